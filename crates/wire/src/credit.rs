@@ -1,0 +1,131 @@
+//! Flow control: how much data each direction of a stream may carry.
+//!
+//! Each direction starts with a window of [`WINDOW_BYTES`]. A sender spends it ([`SendWindow`]); the receiver gives it
+//! back with `Credit` once data has left its hands ([`ReceiveWindow`]). A stuck stream fills its own window and nothing
+//! else, so one stuck stream never stops another.
+
+/// Window of each direction at the start of a stream, and the most that is ever outstanding.
+pub const WINDOW_BYTES: u32 = 256 << 10;
+
+/// What a sender may still send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SendWindow {
+    available: u32,
+}
+
+impl Default for SendWindow {
+    fn default() -> Self {
+        Self { available: WINDOW_BYTES }
+    }
+}
+
+impl SendWindow {
+    /// Bytes that may be sent now.
+    pub const fn available(&self) -> usize {
+        self.available as usize
+    }
+
+    /// Takes up to `wanted` bytes from the window and says how many it gave.
+    pub fn take(&mut self, wanted: usize) -> usize {
+        let given = self.available.min(u32::try_from(wanted).unwrap_or(u32::MAX));
+        self.available -= given;
+        given as usize
+    }
+
+    /// Adds the peer's credit. More than a whole window can't be outstanding, so a hostile peer can't raise it further.
+    pub fn credit(&mut self, bytes: u32) {
+        self.available = self.available.saturating_add(bytes).min(WINDOW_BYTES);
+    }
+}
+
+/// The peer sent more than its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{received} bytes of data where the window allowed {allowed}")]
+pub struct Overrun {
+    /// Bytes that came.
+    pub received: usize,
+    /// Bytes that were allowed.
+    pub allowed: u32,
+}
+
+/// What a receiver has allowed and not yet given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveWindow {
+    /// What the peer may still send.
+    allowed: u32,
+    /// What was consumed since the last credit.
+    owed: u32,
+}
+
+impl Default for ReceiveWindow {
+    fn default() -> Self {
+        Self { allowed: WINDOW_BYTES, owed: 0 }
+    }
+}
+
+impl ReceiveWindow {
+    /// Counts data that arrived.
+    ///
+    /// # Errors
+    /// The peer ignores its window: end the stream with `flow_control`.
+    pub fn received(&mut self, bytes: usize) -> Result<(), Overrun> {
+        match u32::try_from(bytes).ok().and_then(|bytes| self.allowed.checked_sub(bytes)) {
+            Some(left) => {
+                self.allowed = left;
+                Ok(())
+            }
+            None => Err(Overrun { received: bytes, allowed: self.allowed }),
+        }
+    }
+
+    /// Counts data that was passed on, and says what to credit: a quarter of the window at a time, so that credit
+    /// frames are few and the sender never runs dry.
+    pub fn consumed(&mut self, bytes: usize) -> Option<u32> {
+        let outstanding = WINDOW_BYTES - self.allowed - self.owed;
+        self.owed += u32::try_from(bytes).unwrap_or(u32::MAX).min(outstanding);
+        if self.owed < WINDOW_BYTES / 4 {
+            return None;
+        }
+        let credit = std::mem::take(&mut self.owed);
+        self.allowed += credit;
+        Some(credit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_stops_at_its_window_and_goes_on_with_credit() {
+        let mut window = SendWindow::default();
+        assert_eq!(window.take(usize::MAX), WINDOW_BYTES as usize);
+        assert_eq!(window.take(1), 0);
+        window.credit(10);
+        assert_eq!(window.take(100), 10);
+    }
+
+    #[test]
+    fn credit_from_a_hostile_peer_never_passes_one_window() {
+        let mut window = SendWindow::default();
+        window.credit(u32::MAX);
+        assert_eq!(window.available(), WINDOW_BYTES as usize);
+    }
+
+    #[test]
+    fn an_overrun_is_named() {
+        let mut window = ReceiveWindow::default();
+        assert_eq!(window.received(WINDOW_BYTES as usize), Ok(()));
+        assert_eq!(window.received(1), Err(Overrun { received: 1, allowed: 0 }));
+    }
+
+    #[test]
+    fn what_is_consumed_is_credited_a_quarter_at_a_time() {
+        let mut window = ReceiveWindow::default();
+        window.received(WINDOW_BYTES as usize).expect("a whole window is allowed");
+        assert_eq!(window.consumed(WINDOW_BYTES as usize / 4 - 1), None);
+        assert_eq!(window.consumed(1), Some(WINDOW_BYTES / 4));
+        assert_eq!(window.received(WINDOW_BYTES as usize / 4), Ok(()));
+        assert!(window.received(1).is_err());
+    }
+}

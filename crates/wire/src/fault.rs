@@ -1,0 +1,130 @@
+//! Errors that one side tells the other.
+
+use serde::{Deserialize, Serialize};
+
+/// Ends a stream that did not go well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({})", code.name())]
+pub struct Fault {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: lower case, names the thing.
+    pub message: String,
+}
+
+impl Fault {
+    /// A fault with its words.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a stream failed. File errors carry the meaning of their errno.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum ErrorCode {
+            $($(#[$doc])* #[serde(rename = $name)] $variant,)*
+            /// A code that this version does not name.
+            #[serde(other, rename = "other")]
+            Other,
+        }
+
+        impl ErrorCode {
+            /// Every code that this version names.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)* Self::Other];
+
+            /// The code as JSON has it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* Self::Other => "other" }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The peer does not know this kind of frame or request, or can't serve it here.
+    Unsupported = "unsupported",
+    /// The request can't be parsed or contradicts itself.
+    InvalidRequest = "invalid_request",
+    /// A stream id of the wrong side, in use, or over the number of streams.
+    StreamRefused = "stream_refused",
+    /// More data than the window allowed.
+    FlowControl = "flow_control",
+    /// The token is wrong or missing.
+    Unauthorized = "unauthorized",
+    /// Ended by `Cancel`.
+    Cancelled = "cancelled",
+    /// A deadline passed.
+    TimedOut = "timed_out",
+    /// A bound of the agent or of a request was reached.
+    LimitExceeded = "limit_exceeded",
+    /// The command does not exist (a shell's 127).
+    CommandNotFound = "command_not_found",
+    /// The command exists and can't be executed (a shell's 126).
+    NotExecutable = "not_executable",
+    /// No such user in the guest.
+    UnknownUser = "unknown_user",
+    /// No such session.
+    SessionNotFound = "session_not_found",
+    /// The session's name is taken.
+    SessionExists = "session_exists",
+    /// Somebody else writes to this session.
+    SessionBusy = "session_busy",
+    /// ENOENT.
+    NotFound = "not_found",
+    /// EEXIST.
+    AlreadyExists = "already_exists",
+    /// EACCES, EPERM.
+    PermissionDenied = "permission_denied",
+    /// EISDIR.
+    IsADirectory = "is_a_directory",
+    /// ENOTDIR.
+    NotADirectory = "not_a_directory",
+    /// ENOTEMPTY.
+    NotEmpty = "not_empty",
+    /// ENOSPC, EDQUOT.
+    NoSpace = "no_space",
+    /// EROFS.
+    ReadOnly = "read_only",
+    /// ENAMETOOLONG.
+    NameTooLong = "name_too_long",
+    /// ELOOP.
+    TooManyLinks = "too_many_links",
+    /// EXDEV.
+    CrossDevice = "cross_device",
+    /// EBUSY, ETXTBSY.
+    Busy = "busy",
+    /// EMFILE, ENFILE.
+    TooManyFiles = "too_many_files",
+    /// ECONNREFUSED.
+    ConnectionRefused = "connection_refused",
+    /// EHOSTUNREACH, ENETUNREACH.
+    Unreachable = "unreachable",
+    /// A device, FIFO or socket where a plain file was asked for.
+    NotAFile = "not_a_file",
+    /// A path that leaves its jail.
+    OutsideJail = "outside_jail",
+    /// EIO and everything that has no better name; the message says which.
+    Io = "io",
+    /// A bug in the agent.
+    Internal = "internal",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_from_a_later_version_is_still_an_error() {
+        let fault: Fault = serde_json::from_str(r#"{"code":"sun_spots","message":"m"}"#).expect("unknown codes parse");
+        assert_eq!(fault.code, ErrorCode::Other);
+    }
+
+    #[test]
+    fn names_are_what_json_has() {
+        for code in ErrorCode::ALL {
+            assert_eq!(serde_json::to_string(code).expect("a code is JSON"), format!("\"{}\"", code.name()));
+        }
+    }
+}

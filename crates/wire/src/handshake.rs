@@ -1,0 +1,194 @@
+//! How a link starts and ends.
+//!
+//! ```text
+//!   host                                   agent
+//!    │ reset marker (virtio-serial only) ──▶ │  forgets the old link: streams end, sessions stay
+//!    │ ◀── the marker again                  │
+//!    │ Hello ───────────────────────────────▶ │
+//!    │ ◀─────────────────────────────── Hello │  or Goodbye{version} naming both versions
+//!    │ Auth{token} ─────────────────────────▶ │  where the agent's Hello says `auth`; within 5 s
+//!    │ ◀───────────────────────── Done | Error │
+//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else
+//!    │ ◀───────────────────────── Done | Error │
+//!    │ streams …                              │
+//!    │ Goodbye ─────────────────────────────▶ │
+//! ```
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the protocol that this crate speaks.
+pub const VERSION: u16 = 1;
+/// An agent that asks for a token closes the link after this long without one.
+pub const AUTH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// First frame of each side. Unknown fields are ignored here, so that a later version can still be told apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the sender.
+    pub version: u16,
+    /// Program and version, for people.
+    pub agent: String,
+    /// What the sender can do; see [`Capability`]. Unknown ones are ignored.
+    #[serde(default)]
+    pub capabilities: Vec<Capability>,
+    /// The kernel's boot id; empty from the host.
+    #[serde(default)]
+    pub boot_id: String,
+}
+
+/// Something that not every agent can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// A token is needed.
+    Auth,
+    /// Limits by cgroup v2: memory, cpu, pids.
+    Cgroups,
+    /// The agent is PID 1 and can sync the clock, randomness and identity.
+    Init,
+    /// Code streams.
+    Code,
+    /// Trace streams.
+    Trace,
+    /// One that this version does not name.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Payload of `Auth`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Auth {
+    /// The secret.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Auth { token: … }")
+    }
+}
+
+/// Payload of `Sync`: what makes a fork its own machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sync {
+    /// The host's clock, nanoseconds since 1970.
+    pub host_time_ns: u64,
+    /// Randomness for the guest's kernel, base64 of 32 to 512 bytes.
+    pub seed: String,
+    /// Names of the machine; kept where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// Names of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// 1 to 64 of `[A-Za-z0-9-.]`.
+    pub hostname: String,
+    /// 32 lower-case hexadecimal digits.
+    pub machine_id: String,
+}
+
+/// Payload of `Goodbye`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub struct Goodbye {
+    /// Why.
+    pub reason: GoodbyeReason,
+}
+
+/// Why a side ends the link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum GoodbyeReason {
+    /// The sender can't serve the receiver's version.
+    #[error("protocol version {theirs} can't be served, only {ours}")]
+    Version {
+        /// Version of the sender.
+        ours: u16,
+        /// Version of the receiver, as the sender saw it.
+        theirs: u16,
+    },
+    /// No token, or a wrong one, within [`AUTH_DEADLINE`].
+    #[error("not authorized")]
+    Unauthorized,
+    /// The byte stream can't be followed any more.
+    #[error("protocol error: {0}")]
+    Protocol(String),
+    /// A newer link took its place.
+    #[error("replaced by a newer link")]
+    Replaced,
+    /// The sender ends.
+    #[error("shutting down")]
+    Shutdown,
+    /// A reason that this version does not name.
+    #[serde(other)]
+    #[error("for a reason of a later version")]
+    Unknown,
+}
+
+/// Checks the peer's Hello.
+///
+/// # Errors
+/// The refusal to send, which names both versions.
+pub fn negotiate(theirs: &Hello) -> Result<(), Goodbye> {
+    if theirs.version == VERSION {
+        Ok(())
+    } else {
+        Err(Goodbye { reason: GoodbyeReason::Version { ours: VERSION, theirs: theirs.version } })
+    }
+}
+
+/// Compares tokens in a time that depends on the length of `given` alone.
+pub fn token_matches(expected: &str, given: &str) -> bool {
+    let (expected, given) = (expected.as_bytes(), given.as_bytes());
+    let mut difference = u8::from(expected.len() != given.len());
+    for (index, byte) in given.iter().enumerate() {
+        let other = if expected.is_empty() { !byte } else { expected[index % expected.len()] };
+        difference |= byte ^ other;
+    }
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(version: u16) -> Hello {
+        Hello { version, agent: "test".into(), capabilities: vec![], boot_id: String::new() }
+    }
+
+    #[test]
+    fn another_version_is_refused_with_both_named() {
+        let refusal = negotiate(&hello(VERSION + 1)).expect_err("a later version is refused");
+        let words = refusal.to_string();
+        assert!(words.contains(&VERSION.to_string()) && words.contains(&(VERSION + 1).to_string()), "{words}");
+        assert_eq!(negotiate(&hello(VERSION)), Ok(()));
+    }
+
+    #[test]
+    fn a_later_hello_with_more_in_it_is_still_read() {
+        let json = r#"{"version":9,"agent":"x","capabilities":["auth","teleport"],"boot_id":"b","more":1}"#;
+        let hello: Hello = serde_json::from_str(json).expect("unknown fields are ignored");
+        assert_eq!(hello.capabilities, [Capability::Auth, Capability::Unknown]);
+    }
+
+    #[test]
+    fn only_the_same_token_matches() {
+        assert!(token_matches("secret", "secret"));
+        for wrong in ["", "secre", "secret2", "secretsecret", "Secret"] {
+            assert!(!token_matches("secret", wrong), "{wrong}");
+        }
+        assert!(!token_matches("", "x"));
+        assert!(token_matches("", ""));
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        assert!(!format!("{:?}", Auth { token: "hush".into() }).contains("hush"));
+    }
+}
