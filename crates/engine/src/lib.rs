@@ -1,1 +1,3 @@
-//! engine
+//! Runs VMs: specs in, events out.
+
+pub mod link;

@@ -1,0 +1,21 @@
+//! The host's end of the guest protocol: many streams over one byte stream to the agent.
+//!
+//! ```text
+//!   Stream ─▶ control queue ─┐                      ┌─▶ inbox of stream 1 ─▶ StreamReceiver::next
+//!   Stream ─▶ data queue ────┴▶ writer ▶ agent ▶ reader ─▶ inbox of stream 3 ─▶ …
+//! ```
+//!
+//! Nothing above this module knows what carries the bytes. Control frames overtake data, data is paced by credit per
+//! stream, and what a stream has not consumed is bounded by its window: one stuck stream stops nobody else.
+
+mod connect;
+mod exec;
+mod files;
+mod inbox;
+mod stream;
+mod transport;
+
+pub use connect::{LinkError, LinkOptions};
+pub use exec::{Exec, ExecOutput};
+pub use stream::{Event, StreamError, StreamReceiver, StreamSender};
+pub use transport::GuestLink;

@@ -1,0 +1,177 @@
+//! One stream of a link, in two halves.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kiln_wire::reset::split_at_magic;
+use kiln_wire::{Channel, Done, Exited, Fault, Message, Reply, Resize, Signal, Started, StreamId, WRITE_CHUNK_BYTES};
+
+use super::inbox::Inbox;
+use super::transport::Shared;
+
+/// What arrives on a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The command runs.
+    Started(Started),
+    /// One answer of a stream that goes on.
+    Reply(Box<Reply>),
+    /// Data from the guest.
+    Data(Channel, Bytes),
+    /// No more data from the guest.
+    Eof,
+    /// Last event of an exec.
+    Exited(Exited),
+    /// Last event of any other stream that went well.
+    Done(Done),
+}
+
+impl Event {
+    /// Whether this is the stream's last event.
+    pub const fn ends(&self) -> bool {
+        matches!(self, Self::Exited(_) | Self::Done(_))
+    }
+}
+
+/// How a stream ended otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The agent refused or failed.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The link ended under it.
+    #[error("the link to the guest was lost: {0}")]
+    LinkLost(String),
+    /// It has ended already.
+    #[error("the stream has ended")]
+    Ended,
+    /// The request does not fit a frame.
+    #[error("the request of {bytes} bytes does not fit a frame")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+    },
+    /// The agent answered something that this stream does not have.
+    #[error("unexpected answer from the agent: {0}")]
+    Unexpected(String),
+}
+
+/// Dropped together, or when both halves are gone: asks the agent to end what still runs.
+#[derive(Debug)]
+pub(super) struct StreamGuard {
+    pub(super) id: StreamId,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.shared.close(self.id, !self.inbox.ended());
+    }
+}
+
+/// The half that talks to the guest. Cloning gives another handle to the same stream.
+#[derive(Debug, Clone)]
+pub struct StreamSender {
+    pub(super) guard: Arc<StreamGuard>,
+}
+
+impl StreamSender {
+    /// Sends data, waiting for credit as needed.
+    ///
+    /// # Errors
+    /// The stream or the link ended before all of it was sent.
+    pub async fn send(&self, mut data: &[u8]) -> Result<(), StreamError> {
+        while !data.is_empty() {
+            let piece = split_at_magic(&data[..data.len().min(WRITE_CHUNK_BYTES)]);
+            let given = self.guard.inbox.take_window(piece).await;
+            if given == 0 {
+                return Err(self.lost());
+            }
+            let (now, later) = data.split_at(given);
+            self.guard.shared.send_data(self.guard.id, now).await.map_err(|()| self.lost())?;
+            data = later;
+        }
+        Ok(())
+    }
+
+    /// Says that no more data follows.
+    ///
+    /// # Errors
+    /// The stream or the link ended.
+    pub async fn eof(&self) -> Result<(), StreamError> {
+        // Not a control frame: it must not overtake the data before it.
+        self.guard.shared.send_after_data(self.guard.id, &Message::Eof).await.map_err(|()| self.lost())
+    }
+
+    /// Sends a signal to the command's process group.
+    ///
+    /// # Errors
+    /// The stream or the link ended.
+    pub fn signal(&self, signal: i32) -> Result<(), StreamError> {
+        self.control(&Message::Signal(Signal { signal }))
+    }
+
+    /// Resizes the command's terminal.
+    ///
+    /// # Errors
+    /// The stream or the link ended.
+    pub fn resize(&self, rows: u16, cols: u16) -> Result<(), StreamError> {
+        self.control(&Message::Resize(Resize { rows, cols }))
+    }
+
+    /// Asks the agent to end the stream now; its last event still comes.
+    ///
+    /// # Errors
+    /// The stream or the link ended.
+    pub fn cancel(&self) -> Result<(), StreamError> {
+        self.control(&Message::Cancel)
+    }
+
+    fn control(&self, message: &Message<'_>) -> Result<(), StreamError> {
+        if self.guard.inbox.ended() {
+            return Err(StreamError::Ended);
+        }
+        self.guard.shared.send_control(self.guard.id, message)
+    }
+
+    fn lost(&self) -> StreamError {
+        self.guard.shared.lost().map_or(StreamError::Ended, StreamError::LinkLost)
+    }
+}
+
+/// The half that listens to the guest.
+#[derive(Debug)]
+pub struct StreamReceiver {
+    pub(super) guard: Arc<StreamGuard>,
+}
+
+impl StreamReceiver {
+    /// The next event. Taking data gives the agent credit for more.
+    ///
+    /// # Errors
+    /// How the stream ended, if not with an event; [`StreamError::Ended`] after its last event.
+    pub async fn next(&mut self) -> Result<Event, StreamError> {
+        let (event, credit) = self.guard.inbox.next().await;
+        if let Some(bytes) = credit {
+            // A link that ends here is reported by the next call.
+            let _ = self.guard.shared.send_control(self.guard.id, &Message::Credit(bytes));
+        }
+        event
+    }
+
+    /// Takes events up to the end of a stream that carries no data, and gives back its replies.
+    ///
+    /// # Errors
+    /// How the stream ended, or an answer that does not belong there.
+    pub async fn replies(mut self) -> Result<Vec<Reply>, StreamError> {
+        let mut replies = Vec::new();
+        loop {
+            match self.next().await? {
+                Event::Reply(reply) => replies.push(*reply),
+                Event::Done(_) => return Ok(replies),
+                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The host's end of the link against agents that lie, stall and break off. The real agent is met in `e2e/`.
+
+use std::time::Duration;
+
+use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, StreamError};
+use kiln_wire::credit::WINDOW_BYTES;
+use kiln_wire::reset::{MAGIC, MARKER_BYTES};
+use kiln_wire::{
+    Channel, Decoder, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Kind, Message, Started, StreamId,
+    VERSION, encode,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// No step of these tests takes this long, unless it hangs.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The agent's end, frame by frame.
+struct Peer {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Peer {
+    async fn send(&mut self, stream: u32, message: Message<'_>) {
+        let mut bytes = Vec::new();
+        message.encode(StreamId(stream), &mut bytes).expect("test messages fit");
+        self.send_raw(&bytes).await;
+    }
+
+    async fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("the host reads");
+    }
+
+    async fn next(&mut self) -> (Kind, u32, Vec<u8>) {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(frame) = self.decoder.next().expect("the host sends frames") {
+                return (frame.kind, frame.stream.0, frame.payload.to_vec());
+            }
+            let read = tokio::time::timeout(DEADLINE, self.stream.read(&mut buffer)).await;
+            let count = read.expect("the host sends in time").expect("the socket reads");
+            assert!(count > 0, "the host closed the link");
+            self.decoder.push(&buffer[..count]);
+        }
+    }
+
+    /// Skips frames up to one of this kind.
+    async fn next_of(&mut self, kind: Kind) -> (u32, Vec<u8>) {
+        loop {
+            let (found, stream, payload) = self.next().await;
+            if found == kind {
+                return (stream, payload);
+            }
+        }
+    }
+}
+
+fn pair() -> (UnixStream, Peer) {
+    let (host, guest) = UnixStream::pair().expect("a socket pair");
+    (host, Peer { stream: guest, decoder: Decoder::new() })
+}
+
+fn hello(version: u16) -> Message<'static> {
+    Message::Hello(Hello { version, agent: "peer".into(), capabilities: vec![], boot_id: "b".into() })
+}
+
+fn options() -> LinkOptions {
+    LinkOptions::unix_socket(DEADLINE)
+}
+
+async fn linked() -> (GuestLink, Peer) {
+    let (host, mut peer) = pair();
+    peer.send(0, hello(VERSION)).await;
+    let link = GuestLink::connect(host, options()).await.expect("the peer greets");
+    assert_eq!(peer.next().await.0, Kind::HELLO);
+    (link, peer)
+}
+
+fn started() -> Message<'static> {
+    Message::Started(Started { pid: 1, session: None })
+}
+
+#[tokio::test]
+async fn another_version_is_refused_with_both_named() {
+    let (host, mut peer) = pair();
+    peer.send(0, hello(VERSION + 6)).await;
+    let refused = GuestLink::connect(host, options()).await;
+    assert!(matches!(refused, Err(LinkError::Version { ours: VERSION, theirs: 7 })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_agent_that_refuses_our_version_is_understood() {
+    let (host, mut peer) = pair();
+    let reason = GoodbyeReason::Version { ours: 9, theirs: VERSION };
+    peer.send(0, Message::Goodbye(Goodbye { reason })).await;
+    let refused = GuestLink::connect(host, options()).await;
+    assert!(matches!(refused, Err(LinkError::Version { theirs: 9, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn garbage_instead_of_hello_is_an_error() {
+    for garbage in [&b"\xff\xff\xff\xff garbage"[..], b"GET / HTTP/1.1\r\n\r\n"] {
+        let (host, mut peer) = pair();
+        peer.send_raw(garbage).await;
+        let refused = GuestLink::connect(host, options()).await;
+        assert!(matches!(refused, Err(LinkError::Frame(_) | LinkError::Garbage(_))), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn silence_ends_at_the_deadline_and_names_what_is_missing() {
+    let (host, _peer) = pair();
+    let options = LinkOptions { deadline: Duration::from_millis(50), ..options() };
+    let late = GuestLink::connect(host, options).await;
+    assert!(matches!(late, Err(LinkError::TimedOut { waiting_for: "hello", .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_guest_that_closes_before_hello_is_an_error() {
+    let (host, peer) = pair();
+    drop(peer);
+    let closed = GuestLink::connect(host, options()).await;
+    assert!(matches!(closed, Err(LinkError::Closed { .. } | LinkError::Io(_))), "{closed:?}");
+}
+
+#[tokio::test]
+async fn the_marker_is_repeated_until_it_comes_back_and_stale_bytes_are_skipped() {
+    let (host, mut peer) = pair();
+    let link = tokio::spawn(GuestLink::connect(host, LinkOptions::virtio_serial(DEADLINE)));
+    let (mut first, mut second) = ([0; MARKER_BYTES], [0; MARKER_BYTES]);
+    peer.stream.read_exact(&mut first).await.expect("a marker comes");
+    peer.stream.read_exact(&mut second).await.expect("it comes again");
+    assert_eq!(first, second);
+    assert!(first.starts_with(&MAGIC));
+    peer.send_raw(b"\x00\x00\x10\x00half a frame of an older link").await;
+    peer.send_raw(&first).await;
+    peer.send(0, hello(VERSION)).await;
+    let link = link.await.expect("no panic").expect("the link starts");
+    assert_eq!(link.hello().agent, "peer");
+}
+
+#[tokio::test]
+async fn an_agent_that_asks_for_a_token_gets_it_or_none() {
+    let capabilities = vec![kiln_wire::Capability::Auth];
+    let hello =
+        || Hello { version: VERSION, agent: "p".into(), capabilities: capabilities.clone(), boot_id: "".into() };
+    let (host, mut peer) = pair();
+    peer.send(0, Message::Hello(hello())).await;
+    assert!(matches!(GuestLink::connect(host, options()).await, Err(LinkError::NoToken)));
+
+    let (host, mut peer) = pair();
+    peer.send(0, Message::Hello(hello())).await;
+    let link = tokio::spawn(GuestLink::connect(host, LinkOptions { token: Some("t".into()), ..options() }));
+    assert_eq!(peer.next_of(Kind::AUTH).await.1, br#"{"token":"t"}"#);
+    peer.send(0, Message::Error(kiln_wire::Fault::new(ErrorCode::Unauthorized, "no"))).await;
+    assert!(matches!(link.await.expect("no panic"), Err(LinkError::Unauthorized)));
+}
+
+#[tokio::test]
+async fn a_port_that_closes_mid_frame_is_told_to_every_stream() {
+    let (link, mut peer) = linked().await;
+    let (_sender, mut receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    // A socket that is closed with unread bytes in it resets the connection instead of ending it.
+    peer.next_of(Kind::EXEC).await;
+    let mut frame = Vec::new();
+    encode(Kind::DATA_OUT, StreamId(1), b"whole", &mut frame).expect("it fits");
+    frame.extend_from_slice(&frame.clone()[..6]);
+    peer.send_raw(&frame).await;
+    drop(peer);
+    assert!(matches!(receiver.next().await, Ok(Event::Data(Channel::Out, bytes)) if bytes == "whole"));
+    let lost = receiver.next().await;
+    assert!(matches!(&lost, Err(StreamError::LinkLost(why)) if why.contains("unexpected end")), "{lost:?}");
+    assert!(matches!(link.open(&Message::Exec(Box::default())), Err(StreamError::LinkLost(_))));
+}
+
+#[tokio::test]
+async fn a_bad_length_on_a_running_link_ends_it() {
+    let (link, mut peer) = linked().await;
+    peer.send_raw(&[0xff; 16]).await;
+    let why = tokio::time::timeout(DEADLINE, link.closed()).await.expect("it ends");
+    assert!(why.contains("over the limit"), "{why}");
+}
+
+#[tokio::test]
+async fn unknown_frames_and_frames_of_closed_streams_are_ignored() {
+    let (link, mut peer) = linked().await;
+    let mut unknown = Vec::new();
+    encode(Kind(0xee), StreamId::LINK, b"?", &mut unknown).expect("it fits");
+    encode(Kind(0xee), StreamId(77), b"?", &mut unknown).expect("it fits");
+    peer.send_raw(&unknown).await;
+    peer.send(77, Message::Done(Done::default())).await;
+    let (link, ping) = (link.clone(), tokio::spawn(async move { link.ping().await }));
+    let (_, echo) = peer.next_of(Kind::PING).await;
+    peer.send(0, Message::Pong(&echo)).await;
+    assert!(ping.await.expect("no panic").is_ok());
+    drop(link);
+}
+
+#[tokio::test]
+async fn data_stops_at_the_window_and_goes_on_with_credit() {
+    let (link, mut peer) = linked().await;
+    let (sender, _receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    let total = WINDOW_BYTES as usize + 1000;
+    let sending = tokio::spawn(async move { sender.send(&vec![7; total]).await });
+    let mut got = 0;
+    while got < WINDOW_BYTES as usize {
+        got += peer.next_of(Kind::DATA_IN).await.1.len();
+    }
+    assert_eq!(got, WINDOW_BYTES as usize);
+    peer.send(1, Message::Credit(1000)).await;
+    assert_eq!(peer.next_of(Kind::DATA_IN).await.1.len(), 1000);
+    assert_eq!(sending.await.expect("no panic"), Ok(()));
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_wakes_a_sender_that_waits_for_credit() {
+    let (link, mut peer) = linked().await;
+    let (sender, _receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    let sending = tokio::spawn(async move { sender.send(&vec![7; 2 * WINDOW_BYTES as usize]).await });
+    peer.next_of(Kind::DATA_IN).await;
+    peer.send(1, Message::Done(Done::default())).await;
+    assert_eq!(sending.await.expect("no panic"), Err(StreamError::Ended));
+}
+
+#[tokio::test]
+async fn data_that_looks_like_a_marker_never_leaves_in_one_piece() {
+    let (link, mut peer) = linked().await;
+    let (sender, _receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    let data = [b"before", &MAGIC[..], b"after"].concat();
+    sender.send(&data).await.expect("it is sent");
+    let first = peer.next_of(Kind::DATA_IN).await.1;
+    let second = peer.next_of(Kind::DATA_IN).await.1;
+    assert_eq!([first.clone(), second].concat(), data);
+    assert!(!first.windows(MAGIC.len()).any(|window| window == MAGIC));
+}
+
+#[tokio::test]
+async fn dropping_a_stream_cancels_it_and_dropping_a_finished_one_does_not() {
+    let (link, mut peer) = linked().await;
+    let finished = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    peer.send(1, Message::Done(Done::default())).await;
+    let (sender, mut receiver) = finished;
+    assert!(matches!(receiver.next().await, Ok(Event::Done(_))));
+    drop((sender, receiver));
+    let dropped = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    drop(dropped);
+    let (stream, _) = peer.next_of(Kind::CANCEL).await;
+    assert_eq!(stream, 3);
+}
+
+#[tokio::test]
+async fn output_beyond_the_limit_is_not_kept_even_if_the_agent_sends_it() {
+    let (link, mut peer) = linked().await;
+    let running = tokio::spawn(async move { link.run(ExecRequest::default(), b"", 5).await });
+    peer.next_of(Kind::EXEC).await;
+    peer.send(1, started()).await;
+    peer.send(1, Message::Data(Channel::Out, b"1234")).await;
+    peer.send(1, Message::Data(Channel::Err, b"5678")).await;
+    let exited = r#"{"status":{"code":0},"wall_us":1,"user_us":1,"sys_us":1,"max_rss_bytes":1}"#;
+    peer.send(1, Message::Exited(serde_json::from_str(exited).expect("a valid payload"))).await;
+    let output = running.await.expect("no panic").expect("it ended");
+    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"1234"[..], &b"5"[..]));
+}
+
+#[tokio::test]
+async fn a_goodbye_is_the_reason_of_the_end() {
+    let (link, mut peer) = linked().await;
+    peer.send(0, Message::Goodbye(Goodbye { reason: GoodbyeReason::Replaced })).await;
+    assert_eq!(link.closed().await, "replaced by a newer link");
+}
