@@ -82,6 +82,13 @@ impl Decoder {
         self.buffer.len() - self.consumed
     }
 
+    /// Bytes that the frame at hand lacks; `None` at a boundary and where its length is not known yet.
+    pub fn missing_bytes(&self) -> Option<usize> {
+        let (length, rest) = self.buffer[self.consumed..].split_first_chunk::<4>()?;
+        let length = check_length(u32::from_be_bytes(*length)).ok()? as usize;
+        length.checked_sub(rest.len())
+    }
+
     /// Says whether the stream may end here.
     ///
     /// # Errors
@@ -148,6 +155,7 @@ mod tests {
             decoder.push(&bytes[..cut]);
             assert_eq!(decoder.next(), Ok(None), "cut at {cut}");
             assert_eq!(decoder.pending_bytes(), cut);
+            assert_eq!(decoder.missing_bytes(), (cut >= 4).then(|| bytes.len() - cut));
             assert!(matches!(decoder.finish(), Err(EndError::UnexpectedEof { have, .. }) if have == cut));
             decoder.push(&bytes[cut..]);
             assert_eq!(decoder.next().expect("whole now").expect("whole now").payload, b"payload");

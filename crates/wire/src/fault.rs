@@ -12,10 +12,19 @@ pub struct Fault {
     pub message: String,
 }
 
+/// Words of a fault are cut after this many bytes: they may quote the peer, whose names can fill a whole frame.
+const MESSAGE_BYTES_MAX: usize = 2 << 10;
+
 impl Fault {
-    /// A fault with its words.
+    /// A fault with its words. Very long ones are cut, so that a fault always fits into a frame.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        let mut message = message.into();
+        if message.len() > MESSAGE_BYTES_MAX {
+            let end = (0..=MESSAGE_BYTES_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+            message.truncate(end);
+            message.push('…');
+        }
+        Self { code, message }
     }
 }
 

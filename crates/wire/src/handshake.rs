@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Version of the protocol that this crate speaks.
 pub const VERSION: u16 = 1;
@@ -98,7 +98,14 @@ pub struct Identity {
 #[error("{reason}")]
 pub struct Goodbye {
     /// Why.
+    #[serde(deserialize_with = "reason_of_any_version")]
     pub reason: GoodbyeReason,
+}
+
+/// `serde(other)` takes a plain string for a variant without a name, not one that carries data.
+fn reason_of_any_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoodbyeReason, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(GoodbyeReason::deserialize(value).unwrap_or(GoodbyeReason::Unknown))
 }
 
 /// Why a side ends the link.

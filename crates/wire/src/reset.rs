@@ -10,6 +10,9 @@
 //! first byte is zero; it has no odd byte, so it can't run out of one, whose last byte is the low byte of a host's
 //! (odd) stream id or zero; it is no UTF-8, so it can't stand in JSON; and [`split_at_magic`] cuts data that holds it
 //! into two frames. Only the way to the guest needs this: on the way back the host looks for its own random nonce.
+//!
+//! *Why nothing waits.* A frame's data may end with what could be the start of a marker, and the host may then wait for
+//! an answer to it. So bytes held back that are just what a frame lacks are [released](ResetScanner::release) to it.
 
 /// The fixed first half of a marker: distinct even bytes, none zero, some that UTF-8 never has.
 pub const MAGIC: [u8; 16] =
@@ -55,6 +58,8 @@ pub enum Piece<'a> {
 pub struct ResetScanner {
     /// Bytes of a marker that ended the last input; held back until it is known what they are.
     held: usize,
+    /// How many of them were released to a frame all the same.
+    released: usize,
     /// The part of the nonce among them.
     nonce: Nonce,
 }
@@ -68,7 +73,7 @@ impl ResetScanner {
                 if self.held < MARKER_BYTES {
                     return None;
                 }
-                self.held = 0;
+                (self.held, self.released) = (0, 0);
                 return Some(Piece::Reset(self.nonce));
             }
             if self.held > 0 {
@@ -78,8 +83,12 @@ impl ResetScanner {
                     continue;
                 }
                 // The magic's bytes are distinct, so what was held can't hold a later start of it.
-                let was = std::mem::take(&mut self.held);
-                return Some(Piece::Bytes(&MAGIC[..was]));
+                let held = std::mem::take(&mut self.held);
+                let released = std::mem::take(&mut self.released);
+                if released == held {
+                    continue;
+                }
+                return Some(Piece::Bytes(&MAGIC[released..held]));
             }
             let start = find_prefix(input);
             let (before, after) = input.split_at(start);
@@ -91,6 +100,18 @@ impl ResetScanner {
             *input = &input[1..];
         }
         None
+    }
+
+    /// To call once the input is used up and its frames are taken: the bytes that are held back, where they are just
+    /// what the decoder's frame [lacks](crate::Decoder::missing_bytes). They go to the decoder. Should they turn out to
+    /// start a marker, it is found all the same.
+    pub fn release(&mut self, missing_bytes: Option<usize>) -> Option<&'static [u8]> {
+        let held = self.held - self.released;
+        if held == 0 || self.held >= MAGIC.len() || missing_bytes != Some(held) {
+            return None;
+        }
+        let released = std::mem::replace(&mut self.released, self.held);
+        Some(&MAGIC[released..self.held])
     }
 
     fn take_nonce(&mut self, input: &mut &[u8]) {
@@ -174,6 +195,30 @@ mod tests {
                 assert_eq!(scan(&[&stream[..cut], &stream[cut..]]), (stream.clone(), vec![]));
             }
         }
+    }
+
+    #[test]
+    fn what_a_frame_lacks_is_released_to_it_and_the_marker_is_still_found() {
+        let mut scanner = ResetScanner::default();
+        let mut input = &MAGIC[..3];
+        assert_eq!(scanner.next(&mut input), None);
+        assert_eq!(scanner.release(None), None);
+        assert_eq!(scanner.release(Some(2)), None, "not what the frame lacks");
+        assert_eq!(scanner.release(Some(3)), Some(&MAGIC[..3]));
+        assert_eq!(scanner.release(Some(3)), None, "once");
+
+        let mut rest = &marker(&[4; NONCE_BYTES])[3..];
+        assert_eq!(scanner.next(&mut rest), Some(Piece::Reset([4; NONCE_BYTES])));
+    }
+
+    #[test]
+    fn what_was_released_does_not_come_again() {
+        let mut scanner = ResetScanner::default();
+        assert_eq!(scanner.next(&mut &MAGIC[..2]), None);
+        assert_eq!(scanner.release(Some(2)), Some(&MAGIC[..2]));
+        let mut input = &[MAGIC[2], 0][..];
+        assert_eq!(scanner.next(&mut input), Some(Piece::Bytes(&MAGIC[2..3])));
+        assert_eq!(scanner.next(&mut input), Some(Piece::Bytes(&[0])));
     }
 
     #[test]
