@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Measures everything that SPECIFICATION.md promises; the raw samples land in docs/benchmarks/.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+scripts/install.sh build run
+step "kiln, release" cargo build --locked --release --package kiln-cli
+step "guest agent, static" build_static_agent
+step "image mini" build_test_image "$target_dir/release/kiln"
+
+mkdir -p docs/benchmarks
+KILN_HOME=$test_home "$target_dir/release/kiln" bench --all --agent "$static_agent" --save docs/benchmarks
+cargo bench --locked --package kiln-wire

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a command in a real VM.
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+scripts/install.sh build run
+step "kiln, release" cargo build --locked --release --package kiln-cli
+step "guest agent, static" build_static_agent
+kiln=$target_dir/release/kiln
+export KILN_HOME=$user_home
+share_downloads "$test_home" "$user_home"
+step "image mini" "$kiln" image build mini --agent "$static_agent"
+
+# Shows a command as one would type it, its output and what it took from start to end, boot included.
+show() {
+    local started ended code=0
+    printf '\n$ kiln'
+    printf ' %q' "$@"
+    printf '\n'
+    started=$(date +%s%3N)
+    "$kiln" "$@" || code=$?
+    ended=$(date +%s%3N)
+    printf '  [exit code %d, %d.%03d s]\n' "$code" $(((ended - started) / 1000)) $(((ended - started) % 1000))
+    return "$code"
+}
+
+show run -- uname -a
+# shellcheck disable=SC2016 # the guest's shell expands it
+show run -e NAME=kiln -- sh -c 'echo "hello from $NAME, pid $$, $(nproc) CPU"'
+echo 'a file, from outside' | show run -i -- sha256sum
+show run -- sh -c 'exit 3' || true
+
+printf '\nthis host: %s; try: %s run -t -- sh\n' "$(uname -sr)" "$kiln"

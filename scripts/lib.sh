@@ -1,0 +1,84 @@
+# Shared by the scripts beside it: where things are, how steps are shown, how the binaries are built. Sourced, not run.
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # what is set here is used by the scripts that source this
+
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+[[ ":$PATH:" == *":$HOME/.cargo/bin:"* ]] || export PATH="$HOME/.cargo/bin:$PATH"
+
+readonly EXIT_HOST_LACKS=69
+readonly GUEST_TARGET=x86_64-unknown-linux-gnu
+
+verbose=${VERBOSE:-}
+target_dir=${CARGO_TARGET_DIR:-$root/target}
+[[ $target_dir == /* ]] || target_dir=$root/$target_dir
+export CARGO_TARGET_DIR=$target_dir
+
+static_agent=$target_dir/$GUEST_TARGET/agent/kiln-agent
+user_home=${KILN_HOME:-$([[ $(id -u) == 0 ]] && echo /var/lib/kiln || echo "${XDG_DATA_HOME:-$HOME/.local/share}/kiln")}
+test_home=$target_dir/kiln-home
+
+# step TITLE COMMAND…: a success is one line, a failure is shown whole and ends the script.
+step() {
+    local title=$1 log started=$SECONDS code=0
+    shift
+    if [[ -n $verbose ]]; then
+        printf '==> %s: %s\n' "$title" "$*"
+        "$@" || exit $?
+        return
+    fi
+    log=$(mktemp)
+    "$@" >"$log" 2>&1 </dev/null || code=$?
+    if ((code == 0)); then
+        printf 'ok    %s (%d s)\n' "$title" $((SECONDS - started))
+    else
+        printf 'FAIL  %s (%d s): %s\n' "$title" $((SECONDS - started)) "$*"
+        cat "$log"
+    fi
+    rm -f "$log"
+    ((code == 0)) || exit "$code"
+}
+
+# The agent that goes into guests. It is linked statically, by a variable that only its own target sees, so that
+# building it never invalidates what was built for the host.
+build_static_agent() {
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --locked --profile agent --target "$GUEST_TARGET" --package kiln-agent
+}
+
+# Every program and test of the workspace, in one go: one set of features, so nothing is compiled twice.
+build_tests() {
+    cargo build --locked --workspace --bins --tests
+}
+
+# llvm_tool NAME: a tool of the very LLVM that rustc has inside; Debian's are older and can't read its files.
+llvm_tool() {
+    printf '%s/../bin/%s\n' "$(rustc --print target-libdir)" "$1"
+}
+
+# Puts the kernel package that another $KILN_HOME has into this one, so that it is downloaded once.
+share_downloads() {
+    local from=$1/cache to=$2/cache
+    [[ -d $from ]] || return 0
+    mkdir -p "$to"
+    cp --archive --link --no-clobber "$from/." "$to/" 2>/dev/null || cp --archive --no-clobber "$from/." "$to/"
+}
+
+# test_image KILN: the one image that all tests share, in a $KILN_HOME of its own.
+build_test_image() {
+    share_downloads "$user_home" "$test_home"
+    KILN_HOME=$test_home "$1" image build mini --agent "$static_agent"
+}
+
+# What the tests find in their environment: see CONTRIBUTING.md.
+export_test_environment() {
+    export KILN_BIN=$1 KILN_AGENT_BIN=$2
+    export KILN_HOME=$test_home
+}
+
+# How nextest talks: failures whole, successes counted.
+nextest_voice=(--cargo-quiet --show-progress none --status-level fail --final-status-level fail)
+[[ -z $verbose ]] || nextest_voice=(--status-level all --success-output immediate)
