@@ -39,7 +39,8 @@ pub struct Decoder {
     consumed: usize,
 }
 
-/// A buffer that one large frame has grown is given back once it is empty.
+/// Room that a buffer may use before it moves bytes; one that a large frame has grown further is given back once it is
+/// empty.
 const BUFFER_KEEP_BYTES: usize = 256 << 10;
 
 impl Decoder {
@@ -49,9 +50,9 @@ impl Decoder {
     }
 
     /// Adds bytes from the stream. Call [`next`](Self::next) until it is empty before pushing more: what is buffered
-    /// is then at most one frame plus one push.
+    /// is then at most one frame plus one push, or 256 KiB where that is more.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.compact();
+        self.make_room(bytes.len());
         self.buffer.extend_from_slice(bytes);
     }
 
@@ -108,22 +109,22 @@ impl Decoder {
     /// Forgets everything that is buffered.
     pub fn clear(&mut self) {
         self.consumed = self.buffer.len();
-        self.compact();
+        self.make_room(0);
     }
 
-    fn compact(&mut self) {
-        if self.consumed == 0 {
-            return;
-        }
+    /// Drops what was handed out. The start of a frame behind it is moved only where there is no room left, so that a
+    /// stream of middle-sized frames is not copied twice.
+    fn make_room(&mut self, bytes: usize) {
         if self.consumed == self.buffer.len() {
             self.buffer.clear();
             if self.buffer.capacity() > BUFFER_KEEP_BYTES {
                 self.buffer = Vec::new();
             }
-        } else {
+            self.consumed = 0;
+        } else if self.buffer.len() + bytes > BUFFER_KEEP_BYTES {
             self.buffer.drain(..self.consumed);
+            self.consumed = 0;
         }
-        self.consumed = 0;
     }
 }
 

@@ -1,0 +1,8 @@
+//! Properties of the wire format, and the corpus that pins version 1 of it.
+
+mod corpus;
+mod credit;
+mod frames;
+mod messages;
+mod reset;
+mod strategies;
