@@ -1,0 +1,120 @@
+//! What every change must keep to, checked in one pass over the files git knows or would add.
+
+mod arrows;
+mod attributes;
+mod orphans;
+mod problem;
+mod words;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, ensure};
+use cargo_metadata::{Metadata, MetadataCommand};
+
+use problem::Problem;
+
+/// A longer file holds two ideas.
+const FILE_LINES_MAX: usize = 700;
+
+/// Crates that do no I/O and hold no unsafe code, so that they fit the guest and work on saved data.
+const LEVEL_ZERO: [&str; 3] = ["wire", "detect", "api"];
+
+/// Prints every problem; the exit code says whether there was one.
+pub fn run(root: &Path) -> Result<ExitCode> {
+    let mut problems = check(root)?;
+    problems.sort();
+    for problem in &problems {
+        println!("{problem}");
+    }
+    if problems.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("{} problems; the rules are in CONVENTIONS.md", problems.len());
+    Ok(ExitCode::FAILURE)
+}
+
+fn check(root: &Path) -> Result<Vec<Problem>> {
+    let workspace = metadata(&root.join("Cargo.toml"))?;
+    let fuzz = metadata(&root.join("fuzz/Cargo.toml"))?;
+    let files = files(root)?;
+
+    let mut problems = arrows::check(&workspace);
+    problems.extend(orphans::check(root, &[&workspace, &fuzz], &files));
+    for path in &files {
+        let bytes = std::fs::read(root.join(path)).with_context(|| format!("failed to read `{}`", path.display()))?;
+        let Ok(text) = String::from_utf8(bytes) else { continue };
+        problems.extend(words::check(path, &text));
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            problems.extend(check_source(path, &text));
+        }
+    }
+    Ok(problems)
+}
+
+fn metadata(manifest: &Path) -> Result<Metadata> {
+    MetadataCommand::new()
+        .manifest_path(manifest)
+        .no_deps()
+        .exec()
+        .with_context(|| format!("failed to read the packages of `{}`", manifest.display()))
+}
+
+/// Files that are tracked or that `git add` would track, relative to the root; deleted ones are left out.
+fn files(root: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("git")
+        .current_dir(root)
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .output()
+        .context("failed to run `git ls-files`")?;
+    ensure!(output.status.success(), "`git ls-files` failed: {}", String::from_utf8_lossy(&output.stderr));
+    let names = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    let paths = names.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from);
+    Ok(paths.filter(|path| root.join(path).is_file()).collect())
+}
+
+/// The rules that a Rust file can break by itself.
+fn check_source(path: &Path, text: &str) -> Vec<Problem> {
+    let mut problems = attributes::check(path, text);
+    if !text.starts_with("//!") {
+        problems.push(Problem::new(path, 1, "does not open with `//!`: say what the file is for"));
+    }
+    let lines = text.lines().count();
+    if lines > FILE_LINES_MAX {
+        problems.push(Problem::new(path, lines, format!("has {lines} lines, more than {FILE_LINES_MAX}")));
+    }
+    let level_zero = LEVEL_ZERO.iter().any(|name| path == Path::new("crates").join(name).join("src/lib.rs"));
+    if level_zero && !text.lines().any(|line| line == "#![forbid(unsafe_code)]") {
+        problems.push(Problem::new(path, 1, "lacks `#![forbid(unsafe_code)]`, which this crate promises"));
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(path: &str, text: &str) -> Vec<String> {
+        check_source(Path::new(path), text).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_file_opens_with_its_purpose() {
+        assert_eq!(words("a.rs", "//! A.\nfn a() {}\n"), Vec::<String>::new());
+        assert_eq!(words("a.rs", "fn a() {}\n"), ["a.rs:1: does not open with `//!`: say what the file is for"]);
+    }
+
+    #[test]
+    fn a_file_over_the_limit_is_named_with_its_length() {
+        let text = "//! Long.\n".repeat(FILE_LINES_MAX + 1);
+        assert_eq!(words("a.rs", &text), ["a.rs:701: has 701 lines, more than 700"]);
+        assert_eq!(words("a.rs", &text[10..]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn level_zero_forbids_unsafe_code() {
+        assert_eq!(words("crates/wire/src/lib.rs", "//! W.\n").len(), 1);
+        assert_eq!(words("crates/wire/src/lib.rs", "//! W.\n#![forbid(unsafe_code)]\n"), Vec::<String>::new());
+        assert_eq!(words("crates/engine/src/lib.rs", "//! E.\n"), Vec::<String>::new());
+    }
+}
