@@ -1,1 +1,15 @@
-//! e2e
+//! What the end-to-end tests share: starting the real agent, talking to it, looking at it, and leaving nothing behind.
+//!
+//! ```text
+//!   Agent ── --socket-fd / --listen ──▶ kiln-agent
+//!     ├─ link()     kiln_engine's GuestLink: what the product does
+//!     └─ connect()  RawLink: any bytes at all, for what a broken or hostile host does
+//! ```
+
+mod agent;
+mod raw;
+mod wait;
+
+pub use agent::{Agent, agent_binary};
+pub use raw::{RawFrame, RawLink};
+pub use wait::{WAIT_DEADLINE, bounded, until};

@@ -1,0 +1,35 @@
+//! Waiting for a state, never for a time.
+
+use std::future::Future;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest that a test waits for one thing. Long, since the agent may run under valgrind on a busy machine; nothing
+/// waits that long unless it is broken.
+pub const WAIT_DEADLINE: Duration = Duration::from_secs(20);
+/// How often [`until`] looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Runs the body of an async test, which must end within [`WAIT_DEADLINE`].
+///
+/// # Panics
+/// Where it does not.
+pub fn bounded<T>(body: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+    runtime.block_on(async { tokio::time::timeout(WAIT_DEADLINE, body).await.expect("the test hangs") })
+}
+
+/// Looks until `state` gives a value.
+///
+/// # Panics
+/// Where it does not within [`WAIT_DEADLINE`]; `what` says what was waited for.
+pub fn until<T>(what: &str, mut state: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + WAIT_DEADLINE;
+    loop {
+        if let Some(value) = state() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come within {WAIT_DEADLINE:?}");
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
