@@ -1,3 +1,31 @@
 //! Runs VMs: specs in, events out.
+//!
+//! ```text
+//!   VmSpec ──▶ Engine::launch ──▶ Vm ──▶ VmEvents: Started, Console …, Exited
+//!                                  └───▶ link_stream ──▶ link::GuestLink
+//! ```
+//! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
 
+pub mod acceleration;
+pub mod host;
 pub mod link;
+
+mod console;
+mod drivers;
+mod engine;
+mod owner;
+mod process;
+mod vm;
+mod vm_dir;
+mod vm_spec;
+
+pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
+pub use drivers::fake::FakeEngine;
+pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError};
+pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
+pub use vm_dir::{VmId, recover};
+pub use vm_spec::{
+    AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,
+    HostLimits, MEMORY_MIB_MIN, RootSpec, SpecError, VmSpec,
+};

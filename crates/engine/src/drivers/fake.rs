@@ -1,0 +1,110 @@
+//! The fake driver: the real agent as a process of this host, no VM. For tests of everything above the engine.
+//!
+//! It says what it is: no kernel, no console, no isolation. What only passes here is not done.
+
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+use tokio::net::unix::pipe;
+
+use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+use crate::host;
+use crate::owner::{self, Parts};
+use crate::process::{self, Program};
+use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
+use crate::vm_dir::{VmDir, VmId};
+use crate::vm_spec::VmSpec;
+
+/// Until the agent listens; it takes a few milliseconds.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks at whether it listens. The agent binds its own socket, so there is nothing to wait on.
+const LISTEN_PAUSE: Duration = Duration::from_millis(2);
+
+/// Starts the agent in its test mode.
+#[derive(Debug)]
+pub struct FakeEngine {
+    home: Utf8PathBuf,
+    agent: Utf8PathBuf,
+}
+
+impl FakeEngine {
+    /// An engine that keeps its guests below `home` and starts this agent binary.
+    pub fn new(home: impl Into<Utf8PathBuf>, agent: impl Into<Utf8PathBuf>) -> Self {
+        Self { home: home.into(), agent: agent.into() }
+    }
+
+    async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
+        spec.validate_size(host::limits())?;
+        let asks_for = [
+            (!spec.disks.is_empty(), "disks"),
+            (!spec.extra_ports.is_empty(), "ports"),
+            (!spec.modules.is_empty(), "kernel modules"),
+            (spec.root.is_some(), "root filesystem"),
+        ];
+        if let Some((_, what)) = asks_for.into_iter().find(|(asked, _)| *asked) {
+            return Err(LaunchError::Unsupported { driver: "fake", what });
+        }
+        let vms = self.home.join("vms");
+        let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
+        let spawn_error = |source| LaunchError::Spawn { program: self.agent.clone(), source };
+        let id = VmId::random();
+        let dir = VmDir::create(&vms, &id, &spec).map_err(no_directory)?;
+        let sockets = dir.sockets().map_err(no_directory)?;
+        // Too long a path for an address is refused by the agent itself, in its own words.
+        let socket = dir.path().join(format!("{AGENT_SOCKET}.sock"));
+        let program = Program {
+            path: self.agent.clone(),
+            arguments: vec!["--listen".into(), socket.into_string().into()],
+            inherit: Vec::new(),
+        };
+        let started = Instant::now();
+        let mut child = process::spawn(program).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => LaunchError::VmmMissing { program: self.agent.clone() },
+            _ => spawn_error(source),
+        })?;
+        dir.write_pid(child.pid()).map_err(no_directory)?;
+        let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose().map_err(spawn_error)?;
+        let deadline = started + LISTEN_DEADLINE;
+        // A probing connection is a link of its own to the agent; the next one replaces it.
+        while sockets.connect(AGENT_SOCKET).is_err() {
+            if let Some(status) = child.try_reap().map_err(spawn_error)? {
+                return Err(LaunchError::VmmFailed { program: self.agent.clone(), status, stderr: String::new() });
+            }
+            if Instant::now() > deadline {
+                let status = VmmStatus::Signal(libc::SIGKILL);
+                let stderr = format!("it did not listen within {LISTEN_DEADLINE:?}");
+                return Err(LaunchError::VmmFailed { program: self.agent.clone(), status, stderr });
+            }
+            tokio::time::sleep(LISTEN_PAUSE).await;
+        }
+        let parts = Parts {
+            id,
+            dir,
+            child,
+            stderr,
+            console: None,
+            monitor: None,
+            started,
+            acceleration: Acceleration::Native,
+            ports: Vec::new(),
+        };
+        owner::start(parts).map_err(no_directory)
+    }
+}
+
+impl Engine for FakeEngine {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            driver: "fake",
+            kernel: false,
+            console: false,
+            pause: false,
+            disks: false,
+            isolation: Isolation::Process,
+        }
+    }
+
+    fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
+        Box::pin(self.launch_spec(spec))
+    }
+}

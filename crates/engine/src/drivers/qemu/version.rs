@@ -1,0 +1,117 @@
+//! Versions that decide between arguments: QEMU's, from its own words, and a kernel's, from its image's header.
+
+use std::io::{self, Read as _};
+use std::process::Stdio;
+use std::time::Duration;
+
+use camino::Utf8Path;
+use serde::{Deserialize, Serialize};
+
+/// `qemu --version` takes some 30 ms; a hung one is no QEMU.
+const VERSION_DEADLINE: Duration = Duration::from_secs(10);
+/// Where a bzImage keeps its magic (`HdrS`), see the kernel's Documentation/arch/x86/boot.rst.
+const BZIMAGE_MAGIC_OFFSET: usize = 0x202;
+/// Where it keeps a pointer to its version text, less 0x200.
+const BZIMAGE_VERSION_OFFSET: usize = 0x20e;
+/// The setup code, which holds the version text, is at most this long.
+const BZIMAGE_SETUP_BYTES: usize = 32 << 10;
+
+/// QEMU's version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct QemuVersion {
+    /// The 7 of 7.2.
+    pub major: u32,
+    /// The 2 of 7.2.
+    pub minor: u32,
+}
+
+impl std::fmt::Display for QemuVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Version of a Linux kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KernelVersion {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+/// Asks a QEMU for its version.
+pub(crate) async fn qemu_version(binary: &Utf8Path) -> io::Result<Option<QemuVersion>> {
+    let mut command = tokio::process::Command::new(binary);
+    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(VERSION_DEADLINE, command.output()).await {
+        Ok(output) => output.map(|output| parse_qemu(&String::from_utf8_lossy(&output.stdout))),
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn parse_qemu(text: &str) -> Option<QemuVersion> {
+    let (_, rest) = text.split_once("QEMU emulator version ")?;
+    let (major, minor) = numbers(rest)?;
+    Some(QemuVersion { major, minor })
+}
+
+/// The version that a kernel image says it is; `None` for one that is no bzImage.
+pub(crate) fn kernel_version(image: &Utf8Path) -> io::Result<Option<KernelVersion>> {
+    let file = fs_err::File::open(image)?;
+    let mut head = Vec::new();
+    file.take(BZIMAGE_SETUP_BYTES as u64).read_to_end(&mut head)?;
+    Ok(parse_kernel(&head))
+}
+
+fn parse_kernel(head: &[u8]) -> Option<KernelVersion> {
+    if head.get(BZIMAGE_MAGIC_OFFSET..BZIMAGE_MAGIC_OFFSET + 4)? != b"HdrS" {
+        return None;
+    }
+    let pointer = head.get(BZIMAGE_VERSION_OFFSET..BZIMAGE_VERSION_OFFSET + 2)?;
+    let start = usize::from(u16::from_le_bytes([pointer[0], pointer[1]])) + 0x200;
+    let text = head.get(start..)?;
+    let text = &text[..text.iter().position(|&byte| byte == 0)?];
+    let (major, minor) = numbers(std::str::from_utf8(text).ok()?)?;
+    Some(KernelVersion { major, minor })
+}
+
+/// The first two numbers of `7.2.22 (Debian …)`.
+fn numbers(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_versions_are_read_from_their_first_line() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003-2022";
+        assert_eq!(parse_qemu(debian), Some(QemuVersion { major: 7, minor: 2 }));
+        assert_eq!(parse_qemu("QEMU emulator version 10.0.2"), Some(QemuVersion { major: 10, minor: 0 }));
+        for other in ["", "QEMU emulator version ", "QEMU emulator version x.y", "bash 5.2"] {
+            assert_eq!(parse_qemu(other), None, "{other:?}");
+        }
+    }
+
+    fn image(pointer: u16, text: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; 0x300];
+        head[BZIMAGE_MAGIC_OFFSET..][..4].copy_from_slice(b"HdrS");
+        head[BZIMAGE_VERSION_OFFSET..][..2].copy_from_slice(&pointer.to_le_bytes());
+        head.extend_from_slice(text);
+        head
+    }
+
+    #[test]
+    fn a_kernel_says_its_version_in_its_header() {
+        let head = image(0x100, b"6.12.9-cloud-amd64 (debian) #1\0rest");
+        assert_eq!(parse_kernel(&head), Some(KernelVersion { major: 6, minor: 12 }));
+    }
+
+    #[test]
+    fn a_header_that_lies_has_no_version() {
+        for head in [vec![], vec![0; 0x300], image(u16::MAX, b"6.1\0"), image(0x100, b"6.1"), image(0x100, b"x\0")] {
+            assert_eq!(parse_kernel(&head), None);
+        }
+    }
+}

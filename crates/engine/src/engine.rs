@@ -1,0 +1,139 @@
+//! The one thing every driver does: turn a [`VmSpec`] into a running [`Vm`].
+
+use std::io;
+use std::pin::Pin;
+
+use camino::Utf8PathBuf;
+use serde::Serialize;
+
+use crate::drivers::qemu::QmpError;
+use crate::vm::{Vm, VmmStatus};
+use crate::vm_spec::{SpecError, VmSpec};
+
+/// A future behind a pointer, so that [`Engine`] can be a trait object.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Starts VMs. One engine serves any number of VMs at once.
+pub trait Engine: Send + Sync {
+    /// What guests of this engine have.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Starts a VM. Ready means that the VMM runs and answers; the guest may still be booting.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; nothing is left behind then.
+    fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>>;
+}
+
+/// How far a guest is from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// None: the guest is a process of this user.
+    Process,
+    /// A VMM in user space alone.
+    Emulated,
+    /// Hardware virtualisation below the VMM.
+    Hardware,
+}
+
+/// What guests of an engine have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Name of the driver.
+    pub driver: &'static str,
+    /// The guest has a kernel of its own.
+    pub kernel: bool,
+    /// The guest has a console that gives [`VmEvent::Console`](crate::VmEvent::Console).
+    pub console: bool,
+    /// The guest can be paused.
+    pub pause: bool,
+    /// The guest can have disks.
+    pub disks: bool,
+    /// What every guest of this engine has at least.
+    pub isolation: Isolation,
+}
+
+/// Why a VM did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The spec can't be started on this host.
+    #[error("the VM can't be started as asked for")]
+    Spec(#[from] SpecError),
+    /// This engine's guests don't have what the spec asks for.
+    #[error("the {driver} engine has no {what}")]
+    Unsupported {
+        /// Name of the driver.
+        driver: &'static str,
+        /// What the spec asks for.
+        what: &'static str,
+    },
+    /// The VMM is not installed, or not where it was said to be.
+    #[error("`{program}` was not found")]
+    VmmMissing {
+        /// What was looked for.
+        program: Utf8PathBuf,
+    },
+    /// KVM was asked for and can't run guests here.
+    #[error("KVM can't be used: {reason}")]
+    NoKvm {
+        /// What was found.
+        reason: String,
+        /// What the user can do about it.
+        hint: String,
+    },
+    /// The VM's directory could not be made.
+    #[error("failed to make the VM's directory below `{path}`")]
+    Directory {
+        /// Where.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM could not be started.
+    #[error("failed to start `{program}`")]
+    Spawn {
+        /// What was to be started.
+        program: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The VMM ended before the guest ran.
+    #[error("`{program}` ended at once with {status}: {stderr}")]
+    VmmFailed {
+        /// The VMM.
+        program: Utf8PathBuf,
+        /// How it ended.
+        status: VmmStatus,
+        /// The end of what it said.
+        stderr: String,
+    },
+    /// The VMM runs and can't be talked to.
+    #[error("`{program}` does not answer")]
+    Monitor {
+        /// The VMM.
+        program: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: QmpError,
+    },
+}
+
+impl LaunchError {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::VmmMissing { program } if program.as_str().contains("qemu") => {
+                Some("apt-get install --no-install-recommends qemu-system-x86".into())
+            }
+            Self::NoKvm { hint, .. } => Some(hint.clone()),
+            Self::Spec(SpecError::NoFile { what: "kernel" | "initramfs", .. }) => Some("kiln image build mini".into()),
+            Self::Directory { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("set KILN_HOME to a directory that you may write to".into())
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The task that owns a VM: its process, monitor, console and directory.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rustix::process::Signal;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
+use crate::drivers::qemu::{Qmp, QmpEvent};
+use crate::process::Child;
+use crate::vm::{
+    Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
+};
+use crate::vm_dir::{VmDir, VmId};
+
+/// Console and monitor bytes read at a time.
+const READ_BYTES: usize = 16 << 10;
+/// The end of the VMM's words that is kept.
+const STDERR_BYTES_MAX: usize = 8 << 10;
+/// A VMM answers `stop` and `cont` in milliseconds.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// After the VMM's end, for what it still left in its sockets.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+/// What a Linux kernel prints when it gives up.
+const PANIC_MARK: &[u8] = b"Kernel panic - not syncing";
+
+/// What a driver hands over once its VMM runs.
+pub(crate) struct Parts {
+    pub(crate) id: VmId,
+    pub(crate) dir: VmDir,
+    pub(crate) child: Child,
+    pub(crate) stderr: Option<pipe::Receiver>,
+    pub(crate) console: Option<UnixStream>,
+    pub(crate) monitor: Option<(Qmp, mpsc::Receiver<QmpEvent>)>,
+    pub(crate) started: Instant,
+    pub(crate) acceleration: Acceleration,
+    pub(crate) ports: Vec<String>,
+}
+
+/// Starts the owner's task.
+pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
+    let Parts { id, dir, child, stderr, console, monitor, started, acceleration, ports } = parts;
+    let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
+    let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
+    let (exit_sender, exit) = watch::channel(None);
+    let shared = Arc::new(Shared {
+        killer: child.killer(),
+        killed: AtomicBool::new(false),
+        ring: ConsoleRing::default(),
+        dropped_console_bytes: Arc::new(AtomicU64::new(0)),
+    });
+    let (qmp, qmp_events) = monitor.unzip();
+    let (path, sockets, pid) = (dir.path().to_owned(), dir.sockets()?, child.pid());
+    let log = console.as_ref().map(|_| ConsoleLog::create(&path)).transpose()?;
+    let owner = Owner {
+        events: EventQueue::new(sender, Arc::clone(&shared.dropped_console_bytes)),
+        shared: Arc::clone(&shared),
+        child,
+        dir,
+        qmp,
+        qmp_events,
+        console,
+        stderr,
+        log,
+        started,
+        last_words: BytesMut::new(),
+        end_seen: None,
+        busy: None,
+    };
+    let watch = owner.child.watch()?;
+    tracing::info!(vm = %id, pid, ?acceleration, "started vm");
+    tokio::spawn(owner.run(id.clone(), watch, inbox, exit_sender));
+    let events = Some(VmEvents(receiver));
+    Ok(Vm { id, path, pid, acceleration, ports, sockets, shared, commands, events, exit })
+}
+
+type Busy = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Owner {
+    // Dropped first: the directory is removed when the process is gone.
+    child: Child,
+    dir: VmDir,
+    shared: Arc<Shared>,
+    qmp: Option<Qmp>,
+    qmp_events: Option<mpsc::Receiver<QmpEvent>>,
+    console: Option<UnixStream>,
+    stderr: Option<pipe::Receiver>,
+    log: Option<ConsoleLog>,
+    events: EventQueue,
+    started: Instant,
+    last_words: BytesMut,
+    end_seen: Option<ExitReason>,
+    /// The command that the monitor works on.
+    busy: Option<Busy>,
+}
+
+type ExitWatch = tokio::io::unix::AsyncFd<Arc<std::os::fd::OwnedFd>>;
+
+impl Owner {
+    async fn run(
+        mut self,
+        id: VmId,
+        exit_watch: ExitWatch,
+        mut inbox: mpsc::Receiver<Command>,
+        exit_sender: watch::Sender<Option<VmExit>>,
+    ) {
+        self.events.push(VmEvent::Started { pid: self.child.pid() });
+        let mut console_buffer = BytesMut::new();
+        let mut handle_dropped = false;
+        loop {
+            tokio::select! {
+                _ = exit_watch.readable() => break,
+                alive = read(&mut self.console, &mut console_buffer) => {
+                    if !alive { self.console = None; }
+                    self.console_bytes(&mut console_buffer);
+                }
+                alive = read(&mut self.stderr, &mut self.last_words) => {
+                    if !alive { self.stderr = None; }
+                    self.trim_last_words();
+                }
+                event = next(&mut self.qmp_events) => match event {
+                    Some(event) => self.monitor_event(&event),
+                    None => self.qmp_events = None,
+                },
+                () = self.events.room(), if self.events.is_waiting() => self.events.flush(),
+                () = finished(&mut self.busy) => self.busy = None,
+                command = inbox.recv(), if self.busy.is_none() && !handle_dropped => match command {
+                    Some(command) => self.start_command(command),
+                    None => {
+                        handle_dropped = true;
+                        self.shared.kill();
+                    }
+                },
+            }
+        }
+        // A timeout here loses last words alone.
+        drop(tokio::time::timeout(DRAIN_DEADLINE, self.drain(&mut console_buffer)).await);
+        let exit = self.exit();
+        tracing::info!(vm = %id, %exit, "vm ended");
+        let Self { child, dir, mut events, .. } = self;
+        drop(child);
+        drop(dir);
+        events.push(VmEvent::Exited(exit.clone()));
+        drop(inbox);
+        // The handle may be gone already.
+        drop(exit_sender.send(Some(exit)));
+        events.finish().await;
+    }
+
+    /// Reads what the VMM left behind.
+    async fn drain(&mut self, console_buffer: &mut BytesMut) {
+        while let Some(event) = next_or_end(&mut self.qmp_events).await {
+            self.monitor_event(&event);
+        }
+        while self.console.is_some() {
+            if !read(&mut self.console, console_buffer).await {
+                self.console = None;
+            }
+            self.console_bytes(console_buffer);
+        }
+        while self.stderr.is_some() {
+            if !read(&mut self.stderr, &mut self.last_words).await {
+                self.stderr = None;
+            }
+            self.trim_last_words();
+        }
+    }
+
+    fn console_bytes(&mut self, buffer: &mut BytesMut) {
+        if buffer.is_empty() {
+            return;
+        }
+        self.shared.ring.push(buffer);
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.append(buffer)
+        {
+            // A full disk must not end a VM; its events and last lines are still there.
+            tracing::warn!(path = %self.dir.path(), %error, "failed to write the console log, it ends here");
+            self.log = None;
+        }
+        self.events.push_console(self.started.elapsed(), buffer);
+        buffer.clear();
+    }
+
+    fn trim_last_words(&mut self) {
+        let excess = self.last_words.len().saturating_sub(STDERR_BYTES_MAX);
+        drop(self.last_words.split_to(excess));
+    }
+
+    fn monitor_event(&mut self, event: &QmpEvent) {
+        match event.name.as_str() {
+            "STOP" => self.events.push(VmEvent::Paused),
+            "RESUME" => self.events.push(VmEvent::Resumed),
+            "SHUTDOWN" => {
+                self.end_seen = match event.data["reason"].as_str() {
+                    Some("guest-shutdown") => Some(ExitReason::GuestPoweredOff),
+                    Some("guest-reset") => Some(ExitReason::GuestReset),
+                    Some("guest-panic") => Some(ExitReason::GuestPanicked),
+                    _ => None,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    fn start_command(&mut self, command: Command) {
+        let Some(qmp) = self.qmp.clone() else {
+            match command {
+                Command::Pause(reply) | Command::Resume(reply) => {
+                    drop(reply.send(Err(ControlError::Unsupported)));
+                }
+                Command::PowerDown => {
+                    self.shared.killed.store(true, Ordering::Release);
+                    self.shared.killer.signal(Signal::TERM);
+                }
+            }
+            return;
+        };
+        self.busy = Some(Box::pin(async move {
+            match command {
+                Command::Pause(reply) => answer(reply, &qmp, "stop").await,
+                Command::Resume(reply) => answer(reply, &qmp, "cont").await,
+                Command::PowerDown => {
+                    if let Err(error) = qmp.execute("system_powerdown", None, MONITOR_DEADLINE).await {
+                        tracing::warn!(%error, "failed to press the power button");
+                    }
+                }
+            }
+        }));
+    }
+
+    fn exit(&mut self) -> VmExit {
+        let status = match self.child.try_reap() {
+            Ok(Some(status)) => status,
+            Ok(None) => VmmStatus::Signal(0),
+            Err(error) => {
+                tracing::warn!(%error, "failed to learn how the VMM ended");
+                VmmStatus::Signal(0)
+            }
+        };
+        let reason = match self.end_seen.take() {
+            // `panic=-1` makes a reboot of every panic, so that no guest hangs; only its console knows the difference.
+            Some(ExitReason::GuestReset) if self.shared.ring.contains(PANIC_MARK) => ExitReason::GuestPanicked,
+            Some(reason) => reason,
+            None if self.shared.killed.load(Ordering::Acquire) => ExitReason::Killed,
+            None => ExitReason::VmmFailed { stderr: String::from_utf8_lossy(&self.last_words).trim().to_owned() },
+        };
+        VmExit { status, reason }
+    }
+}
+
+async fn answer(reply: oneshot::Sender<Result<(), ControlError>>, qmp: &Qmp, command: &'static str) {
+    let result = qmp.execute(command, None, MONITOR_DEADLINE).await;
+    // The asker may have given up.
+    drop(reply.send(result.map(|_| ()).map_err(ControlError::from)));
+}
+
+/// Reads some bytes; false at the end. Never ready without a source. Safe to cancel.
+async fn read(source: &mut Option<impl tokio::io::AsyncRead + Unpin>, buffer: &mut BytesMut) -> bool {
+    let Some(source) = source else { return std::future::pending().await };
+    buffer.reserve(READ_BYTES);
+    match source.read_buf(buffer).await {
+        Ok(count) => count > 0,
+        Err(error) => {
+            tracing::debug!(%error, "a VMM's stream ended");
+            false
+        }
+    }
+}
+
+async fn next(events: &mut Option<mpsc::Receiver<QmpEvent>>) -> Option<QmpEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_or_end(events: &mut Option<mpsc::Receiver<QmpEvent>>) -> Option<QmpEvent> {
+    events.as_mut()?.recv().await
+}
+
+async fn finished(busy: &mut Option<Busy>) {
+    match busy {
+        Some(busy) => busy.await,
+        None => std::future::pending().await,
+    }
+}

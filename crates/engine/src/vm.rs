@@ -1,0 +1,361 @@
+//! A running VM: the handle that others hold.
+//!
+//! ```text
+//!   Vm ──Command──▶ Owner (one task) ──▶ VMM process, monitor, console
+//!   VmEvents ◀─────────┘
+//! ```
+//! Dropping the [`Vm`] kills the guest and removes its directory.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use camino::{Utf8Path, Utf8PathBuf};
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::console::ConsoleRing;
+use crate::drivers::qemu::QmpError;
+use crate::process::Killer;
+use crate::vm_dir::{SocketDir, VmId};
+use crate::vm_spec::AccelerationRequest;
+
+/// Commands that may wait for the owner.
+pub(crate) const COMMAND_QUEUE: usize = 16;
+/// From SIGKILL to the end of the owner's work; only a host in trouble needs longer.
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What runs a guest's instructions, once that is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Acceleration {
+    /// The host's CPU.
+    Kvm,
+    /// Translation in user space.
+    Tcg,
+    /// There is no VM: the guest is a process of this host.
+    Native,
+}
+
+impl From<Acceleration> for AccelerationRequest {
+    fn from(acceleration: Acceleration) -> Self {
+        match acceleration {
+            Acceleration::Kvm => Self::Kvm,
+            Acceleration::Tcg => Self::Tcg,
+            Acceleration::Native => Self::Auto,
+        }
+    }
+}
+
+/// Something that happened to a VM, in the order in which it happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The VMM runs.
+    Started {
+        /// Its process.
+        pid: u32,
+    },
+    /// The guest's console printed.
+    Console {
+        /// Since the VM's start; of the first byte.
+        at: Duration,
+        /// What it printed.
+        bytes: Bytes,
+    },
+    /// The guest's CPUs stand still.
+    Paused,
+    /// They run again.
+    Resumed,
+    /// The VM is over; always the last event.
+    Exited(VmExit),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmStatus {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl fmt::Display for VmmStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmExit {
+    /// How its VMM process ended.
+    pub status: VmmStatus,
+    /// Why.
+    pub reason: ExitReason,
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest turned itself off.
+    GuestPoweredOff,
+    /// The guest rebooted; Kiln's VMs end then.
+    GuestReset,
+    /// The guest's kernel panicked.
+    GuestPanicked,
+    /// [`Vm::kill`], [`Vm::shutdown`] or a dropped [`Vm`].
+    Killed,
+    /// The VMM ended by itself, or was killed by somebody else.
+    VmmFailed {
+        /// The end of what it said.
+        stderr: String,
+    },
+}
+
+impl fmt::Display for VmExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            ExitReason::GuestPoweredOff => f.write_str("the guest powered off"),
+            ExitReason::GuestReset => f.write_str("the guest rebooted"),
+            ExitReason::GuestPanicked => f.write_str("the guest's kernel panicked"),
+            ExitReason::Killed => f.write_str("the VM was killed"),
+            ExitReason::VmmFailed { stderr } if stderr.is_empty() => write!(f, "the VMM ended with {}", self.status),
+            ExitReason::VmmFailed { stderr } => write!(f, "the VMM ended with {}: {stderr}", self.status),
+        }
+    }
+}
+
+/// Why a VM did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no such VM any more.
+    #[error("the VM has ended")]
+    Ended,
+    /// Guests of this driver can't do that.
+    #[error("guests of this engine can't be paused")]
+    Unsupported,
+    /// The VMM did not do it.
+    #[error("the VMM did not do it")]
+    Monitor(#[from] QmpError),
+}
+
+/// Why there is no connection to a guest's port.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The spec did not ask for such a port.
+    #[error("the VM has no port `{name}`")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// The VMM does not take the connection.
+    #[error("failed to connect to the port `{name}`")]
+    Connect {
+        /// The name.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) enum Command {
+    Pause(oneshot::Sender<Result<(), ControlError>>),
+    Resume(oneshot::Sender<Result<(), ControlError>>),
+    PowerDown,
+}
+
+/// What the handle and the owner both see.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) killer: Killer,
+    /// Set before Kiln itself sends a signal, so that the end is not taken for a failure.
+    pub(crate) killed: AtomicBool,
+    pub(crate) ring: ConsoleRing,
+    pub(crate) dropped_console_bytes: Arc<AtomicU64>,
+}
+
+impl Shared {
+    pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.killer.kill();
+    }
+}
+
+/// The stream of a VM's events. Reading is optional: a VM never waits for its reader.
+#[derive(Debug)]
+pub struct VmEvents(pub(crate) mpsc::Receiver<VmEvent>);
+
+impl VmEvents {
+    /// The next event; `None` after [`VmEvent::Exited`]. Safe to cancel.
+    pub async fn next(&mut self) -> Option<VmEvent> {
+        self.0.recv().await
+    }
+}
+
+/// A handle on a running VM.
+///
+/// ```no_run
+/// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+/// use kiln_engine::VmEvent;
+///
+/// let mut vm = engine.launch(spec).await?;
+/// let mut events = vm.take_events().expect("nobody took them before");
+/// while let Some(event) = events.next().await {
+///     if let VmEvent::Console { bytes, .. } = event {
+///         print!("{}", String::from_utf8_lossy(&bytes));
+///     }
+/// }
+/// println!("{}", vm.wait().await);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Vm {
+    pub(crate) id: VmId,
+    pub(crate) path: Utf8PathBuf,
+    pub(crate) pid: u32,
+    pub(crate) acceleration: Acceleration,
+    pub(crate) ports: Vec<String>,
+    pub(crate) sockets: SocketDir,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) events: Option<VmEvents>,
+    pub(crate) exit: watch::Receiver<Option<VmExit>>,
+}
+
+/// Socket of the agent's port.
+pub(crate) const AGENT_SOCKET: &str = "agent";
+
+impl Vm {
+    /// Names it on this host.
+    pub fn id(&self) -> &VmId {
+        &self.id
+    }
+
+    /// Its directory; gone once the VM has ended.
+    pub fn dir(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// The VMM's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What runs its instructions.
+    pub fn acceleration(&self) -> Acceleration {
+        self.acceleration
+    }
+
+    /// Its events, to whoever asks first.
+    pub fn take_events(&mut self) -> Option<VmEvents> {
+        self.events.take()
+    }
+
+    /// Stops the guest's CPUs.
+    ///
+    /// # Errors
+    /// When the VM has ended, can't be paused, or its VMM does not answer.
+    pub async fn pause(&self) -> Result<(), ControlError> {
+        self.command(Command::Pause).await
+    }
+
+    /// Lets the guest's CPUs run again.
+    ///
+    /// # Errors
+    /// As for [`Vm::pause`].
+    pub async fn resume(&self) -> Result<(), ControlError> {
+        self.command(Command::Resume).await
+    }
+
+    /// Presses the power button, and kills the VM if it still runs at the deadline.
+    pub async fn shutdown(&self, deadline: Duration) -> VmExit {
+        // Where the owner has ended, so has the VM.
+        drop(self.commands.send(Command::PowerDown).await);
+        match tokio::time::timeout(deadline, self.wait()).await {
+            Ok(exit) => exit,
+            Err(_) => self.kill().await,
+        }
+    }
+
+    /// Ends the VM now. When this returns, its process is gone.
+    pub async fn kill(&self) -> VmExit {
+        self.shared.kill();
+        let killed = VmExit { status: VmmStatus::Signal(libc::SIGKILL), reason: ExitReason::Killed };
+        tokio::time::timeout(KILL_DEADLINE, self.wait()).await.unwrap_or(killed)
+    }
+
+    /// Waits for the VM's end. Safe to cancel, and to call more than once.
+    pub async fn wait(&self) -> VmExit {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(value) => value.clone().expect("it was waited for"),
+            // The owner ended with its runtime, and killed the VM on its way.
+            Err(_) => VmExit { status: VmmStatus::Signal(libc::SIGKILL), reason: ExitReason::Killed },
+        }
+    }
+
+    /// The last lines of its console, oldest first; also after its end.
+    pub fn console_tail(&self, lines: usize) -> Vec<String> {
+        self.shared.ring.tail(lines)
+    }
+
+    /// Console bytes that no event carried, because nobody took the events in time. The log has them.
+    pub fn console_bytes_dropped(&self) -> u64 {
+        self.shared.dropped_console_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A new connection to the agent's port. The VMM serves one at a time; a second one waits for the first one's end.
+    ///
+    /// # Errors
+    /// When the VM has ended.
+    pub async fn link_stream(&self) -> Result<UnixStream, PortError> {
+        self.connect(AGENT_SOCKET, AGENT_SOCKET).await
+    }
+
+    /// A new connection to one of [`VmSpec::extra_ports`](crate::VmSpec::extra_ports).
+    ///
+    /// # Errors
+    /// When there is no such port, or the VM has ended.
+    pub async fn port_stream(&self, name: &str) -> Result<UnixStream, PortError> {
+        let index = self.ports.iter().position(|port| port == name);
+        let index = index.ok_or_else(|| PortError::Unknown { name: name.into() })?;
+        self.connect(name, &port_socket(index)).await
+    }
+
+    async fn connect(&self, name: &str, socket: &str) -> Result<UnixStream, PortError> {
+        let stream = UnixStream::connect(self.sockets.address(socket)).await;
+        stream.map_err(|source| PortError::Connect { name: name.into(), source })
+    }
+
+    async fn command(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), ControlError>>) -> Command,
+    ) -> Result<(), ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| ControlError::Ended)?;
+        answer.await.map_err(|_| ControlError::Ended)?
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // The owner reaps and cleans up; this works even where it never gets to run again.
+        self.shared.kill();
+    }
+}
+
+/// Socket of an extra port. Ports are numbered on disk: their names may be longer than a socket's address.
+pub(crate) fn port_socket(index: usize) -> String {
+    format!("port{index}")
+}

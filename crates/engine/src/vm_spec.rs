@@ -1,0 +1,358 @@
+//! What a VM is made of, before any VMM is chosen.
+//!
+//! A [`VmSpec`] comes from a user's flags, an API body or a plan, so [`VmSpec::validate`] takes it as hostile: it refuses
+//! what no driver could start, in words that name the bound. Drivers turn a valid spec into a VMM's own arguments.
+
+use camino::Utf8PathBuf;
+use serde::{Deserialize, Serialize};
+
+/// Memory below this does not hold a Debian kernel and its initramfs.
+pub const MEMORY_MIB_MIN: u64 = 64;
+/// Guests may have more CPUs than their host, up to here.
+pub const CPUS_MAX: u32 = 64;
+/// Disks of one VM.
+pub const DISKS_MAX: usize = 16;
+/// Ports of one VM beside the agent's.
+pub const EXTRA_PORTS_MAX: usize = 16;
+/// `COMMAND_LINE_SIZE` of x86 Linux, less its end mark.
+pub const CMDLINE_BYTES_MAX: usize = 2047;
+/// Name of the port on which the agent serves the guest link.
+pub const AGENT_PORT: &str = "kiln.agent.0";
+/// Length of a module, port or filesystem name.
+const NAME_BYTES_MAX: usize = 64;
+
+/// What to run a guest's instructions with, as the user asked for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccelerationRequest {
+    /// KVM where a probe guest has shown that it runs Linux, TCG elsewhere.
+    #[default]
+    Auto,
+    /// The host's CPU, or an error.
+    Kvm,
+    /// Translation in user space: slow for CPU-bound guests, works everywhere.
+    Tcg,
+}
+
+/// How a disk's bytes are laid out in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// The file is the disk.
+    Raw,
+    /// QEMU's copy-on-write format. A backing file named inside the image is never followed.
+    Qcow2,
+}
+
+/// A block device of the guest, in order `/dev/vda`, `/dev/vdb` …
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The file on the host.
+    pub path: Utf8PathBuf,
+    /// Its layout.
+    pub format: DiskFormat,
+    /// The guest can't write to it.
+    pub read_only: bool,
+}
+
+/// A root filesystem that the agent mounts below an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootSpec {
+    /// Device in the guest, such as `/dev/vda`.
+    pub device: String,
+    /// Filesystem on it, such as `erofs`.
+    pub fstype: String,
+}
+
+/// Everything a driver needs to start a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Linux kernel (bzImage, or what the VMM takes).
+    pub kernel: Utf8PathBuf,
+    /// Initial filesystem, with the agent as `/init`.
+    pub initramfs: Option<Utf8PathBuf>,
+    /// The image's kernel command line. The engine adds `console=`, `panic=` (unless they are there) and `kiln.*`.
+    pub cmdline: String,
+    /// Put last on the kernel command line, so it wins.
+    pub cmdline_extra: Vec<String>,
+    /// CPUs of the guest.
+    pub cpus: u32,
+    /// Memory of the guest.
+    pub memory_mib: u64,
+    /// What runs its instructions.
+    pub acceleration: AccelerationRequest,
+    /// Block devices.
+    pub disks: Vec<Disk>,
+    /// Kernel modules that the agent loads once its link is up.
+    pub modules: Vec<String>,
+    /// Root below an overlay; without it the guest lives in its initramfs.
+    pub root: Option<RootSpec>,
+    /// More guest ports, each with its own host socket ([`Vm::port_stream`](crate::Vm::port_stream)).
+    pub extra_ports: Vec<String>,
+}
+
+/// What the host can give, against which a spec is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostLimits {
+    /// CPUs of the host.
+    pub cpus: u32,
+    /// Memory of the host.
+    pub memory_mib: u64,
+}
+
+/// Why a [`VmSpec`] can't be started on this host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No CPUs, or too many.
+    #[error("`cpus` must be 1 to {max}, not {cpus} (this host has {host})")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+        /// The bound.
+        max: u32,
+        /// CPUs of the host.
+        host: u32,
+    },
+    /// Too little or too much memory.
+    #[error("`memory` must be {MEMORY_MIB_MIN} MiB to this host's {host_mib} MiB, not {memory_mib} MiB")]
+    Memory {
+        /// What was asked for.
+        memory_mib: u64,
+        /// Memory of the host.
+        host_mib: u64,
+    },
+    /// A file that the VM needs is not there.
+    #[error("the {what} `{path}` is not a readable file")]
+    NoFile {
+        /// `kernel`, `initramfs` or `disk`.
+        what: &'static str,
+        /// Where it should be.
+        path: Utf8PathBuf,
+    },
+    /// More of something than a VM can have.
+    #[error("at most {max} {what}, not {count}")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many were asked for.
+        count: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A name that would not survive a command line.
+    #[error("the {what} `{name}` must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_`, `-` or, for a device, `/`")]
+    Name {
+        /// `module`, `port`, `root device` or `root filesystem`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Two ports of the same name.
+    #[error("the port `{name}` is there twice")]
+    SamePort {
+        /// The name.
+        name: String,
+    },
+    /// A command line that the kernel would cut or misread.
+    #[error("the kernel command line {problem}")]
+    Cmdline {
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl VmSpec {
+    /// A VM of one CPU and 256 MiB that lives in its initramfs.
+    pub fn new(kernel: impl Into<Utf8PathBuf>, initramfs: impl Into<Utf8PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initramfs: Some(initramfs.into()),
+            cmdline: String::new(),
+            cmdline_extra: Vec::new(),
+            cpus: 1,
+            memory_mib: 256,
+            acceleration: AccelerationRequest::Auto,
+            disks: Vec::new(),
+            modules: Vec::new(),
+            root: None,
+            extra_ports: Vec::new(),
+        }
+    }
+
+    /// Checks the spec against the host it shall run on.
+    ///
+    /// # Errors
+    /// The first thing that no driver could start.
+    pub fn validate(&self, host: HostLimits) -> Result<(), SpecError> {
+        self.validate_size(host)?;
+        self.validate_names()?;
+        self.validate_files()?;
+        let cmdline = self.kernel_cmdline();
+        if cmdline.len() > CMDLINE_BYTES_MAX {
+            let problem = format!("is {} bytes long, at most {CMDLINE_BYTES_MAX} are read", cmdline.len());
+            return Err(SpecError::Cmdline { problem });
+        }
+        match cmdline.bytes().find(|byte| byte.is_ascii_control()) {
+            Some(byte) => Err(SpecError::Cmdline { problem: format!("has the control byte {byte:#04x}") }),
+            None => Ok(()),
+        }
+    }
+
+    /// The kernel command line: the image's, what the engine needs, what the agent reads, what the user added.
+    pub fn kernel_cmdline(&self) -> String {
+        let mut words: Vec<String> = self.cmdline.split_ascii_whitespace().map(str::to_owned).collect();
+        for (key, value) in [("console=", "ttyS0"), ("panic=", "-1")] {
+            if !words.iter().any(|word| word.starts_with(key)) {
+                words.push(format!("{key}{value}"));
+            }
+        }
+        if !self.modules.is_empty() {
+            words.push(format!("kiln.modules={}", self.modules.join(",")));
+        }
+        if let Some(root) = &self.root {
+            words.push(format!("kiln.root={}:{}", root.device, root.fstype));
+        }
+        words.extend(self.cmdline_extra.iter().cloned());
+        words.join(" ")
+    }
+
+    pub(crate) fn validate_size(&self, host: HostLimits) -> Result<(), SpecError> {
+        let cpus_max = host.cpus.max(CPUS_MAX);
+        if !(1..=cpus_max).contains(&self.cpus) {
+            return Err(SpecError::Cpus { cpus: self.cpus, max: cpus_max, host: host.cpus });
+        }
+        if !(MEMORY_MIB_MIN..=host.memory_mib).contains(&self.memory_mib) {
+            return Err(SpecError::Memory { memory_mib: self.memory_mib, host_mib: host.memory_mib });
+        }
+        let counts = [("disks", self.disks.len(), DISKS_MAX), ("ports", self.extra_ports.len(), EXTRA_PORTS_MAX)];
+        match counts.into_iter().find(|(_, count, max)| count > max) {
+            Some((what, count, max)) => Err(SpecError::TooMany { what, count, max }),
+            None => Ok(()),
+        }
+    }
+
+    fn validate_names(&self) -> Result<(), SpecError> {
+        for module in &self.modules {
+            check_name("module", module, "._-")?;
+        }
+        for (index, port) in self.extra_ports.iter().enumerate() {
+            check_name("port", port, "._-")?;
+            if port == AGENT_PORT || self.extra_ports[..index].contains(port) {
+                return Err(SpecError::SamePort { name: port.clone() });
+            }
+        }
+        if let Some(root) = &self.root {
+            check_name("root device", &root.device, "._-/")?;
+            check_name("root filesystem", &root.fstype, "._-")?;
+        }
+        Ok(())
+    }
+
+    fn validate_files(&self) -> Result<(), SpecError> {
+        let kernel = std::iter::once(("kernel", &self.kernel));
+        let initramfs = self.initramfs.iter().map(|path| ("initramfs", path));
+        let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
+        for (what, path) in kernel.chain(initramfs).chain(disks) {
+            let usable = fs_err::File::open(path).and_then(|file| file.metadata()).is_ok_and(|meta| !meta.is_dir());
+            if !usable {
+                return Err(SpecError::NoFile { what, path: path.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_name(what: &'static str, name: &str, also: &str) -> Result<(), SpecError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || also.contains(c);
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(allowed) || name.starts_with(['-', '.']) {
+        return Err(SpecError::Name { what, name: name.into() });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: HostLimits = HostLimits { cpus: 2, memory_mib: 4096 };
+
+    fn spec() -> VmSpec {
+        // Any file that is always there will do: validation looks at presence alone.
+        VmSpec::new("/proc/self/exe", "/proc/self/exe")
+    }
+
+    #[test]
+    fn an_ordinary_spec_is_valid() {
+        assert_eq!(spec().validate(HOST), Ok(()));
+    }
+
+    #[test]
+    fn memory_outside_of_the_host_is_refused_with_both_bounds_named() {
+        for memory_mib in [0, MEMORY_MIB_MIN - 1, 4097, 1 << 20, u64::MAX] {
+            let error = VmSpec { memory_mib, ..spec() }.validate(HOST).expect_err("out of bounds");
+            let words = error.to_string();
+            assert!(words.contains("64 MiB") && words.contains("4096 MiB"), "{words}");
+            assert!(words.contains(&memory_mib.to_string()), "{words}");
+        }
+        for memory_mib in [MEMORY_MIB_MIN, 4096] {
+            assert_eq!(VmSpec { memory_mib, ..spec() }.validate(HOST), Ok(()));
+        }
+    }
+
+    #[test]
+    fn no_cpus_and_too_many_are_refused() {
+        for cpus in [0, CPUS_MAX + 1, u32::MAX] {
+            let error = VmSpec { cpus, ..spec() }.validate(HOST).expect_err("out of bounds");
+            assert_eq!(error, SpecError::Cpus { cpus, max: 64, host: 2 });
+        }
+    }
+
+    #[test]
+    fn a_missing_kernel_is_named() {
+        let spec = VmSpec { kernel: "/nowhere/vmlinuz".into(), ..spec() };
+        let words = spec.validate(HOST).expect_err("not there").to_string();
+        assert!(words.contains("kernel") && words.contains("/nowhere/vmlinuz"), "{words}");
+    }
+
+    #[test]
+    fn names_that_would_break_a_command_line_are_refused() {
+        for name in ["", "a b", "a,b", "a=b", "../x", "a\n", "-x", &"x".repeat(65)] {
+            let module = VmSpec { modules: vec![name.into()], ..spec() };
+            assert!(matches!(module.validate(HOST), Err(SpecError::Name { .. })), "{name:?}");
+            let port = VmSpec { extra_ports: vec![name.into()], ..spec() };
+            assert!(matches!(port.validate(HOST), Err(SpecError::Name { .. })), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_can_be_there_once_only() {
+        for ports in [vec!["a", "a"], vec![AGENT_PORT]] {
+            let ports = ports.into_iter().map(str::to_owned).collect();
+            let spec = VmSpec { extra_ports: ports, ..spec() };
+            assert!(matches!(spec.validate(HOST), Err(SpecError::SamePort { .. })));
+        }
+    }
+
+    #[test]
+    fn the_command_line_ends_with_what_the_user_added() {
+        let spec = VmSpec {
+            cmdline: "quiet console=hvc0".into(),
+            cmdline_extra: vec!["panic=0".into()],
+            modules: vec!["erofs".into(), "overlay".into()],
+            root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into() }),
+            ..spec()
+        };
+        assert_eq!(
+            spec.kernel_cmdline(),
+            "quiet console=hvc0 panic=-1 kiln.modules=erofs,overlay kiln.root=/dev/vda:erofs panic=0"
+        );
+    }
+
+    #[test]
+    fn a_command_line_that_the_kernel_would_cut_is_refused() {
+        let long = VmSpec { cmdline: "x".repeat(CMDLINE_BYTES_MAX), ..spec() };
+        assert!(matches!(long.validate(HOST), Err(SpecError::Cmdline { .. })));
+        let newline = VmSpec { cmdline_extra: vec!["a\nb".into()], ..spec() };
+        assert!(matches!(newline.validate(HOST), Err(SpecError::Cmdline { .. })));
+    }
+}

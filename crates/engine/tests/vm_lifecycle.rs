@@ -1,0 +1,168 @@
+//! Real VMs under TCG: how they start, what they say, how they end.
+
+mod support;
+
+use std::time::Duration;
+
+use kiln_engine::{Engine as _, ExitReason, LaunchError, QemuEngine, SpecError, VmEvent, VmSpec};
+
+use support::{Lab, console_until, end, is_alive};
+
+#[tokio::test]
+async fn vm_that_powers_off_says_so_and_leaves_nothing() {
+    let lab = Lab::new();
+    let mut vm = lab.engine().launch(lab.spec("poweroff")).await.expect("starts");
+    let mut events = vm.take_events().expect("not taken");
+    assert_eq!(events.next().await, Some(VmEvent::Started { pid: vm.pid() }));
+    assert_eq!(lab.vms(), [vm.id().as_str()]);
+    let console = console_until(&mut events, "reboot: Power down").await;
+    assert!(console.contains("Linux version") && console.contains("kiln-agent: init"), "{console}");
+    let exit = end(&vm).await;
+    assert_eq!(exit.reason, ExitReason::GuestPoweredOff);
+    assert_eq!(lab.vms(), [""; 0]);
+    assert!(!is_alive(vm.pid()));
+    let mut last = None;
+    while let Some(event) = events.next().await {
+        last = Some(event);
+    }
+    assert_eq!(last, Some(VmEvent::Exited(exit)));
+}
+
+#[tokio::test]
+async fn vm_that_panics_says_so_and_its_last_lines_are_kept() {
+    let lab = Lab::new();
+    let vm = lab.engine().launch(lab.spec("panic")).await.expect("starts");
+    assert_eq!(end(&vm).await.reason, ExitReason::GuestPanicked);
+    let tail = vm.console_tail(100).join("\n");
+    assert!(tail.contains("Attempted to kill init"), "{tail}");
+}
+
+#[tokio::test]
+async fn vm_that_reboots_ends() {
+    let lab = Lab::new();
+    let vm = lab.engine().launch(lab.spec("reboot")).await.expect("starts");
+    assert_eq!(end(&vm).await.reason, ExitReason::GuestReset);
+}
+
+#[tokio::test]
+async fn vm_that_is_killed_leaves_nothing() {
+    let lab = Lab::new();
+    let mut vm = lab.engine().launch(lab.spec("idle")).await.expect("starts");
+    let mut events = vm.take_events().expect("not taken");
+    console_until(&mut events, "kiln-agent: init").await;
+    assert!(is_alive(vm.pid()));
+    assert_eq!(vm.kill().await.reason, ExitReason::Killed);
+    assert!(!is_alive(vm.pid()));
+    assert_eq!(lab.vms(), [""; 0]);
+    vm.link_stream().await.expect_err("its sockets are gone");
+}
+
+#[tokio::test]
+async fn vm_whose_handle_is_dropped_ends() {
+    let lab = Lab::new();
+    let mut vm = lab.engine().launch(lab.spec("idle")).await.expect("starts");
+    let mut events = vm.take_events().expect("not taken");
+    let pid = vm.pid();
+    drop(vm);
+    let last = async {
+        let mut last = None;
+        while let Some(event) = events.next().await {
+            last = Some(event);
+        }
+        last
+    };
+    let last = tokio::time::timeout(support::STEP_DEADLINE, last).await.expect("ends in time");
+    assert!(matches!(last, Some(VmEvent::Exited(exit)) if exit.reason == ExitReason::Killed));
+    assert!(!is_alive(pid));
+    assert_eq!(lab.vms(), [""; 0]);
+}
+
+#[test]
+fn vm_ends_with_its_runtime() {
+    let lab = Lab::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let vm = runtime.block_on(lab.engine().launch(lab.spec("idle"))).expect("starts");
+    drop(runtime);
+    assert!(!is_alive(vm.pid()));
+    assert_eq!(lab.vms(), [""; 0]);
+}
+
+#[tokio::test]
+async fn vm_prints_nothing_while_it_is_paused_and_goes_on_after() {
+    let lab = Lab::new();
+    let mut vm = lab.engine().launch(lab.spec("count")).await.expect("starts");
+    let mut events = vm.take_events().expect("not taken");
+    console_until(&mut events, "count 3").await;
+    vm.pause().await.expect("pauses");
+    let paused = async { while events.next().await.expect("it runs") != VmEvent::Paused {} };
+    tokio::time::timeout(support::STEP_DEADLINE, paused).await.expect("the event comes");
+    // What the guest had in flight is out before `stop` returns; from here on silence is the claim.
+    let quiet = tokio::time::timeout(Duration::from_millis(500), events.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    vm.resume().await.expect("resumes");
+    console_until(&mut events, "count ").await;
+}
+
+#[tokio::test]
+async fn vm_that_does_not_listen_to_its_power_button_is_killed_at_the_deadline() {
+    let lab = Lab::new();
+    let vm = lab.engine().launch(lab.spec("idle")).await.expect("starts");
+    assert_eq!(vm.shutdown(Duration::from_millis(200)).await.reason, ExitReason::Killed);
+    assert!(!is_alive(vm.pid()));
+}
+
+#[tokio::test]
+async fn vm_takes_connections_to_its_ports_from_the_start() {
+    let lab = Lab::new();
+    let spec = VmSpec { extra_ports: vec!["bench.0".into()], ..lab.spec("idle") };
+    let vm = lab.engine().launch(spec).await.expect("starts");
+    vm.link_stream().await.expect("connects");
+    vm.port_stream("bench.0").await.expect("connects");
+    let error = vm.port_stream("other").await.expect_err("there is none");
+    assert_eq!(error.to_string(), "the VM has no port `other`");
+}
+
+#[tokio::test]
+async fn vm_that_floods_a_console_nobody_reads_stays_in_hand() {
+    let lab = Lab::new();
+    let vm = lab.engine().launch(lab.spec("flood")).await.expect("starts");
+    let flooded = async {
+        while vm.console_bytes_dropped() == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(support::STEP_DEADLINE, flooded).await.expect("the queue fills");
+    vm.pause().await.expect("answers all the same");
+    assert!(vm.console_tail(1000).len() > 100);
+    vm.kill().await;
+}
+
+#[tokio::test]
+async fn vm_without_a_vmm_says_what_to_install() {
+    let lab = Lab::new();
+    let engine = QemuEngine::new(lab.home(), "/nowhere/qemu-system-x86_64");
+    let error = engine.launch(lab.spec("idle")).await.expect_err("there is none");
+    assert!(matches!(error, LaunchError::VmmMissing { .. }), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("apt-get install")), "{error:?}");
+    assert_eq!(lab.vms(), [""; 0]);
+}
+
+#[tokio::test]
+async fn vm_of_impossible_size_is_refused() {
+    let lab = Lab::new();
+    for memory_mib in [0, 1 << 20] {
+        let error = lab.engine().launch(VmSpec { memory_mib, ..lab.spec("idle") }).await.expect_err("refused");
+        assert!(matches!(error, LaunchError::Spec(SpecError::Memory { .. })), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn vm_with_a_kernel_that_is_none_says_what_the_vmm_said() {
+    let lab = Lab::new();
+    let garbage = lab.home().join("garbage");
+    std::fs::write(&garbage, [0x5a; 100]).expect("written");
+    let spec = VmSpec { kernel: garbage, ..lab.spec("idle") };
+    let error = lab.engine().launch(spec).await.expect_err("that is no kernel");
+    assert!(matches!(&error, LaunchError::VmmFailed { stderr, .. } if !stderr.is_empty()), "{error:?}");
+    assert_eq!(lab.vms(), [""; 0]);
+}
