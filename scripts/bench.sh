@@ -8,5 +8,6 @@ step "guest agent, static" build_static_agent
 step "image mini" build_test_image "$target_dir/release/kiln"
 
 mkdir -p docs/benchmarks
-KILN_HOME=$test_home "$target_dir/release/kiln" bench --all --agent "$static_agent" --save docs/benchmarks
+KILN_HOME=$test_home KILN_AGENT=$static_agent \
+    "$target_dir/release/kiln" bench --out "docs/benchmarks/$(date -u +%Y-%m-%d).json"
 cargo bench --locked --package kiln-wire

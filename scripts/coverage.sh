@@ -16,7 +16,7 @@ export RUSTFLAGS="-C instrument-coverage -C llvm-args=-runtime-counter-relocatio
 export LLVM_PROFILE_FILE="$CARGO_TARGET_DIR/build-scripts.profraw"
 step "kiln and the tests, instrumented" build_tests
 
-export LLVM_PROFILE_FILE="$profiles/%p-%m%c.profraw"
+export LLVM_PROFILE_FILE="$profiles/%m%c.profraw"
 export_test_environment "$CARGO_TARGET_DIR/debug/kiln" "$CARGO_TARGET_DIR/debug/kiln-agent"
 cargo nextest run --locked --workspace --profile quick "${nextest_voice[@]}" </dev/null
 
@@ -29,11 +29,11 @@ mapfile -t objects < <(LLVM_PROFILE_FILE=/dev/null programs | sed 's/^/--object=
 merge() { "$(llvm_tool llvm-profdata)" merge --sparse --failure-mode=all --output "$report/merged.profdata" "$profiles"; }
 export_lines() {
     "$(llvm_tool llvm-cov)" export --format=lcov --instr-profile "$report/merged.profdata" "${objects[@]}" \
-        "$root/crates" >"$report/lcov.info"
+        --sources "$root/crates" >"$report/lcov.info"
 }
 render() {
     "$(llvm_tool llvm-cov)" show --format=html --output-dir "$report" --instr-profile "$report/merged.profdata" \
-        "${objects[@]}" "$root/crates"
+        "${objects[@]}" --sources "$root/crates"
 }
 step "merge profiles" merge
 step "lines" export_lines
