@@ -1,34 +1,218 @@
-//! What this host can do, what is missing, and the command that gets it.
+//! What this host can do, what is missing, and the command that gets it: `kiln doctor`.
 
-use camino::{Utf8Path, Utf8PathBuf};
-use fs_err as fs;
+mod facts;
+mod tools;
 
-use crate::vm_spec::HostLimits;
+use camino::Utf8Path;
+use serde::Serialize;
 
-/// CPUs and memory of this host.
-pub fn limits() -> HostLimits {
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
-    HostLimits { cpus, memory_mib: memory_mib().unwrap_or(u64::MAX) }
+use crate::acceleration::{self, KvmState};
+use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
+use crate::vm_spec::{AccelerationRequest, VmSpec};
+
+pub use self::facts::{HostFacts, limits};
+pub use self::tools::{find_program, is_static};
+
+/// An image of kernel and initramfs needs about this much room while it is built.
+const FREE_MIB_WANTED: u64 = 512;
+/// Below this a guest of ordinary size does not fit beside its host.
+const MEMORY_MIB_WANTED: u64 = 1024;
+
+/// How good a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingStatus {
+    /// As it should be.
+    Ok,
+    /// Kiln works without it, though slower or with less.
+    Warn,
+    /// Kiln can't work without it.
+    Missing,
 }
 
-fn memory_mib() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024)
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostFinding {
+    /// What was looked at, such as `qemu`.
+    pub name: String,
+    /// How good it is.
+    pub status: FindingStatus,
+    /// What was found.
+    pub detail: String,
+    /// The command that helps, where there is one.
+    pub hint: Option<String>,
 }
 
-/// Where a program is: itself if it names a file, else the first of that name on `PATH`.
-pub fn find_program(name: &Utf8Path) -> Option<Utf8PathBuf> {
-    let executable =
-        |path: &Utf8Path| path.is_file() && rustix::fs::access(path.as_std_path(), rustix::fs::Access::EXEC_OK).is_ok();
-    if name.as_str().contains('/') {
-        return executable(name).then(|| name.to_owned());
+/// All that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostReport {
+    /// The machine.
+    pub facts: HostFacts,
+    /// What is known about KVM.
+    pub kvm: KvmState,
+    /// In the order to read them.
+    pub findings: Vec<HostFinding>,
+}
+
+impl HostReport {
+    /// Whether Kiln can run VMs here.
+    pub fn is_ready(&self) -> bool {
+        self.findings.iter().all(|finding| finding.status != FindingStatus::Missing)
     }
-    // Tools of the administrator are not on every user's PATH.
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    path.split(':')
-        .filter(|directory| !directory.is_empty())
-        .map(|directory| Utf8Path::new(directory).join(name))
-        .find(|path| executable(path))
+}
+
+/// Looks at this host. With a `guest` to boot, KVM is tried with it unless the answer is remembered; that may take
+/// [`PROBE_DEADLINE`](acceleration::PROBE_DEADLINE).
+pub async fn inspect(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
+    let engine = QemuEngine::find(home);
+    let (qemu, version) = match &engine {
+        Ok(engine) => (Some(engine.binary().to_owned()), engine.version().await),
+        Err(_) => (None, None),
+    };
+    let facts = HostFacts::collect(qemu, version);
+    let kvm = match (acceleration::open_kvm(), &engine, guest) {
+        (Err(state), _, _) => state,
+        (Ok(()), Ok(engine), Some(guest)) => {
+            let guest = VmSpec { acceleration: AccelerationRequest::Auto, ..guest.clone() };
+            acceleration::kvm_works(engine, &guest).await
+        }
+        (Ok(()), _, _) => KvmState::Opens,
+    };
+    let mut findings = vec![
+        qemu_finding(&facts),
+        kvm_finding(&kvm),
+        cpu_finding(&facts),
+        memory_finding(&facts),
+        kernel_finding(&facts),
+        tsc_finding(&facts),
+        home_finding(home),
+    ];
+    findings.extend(tools::findings());
+    HostReport { facts, kvm, findings }
+}
+
+impl HostFinding {
+    fn new(name: &str, status: FindingStatus, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), status, detail: detail.into(), hint: None }
+    }
+
+    fn hint(self, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        Self { hint: (!hint.is_empty()).then_some(hint), ..self }
+    }
+}
+
+fn qemu_finding(facts: &HostFacts) -> HostFinding {
+    let finding = |status, detail: String| HostFinding::new("qemu", status, detail);
+    match (&facts.qemu, facts.qemu_version) {
+        (Some(path), Some(version)) => finding(FindingStatus::Ok, format!("{version} at {path}")),
+        (Some(path), None) => finding(FindingStatus::Warn, format!("{path} does not say its version")),
+        (None, _) => {
+            let named = std::env::var(QEMU_VARIABLE).map(|path| format!("`{path}` (from {QEMU_VARIABLE})"));
+            let what = named.unwrap_or_else(|_| format!("`{QEMU_PROGRAM}`"));
+            finding(FindingStatus::Missing, format!("{what} was not found"))
+                .hint("apt-get install --no-install-recommends qemu-system-x86")
+        }
+    }
+}
+
+fn kvm_finding(kvm: &KvmState) -> HostFinding {
+    let status = match kvm {
+        KvmState::Works | KvmState::Opens => FindingStatus::Ok,
+        KvmState::Missing | KvmState::Denied | KvmState::Unusable { .. } | KvmState::Lies { .. } => FindingStatus::Warn,
+    };
+    let detail = match status {
+        FindingStatus::Ok => kvm.reason(),
+        FindingStatus::Warn | FindingStatus::Missing => format!("{}; VMs run under TCG, slower", kvm.reason()),
+    };
+    HostFinding::new("kvm", status, detail).hint(kvm.hint())
+}
+
+fn cpu_finding(facts: &HostFacts) -> HostFinding {
+    let detail = format!("{} × {}", facts.cpus, facts.cpu_model);
+    if facts.architecture == "x86_64" {
+        HostFinding::new("cpu", FindingStatus::Ok, detail)
+    } else {
+        HostFinding::new("cpu", FindingStatus::Missing, format!("{detail}; Kiln's guests are x86_64 alone"))
+    }
+}
+
+fn memory_finding(facts: &HostFacts) -> HostFinding {
+    let detail = format!("{} MiB, {} MiB of it free", facts.memory_mib, facts.memory_available_mib);
+    let status = if facts.memory_available_mib < MEMORY_MIB_WANTED { FindingStatus::Warn } else { FindingStatus::Ok };
+    HostFinding::new("memory", status, detail)
+}
+
+fn kernel_finding(facts: &HostFacts) -> HostFinding {
+    HostFinding::new("kernel", FindingStatus::Ok, facts.kernel.clone())
+}
+
+fn tsc_finding(facts: &HostFacts) -> HostFinding {
+    let source = &facts.clocksource;
+    let stable = if facts.stable_tsc { "stable" } else { "not stable" };
+    HostFinding::new("tsc", FindingStatus::Ok, format!("{stable}, the host's clock is `{source}`"))
+}
+
+fn home_finding(home: &Utf8Path) -> HostFinding {
+    let finding = |status, detail: String| HostFinding::new("home", status, detail);
+    // The home is made when it is first used: until then, what counts is where it will be.
+    let Some(existing) = home.ancestors().find(|path| path.is_dir()) else {
+        return finding(FindingStatus::Missing, format!("`{home}` is on no directory"));
+    };
+    let writable = rustix::fs::access(existing.as_std_path(), rustix::fs::Access::WRITE_OK).is_ok();
+    if !writable {
+        let detail = format!("this user may not write to `{existing}`");
+        return finding(FindingStatus::Missing, detail).hint("export KILN_HOME=/a/directory/of/yours");
+    }
+    match facts::free_mib(existing) {
+        Some(free_mib) if free_mib < FREE_MIB_WANTED => {
+            let detail = format!("`{home}` has {free_mib} MiB free, an image needs {FREE_MIB_WANTED} MiB");
+            finding(FindingStatus::Warn, detail)
+        }
+        Some(free_mib) => finding(FindingStatus::Ok, format!("`{home}`, {free_mib} MiB free")),
+        None => finding(FindingStatus::Ok, format!("`{home}`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_finding_that_is_missing_says_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let home = Utf8Path::from_path(directory.path()).expect("UTF-8");
+        let report = inspect(home, None).await;
+        for finding in &report.findings {
+            assert!(!finding.detail.is_empty(), "{finding:?}");
+            assert!(finding.status != FindingStatus::Missing || finding.hint.is_some(), "{finding:?}");
+        }
+        let names: Vec<_> = report.findings.iter().map(|finding| finding.name.as_str()).collect();
+        for name in ["qemu", "kvm", "cpu", "memory", "kernel", "home", "dpkg-deb", "busybox-static"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
+        assert!(fs_err::read_dir(home).expect("lists").next().is_none(), "looking changes nothing");
+    }
+
+    #[test]
+    fn a_home_that_is_not_there_yet_is_judged_by_its_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let home = Utf8Path::from_path(directory.path()).expect("UTF-8").join("a/b/c");
+        let finding = home_finding(&home);
+        assert_ne!(finding.status, FindingStatus::Missing, "{finding:?}");
+        assert!(finding.detail.contains(home.as_str()), "{finding:?}");
+    }
+
+    #[test]
+    fn only_what_is_missing_keeps_a_host_from_being_ready() {
+        let facts = HostFacts::collect(None, None);
+        let finding = |status| HostFinding::new("x", status, "y");
+        let report = |status| HostReport {
+            facts: facts.clone(),
+            kvm: KvmState::Missing,
+            findings: vec![finding(FindingStatus::Ok), finding(status)],
+        };
+        assert!(report(FindingStatus::Warn).is_ready());
+        assert!(!report(FindingStatus::Missing).is_ready());
+    }
 }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use camino::Utf8PathBuf;
 use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
@@ -114,6 +114,8 @@ fn become_child(parent: u32, keep: &[OwnedFd]) -> io::Result<()> {
     if rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get().cast_unsigned() != parent) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
+    // A crashed VMM would leave its guest's memory, secrets and all, in a core file.
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     for fd in keep {
         rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
     }

@@ -192,7 +192,7 @@ impl VmSpec {
             let problem = format!("is {} bytes long, at most {CMDLINE_BYTES_MAX} are read", cmdline.len());
             return Err(SpecError::Cmdline { problem });
         }
-        match cmdline.bytes().find(|byte| byte.is_ascii_control()) {
+        match cmdline.bytes().find(u8::is_ascii_control) {
             Some(byte) => Err(SpecError::Cmdline { problem: format!("has the control byte {byte:#04x}") }),
             None => Ok(()),
         }

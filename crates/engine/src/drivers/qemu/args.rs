@@ -138,6 +138,7 @@ fn absolute(path: &Utf8Path) -> String {
     if path.is_absolute() { path.to_string() } else { format!("./{path}") }
 }
 
+#[derive(Clone, Copy)]
 enum Wait {
     Yes,
     No,
@@ -179,7 +180,7 @@ mod tests {
 
     fn line(spec: &VmSpec, facts: &Facts) -> String {
         let sockets = Sockets { monitor: 10, console: 11, agent: 12, extra: vec![13, 14] };
-        let words: Vec<_> = arguments(spec, facts, &sockets).into_iter().map(|word| word.into_string()).collect();
+        let words: Vec<_> = arguments(spec, facts, &sockets).into_iter().map(OsString::into_string).collect();
         words.into_iter().collect::<Result<Vec<_>, _>>().expect("UTF-8").join(" ")
     }
 

@@ -11,7 +11,7 @@ mod qmp;
 mod version;
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -229,7 +229,7 @@ impl HostSide {
             monitor: monitor.as_raw_fd(),
             console: console.as_raw_fd(),
             agent: agent.as_raw_fd(),
-            extra: extra.iter().map(|listener| listener.as_raw_fd()).collect(),
+            extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
         };
         let listeners = [monitor, console, agent].into_iter().chain(extra).map(OwnedFd::from).collect();
         let (monitor, console) = (connect(&directory, "monitor")?, connect(&directory, "console")?);

@@ -1,0 +1,150 @@
+//! Programs of this host that Kiln uses, and how to get them.
+
+use std::io::Read as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+
+use super::{FindingStatus, HostFinding};
+
+/// A program to look for.
+struct Tool {
+    name: &'static str,
+    package: &'static str,
+    /// What it is used for.
+    purpose: &'static str,
+    /// How bad it is when it is not there.
+    absent: FindingStatus,
+}
+
+const TOOLS: [Tool; 4] = [
+    Tool {
+        name: "dpkg-deb",
+        package: "dpkg",
+        purpose: "unpacks the guest kernel's package",
+        absent: FindingStatus::Missing,
+    },
+    Tool {
+        name: "apt-get",
+        package: "apt",
+        purpose: "fetches the guest kernel's package",
+        absent: FindingStatus::Warn,
+    },
+    Tool {
+        name: "mkfs.erofs",
+        package: "erofs-utils",
+        purpose: "makes read-only root disks",
+        absent: FindingStatus::Warn,
+    },
+    Tool { name: "qemu-img", package: "qemu-utils", purpose: "makes and converts disks", absent: FindingStatus::Warn },
+];
+/// Debian's static busybox has the name of the other one.
+const BUSYBOX: &str = "busybox";
+/// Identification, class and byte order of a little-endian 64-bit ELF file (elf(5)).
+const ELF64_LITTLE_ENDIAN: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
+/// The program header that names a dynamic loader.
+const PT_INTERP: u32 = 3;
+/// The headers of a program stand at its start.
+const ELF_HEAD_BYTES: u64 = 4096;
+
+/// Where a program is: itself if it names a file, else the first of that name on `PATH`.
+pub fn find_program(name: &Utf8Path) -> Option<Utf8PathBuf> {
+    if name.as_str().contains('/') {
+        return is_executable(name).then(|| name.to_owned());
+    }
+    // Tools of the administrator are not on every user's PATH.
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let directories = path.split(':').filter(|directory| !directory.is_empty());
+    directories.map(|directory| Utf8Path::new(directory).join(name)).find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Utf8Path) -> bool {
+    path.is_file() && rustix::fs::access(path.as_std_path(), rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Whether a program needs no dynamic loader, and so runs in a guest that has no libraries.
+pub fn is_static(program: &Utf8Path) -> bool {
+    let mut head = Vec::new();
+    let read = fs::File::open(program).and_then(|file| file.take(ELF_HEAD_BYTES).read_to_end(&mut head));
+    read.is_ok() && needs_loader(&head) == Some(false)
+}
+
+/// `None` for what is no program.
+fn needs_loader(head: &[u8]) -> Option<bool> {
+    let u16_at = |offset: usize| Some(u16::from_le_bytes(head.get(offset..offset + 2)?.try_into().ok()?));
+    if !head.starts_with(&ELF64_LITTLE_ENDIAN) {
+        return None;
+    }
+    let table = usize::try_from(u64::from_le_bytes(head.get(32..40)?.try_into().ok()?)).ok()?;
+    let (size, count) = (usize::from(u16_at(54)?), usize::from(u16_at(56)?));
+    let mut needs = false;
+    for index in 0..count {
+        let start = table.checked_add(index * size)?;
+        let kind = head.get(start..start.checked_add(4)?)?;
+        needs |= kind == PT_INTERP.to_le_bytes();
+    }
+    Some(needs)
+}
+
+pub(super) fn findings() -> Vec<HostFinding> {
+    TOOLS.iter().map(tool_finding).chain([busybox_finding()]).collect()
+}
+
+fn tool_finding(tool: &Tool) -> HostFinding {
+    match find_program(Utf8Path::new(tool.name)) {
+        Some(path) => HostFinding::new(tool.name, FindingStatus::Ok, format!("{path} {}", tool.purpose)),
+        None => {
+            let finding = HostFinding::new(tool.name, tool.absent, format!("not found; it {}", tool.purpose));
+            finding.hint(format!("apt-get install --no-install-recommends {}", tool.package))
+        }
+    }
+}
+
+fn busybox_finding() -> HostFinding {
+    let finding = |status, detail| HostFinding::new("busybox-static", status, detail);
+    let (status, detail) = match find_program(Utf8Path::new(BUSYBOX)) {
+        Some(path) if is_static(&path) => return finding(FindingStatus::Ok, format!("{path} goes into guests")),
+        Some(path) => (FindingStatus::Missing, format!("{path} needs a dynamic loader, which guests don't have")),
+        None => (FindingStatus::Missing, "not found; it goes into guests".into()),
+    };
+    finding(status, detail).hint("apt-get install --no-install-recommends busybox-static")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_by_name_and_by_path() {
+        let shell = find_program(Utf8Path::new("sh")).expect("there is a shell");
+        assert_eq!(find_program(&shell), Some(shell));
+        for none in ["no-such-program-anywhere", "/nowhere/sh", "/etc/passwd", "/tmp"] {
+            assert_eq!(find_program(Utf8Path::new(none)), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_program_with_a_loader_is_not_static() {
+        let mut program = vec![0; 120];
+        program[..6].copy_from_slice(&ELF64_LITTLE_ENDIAN);
+        program[32] = 64;
+        program[54] = 56;
+        program[56] = 1;
+        program[64] = 1;
+        assert_eq!(needs_loader(&program), Some(false));
+        program[64] = 3;
+        assert_eq!(needs_loader(&program), Some(true));
+        assert!(!is_static(&find_program(Utf8Path::new("sh")).expect("there is a shell")));
+    }
+
+    #[test]
+    fn what_is_no_program_is_not_static() {
+        let mut lies = vec![0; 120];
+        lies[..6].copy_from_slice(&ELF64_LITTLE_ENDIAN);
+        lies[32..40].copy_from_slice(&[0xff; 8]);
+        lies[56] = 1;
+        assert_eq!(needs_loader(&lies), None);
+        assert_eq!(needs_loader(b"#!/bin/sh"), None);
+        assert!(!is_static(Utf8Path::new("/etc/passwd")));
+    }
+}

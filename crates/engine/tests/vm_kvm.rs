@@ -1,0 +1,41 @@
+//! Which acceleration a VM gets on a host whose `/dev/kvm` may be missing, working, or lying.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use kiln_engine::acceleration::{KvmState, PROBE_DEADLINE, kvm_works, open_kvm};
+use kiln_engine::{Acceleration, AccelerationRequest, Engine as _, VmSpec};
+
+use support::{Lab, console_until};
+
+/// Starting and ending the probe guest, beside its own deadline.
+const AROUND_THE_PROBE: Duration = Duration::from_secs(20);
+/// An answer from memory costs a hash of the kernel.
+const REMEMBERED: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn vm_of_automatic_acceleration_boots_whatever_kvm_is_and_the_answer_is_remembered() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let spec = VmSpec { acceleration: AccelerationRequest::Auto, ..lab.spec("idle") };
+    let started = Instant::now();
+    // Two at once: one probes, the other waits for its answer.
+    let (state, same) = tokio::join!(kvm_works(&engine, &spec), kvm_works(&engine, &spec));
+    let probed = started.elapsed();
+    eprintln!("{state:?} within {probed:?}");
+    assert_eq!(state, same);
+    assert!(probed < PROBE_DEADLINE + AROUND_THE_PROBE, "{probed:?}");
+    assert_ne!(state, KvmState::Opens, "a probe decides");
+    assert_eq!(open_kvm().is_ok(), matches!(state, KvmState::Works | KvmState::Lies { .. }));
+
+    let started = Instant::now();
+    assert_eq!(kvm_works(&engine, &spec).await, state);
+    assert!(started.elapsed() < REMEMBERED, "{:?}", started.elapsed());
+
+    let mut vm = engine.launch(spec).await.expect("starts");
+    let expected = if state.works() { Acceleration::Kvm } else { Acceleration::Tcg };
+    assert_eq!(vm.acceleration(), expected);
+    let mut events = vm.take_events().expect("not taken");
+    console_until(&mut events, "kiln-agent: init").await;
+}
