@@ -1,0 +1,84 @@
+//! The fake engine against the real agent: what stands in for VMs in the tests of everything above the engine.
+
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use kiln_engine::link::{GuestLink, LinkOptions};
+use kiln_engine::{
+    Acceleration, ControlError, Disk, DiskFormat, Engine as _, ExitReason, FakeEngine, LaunchError, VmEvent, VmSpec,
+};
+
+/// No step of these tests takes this long, unless it hangs.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Lab {
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn home(&self) -> &Utf8Path {
+        Utf8Path::from_path(self.directory.path()).expect("UTF-8")
+    }
+
+    fn engine(&self) -> FakeEngine {
+        FakeEngine::new(self.home(), agent())
+    }
+}
+
+/// `KILN_AGENT_BIN`, else the static agent of this workspace.
+fn agent() -> Utf8PathBuf {
+    let built = || {
+        let exe = Utf8PathBuf::try_from(std::env::current_exe().expect("this binary")).expect("UTF-8");
+        // <target>/<profile>/deps/<test>
+        let target = exe.ancestors().nth(3).expect("tests run from a target directory").to_owned();
+        target.join("x86_64-unknown-linux-gnu/agent/kiln-agent")
+    };
+    let path = std::env::var("KILN_AGENT_BIN").map_or_else(|_| built(), Utf8PathBuf::from);
+    assert!(path.is_file(), "`{path}` is not there: `scripts/build.sh` builds it, or KILN_AGENT_BIN names another");
+    path
+}
+
+fn spec() -> VmSpec {
+    VmSpec::new("/unused", "/unused")
+}
+
+#[tokio::test]
+async fn a_fake_guest_serves_links_one_after_the_other_and_ends_when_told() {
+    let lab = Lab::new();
+    let mut guest = lab.engine().launch(spec()).await.expect("starts");
+    let mut events = guest.take_events().expect("not taken");
+    assert_eq!(events.next().await, Some(VmEvent::Started { pid: guest.pid() }));
+    assert_eq!(guest.acceleration(), Acceleration::Native);
+    for _ in 0..2 {
+        let stream = guest.link_stream().await.expect("connects");
+        GuestLink::connect(stream, LinkOptions::unix_socket(DEADLINE)).await.expect("the agent greets");
+    }
+    assert!(matches!(guest.pause().await, Err(ControlError::Unsupported)));
+    let exit = guest.shutdown(DEADLINE).await;
+    assert_eq!(exit.reason, ExitReason::Killed);
+    assert!(!guest.dir().exists());
+}
+
+#[tokio::test]
+async fn a_fake_guest_has_no_disks_and_says_so() {
+    let lab = Lab::new();
+    let disk = Disk { path: "/dev/null".into(), format: DiskFormat::Raw, read_only: true };
+    let error = lab.engine().launch(VmSpec { disks: vec![disk], ..spec() }).await.expect_err("has none");
+    assert!(matches!(error, LaunchError::Unsupported { what: "disks", .. }), "{error:?}");
+    let capabilities = lab.engine().capabilities();
+    assert!(!capabilities.kernel && !capabilities.console && !capabilities.pause && !capabilities.disks);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_none_is_an_error_and_leaves_nothing() {
+    let lab = Lab::new();
+    let error = FakeEngine::new(lab.home(), "/bin/false").launch(spec()).await.expect_err("does not listen");
+    assert!(matches!(error, LaunchError::VmmFailed { .. }), "{error:?}");
+    assert!(
+        !lab.home().join("vms").read_dir_utf8().expect("lists").any(|entry| { entry.expect("lists").path().is_dir() })
+    );
+}
