@@ -1,1 +1,52 @@
-//! detect
+//! Console bytes in, findings out: what went wrong in a guest kernel, from nothing but its serial console.
+//!
+//! ```text
+//!   console bytes ── Lines ──▶ text ── ConsoleLine ──▶ Scanner ──▶ Finding
+//!                    (bounded)  (+ time, passed in)     (push, pending, finish)
+//! ```
+//!
+//! Nothing here does I/O, reads a clock or waits. The same code serves a live console and a log saved years ago, so a
+//! crash that was missed becomes a fixture.
+//!
+//! ```
+//! use std::time::Duration;
+//! use kiln_detect::{ConsoleLine, Lines, Scanner, Severity};
+//!
+//! let mut lines = Lines::new();
+//! let mut scanner = Scanner::new();
+//! let mut findings = Vec::new();
+//! for text in lines.push(b"[    1.200000] boot\r\n[    4.500000] Kernel panic - not syncing: No working init found.\r\n") {
+//!     findings.extend(scanner.push(&ConsoleLine { text, at: Duration::from_secs(5) }));
+//! }
+//! findings.extend(scanner.finish());
+//!
+//! assert_eq!(findings[0].title, "kernel panic: No working init found.");
+//! assert_eq!(findings[0].severity, Severity::Fatal);
+//! ```
+//!
+//! # Whose words are these?
+//! A serial console carries the kernel's lines and whatever programs print, and nothing on it says which is which.
+//! What can be told apart is told apart by the kernel's time stamp (`[   12.345678]`):
+//!
+//! - Until a stamped line has been seen, every line is taken for the kernel's (`printk.time=0`, old logs).
+//! - From the first stamped line on, only stamped text counts. A program that prints "Kernel panic" is not believed.
+//! - A stamp may follow other text on its row, since programs leave rows unfinished (a shell prompt, say). What stands
+//!   before it is not the kernel's.
+//!
+//! A program that writes to `/dev/kmsg`, or that prints a stamp itself, cannot be told from the kernel here; both need
+//! a guest that means to mislead.
+#![forbid(unsafe_code)]
+
+mod console;
+mod finding;
+mod frames;
+mod lines;
+mod pattern;
+mod report;
+mod scanner;
+mod signatures;
+
+pub use console::{Caller, ConsoleLine, KernelLine};
+pub use finding::{EXTRACT_LINES_MAX, Finding, Kind, Severity};
+pub use lines::{LINE_BYTES_MAX, Lines};
+pub use scanner::{OPEN_REPORTS_MAX, REPORT_LINES_MAX, REPORT_QUIET, Scanner};

@@ -1,0 +1,216 @@
+//! Console bytes to lines of text that are safe to store, search and show.
+//!
+//! A console is written by a guest that may be hostile or merely broken: it may never send a newline, send bytes that
+//! are no UTF-8, or steer the terminal of whoever reads its log. So lines are bounded, decoded lossily, and stripped of
+//! escape sequences and control characters.
+
+/// A row longer than this is handed out in pieces of this size.
+///
+/// The kernel's own records end at about 1 KiB; the rest of the room is for programs.
+pub const LINE_BYTES_MAX: usize = 4096;
+
+/// The longest UTF-8 sequence less one: how far a cut moves back so as not to split a character.
+const UTF8_TAIL_BYTES_MAX: usize = 3;
+
+/// Splits console bytes into lines, however the bytes were cut on their way.
+///
+/// Both LF and CR end a row, so a progress bar that redraws itself with CR becomes rows rather than one that grows;
+/// CRLF, and the CRCRLF that a terminal makes of it, end one row.
+///
+/// ```
+/// let mut lines = kiln_detect::Lines::new();
+/// assert_eq!(lines.push(b"\x1b[1mLinux\x1b[0m ver"), Vec::<String>::new());
+/// assert_eq!(lines.push(b"sion 6\r\n\r\n# "), ["Linux version 6", ""]);
+/// assert_eq!(lines.finish().as_deref(), Some("# "));
+/// ```
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// The row so far, as it came; never longer than [`LINE_BYTES_MAX`].
+    row: Vec<u8>,
+    /// The last byte was a CR, so a row end that follows with nothing between is the same row's.
+    after_carriage_return: bool,
+}
+
+impl Lines {
+    /// Starts with an empty row.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes bytes as they came from the console and returns the rows they complete.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut done = Vec::new();
+        for &byte in bytes {
+            match byte {
+                b'\r' | b'\n' => {
+                    if !self.row.is_empty() || (byte == b'\n' && !self.after_carriage_return) {
+                        done.push(clean(&self.row));
+                        self.row.clear();
+                    }
+                    self.after_carriage_return = byte == b'\r';
+                }
+                _ => {
+                    self.after_carriage_return = false;
+                    self.row.push(byte);
+                    if self.row.len() == LINE_BYTES_MAX {
+                        done.push(self.take_piece());
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// The row that was begun and not ended, without ending it: a prompt, or the last words of a dead machine.
+    #[must_use]
+    pub fn partial(&self) -> Option<String> {
+        (!self.row.is_empty()).then(|| clean(&self.row))
+    }
+
+    /// The console is closed: returns the row that has no end, if there is one.
+    pub fn finish(&mut self) -> Option<String> {
+        let last = self.partial();
+        *self = Self::default();
+        last
+    }
+
+    /// Cuts a full row where no character is split; the start of the next character stays for the next piece.
+    fn take_piece(&mut self) -> String {
+        let cut = (self.row.len() - UTF8_TAIL_BYTES_MAX..self.row.len())
+            .find(|&start| character_runs_past(&self.row[start..]))
+            .unwrap_or(self.row.len());
+        let piece = clean(&self.row[..cut]);
+        self.row.drain(..cut);
+        piece
+    }
+}
+
+/// Whether `bytes` begin a UTF-8 character that needs more bytes than there are.
+fn character_runs_past(bytes: &[u8]) -> bool {
+    let needed = match bytes[0] {
+        0xC2..=0xDF => 2,
+        0xE0..=0xEF => 3,
+        0xF0..=0xF4 => 4,
+        _ => return false,
+    };
+    needed > bytes.len()
+}
+
+/// Decodes a row: UTF-8 with U+FFFD for what is none, no escape sequences, no control characters but tabs.
+fn clean(row: &[u8]) -> String {
+    let text = String::from_utf8_lossy(row);
+    if !text.chars().any(char::is_control) {
+        return text.into_owned();
+    }
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text.as_ref();
+    while let Some(next) = rest.chars().next() {
+        let after = &rest[next.len_utf8()..];
+        rest = if next == '\x1b' {
+            // A sequence that does not end within its row loses only its ESC: a program must not be able to hide what
+            // the kernel prints after it.
+            &after[escape_length(after).unwrap_or(0)..]
+        } else {
+            if !next.is_control() || next == '\t' {
+                kept.push(next);
+            }
+            after
+        };
+    }
+    kept
+}
+
+/// How many bytes after an ESC belong to its sequence (ECMA-48, and the OSC strings of xterm); `None` without an end.
+fn escape_length(after: &str) -> Option<usize> {
+    match after.as_bytes().first()? {
+        b'[' => {
+            let is_final = |byte: &u8| (0x40..=0x7E).contains(byte);
+            let end = after.bytes().skip(1).position(|byte| is_final(&byte) || !(0x20..=0x3F).contains(&byte))? + 1;
+            is_final(&after.as_bytes()[end]).then_some(end + 1)
+        }
+        b']' | b'P' | b'X' | b'^' | b'_' => {
+            let bell = after.find('\x07').map(|end| end + 1);
+            let terminator = after.find("\x1b\\").map(|end| end + 2);
+            bell.into_iter().chain(terminator).min()
+        }
+        // Two-byte sequences with an intermediate, such as the choice of a character set.
+        b' '..=b'/' => (after.len() >= 2 && after.is_char_boundary(2)).then_some(2),
+        b'0'..=b'~' => Some(1),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines_of(bytes: &[u8]) -> Vec<String> {
+        let mut lines = Lines::new();
+        let mut all = lines.push(bytes);
+        all.extend(lines.finish());
+        all
+    }
+
+    #[test]
+    fn every_way_to_end_a_row_ends_one_row() {
+        assert_eq!(lines_of(b"a\nb\r\nc\r\r\nd\re\n\nf"), ["a", "b", "c", "d", "e", "", "f"]);
+    }
+
+    #[test]
+    fn an_empty_row_is_kept_and_a_doubled_end_is_not() {
+        assert_eq!(lines_of(b"\r\n\r\n"), [""; 0].to_vec());
+        assert_eq!(lines_of(b"\n\n"), ["", ""]);
+    }
+
+    #[test]
+    fn a_row_without_end_comes_in_pieces_and_holds_no_more_than_the_bound() {
+        let mut lines = Lines::new();
+        let pieces = lines.push(&vec![b'x'; 3 * LINE_BYTES_MAX + 5]);
+        assert_eq!(pieces.iter().map(String::len).collect::<Vec<_>>(), [LINE_BYTES_MAX; 3]);
+        assert_eq!(lines.finish().as_deref(), Some("xxxxx"));
+    }
+
+    #[test]
+    fn a_cut_row_splits_no_character() {
+        let mut row = vec![b'x'; LINE_BYTES_MAX - 2];
+        row.extend("€uro".as_bytes());
+        let pieces = lines_of(&row);
+        assert_eq!(pieces[0].len(), LINE_BYTES_MAX - 2);
+        assert_eq!(pieces[1], "€uro");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_become_replacement_characters() {
+        assert_eq!(lines_of(b"a\xff\xfeb\xc3\n"), ["a\u{fffd}\u{fffd}b\u{fffd}"]);
+    }
+
+    #[test]
+    fn colours_titles_and_cursor_moves_vanish() {
+        assert_eq!(
+            lines_of(b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07on \x1b(B\x1b7\x1b[2J\tblue\x1bPx\x1b\\!\n"),
+            ["red on \tblue!"]
+        );
+    }
+
+    #[test]
+    fn control_characters_cannot_reach_the_terminal_of_the_reader() {
+        assert_eq!(lines_of("a\x08\x07\0\u{9b}31mb\x7f\n".as_bytes()), ["a31mb"]);
+    }
+
+    #[test]
+    fn a_sequence_without_end_hides_nothing_that_follows() {
+        assert_eq!(lines_of(b"\x1b]2;[    1.000000] Kernel panic\n"), ["]2;[    1.000000] Kernel panic"]);
+        assert_eq!(lines_of(b"\x1b[12\x1b[0m\x1b[\xc3\xa9\x1b\n"), ["[12[\u{e9}"]);
+        assert_eq!(lines_of("\x1b(é \x1b".as_bytes()), ["(é "]);
+    }
+
+    #[test]
+    fn the_begun_row_can_be_seen_before_it_ends() {
+        let mut lines = Lines::new();
+        assert_eq!(lines.partial(), None);
+        assert!(lines.push(b"login: ").is_empty());
+        assert_eq!(lines.partial().as_deref(), Some("login: "));
+        assert_eq!(lines.push(b"root\n"), ["login: root"]);
+    }
+}

@@ -1,0 +1,194 @@
+//! The scanner: kernel lines to findings, as they come.
+//!
+//! ```text
+//!                heading                        lines of the same caller
+//!   (nothing) ────────────▶ open report ──────────────────────────────────▶ (itself)
+//!                               │  end of trace · next heading · quiet · too long · reboot · finish
+//!                               ▼
+//!                            finding ──▶ ready, handed out one a push
+//! ```
+//! Each caller that the kernel names (`T123`, `C0`) has its own open report, which is how interleaved CPUs are kept
+//! apart; without caller tags there is one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::console::{Caller, ConsoleLine, KernelLine};
+use crate::finding::{Finding, Kind, Severity};
+use crate::pattern;
+use crate::report::Report;
+use crate::signatures::{self, Role, Signature};
+
+/// Reports that may be open at once; the oldest is closed for a new one.
+pub const OPEN_REPORTS_MAX: usize = 8;
+
+/// A report is complete after this many lines, whatever they say.
+pub const REPORT_LINES_MAX: usize = 400;
+
+/// A report is complete when its caller has said nothing for so long.
+pub const REPORT_QUIET: Duration = Duration::from_secs(10);
+
+/// Findings that wait to be handed out. A row can complete several reports, but only a hostile guest more than a few.
+const READY_MAX: usize = 32;
+
+/// The clock of a boot that has long reached its programs, should it not have said so.
+const BOOTED_FOR_SURE: Duration = Duration::from_secs(30);
+
+/// A boot console that stays on repeats the log once, banner and all; more banners are boots.
+const BANNERS_OF_A_BOOT_MAX: usize = 2;
+
+/// Finds the reports in the lines of one console.
+///
+/// The same report comes up as often as the kernel prints it: a task that hangs is a finding every two minutes. Who
+/// keeps findings tells them apart by title.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    open: Vec<Report>,
+    ready: VecDeque<Finding>,
+    boot: Boot,
+    /// The kernel stamps its lines, so what has no stamp is not the kernel's.
+    stamped: bool,
+}
+
+/// What is known of the boot that goes on.
+#[derive(Debug, Default)]
+struct Boot {
+    banners: usize,
+    reached_user_space: bool,
+    /// Somebody asked for the restart that comes.
+    orderly: bool,
+    /// A finding has said why the machine will stop.
+    fatal: bool,
+}
+
+impl Scanner {
+    /// Starts without having seen a line.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes a row of the console. Returns a finding if a report is complete, one for each push at most.
+    pub fn push(&mut self, row: &ConsoleLine) -> Option<Finding> {
+        self.close_if(|report| report.last + REPORT_QUIET < row.at);
+        for line in KernelLine::split(&row.text) {
+            self.stamped |= line.stamp.is_some();
+            if line.stamp.is_some() || !self.stamped {
+                self.take(&line, row.at);
+            } else {
+                // Programs print, so there are programs.
+                self.boot.reached_user_space |= self.boot.banners > 0 && !line.text.trim().is_empty();
+            }
+        }
+        self.ready.pop_front()
+    }
+
+    /// The worst of what is known and not handed out, complete or not: for when the machine is gone.
+    #[must_use]
+    pub fn pending(&self) -> Option<Finding> {
+        let open = self.open.iter().map(Report::finding);
+        let mut all: Vec<Finding> = self.ready.iter().cloned().chain(open).collect();
+        all.sort_by_key(|finding| (std::cmp::Reverse(finding.severity), finding.at));
+        all.into_iter().next()
+    }
+
+    /// The console is closed: returns all that was not handed out, in the order in which it began.
+    pub fn finish(&mut self) -> Vec<Finding> {
+        self.close_if(|_| true);
+        let mut rest: Vec<Finding> = std::mem::take(self).ready.into();
+        rest.sort_by_key(|finding| finding.at);
+        rest
+    }
+
+    fn take(&mut self, line: &KernelLine<'_>, at: Duration) {
+        self.follow_boot(line, at);
+        let heading = signatures::SIGNATURES
+            .iter()
+            .find_map(|signature| pattern::find(signature.heading, line.text).map(|holes| (signature, holes)));
+        let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
+        let index = match (mine, heading) {
+            (Some(index), None) => index,
+            (None, None) => return,
+            (Some(index), Some((signature, _))) if self.open[index].continues_with(signature) => {
+                self.open[index].deepen(signature);
+                index
+            }
+            (_, Some((signature, _))) if signature.role == Role::Consequence && self.boot.fatal => return,
+            (mine, Some((signature, holes))) => {
+                if let Some(index) = mine.filter(|_| signature.role != Role::Line) {
+                    self.open[index].interrupt();
+                    self.close(index);
+                }
+                if self.open.len() == OPEN_REPORTS_MAX {
+                    self.close(0);
+                }
+                self.open.push(Report::new(signature, &holes, line.caller, at));
+                self.open.len() - 1
+            }
+        };
+        let complete = self.open[index].push(line.text, at);
+        if complete || self.open[index].lines >= REPORT_LINES_MAX {
+            self.close(index);
+        }
+    }
+
+    /// The open report that a line belongs to.
+    fn report_of(&mut self, line: &KernelLine<'_>, heading: Option<&Signature>) -> Option<usize> {
+        if let Some(index) = self.open.iter().rposition(|report| report.written_by(line.caller)) {
+            return Some(index);
+        }
+        let answers = heading.is_none() && line.text.contains(signatures::OTHER_CPU);
+        let index = self.open.iter().rposition(|report| answers && report.asks_other_cpus())?;
+        self.open[index].admit(line.caller);
+        Some(index)
+    }
+
+    /// Sees boots begin, reach programs and end.
+    fn follow_boot(&mut self, line: &KernelLine<'_>, at: Duration) {
+        let is_any = |patterns: &[&str]| patterns.iter().any(|text| pattern::find(text, line.text).is_some());
+        self.boot.reached_user_space |=
+            line.stamp.is_some_and(|stamp| stamp > BOOTED_FOR_SURE) || is_any(signatures::USER_SPACE);
+        self.boot.orderly |= is_any(signatures::ORDERLY);
+        if !is_any(&[signatures::BANNER]) {
+            return;
+        }
+        self.boot.banners += 1;
+        if !self.boot.reached_user_space && self.boot.banners <= BANNERS_OF_A_BOOT_MAX {
+            return;
+        }
+        self.close_if(|_| true);
+        if !self.boot.orderly && !self.boot.fatal {
+            self.hand_out(Finding {
+                title: "unexpected reboot".to_owned(),
+                kind: Kind::Reboot,
+                severity: Severity::Fatal,
+                function: None,
+                corrupted: false,
+                extract: vec![line.text.to_owned()],
+                at,
+            });
+        }
+        self.boot = Boot { banners: 1, ..Boot::default() };
+    }
+
+    fn close_if(&mut self, is_over: impl Fn(&Report) -> bool) {
+        while let Some(index) = self.open.iter().position(&is_over) {
+            self.close(index);
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        let report = self.open.remove(index);
+        self.boot.fatal |= report.severity() == Severity::Fatal;
+        self.hand_out(report.finding());
+    }
+
+    /// Queues a finding; when there is no room, one of the least severe has to go.
+    fn hand_out(&mut self, finding: Finding) {
+        self.ready.push_back(finding);
+        if self.ready.len() > READY_MAX {
+            let least = (0..self.ready.len()).rev().min_by_key(|&index| self.ready[index].severity);
+            self.ready.remove(least.expect("the queue is longer than its bound"));
+        }
+    }
+}
