@@ -18,7 +18,7 @@ target_dir=${CARGO_TARGET_DIR:-$root/target}
 export CARGO_TARGET_DIR=$target_dir
 
 static_agent=$target_dir/$GUEST_TARGET/agent/kiln-agent
-user_home=${KILN_HOME:-$([[ $(id -u) == 0 ]] && echo /var/lib/kiln || echo "${XDG_DATA_HOME:-$HOME/.local/share}/kiln")}
+user_home=${KILN_HOME:-$([[ $(id -u) == 0 ]] && echo /var/lib/kiln || echo "$HOME/.local/share/kiln")}
 test_home=$target_dir/kiln-home
 
 # step TITLE COMMAND…: a success is one line, a failure is shown whole and ends the script.
