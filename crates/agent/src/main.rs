@@ -1,1 +1,34 @@
-fn main() {}
+//! `kiln-agent`: see the library for what it does.
+
+use std::process::ExitCode;
+
+use kiln_agent::arguments::{self, Mode, USAGE};
+use kiln_agent::{bench, init, serve};
+
+fn main() -> ExitCode {
+    let pid_1 = std::process::id() == 1;
+    let mode = match arguments::parse(std::env::args_os().skip(1), pid_1) {
+        Ok(mode) => mode,
+        Err(error) => {
+            eprint!("kiln-agent: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match mode {
+        Mode::Init => init::run(),
+        Mode::SocketFd(fd) => serve::socket(fd),
+        Mode::Listen { path, token_file } => serve::listen(&path, token_file.as_deref()),
+        Mode::SpawnBench { count, argv } => bench::spawn(count, &argv),
+        Mode::Version => {
+            println!("kiln-agent {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kiln-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

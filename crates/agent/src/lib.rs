@@ -1,0 +1,26 @@
+//! The guest program: PID 1 of a VM, or a service in one.
+//!
+//! ```text
+//!   transport ─▶ link ─┬▶ exec ─────▶ process (spawn, supervise, reap, control groups)
+//!                      ├▶ session ──▶ process
+//!                      ├▶ file_streams ▶ files
+//!                      ├▶ forward, watch, metrics, logs
+//!                      └▶ renew (clock, randomness, identity)
+//! ```
+//!
+//! One thread runs everything that talks to the host; blocking file work goes to a small bounded pool. The host is
+//! trusted with the guest, but not to be free of faults: everything it sends is bounded before it is stored.
+
+pub mod agent;
+pub mod arguments;
+pub mod bench;
+pub mod exec;
+pub mod files;
+pub mod init;
+pub mod link;
+pub mod log;
+pub mod process;
+pub mod renew;
+pub mod serve;
+pub mod transport;
+pub mod watched;

@@ -1,0 +1,187 @@
+//! The streams of one link: who gets which frame.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kiln_wire::{Channel, Done, ErrorCode, Fault, Message, MessageError, StreamId};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::inbox::{End, Inbox};
+use super::outbox::{Outbox, Outlet};
+use crate::agent::Agent;
+
+/// Streams of one link at a time.
+const STREAMS_MAX: usize = 256;
+/// Streams that ended are forgotten once there are this many.
+const STREAMS_SWEEP: usize = 32;
+/// The highest signal that Linux has.
+const SIGNAL_MAX: i32 = 64;
+/// How long the tasks of a link that ended may take to kill their commands.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
+/// One stream, as its task has it.
+#[derive(Debug)]
+pub struct Stream {
+    /// From the host.
+    pub inbox: Rc<Inbox>,
+    /// To the host.
+    pub outlet: Outlet,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
+pub(super) struct Streams {
+    agent: Rc<Agent>,
+    outbox: Rc<Outbox>,
+    inboxes: HashMap<StreamId, Rc<Inbox>>,
+    tasks: JoinSet<()>,
+}
+
+impl Streams {
+    pub(super) fn new(agent: Rc<Agent>) -> Self {
+        Self { agent, outbox: Rc::default(), inboxes: HashMap::new(), tasks: JoinSet::new() }
+    }
+
+    pub(super) fn outbox(&self) -> &Rc<Outbox> {
+        &self.outbox
+    }
+
+    /// A new queue for a new link.
+    pub(super) fn renew(&mut self) -> Rc<Outbox> {
+        self.outbox = Rc::default();
+        Rc::clone(&self.outbox)
+    }
+
+    /// Ends every stream.
+    pub(super) fn end_all(&mut self) {
+        for (_, inbox) in self.inboxes.drain() {
+            inbox.end(End::LinkLost);
+        }
+    }
+
+    /// Waits until commands of streams that ended are dead.
+    pub(super) async fn wait_for_execs(&mut self) {
+        // Each task kills its command as soon as its stream ends; a command that can't die is the kernel's matter.
+        let _ = timeout(END_DEADLINE, async { while self.tasks.join_next().await.is_some() {} }).await;
+    }
+
+    pub(super) fn unreadable(&mut self, stream: StreamId, error: &MessageError) {
+        let fault = error.fault();
+        match self.inbox(stream) {
+            Some(inbox) => inbox.end(End::Fault(fault)),
+            None => self.outbox.link(stream, &Message::Error(fault)),
+        }
+    }
+
+    pub(super) fn message(&mut self, stream: StreamId, message: Message<'_>) {
+        match message {
+            Message::Ping(bytes) => self.outbox.link(stream, &Message::Pong(bytes)),
+            Message::Sync(sync) => {
+                let answer = match crate::renew::sync(&self.agent, &sync) {
+                    Ok(()) => Message::Done(Done::default()),
+                    Err(fault) => Message::Error(fault),
+                };
+                self.outbox.link(stream, &answer);
+            }
+            Message::Credit(bytes) => self.outbox.credit(stream, bytes),
+            Message::Data(Channel::In, bytes) => {
+                if let Some(inbox) = self.inbox(stream)
+                    && let Err(overrun) = inbox.data(bytes)
+                {
+                    inbox.end(End::Fault(Fault::new(ErrorCode::FlowControl, overrun.to_string())));
+                }
+            }
+            Message::Eof => self.with(stream, Inbox::eof),
+            Message::Cancel => self.with(stream, |inbox| inbox.end(End::Cancelled)),
+            Message::Resize(resize) => self.with(stream, |inbox| inbox.resize(resize)),
+            Message::Signal(signal) => self.with(stream, |inbox| {
+                if (1..=SIGNAL_MAX).contains(&signal.signal) {
+                    inbox.signal(signal.signal);
+                } else {
+                    let words = format!("signal {} is not in 1..={SIGNAL_MAX}", signal.signal);
+                    inbox.end(End::Fault(Fault::new(ErrorCode::InvalidRequest, words)));
+                }
+            }),
+            // A host may answer a ping of an agent that sent none, or end its side; neither asks for anything.
+            Message::Pong(_) | Message::Done(_) | Message::Error(_) => {}
+            Message::Exec(_)
+            | Message::Attach(_)
+            | Message::Files(_)
+            | Message::Forward(_)
+            | Message::Code(_)
+            | Message::Watch(_)
+            | Message::Metrics(_)
+            | Message::Logs(_)
+            | Message::Trace(_)
+            | Message::Sessions(_) => self.open(stream, message),
+            Message::Hello(_)
+            | Message::Auth(_)
+            | Message::Goodbye(_)
+            | Message::Started(_)
+            | Message::Reply(_)
+            | Message::Exited(_)
+            | Message::Data(Channel::Out | Channel::Err, _) => {
+                let words = format!("{:?} is not for an agent, not here", message.kind());
+                let fault = Fault::new(ErrorCode::InvalidRequest, words);
+                match self.inbox(stream) {
+                    Some(inbox) => inbox.end(End::Fault(fault)),
+                    None => self.outbox.link(stream, &Message::Error(fault)),
+                }
+            }
+        }
+    }
+
+    fn inbox(&self, stream: StreamId) -> Option<Rc<Inbox>> {
+        self.inboxes.get(&stream).filter(|inbox| !inbox.is_closed()).cloned()
+    }
+
+    /// Frames of a stream that just ended are late, not wrong.
+    fn with(&self, stream: StreamId, act: impl FnOnce(&Inbox)) {
+        if let Some(inbox) = self.inbox(stream) {
+            act(&inbox);
+        }
+    }
+
+    fn open(&mut self, id: StreamId, request: Message<'_>) {
+        let refuse = |words: String| {
+            self.outbox.link(id, &Message::Error(Fault::new(ErrorCode::StreamRefused, words)));
+        };
+        if !id.is_host() {
+            return refuse(format!("stream {id} is not the host's to open"));
+        }
+        if self.inbox(id).is_some() {
+            return refuse(format!("stream {id} is in use"));
+        }
+        if self.inboxes.len() >= STREAMS_SWEEP {
+            self.inboxes.retain(|_, inbox| !inbox.is_closed());
+            while self.tasks.try_join_next().is_some() {}
+        }
+        if self.inboxes.len() >= STREAMS_MAX {
+            return refuse(format!("more than {STREAMS_MAX} streams at once"));
+        }
+        let Some(outlet) = self.outbox.open(id) else {
+            return refuse(format!("stream {id} is still being written"));
+        };
+        let inbox = Inbox::of_stream(&self.outbox, id);
+        self.inboxes.insert(id, Rc::clone(&inbox));
+        let stream = Stream { inbox, outlet };
+        let agent = Rc::clone(&self.agent);
+        match request {
+            Message::Exec(request) => self.spawn(crate::exec::serve(agent, stream, *request)),
+            other => {
+                let words = format!("{:?} streams are not served by this agent", other.kind());
+                stream.outlet.fail(Fault::new(ErrorCode::Unsupported, words));
+            }
+        }
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = ()> + 'static) {
+        self.tasks.spawn_local(task);
+    }
+}

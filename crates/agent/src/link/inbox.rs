@@ -1,0 +1,272 @@
+//! What came from the host for one stream, or for one session, and was not taken yet.
+//!
+//! Data is bounded by the stream's window; everything else is folded (the last size, a few signals, one end), so a
+//! host can't make it grow.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use kiln_wire::credit::{Overrun, ReceiveWindow, WINDOW_BYTES};
+use kiln_wire::{Fault, Message, Resize, StreamId};
+
+use super::outbox::Outbox;
+
+/// Signals that wait; more are dropped, as the kernel folds pending signals too.
+const SIGNALS_MAX: usize = 32;
+/// Data is added to the chunk before it up to this size.
+const CHUNK_JOIN_BYTES: usize = 4096;
+
+/// Why a stream has to end early.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The host sent `Cancel`.
+    Cancelled,
+    /// The link ended.
+    LinkLost,
+    /// The host broke a rule on this stream.
+    Fault(Fault),
+}
+
+/// Something other than data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// A signal for the command.
+    Signal(i32),
+    /// A new size of the terminal.
+    Resize(Resize),
+    /// Stop.
+    End(End),
+}
+
+/// Queue into one stream's task. One task takes, the link puts.
+#[derive(Debug)]
+pub struct Inbox {
+    state: RefCell<State>,
+    /// Where credit goes; a session's inbox has none.
+    credit: Option<(Rc<Outbox>, StreamId)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    window: ReceiveWindow,
+    chunks: VecDeque<Vec<u8>>,
+    /// Bytes of the first chunk that were taken.
+    taken: usize,
+    bytes: usize,
+    eof: bool,
+    signals: VecDeque<i32>,
+    resize: Option<Resize>,
+    end: Option<End>,
+    closed: bool,
+    waker: Option<Waker>,
+    putter: Option<Waker>,
+}
+
+impl Inbox {
+    /// The inbox of a stream, which gives credit for what is taken.
+    pub fn of_stream(outbox: &Rc<Outbox>, stream: StreamId) -> Rc<Self> {
+        Rc::new(Self { state: RefCell::default(), credit: Some((Rc::clone(outbox), stream)) })
+    }
+
+    /// An inbox that several streams put into, waiting for room.
+    pub fn shared() -> Rc<Self> {
+        Rc::new(Self { state: RefCell::default(), credit: None })
+    }
+
+    /// Data from the host.
+    ///
+    /// # Errors
+    /// It ignores its window.
+    pub fn data(&self, bytes: &[u8]) -> Result<(), Overrun> {
+        self.state.borrow_mut().window.received(bytes.len())?;
+        self.put(bytes);
+        Ok(())
+    }
+
+    /// Data from a stream to a shared inbox; waits for room.
+    pub async fn data_waiting(&self, bytes: &[u8]) {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if state.bytes < WINDOW_BYTES as usize || state.closed {
+                return Poll::Ready(());
+            }
+            state.putter = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.put(bytes);
+    }
+
+    fn put(&self, bytes: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if bytes.is_empty() || state.eof || state.closed {
+            drop(state);
+            self.consumed(bytes.len());
+            return;
+        }
+        state.bytes += bytes.len();
+        match state.chunks.back_mut() {
+            Some(last) if last.len() + bytes.len() <= CHUNK_JOIN_BYTES => last.extend_from_slice(bytes),
+            _ => state.chunks.push_back(bytes.to_vec()),
+        }
+        state.wake();
+    }
+
+    /// No more data follows.
+    pub fn eof(&self) {
+        let mut state = self.state.borrow_mut();
+        state.eof = true;
+        state.wake();
+    }
+
+    /// A signal for the command.
+    pub fn signal(&self, signal: i32) {
+        let mut state = self.state.borrow_mut();
+        if state.signals.len() < SIGNALS_MAX {
+            state.signals.push_back(signal);
+        }
+        state.wake();
+    }
+
+    /// A new size of the terminal; only the last one counts.
+    pub fn resize(&self, resize: Resize) {
+        let mut state = self.state.borrow_mut();
+        state.resize = Some(resize);
+        state.wake();
+    }
+
+    /// Asks the task to end; the first reason counts.
+    pub fn end(&self, end: End) {
+        let mut state = self.state.borrow_mut();
+        state.end.get_or_insert(end);
+        state.wake();
+    }
+
+    /// Whether the task takes nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.state.borrow().closed
+    }
+
+    /// The task takes nothing more: what waits is dropped.
+    pub fn close(&self) {
+        let mut state = self.state.borrow_mut();
+        state.closed = true;
+        state.chunks.clear();
+        state.bytes = 0;
+        if let Some(waker) = state.putter.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next thing that is not data.
+    pub async fn control(&self) -> Control {
+        self.wait(|state| {
+            if let Some(end) = &state.end {
+                return Some(Control::End(end.clone()));
+            }
+            if let Some(signal) = state.signals.pop_front() {
+                return Some(Control::Signal(signal));
+            }
+            state.resize.take().map(Control::Resize)
+        })
+        .await
+    }
+
+    /// The reason to end, once there is one.
+    pub async fn ended(&self) -> End {
+        self.wait(|state| state.end.clone()).await
+    }
+
+    /// Waits until there is data or its end.
+    pub async fn input(&self) {
+        self.wait(|state| (state.bytes > 0 || state.eof).then_some(())).await;
+    }
+
+    /// Waits until there is data, for a task that takes none.
+    pub async fn unwanted_input(&self) {
+        self.wait(|state| (state.bytes > 0).then_some(())).await;
+    }
+
+    /// The next chunk; `None` at the end of data.
+    pub async fn chunk(&self) -> Option<Vec<u8>> {
+        let chunk = self
+            .wait(|state| match state.chunks.pop_front() {
+                Some(mut chunk) => {
+                    chunk.drain(..std::mem::take(&mut state.taken));
+                    state.bytes -= chunk.len();
+                    Some(Some(chunk))
+                }
+                None => state.eof.then_some(None),
+            })
+            .await?;
+        self.consumed(chunk.len());
+        Some(chunk)
+    }
+
+    /// Shows the first chunk to `take`, which says how much of it it took. `None` without data.
+    pub fn with_front<T>(&self, take: impl FnOnce(&[u8]) -> (usize, T)) -> Option<T> {
+        let mut state = self.state.borrow_mut();
+        let front = state.chunks.front()?;
+        let (used, result) = take(&front[state.taken..]);
+        state.taken += used;
+        state.bytes -= used;
+        if state.taken == state.chunks.front().map_or(0, Vec::len) {
+            state.chunks.pop_front();
+            state.taken = 0;
+        }
+        drop(state);
+        self.consumed(used);
+        Some(result)
+    }
+
+    /// Drops the data that waits.
+    pub fn discard(&self) {
+        let mut state = self.state.borrow_mut();
+        let bytes = std::mem::take(&mut state.bytes);
+        state.chunks.clear();
+        state.taken = 0;
+        drop(state);
+        self.consumed(bytes);
+    }
+
+    /// Whether all data came and was taken.
+    pub fn is_drained(&self) -> bool {
+        let state = self.state.borrow();
+        state.eof && state.bytes == 0
+    }
+
+    fn consumed(&self, bytes: usize) {
+        let mut state = self.state.borrow_mut();
+        if let Some(putter) = state.putter.take() {
+            putter.wake();
+        }
+        let Some((outbox, stream)) = &self.credit else { return };
+        if let Some(credit) = state.window.consumed(bytes) {
+            drop(state);
+            outbox.link(*stream, &Message::Credit(credit));
+        }
+    }
+
+    async fn wait<T>(&self, mut take: impl FnMut(&mut State) -> Option<T>) -> T {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if let Some(taken) = take(&mut state) {
+                return Poll::Ready(taken);
+            }
+            state.waker = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! One link to the host after the other on one transport.
+//!
+//! ```text
+//!           ┌──────────── marker with a new nonce (virtio-serial) ───────────┐
+//!           ▼                                                                │
+//!   Silent ───▶ Hello ───▶ Auth (where a token is set) ───▶ Open ─────▶ Silent (end, protocol error, refusal)
+//!                └──────────────── without a token ──────────▲
+//! ```
+//!
+//! The reader decodes and dispatches and never waits for a stream; a writer task drains the [`Outbox`].
+
+mod dispatch;
+mod inbox;
+mod outbox;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use kiln_wire::reset::{Nonce, Piece, ResetScanner, marker};
+use kiln_wire::{
+    AUTH_DEADLINE, Capability, Decoder, Done, ErrorCode, Fault, Goodbye, GoodbyeReason, Hello, Message, StreamId,
+    VERSION, negotiate, token_matches,
+};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{Instant, sleep_until, timeout};
+
+pub use dispatch::Stream;
+use dispatch::Streams;
+pub use inbox::{Control, End, Inbox};
+pub use outbox::{CHUNK_BYTES, FRAME_BYTES, Gone, Outbox, Outlet, frame_buffer};
+
+use crate::agent::Agent;
+use crate::log::note;
+use crate::transport::{READ_BYTES, Transport};
+
+/// How long the last words of a link may take to be written.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Serves links on `transport` until it ends; a port never ends by itself.
+///
+/// # Errors
+/// The transport broke.
+pub async fn serve(agent: Rc<Agent>, transport: Transport) -> std::io::Result<()> {
+    let mut server = Server {
+        streams: Streams::new(Rc::clone(&agent)),
+        phase: if transport.is_port() { Phase::Silent } else { Phase::Hello },
+        agent,
+        transport: Rc::new(transport),
+        nonce: None,
+        writer: None,
+        auth_by: None,
+    };
+    server.start();
+    let result = server.run().await;
+    server.end().await;
+    result
+}
+
+struct Server {
+    agent: Rc<Agent>,
+    transport: Rc<Transport>,
+    streams: Streams,
+    phase: Phase,
+    /// Of the marker that started this link.
+    nonce: Option<Nonce>,
+    writer: Option<JoinHandle<()>>,
+    auth_by: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is served, nothing is said: only a reset marker is looked for.
+    Silent,
+    /// Hello is expected.
+    Hello,
+    /// A token is expected.
+    Auth,
+    /// Streams are served.
+    Open,
+}
+
+/// What a link ends with.
+enum Farewell {
+    /// To be told to the host.
+    Say(GoodbyeReason),
+    /// The host said Goodbye.
+    Heard(GoodbyeReason),
+}
+
+impl Server {
+    async fn run(&mut self) -> std::io::Result<()> {
+        let mut scanner = ResetScanner::default();
+        let mut decoder = Decoder::new();
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let count = tokio::select! {
+                biased;
+                count = self.transport.read(&mut buffer) => count?,
+                () = until(self.auth_by) => {
+                    self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
+                    if self.transport.is_port() { continue } else { return Ok(()) }
+                }
+                reason = self.agent.ending() => {
+                    self.farewell(Farewell::Say(reason)).await;
+                    return Ok(());
+                }
+            };
+            if count == 0 {
+                if !self.transport.is_port() {
+                    return Ok(());
+                }
+                if self.phase != Phase::Silent || self.nonce.is_some() {
+                    note("the host is gone".into());
+                    self.silence();
+                    self.nonce = None;
+                }
+                self.transport.changed().await?;
+                continue;
+            }
+            let mut input = &buffer[..count];
+            while let Some(piece) = scanner.next(&mut input) {
+                match piece {
+                    Piece::Reset(nonce) => {
+                        if self.nonce == Some(nonce) {
+                            continue;
+                        }
+                        decoder.clear();
+                        self.reset(nonce);
+                    }
+                    Piece::Bytes(_) if self.phase == Phase::Silent => {}
+                    Piece::Bytes(bytes) => {
+                        decoder.push(bytes);
+                        if let Err(farewell) = self.frames(&mut decoder) {
+                            decoder.clear();
+                            self.farewell(farewell).await;
+                            if !self.transport.is_port() {
+                                return Ok(());
+                            }
+                        }
+                    }
+                }
+            }
+            self.streams.outbox().link_room().await;
+        }
+    }
+
+    /// A new link takes the place of the one that was.
+    fn reset(&mut self, nonce: Nonce) {
+        self.silence();
+        self.nonce = Some(nonce);
+        self.phase = Phase::Hello;
+        self.auth_by = None;
+        self.start();
+        self.streams.outbox().raw(marker(&nonce).to_vec());
+    }
+
+    /// Gives the link a queue and a writer of its own.
+    fn start(&mut self) {
+        let outbox = self.streams.renew();
+        let transport = Rc::clone(&self.transport);
+        if self.phase == Phase::Hello && self.agent.token().is_some() {
+            self.auth_by = Some(Instant::now() + AUTH_DEADLINE);
+        }
+        self.writer = Some(spawn_local(async move {
+            while let Some(bytes) = outbox.next().await {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    match transport.write(rest).await {
+                        Ok(count) => rest = &rest[count..],
+                        // The reader sees the same end, and it owns the link.
+                        Err(_) => return outbox.close(),
+                    }
+                }
+            }
+        }));
+    }
+
+    /// Ends the link at once: streams end, what is queued is dropped.
+    fn silence(&mut self) {
+        self.phase = Phase::Silent;
+        self.auth_by = None;
+        self.streams.end_all();
+        self.streams.outbox().close();
+        if let Some(writer) = self.writer.take() {
+            writer.abort();
+        }
+    }
+
+    /// Ends the link with a last word.
+    async fn farewell(&mut self, farewell: Farewell) {
+        match farewell {
+            Farewell::Say(reason) => {
+                note(format!("ending the link: {reason}"));
+                self.streams.end_all();
+                let outbox = self.streams.outbox();
+                outbox.link(StreamId::LINK, &Message::Goodbye(Goodbye { reason }));
+                outbox.finish();
+                if let Some(writer) = &mut self.writer {
+                    // A host that does not read gets no last word.
+                    let _ = timeout(LAST_WORDS_DEADLINE, writer).await;
+                }
+            }
+            Farewell::Heard(reason) => {
+                note(format!("the host ended the link: {reason}"));
+                if reason == GoodbyeReason::Shutdown {
+                    self.agent.host_wants_shutdown();
+                }
+            }
+        }
+        self.silence();
+    }
+
+    async fn end(&mut self) {
+        self.silence();
+        self.streams.wait_for_execs().await;
+    }
+
+    fn frames(&mut self, decoder: &mut Decoder) -> Result<(), Farewell> {
+        loop {
+            let frame = match decoder.next() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
+            };
+            let message = Message::parse(frame);
+            if self.phase == Phase::Open {
+                match message {
+                    Ok(Message::Goodbye(goodbye)) => return Err(Farewell::Heard(goodbye.reason)),
+                    Ok(message) => self.streams.message(frame.stream, message),
+                    Err(error) => self.streams.unreadable(frame.stream, &error),
+                }
+                continue;
+            }
+            match (self.phase, message) {
+                (_, Ok(Message::Goodbye(goodbye))) => return Err(Farewell::Heard(goodbye.reason)),
+                (Phase::Hello, Ok(Message::Hello(hello))) => self.hello(&hello)?,
+                (Phase::Auth, Ok(Message::Auth(auth))) => self.auth(&auth.token)?,
+                (Phase::Auth, _) => return Err(Farewell::Say(GoodbyeReason::Unauthorized)),
+                (_, Err(error)) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
+                (_, Ok(message)) => {
+                    let words = format!("{:?} where Hello belongs", message.kind());
+                    return Err(Farewell::Say(GoodbyeReason::Protocol(words)));
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, theirs: &Hello) -> Result<(), Farewell> {
+        negotiate(theirs).map_err(|refusal| Farewell::Say(refusal.reason))?;
+        let mut capabilities = self.agent.capabilities();
+        self.phase = Phase::Open;
+        if self.agent.token().is_some() {
+            capabilities.push(Capability::Auth);
+            self.phase = Phase::Auth;
+        }
+        let hello = Hello {
+            version: VERSION,
+            agent: concat!("kiln-agent ", env!("CARGO_PKG_VERSION")).into(),
+            capabilities,
+            boot_id: self.agent.boot_id().to_owned(),
+        };
+        self.streams.outbox().link(StreamId::LINK, &Message::Hello(hello));
+        self.agent.link_is_up();
+        Ok(())
+    }
+
+    fn auth(&mut self, token: &str) -> Result<(), Farewell> {
+        let outbox = self.streams.outbox();
+        if self.agent.token().is_some_and(|expected| token_matches(expected, token)) {
+            outbox.link(StreamId::LINK, &Message::Done(Done::default()));
+            self.phase = Phase::Open;
+            self.auth_by = None;
+            Ok(())
+        } else {
+            let fault = Fault::new(ErrorCode::Unauthorized, "the token is wrong");
+            outbox.link(StreamId::LINK, &Message::Error(fault));
+            Err(Farewell::Say(GoodbyeReason::Unauthorized))
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

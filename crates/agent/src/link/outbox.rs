@@ -1,0 +1,397 @@
+//! What waits to be written to the host: one lane for each stream, and one for the link itself that goes first.
+//!
+//! ```text
+//!   Outlet (one stream) ──▶ lane ─┐
+//!   Outlet (one stream) ──▶ lane ─┼─▶ in turn, one frame each ──▶ writer
+//!   link: Pong, Credit, … ▶ lane ─┘   (before the others)
+//! ```
+//!
+//! Data waits for its stream's window before it is queued, so a lane holds at most one window, and a host that does not
+//! read one stream stops nothing but that stream. All lanes together hold at most [`QUEUED_BYTES_MAX`] and a frame.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use kiln_wire::credit::SendWindow;
+use kiln_wire::{Channel, ErrorCode, Fault, HEADER_BYTES, Kind, Message, StreamId, encode};
+
+/// Data of all streams that may be queued before senders wait.
+const QUEUED_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the link's own lane before the reader waits for the writer.
+const LINK_BYTES_MAX: usize = 256 << 10;
+/// Bytes of one lane before its next message waits.
+const LANE_BYTES_MAX: usize = 512 << 10;
+/// A data frame is at most this long with its header: two writes of the port driver, and no rest.
+pub const FRAME_BYTES: usize = 64 << 10;
+/// Data of one frame.
+pub const CHUNK_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
+/// Small frames are put together up to this size, so that one write carries them.
+const BATCH_BYTES: usize = 32 << 10;
+
+/// The link ended; nothing can be sent on it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the link ended")]
+pub struct Gone;
+
+/// The queue of one link.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    state: RefCell<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    link: VecDeque<Vec<u8>>,
+    link_bytes: usize,
+    lanes: HashMap<StreamId, Lane>,
+    /// Lanes that hold frames, in turn.
+    turn: VecDeque<StreamId>,
+    queued_bytes: usize,
+    life: Life,
+    writer: Option<Waker>,
+    reader: Option<Waker>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+enum Life {
+    #[default]
+    Open,
+    /// The writer ends once the link's lane is empty.
+    Finishing,
+    Closed,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    window: SendWindow,
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl Outbox {
+    /// Queues a message of the link itself, or one that waits for no stream's data.
+    pub fn link(&self, stream: StreamId, message: &Message<'_>) {
+        let mut state = self.state.borrow_mut();
+        if state.life != Life::Open {
+            return;
+        }
+        let mut frame = Vec::new();
+        if message.encode(stream, &mut frame).is_ok() {
+            state.push_link(frame);
+        }
+    }
+
+    /// Queues bytes that are no frame: the answer to a reset marker.
+    pub fn raw(&self, bytes: Vec<u8>) {
+        self.state.borrow_mut().push_link(bytes);
+    }
+
+    /// Waits until the link's own lane is short enough to read more requests that it answers.
+    pub async fn link_room(&self) {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            if state.life != Life::Open || state.link_bytes < LINK_BYTES_MAX {
+                return Poll::Ready(());
+            }
+            state.reader = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Adds a stream. `None` where frames of an earlier stream of this id still wait.
+    pub fn open(self: &Rc<Self>, stream: StreamId) -> Option<Outlet> {
+        let mut state = self.state.borrow_mut();
+        if state.lanes.contains_key(&stream) {
+            return None;
+        }
+        state.lanes.insert(stream, Lane::default());
+        Some(Outlet { outbox: Rc::clone(self), stream, ended: Cell::new(false) })
+    }
+
+    /// Counts the peer's credit.
+    pub fn credit(&self, stream: StreamId, bytes: u32) {
+        let mut state = self.state.borrow_mut();
+        if let Some(lane) = state.lanes.get_mut(&stream) {
+            lane.window.credit(bytes);
+            wake(&mut lane.waker);
+        }
+    }
+
+    /// Lets the writer end once what the link itself has to say is written; streams say nothing more.
+    pub fn finish(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.life == Life::Open {
+            state.life = Life::Finishing;
+        }
+        state.drop_lanes();
+        wake(&mut state.writer);
+    }
+
+    /// Ends everything: what is queued is dropped and whoever waits goes on.
+    pub fn close(&self) {
+        let mut state = self.state.borrow_mut();
+        state.life = Life::Closed;
+        state.link.clear();
+        state.drop_lanes();
+        wake(&mut state.writer);
+        wake(&mut state.reader);
+    }
+
+    /// The next bytes to write: one large frame, or several small ones; `None` at the end.
+    pub async fn next(&self) -> Option<Vec<u8>> {
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            let Some(mut batch) = state.pop(usize::MAX) else {
+                if state.life != Life::Open {
+                    return Poll::Ready(None);
+                }
+                state.writer = Some(context.waker().clone());
+                return Poll::Pending;
+            };
+            while let Some(frame) = BATCH_BYTES.checked_sub(batch.len()).and_then(|room| state.pop(room)) {
+                batch.extend_from_slice(&frame);
+            }
+            Poll::Ready(Some(batch))
+        })
+        .await
+    }
+}
+
+impl State {
+    fn push_link(&mut self, frame: Vec<u8>) {
+        self.link_bytes += frame.len();
+        self.link.push_back(frame);
+        wake(&mut self.writer);
+    }
+
+    fn push(&mut self, stream: StreamId, frame: Vec<u8>) {
+        let Some(lane) = self.lanes.get_mut(&stream) else { return };
+        lane.bytes += frame.len();
+        self.queued_bytes += frame.len();
+        if lane.frames.is_empty() {
+            self.turn.push_back(stream);
+        }
+        lane.frames.push_back(frame);
+        wake(&mut self.writer);
+    }
+
+    /// The next frame, where it is not longer than `bytes_max`.
+    fn pop(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
+        if let Some(frame) = self.link.front() {
+            if frame.len() > bytes_max {
+                return None;
+            }
+            let frame = self.link.pop_front()?;
+            self.link_bytes -= frame.len();
+            if self.link_bytes < LINK_BYTES_MAX {
+                wake(&mut self.reader);
+            }
+            return Some(frame);
+        }
+        let stream = *self.turn.front()?;
+        let lane = self.lanes.get_mut(&stream)?;
+        if lane.frames.front()?.len() > bytes_max {
+            return None;
+        }
+        let frame = lane.frames.pop_front()?;
+        lane.bytes -= frame.len();
+        wake(&mut lane.waker);
+        self.turn.pop_front();
+        if !lane.frames.is_empty() {
+            self.turn.push_back(stream);
+        } else if lane.ended {
+            self.lanes.remove(&stream);
+        }
+        let was_full = self.queued_bytes >= QUEUED_BYTES_MAX;
+        self.queued_bytes -= frame.len();
+        if was_full && self.queued_bytes < QUEUED_BYTES_MAX {
+            self.lanes.values_mut().for_each(|lane| wake(&mut lane.waker));
+        }
+        Some(frame)
+    }
+
+    fn drop_lanes(&mut self) {
+        self.turn.clear();
+        self.queued_bytes = 0;
+        for (_, mut lane) in self.lanes.drain() {
+            wake(&mut lane.waker);
+        }
+    }
+
+    fn lane(&mut self, stream: StreamId) -> Result<&mut Lane, Gone> {
+        match (self.life, self.lanes.get_mut(&stream)) {
+            (Life::Open, Some(lane)) => Ok(lane),
+            _ => Err(Gone),
+        }
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+/// One stream's way to the host. Dropping it without an end ends the stream as a bug of the agent.
+#[derive(Debug)]
+pub struct Outlet {
+    outbox: Rc<Outbox>,
+    stream: StreamId,
+    /// The lane may belong to a later stream of this id from then on.
+    ended: Cell<bool>,
+}
+
+impl Outlet {
+    /// Waits until data may be sent and says how much, at least 1.
+    ///
+    /// # Errors
+    /// The link ended.
+    pub async fn room(&self) -> Result<usize, Gone> {
+        poll_fn(|context| self.poll_room(context)).await
+    }
+
+    fn poll_room(&self, context: &Context<'_>) -> Poll<Result<usize, Gone>> {
+        let mut state = self.outbox.state.borrow_mut();
+        let full = state.queued_bytes >= QUEUED_BYTES_MAX;
+        let lane = state.lane(self.stream)?;
+        let available = lane.window.available();
+        if available > 0 && !full {
+            return Poll::Ready(Ok(available));
+        }
+        lane.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Queues a frame that [`frame_buffer`] started, in whose place an empty one is left. The caller has seen
+    /// [`room`](Self::room) for it. Small ones are added to the frame before them.
+    pub fn data(&self, channel: Channel, frame: &mut Vec<u8>) {
+        let bytes = frame.len() - HEADER_BYTES;
+        let mut state = self.outbox.state.borrow_mut();
+        if bytes > 0
+            && !self.ended.get()
+            && let Ok(lane) = state.lane(self.stream)
+        {
+            let taken = lane.window.take(bytes);
+            debug_assert_eq!(taken, bytes, "the caller has seen room for it");
+            if let Some(last) = lane.frames.back_mut()
+                && last[4] == channel.kind().0
+                && last.len() + bytes <= FRAME_BYTES
+            {
+                last.extend_from_slice(&frame[HEADER_BYTES..]);
+                seal(last, channel.kind(), self.stream);
+                lane.bytes += bytes;
+                state.queued_bytes += bytes;
+            } else {
+                seal(frame, channel.kind(), self.stream);
+                // A buffer that is mostly empty stays with its owner.
+                let whole = if bytes >= CHUNK_BYTES / 2 {
+                    std::mem::replace(frame, Vec::with_capacity(FRAME_BYTES))
+                } else {
+                    frame.clone()
+                };
+                state.push(self.stream, whole);
+            }
+        }
+        frame.clear();
+        frame.resize(HEADER_BYTES, 0);
+    }
+
+    /// Queues data that lies elsewhere, waiting for room as often as it takes.
+    ///
+    /// # Errors
+    /// The link ended.
+    pub async fn data_from(&self, channel: Channel, mut bytes: &[u8]) -> Result<(), Gone> {
+        while !bytes.is_empty() {
+            let take = self.room().await?.min(bytes.len()).min(CHUNK_BYTES);
+            let mut frame = Vec::with_capacity(HEADER_BYTES + take);
+            frame.resize(HEADER_BYTES, 0);
+            frame.extend_from_slice(&bytes[..take]);
+            self.data(channel, &mut frame);
+            bytes = &bytes[take..];
+        }
+        Ok(())
+    }
+
+    /// Queues a message behind the stream's data, waiting for room.
+    ///
+    /// # Errors
+    /// The link ended.
+    pub async fn send(&self, message: &Message<'_>) -> Result<(), Gone> {
+        poll_fn(|context| {
+            let mut state = self.outbox.state.borrow_mut();
+            let lane = state.lane(self.stream)?;
+            if lane.bytes < LANE_BYTES_MAX {
+                return Poll::Ready(Ok(()));
+            }
+            lane.waker = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await?;
+        self.put(message);
+        Ok(())
+    }
+
+    /// Queues the message that ends the stream. Only the first end counts.
+    pub fn end(&self, message: &Message<'_>) {
+        debug_assert!(message.ends(), "{message:?} ends no stream");
+        self.put(message);
+        self.set_ended();
+    }
+
+    fn set_ended(&self) {
+        if !self.ended.replace(true)
+            && let Some(lane) = self.outbox.state.borrow_mut().lanes.get_mut(&self.stream)
+        {
+            lane.ended = true;
+        }
+    }
+
+    /// Ends the stream with a fault.
+    pub fn fail(&self, fault: Fault) {
+        self.end(&Message::Error(fault));
+    }
+
+    fn put(&self, message: &Message<'_>) {
+        if self.ended.get() {
+            return;
+        }
+        let mut frame = Vec::new();
+        let too_long = message.encode(self.stream, &mut frame).is_err();
+        if too_long {
+            let fault = Fault::new(ErrorCode::LimitExceeded, "the reply is too long for one frame");
+            Message::Error(fault).encode(self.stream, &mut frame).expect("a short fault fits into a frame");
+        }
+        self.outbox.state.borrow_mut().push(self.stream, frame);
+        if too_long {
+            self.set_ended();
+        }
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.fail(Fault::new(ErrorCode::Internal, "the stream's task ended without a word"));
+    }
+}
+
+/// A buffer for [`Outlet::data`]: the header's place, payload to be appended.
+pub fn frame_buffer() -> Vec<u8> {
+    let mut frame = Vec::with_capacity(FRAME_BYTES);
+    frame.resize(HEADER_BYTES, 0);
+    frame
+}
+
+/// Writes the header into its place.
+fn seal(frame: &mut [u8], kind: Kind, stream: StreamId) {
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    encode(kind, stream, &[], &mut header).expect("an empty payload fits");
+    let length = u32::try_from(frame.len() - 4).expect("a frame has at most 64 KiB");
+    header[..4].copy_from_slice(&length.to_be_bytes());
+    frame[..HEADER_BYTES].copy_from_slice(&header);
+}

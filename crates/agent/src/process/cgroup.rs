@@ -1,0 +1,311 @@
+//! Control groups (v2): one for the agent, one for each command.
+//!
+//! ```text
+//!   /sys/fs/cgroup ─┬─ agent           protected memory, most of the CPU when it is scarce
+//!                   └─ jobs            all of memory but a reserve, most of the pids
+//!                        ├─ job-1      one command each; killed as a whole, by the OOM killer too
+//!                        └─ job-2
+//! ```
+//!
+//! Making and removing a group is dear, so a fresh one is always ready, and one that a command left as clean as it
+//! found it is used again. A janitor does that work after the command's end was told.
+
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kiln_wire::Limits;
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, openat, unlinkat};
+use rustix::io::Errno;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::log::note;
+
+/// Groups that wait for a command.
+const SPARES_MAX: usize = 16;
+/// Memory that a group may still be charged for to be used again: caches of a short command.
+const REUSE_MEMORY_BYTES_MAX: u64 = 4 << 20;
+/// First wait for processes that are being killed; doubled up to [`DYING_WAIT_MAX`].
+const DYING_WAIT: Duration = Duration::from_millis(5);
+/// Longest wait between two looks.
+const DYING_WAIT_MAX: Duration = Duration::from_secs(1);
+/// Groups whose processes do not die (the kernel holds them); older ones are left alone.
+const DYING_MAX: usize = 64;
+/// Memory of the agent that nothing may take.
+const AGENT_MEMORY_MIN_BYTES: u64 = 16 << 20;
+/// Memory that all commands together leave to the kernel and the agent, at least…
+const RESERVE_BYTES_MIN: u64 = 24 << 20;
+/// …and as a share of all memory.
+const RESERVE_PERCENT: u64 = 6;
+/// Share of the kernel's processes that all commands together may have.
+const PIDS_PERCENT: u64 = 80;
+
+/// All control groups of the guest's commands.
+#[derive(Debug)]
+pub struct Cgroups {
+    jobs: OwnedFd,
+    spares: RefCell<Vec<Group>>,
+    old: RefCell<Vec<Rc<Group>>>,
+    work: Notify,
+    next: Cell<u64>,
+}
+
+/// One command's control group.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    directory: OwnedFd,
+    /// CPU time of earlier commands.
+    cpu_base: Duration,
+    /// No command ran in it yet.
+    fresh: bool,
+    /// It must not be used again.
+    spoiled: Cell<bool>,
+}
+
+impl Cgroups {
+    /// Takes over the hierarchy at `root`: moves the calling process into its own group and makes the one for commands.
+    ///
+    /// # Errors
+    /// The kernel lacks cgroup v2, or its memory or pids controller.
+    pub fn take_over(root: &Path) -> io::Result<Self> {
+        for controller in ["+memory", "+pids"] {
+            fs::write(root.join("cgroup.subtree_control"), controller)?;
+        }
+        let (agent, jobs) = (root.join("agent"), root.join("jobs"));
+        fs::create_dir_all(&agent)?;
+        fs::create_dir_all(&jobs)?;
+        let memory = memory_total_bytes();
+        let reserve = RESERVE_BYTES_MIN.max(memory / 100 * RESERVE_PERCENT);
+        fs::write(agent.join("cgroup.procs"), "0")?;
+        fs::write(agent.join("memory.min"), AGENT_MEMORY_MIN_BYTES.to_string())?;
+        fs::write(jobs.join("memory.max"), memory.saturating_sub(reserve).to_string())?;
+        fs::write(jobs.join("pids.max"), (processes_max() * PIDS_PERCENT / 100).to_string())?;
+        for controller in ["+memory", "+pids"] {
+            fs::write(jobs.join("cgroup.subtree_control"), controller)?;
+        }
+        // Among the two groups alone: no number of runnable commands then outweighs the agent.
+        if fs::write(root.join("cgroup.subtree_control"), "+cpu").is_ok() {
+            fs::write(agent.join("cpu.weight"), "10000")?;
+        }
+        let jobs = open(&jobs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let groups =
+            Self { jobs, spares: RefCell::default(), old: RefCell::default(), work: Notify::new(), next: Cell::new(1) };
+        Ok(groups)
+    }
+
+    /// A group with these limits.
+    ///
+    /// # Errors
+    /// The kernel makes none, or refuses a limit.
+    pub fn take(&self, limits: &Limits) -> io::Result<Rc<Group>> {
+        let limited = limits.memory_bytes.is_some() || limits.pids.is_some();
+        let spare = {
+            let mut spares = self.spares.borrow_mut();
+            let wanted = spares.iter().rposition(|spare| spare.fresh == limited);
+            wanted.or_else(|| (!limited).then(|| spares.len().checked_sub(1)).flatten()).map(|at| spares.remove(at))
+        };
+        let group = spare.map_or_else(|| self.make(), Ok)?;
+        if limited {
+            group.limit(limits)?;
+        }
+        self.work.notify_one();
+        Ok(Rc::new(group))
+    }
+
+    /// Takes a group back. What is left in it is killed by the [`janitor`](Self::janitor).
+    pub fn give_back(&self, group: Rc<Group>) {
+        self.old.borrow_mut().push(group);
+        self.work.notify_one();
+    }
+
+    /// Cleans up groups that were given back and keeps a fresh one ready; never ends.
+    pub async fn janitor(&self) {
+        let mut dying: Vec<Rc<Group>> = Vec::new();
+        let mut wait = DYING_WAIT;
+        loop {
+            let returned = std::mem::take(&mut *self.old.borrow_mut());
+            if !returned.is_empty() {
+                wait = DYING_WAIT;
+            }
+            for group in returned.into_iter().chain(std::mem::take(&mut dying)) {
+                if group.is_populated() {
+                    group.kill();
+                    group.spoiled.set(true);
+                    dying.push(group);
+                } else {
+                    self.retire(group);
+                }
+            }
+            if dying.len() > DYING_MAX {
+                let left = dying.remove(0);
+                note(format!("control group `{}` holds processes that can't be killed", left.name));
+            }
+            self.refill();
+            if dying.is_empty() {
+                self.work.notified().await;
+            } else {
+                // Somebody else's return is looked at at once; the wait only bounds how often the dying are asked.
+                tokio::select! {
+                    () = self.work.notified() => {}
+                    () = sleep(wait) => wait = (wait * 2).min(DYING_WAIT_MAX),
+                }
+            }
+        }
+    }
+
+    /// Kills every command of the guest.
+    pub fn kill_all(&self) -> io::Result<()> {
+        write(self.jobs.as_fd(), "cgroup.kill", "1")
+    }
+
+    fn refill(&self) {
+        if self.spares.borrow().iter().any(|spare| spare.fresh) {
+            return;
+        }
+        match self.make() {
+            Ok(group) => self.spares.borrow_mut().push(group),
+            Err(error) => note(format!("no spare control group: {error}")),
+        }
+    }
+
+    fn retire(&self, group: Rc<Group>) {
+        let reusable = !group.spoiled.get()
+            && self.spares.borrow().len() < SPARES_MAX
+            && number(group.directory.as_fd(), "memory.current").is_ok_and(|bytes| bytes <= REUSE_MEMORY_BYTES_MAX);
+        match Rc::try_unwrap(group) {
+            Ok(mut group) if reusable => {
+                group.cpu_base += group.cpu();
+                group.fresh = false;
+                self.spares.borrow_mut().push(group);
+            }
+            // Somebody who measures it still holds it; it is removed, but not used again.
+            Ok(Group { name, .. }) => self.remove(&name),
+            Err(group) => self.remove(&group.name),
+        }
+    }
+
+    fn remove(&self, name: &str) {
+        if let Err(error) = unlinkat(&self.jobs, name, AtFlags::REMOVEDIR) {
+            note(format!("can't remove control group `{name}`: {error}"));
+        }
+    }
+
+    fn make(&self) -> io::Result<Group> {
+        let name = format!("job-{}", self.next.replace(self.next.get() + 1));
+        mkdirat(&self.jobs, &name, Mode::from_raw_mode(0o755))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = openat(&self.jobs, &name, flags, Mode::empty())?;
+        write(directory.as_fd(), "memory.oom.group", "1")?;
+        Ok(Group { name, directory, cpu_base: Duration::ZERO, fresh: true, spoiled: Cell::new(false) })
+    }
+}
+
+impl Group {
+    /// For clone3.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Kills every process in it.
+    pub fn kill(&self) {
+        self.spoiled.set(true);
+        if let Err(error) = write(self.directory(), "cgroup.kill", "1") {
+            note(format!("can't kill control group `{}`: {error}", self.name));
+        }
+    }
+
+    /// CPU time of the command and everything it started.
+    pub fn cpu(&self) -> Duration {
+        let micros = read(self.directory(), "cpu.stat").ok().and_then(|text| field(&text, "usage_usec")).unwrap_or(0);
+        Duration::from_micros(micros).saturating_sub(self.cpu_base)
+    }
+
+    /// Memory that it is charged for.
+    pub fn memory_bytes(&self) -> u64 {
+        number(self.directory(), "memory.current").unwrap_or(0)
+    }
+
+    /// Processes and threads in it.
+    pub fn pids(&self) -> u64 {
+        number(self.directory(), "pids.current").unwrap_or(0)
+    }
+
+    /// Whether the kernel killed one of its processes for want of memory.
+    pub fn oom_killed(&self) -> bool {
+        self.spoiled.set(true);
+        read(self.directory(), "memory.events").ok().and_then(|text| field(&text, "oom_kill")).is_some_and(|n| n > 0)
+    }
+
+    fn is_populated(&self) -> bool {
+        read(self.directory(), "cgroup.events").ok().and_then(|text| field(&text, "populated")) == Some(1)
+    }
+
+    fn limit(&self, limits: &Limits) -> io::Result<()> {
+        self.spoiled.set(true);
+        if let Some(bytes) = limits.memory_bytes {
+            write(self.directory(), "memory.max", &bytes.to_string())?;
+            // Absent in kernels without swap.
+            let _ = write(self.directory(), "memory.swap.max", "0");
+        }
+        if let Some(pids) = limits.pids {
+            write(self.directory(), "pids.max", &pids.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+fn write(directory: BorrowedFd<'_>, file: &str, value: &str) -> io::Result<()> {
+    let file = openat(directory, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, value.as_bytes())?;
+    Ok(())
+}
+
+fn read(directory: BorrowedFd<'_>, file: &str) -> io::Result<String> {
+    const FILE_BYTES_MAX: usize = 4096;
+    let file = openat(directory, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = vec![0; FILE_BYTES_MAX];
+    let count = rustix::io::read(file, &mut text[..])?;
+    text.truncate(count);
+    String::from_utf8(text).map_err(|_| Errno::ILSEQ.into())
+}
+
+fn number(directory: BorrowedFd<'_>, file: &str) -> io::Result<u64> {
+    read(directory, file)?.trim().parse().map_err(|_| Errno::INVAL.into())
+}
+
+/// The value of one line of a file of `name value` lines.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+fn memory_total_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit).saturating_mul(info.totalram)
+}
+
+fn processes_max() -> u64 {
+    const FALLBACK: u64 = 1024;
+    let read = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let pids = read("/proc/sys/kernel/pid_max").unwrap_or(FALLBACK);
+    pids.min(read("/proc/sys/kernel/threads-max").unwrap_or(FALLBACK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "low 0\noom 1\noom_kill 7\noom_group_kill 2\n";
+        assert_eq!(field(text, "oom_kill"), Some(7));
+        assert_eq!(field(text, "oom"), Some(1));
+        assert_eq!(field(text, "kill"), None);
+        assert_eq!(field("oom_kill x\n", "oom_kill"), None);
+    }
+}

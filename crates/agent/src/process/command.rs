@@ -1,0 +1,212 @@
+//! A request made ready to execute: every string the child needs, checked and in its final form.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+
+use kiln_wire::{ErrorCode, ExecRequest, Fault, Text};
+
+use super::users::{self, User};
+
+/// Searched where the command's environment has no PATH, as the C library does.
+const PATH_FALLBACK: &[u8] = b"/usr/local/bin:/bin:/usr/bin";
+/// PATH of commands in a guest.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// TERM of a terminal whose request names none.
+const TERM_DEFAULT: &str = "xterm-256color";
+
+/// What every command starts from.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    path: Vec<u8>,
+    user: User,
+}
+
+impl Defaults {
+    /// The defaults of PID 1, or of a service that keeps the PATH it was given.
+    pub fn new(pid_1: bool) -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        let user = users::find(&uid.to_string()).unwrap_or_else(|_| User {
+            uid,
+            gid: rustix::process::getegid().as_raw(),
+            groups: vec![],
+            name: "root".into(),
+            home: "/".into(),
+            shell: "/bin/sh".into(),
+        });
+        let own = if pid_1 { None } else { std::env::var_os("PATH") };
+        let path = own.map_or_else(|| PATH_DEFAULT.into(), std::os::unix::ffi::OsStringExt::into_vec);
+        Self { path, user }
+    }
+}
+
+/// Where a command starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Directory {
+    /// Here, or not at all.
+    Asked(CString),
+    /// In the user's home, or in `/` where that is missing.
+    Home(CString),
+}
+
+/// A command that is ready to be executed.
+#[derive(Debug)]
+pub struct Command {
+    /// Arguments, the program's name first.
+    pub argv: Vec<CString>,
+    /// `NAME=value`.
+    pub env: Vec<CString>,
+    /// Paths to try, in order.
+    pub candidates: Vec<CString>,
+    /// Where it starts.
+    pub directory: Directory,
+    /// Who it runs as, where that is not the agent's own user.
+    pub user: Option<User>,
+}
+
+impl Command {
+    /// Checks a request.
+    ///
+    /// # Errors
+    /// What can't be executed as it is: no program, a zero byte, an unknown user…
+    pub fn new(defaults: &Defaults, request: &ExecRequest) -> Result<Self, Fault> {
+        let program = match request.argv.first() {
+            Some(program) if !program.is_empty() => program,
+            _ => return Err(Fault::new(ErrorCode::InvalidRequest, "`argv` names no program")),
+        };
+        let user = request.user.as_deref().map(users::find).transpose()?;
+        let env = environment(defaults, user.as_ref().unwrap_or(&defaults.user), request)?;
+        let candidates = candidates(program.as_bytes(), env.get(&b"PATH"[..]).map(Vec::as_slice))?;
+        let home = || user.as_ref().unwrap_or(&defaults.user).home.as_bytes().to_vec();
+        let directory = match &request.cwd {
+            Some(cwd) if cwd.is_empty() => {
+                return Err(Fault::new(ErrorCode::InvalidRequest, "`cwd` is empty"));
+            }
+            Some(cwd) => Directory::Asked(c_string("cwd", cwd.as_bytes().to_vec())?),
+            None => Directory::Home(c_string("the user's home", home())?),
+        };
+        Ok(Self {
+            argv: request
+                .argv
+                .iter()
+                .map(|word| c_string("argv", word.as_bytes().to_vec()))
+                .collect::<Result<_, _>>()?,
+            env: env
+                .into_iter()
+                .map(|(name, value)| c_string("env", [name.as_slice(), b"=", &value].concat()))
+                .collect::<Result<_, _>>()?,
+            candidates,
+            directory,
+            user: user.filter(|user| !is_own(user)),
+        })
+    }
+}
+
+fn is_own(user: &User) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    own != 0 && user.uid == own && user.gid == rustix::process::getegid().as_raw()
+}
+
+type Environment = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn environment(defaults: &Defaults, user: &User, request: &ExecRequest) -> Result<Environment, Fault> {
+    let mut env = Environment::new();
+    let mut set = |name: &str, value: &[u8]| drop(env.insert(name.into(), value.into()));
+    if !request.env_clear {
+        set("PATH", &defaults.path);
+        set("HOME", user.home.as_bytes());
+        set("SHELL", user.shell.as_bytes());
+        set("TERM", b"linux");
+        if !user.name.is_empty() {
+            set("USER", user.name.as_bytes());
+            set("LOGNAME", user.name.as_bytes());
+        }
+    }
+    if let Some(tty) = &request.tty {
+        set("TERM", if tty.term.is_empty() { TERM_DEFAULT } else { &tty.term }.as_bytes());
+    }
+    for (name, value) in &request.env {
+        if name.is_empty() || name.as_bytes().contains(&b'=') {
+            let words = format!("`{name}` is no name of a variable");
+            return Err(Fault::new(ErrorCode::InvalidRequest, words));
+        }
+        env.insert(name.as_bytes().into(), value.as_bytes().into());
+    }
+    Ok(env)
+}
+
+/// The paths that may be the program: itself where it has a slash, else one for each directory of PATH.
+fn candidates(program: &[u8], path: Option<&[u8]>) -> Result<Vec<CString>, Fault> {
+    const CANDIDATES_MAX: usize = 256;
+    if program.contains(&b'/') {
+        return Ok(vec![c_string("argv", program.to_vec())?]);
+    }
+    let join = |directory: &[u8]| match directory {
+        // An empty part of PATH is the working directory.
+        b"" => [b"./", program].concat(),
+        _ if directory.ends_with(b"/") => [directory, program].concat(),
+        _ => [directory, b"/", program].concat(),
+    };
+    path.unwrap_or(PATH_FALLBACK)
+        .split(|byte| *byte == b':')
+        .take(CANDIDATES_MAX)
+        .map(|directory| c_string("argv", join(directory)))
+        .collect()
+}
+
+fn c_string(what: &str, bytes: Vec<u8>) -> Result<CString, Fault> {
+    CString::new(bytes).map_err(|error| {
+        let words = format!("`{what}` holds a zero byte: {}", Text::from(error.into_vec()));
+        Fault::new(ErrorCode::InvalidRequest, words)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(argv: &[&str]) -> ExecRequest {
+        ExecRequest { argv: argv.iter().map(|word| Text::from(*word)).collect(), ..ExecRequest::default() }
+    }
+
+    fn env_of(command: &Command, name: &str) -> Option<String> {
+        let prefix = format!("{name}=");
+        command.env.iter().find_map(|entry| entry.to_str().ok()?.strip_prefix(&prefix).map(str::to_owned))
+    }
+
+    #[test]
+    fn the_last_variable_of_a_name_wins_over_the_default() {
+        let mut request = request(&["true"]);
+        request.env = vec![("HOME".into(), "/a".into()), ("HOME".into(), "/b".into())];
+        let command = Command::new(&Defaults::new(true), &request).expect("a plain command");
+        assert_eq!(env_of(&command, "HOME").as_deref(), Some("/b"));
+        assert_eq!(env_of(&command, "PATH").as_deref(), Some(PATH_DEFAULT));
+    }
+
+    #[test]
+    fn the_search_goes_through_the_path_of_the_command() {
+        let mut request = request(&["prog"]);
+        request.env_clear = true;
+        request.env = vec![("PATH".into(), "/a:/b/::rel".into())];
+        let command = Command::new(&Defaults::new(true), &request).expect("a plain command");
+        assert_eq!(command.env.len(), 1);
+        let found: Vec<_> = command.candidates.iter().filter_map(|path| path.to_str().ok()).collect();
+        assert_eq!(found, ["/a/prog", "/b/prog", "./prog", "rel/prog"]);
+    }
+
+    #[test]
+    fn a_program_with_a_slash_is_not_searched() {
+        let command = Command::new(&Defaults::new(true), &request(&["./x/y"])).expect("a plain command");
+        assert_eq!(command.candidates, [c"./x/y".to_owned()]);
+    }
+
+    #[test]
+    fn what_can_not_be_executed_is_refused_by_name() {
+        let refused = |request: &ExecRequest| Command::new(&Defaults::new(true), request).expect_err("refused").message;
+        assert!(refused(&request(&[])).contains("argv"));
+        assert!(refused(&request(&[""])).contains("argv"));
+        assert!(refused(&request(&["a\0b"])).contains("argv"));
+        let mut bad_env = request(&["true"]);
+        bad_env.env = vec![("A=B".into(), "c".into())];
+        assert!(refused(&bad_env).contains("A=B"));
+    }
+}

@@ -1,0 +1,178 @@
+//! One command that was started: what it is known by, how it is signalled, bounded and killed.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kiln_wire::{ErrorCode, ExecRequest, Fault, Limits};
+use rustix::io::Errno;
+use tokio::sync::oneshot;
+
+use super::cgroup::Group;
+use super::command::Command;
+use super::reaper::Exit;
+use super::spawn::{Setup, Spawned, spawn};
+pub use super::stdio::Output;
+use super::stdio::{self, Ends};
+use super::tree;
+use crate::agent::Agent;
+use crate::link::{End, Inbox};
+
+/// A command that runs. Dropping it kills everything that is left of it.
+#[derive(Debug)]
+pub struct Job {
+    pub(super) agent: Rc<Agent>,
+    pub(super) pid: i32,
+    pub(super) pidfd: Rc<OwnedFd>,
+    pub(super) group: Option<Rc<Group>>,
+    pub(super) ends: Ends,
+    pub(super) status: Option<oneshot::Receiver<Exit>>,
+    pub(super) started: Instant,
+    pub(super) limits: Limits,
+}
+
+impl Job {
+    /// Starts what `request` asks for and waits until it runs.
+    ///
+    /// # Errors
+    /// What can't be run, with the reason; `inbox` asked to end first.
+    pub async fn start(
+        agent: &Rc<Agent>,
+        request: &ExecRequest,
+        output: Output,
+        inbox: &Inbox,
+    ) -> Result<Self, Option<Fault>> {
+        let command = Command::new(agent.defaults(), request)?;
+        check_limits(agent, &request.limits)?;
+        let group = match agent.cgroups() {
+            Some(cgroups) => Some(cgroups.take(&request.limits).map_err(|error| io_fault("control group", &error))?),
+            None => None,
+        };
+        let rlimits = rlimits(&request.limits, group.is_some());
+        let (ends, child_ends) =
+            stdio::open(request, output, agent.null()).map_err(|error| io_fault("stdin, stdout and stderr", &error))?;
+        let setup = Setup {
+            stdio: child_ends.stdio(),
+            terminal: request.tty.is_some(),
+            limits: &rlimits,
+            reset_oom: agent.is_oom_exempt(),
+            cgroup: group.as_ref().map(|group| group.directory()),
+        };
+        let started = Instant::now();
+        let spawned = spawn(&command, &setup).map_err(|error| io_fault("new process", &error))?;
+        drop(child_ends);
+        let Spawned { pid, pidfd, report } = spawned;
+        let pidfd = Rc::new(pidfd);
+        let status = agent.reaper().track(pid, Rc::clone(&pidfd));
+        // From here on dropping the job kills the child, also one that hangs before its execve.
+        let job = Self {
+            agent: Rc::clone(agent),
+            pid,
+            pidfd,
+            group,
+            ends,
+            status: Some(status),
+            started,
+            limits: request.limits,
+        };
+        tokio::select! {
+            biased;
+            result = report.running(&command) => result?,
+            end = inbox.ended() => return Err(match end {
+                End::Fault(fault) => Some(fault),
+                End::Cancelled | End::LinkLost => None,
+            }),
+        }
+        Ok(job)
+    }
+
+    /// Pid in the guest.
+    pub fn pid(&self) -> u32 {
+        self.pid.unsigned_abs()
+    }
+
+    /// The command's control group.
+    pub fn group(&self) -> Option<&Rc<Group>> {
+        self.group.as_ref()
+    }
+
+    /// Sends a signal to the whole process group.
+    pub(super) fn signal(&self, signal: i32) {
+        // A group that just ended is no fault.
+        let _ = tree::signal_group(self.pid, signal);
+    }
+
+    /// CPU time so far: of the whole group, or without control groups of the command itself.
+    pub(super) fn cpu_used(&self) -> Duration {
+        self.group.as_ref().map_or_else(|| tree::cpu_of(self.pid), |group| group.cpu())
+    }
+
+    /// Kills everything that belongs to the command.
+    pub(super) fn kill(&self) {
+        match &self.group {
+            Some(group) => group.kill(),
+            None => {
+                tree::kill_pidfd(self.pidfd.as_raw_fd());
+                tree::kill_session(self.pid);
+            }
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        match self.group.take() {
+            Some(group) => self.agent.give_back(group),
+            None => {
+                if self.status.is_some() {
+                    tree::kill_pidfd(self.pidfd.as_raw_fd());
+                }
+                tree::kill_session(self.pid);
+            }
+        }
+    }
+}
+
+fn io_fault(what: &str, error: &std::io::Error) -> Fault {
+    let code = match Errno::from_io_error(error) {
+        Some(Errno::MFILE | Errno::NFILE) => ErrorCode::TooManyFiles,
+        Some(Errno::AGAIN | Errno::NOMEM) => ErrorCode::LimitExceeded,
+        _ => ErrorCode::Io,
+    };
+    Fault::new(code, format!("can't make the command's {what}: {error}"))
+}
+
+/// Refuses limits that can't be kept here, by name.
+fn check_limits(agent: &Agent, limits: &Limits) -> Result<(), Fault> {
+    let zero = [
+        ("cpu_ms", limits.cpu_ms),
+        ("wall_ms", limits.wall_ms),
+        ("memory_bytes", limits.memory_bytes),
+        ("pids", limits.pids),
+        ("files", limits.files),
+    ];
+    if let Some((name, _)) = zero.iter().find(|(_, value)| *value == Some(0)) {
+        return Err(Fault::new(ErrorCode::InvalidRequest, format!("limit `{name}` is 0: nothing could run")));
+    }
+    if agent.cgroups().is_none() {
+        for (name, value) in [("memory_bytes", limits.memory_bytes), ("pids", limits.pids)] {
+            if value.is_some() {
+                let words = format!("limit `{name}` needs control groups, which this agent has none of");
+                return Err(Fault::new(ErrorCode::Unsupported, words));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn rlimits(limits: &Limits, cgroups: bool) -> Vec<(u32, u64)> {
+    let mut list = Vec::new();
+    if let Some(files) = limits.files {
+        list.push((libc::RLIMIT_NOFILE, files));
+    }
+    if let (Some(cpu_ms), false) = (limits.cpu_ms, cgroups) {
+        // Bounds each process in whole seconds; the supervisor watches the command itself more closely.
+        list.push((libc::RLIMIT_CPU, cpu_ms.div_ceil(1000)));
+    }
+    list
+}

@@ -1,0 +1,25 @@
+//! Commands in the guest: from a request to a process group that is watched, bounded and, in the end, gone.
+//!
+//! ```text
+//!   ExecRequest ─▶ command (strings, PATH, user) ─▶ spawn (clone3, child) ─▶ job ─▶ supervise ─▶ Exited
+//!                                                       ▲                                ▲
+//!                                  cgroup (spare one) ──┘          reaper (SIGCHLD) ─────┘
+//! ```
+
+mod child;
+mod command;
+mod job;
+mod stdio;
+mod supervise;
+mod tree;
+mod users;
+
+pub mod cgroup;
+pub mod reaper;
+pub mod signals;
+pub mod spawn;
+
+pub use command::{Command, Defaults};
+pub use job::{Job, Output};
+pub use stdio::Terminal;
+pub use supervise::{Outcome, Sink, supervise};

@@ -1,0 +1,107 @@
+//! Collects children that ended: commands for their owners, orphans for the kernel.
+//!
+//! A child is looked at before it is reaped. One that has an owner is reaped through its own pidfd and its status goes
+//! to the owner; any other is an orphan that PID 1 inherited. So no status is ever taken from somebody who waits for it.
+#![expect(unsafe_code, reason = "waitid with resource usage is only reachable as a raw system call")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kiln_wire::ExitStatus;
+use tokio::sync::oneshot;
+
+/// How a child ended and what it used.
+#[derive(Debug, Clone, Copy)]
+pub struct Exit {
+    /// Code or signal.
+    pub status: ExitStatus,
+    /// CPU time in user mode, with that of children it waited for.
+    pub user: Duration,
+    /// CPU time in the kernel, with that of children it waited for.
+    pub sys: Duration,
+    /// Largest resident set.
+    pub max_rss_bytes: u64,
+    /// When it was reaped.
+    pub at: Instant,
+}
+
+/// Who waits for which child.
+#[derive(Debug, Default)]
+pub struct Reaper {
+    tracked: RefCell<HashMap<i32, Tracked>>,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    pidfd: Rc<OwnedFd>,
+    owner: oneshot::Sender<Exit>,
+}
+
+impl Reaper {
+    /// Makes the caller the owner of a child. Call it before anything else can run after the child was made.
+    pub fn track(&self, pid: i32, pidfd: Rc<OwnedFd>) -> oneshot::Receiver<Exit> {
+        let (owner, status) = oneshot::channel();
+        self.tracked.borrow_mut().insert(pid, Tracked { pidfd, owner });
+        status
+    }
+
+    /// Reaps everything that ended. To be called for each SIGCHLD; several ends may share one.
+    pub fn sweep(&self) {
+        while let Some(pid) = peek() {
+            let tracked = self.tracked.borrow_mut().remove(&pid);
+            match tracked {
+                Some(Tracked { pidfd, owner }) => {
+                    if let Some(exit) = reap(libc::P_PIDFD, pidfd.as_raw_fd()) {
+                        // An owner that is gone has no use for the status.
+                        let _ = owner.send(exit);
+                    }
+                }
+                None => drop(reap(libc::P_PID, pid)),
+            }
+        }
+    }
+}
+
+/// The pid of a child that ended, which stays to be reaped.
+fn peek() -> Option<i32> {
+    let (info, _) = waitid(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)?;
+    // SAFETY: waitid filled the struct for an ended child, or left it zero.
+    let pid = unsafe { info.si_pid() };
+    (pid != 0).then_some(pid)
+}
+
+fn reap(kind: libc::idtype_t, id: i32) -> Option<Exit> {
+    let (info, usage) = waitid(kind, id, libc::WEXITED | libc::WNOHANG)?;
+    // SAFETY: as in `peek`.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return None;
+    }
+    let status = if info.si_code == libc::CLD_EXITED { ExitStatus::Code(status) } else { ExitStatus::Signal(status) };
+    Some(Exit {
+        status,
+        user: duration(usage.ru_utime),
+        sys: duration(usage.ru_stime),
+        max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) << 10,
+        at: Instant::now(),
+    })
+}
+
+fn waitid(kind: libc::idtype_t, id: i32, options: i32) -> Option<(libc::siginfo_t, libc::rusage)> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both out-structs live through the call and all-zero bytes are a value of each.
+    unsafe {
+        let result = libc::syscall(libc::SYS_waitid, kind, id, info.as_mut_ptr(), options, usage.as_mut_ptr());
+        (result == 0).then(|| (info.assume_init(), usage.assume_init()))
+    }
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    let micros = time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_usec);
+    Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+}

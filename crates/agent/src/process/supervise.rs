@@ -1,0 +1,358 @@
+//! Watches one command until it is over: output to a sink, input from an inbox, limits, the drain, the end.
+//!
+//! ```text
+//!   running ──▶ exited, output open ──▶ over
+//!      │           (drain: 200 ms, then whoever holds the pipes is killed)
+//!      └─ cancel, link loss, limit: everything is killed, then as above
+//! ```
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use kiln_wire::{Channel, Exited, HEADER_BYTES};
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep_until};
+
+use super::job::Job;
+use super::reaper::Exit;
+use crate::agent::Agent;
+use crate::link::{CHUNK_BYTES, Control, End, Gone, Inbox};
+use crate::watched::Watched;
+
+/// How long output may go on after the command's end.
+const DRAIN: Duration = Duration::from_millis(200);
+/// How long the kernel may take to end a command that was killed.
+const DEATH_DEADLINE: Duration = Duration::from_secs(10);
+/// First and shortest wait between two looks at the CPU time used.
+const CPU_POLL_MIN: Duration = Duration::from_millis(10);
+/// Longest wait between two looks.
+const CPU_POLL_MAX: Duration = Duration::from_millis(250);
+/// End of file as a terminal reads it.
+const TERMINAL_EOF: &[u8] = &[4];
+
+/// Where output goes.
+pub trait Sink {
+    /// Waits until output may be taken and says how much, at least 1.
+    fn room(&self) -> impl Future<Output = Result<usize, Gone>>;
+    /// Takes output: `frame` holds [`HEADER_BYTES`] of room and then the bytes, and is left with the room alone.
+    fn put(&self, channel: Channel, frame: &mut Vec<u8>);
+}
+
+/// How the watch ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The command is over.
+    Exited(Exited),
+    /// It was killed because of this.
+    Ended(End),
+}
+
+/// Watches `job` to its end.
+pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome {
+    let Some(status) = job.status.take() else { return Outcome::Ended(End::Cancelled) };
+    let mut status = pin!(status);
+    let mut watch = Watch::new(&mut job);
+    let mut end = None;
+    while !watch.is_over() {
+        let deadline = watch.deadline();
+        tokio::select! {
+            biased;
+            control = inbox.control(), if end.is_none() => match control {
+                Control::Signal(signal) => watch.job.signal(signal),
+                Control::Resize(size) => watch.job.ends.terminal.iter().for_each(|terminal| terminal.resize(size)),
+                Control::End(reason) => {
+                    end = Some(reason);
+                    watch.give_up();
+                }
+            },
+            exit = &mut status, if watch.exit.is_none() => watch.exited(exit.ok()),
+            read = pump(&watch.outputs, &watch.job.agent, watch.dropping, sink), if !watch.outputs.is_empty() => {
+                watch.output(read, sink);
+            }
+            fed = feed(watch.stdin.as_deref(), inbox), if end.is_none() => watch.fed(fed, inbox),
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => watch.tick(),
+        }
+    }
+    let exited = watch.report();
+    match end {
+        Some(reason) => Outcome::Ended(reason),
+        None => Outcome::Exited(exited),
+    }
+}
+
+struct Watch<'a> {
+    job: &'a mut Job,
+    stdin: Option<Rc<Watched>>,
+    outputs: Vec<Pump>,
+    exit: Option<Exit>,
+    /// The exit was waited for in vain.
+    lost: bool,
+    killed_at: Option<Instant>,
+    drain_until: Option<Instant>,
+    wall_until: Option<Instant>,
+    cpu_look_at: Option<Instant>,
+    output_left: u64,
+    /// Output over the limit is read and dropped.
+    dropping: bool,
+    timed_out: bool,
+    truncated: bool,
+    pipes_held: bool,
+}
+
+/// One output of the command.
+struct Pump {
+    channel: Channel,
+    descriptor: Rc<Watched>,
+    terminal: bool,
+    /// What was in the pipe when the command ended and has to be passed on however long it takes.
+    owed: u64,
+}
+
+/// What a read brought; the bytes are in the agent's scratch buffer.
+struct Chunk {
+    /// Which output.
+    index: usize,
+    /// How many bytes, 0 at the end.
+    result: Result<usize, Errno>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(job: &'a mut Job) -> Self {
+        let started = Instant::from_std(job.started);
+        let terminal = job.ends.terminal.is_some();
+        let pump = |(channel, descriptor)| Pump { channel, descriptor, terminal, owed: 0 };
+        Self {
+            stdin: job.ends.stdin.take(),
+            outputs: std::mem::take(&mut job.ends.outputs).into_iter().map(pump).collect(),
+            exit: None,
+            lost: false,
+            killed_at: None,
+            drain_until: None,
+            wall_until: job.limits.wall_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms))),
+            cpu_look_at: job.limits.cpu_ms.map(|ms| started + Duration::from_millis(ms).min(CPU_POLL_MIN)),
+            output_left: job.limits.output_bytes.unwrap_or(u64::MAX),
+            dropping: job.limits.output_bytes == Some(0),
+            timed_out: false,
+            truncated: false,
+            pipes_held: false,
+            job,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.lost || (self.exit.is_some() && self.outputs.is_empty())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let death = self.killed_at.filter(|_| self.exit.is_none()).map(|at| at + DEATH_DEADLINE);
+        let drain = self.drain_until.filter(|_| self.outputs.iter().any(|pump| pump.owed == 0));
+        let limits = if self.killed_at.is_none() { [self.wall_until, self.cpu_look_at] } else { [None; 2] };
+        [death, drain].into_iter().chain(limits).flatten().min()
+    }
+
+    /// A deadline passed.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.killed_at.is_some_and(|at| now >= at + DEATH_DEADLINE) && self.exit.is_none() {
+            crate::log::note(format!("process {} does not die", self.job.pid));
+            self.lost = true;
+        }
+        if self.drain_until.is_some_and(|until| now >= until) {
+            let before = self.outputs.len();
+            self.outputs.retain(|pump| pump.owed > 0);
+            self.pipes_held |= self.outputs.len() < before;
+        }
+        if self.killed_at.is_some() || self.exit.is_some() {
+            return;
+        }
+        if self.wall_until.is_some_and(|until| now >= until) {
+            self.time_out();
+        } else if self.cpu_look_at.is_some_and(|at| now >= at) {
+            let allowed = Duration::from_millis(self.job.limits.cpu_ms.unwrap_or(u64::MAX));
+            match allowed.checked_sub(self.job.cpu_used()).filter(|left| !left.is_zero()) {
+                None => self.time_out(),
+                // No sooner than all CPUs together could use up what is left.
+                Some(left) => {
+                    let wait = (left / self.job.agent.cpus()).clamp(CPU_POLL_MIN, CPU_POLL_MAX);
+                    self.cpu_look_at = Some(now + wait);
+                }
+            }
+        }
+    }
+
+    fn time_out(&mut self) {
+        self.timed_out = true;
+        self.killed_at = Some(Instant::now());
+        self.job.kill();
+    }
+
+    /// Nobody wants the command any more.
+    fn give_up(&mut self) {
+        self.outputs.clear();
+        self.stdin = None;
+        self.killed_at.get_or_insert_with(Instant::now);
+        self.job.kill();
+    }
+
+    fn exited(&mut self, exit: Option<Exit>) {
+        let Some(exit) = exit else {
+            self.lost = true;
+            return;
+        };
+        self.exit = Some(exit);
+        self.stdin = None;
+        self.drain_until = Some(Instant::now() + DRAIN);
+        for pump in &mut self.outputs {
+            pump.owed = rustix::io::ioctl_fionread(pump.descriptor.get_ref()).unwrap_or(0);
+        }
+    }
+
+    /// Passes one chunk on.
+    fn output(&mut self, chunk: Result<Chunk, Gone>, sink: &impl Sink) {
+        let Ok(chunk) = chunk else {
+            // The link's end comes through the inbox; until then nobody wants this.
+            self.dropping = true;
+            return;
+        };
+        let Ok(count @ 1..) = chunk.result else {
+            self.outputs.remove(chunk.index);
+            return;
+        };
+        let pump = &mut self.outputs[chunk.index];
+        let count = count as u64;
+        pump.owed = pump.owed.saturating_sub(count);
+        let mut scratch = self.job.agent.scratch();
+        if self.dropping || count > self.output_left {
+            self.truncated = true;
+            self.dropping = true;
+            let keep = usize::try_from(self.output_left.min(count)).unwrap_or(CHUNK_BYTES);
+            scratch.truncate(HEADER_BYTES + keep);
+            self.output_left = 0;
+        } else {
+            self.output_left -= count;
+        }
+        if scratch.len() > HEADER_BYTES {
+            sink.put(pump.channel, &mut scratch);
+        }
+        scratch.truncate(HEADER_BYTES);
+    }
+
+    fn fed(&mut self, fed: io::Result<()>, inbox: &Inbox) {
+        let Some(stdin) = &self.stdin else {
+            inbox.discard();
+            return;
+        };
+        match fed {
+            Ok(()) if inbox.is_drained() => {
+                if self.job.ends.terminal.is_some() {
+                    // A terminal has no end; its line discipline makes one.
+                    let _ = rustix::io::write(stdin, TERMINAL_EOF);
+                }
+                self.stdin = None;
+            }
+            Ok(()) => {}
+            // The command closed its stdin: what still comes is nobody's.
+            Err(_) => self.stdin = None,
+        }
+    }
+
+    fn report(&mut self) -> Exited {
+        let wall = self.exit.map_or_else(|| self.job.started.elapsed(), |exit| exit.at - self.job.started);
+        let exit = self.exit;
+        let status = exit.map_or(kiln_wire::ExitStatus::Signal(libc::SIGKILL), |exit| exit.status);
+        let killed = status == kiln_wire::ExitStatus::Signal(libc::SIGKILL);
+        let cpu_signal = status == kiln_wire::ExitStatus::Signal(libc::SIGXCPU);
+        Exited {
+            status,
+            wall_us: micros(wall),
+            user_us: exit.map_or(0, |exit| micros(exit.user)),
+            sys_us: exit.map_or(0, |exit| micros(exit.sys)),
+            max_rss_bytes: exit.map_or(0, |exit| exit.max_rss_bytes),
+            oom_killed: killed && !self.timed_out && self.job.group.as_ref().is_some_and(|group| group.oom_killed()),
+            timed_out: self.timed_out || (cpu_signal && self.job.limits.cpu_ms.is_some()),
+            truncated: self.truncated,
+            pipes_held: self.pipes_held,
+        }
+    }
+}
+
+/// Waits until the sink has room and an output something to say, and reads it.
+async fn pump(outputs: &[Pump], agent: &Agent, dropping: bool, sink: &impl Sink) -> Result<Chunk, Gone> {
+    let room = if dropping { CHUNK_BYTES } else { sink.room().await?.min(CHUNK_BYTES) };
+    let poll = |context: &mut Context<'_>| {
+        for (index, pump) in outputs.iter().enumerate() {
+            if let Poll::Ready(result) = pump.poll_read(context, &mut agent.scratch(), room) {
+                return Poll::Ready(Chunk { index, result });
+            }
+        }
+        Poll::Pending
+    };
+    Ok(poll_fn(poll).await)
+}
+
+impl Pump {
+    fn poll_read(&self, context: &mut Context<'_>, scratch: &mut Vec<u8>, room: usize) -> Poll<Result<usize, Errno>> {
+        loop {
+            let mut guard = match ready!(self.descriptor.poll_read_ready(context)) {
+                Ok(guard) => guard,
+                Err(_) => return Poll::Ready(Err(Errno::IO)),
+            };
+            match read(&self.descriptor, scratch, room) {
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::INTR) => {}
+                // A terminal whose last user is gone reads as an I/O error.
+                Err(Errno::IO) if self.terminal => return Poll::Ready(Ok(0)),
+                result => {
+                    // A pipe that gave less than it was asked for is empty; a terminal hands out a line at a time.
+                    if !self.terminal && result.is_ok_and(|count| count < room) {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(result);
+                }
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "a bounded read into spare capacity has to be counted")]
+fn read(descriptor: &Watched, scratch: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
+    scratch.reserve(room);
+    let (filled, _) = rustix::io::read(descriptor, &mut scratch.spare_capacity_mut()[..room])?;
+    let count = filled.len();
+    // SAFETY: the read initialised `count` bytes right behind the vector's length.
+    unsafe { scratch.set_len(scratch.len() + count) };
+    Ok(count)
+}
+
+/// Waits until there is input, or its end, and passes on what the command takes.
+async fn feed(stdin: Option<&Watched>, inbox: &Inbox) -> io::Result<()> {
+    let Some(stdin) = stdin else {
+        inbox.unwanted_input().await;
+        return Ok(());
+    };
+    inbox.input().await;
+    poll_fn(|context| {
+        loop {
+            let mut guard = ready!(stdin.poll_write_ready(context))?;
+            let written = inbox.with_front(|bytes| match rustix::io::write(stdin, bytes) {
+                Ok(count) => (count, Ok(())),
+                Err(error) => (0, Err(error)),
+            });
+            match written {
+                None => return Poll::Ready(Ok(())),
+                Some(Ok(()) | Err(Errno::INTR)) => {}
+                Some(Err(Errno::AGAIN)) => guard.clear_ready(),
+                Some(Err(error)) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    })
+    .await
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

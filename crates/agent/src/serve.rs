@@ -1,0 +1,131 @@
+//! Test mode: one link on an inherited socket, or one after the other on a Unix socket. Needs no root.
+#![expect(unsafe_code, reason = "an inherited descriptor is only a number, and prctl is only reachable through libc")]
+
+use std::fs;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::rc::Rc;
+
+use kiln_wire::GoodbyeReason;
+use rustix::io::{FdFlags, fcntl_setfd};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::task::spawn_local;
+
+use crate::agent::{Agent, Setup, read_token};
+use crate::link;
+use crate::log::note;
+use crate::process::signals::{self, Signals};
+use crate::transport::Transport;
+
+/// Threads for blocking file work.
+const BLOCKING_THREADS_MAX: usize = 6;
+
+/// The one runtime of the process. Call it once, before anything else starts a thread.
+///
+/// # Errors
+/// The kernel has no descriptors left.
+pub fn runtime() -> io::Result<LocalRuntime> {
+    signals::block();
+    tune_allocator();
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build_local(LocalOptions::default())
+}
+
+/// Serves one link on an inherited, connected socket.
+///
+/// # Errors
+/// The descriptor is no connected socket, or the link broke.
+pub fn socket(fd: RawFd) -> io::Result<()> {
+    if fd < 0 {
+        return Err(io::Error::other(format!("`--socket-fd` {fd} is no descriptor")));
+    }
+    // SAFETY: the caller passed this descriptor for the agent to own; one that is not open is an error of the first use.
+    let socket = unsafe {
+        fcntl_setfd(BorrowedFd::borrow_raw(fd), FdFlags::CLOEXEC)?;
+        UnixStream::from(OwnedFd::from_raw_fd(fd))
+    };
+    prepare();
+    runtime()?.block_on(async {
+        let agent = Agent::new(Setup::default())?;
+        let signals = Signals::new()?;
+        tokio::select! {
+            result = link::serve(Rc::clone(&agent), Transport::socket(socket)?) => result,
+            result = until_stopped(&agent, &signals) => result,
+        }
+    })
+}
+
+/// Serves a Unix socket at `path`. A newer link replaces the older one.
+///
+/// # Errors
+/// The socket can't be made, the token can't be read.
+pub fn listen(path: &Path, token_file: Option<&Path>) -> io::Result<()> {
+    let token = token_file.map(read_token).transpose()?;
+    if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) && UnixStream::connect(path).is_err() {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    prepare();
+    let result = runtime()?.block_on(async {
+        let agent = Agent::new(Setup { token, ..Setup::default() })?;
+        let signals = Signals::new()?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        tokio::select! {
+            result = accept(&agent, &listener) => result,
+            result = until_stopped(&agent, &signals) => result,
+        }
+    });
+    // Only tidiness: a socket that stays is taken over by the next agent.
+    let _ = fs::remove_file(path);
+    result
+}
+
+async fn accept(agent: &Rc<Agent>, listener: &tokio::net::UnixListener) -> io::Result<()> {
+    let mut serving: Option<tokio::task::JoinHandle<()>> = None;
+    loop {
+        let (socket, _) = listener.accept().await?;
+        if let Some(old) = serving.take() {
+            agent.end_links(GoodbyeReason::Replaced);
+            let _ = old.await;
+            agent.links_may_start();
+        }
+        let transport = Transport::socket(socket.into_std()?)?;
+        let agent = Rc::clone(agent);
+        serving = Some(spawn_local(async move {
+            if let Err(error) = link::serve(agent, transport).await {
+                note(format!("the link broke: {error}"));
+            }
+        }));
+    }
+}
+
+async fn until_stopped(agent: &Agent, signals: &Signals) -> io::Result<()> {
+    agent.watch_signals(signals).await
+}
+
+/// What PID 1 has by nature: orphans come to it, and nothing it was given leaks into commands.
+fn prepare() {
+    // SAFETY: plain numbers.
+    unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+}
+
+/// Memory that is freed is soon used again: giving it back and faulting it in once more costs more than keeping it.
+fn tune_allocator() {
+    const KEEP_BYTES: i32 = 1 << 20;
+    // SAFETY: plain numbers, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_BYTES);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}

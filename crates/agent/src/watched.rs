@@ -1,0 +1,32 @@
+//! Descriptors that the runtime watches.
+#![expect(unsafe_code, reason = "the runtime asks for a promise about descriptors, given here once")]
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor that is owned and watched.
+pub type Watched = AsyncFd<OwnedFd>;
+
+/// Watches a descriptor for reading and writing.
+///
+/// # Errors
+/// It can't be watched, as plain files can't.
+pub fn watch(descriptor: OwnedFd) -> io::Result<Watched> {
+    register(descriptor, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Watches a descriptor for reading alone.
+///
+/// # Errors
+/// It can't be watched, as plain files can't.
+pub fn watch_reading(descriptor: OwnedFd) -> io::Result<Watched> {
+    register(descriptor, Interest::READABLE)
+}
+
+fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<Watched> {
+    // SAFETY: an `OwnedFd` gives the same open descriptor for as long as it lives, and `AsyncFd` owns it that long.
+    Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}
