@@ -1,0 +1,71 @@
+//! From a request of the protocol to the work it asks for.
+
+use std::sync::atomic::AtomicBool;
+
+use kiln_wire::{Fault, FileRequest, FileStat, FilesRequest, ListPage};
+
+use super::archive::Packer;
+use super::list::{list, stat};
+use super::place::Root;
+use super::read::Reader;
+use super::remove::remove;
+use super::tree::{chmod, chown, copy, mkdir, rename, symlink};
+use super::unpack::{Owners, Unpacker};
+use super::write::{Append, AtomicWrite};
+
+/// What a request turned into.
+#[derive(Debug)]
+pub enum Job {
+    /// It is done.
+    Answered(Answer),
+    /// Bytes to fetch.
+    Read(Reader),
+    /// A file that waits for its bytes and its commit.
+    Write(AtomicWrite),
+    /// The end of a file that waits for bytes and a commit.
+    Append(Append),
+    /// A directory that waits for an archive.
+    Unpack(Unpacker),
+    /// An archive to fetch.
+    Pack(Packer),
+}
+
+/// What is to be told before `Done`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing.
+    Done,
+    /// What is at the path.
+    Stat(FileStat),
+    /// A page of the directory.
+    Page(ListPage),
+}
+
+/// Does what needs no stream, and opens what does. `stop` ends the two that may take long, `remove` and `copy`.
+///
+/// # Errors
+/// Whatever the operation says.
+pub fn start(request: &FilesRequest, stop: &AtomicBool) -> Result<Job, Fault> {
+    let root = &Root::new(request.jail.as_ref())?;
+    let answer = match &request.request {
+        FileRequest::Read { path, range } => return Reader::open(root, path, *range).map(Job::Read),
+        FileRequest::Write { path, mode, permissions, owner } => {
+            return AtomicWrite::begin(root, path, *mode, *permissions, *owner).map(Job::Write);
+        }
+        FileRequest::Append { path } => return Append::begin(root, path).map(Job::Append),
+        FileRequest::TarIn { path } => return Unpacker::open(root, path, Owners::Archive).map(Job::Unpack),
+        FileRequest::TarOut { path } => return Packer::open(root, path).map(Job::Pack),
+        FileRequest::Stat { path, follow } => return stat(root, path, *follow).map(Answer::Stat).map(Job::Answered),
+        FileRequest::List { path, after, limit } => {
+            return list(root, path, after.as_ref(), *limit).map(Answer::Page).map(Job::Answered);
+        }
+        FileRequest::Mkdir { path, parents, permissions } => mkdir(root, path, *parents, *permissions),
+        FileRequest::Remove { path, recursive } => remove(root, path, *recursive, stop),
+        FileRequest::Rename { from, to } => rename(root, from, to),
+        FileRequest::Copy { from, to } => copy(root, from, to, stop).map(|_| ()),
+        FileRequest::Symlink { target, path } => symlink(root, target, path),
+        FileRequest::Chmod { path, permissions } => chmod(root, path, *permissions),
+        FileRequest::Chown { path, owner } => chown(root, path, *owner),
+    };
+    answer.map(|()| Job::Answered(Answer::Done))
+}

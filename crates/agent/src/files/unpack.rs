@@ -1,0 +1,308 @@
+//! Unpacking a tar archive into a directory that nothing in the archive can leave.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+
+use kiln_wire::{ErrorCode, Fault, FileKind, Text};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use super::fault::{fault_from_errno, invalid};
+use super::member::{Member, Members};
+use super::place::{Place, Root, stat_at};
+use super::remove::unlink;
+use super::stat::{identity, kind_of};
+use super::tree::{make, open_or_make};
+
+const OPERATION: &str = "unpack";
+/// Bytes of a file in memory.
+const UNPACK_BUFFER_BYTES: usize = 64 * 1024;
+/// Names of directories whose permissions and times wait for the archive's end; over this they are set at once.
+const PENDING_BYTES_MAX: usize = 4 << 20;
+/// Tries to take a name that keeps coming back.
+const PLACE_TRIES: usize = 16;
+
+/// Whose the unpacked files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// The archive's numeric owners where this process is root, else its own.
+    Archive,
+    /// The user of this process.
+    Process,
+}
+
+/// What came out of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unpacked {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of the archive.
+    pub bytes: u64,
+}
+
+/// A directory that an archive goes into.
+#[derive(Debug)]
+pub struct Unpacker {
+    inside: Root,
+    made: bool,
+    owners: Owners,
+    pending: Vec<Member>,
+    pending_bytes: usize,
+}
+
+impl Unpacker {
+    /// Opens the directory, or makes it with those above it.
+    ///
+    /// # Errors
+    /// `not_a_directory`; what making directories says.
+    pub fn open(root: &Root, path: &Text, owners: Owners) -> Result<Self, Fault> {
+        let (directory, made) = open_or_make(root, path)?;
+        let owners = if rustix::process::geteuid().is_root() { owners } else { Owners::Process };
+        let inside = Root::beneath(directory);
+        Ok(Self { inside, made, owners, pending: Vec::new(), pending_bytes: 0 })
+    }
+
+    /// Unpacks the whole stream. Permissions, times and symlinks are kept; files, symlinks and hard links replace what
+    /// has their name, directories are shared with what is there.
+    ///
+    /// # Errors
+    /// `outside_jail` for an entry that leaves the directory by `..`, an absolute name, a symlink or a hard link;
+    /// `not_a_file` for devices and FIFOs; `invalid_request` for what is no whole archive. What came before the entry
+    /// stays.
+    pub fn read_from(mut self, input: impl Read) -> Result<Unpacked, Fault> {
+        let mut members = Members::new(input);
+        let mut entries = 0;
+        let mut buffer = vec![0; UNPACK_BUFFER_BYTES];
+        while let Some(member) = members.next()? {
+            self.put(&member, &mut members, &mut buffer)
+                .map_err(|fault| Fault::new(fault.code, format!("archive entry: {}", fault.message)))?;
+            entries += 1;
+        }
+        self.settle()?;
+        Ok(Unpacked { entries, bytes: members.bytes() })
+    }
+
+    fn put<R: Read>(&mut self, member: &Member, members: &mut Members<R>, buffer: &mut [u8]) -> Result<(), Fault> {
+        let path = &member.path;
+        expect_inside(path, path)?;
+        match member.kind {
+            EntryType::Directory => return self.directory(member),
+            EntryType::Regular | EntryType::Symlink | EntryType::Link => {}
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                let message = format!("`{path}` is a device or FIFO, which are not unpacked");
+                return Err(Fault::new(ErrorCode::NotAFile, message));
+            }
+            kind => {
+                let message = format!("`{path}` is of tar type {:?}, which is unknown", char::from(kind.as_byte()));
+                return Err(Fault::new(ErrorCode::Unsupported, message));
+            }
+        }
+        let place = self.place(path)?;
+        if place.is_nameless() || place.directory_only {
+            return Err(invalid(format!("`{path}` is no name for a file")));
+        }
+        match member.kind {
+            EntryType::Symlink => self.symlink(member, &place),
+            EntryType::Link => self.hard_link(member, &place),
+            _ => self.file(member, &place, members, buffer),
+        }
+    }
+
+    /// The place of an entry; directories that the archive did not mention are made.
+    fn place(&self, path: &Text) -> Result<Place, Fault> {
+        match self.inside.place(path, OPERATION) {
+            Err(fault) if fault.code == ErrorCode::NotFound => {}
+            result => return result,
+        }
+        let bytes = path.as_bytes();
+        let name_end = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+        if let Some(slash) = bytes[..name_end].iter().rposition(|byte| *byte == b'/') {
+            open_or_make(&self.inside, &Text::from(&bytes[..slash]))?;
+        }
+        self.inside.place(path, OPERATION)
+    }
+
+    fn directory(&mut self, member: &Member) -> Result<(), Fault> {
+        let path = &member.path;
+        let place = self.place(path)?;
+        if place.is_nameless() {
+            // The directory itself, which has its own permissions unless it was made for this archive.
+            if self.made {
+                self.wait(member)?;
+            }
+            return Ok(());
+        }
+        match make(&place, 0o700) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                // A directory, or a symlink that leads to one inside.
+                self.inside.open(path, OFlags::PATH | OFlags::DIRECTORY, OPERATION)?;
+            }
+            Err(errno) => return Err(fault_from_errno(path, OPERATION, errno)),
+        }
+        self.wait(member)
+    }
+
+    fn file<R: Read>(
+        &self,
+        member: &Member,
+        place: &Place,
+        members: &mut Members<R>,
+        buffer: &mut [u8],
+    ) -> Result<(), Fault> {
+        let fail = |errno: Errno| fault_from_errno(&member.path, OPERATION, errno);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = take_name(place, || rustix::fs::openat(&place.parent, &place.name, flags, Mode::RUSR | Mode::WUSR))
+            .map_err(fail)?;
+        let mut file = File::from(file);
+        let filled = loop {
+            match members.read(buffer) {
+                Ok(0) => break Ok(()),
+                Ok(count) => {
+                    if let Err(error) = file.write_all(&buffer[..count]) {
+                        break Err(fault_from_errno(&member.path, OPERATION, error));
+                    }
+                }
+                Err(fault) => break Err(Fault::new(fault.code, format!("`{}`: {}", member.path, fault.message))),
+            }
+        };
+        if let Err(fault) = filled {
+            // Half a file is worse than none; the fault is what matters if this fails, too.
+            let _ = rustix::fs::unlinkat(&place.parent, &place.name, AtFlags::empty());
+            return Err(fault);
+        }
+        if let Some((uid, gid)) = self.owner(member)? {
+            rustix::fs::fchown(&file, Some(uid), Some(gid)).map_err(fail)?;
+        }
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(member.permissions)).map_err(fail)?;
+        rustix::fs::futimens(&file, &times(member)).map_err(fail)
+    }
+
+    fn symlink(&self, member: &Member, place: &Place) -> Result<(), Fault> {
+        if member.link.is_empty() || member.link.as_bytes().contains(&0) {
+            return Err(invalid(format!("`{}` is a symlink to nothing", member.path)));
+        }
+        let Place { parent, name, .. } = place;
+        let fail = |errno: Errno| fault_from_errno(&member.path, OPERATION, errno);
+        take_name(place, || rustix::fs::symlinkat(member.link.as_bytes(), parent, name)).map_err(fail)?;
+        self.own(member, place)?;
+        rustix::fs::utimensat(parent, name, &times(member), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
+    }
+
+    fn hard_link(&self, member: &Member, place: &Place) -> Result<(), Fault> {
+        let Member { path, link, .. } = member;
+        expect_inside(link, path)?;
+        let operation = format!("link `{path}` to");
+        let fail = |errno: Errno| fault_from_errno(link, &operation, errno);
+        let source = self.inside.place(link, &operation)?;
+        let is_same = || -> Result<bool, Errno> {
+            let (from, to) = (source.stat()?, place.stat()?);
+            Ok(from.zip(to).is_some_and(|(from, to)| identity(&from) == identity(&to)))
+        };
+        if is_same().map_err(fail)? {
+            return Ok(());
+        }
+        take_name(place, || {
+            rustix::fs::linkat(&source.parent, &source.name, &place.parent, &place.name, AtFlags::empty())
+        })
+        .map_err(fail)
+    }
+
+    /// Remembers a directory: its permissions may forbid what is still to come, and its time will change.
+    fn wait(&mut self, member: &Member) -> Result<(), Fault> {
+        self.pending_bytes += member.path.as_bytes().len() + size_of::<Member>();
+        self.pending.push(member.clone());
+        if self.pending_bytes > PENDING_BYTES_MAX {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Sets what waits, the deepest first.
+    fn settle(&mut self) -> Result<(), Fault> {
+        self.pending_bytes = 0;
+        let pending = std::mem::take(&mut self.pending);
+        let mut seen = HashSet::new();
+        for member in pending.iter().rev() {
+            let path = &member.path;
+            // The last that an archive says of a directory counts.
+            if !seen.insert(path) {
+                continue;
+            }
+            let fail = |errno: Errno| fault_from_errno(path, OPERATION, errno);
+            // Replaced by something else later in the archive: that has its own permissions.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let directory = match self.inside.open(path, flags, OPERATION) {
+                Err(fault) if matches!(fault.code, ErrorCode::NotFound | ErrorCode::NotADirectory) => continue,
+                result => result?,
+            };
+            if let Some((uid, gid)) = self.owner(member)? {
+                rustix::fs::fchown(&directory, Some(uid), Some(gid)).map_err(fail)?;
+            }
+            rustix::fs::futimens(&directory, &times(member)).map_err(fail)?;
+            rustix::fs::fchmod(&directory, Mode::from_raw_mode(member.permissions)).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    fn own(&self, member: &Member, place: &Place) -> Result<(), Fault> {
+        let Some((uid, gid)) = self.owner(member)? else { return Ok(()) };
+        rustix::fs::chownat(&place.parent, &place.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| fault_from_errno(&member.path, OPERATION, errno))
+    }
+
+    fn owner(&self, member: &Member) -> Result<Option<(Uid, Gid)>, Fault> {
+        if self.owners == Owners::Process {
+            return Ok(None);
+        }
+        // The highest id means "as it is" to the kernel.
+        let id = |value: i64| u32::try_from(value).ok().filter(|id| *id != u32::MAX);
+        let (Some(uid), Some(gid)) = (id(member.uid), id(member.gid)) else {
+            return Err(invalid(format!("`{}` has the owner {}:{}", member.path, member.uid, member.gid)));
+        };
+        Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
+    }
+}
+
+/// Refuses what can be seen to leave without looking at the disk; symlinks are the kernel's to judge.
+fn expect_inside(name: &Text, entry: &Text) -> Result<(), Fault> {
+    let bytes = name.as_bytes();
+    if bytes.starts_with(b"/") || bytes.split(|byte| *byte == b'/').any(|part| part == b"..") {
+        let message = if name == entry {
+            format!("`{entry}` leaves the directory it is unpacked into")
+        } else {
+            format!("`{entry}` is a link to `{name}`, which leaves the directory it is unpacked into")
+        };
+        return Err(Fault::new(ErrorCode::OutsideJail, message));
+    }
+    Ok(())
+}
+
+/// Makes something under a name, in place of what had it before; a directory that is not empty keeps it.
+fn take_name<T>(place: &Place, mut make: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..PLACE_TRIES {
+        match make() {
+            Err(Errno::EXIST) => {}
+            result => return result,
+        }
+        match stat_at(&place.parent, &place.name)? {
+            Some(stat) if kind_of(&stat) == FileKind::Directory => {
+                return Err(Errno::ISDIR);
+            }
+            Some(_) => match unlink(place.parent.as_fd(), &place.name) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno),
+            },
+            None => {}
+        }
+    }
+    Err(Errno::BUSY)
+}
+
+fn times(member: &Member) -> Timestamps {
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    Timestamps { last_access: omit, last_modification: member.modified }
+}

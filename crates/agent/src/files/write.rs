@@ -1,0 +1,267 @@
+//! Writing: whole files that appear by rename, and appending.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+
+use kiln_wire::{ErrorCode, Fault, Owner, Text, WriteMode};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
+
+use super::fault::{fault_from_errno, invalid};
+use super::place::{Place, Root, reopen};
+use super::stat::{PERMISSIONS_MAX, expect_owner, expect_permissions, expect_plain, owner_of};
+
+/// Permission bits of a file that replaces none and was given none.
+const PERMISSIONS_DEFAULT: u32 = 0o644;
+/// Random names that may be taken before something is wrong.
+const NAME_TRIES: usize = 16;
+/// Times that a file may appear and vanish between looking and opening.
+const APPEND_TRIES: usize = 16;
+
+/// A file that takes its place as a whole at [`commit`](Self::commit), or leaves no trace when it is dropped.
+///
+/// Readers see the old file or the new one. The new one is another inode, so hard links keep the old content.
+#[derive(Debug)]
+pub struct AtomicWrite {
+    path: Text,
+    place: Place,
+    mode: WriteMode,
+    permissions: u32,
+    file: File,
+    temporary: Option<CString>,
+    bytes: u64,
+    failed: bool,
+}
+
+impl AtomicWrite {
+    /// Makes the new file beside its place. In `Replace` mode a symlink stays, and the file it leads to is replaced.
+    ///
+    /// # Errors
+    /// `already_exists` in `Exclusive` mode; `is_a_directory`, `not_a_file` for what can't be replaced;
+    /// `permission_denied` where the owner can't be kept or set.
+    pub fn begin(
+        root: &Root,
+        path: &Text,
+        mode: WriteMode,
+        permissions: Option<u32>,
+        owner: Option<Owner>,
+    ) -> Result<Self, Fault> {
+        permissions.map_or(Ok(()), expect_permissions)?;
+        owner.map_or(Ok(()), expect_owner)?;
+        let fail = |errno: Errno| fault_from_errno(path, "write", errno);
+        let place = match mode {
+            WriteMode::Replace => root.final_place(path, "write")?,
+            WriteMode::Exclusive => root.place(path, "write")?,
+        };
+        let old = place.stat().map_err(fail)?;
+        match &old {
+            Some(_) if mode == WriteMode::Exclusive => return Err(fail(Errno::EXIST)),
+            Some(stat) => expect_plain(stat, path)?,
+            None if place.directory_only => return Err(fail(Errno::ISDIR)),
+            None => {}
+        }
+        let (file, temporary) = create_temporary(&place).map_err(fail)?;
+        let write = Self {
+            path: path.clone(),
+            place,
+            mode,
+            permissions: permissions.or(old.map(|stat| stat.st_mode & PERMISSIONS_MAX)).unwrap_or(PERMISSIONS_DEFAULT),
+            file,
+            temporary: Some(temporary),
+            bytes: 0,
+            failed: false,
+        };
+        if let Some(owner) = owner.or(old.as_ref().map(owner_of)) {
+            let now = rustix::fs::fstat(&write.file).map_err(fail)?;
+            if owner_of(&now) != owner {
+                let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+                rustix::fs::fchown(&write.file, Some(uid), Some(gid))
+                    .map_err(|errno| fault_from_errno(path, "set the owner of", errno))?;
+            }
+        }
+        Ok(write)
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// `no_space` and the like. The write is lost then, and its space is given back at once.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        if self.failed {
+            return Err(self.failed_before());
+        }
+        if let Err(error) = self.file.write_all(bytes) {
+            self.failed = true;
+            self.discard();
+            return Err(fault_from_errno(&self.path, "write", error));
+        }
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Puts the file in its place, durably, and says how many bytes it has.
+    ///
+    /// # Errors
+    /// `already_exists` where an exclusive write lost a race; what the disk says. Nothing is left behind.
+    pub fn commit(mut self) -> Result<u64, Fault> {
+        let Some(temporary) = self.temporary.clone() else { return Err(self.failed_before()) };
+        let fail = |errno: Errno| fault_from_errno(&self.path, "write", errno);
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.permissions)).map_err(fail)?;
+        sync_file(&self.file).map_err(fail)?;
+        let Place { parent, name, .. } = &self.place;
+        match self.mode {
+            WriteMode::Replace => rustix::fs::renameat(parent, &temporary, parent, name).map_err(fail)?,
+            WriteMode::Exclusive => {
+                match rustix::fs::renameat_with(parent, &temporary, parent, name, RenameFlags::NOREPLACE) {
+                    Ok(()) => {}
+                    // Some file systems can't; all that have hard links can do this.
+                    Err(Errno::INVAL | Errno::NOSYS) => {
+                        rustix::fs::linkat(parent, &temporary, parent, name, AtFlags::empty()).map_err(fail)?;
+                        rustix::fs::unlinkat(parent, &temporary, AtFlags::empty()).map_err(fail)?;
+                    }
+                    Err(errno) => return Err(fail(errno)),
+                }
+            }
+        }
+        self.temporary = None;
+        sync_directory(&self.place.parent, &self.file).map_err(fail)?;
+        Ok(self.bytes)
+    }
+
+    fn failed_before(&self) -> Fault {
+        Fault::new(ErrorCode::Io, format!("an earlier write to `{}` failed", self.path))
+    }
+
+    fn discard(&mut self) {
+        if let Some(temporary) = self.temporary.take() {
+            // A drop has nobody to tell, and the name is unique: it is in nobody's way.
+            let _ = rustix::fs::unlinkat(&self.place.parent, &temporary, AtFlags::empty());
+            let _ = rustix::fs::ftruncate(&self.file, 0);
+        }
+    }
+}
+
+impl Drop for AtomicWrite {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+/// Bytes for the end of a plain file, which is created where it is missing.
+#[derive(Debug)]
+pub struct Append {
+    path: Text,
+    file: File,
+    created_in: Option<OwnedFd>,
+    bytes: u64,
+}
+
+impl Append {
+    /// Opens the file; symlinks are followed.
+    ///
+    /// # Errors
+    /// `is_a_directory`, `not_a_file`; whatever opening says.
+    pub fn begin(root: &Root, path: &Text) -> Result<Self, Fault> {
+        let fail = |errno: Errno| fault_from_errno(path, "append to", errno);
+        let flags = OFlags::WRONLY | OFlags::APPEND;
+        for _ in 0..APPEND_TRIES {
+            let place = root.final_place(path, "append to")?;
+            let handle_flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match rustix::fs::openat(&place.parent, &place.name, handle_flags, Mode::empty()) {
+                Ok(handle) => {
+                    expect_plain(&rustix::fs::fstat(&handle).map_err(fail)?, path)?;
+                    let file = reopen(&handle, flags).map_err(fail)?.into();
+                    return Ok(Self { path: path.clone(), file, created_in: None, bytes: 0 });
+                }
+                Err(Errno::NOENT) if place.directory_only => return Err(fail(Errno::ISDIR)),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+            let create = flags | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let mode = Mode::from_raw_mode(PERMISSIONS_DEFAULT);
+            match rustix::fs::openat(&place.parent, &place.name, create, mode) {
+                Ok(file) => {
+                    // Whatever umask this process has.
+                    rustix::fs::fchmod(&file, mode).map_err(fail)?;
+                    let created_in = Some(place.parent);
+                    return Ok(Self { path: path.clone(), file: file.into(), created_in, bytes: 0 });
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+        }
+        Err(fail(Errno::BUSY))
+    }
+
+    /// Adds bytes. Those of earlier calls stay in the file when a later one fails.
+    ///
+    /// # Errors
+    /// `no_space` and the like.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.file.write_all(bytes).map_err(|error| fault_from_errno(&self.path, "append to", error))?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Makes the bytes durable and says how many they are.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn commit(self) -> Result<u64, Fault> {
+        let fail = |errno: Errno| fault_from_errno(&self.path, "append to", errno);
+        sync_file(&self.file).map_err(fail)?;
+        if let Some(parent) = &self.created_in {
+            sync_directory(parent, &self.file).map_err(fail)?;
+        }
+        Ok(self.bytes)
+    }
+}
+
+/// Refuses a path that has no name of its own, as `/` and `..` have none.
+pub(super) fn expect_name(place: &Place, path: &Text, operation: &str) -> Result<(), Fault> {
+    if place.is_nameless() {
+        return Err(invalid(format!("failed to {operation} `{path}`: the path has no name of its own")));
+    }
+    Ok(())
+}
+
+fn create_temporary(place: &Place) -> Result<(File, CString), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for _ in 0..NAME_TRIES {
+        let mut random = [0; 8];
+        // It need not be secret, and early in a boot the secret kind would wait.
+        rustix::rand::getrandom(&mut random, GetRandomFlags::INSECURE)?;
+        let name =
+            CString::new(format!(".kiln-{:016x}", u64::from_ne_bytes(random))).expect("digits have no zero byte");
+        match rustix::fs::openat(&place.parent, &name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => return Ok((file.into(), name)),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Err(Errno::EXIST)
+}
+
+fn sync_file(file: &File) -> Result<(), Errno> {
+    match rustix::io::retry_on_intr(|| rustix::fs::fsync(file)) {
+        // File systems of the kernel itself have nothing to sync.
+        Err(Errno::INVAL | Errno::ROFS) => Ok(()),
+        result => result,
+    }
+}
+
+fn sync_directory(parent: impl AsFd, file: &File) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(&parent, c".", flags, Mode::empty()) {
+        Ok(directory) => match rustix::io::retry_on_intr(|| rustix::fs::fsync(&directory)) {
+            Err(Errno::INVAL | Errno::ROFS) => Ok(()),
+            result => result,
+        },
+        // A directory that may be written and not read.
+        Err(Errno::ACCESS) => rustix::fs::syncfs(file),
+        Err(errno) => Err(errno),
+    }
+}
