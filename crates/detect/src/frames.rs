@@ -11,6 +11,8 @@ pub(crate) enum Blame {
     Entry,
     /// The function behind `at:` in a description of locks.
     LockSite,
+    /// As `Trace`, and nothing that is there to allocate is guilty of what it allocates.
+    Allocation,
 }
 
 /// A function on a stack, and its place there.
@@ -18,18 +20,33 @@ pub(crate) enum Blame {
 pub(crate) struct Frame<'a> {
     /// The name as printed, without offset.
     pub(crate) symbol: &'a str,
-    /// The unwinder only found it lying on the stack (`?`).
-    pub(crate) doubtful: bool,
+    /// How sure it is that this function had been called.
+    pub(crate) place: Place,
+}
+
+/// Where a frame was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It was running.
+    Counter,
+    /// It had called what was running.
+    Stack,
+    /// It only lay on the stack (`?`).
+    Doubtful,
 }
 
 /// Reads a line of a stack trace, or one that names the program counter.
 pub(crate) fn frame(line: &str) -> Option<Frame<'_>> {
     let text = line.trim();
-    let text = PROGRAM_COUNTERS.iter().find_map(|start| text.strip_prefix(start)).unwrap_or(text);
-    let text = without_addresses(text);
-    let (doubtful, text) = text.strip_prefix("? ").map_or((false, text), |text| (true, without_addresses(text)));
+    let counter = PROGRAM_COUNTERS.iter().find_map(|start| text.strip_prefix(start));
+    let text = without_addresses(counter.unwrap_or(text));
+    let (place, text) = match (counter, text.strip_prefix("? ")) {
+        (Some(_), _) => (Place::Counter, text),
+        (None, Some(text)) => (Place::Doubtful, without_addresses(text)),
+        (None, None) => (Place::Stack, text),
+    };
     let symbol = called_from(text).or_else(|| with_offset(text)).or_else(|| inlined(text))?;
-    Some(Frame { symbol, doubtful })
+    Some(Frame { symbol, place })
 }
 
 /// The function that is blamed, of `frames` with the innermost first.
@@ -40,6 +57,7 @@ pub(crate) fn guilty(blame: Blame, frames: &[String]) -> Option<String> {
     let found = match blame {
         Blame::Trace | Blame::LockSite => guilty(&[MACHINERY]),
         Blame::Waiter => guilty(&[MACHINERY, WAITING]),
+        Blame::Allocation => guilty(&[MACHINERY, ALLOCATING]),
         Blame::Entry => frames
             .iter()
             .find(|name| listed(ENTRIES, name))
@@ -119,6 +137,7 @@ fn is_symbol(text: &str) -> bool {
 /// Whether `name` is in `list`. A `*` at the end of an entry stands for any ending, at its start for any beginning.
 fn listed(list: &[&str], name: &str) -> bool {
     list.iter().any(|entry| match (entry.strip_prefix('*'), entry.strip_suffix('*')) {
+        (Some(rest), Some(_)) => name.contains(rest.trim_end_matches('*')),
         (Some(end), _) => name.ends_with(end),
         (_, Some(start)) => name.starts_with(start),
         _ => name == *entry,
@@ -157,13 +176,13 @@ const MACHINERY: &[&str] = &[
     "dump_stack*", "__dump_stack", "show_stack*", "dump_backtrace*", "show_trace*", "unwind_backtrace", "panic*",
     "vpanic", "__warn*", "warn_slowpath*", "report_bug", "__report_bug", "report_bug_entry", "fixup_bug*", "handle_bug",
     "die", "__die*", "die_*", "oops_*", "page_fault_oops", "no_context", "bad_area*", "__bad_area*", "mm_fault_error",
-    "rust_begin_unwind", "rust_helper_BUG", "*rust_begin_unwind", "_RNv*panicking*", "core::panicking*",
+    "rust_begin_unwind", "rust_helper_BUG", "*rust_begin_unwind", "*panicking*", "__panic", "*_panic", "check_panic_on_warn", "assertfail",
     // Traps on their way in.
     "exc_*", "asm_exc_*", "do_error_trap", "do_trap*", "do_invalid_op", "invalid_op", "error_entry", "do_page_fault",
     "__do_page_fault", "page_fault", "async_page_fault", "do_async_page_fault", "do_user_addr_fault",
     "do_kern_addr_fault", "__do_kernel_fault*", "do_general_protection", "general_protection", "do_double_fault",
     "double_fault", "ret_from_exception", "brk_handler", "bug_handler", "call_break_hook", "do_debug_exception",
-    "bug_brk_handler", "bug_brk", "el1*", "el0*", "do_mem_abort", "do_translation_fault", "do_DataAbort",
+    "bug_brk_handler", "bug_brk", "el1*", "el0*", "do_mem_abort", "do_tag_check_fault", "program_check_*", "retint_*", "__x86_indirect_*", "do_translation_fault", "do_DataAbort",
     "do_PrefetchAbort", "__dabt_usr", "do_alignment*", "do_bad*", "__do_user_fault", "arm_notify_die", "fault_in_*",
     // Sanitizers.
     "kasan_*", "__kasan_*", "print_address_description*", "print_report*", "__asan_*", "__hwasan_*", "asan_*",
@@ -174,14 +193,16 @@ const MACHINERY: &[&str] = &[
     "memcpy*", "memset*", "memmove*", "memcmp*", "memchr*", "__mem*", "__pi_*", "__arch_*", "str*", "__str*",
     "copy_from_user*", "copy_to_user*", "_copy_*", "__copy_*", "copy_user_*", "copy_page_*", "rep_*", "instrument_*",
     "check_heap_object", "__check_heap_object", "__check_object_size", "usercopy_*", "check_object_size",
-    "bitmap_*", "find_*_bit", "_find_*", "test_bit", "arch_test_bit", "arch_atomic*", "atomic*", "raw_atomic*",
+    "bitmap_*", "test_and_*", "_atomic_*", "crc_*", "stack_trace_*", "arch_stack_walk", "walk_stackframe", "unwind_next*",
+    "logic_in*", "logic_out*", "should_fail*", "should_failslab", "__should_fail*", "fail_dump", "simple_copy_to_iter", "find_*_bit", "_find_*", "test_bit", "arch_test_bit", "arch_atomic*", "atomic*", "raw_atomic*",
     "__read_once*", "read_once*", "read_word_at_a_time", "csum_*", "do_csum", "crc32*", "__fortify_report", "fortify_panic",
-    "sized_strscpy", "vsnprintf", "snprintf", "sprintf", "string", "string_nocheck", "pointer", "seq_vprintf", "seq_printf",
+    "sized_strscpy", "vsnprintf", "vscnprintf", "scnprintf", "snprintf", "sprintf", "string", "string_nocheck", "pointer", "seq_vprintf", "seq_printf",
     // Lists, trees and counts.
     "__list_*", "list_*", "hlist_*", "__hlist_*", "rb_*", "__rb_*", "llist_*", "plist_*", "refcount_*", "__refcount_*",
     "kref_*", "kobject_*", "ref_tracker_*", "klist_*", "__klist_*", "xas_*", "lib_ref*", "idr_*", "radix_tree_*",
-    "kobj_*", "__kobject_*", "add_uevent_var", "percpu_ref_*", "sysfs_remove_*", "put_device", "get_device",
-    "skb_put", "skb_push", "skb_over_panic", "skb_under_panic", "skb_panic",
+    "kobj_*", "__kobject_*", "add_uevent_var", "percpu_ref_*", "sysfs_remove_*", "put_device", "get_device", "get_device_parent",
+    "device_add", "device_del", "device_release", "device_unregister", "device_register", "dpm_sysfs_*", "usb_kill_urb",
+    "skb_put", "skb_push", "drop_nlink", "mark_buffer_dirty", "fast_dput", "skb_over_panic", "skb_under_panic", "skb_panic",
     // Memory handed out and taken back.
     "kmalloc*", "__kmalloc*", "___kmalloc*", "__do_kmalloc*", "kzalloc*", "kcalloc*", "krealloc*", "__krealloc*",
     "kmem_cache_*", "__kmem_cache_*", "kfree*", "__kfree*", "___cache_free", "kvmalloc*", "__kvmalloc*", "kvfree*",
@@ -201,7 +222,9 @@ const MACHINERY: &[&str] = &[
     "local_bh_*", "___might_*", "__might_*", "might_*", "rcu_lockdep_*", "check_preemption_disabled", "add_chain_*",
     "__this_cpu_*", "__schedule_bug", "__static_call_*", "wake_up*", "__wake_up*", "try_to_wake_up", "percpu_down_*",
     "rcu_read_*", "rcu_is_watching", "lookup_chain_*", "usage_*", "valid_state*", "rwbase_*", "__rt_*", "rtlock_*",
-    "rcu_dereference*", "__schedule", "schedule", "preempt_schedule*", "add_wait_queue*", "prepare_to_wait*",
+    "rcu_dereference*", "__schedule", "schedule", "preempt_schedule*", "___preempt_*",
+    "_cond_resched", "__cond_resched", "osq_*", "lock_timer_base", "folio_unlock", "kthread_stop", "wait_for_completion*",
+    "add_wait_queue*", "prepare_to_wait*",
     "remove_wait_queue_locked", "finish_wait", "lock_*_nested", "hrtimer_*", "timer_*", "__mod_timer", "mod_timer*",
     "del_timer*", "__timer_*", "timerqueue_add", "try_invoke_on_locked_down_task",
     // Work that is waited for or handed on.
@@ -222,7 +245,8 @@ const WAITING: &[&str] = &[
     "folio_lock*", "rwsem_*", "__rwsem_*", "percpu_*", "__percpu_*", "sleep_on_*", "usleep_*", "msleep*", "blk_execute_*",
     "do_sleep_*", "freezable_*", "swait_*", "synchronize_rcu_expedited_wait*", "rpc_wait_*", "_synchronize_rcu*",
     "autoremove_*", "wait", "__synchronize_*", "synchronize_sched*", "wait_rcu_gp", "__wait_rcu_gp", "jbd2_log_wait_*",
-    "lock_sock_*", "__lock_sock*", "sched_*", "rcu_barrier_*",
+    "lock_sock_*", "__lock_sock*", "sched_*", "rcu_barrier*", "call_rwsem_*", "__down", "__down_*",
+    "__filemap_fdatawait*", "filemap_fdatawait*", "do_read_cache_*",
 ];
 
 /// What runs between an interrupt and the code that it interrupted.
@@ -237,13 +261,16 @@ const INTERRUPTS: &[&str] = &[
     "on_each_cpu*", "smpboot_*", "pv_*", "kvm_*steal*", "kvm_wait*", "__x86_*", "timekeeping_*", "tasklet_*",
 ];
 
+/// What allocates on behalf of others.
+const ALLOCATING: &[&str] = &["*alloc*", "idr_*", "pcpu_*", "__kernfs_new_node_*", "__get_*"];
+
 /// Where the kernel is asked for something: the level at which endless work has a name.
 #[rustfmt::skip]
 const ENTRIES: &[&str] = &[
     "smp_call_function*", "sys_*", "*_ioctl", "*_sendmsg", "*_recvmsg", "*_rcv", "*_read_iter", "*_write_iter", "*_writepages",
-    "*_write", "*_timer_handler", "*_timer", "*_thread", "*_worker", "*_workfn", "*_newlink", "*_mount", "*_fill_super",
+    "*_write", "*_timer_handler", "*_thread", "*_worker", "*_workfn", "*_newlink", "*_mount", "*_fill_super",
     "*_tasklet_handler", "*_heartbeat_event", "*_join_timer_arm", "br_handle_frame", "__cleanup_mnt", "*_evict_inode",
-    "*_release", "*_fault", "*_poll", "*_uadd", "*_getgen", "*_func",
+    "*_release", "*_poll", "*_uadd", "*_getgen",
 ];
 
 #[cfg(test)]
@@ -286,8 +313,8 @@ mod tests {
 
     #[test]
     fn a_doubtful_frame_says_so() {
-        assert_eq!(frame(" ? foo+0x1/0x2"), Some(Frame { symbol: "foo", doubtful: true }));
-        assert_eq!(frame(" [<ffffffff81d91389>] ? foo+0x1/0x2"), Some(Frame { symbol: "foo", doubtful: true }));
+        assert_eq!(frame(" ? foo+0x1/0x2"), Some(Frame { symbol: "foo", place: Place::Doubtful }));
+        assert_eq!(frame(" [<ffffffff81d91389>] ? foo+0x1/0x2"), Some(Frame { symbol: "foo", place: Place::Doubtful }));
     }
 
     #[test]

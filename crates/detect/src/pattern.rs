@@ -13,15 +13,34 @@ pub(crate) struct Holes<'a> {
     pub(crate) function: Option<&'a str>,
 }
 
-/// Matches `pattern` against the text of a kernel line.
-pub(crate) fn find<'a>(pattern: &str, text: &'a str) -> Option<Holes<'a>> {
-    let Some(anchored) = pattern.strip_prefix('^') else {
+/// The text of a kernel line, looked at once for all the patterns that it is held against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Text<'a> {
+    whole: &'a str,
+    start: &'a str,
+    after_subsystem: Option<&'a str>,
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn new(whole: &'a str) -> Self {
+        // Old lockdep headings stand in brackets: `[ INFO: possible recursive locking detected ]`.
+        let start = whole.trim_start().trim_start_matches("[ ");
+        Self { whole, start, after_subsystem: without_subsystem(start) }
+    }
+
+    /// Holds the text against one pattern.
+    pub(crate) fn find(&self, pattern: &str) -> Option<Holes<'a>> {
+        if let Some(anchored) = pattern.strip_prefix('^') {
+            return fill(anchored, self.start).or_else(|| fill(anchored, self.after_subsystem?));
+        }
         let first = pattern.split('{').next().unwrap_or(pattern);
-        return fill(pattern, &text[text.find(first)?..]);
-    };
-    // Old lockdep headings stand in brackets: `[ INFO: possible recursive locking detected ]`.
-    let start = text.trim_start().trim_start_matches("[ ");
-    fill(anchored, start).or_else(|| fill(anchored, without_subsystem(start)?))
+        fill(pattern, &self.whole[self.whole.find(first)?..])
+    }
+
+    /// Whether any of `patterns` matches.
+    pub(crate) fn is_any(&self, patterns: &[&str]) -> bool {
+        patterns.iter().any(|pattern| self.find(pattern).is_some())
+    }
 }
 
 /// `watchdog: BUG: soft lockup` to `BUG: soft lockup`: one word and a colon may stand before a heading.
@@ -50,6 +69,10 @@ fn fill<'a>(pattern: &str, text: &'a str) -> Option<Holes<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn find<'a>(pattern: &str, text: &'a str) -> Option<Holes<'a>> {
+        Text::new(text).find(pattern)
+    }
 
     #[test]
     fn holes_take_what_stands_between_literals() {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::console::Caller;
 use crate::finding::{EXTRACT_LINES_MAX, Finding, Severity};
-use crate::frames::{self, Blame};
-use crate::pattern::{self, Holes};
+use crate::frames::{self, Blame, Place};
+use crate::pattern::{Holes, Text};
 use crate::signatures::{self, Role, Signature};
 
 /// Frames kept of a report's stack. The guilty one is near the top.
@@ -13,6 +13,9 @@ const FRAMES_MAX: usize = 64;
 
 /// Writers of one report: its own, and the CPUs that were asked for their stacks.
 const CALLERS_MAX: usize = 8;
+
+/// Places kept of the locks that a report describes; the first ones are those in dispute.
+const LOCK_SITES_MAX: usize = 8;
 
 /// What a hole may add to a title.
 const TITLE_HOLE_CHARS_MAX: usize = 100;
@@ -33,12 +36,17 @@ pub(crate) struct Report {
     pub(crate) lines: usize,
     extract: Vec<String>,
     frames: Vec<String>,
-    lock_site: Option<String>,
+    /// Some function that is not merely running is known, so the stack was printed.
+    traced: bool,
+    lock_sites: Vec<String>,
+    /// The line before ended in `at:`, so this one names a place and is no frame.
+    place_follows: bool,
     access: Option<&'static str>,
     trace: Trace,
     /// Memory cgroup of an out-of-memory kill, which only a later line tells.
     cgroup: bool,
-    interrupted: bool,
+    /// Lines are missing.
+    dropped: bool,
 }
 
 /// Whether the frames that come next are the report's own.
@@ -63,11 +71,13 @@ impl Report {
             lines: 0,
             extract: Vec::new(),
             frames: Vec::new(),
-            lock_site: None,
+            traced: false,
+            lock_sites: Vec::new(),
+            place_follows: false,
             access: None,
             trace: Trace::Open,
             cgroup: false,
-            interrupted: false,
+            dropped: false,
         }
     }
 
@@ -109,11 +119,6 @@ impl Report {
         }
     }
 
-    /// Another report began on top of this one, so what it had to say may be lost.
-    pub(crate) fn interrupt(&mut self) {
-        self.interrupted = true;
-    }
-
     /// Takes a line, and says whether the report is complete with it.
     pub(crate) fn push(&mut self, text: &str, at: Duration) -> bool {
         self.last = at;
@@ -122,31 +127,38 @@ impl Report {
             self.extract.push(text.to_owned());
         }
         self.read(text);
-        self.signature.role == Role::Line || signatures::ENDS.iter().any(|end| pattern::find(end, text).is_some())
+        self.signature.role == Role::Line || Text::new(text).is_any(signatures::ENDS)
     }
 
     /// Learns from a line what the finding needs.
     fn read(&mut self, text: &str) {
         let begins = |start: &str| text.trim_start().starts_with(start);
-        self.interrupted |= text.contains(signatures::DROPPED);
+        self.dropped |= text.contains(signatures::DROPPED);
         self.cgroup |= begins("Memory cgroup out of memory") || text.contains("constraint=CONSTRAINT_MEMCG");
         if self.access.is_none() {
             self.access = begins("Read ").then_some("Read").or(begins("Write ").then_some("Write"));
         }
-        if self.lock_site.is_none() {
-            self.lock_site = text.split_once(" at: ").and_then(|(_, function)| frames::named(function));
+        let place = text.split_once(" at: ").map(|(_, place)| place).or(self.place_follows.then_some(text));
+        self.place_follows = text.trim_end().ends_with(" at:");
+        if let Some(place) = place {
+            if self.lock_sites.len() < LOCK_SITES_MAX {
+                self.lock_sites.extend(frames::named(place));
+            }
+            return;
         }
         if text.trim() == "stack backtrace:" {
             self.frames.clear();
         }
         let other_cpu = text.contains(signatures::OTHER_CPU) && !self.asks_other_cpus();
-        if other_cpu || signatures::FRAMES_END.iter().any(|end| pattern::find(end, text).is_some()) {
+        if other_cpu || Text::new(text).is_any(signatures::FRAMES_END) {
             self.trace = Trace::Over;
         }
         if self.trace == Trace::Open && self.frames.len() < FRAMES_MAX {
-            self.frames.extend(
-                frames::frame(text).filter(|frame| !frame.doubtful).map(|frame| frames::canonical(frame.symbol)),
-            );
+            let Some(frame) = frames::frame(text) else { return };
+            self.traced |= frame.place != Place::Counter;
+            if frame.place != Place::Doubtful {
+                self.frames.push(frames::canonical(frame.symbol));
+            }
         }
     }
 
@@ -155,7 +167,8 @@ impl Report {
         let wants_function = self.signature.title.contains("{fn}");
         let function = self.function().filter(|_| wants_function);
         let lost_beginning = self.signature.role == Role::Consequence;
-        let corrupted = lost_beginning || self.interrupted || (wants_function && self.frames.is_empty());
+        let located = self.traced || self.signature.heading.ends_with(" is corrupted in: {fn}");
+        let corrupted = lost_beginning || self.dropped || (wants_function && (function.is_none() || !located));
         Finding {
             title: self.title(function.as_deref()),
             kind: self.signature.kind,
@@ -169,10 +182,12 @@ impl Report {
 
     fn function(&self) -> Option<String> {
         let blame = self.signature.blame;
-        let site = self.lock_site.clone().filter(|_| blame == Blame::LockSite);
-        site.or_else(|| frames::guilty(blame, &self.frames))
+        let site = || frames::guilty(blame, &self.lock_sites).or_else(|| self.lock_sites.first().cloned());
+        (blame == Blame::LockSite)
+            .then(site)
+            .flatten()
+            .or_else(|| frames::guilty(blame, &self.frames))
             .or_else(|| self.named.clone())
-            .or_else(|| self.frames.first().cloned())
     }
 
     fn title(&self, function: Option<&str>) -> String {

@@ -13,11 +13,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::console::{Caller, ConsoleLine, KernelLine};
+use crate::console::{ConsoleLine, KernelLine};
 use crate::finding::{Finding, Kind, Severity};
-use crate::pattern;
+use crate::pattern::Text;
 use crate::report::Report;
-use crate::signatures::{self, Role, Signature};
+use crate::signatures::{self, Role, SIGNATURES, Signature};
 
 /// Reports that may be open at once; the oldest is closed for a new one.
 pub const OPEN_REPORTS_MAX: usize = 8;
@@ -101,10 +101,10 @@ impl Scanner {
     }
 
     fn take(&mut self, line: &KernelLine<'_>, at: Duration) {
-        self.follow_boot(line, at);
-        let heading = signatures::SIGNATURES
-            .iter()
-            .find_map(|signature| pattern::find(signature.heading, line.text).map(|holes| (signature, holes)));
+        let text = Text::new(line.text);
+        self.follow_boot(line, &text, at);
+        let heading =
+            SIGNATURES.iter().find_map(|signature| text.find(signature.heading).map(|holes| (signature, holes)));
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
         let index = match (mine, heading) {
             (Some(index), None) => index,
@@ -116,7 +116,6 @@ impl Scanner {
             (_, Some((signature, _))) if signature.role == Role::Consequence && self.boot.fatal => return,
             (mine, Some((signature, holes))) => {
                 if let Some(index) = mine.filter(|_| signature.role != Role::Line) {
-                    self.open[index].interrupt();
                     self.close(index);
                 }
                 if self.open.len() == OPEN_REPORTS_MAX {
@@ -144,12 +143,11 @@ impl Scanner {
     }
 
     /// Sees boots begin, reach programs and end.
-    fn follow_boot(&mut self, line: &KernelLine<'_>, at: Duration) {
-        let is_any = |patterns: &[&str]| patterns.iter().any(|text| pattern::find(text, line.text).is_some());
+    fn follow_boot(&mut self, line: &KernelLine<'_>, text: &Text<'_>, at: Duration) {
         self.boot.reached_user_space |=
-            line.stamp.is_some_and(|stamp| stamp > BOOTED_FOR_SURE) || is_any(signatures::USER_SPACE);
-        self.boot.orderly |= is_any(signatures::ORDERLY);
-        if !is_any(&[signatures::BANNER]) {
+            line.stamp.is_some_and(|stamp| stamp > BOOTED_FOR_SURE) || text.is_any(signatures::USER_SPACE);
+        self.boot.orderly |= text.is_any(signatures::ORDERLY);
+        if !text.is_any(&[signatures::BANNER]) {
             return;
         }
         self.boot.banners += 1;

@@ -95,7 +95,7 @@ pub(crate) const OTHER_CPU: &str = "NMI backtrace for cpu ";
 /// What the kernel prints where its log overran: lines of this report may be missing.
 pub(crate) const DROPPED: &str = "printk messages dropped";
 
-use Blame::{Entry, LockSite, Waiter};
+use Blame::{Allocation, Entry, LockSite, Waiter};
 use Kind::*;
 use Role::{Consequence, Continues, Line, Preamble};
 
@@ -117,7 +117,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     fatal(Panic, "Kernel panic - not syncing: Attempted to kill the idle task", "kernel panic: Attempted to kill the idle task!").role(Consequence),
     // Panics in their own right.
     fatal(StackOverflow, "Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: {fn}", "kernel panic: stack is corrupted in {fn}"),
-    fatal(StackOverflow, "Kernel panic - not syncing: corrupted stack end detected", "kernel panic: corrupted stack end in {fn}"),
+    fatal(StackOverflow, "Kernel panic - not syncing: corrupted stack end detected", "kernel panic: corrupted stack end in {fn}").blame(Entry),
     fatal(OutOfMemory, "Kernel panic - not syncing: Out of memory", "kernel panic: Out of memory"),
     fatal(OutOfMemory, "Kernel panic - not syncing: System is deadlocked on memory", "kernel panic: System is deadlocked on memory"),
     fatal(Panic, "Kernel panic - not syncing: Attempted to kill init!", "kernel panic: Attempted to kill init!"),
@@ -141,9 +141,9 @@ pub(crate) const SIGNATURES: &[Signature] = &[
 
     // Faults.
     fatal(DoubleFault, "PANIC: double fault", "PANIC: double fault in {fn}"),
-    fatal(StackOverflow, "BUG: stack guard page was hit", "BUG: stack guard page was hit in {fn}"),
-    fatal(StackOverflow, "BUG: {} stack guard page was hit", "BUG: stack guard page was hit in {fn}"),
-    fatal(StackOverflow, "^Insufficient stack space to handle exception", "kernel stack overflow in {fn}"),
+    fatal(StackOverflow, "BUG: stack guard page was hit", "BUG: stack guard page was hit in {fn}").blame(Entry),
+    fatal(StackOverflow, "BUG: {} stack guard page was hit", "BUG: stack guard page was hit in {fn}").blame(Entry),
+    fatal(StackOverflow, "^Insufficient stack space to handle exception", "kernel stack overflow in {fn}").blame(Entry),
     fatal(NullDereference, "BUG: unable to handle kernel NULL pointer dereference", "BUG: unable to handle kernel NULL pointer dereference in {fn}"),
     fatal(NullDereference, "BUG: kernel NULL pointer dereference, address", "BUG: unable to handle kernel NULL pointer dereference in {fn}"),
     fatal(PageFault, "BUG: unable to handle kernel paging request", "BUG: unable to handle kernel paging request in {fn}"),
@@ -158,6 +158,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     fatal(Oops, "^Unhandled fault: ", "Unhandled fault in {fn}").role(Continues),
     fatal(Oops, "^Internal error: ", "Internal error in {fn}").role(Continues),
     fatal(DivideError, "^divide error: {}[#", "divide error in {fn}"),
+    fatal(DivideError, "^divide_error: {}[#", "divide error in {fn}"),
     fatal(InvalidOpcode, "^invalid opcode: {}[#", "invalid opcode in {fn}").role(Continues),
     fatal(Oops, "^stack segment: {}[#", "stack segment fault in {fn}"),
     fatal(Oops, "^int3: {}[#", "int3 in {fn}"),
@@ -173,11 +174,12 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     fatal(MemoryCorruption, "^BUG: Bad page map", "BUG: Bad page map in {fn}"),
     fatal(MemoryCorruption, "^BUG: Bad rss-counter state", "BUG: Bad rss-counter state").role(Line),
     fatal(MemoryCorruption, "^BUG: non-zero pgtables_bytes", "BUG: non-zero pgtables_bytes on freeing mm").role(Line),
-    fatal(MemoryCorruption, "^BUG {}): Object already free", "BUG: Object already free in {fn}"),
+    fatal(MemoryCorruption, "^BUG {}): Object already free", "BUG: Object already free"),
     fatal(MemoryCorruption, "^BUG {}): Poison overwritten", "BUG: Poison overwritten in {fn}"),
     fatal(MemoryCorruption, "^BUG {}): {} overwritten", "BUG: Redzone overwritten in {fn}"),
     fatal(MemoryCorruption, "^BUG {}): Objects remaining", "BUG: Objects remaining on slab shutdown").role(Preamble),
     fatal(MemoryCorruption, "^BUG {}): Invalid object pointer", "BUG: invalid object pointer in {fn}"),
+    fatal(MemoryCorruption, "^INFO: {} in {fn} age=", "INFO: {0} in {fn} age=NUM cpu=NUM pid=NUM").role(Continues),
     fatal(MemoryCorruption, "^BUG: Dentry {} still in use", "BUG: Dentry still in use in {fn}").role(Preamble),
     fatal(MemoryCorruption, "^VFS: Busy inodes after unmount", "VFS: Busy inodes after unmount (use-after-free)").role(Line),
 
@@ -195,12 +197,12 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     warning(Lockdep, "^INFO: suspicious RCU usage", "INFO: suspicious RCU usage in {fn}"),
     warning(Lockdep, "^INFO: suspicious rcu_dereference", "INFO: suspicious RCU usage in {fn}"),
     warning(Lockdep, "^INFO: trying to register non-static key", "INFO: trying to register non-static key in {fn}"),
-    warning(Lockdep, "^WARNING: bad unlock balance", "WARNING: bad unlock balance in {fn}"),
-    warning(Lockdep, "^BUG: bad unlock balance", "BUG: bad unlock balance in {fn}"),
+    warning(Lockdep, "^WARNING: bad unlock balance", "WARNING: bad unlock balance in {fn}").blame(LockSite),
+    warning(Lockdep, "^BUG: bad unlock balance", "BUG: bad unlock balance in {fn}").blame(LockSite),
     warning(Lockdep, "^WARNING: bad contention", "WARNING: bad contention in {fn}"),
     warning(Lockdep, "^BUG: bad contention", "BUG: bad contention in {fn}"),
-    warning(Lockdep, "^WARNING: held lock freed", "WARNING: held lock freed in {fn}"),
-    warning(Lockdep, "^BUG: held lock freed", "BUG: held lock freed in {fn}"),
+    warning(Lockdep, "^WARNING: held lock freed", "WARNING: held lock freed in {fn}").blame(LockSite),
+    warning(Lockdep, "^BUG: held lock freed", "BUG: held lock freed in {fn}").blame(LockSite),
     warning(Lockdep, "^WARNING: lock held when returning to user", "WARNING: lock held when returning to user space in {fn}").blame(LockSite),
     warning(Lockdep, "^BUG: lock held when returning to user", "BUG: lock held when returning to user space in {fn}").blame(LockSite),
     warning(Lockdep, "^WARNING: {} still has locks held", "WARNING: still has locks held in {fn}"),
@@ -208,7 +210,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     warning(Lockdep, "^WARNING: Nested lock was not taken", "WARNING: nested lock was not taken in {fn}"),
     warning(Lockdep, "^WARNING: Invalid wait context", "WARNING: invalid wait context in {fn}"),
     warning(Lockdep, "^BUG: Invalid wait context", "BUG: invalid wait context in {fn}"),
-    warning(Lockdep, "^BUG: MAX_", "BUG: {fn} too low!").role(Line),
+    warning(Lockdep, "^BUG: MAX_{} too low!", "BUG: MAX_{0} too low!").role(Line),
     warning(Lockdep, "^BUG: workqueue leaked lock or atomic", "BUG: workqueue leaked lock or atomic in {fn}").blame(LockSite),
     warning(AtomicSleep, "BUG: sleeping function called from invalid context", "BUG: sleeping function called from invalid context in {fn}"),
     warning(AtomicSleep, "^BUG: scheduling while atomic", "BUG: scheduling while atomic in {fn}"),
@@ -233,7 +235,8 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     warning(DebugObjects, "^WARNING: {}lib/debugobjects.c:{} {fn}", "WARNING: ODEBUG bug in {fn}"),
     warning(Refcount, "^WARNING: {}lib/refcount.c:{} {fn}", "WARNING: refcount bug in {fn}"),
     warning(Warning, "^WARNING: {}lib/kobject.c:{} {fn}", "WARNING: kobject bug in {fn}"),
-    warning(Warning, "^WARNING: {}mm/slab_common.c:{} {fn}", "WARNING: kmalloc bug in {fn}"),
+    warning(Warning, "^WARNING: {}mm/slab_common.c:{} kmalloc_slab", "WARNING: kmalloc bug in {fn}"),
+    warning(Warning, "^WARNING: {}mm/vmalloc.c:{} __vmalloc_node_range", "WARNING: zero-size vmalloc in {fn}"),
     warning(Lockdep, "^WARNING: {}kernel/locking/lockdep.c:{} {fn}", "WARNING: locking bug in {fn}"),
     warning(Warning, "^WARNING: CPU: {} at {}:{} {fn}", "WARNING in {fn}"),
     warning(Warning, "^WARNING: at {}:{} {fn}", "WARNING in {fn}"),
@@ -243,7 +246,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     warning(Warning, "^WARNING: kernel stack frame pointer at {} has bad value", "WARNING: kernel stack frame pointer has bad value").role(Line),
 
     // Memory.
-    error(MemoryLeak, "BUG: memory leak", "memory leak in {fn}"),
+    error(MemoryLeak, "BUG: memory leak", "memory leak in {fn}").blame(Allocation),
     warning(MemoryLeak, "^kmemleak: {} new suspected memory leak", "kmemleak: new suspected memory leaks").role(Line),
     warning(OutOfMemory, "^{} invoked oom-killer: ", "out of memory"),
     warning(OutOfMemory, "^Memory cgroup out of memory: Killed process", "out of memory: memory cgroup").role(Continues),
