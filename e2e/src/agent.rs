@@ -172,6 +172,13 @@ impl Agent {
         children(self.pid())
     }
 
+    /// How often the agent's first thread has gone to sleep so far.
+    pub fn context_switches(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the agent runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.expect("a process has slept").trim().parse().expect("a number")
+    }
+
     /// Waits until the agent ends by itself.
     pub fn wait_exit(&mut self) -> ExitStatus {
         until("the agent's end", || self.child.try_wait().expect("a child of ours can be waited for"))

@@ -7,9 +7,11 @@
 //! ```
 
 mod agent;
+mod kiln;
 mod raw;
 mod wait;
 
 pub use agent::{Agent, agent_binary};
+pub use kiln::{KILN_DEADLINE, Kiln, Outcome, Running, is_running, kiln_binary};
 pub use raw::{RawFrame, RawLink};
 pub use wait::{WAIT_DEADLINE, bounded, until};

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use kiln_wire::{Decoder, Fault, Frame, Hello, Kind, Message, StreamId, VERSION};
 
@@ -165,6 +166,35 @@ impl RawLink {
     /// Closes this end at once.
     pub fn close(self) {
         drop(self);
+    }
+
+    /// Skips everything up to and with `bytes`, as a host does that starts a link anew.
+    ///
+    /// # Panics
+    /// Where they do not come.
+    pub fn skip_to(&mut self, bytes: &[u8]) {
+        self.decoder.clear();
+        let mut seen = Vec::new();
+        while !seen.ends_with(bytes) {
+            let mut byte = [0];
+            self.stream.read_exact(&mut byte).expect("the bytes that are waited for");
+            seen.push(byte[0]);
+        }
+    }
+
+    /// Sends `bytes` again and again up to `most` bytes or until the agent has taken nothing for `patience`, and says
+    /// how many it took.
+    pub fn write_while_taken(&mut self, bytes: &[u8], most: usize, patience: Duration) -> usize {
+        self.stream.set_write_timeout(Some(patience)).expect("a deadline that is not zero");
+        let mut taken = 0;
+        while taken < most {
+            match self.stream.write(&bytes[taken % bytes.len()..]) {
+                Ok(count) => taken += count,
+                Err(_) => break,
+            }
+        }
+        self.stream.set_write_timeout(Some(WAIT_DEADLINE)).expect("a deadline that is not zero");
+        taken
     }
 
     /// Bytes that come after a decoder would have taken its frames, unparsed.

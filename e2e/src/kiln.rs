@@ -1,0 +1,180 @@
+//! The real `kiln` binary, run as a user runs it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest that one `kiln` may take in a test; a cold boot under TCG on a busy host is a few seconds.
+pub const KILN_DEADLINE: Duration = Duration::from_secs(150);
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How a `kiln` ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit code.
+    pub code: i32,
+    /// Its stdout.
+    pub stdout: Vec<u8>,
+    /// Its stderr.
+    pub stderr: String,
+    /// From start to end.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// Its stdout as text without the last end of line.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+}
+
+/// A `kiln` to be run.
+#[derive(Debug)]
+pub struct Kiln(Command);
+
+impl Kiln {
+    /// With these arguments, in the environment that the test runs in.
+    pub fn new<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(kiln_binary());
+        command.args(args);
+        Self(command)
+    }
+
+    /// `kiln run -- sh -c SCRIPT`, after these flags of `run`.
+    pub fn shell(flags: &[&str], script: &str) -> Self {
+        Self::new(["run"].iter().chain(flags).chain(&["--", "sh", "-c", script]))
+    }
+
+    /// Sets a variable for kiln itself.
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// Where it can't be started, or does not end within [`KILN_DEADLINE`].
+    pub fn run(self) -> Outcome {
+        self.run_with(b"")
+    }
+
+    /// Runs it to its end with this stdin.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn run_with(self, stdin: &[u8]) -> Outcome {
+        let started = Instant::now();
+        let mut running = self.start();
+        let mut input = running.0.stdin.take().expect("stdin is piped");
+        let mut output = running.0.stdout.take().expect("stdout is piped");
+        let mut errors = running.0.stderr.take().expect("stderr is piped");
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // A command may end without reading its input.
+                let _ = input.write_all(stdin);
+            });
+            let stdout = scope.spawn(move || {
+                let mut stdout = Vec::new();
+                output.read_to_end(&mut stdout).map(|_| stdout)
+            });
+            let stderr = scope.spawn(move || {
+                let mut stderr = Vec::new();
+                errors.read_to_end(&mut stderr).map(|_| stderr)
+            });
+            let code = running.wait();
+            Outcome {
+                code,
+                stdout: stdout.join().expect("no panic").expect("stdout can be read"),
+                stderr: String::from_utf8_lossy(&stderr.join().expect("no panic").expect("stderr can be read")).into(),
+                took: started.elapsed(),
+            }
+        })
+    }
+
+    /// Starts it and leaves it running; it is killed when dropped.
+    ///
+    /// # Panics
+    /// Where it can't be started.
+    pub fn start(mut self) -> Running {
+        self.0.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(self.0.spawn().expect("kiln starts"))
+    }
+}
+
+/// A `kiln` that runs.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    /// Waits for its end and gives its exit code; a signal is 128 + its number.
+    ///
+    /// # Panics
+    /// Where it does not end within [`KILN_DEADLINE`].
+    pub fn wait(&mut self) -> i32 {
+        use std::os::unix::process::ExitStatusExt as _;
+        let deadline = Instant::now() + KILN_DEADLINE;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("a child can be waited for") {
+                return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+            }
+            assert!(Instant::now() < deadline, "kiln did not end within {KILN_DEADLINE:?}");
+            thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// Where it has ended already.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a child has a pid");
+        rustix::process::kill_process(pid, signal).expect("it runs");
+    }
+
+    /// The VMMs that it started: its children by the names of their programs.
+    pub fn vmms(&self) -> Vec<i32> {
+        vmms_of(self.0.id())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already where this fails.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn vmms_of(parent: u32) -> Vec<i32> {
+    let parent = format!("PPid:\t{parent}");
+    let processes = fs::read_dir("/proc").expect("proc is mounted").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.starts_with("Name:\tqemu") && status.lines().any(|line| line == parent)
+    })
+    .collect()
+}
+
+/// Whether a process runs; a zombie does not.
+pub fn is_running(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !stat.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
+/// The binary under test.
+///
+/// # Panics
+/// Where it was not built.
+pub fn kiln_binary() -> PathBuf {
+    let named = std::env::var_os("KILN_BIN").map(PathBuf::from);
+    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/debug/kiln");
+    let binary = named.unwrap_or_else(built);
+    assert!(binary.is_file(), "no kiln at `{}`: build it, or set KILN_BIN", binary.display());
+    binary
+}

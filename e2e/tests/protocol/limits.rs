@@ -1,0 +1,101 @@
+//! What a command may use. Limits by cgroup are for the guest; in test mode they are refused, not ignored.
+
+use std::time::Duration;
+
+use kiln_e2e::{Agent, bounded, until};
+use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Limits};
+
+use crate::common::{refusal, run, runs, sh};
+
+fn limited(script: &str, limits: Limits) -> ExecRequest {
+    ExecRequest { limits, ..sh(script) }
+}
+
+#[test]
+fn a_wall_limit_ends_a_command_and_says_so() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { wall_ms: Some(100), ..Limits::default() };
+        let output = run(&link, limited("trap '' TERM; sleep 1000 & echo $$ $!; wait", limits)).await;
+        assert!(output.exited.timed_out);
+        assert_eq!(output.exited.status, ExitStatus::Signal(9));
+        assert!(Duration::from_micros(output.exited.wall_us) >= Duration::from_millis(100), "{:?}", output.exited);
+        let line = String::from_utf8(output.stdout).expect("UTF-8");
+        for pid in line.split_whitespace() {
+            let pid = pid.parse().expect("a pid");
+            until("the end of the group", || (!runs(pid)).then_some(()));
+        }
+    });
+}
+
+#[test]
+fn a_command_that_keeps_its_wall_limit_is_not_timed_out() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { wall_ms: Some(60_000), ..Limits::default() };
+        let exited = run(&link, limited("exit 2", limits)).await.exited;
+        assert_eq!((exited.status, exited.timed_out), (ExitStatus::Code(2), false));
+    });
+}
+
+#[test]
+fn output_over_its_limit_is_dropped_and_the_command_goes_on() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { output_bytes: Some(1000), ..Limits::default() };
+        let output = run(&link, limited("head -c 3000000 /dev/zero; exit 5", limits)).await;
+        assert_eq!(output.stdout.len(), 1000);
+        assert!(output.exited.truncated);
+        assert_eq!(output.exited.status, ExitStatus::Code(5));
+    });
+}
+
+#[test]
+fn an_output_limit_counts_stdout_and_stderr_together() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { output_bytes: Some(7), ..Limits::default() };
+        let script = "printf 12345; sleep 0.05; printf abcde >&2";
+        let output = run(&link, limited(script, limits)).await;
+        assert_eq!(output.stdout.len() + output.stderr.len(), 7);
+        assert!(output.exited.truncated);
+    });
+}
+
+#[test]
+fn output_of_exactly_the_limit_is_not_truncated() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { output_bytes: Some(5), ..Limits::default() };
+        let output = run(&link, limited("printf 12345", limits)).await;
+        assert_eq!(output.stdout, b"12345");
+        assert!(!output.exited.truncated);
+        let limits = Limits { output_bytes: Some(0), ..Limits::default() };
+        let output = run(&link, limited("printf 1", limits)).await;
+        assert_eq!((output.stdout.len(), output.exited.truncated), (0, true));
+    });
+}
+
+#[test]
+fn a_limit_that_needs_cgroups_is_refused_without_them() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        assert!(!link.hello().capabilities.contains(&kiln_wire::Capability::Cgroups));
+        for limits in [
+            Limits { memory_bytes: Some(64 << 20), ..Limits::default() },
+            Limits { pids: Some(10), ..Limits::default() },
+        ] {
+            let fault = refusal(&link, limited("true", limits)).await;
+            assert_eq!(fault.code, ErrorCode::Unsupported, "{fault}");
+        }
+    });
+}
+
+#[test]
+fn a_limit_of_open_files_holds() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { files: Some(20), ..Limits::default() };
+        assert_eq!(run(&link, limited("ulimit -n; ulimit -Hn", limits)).await.stdout, b"20\n20\n");
+    });
+}

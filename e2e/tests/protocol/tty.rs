@@ -1,0 +1,159 @@
+//! Commands on a terminal.
+
+use kiln_e2e::{Agent, bounded};
+use kiln_engine::link::{Event, Exec};
+use kiln_wire::{Channel, ExecRequest, ExitStatus, Exited, Stdin, Tty};
+
+use crate::common::{run, sh};
+
+fn on_tty(script: &str, rows: u16, cols: u16, term: &str) -> ExecRequest {
+    ExecRequest { tty: Some(Tty { rows, cols, term: term.into() }), stdin: Stdin::Stream, ..sh(script) }
+}
+
+/// Takes output until it ends with `expected`; a terminal may give it in any pieces.
+async fn expect(exec: &mut Exec, expected: &str) {
+    let mut seen = Vec::new();
+    while !seen.ends_with(expected.as_bytes()) {
+        match exec.output.next().await {
+            Ok(Event::Data(Channel::Out, bytes)) => seen.extend_from_slice(&bytes),
+            other => panic!("{other:?} after {:?}, where {expected:?} belongs", String::from_utf8_lossy(&seen)),
+        }
+    }
+}
+
+async fn end(exec: &mut Exec) -> Exited {
+    loop {
+        if let Event::Exited(exited) = exec.output.next().await.expect("the end") {
+            return exited;
+        }
+    }
+}
+
+async fn output_of(request: ExecRequest) -> String {
+    let (_agent, link) = Agent::linked().await;
+    let mut exec = link.exec(request).await.expect("starts");
+    let mut seen = Vec::new();
+    loop {
+        match exec.output.next().await.expect("output") {
+            Event::Data(Channel::Out, bytes) => seen.extend_from_slice(&bytes),
+            Event::Eof => {}
+            Event::Exited(exited) => {
+                assert_eq!(exited.status, ExitStatus::Code(0));
+                return String::from_utf8(seen).expect("UTF-8");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_terminal_has_the_size_that_was_asked_for() {
+    bounded(async {
+        assert_eq!(output_of(on_tty("stty size", 24, 80, "")).await, "24 80\r\n");
+    });
+}
+
+#[test]
+fn a_terminal_may_have_no_size_or_the_largest() {
+    bounded(async {
+        assert_eq!(output_of(on_tty("stty size", 0, 0, "")).await, "0 0\r\n");
+        assert_eq!(output_of(on_tty("stty size", u16::MAX, u16::MAX, "")).await, "65535 65535\r\n");
+    });
+}
+
+#[test]
+fn all_three_files_are_the_controlling_terminal() {
+    bounded(async {
+        let script = "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo here > /dev/tty && echo there >&2";
+        assert_eq!(output_of(on_tty(script, 24, 80, "")).await, "here\r\nthere\r\n");
+    });
+}
+
+#[test]
+fn the_kind_of_terminal_is_in_the_environment() {
+    bounded(async {
+        assert_eq!(output_of(on_tty("echo $TERM", 24, 80, "vt220")).await, "vt220\r\n");
+        assert_eq!(output_of(on_tty("echo $TERM", 24, 80, "")).await, "xterm-256color\r\n");
+    });
+}
+
+#[test]
+fn a_terminal_echoes_what_is_typed() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let mut exec = link.exec(on_tty("echo ready; read x; echo got $x", 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        exec.input.send("hü\n".as_bytes()).await.expect("it runs");
+        expect(&mut exec, "hü\r\ngot hü\r\n").await;
+        assert_eq!(end(&mut exec).await.status, ExitStatus::Code(0));
+    });
+}
+
+#[test]
+fn a_resize_is_seen_and_signalled() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let script = "trap 'stty size' WINCH; echo ready; while :; do sleep 0.01; done";
+        let mut exec = link.exec(on_tty(script, 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        for (rows, cols) in [(50, 132), (0, 0), (u16::MAX, u16::MAX), (1, 1)] {
+            exec.input.resize(rows, cols).expect("it runs");
+            expect(&mut exec, &format!("{rows} {cols}\r\n")).await;
+        }
+    });
+}
+
+#[test]
+fn the_interrupt_character_interrupts() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let mut exec = link.exec(on_tty("echo ready; exec sleep 1000", 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        exec.input.send(b"\x03").await.expect("it runs");
+        assert_eq!(end(&mut exec).await.status, ExitStatus::Signal(2));
+    });
+}
+
+#[test]
+fn the_end_of_input_ends_a_reader_on_a_terminal() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let mut exec = link.exec(on_tty("stty -echo; echo ready; cat; exit 4", 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        exec.input.send(b"line\n").await.expect("it runs");
+        expect(&mut exec, "line\r\n").await;
+        exec.input.eof().await.expect("it runs");
+        assert_eq!(end(&mut exec).await.status, ExitStatus::Code(4));
+    });
+}
+
+#[test]
+fn the_last_output_before_the_end_is_not_lost() {
+    bounded(async {
+        let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done";
+        let output = output_of(on_tty(script, 24, 80, "")).await;
+        assert_eq!(output.lines().count(), 2000);
+        assert!(output.ends_with("line 1999\r\n"));
+    });
+}
+
+#[test]
+fn what_outlives_the_command_on_its_terminal_does_not_hold_the_exec() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let script = "trap '' HUP; sleep 1000 & echo ready; exit 3";
+        let mut exec = link.exec(on_tty(script, 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        assert_eq!(end(&mut exec).await.status, ExitStatus::Code(3));
+    });
+}
+
+#[test]
+fn a_resize_without_a_terminal_harms_nothing() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let exec = link.exec(sh("sleep 1000")).await.expect("starts");
+        exec.input.resize(10, 10).expect("it runs");
+        assert_eq!(run(&link, sh("echo fine")).await.stdout, b"fine\n");
+    });
+}

@@ -1,0 +1,141 @@
+//! Changes of files, as they happen.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use kiln_e2e::{Agent, bounded};
+use kiln_engine::link::{Event, GuestLink, StreamError, StreamReceiver, StreamSender};
+use kiln_wire::{ErrorCode, Message, Reply, WatchEventKind, WatchRequest};
+
+use crate::common::code;
+
+struct Watch {
+    sender: StreamSender,
+    receiver: StreamReceiver,
+}
+
+async fn watch(link: &GuestLink, path: &str, recursive: bool) -> Result<Watch, StreamError> {
+    let (sender, mut receiver) = link.open(&Message::Watch(WatchRequest { path: path.into(), recursive }))?;
+    match receiver.next().await? {
+        Event::Reply(reply) if *reply == Reply::Watching => Ok(Watch { sender, receiver }),
+        other => panic!("{other:?} before Watching"),
+    }
+}
+
+impl Watch {
+    /// Takes changes until this one comes.
+    async fn expect(&mut self, change: WatchEventKind, path: &str) {
+        let mut seen = Vec::new();
+        loop {
+            match self.receiver.next().await.expect("changes") {
+                Event::Reply(reply) => match *reply {
+                    Reply::Changed(event) if event.change == change && event.path.to_string() == path => return,
+                    Reply::Changed(event) => seen.push(event),
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?} after {seen:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_in_a_directory_are_told() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        fs::create_dir(agent.path("d")).expect("ours");
+        let mut watch = watch(&link, &agent.path("d"), false).await.expect("it is there");
+        let file = agent.path("d/file ü");
+        fs::write(&file, "x").expect("ours");
+        watch.expect(WatchEventKind::Created, &file).await;
+        fs::write(&file, "changed").expect("ours");
+        watch.expect(WatchEventKind::Modified, &file).await;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("ours");
+        watch.expect(WatchEventKind::Attributes, &file).await;
+        fs::rename(&file, agent.path("d/new")).expect("ours");
+        watch.expect(WatchEventKind::Removed, &file).await;
+        watch.expect(WatchEventKind::Created, &agent.path("d/new")).await;
+        fs::remove_file(agent.path("d/new")).expect("ours");
+        watch.expect(WatchEventKind::Removed, &agent.path("d/new")).await;
+    });
+}
+
+#[test]
+fn changes_of_one_file_are_told_and_its_replacement_is_one() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        let file = agent.path("file");
+        fs::write(&file, "x").expect("ours");
+        let mut watch = watch(&link, &file, false).await.expect("it is there");
+        fs::write(agent.path("neighbour"), "x").expect("ours");
+        fs::write(&file, "changed").expect("ours");
+        watch.expect(WatchEventKind::Modified, &file).await;
+        fs::rename(agent.path("neighbour"), &file).expect("ours");
+        watch.expect(WatchEventKind::Created, &file).await;
+    });
+}
+
+#[test]
+fn changes_far_below_are_told_where_asked_for() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        fs::create_dir_all(agent.path("d/a/b")).expect("ours");
+        let mut deep = watch(&link, &agent.path("d"), true).await.expect("it is there");
+        let mut flat = watch(&link, &agent.path("d"), false).await.expect("it is there");
+        fs::write(agent.path("d/a/b/file"), "x").expect("ours");
+        fs::write(agent.path("d/top"), "x").expect("ours");
+        deep.expect(WatchEventKind::Created, &agent.path("d/a/b/file")).await;
+        let Event::Reply(first) = flat.receiver.next().await.expect("a change") else { panic!("no change") };
+        assert!(matches!(*first, Reply::Changed(event) if event.path.to_string() == agent.path("d/top")));
+    });
+}
+
+#[test]
+fn a_directory_that_appears_is_watched_from_then_on() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        fs::create_dir(agent.path("d")).expect("ours");
+        let mut watch = watch(&link, &agent.path("d"), true).await.expect("it is there");
+        fs::create_dir_all(agent.path("d/new/deep")).expect("ours");
+        fs::write(agent.path("d/new/deep/file"), "x").expect("ours");
+        watch.expect(WatchEventKind::Created, &agent.path("d/new/deep/file")).await;
+        fs::write(agent.path("d/new/deep/file"), "more").expect("ours");
+        watch.expect(WatchEventKind::Modified, &agent.path("d/new/deep/file")).await;
+    });
+}
+
+#[test]
+fn what_is_not_there_can_not_be_watched() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        assert_eq!(code(watch(&link, &agent.path("missing"), true).await.map(drop)), ErrorCode::NotFound);
+    });
+}
+
+#[test]
+fn a_watch_goes_on_until_it_is_cancelled() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        let mut watch = watch(&link, agent.directory().to_str().expect("UTF-8"), false).await.expect("it is there");
+        watch.sender.cancel().expect("it runs");
+        assert_eq!(code(watch.receiver.next().await), ErrorCode::Cancelled);
+        fs::write(agent.path("file"), "x").expect("ours");
+        link.ping().await.expect("the link goes on");
+    });
+}
+
+#[test]
+fn more_changes_than_anybody_reads_do_not_grow_the_agent() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        fs::create_dir(agent.path("d")).expect("ours");
+        let _unread = watch(&link, &agent.path("d"), false).await.expect("it is there");
+        let before = agent.rss_peak_bytes();
+        for number in 0..20_000 {
+            let path = agent.path(&format!("d/{}", number % 50));
+            fs::write(&path, "x").expect("ours");
+        }
+        link.ping().await.expect("the link goes on");
+        assert!(agent.rss_peak_bytes() - before < 8 << 20);
+    });
+}

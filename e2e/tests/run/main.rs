@@ -1,0 +1,12 @@
+//! `kiln run` as a user meets it: the real binary, a real kernel, every exit code that the guide names.
+//!
+//! Tests in modules named `vm_…` boot a VM each.
+
+mod refused;
+mod vm_crash;
+mod vm_exit;
+mod vm_files;
+mod vm_limits;
+mod vm_owner;
+mod vm_streams;
+mod vm_terminal;

@@ -1,0 +1,78 @@
+//! What is refused before a VM starts, with words that name it.
+
+use kiln_e2e::Kiln;
+
+fn refused(args: &[&str], code: i32, words: &[&str]) {
+    let outcome = Kiln::new(args).run();
+    assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
+    for word in words {
+        assert!(outcome.stderr.contains(word), "{args:?}: no `{word}` in: {}", outcome.stderr);
+    }
+    assert!(outcome.stdout.is_empty());
+}
+
+#[test]
+fn unknown_flags_and_no_command_are_usage_errors() {
+    refused(&["run", "--no-such-flag"], 2, &["--no-such-flag"]);
+    refused(&["run"], 2, &["COMMAND"]);
+    refused(&["fly"], 2, &["fly"]);
+}
+
+#[test]
+fn a_variable_without_a_name_is_refused() {
+    refused(&["run", "-e", "=x", "--", "true"], 2, &["=x", "name"]);
+}
+
+#[test]
+fn times_and_sizes_that_are_none_are_refused() {
+    refused(&["run", "--timeout", "0", "--", "true"], 2, &["--timeout"]);
+    refused(&["run", "--timeout", "-1s", "--", "true"], 2, &["-1s"]);
+    refused(&["run", "--boot-timeout", "soon", "--", "true"], 2, &["soon"]);
+    refused(&["run", "-m", "lots", "--", "true"], 2, &["lots"]);
+    refused(&["run", "-c", "two", "--", "true"], 2, &["two"]);
+}
+
+#[test]
+fn copies_need_two_sides_and_a_source_that_exists() {
+    refused(&["run", "--in", "/surely/not/here:/x", "--", "true"], 2, &["/surely/not/here"]);
+    refused(&["run", "--in", "/etc/hostname", "--", "true"], 2, &["HOST:GUEST"]);
+    refused(&["run", "--out", "/x:/surely/not/here/x", "--", "true"], 2, &["/surely/not/here"]);
+}
+
+#[test]
+fn an_unknown_image_is_named_with_what_to_do() {
+    refused(&["run", "--image", "no-such-image", "--", "true"], 69, &["no-such-image", "hint:"]);
+}
+
+#[test]
+fn impossible_sizes_are_refused_with_their_bounds() {
+    refused(&["run", "-m", "0", "--", "true"], 2, &["memory", "64 MiB"]);
+    refused(&["run", "-m", "1T", "--", "true"], 2, &["memory", "1048576 MiB"]);
+    refused(&["run", "-m", "9999999999", "--", "true"], 2, &["9999999999"]);
+    refused(&["run", "-c", "0", "--", "true"], 2, &["cpus", "not 0"]);
+    refused(&["run", "-c", "100000", "--", "true"], 2, &["cpus"]);
+}
+
+#[test]
+fn a_missing_vmm_is_named_with_the_command_that_installs_it() {
+    let outcome = Kiln::new(["run", "--", "true"]).env("KILN_QEMU", "/surely/not/qemu-system-x86_64").run();
+    assert_eq!(outcome.code, 69, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/surely/not/qemu"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("apt-get install"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_vmm_that_is_none_is_reported_in_its_own_words() {
+    let outcome = Kiln::new(["run", "--accel", "tcg", "--", "true"]).env("KILN_QEMU", "/bin/false").run();
+    assert_eq!(outcome.code, 69, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/bin/false"), "{}", outcome.stderr);
+}
+
+#[test]
+fn errors_are_json_too() {
+    let outcome = Kiln::new(["run", "--json", "-m", "0", "--", "true"]).run();
+    let report: serde_json::Value = serde_json::from_slice(&outcome.stdout).expect("one JSON object");
+    assert_eq!(outcome.code, 2);
+    assert_eq!(report["exit_code"], 2);
+    assert!(report["error"].as_str().is_some_and(|words| words.contains("memory")), "{report}");
+}

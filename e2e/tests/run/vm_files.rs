@@ -1,0 +1,63 @@
+//! `--in` and `--out`.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use kiln_e2e::Kiln;
+
+#[test]
+fn a_folder_goes_in_and_comes_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, result) = (folder.path().join("src"), folder.path().join("result"));
+    fs::create_dir_all(source.join("sub")).expect("a folder");
+    for index in 0..50 {
+        fs::write(source.join(format!("sub/ü {index}")), index.to_string()).expect("a file");
+    }
+    symlink("sub", source.join("link")).expect("a link");
+    let script = "#!/bin/sh\nmkdir -p /job/result; ls /job/link | wc -l > /job/result/count; cp -a /job/sub /job/link /job/result/\n";
+    fs::write(source.join("run.sh"), script).expect("a file");
+    fs::set_permissions(source.join("run.sh"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let copy_in = format!("{}:/job", source.display());
+    let copy_out = format!("/job/result:{}", result.display());
+    let outcome = Kiln::new(["run", "--in", &copy_in, "--out", &copy_out, "--", "/job/run.sh"]).run();
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let read = |path: &str| fs::read_to_string(result.join(path)).expect(path);
+    assert_eq!(read("count").trim(), "50");
+    assert_eq!(read("sub/ü 7"), "7");
+    assert_eq!(fs::read_link(result.join("link")).expect("a link"), std::path::Path::new("sub"));
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 2, "nothing else is left");
+}
+
+#[test]
+fn a_file_goes_in_and_comes_out_also_after_a_failure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, result) = (folder.path().join("a"), folder.path().join("b"));
+    fs::write(&source, "text").expect("a file");
+    let copy_in = format!("{}:/tmp/new/name", source.display());
+    let copy_out = format!("/tmp/out:{}", result.display());
+    let outcome = Kiln::shell(&["--in", &copy_in, "--out", &copy_out], "rev /tmp/new/name > /tmp/out; exit 9").run();
+    assert_eq!(outcome.code, 9, "{}", outcome.stderr);
+    assert_eq!(fs::read_to_string(result).expect("it came out").trim(), "txet");
+}
+
+#[test]
+fn a_result_that_is_missing_is_an_error_and_the_commands_own_failure_comes_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy_out = format!("/no/such/result:{}", folder.path().join("x").display());
+    let missing = Kiln::shell(&["--out", &copy_out], "true").run();
+    assert_eq!(missing.code, 125);
+    assert!(missing.stderr.contains("/no/such/result"), "{}", missing.stderr);
+    assert_eq!(Kiln::shell(&["--out", &copy_out], "exit 3").run().code, 3);
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+}
+
+#[test]
+fn a_result_over_the_limit_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy_out = format!("/tmp/big:{}", folder.path().join("x").display());
+    let flags = ["--out", &copy_out, "--out-limit", "1M"];
+    let outcome = Kiln::shell(&flags, "head -c 5000000 /dev/zero > /tmp/big").run();
+    assert_eq!(outcome.code, 125);
+    assert!(outcome.stderr.contains("--out-limit"), "{}", outcome.stderr);
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+}

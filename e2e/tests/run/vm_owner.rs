@@ -1,0 +1,77 @@
+//! Whoever ends kiln ends its VM.
+
+use std::time::{Duration, Instant};
+
+use kiln_e2e::{Kiln, Running, is_running, until};
+use rustix::process::Signal;
+
+/// The VMM of a run that is up, once its command has said so.
+fn started(flags: &[&str], script: &str) -> (Running, i32) {
+    use std::io::Read as _;
+    let mut running = Kiln::shell(flags, &format!("echo up; {script}")).start();
+    let mut up = [0; 3];
+    running.0.stdout.as_mut().expect("stdout is piped").read_exact(&mut up).expect("the command starts");
+    let vmms = running.vmms();
+    assert_eq!((&up, vmms.len()), (b"up\n", 1));
+    (running, vmms[0])
+}
+
+fn gone_within(vmm: i32, limit: Duration) {
+    let from = Instant::now();
+    until("the end of the VMM", || (!is_running(vmm)).then_some(()));
+    assert!(from.elapsed() < limit, "the VMM outlived kiln by {:?}", from.elapsed());
+}
+
+#[test]
+fn kill_9_leaves_no_vmm() {
+    let (mut running, vmm) = started(&[], "sleep 120");
+    running.signal(Signal::KILL);
+    assert_eq!(running.wait(), 137);
+    gone_within(vmm, Duration::from_secs(2));
+}
+
+#[test]
+fn kill_9_while_booting_leaves_no_vmm() {
+    let mut running = Kiln::new(["run", "--", "true"]).start();
+    let vmm = until("a VMM", || running.vmms().first().copied());
+    running.signal(Signal::KILL);
+    assert_eq!(running.wait(), 137);
+    gone_within(vmm, Duration::from_secs(2));
+}
+
+#[test]
+fn ctrl_c_ends_the_command() {
+    let (mut running, vmm) = started(&[], "exec sleep 120");
+    running.signal(Signal::INT);
+    assert_eq!(running.wait(), 130);
+    assert!(!is_running(vmm));
+}
+
+#[test]
+fn ctrl_c_lets_the_command_clean_up_first() {
+    use std::io::Read as _;
+    let (mut running, _) = started(&[], "trap 'echo cleaned; exit 0' INT; while :; do sleep 0.1; done");
+    running.signal(Signal::INT);
+    let mut rest = String::new();
+    running.0.stdout.take().expect("stdout is piped").read_to_string(&mut rest).expect("text");
+    assert_eq!((running.wait(), rest.as_str()), (130, "cleaned\n"));
+}
+
+#[test]
+fn ctrl_c_twice_ends_the_vm_of_a_command_that_ignores_it() {
+    let (mut running, vmm) = started(&[], "trap '' INT TERM; sleep 120");
+    running.signal(Signal::INT);
+    // Two signals at the same moment are one.
+    std::thread::sleep(Duration::from_millis(300));
+    running.signal(Signal::INT);
+    assert_eq!(running.wait(), 130);
+    assert!(!is_running(vmm));
+}
+
+#[test]
+fn sigterm_cleans_up_too() {
+    let (mut running, vmm) = started(&[], "sleep 120");
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait(), 143);
+    assert!(!is_running(vmm));
+}
