@@ -1,7 +1,7 @@
 //! What becomes of a guest's console bytes: a bounded log on disk, the last lines in memory, events for who listens.
 //!
 //! ```text
-//!   serial socket ──▶ Console::push ──▶ console.log (first part), console.tail*.log (last part)
+//!   serial line ────▶ Console::push ──▶ console.log (first part), console.tail*.log (last part)
 //!                                  ├──▶ ring of the last 64 KiB
 //!                                  └──▶ EventQueue ──▶ VmEvent::Console
 //! ```

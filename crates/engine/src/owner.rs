@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -23,6 +22,9 @@ use crate::vm_dir::{VmDir, VmId};
 
 /// Console and monitor bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
+/// Between two reads of the console, whose bytes come one by one. What the pipe holds meanwhile is far more than a
+/// serial line prints.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(5);
 /// The end of the VMM's words that is kept.
 const STDERR_BYTES_MAX: usize = 8 << 10;
 /// A VMM answers `stop` and `cont` in milliseconds.
@@ -38,7 +40,7 @@ pub(crate) struct Parts {
     pub(crate) dir: VmDir,
     pub(crate) child: Child,
     pub(crate) stderr: Option<pipe::Receiver>,
-    pub(crate) console: Option<UnixStream>,
+    pub(crate) console: Option<pipe::Receiver>,
     pub(crate) monitor: Option<(Qmp, mpsc::Receiver<QmpEvent>)>,
     pub(crate) started: Instant,
     pub(crate) acceleration: Acceleration,
@@ -68,6 +70,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         qmp,
         qmp_events,
         console,
+        console_due: tokio::time::Instant::now(),
         stderr,
         log,
         started,
@@ -91,7 +94,9 @@ struct Owner {
     shared: Arc<Shared>,
     qmp: Option<Qmp>,
     qmp_events: Option<mpsc::Receiver<QmpEvent>>,
-    console: Option<UnixStream>,
+    console: Option<pipe::Receiver>,
+    /// Not before then is it read again.
+    console_due: tokio::time::Instant,
     stderr: Option<pipe::Receiver>,
     log: Option<ConsoleLog>,
     events: EventQueue,
@@ -118,9 +123,10 @@ impl Owner {
         loop {
             tokio::select! {
                 _ = exit_watch.readable() => break,
-                alive = read(&mut self.console, &mut console_buffer) => {
+                alive = read_from(self.console_due, &mut self.console, &mut console_buffer) => {
                     if !alive { self.console = None; }
                     self.console_bytes(&mut console_buffer);
+                    self.console_due = tokio::time::Instant::now() + CONSOLE_PAUSE;
                 }
                 alive = read(&mut self.stderr, &mut self.last_words) => {
                     if !alive { self.stderr = None; }
@@ -274,6 +280,18 @@ async fn read(source: &mut Option<impl tokio::io::AsyncRead + Unpin>, buffer: &m
             false
         }
     }
+}
+
+/// [`read`], not before `due`.
+async fn read_from(
+    due: tokio::time::Instant,
+    source: &mut Option<impl tokio::io::AsyncRead + Unpin>,
+    buffer: &mut BytesMut,
+) -> bool {
+    if source.is_some() {
+        tokio::time::sleep_until(due).await;
+    }
+    read(source, buffer).await
 }
 
 async fn next(events: &mut Option<mpsc::Receiver<QmpEvent>>) -> Option<QmpEvent> {

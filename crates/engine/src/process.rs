@@ -37,6 +37,16 @@ pub(crate) struct Program {
     pub(crate) arguments: Vec<OsString>,
     /// Descriptors that the child keeps, under the same numbers. They stay close-on-exec in this process.
     pub(crate) inherit: Vec<OwnedFd>,
+    pub(crate) stdout: Stdout,
+}
+
+/// What becomes of a program's standard output. Its standard error is always a pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stdout {
+    /// Nobody reads it.
+    Null,
+    /// [`Child::take_stdout`] reads it.
+    Piped,
 }
 
 /// A child process. Dropping it kills and reaps it.
@@ -45,6 +55,7 @@ pub(crate) struct Child {
     pid: u32,
     pidfd: Arc<OwnedFd>,
     status: Option<VmmStatus>,
+    stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
 }
 
@@ -82,9 +93,13 @@ fn spawner() -> io::Result<&'static Mutex<mpsc::SyncSender<Request>>> {
 }
 
 fn fork_and_exec(program: Program) -> io::Result<Child> {
-    let Program { path, arguments, inherit } = program;
+    let Program { path, arguments, inherit, stdout } = program;
     let mut command = Command::new(&path);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+    command.stdout(match stdout {
+        Stdout::Null => Stdio::null(),
+        Stdout::Piped => Stdio::piped(),
+    });
     let parent = std::process::id();
     // SAFETY: the closure runs between fork and exec and makes system calls alone: it neither allocates nor locks.
     // It owns `inherit`, so those descriptors are open when the fork happens.
@@ -95,10 +110,10 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
     // Closes our copies of what the child inherited.
     drop(command);
     let pid = child.id();
-    let stderr = child.stderr.take().map(OwnedFd::from);
+    let (stdout, stderr) = (child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from));
     let pid_checked = Pid::from_raw(pid.cast_signed()).expect("a child's pid is above zero");
     match rustix::process::pidfd_open(pid_checked, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Child { pid, pidfd: Arc::new(pidfd), status: None, stderr }),
+        Ok(pidfd) => Ok(Child { pid, pidfd: Arc::new(pidfd), status: None, stdout, stderr }),
         Err(error) => {
             child.kill()?;
             child.wait()?;
@@ -129,6 +144,10 @@ impl Child {
 
     pub(crate) fn killer(&self) -> Killer {
         Killer(Arc::clone(&self.pidfd))
+    }
+
+    pub(crate) fn take_stdout(&mut self) -> Option<OwnedFd> {
+        self.stdout.take()
     }
 
     pub(crate) fn take_stderr(&mut self) -> Option<OwnedFd> {
@@ -192,7 +211,8 @@ mod tests {
     use super::*;
 
     fn shell(script: &str) -> Program {
-        Program { path: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()], inherit: Vec::new() }
+        let arguments = vec!["-c".into(), script.into()];
+        Program { path: "/bin/sh".into(), arguments, inherit: Vec::new(), stdout: Stdout::Null }
     }
 
     async fn end(child: &mut Child) -> VmmStatus {
@@ -212,7 +232,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_program_is_an_error_of_its_own() {
-        let program = Program { path: "/nowhere/vmm".into(), arguments: vec![], inherit: vec![] };
+        let program = Program { path: "/nowhere/vmm".into(), ..shell("") };
         let error = spawn(program).await.expect_err("not there");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

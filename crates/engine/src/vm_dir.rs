@@ -4,7 +4,7 @@
 //!   lock          held (flock) by the owner for as long as the VM lives
 //!   spec.json     what was asked for
 //!   pid           the VMM: pid and start time, so that a reused pid is never taken for it
-//!   *.sock        monitor, console, agent and extra ports; bound by Kiln, served by the VMM
+//!   *.sock        monitor, agent and extra ports; bound by Kiln, served by the VMM
 //!   console.log   and its later parts
 //! ```
 //! A directory whose lock is free has lost its owner; [`recover`] ends its VMM and removes it.

@@ -10,7 +10,7 @@ use tokio::net::unix::pipe;
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 use crate::host;
 use crate::owner::{self, Parts};
-use crate::process::{self, Program};
+use crate::process::{self, Program, Stdout};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
 use crate::vm_dir::{VmDir, VmId};
 use crate::vm_spec::VmSpec;
@@ -56,6 +56,7 @@ impl FakeEngine {
             path: self.agent.clone(),
             arguments: vec!["--listen".into(), socket.into_string().into()],
             inherit: Vec::new(),
+            stdout: Stdout::Null,
         };
         let started = Instant::now();
         let mut child = process::spawn(program).await.map_err(|source| match source.kind() {

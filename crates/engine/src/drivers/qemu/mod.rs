@@ -31,7 +31,7 @@ use crate::acceleration;
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 use crate::host;
 use crate::owner::{self, Parts};
-use crate::process::{self, Child, Program};
+use crate::process::{self, Child, Program, Stdout};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{SocketDir, VmDir, VmId};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
@@ -129,11 +129,12 @@ impl QemuEngine {
         let arguments = args::arguments(spec, &facts, &host_side.sockets);
         let inherit = std::mem::take(&mut host_side.listeners);
         let started = Instant::now();
-        let program = Program { path: self.binary.clone(), arguments, inherit };
+        let program = Program { path: self.binary.clone(), arguments, inherit, stdout: Stdout::Piped };
         let mut child = process::spawn(program).await.map_err(|source| self.spawn_error(source))?;
         dir.write_pid(child.pid()).map_err(no_directory)?;
-        let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose();
-        let mut stderr = stderr.map_err(|source| self.spawn_error(source))?;
+        let reader = |fd: Option<OwnedFd>| fd.map(pipe::Receiver::from_owned_fd).transpose();
+        let console = reader(child.take_stdout()).map_err(|source| self.spawn_error(source))?;
+        let mut stderr = reader(child.take_stderr()).map_err(|source| self.spawn_error(source))?;
 
         let monitor = match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
             Ok(monitor) => monitor,
@@ -148,7 +149,7 @@ impl QemuEngine {
             dir,
             child,
             stderr,
-            console: Some(host_side.console),
+            console,
             monitor: Some(monitor),
             started,
             acceleration,
@@ -214,26 +215,22 @@ struct HostSide {
     sockets: Sockets,
     listeners: Vec<OwnedFd>,
     monitor: UnixStream,
-    console: UnixStream,
 }
 
 impl HostSide {
     fn bind(dir: &VmDir, spec: &VmSpec) -> io::Result<Self> {
         let directory = dir.sockets()?;
         let monitor = directory.listen("monitor")?;
-        let console = directory.listen("console")?;
         let agent = directory.listen(AGENT_SOCKET)?;
         let extra = (0..spec.extra_ports.len()).map(|index| directory.listen(&port_socket(index)));
         let extra = extra.collect::<io::Result<Vec<UnixListener>>>()?;
         let sockets = Sockets {
             monitor: monitor.as_raw_fd(),
-            console: console.as_raw_fd(),
             agent: agent.as_raw_fd(),
             extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
         };
-        let listeners = [monitor, console, agent].into_iter().chain(extra).map(OwnedFd::from).collect();
-        let (monitor, console) = (connect(&directory, "monitor")?, connect(&directory, "console")?);
-        Ok(Self { sockets, listeners, monitor, console })
+        let listeners = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from).collect();
+        Ok(Self { sockets, listeners, monitor: connect(&directory, "monitor")? })
     }
 }
 
