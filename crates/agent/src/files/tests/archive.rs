@@ -113,7 +113,7 @@ fn build(top: &Path, things: &[(Vec<Vec<u8>>, Thing, u32)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
     fn a_tree_comes_out_as_it_went_in(
         things in prop::collection::vec((prop::collection::vec(name(), 1..4), thing(), any::<u32>()), 0..14),

@@ -31,7 +31,7 @@ fn member(kind: u8, name: &[u8], link: &[u8], data: &[u8], size: u64) -> Vec<u8>
     header.set_entry_type(EntryType::new(kind));
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
-    header.set_mode(0o644);
+    header.set_mode(if kind == b'5' { 0o755 } else { 0o644 });
     header.set_size(size);
     header.set_cksum();
     let padding = data.len().next_multiple_of(512) - data.len();

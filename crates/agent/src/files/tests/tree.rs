@@ -75,7 +75,7 @@ fn a_tree_is_removed_with_all_kinds_of_things_in_it() {
 
 #[test]
 fn a_tree_deeper_than_any_path_and_any_stack_is_removed() {
-    const DEPTH: usize = 5000;
+    const DEPTH: usize = 2500;
     let yard = Yard::new();
     super::hostile::dig(yard.directory.path(), "deep", DEPTH);
     let before = open_descriptors();
