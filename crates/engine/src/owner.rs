@@ -36,7 +36,6 @@ const PANIC_MARK: &[u8] = b"Kernel panic - not syncing";
 
 /// What a driver hands over once its VMM runs.
 pub(crate) struct Parts {
-    pub(crate) id: VmId,
     pub(crate) dir: VmDir,
     pub(crate) child: Child,
     pub(crate) stderr: Option<pipe::Receiver>,
@@ -49,7 +48,7 @@ pub(crate) struct Parts {
 
 /// Starts the owner's task.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
-    let Parts { id, dir, child, stderr, console, monitor, started, acceleration, ports } = parts;
+    let Parts { dir, child, stderr, console, monitor, started, acceleration, ports } = parts;
     let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
     let (exit_sender, exit) = watch::channel(None);
@@ -60,7 +59,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         dropped_console_bytes: Arc::new(AtomicU64::new(0)),
     });
     let (qmp, qmp_events) = monitor.unzip();
-    let (path, sockets, pid) = (dir.path().to_owned(), dir.sockets()?, child.pid());
+    let (id, path, sockets, pid) = (dir.id().clone(), dir.path().to_owned(), dir.sockets()?, child.pid());
     let log = console.as_ref().map(|_| ConsoleLog::create(&path)).transpose()?;
     let owner = Owner {
         events: EventQueue::new(sender, Arc::clone(&shared.dropped_console_bytes)),

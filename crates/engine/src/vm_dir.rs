@@ -1,13 +1,13 @@
 //! `vms/<id>/`: the directory of one running VM, and what its owner's end leaves of it.
 //!
 //! ```text
-//!   lock          held (flock) by the owner for as long as the VM lives
 //!   spec.json     what was asked for
 //!   pid           the VMM: pid and start time, so that a reused pid is never taken for it
 //!   *.sock        monitor, agent and extra ports; bound by Kiln, served by the VMM
 //!   console.log   and its later parts
 //! ```
-//! A directory whose lock is free has lost its owner; [`recover`] ends its VMM and removes it.
+//! The owner holds a lock (flock) on the directory itself for as long as the VM lives. A directory whose lock is free has
+//! lost its owner; [`recover`] ends its VMM and removes it.
 
 use std::fmt;
 use std::io;
@@ -24,6 +24,8 @@ use crate::vm_spec::VmSpec;
 
 /// `sun_path` of a Unix socket's address, less its end mark.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// [`recover`] can take a new directory before it is locked; that it happens so often says something else is wrong.
+const CREATE_ATTEMPTS_MAX: usize = 16;
 
 /// Names a VM on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,10 +57,10 @@ impl fmt::Display for VmId {
 /// A VM's directory, removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct VmDir {
+    id: VmId,
     path: Utf8PathBuf,
-    handle: OwnedFd,
     // Held, never read: closing it tells `recover` that the owner is gone.
-    _lock: fs::File,
+    _lock: OwnedFd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,20 +71,26 @@ struct PidFile {
 
 impl VmDir {
     /// Makes the directory of a new VM below `vms`.
-    pub(crate) fn create(vms: &Utf8Path, id: &VmId, spec: &VmSpec) -> io::Result<Self> {
+    pub(crate) fn create(vms: &Utf8Path, spec: &VmSpec) -> io::Result<Self> {
         fs::create_dir_all(vms)?;
-        // Between its making and its locking, a directory looks like one whose owner is gone: keep `recover` out.
-        let gate = gate(vms, FlockOperation::LockShared)?;
-        let path = vms.join(id.as_str());
-        fs::create_dir(&path)?;
-        rustix::fs::chmod(path.as_std_path(), Mode::RWXU)?;
-        let lock = fs::File::create_new(path.join("lock"))?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        drop(gate);
-        let handle = open_directory(&path)?;
-        let this = Self { path, handle, _lock: lock };
+        let made = (0..CREATE_ATTEMPTS_MAX).find_map(|_| Self::make_and_lock(vms).transpose());
+        let this = made.ok_or_else(|| io::Error::other(format!("no directory stays in `{vms}`")))??;
         fs::write(this.path.join("spec.json"), serde_json::to_vec_pretty(spec)?)?;
         Ok(this)
+    }
+
+    /// `None` where [`recover`] took the new directory for an old one before it was locked.
+    fn make_and_lock(vms: &Utf8Path) -> io::Result<Option<Self>> {
+        let id = VmId::random();
+        let path = vms.join(id.as_str());
+        fs::create_dir(&path)?;
+        let Some(lock) = try_lock(&path)? else { return Ok(None) };
+        rustix::fs::fchmod(&lock, Mode::RWXU)?;
+        Ok(Some(Self { id, path, _lock: lock }))
+    }
+
+    pub(crate) fn id(&self) -> &VmId {
+        &self.id
     }
 
     pub(crate) fn path(&self) -> &Utf8Path {
@@ -91,7 +99,9 @@ impl VmDir {
 
     /// What connects to this directory's sockets, also when its path is too long for an address.
     pub(crate) fn sockets(&self) -> io::Result<SocketDir> {
-        Ok(SocketDir { path: self.path.clone(), handle: self.handle.try_clone()? })
+        // Opened anew: a copy of the locked descriptor would hold the lock too.
+        let handle = open_directory(&self.path, OFlags::PATH)?;
+        Ok(SocketDir { path: self.path.clone(), handle })
     }
 
     pub(crate) fn write_pid(&self, pid: u32) -> io::Result<()> {
@@ -145,7 +155,6 @@ pub fn recover(vms: &Utf8Path) -> io::Result<Vec<VmId>> {
     if !vms.exists() {
         return Ok(Vec::new());
     }
-    let _gate = gate(vms, FlockOperation::LockExclusive)?;
     let mut recovered = Vec::new();
     for entry in fs::read_dir(vms)? {
         let entry = entry?;
@@ -163,16 +172,8 @@ pub fn recover(vms: &Utf8Path) -> io::Result<Vec<VmId>> {
 }
 
 fn recover_one(path: &Utf8Path) -> io::Result<bool> {
-    match fs::File::open(path.join("lock")) {
-        Ok(lock) => match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        },
-        // Its owner ended while making or removing it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    // Held until the directory is gone.
+    let Some(_lock) = try_lock(path)? else { return Ok(false) };
     if let Ok(bytes) = fs::read(path.join("pid"))
         && let Ok(file) = serde_json::from_slice::<PidFile>(&bytes)
     {
@@ -210,14 +211,23 @@ fn start_time(pid: i32) -> io::Result<u64> {
     field.and_then(|field| field.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn gate(vms: &Utf8Path, operation: FlockOperation) -> io::Result<fs::File> {
-    let gate = fs::OpenOptions::new().create(true).truncate(false).write(true).open(vms.join(".lock"))?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&gate, operation))?;
-    Ok(gate)
+/// `None` for a directory that another process holds, or has just removed.
+fn try_lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
+    let lock = match open_directory(path, OFlags::empty()) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        // Its last holder may have removed it before it let go.
+        Ok(()) => Ok((rustix::fs::fstat(&lock)?.st_nlink > 0).then_some(lock)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn open_directory(path: &Utf8Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path.as_std_path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+fn open_directory(path: &Utf8Path, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path.as_std_path(), flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 #[cfg(test)]
@@ -237,14 +247,14 @@ mod tests {
     #[test]
     fn a_vm_with_an_owner_is_left_alone_and_one_without_is_removed() {
         let (_directory, vms) = vms();
-        let alive = VmDir::create(&vms, &VmId("alive".into()), &spec()).expect("made");
+        let alive = VmDir::create(&vms, &spec()).expect("made");
         let orphan = vms.join("orphan");
         fs::create_dir(&orphan).expect("made");
-        fs::write(orphan.join("lock"), "").expect("written");
         assert_eq!(recover(&vms).expect("recovers"), [VmId("orphan".into())]);
         assert!(alive.path().join("spec.json").exists() && !orphan.exists());
+        let path = alive.path().to_owned();
         drop(alive);
-        assert!(!vms.join("alive").exists());
+        assert!(!path.exists());
         assert_eq!(recover(&vms).expect("recovers"), []);
     }
 
@@ -272,12 +282,31 @@ mod tests {
     fn a_directory_too_deep_for_a_socket_address_works_too() {
         let (_directory, vms) = vms();
         let deep = vms.join("d".repeat(200));
-        let dir = VmDir::create(&deep, &VmId::random(), &spec()).expect("made");
+        let dir = VmDir::create(&deep, &spec()).expect("made");
         let sockets = dir.sockets().expect("opens");
         let listener = sockets.listen("agent").expect("listens");
         let _client = sockets.connect("agent").expect("connects");
         listener.accept().expect("is there");
         assert!(dir.path().join("agent.sock").exists());
+    }
+
+    #[test]
+    fn vms_are_made_while_others_recover() {
+        let (_directory, vms) = vms();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    recover(&vms).expect("recovers");
+                }
+            });
+            for _ in 0..200 {
+                let dir = VmDir::create(&vms, &spec()).expect("made");
+                assert!(dir.path().join("spec.json").exists());
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_dir(&vms).expect("lists").count(), 0);
     }
 
     #[test]

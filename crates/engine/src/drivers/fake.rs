@@ -12,7 +12,7 @@ use crate::host;
 use crate::owner::{self, Parts};
 use crate::process::{self, Program, Stdout};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm_dir::VmDir;
 use crate::vm_spec::VmSpec;
 
 /// Until the agent listens; it takes a few milliseconds.
@@ -47,8 +47,7 @@ impl FakeEngine {
         let vms = self.home.join("vms");
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let spawn_error = |source| LaunchError::Spawn { program: self.agent.clone(), source };
-        let id = VmId::random();
-        let dir = VmDir::create(&vms, &id, &spec).map_err(no_directory)?;
+        let dir = VmDir::create(&vms, &spec).map_err(no_directory)?;
         let sockets = dir.sockets().map_err(no_directory)?;
         // Too long a path for an address is refused by the agent itself, in its own words.
         let socket = dir.path().join(format!("{AGENT_SOCKET}.sock"));
@@ -79,7 +78,6 @@ impl FakeEngine {
             tokio::time::sleep(LISTEN_PAUSE).await;
         }
         let parts = Parts {
-            id,
             dir,
             child,
             stderr,

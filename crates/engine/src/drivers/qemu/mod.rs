@@ -33,7 +33,7 @@ use crate::host;
 use crate::owner::{self, Parts};
 use crate::process::{self, Child, Program, Stdout};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
-use crate::vm_dir::{SocketDir, VmDir, VmId};
+use crate::vm_dir::{self, SocketDir, VmDir};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
 
 /// Name of the program.
@@ -55,6 +55,7 @@ pub struct QemuEngine {
     home: Utf8PathBuf,
     binary: Utf8PathBuf,
     version: OnceCell<Option<QemuVersion>>,
+    recovered: OnceCell<()>,
 }
 
 impl QemuEngine {
@@ -71,7 +72,7 @@ impl QemuEngine {
 
     /// An engine with a certain QEMU.
     pub fn new(home: impl Into<Utf8PathBuf>, binary: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), binary: binary.into(), version: OnceCell::new() }
+        Self { home: home.into(), binary: binary.into(), version: OnceCell::new(), recovered: OnceCell::new() }
     }
 
     /// The program that it starts.
@@ -97,6 +98,7 @@ impl QemuEngine {
 
     async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
         spec.validate(host::limits())?;
+        self.recovered.get_or_init(|| self.recover()).await;
         let kvm = match spec.acceleration {
             AccelerationRequest::Tcg => false,
             AccelerationRequest::Kvm => match acceleration::open_kvm() {
@@ -106,6 +108,16 @@ impl QemuEngine {
             AccelerationRequest::Auto => acceleration::kvm_works(self, &spec).await.works(),
         };
         if kvm { self.launch_kvm(&spec).await } else { self.launch_with(&spec, Accelerator::Tcg).await }
+    }
+
+    /// Clears what earlier processes left behind; a failure of that keeps no VM from starting.
+    async fn recover(&self) {
+        let vms = self.home.join("vms");
+        match tokio::task::spawn_blocking(move || vm_dir::recover(&vms)).await {
+            Ok(Ok(recovered)) => recovered.iter().for_each(|vm| tracing::info!(%vm, "removed a vm without an owner")),
+            Ok(Err(error)) => tracing::warn!(%error, "failed to look for vms without an owner"),
+            Err(error) => tracing::warn!(%error, "looking for vms without an owner was cut short"),
+        }
     }
 
     async fn launch_kvm(&self, spec: &VmSpec) -> Result<Vm, LaunchError> {
@@ -121,9 +133,8 @@ impl QemuEngine {
     async fn launch_with(&self, spec: &VmSpec, accelerator: Accelerator) -> Result<Vm, LaunchError> {
         let facts = self.facts(spec, accelerator).await;
         let vms = self.home.join("vms");
-        let id = VmId::random();
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
-        let dir = VmDir::create(&vms, &id, spec).map_err(no_directory)?;
+        let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
         let mut host_side = HostSide::bind(&dir, spec).map_err(no_directory)?;
 
         let arguments = args::arguments(spec, &facts, &host_side.sockets);
@@ -145,7 +156,6 @@ impl QemuEngine {
             Accelerator::Tcg => Acceleration::Tcg,
         };
         let parts = Parts {
-            id,
             dir,
             child,
             stderr,
