@@ -7,7 +7,9 @@
 //! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
 
 pub mod acceleration;
+pub mod home;
 pub mod host;
+pub mod image;
 pub mod link;
 
 mod console;

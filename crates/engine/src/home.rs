@@ -1,0 +1,344 @@
+//! `$KILN_HOME`: where Kiln keeps what outlives a command, and how a directory comes to be there whole or not at all.
+//!
+//! ```text
+//!   Home::partial ──► x.partial (flock held) ──fill──► Partial::publish ──fsync, rename──► final name
+//!                          │ dropped: removed
+//!                          │ crashed: the lock is free, so the next Home::sweep_partials removes it
+//! ```
+
+use std::env;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+use rustix::fs::FlockOperation;
+
+/// What a directory or file that is not whole yet ends with.
+pub const PARTIAL_SUFFIX: &str = ".partial";
+/// A sweeper can take a new partial directory before it is locked; that it happens so often says that something else is wrong.
+const PARTIAL_ATTEMPTS_MAX: usize = 16;
+/// Trees below a published directory; images and snapshots are flat.
+const SYNC_DEPTH_MAX: usize = 32;
+
+/// The directory in which Kiln keeps images, snapshots, VMs and downloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home(Utf8PathBuf);
+
+/// Why there is no home.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// Neither variable is set.
+    #[error("neither `KILN_HOME` nor `HOME` is set")]
+    Unset,
+    /// A relative path would be another directory for each command.
+    #[error("`{variable}` must be an absolute path, not `{value}`")]
+    NotAbsolute {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl Home {
+    /// `$KILN_HOME`, else `/var/lib/kiln` for root and `~/.local/share/kiln` for others. Creates nothing.
+    ///
+    /// # Errors
+    /// [`HomeError`]
+    pub fn from_env() -> Result<Self, HomeError> {
+        Self::choose(variable("KILN_HOME"), variable("HOME"), rustix::process::geteuid().is_root())
+    }
+
+    fn choose(kiln_home: Option<String>, user_home: Option<String>, root: bool) -> Result<Self, HomeError> {
+        let absolute = |variable, value: String| match Utf8Path::new(&value).is_absolute() {
+            true => Ok(Utf8PathBuf::from(value)),
+            false => Err(HomeError::NotAbsolute { variable, value }),
+        };
+        match (kiln_home, user_home) {
+            (Some(path), _) => absolute("KILN_HOME", path).map(Self),
+            (None, _) if root => Ok(Self("/var/lib/kiln".into())),
+            (None, Some(path)) => absolute("HOME", path).map(|path| Self(path.join(".local/share/kiln"))),
+            (None, None) => Err(HomeError::Unset),
+        }
+    }
+
+    /// The home at a given path.
+    pub fn at(path: impl Into<Utf8PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Utf8Path {
+        &self.0
+    }
+
+    /// Guest images, by digest.
+    pub fn images(&self) -> Utf8PathBuf {
+        self.0.join("images")
+    }
+
+    /// Running and stopped VMs, by id.
+    pub fn vms(&self) -> Utf8PathBuf {
+        self.0.join("vms")
+    }
+
+    /// Snapshots, by id.
+    pub fn snapshots(&self) -> Utf8PathBuf {
+        self.0.join("snapshots")
+    }
+
+    /// Downloads and remembered facts: all of it can be removed at any time.
+    pub fn cache(&self) -> Utf8PathBuf {
+        self.0.join("cache")
+    }
+
+    /// Removes what crashed builders left behind and returns it. What a living one still holds is kept.
+    ///
+    /// # Errors
+    /// The first directory that can't be read or removed.
+    pub fn sweep_partials(&self) -> io::Result<Vec<Utf8PathBuf>> {
+        let mut removed = Vec::new();
+        for parent in [self.images(), self.vms(), self.snapshots(), self.cache()] {
+            for path in partials(&parent)? {
+                if sweep(&path)? {
+                    removed.push(path);
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// An unset and an empty variable are the same.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
+    let entries = match parent.read_dir_utf8() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.into_path();
+        if path.as_str().ends_with(PARTIAL_SUFFIX) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes a partial whose lock is free.
+fn sweep(path: &Utf8Path) -> io::Result<bool> {
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => return gone(error).map(|()| false),
+    };
+    if metadata.is_symlink() {
+        return fs::remove_file(path).or_else(gone).map(|()| true);
+    }
+    let handle = match fs::File::open(path) {
+        Ok(handle) => handle,
+        Err(error) => return gone(error).map(|()| false),
+    };
+    if !try_lock(&handle)? {
+        return Ok(false);
+    }
+    let removal = if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removal.or_else(gone).map(|()| true)
+}
+
+fn try_lock(file: &fs::File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A directory in the making. Dropped before [`Partial::publish`], it is removed.
+#[derive(Debug)]
+pub struct Partial {
+    path: Utf8PathBuf,
+    published: bool,
+    // Held, never read: it tells `sweep_partials` that the builder lives.
+    _lock: fs::File,
+}
+
+impl Partial {
+    /// Makes and locks `<parent>/<name>-<random>.partial`, and `parent` too where it is missing.
+    ///
+    /// # Errors
+    /// The directory can't be made or locked.
+    pub fn create(parent: &Utf8Path, name: &str) -> io::Result<Self> {
+        fs::create_dir_all(parent)?;
+        for _ in 0..PARTIAL_ATTEMPTS_MAX {
+            let path = parent.join(format!("{name}-{}{PARTIAL_SUFFIX}", random_suffix()));
+            fs::create_dir(&path)?;
+            // A sweeper may come between any two of these steps: then it has the lock, or the directory is gone.
+            let Ok(lock) = fs::File::open(&path) else { continue };
+            if try_lock(&lock)? && is_still(&lock, &path) {
+                return Ok(Self { path, published: false, _lock: lock });
+            }
+        }
+        Err(io::Error::other(format!("no partial directory stays in `{parent}`")))
+    }
+
+    /// Where to put the contents.
+    pub fn path(&self) -> &Utf8Path {
+        &self.path
+    }
+
+    /// Makes the contents durable, then gives the directory its final name.
+    ///
+    /// # Errors
+    /// [`publish`]; the partial directory is removed then.
+    pub fn publish(mut self, final_dir: &Utf8Path) -> io::Result<()> {
+        publish(&self.path, final_dir)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.published {
+            // What stays behind is swept at the next start.
+            _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn is_still(handle: &fs::File, path: &Utf8Path) -> bool {
+    let here = fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    let held = handle.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    matches!((here, held), (Ok(here), Ok(held)) if here == held)
+}
+
+fn random_suffix() -> String {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .expect("getrandom has no way to fail for eight bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Syncs a directory and all in it, then renames it, so that after a crash it is there whole or not at all.
+///
+/// # Errors
+/// A file can't be synced, or the rename fails: [`io::ErrorKind::DirectoryNotEmpty`] or
+/// [`io::ErrorKind::AlreadyExists`] when `final_dir` is there already.
+pub fn publish(partial_dir: &Utf8Path, final_dir: &Utf8Path) -> io::Result<()> {
+    sync_tree(partial_dir, SYNC_DEPTH_MAX)?;
+    fs::rename(partial_dir, final_dir)?;
+    match final_dir.parent() {
+        Some(parent) => fs::File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn sync_tree(directory: &Utf8Path, depth: usize) -> io::Result<()> {
+    if depth == 0 {
+        return Err(io::Error::other(format!("`{directory}` is more than {SYNC_DEPTH_MAX} levels deep")));
+    }
+    for entry in directory.read_dir_utf8()? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_tree(entry.path(), depth - 1)?;
+        } else if kind.is_file() {
+            fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let home = Home::at(Utf8PathBuf::from_path_buf(dir.path().into()).expect("UTF-8"));
+        (dir, home)
+    }
+
+    fn chosen(kiln_home: Option<&str>, user_home: Option<&str>, root: bool) -> Result<String, HomeError> {
+        Home::choose(kiln_home.map(Into::into), user_home.map(Into::into), root).map(|home| home.0.into_string())
+    }
+
+    #[test]
+    fn the_variable_wins_over_the_default_of_root_and_of_users() {
+        assert_eq!(chosen(Some("/k"), Some("/home/u"), true).expect("is set"), "/k");
+        assert_eq!(chosen(None, Some("/root"), true).expect("root has one"), "/var/lib/kiln");
+        assert_eq!(chosen(None, Some("/home/u"), false).expect("HOME is set"), "/home/u/.local/share/kiln");
+    }
+
+    #[test]
+    fn a_relative_home_and_none_at_all_are_refused() {
+        assert!(matches!(chosen(Some("k"), None, true), Err(HomeError::NotAbsolute { variable: "KILN_HOME", .. })));
+        assert!(matches!(chosen(None, Some("u"), false), Err(HomeError::NotAbsolute { variable: "HOME", .. })));
+        assert!(matches!(chosen(None, None, false), Err(HomeError::Unset)));
+    }
+
+    #[test]
+    fn a_sweep_removes_what_a_crash_left_and_keeps_what_is_held() {
+        let (_dir, home) = scratch();
+        let held = Partial::create(&home.images(), "mini").expect("is made");
+        let dead = home.snapshots().join("dead.partial");
+        fs::create_dir_all(dead.join("below")).expect("is made");
+        fs::create_dir_all(home.cache()).expect("is made");
+        let file = home.cache().join("kernel.deb.partial");
+        fs::write(&file, "half").expect("is written");
+        fs::write(home.cache().join("kernel.deb"), "whole").expect("is written");
+
+        let mut removed = home.sweep_partials().expect("sweeps");
+        removed.sort();
+        assert_eq!(removed, [file, dead]);
+        assert!(held.path().is_dir() && home.cache().join("kernel.deb").is_file());
+    }
+
+    #[test]
+    fn a_sweep_does_not_follow_a_link_out_of_the_home() {
+        let (_dir, home) = scratch();
+        let outside = home.path().join("outside");
+        fs::create_dir_all(&outside).expect("is made");
+        fs::create_dir_all(home.vms()).expect("is made");
+        std::os::unix::fs::symlink(&outside, home.vms().join("x.partial")).expect("is made");
+        assert_eq!(home.sweep_partials().expect("sweeps").len(), 1);
+        assert!(outside.is_dir());
+    }
+
+    #[test]
+    fn a_partial_that_is_dropped_is_gone_and_one_that_is_published_stays() {
+        let (_dir, home) = scratch();
+        let dropped = Partial::create(&home.images(), "a").expect("is made").path().to_owned();
+        assert!(!dropped.exists());
+
+        let partial = Partial::create(&home.images(), "b").expect("is made");
+        fs::write(partial.path().join("kernel"), "x").expect("is written");
+        let target = home.images().join("b");
+        partial.publish(&target).expect("publishes");
+        assert_eq!(fs::read_to_string(target.join("kernel")).expect("is there"), "x");
+        assert_eq!(home.sweep_partials().expect("sweeps"), [] as [Utf8PathBuf; 0]);
+    }
+
+    #[test]
+    fn what_is_published_already_is_not_overwritten() {
+        let (_dir, home) = scratch();
+        let target = home.images().join("b");
+        fs::create_dir_all(&target).expect("is made");
+        fs::write(target.join("kernel"), "old").expect("is written");
+        let partial = Partial::create(&home.images(), "b").expect("is made");
+        let path = partial.path().to_owned();
+        partial.publish(&target).expect_err("is there already");
+        assert_eq!(fs::read_to_string(target.join("kernel")).expect("is there"), "old");
+        assert!(!path.exists());
+    }
+}

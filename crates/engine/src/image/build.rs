@@ -1,0 +1,229 @@
+//! Builds the image `mini`. Everything is put together in memory, so that an image is written once and whole, or not.
+
+use std::fmt;
+use std::os::fd::AsFd as _;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+use rustix::fs::FlockOperation;
+
+use super::elf::Elf;
+use super::packages::{self, KernelSource};
+use super::recipe::{self, MINI};
+use super::store::{FileEntry, Image, ImageError, ImageStore, Manifest};
+use super::{kernel, modules, space};
+use crate::home::Partial;
+
+/// A build takes seconds, plus the time of its downloads.
+const LOCK_DEADLINE: Duration = Duration::from_secs(20 * 60);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// For the manifest and the filesystem's own needs.
+const SPARE_BYTES: u64 = 1 << 20;
+/// An agent has some 2 MiB.
+const AGENT_BYTES_MAX: u64 = 64 << 20;
+const INITRAMFS: &str = "initramfs";
+
+/// What an image is built from.
+pub struct BuildOptions<'a> {
+    /// The agent: a static program for x86-64.
+    pub agent: Utf8PathBuf,
+    /// Where the kernel comes from.
+    pub kernel: KernelSource,
+    /// Is told each step as it begins.
+    pub progress: &'a mut dyn FnMut(BuildStep),
+}
+
+/// A step of a build. Its text is for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildStep {
+    /// Another build of the same image runs.
+    Waiting {
+        /// The file that it holds.
+        lock: Utf8PathBuf,
+    },
+    /// A package is fetched, which happens once.
+    Downloading {
+        /// Its file.
+        file: String,
+    },
+    /// This image is there already.
+    Unchanged,
+    /// Kernel and modules are read.
+    Unpacking {
+        /// The package or kernel.
+        path: Utf8PathBuf,
+    },
+    /// The image is put together.
+    Packing {
+        /// The kernel's release.
+        kernel_version: String,
+        /// How many modules go in.
+        modules: usize,
+    },
+    /// The image is written.
+    Writing {
+        /// Its size.
+        bytes: u64,
+    },
+}
+
+impl fmt::Display for BuildStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting { lock } => write!(f, "waiting for another build (it holds `{lock}`)"),
+            Self::Downloading { file } => write!(f, "downloading {file}"),
+            Self::Unchanged => f.write_str("nothing has changed"),
+            Self::Unpacking { path } => write!(f, "unpacking {path}"),
+            Self::Packing { kernel_version, modules } => {
+                write!(f, "packing Linux {kernel_version} with {modules} modules")
+            }
+            Self::Writing { bytes } => write!(f, "writing {} MiB", bytes.div_ceil(1 << 20)),
+        }
+    }
+}
+
+impl ImageStore {
+    /// Builds the image `mini`, or finds that it was built from the same parts already. Builds of the same image wait for
+    /// each other; a build that fails leaves nothing but what it has downloaded.
+    ///
+    /// # Errors
+    /// [`ImageError`]; [`ImageError::hint`] often knows what to do.
+    pub fn build_mini(&self, options: BuildOptions<'_>) -> Result<Image, ImageError> {
+        let BuildOptions { agent, kernel: source, progress } = options;
+        let agent = read_agent(&agent)?;
+        let _lock = self.lock(MINI, LOCK_DEADLINE, progress)?;
+
+        let cache = self.home.cache();
+        let mut download = |file: &str| progress(BuildStep::Downloading { file: file.into() });
+        let package = packages::find_kernel(&source, &cache, &mut download)?;
+        let busybox = packages::find_busybox(&cache, &mut download)?;
+        let agent_digest = blake3::hash(&agent).to_hex().to_string();
+        let inputs = inputs(&package.digest()?, &agent_digest, &busybox.bytes);
+        if let Some(image) = self.made_from(&inputs)? {
+            progress(BuildStep::Unchanged);
+            self.set_name(MINI, &image.digest)?;
+            return Ok(image);
+        }
+
+        progress(BuildStep::Unpacking { path: package.path().into() });
+        let files = package.read()?;
+        let release = files.release;
+        let chosen = modules::choose(&files.modules, &recipe::MODULES_REQUIRED, &recipe::MODULES_OPTIONAL)
+            .map_err(|error| ImageError::modules(&release, &error))?;
+        drop(files.modules);
+        progress(BuildStep::Packing { kernel_version: release.clone(), modules: chosen.names.len() });
+        let kernel = kernel::unpack(files.vmlinuz).ok_or_else(|| ImageError::NoKernel { release: release.clone() })?;
+        let busybox = packages::with_applets(busybox, &self.home.images())?;
+        let initramfs = recipe::initramfs(agent, busybox, &release, &chosen).to_cpio()?;
+
+        let kernel_entry = FileEntry::of(kernel.format.file_name(), &kernel.bytes);
+        let initramfs_entry = FileEntry::of(INITRAMFS, &initramfs);
+        let manifest = Manifest {
+            format: Manifest::FORMAT,
+            name: MINI.into(),
+            digest: Manifest::digest_of(&kernel_entry, &initramfs_entry, recipe::CMDLINE),
+            kernel: kernel_entry,
+            kernel_format: kernel.format,
+            kernel_version: release,
+            initramfs: initramfs_entry,
+            cmdline: recipe::CMDLINE.into(),
+            agent_digest,
+            inputs,
+            modules: chosen.names,
+            created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        };
+        self.write(&manifest, &kernel.bytes, &initramfs, progress)?;
+        self.set_name(MINI, &manifest.digest)?;
+        self.load(&manifest.digest)
+    }
+
+    fn write(
+        &self,
+        manifest: &Manifest,
+        kernel: &[u8],
+        initramfs: &[u8],
+        progress: &mut dyn FnMut(BuildStep),
+    ) -> Result<(), ImageError> {
+        let images = self.home.images();
+        let final_dir = self.dir(&manifest.digest);
+        let bytes = (kernel.len() + initramfs.len()) as u64;
+        if final_dir.exists() {
+            // The lock is held, so nobody reads what is thrown away here: it is damaged, or older inputs led to it.
+            self.discard(&manifest.digest)?;
+        }
+        space::check(&images, bytes + SPARE_BYTES)?;
+        progress(BuildStep::Writing { bytes });
+        let write = || {
+            let partial = Partial::create(&images, MINI)?;
+            fs::write(partial.path().join(&manifest.kernel.file), kernel)?;
+            fs::write(partial.path().join(&manifest.initramfs.file), initramfs)?;
+            manifest.write(partial.path())?;
+            partial.publish(&final_dir)
+        };
+        write().map_err(|error| match space::explain(&final_dir, bytes + SPARE_BYTES, error) {
+            Ok(no_space) => no_space.into(),
+            Err(other) => ImageError::io(&final_dir)(other),
+        })
+    }
+
+    /// Keeps other builds of the same image out until the file is closed.
+    fn lock(
+        &self,
+        name: &str,
+        deadline: Duration,
+        progress: &mut dyn FnMut(BuildStep),
+    ) -> Result<fs::File, ImageError> {
+        let directory = self.home.images().join("locks");
+        fs::create_dir_all(&directory).map_err(ImageError::io(&directory))?;
+        let path = directory.join(name);
+        let file = fs::File::create(&path).map_err(ImageError::io(&path))?;
+        let start = Instant::now();
+        let mut told = false;
+        loop {
+            match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < deadline => {
+                    if !told {
+                        progress(BuildStep::Waiting { lock: path.clone() });
+                        told = true;
+                    }
+                    // The kernel has no wait for a lock with a deadline.
+                    thread::sleep(LOCK_POLL_INTERVAL);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(ImageError::Busy { name: name.into(), lock: path, waited: deadline });
+                }
+                Err(error) => return Err(ImageError::io(&path)(error.into())),
+            }
+        }
+    }
+}
+
+fn read_agent(path: &Utf8Path) -> Result<Vec<u8>, ImageError> {
+    let unusable = |problem| ImageError::Agent { path: path.into(), problem };
+    let metadata = fs::metadata(path).map_err(ImageError::io(path))?;
+    if !metadata.is_file() || metadata.len() > AGENT_BYTES_MAX {
+        return Err(unusable("is not a file of a program's size"));
+    }
+    let bytes = fs::read(path).map_err(ImageError::io(path))?;
+    match Elf::parse(&bytes) {
+        None => Err(unusable("is not a program for x86-64 Linux")),
+        Some(elf) if elf.has_interpreter() => Err(unusable("is not static: a guest has no libraries for it")),
+        Some(_) => Ok(bytes),
+    }
+}
+
+/// Stands for everything that decides what the image will be.
+fn inputs(kernel: &blake3::Hash, agent_digest: &str, busybox: &[u8]) -> String {
+    let busybox = blake3::hash(busybox);
+    let text = format!(
+        "{MINI} {}\nkernel {kernel}\nagent {agent_digest}\nbusybox {busybox}\ncmdline {}\nmodules {:?} {:?}\n",
+        recipe::VERSION,
+        recipe::CMDLINE,
+        recipe::MODULES_REQUIRED,
+        recipe::MODULES_OPTIONAL,
+    );
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}

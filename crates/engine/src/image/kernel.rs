@@ -1,0 +1,190 @@
+//! From the kernel that a package carries to the one that boots fastest.
+//!
+//! A bzImage is a small loader around a compressed ELF kernel. Unpacking it costs an emulated CPU a third of a second at
+//! every boot, so it is done once, here, where the kernel has an entry point that VMMs can use directly (PVH). A kernel
+//! packed or built in another way stays as it is and boots too.
+
+use std::io::{self, Read as _};
+
+use camino::Utf8Path;
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use super::elf::{self, Elf};
+use super::lz4;
+
+/// No kernel is larger; more than this is a decompression bomb.
+const KERNEL_BYTES_MAX: usize = 512 << 20;
+/// Memory that the xz decoder may take.
+const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
+const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
+
+/// Offsets of the setup header, see the kernel's Documentation/arch/x86/boot.rst.
+const SETUP_SECTORS_OFFSET: usize = 0x1f1;
+const MAGIC_OFFSET: usize = 0x202;
+const PROTOCOL_OFFSET: usize = 0x206;
+const PAYLOAD_OFFSET: usize = 0x248;
+const PAYLOAD_LENGTH: usize = 0x24c;
+/// The first protocol that says where the payload is.
+const PROTOCOL_WITH_PAYLOAD: u16 = 0x0208;
+const SECTOR_BYTES: usize = 512;
+
+/// How a kernel file is to be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelFormat {
+    /// Unpacks itself.
+    BzImage,
+    /// An ELF file, entered at its PVH entry point.
+    Vmlinux,
+}
+
+impl KernelFormat {
+    /// What the file is called in an image.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::BzImage => "vmlinuz",
+            Self::Vmlinux => "vmlinux",
+        }
+    }
+}
+
+/// A kernel as it goes into an image.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) format: KernelFormat,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The fastest form of a kernel; `None` for what is no x86 kernel at all.
+pub(crate) fn unpack(file: Vec<u8>) -> Option<Kernel> {
+    if Elf::parse(&file).is_some_and(|elf| elf.has_pvh_entry()) {
+        return Some(Kernel { format: KernelFormat::Vmlinux, bytes: file });
+    }
+    if file.get(MAGIC_OFFSET..MAGIC_OFFSET + 4)? != b"HdrS" {
+        return None;
+    }
+    if let Some(mut bytes) = payload(&file).and_then(decompress)
+        && let Some(elf) = Elf::parse(&bytes)
+        && elf.has_pvh_entry()
+    {
+        // What follows are relocations, which only the loader that is left out could use.
+        let end = elf.end();
+        bytes.truncate(end);
+        return Some(Kernel { format: KernelFormat::Vmlinux, bytes });
+    }
+    Some(Kernel { format: KernelFormat::BzImage, bytes: file })
+}
+
+/// The release of a kernel that is an ELF file, such as `6.1.0-44-cloud-amd64`. Reads no more than its headers and notes.
+/// `None` for other files; a bzImage has a header of its own for this.
+///
+/// # Errors
+/// The file can't be read.
+pub fn release(vmlinux: &Utf8Path) -> io::Result<Option<String>> {
+    elf::kernel_release(fs::File::open(vmlinux)?.file())
+}
+
+/// The compressed kernel within a bzImage.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    let word = |at: usize| Some(u32::from_le_bytes(*image.get(at..)?.first_chunk()?) as usize);
+    let protocol = u16::from_le_bytes(*image.get(PROTOCOL_OFFSET..)?.first_chunk()?);
+    if protocol < PROTOCOL_WITH_PAYLOAD {
+        return None;
+    }
+    // Zero stands for four, for the sake of very old loaders.
+    let setup_sectors = match *image.get(SETUP_SECTORS_OFFSET)? {
+        0 => 4,
+        sectors => usize::from(sectors),
+    };
+    let start = (setup_sectors + 1) * SECTOR_BYTES + word(PAYLOAD_OFFSET)?;
+    image.get(start..start.checked_add(word(PAYLOAD_LENGTH)?)?)
+}
+
+fn decompress(payload: &[u8]) -> Option<Vec<u8>> {
+    if payload.starts_with(&lz4::LEGACY_MAGIC) {
+        lz4::decompress_legacy(payload, KERNEL_BYTES_MAX)
+    } else if payload.starts_with(XZ_MAGIC) {
+        unxz(payload, KERNEL_BYTES_MAX)
+    } else {
+        None
+    }
+}
+
+/// The first xz stream in `bytes`; what follows it (a kernel's payload ends with its size) is left alone.
+pub(crate) fn unxz(bytes: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
+    let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, 0).ok()?;
+    let mut out = Vec::new();
+    let limit = bytes_max as u64 + 1;
+    liblzma::bufread::XzDecoder::new_stream(bytes, stream).take(limit).read_to_end(&mut out).ok()?;
+    (out.len() <= bytes_max).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use elf::made;
+
+    const PVH: (&str, u32, &[u8]) = ("Xen", 18, &[0, 0, 0, 1]);
+
+    /// A bzImage of two setup sectors around a payload.
+    fn bzimage(payload: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 2 * SECTOR_BYTES + 16];
+        image[SETUP_SECTORS_OFFSET] = 1;
+        image[MAGIC_OFFSET..][..4].copy_from_slice(b"HdrS");
+        image[PROTOCOL_OFFSET..][..2].copy_from_slice(&0x020f_u16.to_le_bytes());
+        image[PAYLOAD_OFFSET..][..4].copy_from_slice(&16_u32.to_le_bytes());
+        image[PAYLOAD_LENGTH..][..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        image.extend(payload);
+        image.extend([0; 32]);
+        image
+    }
+
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        encoder.write_all(bytes).expect("packs");
+        encoder.finish().expect("packs")
+    }
+
+    #[test]
+    fn a_kernel_with_a_pvh_entry_is_taken_out_of_its_loader_without_what_follows_it() {
+        let vmlinux = made::elf(".text", b"code", &[PVH]);
+        let with_relocations = [&vmlinux[..], &[1; 64]].concat();
+        let mut payload = xz(&with_relocations);
+        payload.extend((with_relocations.len() as u32).to_le_bytes());
+        let kernel = unpack(bzimage(&payload)).expect("is a kernel");
+        assert_eq!((kernel.format, kernel.bytes), (KernelFormat::Vmlinux, vmlinux));
+    }
+
+    #[test]
+    fn kernels_without_that_entry_or_in_an_unknown_packing_stay_as_they_are() {
+        let unusable = xz(&made::elf(".text", b"code", &[]));
+        for payload in [&unusable[..], b"\x28\xb5\x2f\xfd zstd", b"", &unusable[..40]] {
+            let image = bzimage(payload);
+            let kernel = unpack(image.clone()).expect("is a kernel");
+            assert_eq!((kernel.format, kernel.bytes), (KernelFormat::BzImage, image));
+        }
+    }
+
+    #[test]
+    fn a_header_that_points_out_of_the_file_is_no_panic() {
+        let mut image = bzimage(b"x");
+        image[PAYLOAD_OFFSET..][..8].copy_from_slice(&[0xff; 8]);
+        assert_eq!(unpack(image).expect("is a kernel").format, KernelFormat::BzImage);
+    }
+
+    #[test]
+    fn other_files_are_no_kernels() {
+        for bytes in [&b""[..], b"#!/bin/sh\n", &[0; 4096]] {
+            assert!(unpack(bytes.to_vec()).is_none());
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_given_up() {
+        assert_eq!(unxz(&xz(&[0; 5000]), 4999), None);
+        assert_eq!(unxz(&xz(&[0; 5000]), 5000), Some(vec![0; 5000]));
+    }
+}

@@ -1,0 +1,31 @@
+//! Guest images: a kernel, an initramfs with the agent and the modules it needs, and the kernel command line that goes
+//! with them. Everything here blocks and needs no root.
+//!
+//! ```text
+//!   packages ──► kernel, modules ──► recipe ──► cpio ─┐
+//!   (cache, apt, /boot)     └──────► kernel (vmlinux)─┴─► build ──publish──► images/<digest>/ ◄── names/<name>
+//!                                                                                   │
+//!                                                              store: find, list, remove, verify
+//! ```
+//! An image's digest covers kernel, initramfs and command line, and nothing else: the same parts give the same image on
+//! every machine.
+
+mod build;
+mod command;
+mod cpio;
+mod elf;
+mod kernel;
+mod lz4;
+mod modules;
+mod packages;
+mod recipe;
+mod space;
+mod store;
+
+pub use build::{BuildOptions, BuildStep};
+pub use command::CommandError;
+pub use kernel::{KernelFormat, release as kernel_release};
+pub use packages::{KernelSource, SourceError};
+pub use recipe::MINI;
+pub use space::NoSpace;
+pub use store::{Image, ImageError, ImageStore};

@@ -1,0 +1,508 @@
+//! Finds the parts of an image that Kiln does not make itself, the kernel and busybox, without root and without fetching
+//! anything twice: what is in the cache, else what apt can download, else what is installed.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+
+use super::command::{self, CommandError};
+use super::elf::Elf;
+use super::modules::ModuleFiles;
+use super::space::{self, NoSpace};
+use crate::home::Partial;
+
+/// Depends on the newest kernel package of the release.
+const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
+const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
+const KERNEL_PACKAGE_SUFFIX: &str = "-cloud-amd64";
+const BUSYBOX_PACKAGE: &str = "busybox-static";
+const BUSYBOX_PATHS: [&str; 3] = ["/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox"];
+
+/// For questions to apt's own files.
+const QUERY_DEADLINE: Duration = Duration::from_secs(60);
+/// For a download; apt gives up on a silent server by itself long before.
+const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(15 * 60);
+const UNPACK_DEADLINE: Duration = Duration::from_secs(5 * 60);
+const QUERY_BYTES_MAX: u64 = 1 << 20;
+/// All that is kept of one package. Debian's cloud kernel has 105 MiB of kernel and modules.
+const PACKAGE_BYTES_MAX: u64 = 1 << 30;
+const BUSYBOX_BYTES_MAX: u64 = 64 << 20;
+/// Debian's `busybox-static` has some 270 applets.
+const APPLETS_MAX: usize = 4096;
+const BUSY_ATTEMPTS_MAX: usize = 20;
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Where an image's kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelSource {
+    /// The newest cloud kernel package in the cache, else one that apt can download, else an installed one.
+    Auto,
+    /// The newest that apt knows, downloaded unless the cache has it.
+    Latest,
+    /// A Debian kernel package.
+    Deb(Utf8PathBuf),
+    /// A kernel and its `/lib/modules/<release>`.
+    Files {
+        /// The kernel: a bzImage, or an ELF file with a PVH entry point.
+        vmlinuz: Utf8PathBuf,
+        /// Its modules; the directory's name is the kernel's release.
+        modules_dir: Utf8PathBuf,
+    },
+}
+
+/// Why a part of an image could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No kernel in any of the places.
+    #[error("no Debian cloud kernel: none in `{cache}`, none installed in `/boot`, and apt can't download one: {apt}")]
+    NoKernel {
+        /// The cache that was looked into.
+        cache: Utf8PathBuf,
+        /// Why apt could not help.
+        apt: String,
+    },
+    /// No static busybox in any of the places.
+    #[error("no static busybox: none in `{cache}`, none installed, and apt can't download one: {apt}")]
+    NoBusybox {
+        /// The cache that was looked into.
+        cache: Utf8PathBuf,
+        /// Why apt could not help.
+        apt: String,
+    },
+    /// A package or directory that is not what it should be.
+    #[error("`{path}` {problem}")]
+    Unusable {
+        /// The file or directory.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// No room for a download.
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
+    /// A package tool failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A file can't be read or written.
+    #[error("failed to read or write below `{path}`")]
+    Io {
+        /// Where.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SourceError {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoKernel { .. } => Some("as root: apt-get update && apt-get install linux-image-cloud-amd64"),
+            Self::NoBusybox { .. } => Some("as root: apt-get update && apt-get install busybox-static"),
+            Self::Command(CommandError::Missing { program }) if program == "dpkg-deb" => {
+                Some("as root: apt-get install dpkg")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A kernel that was found, before it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum KernelPackage {
+    Deb(Utf8PathBuf),
+    Files { vmlinuz: Utf8PathBuf, modules_dir: Utf8PathBuf },
+}
+
+/// A kernel that was read.
+#[derive(Debug)]
+pub(crate) struct KernelFiles {
+    pub(crate) release: String,
+    pub(crate) vmlinuz: Vec<u8>,
+    pub(crate) modules: ModuleFiles,
+}
+
+/// Finds the kernel. `download` is told what is about to be fetched.
+pub(crate) fn find_kernel(
+    source: &KernelSource,
+    cache: &Utf8Path,
+    download: &mut dyn FnMut(&str),
+) -> Result<KernelPackage, SourceError> {
+    let cached = || newest_deb(cache, |name| is_kernel_package(name));
+    match source {
+        KernelSource::Deb(path) => return Ok(KernelPackage::Deb(path.clone())),
+        KernelSource::Files { vmlinuz, modules_dir } => {
+            return Ok(KernelPackage::Files { vmlinuz: vmlinuz.clone(), modules_dir: modules_dir.clone() });
+        }
+        KernelSource::Auto => {
+            if let Some(path) = cached()? {
+                return Ok(KernelPackage::Deb(path));
+            }
+        }
+        KernelSource::Latest => {}
+    }
+    let apt = match newest_kernel_package().and_then(|package| fetch(&package, cache, download)) {
+        Ok(path) => return Ok(KernelPackage::Deb(path)),
+        Err(SourceError::NoSpace(error)) => return Err(error.into()),
+        Err(error) => error.to_string(),
+    };
+    match (cached()?, installed_kernel()) {
+        (Some(path), _) => Ok(KernelPackage::Deb(path)),
+        (None, Some(found)) => Ok(found),
+        (None, None) => Err(SourceError::NoKernel { cache: cache.into(), apt }),
+    }
+}
+
+fn is_kernel_package(package: &str) -> bool {
+    let middle = package.strip_prefix(KERNEL_PACKAGE_PREFIX).and_then(|rest| rest.strip_suffix(KERNEL_PACKAGE_SUFFIX));
+    middle.is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+fn newest_kernel_package() -> Result<String, SourceError> {
+    let text = command::output(
+        Command::new("apt-cache").args(["depends", KERNEL_META_PACKAGE]),
+        QUERY_DEADLINE,
+        QUERY_BYTES_MAX,
+    )?;
+    let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::trim);
+    let kernels = depends.filter(|name| is_kernel_package(name));
+    kernels.max_by_key(|name| version_key(name)).map(str::to_owned).ok_or(SourceError::Unusable {
+        path: KERNEL_META_PACKAGE.into(),
+        problem: "names no kernel package; are apt's lists up to date (`apt-get update`)?",
+    })
+}
+
+/// Downloads a package into the cache, unless it is there.
+fn fetch(package: &str, cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Result<Utf8PathBuf, SourceError> {
+    let io_error = |source| SourceError::Io { path: cache.into(), source };
+    let uris = command::output(
+        Command::new("apt-get").args(["download", "--print-uris", package]),
+        QUERY_DEADLINE,
+        QUERY_BYTES_MAX,
+    )?;
+    let (file, bytes) = uris.lines().find_map(download_line).ok_or(SourceError::Unusable {
+        path: package.into(),
+        problem: "can't be downloaded: apt knows no file for it",
+    })?;
+    let path = cache.join(file);
+    if path.is_file() {
+        return Ok(path);
+    }
+    fs::create_dir_all(cache).map_err(io_error)?;
+    space::check(cache, bytes)?;
+    download(file);
+    let partial = Partial::create(cache, "download").map_err(io_error)?;
+    command::stream(
+        Command::new("apt-get").args(["download", "-q", package]).current_dir(partial.path()),
+        DOWNLOAD_DEADLINE,
+        |_| Ok(()),
+    )?;
+    fs::rename(partial.path().join(file), &path).map_err(io_error)?;
+    Ok(path)
+}
+
+/// A line of `--print-uris`: 'address' file bytes digest.
+fn download_line(line: &str) -> Option<(&str, u64)> {
+    let mut words = line.strip_prefix('\'')?.split(' ').skip(1);
+    let (file, bytes) = (words.next()?, words.next()?.parse().ok()?);
+    (file.ends_with(".deb") && !file.contains('/')).then_some((file, bytes))
+}
+
+/// The newest package file in the cache whose package name is wanted.
+fn newest_deb(cache: &Utf8Path, wanted: impl Fn(&str) -> bool) -> Result<Option<Utf8PathBuf>, SourceError> {
+    let entries = match cache.read_dir_utf8() {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(SourceError::Io { path: cache.into(), source }),
+    };
+    let debs = entries.filter_map(Result::ok).map(camino::Utf8DirEntry::into_path).filter(|path| {
+        let package = path.file_name().and_then(|file| file.split_once('_'));
+        path.extension() == Some("deb") && package.is_some_and(|(package, _)| wanted(package)) && path.is_file()
+    });
+    Ok(debs.max_by_key(|path| version_key(path.file_name().unwrap_or_default())))
+}
+
+/// Orders names by their numbers: `6.1.0-9` is before `6.1.0-44`.
+fn version_key(name: &str) -> Vec<(u64, String)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, after) = rest.split_at(text_end);
+        let number_end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+        let (number, after) = after.split_at(number_end);
+        key.push((number.parse().unwrap_or(0), text.to_owned()));
+        rest = after;
+    }
+    key
+}
+
+fn installed_kernel() -> Option<KernelPackage> {
+    let entries = Utf8Path::new("/boot").read_dir_utf8().ok()?;
+    let names = entries.filter_map(Result::ok).map(|entry| entry.file_name().to_owned());
+    let releases = names.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned));
+    let usable = releases.filter(|release| release.ends_with(KERNEL_PACKAGE_SUFFIX)).filter_map(|release| {
+        let vmlinuz = Utf8PathBuf::from(format!("/boot/vmlinuz-{release}"));
+        let modules_dir = Utf8PathBuf::from(format!("/lib/modules/{release}"));
+        // Kernels in /boot are readable by root alone on some distributions.
+        let readable = fs::File::open(&vmlinuz).is_ok() && modules_dir.is_dir();
+        readable.then_some((version_key(&release), KernelPackage::Files { vmlinuz, modules_dir }))
+    });
+    usable.max_by(|(left, _), (right, _)| left.cmp(right)).map(|(_, found)| found)
+}
+
+impl KernelPackage {
+    /// Names it to people.
+    pub(crate) fn path(&self) -> &Utf8Path {
+        match self {
+            Self::Deb(path) => path,
+            Self::Files { vmlinuz, .. } => vmlinuz,
+        }
+    }
+
+    /// Stands for the contents: the same digest means the same kernel and modules.
+    pub(crate) fn digest(&self) -> Result<blake3::Hash, SourceError> {
+        let mut hasher = blake3::Hasher::new();
+        match self {
+            Self::Deb(path) => hash_file(&mut hasher, path)?,
+            Self::Files { vmlinuz, modules_dir } => {
+                hash_file(&mut hasher, vmlinuz)?;
+                let io_error = |source| SourceError::Io { path: modules_dir.clone(), source };
+                let paths = ModuleFiles::Directory(modules_dir.clone()).paths();
+                for path in paths.map_err(|error| io_error(io::Error::other(error)))? {
+                    let metadata = fs::metadata(modules_dir.join(&path)).map_err(io_error)?;
+                    let time = std::os::unix::fs::MetadataExt::mtime(&metadata);
+                    hasher.update(format!("{path}\0{}\0{time}\0", metadata.len()).as_bytes());
+                }
+            }
+        }
+        Ok(hasher.finalize())
+    }
+
+    /// Reads the kernel and its modules.
+    pub(crate) fn read(&self) -> Result<KernelFiles, SourceError> {
+        match self {
+            Self::Deb(path) => read_deb(path),
+            Self::Files { vmlinuz, modules_dir } => {
+                let release = modules_dir.file_name().filter(|_| modules_dir.is_dir()).map(str::to_owned);
+                Ok(KernelFiles {
+                    release: release.ok_or(SourceError::Unusable {
+                        path: modules_dir.clone(),
+                        problem: "is not the directory of a kernel's modules",
+                    })?,
+                    vmlinuz: fs::read(vmlinuz).map_err(|source| SourceError::Io { path: vmlinuz.clone(), source })?,
+                    modules: ModuleFiles::Directory(modules_dir.clone()),
+                })
+            }
+        }
+    }
+}
+
+fn hash_file(hasher: &mut blake3::Hasher, path: &Utf8Path) -> Result<(), SourceError> {
+    let mut file = fs::File::open(path).map_err(|source| SourceError::Io { path: path.into(), source })?;
+    io::copy(&mut file, hasher).map_err(|source| SourceError::Io { path: path.into(), source })?;
+    Ok(())
+}
+
+/// Kernel and modules are kept in memory: the disk never needs room for more than the image.
+fn read_deb(deb: &Utf8Path) -> Result<KernelFiles, SourceError> {
+    let unusable = |problem| SourceError::Unusable { path: deb.into(), problem };
+    let wanted = |path: &Utf8Path| {
+        path.starts_with("lib/modules")
+            || path.starts_with("usr/lib/modules")
+            || path.as_str().starts_with("boot/vmlinuz-")
+    };
+    let mut release = None;
+    let mut vmlinuz = None;
+    let mut modules = BTreeMap::new();
+    for (path, bytes) in read_package(deb, wanted)? {
+        if let Some(name) = path.as_str().strip_prefix("boot/vmlinuz-") {
+            release = Some(name.to_owned());
+            vmlinuz = Some(bytes);
+        } else {
+            // lib/modules/<release>/<path>
+            let path = path.strip_prefix("usr").unwrap_or(&path);
+            modules.insert(path.components().skip(3).collect(), bytes);
+        }
+    }
+    Ok(KernelFiles {
+        release: release.ok_or_else(|| unusable("is not a kernel package: it has no `/boot/vmlinuz-*`"))?,
+        vmlinuz: vmlinuz.ok_or_else(|| unusable("is not a kernel package: it has no `/boot/vmlinuz-*`"))?,
+        modules: ModuleFiles::Memory(modules),
+    })
+}
+
+/// The wanted files of a package, by their paths without the leading `./`.
+fn read_package(
+    deb: &Utf8Path,
+    wanted: impl Fn(&Utf8Path) -> bool,
+) -> Result<BTreeMap<Utf8PathBuf, Vec<u8>>, SourceError> {
+    if let Err(source) = fs::File::open(deb) {
+        return Err(SourceError::Io { path: deb.into(), source });
+    }
+    let mut files = BTreeMap::new();
+    let absolute = deb.canonicalize_utf8().map_err(|source| SourceError::Io { path: deb.into(), source })?;
+    let mut unpack = Command::new("dpkg-deb");
+    command::stream(unpack.arg("--fsys-tarfile").arg(absolute), UNPACK_DEADLINE, |stdout| {
+        let mut left = PACKAGE_BYTES_MAX;
+        for entry in tar::Archive::new(stdout).entries()? {
+            let entry = entry?;
+            let name = entry.path_bytes().into_owned();
+            let Ok(name) = std::str::from_utf8(&name) else { continue };
+            let path = Utf8Path::new(name.strip_prefix("./").unwrap_or(name));
+            if !entry.header().entry_type().is_file() || !wanted(path) {
+                continue;
+            }
+            let size = entry.size();
+            left = left.checked_sub(size).ok_or_else(|| io::Error::other("the package is too large"))?;
+            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+            entry.take(size).read_to_end(&mut bytes)?;
+            files.insert(path.to_owned(), bytes);
+        }
+        Ok(())
+    })?;
+    Ok(files)
+}
+
+/// A static busybox, before it was asked for its applets.
+#[derive(Debug)]
+pub(crate) struct BusyboxFile {
+    pub(crate) bytes: Vec<u8>,
+    /// Where it is installed, if it is.
+    installed: Option<Utf8PathBuf>,
+}
+
+/// A static busybox.
+#[derive(Debug)]
+pub(crate) struct Busybox {
+    pub(crate) bytes: Vec<u8>,
+    /// Where its applets belong, such as `usr/bin/awk`.
+    pub(crate) applets: Vec<Utf8PathBuf>,
+}
+
+/// Finds busybox: the installed one, else one from the cache, else one that apt can download.
+pub(crate) fn find_busybox(cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Result<BusyboxFile, SourceError> {
+    for path in BUSYBOX_PATHS {
+        if let Ok(bytes) = fs::read(path)
+            && is_static(&bytes)
+        {
+            return Ok(BusyboxFile { bytes, installed: Some(path.into()) });
+        }
+    }
+    busybox_from_package(cache, download)
+}
+
+fn busybox_from_package(cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Result<BusyboxFile, SourceError> {
+    let deb = match newest_deb(cache, |name| name == BUSYBOX_PACKAGE)? {
+        Some(deb) => deb,
+        None => match fetch(BUSYBOX_PACKAGE, cache, download) {
+            Err(SourceError::NoSpace(error)) => return Err(error.into()),
+            other => other.map_err(|error| SourceError::NoBusybox { cache: cache.into(), apt: error.to_string() })?,
+        },
+    };
+    let files = read_package(&deb, |path| path.file_name() == Some("busybox") && path.as_str().contains("bin/"))?;
+    let bytes = files.into_values().find(|bytes| is_static(bytes));
+    let bytes = bytes.ok_or(SourceError::Unusable { path: deb, problem: "has no static busybox" })?;
+    Ok(BusyboxFile { bytes, installed: None })
+}
+
+fn is_static(bytes: &[u8]) -> bool {
+    bytes.len() as u64 <= BUSYBOX_BYTES_MAX && Elf::parse(bytes).is_some_and(|elf| !elf.has_interpreter())
+}
+
+/// Asks a busybox for its applets. One that is not installed is put below `scratch` for as long as that takes.
+pub(crate) fn with_applets(busybox: BusyboxFile, scratch: &Utf8Path) -> Result<Busybox, SourceError> {
+    let BusyboxFile { bytes, installed } = busybox;
+    let list = match installed {
+        Some(program) => applet_list(&program)?,
+        None => {
+            let io_error = |source| SourceError::Io { path: scratch.into(), source };
+            let partial = Partial::create(scratch, "busybox").map_err(io_error)?;
+            let program = partial.path().join("busybox");
+            fs::write(&program, &bytes).map_err(io_error)?;
+            fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).map_err(io_error)?;
+            applet_list(&program)?
+        }
+    };
+    let in_bin = |path: &&Utf8Path| {
+        let directory = path.parent().map(Utf8Path::as_str);
+        matches!(directory, Some("bin" | "sbin" | "usr/bin" | "usr/sbin")) && path.file_name() != Some("busybox")
+    };
+    let applets: Vec<_> = list.lines().map(Utf8Path::new).filter(in_bin).map(Utf8Path::to_owned).collect();
+    if applets.is_empty() || applets.len() > APPLETS_MAX {
+        return Err(SourceError::Unusable { path: "busybox".into(), problem: "names no applets" });
+    }
+    Ok(Busybox { bytes, applets })
+}
+
+fn applet_list(program: &Utf8Path) -> Result<String, CommandError> {
+    for _ in 1..BUSY_ATTEMPTS_MAX {
+        match command::output(Command::new(program).arg("--list-full"), QUERY_DEADLINE, QUERY_BYTES_MAX) {
+            // Another thread has forked while the program was being written, and has not run its own program yet.
+            Err(CommandError::Io { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(BUSY_INTERVAL);
+            }
+            other => return other,
+        }
+    }
+    command::output(Command::new(program).arg("--list-full"), QUERY_DEADLINE, QUERY_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn newest(names: &[&str]) -> Option<String> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let cache = Utf8PathBuf::from_path_buf(dir.path().into()).expect("UTF-8");
+        for name in names {
+            fs::write(cache.join(name), "").expect("is written");
+        }
+        let found = newest_deb(&cache, is_kernel_package).expect("reads");
+        found.and_then(|path| path.file_name().map(str::to_owned))
+    }
+
+    #[test]
+    fn the_newest_kernel_package_is_the_one_with_the_highest_numbers() {
+        let old = "linux-image-6.1.0-9-cloud-amd64_6.1.27-1_amd64.deb";
+        let new = "linux-image-6.1.0-44-cloud-amd64_6.1.164-1_amd64.deb";
+        let newer = "linux-image-6.12.3-cloud-amd64_6.12.3-1_amd64.deb";
+        assert_eq!(newest(&[new, old]).as_deref(), Some(new));
+        assert_eq!(newest(&[old, newer, new]).as_deref(), Some(newer));
+    }
+
+    #[test]
+    fn other_packages_and_half_ones_are_no_kernels() {
+        let others = [
+            "linux-image-cloud-amd64_6.1.1_amd64.deb",
+            "linux-image-6.1.0-9-amd64_6.1.27-1_amd64.deb",
+            "linux-image-6.1.0-9-cloud-amd64_6.1.27-1_amd64.deb.partial",
+            "busybox-static_1.35_amd64.deb",
+        ];
+        assert_eq!(newest(&others), None);
+        assert_eq!(newest(&[]), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_package_is_refused_by_its_name() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let deb = Utf8PathBuf::from_path_buf(dir.path().join("x.deb")).expect("UTF-8");
+        assert!(KernelPackage::Deb(deb.clone()).read().expect_err("is not there").to_string().contains(deb.as_str()));
+        fs::write(&deb, "rubbish").expect("is written");
+        let words = KernelPackage::Deb(deb.clone()).read().expect_err("is rubbish").to_string();
+        assert!(words.contains("dpkg-deb") && words.contains("x.deb"), "{words}");
+    }
+
+    #[test]
+    fn a_missing_kernel_says_what_to_install() {
+        let error = SourceError::NoKernel { cache: "/c".into(), apt: "`apt-get` was not found".into() };
+        assert!(error.hint().is_some_and(|hint| hint.contains("apt-get install linux-image-cloud-amd64")));
+        assert!(error.to_string().contains("`apt-get` was not found"));
+    }
+}

@@ -1,0 +1,70 @@
+//! Says how much room something needs before it is half written, and when it was after all.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+const MIB: u64 = 1 << 20;
+
+/// A filesystem without the room for what shall be put there.
+#[derive(Debug, thiserror::Error)]
+#[error("no space left for `{path}`: {needed_mib} MiB are needed, {available_mib} MiB are free")]
+pub struct NoSpace {
+    /// What was to be written.
+    pub path: Utf8PathBuf,
+    /// Room that it takes.
+    pub needed_mib: u64,
+    /// Room that there is for this user.
+    pub available_mib: u64,
+}
+
+impl NoSpace {
+    fn new(path: &Utf8Path, needed_bytes: u64, available_bytes: u64) -> Self {
+        let (needed_mib, available_mib) = (needed_bytes.div_ceil(MIB), available_bytes / MIB);
+        Self { path: path.into(), needed_mib, available_mib }
+    }
+}
+
+/// Checks that `bytes` fit below a directory that exists.
+pub(crate) fn check(directory: &Utf8Path, bytes: u64) -> Result<(), NoSpace> {
+    let available = available(directory).unwrap_or(u64::MAX);
+    if available < bytes { Err(NoSpace::new(directory, bytes, available)) } else { Ok(()) }
+}
+
+/// Tells an error for want of space from others. Another writer may have been faster than [`check`], and quotas and
+/// limits show only here.
+pub(crate) fn explain(path: &Utf8Path, bytes: u64, error: io::Error) -> Result<NoSpace, io::Error> {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => Ok(NoSpace::new(path, bytes, available(path).unwrap_or(0))),
+        _ => Err(error),
+    }
+}
+
+fn available(path: &Utf8Path) -> Option<u64> {
+    let existing = path.ancestors().find(|path| path.exists())?;
+    let found = rustix::fs::statvfs(existing.as_std_path()).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_both_sizes() {
+        let words = check("/tmp".into(), u64::MAX).expect_err("no disk is that large").to_string();
+        assert!(words.contains("`/tmp`") && words.contains("17592186044416 MiB are needed"), "{words}");
+        check("/tmp".into(), 1).expect("fits");
+    }
+
+    #[test]
+    fn only_errors_for_want_of_space_are_explained() {
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge] {
+            let found = explain("/tmp/x/y".into(), 3 * MIB, kind.into()).expect("is about space");
+            assert_eq!(found.needed_mib, 3);
+        }
+        let other = explain("/tmp".into(), 1, io::ErrorKind::PermissionDenied.into()).expect_err("is about rights");
+        assert_eq!(other.kind(), io::ErrorKind::PermissionDenied);
+    }
+}

@@ -1,0 +1,473 @@
+//! Images that were built: `images/<digest>/` with its `image.json`, and the names that point to them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use super::cpio::TooLarge;
+use super::kernel::KernelFormat;
+use super::modules::ModulesError;
+use super::packages::SourceError;
+use super::recipe::MINI;
+use super::space::NoSpace;
+use crate::home::{Home, PARTIAL_SUFFIX};
+
+/// Version of `image.json` and of what the digest covers.
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "image.json";
+/// A manifest has a few hundred bytes and the names of some modules.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+const NAME_BYTES_MAX: usize = 64;
+const DIGEST_HEX_BYTES: usize = 64;
+/// So much of a digest is enough to name an image, as long as no other begins with it.
+const DIGEST_PREFIX_BYTES_MIN: usize = 8;
+
+/// A guest image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The recipe it was made by.
+    pub name: String,
+    /// Over kernel, initramfs and command line: 64 hex digits.
+    pub digest: String,
+    /// The directory that holds it.
+    pub dir: Utf8PathBuf,
+    /// The kernel.
+    pub kernel: Utf8PathBuf,
+    /// The initial filesystem.
+    pub initramfs: Utf8PathBuf,
+    /// The kernel command line, to which the engine adds.
+    pub cmdline: String,
+    /// The kernel's release, such as `6.1.0-44-cloud-amd64`.
+    pub kernel_version: String,
+    /// How the kernel is to be loaded.
+    pub kernel_format: KernelFormat,
+    /// Digest of the agent within.
+    pub agent_digest: String,
+    /// The modules within, sorted.
+    pub modules: Vec<String>,
+    /// When it was built.
+    pub created_unix_seconds: u64,
+    /// Bytes of kernel and initramfs.
+    pub size_bytes: u64,
+}
+
+/// Why an image can't be had, built or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// No image of that name or digest.
+    #[error("there is no image `{asked}` {}", known_words(known))]
+    Unknown {
+        /// What was asked for.
+        asked: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// A digest's beginning that is not enough.
+    #[error("`{asked}` is the beginning of {count} images' digests")]
+    Ambiguous {
+        /// What was asked for.
+        asked: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// A name that can't be a file's.
+    #[error("an image's name must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_` or `-`, not `{name}`")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// An image that is not what its manifest says.
+    #[error("the image in `{dir}` is damaged: {problem}")]
+    Damaged {
+        /// Its directory.
+        dir: Utf8PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The agent can't be the first program of a guest.
+    #[error("the agent `{path}` {problem}")]
+    Agent {
+        /// The agent's path.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The kernel or busybox could not be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The kernel file is none.
+    #[error("`{release}` is not a Linux kernel for x86-64")]
+    NoKernel {
+        /// What it was said to be.
+        release: String,
+    },
+    /// The kernel's modules can't be used.
+    #[error("the kernel `{release}` can't be used: {problem}")]
+    Modules {
+        /// The kernel.
+        release: String,
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// A file that an initramfs can't hold.
+    #[error("the image can't be made: {problem}")]
+    TooLarge {
+        /// Which, and why.
+        problem: String,
+    },
+    /// No room for the image.
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
+    /// Another build of the same image takes too long.
+    #[error("another build of `{name}` has not ended within {waited:?}: its lock is `{lock}`")]
+    Busy {
+        /// The image.
+        name: String,
+        /// The file that the other build holds.
+        lock: Utf8PathBuf,
+        /// How long was waited.
+        waited: std::time::Duration,
+    },
+    /// A file can't be read or written.
+    #[error("failed to read or write `{path}`")]
+    Io {
+        /// The file or directory.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn known_words(known: &[String]) -> String {
+    if known.is_empty() { "(none is built yet)".into() } else { format!("(there are: {})", known.join(", ")) }
+}
+
+impl ImageError {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unknown { .. } => Some(format!("kiln image build {MINI}")),
+            Self::Damaged { .. } => Some(format!("remove the directory, then: kiln image build {MINI}")),
+            Self::NoSpace(_) => Some("free some space, or point `KILN_HOME` to another filesystem".into()),
+            Self::Source(SourceError::NoSpace(_)) => {
+                Some("free some space, or point `KILN_HOME` to another filesystem".into())
+            }
+            Self::Source(source) => source.hint().map(str::to_owned),
+            Self::Agent { .. } => Some("RUSTFLAGS=\"-C target-feature=+crt-static\" builds a static agent".into()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn modules(release: &str, error: &ModulesError) -> Self {
+        let problem = match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        Self::Modules { release: release.into(), problem }
+    }
+
+    pub(super) fn io(path: &Utf8Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        |source| Self::Io { path, source }
+    }
+}
+
+impl From<TooLarge> for ImageError {
+    fn from(error: TooLarge) -> Self {
+        Self::TooLarge { problem: error.to_string() }
+    }
+}
+
+/// `image.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    pub(super) format: u32,
+    pub(super) name: String,
+    pub(super) digest: String,
+    pub(super) kernel: FileEntry,
+    pub(super) kernel_format: KernelFormat,
+    pub(super) kernel_version: String,
+    pub(super) initramfs: FileEntry,
+    pub(super) cmdline: String,
+    pub(super) agent_digest: String,
+    /// Stands for all that the image was made from, so that it is not made again.
+    pub(super) inputs: String,
+    pub(super) modules: Vec<String>,
+    pub(super) created_unix_seconds: u64,
+}
+
+/// A file of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileEntry {
+    pub(super) file: String,
+    pub(super) bytes: u64,
+    pub(super) blake3: String,
+}
+
+impl FileEntry {
+    pub(super) fn of(file: &str, bytes: &[u8]) -> Self {
+        Self { file: file.into(), bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
+    }
+}
+
+impl Manifest {
+    pub(super) const FORMAT: u32 = FORMAT;
+
+    /// What names the image: kernel, initramfs, command line.
+    pub(super) fn digest_of(kernel: &FileEntry, initramfs: &FileEntry, cmdline: &str) -> String {
+        let canonical = format!(
+            "kiln-image {FORMAT}\nkernel {} {}\ninitramfs {} {}\ncmdline {cmdline}\n",
+            kernel.bytes, kernel.blake3, initramfs.bytes, initramfs.blake3
+        );
+        blake3::hash(canonical.as_bytes()).to_hex().to_string()
+    }
+
+    pub(super) fn write(&self, dir: &Utf8Path) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        fs::write(dir.join(MANIFEST), text)
+    }
+
+    fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
+        let damaged = |problem: String| ImageError::Damaged { dir: dir.into(), problem };
+        let file = fs::File::open(dir.join(MANIFEST)).map_err(|error| damaged(error.to_string()))?;
+        let mut text = Vec::new();
+        file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).map_err(ImageError::io(dir))?;
+        let manifest: Self =
+            serde_json::from_slice(&text).map_err(|error| damaged(format!("`{MANIFEST}`: {error}")))?;
+        if manifest.format != FORMAT {
+            return Err(damaged(format!("its format is {}, this Kiln reads {FORMAT}", manifest.format)));
+        }
+        if Some(manifest.digest.as_str()) != dir.file_name() {
+            return Err(damaged(format!("`{MANIFEST}` is that of another image")));
+        }
+        let digest = Self::digest_of(&manifest.kernel, &manifest.initramfs, &manifest.cmdline);
+        if digest != manifest.digest {
+            return Err(damaged(format!("the digest of its parts is `{digest}`")));
+        }
+        for entry in [&manifest.kernel, &manifest.initramfs] {
+            if !is_name(&entry.file) {
+                return Err(damaged(format!("`{}` is no file name", entry.file)));
+            }
+            let found = fs::metadata(dir.join(&entry.file)).map_err(|error| damaged(error.to_string()))?;
+            if found.len() != entry.bytes {
+                return Err(damaged(format!("`{}` has {} bytes, not {}", entry.file, found.len(), entry.bytes)));
+            }
+        }
+        Ok(manifest)
+    }
+
+    fn into_image(self, dir: &Utf8Path) -> Image {
+        Image {
+            dir: dir.into(),
+            kernel: dir.join(&self.kernel.file),
+            initramfs: dir.join(&self.initramfs.file),
+            size_bytes: self.kernel.bytes.saturating_add(self.initramfs.bytes),
+            name: self.name,
+            digest: self.digest,
+            cmdline: self.cmdline,
+            kernel_version: self.kernel_version,
+            kernel_format: self.kernel_format,
+            agent_digest: self.agent_digest,
+            modules: self.modules,
+            created_unix_seconds: self.created_unix_seconds,
+        }
+    }
+}
+
+impl Image {
+    /// Reads kernel and initramfs whole and compares them with the digest.
+    ///
+    /// # Errors
+    /// [`ImageError::Damaged`] names the file that changed.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        let manifest = Manifest::read(&self.dir)?;
+        for entry in [&manifest.kernel, &manifest.initramfs] {
+            let path = self.dir.join(&entry.file);
+            let mut hasher = blake3::Hasher::new();
+            let mut file = fs::File::open(&path).map_err(ImageError::io(&path))?;
+            io::copy(&mut file, &mut hasher).map_err(ImageError::io(&path))?;
+            if hasher.finalize().to_hex().as_str() != entry.blake3 {
+                let problem = format!("`{}` is not what was built", entry.file);
+                return Err(ImageError::Damaged { dir: self.dir.clone(), problem });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The images below a [`Home`].
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    pub(super) home: Home,
+}
+
+impl ImageStore {
+    /// The images of a home. Touches nothing.
+    pub fn new(home: &Home) -> Self {
+        Self { home: home.clone() }
+    }
+
+    /// Finds an image by its name, its digest, or an unambiguous beginning of the digest.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`] lists the names there are.
+    pub fn find(&self, name_or_digest: &str) -> Result<Image, ImageError> {
+        let digest = self.resolve(name_or_digest)?;
+        self.load(&digest)
+    }
+
+    /// All images, by name and age, the newest first.
+    ///
+    /// # Errors
+    /// The store can't be read. Damaged images are left out.
+    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
+        let mut images: Vec<_> = self.digests()?.iter().filter_map(|digest| self.load(digest).ok()).collect();
+        images.sort_by(|left, right| {
+            left.name.cmp(&right.name).then(right.created_unix_seconds.cmp(&left.created_unix_seconds))
+        });
+        Ok(images)
+    }
+
+    /// Names, each with the digest it stands for.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub fn names(&self) -> Result<BTreeMap<String, String>, ImageError> {
+        let directory = self.names_dir();
+        let names = entries(&directory)?.into_iter().filter(|name| is_name(name));
+        Ok(names.filter_map(|name| Some((name.clone(), self.named(&name)?))).collect())
+    }
+
+    /// Removes a name, and the image unless another name stands for it. Given a digest, the image and all its names.
+    /// Running VMs keep what they have loaded.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], or what can't be removed.
+    pub fn remove(&self, name_or_digest: &str) -> Result<(), ImageError> {
+        let digest = self.resolve(name_or_digest)?;
+        let names = self.names()?.into_iter().filter(|(_, named)| *named == digest).map(|(name, _)| name);
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            names.partition(|name| name == name_or_digest || digest.starts_with(name_or_digest));
+        for name in gone {
+            let path = self.names_dir().join(name);
+            fs::remove_file(&path).map_err(ImageError::io(&path))?;
+        }
+        if kept.is_empty() { self.discard(&digest) } else { Ok(()) }
+    }
+
+    /// Removes an image's directory, which is never seen half removed.
+    pub(super) fn discard(&self, digest: &str) -> Result<(), ImageError> {
+        let dir = self.dir(digest);
+        let partial = Utf8PathBuf::from(format!("{dir}{PARTIAL_SUFFIX}"));
+        match fs::rename(&dir, &partial) {
+            Ok(()) => fs::remove_dir_all(&partial).map_err(ImageError::io(&partial)),
+            // A name without an image is gone with its name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(ImageError::io(&dir)(error)),
+        }
+    }
+
+    /// Gives a name to an image, in place of the one that had it.
+    pub(super) fn set_name(&self, name: &str, digest: &str) -> Result<(), ImageError> {
+        if self.named(name).as_deref() == Some(digest) {
+            return Ok(());
+        }
+        let directory = self.names_dir();
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(&directory)?;
+            let mut file = tempfile::Builder::new().prefix(".").tempfile_in(&directory)?;
+            writeln!(file, "{digest}")?;
+            file.as_file().sync_all()?;
+            file.persist(directory.join(name))?;
+            fs::File::open(&directory)?.sync_all()
+        };
+        write().map_err(ImageError::io(&directory.join(name)))
+    }
+
+    /// The image that was made from these inputs.
+    pub(super) fn made_from(&self, inputs: &str) -> Result<Option<Image>, ImageError> {
+        for digest in self.digests()? {
+            let dir = self.dir(&digest);
+            if let Ok(manifest) = Manifest::read(&dir)
+                && manifest.inputs == inputs
+            {
+                return Ok(Some(manifest.into_image(&dir)));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn load(&self, digest: &str) -> Result<Image, ImageError> {
+        let dir = self.dir(digest);
+        Ok(Manifest::read(&dir)?.into_image(&dir))
+    }
+
+    pub(super) fn dir(&self, digest: &str) -> Utf8PathBuf {
+        self.home.images().join(digest)
+    }
+
+    fn names_dir(&self) -> Utf8PathBuf {
+        self.home.images().join("names")
+    }
+
+    fn resolve(&self, asked: &str) -> Result<String, ImageError> {
+        if is_name(asked)
+            && let Some(digest) = self.named(asked)
+            && self.dir(&digest).is_dir()
+        {
+            return Ok(digest);
+        }
+        let mut found = Vec::new();
+        if asked.len() >= DIGEST_PREFIX_BYTES_MIN {
+            found = self.digests()?.into_iter().filter(|digest| digest.starts_with(asked)).collect();
+        }
+        match (found.pop(), found.len()) {
+            (Some(digest), 0) => Ok(digest),
+            (Some(_), more) => Err(ImageError::Ambiguous { asked: asked.into(), count: more + 1 }),
+            (None, _) => Err(ImageError::Unknown { asked: asked.into(), known: self.names()?.into_keys().collect() }),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<String> {
+        let mut text = String::new();
+        let file = fs::File::open(self.names_dir().join(name)).ok()?;
+        file.take(DIGEST_HEX_BYTES as u64 + 1).read_to_string(&mut text).ok()?;
+        let digest = text.trim_end();
+        is_digest(digest).then(|| digest.to_owned())
+    }
+
+    fn digests(&self) -> Result<Vec<String>, ImageError> {
+        Ok(entries(&self.home.images())?.into_iter().filter(|name| is_digest(name)).collect())
+    }
+}
+
+/// Names in a directory, sorted; none if it is not there.
+fn entries(directory: &Utf8Path) -> Result<Vec<String>, ImageError> {
+    let read = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in directory.read_dir_utf8()? {
+            names.push(entry?.file_name().to_owned());
+        }
+        names.sort();
+        Ok(names)
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.map_err(ImageError::io(directory)),
+    }
+}
+
+/// What can be a file's name here and an image's name.
+pub(super) fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with(['.', '-'])
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == DIGEST_HEX_BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
