@@ -15,7 +15,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// # Panics
 /// Where it does not.
 pub fn bounded<T>(body: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+    // A worker of its own, so that a link goes on while the test waits for something else.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime can be built");
     runtime.block_on(async { tokio::time::timeout(WAIT_DEADLINE, body).await.expect("the test hangs") })
 }
 

@@ -85,13 +85,31 @@ fn a_file_that_may_not_be_executed_is_not_executable() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let plain = place(&agent, "plain", "#!/bin/sh\n", 0o644);
-        let garbage = place(&agent, "garbage", "\u{1}\u{2}no program", 0o755);
         let directory = agent.directory().to_str().expect("UTF-8").to_owned();
-        for program in [plain, garbage, directory] {
+        for program in [plain, directory] {
             let fault = refusal(&link, command(&[&program])).await;
             assert_eq!(fault.code, ErrorCode::NotExecutable, "{fault}");
             assert!(fault.message.contains(&program), "{fault}");
         }
+    });
+}
+
+#[test]
+fn a_script_that_names_no_interpreter_is_run_by_the_shell() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        let script = place(&agent, "script", "echo $0 $1\n", 0o755);
+        let output = run(&link, command(&[&script, "argument"])).await;
+        assert_eq!(output.stdout, format!("{script} argument\n").as_bytes());
+    });
+}
+
+#[test]
+fn a_script_whose_interpreter_is_missing_is_not_executable() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        let script = place(&agent, "script", "#!/no/such/interpreter\n", 0o755);
+        assert_eq!(refusal(&link, command(&[&script])).await.code, ErrorCode::NotExecutable);
     });
 }
 
@@ -284,9 +302,13 @@ fn another_user_is_for_root_alone() {
 fn a_command_inherits_no_file_and_no_signal_mask_of_the_agent() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        assert_eq!(stdout(&link, "ls /proc/$$/fd | tr '\\n' ' '").await, "0 1 2 ");
+        assert_eq!(stdout(&link, "ls /proc/$$/fd; :").await, "0\n1\n2\n");
+        // Of the classic signals: what lies above belongs to the C library, here and in whoever runs the tests.
         let masks = stdout(&link, "grep -E '^Sig(Blk|Ign)' /proc/self/status").await;
-        assert_eq!(masks, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+        for line in masks.lines() {
+            let mask = line.split_whitespace().nth(1).map(|mask| u64::from_str_radix(mask, 16));
+            assert_eq!(mask.expect("two words").expect("a mask") & 0x7fff_ffff, 0, "{line}");
+        }
     });
 }
 
