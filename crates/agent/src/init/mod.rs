@@ -1,9 +1,146 @@
-//! PID 1.
+//! PID 1 of a guest.
+//!
+//! ```text
+//!   first line ─▶ mounts ─▶ virtio modules ─▶ root (where asked) ─▶ control groups ─▶ port ─▶ links
+//!                                                                                       │
+//!                                   drivers of other devices, extra modules ◀───────────┘ (commands wait for them)
+//!   SIGTERM, SIGPWR, Goodbye{shutdown} ─▶ TERM, KILL, sync, unmount, power off
+//! ```
+//!
+//! What comes before the link is part of every boot's price, so it is only what the link needs.
 
-/// Runs the guest.
+mod boot_options;
+mod modules;
+mod mounts;
+mod network;
+mod port;
+mod root;
+mod shutdown;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use kiln_wire::GoodbyeReason;
+use rustix::fs::{Mode, OFlags};
+use tokio::task::{spawn_blocking, spawn_local};
+
+use crate::agent::{Agent, Setup};
+use crate::link;
+use crate::log::{self, note};
+use crate::process::cgroup::Cgroups;
+use crate::process::signals::Signals;
+use crate::serve::runtime;
+use crate::transport::Transport;
+use boot_options::BootOptions;
+use modules::Modules;
+
+/// The very first output: what boots are timed by.
+const FIRST_LINE: &[u8] = b"kiln-agent: init\n";
+/// Name of a guest that was given none.
+const HOSTNAME: &[u8] = b"kiln";
+/// Open files that a command may raise its limit to.
+const FILES_MAX: u64 = 524_288;
+/// Without these there is no link.
+const LINK_MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+
+/// Runs the guest until it is powered off.
 ///
 /// # Errors
-/// The guest can't be served.
-pub fn run() -> std::io::Result<()> {
-    Err(std::io::Error::other("not yet"))
+/// The guest can't be served; the console has the reason.
+pub fn run() -> io::Result<()> {
+    // A console that is missing is opened once there is a /dev.
+    let _ = rustix::io::write(rustix::stdio::stdout(), FIRST_LINE);
+    mounts::mount_all();
+    if let Ok(kmsg) = rustix::fs::open("/dev/kmsg", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        log::also_to_kernel(kmsg.into());
+    }
+    let result = runtime().and_then(|runtime| runtime.block_on(guest()));
+    if let Err(error) = &result {
+        note(format!("can't serve this guest: {error}"));
+    }
+    // Returning would be a panic of the kernel.
+    shutdown::power_off()
+}
+
+async fn guest() -> io::Result<()> {
+    let signals = Signals::new()?;
+    let options = BootOptions::read();
+    let modules = Modules::of_running_kernel();
+    for name in LINK_MODULES {
+        modules.load(name);
+    }
+    let _ = rustix::system::sethostname(HOSTNAME);
+    network::loopback_up();
+    raise_limits();
+    let mut drivers_wait = true;
+    if let Some(root) = &options.root {
+        load_drivers(&modules, &options);
+        drivers_wait = false;
+        root::switch(root, &modules).await?;
+    }
+    // Before the first command, and before the agent's own children, which would inherit it.
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    let cgroups = Cgroups::take_over(Path::new("/sys/fs/cgroup"))
+        .inspect_err(|error| note(format!("no control groups: {error}")))
+        .ok();
+    let agent = Agent::new(Setup { pid_1: true, token: None, cgroups })?;
+    spawn_local(janitor(Rc::clone(&agent)));
+    if drivers_wait {
+        spawn_local(drivers(Rc::clone(&agent), modules, options));
+    } else {
+        agent.drivers_are_ready();
+    }
+    tokio::select! {
+        result = serve(&agent) => result?,
+        result = agent.watch_signals(&signals) => result?,
+        () = agent.shutdown_asked() => {}
+    }
+    shutdown::stop_everything(&agent).await;
+    Ok(())
+}
+
+async fn serve(agent: &Rc<Agent>) -> io::Result<()> {
+    let port = port::find().await?;
+    let links = spawn_local(link::serve(Rc::clone(agent), Transport::port(&port)?));
+    match links.await {
+        Ok(result) => result,
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+async fn janitor(agent: Rc<Agent>) {
+    if let Some(cgroups) = agent.cgroups() {
+        cgroups.janitor().await;
+    }
+}
+
+/// Loads what the link does not need once a host talks to the agent.
+async fn drivers(agent: Rc<Agent>, modules: Modules, options: BootOptions) {
+    agent.linked().await;
+    if modules.has_work(&options) {
+        // A load that fails was noted; commands run all the same.
+        let _ = spawn_blocking(move || load_drivers(&modules, &options)).await;
+    }
+    agent.drivers_are_ready();
+}
+
+fn load_drivers(modules: &Modules, options: &BootOptions) {
+    for name in modules.for_devices().iter().chain(&options.modules) {
+        modules.load(name);
+    }
+}
+
+fn raise_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let soft = getrlimit(Resource::Nofile).current;
+    // The kernel's own default stays where it is lower than this.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: soft, maximum: Some(FILES_MAX) });
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+}
+
+/// Ends all links because the machine stops.
+fn say_goodbye(agent: &Agent) {
+    agent.end_links(GoodbyeReason::Shutdown);
 }

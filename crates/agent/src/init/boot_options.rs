@@ -1,0 +1,66 @@
+//! What the kernel command line says to the agent.
+
+use std::fs;
+
+/// Keys that start with `kiln.`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct BootOptions {
+    /// `kiln.modules=a,b`: loaded after the link is up.
+    pub modules: Vec<String>,
+    /// `kiln.root=DEVICE:TYPE`.
+    pub root: Option<RootDevice>,
+}
+
+/// A read-only root file system.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RootDevice {
+    /// Path of the block device.
+    pub device: String,
+    /// Type of its file system.
+    pub filesystem: String,
+}
+
+impl BootOptions {
+    pub(super) fn read() -> Self {
+        Self::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
+    }
+
+    fn parse(line: &str) -> Self {
+        let mut options = Self::default();
+        for (key, value) in line.split_whitespace().filter_map(|word| word.split_once('=')) {
+            match key {
+                "kiln.modules" => {
+                    let names = value.split(',').filter(|name| !name.is_empty()).map(str::to_owned);
+                    options.modules.extend(names);
+                }
+                "kiln.root" => {
+                    options.root = value.rsplit_once(':').map(|(device, filesystem)| RootDevice {
+                        device: device.to_owned(),
+                        filesystem: filesystem.to_owned(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_and_root_are_read_and_the_rest_is_not_ours() {
+        let options = BootOptions::parse("quiet kiln.modules=a,,b root=/dev/x kiln.root=/dev/vda:erofs panic=-1\n");
+        assert_eq!(options.modules, ["a", "b"]);
+        let root = options.root.expect("a root is named");
+        assert_eq!((root.device.as_str(), root.filesystem.as_str()), ("/dev/vda", "erofs"));
+    }
+
+    #[test]
+    fn an_empty_line_asks_for_nothing() {
+        assert_eq!(BootOptions::parse(""), BootOptions::default());
+        assert_eq!(BootOptions::parse("kiln.root=/dev/vda").root, None);
+    }
+}

@@ -1,0 +1,66 @@
+//! The file systems that every guest has.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+
+use rustix::mount::{MountFlags, mount};
+
+use crate::log::note;
+
+struct Mount {
+    source: &'static str,
+    target: &'static str,
+    kind: &'static str,
+    flags: MountFlags,
+    data: Option<&'static std::ffi::CStr>,
+}
+
+const SAFE: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const DATALESS: MountFlags = SAFE.union(MountFlags::NOEXEC);
+
+const MOUNTS: [Mount; 8] = [
+    Mount { source: "proc", target: "/proc", kind: "proc", flags: DATALESS, data: None },
+    Mount { source: "sysfs", target: "/sys", kind: "sysfs", flags: DATALESS, data: None },
+    Mount { source: "dev", target: "/dev", kind: "devtmpfs", flags: MountFlags::NOSUID, data: Some(c"mode=0755") },
+    Mount {
+        source: "devpts",
+        target: "/dev/pts",
+        kind: "devpts",
+        flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        data: Some(c"mode=0620,gid=5,ptmxmode=0666"),
+    },
+    Mount { source: "shm", target: "/dev/shm", kind: "tmpfs", flags: SAFE, data: Some(c"mode=1777") },
+    Mount { source: "run", target: "/run", kind: "tmpfs", flags: SAFE, data: Some(c"mode=0755") },
+    Mount { source: "tmp", target: "/tmp", kind: "tmpfs", flags: SAFE, data: Some(c"mode=1777") },
+    Mount { source: "cgroup2", target: "/sys/fs/cgroup", kind: "cgroup2", flags: DATALESS, data: None },
+];
+
+/// Links that programs expect in /dev.
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
+/// Mounts them all. One that can't be mounted is noted: a guest with less is better than none.
+pub(super) fn mount_all() {
+    for entry in MOUNTS {
+        if let Err(error) = one(&entry) {
+            note(format!("can't mount {} on `{}`: {error}", entry.kind, entry.target));
+        }
+    }
+    for (target, link) in LINKS {
+        // There already where the kernel or an image made it.
+        let _ = std::os::unix::fs::symlink(target, link);
+    }
+}
+
+fn one(entry: &Mount) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(entry.target) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    Ok(mount(entry.source, entry.target, entry.kind, entry.flags, entry.data)?)
+}

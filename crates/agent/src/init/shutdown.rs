@@ -1,0 +1,94 @@
+//! The end of a guest: nothing is lost that was written, and the machine goes off.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::process::{Signal, kill_process};
+use rustix::system::{RebootCommand, reboot};
+use tokio::time::{Instant, sleep};
+
+use super::say_goodbye;
+use crate::agent::Agent;
+
+/// How long programs may take to end themselves.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end them.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+/// Time between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Kinds of file systems that hold nothing to lose.
+const NOTHING_TO_LOSE: [&str; 9] =
+    ["proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "cgroup2", "rootfs", "ramfs", "overlay"];
+
+/// Tells the host, ends all programs and brings file systems to rest.
+pub(super) async fn stop_everything(agent: &Agent) {
+    say_goodbye(agent);
+    for (signal, grace) in [(Signal::TERM, TERM_GRACE), (Signal::KILL, KILL_GRACE)] {
+        if !signal_all(signal) {
+            break;
+        }
+        let until = Instant::now() + grace;
+        while Instant::now() < until && any_program() {
+            agent.reaper().sweep();
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+    rustix::fs::sync();
+    unmount_all();
+}
+
+/// Powers the machine off.
+///
+/// # Errors
+/// The kernel refuses, which leaves nothing to do but to end.
+pub(super) fn power_off() -> io::Result<()> {
+    rustix::fs::sync();
+    Err(match reboot(RebootCommand::PowerOff) {
+        Ok(()) => io::Error::other("the machine is still on"),
+        Err(error) => error.into(),
+    })
+}
+
+/// Signals every program but the agent; false where there is none.
+fn signal_all(signal: Signal) -> bool {
+    all_programs(|pid| {
+        let _ = kill_process(pid, signal);
+    })
+}
+
+fn any_program() -> bool {
+    all_programs(|_| ())
+}
+
+/// Calls `each` for every process that is neither the agent nor of the kernel.
+fn all_programs(mut each: impl FnMut(rustix::process::Pid)) -> bool {
+    let mut any = false;
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Kernel threads, and what is dead and not reaped yet, have no command line.
+        let is_program = fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty());
+        if let (true, 2.., Some(pid)) = (is_program, pid, rustix::process::Pid::from_raw(pid)) {
+            any = true;
+            each(pid);
+        }
+    }
+    any
+}
+
+/// Unmounts what lies on disks, the last mount first; what is still in use becomes read-only.
+fn unmount_all() {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines().rev() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(target), Some(kind)) = (fields.next(), fields.next()) else { continue };
+        if NOTHING_TO_LOSE.contains(&kind) {
+            continue;
+        }
+        let target = target.replace("\\040", " ");
+        if unmount(target.as_str(), UnmountFlags::NOFOLLOW).is_err() {
+            let _ = mount_remount(target.as_str(), MountFlags::RDONLY, "");
+        }
+    }
+}
