@@ -10,6 +10,7 @@ mod watch;
 mod write;
 
 use std::fmt::Debug;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -58,6 +59,21 @@ impl Yard {
         let mut write = AtomicWrite::begin(&self.root, &name.into(), WriteMode::Replace, None, None)?;
         write.write(content)?;
         write.commit()
+    }
+}
+
+impl Drop for Yard {
+    /// Opens what an archive or a test shut, so that the yard can be removed whoever runs this.
+    fn drop(&mut self) {
+        let mut open = vec![self.directory.path().to_owned()];
+        while let Some(path) = open.pop() {
+            // What fails here is left to the removal, which nobody waits for either.
+            let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700));
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            open.extend(
+                entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+            );
+        }
     }
 }
 
