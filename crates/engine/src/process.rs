@@ -16,19 +16,22 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::vm::VmmStatus;
 
 /// Forks that may wait for the spawner thread.
 const SPAWN_QUEUE: usize = 16;
+/// From the request to the exec, behind others; each takes some milliseconds.
+const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A program to start.
 #[derive(Debug)]
@@ -68,28 +71,30 @@ pub(crate) async fn spawn(program: Program) -> io::Result<Child> {
     let (reply, answer) = oneshot::channel();
     let gone = || io::Error::other("the thread that starts processes has ended");
     let spawner = spawner()?;
-    // The queue is longer than any burst that one process can make, so a full one is an error and not a wait.
-    let sent = spawner.lock().map_err(|_| gone())?.try_send((program, reply));
-    sent.map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "too many processes are being started"))?;
-    answer.await.map_err(|_| gone())?
+    let exchange = async {
+        spawner.send((program, reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    };
+    // Cut short, the child is killed as soon as the spawner finds that nobody takes it.
+    tokio::time::timeout(SPAWN_DEADLINE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 type Request = (Program, oneshot::Sender<io::Result<Child>>);
 
-fn spawner() -> io::Result<&'static Mutex<mpsc::SyncSender<Request>>> {
-    static SPAWNER: OnceLock<Mutex<mpsc::SyncSender<Request>>> = OnceLock::new();
+fn spawner() -> io::Result<&'static mpsc::Sender<Request>> {
+    static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
     if let Some(spawner) = SPAWNER.get() {
         return Ok(spawner);
     }
-    let (sender, requests) = mpsc::sync_channel::<Request>(SPAWN_QUEUE);
+    let (sender, mut requests) = mpsc::channel::<Request>(SPAWN_QUEUE);
     std::thread::Builder::new().name("kiln-spawner".into()).spawn(move || {
-        for (program, reply) in requests {
+        while let Some((program, reply)) = requests.blocking_recv() {
             // When nobody waits any more, the answer comes back here and its drop kills the child.
             drop(reply.send(fork_and_exec(program)));
         }
     })?;
     // If another thread was faster, our sender is dropped and our thread ends without having forked.
-    Ok(SPAWNER.get_or_init(|| Mutex::new(sender)))
+    Ok(SPAWNER.get_or_init(|| sender))
 }
 
 fn fork_and_exec(program: Program) -> io::Result<Child> {
@@ -206,7 +211,6 @@ fn reap(pidfd: &OwnedFd, options: WaitIdOptions) -> io::Result<Option<VmmStatus>
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd as _;
-    use std::time::Duration;
 
     use super::*;
 

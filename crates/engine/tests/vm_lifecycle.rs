@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use kiln_engine::{Engine as _, ExitReason, LaunchError, QemuEngine, SpecError, VmEvent, VmSpec};
+use kiln_engine::{Disk, DiskFormat, Engine as _, ExitReason, LaunchError, QemuEngine, SpecError, VmEvent, VmSpec};
 
 use support::{Lab, console_until, end, is_alive};
 
@@ -135,6 +135,20 @@ async fn vm_that_floods_a_console_nobody_reads_stays_in_hand() {
     vm.pause().await.expect("answers all the same");
     assert!(vm.console_tail(1000).len() > 100);
     vm.kill().await;
+}
+
+#[tokio::test]
+async fn vm_takes_disks_whose_paths_hold_anything() {
+    let lab = Lab::new();
+    let path = lab.home().join("a,b:\"c\".raw");
+    std::fs::write(&path, [0; 4096]).expect("written");
+    let disk = |read_only| Disk { path: path.clone(), format: DiskFormat::Raw, read_only };
+    // The same file twice: two readers share it, and QEMU refuses the writer beside them in its own words.
+    let vm = lab.engine().launch(VmSpec { disks: vec![disk(true), disk(true)], ..lab.spec("idle") }).await;
+    drop(vm.expect("starts"));
+    let error = lab.engine().launch(VmSpec { disks: vec![disk(true), disk(false)], ..lab.spec("idle") }).await;
+    let error = error.expect_err("a disk is written by one alone");
+    assert!(matches!(&error, LaunchError::VmmFailed { stderr, .. } if stderr.contains("lock")), "{error:?}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::probe::{PROBE_DEADLINE, kvm_works};
+pub use self::probe::{PROBE_DEADLINE, forget, kvm_works};
 
 /// The device.
 const KVM_DEVICE: &str = "/dev/kvm";
@@ -60,7 +60,7 @@ impl KvmState {
         match self {
             Self::Missing => "modprobe kvm_intel || modprobe kvm_amd (in a VM: turn on nested virtualisation)".into(),
             Self::Denied => "usermod -aG kvm \"$USER\", then log in again".into(),
-            Self::Unusable { .. } | Self::Lies { .. } => "use TCG: --acceleration tcg, or auto".into(),
+            Self::Unusable { .. } | Self::Lies { .. } => "use TCG: --accel tcg, or auto".into(),
             Self::Opens | Self::Works => String::new(),
         }
     }

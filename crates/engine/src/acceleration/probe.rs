@@ -24,6 +24,8 @@ pub const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(5);
 /// Another process may be probing; it ends by its own deadline.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
+/// Below `$KILN_HOME`.
+const ANSWERS_FILE: &str = "probe.json";
 /// Answers that are remembered; a host has few kernels.
 const ANSWERS_MAX: usize = 16;
 /// Console bytes that are searched; the marks come long before.
@@ -66,7 +68,7 @@ pub async fn kvm_works(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
         // The launch that follows finds the same and says it better.
         Err(error) => return KvmState::Unusable { reason: error.to_string() },
     };
-    let file = engine.home().join("probe.json");
+    let file = engine.home().join(ANSWERS_FILE);
     if let Some(kvm) = Answers::load(&file).find(&key) {
         return kvm;
     }
@@ -83,6 +85,17 @@ pub async fn kvm_works(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
         tracing::warn!(%error, "failed to remember what the probe guest found");
     }
     kvm
+}
+
+/// Forgets what was found on this host, so that the next VM tries KVM again.
+///
+/// # Errors
+/// The answers can't be removed.
+pub fn forget(home: &Utf8Path) -> io::Result<()> {
+    match fs::remove_file(home.join(ANSWERS_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 async fn probe(engine: &QemuEngine, spec: &VmSpec) -> Result<(), String> {
@@ -206,6 +219,17 @@ mod tests {
         assert_eq!(answers.find(&key("a", "2")), None);
         let answers = answers.with(key("a", "2"), KvmState::Works);
         assert_eq!(answers.answers.len(), 1);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_asked_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let home = Utf8Path::from_path(directory.path()).expect("UTF-8");
+        let file = home.join(ANSWERS_FILE);
+        Answers::default().with(key("a", "1"), KvmState::Works).store(&file).expect("written");
+        forget(home).expect("is there");
+        assert_eq!(Answers::load(&file).find(&key("a", "1")), None);
+        forget(home).expect("is gone already");
     }
 
     #[test]

@@ -6,12 +6,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use kiln_engine::home::Home;
+use kiln_engine::image::ImageStore;
 use kiln_engine::{AccelerationRequest, QemuEngine, Vm, VmEvent, VmEvents, VmSpec};
 
 /// No step of a test waits longer.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(50);
 
-/// Names the kernel to test with; without it the installed images are asked.
+/// Names the kernel to test with; without it, it is the image `mini`'s.
 pub const KERNEL_VARIABLE: &str = "KILN_TEST_KERNEL";
 
 /// `test=` on the kernel command line says what it does once it is up. It says `kiln-agent: init` as the agent does.
@@ -103,8 +105,12 @@ pub fn is_alive(pid: u32) -> bool {
 }
 
 fn kernel() -> Utf8PathBuf {
-    let path = std::env::var(KERNEL_VARIABLE).ok().map(Utf8PathBuf::from);
-    path.unwrap_or_else(|| panic!("{KERNEL_VARIABLE} must name a Linux kernel"))
+    if let Ok(path) = std::env::var(KERNEL_VARIABLE) {
+        return path.into();
+    }
+    let home = Home::from_env().expect("a home for images");
+    let image = ImageStore::new(&home).find("mini");
+    image.unwrap_or_else(|error| panic!("{error}: `kiln image build mini`, or {KERNEL_VARIABLE}=…")).kernel
 }
 
 /// A cpio archive ("newc", see the kernel's buffer-format.rst) of a static busybox and the init above.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
+use crate::image;
+
 /// `qemu --version` takes some 30 ms; a hung one is no QEMU.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 /// Where a bzImage keeps its magic (`HdrS`), see the kernel's Documentation/arch/x86/boot.rst.
@@ -54,12 +56,16 @@ fn parse_qemu(text: &str) -> Option<QemuVersion> {
     Some(QemuVersion { major, minor })
 }
 
-/// The version that a kernel image says it is; `None` for one that is no bzImage.
-pub(crate) fn kernel_version(image: &Utf8Path) -> io::Result<Option<KernelVersion>> {
-    let file = fs_err::File::open(image)?;
+/// The version that a kernel says it is; `None` for one that doesn't.
+pub(crate) fn kernel_version(kernel: &Utf8Path) -> io::Result<Option<KernelVersion>> {
+    let file = fs_err::File::open(kernel)?;
     let mut head = Vec::new();
     file.take(BZIMAGE_SETUP_BYTES as u64).read_to_end(&mut head)?;
-    Ok(parse_kernel(&head))
+    if let Some(version) = parse_kernel(&head) {
+        return Ok(Some(version));
+    }
+    let release = image::kernel_release(kernel)?;
+    Ok(release.and_then(|release| numbers(&release)).map(|(major, minor)| KernelVersion { major, minor }))
 }
 
 fn parse_kernel(head: &[u8]) -> Option<KernelVersion> {
