@@ -1,1 +1,37 @@
-fn main() {}
+//! The `kiln` command: arguments in, exit code out. Each command has a file of its name.
+
+mod agent_binary;
+mod args;
+mod bench;
+mod doctor;
+mod failure;
+mod guest;
+mod image;
+mod output;
+mod run;
+mod scan;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    output::start_log(args.verbose);
+    let outcome = match args.command {
+        Command::Run(args) => run::run(*args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Image(args) => image::run(args),
+        Command::Scan(args) => scan::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    let code = outcome.unwrap_or_else(|failure: Failure| {
+        failure.print();
+        failure.code
+    });
+    // Not a return from main: a thread may still be blocked in a read of stdin, and must not hold up the end.
+    std::process::exit(i32::from(code))
+}

@@ -1,0 +1,348 @@
+//! What can be typed. `-h` fits a screen, `--help` teaches.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use kiln_engine::AccelerationRequest;
+
+/// Fires real virtual machines: a real kernel of its own for every command.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, propagate_version = true, infer_long_args = false)]
+pub struct Args {
+    /// Say more on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command in a VM of its own
+    Run(Box<RunArgs>),
+    /// Tell what this host can do, what is missing and how to get it
+    Doctor(DoctorArgs),
+    /// Build, list and remove guest images
+    Image(ImageArgs),
+    /// Find crashes in a saved kernel log
+    Scan(ScanArgs),
+    /// Measure what Kiln promises, on this host
+    Bench(BenchArgs),
+}
+
+/// Run a command in a VM of its own.
+///
+/// A fresh VM with its own kernel is started, the command runs in it, its output and exit code become kiln's, and
+/// nothing is left behind. There is no network in the VM.
+///
+/// Exit codes: the command's own; 128 + n for signal n; 124 timed out; 125 the VM could not run it to its end (it
+/// crashed, powered off, or never came up); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
+/// host lacks something.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln run -- uname -a\n  \
+    kiln run -e NAME=x -w /tmp -i -- sh -c 'cat; echo $NAME; exit 3' < file\n  \
+    kiln run -t -- sh\n  \
+    kiln run --in ./dir:/job --out /job/result:./result -- sh /job/run.sh")]
+pub struct RunArgs {
+    /// Set a variable; NAME alone passes on this shell's value
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<OsString>,
+    /// Working directory in the guest
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<OsString>,
+    /// User in the guest: a name, UID or UID:GID
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Pass stdin to the command
+    #[arg(short = 'i', long = "stdin")]
+    pub stdin: bool,
+    /// Give the command a terminal (implies --stdin)
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Copy a file or directory into the guest before the command runs
+    #[arg(long = "in", value_name = "HOST:GUEST")]
+    pub copy_in: Vec<OsString>,
+    /// Copy a file or directory out of the guest after the command ended
+    #[arg(long = "out", value_name = "GUEST:HOST")]
+    pub copy_out: Vec<OsString>,
+    /// The most that all of --out may write here
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size_bytes)]
+    pub out_limit: u64,
+    /// Image to boot; see `kiln image ls`
+    #[arg(long, default_value = "mini", env = "KILN_IMAGE")]
+    pub image: String,
+    /// Memory of the VM in MiB, or with a unit: 512, 512M, 2G
+    #[arg(short, long, value_name = "SIZE", default_value = "256", value_parser = parse_memory_mib)]
+    pub memory: u64,
+    /// CPUs of the VM
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// End the command after this long: 30s, 2m, 1h30m, 500ms
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Give up on a VM that has not come up after this long
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub boot_timeout: Duration,
+    /// The most memory that the command and its children may use
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    pub limit_memory: Option<u64>,
+    /// The most processes and threads
+    #[arg(long, value_name = "N")]
+    pub limit_pids: Option<u64>,
+    /// The most CPU time
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub limit_cpu: Option<Duration>,
+    /// The most output that is passed on; the rest is dropped
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    pub limit_output: Option<u64>,
+    /// How the VM's CPU runs
+    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
+    pub accel: AccelArg,
+    /// Load a kernel module of the image before the command runs
+    #[arg(long = "module", value_name = "NAME")]
+    pub modules: Vec<String>,
+    /// Show the guest's console on stderr as it comes
+    #[arg(long)]
+    pub console: bool,
+    /// Print one JSON object instead of the command's output
+    #[arg(long, conflicts_with = "tty")]
+    pub json: bool,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccelArg {
+    /// KVM where it really runs Linux here, else TCG
+    Auto,
+    /// Hardware virtualisation
+    Kvm,
+    /// Emulation in software
+    Tcg,
+}
+
+impl From<AccelArg> for AccelerationRequest {
+    fn from(arg: AccelArg) -> Self {
+        match arg {
+            AccelArg::Auto => Self::Auto,
+            AccelArg::Kvm => Self::Kvm,
+            AccelArg::Tcg => Self::Tcg,
+        }
+    }
+}
+
+/// Tell what this host can do, what is missing and how to get it.
+///
+/// Exit code 69 where VMs can't run here.
+#[derive(Debug, ClapArgs)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Forget what was found out about KVM here and try it again
+    #[arg(long)]
+    pub probe: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Build an image
+    Build(ImageBuildArgs),
+    /// List images
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove an image
+    Rm {
+        /// Names or digests
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Check an image's files against its digest
+    Verify {
+        /// Name or digest
+        name: String,
+    },
+}
+
+/// Build an image.
+///
+/// `mini` is Debian's cloud kernel, the modules a small VM needs, busybox and the agent, in one initramfs. It is built
+/// as an ordinary user; the kernel's package is downloaded once, into $KILN_HOME/cache.
+#[derive(Debug, ClapArgs)]
+pub struct ImageBuildArgs {
+    /// Which one: mini
+    pub name: String,
+    /// The guest agent's binary [default: beside kiln]
+    #[arg(long, value_name = "FILE", env = "KILN_AGENT")]
+    pub agent: Option<Utf8PathBuf>,
+    /// A Debian kernel package to use
+    #[arg(long, value_name = "DEB")]
+    pub kernel_deb: Option<Utf8PathBuf>,
+    /// Ask apt for the newest kernel, even where an older package was downloaded before
+    #[arg(long, conflicts_with = "kernel_deb")]
+    pub latest: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Find crashes in a saved kernel log.
+///
+/// Exit code 100 where something at least as bad as an error is found.
+#[derive(Debug, ClapArgs)]
+pub struct ScanArgs {
+    /// The log; - for stdin
+    pub log: Utf8PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Measure what Kiln promises, on this host.
+///
+/// Each number is printed beside its floor, measured in the same run: QEMU alone, a bare port, a round trip.
+#[derive(Debug, ClapArgs)]
+pub struct BenchArgs {
+    /// Which groups; all of them where none is named
+    pub groups: Vec<BenchGroup>,
+    /// Samples of a fast measurement; slow ones take fewer
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = parse_samples)]
+    pub samples: usize,
+    /// How the VM's CPU runs
+    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
+    pub accel: AccelArg,
+    /// Write every sample and the machine's facts there, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
+    /// Print that JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// End with exit code 100 where a promise was not kept
+    #[arg(long)]
+    pub check: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchGroup {
+    /// Cold boot
+    Boot,
+    /// Commands
+    Exec,
+    /// Files in and out
+    Files,
+    /// The agent's size
+    Agent,
+}
+
+impl BenchGroup {
+    /// All groups, in the order they run.
+    pub const ALL: [Self; 4] = [Self::Boot, Self::Exec, Self::Files, Self::Agent];
+}
+
+fn parse_samples(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(samples @ 1..=10_000) => Ok(samples),
+        _ => Err(format!("`{text}` is not 1 to 10000")),
+    }
+}
+
+/// `500ms`, `30s`, `2m`, `1h30m`; a number alone is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("`{text}` is no time: write 500ms, 30s, 2m or 1h30m");
+    let mut total_ms: u64 = 0;
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let unit_ms = match &rest[..letters] {
+            "ms" => 1,
+            "" | "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(bad()),
+        };
+        rest = &rest[letters..];
+        total_ms = number.checked_mul(unit_ms).and_then(|ms| total_ms.checked_add(ms)).ok_or_else(bad)?;
+    }
+    if total_ms == 0 { Err(format!("`{text}` is no time over zero")) } else { Ok(Duration::from_millis(total_ms)) }
+}
+
+/// A number with K, M, G or T; `default` is the unit of a bare number.
+fn parse_size(text: &str, default: u64) -> Result<u64, String> {
+    let bad = || format!("`{text}` is no size: write 512, 512M or 2G");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
+    let unit = match text[digits..].trim_end_matches("iB").trim_end_matches('B') {
+        "" => default,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        "T" | "t" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(unit).ok_or_else(|| format!("`{text}` is larger than any machine"))
+}
+
+fn parse_size_bytes(text: &str) -> Result<u64, String> {
+    parse_size(text, 1)
+}
+
+fn parse_memory_mib(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text, 1 << 20)?;
+    if bytes % (1 << 20) == 0 { Ok(bytes >> 20) } else { Err(format!("`{text}` is not a whole number of MiB")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn short_help_fits_a_screen() {
+        let mut command = Args::command();
+        let run = command.find_subcommand_mut("run").expect("there is a run command");
+        let lines = run.render_help().to_string().lines().count();
+        assert!(lines <= 50, "{lines} lines");
+    }
+
+    #[test]
+    fn times_are_read_with_units() {
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
+        for bad in ["", "0", "-1s", "5x", "s", "99999999999999999999s", "9999999999999999h", "1.5s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_units() {
+        assert_eq!(parse_memory_mib("512"), Ok(512));
+        assert_eq!(parse_memory_mib("2G"), Ok(2048));
+        assert_eq!(parse_size_bytes("4KiB"), Ok(4096));
+        for bad in ["", "x", "-1", "1.5G", "5X", "99999999999999T"] {
+            assert!(parse_memory_mib(bad).is_err(), "{bad}");
+        }
+        assert!(parse_memory_mib("5K").is_err());
+    }
+}

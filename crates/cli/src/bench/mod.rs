@@ -1,0 +1,177 @@
+//! `kiln bench`: what SPECIFICATION.md promises, measured on this host beside its floor in the same run.
+
+mod agent;
+mod boot;
+mod exec;
+mod files;
+mod machine;
+mod samples;
+
+use std::time::{Duration, SystemTime};
+
+use anstream::{eprintln, println};
+use anyhow::Context as _;
+use camino::Utf8PathBuf;
+use comfy_table::{CellAlignment, Table, presets};
+use kiln_engine::image::{Image, MINI};
+use kiln_engine::{QemuEngine, VmSpec};
+use owo_colors::OwoColorize as _;
+use serde::Serialize;
+
+use crate::args::{BenchArgs, BenchGroup};
+use crate::failure::Failure;
+use crate::guest::Guest;
+use crate::image;
+use crate::output::Progress;
+use machine::Machine;
+use samples::{Promise, Series};
+
+/// A promise was not kept in this run.
+const BROKEN: u8 = 100;
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Everything together; a bench that takes longer hangs.
+const DEADLINE: Duration = Duration::from_secs(3600);
+const MEMORY_MIB: u64 = 256;
+const CPUS: u32 = 1;
+
+/// What all measurements share.
+struct Bench {
+    engine: QemuEngine,
+    image: Image,
+    agent: Utf8PathBuf,
+    samples: usize,
+    warm_up: usize,
+    acceleration: kiln_engine::AccelerationRequest,
+}
+
+/// What a run gives, whole.
+#[derive(Debug, Serialize)]
+struct Results {
+    machine: Machine,
+    series: Vec<Series>,
+    promises: Vec<Promise>,
+}
+
+/// Runs the groups that were asked for.
+pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
+    let home = image::home()?;
+    let progress = Progress::start("finding the image");
+    let image = image::find_or_build(&home, MINI, &progress)?;
+    let bench = Bench {
+        engine: image::engine(&home)?,
+        image,
+        agent: crate::agent_binary::find(None)?,
+        samples: args.samples,
+        warm_up: 10.min(args.samples),
+        acceleration: args.accel.into(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let results = runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, bench.measure(&args.groups, &progress)).await.context("the bench hangs")?
+    })?;
+    drop(progress);
+    if let Some(path) = &args.out {
+        fs_err::write(path, serde_json::to_vec(&results)?)?;
+        eprintln!("raw samples: {path}");
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&results)?);
+    } else {
+        print(&results);
+    }
+    let broken = results.promises.iter().any(|promise| !promise.kept());
+    Ok(if args.check && broken { BROKEN } else { 0 })
+}
+
+impl Bench {
+    async fn measure(&self, groups: &[BenchGroup], progress: &Progress) -> anyhow::Result<Results> {
+        let machine = self.machine().await?;
+        let mut results = Results { machine, series: Vec::new(), promises: Vec::new() };
+        for group in BenchGroup::ALL {
+            if !groups.is_empty() && !groups.contains(&group) {
+                continue;
+            }
+            progress.say(format!("measuring {group:?}"));
+            match group {
+                BenchGroup::Boot => boot::measure(self, &mut results).await?,
+                BenchGroup::Exec => exec::measure(self, &mut results).await?,
+                BenchGroup::Files => files::measure(self, &mut results).await?,
+                BenchGroup::Agent => agent::measure(self, &mut results).await?,
+            }
+        }
+        Ok(results)
+    }
+
+    fn spec(&self) -> VmSpec {
+        let mut spec = image::spec(&self.image);
+        spec.memory_mib = MEMORY_MIB;
+        spec.cpus = CPUS;
+        spec.acceleration = self.acceleration;
+        spec
+    }
+
+    /// A booted VM with these extra ports.
+    async fn start(&self, ports: &[&str]) -> anyhow::Result<Guest> {
+        let mut spec = self.spec();
+        spec.extra_ports = ports.iter().map(ToString::to_string).collect();
+        Guest::start(&self.engine, spec, BOOT_TIMEOUT, false).await.map_err(Failure::into_error)
+    }
+
+    async fn machine(&self) -> anyhow::Result<Machine> {
+        let load = machine::load();
+        let guest = self.start(&[]).await?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let machine = Machine {
+            kiln: env!("CARGO_PKG_VERSION"),
+            unix_time_s: now.as_secs(),
+            cpu: machine::cpu_model(),
+            cpus: std::thread::available_parallelism()?.get(),
+            memory_mib: machine::memory_mib(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            load,
+            vmm: self.engine.version().await.map_or_else(|| "QEMU".into(), |version| format!("QEMU {version}")),
+            accel: image::accel_name(guest.vm.acceleration()).into(),
+            guest_kernel: self.image.kernel_version.clone(),
+            guest_cpus: CPUS,
+            guest_memory_mib: MEMORY_MIB,
+        };
+        guest.vm.kill().await;
+        Ok(machine)
+    }
+}
+
+fn print(results: &Results) {
+    let machine = &results.machine;
+    println!(
+        "{} × {}, {} MiB, Linux {}, load {} · {} ({}) · guest: Linux {}, {} CPU, {} MiB",
+        machine.cpus,
+        machine.cpu,
+        machine.memory_mib,
+        machine.kernel,
+        machine.load,
+        machine.vmm,
+        machine.accel,
+        machine.guest_kernel,
+        machine.guest_cpus,
+        machine.guest_memory_mib
+    );
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["", "p50", "p95", "p99", "max", "unit", "n"]);
+    for series in &results.series {
+        let figures = [50.0, 95.0, 99.0, 100.0].map(|percent| format!("{:.2}", series.percentile(percent)));
+        let [p50, p95, p99, max] = figures;
+        let n = series.samples.len().to_string();
+        table.add_row([series.name.into(), p50, p95, p99, max, series.unit.label().into(), n]);
+    }
+    for column in [1, 2, 3, 4, 6] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+    for promise in &results.promises {
+        let verdict = if promise.kept() { "kept".green().to_string() } else { "broken".red().to_string() };
+        println!("{verdict}: {}: {:.2} (bound {:.2})", promise.claim, promise.seen, promise.bound);
+    }
+}

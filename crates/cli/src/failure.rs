@@ -1,0 +1,71 @@
+//! Errors at the edge: an exit code, the chain of causes, and what the user can do about it.
+
+use owo_colors::OwoColorize as _;
+
+/// The command line is wrong.
+pub const USAGE: u8 = 2;
+/// This host lacks something.
+pub const HOST: u8 = 69;
+/// Time is up, in `run`.
+pub const TIMED_OUT: u8 = 124;
+/// The VM could not run the command to its end, in `run`.
+pub const VM: u8 = 125;
+/// SIGINT.
+pub const INTERRUPTED: u8 = 130;
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    error: anyhow::Error,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with its exit code.
+    pub fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { code, error: error.into(), hint: None }
+    }
+
+    /// Only words.
+    pub fn words(code: u8, words: impl Into<String>) -> Self {
+        Self::new(code, anyhow::Error::msg(words.into()))
+    }
+
+    /// Adds what the user can do.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds what the user can do, where there is something.
+    pub fn maybe_hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint.or(self.hint);
+        self
+    }
+
+    /// The error alone, for work that is not at the edge.
+    pub fn into_error(self) -> anyhow::Error {
+        self.error
+    }
+
+    /// The words without their causes, for JSON.
+    pub fn message(&self) -> String {
+        format!("{:#}", self.error)
+    }
+
+    /// Prints the chain and the hint, once.
+    pub fn print(&self) {
+        anstream::eprintln!("{} {:#}", "kiln:".red().bold(), self.error);
+        if let Some(hint) = &self.hint {
+            anstream::eprintln!("{} {hint}", "hint:".cyan());
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(1, error)
+    }
+}

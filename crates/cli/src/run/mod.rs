@@ -1,0 +1,301 @@
+//! `kiln run`: one command in one VM.
+//!
+//! ```text
+//!   check arguments ─▶ VM ─▶ link ─▶ --in ─▶ exec ⇄ stdin, stdout, stderr, signals ─▶ --out ─▶ VM gone ─▶ exit code
+//! ```
+//!
+//! Whatever happens on the way, the VM is gone before kiln is.
+
+mod interrupt;
+mod pump;
+mod report;
+mod request;
+mod terminal;
+mod transfer;
+
+use std::time::{Duration, Instant};
+
+use anstream::eprintln;
+use kiln_detect::Severity;
+use kiln_engine::link::{StreamError, StreamSender};
+use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Exited};
+use owo_colors::OwoColorize as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::RunArgs;
+use crate::failure::{Failure, INTERRUPTED, TIMED_OUT, USAGE, VM};
+use crate::guest::{self, Guest};
+use crate::image;
+use crate::output::Progress;
+use interrupt::Interrupts;
+use pump::{End, Sink};
+use report::Report;
+use request::Copy;
+
+/// The shell's codes for commands that could not start.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+/// A program that SIGPIPE ended.
+const OUTPUT_CLOSED: u8 = 141;
+/// The agent enforces `--timeout`; a guest that does not is ended this long after it.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
+
+/// What is known of a run's times.
+pub struct Times {
+    start: Instant,
+    boot: Duration,
+}
+
+/// Everything that was checked before a VM starts.
+struct Job {
+    args: RunArgs,
+    exec: ExecRequest,
+    copy_in: Vec<Copy>,
+    copy_out: Vec<Copy>,
+}
+
+/// Runs the command and gives its exit code.
+pub fn run(args: RunArgs) -> Result<u8, Failure> {
+    let start = Instant::now();
+    let json = args.json;
+    let mut report = Report { image: args.image.clone(), ..Report::default() };
+    let mut times = Times { start, boot: Duration::ZERO };
+    let outcome = check(args).and_then(|job| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let outcome = runtime.block_on(job.run(&mut times, &mut report));
+        // Not waited for: a thread may be blocked in a write to a stdout that nobody reads.
+        runtime.shutdown_background();
+        outcome
+    });
+    if !json {
+        return outcome;
+    }
+    let code = match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            report.error = Some(failure.message());
+            failure.code
+        }
+    };
+    report.exit_code = code;
+    report.times(&times);
+    report.print();
+    Ok(code)
+}
+
+fn check(args: RunArgs) -> Result<Job, Failure> {
+    let terminal = args.tty.then(terminal::describe);
+    Ok(Job {
+        exec: request::exec_request(&args, terminal)?,
+        copy_in: args.copy_in.iter().map(request::copy_in).collect::<Result<_, _>>()?,
+        copy_out: args.copy_out.iter().map(request::copy_out).collect::<Result<_, _>>()?,
+        args,
+    })
+}
+
+impl Job {
+    async fn run(self, times: &mut Times, report: &mut Report) -> Result<u8, Failure> {
+        let mut interrupts = Interrupts::new()?;
+        let home = image::home()?;
+        let progress = Progress::start("finding the image");
+        let image = image::find_or_build(&home, &self.args.image, &progress)?;
+        let mut spec = image::spec(&image);
+        spec.memory_mib = self.args.memory;
+        spec.cpus = self.args.cpus;
+        spec.modules = self.args.modules.clone();
+        spec.acceleration = self.args.accel.into();
+        progress.say("booting");
+        let engine = image::engine(&home)?;
+        let started = Guest::start(&engine, spec, self.args.boot_timeout, self.args.console);
+        let guest = tokio::select! {
+            guest = started => guest?,
+            code = interrupts.any() => return Ok(code),
+        };
+        times.boot = guest.boot;
+        report.accel = image::accel_name(guest.vm.acceleration()).into();
+        drop(progress);
+        let outcome = self.in_guest(&guest, &mut interrupts, report).await;
+        report.findings = guest.findings.all().into_iter().map(Into::into).collect();
+        warn_of_findings(&guest, &outcome);
+        guest.vm.kill().await;
+        outcome
+    }
+
+    async fn in_guest(&self, guest: &Guest, interrupts: &mut Interrupts, report: &mut Report) -> Result<u8, Failure> {
+        let copied = async {
+            for copy in &self.copy_in {
+                transfer::copy_in(&guest.link, copy).await.map_err(|error| Failure::new(VM, error))?;
+            }
+            Ok::<_, Failure>(())
+        };
+        tokio::select! {
+            copied = copied => copied?,
+            gone = guest.gone() => return Err(guest::cut_off(&gone)),
+            code = interrupts.any() => return Ok(code),
+        }
+        let code = self.exec(guest, interrupts, report).await?;
+        let fetched = async {
+            for copy in &self.copy_out {
+                let limit = self.args.out_limit;
+                transfer::copy_out(&guest.link, copy, limit).await.map_err(|error| Failure::new(VM, error))?;
+            }
+            Ok::<_, Failure>(())
+        };
+        let fetched = tokio::select! {
+            fetched = fetched => fetched,
+            gone = guest.gone() => Err(guest::cut_off(&gone)),
+            code = interrupts.any() => return Ok(code),
+        };
+        match fetched {
+            // The command's own failure matters more than that its result is missing.
+            Err(failure) if code != 0 => {
+                failure.print();
+                Ok(code)
+            }
+            other => other.map(|()| code),
+        }
+    }
+
+    async fn exec(&self, guest: &Guest, interrupts: &mut Interrupts, report: &mut Report) -> Result<u8, Failure> {
+        let starting = tokio::select! {
+            exec = guest.link.exec(self.exec.clone()) => exec,
+            gone = guest.gone() => return Err(guest::cut_off(&gone)),
+            code = interrupts.any() => return Ok(code),
+        };
+        let mut exec = match starting {
+            Ok(exec) => exec,
+            Err(error) => return Err(self.not_started(guest, error).await),
+        };
+        let raw = if self.args.tty { Some(terminal::RawMode::enter()?) } else { None };
+        let mut sink = if self.args.json { Sink::Capture(pump::Captured::default()) } else { Sink::pass() };
+        let mut interrupted = false;
+        let ended = {
+            let input = exec.input.clone();
+            let stdin = async {
+                if self.args.stdin || self.args.tty {
+                    pump::stdin(input.clone()).await;
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                ended = pump::output(&mut exec.output, &mut sink) => ended,
+                () = stdin => unreachable!("stdin never ends the command"),
+                () = follow_size(input.clone(), self.args.tty) => unreachable!("nor does its terminal"),
+                code = interrupts.pass_on(&exec.input, &mut interrupted) => return Ok(code),
+                () = deadline(self.args.timeout) => return Err(self.overdue()),
+            }
+        };
+        drop(raw);
+        if let Sink::Capture(captured) = sink {
+            report.output(captured);
+        }
+        let exited = match ended {
+            Ok(End::Exited(exited)) => exited,
+            Ok(End::OutputClosed) => return Ok(OUTPUT_CLOSED),
+            Err(StreamError::LinkLost(why)) => {
+                return Err(match guest.gone_soon().await {
+                    Some(gone) => guest::cut_off(&gone),
+                    None => Failure::words(VM, format!("the link to the guest was lost: {why}")),
+                });
+            }
+            Err(StreamError::Fault(fault)) if interrupted && fault.code == ErrorCode::Cancelled => {
+                return Ok(INTERRUPTED);
+            }
+            Err(error) => return Err(Failure::new(VM, error)),
+        };
+        report.exited(&exited);
+        Ok(if interrupted { INTERRUPTED } else { self.code_of(&exited, exec.started.pid) })
+    }
+
+    fn code_of(&self, exited: &Exited, pid: u32) -> u8 {
+        if exited.timed_out {
+            let after = self.args.timeout.or(self.args.limit_cpu).unwrap_or_default();
+            self.talk(&format!(
+                "timed out after {after:?}: killed `{}` (pid {pid}) and all that it started",
+                self.name()
+            ));
+            return TIMED_OUT;
+        }
+        if exited.oom_killed {
+            self.talk("out of memory: the guest's kernel killed a process of the command (see --memory)");
+        }
+        if exited.pipes_held {
+            self.talk("a process that outlived the command held its output open and was killed");
+        }
+        if exited.truncated {
+            self.talk("output beyond the limit was dropped");
+        }
+        // A guest may say any number; a shell's codes are bytes.
+        let code = match exited.status {
+            ExitStatus::Code(code) => code & 0xff,
+            signal @ ExitStatus::Signal(_) => signal.shell_code().clamp(0, 255),
+        };
+        u8::try_from(code).unwrap_or(VM)
+    }
+
+    async fn not_started(&self, guest: &Guest, error: StreamError) -> Failure {
+        match error {
+            StreamError::Fault(fault) => {
+                let code = match fault.code {
+                    ErrorCode::CommandNotFound => NOT_FOUND,
+                    ErrorCode::NotExecutable => NOT_EXECUTABLE,
+                    _ => VM,
+                };
+                Failure::new(code, fault)
+            }
+            StreamError::LinkLost(why) => match guest.gone_soon().await {
+                Some(gone) => guest::cut_off(&gone),
+                None => Failure::words(VM, format!("the link to the guest was lost: {why}")),
+            },
+            StreamError::TooLarge { .. } => Failure::new(USAGE, error),
+            other => Failure::new(VM, other),
+        }
+    }
+
+    fn overdue(&self) -> Failure {
+        let after = self.args.timeout.unwrap_or_default();
+        Failure::words(TIMED_OUT, format!("timed out after {after:?}: the guest did not stop, killed its VM"))
+    }
+
+    fn name(&self) -> String {
+        self.exec.argv.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    /// A word beside the command's output.
+    fn talk(&self, words: &str) {
+        if !self.args.json {
+            eprintln!("{} {words}", "kiln:".red().bold());
+        }
+    }
+}
+
+/// Ends when a guest that does not keep to `--timeout` is given up; never without one.
+async fn deadline(timeout: Option<Duration>) {
+    match timeout {
+        Some(timeout) => tokio::time::sleep(timeout.saturating_add(TIMEOUT_GRACE)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Gives the command's terminal the size of the user's, whenever that changes; never ends.
+async fn follow_size(input: StreamSender, tty: bool) {
+    if let (true, Ok(mut changes)) = (tty, signal(SignalKind::window_change())) {
+        while changes.recv().await.is_some() {
+            let (rows, cols) = terminal::size();
+            if input.resize(rows, cols).is_err() {
+                break;
+            }
+        }
+    }
+    std::future::pending().await;
+}
+
+/// Names what the kernel complained of while the command ran; a crash that ended it was named already.
+fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
+    let crashed = outcome.is_err();
+    for finding in guest.findings.all() {
+        if finding.severity != Severity::Fatal || !crashed {
+            eprintln!("{} the guest's kernel reported: {}", "kiln:".yellow().bold(), finding.title);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What `kiln run --json` prints: one object, whatever happened.
+
+use kiln_detect::{Finding, Severity};
+use kiln_wire::{ExitStatus, Exited, Text};
+use serde::Serialize;
+
+use super::Times;
+use super::pump::Captured;
+
+/// One run.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// The exit code of kiln itself.
+    pub exit_code: u8,
+    /// The signal that ended the command.
+    pub signal: Option<i32>,
+    /// Why there is no exit code of the command's own.
+    pub error: Option<String>,
+    /// A string, or `{"base64": …}` where it is no UTF-8.
+    pub stdout: Text,
+    /// As `stdout`.
+    pub stderr: Text,
+    /// Output was dropped.
+    pub truncated: bool,
+    pub timed_out: bool,
+    pub oom_killed: bool,
+    /// Something outlived the command and was killed.
+    pub pipes_held: bool,
+    /// Use of the command, where it ended.
+    pub usage: Option<Usage>,
+    pub image: String,
+    pub accel: String,
+    pub boot_ms: f64,
+    pub total_ms: f64,
+    /// What the guest's kernel reported.
+    pub findings: Vec<FindingReport>,
+}
+
+/// What a command used.
+#[derive(Debug, Serialize)]
+pub struct Usage {
+    pub wall_ms: f64,
+    pub user_ms: f64,
+    pub sys_ms: f64,
+    pub max_rss_bytes: u64,
+}
+
+/// One report of the guest's kernel.
+#[derive(Debug, Serialize)]
+pub struct FindingReport {
+    pub title: String,
+    pub severity: Severity,
+    pub log: Vec<String>,
+}
+
+impl From<Finding> for FindingReport {
+    fn from(finding: Finding) -> Self {
+        Self { title: finding.title, severity: finding.severity, log: finding.extract }
+    }
+}
+
+impl Report {
+    pub fn exited(&mut self, exited: &Exited) {
+        if let ExitStatus::Signal(signal) = exited.status {
+            self.signal = Some(signal);
+        }
+        self.truncated |= exited.truncated;
+        self.timed_out = exited.timed_out;
+        self.oom_killed = exited.oom_killed;
+        self.pipes_held = exited.pipes_held;
+        let ms = |us: u64| us as f64 / 1000.0;
+        self.usage = Some(Usage {
+            wall_ms: ms(exited.wall_us),
+            user_ms: ms(exited.user_us),
+            sys_ms: ms(exited.sys_us),
+            max_rss_bytes: exited.max_rss_bytes,
+        });
+    }
+
+    pub fn output(&mut self, captured: Captured) {
+        self.stdout = captured.stdout.into();
+        self.stderr = captured.stderr.into();
+        self.truncated |= captured.truncated;
+    }
+
+    pub fn times(&mut self, times: &Times) {
+        self.boot_ms = times.boot.as_secs_f64() * 1000.0;
+        self.total_ms = times.start.elapsed().as_secs_f64() * 1000.0;
+    }
+
+    /// Prints it as one line.
+    pub fn print(&self) {
+        println!("{}", serde_json::to_string(self).expect("a report has string keys"));
+    }
+}

@@ -1,0 +1,137 @@
+//! From arguments to what the engine and the agent are asked. Pure, so that bad input is refused before a VM starts.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+
+use kiln_wire::{ExecRequest, Limits, Stdin, Text, Tty};
+
+use crate::args::RunArgs;
+use crate::failure::{Failure, USAGE};
+
+/// One `--in` or `--out`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copy {
+    /// Path on this host.
+    pub host: PathBuf,
+    /// Path in the guest.
+    pub guest: Text,
+}
+
+/// The command to run; `terminal` is the size of the terminal where one is asked for.
+pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest, Failure> {
+    Ok(ExecRequest {
+        argv: args.command.iter().map(|word| Text::from(word.as_os_str())).collect(),
+        env: args.env.iter().map(|pair| variable(pair)).collect::<Result<_, _>>()?,
+        env_clear: false,
+        cwd: args.workdir.as_deref().map(Text::from),
+        user: args.user.clone(),
+        stdin: if args.stdin || args.tty { Stdin::Stream } else { Stdin::None },
+        tty: terminal,
+        limits: Limits {
+            wall_ms: args.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            cpu_ms: args.limit_cpu.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            memory_bytes: args.limit_memory,
+            pids: args.limit_pids,
+            output_bytes: args.limit_output,
+            files: None,
+        },
+        session: None,
+    })
+}
+
+fn variable(given: &OsStr) -> Result<(Text, Text), Failure> {
+    let bytes = given.as_bytes();
+    let (name, value) = match bytes.iter().position(|byte| *byte == b'=') {
+        Some(at) => (&bytes[..at], bytes[at + 1..].to_vec()),
+        None => match std::env::var_os(given) {
+            Some(value) => (bytes, value.into_vec()),
+            None => {
+                let words = format!("--env {}: not set in this shell", given.display());
+                return Err(Failure::words(USAGE, words).hint("give it a value: --env NAME=VALUE"));
+            }
+        },
+    };
+    if name.is_empty() {
+        let words = format!("--env {}: a variable needs a name", given.display());
+        return Err(Failure::words(USAGE, words).hint("write --env NAME=VALUE"));
+    }
+    Ok((name.into(), value.into()))
+}
+
+/// `HOST:GUEST` of `--in`; the host's side must exist.
+pub fn copy_in(given: &OsString) -> Result<Copy, Failure> {
+    let (host, guest) = split("--in", "HOST:GUEST", given)?;
+    let host = PathBuf::from(host);
+    if let Err(error) = std::fs::symlink_metadata(&host) {
+        return Err(Failure::words(USAGE, format!("--in: `{}`: {error}", host.display())));
+    }
+    Ok(Copy { host, guest: guest.as_os_str().into() })
+}
+
+/// `GUEST:HOST` of `--out`; the host's folder must exist.
+pub fn copy_out(given: &OsString) -> Result<Copy, Failure> {
+    let (guest, host) = split("--out", "GUEST:HOST", given)?;
+    let host = PathBuf::from(host);
+    let parent = host.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent
+        && !parent.is_dir()
+    {
+        return Err(Failure::words(USAGE, format!("--out: no folder `{}` here", parent.display())));
+    }
+    Ok(Copy { host, guest: guest.as_os_str().into() })
+}
+
+fn split(flag: &str, form: &str, given: &OsString) -> Result<(OsString, OsString), Failure> {
+    let bytes = given.as_bytes();
+    let parts = bytes.iter().rposition(|byte| *byte == b':').map(|at| (&bytes[..at], &bytes[at + 1..]));
+    match parts {
+        Some((from, to)) if !from.is_empty() && !to.is_empty() => {
+            Ok((OsString::from_vec(from.to_vec()), OsString::from_vec(to.to_vec())))
+        }
+        _ => Err(Failure::words(USAGE, format!("{flag} {}: write {flag} {form}", given.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Args, Command};
+    use clap::Parser as _;
+
+    fn parse(words: &[&str]) -> RunArgs {
+        let words = ["kiln", "run"].iter().chain(words);
+        match Args::try_parse_from(words).expect("good arguments").command {
+            Command::Run(args) => *args,
+            other => panic!("not run: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn everything_after_the_command_is_the_commands() {
+        let args = parse(&["-e", "A=b=c", "-w", "/tmp", "-i", "--", "sh", "-c", "exit 3", "--json"]);
+        let request = exec_request(&args, None).expect("a good request");
+        assert_eq!(request.argv, ["sh", "-c", "exit 3", "--json"].map(Text::from));
+        assert_eq!(request.env, [(Text::from("A"), Text::from("b=c"))]);
+        assert_eq!(request.stdin, Stdin::Stream);
+        assert!(!args.json);
+    }
+
+    #[test]
+    fn a_variable_without_a_name_or_value_is_refused() {
+        for bad in ["=x", "KILN_TEST_SURELY_NOT_SET"] {
+            let failure = exec_request(&parse(&["-e", bad, "true"]), None).expect_err("refused");
+            assert_eq!(failure.code, USAGE);
+        }
+    }
+
+    #[test]
+    fn copies_need_both_sides() {
+        for bad in ["", ":", "a:", ":b", "a"] {
+            assert!(copy_out(&bad.into()).is_err(), "{bad}");
+        }
+        assert!(copy_in(&"/surely/not/here:/x".into()).is_err());
+        let copy = copy_out(&"/a:b:./c".into()).expect("the last colon splits");
+        assert_eq!(copy, Copy { host: "./c".into(), guest: "/a:b".into() });
+    }
+}
