@@ -1,10 +1,11 @@
 //! What every link and every stream shares.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Ref, RefCell, RefMut};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use kiln_wire::{Capability, GoodbyeReason};
@@ -18,6 +19,7 @@ use crate::process::Defaults;
 use crate::process::cgroup::{Cgroups, Group};
 use crate::process::reaper::Reaper;
 use crate::process::signals::{Notice, Signals};
+use crate::session::Sessions;
 
 /// How long commands wait for the drivers of the guest's devices.
 const DRIVERS_DEADLINE: Duration = Duration::from_secs(10);
@@ -48,7 +50,8 @@ pub struct Agent {
     shutdown_asked: watch::Sender<bool>,
     link_up: watch::Sender<bool>,
     drivers_ready: watch::Sender<bool>,
-    exec_count: Cell<u64>,
+    jobs: RefCell<BTreeMap<u32, JobEntry>>,
+    sessions: Sessions,
 }
 
 impl Agent {
@@ -70,7 +73,8 @@ impl Agent {
             shutdown_asked: watch::Sender::new(false),
             link_up: watch::Sender::new(false),
             drivers_ready: watch::Sender::new(!pid_1),
-            exec_count: Cell::new(0),
+            jobs: RefCell::default(),
+            sessions: Sessions::default(),
             setup,
         }))
     }
@@ -207,10 +211,34 @@ impl Agent {
         }
     }
 
-    /// Counts commands, for names.
-    pub fn next_exec(&self) -> u64 {
-        self.exec_count.replace(self.exec_count.get() + 1)
+    /// Lists a command for metrics.
+    pub fn add_job(&self, pid: u32, entry: JobEntry) {
+        self.jobs.borrow_mut().insert(pid, entry);
     }
+
+    /// Takes it off the list.
+    pub fn remove_job(&self, pid: u32) {
+        self.jobs.borrow_mut().remove(&pid);
+    }
+
+    /// Commands that run, by pid.
+    pub fn jobs(&self) -> Ref<'_, BTreeMap<u32, JobEntry>> {
+        self.jobs.borrow()
+    }
+
+    /// All sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+}
+
+/// A command that runs, as metrics see it.
+#[derive(Debug)]
+pub struct JobEntry {
+    /// Its control group, where there is one.
+    pub group: Weak<Group>,
+    /// Name of its session, where it is one.
+    pub session: Option<String>,
 }
 
 fn oom_score_adj() -> i32 {

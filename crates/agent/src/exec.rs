@@ -7,6 +7,7 @@ use kiln_wire::{Channel, ErrorCode, ExecRequest, Fault, Message, Started};
 use crate::agent::Agent;
 use crate::link::{End, Gone, Outlet, Stream};
 use crate::process::{Job, Outcome, Output, Sink, supervise};
+use crate::session;
 
 impl Sink for Outlet {
     async fn room(&self) -> Result<usize, Gone> {
@@ -21,7 +22,10 @@ impl Sink for Outlet {
 /// Serves the stream to its end.
 pub async fn serve(agent: Rc<Agent>, stream: Stream, request: ExecRequest) {
     agent.ready().await;
-    let job = match Job::start(&agent, &request, Output::Apart, &stream.inbox).await {
+    if let Some(spec) = &request.session {
+        return session::start(agent, stream, &request, spec).await;
+    }
+    let job = match Job::start(&agent, &request, Output::Apart, &stream.inbox, None).await {
         Ok(job) => job,
         Err(fault) => return stream.outlet.fail(fault.unwrap_or_else(cancelled)),
     };
@@ -31,8 +35,8 @@ pub async fn serve(agent: Rc<Agent>, stream: Stream, request: ExecRequest) {
     }
     match supervise(job, &stream.inbox, &stream.outlet).await {
         Outcome::Exited(exited) => stream.outlet.end(&Message::Exited(exited)),
-        Outcome::Ended(End::Fault(fault)) => stream.outlet.fail(fault),
-        Outcome::Ended(End::Cancelled | End::LinkLost) => stream.outlet.fail(cancelled()),
+        Outcome::Ended(End::Fault(fault), _) => stream.outlet.fail(fault),
+        Outcome::Ended(End::Cancelled | End::LinkLost, _) => stream.outlet.fail(cancelled()),
     }
 }
 

@@ -1,14 +1,154 @@
-//! `Sync`: makes a fork its own machine.
+//! `Sync`: makes a fork its own machine. Two forks of one snapshot have the same clock, the same randomness and the same
+//! names until this was done.
+#![expect(unsafe_code, reason = "crediting randomness is only reachable by ioctl")]
 
-use kiln_wire::{ErrorCode, Fault, Sync};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kiln_wire::{ErrorCode, Fault, Identity, Sync};
+use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::agent::Agent;
+
+/// Bytes of a seed.
+const SEED_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
+/// Longest host name of Linux.
+const HOSTNAME_BYTES_MAX: usize = 64;
+/// Digits of a machine id.
+const MACHINE_ID_DIGITS: usize = 32;
+/// `_IOW('R', 0x03, int [2])` and `_IO('R', 0x07)` of linux/random.h.
+const RNDADDENTROPY: u64 = 0x4008_5203;
+const RNDRESEEDCRNG: u64 = 0x5207;
 
 /// Sets the clock, credits randomness and names the machine.
 ///
 /// # Errors
 /// The agent is not PID 1, a value is no such value, or the kernel refuses.
 pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
-    let _ = (agent, sync);
-    Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced"))
+    if !agent.is_pid_1() {
+        return Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced"));
+    }
+    // Everything is checked before anything is changed.
+    let seed = seed(&sync.seed)?;
+    let time = time(sync.host_time_ns)?;
+    if let Some(identity) = &sync.identity {
+        check(identity)?;
+    }
+    clock_settime(ClockId::Realtime, time).map_err(|error| failed("the clock", &error.into()))?;
+    add_entropy(&seed).map_err(|error| failed("randomness", &error))?;
+    if let Some(identity) = &sync.identity {
+        name_machine(identity)?;
+    }
+    Ok(())
+}
+
+fn failed(what: &str, error: &io::Error) -> Fault {
+    Fault::new(ErrorCode::Io, format!("can't set {what}: {error}"))
+}
+
+fn invalid(words: String) -> Fault {
+    Fault::new(ErrorCode::InvalidRequest, words)
+}
+
+fn seed(text: &str) -> Result<Vec<u8>, Fault> {
+    let seed = STANDARD.decode(text).map_err(|error| invalid(format!("`seed` is no base64: {error}")))?;
+    if SEED_BYTES.contains(&seed.len()) {
+        Ok(seed)
+    } else {
+        Err(invalid(format!("`seed` has {} bytes, not {SEED_BYTES:?}", seed.len())))
+    }
+}
+
+fn time(nanoseconds: u64) -> Result<Timespec, Fault> {
+    const SECOND_NS: u64 = 1_000_000_000;
+    let seconds = i64::try_from(nanoseconds / SECOND_NS).map_err(|_| invalid("`host_time_ns` is too large".into()))?;
+    let rest = i64::try_from(nanoseconds % SECOND_NS).map_err(|_| invalid("`host_time_ns` is too large".into()))?;
+    Ok(Timespec { tv_sec: seconds, tv_nsec: rest })
+}
+
+fn check(identity: &Identity) -> Result<(), Fault> {
+    let Identity { hostname, machine_id } = identity;
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    if !(1..=HOSTNAME_BYTES_MAX).contains(&hostname.len()) || !hostname.bytes().all(good) {
+        return Err(invalid(format!("`{hostname}` is no host name: 1 to {HOSTNAME_BYTES_MAX} of `[A-Za-z0-9-.]`")));
+    }
+    if machine_id.len() != MACHINE_ID_DIGITS
+        || !machine_id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    {
+        return Err(invalid(format!("`{machine_id}` is no machine id: {MACHINE_ID_DIGITS} digits of `[0-9a-f]`")));
+    }
+    Ok(())
+}
+
+/// Gives bytes to the kernel's generator, counts them as random, and makes every CPU use them at once.
+fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    let random = File::options().write(true).open("/dev/random")?;
+    let bits = i32::try_from(seed.len() * 8).expect("a seed has at most 512 bytes");
+    let bytes = i32::try_from(seed.len()).expect("a seed has at most 512 bytes");
+    // struct rand_pool_info: two ints, then the bytes.
+    let mut pool = Vec::with_capacity(8 + seed.len());
+    pool.extend_from_slice(&bits.to_ne_bytes());
+    pool.extend_from_slice(&bytes.to_ne_bytes());
+    pool.extend_from_slice(seed);
+    // SAFETY: the first call reads a rand_pool_info whose size field is that of the bytes behind it; the second has no
+    // argument.
+    unsafe {
+        if libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) < 0
+            || libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG, 0) < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn name_machine(identity: &Identity) -> Result<(), Fault> {
+    let Identity { hostname, machine_id } = identity;
+    rustix::system::sethostname(hostname.as_bytes()).map_err(|error| failed("the host name", &error.into()))?;
+    for (path, value) in [("/etc/hostname", hostname), ("/etc/machine-id", machine_id)] {
+        fs::write(path, format!("{value}\n")).map_err(|error| failed(&format!("`{path}`"), &error))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_seeds_of_the_right_length_are_taken() {
+        let of =
+            |bytes: usize| seed(&STANDARD.encode(vec![7; bytes])).map(|seed| seed.len()).map_err(|fault| fault.code);
+        assert_eq!(of(32), Ok(32));
+        assert_eq!(of(512), Ok(512));
+        for wrong in [0, 31, 513] {
+            assert_eq!(of(wrong), Err(ErrorCode::InvalidRequest), "{wrong}");
+        }
+        assert_eq!(seed("%%%").expect_err("refused").code, ErrorCode::InvalidRequest);
+    }
+
+    #[test]
+    fn names_are_checked() {
+        let id = "0123456789abcdef0123456789abcdef";
+        let of = |hostname: &str, machine_id: &str| {
+            check(&Identity { hostname: hostname.into(), machine_id: machine_id.into() }).is_ok()
+        };
+        assert!(of("fork-1.example", id));
+        for wrong in ["", "a b", "a/b", &"x".repeat(65)] {
+            assert!(!of(wrong, id), "{wrong}");
+        }
+        for wrong in ["", &id[1..], &id.to_uppercase(), &id.replace('f', "g")] {
+            assert!(!of("a", wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_split_into_seconds_and_the_rest() {
+        let split = time(1_500_000_000_123_456_789).expect("a time of this century");
+        assert_eq!((split.tv_sec, split.tv_nsec), (1_500_000_000, 123_456_789));
+        assert!(time(u64::MAX).is_ok(), "the year 2554 is far, but a time");
+    }
 }

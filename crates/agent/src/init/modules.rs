@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn a_virtio_device_finds_its_driver() {
-        let text = "# comment\nalias pci:v* other\nalias virtio:d00000002v* virtio_blk\nalias virtio:d00000001v* virtio-net\n";
+        let text =
+            "# comment\nalias pci:v* other\nalias virtio:d00000002v* virtio_blk\nalias virtio:d00000001v* virtio-net\n";
         let modules = Modules { directory: PathBuf::new(), index: HashMap::new(), aliases: parse_aliases(text) };
         assert_eq!(modules.by_alias("virtio:d00000002v00001AF4").as_deref(), Some("virtio_blk"));
         assert_eq!(modules.by_alias("virtio:d00000001v00001AF4").as_deref(), Some("virtio_net"));

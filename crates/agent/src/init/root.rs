@@ -35,8 +35,7 @@ pub(super) async fn switch(root: &RootDevice, modules: &Modules) -> io::Result<(
     timeout(DEVICE_DEADLINE, appear).await.map_err(|_| {
         io::Error::other(format!("root device `{}` did not appear within {DEVICE_DEADLINE:?}", root.device))
     })?;
-    let (lower, memory, new) =
-        (format!("{WORKSHOP}/lower"), format!("{WORKSHOP}/memory"), format!("{WORKSHOP}/root"));
+    let (lower, memory, new) = (format!("{WORKSHOP}/lower"), format!("{WORKSHOP}/memory"), format!("{WORKSHOP}/root"));
     for directory in [&lower, &memory, &new] {
         fs::create_dir_all(directory)?;
     }

@@ -174,6 +174,11 @@ impl Streams {
         let agent = Rc::clone(&self.agent);
         match request {
             Message::Exec(request) => self.spawn(crate::exec::serve(agent, stream, *request)),
+            Message::Attach(request) => self.spawn(crate::session::attach(agent, stream, request)),
+            Message::Sessions(request) => self.spawn(crate::session::manage(agent, stream, request)),
+            Message::Forward(request) => self.spawn(crate::forward::serve(agent, stream, request)),
+            Message::Metrics(request) => self.spawn(crate::metrics::serve(agent, stream, request)),
+            Message::Logs(request) => self.spawn(crate::logs::serve(agent, stream, request)),
             other => {
                 let words = format!("{:?} streams are not served by this agent", other.kind());
                 stream.outlet.fail(Fault::new(ErrorCode::Unsupported, words));

@@ -62,7 +62,7 @@ struct State {
     end: Option<End>,
     closed: bool,
     waker: Option<Waker>,
-    putter: Option<Waker>,
+    putters: Vec<Waker>,
 }
 
 impl Inbox {
@@ -86,21 +86,21 @@ impl Inbox {
         Ok(())
     }
 
-    /// Data from a stream to a shared inbox; waits for room.
-    pub async fn data_waiting(&self, bytes: &[u8]) {
+    /// Waits until a shared inbox has room for one more chunk.
+    pub async fn room(&self) {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
             if state.bytes < WINDOW_BYTES as usize || state.closed {
                 return Poll::Ready(());
             }
-            state.putter = Some(context.waker().clone());
+            state.putters.push(context.waker().clone());
             Poll::Pending
         })
         .await;
-        self.put(bytes);
     }
 
-    fn put(&self, bytes: &[u8]) {
+    /// Adds data that no window counts, to a shared inbox that has [`room`](Self::room).
+    pub fn put(&self, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         if bytes.is_empty() || state.eof || state.closed {
             drop(state);
@@ -156,9 +156,7 @@ impl Inbox {
         state.closed = true;
         state.chunks.clear();
         state.bytes = 0;
-        if let Some(waker) = state.putter.take() {
-            waker.wake();
-        }
+        state.putters.drain(..).for_each(Waker::wake);
     }
 
     /// The next thing that is not data.
@@ -238,11 +236,14 @@ impl Inbox {
         state.eof && state.bytes == 0
     }
 
+    /// Whether no more data follows.
+    pub fn has_ended(&self) -> bool {
+        self.state.borrow().eof
+    }
+
     fn consumed(&self, bytes: usize) {
         let mut state = self.state.borrow_mut();
-        if let Some(putter) = state.putter.take() {
-            putter.wake();
-        }
+        state.putters.drain(..).for_each(Waker::wake);
         let Some((outbox, stream)) = &self.credit else { return };
         if let Some(credit) = state.window.consumed(bytes) {
             drop(state);

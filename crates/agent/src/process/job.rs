@@ -1,7 +1,7 @@
 //! One command that was started: what it is known by, how it is signalled, bounded and killed.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use kiln_wire::{ErrorCode, ExecRequest, Fault, Limits};
@@ -15,7 +15,7 @@ use super::spawn::{Setup, Spawned, spawn};
 pub use super::stdio::Output;
 use super::stdio::{self, Ends};
 use super::tree;
-use crate::agent::Agent;
+use crate::agent::{Agent, JobEntry};
 use crate::link::{End, Inbox};
 
 /// A command that runs. Dropping it kills everything that is left of it.
@@ -41,6 +41,7 @@ impl Job {
         request: &ExecRequest,
         output: Output,
         inbox: &Inbox,
+        session: Option<&str>,
     ) -> Result<Self, Option<Fault>> {
         let command = Command::new(agent.defaults(), request)?;
         check_limits(agent, &request.limits)?;
@@ -64,6 +65,11 @@ impl Job {
         let Spawned { pid, pidfd, report } = spawned;
         let pidfd = Rc::new(pidfd);
         let status = agent.reaper().track(pid, Rc::clone(&pidfd));
+        let entry = JobEntry {
+            group: group.as_ref().map_or_else(Weak::new, Rc::downgrade),
+            session: session.map(str::to_owned),
+        };
+        agent.add_job(pid.unsigned_abs(), entry);
         // From here on dropping the job kills the child, also one that hangs before its execve.
         let job = Self {
             agent: Rc::clone(agent),
@@ -121,6 +127,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
+        self.agent.remove_job(self.pid());
         match self.group.take() {
             Some(group) => self.agent.give_back(group),
             None => {

@@ -10,17 +10,19 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use kiln_wire::{Channel, Exited, HEADER_BYTES};
 use rustix::io::Errno;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::job::Job;
 use super::reaper::Exit;
 use crate::agent::Agent;
 use crate::link::{CHUNK_BYTES, Control, End, Gone, Inbox};
+use crate::relay::{self, ShortRead};
 use crate::watched::Watched;
 
 /// How long output may go on after the command's end.
@@ -48,13 +50,12 @@ pub enum Outcome {
     /// The command is over.
     Exited(Exited),
     /// It was killed because of this.
-    Ended(End),
+    Ended(End, Exited),
 }
 
 /// Watches `job` to its end.
 pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome {
-    let Some(status) = job.status.take() else { return Outcome::Ended(End::Cancelled) };
-    let mut status = pin!(status);
+    let mut status = pin!(job.status.take().expect("a job is watched once"));
     let mut watch = Watch::new(&mut job);
     let mut end = None;
     while !watch.is_over() {
@@ -79,7 +80,7 @@ pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome
     }
     let exited = watch.report();
     match end {
-        Some(reason) => Outcome::Ended(reason),
+        Some(reason) => Outcome::Ended(reason, exited),
         None => Outcome::Exited(exited),
     }
 }
@@ -282,7 +283,13 @@ impl<'a> Watch<'a> {
 
 /// Waits until the sink has room and an output something to say, and reads it.
 async fn pump(outputs: &[Pump], agent: &Agent, dropping: bool, sink: &impl Sink) -> Result<Chunk, Gone> {
-    let room = if dropping { CHUNK_BYTES } else { sink.room().await?.min(CHUNK_BYTES) };
+    let room = if dropping {
+        // What is dropped is bounded by nothing else, so others get their turn between two reads.
+        yield_now().await;
+        CHUNK_BYTES
+    } else {
+        sink.room().await?.min(CHUNK_BYTES)
+    };
     let poll = |context: &mut Context<'_>| {
         for (index, pump) in outputs.iter().enumerate() {
             if let Poll::Ready(result) = pump.poll_read(context, &mut agent.scratch(), room) {
@@ -295,62 +302,21 @@ async fn pump(outputs: &[Pump], agent: &Agent, dropping: bool, sink: &impl Sink)
 }
 
 impl Pump {
-    fn poll_read(&self, context: &mut Context<'_>, scratch: &mut Vec<u8>, room: usize) -> Poll<Result<usize, Errno>> {
-        loop {
-            let mut guard = match ready!(self.descriptor.poll_read_ready(context)) {
-                Ok(guard) => guard,
-                Err(_) => return Poll::Ready(Err(Errno::IO)),
-            };
-            match read(&self.descriptor, scratch, room) {
-                Err(Errno::AGAIN) => guard.clear_ready(),
-                Err(Errno::INTR) => {}
-                // A terminal whose last user is gone reads as an I/O error.
-                Err(Errno::IO) if self.terminal => return Poll::Ready(Ok(0)),
-                result => {
-                    // A pipe that gave less than it was asked for is empty; a terminal hands out a line at a time.
-                    if !self.terminal && result.is_ok_and(|count| count < room) {
-                        guard.clear_ready();
-                    }
-                    return Poll::Ready(result);
-                }
-            }
-        }
+    fn poll_read(&self, context: &mut Context<'_>, frame: &mut Vec<u8>, room: usize) -> Poll<Result<usize, Errno>> {
+        let short = if self.terminal { ShortRead::SaysNothing } else { ShortRead::Empties };
+        relay::poll_read(&self.descriptor, context, frame, room, short)
     }
-}
-
-#[expect(unsafe_code, reason = "a bounded read into spare capacity has to be counted")]
-fn read(descriptor: &Watched, scratch: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
-    scratch.reserve(room);
-    let (filled, _) = rustix::io::read(descriptor, &mut scratch.spare_capacity_mut()[..room])?;
-    let count = filled.len();
-    // SAFETY: the read initialised `count` bytes right behind the vector's length.
-    unsafe { scratch.set_len(scratch.len() + count) };
-    Ok(count)
 }
 
 /// Waits until there is input, or its end, and passes on what the command takes.
 async fn feed(stdin: Option<&Watched>, inbox: &Inbox) -> io::Result<()> {
-    let Some(stdin) = stdin else {
-        inbox.unwanted_input().await;
-        return Ok(());
-    };
-    inbox.input().await;
-    poll_fn(|context| {
-        loop {
-            let mut guard = ready!(stdin.poll_write_ready(context))?;
-            let written = inbox.with_front(|bytes| match rustix::io::write(stdin, bytes) {
-                Ok(count) => (count, Ok(())),
-                Err(error) => (0, Err(error)),
-            });
-            match written {
-                None => return Poll::Ready(Ok(())),
-                Some(Ok(()) | Err(Errno::INTR)) => {}
-                Some(Err(Errno::AGAIN)) => guard.clear_ready(),
-                Some(Err(error)) => return Poll::Ready(Err(error.into())),
-            }
+    match stdin {
+        Some(stdin) => relay::feed(stdin, inbox).await,
+        None => {
+            inbox.unwanted_input().await;
+            Ok(())
         }
-    })
-    .await
+    }
 }
 
 fn micros(time: Duration) -> u64 {

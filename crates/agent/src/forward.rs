@@ -1,0 +1,186 @@
+//! A connection to a socket inside the guest.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kiln_wire::{Channel, Done, ErrorCode, Fault, ForwardRequest, HEADER_BYTES, Message, Reply};
+use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::agent::Agent;
+use crate::exec::cancelled;
+use crate::link::{CHUNK_BYTES, Control, End, Gone, Outlet, Stream};
+use crate::relay::{self, ShortRead};
+use crate::watched::{Watched, watch};
+
+/// How long a connection may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A hosts file is read up to this length.
+const HOSTS_BYTES_MAX: usize = 256 << 10;
+
+/// Serves the stream to its end.
+pub async fn serve(agent: Rc<Agent>, stream: Stream, request: ForwardRequest) {
+    let connected = tokio::select! {
+        biased;
+        end = stream.inbox.ended() => Err(reason(end)),
+        connected = timeout(CONNECT_DEADLINE, connect(&request)) => connected.unwrap_or_else(|_| {
+            Err(Fault::new(ErrorCode::TimedOut, format!("no connection to {} within {CONNECT_DEADLINE:?}", name(&request))))
+        }),
+    };
+    let socket = match connected {
+        Ok(socket) => socket,
+        Err(fault) => return stream.outlet.fail(fault),
+    };
+    if stream.outlet.send(&Message::Reply(Box::new(Reply::Connected))).await.is_err() {
+        return;
+    }
+    match carry(&agent, &stream, &socket).await {
+        Ok(bytes) => stream.outlet.end(&Message::Done(Done { bytes, ..Done::default() })),
+        Err(fault) => stream.outlet.fail(fault),
+    }
+}
+
+async fn connect(request: &ForwardRequest) -> Result<Watched, Fault> {
+    let failed = |error: io::Error| {
+        let code = match Errno::from_io_error(&error) {
+            Some(Errno::CONNREFUSED) => ErrorCode::ConnectionRefused,
+            Some(Errno::HOSTUNREACH | Errno::NETUNREACH) => ErrorCode::Unreachable,
+            Some(Errno::TIMEDOUT) => ErrorCode::TimedOut,
+            Some(Errno::NOENT) => ErrorCode::NotFound,
+            Some(Errno::ACCESS | Errno::PERM) => ErrorCode::PermissionDenied,
+            _ => ErrorCode::Io,
+        };
+        Fault::new(code, format!("can't connect to {}: {error}", name(request)))
+    };
+    let socket: OwnedFd = match request {
+        ForwardRequest::Tcp { host, port } => {
+            if *port == 0 {
+                return Err(Fault::new(ErrorCode::InvalidRequest, "port 0 is no port"));
+            }
+            let mut result = Err(Errno::HOSTUNREACH.into());
+            for address in resolve(host)? {
+                result = TcpStream::connect(SocketAddr::new(address, *port)).await;
+                if result.is_ok() {
+                    break;
+                }
+            }
+            let socket = result.map_err(failed)?;
+            // What the host sends is already cut into frames; waiting for more only adds delay.
+            socket.set_nodelay(true).and_then(|()| socket.into_std()).map_err(failed)?.into()
+        }
+        ForwardRequest::Unix { path } => {
+            let socket = UnixStream::connect(path.as_path()).await.map_err(failed)?;
+            socket.into_std().map_err(failed)?.into()
+        }
+    };
+    watch(socket).map_err(failed)
+}
+
+fn name(request: &ForwardRequest) -> String {
+    match request {
+        ForwardRequest::Tcp { host, port } => format!("`{host}:{port}`"),
+        ForwardRequest::Unix { path } => format!("`{path}`"),
+    }
+}
+
+/// The addresses of a host as the guest's own files have them: a static program can't load the C library's resolver.
+fn resolve(host: &str) -> Result<Vec<IpAddr>, Fault> {
+    if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse() {
+        return Ok(vec![address]);
+    }
+    if host == "localhost" {
+        return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+    }
+    let mut hosts = std::fs::read("/etc/hosts").unwrap_or_default();
+    hosts.truncate(HOSTS_BYTES_MAX);
+    let found = look_up(host, &String::from_utf8_lossy(&hosts));
+    if found.is_empty() {
+        let words = format!("`{host}` is no address, and the guest's /etc/hosts does not name it");
+        return Err(Fault::new(ErrorCode::NotFound, words));
+    }
+    Ok(found)
+}
+
+fn look_up(host: &str, hosts: &str) -> Vec<IpAddr> {
+    let address = |line: &str| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(host)).then_some(address)
+    };
+    hosts.lines().filter_map(address).collect()
+}
+
+/// Carries bytes both ways until both ends said theirs. Returns how many went to the host.
+async fn carry(agent: &Agent, stream: &Stream, socket: &Watched) -> Result<u64, Fault> {
+    let (mut receiving, mut sending, mut bytes) = (true, true, 0);
+    let broke = |error: io::Error| Fault::new(ErrorCode::Io, format!("the connection broke: {error}"));
+    while receiving || sending {
+        tokio::select! {
+            biased;
+            control = stream.inbox.control() => if let Control::End(end) = control { return Err(reason(end)) },
+            fed = relay::feed(socket, &stream.inbox), if sending => {
+                fed.map_err(broke)?;
+                if stream.inbox.is_drained() {
+                    sending = false;
+                    // A peer that is gone already needs no end.
+                    let _ = shutdown(socket, Shutdown::Write);
+                }
+            }
+            read = receive(agent, &stream.outlet, socket), if receiving => match read {
+                Err(Gone) => return Err(cancelled()),
+                Ok(Ok(0)) => {
+                    receiving = false;
+                    stream.outlet.send(&Message::Eof).await.map_err(|Gone| cancelled())?;
+                }
+                Ok(Ok(count)) => bytes += count as u64,
+                Ok(Err(error)) => return Err(broke(error.into())),
+            },
+        }
+    }
+    Ok(bytes)
+}
+
+async fn receive(agent: &Agent, outlet: &Outlet, socket: &Watched) -> Result<Result<usize, Errno>, Gone> {
+    let room = outlet.room().await?.min(CHUNK_BYTES);
+    let read = |context: &mut std::task::Context<'_>| {
+        let mut frame = agent.scratch();
+        let result = relay::poll_read(socket, context, &mut frame, room, ShortRead::Empties);
+        if frame.len() > HEADER_BYTES {
+            outlet.data(Channel::Out, &mut frame);
+        }
+        result
+    };
+    Ok(poll_fn(read).await)
+}
+
+fn reason(end: End) -> Fault {
+    match end {
+        End::Fault(fault) => fault,
+        End::Cancelled | End::LinkLost => cancelled(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_localhost_need_no_files() {
+        assert_eq!(resolve("127.0.0.2"), Ok(vec![IpAddr::from([127, 0, 0, 2])]));
+        assert_eq!(resolve("[::1]"), Ok(vec![Ipv6Addr::LOCALHOST.into()]));
+        assert_eq!(resolve("localhost").map(|found| found.len()), Ok(2));
+    }
+
+    #[test]
+    fn a_hosts_file_is_read_word_by_word() {
+        let hosts = "10.0.0.1 db db.local # main\n10.0.0.2 dbx\nbad db\n::5 DB\n";
+        assert_eq!(look_up("db", hosts), [IpAddr::from([10, 0, 0, 1]), "::5".parse().expect("an address")]);
+        assert_eq!(look_up("main", hosts), Vec::<IpAddr>::new());
+    }
+}
