@@ -32,11 +32,11 @@ fuzz: ## Fuzz every parser, T seconds in all (default 60)
 coverage: ## Line coverage report; wire, detect and agent must have 80 %
 	@scripts/coverage.sh
 
-sanitize: ## The agent's protocol suite under valgrind
+sanitize: ## The agent's protocol suite under the address sanitizer
 	@scripts/sanitize.sh
 
 watch: ## Run test-quick whenever a source file changes
 	@scripts/watch.sh
 
 install-deps: ## Install everything that the targets above need
-	@scripts/install.sh build run test fuzz coverage sanitize
+	@scripts/install.sh build run test fuzz coverage

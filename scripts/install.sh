@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing for the groups named: build run test fuzz coverage sanitize. What is there is left alone.
+# Installs what is missing for the groups named: build run test fuzz coverage. What is there is left alone.
 # Where it may not install (not root, no apt, no cargo), it says what is missing and how to get it, and exits 69.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -56,7 +56,6 @@ collect() {
         ;;
     fuzz) need_program g++ g++ ;;
     coverage) [[ -x $(llvm_tool llvm-cov) ]] || components+=(llvm-tools) ;;
-    sanitize) need_program valgrind valgrind ;;
     *)
         echo "unknown group \`$1\`" >&2
         exit 2
