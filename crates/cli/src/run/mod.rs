@@ -13,6 +13,7 @@ mod request;
 mod terminal;
 mod transfer;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anstream::eprintln;
@@ -241,7 +242,7 @@ impl Job {
                     ErrorCode::NotExecutable => NOT_EXECUTABLE,
                     _ => VM,
                 };
-                Failure::new(code, fault)
+                Failure::words(code, fault.message)
             }
             StreamError::LinkLost(why) => match guest.gone_soon().await {
                 Some(gone) => guest::cut_off(&gone),
@@ -287,15 +288,20 @@ async fn follow_size(input: StreamSender, tty: bool) {
             }
         }
     }
-    std::future::pending().await;
+    std::future::pending::<()>().await;
 }
 
-/// Names what the kernel complained of while the command ran; a crash that ended it was named already.
+/// Names what the kernel complained of while the command ran, each once; a crash that ended it was named already.
 fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     let crashed = outcome.is_err();
+    let mut titles = BTreeMap::<String, usize>::new();
     for finding in guest.findings.all() {
         if finding.severity != Severity::Fatal || !crashed {
-            eprintln!("{} the guest's kernel reported: {}", "kiln:".yellow().bold(), finding.title);
+            *titles.entry(finding.title).or_default() += 1;
         }
+    }
+    for (title, count) in titles {
+        let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
+        eprintln!("{} the guest's kernel reported: {title}{times}", "kiln:".yellow().bold());
     }
 }
