@@ -50,19 +50,17 @@ pub(crate) fn frame(line: &str) -> Option<Frame<'_>> {
 }
 
 /// The function that is blamed, of `frames` with the innermost first.
-pub(crate) fn guilty(blame: Blame, frames: &[String]) -> Option<String> {
-    let guilty = |machinery: &[&[&str]]| {
-        frames.iter().find(|name| !machinery.iter().any(|list| listed(list, name))).map(String::as_str)
-    };
+pub(crate) fn guilty(blame: Blame, frames: &[&str]) -> Option<String> {
+    let outside =
+        |machinery: &[&[&str]]| frames.iter().copied().find(|name| !machinery.iter().any(|list| listed(list, name)));
     let found = match blame {
-        Blame::Trace | Blame::LockSite => guilty(&[MACHINERY]),
-        Blame::Waiter => guilty(&[MACHINERY, WAITING]),
-        Blame::Allocation => guilty(&[MACHINERY, ALLOCATING]),
-        Blame::Entry => frames
-            .iter()
-            .find(|name| listed(ENTRIES, name))
-            .map(String::as_str)
-            .or_else(|| guilty(&[MACHINERY, WAITING, INTERRUPTS])),
+        Blame::Trace | Blame::LockSite => outside(&[MACHINERY]),
+        Blame::Waiter => outside(&[MACHINERY, WAITING]),
+        Blame::Allocation => outside(&[MACHINERY, ALLOCATING]),
+        Blame::Entry => {
+            let entry = frames.iter().copied().find(|name| listed(ENTRIES, name));
+            entry.or_else(|| outside(&[MACHINERY, WAITING, INTERRUPTS]))
+        }
     };
     found.map(|name| if name.starts_with("smp_call_function") { "smp_call_function" } else { name }.to_owned())
 }
@@ -82,7 +80,8 @@ pub(crate) fn canonical(symbol: &str) -> String {
 /// The function in the hole of a heading, as in `foo+0x1/0x2 [module]` or `fs/file.c:12 foo+0x1/0x2()`.
 pub(crate) fn named(text: &str) -> Option<String> {
     let word = text.split_whitespace().find_map(|word| with_offset(without_addresses(word)));
-    let alone = || text.split([' ', '(']).next().filter(|word| is_symbol(word));
+    let is_address = |text: &str| text.len() >= 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let alone = || Some(text.trim()).filter(|text| is_symbol(text) && !is_address(text));
     word.or_else(alone).map(canonical)
 }
 
@@ -331,14 +330,15 @@ mod tests {
     fn a_heading_names_its_function_with_or_without_offset() {
         assert_eq!(named("fs/file.c:12 foo.part.1+0x1/0x2()").as_deref(), Some("foo"));
         assert_eq!(named("foo+0x1/0x2 [mod]").as_deref(), Some("foo"));
-        assert_eq!(named("foo (bar)").as_deref(), Some("foo"));
+        assert_eq!(named("foo ").as_deref(), Some("foo"));
+        assert_eq!(named("ffffffff8343632e"), None);
+        assert_eq!(named("at 0x1234, CPU#1"), None);
         assert_eq!(named("0x1234"), None);
     }
 
     #[test]
     fn the_first_frame_that_is_no_machinery_is_guilty() {
-        let frames = ["dump_stack", "kasan_report", "__mutex_lock", "wait_for_x", "ext4_fill_super", "sys_mount"]
-            .map(str::to_owned);
+        let frames = ["dump_stack", "kasan_report", "__mutex_lock", "wait_for_x", "ext4_fill_super", "sys_mount"];
         assert_eq!(guilty(Blame::Trace, &frames).as_deref(), Some("wait_for_x"));
         assert_eq!(guilty(Blame::Waiter, &frames).as_deref(), Some("ext4_fill_super"));
         assert_eq!(guilty(Blame::Entry, &frames).as_deref(), Some("ext4_fill_super"));

@@ -182,12 +182,9 @@ impl Report {
 
     fn function(&self) -> Option<String> {
         let blame = self.signature.blame;
-        let site = || frames::guilty(blame, &self.lock_sites).or_else(|| self.lock_sites.first().cloned());
-        (blame == Blame::LockSite)
-            .then(site)
-            .flatten()
-            .or_else(|| frames::guilty(blame, &self.frames))
-            .or_else(|| self.named.clone())
+        let places = if blame == Blame::LockSite { self.lock_sites.as_slice() } else { self.named.as_slice() };
+        let stack: Vec<&str> = places.iter().chain(&self.frames).map(String::as_str).collect();
+        frames::guilty(blame, &stack).or_else(|| places.first().cloned())
     }
 
     fn title(&self, function: Option<&str>) -> String {

@@ -1,0 +1,35 @@
+//! Any bytes on a console: lines and findings stay bounded, and how the bytes were cut changes nothing.
+#![no_main]
+
+use std::time::Duration;
+
+use kiln_detect::{ConsoleLine, EXTRACT_LINES_MAX, Finding, LINE_BYTES_MAX, Lines, Scanner};
+use libfuzzer_sys::fuzz_target;
+
+/// Odd, so that cuts fall everywhere in rows.
+const CUT_BYTES: usize = 7;
+
+fuzz_target!(|console: &[u8]| {
+    let whole = findings(&[console]);
+    let pieces: Vec<&[u8]> = console.chunks(CUT_BYTES).collect();
+    assert_eq!(whole, findings(&pieces));
+});
+
+fn findings(pieces: &[&[u8]]) -> Vec<Finding> {
+    let mut lines = Lines::new();
+    let mut rows: Vec<String> = pieces.iter().flat_map(|piece| lines.push(piece)).collect();
+    rows.extend(lines.finish());
+
+    let mut scanner = Scanner::new();
+    let mut found = Vec::new();
+    let mut before = Duration::ZERO;
+    for text in rows {
+        assert!(text.chars().count() <= LINE_BYTES_MAX);
+        let row = ConsoleLine::saved(text, before);
+        before = row.at;
+        found.extend(scanner.push(&row));
+        assert!(scanner.pending().is_none_or(|finding| finding.extract.len() <= EXTRACT_LINES_MAX));
+    }
+    found.extend(scanner.finish());
+    found
+}
