@@ -176,6 +176,8 @@ impl Streams {
             Message::Exec(request) => self.spawn(crate::exec::serve(agent, stream, *request)),
             Message::Attach(request) => self.spawn(crate::session::attach(agent, stream, request)),
             Message::Sessions(request) => self.spawn(crate::session::manage(agent, stream, request)),
+            Message::Files(request) => self.spawn(crate::file_streams::serve(agent, stream, *request)),
+            Message::Watch(request) => self.spawn(crate::watch::serve(agent, stream, request)),
             Message::Forward(request) => self.spawn(crate::forward::serve(agent, stream, request)),
             Message::Metrics(request) => self.spawn(crate::metrics::serve(agent, stream, request)),
             Message::Logs(request) => self.spawn(crate::logs::serve(agent, stream, request)),

@@ -204,6 +204,22 @@ impl Inbox {
         Some(chunk)
     }
 
+    /// All chunks that wait, once there are some or the data ended, and whether it did.
+    pub async fn chunks(&self) -> (Vec<Vec<u8>>, bool) {
+        let (chunks, at_end) = self
+            .wait(|state| {
+                let mut chunks: Vec<Vec<u8>> = state.chunks.drain(..).collect();
+                if let Some(first) = chunks.first_mut() {
+                    first.drain(..std::mem::take(&mut state.taken));
+                }
+                state.bytes = 0;
+                (state.eof || !chunks.is_empty()).then_some((chunks, state.eof))
+            })
+            .await;
+        self.consumed(chunks.iter().map(Vec::len).sum());
+        (chunks, at_end)
+    }
+
     /// Shows the first chunk to `take`, which says how much of it it took. `None` without data.
     pub fn with_front<T>(&self, take: impl FnOnce(&[u8]) -> (usize, T)) -> Option<T> {
         let mut state = self.state.borrow_mut();

@@ -171,6 +171,7 @@ impl Server {
                         Err(_) => return outbox.close(),
                     }
                 }
+                outbox.written(bytes);
             }
         }));
     }

@@ -31,6 +31,9 @@ pub const CHUNK_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
 /// Small frames are put together up to this size, so that one write carries them.
 const BATCH_BYTES: usize = 32 << 10;
 
+/// Buffers that are kept for later frames.
+const SPARES_MAX: usize = 8;
+
 /// The link ended; nothing can be sent on it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the link ended")]
@@ -51,6 +54,8 @@ struct State {
     turn: VecDeque<StreamId>,
     queued_bytes: usize,
     life: Life,
+    /// Buffers of frames that were written.
+    spares: Vec<Vec<u8>>,
     writer: Option<Waker>,
     reader: Option<Waker>,
 }
@@ -141,6 +146,14 @@ impl Outbox {
         state.drop_lanes();
         wake(&mut state.writer);
         wake(&mut state.reader);
+    }
+
+    /// Takes back what was written: large frames are used again.
+    pub fn written(&self, frame: Vec<u8>) {
+        let mut state = self.state.borrow_mut();
+        if frame.len() == FRAME_BYTES && state.spares.len() < SPARES_MAX {
+            state.spares.push(frame);
+        }
     }
 
     /// The next bytes to write: one large frame, or several small ones; `None` at the end.
@@ -253,15 +266,28 @@ impl Outlet {
     /// # Errors
     /// The link ended.
     pub async fn room(&self) -> Result<usize, Gone> {
-        poll_fn(|context| self.poll_room(context)).await
+        poll_fn(|context| self.poll_room(context, 1)).await
     }
 
-    fn poll_room(&self, context: &Context<'_>) -> Poll<Result<usize, Gone>> {
+    /// Waits until `bytes`, at most a frame's, may be sent at once.
+    ///
+    /// # Errors
+    /// The link ended.
+    pub async fn room_for(&self, bytes: usize) -> Result<(), Gone> {
+        poll_fn(|context| self.poll_room(context, bytes)).await.map(|_| ())
+    }
+
+    /// A buffer of [`FRAME_BYTES`] whose content means nothing: one that was written, or a new one.
+    pub fn spare(&self) -> Vec<u8> {
+        self.outbox.state.borrow_mut().spares.pop().unwrap_or_else(|| vec![0; FRAME_BYTES])
+    }
+
+    fn poll_room(&self, context: &Context<'_>, bytes: usize) -> Poll<Result<usize, Gone>> {
         let mut state = self.outbox.state.borrow_mut();
         let full = state.queued_bytes >= QUEUED_BYTES_MAX;
         let lane = state.lane(self.stream)?;
         let available = lane.window.available();
-        if available > 0 && !full {
+        if available >= bytes && !full {
             return Poll::Ready(Ok(available));
         }
         lane.waker = Some(context.waker().clone());
@@ -291,7 +317,8 @@ impl Outlet {
                 seal(frame, channel.kind(), self.stream);
                 // A buffer that is mostly empty stays with its owner.
                 let whole = if bytes >= CHUNK_BYTES / 2 {
-                    std::mem::replace(frame, Vec::with_capacity(FRAME_BYTES))
+                    let spare = state.spares.pop().unwrap_or_else(|| Vec::with_capacity(FRAME_BYTES));
+                    std::mem::replace(frame, spare)
                 } else {
                     frame.clone()
                 };
@@ -300,6 +327,21 @@ impl Outlet {
         }
         frame.clear();
         frame.resize(HEADER_BYTES, 0);
+    }
+
+    /// Queues a whole frame as it is; the caller has seen [`room_for`](Self::room_for) it.
+    pub fn whole(&self, channel: Channel, mut frame: Vec<u8>) {
+        let bytes = frame.len() - HEADER_BYTES;
+        let mut state = self.outbox.state.borrow_mut();
+        if self.ended.get() || bytes == 0 {
+            return;
+        }
+        if let Ok(lane) = state.lane(self.stream) {
+            let taken = lane.window.take(bytes);
+            debug_assert_eq!(taken, bytes, "the caller has seen room for it");
+            seal(&mut frame, channel.kind(), self.stream);
+            state.push(self.stream, frame);
+        }
     }
 
     /// Queues data that lies elsewhere, waiting for room as often as it takes.

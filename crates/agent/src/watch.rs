@@ -1,0 +1,57 @@
+//! Reports changes of files until the host has seen enough.
+
+use std::os::fd::AsFd as _;
+use std::rc::Rc;
+
+use kiln_wire::{ErrorCode, Fault, Message, Reply, WatchRequest};
+use tokio::task::spawn_blocking;
+
+use crate::agent::Agent;
+use crate::exec::cancelled;
+use crate::files::{Root, Watcher};
+use crate::link::{End, Gone, Outlet, Stream};
+use crate::watched::watch_reading;
+
+/// Serves the stream to its end; it has none but a fault.
+pub async fn serve(_: Rc<Agent>, stream: Stream, request: WatchRequest) {
+    let fault = tokio::select! {
+        biased;
+        end = stream.inbox.ended() => if let End::Fault(fault) = end { fault } else { cancelled() },
+        result = report(&stream.outlet, request) => match result {
+            Err(fault) => fault,
+            Ok(never) => match never {},
+        },
+    };
+    stream.outlet.fail(fault);
+}
+
+async fn report(outlet: &Outlet, request: WatchRequest) -> Result<std::convert::Infallible, Fault> {
+    let broke = |error: &dyn std::fmt::Display| Fault::new(ErrorCode::Io, format!("the watch broke: {error}"));
+    let place = spawn_blocking(move || Watcher::new(Root::new(None)?, &request.path, request.recursive));
+    let mut watcher = place.await.map_err(|error| broke(&error))??;
+    let descriptor = watcher.as_fd().try_clone_to_owned().map_err(|error| broke(&error))?;
+    let events_wait = watch_reading(descriptor).map_err(|error| broke(&error))?;
+    send(outlet, Reply::Watching).await?;
+    loop {
+        let mut guard = events_wait.readable().await.map_err(|error| broke(&error))?;
+        // A directory that appeared in a tree is walked, so this may block.
+        let turn = spawn_blocking(move || {
+            let mut events = Vec::new();
+            let count = watcher.read(&mut events)?;
+            Ok::<_, Fault>((watcher, events, count))
+        });
+        let (same, events, count) = turn.await.map_err(|error| broke(&error))??;
+        watcher = same;
+        if count == 0 {
+            guard.clear_ready();
+        }
+        drop(guard);
+        for event in events {
+            send(outlet, Reply::Changed(event)).await?;
+        }
+    }
+}
+
+async fn send(outlet: &Outlet, reply: Reply) -> Result<(), Fault> {
+    outlet.send(&Message::Reply(Box::new(reply))).await.map_err(|Gone| cancelled())
+}
