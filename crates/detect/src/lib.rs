@@ -37,6 +37,7 @@
 //! a guest that means to mislead.
 #![forbid(unsafe_code)]
 
+mod boot;
 mod console;
 mod finding;
 mod frames;

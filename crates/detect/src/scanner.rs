@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::boot::{Boot, Step};
 use crate::console::{ConsoleLine, KernelLine};
 use crate::finding::{Finding, Kind, Severity};
 use crate::pattern::Text;
@@ -31,12 +32,6 @@ pub const REPORT_QUIET: Duration = Duration::from_secs(10);
 /// Findings that wait to be handed out. A row can complete several reports, but only a hostile guest more than a few.
 const READY_MAX: usize = 32;
 
-/// The clock of a boot that has long reached its programs, should it not have said so.
-const BOOTED_FOR_SURE: Duration = Duration::from_secs(30);
-
-/// A boot console that stays on repeats the log once, banner and all; more banners are boots.
-const BANNERS_OF_A_BOOT_MAX: usize = 2;
-
 /// Finds the reports in the lines of one console.
 ///
 /// The same report comes up as often as the kernel prints it: a task that hangs is a finding every two minutes. Who
@@ -48,17 +43,6 @@ pub struct Scanner {
     boot: Boot,
     /// The kernel stamps its lines, so what has no stamp is not the kernel's.
     stamped: bool,
-}
-
-/// What is known of the boot that goes on.
-#[derive(Debug, Default)]
-struct Boot {
-    banners: usize,
-    reached_user_space: bool,
-    /// Somebody asked for the restart that comes.
-    orderly: bool,
-    /// A finding has said why the machine will stop.
-    fatal: bool,
 }
 
 impl Scanner {
@@ -75,9 +59,6 @@ impl Scanner {
             self.stamped |= line.stamp.is_some();
             if line.stamp.is_some() || !self.stamped {
                 self.take(&line, row.at);
-            } else {
-                // Programs print, so there are programs.
-                self.boot.reached_user_space |= self.boot.banners > 0 && !line.text.trim().is_empty();
             }
         }
         self.ready.pop_front()
@@ -102,7 +83,12 @@ impl Scanner {
 
     fn take(&mut self, line: &KernelLine<'_>, at: Duration) {
         let text = Text::new(line.text);
-        self.follow_boot(line, &text, at);
+        let (orderly, fatal) = (self.boot.orderly, self.boot.fatal);
+        match self.boot.follow(line, &text) {
+            Step::Onward => {}
+            Step::Retold => return,
+            Step::Another => self.reboot(line.text, at, orderly, fatal),
+        }
         let heading =
             SIGNATURES.iter().find_map(|signature| text.find(signature.heading).map(|holes| (signature, holes)));
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
@@ -142,31 +128,23 @@ impl Scanner {
         Some(index)
     }
 
-    /// Sees boots begin, reach programs and end.
-    fn follow_boot(&mut self, line: &KernelLine<'_>, text: &Text<'_>, at: Duration) {
-        self.boot.reached_user_space |=
-            line.stamp.is_some_and(|stamp| stamp > BOOTED_FOR_SURE) || text.is_any(signatures::USER_SPACE);
-        self.boot.orderly |= text.is_any(signatures::ORDERLY);
-        if !text.is_any(&[signatures::BANNER]) {
-            return;
+    /// Closes what the boot before has left open; says so if it had no reason to end.
+    fn reboot(&mut self, first_line: &str, at: Duration, orderly: bool, mut fatal: bool) {
+        while !self.open.is_empty() {
+            fatal |= self.close(0);
         }
-        self.boot.banners += 1;
-        if !self.boot.reached_user_space && self.boot.banners <= BANNERS_OF_A_BOOT_MAX {
-            return;
-        }
-        self.close_if(|_| true);
-        if !self.boot.orderly && !self.boot.fatal {
+        self.boot.fatal = false;
+        if !orderly && !fatal {
             self.hand_out(Finding {
                 title: "unexpected reboot".to_owned(),
                 kind: Kind::Reboot,
                 severity: Severity::Fatal,
                 function: None,
                 corrupted: false,
-                extract: vec![line.text.to_owned()],
+                extract: vec![first_line.to_owned()],
                 at,
             });
         }
-        self.boot = Boot { banners: 1, ..Boot::default() };
     }
 
     fn close_if(&mut self, is_over: impl Fn(&Report) -> bool) {
@@ -175,10 +153,13 @@ impl Scanner {
         }
     }
 
-    fn close(&mut self, index: usize) {
+    /// Makes a finding of an open report, and says whether it explains why the machine will stop.
+    fn close(&mut self, index: usize) -> bool {
         let report = self.open.remove(index);
-        self.boot.fatal |= report.severity() == Severity::Fatal;
+        let fatal = report.severity() == Severity::Fatal;
+        self.boot.fatal |= fatal;
         self.hand_out(report.finding());
+        fatal
     }
 
     /// Queues a finding; when there is no room, one of the least severe has to go.

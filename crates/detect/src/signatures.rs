@@ -64,9 +64,6 @@ const fn warning(kind: Kind, heading: &'static str, title: &'static str) -> Sign
 /// The kernel announces itself: a boot.
 pub(crate) const BANNER: &str = "^Linux version ";
 
-/// Lines of a boot that got as far as programs.
-pub(crate) const USER_SPACE: &[&str] = &["^Run {} as init process", "^Freeing unused kernel"];
-
 /// Lines before a restart that somebody asked for.
 pub(crate) const ORDERLY: &[&str] =
     &["^reboot: ", "^sysrq: Resetting", "^Restarting system", "^kexec_core: Starting new kernel"];

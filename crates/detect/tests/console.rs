@@ -176,18 +176,24 @@ fn a_panic_that_follows_from_a_report_belongs_to_it() {
 
 #[test]
 fn a_second_boot_that_nobody_asked_for_is_a_finding() {
-    let boot = "[    0.000000] Linux version 6.1.0\n[    1.000000] Run /init as init process\nhello\n";
-    assert_eq!(titles(&format!("{boot}{boot}")), ["unexpected reboot"]);
-    assert_eq!(titles(&format!("{boot}[    2.000000] reboot: Restarting system\n{boot}")), [""; 0]);
-    let panicked = format!("{boot}[    2.000000] Kernel panic - not syncing: x\n{boot}");
+    let first = "[    0.000000] Linux version 6.1.0\n[    1.000000] Run /init as init process\nhello\n";
+    let second = "[    0.000000] Linux version 6.1.0\n[    1.000001] Run /init as init process\nhello\n";
+    assert_eq!(titles(&format!("{first}{second}")), ["unexpected reboot"]);
+    assert_eq!(titles(&format!("{first}[    2.000000] reboot: Restarting system\n{second}")), [""; 0]);
+    let panicked = format!("{first}[    2.000000] Kernel panic - not syncing: x\n{second}");
     assert_eq!(titles(&panicked), ["kernel panic: x"]);
 }
 
 #[test]
-fn a_boot_console_that_repeats_the_log_is_no_reboot() {
-    let early = "[    0.000000] Linux version 6.1.0\n[    0.100000] printk: console [ttyS0] enabled\n";
-    assert_eq!(titles(&early.repeat(2)), [""; 0]);
-    assert_eq!(titles(&early.repeat(3)), ["unexpected reboot"]);
+fn a_log_that_is_shown_on_the_console_again_says_nothing_new() {
+    let mut log = "[    0.000000] Linux version 6.1.0\n".to_owned();
+    for number in 0..20 {
+        log.push_str(&format!("[    1.{number:06}] line {number}\n"));
+    }
+    log.push_str("[    2.000000] WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2\n[    2.000001]  f+0x1/0x2\n");
+    log.push_str("[    2.000002] ---[ end trace 0 ]---\n");
+    assert_eq!(titles(&log), ["WARNING in f"]);
+    assert_eq!(titles(&log.repeat(3)), ["WARNING in f"]);
 }
 
 #[test]
