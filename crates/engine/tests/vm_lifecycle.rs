@@ -17,6 +17,7 @@ async fn vm_that_powers_off_says_so_and_leaves_nothing() {
     assert_eq!(lab.vms(), [vm.id().as_str()]);
     let console = console_until(&mut events, "reboot: Power down").await;
     assert!(console.contains("Linux version") && console.contains("kiln-agent: init"), "{console}");
+    assert!(!console.contains('\x1b'), "the console is the guest's alone: {console:?}");
     let exit = end(&vm).await;
     assert_eq!(exit.reason, ExitReason::GuestPoweredOff);
     assert_eq!(lab.vms(), [""; 0]);

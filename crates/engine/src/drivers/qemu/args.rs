@@ -50,7 +50,9 @@ pub(crate) struct Facts {
 /// QEMU's arguments for a VM.
 pub(crate) fn arguments(spec: &VmSpec, facts: &Facts, sockets: &Sockets) -> Vec<OsString> {
     let mut line = Line::default();
-    line.flags(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
+    line.flags(&["-nodefaults", "-no-user-config", "-no-reboot"]);
+    // `-nographic` would do, but then the BIOS clears the screen of whoever watches the console.
+    line.option("-display", "none");
     line.option("-sandbox", SANDBOX);
     line.option("-nic", "none");
     machine(&mut line, spec, facts);
@@ -178,7 +180,7 @@ mod tests {
     fn the_line_for_an_ordinary_vm_is_this() {
         assert_eq!(
             line(&spec(), &facts(Accelerator::Tcg)),
-            "-nodefaults -no-user-config -nographic -no-reboot \
+            "-nodefaults -no-user-config -no-reboot -display none \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny -nic none \
              -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 512M \
              -kernel /i/vmlinuz -initrd /i/initramfs -append quiet console=ttyS0 panic=-1 \
