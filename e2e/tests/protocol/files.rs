@@ -98,19 +98,20 @@ fn a_part_of_a_file_is_read_by_bytes() {
         let (agent, link) = Agent::linked().await;
         let path = agent.path("file");
         fs::write(&path, "0123456789").expect("the directory is ours");
-        for (range, expected, truncated) in [
-            (bytes(3, None), "3456789", false),
-            (bytes(3, Some(4)), "3456", true),
-            (bytes(3, Some(7)), "3456789", false),
-            (bytes(3, Some(100)), "3456789", false),
-            (bytes(0, Some(0)), "", true),
-            (bytes(10, None), "", false),
-            (bytes(i64::MAX, None), "", false),
-            (bytes(0, Some(i64::MAX)), "0123456789", false),
+        for (range, expected) in [
+            (bytes(3, None), "3456789"),
+            (bytes(3, Some(4)), "3456"),
+            (bytes(3, Some(7)), "3456789"),
+            (bytes(3, Some(100)), "3456789"),
+            (bytes(0, Some(0)), ""),
+            (bytes(10, None), ""),
+            (bytes(i64::MAX, None), ""),
+            (bytes(0, Some(i64::MAX)), "0123456789"),
         ] {
             let (read, done) = read(&link, &path, range).await.expect("a plain file");
             assert_eq!(String::from_utf8_lossy(&read), expected, "{range:?}");
-            assert_eq!((done.bytes, done.truncated), (expected.len() as u64, truncated), "{range:?}");
+            // Who asks for four bytes and gets four has what was asked for.
+            assert_eq!((done.bytes, done.truncated), (expected.len() as u64, false), "{range:?}");
         }
     });
 }

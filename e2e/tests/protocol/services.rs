@@ -87,13 +87,15 @@ fn an_interval_that_is_too_short_is_invalid() {
 fn the_agents_log_tells_what_it_did() {
     bounded(async {
         let agent = Agent::listening();
-        drop(agent.link().await.expect("the agent answers"));
+        let mut noisy = agent.raw();
+        noisy.write(&[0xff; 4]);
+        while noisy.frame_or_end().is_some() {}
         let link = agent.link().await.expect("the agent answers");
         let request = Message::Logs(LogsRequest { source: LogSource::Agent, follow: false });
         let (_sender, mut receiver) = link.open(&request).expect("the link is up");
         let (log, _) = take(&mut receiver).await.expect("a log");
         let log = String::from_utf8(log).expect("text");
-        assert!(!log.is_empty() && log.ends_with('\n'), "{log:?}");
+        assert!(log.contains("protocol error") && log.ends_with('\n'), "{log:?}");
     });
 }
 
