@@ -21,6 +21,8 @@ mod packages;
 mod recipe;
 mod space;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use build::{BuildOptions, BuildStep};
 pub use command::CommandError;

@@ -375,7 +375,7 @@ fn read_package(
 pub(crate) struct BusyboxFile {
     pub(crate) bytes: Vec<u8>,
     /// Where it is installed, if it is.
-    installed: Option<Utf8PathBuf>,
+    pub(crate) installed: Option<Utf8PathBuf>,
 }
 
 /// A static busybox.

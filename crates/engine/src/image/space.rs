@@ -8,7 +8,7 @@ const MIB: u64 = 1 << 20;
 
 /// A filesystem without the room for what shall be put there.
 #[derive(Debug, thiserror::Error)]
-#[error("no space left for `{path}`: {needed_mib} MiB are needed, {available_mib} MiB are free")]
+#[error("no space left for `{path}`: {needed_mib} MiB are needed, {}", self.found())]
 pub struct NoSpace {
     /// What was to be written.
     pub path: Utf8PathBuf,
@@ -19,6 +19,13 @@ pub struct NoSpace {
 }
 
 impl NoSpace {
+    fn found(&self) -> String {
+        match self.available_mib {
+            enough if enough >= self.needed_mib => "more than a quota or a limit on file sizes allows".into(),
+            available_mib => format!("{available_mib} MiB are free"),
+        }
+    }
+
     fn new(path: &Utf8Path, needed_bytes: u64, available_bytes: u64) -> Self {
         let (needed_mib, available_mib) = (needed_bytes.div_ceil(MIB), available_bytes / MIB);
         Self { path: path.into(), needed_mib, available_mib }
@@ -56,6 +63,14 @@ mod tests {
         let words = check("/tmp".into(), u64::MAX).expect_err("no disk is that large").to_string();
         assert!(words.contains("`/tmp`") && words.contains("17592186044416 MiB are needed"), "{words}");
         check("/tmp".into(), 1).expect("fits");
+    }
+
+    #[test]
+    fn a_limit_is_told_apart_from_a_full_disk() {
+        let full = NoSpace { path: "/x".into(), needed_mib: 57, available_mib: 40 };
+        assert_eq!(full.to_string(), "no space left for `/x`: 57 MiB are needed, 40 MiB are free");
+        let limit = NoSpace { available_mib: 9000, ..full };
+        assert!(limit.to_string().ends_with("57 MiB are needed, more than a quota or a limit on file sizes allows"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
@@ -13,7 +14,7 @@ use super::modules::ModulesError;
 use super::packages::SourceError;
 use super::recipe::MINI;
 use super::space::NoSpace;
-use crate::home::{Home, PARTIAL_SUFFIX};
+use crate::home::{Home, Partial};
 
 /// Version of `image.json` and of what the digest covers.
 const FORMAT: u32 = 1;
@@ -363,12 +364,14 @@ impl ImageStore {
     /// Removes an image's directory, which is never seen half removed.
     pub(super) fn discard(&self, digest: &str) -> Result<(), ImageError> {
         let dir = self.dir(digest);
-        let partial = Utf8PathBuf::from(format!("{dir}{PARTIAL_SUFFIX}"));
-        match fs::rename(&dir, &partial) {
-            Ok(()) => fs::remove_dir_all(&partial).map_err(ImageError::io(&partial)),
-            // A name without an image is gone with its name.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(ImageError::io(&dir)(error)),
+        if !dir.exists() {
+            return Ok(());
+        }
+        // Moved into a partial directory, it is gone at once for readers, and swept if this ends half-way.
+        let partial = Partial::create(&self.home.images(), "removed").map_err(ImageError::io(&dir))?;
+        match fs::rename(&dir, partial.path().join(digest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(&dir)(error)),
+            _ => Ok(()),
         }
     }
 
@@ -380,7 +383,10 @@ impl ImageStore {
         let directory = self.names_dir();
         let write = || -> io::Result<()> {
             fs::create_dir_all(&directory)?;
-            let mut file = tempfile::Builder::new().prefix(".").tempfile_in(&directory)?;
+            let mut file = tempfile::Builder::new()
+                .prefix(".")
+                .permissions(PermissionsExt::from_mode(0o644))
+                .tempfile_in(&directory)?;
             writeln!(file, "{digest}")?;
             file.as_file().sync_all()?;
             file.persist(directory.join(name))?;
