@@ -84,6 +84,7 @@ impl Tree {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Header<'a> {
     inode: u32,
     mode: u32,

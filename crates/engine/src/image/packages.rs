@@ -134,7 +134,7 @@ pub(crate) fn find_kernel(
     cache: &Utf8Path,
     download: &mut dyn FnMut(&str),
 ) -> Result<KernelPackage, SourceError> {
-    let cached = || newest_deb(cache, |name| is_kernel_package(name));
+    let cached = || newest_deb(cache, is_kernel_package);
     match source {
         KernelSource::Deb(path) => return Ok(KernelPackage::Deb(path.clone())),
         KernelSource::Files { vmlinuz, modules_dir } => {

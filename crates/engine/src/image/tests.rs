@@ -73,7 +73,7 @@ fn a_built_image_is_found_by_name_digest_and_the_digests_beginning() {
     for asked in [MINI, &image.digest, &image.digest[..8]] {
         assert_eq!(scene.store.find(asked).expect("is there"), image, "{asked}");
     }
-    assert_eq!(scene.store.list().expect("reads"), [image.clone()]);
+    assert_eq!(scene.store.list().expect("reads"), std::slice::from_ref(&image));
     image.verify().expect("is whole");
     assert_eq!(image.kernel_version, RELEASE);
     assert_eq!(image.kernel_format, KernelFormat::Vmlinux);
