@@ -81,10 +81,10 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
     /// End the command after this long: 30s, 2m, 1h30m, 500ms
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// Give up on a VM that has not come up after this long
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
     pub boot_timeout: Duration,
     /// The most memory that the command and its children may use
     #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
@@ -93,7 +93,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub limit_pids: Option<u64>,
     /// The most CPU time
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub limit_cpu: Option<Duration>,
     /// The most output that is passed on; the rest is dropped
     #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]

@@ -22,7 +22,8 @@ impl RawMode {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Flush, &raw)?;
+        // What was typed while the VM booted is for the guest.
+        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(Self(Some(before)))
     }
 }
