@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   host ─▶ inbox ─▶ chunks ─▶ a turn in the pool (write)
-//!   host ◀─ outlet ◀─ frames ◀─ a turn in the pool (read), as much as there is room for
+//!   host ◀─ outlet ◀─ frames ◀─ a turn in the pool (read), one turn ahead
 //!   tar: a thread of its own for as long as the stream lasts, at most TAR_STREAMS_MAX
 //! ```
 //!
@@ -14,16 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use kiln_wire::{Channel, Done, ErrorCode, Fault, FilesRequest, HEADER_BYTES, Message, Reply};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::agent::Agent;
 use crate::exec::cancelled;
 use crate::files::{self, Answer, Append, AtomicWrite, Job, Packer, Reader, Unpacker};
-use crate::link::{CHUNK_BYTES, End, FRAME_BYTES, Gone, Outlet, Stream};
+use crate::link::{End, FRAME_BYTES, Gone, Outlet, Stream};
 
 /// Frames that one turn reads.
-const READ_FRAMES: usize = 4;
+const READ_FRAMES: usize = 2;
+/// Reads that may hold a turn's frames beside those that are queued.
+const READ_AHEAD_STREAMS_MAX: usize = 16;
 /// Archives at once; each has a thread.
 const TAR_STREAMS_MAX: usize = 16;
 /// Chunks between an archive's thread and its stream.
@@ -31,6 +33,7 @@ const TAR_QUEUE_CHUNKS: usize = 4;
 /// Stack of an archive's thread.
 const TAR_STACK_BYTES: usize = 256 << 10;
 
+static READ_AHEAD: Semaphore = Semaphore::const_new(READ_AHEAD_STREAMS_MAX);
 static TAR_STREAMS: AtomicUsize = AtomicUsize::new(0);
 
 /// Serves the stream to its end.
@@ -77,26 +80,45 @@ async fn in_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Se
 
 async fn read(outlet: &Outlet, reader: Reader) -> Result<Done, Fault> {
     reply(outlet, Reply::Stat(reader.stat().clone())).await?;
+    // With a permit the next turn reads while this one's frames wait for the host.
+    let ahead = READ_AHEAD.try_acquire().ok();
     let mut bytes = 0;
-    let mut reader = reader;
-    loop {
-        // A stream that is stalled holds no buffer.
-        let room = outlet.room().await.map_err(|Gone| cancelled())?;
-        let buffers = (0..(room / CHUNK_BYTES).clamp(1, READ_FRAMES)).map(|_| outlet.spare()).collect();
-        let (same, frames, at_end) = in_pool(move || fill(reader, buffers)).await?;
-        reader = same;
+    let mut turn = Turn::Idle(reader);
+    let reader = loop {
+        let running = match turn {
+            Turn::Running(running) => running,
+            Turn::Idle(reader) => {
+                // A stream that is stalled and has no permit holds no buffer.
+                outlet.room().await.map_err(|Gone| cancelled())?;
+                start_turn(outlet, reader)
+            }
+        };
+        let broke = |error| Fault::new(ErrorCode::Internal, format!("file work broke: {error}"));
+        let (reader, frames, at_end) = running.await.map_err(broke)??;
+        turn = if at_end || ahead.is_none() { Turn::Idle(reader) } else { Turn::Running(start_turn(outlet, reader)) };
         for frame in frames {
             let count = frame.len() - HEADER_BYTES;
             outlet.room_for(count).await.map_err(|Gone| cancelled())?;
             outlet.whole(Channel::Out, frame);
             bytes += count as u64;
         }
-        if at_end {
-            break;
-        }
-    }
+        turn = match turn {
+            Turn::Idle(reader) if at_end => break reader,
+            turn => turn,
+        };
+    };
     outlet.send(&Message::Eof).await.map_err(|Gone| cancelled())?;
     Ok(Done { bytes, truncated: reader.truncated(), ..Done::default() })
+}
+
+enum Turn {
+    Idle(Reader),
+    Running(JoinHandle<Result<Filled, Fault>>),
+}
+
+fn start_turn(outlet: &Outlet, reader: Reader) -> JoinHandle<Result<Filled, Fault>> {
+    let buffers = (0..READ_FRAMES).map(|_| outlet.spare()).collect();
+    spawn_blocking(move || fill(reader, buffers))
 }
 
 type Filled = (Reader, Vec<Vec<u8>>, bool);

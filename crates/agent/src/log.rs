@@ -36,7 +36,8 @@ struct Kmsg {
 /// Adds a line.
 pub fn note(mut line: String) {
     if line.len() > LINE_BYTES_MAX {
-        line.truncate(line.floor_char_boundary(LINE_BYTES_MAX));
+        let end = (0..=LINE_BYTES_MAX).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+        line.truncate(end);
     }
     let mut log = lock();
     if let Some(kmsg) = &mut log.kmsg {

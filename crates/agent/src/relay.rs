@@ -27,10 +27,7 @@ pub fn poll_read(
     short: ShortRead,
 ) -> Poll<Result<usize, Errno>> {
     loop {
-        let mut guard = match ready!(source.poll_read_ready(context)) {
-            Ok(guard) => guard,
-            Err(_) => return Poll::Ready(Err(Errno::IO)),
-        };
+        let Ok(mut guard) = ready!(source.poll_read_ready(context)) else { return Poll::Ready(Err(Errno::IO)) };
         match read(source, frame, room) {
             Err(Errno::AGAIN) => guard.clear_ready(),
             Err(Errno::INTR) => {}

@@ -1,7 +1,6 @@
 //! Kernel modules: found by `modules.dep` and `modules.alias`, loaded after what they depend on.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,7 +85,7 @@ impl Modules {
         let file = File::open(self.directory.join(path))?;
         let compressed = !path.ends_with(".ko");
         let flags = if compressed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
-        match rustix::system::finit_module(file, CStr::from_bytes_with_nul(b"\0").unwrap_or_default(), flags) {
+        match rustix::system::finit_module(file, c"", flags) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -42,6 +42,9 @@ const AGENT_MEMORY_MIN_BYTES: u64 = 16 << 20;
 const RESERVE_BYTES_MIN: u64 = 24 << 20;
 /// …and as a share of all memory.
 const RESERVE_PERCENT: u64 = 6;
+/// What they leave at least of the memory that was free when the agent started: a bound that the guest as a whole runs
+/// into first would let the kernel choose whom to kill.
+const SPARE_BYTES_MIN: u64 = 16 << 20;
 /// Share of the kernel's processes that all commands together may have.
 const PIDS_PERCENT: u64 = 80;
 
@@ -80,11 +83,9 @@ impl Cgroups {
         let (agent, jobs) = (root.join("agent"), root.join("jobs"));
         fs::create_dir_all(&agent)?;
         fs::create_dir_all(&jobs)?;
-        let memory = memory_total_bytes();
-        let reserve = RESERVE_BYTES_MIN.max(memory / 100 * RESERVE_PERCENT);
         fs::write(agent.join("cgroup.procs"), "0")?;
         fs::write(agent.join("memory.min"), AGENT_MEMORY_MIN_BYTES.to_string())?;
-        fs::write(jobs.join("memory.max"), memory.saturating_sub(reserve).to_string())?;
+        fs::write(jobs.join("memory.max"), jobs_memory_bytes().to_string())?;
         fs::write(jobs.join("pids.max"), (processes_max() * PIDS_PERCENT / 100).to_string())?;
         for controller in ["+memory", "+pids"] {
             fs::write(jobs.join("cgroup.subtree_control"), controller)?;
@@ -284,9 +285,15 @@ fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn memory_total_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    u64::from(info.mem_unit).saturating_mul(info.totalram)
+fn jobs_memory_bytes() -> u64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let bytes = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix("kB"));
+        line.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0) << 10
+    };
+    let total = bytes("MemTotal:");
+    let reserve = RESERVE_BYTES_MIN.max(total / 100 * RESERVE_PERCENT);
+    total.saturating_sub(reserve).min(bytes("MemAvailable:").saturating_sub(SPARE_BYTES_MIN))
 }
 
 fn processes_max() -> u64 {

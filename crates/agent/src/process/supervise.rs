@@ -74,7 +74,7 @@ pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome
             read = pump(&watch.outputs, &watch.job.agent, watch.dropping, sink), if !watch.outputs.is_empty() => {
                 watch.output(read, sink);
             }
-            fed = feed(watch.stdin.as_deref(), inbox), if end.is_none() => watch.fed(fed, inbox),
+            fed = feed(watch.stdin.as_deref(), inbox), if end.is_none() => watch.fed(&fed, inbox),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => watch.tick(),
         }
     }
@@ -242,7 +242,7 @@ impl<'a> Watch<'a> {
         scratch.truncate(HEADER_BYTES);
     }
 
-    fn fed(&mut self, fed: io::Result<()>, inbox: &Inbox) {
+    fn fed(&mut self, fed: &io::Result<()>, inbox: &Inbox) {
         let Some(stdin) = &self.stdin else {
             inbox.discard();
             return;

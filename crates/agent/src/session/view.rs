@@ -120,7 +120,7 @@ async fn idle(session: &Session) -> std::convert::Infallible {
             Some(until) if Instant::now() >= until => {
                 note(format!("session `{}` was idle for too long", session.name));
                 session.inbox.end(End::Cancelled);
-                std::future::pending().await
+                return std::future::pending().await;
             }
             Some(until) => {
                 tokio::select! {
