@@ -20,7 +20,7 @@
 //! }
 //! findings.extend(scanner.finish());
 //!
-//! assert_eq!(findings[0].title, "kernel panic: No working init found.");
+//! assert_eq!(findings[0].title, "kernel panic: No working init found");
 //! assert_eq!(findings[0].severity, Severity::Fatal);
 //! ```
 //!

@@ -27,8 +27,8 @@ const UTF8_TAIL_BYTES_MAX: usize = 3;
 pub struct Lines {
     /// The row so far, as it came; never longer than [`LINE_BYTES_MAX`].
     row: Vec<u8>,
-    /// The last byte was a CR, so a row end that follows with nothing between is the same row's.
-    after_carriage_return: bool,
+    /// A CR has ended the last row, so an LF that follows with nothing between ends the same.
+    ended_by_return: bool,
 }
 
 impl Lines {
@@ -43,15 +43,15 @@ impl Lines {
         let mut done = Vec::new();
         for &byte in bytes {
             match byte {
+                b'\n' if self.row.is_empty() && self.ended_by_return => self.ended_by_return = false,
+                b'\r' if self.row.is_empty() => {}
                 b'\r' | b'\n' => {
-                    if !self.row.is_empty() || (byte == b'\n' && !self.after_carriage_return) {
-                        done.push(clean(&self.row));
-                        self.row.clear();
-                    }
-                    self.after_carriage_return = byte == b'\r';
+                    done.push(clean(&self.row));
+                    self.row.clear();
+                    self.ended_by_return = byte == b'\r';
                 }
                 _ => {
-                    self.after_carriage_return = false;
+                    self.ended_by_return = false;
                     self.row.push(byte);
                     if self.row.len() == LINE_BYTES_MAX {
                         done.push(self.take_piece());
@@ -159,8 +159,9 @@ mod tests {
 
     #[test]
     fn an_empty_row_is_kept_and_a_doubled_end_is_not() {
-        assert_eq!(lines_of(b"\r\n\r\n"), [""; 0].to_vec());
-        assert_eq!(lines_of(b"\n\n"), ["", ""]);
+        assert_eq!(lines_of(b"\r\n\r\n"), ["", ""]);
+        assert_eq!(lines_of(b"a\r\n\r\r\n\nb"), ["a", "", "", "b"]);
+        assert_eq!(lines_of(b"\r\r\r"), [""; 0]);
     }
 
     #[test]
