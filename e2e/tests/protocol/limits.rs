@@ -39,6 +39,47 @@ fn a_command_that_keeps_its_wall_limit_is_not_timed_out() {
 }
 
 #[test]
+fn a_limit_of_cpu_time_ends_a_command_that_computes_and_no_other() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { cpu_ms: Some(100), ..Limits::default() };
+        let exited = run(&link, limited("while :; do :; done", limits)).await.exited;
+        assert!(exited.timed_out && matches!(exited.status, ExitStatus::Signal(_)), "{exited:?}");
+        assert!(exited.user_us + exited.sys_us >= 90_000, "{exited:?}");
+        let exited = run(&link, limited("sleep 0.2; exit 3", limits)).await.exited;
+        assert_eq!(
+            (exited.status, exited.timed_out),
+            (ExitStatus::Code(3), false),
+            "sleeping takes no time of the CPU"
+        );
+    });
+}
+
+#[test]
+fn a_limit_under_which_nothing_could_run_is_invalid() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        for limits in [
+            Limits { cpu_ms: Some(0), ..Limits::default() },
+            Limits { wall_ms: Some(0), ..Limits::default() },
+            Limits { files: Some(0), ..Limits::default() },
+        ] {
+            assert_eq!(refusal(&link, limited("true", limits)).await.code, ErrorCode::InvalidRequest);
+        }
+    });
+}
+
+#[test]
+fn limits_of_any_size_are_taken() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let most = Some(u64::MAX);
+        let limits = Limits { cpu_ms: most, wall_ms: most, output_bytes: most, ..Limits::default() };
+        assert_eq!(run(&link, limited("exit 4", limits)).await.exited.status, ExitStatus::Code(4));
+    });
+}
+
+#[test]
 fn output_over_its_limit_is_dropped_and_the_command_goes_on() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;

@@ -237,10 +237,56 @@ fn a_session_that_writes_is_not_idle() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let spec = SessionSpec { name: Some("busy".into()), idle_timeout_ms: Some(400), ..SessionSpec::default() };
-        let script = "i=0; while [ $i -lt 100 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5";
+        let script = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5";
         drop(link.exec(with_spec(script, spec)).await.expect("starts"));
         let info = wait_for(&link, "busy", |session| session.state != SessionState::Running).await;
         assert_eq!(info.state, SessionState::Exited { code: 5 }, "it ran for longer than its idle timeout");
+    });
+}
+
+#[test]
+fn a_session_that_somebody_looks_at_is_not_idle() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let spec = SessionSpec { name: Some("seen".into()), idle_timeout_ms: Some(50), ..SessionSpec::default() };
+        let exec = link.exec(with_spec("sleep 1000", spec)).await.expect("starts");
+        let info = wait_for(&link, "seen", |session| session.idle_ms > 150).await;
+        assert_eq!(info.state, SessionState::Running);
+        drop(exec);
+        wait_for(&link, "seen", |session| session.state != SessionState::Running).await;
+    });
+}
+
+#[test]
+fn the_name_of_a_session_that_ended_can_be_used_again() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        drop(link.exec(session("one", "exit 9")).await.expect("starts"));
+        wait_for(&link, "one", |session| session.state != SessionState::Running).await;
+        let again = link.exec(session("one", "sleep 1000")).await.expect("the name is free");
+        let sessions = list(&link).await;
+        assert_eq!(sessions.len(), 1);
+        assert_eq!((sessions[0].pid, sessions[0].state), (again.started.pid, SessionState::Running));
+    });
+}
+
+#[test]
+fn the_number_of_sessions_has_a_bound_and_an_end_makes_room() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let mut running = Vec::new();
+        let refused = loop {
+            match link.exec(with_spec("sleep 1000", SessionSpec::default())).await {
+                Ok(exec) => running.push(exec),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(code::<()>(Err(refused)), ErrorCode::LimitExceeded);
+        assert!(running.len() >= 16, "at least 16 fit, not only {}", running.len());
+        let name = running[0].started.session.clone().expect("a name");
+        ask(&link, SessionsRequest::Kill { session: name.clone(), signal: 9 }).await.expect("it runs");
+        wait_for(&link, &name, |session| session.state != SessionState::Running).await;
+        link.exec(session("one-more", "sleep 1000")).await.expect("there is room");
     });
 }
 

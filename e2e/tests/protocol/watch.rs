@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use kiln_e2e::{Agent, bounded};
 use kiln_engine::link::{Event, GuestLink, StreamError, StreamReceiver, StreamSender};
-use kiln_wire::{ErrorCode, Message, Reply, WatchEventKind, WatchRequest};
+use kiln_wire::{ErrorCode, Kind, Message, Reply, WatchEventKind, WatchRequest};
 
 use crate::common::code;
 
@@ -125,17 +125,39 @@ fn a_watch_goes_on_until_it_is_cancelled() {
 }
 
 #[test]
-fn more_changes_than_anybody_reads_do_not_grow_the_agent() {
-    bounded(async {
-        let (agent, link) = Agent::linked().await;
-        fs::create_dir(agent.path("d")).expect("ours");
-        let _unread = watch(&link, &agent.path("d"), false).await.expect("it is there");
-        let before = agent.rss_peak_bytes();
-        for number in 0..20_000 {
-            let path = agent.path(&format!("d/{}", number % 50));
-            fs::write(&path, "x").expect("ours");
+fn more_changes_than_anybody_reads_are_told_as_an_overflow_and_do_not_grow_the_agent() {
+    const CHANGES: usize = 60_000;
+    let (agent, mut raw) = Agent::greeted();
+    let files = [agent.path("one"), agent.path("two")];
+    for file in &files {
+        fs::write(file, "x").expect("ours");
+    }
+    let path = agent.directory().to_str().expect("UTF-8").into();
+    raw.send(1, &Message::Watch(WatchRequest { path, recursive: false }));
+    assert_eq!(raw.frame_of(1).kind, Kind::REPLY);
+    let before = agent.rss_peak_bytes();
+    for number in 0..CHANGES {
+        // Of two files in turn, since the kernel joins an event with an equal one before it.
+        let permissions = fs::Permissions::from_mode(0o600 + (number as u32 & 7));
+        fs::set_permissions(&files[number % 2], permissions).expect("ours");
+    }
+    // The last change is told after all that came before it.
+    fs::write(agent.path("last"), "").expect("ours");
+    let (mut told, mut overflows) = (0, 0);
+    loop {
+        let frame = raw.frame_of(1);
+        let Message::Reply(reply) = frame.message() else { panic!("{frame:?}") };
+        let Reply::Changed(event) = *reply else { panic!("{reply:?}") };
+        match event.change {
+            WatchEventKind::Overflow => overflows += 1,
+            WatchEventKind::Attributes => told += 1,
+            _ if event.path.to_string().ends_with("last") => break,
+            other => panic!("{other:?}"),
         }
-        link.ping().await.expect("the link goes on");
-        assert!(agent.rss_peak_bytes() - before < 8 << 20);
-    });
+        if overflows > 0 {
+            break;
+        }
+    }
+    assert!(told == CHANGES || overflows > 0, "{} of {CHANGES} are gone in silence", CHANGES - told);
+    assert!(agent.rss_peak_bytes() - before < 8 << 20);
 }
