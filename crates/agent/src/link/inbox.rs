@@ -287,3 +287,95 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Context;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        let mut context = Context::from_waker(Waker::noop());
+        match pin!(future).poll(&mut context) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    fn inbox() -> Rc<Inbox> {
+        Inbox::of_stream(&Rc::default(), StreamId(1))
+    }
+
+    #[test]
+    fn more_than_the_window_is_refused() {
+        let inbox = inbox();
+        assert_eq!(inbox.data(&vec![0; WINDOW_BYTES as usize]), Ok(()));
+        assert!(inbox.data(b"x").is_err());
+        inbox.discard();
+        assert_eq!(inbox.data(b"x"), Ok(()));
+    }
+
+    #[test]
+    fn data_that_nobody_wants_is_credited_all_the_same() {
+        let inbox = inbox();
+        inbox.eof();
+        for _ in 0..64 {
+            assert_eq!(inbox.data(&[0; 65_536]), Ok(()));
+        }
+    }
+
+    #[test]
+    fn controls_are_folded() {
+        let inbox = inbox();
+        for signal in 0..1000 {
+            inbox.signal(signal);
+            inbox.resize(Resize { rows: 1, cols: u16::try_from(signal).expect("small") });
+        }
+        inbox.end(End::Cancelled);
+        inbox.end(End::LinkLost);
+        assert_eq!(now(inbox.control()), Some(Control::End(End::Cancelled)), "the first reason counts");
+        let state = inbox.state.borrow();
+        assert_eq!((state.signals.len(), state.resize.map(|size| size.cols)), (SIGNALS_MAX, Some(999)));
+    }
+
+    #[test]
+    fn a_shared_inbox_asks_to_wait_once_it_is_full() {
+        let inbox = Inbox::shared();
+        inbox.put(&vec![0; WINDOW_BYTES as usize]);
+        assert_eq!(now(inbox.room()), None);
+        inbox.close();
+        assert_eq!(now(inbox.room()), Some(()), "what is closed holds nobody up");
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_out_as_they_went_in(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 0..30),
+            takes in prop::collection::vec(0usize..5000, 1..50),
+        ) {
+            let inbox = inbox();
+            let mut expected = Vec::new();
+            for piece in &pieces {
+                prop_assert_eq!(inbox.data(piece), Ok(()));
+                expected.extend_from_slice(piece);
+            }
+            inbox.eof();
+            let mut got = Vec::new();
+            for take in takes {
+                inbox.with_front(|bytes| {
+                    let used = take.min(bytes.len());
+                    got.extend_from_slice(&bytes[..used]);
+                    (used, ())
+                });
+            }
+            while let Some(Some(chunk)) = now(inbox.chunk()) {
+                got.extend_from_slice(&chunk);
+            }
+            prop_assert_eq!(got, expected);
+            prop_assert!(inbox.is_drained());
+        }
+    }
+}

@@ -437,3 +437,154 @@ fn seal(frame: &mut [u8], kind: Kind, stream: StreamId) {
     header[..4].copy_from_slice(&length.to_be_bytes());
     frame[..HEADER_BYTES].copy_from_slice(&header);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use kiln_wire::Decoder;
+    use kiln_wire::credit::WINDOW_BYTES;
+
+    use super::*;
+
+    fn outlet(outbox: &Rc<Outbox>, id: u32) -> Outlet {
+        outbox.open(StreamId(id)).expect("the id is free")
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        let mut context = Context::from_waker(Waker::noop());
+        match pin!(future).poll(&mut context) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    fn put(outlet: &Outlet, bytes: usize) {
+        let mut frame = frame_buffer();
+        frame.resize(HEADER_BYTES + bytes, 7);
+        outlet.data(Channel::Out, &mut frame);
+        assert_eq!(frame.len(), HEADER_BYTES, "the buffer is left for the next data");
+    }
+
+    /// Everything that is queued, as (stream, kind, length).
+    fn written(outbox: &Outbox) -> Vec<(u32, Kind, usize)> {
+        let mut decoder = Decoder::new();
+        let mut frames = Vec::new();
+        while let Some(Some(bytes)) = now(outbox.next()) {
+            decoder.push(&bytes);
+            while let Some(frame) = decoder.next().expect("frames are whole and sealed") {
+                frames.push((frame.stream.0, frame.kind, frame.payload.len()));
+            }
+        }
+        frames
+    }
+
+    #[test]
+    fn streams_take_turns_and_the_link_goes_first() {
+        let outbox = Rc::new(Outbox::default());
+        let (a, b) = (outlet(&outbox, 1), outlet(&outbox, 3));
+        for _ in 0..2 {
+            put(&a, CHUNK_BYTES);
+        }
+        put(&b, CHUNK_BYTES);
+        outbox.link(StreamId::LINK, &Message::Pong(b"x"));
+        let order: Vec<_> = written(&outbox).into_iter().map(|(stream, ..)| stream).collect();
+        assert_eq!(order, [0, 1, 3, 1]);
+    }
+
+    #[test]
+    fn a_stream_stops_at_its_window_and_goes_on_with_credit() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        let mut sent = 0;
+        while let Some(Ok(room)) = now(a.room()) {
+            let bytes = room.min(CHUNK_BYTES);
+            put(&a, bytes);
+            sent += bytes;
+        }
+        assert_eq!(sent, WINDOW_BYTES as usize);
+        assert_eq!(written(&outbox).iter().map(|(.., bytes)| bytes).sum::<usize>(), sent);
+        assert_eq!(now(a.room()), None, "writing alone opens no window");
+        outbox.credit(StreamId(1), 10);
+        assert_eq!(now(a.room()), Some(Ok(10)));
+        assert_eq!(now(a.room_for(11)), None);
+    }
+
+    #[test]
+    fn all_streams_together_are_bounded() {
+        let outbox = Rc::new(Outbox::default());
+        let outlets: Vec<_> = (0..100).map(|index| outlet(&outbox, 2 * index + 1)).collect();
+        let mut queued = 0;
+        for outlet in &outlets {
+            while let Some(Ok(room)) = now(outlet.room()) {
+                put(outlet, room.min(CHUNK_BYTES));
+                queued += room.min(CHUNK_BYTES);
+            }
+        }
+        assert!(queued <= QUEUED_BYTES_MAX + FRAME_BYTES, "{queued}");
+        written(&outbox);
+        assert!(matches!(now(outlets[99].room()), Some(Ok(_))), "what was written makes room again");
+    }
+
+    #[test]
+    fn small_data_is_joined_and_stays_behind_what_was_before_it() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        put(&a, 3);
+        put(&a, 4);
+        let mut err = frame_buffer();
+        err.push(1);
+        a.data(Channel::Err, &mut err);
+        put(&a, 5);
+        a.end(&Message::Done(kiln_wire::Done::default()));
+        let frames = written(&outbox);
+        let kinds: Vec<_> = frames.iter().map(|(_, kind, bytes)| (*kind, *bytes)).take(3).collect();
+        assert_eq!(kinds, [(Kind::DATA_OUT, 7), (Kind::DATA_ERR, 1), (Kind::DATA_OUT, 5)]);
+        assert_eq!(frames[3].1, Kind::DONE);
+    }
+
+    #[test]
+    fn only_the_first_end_is_told_and_the_id_is_free_once_it_is_written() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        a.end(&Message::Done(kiln_wire::Done::default()));
+        a.fail(Fault::new(ErrorCode::Io, "late"));
+        assert!(outbox.open(StreamId(1)).is_none(), "its end still waits");
+        assert_eq!(written(&outbox).len(), 1);
+        let again = outlet(&outbox, 1);
+        drop(a);
+        assert_eq!(written(&outbox), [], "the old stream's outlet does not touch the new one");
+        drop(again);
+        assert_eq!(written(&outbox).first().map(|frame| frame.1), Some(Kind::ERROR), "no stream ends without a word");
+    }
+
+    #[test]
+    fn a_closed_link_lets_everybody_go() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        outbox.close();
+        assert_eq!(now(a.room()), Some(Err(Gone)));
+        assert_eq!(now(a.send(&Message::Eof)), Some(Err(Gone)));
+        assert_eq!(now(outbox.next()), Some(None));
+    }
+
+    #[test]
+    fn last_words_are_written_before_the_end() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        put(&a, 10);
+        outbox.link(StreamId::LINK, &Message::Pong(b""));
+        outbox.finish();
+        assert!(matches!(now(outbox.next()), Some(Some(bytes)) if bytes.len() == HEADER_BYTES));
+        assert_eq!(now(outbox.next()), Some(None));
+    }
+
+    #[test]
+    fn a_reply_that_fits_no_frame_ends_the_stream_with_a_fault() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        let huge = "x".repeat(2 << 20);
+        assert_eq!(now(a.send(&Message::Started(kiln_wire::Started { pid: 1, session: Some(huge) }))), Some(Ok(())));
+        assert_eq!(written(&outbox).iter().map(|frame| frame.1).collect::<Vec<_>>(), [Kind::ERROR]);
+    }
+}
