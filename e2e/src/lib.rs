@@ -6,6 +6,8 @@
 //!     └─ connect()  RawLink: any bytes at all, for what a broken or hostile host does
 //! ```
 
+pub mod guest;
+
 mod agent;
 mod kiln;
 mod raw;
