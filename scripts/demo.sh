@@ -10,12 +10,18 @@ export KILN_HOME=$user_home
 share_downloads "$test_home" "$user_home"
 step "image mini" "$kiln" image build mini --agent "$static_agent"
 
-# Shows a command as one would type it, its output and what it took from start to end, boot included.
+# quoted WORD…: the words as one would type them.
+quoted() {
+    local word
+    for word in "$@"; do
+        if [[ $word =~ ^[A-Za-z0-9_./:=-]+$ ]]; then printf ' %s' "$word"; else printf ' %s' "${word@Q}"; fi
+    done
+}
+
+# Shows a command, its output and what it took from start to end, boot included.
 show() {
     local started ended code=0
-    printf '\n$ kiln'
-    printf ' %q' "$@"
-    printf '\n'
+    printf '\n$ kiln%s\n' "$(quoted "$@")"
     started=$(date +%s%3N)
     "$kiln" "$@" || code=$?
     ended=$(date +%s%3N)
@@ -26,7 +32,7 @@ show() {
 show run -- uname -a
 # shellcheck disable=SC2016 # the guest's shell expands it
 show run -e NAME=kiln -- sh -c 'echo "hello from $NAME, pid $$, $(nproc) CPU"'
-echo 'a file, from outside' | show run -i -- sha256sum
+show run -i -- sha256sum <LICENSE
 show run -- sh -c 'exit 3' || true
 
 printf '\nthis host: %s; try: %s run -t -- sh\n' "$(uname -sr)" "$kiln"
