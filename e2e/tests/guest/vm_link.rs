@@ -9,19 +9,17 @@ use tokio::io::AsyncWriteExt as _;
 #[test]
 fn a_link_that_died_inside_a_frame_is_followed_by_a_working_one() {
     in_vm(async {
-        let guest = Guest::boot(|_| {}).await;
+        let Guest { vm, link } = Guest::boot(|_| {}).await;
+        drop(link);
         for cut in [1, 4, 9, 500] {
-            drop(guest.link.clone());
-            let mut stale = guest.vm.link_stream().await.expect("the port takes a connection");
+            let mut stale = vm.link_stream().await.expect("the port takes a connection");
             let mut frame = Vec::new();
             encode(Kind::DATA_IN, StreamId(1), &[0x55; 1000], &mut frame).expect("it fits");
             stale.write_all(&frame[..cut]).await.expect("the port takes bytes");
             drop(stale);
+            let link = Guest::link(&vm).await;
+            assert!(link.ping().await.is_ok(), "after {cut} bytes");
         }
-        let Guest { vm, link } = guest;
-        drop(link);
-        let link = Guest::link(&vm).await;
-        assert_eq!(Guest { vm, link }.text("echo alive").await, "alive");
     });
 }
 
