@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use kiln_wire::{Channel, Done, ErrorCode, Fault, ForwardRequest, HEADER_BYTES, Message, Reply};
+use kiln_wire::{Channel, Done, ErrorCode, Fault, ForwardRequest, HEADER_BYTES, Message, Reply, Text};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use tokio::net::{TcpStream, UnixStream};
@@ -75,11 +75,27 @@ async fn connect(request: &ForwardRequest) -> Result<Watched, Fault> {
             socket.set_nodelay(true).and_then(|()| socket.into_std()).map_err(failed)?.into()
         }
         ForwardRequest::Unix { path } => {
+            check_socket_path(path)?;
             let socket = UnixStream::connect(path.as_path()).await.map_err(failed)?;
             socket.into_std().map_err(failed)?.into()
         }
     };
     watch(socket).map_err(failed)
+}
+
+/// The kernel takes these for other kinds of addresses, or for none.
+fn check_socket_path(path: &Text) -> Result<(), Fault> {
+    /// `sun_path` with its ending zero.
+    const PATH_BYTES_MAX: usize = 107;
+    let bytes = path.as_bytes();
+    if bytes.is_empty() || bytes.contains(&0) {
+        return Err(Fault::new(ErrorCode::InvalidRequest, format!("`{path}` is no path of a socket")));
+    }
+    if bytes.len() > PATH_BYTES_MAX {
+        let words = format!("`{path}` has {} bytes, and a socket's path at most {PATH_BYTES_MAX}", bytes.len());
+        return Err(Fault::new(ErrorCode::NameTooLong, words));
+    }
+    Ok(())
 }
 
 fn name(request: &ForwardRequest) -> String {

@@ -79,6 +79,15 @@ enum Phase {
     Open,
 }
 
+/// What follows on the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// More bytes, of this link or of the next.
+    Bytes,
+    /// Nothing that counts.
+    Nothing,
+}
+
 /// What a link ends with.
 enum Farewell {
     /// To be told to the host.
@@ -129,19 +138,30 @@ impl Server {
                     }
                     Piece::Bytes(_) if self.phase == Phase::Silent => {}
                     Piece::Bytes(bytes) => {
-                        decoder.push(bytes);
-                        if let Err(farewell) = self.frames(&mut decoder) {
-                            decoder.clear();
-                            self.farewell(farewell).await;
-                            if !self.transport.is_port() {
-                                return Ok(());
-                            }
+                        if self.bytes(bytes, &mut decoder).await == Next::Nothing {
+                            return Ok(());
                         }
                     }
                 }
             }
+            if self.phase != Phase::Silent
+                && let Some(bytes) = scanner.release(decoder.missing_bytes())
+            {
+                if self.bytes(bytes, &mut decoder).await == Next::Nothing {
+                    return Ok(());
+                }
+            }
             self.streams.outbox().link_room().await;
         }
+    }
+
+    /// Takes bytes of the link, and says what can follow.
+    async fn bytes(&mut self, bytes: &[u8], decoder: &mut Decoder) -> Next {
+        decoder.push(bytes);
+        let Err(farewell) = self.frames(decoder) else { return Next::Bytes };
+        decoder.clear();
+        self.farewell(farewell).await;
+        if self.transport.is_port() { Next::Bytes } else { Next::Nothing }
     }
 
     /// A new link takes the place of the one that was.
