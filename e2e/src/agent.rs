@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use kiln_engine::link::{GuestLink, LinkError, LinkOptions};
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,6 +15,11 @@ use tempfile::TempDir;
 
 use crate::raw::RawLink;
 use crate::wait::{WAIT_DEADLINE, until};
+
+/// How often a process that is being stopped is looked at …
+const STOP_LOOKS: usize = 500;
+/// … and after how long each time.
+const STOP_LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
 /// The agent under test: `KILN_AGENT_BIN`, else the static one of this workspace.
 ///
@@ -187,9 +194,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Stopped first, so that it starts nothing while its descendants are looked for.
-        signal(self.pid(), Signal::STOP);
-        for pid in descendants(self.pid()) {
+        for pid in stopped_tree(self.pid()) {
             signal(pid, Signal::KILL);
         }
         // Both fail only where it has ended already.
@@ -222,13 +227,27 @@ fn children(pid: u32) -> Vec<u32> {
     lists.flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect()
 }
 
-fn descendants(root: u32) -> BTreeSet<u32> {
+/// A process and its descendants, each stopped before its children are looked for, so that none is born unseen.
+fn stopped_tree(root: u32) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
-    let mut to_see = children(root);
+    let mut to_see = vec![root];
     while let Some(pid) = to_see.pop() {
         if found.insert(pid) {
+            stop(pid);
             to_see.extend(children(pid));
         }
     }
     found
+}
+
+/// Stops a process and waits, not for long, until it has stopped: a drop must not fail.
+fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    for _ in 0..STOP_LOOKS {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        match stat.rsplit(") ").next().and_then(|rest| rest.chars().next()) {
+            None | Some('T' | 't' | 'Z' | 'X') => return,
+            Some(_) => thread::sleep(STOP_LOOK_INTERVAL),
+        }
+    }
 }
