@@ -20,8 +20,8 @@ use crate::log::note;
 use crate::process::signals::{self, Signals};
 use crate::transport::Transport;
 
-/// Threads for blocking file work.
-const BLOCKING_THREADS_MAX: usize = 6;
+/// Threads for blocking file work, and for children until their programs run.
+const BLOCKING_THREADS_MAX: usize = 8;
 
 /// The one runtime of the process. Call it once, before anything else starts a thread.
 ///

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_wire::Limits;
@@ -62,7 +63,7 @@ pub struct Cgroups {
 #[derive(Debug)]
 pub struct Group {
     name: String,
-    directory: OwnedFd,
+    directory: Arc<OwnedFd>,
     /// CPU time of earlier commands.
     cpu_base: Duration,
     /// No command ran in it yet.
@@ -203,59 +204,64 @@ impl Cgroups {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = openat(&self.jobs, &name, flags, Mode::empty())?;
         write(directory.as_fd(), "memory.oom.group", "1")?;
+        let directory = Arc::new(directory);
         Ok(Group { name, directory, cpu_base: Duration::ZERO, fresh: true, spoiled: Cell::new(false) })
     }
 }
 
 impl Group {
     /// For clone3.
-    pub fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
+    pub fn directory(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.directory)
     }
 
     /// Kills every process in it.
     pub fn kill(&self) {
         self.spoiled.set(true);
-        if let Err(error) = write(self.directory(), "cgroup.kill", "1") {
+        if let Err(error) = write(self.directory.as_fd(), "cgroup.kill", "1") {
             note(format!("can't kill control group `{}`: {error}", self.name));
         }
     }
 
     /// CPU time of the command and everything it started.
     pub fn cpu(&self) -> Duration {
-        let micros = read(self.directory(), "cpu.stat").ok().and_then(|text| field(&text, "usage_usec")).unwrap_or(0);
+        let micros =
+            read(self.directory.as_fd(), "cpu.stat").ok().and_then(|text| field(&text, "usage_usec")).unwrap_or(0);
         Duration::from_micros(micros).saturating_sub(self.cpu_base)
     }
 
     /// Memory that it is charged for.
     pub fn memory_bytes(&self) -> u64 {
-        number(self.directory(), "memory.current").unwrap_or(0)
+        number(self.directory.as_fd(), "memory.current").unwrap_or(0)
     }
 
     /// Processes and threads in it.
     pub fn pids(&self) -> u64 {
-        number(self.directory(), "pids.current").unwrap_or(0)
+        number(self.directory.as_fd(), "pids.current").unwrap_or(0)
     }
 
     /// Whether the kernel killed one of its processes for want of memory.
     pub fn oom_killed(&self) -> bool {
         self.spoiled.set(true);
-        read(self.directory(), "memory.events").ok().and_then(|text| field(&text, "oom_kill")).is_some_and(|n| n > 0)
+        read(self.directory.as_fd(), "memory.events")
+            .ok()
+            .and_then(|text| field(&text, "oom_kill"))
+            .is_some_and(|n| n > 0)
     }
 
     fn is_populated(&self) -> bool {
-        read(self.directory(), "cgroup.events").ok().and_then(|text| field(&text, "populated")) == Some(1)
+        read(self.directory.as_fd(), "cgroup.events").ok().and_then(|text| field(&text, "populated")) == Some(1)
     }
 
     fn limit(&self, limits: &Limits) -> io::Result<()> {
         self.spoiled.set(true);
         if let Some(bytes) = limits.memory_bytes {
-            write(self.directory(), "memory.max", &bytes.to_string())?;
+            write(self.directory.as_fd(), "memory.max", &bytes.to_string())?;
             // Absent in kernels without swap.
-            let _ = write(self.directory(), "memory.swap.max", "0");
+            let _ = write(self.directory.as_fd(), "memory.swap.max", "0");
         }
         if let Some(pids) = limits.pids {
-            write(self.directory(), "pids.max", &pids.to_string())?;
+            write(self.directory.as_fd(), "pids.max", &pids.to_string())?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What the child does between clone and execve. It may only make system calls: it shares nothing with the agent but
-//! a copy of its memory, where any lock may be held.
+//! What the child does between clone and execve. It runs in the agent's own memory, where any lock may be held, so it
+//! makes system calls and nothing else.
 #![expect(unsafe_code, reason = "a child after clone may use nothing but raw system calls")]
 
 use std::ffi::{CStr, c_char, c_int};
@@ -26,8 +26,8 @@ pub(super) struct Plan<'a> {
     pub limits: &'a [(u32, u64)],
     /// Undoes the agent's own exemption from the OOM killer.
     pub reset_oom: bool,
-    /// Takes a [`Failure`]; closed by a successful execve.
-    pub report: RawFd,
+    /// What failed, and errno; read by the parent, which shares this memory.
+    pub failure: Option<(Stage, c_int)>,
 }
 
 pub(super) struct Identity<'a> {
@@ -39,7 +39,7 @@ pub(super) struct Identity<'a> {
 /// What failed before the program ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    Session = 1,
+    Session,
     Terminal,
     Stdio,
     Identity,
@@ -53,35 +53,15 @@ pub(super) enum Stage {
     Interpreter,
 }
 
-impl Stage {
-    pub(super) const ALL: [Self; 9] = [
-        Self::Session,
-        Self::Terminal,
-        Self::Stdio,
-        Self::Identity,
-        Self::Limits,
-        Self::Directory,
-        Self::Execute,
-        Self::Search,
-        Self::Interpreter,
-    ];
-}
-
-/// Length of a report: stage and errno.
-pub(super) const REPORT_BYTES: usize = 8;
-
 /// Runs in the child; never returns.
 ///
 /// # Safety
-/// Only in a child that was just cloned and shares no memory; all pointers in `plan` live and lists end with null.
+/// Only in a child that was just cloned, while the thread that made it is suspended; all pointers in `plan` live and
+/// lists end with null.
 pub(super) unsafe fn run(plan: &mut Plan<'_>) -> ! {
     // SAFETY: the caller's promise is the same as that of the functions called.
     unsafe {
-        let (stage, errno) = prepare_and_execute(plan);
-        let mut report = [0u8; REPORT_BYTES];
-        report[..4].copy_from_slice(&(stage as u32).to_ne_bytes());
-        report[4..].copy_from_slice(&errno.to_ne_bytes());
-        libc::write(plan.report, report.as_ptr().cast(), REPORT_BYTES);
+        plan.failure = Some(prepare_and_execute(plan));
         libc::_exit(127)
     }
 }
@@ -106,11 +86,10 @@ unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
             check!(Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0));
         }
         if plan.reset_oom {
-            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            if fd >= 0 {
-                libc::write(fd, c"0".as_ptr().cast(), 1);
-                libc::close(fd);
-            }
+            // Closed by execve, or by the child's end.
+            let path = c"/proc/self/oom_score_adj".as_ptr();
+            let fd = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, libc::O_WRONLY | libc::O_CLOEXEC);
+            libc::syscall(libc::SYS_write, fd, c"0".as_ptr(), 1);
         }
         for (resource, value) in plan.limits {
             let limit = libc::rlimit { rlim_cur: *value, rlim_max: *value };
@@ -169,6 +148,6 @@ unsafe fn execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
 }
 
 fn errno() -> c_int {
-    // SAFETY: the location is this thread's own, in the child's copy of memory.
+    // SAFETY: the location is that of the thread that made the child, which is suspended meanwhile.
     unsafe { *libc::__errno_location() }
 }

@@ -2,21 +2,62 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kiln_wire::{ErrorCode, ExecRequest, Fault, Limits};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 
 use super::cgroup::Group;
 use super::command::Command;
-use super::reaper::Exit;
+use super::reaper::{Exit, Flight};
 use super::spawn::{Setup, Spawned, spawn};
 pub use super::stdio::Output;
 use super::stdio::{self, Ends};
 use super::tree;
 use crate::agent::{Agent, JobEntry};
 use crate::link::{End, Inbox};
+
+/// A child that is being made.
+struct Newborn {
+    agent: Rc<Agent>,
+    flight: Flight,
+    group: Option<Rc<Group>>,
+    ends: Ends,
+    started: Instant,
+    limits: Limits,
+}
+
+impl Newborn {
+    async fn finish(
+        self,
+        spawning: JoinHandle<std::io::Result<Spawned>>,
+        session: Option<String>,
+    ) -> Result<Job, Fault> {
+        let Self { agent, flight, group, ends, started, limits } = self;
+        let result =
+            spawning.await.map_err(|error| Fault::new(ErrorCode::Internal, format!("spawn broke: {error}")))?;
+        let Spawned { pid, pidfd, fault } = match result {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                if let Some(group) = group {
+                    agent.give_back(group);
+                }
+                return Err(io_fault("new process", &error));
+            }
+        };
+        let pidfd = Rc::new(pidfd);
+        let status = flight.track(Rc::clone(&pidfd));
+        let entry = JobEntry { group: group.as_ref().map_or_else(Weak::new, Rc::downgrade), session };
+        agent.add_job(pid.unsigned_abs(), entry);
+        // From here on dropping the job kills what there is of it.
+        let job = Job { agent, pid, pidfd, group, ends, status: Some(status), started, limits };
+        fault.map_or(Ok(job), Err)
+    }
+}
 
 /// A command that runs. Dropping it kills everything that is left of it.
 #[derive(Debug)]
@@ -49,49 +90,36 @@ impl Job {
             Some(cgroups) => Some(cgroups.take(&request.limits).map_err(|error| io_fault("control group", &error))?),
             None => None,
         };
-        let rlimits = rlimits(&request.limits, group.is_some());
         let (ends, child_ends) =
             stdio::open(request, output, agent.null()).map_err(|error| io_fault("stdin, stdout and stderr", &error))?;
         let setup = Setup {
-            stdio: child_ends.stdio(),
+            ends: child_ends,
             terminal: request.tty.is_some(),
-            limits: &rlimits,
+            limits: rlimits(&request.limits, group.is_some()),
             reset_oom: agent.is_oom_exempt(),
             cgroup: group.as_ref().map(|group| group.directory()),
         };
         let started = Instant::now();
-        let spawned = spawn(&command, &setup).map_err(|error| io_fault("new process", &error))?;
-        drop(child_ends);
-        let Spawned { pid, pidfd, report } = spawned;
-        let pidfd = Rc::new(pidfd);
-        let status = agent.reaper().track(pid, Rc::clone(&pidfd));
-        let entry = JobEntry {
-            group: group.as_ref().map_or_else(Weak::new, Rc::downgrade),
-            session: session.map(str::to_owned),
-        };
-        agent.add_job(pid.unsigned_abs(), entry);
-        // From here on dropping the job kills the child, also one that hangs before its execve.
-        let job = Self {
-            agent: Rc::clone(agent),
-            pid,
-            pidfd,
-            group,
-            ends,
-            status: Some(status),
-            started,
-            limits: request.limits,
-        };
+        let flight = agent.reaper().expect_child();
+        let pid = flight.pid();
+        let pid_cell = Arc::clone(&pid);
+        let spawning = spawn_blocking(move || spawn(&command, &setup, &pid_cell));
+        let born = Newborn { agent: Rc::clone(agent), flight, group, ends, started, limits: request.limits };
+        let mut birth = Box::pin(born.finish(spawning, session.map(str::to_owned)));
         tokio::select! {
             biased;
-            result = report.running(&command) => result?,
-            end = inbox.ended() => return Err(match end {
-                End::Fault(fault) => Some(fault),
-                End::Cancelled | End::LinkLost => None,
-            }),
+            job = &mut birth => job.map_err(Some),
+            end = inbox.ended() => {
+                // A child that hangs before its execve has a pid; one that has none yet is killed with its job.
+                tree::kill_process(pid.load(Ordering::Acquire));
+                spawn_local(async move { drop(birth.await) });
+                Err(match end {
+                    End::Fault(fault) => Some(fault),
+                    End::Cancelled | End::LinkLost => None,
+                })
+            }
         }
-        Ok(job)
     }
-
     /// Pid in the guest.
     pub fn pid(&self) -> u32 {
         self.pid.unsigned_abs()

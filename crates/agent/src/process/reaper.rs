@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use kiln_wire::ExitStatus;
@@ -32,7 +34,23 @@ pub struct Exit {
 /// Who waits for which child.
 #[derive(Debug, Default)]
 pub struct Reaper {
-    tracked: RefCell<HashMap<i32, Tracked>>,
+    tracked: Rc<RefCell<HashMap<i32, Tracked>>>,
+    /// Children that are being made: their pid, once they have one, and their end, should it come first.
+    flights: Rc<RefCell<Vec<Expected>>>,
+}
+
+#[derive(Debug)]
+struct Expected {
+    pid: Arc<AtomicI32>,
+    exit: Option<Exit>,
+}
+
+/// A child that is being made. What ends before its owner is known is kept for the owner.
+#[derive(Debug)]
+pub struct Flight {
+    pid: Arc<AtomicI32>,
+    tracked: Rc<RefCell<HashMap<i32, Tracked>>>,
+    flights: Rc<RefCell<Vec<Expected>>>,
 }
 
 #[derive(Debug)]
@@ -42,11 +60,11 @@ struct Tracked {
 }
 
 impl Reaper {
-    /// Makes the caller the owner of a child. Call it before anything else can run after the child was made.
-    pub fn track(&self, pid: i32, pidfd: Rc<OwnedFd>) -> oneshot::Receiver<Exit> {
-        let (owner, status) = oneshot::channel();
-        self.tracked.borrow_mut().insert(pid, Tracked { pidfd, owner });
-        status
+    /// Announces a child. Call it before the child is made.
+    pub fn expect_child(&self) -> Flight {
+        let pid = Arc::new(AtomicI32::new(0));
+        self.flights.borrow_mut().push(Expected { pid: Arc::clone(&pid), exit: None });
+        Flight { pid, tracked: Rc::clone(&self.tracked), flights: Rc::clone(&self.flights) }
     }
 
     /// Reaps everything that ended. To be called for each SIGCHLD; several ends may share one.
@@ -60,9 +78,45 @@ impl Reaper {
                         let _ = owner.send(exit);
                     }
                 }
-                None => drop(reap(libc::P_PID, pid)),
+                None => {
+                    let exit = reap(libc::P_PID, pid);
+                    let mut flights = self.flights.borrow_mut();
+                    if let Some(expected) = flights.iter_mut().find(|one| one.pid.load(Ordering::Acquire) == pid) {
+                        expected.exit = exit;
+                    }
+                }
             }
         }
+    }
+}
+
+impl Flight {
+    /// Where the kernel puts the child's pid before the child runs.
+    pub fn pid(&self) -> Arc<AtomicI32> {
+        Arc::clone(&self.pid)
+    }
+
+    /// Makes the caller the owner of the child, which has a pid now.
+    pub fn track(self, pidfd: Rc<OwnedFd>) -> oneshot::Receiver<Exit> {
+        let (owner, status) = oneshot::channel();
+        let exit = self.land();
+        match exit {
+            Some(exit) => drop(owner.send(exit)),
+            None => drop(self.tracked.borrow_mut().insert(self.pid.load(Ordering::Acquire), Tracked { pidfd, owner })),
+        }
+        status
+    }
+
+    fn land(&self) -> Option<Exit> {
+        let mut flights = self.flights.borrow_mut();
+        let index = flights.iter().position(|one| Arc::ptr_eq(&one.pid, &self.pid))?;
+        flights.swap_remove(index).exit
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.land();
     }
 }
 

@@ -1,63 +1,67 @@
 //! Makes a child: one clone3 that gives a pidfd, clears signal handlers and puts the child into its control group.
 //!
-//! The child tells through a close-on-exec pipe what failed; its end means that the program runs. The agent waits for
-//! that without blocking: an execve from a file system that hangs must not take the agent with it.
+//! The child borrows the agent's memory until its program runs (CLONE_VM and CLONE_VFORK), so that nothing has to be
+//! copied, write-protected and faulted in again. The thread that makes it stands still meanwhile, perhaps for ever where
+//! a program lies on a file system that hangs, so it is one of the pool's and not the one that serves the host.
 #![expect(unsafe_code, reason = "clone3 is only reachable as a raw system call")]
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_void};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use kiln_wire::{ErrorCode, Fault};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::child::{self, Identity, Plan, REPORT_BYTES, Stage};
+use super::child::{self, Identity, Plan, Stage};
 use super::command::{Command, Directory};
-use crate::watched::watch_reading;
+use super::stdio::ChildEnds;
 
 // From linux/sched.h; two of them do not fit into the type that libc gives them.
+const CLONE_VM: u64 = 0x100;
 const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
+/// Stack of a child until its execve; it calls a few functions deep.
+const STACK_BYTES: usize = 32 << 10;
 
-/// A child between clone and execve.
+/// A child that was made.
 #[derive(Debug)]
 pub struct Spawned {
     /// Its pid, session and process group.
     pub pid: i32,
     /// Refers to it and nothing else.
     pub pidfd: OwnedFd,
-    /// Tells whether its program runs.
-    pub report: Report,
+    /// What kept its program from running.
+    pub fault: Option<Fault>,
 }
-
-/// The read end of the pipe that a successful execve closes.
-#[derive(Debug)]
-pub struct Report(OwnedFd);
 
 /// How the child is set up beside its [`Command`].
 #[derive(Debug)]
-pub struct Setup<'a> {
-    /// Descriptors that become 0, 1 and 2; all above 2.
-    pub stdio: [RawFd; 3],
+pub(super) struct Setup {
+    /// What becomes 0, 1 and 2; closed once the child has them.
+    pub ends: ChildEnds,
     /// Makes stdin the controlling terminal.
     pub terminal: bool,
     /// RLIMIT_* and its value.
-    pub limits: &'a [(u32, u64)],
+    pub limits: Vec<(u32, u64)>,
     /// Undoes the agent's own exemption from the OOM killer.
     pub reset_oom: bool,
     /// Directory of the control group to start in.
-    pub cgroup: Option<BorrowedFd<'a>>,
+    pub cgroup: Option<Arc<OwnedFd>>,
 }
 
-/// Starts a child.
+/// Starts a child and waits until its program runs, or does not.
+///
+/// `pid` is set before the child does anything.
 ///
 /// # Errors
-/// The kernel makes no process or no pipe.
-pub fn spawn(command: &Command, setup: &Setup<'_>) -> io::Result<Spawned> {
-    let (report, report_end) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+/// The kernel makes no process.
+pub(super) fn spawn(command: &Command, setup: &Setup, pid: &AtomicI32) -> io::Result<Spawned> {
     let argv = pointers(&command.argv);
     let env = pointers(&command.env);
     let candidates = pointers(&command.candidates);
@@ -74,75 +78,89 @@ pub fn spawn(command: &Command, setup: &Setup<'_>) -> io::Result<Spawned> {
         candidates: &candidates[..command.candidates.len()],
         directory,
         root_will_do,
-        stdio: setup.stdio,
+        stdio: setup.ends.stdio(),
         terminal: setup.terminal,
         identity: command.user.as_ref().map(|user| Identity { uid: user.uid, gid: user.gid, groups: &user.groups }),
-        limits: setup.limits,
+        limits: &setup.limits,
         reset_oom: setup.reset_oom,
-        report: report_end.as_raw_fd(),
+        failure: None,
     };
-    let (pid, pidfd) = clone(setup.cgroup, &mut plan)?;
-    Ok(Spawned { pid, pidfd, report: Report(report) })
+    let pidfd = clone(setup.cgroup.as_ref().map(|cgroup| cgroup.as_raw_fd()), &mut plan, pid)?;
+    let fault = plan.failure.map(|(stage, errno)| fault(command, stage, errno));
+    Ok(Spawned { pid: pid.load(Ordering::Acquire), pidfd, fault })
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-fn clone(cgroup: Option<BorrowedFd<'_>>, plan: &mut Plan<'_>) -> io::Result<(i32, OwnedFd)> {
+fn clone(cgroup: Option<RawFd>, plan: &mut Plan<'_>, pid: &AtomicI32) -> io::Result<OwnedFd> {
     let mut pidfd: RawFd = -1;
+    let mut stack = vec![0u128; STACK_BYTES / size_of::<u128>()];
     // SAFETY: all-zero bytes are a value of this plain struct; zero fields ask for nothing.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_PIDFD | CLONE_CLEAR_SIGHAND;
+    arguments.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_PARENT_SETTID | CLONE_CLEAR_SIGHAND;
     arguments.pidfd = (&raw mut pidfd) as u64;
+    arguments.parent_tid = pid.as_ptr() as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.stack = stack.as_mut_ptr() as u64;
+    arguments.stack_size = STACK_BYTES as u64;
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
-        arguments.cgroup = u64::try_from(cgroup.as_raw_fd()).expect("an open descriptor is not negative");
+        arguments.cgroup = u64::try_from(cgroup).expect("an open descriptor is not negative");
     }
-    // SAFETY: without CLONE_VM the child gets a copy of memory and goes on here like after fork; it only makes system
-    // calls from then on. The plan's pointers live in the caller's frame, of which the child has its copy.
-    let pid = unsafe {
-        let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
-        if pid == 0 {
-            child::run(plan);
-        }
-        pid
-    };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
+    // SAFETY: the arguments are whole; the stack, the plan and all it points to outlive the call, which returns only
+    // after the child has left this memory by execve or by its end.
+    let result = unsafe { clone3_with_entry(&mut arguments, (&raw mut *plan).cast()) };
+    drop(stack);
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EINVAL)));
     }
-    let pid = i32::try_from(pid).expect("pids fit into 22 bits");
     // SAFETY: the kernel put a new descriptor there, which nothing else owns.
-    Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
 }
 
-impl Report {
-    /// Waits until the program runs.
-    ///
-    /// # Errors
-    /// What kept it from running.
-    pub async fn running(self, command: &Command) -> Result<(), Fault> {
-        let report = watch_reading(self.0).map_err(|error| Fault::new(ErrorCode::Io, error.to_string()))?;
-        let mut bytes = [0; REPORT_BYTES];
-        loop {
-            // The end of the pipe is nearly always what comes next, so wait before the first look.
-            let mut guard = report.readable().await.map_err(|error| Fault::new(ErrorCode::Io, error.to_string()))?;
-            match rustix::io::read(&report, &mut bytes[..]) {
-                Err(Errno::AGAIN) => guard.clear_ready(),
-                Err(Errno::INTR) => {}
-                // A report is shorter than a pipe's atomic write, so it comes whole.
-                Ok(REPORT_BYTES) => return Err(fault(command, bytes)),
-                Ok(_) | Err(_) => return Ok(()),
-            }
-        }
+/// Calls clone3; the child calls [`entry`] on its own stack and never comes back here.
+///
+/// # Safety
+/// `arguments` ask for a stack of the child's own and for CLONE_VFORK; `plan` points to a [`Plan`].
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3_with_entry(arguments: &mut libc::clone_args, plan: *mut c_void) -> isize {
+    let result: isize;
+    // SAFETY: the parent goes on behind the block with all registers but those named as they were. The child has a
+    // fresh stack, aligned as a call needs it, and leaves the block only through a function that does not return.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, {plan}",
+            "call {entry}",
+            "ud2",
+            "2:",
+            plan = in(reg) plan,
+            entry = in(reg) entry as *const () as usize,
+            inlateout("rax") libc::SYS_clone3 as isize => result,
+            in("rdi") &raw mut *arguments,
+            in("rsi") size_of::<libc::clone_args>(),
+            out("rcx") _,
+            out("r11") _,
+        );
     }
+    result
 }
 
-fn fault(command: &Command, report: [u8; REPORT_BYTES]) -> Fault {
-    let [stage, errno] =
-        [0, 4].map(|at| i32::from_ne_bytes([report[at], report[at + 1], report[at + 2], report[at + 3]]));
-    let stage = Stage::ALL.into_iter().find(|known| *known as i32 == stage).unwrap_or(Stage::Session);
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("the agent knows how to make a child on x86-64 alone");
+
+/// Where the child starts.
+extern "C" fn entry(plan: *mut c_void) -> ! {
+    // SAFETY: `clone` passed a plan that lives until the child is gone from this memory, and its thread stands still.
+    unsafe { child::run(&mut *plan.cast::<Plan<'_>>()) }
+}
+
+fn fault(command: &Command, stage: Stage, errno: i32) -> Fault {
     let reason = Errno::from_raw_os_error(errno);
     let because = io::Error::from_raw_os_error(errno);
     let program = command.argv[0].to_string_lossy();

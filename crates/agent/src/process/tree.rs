@@ -17,6 +17,14 @@ pub(super) fn kill_pidfd(pidfd: RawFd) {
     unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, libc::SIGKILL, 0, 0) };
 }
 
+/// Kills one process, where there is one.
+pub(super) fn kill_process(pid: i32) {
+    if pid > 1 {
+        // SAFETY: plain numbers.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
 /// CPU time of one process.
 pub(super) fn cpu_of(pid: i32) -> Duration {
     /// The clock of all threads of a process, as the scheduler counts it.
