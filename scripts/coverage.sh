@@ -18,7 +18,8 @@ step "kiln and the tests, instrumented" build_tests
 
 export LLVM_PROFILE_FILE="$profiles/%m%c.profraw"
 export_test_environment "$CARGO_TARGET_DIR/debug/kiln" "$CARGO_TARGET_DIR/debug/kiln-agent"
-cargo nextest run --locked --workspace --profile quick "${nextest_voice[@]}" </dev/null
+tests=0
+cargo nextest run --locked --workspace --profile quick "${nextest_voice[@]}" </dev/null || tests=$?
 
 programs() {
     cargo build --locked --workspace --bins --tests --message-format json 2>/dev/null |
@@ -41,3 +42,4 @@ step "pages in $report/index.html" render
 
 unset RUSTFLAGS LLVM_PROFILE_FILE
 CARGO_TARGET_DIR=$target_dir cargo xtask coverage "$report/lcov.info" --floor 80 wire detect agent
+exit "$tests"
