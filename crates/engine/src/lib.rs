@@ -23,7 +23,7 @@ mod vm_spec;
 
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
 pub use drivers::fake::FakeEngine;
-pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError};
+pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError, TCG_CPU};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 pub use vm_dir::{VmId, recover};

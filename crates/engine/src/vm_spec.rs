@@ -6,8 +6,8 @@
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-/// Memory below this does not hold a Debian kernel and its initramfs.
-pub const MEMORY_MIB_MIN: u64 = 64;
+/// Memory below this does not hold a Debian kernel and its initramfs: 64 MiB does not boot, 80 MiB does.
+pub const MEMORY_MIB_MIN: u64 = 80;
 /// Guests may have more CPUs than their host, up to here.
 pub const CPUS_MAX: u32 = 64;
 /// Disks of one VM.
@@ -291,7 +291,7 @@ mod tests {
         for memory_mib in [0, MEMORY_MIB_MIN - 1, 4097, 1 << 20, u64::MAX] {
             let error = VmSpec { memory_mib, ..spec() }.validate(HOST).expect_err("out of bounds");
             let words = error.to_string();
-            assert!(words.contains("64 MiB") && words.contains("4096 MiB"), "{words}");
+            assert!(words.contains("80 MiB") && words.contains("4096 MiB"), "{words}");
             assert!(words.contains(&memory_mib.to_string()), "{words}");
         }
         for memory_mib in [MEMORY_MIB_MIN, 4096] {

@@ -46,7 +46,7 @@ fn an_unknown_image_is_named_with_what_to_do() {
 
 #[test]
 fn impossible_sizes_are_refused_with_their_bounds() {
-    refused(&["run", "-m", "0", "--", "true"], 2, &["memory", "64 MiB"]);
+    refused(&["run", "-m", "0", "--", "true"], 2, &["memory", "80 MiB"]);
     refused(&["run", "-m", "1T", "--", "true"], 2, &["memory", "1048576 MiB"]);
     refused(&["run", "-m", "9999999999", "--", "true"], 2, &["9999999999"]);
     refused(&["run", "-c", "0", "--", "true"], 2, &["cpus", "not 0"]);

@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use kiln_engine::TCG_CPU;
 use kiln_wire::{ExecRequest, ExitStatus, Text};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -73,7 +74,7 @@ async fn alone(bench: &Bench, kvm: bool) -> anyhow::Result<f64> {
 /// The machine that Kiln would start, without any of its devices.
 fn floor_args(bench: &Bench, kvm: bool) -> Vec<String> {
     let spec = bench.spec();
-    let (accel, cpu) = if kvm { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
+    let (accel, cpu) = if kvm { ("kvm", "host") } else { ("tcg,thread=multi", TCG_CPU) };
     let (smp, memory) = (spec.cpus.to_string(), format!("{}M", spec.memory_mib));
     let (kernel, initramfs, cmdline) = (&bench.image.kernel, &bench.image.initramfs, spec.kernel_cmdline());
     let flags = ["-nodefaults", "-no-user-config", "-no-reboot"];

@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::OnceCell;
 
+pub use self::args::TCG_CPU;
 pub use self::qmp::QmpError;
 pub(crate) use self::qmp::{Qmp, QmpEvent};
 pub use self::version::QemuVersion;
@@ -96,7 +97,12 @@ impl QemuEngine {
         *self.version.get_or_init(|| ask).await
     }
 
-    async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
+    /// What would run this spec's instructions. Decides [`AccelerationRequest::Auto`], which takes a probe guest of a
+    /// few seconds once; [`launch`](Engine::launch) does the same where this was not asked before.
+    ///
+    /// # Errors
+    /// The spec can't be started on this host.
+    pub async fn decide(&self, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
         spec.validate(host::limits())?;
         self.recovered.get_or_init(|| self.recover()).await;
         let kvm = match spec.acceleration {
@@ -105,9 +111,16 @@ impl QemuEngine {
                 Ok(()) => true,
                 Err(state) => return Err(LaunchError::NoKvm { reason: state.reason(), hint: state.hint() }),
             },
-            AccelerationRequest::Auto => acceleration::kvm_works(self, &spec).await.works(),
+            AccelerationRequest::Auto => acceleration::kvm_works(self, spec).await.works(),
         };
-        if kvm { self.launch_kvm(&spec).await } else { self.launch_with(&spec, Accelerator::Tcg).await }
+        Ok(if kvm { Acceleration::Kvm } else { Acceleration::Tcg })
+    }
+
+    async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
+        match self.decide(&spec).await? {
+            Acceleration::Kvm => self.launch_kvm(&spec).await,
+            Acceleration::Tcg | Acceleration::Native => self.launch_with(&spec, Accelerator::Tcg).await,
+        }
     }
 
     /// Clears what earlier processes left behind; a failure of that keeps no VM from starting.
