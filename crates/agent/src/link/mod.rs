@@ -146,10 +146,9 @@ impl Server {
             }
             if self.phase != Phase::Silent
                 && let Some(bytes) = scanner.release(decoder.missing_bytes())
+                && self.bytes(bytes, &mut decoder).await == Next::Nothing
             {
-                if self.bytes(bytes, &mut decoder).await == Next::Nothing {
-                    return Ok(());
-                }
+                return Ok(());
             }
             self.streams.outbox().link_room().await;
         }

@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -85,7 +85,7 @@ pub(super) fn spawn(command: &Command, setup: &Setup, pid: &AtomicI32) -> io::Re
         reset_oom: setup.reset_oom,
         failure: None,
     };
-    let pidfd = clone(setup.cgroup.as_ref().map(|cgroup| cgroup.as_raw_fd()), &mut plan, pid)?;
+    let pidfd = clone(setup.cgroup.as_ref().map(AsRawFd::as_raw_fd), &mut plan, pid)?;
     let fault = plan.failure.map(|(stage, errno)| fault(command, stage, errno));
     Ok(Spawned { pid: pid.load(Ordering::Acquire), pidfd, fault })
 }
