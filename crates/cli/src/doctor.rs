@@ -1,6 +1,5 @@
 //! `kiln doctor`: what this host can do, what is missing, how to get it.
 
-use anstream::println;
 use kiln_engine::acceleration;
 use kiln_engine::host::{FindingStatus, HostFinding, HostReport, inspect};
 use kiln_engine::image::MINI;
@@ -9,7 +8,7 @@ use owo_colors::OwoColorize as _;
 use crate::args::DoctorArgs;
 use crate::failure::{Failure, HOST};
 use crate::image;
-use crate::output::Progress;
+use crate::output::{Progress, print, print_json};
 
 /// Looks at the host and says what it found.
 pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
@@ -24,28 +23,28 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     let report = runtime.block_on(inspect(home.path(), guest.as_ref()));
     drop(progress);
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        print_json(&report)?;
     } else {
-        print(&report);
+        show(&report)?;
     }
     Ok(if report.is_ready() { 0 } else { HOST })
 }
 
-fn print(report: &HostReport) {
+fn show(report: &HostReport) -> anyhow::Result<()> {
     for HostFinding { name, status, detail, hint } in &report.findings {
         let status = match status {
             FindingStatus::Ok => "ok     ".green().to_string(),
             FindingStatus::Warn => "warn   ".yellow().to_string(),
             FindingStatus::Missing => "missing".red().to_string(),
         };
-        println!("{status}  {name:<14}  {detail}");
+        print(format_args!("{status}  {name:<14}  {detail}"))?;
         if let Some(hint) = hint {
-            println!("{:25}{} {hint}", "", "→".cyan());
+            print(format_args!("{:25}{} {hint}", "", "→".cyan()))?;
         }
     }
     if report.is_ready() {
-        println!("VMs run here{}", if report.kvm.works() { ", with KVM" } else { ", under TCG" });
+        print(format_args!("VMs run here{}", if report.kvm.works() { ", with KVM" } else { ", under TCG" }))
     } else {
-        println!("VMs can't run here yet");
+        print("VMs can't run here yet")
     }
 }

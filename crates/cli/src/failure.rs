@@ -2,6 +2,8 @@
 
 use owo_colors::OwoColorize as _;
 
+use crate::output::{plain, say};
+
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
 /// This host lacks something.
@@ -50,16 +52,16 @@ impl Failure {
         self.error
     }
 
-    /// The words without their causes, for JSON.
+    /// The chain in one line, for JSON.
     pub fn message(&self) -> String {
         format!("{:#}", self.error)
     }
 
     /// Prints the chain and the hint, once.
     pub fn print(&self) {
-        anstream::eprintln!("{} {:#}", "kiln:".red().bold(), self.error);
+        say(format_args!("{} {}", "kiln:".red().bold(), plain(&self.message())));
         if let Some(hint) = &self.hint {
-            anstream::eprintln!("{} {hint}", "hint:".cyan());
+            say(format_args!("{} {}", "hint:".cyan(), plain(hint)));
         }
     }
 }

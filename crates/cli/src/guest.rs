@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anstream::eprintln;
 use kiln_detect::{ConsoleLine, Finding, Lines, Scanner, Severity};
 use kiln_engine::link::{GuestLink, LinkError, LinkOptions};
 use kiln_engine::{Engine, Vm, VmEvent, VmEvents, VmExit, VmSpec};
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::failure::{Failure, VM};
 use crate::image::launch_failure;
+use crate::output::say;
 
 /// Lines of the console that are shown when a guest never came up.
 const BOOT_TAIL_LINES: usize = 20;
@@ -68,7 +68,9 @@ impl Guest {
         show_console: bool,
     ) -> Result<Self, Failure> {
         let started = Instant::now();
-        let mut vm = engine.launch(spec).await.map_err(launch_failure)?;
+        let launched = tokio::time::timeout(boot_timeout, engine.launch(spec)).await;
+        let late = |_| Failure::words(VM, format!("the VMM did not start within {boot_timeout:?}"));
+        let mut vm = launched.map_err(late)?.map_err(launch_failure)?;
         let findings = Findings::default();
         let console = Console { findings: findings.clone(), show: show_console, ..Console::default() };
         let (sender, mut gone) = watch::channel(None);
@@ -113,7 +115,7 @@ pub fn cut_off(gone: &Gone) -> Failure {
 /// Prints the kernel's own lines.
 pub fn print_extract(finding: &Finding) {
     for line in &finding.extract {
-        eprintln!("    {line}");
+        say(format_args!("    {line}"));
     }
 }
 
@@ -169,16 +171,23 @@ fn with_tail(vm: &Vm, words: String, gone: &Gone) -> Failure {
 
 /// Shows the end of the console on the way to a failure.
 fn tail(vm: &Vm, failure: Failure) -> Failure {
-    let lines = vm.console_tail(BOOT_TAIL_LINES);
-    if lines.is_empty() {
-        eprintln!("the guest's console is empty");
-    } else {
-        eprintln!("the last {} lines of the guest's console:", lines.len());
+    let lines = last_rows(&vm.console_tail(BOOT_TAIL_LINES));
+    match lines.len() {
+        0 => say("the guest's console is empty"),
+        count => say(format_args!("the last {count} lines of the guest's console:")),
     }
     for line in lines {
-        eprintln!("    {line}");
+        say(format_args!("    {line}"));
     }
     failure
+}
+
+/// The last rows of a console as a terminal may have them: a guest that draws or steers it made any number of each line.
+fn last_rows(raw: &[String]) -> Vec<String> {
+    let mut lines = Lines::new();
+    let mut rows: Vec<String> = raw.iter().flat_map(|line| lines.push(format!("{line}\n").as_bytes())).collect();
+    rows.drain(..rows.len().saturating_sub(BOOT_TAIL_LINES));
+    rows
 }
 
 /// Reads a VM's events to their end.
@@ -248,7 +257,7 @@ impl Console {
 
     fn line(&mut self, text: String) {
         if self.show {
-            eprintln!("{text}");
+            say(&text);
         }
         if let Some(finding) = self.scanner.push(&ConsoleLine { text, at: self.last }) {
             self.note(finding);
@@ -260,5 +269,20 @@ impl Console {
             self.crash = Some(finding.clone());
         }
         self.findings.push(finding);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_console_cannot_steer_the_terminal_of_its_reader() {
+        let mut raw = vec!["\x1b]0;title\x07boot\r\x1b[2Jok".to_owned()];
+        raw.extend((0..BOOT_TAIL_LINES).map(|number| format!("\x1b[31m{number}\rx")));
+        let rows = last_rows(&raw);
+        assert_eq!(rows.len(), BOOT_TAIL_LINES);
+        assert!(rows.iter().all(|row| !row.contains('\x1b') && !row.contains('\r')), "{rows:?}");
+        assert_eq!(rows.last().map(String::as_str), Some("x"));
     }
 }

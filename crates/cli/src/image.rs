@@ -1,6 +1,5 @@
 //! `kiln image`, and how other commands come to their image and engine.
 
-use anstream::{eprintln, println};
 use camino::{Utf8Path, Utf8PathBuf};
 use comfy_table::{Table, presets};
 use kiln_engine::home::Home;
@@ -11,7 +10,10 @@ use serde::Serialize;
 use crate::agent_binary;
 use crate::args::{ImageArgs, ImageBuildArgs, ImageCommand};
 use crate::failure::{Failure, HOST, USAGE};
-use crate::output::Progress;
+use crate::output::{Progress, print, print_json, say};
+
+/// Enough to tell the images of one host apart.
+const DIGEST_CHARS_SHOWN: usize = 12;
 
 /// Runs `kiln image …`.
 pub fn run(args: ImageArgs) -> Result<u8, Failure> {
@@ -78,10 +80,10 @@ fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
     let image = build_mini(&ImageStore::new(&home()?), agent_binary::find(args.agent)?, kernel, &progress)?;
     drop(progress);
     if args.json {
-        println!("{}", serde_json::to_string(&Listed::from(&image))?);
+        print_json(&Listed::from(&image))?;
     } else {
-        eprintln!("image {}: Linux {}", image.name, image.kernel_version);
-        println!("{}", image.digest);
+        say(format_args!("image {}: Linux {}", image.name, image.kernel_version));
+        print(&image.digest)?;
     }
     Ok(0)
 }
@@ -129,7 +131,7 @@ fn list(json: bool) -> Result<u8, Failure> {
     let images = ImageStore::new(&home()?).list().map_err(image_failure)?;
     if json {
         let listed: Vec<Listed> = images.iter().map(Listed::from).collect();
-        println!("{}", serde_json::to_string(&listed)?);
+        print_json(&listed)?;
         return Ok(0);
     }
     let mut table = Table::new();
@@ -137,9 +139,14 @@ fn list(json: bool) -> Result<u8, Failure> {
     table.set_header(["NAME", "DIGEST", "KERNEL", "SIZE"]);
     for image in &images {
         let size = format!("{:.1} MiB", image.size_bytes as f64 / f64::from(1 << 20));
-        table.add_row([image.name.clone(), image.digest[..12].to_owned(), image.kernel_version.clone(), size]);
+        table.add_row([
+            image.name.clone(),
+            image.digest.chars().take(DIGEST_CHARS_SHOWN).collect(),
+            image.kernel_version.clone(),
+            size,
+        ]);
     }
-    println!("{table}");
+    print(table)?;
     Ok(0)
 }
 
@@ -153,7 +160,7 @@ fn remove(names: &[String]) -> Result<u8, Failure> {
 
 fn verify(name: &str) -> Result<u8, Failure> {
     find(&home()?, name)?.verify().map_err(image_failure)?;
-    eprintln!("image {name} is as it was built");
+    say(format_args!("image {name} is as it was built"));
     Ok(0)
 }
 

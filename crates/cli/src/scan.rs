@@ -3,12 +3,12 @@
 use std::io::Read;
 use std::time::Duration;
 
-use anstream::println;
 use kiln_detect::{ConsoleLine, Finding, Lines, Scanner, Severity};
 use owo_colors::OwoColorize as _;
 
 use crate::args::ScanArgs;
 use crate::failure::Failure;
+use crate::output::{print, print_json};
 
 /// Something was found.
 const FOUND: u8 = 100;
@@ -18,9 +18,9 @@ const READ_BYTES: usize = 64 << 10;
 pub fn run(args: &ScanArgs) -> Result<u8, Failure> {
     let findings = if args.log == "-" { scan(std::io::stdin().lock())? } else { scan(fs_err::File::open(&args.log)?)? };
     if args.json {
-        println!("{}", serde_json::to_string(&findings)?);
+        print_json(&findings)?;
     } else {
-        print(&findings);
+        show(&findings)?;
     }
     let bad = findings.iter().any(|finding| finding.severity != Severity::Warning);
     Ok(if bad { FOUND } else { 0 })
@@ -44,14 +44,12 @@ fn scan(mut log: impl Read) -> std::io::Result<Vec<Finding>> {
     }
 }
 
-fn print(findings: &[Finding]) {
+fn show(findings: &[Finding]) -> anyhow::Result<()> {
     for finding in findings {
-        println!("{}", finding.title.bold());
+        print(finding.title.bold())?;
         for line in &finding.extract {
-            println!("    {line}");
+            print(format_args!("    {line}"))?;
         }
     }
-    if findings.is_empty() {
-        println!("nothing found");
-    }
+    if findings.is_empty() { print("nothing found") } else { Ok(()) }
 }

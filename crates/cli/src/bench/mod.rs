@@ -9,7 +9,6 @@ mod samples;
 
 use std::time::{Duration, SystemTime};
 
-use anstream::{eprintln, println};
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use comfy_table::{CellAlignment, Table, presets};
@@ -22,7 +21,7 @@ use crate::args::{BenchArgs, BenchGroup};
 use crate::failure::Failure;
 use crate::guest::Guest;
 use crate::image;
-use crate::output::Progress;
+use crate::output::{Progress, print, print_json, say};
 use machine::Machine;
 use samples::{Promise, Series};
 
@@ -72,12 +71,12 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
     drop(progress);
     if let Some(path) = &args.out {
         fs_err::write(path, serde_json::to_vec(&results)?)?;
-        eprintln!("raw samples: {path}");
+        say(format_args!("raw samples: {path}"));
     }
     if args.json {
-        println!("{}", serde_json::to_string(&results)?);
+        print_json(&results)?;
     } else {
-        print(&results);
+        show(&results)?;
     }
     let broken = results.promises.iter().any(|promise| !promise.kept());
     Ok(if args.check && broken { BROKEN } else { 0 })
@@ -140,9 +139,9 @@ impl Bench {
     }
 }
 
-fn print(results: &Results) {
+fn show(results: &Results) -> anyhow::Result<()> {
     let machine = &results.machine;
-    println!(
+    print(format_args!(
         "{} × {}, {} MiB, Linux {}, load {} · {} ({}) · guest: Linux {}, {} CPU, {} MiB",
         machine.cpus,
         machine.cpu,
@@ -154,7 +153,7 @@ fn print(results: &Results) {
         machine.guest_kernel,
         machine.guest_cpus,
         machine.guest_memory_mib
-    );
+    ))?;
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["", "p50", "p95", "p99", "max", "unit", "n"]);
@@ -169,9 +168,10 @@ fn print(results: &Results) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{table}");
+    print(table)?;
     for promise in &results.promises {
         let verdict = if promise.kept() { "kept".green().to_string() } else { "broken".red().to_string() };
-        println!("{verdict}: {}: {:.2} (bound {:.2})", promise.claim, promise.seen, promise.bound);
+        print(format_args!("{verdict}: {}: {:.2} (bound {:.2})", promise.claim, promise.seen, promise.bound))?;
     }
+    Ok(())
 }
