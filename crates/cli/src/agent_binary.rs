@@ -1,6 +1,7 @@
 //! Where the guest agent's binary is.
 
 use camino::Utf8PathBuf;
+use kiln_engine::host::is_static;
 
 use crate::failure::{Failure, HOST};
 
@@ -29,5 +30,5 @@ pub fn beside_kiln() -> Option<Utf8PathBuf> {
     }
     let kiln = Utf8PathBuf::from_path_buf(std::env::current_exe().ok()?).ok()?;
     let folder = kiln.parent()?;
-    PLACES.iter().map(|place| folder.join(place)).find(|path| path.is_file())
+    PLACES.iter().map(|place| folder.join(place)).find(|path| is_static(path))
 }
