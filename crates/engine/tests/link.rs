@@ -6,8 +6,8 @@ use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, StreamError};
 use kiln_wire::credit::WINDOW_BYTES;
 use kiln_wire::reset::{MAGIC, MARKER_BYTES};
 use kiln_wire::{
-    Channel, Decoder, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Kind, Message, Started, StreamId,
-    VERSION, encode,
+    Channel, Decoder, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Kind, Message, MetricsRequest,
+    Reply, Started, StreamId, VERSION, encode,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -268,4 +268,29 @@ async fn a_goodbye_is_the_reason_of_the_end() {
     let (link, mut peer) = linked().await;
     peer.send(0, Message::Goodbye(Goodbye { reason: GoodbyeReason::Replaced })).await;
     assert_eq!(link.closed().await, "replaced by a newer link");
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_and_one_too_large_to_keep_ends_the_link() {
+    let (link, mut peer) = linked().await;
+    peer.send(0, Message::Ping(&[7; 1024])).await;
+    assert_eq!(peer.next_of(Kind::PONG).await, (0, vec![7; 1024]));
+    peer.send(0, Message::Ping(&[7; 1025])).await;
+    let why = tokio::time::timeout(DEADLINE, link.closed()).await.expect("ends in time");
+    assert!(why.contains("ping of 1025 bytes"), "{why}");
+}
+
+#[tokio::test]
+async fn one_reply_is_taken_and_a_second_is_an_error() {
+    for (replies, good) in [(0, false), (1, true), (2, false)] {
+        let (link, mut peer) = linked().await;
+        let (_sender, receiver) = link.open(&Message::Metrics(MetricsRequest::default())).expect("opens");
+        let (stream, _) = peer.next_of(Kind::METRICS).await;
+        for _ in 0..replies {
+            peer.send(stream, Message::Reply(Box::new(Reply::Watching))).await;
+        }
+        peer.send(stream, Message::Done(Done::default())).await;
+        let outcome = tokio::time::timeout(DEADLINE, receiver.reply()).await.expect("ends in time");
+        assert_eq!(outcome.is_ok(), good, "{replies}: {outcome:?}");
+    }
 }

@@ -45,8 +45,8 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
 
 async fn resident_mib(link: &GuestLink) -> anyhow::Result<f64> {
     let (_sender, receiver) = link.open(&Message::Metrics(MetricsRequest::default()))?;
-    match receiver.replies().await?.pop() {
-        Some(Reply::Sample(sample)) => Ok(sample.agent_rss_bytes as f64 / MIB),
+    match receiver.reply().await? {
+        Reply::Sample(sample) => Ok(sample.agent_rss_bytes as f64 / MIB),
         other => bail!("no sample of the agent's memory: {other:?}"),
     }
 }

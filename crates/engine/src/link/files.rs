@@ -62,8 +62,8 @@ impl GuestLink {
     /// The agent's fault.
     pub async fn stat(&self, path: impl Into<Text>, follow: bool) -> Result<FileStat, StreamError> {
         let (_sender, receiver) = self.files(FileRequest::Stat { path: path.into(), follow })?;
-        match receiver.replies().await?.pop() {
-            Some(Reply::Stat(stat)) => Ok(stat),
+        match receiver.reply().await? {
+            Reply::Stat(stat) => Ok(stat),
             other => Err(StreamError::Unexpected(format!("{other:?}"))),
         }
     }

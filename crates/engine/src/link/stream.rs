@@ -160,16 +160,17 @@ impl StreamReceiver {
         event
     }
 
-    /// Takes events up to the end of a stream that carries no data, and gives back its replies.
+    /// Takes the one reply of a stream that carries nothing else.
     ///
     /// # Errors
-    /// How the stream ended, or an answer that does not belong there.
-    pub async fn replies(mut self) -> Result<Vec<Reply>, StreamError> {
-        let mut replies = Vec::new();
+    /// How the stream ended, no reply, or more than that one.
+    pub async fn reply(mut self) -> Result<Reply, StreamError> {
+        let mut reply = None;
         loop {
             match self.next().await? {
-                Event::Reply(reply) => replies.push(*reply),
-                Event::Done(_) => return Ok(replies),
+                // A guest that goes on and on fills no memory here.
+                Event::Reply(first) if reply.is_none() => reply = Some(*first),
+                Event::Done(_) => return reply.ok_or_else(|| StreamError::Unexpected("an end without a reply".into())),
                 other => return Err(StreamError::Unexpected(format!("{other:?}"))),
             }
         }

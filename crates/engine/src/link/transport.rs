@@ -20,6 +20,8 @@ const CONTROL_QUEUE_FRAMES: usize = 4096;
 const DATA_QUEUE_FRAMES: usize = 4;
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
+/// Longest ping that is answered. Answers wait for an agent that does not read them, so large ones would add up.
+const PING_BYTES_MAX: usize = 1024;
 /// Control frames are joined into writes of about this size.
 const CONTROL_WRITE_BYTES: usize = 64 << 10;
 /// An agent that does not answer a request of the link itself within this is given up.
@@ -298,6 +300,9 @@ impl Shared {
                     // Nobody waits any more where this fails.
                     let _ = answer.send(());
                 }
+            }
+            Message::Ping(bytes) if bytes.len() > PING_BYTES_MAX => {
+                return Err(format!("a ping of {} bytes", bytes.len()));
             }
             Message::Ping(bytes) => {
                 self.send_control(StreamId::LINK, &Message::Pong(bytes)).map_err(|error| error.to_string())?;
