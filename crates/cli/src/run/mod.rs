@@ -12,11 +12,11 @@ mod report;
 mod request;
 mod terminal;
 mod transfer;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anstream::eprintln;
 use kiln_detect::Severity;
 use kiln_engine::link::{StreamError, StreamSender};
 use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Exited};
@@ -27,7 +27,7 @@ use crate::args::RunArgs;
 use crate::failure::{Failure, INTERRUPTED, TIMED_OUT, USAGE, VM};
 use crate::guest::{self, Guest};
 use crate::image;
-use crate::output::Progress;
+use crate::output::{Progress, plain, say};
 use interrupt::Interrupts;
 use pump::{End, Sink};
 use report::Report;
@@ -40,6 +40,10 @@ const NOT_EXECUTABLE: u8 = 126;
 const OUTPUT_CLOSED: u8 = 141;
 /// The agent enforces `--timeout`; a guest that does not is ended this long after it.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
+/// The agent answers in milliseconds; a guest that has not started a command by now has stopped.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// For threads that still tidy up a copy. One that is blocked in a write to a stdout that nobody reads is left.
+const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What is known of a run's times.
 pub struct Times {
@@ -64,8 +68,8 @@ pub fn run(args: RunArgs) -> Result<u8, Failure> {
     let outcome = check(args).and_then(|job| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(job.run(&mut times, &mut report));
-        // Not waited for: a thread may be blocked in a write to a stdout that nobody reads.
-        runtime.shutdown_background();
+        // What a VM that was not waited for has left is removed here.
+        runtime.shutdown_timeout(THREADS_DEADLINE);
         outcome
     });
     if !json {
@@ -80,7 +84,7 @@ pub fn run(args: RunArgs) -> Result<u8, Failure> {
     };
     report.exit_code = code;
     report.times(&times);
-    report.print();
+    report.print()?;
     Ok(code)
 }
 
@@ -96,7 +100,6 @@ fn check(args: RunArgs) -> Result<Job, Failure> {
 
 impl Job {
     async fn run(self, times: &mut Times, report: &mut Report) -> Result<u8, Failure> {
-        let mut interrupts = Interrupts::new()?;
         let home = image::home()?;
         let progress = Progress::start("finding the image");
         let image = image::find_or_build(&home, &self.args.image, &progress)?;
@@ -105,9 +108,15 @@ impl Job {
         spec.cpus = self.args.cpus;
         spec.modules = self.args.modules.clone();
         spec.acceleration = self.args.accel.into();
-        progress.say("booting");
         let engine = image::engine(&home)?;
-        let started = Guest::start(&engine, spec, self.args.boot_timeout, self.args.console);
+        // Not before: building an image blocks, and its files are swept by the next one.
+        let mut interrupts = Interrupts::new()?;
+        let started = async {
+            progress.say("finding out what KVM does here");
+            spec.acceleration = engine.decide(&spec).await.map_err(image::launch_failure)?.into();
+            progress.say("booting");
+            Guest::start(&engine, spec, self.args.boot_timeout, self.args.console).await
+        };
         let guest = tokio::select! {
             guest = started => guest?,
             code = interrupts.any() => return Ok(code),
@@ -136,9 +145,10 @@ impl Job {
         }
         let code = self.exec(guest, interrupts, report).await?;
         let fetched = async {
+            let mut left = self.args.out_limit;
             for copy in &self.copy_out {
-                let limit = self.args.out_limit;
-                transfer::copy_out(&guest.link, copy, limit).await.map_err(|error| Failure::new(VM, error))?;
+                let taken = transfer::copy_out(&guest.link, copy, left).await;
+                left = left.saturating_sub(taken.map_err(|error| Failure::new(VM, error))?);
             }
             Ok::<_, Failure>(())
         };
@@ -160,6 +170,10 @@ impl Job {
     async fn exec(&self, guest: &Guest, interrupts: &mut Interrupts, report: &mut Report) -> Result<u8, Failure> {
         let starting = tokio::select! {
             exec = guest.link.exec(self.exec.clone()) => exec,
+            () = tokio::time::sleep(START_DEADLINE) => {
+                let words = format!("the guest did not start the command within {START_DEADLINE:?}");
+                return Err(Failure::words(VM, words));
+            }
             gone = guest.gone() => return Err(guest::cut_off(&gone)),
             code = interrupts.any() => return Ok(code),
         };
@@ -179,20 +193,30 @@ impl Job {
                 std::future::pending::<()>().await;
             };
             tokio::select! {
-                ended = pump::output(&mut exec.output, &mut sink) => ended,
+                ended = pump::output(&mut exec.output, &mut sink) => Ok(ended),
                 () = stdin => unreachable!("stdin never ends the command"),
                 () = follow_size(input.clone(), self.args.tty) => unreachable!("nor does its terminal"),
-                code = interrupts.pass_on(&exec.input, &mut interrupted) => return Ok(code),
-                () = deadline(self.args.timeout) => return Err(self.overdue()),
+                code = interrupts.pass_on(&exec.input, &mut interrupted) => Err(Ok(code)),
+                () = deadline(self.args.timeout) => Err(Err(self.overdue())),
             }
         };
         drop(raw);
         if let Sink::Capture(captured) = sink {
             report.output(captured);
         }
+        let ended = match ended {
+            Ok(ended) => ended,
+            Err(cut_short) => return cut_short,
+        };
         let exited = match ended {
             Ok(End::Exited(exited)) => exited,
             Ok(End::OutputClosed) => return Ok(OUTPUT_CLOSED),
+            Ok(End::OutputFailed(error)) => {
+                return Err(Failure::new(
+                    1,
+                    anyhow::Error::new(error).context("failed to pass on the command's output"),
+                ));
+            }
             Err(StreamError::LinkLost(why)) => {
                 return Err(match guest.gone_soon().await {
                     Some(gone) => guest::cut_off(&gone),
@@ -265,7 +289,7 @@ impl Job {
     /// A word beside the command's output.
     fn talk(&self, words: &str) {
         if !self.args.json {
-            eprintln!("{} {words}", "kiln:".red().bold());
+            say(format_args!("{} {}", "kiln:".red().bold(), plain(words)));
         }
     }
 }
@@ -302,6 +326,6 @@ fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     }
     for (title, count) in titles {
         let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
-        eprintln!("{} the guest's kernel reported: {title}{times}", "kiln:".yellow().bold());
+        say(format_args!("{} the guest's kernel reported: {title}{times}", "kiln:".yellow().bold()));
     }
 }

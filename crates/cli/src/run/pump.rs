@@ -21,6 +21,8 @@ pub enum End {
     Exited(Exited),
     /// Whoever read kiln's output has gone.
     OutputClosed,
+    /// Kiln's output takes no more.
+    OutputFailed(io::Error),
 }
 
 /// Where a command's output goes.
@@ -71,8 +73,12 @@ pub async fn output(receiver: &mut StreamReceiver, sink: &mut Sink) -> Result<En
     loop {
         match receiver.next().await? {
             // Like a program that SIGPIPE ends: the command is cancelled when its stream is dropped.
-            Event::Data(channel, bytes) if sink.take(channel, &bytes).await.is_err() => return Ok(End::OutputClosed),
-            Event::Data(..) | Event::Eof => {}
+            Event::Data(channel, bytes) => match sink.take(channel, &bytes).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(End::OutputClosed),
+                Err(error) => return Ok(End::OutputFailed(error)),
+            },
+            Event::Eof => {}
             Event::Exited(exited) => return Ok(End::Exited(exited)),
             other => return Err(StreamError::Unexpected(format!("{other:?}"))),
         }

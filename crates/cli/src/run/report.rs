@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::Times;
 use super::pump::Captured;
+use crate::output::print_json;
 
 /// One run.
 #[derive(Debug, Default, Serialize)]
@@ -89,7 +90,7 @@ impl Report {
     }
 
     /// Prints it as one line.
-    pub fn print(&self) {
-        println!("{}", serde_json::to_string(self).expect("a report has string keys"));
+    pub fn print(&self) -> anyhow::Result<()> {
+        print_json(self)
     }
 }

@@ -2,10 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use kiln_wire::{ExecRequest, Limits, Stdin, Text, Tty};
+use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty};
+use rustix::fs::{Access, access};
 
+use super::unpack::folder_of;
 use crate::args::RunArgs;
 use crate::failure::{Failure, USAGE};
 
@@ -20,7 +22,10 @@ pub struct Copy {
 
 /// The command to run; `terminal` is the size of the terminal where one is asked for.
 pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest, Failure> {
-    Ok(ExecRequest {
+    if args.command.first().is_some_and(|program| program.is_empty()) {
+        return Err(Failure::words(USAGE, "the name of the command is empty"));
+    }
+    let request = ExecRequest {
         argv: args.command.iter().map(|word| Text::from(word.as_os_str())).collect(),
         env: args.env.iter().map(|pair| variable(pair)).collect::<Result<_, _>>()?,
         env_clear: false,
@@ -37,7 +42,14 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
             files: None,
         },
         session: None,
-    })
+    };
+    match Message::Exec(Box::new(request.clone())).encode(StreamId(1), &mut Vec::new()) {
+        Ok(()) => Ok(request),
+        Err(error) => {
+            let words = format!("the command and its variables are too large for a request: {error}");
+            Err(Failure::words(USAGE, words).hint("pass long input with --stdin or --in"))
+        }
+    }
 }
 
 fn variable(given: &OsStr) -> Result<(Text, Text), Failure> {
@@ -59,17 +71,20 @@ fn variable(given: &OsStr) -> Result<(Text, Text), Failure> {
     Ok((name.into(), value.into()))
 }
 
-/// `HOST:GUEST` of `--in`; the host's side must exist.
+/// `HOST:GUEST` of `--in`; the host's side must be a file or directory that can be read.
 pub fn copy_in(given: &OsString) -> Result<Copy, Failure> {
     let (host, guest) = split("--in", "HOST:GUEST", given)?;
     let host = PathBuf::from(host);
-    if let Err(error) = std::fs::symlink_metadata(&host) {
-        return Err(Failure::words(USAGE, format!("--in: `{}`: {error}", host.display())));
+    let refused = |why: String| Failure::words(USAGE, format!("--in: `{}`: {why}", host.display()));
+    let metadata = std::fs::metadata(&host).map_err(|error| refused(error.to_string()))?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err(refused("neither a file nor a directory".into()));
     }
+    access(&host, Access::READ_OK).map_err(|error| refused(std::io::Error::from(error).to_string()))?;
     Ok(Copy { host, guest: guest.as_os_str().into() })
 }
 
-/// `GUEST:HOST` of `--out`; the host's folder must exist.
+/// `GUEST:HOST` of `--out`; the host's folder must exist, and take new files.
 pub fn copy_out(given: &OsString) -> Result<Copy, Failure> {
     let (guest, host) = split("--out", "GUEST:HOST", given)?;
     let host = PathBuf::from(host);
@@ -78,6 +93,11 @@ pub fn copy_out(given: &OsString) -> Result<Copy, Failure> {
         && !parent.is_dir()
     {
         return Err(Failure::words(USAGE, format!("--out: no folder `{}` here", parent.display())));
+    }
+    let folder: &Path = folder_of(&host);
+    if let Err(error) = access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+        let why = std::io::Error::from(error);
+        return Err(Failure::words(USAGE, format!("--out: can't write to `{}`: {why}", folder.display())));
     }
     Ok(Copy { host, guest: guest.as_os_str().into() })
 }
@@ -122,6 +142,26 @@ mod tests {
         for bad in ["=x", "KILN_TEST_SURELY_NOT_SET"] {
             let failure = exec_request(&parse(&["-e", bad, "true"]), None).expect_err("refused");
             assert_eq!(failure.code, USAGE);
+        }
+    }
+
+    #[test]
+    fn a_command_without_a_name_or_too_long_for_a_request_is_refused() {
+        let failure = exec_request(&parse(&["--", ""]), None).expect_err("no name");
+        assert_eq!(failure.code, USAGE);
+        let failure = exec_request(&parse(&["echo", &"x".repeat(2 << 20)]), None).expect_err("too long");
+        assert_eq!(failure.code, USAGE);
+    }
+
+    #[test]
+    fn only_files_and_directories_are_copied_in() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (socket, link) = (folder.path().join("socket"), folder.path().join("link"));
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        std::os::unix::fs::symlink("nowhere", &link).expect("a link");
+        for bad in [socket, link, "/dev/null".into()] {
+            let failure = copy_in(&format!("{}:/x", bad.display()).into()).expect_err("refused");
+            assert!(failure.message().contains(bad.to_str().expect("UTF-8")), "{}", failure.message());
         }
     }
 
