@@ -6,7 +6,8 @@
 //!   tar: a thread of its own for as long as the stream lasts, at most TAR_STREAMS_MAX
 //! ```
 //!
-//! No thread of the pool ever waits for the host, so a host that stalls one stream stalls no other.
+//! No thread of the pool ever waits for the host, so a host that stalls one stream stalls no other. Files in memory are
+//! read and written without the pool: a turn is shorter than the way to another thread and back.
 
 use std::io::{self, Read, Write};
 use std::rc::Rc;
@@ -81,20 +82,24 @@ async fn in_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Se
 async fn read(outlet: &Outlet, reader: Reader) -> Result<Done, Fault> {
     reply(outlet, Reply::Stat(reader.stat().clone())).await?;
     // With a permit the next turn reads while this one's frames wait for the host.
-    let ahead = READ_AHEAD.try_acquire().ok();
+    let quick = reader.is_quick();
+    let ahead = if quick { None } else { READ_AHEAD.try_acquire().ok() };
     let mut bytes = 0;
     let mut turn = Turn::Idle(reader);
     let reader = loop {
-        let running = match turn {
-            Turn::Running(running) => running,
+        let broke = |error| Fault::new(ErrorCode::Internal, format!("file work broke: {error}"));
+        let (reader, frames, at_end) = match turn {
+            Turn::Running(running) => running.await.map_err(broke)??,
             Turn::Idle(reader) => {
                 // A stream that is stalled and has no permit holds no buffer.
                 outlet.room().await.map_err(|Gone| cancelled())?;
-                start_turn(outlet, reader)
+                if quick {
+                    fill(reader, spares(outlet))?
+                } else {
+                    start_turn(outlet, reader).await.map_err(broke)??
+                }
             }
         };
-        let broke = |error| Fault::new(ErrorCode::Internal, format!("file work broke: {error}"));
-        let (reader, frames, at_end) = running.await.map_err(broke)??;
         turn = if at_end || ahead.is_none() { Turn::Idle(reader) } else { Turn::Running(start_turn(outlet, reader)) };
         for frame in frames {
             let count = frame.len() - HEADER_BYTES;
@@ -117,8 +122,12 @@ enum Turn {
 }
 
 fn start_turn(outlet: &Outlet, reader: Reader) -> JoinHandle<Result<Filled, Fault>> {
-    let buffers = (0..READ_FRAMES).map(|_| outlet.spare()).collect();
+    let buffers = spares(outlet);
     spawn_blocking(move || fill(reader, buffers))
+}
+
+fn spares(outlet: &Outlet) -> Vec<Vec<u8>> {
+    (0..READ_FRAMES).map(|_| outlet.spare()).collect()
 }
 
 type Filled = (Reader, Vec<Vec<u8>>, bool);
@@ -150,6 +159,13 @@ enum Target {
 }
 
 impl Target {
+    fn is_quick(&self) -> bool {
+        match self {
+            Self::Whole(file) => file.is_quick(),
+            Self::End(file) => file.is_quick(),
+        }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         match self {
             Self::Whole(file) => file.write(bytes),
@@ -166,8 +182,13 @@ impl Target {
 }
 
 async fn write(stream: &Stream, mut target: Target) -> Result<Done, Fault> {
+    let quick = target.is_quick();
     loop {
         let (chunks, at_end) = stream.inbox.chunks().await;
+        if quick && !at_end {
+            chunks.iter().try_for_each(|chunk| target.write(chunk))?;
+            continue;
+        }
         let turn = move || {
             chunks.iter().try_for_each(|chunk| target.write(chunk))?;
             if at_end { target.commit().map(Err) } else { Ok(Ok(target)) }

@@ -12,6 +12,7 @@
 //! `/proc` must be mounted.
 
 mod fault;
+mod memory;
 mod request;
 
 mod place;

@@ -9,6 +9,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::fault::{fault_from_errno, invalid};
+use super::memory::in_memory;
 use super::place::{Root, reopen};
 use super::stat::{expect_plain, file_stat};
 
@@ -26,6 +27,11 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Whether each [`fill`](Self::fill) is short: bytes of a file in memory. Lines may have to be searched for at length.
+    pub fn is_quick(&self) -> bool {
+        matches!(self.cut, Cut::Bytes { .. }) && in_memory(&self.file)
+    }
+
     /// Opens a file; symlinks are followed.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
 use super::fault::{fault_from_errno, invalid};
+use super::memory::in_memory;
 use super::place::{Place, Root, reopen};
 use super::stat::{PERMISSIONS_MAX, expect_owner, expect_permissions, expect_plain, owner_of};
 
@@ -37,6 +38,11 @@ pub struct AtomicWrite {
 }
 
 impl AtomicWrite {
+    /// Whether each [`write`](Self::write) is short: the file is in memory.
+    pub fn is_quick(&self) -> bool {
+        in_memory(&self.file)
+    }
+
     /// Makes the new file beside its place. In `Replace` mode a symlink stays, and the file it leads to is replaced.
     ///
     /// # Errors
@@ -160,6 +166,11 @@ pub struct Append {
 }
 
 impl Append {
+    /// Whether each [`write`](Self::write) is short: the file is in memory.
+    pub fn is_quick(&self) -> bool {
+        in_memory(&self.file)
+    }
+
     /// Opens the file; symlinks are followed.
     ///
     /// # Errors
