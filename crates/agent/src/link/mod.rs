@@ -13,6 +13,7 @@ mod dispatch;
 mod inbox;
 mod outbox;
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -101,6 +102,8 @@ impl Server {
         let mut scanner = ResetScanner::default();
         let mut decoder = Decoder::new();
         let mut buffer = vec![0; READ_BYTES];
+        let agent = Rc::clone(&self.agent);
+        let mut ending = pin!(agent.ending());
         loop {
             let count = tokio::select! {
                 biased;
@@ -109,7 +112,7 @@ impl Server {
                     self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
                     if self.transport.is_port() { continue } else { return Ok(()) }
                 }
-                reason = self.agent.ending() => {
+                reason = &mut ending => {
                     self.farewell(Farewell::Say(reason)).await;
                     return Ok(());
                 }
