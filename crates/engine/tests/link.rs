@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, StreamError};
+use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, REPLIES_MAX, StreamError};
 use kiln_wire::credit::WINDOW_BYTES;
 use kiln_wire::reset::{MAGIC, MARKER_BYTES};
 use kiln_wire::{
@@ -293,4 +293,16 @@ async fn one_reply_is_taken_and_a_second_is_an_error() {
         let outcome = tokio::time::timeout(DEADLINE, receiver.reply()).await.expect("ends in time");
         assert_eq!(outcome.is_ok(), good, "{replies}: {outcome:?}");
     }
+}
+
+#[tokio::test]
+async fn replies_without_end_are_an_error() {
+    let (link, mut peer) = linked().await;
+    let (_sender, receiver) = link.open(&Message::Metrics(MetricsRequest::default())).expect("opens");
+    let (stream, _) = peer.next_of(Kind::METRICS).await;
+    for _ in 0..=REPLIES_MAX {
+        peer.send(stream, Message::Reply(Box::new(Reply::Watching))).await;
+    }
+    let outcome = tokio::time::timeout(DEADLINE, receiver.replies()).await.expect("ends in time");
+    assert!(matches!(outcome, Err(StreamError::Unexpected(_))), "{outcome:?}");
 }

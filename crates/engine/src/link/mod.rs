@@ -17,5 +17,5 @@ mod transport;
 
 pub use connect::{LinkError, LinkOptions};
 pub use exec::{Exec, ExecOutput};
-pub use stream::{Event, StreamError, StreamReceiver, StreamSender};
+pub use stream::{Event, REPLIES_MAX, StreamError, StreamReceiver, StreamSender};
 pub use transport::GuestLink;

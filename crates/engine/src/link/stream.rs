@@ -9,6 +9,9 @@ use kiln_wire::{Channel, Done, Exited, Fault, Message, Reply, Resize, Signal, St
 use super::inbox::Inbox;
 use super::transport::Shared;
 
+/// Replies that one request may have; a page of a listing is one.
+pub const REPLIES_MAX: usize = 64;
+
 /// What arrives on a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -160,6 +163,25 @@ impl StreamReceiver {
         event
     }
 
+    /// Takes events up to the end of a stream that carries no data, and gives back its replies.
+    ///
+    /// # Errors
+    /// How the stream ended, an answer that does not belong there, or more than [`REPLIES_MAX`] of them.
+    pub async fn replies(mut self) -> Result<Vec<Reply>, StreamError> {
+        let mut replies = Vec::new();
+        loop {
+            match self.next().await? {
+                // A guest may go on and on.
+                Event::Reply(_) if replies.len() == REPLIES_MAX => {
+                    return Err(StreamError::Unexpected(format!("more than {REPLIES_MAX} replies")));
+                }
+                Event::Reply(reply) => replies.push(*reply),
+                Event::Done(_) => return Ok(replies),
+                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+            }
+        }
+    }
+
     /// Takes the one reply of a stream that carries nothing else.
     ///
     /// # Errors
@@ -168,7 +190,6 @@ impl StreamReceiver {
         let mut reply = None;
         loop {
             match self.next().await? {
-                // A guest that goes on and on fills no memory here.
                 Event::Reply(first) if reply.is_none() => reply = Some(*first),
                 Event::Done(_) => return reply.ok_or_else(|| StreamError::Unexpected("an end without a reply".into())),
                 other => return Err(StreamError::Unexpected(format!("{other:?}"))),
