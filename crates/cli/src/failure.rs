@@ -47,6 +47,18 @@ impl Failure {
         self
     }
 
+    /// Says what to do where a directory of Kiln's is not this user's.
+    pub fn hint_where_not_writable(self) -> Self {
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref().map(std::io::Error::kind);
+        match self.error.chain().find_map(kind) {
+            Some(PermissionDenied | ReadOnlyFilesystem) => {
+                self.hint("set KILN_HOME to a directory that you may write to; kiln doctor says more")
+            }
+            _ => self,
+        }
+    }
+
     /// The error alone, for work that is not at the edge.
     pub fn into_error(self) -> anyhow::Error {
         self.error
@@ -69,5 +81,17 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::new(1, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_the_users_comes_with_a_hint() {
+        let failure = |kind| Failure::new(HOST, anyhow::Error::new(std::io::Error::from(kind)).context("no image"));
+        assert!(failure(std::io::ErrorKind::PermissionDenied).hint_where_not_writable().hint.is_some());
+        assert!(failure(std::io::ErrorKind::NotFound).hint_where_not_writable().hint.is_none());
     }
 }

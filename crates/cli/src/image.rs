@@ -178,7 +178,20 @@ pub fn spec(image: &Image) -> VmSpec {
     VmSpec { cmdline: image.cmdline.clone(), ..VmSpec::new(&image.kernel, &image.initramfs) }
 }
 
+/// Refuses modules that an image does not have: its guest would only say so on its console.
+pub fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
+    // The kernel takes both for the same.
+    let plain = |name: &str| name.replace('-', "_");
+    match wanted.iter().find(|wanted| !image.modules.iter().any(|module| plain(module) == plain(wanted))) {
+        None => Ok(()),
+        Some(missing) => {
+            let words = format!("the image `{}` has no module `{missing}`", image.name);
+            Err(Failure::words(USAGE, words).hint(format!("it has: {}", image.modules.join(", "))))
+        }
+    }
+}
+
 fn image_failure(error: ImageError) -> Failure {
     let hint = error.hint();
-    Failure::new(HOST, error).maybe_hint(hint)
+    Failure::new(HOST, error).hint_where_not_writable().maybe_hint(hint)
 }

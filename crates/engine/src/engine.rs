@@ -130,7 +130,9 @@ impl LaunchError {
             }
             Self::NoKvm { hint, .. } => Some(hint.clone()),
             Self::Spec(SpecError::NoFile { what: "kernel" | "initramfs", .. }) => Some("kiln image build mini".into()),
-            Self::Directory { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::Directory { source, .. }
+                if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
                 Some("set KILN_HOME to a directory that you may write to".into())
             }
             _ => None,

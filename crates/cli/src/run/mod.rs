@@ -103,6 +103,7 @@ impl Job {
         let home = image::home()?;
         let progress = Progress::start("finding the image");
         let image = image::find_or_build(&home, &self.args.image, &progress)?;
+        image::check_modules(&image, &self.args.modules)?;
         let mut spec = image::spec(&image);
         spec.memory_mib = self.args.memory;
         spec.cpus = self.args.cpus;

@@ -109,7 +109,7 @@ fn split(flag: &str, form: &str, given: &OsString) -> Result<(OsString, OsString
         Some((from, to)) if !from.is_empty() && !to.is_empty() => {
             Ok((OsString::from_vec(from.to_vec()), OsString::from_vec(to.to_vec())))
         }
-        _ => Err(Failure::words(USAGE, format!("{flag} {}: write {flag} {form}", given.display()))),
+        _ => Err(Failure::words(USAGE, format!("{flag} `{}`: write {flag} {form}", given.display()))),
     }
 }
 
