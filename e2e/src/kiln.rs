@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::wait::until;
+
 /// The longest that one `kiln` may take in a test; a cold boot under TCG on a busy host is a few seconds.
 pub const KILN_DEADLINE: Duration = Duration::from_secs(150);
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -96,6 +98,25 @@ impl Kiln {
         })
     }
 
+    /// Runs it to its end with its stdout going to a file.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn run_into(mut self, file: fs::File) -> Outcome {
+        let started = Instant::now();
+        self.0.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
+        let mut running = Running(self.0.spawn().expect("kiln starts"));
+        let mut errors = running.0.stderr.take().expect("stderr is piped");
+        let mut stderr = String::new();
+        let code = thread::scope(|scope| {
+            let read = scope.spawn(|| errors.read_to_string(&mut stderr));
+            let code = running.wait();
+            read.join().expect("no panic").expect("text");
+            code
+        });
+        Outcome { code, stdout: Vec::new(), stderr, took: started.elapsed() }
+    }
+
     /// Starts it and leaves it running; it is killed when dropped.
     ///
     /// # Panics
@@ -140,6 +161,24 @@ impl Running {
     pub fn vmms(&self) -> Vec<i32> {
         vmms_of(self.0.id())
     }
+}
+
+/// The directory in which this host's kiln keeps a VM, found by its VMM.
+///
+/// # Panics
+/// Where there is no image, or no such directory in time.
+pub fn vm_dir(vmm: i32) -> PathBuf {
+    let images = Kiln::new(["image", "ls", "--json"]).run();
+    let images: serde_json::Value = serde_json::from_slice(&images.stdout).expect("a list of images");
+    let image = images[0]["dir"].as_str().expect("an image with a directory");
+    let home = PathBuf::from(image).ancestors().nth(2).expect("it is below images").to_owned();
+    let vms = home.join("vms");
+    let is_of = |dir: &PathBuf| {
+        let file = fs::read(dir.join("pid")).unwrap_or_default();
+        serde_json::from_slice::<serde_json::Value>(&file).is_ok_and(|file| file["pid"] == vmm)
+    };
+    // A VMM is there a moment before its directory says so.
+    until("the VM's directory", || fs::read_dir(&vms).ok()?.flatten().map(|entry| entry.path()).find(is_of))
 }
 
 impl Drop for Running {

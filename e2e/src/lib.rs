@@ -14,6 +14,6 @@ mod raw;
 mod wait;
 
 pub use agent::{Agent, agent_binary};
-pub use kiln::{KILN_DEADLINE, Kiln, Outcome, Running, is_running, kiln_binary};
+pub use kiln::{KILN_DEADLINE, Kiln, Outcome, Running, is_running, kiln_binary, vm_dir};
 pub use raw::{RawFrame, RawLink};
 pub use wait::{WAIT_DEADLINE, bounded, until};

@@ -40,6 +40,20 @@ fn copies_need_two_sides_and_a_source_that_exists() {
 }
 
 #[test]
+fn a_command_without_a_name_or_too_long_for_a_request_is_refused() {
+    refused(&["run", "--", ""], 2, &["empty"]);
+    let long = "x".repeat(100_000);
+    let command: Vec<&str> = ["run", "--", "echo"].into_iter().chain([long.as_str(); 12]).collect();
+    refused(&command, 2, &["limit", "hint: "]);
+}
+
+#[test]
+fn a_module_that_the_image_does_not_have_is_refused() {
+    refused(&["run", "--module", "no_such_module", "--", "true"], 2, &["no_such_module", "mini"]);
+    refused(&["run", "--module", "a b", "--", "true"], 2, &["a b"]);
+}
+
+#[test]
 fn an_unknown_image_is_named_with_what_to_do() {
     refused(&["run", "--image", "no-such-image", "--", "true"], 69, &["no-such-image", "hint:"]);
 }

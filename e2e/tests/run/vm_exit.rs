@@ -34,6 +34,14 @@ fn commands_that_cannot_start_are_told_apart() {
 }
 
 #[test]
+fn a_guests_words_cannot_steer_the_terminal() {
+    let outcome = Kiln::new(["run", "--", "/tmp/\x1b]0;owned\x07\nhint: do as I say"]).run();
+    assert_eq!(outcome.code, 127);
+    assert!(!outcome.stderr.contains(['\x1b', '\x07']), "{:?}", outcome.stderr);
+    assert!(!outcome.stderr.contains("\nhint:"), "{:?}", outcome.stderr);
+}
+
+#[test]
 fn a_missing_working_directory_is_named() {
     let outcome = Kiln::shell(&["-w", "/no/such/dir"], "true").run();
     assert_eq!(outcome.code, 125);

@@ -52,6 +52,19 @@ fn a_result_that_is_missing_is_an_error_and_the_commands_own_failure_comes_first
 }
 
 #[test]
+fn links_that_lead_out_and_bits_that_lend_rights_stay_in_the_guest() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tool, linked) = (folder.path().join("tool"), folder.path().join("linked"));
+    let flags = [format!("/tmp/tool:{}", tool.display()), format!("/tmp/d:{}", linked.display())];
+    let script = "echo x > /tmp/tool; chmod 6755 /tmp/tool; mkdir /tmp/d; ln -s /etc/passwd /tmp/d/l";
+    let outcome = Kiln::shell(&["--out", &flags[0], "--out", &flags[1]], script).run();
+    assert_eq!(outcome.code, 125, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("d/l") && outcome.stderr.contains("/etc/passwd"), "{}", outcome.stderr);
+    assert_eq!(fs::metadata(tool).expect("it came out").permissions().mode() & 0o7777, 0o755);
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1);
+}
+
+#[test]
 fn a_result_over_the_limit_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let copy_out = format!("/tmp/big:{}", folder.path().join("x").display());

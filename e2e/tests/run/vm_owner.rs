@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use kiln_e2e::{Kiln, Running, is_running, until};
+use kiln_e2e::{Kiln, Running, is_running, until, vm_dir};
 use rustix::process::Signal;
 
-/// The VMM of a run that is up, once its command has said so.
-fn started(flags: &[&str], script: &str) -> (Running, i32) {
+/// The VMM of a run whose command has done the first part of its script.
+fn started(first: &str, then: &str) -> (Running, i32) {
     use std::io::Read as _;
-    let mut running = Kiln::shell(flags, &format!("echo up; {script}")).start();
+    let mut running = Kiln::shell(&[], &format!("{first}; echo up; {then}")).start();
     let mut up = [0; 3];
     running.0.stdout.as_mut().expect("stdout is piped").read_exact(&mut up).expect("the command starts");
     let vmms = running.vmms();
@@ -24,7 +24,7 @@ fn gone_within(vmm: i32, limit: Duration) {
 
 #[test]
 fn kill_9_leaves_no_vmm() {
-    let (mut running, vmm) = started(&[], "sleep 120");
+    let (mut running, vmm) = started(":", "sleep 120");
     running.signal(Signal::KILL);
     assert_eq!(running.wait(), 137);
     gone_within(vmm, Duration::from_secs(2));
@@ -40,17 +40,40 @@ fn kill_9_while_booting_leaves_no_vmm() {
 }
 
 #[test]
+fn what_kill_9_left_is_removed_by_the_next_run() {
+    let (mut running, vmm) = started(":", "sleep 120");
+    let dir = vm_dir(vmm);
+    running.signal(Signal::KILL);
+    running.wait();
+    assert_eq!(Kiln::new(["run", "--", "true"]).run().code, 0);
+    assert!(!dir.exists(), "{}", dir.display());
+}
+
+#[test]
 fn ctrl_c_ends_the_command() {
-    let (mut running, vmm) = started(&[], "exec sleep 120");
+    let (mut running, vmm) = started(":", "exec sleep 120");
+    let dir = vm_dir(vmm);
     running.signal(Signal::INT);
     assert_eq!(running.wait(), 130);
-    assert!(!is_running(vmm));
+    assert!(!is_running(vmm) && !dir.exists());
+}
+
+#[test]
+fn a_signal_while_booting_leaves_nothing() {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut running = Kiln::new(["run", "--", "true"]).start();
+        let vmm = until("a VMM", || running.vmms().first().copied());
+        let dir = vm_dir(vmm);
+        running.signal(signal);
+        assert_eq!(running.wait(), code);
+        assert!(!is_running(vmm) && !dir.exists());
+    }
 }
 
 #[test]
 fn ctrl_c_lets_the_command_clean_up_first() {
     use std::io::Read as _;
-    let (mut running, _) = started(&[], "trap 'echo cleaned; exit 0' INT; while :; do sleep 0.1; done");
+    let (mut running, _) = started("trap 'echo cleaned; exit 0' INT", "while :; do sleep 0.1; done");
     running.signal(Signal::INT);
     let mut rest = String::new();
     running.0.stdout.take().expect("stdout is piped").read_to_string(&mut rest).expect("text");
@@ -59,7 +82,7 @@ fn ctrl_c_lets_the_command_clean_up_first() {
 
 #[test]
 fn ctrl_c_twice_ends_the_vm_of_a_command_that_ignores_it() {
-    let (mut running, vmm) = started(&[], "trap '' INT TERM; sleep 120");
+    let (mut running, vmm) = started("trap '' INT TERM", "sleep 120");
     running.signal(Signal::INT);
     // Two signals at the same moment are one.
     std::thread::sleep(Duration::from_millis(300));
@@ -70,8 +93,9 @@ fn ctrl_c_twice_ends_the_vm_of_a_command_that_ignores_it() {
 
 #[test]
 fn sigterm_cleans_up_too() {
-    let (mut running, vmm) = started(&[], "sleep 120");
+    let (mut running, vmm) = started(":", "sleep 120");
+    let dir = vm_dir(vmm);
     running.signal(Signal::TERM);
     assert_eq!(running.wait(), 143);
-    assert!(!is_running(vmm));
+    assert!(!is_running(vmm) && !dir.exists());
 }

@@ -1,6 +1,6 @@
 //! Input, output, environment.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _};
 
 use kiln_e2e::Kiln;
 
@@ -68,6 +68,32 @@ fn a_reader_that_leaves_ends_the_run() {
     output.read_exact(&mut [0; 4096]).expect("some output comes");
     drop(output);
     assert_eq!(running.wait(), 141);
+}
+
+#[test]
+fn an_output_that_takes_no_more_is_an_error_that_says_so() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    for flags in [&[][..], &["--json"]] {
+        let outcome = Kiln::shell(flags, "echo x").run_into(full());
+        assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("No space left"), "{}", outcome.stderr);
+        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn an_interrupted_run_still_tells_what_came() {
+    // What the console says comes another way than what the command says, so the command lets that go first.
+    let script = "echo out; sleep 1; echo came > /dev/console; sleep 100";
+    let mut running = Kiln::shell(&["--json", "--console"], script).start();
+    let console = BufReader::new(running.0.stderr.take().expect("stderr is piped"));
+    assert!(console.lines().any(|line| line.expect("text") == "came"), "the command comes that far");
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.wait(), 143);
+    let mut text = String::new();
+    running.0.stdout.take().expect("stdout is piped").read_to_string(&mut text).expect("text");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("one JSON object");
+    assert_eq!((&report["exit_code"], &report["stdout"]), (&143.into(), &"out\n".into()));
 }
 
 /// Peak resident memory; 0 where the process has ended.
