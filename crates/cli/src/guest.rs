@@ -69,7 +69,11 @@ impl Guest {
     ) -> Result<Self, Failure> {
         let started = Instant::now();
         let launched = tokio::time::timeout(boot_timeout, engine.launch(spec)).await;
-        let late = |_| Failure::words(VM, format!("the VMM did not start within {boot_timeout:?}"));
+        let late = |_| {
+            let words =
+                format!("the guest did not come up within {boot_timeout:?}: no console yet, its VMM still starts");
+            Failure::words(VM, words).hint("give it longer with --boot-timeout")
+        };
         let mut vm = launched.map_err(late)?.map_err(launch_failure)?;
         let findings = Findings::default();
         let console = Console { findings: findings.clone(), show: show_console, ..Console::default() };

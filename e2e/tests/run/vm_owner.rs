@@ -1,8 +1,9 @@
 //! Whoever ends kiln ends its VM.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use kiln_e2e::{Kiln, Running, is_running, until, vm_dir};
+use kiln_e2e::{Kiln, Running, is_running, kiln_binary, until, vm_dir};
 use rustix::process::Signal;
 
 /// The VMM of a run whose command has done the first part of its script.
@@ -89,6 +90,19 @@ fn ctrl_c_twice_ends_the_vm_of_a_command_that_ignores_it() {
     running.signal(Signal::INT);
     assert_eq!(running.wait(), 130);
     assert!(!is_running(vmm));
+}
+
+#[test]
+fn nohup_is_obeyed() {
+    use std::io::Read as _;
+    let script = format!("trap '' HUP; exec '{}' run -i -- sh -c 'echo up; cat; exit 7'", kiln_binary().display());
+    let command =
+        std::process::Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut running = Running(command.expect("a shell starts"));
+    running.0.stdout.as_mut().expect("stdout is piped").read_exact(&mut [0; 3]).expect("the command starts");
+    running.signal(Signal::HUP);
+    drop(running.0.stdin.take());
+    assert_eq!(running.wait(), 7);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Signals to kiln itself: the first Ctrl-C goes to the guest's command, the second ends the VM.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use kiln_engine::link::StreamSender;
@@ -9,30 +10,32 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const GRACE: Duration = Duration::from_secs(2);
 const SIGINT: i32 = 2;
 
-/// The signals that end kiln.
-pub struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
+/// The signals that end kiln, and the exit codes that they end it with.
+const ENDING: [(SignalKind, u8); 3] =
+    [(SignalKind::interrupt(), 130), (SignalKind::terminate(), 143), (SignalKind::hangup(), 129)];
+
+/// The signals that end kiln, but for those that whoever started it had turned off: `nohup kiln run` stays.
+pub struct Interrupts(Vec<(Signal, u8)>);
 
 impl Interrupts {
     /// Takes them over from the kernel's default.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        let ignored = ignored(&fs_err::read_to_string("/proc/self/status").unwrap_or_default());
+        let heard = ENDING.into_iter().filter(|(kind, _)| ignored >> (kind.as_raw_value() - 1) & 1 == 0);
+        heard.map(|(kind, code)| Ok((signal(kind)?, code))).collect::<std::io::Result<_>>().map(Self)
     }
 
     /// Waits for any of them and says its exit code.
     pub async fn any(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-            _ = self.hangup.recv() => 129,
-        }
+        std::future::poll_fn(|context| {
+            let mut came =
+                self.0.iter_mut().filter_map(|(signal, code)| signal.poll_recv(context).is_ready().then_some(*code));
+            // All of them are asked, so that each can wake this task.
+            let first = came.next();
+            came.for_each(drop);
+            first.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     /// Passes the first Ctrl-C on to the command, kills it where it does not end by that, and returns at the second,
@@ -51,5 +54,22 @@ impl Interrupts {
         }
         let _ = input.cancel();
         self.any().await
+    }
+}
+
+/// The signals that a process does not hear, one bit each (proc(5), `SigIgn`).
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_were_turned_off_are_known_by_their_bits() {
+        assert_eq!(ignored("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n"), 0x1001);
+        assert_eq!(ignored("Name:\tkiln\n"), 0);
     }
 }
