@@ -18,6 +18,7 @@ pub mod exec;
 pub mod file_streams;
 pub mod files;
 pub mod forward;
+pub mod heap;
 pub mod init;
 pub mod link;
 pub mod log;

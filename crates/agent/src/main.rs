@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use kiln_agent::arguments::{self, Mode, USAGE};
-use kiln_agent::{bench, init, serve};
+use kiln_agent::{bench, heap, init, serve};
 
 fn main() -> ExitCode {
     let pid_1 = std::process::id() == 1;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    heap::keep_warm();
     let result = match mode {
         Mode::Init => init::run(),
         Mode::SocketFd(fd) => serve::socket(fd),

@@ -3,9 +3,14 @@
 //! Each direction starts with a window of [`WINDOW_BYTES`]. A sender spends it ([`SendWindow`]); the receiver gives it
 //! back with `Credit` once data has left its hands ([`ReceiveWindow`]). A stuck stream fills its own window and nothing
 //! else, so one stuck stream never stops another.
+//!
+//! A receiver that has the memory may let the window of a stream that flows grow to [`WINDOW_BYTES_MAX`], by one credit
+//! that is larger than what it took: a long transfer then doesn't stand still for the way of its credits.
 
-/// Window of each direction at the start of a stream, and the most that is ever outstanding.
+/// Window of each direction at the start of a stream.
 pub const WINDOW_BYTES: u32 = 256 << 10;
+/// The most that is ever outstanding.
+pub const WINDOW_BYTES_MAX: u32 = 1 << 20;
 
 /// What a sender may still send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +37,10 @@ impl SendWindow {
         given as usize
     }
 
-    /// Adds the peer's credit. More than a whole window can't be outstanding, so a hostile peer can't raise it further.
+    /// Adds the peer's credit. More than the largest window can't be outstanding, so a hostile peer can't raise it
+    /// further.
     pub fn credit(&mut self, bytes: u32) {
-        self.available = self.available.saturating_add(bytes).min(WINDOW_BYTES);
+        self.available = self.available.saturating_add(bytes).min(WINDOW_BYTES_MAX);
     }
 }
 
@@ -55,15 +61,24 @@ pub struct ReceiveWindow {
     allowed: u32,
     /// What was consumed since the last credit.
     owed: u32,
+    /// What may be outstanding.
+    size: u32,
+    /// What may be outstanding once the stream has shown that it flows.
+    size_later: u32,
 }
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self { allowed: WINDOW_BYTES, owed: 0 }
+        Self { allowed: WINDOW_BYTES, owed: 0, size: WINDOW_BYTES, size_later: WINDOW_BYTES }
     }
 }
 
 impl ReceiveWindow {
+    /// A window that grows to [`WINDOW_BYTES_MAX`] with its first credit.
+    pub fn growing() -> Self {
+        Self { size_later: WINDOW_BYTES_MAX, ..Self::default() }
+    }
+
     /// Counts data that arrived.
     ///
     /// # Errors
@@ -81,12 +96,13 @@ impl ReceiveWindow {
     /// Counts data that was passed on, and says what to credit: a quarter of the window at a time, so that credit
     /// frames are few and the sender never runs dry.
     pub fn consumed(&mut self, bytes: usize) -> Option<u32> {
-        let outstanding = WINDOW_BYTES - self.allowed - self.owed;
+        let outstanding = self.size - self.allowed - self.owed;
         self.owed += u32::try_from(bytes).unwrap_or(u32::MAX).min(outstanding);
-        if self.owed < WINDOW_BYTES / 4 {
+        if self.owed < self.size / 4 {
             return None;
         }
-        let credit = std::mem::take(&mut self.owed);
+        let credit = std::mem::take(&mut self.owed) + self.size_later - self.size;
+        self.size = self.size_later;
         self.allowed += credit;
         Some(credit)
     }
@@ -106,10 +122,23 @@ mod tests {
     }
 
     #[test]
-    fn credit_from_a_hostile_peer_never_passes_one_window() {
+    fn credit_from_a_hostile_peer_never_passes_the_largest_window() {
         let mut window = SendWindow::default();
         window.credit(u32::MAX);
-        assert_eq!(window.available(), WINDOW_BYTES as usize);
+        assert_eq!(window.available(), WINDOW_BYTES_MAX as usize);
+    }
+
+    #[test]
+    fn a_growing_window_grows_once_and_only_when_data_flows() {
+        let mut window = ReceiveWindow::growing();
+        assert!(window.received(WINDOW_BYTES as usize + 1).is_err(), "it starts as all do");
+        window.received(WINDOW_BYTES as usize).expect("a whole window is allowed");
+        let growth = WINDOW_BYTES_MAX - WINDOW_BYTES;
+        assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), Some(WINDOW_BYTES / 4 + growth));
+        assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), None, "a quarter of what it is now");
+        assert_eq!(window.received(growth as usize + WINDOW_BYTES as usize / 4), Ok(()));
+        assert!(window.received(1).is_err());
+        assert_eq!(window.consumed(usize::MAX), Some(WINDOW_BYTES_MAX));
     }
 
     #[test]

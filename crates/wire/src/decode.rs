@@ -34,9 +34,12 @@ pub enum EndError {
 /// ```
 #[derive(Debug, Default)]
 pub struct Decoder {
+    /// All of it is initialised; what counts lies between the two marks.
     buffer: Vec<u8>,
     /// Bytes at the front of `buffer` that were handed out as frames.
     consumed: usize,
+    /// End of the bytes that came.
+    filled: usize,
 }
 
 /// Room that a buffer may use before it moves bytes; one that a large frame has grown further is given back once it is
@@ -46,14 +49,40 @@ const BUFFER_KEEP_BYTES: usize = 256 << 10;
 impl Decoder {
     /// An empty decoder; allocates on the first push.
     pub const fn new() -> Self {
-        Self { buffer: Vec::new(), consumed: 0 }
+        Self { buffer: Vec::new(), consumed: 0, filled: 0 }
     }
 
     /// Adds bytes from the stream. Call [`next`](Self::next) until it is empty before pushing more: what is buffered
     /// is then at most one frame plus one push, or 256 KiB where that is more.
     pub fn push(&mut self, bytes: &[u8]) {
-        self.make_room(bytes.len());
-        self.buffer.extend_from_slice(bytes);
+        self.space(bytes.len())[..bytes.len()].copy_from_slice(bytes);
+        self.fill(bytes.len());
+    }
+
+    /// Room for at least `bytes` to be read into; [`fill`](Self::fill) says how many were. Bounded as [`push`](Self::push).
+    pub fn space(&mut self, bytes: usize) -> &mut [u8] {
+        self.make_room(bytes);
+        if self.buffer.len() < self.filled + bytes {
+            self.buffer.resize(self.filled + bytes, 0);
+        }
+        &mut self.buffer[self.filled..]
+    }
+
+    /// The first `bytes` of the last [`space`](Self::space), to look at before they are taken in.
+    ///
+    /// # Panics
+    /// Where there is not so much of it.
+    pub fn offered(&self, bytes: usize) -> &[u8] {
+        &self.buffer[self.filled..self.filled + bytes]
+    }
+
+    /// Takes in the first `bytes` of [`space`](Self::space).
+    ///
+    /// # Panics
+    /// Where there is not so much of it.
+    pub fn fill(&mut self, bytes: usize) {
+        assert!(bytes <= self.buffer.len() - self.filled, "{bytes} bytes were not asked for");
+        self.filled += bytes;
     }
 
     /// The next whole frame, `None` where more bytes are needed.
@@ -62,7 +91,7 @@ impl Decoder {
     /// A length field out of bounds; the stream can't be followed any further.
     #[expect(clippy::should_implement_trait, reason = "a lending iterator can't be an Iterator")]
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
-        let pending = &self.buffer[self.consumed..];
+        let pending = &self.buffer[self.consumed..self.filled];
         let Some((length, rest)) = pending.split_first_chunk::<4>() else { return Ok(None) };
         let length = check_length(u32::from_be_bytes(*length))? as usize;
         if rest.len() < length {
@@ -80,12 +109,12 @@ impl Decoder {
 
     /// Bytes that are buffered and not yet part of a frame handed out.
     pub fn pending_bytes(&self) -> usize {
-        self.buffer.len() - self.consumed
+        self.filled - self.consumed
     }
 
     /// Bytes that the frame at hand lacks; `None` at a boundary and where its length is not known yet.
     pub fn missing_bytes(&self) -> Option<usize> {
-        let (length, rest) = self.buffer[self.consumed..].split_first_chunk::<4>()?;
+        let (length, rest) = self.buffer[self.consumed..self.filled].split_first_chunk::<4>()?;
         let length = check_length(u32::from_be_bytes(*length)).ok()? as usize;
         length.checked_sub(rest.len())
     }
@@ -95,7 +124,7 @@ impl Decoder {
     /// # Errors
     /// [`EndError::UnexpectedEof`] inside a frame.
     pub fn finish(&self) -> Result<(), EndError> {
-        let pending = &self.buffer[self.consumed..];
+        let pending = &self.buffer[self.consumed..self.filled];
         if pending.is_empty() {
             return Ok(());
         }
@@ -108,21 +137,21 @@ impl Decoder {
 
     /// Forgets everything that is buffered.
     pub fn clear(&mut self) {
-        self.consumed = self.buffer.len();
+        self.consumed = self.filled;
         self.make_room(0);
     }
 
     /// Drops what was handed out. The start of a frame behind it is moved only where there is no room left, so that a
     /// stream of middle-sized frames is not copied twice.
     fn make_room(&mut self, bytes: usize) {
-        if self.consumed == self.buffer.len() {
-            self.buffer.clear();
-            if self.buffer.capacity() > BUFFER_KEEP_BYTES {
+        if self.consumed == self.filled {
+            (self.consumed, self.filled) = (0, 0);
+            if self.buffer.len() > BUFFER_KEEP_BYTES {
                 self.buffer = Vec::new();
             }
-            self.consumed = 0;
-        } else if self.buffer.len() + bytes > BUFFER_KEEP_BYTES {
-            self.buffer.drain(..self.consumed);
+        } else if self.filled + bytes > BUFFER_KEEP_BYTES {
+            self.buffer.copy_within(self.consumed..self.filled, 0);
+            self.filled -= self.consumed;
             self.consumed = 0;
         }
     }

@@ -65,6 +65,12 @@ pub struct ResetScanner {
 }
 
 impl ResetScanner {
+    /// Whether there is nothing in `bytes` to look at: no marker, no part of one, none held back. They may then go to the
+    /// decoder as they are.
+    pub fn is_plain(&self, bytes: &[u8]) -> bool {
+        self.held == 0 && find_prefix(bytes) == bytes.len()
+    }
+
     /// The next piece of `input`, which is shortened by it; `None` once it is empty.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Option<Piece<'a>> {
         while !input.is_empty() {

@@ -101,13 +101,12 @@ impl Server {
     async fn run(&mut self) -> std::io::Result<()> {
         let mut scanner = ResetScanner::default();
         let mut decoder = Decoder::new();
-        let mut buffer = vec![0; READ_BYTES];
         let agent = Rc::clone(&self.agent);
         let mut ending = pin!(agent.ending());
         loop {
             let count = tokio::select! {
                 biased;
-                count = self.transport.read(&mut buffer) => count?,
+                count = self.transport.read(&mut decoder.space(READ_BYTES)[..READ_BYTES]) => count?,
                 () = until(self.auth_by) => {
                     self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
                     if self.transport.is_port() { continue } else { return Ok(()) }
@@ -129,7 +128,17 @@ impl Server {
                 self.transport.changed().await?;
                 continue;
             }
-            let mut input = &buffer[..count];
+            let read = decoder.offered(count);
+            if self.phase != Phase::Silent && scanner.is_plain(read) {
+                decoder.fill(count);
+                if self.follow(&mut decoder).await == Next::Nothing {
+                    return Ok(());
+                }
+                self.streams.outbox().link_room().await;
+                continue;
+            }
+            let read = read.to_vec();
+            let mut input = &read[..];
             while let Some(piece) = scanner.next(&mut input) {
                 match piece {
                     Piece::Reset(nonce) => {
@@ -160,6 +169,11 @@ impl Server {
     /// Takes bytes of the link, and says what can follow.
     async fn bytes(&mut self, bytes: &[u8], decoder: &mut Decoder) -> Next {
         decoder.push(bytes);
+        self.follow(decoder).await
+    }
+
+    /// Serves the frames that are whole, and says what can follow.
+    async fn follow(&mut self, decoder: &mut Decoder) -> Next {
         let Err(farewell) = self.frames(decoder) else { return Next::Bytes };
         decoder.clear();
         self.farewell(farewell).await;

@@ -64,7 +64,7 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
         warm_up: 10.min(args.samples),
         acceleration: args.accel.into(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let results = runtime.block_on(async {
         tokio::time::timeout(DEADLINE, bench.measure(&args.groups, &progress)).await.context("the bench hangs")?
     })?;

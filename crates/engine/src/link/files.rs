@@ -28,7 +28,12 @@ impl GuestLink {
                     return Err(StreamError::TooLarge { bytes: (content.len() + bytes.len()) as u64 });
                 }
                 Event::Data(_, bytes) => content.extend_from_slice(&bytes),
-                Event::Reply(_) | Event::Eof => {}
+                Event::Reply(reply) => {
+                    if let Reply::Stat(stat) = *reply {
+                        content.reserve(usize::try_from(stat.size).unwrap_or(usize::MAX).min(limit_bytes));
+                    }
+                }
+                Event::Eof => {}
                 Event::Done(_) => return Ok(content),
                 other => return Err(StreamError::Unexpected(format!("{other:?}"))),
             }

@@ -15,6 +15,9 @@ const ANSWERS_MAX: usize = 4096;
 /// And their size together.
 const ANSWER_BYTES_MAX: usize = 8 << 20;
 
+/// Frames are joined up to this size; larger ones would be copied again and again.
+const JOINED_BYTES_MAX: usize = 16 << 10;
+
 /// The state that the link's reader and a stream's two halves share.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -39,13 +42,15 @@ struct State {
 #[derive(Debug)]
 enum Waiting {
     Event(Event, usize),
-    /// Neighbouring data frames of one channel are joined, so that tiny frames don't cost more than their bytes.
+    /// Small neighbouring data frames of one channel are joined, so that tiny ones don't cost more than their bytes.
     Data(Channel, BytesMut),
 }
 
 impl Inbox {
     pub(super) fn new() -> Arc<Self> {
-        Arc::default()
+        // The host has the memory for it.
+        let state = State { receive: ReceiveWindow::growing(), ..State::default() };
+        Arc::new(Self { state: Mutex::new(state), ..Self::default() })
     }
 
     /// Takes in one data frame.
@@ -58,6 +63,7 @@ impl Inbox {
             state.finish(StreamError::Fault(Fault::new(ErrorCode::FlowControl, overrun.to_string())));
         } else if let Some(Waiting::Data(last, joined)) = state.queue.back_mut()
             && *last == channel
+            && joined.len() + bytes.len() <= JOINED_BYTES_MAX
         {
             joined.extend_from_slice(bytes);
         } else {
@@ -171,18 +177,25 @@ impl State {
 mod tests {
     use super::*;
     use kiln_wire::Done;
-    use kiln_wire::credit::WINDOW_BYTES;
+    use kiln_wire::credit::{WINDOW_BYTES, WINDOW_BYTES_MAX};
 
     #[tokio::test]
-    async fn tiny_frames_are_joined_and_credited_together() {
+    async fn tiny_frames_are_joined_and_the_window_grows_with_the_first_credit() {
         let inbox = Inbox::new();
         for _ in 0..WINDOW_BYTES {
             inbox.push_data(Channel::Out, b"x");
         }
         inbox.push_data(Channel::Err, b"");
-        let (event, credit) = inbox.next().await;
-        assert!(matches!(event, Ok(Event::Data(Channel::Out, bytes)) if bytes.len() == WINDOW_BYTES as usize));
-        assert_eq!(credit, Some(WINDOW_BYTES));
+        let (mut credits, mut pieces, mut total) = (Vec::new(), 0, 0);
+        while total < WINDOW_BYTES as usize {
+            let (event, credit) = inbox.next().await;
+            let Ok(Event::Data(Channel::Out, bytes)) = event else { panic!("no data: {event:?}") };
+            total += bytes.len();
+            pieces += 1;
+            credits.extend(credit);
+        }
+        assert_eq!(pieces, WINDOW_BYTES as usize / JOINED_BYTES_MAX);
+        assert_eq!(credits[0], WINDOW_BYTES / 4 + WINDOW_BYTES_MAX - WINDOW_BYTES);
     }
 
     #[tokio::test]

@@ -334,7 +334,6 @@ fn encoded(id: StreamId, message: &Message<'_>) -> Result<Vec<u8>, StreamError> 
 
 /// Reads until the link ends and says why it did.
 async fn read_frames(mut read: OwnedReadHalf, mut decoder: Decoder, shared: &Shared) -> String {
-    let mut buffer = vec![0; READ_BYTES];
     loop {
         loop {
             match decoder.next() {
@@ -347,14 +346,14 @@ async fn read_frames(mut read: OwnedReadHalf, mut decoder: Decoder, shared: &Sha
                 Err(error) => return format!("protocol error: {error}"),
             }
         }
-        match read.read(&mut buffer).await {
+        match read.read(&mut decoder.space(READ_BYTES)[..READ_BYTES]).await {
             Ok(0) => {
                 return match decoder.finish() {
                     Ok(()) => "closed by the guest".into(),
                     Err(error) => error.to_string(),
                 };
             }
-            Ok(count) => decoder.push(&buffer[..count]),
+            Ok(count) => decoder.fill(count),
             Err(error) => return format!("read failed: {error}"),
         }
     }

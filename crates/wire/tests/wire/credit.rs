@@ -1,6 +1,6 @@
 //! Flow control between a sender and a receiver that both keep the rules.
 
-use kiln_wire::credit::{ReceiveWindow, SendWindow, WINDOW_BYTES};
+use kiln_wire::credit::{ReceiveWindow, SendWindow, WINDOW_BYTES, WINDOW_BYTES_MAX};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -48,7 +48,7 @@ proptest! {
         let (mut sender, mut receiver) = (SendWindow::default(), ReceiveWindow::default());
         for (credit, bytes) in steps {
             sender.credit(credit);
-            prop_assert!(sender.take(bytes) <= WINDOW_BYTES as usize);
+            prop_assert!(sender.take(bytes) <= WINDOW_BYTES_MAX as usize);
             let _ = receiver.received(bytes);
             let _ = receiver.consumed(bytes);
         }
