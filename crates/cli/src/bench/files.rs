@@ -14,6 +14,7 @@ use super::{Bench, Results};
 const LARGE_BYTES: usize = 16 << 20;
 const SMALL_BYTES: usize = 1 << 10;
 const PATH: &str = "/tmp/kiln-bench";
+const RAW_PATH: &str = "/tmp/kiln-bench-raw";
 /// The second port: bytes without any protocol.
 const PORT: &str = "kiln.bench.0";
 const COPY_BYTES: usize = 256 << 10;
@@ -29,6 +30,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     let mut write = Series::new("file write, 16 MiB", Unit::MibPerS);
     let mut read = Series::new("file read, 16 MiB", Unit::MibPerS);
     let mut raw_in = Series::new("bare virtio-serial, host to guest", Unit::MibPerS);
+    let mut raw_file = Series::new("bare virtio-serial, host to a file of the guest (dd)", Unit::MibPerS);
     let mut raw_out = Series::new("bare virtio-serial, guest to host", Unit::MibPerS);
     let small: Vec<u8> = (0..SMALL_BYTES).map(|index| index as u8).collect();
     let large: Vec<u8> = (0..LARGE_BYTES).map(|index| (index / 251) as u8).collect();
@@ -42,6 +44,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     }
     for _ in 0..bench.samples.div_ceil(4) {
         raw_in.samples.push(raw_to_guest(link, &device, &mut port, &large).await?);
+        raw_file.samples.push(raw_to_file(link, &device, &mut port, &large).await?);
         let start = Instant::now();
         link.write_file(PATH, &large, None).await?;
         write.samples.push(mib_per_s(start));
@@ -57,7 +60,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     ] {
         results.promises.push(Promise { claim, seen: file.p50() / raw.p50(), bound: 0.6, sense: Sense::AtLeast });
     }
-    results.series.extend([small_write, small_read, write, raw_in, read, raw_out]);
+    results.series.extend([small_write, small_read, write, raw_in, raw_file, read, raw_out]);
     guest.vm.kill().await;
     Ok(())
 }
@@ -81,14 +84,28 @@ async fn find_port(link: &GuestLink) -> anyhow::Result<String> {
 
 /// The rate at which a port takes bytes that `dd` reads at its other end. Neither its start nor its end counts.
 async fn raw_to_guest(link: &GuestLink, device: &str, port: &mut UnixStream, data: &[u8]) -> anyhow::Result<f64> {
-    let blocks = LARGE_BYTES / COPY_BYTES;
-    let script = format!("exec dd if={device} of=/dev/null bs={COPY_BYTES} count={blocks} iflag=fullblock 2>/dev/null");
-    let mut reader = link.exec(shell(&script)).await?;
+    let mut reader = link.exec(reader(device, "/dev/null")).await?;
     let start = Instant::now();
     port.write_all(data).await?;
     let rate = mib_per_s(start);
     finished(&mut reader.output).await?;
     Ok(rate)
+}
+
+/// The rate at which `dd` puts a port's bytes into a file, its end included: what the guest's kernel needs for both.
+async fn raw_to_file(link: &GuestLink, device: &str, port: &mut UnixStream, data: &[u8]) -> anyhow::Result<f64> {
+    let mut reader = link.exec(reader(device, RAW_PATH)).await?;
+    let start = Instant::now();
+    port.write_all(data).await?;
+    finished(&mut reader.output).await?;
+    let rate = mib_per_s(start);
+    link.run(shell(&format!("rm {RAW_PATH}")), b"", 0).await?;
+    Ok(rate)
+}
+
+fn reader(device: &str, file: &str) -> ExecRequest {
+    let blocks = LARGE_BYTES / COPY_BYTES;
+    shell(&format!("exec dd if={device} of={file} bs={COPY_BYTES} count={blocks} iflag=fullblock 2>/dev/null"))
 }
 
 /// The rate at which bytes come that `dd` writes, from the first one to the last.
