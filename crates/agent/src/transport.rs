@@ -23,6 +23,11 @@ const READ_PIECES: usize = 16;
 /// Size of the buffer to read into.
 pub const READ_BYTES: usize = PORT_BUFFER_BYTES * READ_PIECES;
 
+/// From this many expected bytes on a read waits for them in the kernel instead of through the runtime.
+const BULK_BYTES: usize = 4 * PORT_BUFFER_BYTES;
+/// For this long at most; a host that stops inside a frame must not stop the other streams.
+const BULK_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+
 /// One byte stream to the host.
 #[derive(Debug)]
 pub enum Transport {
@@ -68,13 +73,14 @@ impl Transport {
         matches!(self, Self::Port(_))
     }
 
-    /// Reads what is there, waiting for at least one byte; 0 where the host is away.
+    /// Reads what is there, waiting for at least one byte; 0 where the host is away. The rest of a frame, so many bytes
+    /// as are `expected`, comes a page at a time and is gathered where there is much of it.
     ///
     /// # Errors
     /// The stream broke.
-    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub async fn read(&self, buffer: &mut [u8], expected: usize) -> io::Result<usize> {
         match self {
-            Self::Port(port) => port.read(buffer).await,
+            Self::Port(port) => port.read(buffer, expected).await,
             Self::Socket(socket) => loop {
                 match rustix::io::read(socket, &mut *buffer) {
                     Err(Errno::AGAIN) => socket.readable().await?.clear_ready(),
@@ -116,17 +122,35 @@ impl Transport {
 }
 
 impl Port {
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    async fn read(&self, buffer: &mut [u8], expected: usize) -> io::Result<usize> {
+        let wanted = expected.min(buffer.len());
+        let mut filled = 0;
         loop {
-            // The driver stops a vectored read at the first piece that it can't fill, so the pieces stay contiguous.
-            let mut pieces = buffer.chunks_mut(PORT_BUFFER_BYTES);
-            let mut vector: [IoSliceMut<'_>; READ_PIECES] =
-                std::array::from_fn(|_| IoSliceMut::new(pieces.next().unwrap_or_default()));
-            match rustix::io::readv(&self.port, &mut vector) {
+            match self.read_pieces(&mut buffer[filled..]) {
+                Err(Errno::AGAIN) if filled + BULK_BYTES <= wanted && self.wait_for_bulk()? => {}
+                Err(Errno::AGAIN) if filled > 0 => return Ok(filled),
                 Err(Errno::AGAIN) => self.changed().await?,
                 Err(Errno::INTR) => {}
-                result => return Ok(result?),
+                Ok(count) if count > 0 && filled + count < wanted => filled += count,
+                result => return Ok(filled + result?),
             }
+        }
+    }
+
+    fn read_pieces(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        // The driver stops a vectored read at the first piece that it can't fill, so the pieces stay contiguous.
+        let mut pieces = buffer.chunks_mut(PORT_BUFFER_BYTES);
+        let mut vector: [IoSliceMut<'_>; READ_PIECES] =
+            std::array::from_fn(|_| IoSliceMut::new(pieces.next().unwrap_or_default()));
+        rustix::io::readv(&self.port, &mut vector)
+    }
+
+    /// Waits a moment for more; says whether it came.
+    fn wait_for_bulk(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.port, PollFlags::IN)];
+        match poll(&mut fds, Some(&BULK_WAIT)) {
+            Err(Errno::INTR) => Ok(true),
+            ready => Ok(ready? > 0),
         }
     }
 

@@ -17,6 +17,16 @@
 /// The fixed first half of a marker: distinct even bytes, none zero, some that UTF-8 never has.
 pub const MAGIC: [u8; 16] =
     [0xf8, 0xfe, 0xfa, 0xfc, 0xc0, 0xf6, 0x80, 0xbe, 0xa4, 0xe2, 0xd6, 0x92, 0xb8, 0xce, 0xac, 0x9a];
+/// Where in the magic each byte stands; 255 for a byte that it does not have.
+const PLACES: [u8; 256] = {
+    let mut places = [u8::MAX; 256];
+    let mut at = 0;
+    while at < MAGIC.len() {
+        places[MAGIC[at] as usize] = at as u8;
+        at += 1;
+    }
+    places
+};
 /// Length of the nonce that follows.
 pub const NONCE_BYTES: usize = 16;
 /// Length of a marker.
@@ -135,11 +145,9 @@ fn find_prefix(bytes: &[u8]) -> usize {
     // Any whole magic covers exactly one of these positions, so one byte in sixteen is looked at.
     let mut probe = whole - 1;
     while probe < bytes.len() {
-        if let Some(at) = MAGIC.iter().position(|byte| *byte == bytes[probe]) {
-            let start = probe - at;
-            if bytes[start..].starts_with(&MAGIC) {
-                return start;
-            }
+        let at = usize::from(PLACES[usize::from(bytes[probe])]);
+        if at < whole && bytes[probe - at..].starts_with(&MAGIC) {
+            return probe - at;
         }
         probe += whole;
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use kiln_wire::credit::ReceiveWindow;
 use kiln_wire::{Channel, Done, ErrorCode, Fault, Message, MessageError, StreamId};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -168,7 +169,12 @@ impl Streams {
         let Some(outlet) = self.outbox.open(id) else {
             return refuse(format!("stream {id} is still being written"));
         };
-        let inbox = Inbox::of_stream(&self.outbox, id);
+        // A file takes what comes as fast as it comes; a command may stop reading with a large window full.
+        let window = match request {
+            Message::Files(_) => ReceiveWindow::growing(),
+            _ => ReceiveWindow::default(),
+        };
+        let inbox = Inbox::of_stream(&self.outbox, id, window);
         self.inboxes.insert(id, Rc::clone(&inbox));
         let stream = Stream { inbox, outlet };
         let agent = Rc::clone(&self.agent);

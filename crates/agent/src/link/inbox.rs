@@ -67,8 +67,9 @@ struct State {
 
 impl Inbox {
     /// The inbox of a stream, which gives credit for what is taken.
-    pub fn of_stream(outbox: &Rc<Outbox>, stream: StreamId) -> Rc<Self> {
-        Rc::new(Self { state: RefCell::default(), credit: Some((Rc::clone(outbox), stream)) })
+    pub fn of_stream(outbox: &Rc<Outbox>, stream: StreamId, window: ReceiveWindow) -> Rc<Self> {
+        let state = State { window, ..State::default() };
+        Rc::new(Self { state: RefCell::new(state), credit: Some((Rc::clone(outbox), stream)) })
     }
 
     /// An inbox that several streams put into, waiting for room.
@@ -306,7 +307,7 @@ mod tests {
     }
 
     fn inbox() -> Rc<Inbox> {
-        Inbox::of_stream(&Rc::default(), StreamId(1))
+        Inbox::of_stream(&Rc::default(), StreamId(1), ReceiveWindow::default())
     }
 
     #[test]

@@ -104,9 +104,10 @@ impl Server {
         let agent = Rc::clone(&self.agent);
         let mut ending = pin!(agent.ending());
         loop {
+            let expected = decoder.missing_bytes().unwrap_or(0);
             let count = tokio::select! {
                 biased;
-                count = self.transport.read(&mut decoder.space(READ_BYTES)[..READ_BYTES]) => count?,
+                count = self.transport.read(&mut decoder.space(READ_BYTES)[..READ_BYTES], expected) => count?,
                 () = until(self.auth_by) => {
                     self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
                     if self.transport.is_port() { continue } else { return Ok(()) }
