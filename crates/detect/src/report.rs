@@ -192,7 +192,7 @@ impl Report {
         for (index, hole) in self.holes.iter().enumerate() {
             title = title.replace(&format!("{{{index}}}"), hole);
         }
-        if self.cgroup {
+        if self.cgroup && !title.ends_with("memory cgroup") {
             title.push_str(": memory cgroup");
         }
         title.replace(" {access}", &self.access.map(|access| format!(" {access}")).unwrap_or_default())

@@ -21,6 +21,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_wire::GoodbyeReason;
 use rustix::fs::{Mode, OFlags};
@@ -44,6 +46,11 @@ const HOSTNAME: &[u8] = b"kiln";
 const FILES_MAX: u64 = 524_288;
 /// Without these there is no link.
 const LINK_MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
+
+/// A source of randomness beside the CPU's own: no command waits for it …
+const UNHURRIED_MODULES: [&str; 1] = ["virtio_rng"];
+/// … and it does not take the CPU from the first one.
+const UNHURRIED: Duration = Duration::from_millis(300);
 
 /// Runs the guest until it is powered off.
 ///
@@ -76,7 +83,7 @@ async fn guest() -> io::Result<()> {
     raise_limits();
     let mut drivers_wait = true;
     if let Some(root) = &options.root {
-        load_drivers(&modules, &options);
+        modules.for_devices().iter().chain(&options.modules).for_each(|name| modules.load(name));
         drivers_wait = false;
         root::switch(root, &modules).await?;
     }
@@ -119,16 +126,29 @@ async fn janitor(agent: Rc<Agent>) {
 /// Loads what the link does not need once a host talks to the agent.
 async fn drivers(agent: Rc<Agent>, modules: Modules, options: BootOptions) {
     agent.linked().await;
-    if modules.has_work(&options) {
-        // A load that fails was noted; commands run all the same.
-        let _ = spawn_blocking(move || load_drivers(&modules, &options)).await;
-    }
+    let (later, now) = split(modules.for_devices(), &options);
+    let modules = Arc::new(modules);
+    load(&modules, now).await;
     agent.drivers_are_ready();
+    if !later.is_empty() {
+        tokio::time::sleep(UNHURRIED).await;
+        load(&modules, later).await;
+    }
 }
 
-fn load_drivers(modules: &Modules, options: &BootOptions) {
-    for name in modules.for_devices().iter().chain(&options.modules) {
-        modules.load(name);
+/// What can wait, and what commands wait for.
+fn split(devices: Vec<String>, options: &BootOptions) -> (Vec<String>, Vec<String>) {
+    devices
+        .into_iter()
+        .chain(options.modules.iter().cloned())
+        .partition(|name| UNHURRIED_MODULES.contains(&name.as_str()) && !options.modules.contains(name))
+}
+
+async fn load(modules: &Arc<Modules>, names: Vec<String>) {
+    if !names.is_empty() {
+        let modules = Arc::clone(modules);
+        // A load that fails was noted; commands run all the same.
+        let _ = spawn_blocking(move || names.iter().for_each(|name| modules.load(name))).await;
     }
 }
 

@@ -7,13 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::boot_options::BootOptions;
 use crate::log::note;
 
 /// From linux/module.h: the kernel unpacks the file itself.
 const MODULE_INIT_COMPRESSED_FILE: i32 = 4;
-/// Devices of other kinds are no use without their driver; this one's only adds to what the kernel has.
-const LAST_MODULE: &str = "virtio_rng";
 
 /// The modules of the running kernel.
 #[derive(Debug)]
@@ -66,14 +63,9 @@ impl Modules {
             .filter_map(|device| fs::read_to_string(device.path().join("modalias")).ok())
             .filter_map(|modalias| self.by_alias(modalias.trim()))
             .collect();
-        names.sort_by_key(|name| name == LAST_MODULE);
+        names.sort_unstable();
         names.dedup();
         names
-    }
-
-    /// Whether there is anything to load for these options and devices.
-    pub(super) fn has_work(&self, options: &BootOptions) -> bool {
-        !options.modules.is_empty() || !self.for_devices().is_empty()
     }
 
     fn by_alias(&self, device: &str) -> Option<String> {
