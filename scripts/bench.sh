@@ -10,4 +10,4 @@ step "image mini" build_test_image "$target_dir/release/kiln"
 mkdir -p docs/benchmarks
 KILN_HOME=$test_home KILN_AGENT=$static_agent \
     "$target_dir/release/kiln" bench --out "docs/benchmarks/$(date -u +%Y-%m-%d).json"
-cargo bench --locked --package kiln-wire
+cargo bench --locked --package kiln-wire --bench decode

@@ -78,8 +78,10 @@ impl Cgroups {
     /// # Errors
     /// The kernel lacks cgroup v2, or its memory or pids controller.
     pub fn take_over(root: &Path) -> io::Result<Self> {
-        for controller in ["+memory", "+pids"] {
-            fs::write(root.join("cgroup.subtree_control"), controller)?;
+        // All at once and before there are groups: each later change would visit every group again.
+        let weighted = fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu").is_ok();
+        if !weighted {
+            fs::write(root.join("cgroup.subtree_control"), "+memory +pids")?;
         }
         let (agent, jobs) = (root.join("agent"), root.join("jobs"));
         fs::create_dir_all(&agent)?;
@@ -88,11 +90,9 @@ impl Cgroups {
         fs::write(agent.join("memory.min"), AGENT_MEMORY_MIN_BYTES.to_string())?;
         fs::write(jobs.join("memory.max"), jobs_memory_bytes().to_string())?;
         fs::write(jobs.join("pids.max"), (processes_max() * PIDS_PERCENT / 100).to_string())?;
-        for controller in ["+memory", "+pids"] {
-            fs::write(jobs.join("cgroup.subtree_control"), controller)?;
-        }
-        // Among the two groups alone: no number of runnable commands then outweighs the agent.
-        if fs::write(root.join("cgroup.subtree_control"), "+cpu").is_ok() {
+        fs::write(jobs.join("cgroup.subtree_control"), "+memory +pids")?;
+        // The CPU is divided among the two groups alone: no number of runnable commands then outweighs the agent.
+        if weighted {
             fs::write(agent.join("cpu.weight"), "10000")?;
         }
         let jobs = open(&jobs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;

@@ -18,7 +18,7 @@ use super::transport::GuestLink;
 /// The marker is repeated after this long at first, because a port that the guest has not opened yet loses it …
 const MARKER_REPEAT_FIRST: Duration = Duration::from_millis(5);
 /// … and after twice as long each time, up to this.
-const MARKER_REPEAT_MAX: Duration = Duration::from_millis(200);
+const MARKER_REPEAT_MAX: Duration = Duration::from_millis(20);
 /// Garbage that is skipped before the agent's marker: what an older link may have left in the transport.
 const STALE_BYTES_MAX: usize = 64 << 20;
 const READ_BYTES: usize = 16 << 10;
