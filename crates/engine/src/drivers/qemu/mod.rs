@@ -189,7 +189,15 @@ impl QemuEngine {
         // Asking costs a process; only a new kernel under TCG makes the answer matter.
         let matters = accelerator == Accelerator::Tcg && args::kernel_needs_sound_cmpxchg16b(kernel);
         let qemu = if matters { self.version().await } else { None };
-        Facts { accelerator, qemu, kernel }
+        // Only what was measured: under KVM the BIOS takes no time that counts.
+        let qboot = accelerator == Accelerator::Tcg && self.has_firmware(args::QBOOT);
+        Facts { accelerator, qboot, qemu, kernel }
+    }
+
+    /// Whether a firmware lies where this QEMU looks for it.
+    fn has_firmware(&self, name: &str) -> bool {
+        let prefix = self.binary.parent().and_then(Utf8Path::parent);
+        prefix.is_some_and(|prefix| prefix.join("share/qemu").join(name).is_file())
     }
 
     fn spawn_error(&self, source: io::Error) -> LaunchError {
