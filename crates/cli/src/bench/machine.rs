@@ -9,7 +9,7 @@ pub struct Machine {
     /// Seconds since 1970.
     pub unix_time_s: u64,
     pub cpu: String,
-    pub cpus: usize,
+    pub cpus: u32,
     pub memory_mib: u64,
     pub kernel: String,
     /// Load averages when the run began.
@@ -21,22 +21,8 @@ pub struct Machine {
     pub guest_memory_mib: u64,
 }
 
-/// Model name of the first CPU.
-pub fn cpu_model() -> String {
-    let cpuinfo = fs_err::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    model.map_or_else(|| "unknown".into(), |(_, name)| name.trim().into())
-}
-
 /// Load averages of 1, 5 and 15 minutes.
 pub fn load() -> String {
     let load = fs_err::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').take(3).collect::<Vec<_>>().join(" ")
-}
-
-/// Memory of the host.
-pub fn memory_mib() -> u64 {
-    let meminfo = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    total.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use comfy_table::{CellAlignment, Table, presets};
+use kiln_engine::host::HostFacts;
 use kiln_engine::image::{Image, MINI};
 use kiln_engine::{QemuEngine, VmSpec};
 use owo_colors::OwoColorize as _;
@@ -118,17 +119,19 @@ impl Bench {
 
     async fn machine(&self) -> anyhow::Result<Machine> {
         let load = machine::load();
+        let version = self.engine.version().await;
+        let host = HostFacts::collect(Some(self.engine.binary().to_owned()), version);
         let guest = self.start(&[]).await?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let machine = Machine {
             kiln: env!("CARGO_PKG_VERSION"),
             unix_time_s: now.as_secs(),
-            cpu: machine::cpu_model(),
-            cpus: std::thread::available_parallelism()?.get(),
-            memory_mib: machine::memory_mib(),
+            cpu: host.cpu_model,
+            cpus: host.cpus,
+            memory_mib: host.memory_mib,
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             load,
-            vmm: self.engine.version().await.map_or_else(|| "QEMU".into(), |version| format!("QEMU {version}")),
+            vmm: version.map_or_else(|| "QEMU".into(), |version| format!("QEMU {version}")),
             accel: image::accel_name(guest.vm.acceleration()).into(),
             guest_kernel: self.image.kernel_version.clone(),
             guest_cpus: CPUS,

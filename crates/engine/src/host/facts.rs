@@ -40,7 +40,8 @@ pub fn limits() -> HostLimits {
 }
 
 impl HostFacts {
-    pub(super) fn collect(qemu: Option<Utf8PathBuf>, qemu_version: Option<QemuVersion>) -> Self {
+    /// Reads them now; what can't be read is `unknown` or 0.
+    pub fn collect(qemu: Option<Utf8PathBuf>, qemu_version: Option<QemuVersion>) -> Self {
         let limits = limits();
         let system = rustix::system::uname();
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
