@@ -11,6 +11,7 @@ pub mod home;
 pub mod host;
 pub mod image;
 pub mod link;
+pub mod snapshot;
 
 mod console;
 mod drivers;

@@ -1,0 +1,19 @@
+//! Snapshots: a VM saved whole, restored any number of times.
+//!
+//! ```text
+//!   Vm::snapshot ──▶ Draft (x.partial) ──rename──▶ snapshots/<id>/ ──seal: fsync, checksums──▶ sealed
+//!                                                      │
+//!   Engine::restore ◀── Snapshot (chain, locks) ◀──open, check──┘
+//! ```
+//! A full snapshot holds all memory; a diff holds the pages that differ from its parent's. A chain is a full snapshot and
+//! the diffs on it.
+
+mod error;
+mod id;
+mod manifest;
+
+pub use error::SnapshotError;
+pub use id::SnapshotId;
+pub use manifest::{
+    DiskLayer, FileEntry, MANIFEST_FILE, MACHINE_FIELDS, MachineIdentity, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal,
+};
