@@ -6,6 +6,8 @@
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
+use crate::mac_address::MacAddress;
+
 /// Memory below this does not hold a Debian kernel and its initramfs: 64 MiB does not boot, 80 MiB does.
 pub const MEMORY_MIB_MIN: u64 = 80;
 /// Guests may have more CPUs than their host, up to here.
@@ -14,6 +16,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const DISKS_MAX: usize = 16;
 /// Ports of one VM beside the agent's.
 pub const EXTRA_PORTS_MAX: usize = 16;
+/// Network cards of one VM.
+pub const NICS_MAX: usize = 8;
 /// `COMMAND_LINE_SIZE` of x86 Linux, less its end mark.
 pub const CMDLINE_BYTES_MAX: usize = 2047;
 /// Name of the port on which the agent serves the guest link.
@@ -64,6 +68,41 @@ pub struct RootSpec {
     pub fstype: String,
 }
 
+/// A network card. It leads nowhere yet: guests have no network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Its address at boot; forks get others.
+    pub mac: MacAddress,
+}
+
+/// A device that another process serves, by the vhost-user protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VhostUser {
+    /// What it is.
+    pub device: VhostUserDevice,
+    /// Where the backend listens.
+    pub socket: Utf8PathBuf,
+}
+
+/// Kinds of vhost-user devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VhostUserDevice {
+    /// A disk.
+    Blk,
+}
+
+/// What becomes of a VM whose owner, the process that started it, ends without a word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnerLoss {
+    /// It ends too.
+    #[default]
+    Kill,
+    /// It runs on, until it is adopted or its home is recovered.
+    KeepRunning,
+}
+
 /// Everything a driver needs to start a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
@@ -89,6 +128,18 @@ pub struct VmSpec {
     pub root: Option<RootSpec>,
     /// More guest ports, each with its own host socket ([`Vm::port_stream`](crate::Vm::port_stream)).
     pub extra_ports: Vec<String>,
+    /// Network cards.
+    #[serde(default)]
+    pub nics: Vec<Nic>,
+    /// Devices served by other processes. A VM with one can't be saved.
+    #[serde(default)]
+    pub vhost_user: Vec<VhostUser>,
+    /// Its memory is a file, so that [`Vm::snapshot`](crate::Vm::snapshot) copies none of it.
+    #[serde(default)]
+    pub forkable: bool,
+    /// What becomes of it when its owner is lost.
+    #[serde(default)]
+    pub owner_loss: OwnerLoss,
 }
 
 /// What the host can give, against which a spec is checked.
@@ -176,7 +227,18 @@ impl VmSpec {
             modules: Vec::new(),
             root: None,
             extra_ports: Vec::new(),
+            nics: Vec::new(),
+            vhost_user: Vec::new(),
+            forkable: false,
+            owner_loss: OwnerLoss::Kill,
         }
+    }
+
+    /// The first device that no VMM can save, for people.
+    pub fn unmigratable(&self) -> Option<String> {
+        let device = self.vhost_user.first()?;
+        let VhostUserDevice::Blk = device.device;
+        Some(format!("the vhost-user-blk device `{}`", device.socket))
     }
 
     /// Checks the spec against the host it shall run on.
@@ -224,7 +286,11 @@ impl VmSpec {
         if !(MEMORY_MIB_MIN..=host.memory_mib).contains(&self.memory_mib) {
             return Err(SpecError::Memory { memory_mib: self.memory_mib, host_mib: host.memory_mib });
         }
-        let counts = [("disks", self.disks.len(), DISKS_MAX), ("ports", self.extra_ports.len(), EXTRA_PORTS_MAX)];
+        let counts = [
+            ("disks", self.disks.len() + self.vhost_user.len(), DISKS_MAX),
+            ("ports", self.extra_ports.len(), EXTRA_PORTS_MAX),
+            ("network cards", self.nics.len(), NICS_MAX),
+        ];
         match counts.into_iter().find(|(_, count, max)| count > max) {
             Some((what, count, max)) => Err(SpecError::TooMany { what, count, max }),
             None => Ok(()),
@@ -252,6 +318,10 @@ impl VmSpec {
         let kernel = std::iter::once(("kernel", &self.kernel));
         let initramfs = self.initramfs.iter().map(|path| ("initramfs", path));
         let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
+        let backends = self.vhost_user.iter().map(|device| ("vhost-user socket", &device.socket));
+        if let Some((what, path)) = backends.into_iter().find(|(_, path)| !path.exists()) {
+            return Err(SpecError::NoFile { what, path: path.clone() });
+        }
         for (what, path) in kernel.chain(initramfs).chain(disks) {
             let usable = fs_err::File::open(path).and_then(|file| file.metadata()).is_ok_and(|meta| !meta.is_dir());
             if !usable {

@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::{KvmState, open_kvm};
 use crate::drivers::qemu::QemuEngine;
 use crate::engine::Engine as _;
+use crate::file_facts::FileFacts;
 use crate::vm::{Vm, VmEvent, VmEvents};
-use crate::vm_spec::{AccelerationRequest, VmSpec};
+use crate::vm_spec::{AccelerationRequest, OwnerLoss, VmSpec};
 
 /// A working KVM has the agent up in a second or two.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(10);
@@ -63,7 +64,7 @@ pub async fn kvm_works(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
     if let Err(state) = open_kvm() {
         return state;
     }
-    let key = match Key::new(engine.binary(), &spec.kernel) {
+    let key = match Key::new(&FileFacts::new(engine.home()), engine.binary(), &spec.kernel) {
         Ok(key) => key,
         // The launch that follows finds the same and says it better.
         Err(error) => return KvmState::Unusable { reason: error.to_string() },
@@ -107,6 +108,10 @@ async fn probe(engine: &QemuEngine, spec: &VmSpec) -> Result<(), String> {
         modules: Vec::new(),
         root: None,
         extra_ports: Vec::new(),
+        nics: Vec::new(),
+        vhost_user: Vec::new(),
+        forkable: false,
+        owner_loss: OwnerLoss::Kill,
         // The early console speaks before anything has to be calibrated; the last word on `quiet` wins.
         cmdline_extra: vec!["earlycon=uart8250,io,0x3f8,115200".into(), "ignore_loglevel".into()],
         ..spec.clone()
@@ -156,12 +161,10 @@ async fn lock(path: Utf8PathBuf) -> Option<fs::File> {
 }
 
 impl Key {
-    fn new(vmm: &Utf8Path, kernel: &Utf8Path) -> io::Result<Self> {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(fs::File::open(kernel)?)?;
+    fn new(facts: &FileFacts, vmm: &Utf8Path, kernel: &Utf8Path) -> io::Result<Self> {
         let meta = fs::metadata(vmm)?;
         Ok(Self {
-            kernel: hasher.finalize().to_hex().to_string(),
+            kernel: facts.digest(kernel)?,
             vmm: format!("{vmm}:{}:{}.{:09}", meta.size(), meta.mtime(), meta.mtime_nsec()),
             boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
         })
