@@ -7,6 +7,7 @@
 //! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
 
 pub mod acceleration;
+pub mod failpoint;
 pub mod home;
 pub mod host;
 pub mod image;

@@ -1,0 +1,178 @@
+//! Named places at which a test can end the process, or make a step fail.
+//!
+//! ```text
+//!   KILN_FAILPOINT=save.device:kill kiln …    ──▶ hit("save.device") ──▶ SIGKILL, there and then
+//! ```
+//! Without the feature `failpoints` nothing of it is compiled in: [`hit`] is empty and the variable is not read.
+//!
+//! A name is `act.step` and is hit right *after* the step: `save.device` when the device state is on disk.
+
+use std::io;
+
+use crate::snapshot::SnapshotError;
+
+/// Names one fail point, and what happens there: `name`, `name:kill`, `name:error` or `name:sleep-MILLISECONDS`.
+pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
+
+/// Every fail point there is, in the order in which a VM's life passes them.
+pub const FAIL_POINTS: &[&str] = &[
+    "launch.dir",
+    "launch.spawned",
+    "launch.running",
+    "save.begun",
+    "save.paused",
+    "save.device",
+    "save.memory",
+    "save.disks",
+    "save.manifest",
+    "save.published",
+    "save.resumed",
+    "stop.killed",
+    "stop.journaled",
+    "restore.dir",
+    "restore.spawned",
+    "restore.loaded",
+    "restore.pages",
+    "restore.running",
+    "seal.hashed",
+    "seal.renamed",
+    "recover.killed",
+    "recover.lost",
+    "recover.decided",
+    "adopt.connected",
+    "adopt.resumed",
+];
+
+/// A step that was made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("stopped at the fail point `{0}`")]
+pub(crate) struct FailPoint(pub(crate) &'static str);
+
+impl From<FailPoint> for io::Error {
+    fn from(error: FailPoint) -> Self {
+        Self::other(error)
+    }
+}
+
+impl From<FailPoint> for SnapshotError {
+    fn from(FailPoint(name): FailPoint) -> Self {
+        Self::FailPoint(name)
+    }
+}
+
+/// Does what [`FAIL_POINT_VARIABLE`] says, if it names this place.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub(crate) fn hit(_name: &'static str) -> Result<(), FailPoint> {
+    Ok(())
+}
+
+/// Does what [`FAIL_POINT_VARIABLE`] says, if it names this place.
+#[cfg(feature = "failpoints")]
+pub(crate) fn hit(name: &'static str) -> Result<(), FailPoint> {
+    armed::hit(name)
+}
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    use rustix::process::Signal;
+
+    use super::{FAIL_POINT_VARIABLE, FAIL_POINTS, FailPoint};
+
+    /// What happens at a fail point.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Action {
+        Kill,
+        Error,
+        Sleep(Duration),
+    }
+
+    pub(super) fn hit(name: &'static str) -> Result<(), FailPoint> {
+        static CHOSEN: OnceLock<Option<(String, Action)>> = OnceLock::new();
+        debug_assert!(FAIL_POINTS.contains(&name), "`{name}` is not in the list that tests walk");
+        let chosen = CHOSEN.get_or_init(|| {
+            let value = std::env::var(FAIL_POINT_VARIABLE).ok()?;
+            // A misspelt fail point would make a test pass that has tested nothing.
+            Some(parse(&value).unwrap_or_else(|| panic!("`{FAIL_POINT_VARIABLE}={value}` names no fail point")))
+        });
+        match chosen {
+            Some((chosen, action)) if chosen == name => act(name, *action),
+            _ => Ok(()),
+        }
+    }
+
+    fn act(name: &'static str, action: Action) -> Result<(), FailPoint> {
+        match action {
+            Action::Kill => {
+                let myself = rustix::process::getpid();
+                rustix::process::kill_process(myself, Signal::KILL).expect("a process may kill itself");
+                // Other threads may still run for a moment; this one shall not.
+                loop {
+                    std::thread::park();
+                }
+            }
+            Action::Error => Err(FailPoint(name)),
+            Action::Sleep(duration) => {
+                std::thread::sleep(duration);
+                Ok(())
+            }
+        }
+    }
+
+    fn parse(value: &str) -> Option<(String, Action)> {
+        let (name, action) = value.split_once(':').unwrap_or((value, "kill"));
+        let action = match action.strip_prefix("sleep-") {
+            Some(milliseconds) => Action::Sleep(Duration::from_millis(milliseconds.parse().ok()?)),
+            None if action == "kill" => Action::Kill,
+            None if action == "error" => Action::Error,
+            None => return None,
+        };
+        FAIL_POINTS.contains(&name).then(|| (name.to_owned(), action))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::os::unix::process::ExitStatusExt as _;
+        use std::process::Command;
+
+        use super::*;
+
+        #[test]
+        fn a_value_names_a_point_and_what_happens_there() {
+            let save = |action| Some(("save.device".to_owned(), action));
+            assert_eq!(parse("save.device"), save(Action::Kill));
+            assert_eq!(parse("save.device:kill"), save(Action::Kill));
+            assert_eq!(parse("save.device:error"), save(Action::Error));
+            assert_eq!(parse("save.device:sleep-250"), save(Action::Sleep(Duration::from_millis(250))));
+            for wrong in ["", "save", "save.device:", "save.device:sleep-", "save.device:sleep-1s", "no.such:kill"] {
+                assert_eq!(parse(wrong), None, "{wrong}");
+            }
+        }
+
+        #[test]
+        #[ignore = "the other half of the test below, started by it in a process of its own"]
+        fn pass_two_points() {
+            println!("first {:?}", hit("save.begun"));
+            println!("second {:?}", hit("save.paused"));
+        }
+
+        #[test]
+        fn a_process_ends_or_fails_at_the_chosen_point_alone() {
+            let run = |value| {
+                let mut command = Command::new(std::env::current_exe().expect("this binary"));
+                command.args(["--exact", "failpoint::armed::tests::pass_two_points", "--nocapture", "--ignored"]);
+                let output = command.env(FAIL_POINT_VARIABLE, value).output().expect("runs");
+                (output.status, String::from_utf8(output.stdout).expect("UTF-8"))
+            };
+            let (status, words) = run("save.paused");
+            assert_eq!(status.signal(), Some(9));
+            assert!(words.contains("first Ok") && !words.contains("second"), "{words}");
+            let (status, words) = run("save.begun:error");
+            assert!(status.success());
+            assert!(words.contains("first Err") && words.contains("second Ok"), "{words}");
+        }
+    }
+}
