@@ -5,24 +5,30 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use kiln_wire::{Capability, GoodbyeReason};
+use kiln_wire::{Capability, ErrorCode, Fault, GoodbyeReason};
 use rustix::fs::{Mode, OFlags};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
+use crate::freeze::Freezer;
 use crate::link::frame_buffer;
 use crate::log::note;
-use crate::process::Defaults;
 use crate::process::cgroup::{Cgroups, Group};
 use crate::process::reaper::Reaper;
 use crate::process::signals::{Notice, Signals};
+use crate::process::{Defaults, Terminal};
 use crate::session::Sessions;
+use crate::tally::Tally;
 
 /// How long commands wait for the drivers of the guest's devices.
 const DRIVERS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a snapshot waits for the drivers that commands do not wait for.
+const ALL_DRIVERS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What this agent is.
 #[derive(Debug, Default)]
@@ -33,6 +39,19 @@ pub struct Setup {
     pub token: Option<String>,
     /// Control groups, where there are any.
     pub cgroups: Option<Cgroups>,
+    /// Where programs leave their leases.
+    pub leases: Option<PathBuf>,
+}
+
+/// Which drivers of the guest's devices are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drivers {
+    /// Those of the link.
+    Few,
+    /// Those that commands wait for.
+    Enough,
+    /// All of them.
+    All,
 }
 
 /// Shared by everything that serves a link.
@@ -49,7 +68,11 @@ pub struct Agent {
     ending: watch::Sender<Option<GoodbyeReason>>,
     shutdown_asked: watch::Sender<bool>,
     link_up: watch::Sender<bool>,
-    drivers_ready: watch::Sender<bool>,
+    drivers: watch::Sender<Drivers>,
+    hurry: Notify,
+    freezer: Freezer,
+    watches: Tally,
+    forwards: Tally,
     jobs: RefCell<BTreeMap<u32, JobEntry>>,
     sessions: Sessions,
 }
@@ -72,7 +95,11 @@ impl Agent {
             ending: watch::Sender::new(None),
             shutdown_asked: watch::Sender::new(false),
             link_up: watch::Sender::new(false),
-            drivers_ready: watch::Sender::new(!pid_1),
+            drivers: watch::Sender::new(if pid_1 { Drivers::Few } else { Drivers::All }),
+            hurry: Notify::new(),
+            freezer: Freezer::default(),
+            watches: Tally::default(),
+            forwards: Tally::default(),
             jobs: RefCell::default(),
             sessions: Sessions::default(),
             setup,
@@ -194,21 +221,67 @@ impl Agent {
         let _ = self.link_up.subscribe().wait_for(|up| *up).await;
     }
 
-    /// Lets commands start.
-    pub fn drivers_are_ready(&self) {
-        self.drivers_ready.send_replace(true);
+    /// More drivers are loaded.
+    pub fn drivers_are(&self, loaded: Drivers) {
+        self.drivers.send_if_modified(|before| {
+            let more = loaded > *before;
+            *before = loaded.max(*before);
+            more
+        });
     }
 
     /// Waits until the drivers of the guest's devices are loaded.
     pub async fn ready(&self) {
-        if *self.drivers_ready.borrow() {
-            return;
-        }
-        let mut ready = self.drivers_ready.subscribe();
-        if timeout(DRIVERS_DEADLINE, ready.wait_for(|ready| *ready)).await.is_err() {
+        if !self.have_drivers(Drivers::Enough, DRIVERS_DEADLINE).await {
             note("commands start before all drivers are loaded".into());
-            self.drivers_ready.send_replace(true);
+            self.drivers_are(Drivers::Enough);
         }
+    }
+
+    /// Has all drivers loaded now.
+    ///
+    /// # Errors
+    /// They are not within their deadline.
+    pub async fn all_drivers(&self) -> Result<(), Fault> {
+        self.hurry.notify_one();
+        if self.have_drivers(Drivers::All, ALL_DRIVERS_DEADLINE).await {
+            return Ok(());
+        }
+        let words = format!("not all drivers were loaded within {ALL_DRIVERS_DEADLINE:?}");
+        Err(Fault::new(ErrorCode::TimedOut, words))
+    }
+
+    /// Waits until somebody needs all drivers now.
+    pub async fn hurried(&self) {
+        self.hurry.notified().await;
+    }
+
+    async fn have_drivers(&self, wanted: Drivers, deadline: Duration) -> bool {
+        if *self.drivers.borrow() >= wanted {
+            return true;
+        }
+        let mut drivers = self.drivers.subscribe();
+        timeout(deadline, drivers.wait_for(|loaded| *loaded >= wanted)).await.is_ok()
+    }
+
+    /// Whether commands may run.
+    pub fn freezer(&self) -> &Freezer {
+        &self.freezer
+    }
+
+    /// Watches that are open.
+    pub fn watches(&self) -> &Tally {
+        &self.watches
+    }
+
+    /// Connections that are forwarded.
+    pub fn forwards(&self) -> &Tally {
+        &self.forwards
+    }
+
+    /// Where programs leave their leases, if anywhere.
+    pub fn leases(&self) -> Option<&Path> {
+        self.setup.leases.as_deref()
     }
 
     /// Lists a command for metrics.
@@ -232,13 +305,15 @@ impl Agent {
     }
 }
 
-/// A command that runs, as metrics see it.
+/// A command that runs, as metrics and activity see it.
 #[derive(Debug)]
 pub struct JobEntry {
     /// Its control group, where there is one.
     pub group: Weak<Group>,
     /// Name of its session, where it is one.
     pub session: Option<String>,
+    /// Its terminal, where it has one.
+    pub terminal: Option<Terminal>,
 }
 
 fn oom_score_adj() -> i32 {
@@ -249,7 +324,7 @@ fn oom_score_adj() -> i32 {
 ///
 /// # Errors
 /// It can't be read, is too long or empty.
-pub fn read_token(path: &std::path::Path) -> io::Result<String> {
+pub fn read_token(path: &Path) -> io::Result<String> {
     const TOKEN_BYTES_MAX: u64 = 4096;
     let mut text = String::new();
     io::Read::read_to_string(&mut io::Read::take(File::open(path)?, TOKEN_BYTES_MAX), &mut text)?;

@@ -26,6 +26,7 @@ const HOSTS_BYTES_MAX: usize = 256 << 10;
 
 /// Serves the stream to its end.
 pub async fn serve(agent: Rc<Agent>, stream: Stream, request: ForwardRequest) {
+    let _open = agent.forwards().one();
     let connected = tokio::select! {
         biased;
         end = stream.inbox.ended() => Err(reason(end)),

@@ -55,14 +55,27 @@ async fn send(agent: &Agent, stream: &Stream) -> bool {
     }
 }
 
+/// Time since boot.
+pub fn uptime_ms() -> u64 {
+    decimal(&read("/proc/uptime"), 1000)
+}
+
+/// CPU time not idle since boot, all CPUs together.
+pub fn cpu_busy_ms() -> u64 {
+    busy_ms(&read("/proc/stat"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
 fn sample(agent: &Agent) -> MetricsSample {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let memory = read("/proc/meminfo");
     let disk = rustix::fs::statvfs("/").ok();
     let pages = read("/proc/self/statm").split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     MetricsSample {
-        uptime_ms: decimal(&read("/proc/uptime"), 1000),
-        cpu_busy_ms: cpu_busy_ms(&read("/proc/stat")),
+        uptime_ms: uptime_ms(),
+        cpu_busy_ms: cpu_busy_ms(),
         cpus: agent.cpus(),
         memory_total_bytes: kib(&memory, "MemTotal:") << 10,
         memory_available_bytes: kib(&memory, "MemAvailable:") << 10,
@@ -97,7 +110,7 @@ fn decimal(text: &str, scale: u64) -> u64 {
 }
 
 /// All CPU time but idle and waiting for I/O; time of guests is part of user time already.
-fn cpu_busy_ms(stat: &str) -> u64 {
+fn busy_ms(stat: &str) -> u64 {
     const IDLE_AND_IOWAIT: [usize; 2] = [3, 4];
     const GUEST_FROM: usize = 8;
     let line = stat.lines().next().unwrap_or_default();
@@ -119,7 +132,7 @@ mod tests {
         assert_eq!(decimal("123.45 200.00\n", 1000), 123_450);
         assert_eq!(decimal("0.07 0.01 0.05 1/90 99\n", 100), 7);
         assert_eq!(decimal("", 100), 0);
-        assert_eq!(cpu_busy_ms("cpu  1 2 3 400 50 6 7 8 900 1000\ncpu0 1\n"), (1 + 2 + 3 + 6 + 7 + 8) * TICK_MS);
+        assert_eq!(busy_ms("cpu  1 2 3 400 50 6 7 8 900 1000\ncpu0 1\n"), (1 + 2 + 3 + 6 + 7 + 8) * TICK_MS);
         assert_eq!(kib("MemTotal:        1024 kB\nMemFree: 1 kB\n", "MemFree:"), 1);
     }
 }

@@ -1,5 +1,5 @@
 //! `Sync`: makes a fork its own machine. Two forks of one snapshot have the same clock, the same randomness and the same
-//! names until this was done.
+//! names until this was done, so commands that were frozen before the snapshot go on only after it.
 #![expect(unsafe_code, reason = "crediting randomness is only reachable by ioctl")]
 
 use std::fs::{self, File};
@@ -8,10 +8,11 @@ use std::os::fd::AsRawFd as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_wire::{ErrorCode, Fault, Identity, Sync};
+use kiln_wire::{ErrorCode, Fault, Identity, MACS_MAX, Sync};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::agent::Agent;
+use crate::init::network;
 
 /// Bytes of a seed.
 const SEED_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
@@ -19,11 +20,14 @@ const SEED_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// Digits of a machine id.
 const MACHINE_ID_DIGITS: usize = 32;
+/// Bytes of an Ethernet address, the first of which has a bit for groups.
+const MAC_BYTES: usize = 6;
+const MULTICAST: u8 = 1;
 /// `_IOW('R', 0x03, int [2])` and `_IO('R', 0x07)` of linux/random.h.
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 
-/// Sets the clock, credits randomness and names the machine.
+/// Sets the clock, credits randomness, names the machine and its interfaces, and thaws commands that are frozen.
 ///
 /// # Errors
 /// The agent is not PID 1, a value is no such value, or the kernel refuses.
@@ -34,15 +38,20 @@ pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
     // Everything is checked before anything is changed.
     let seed = seed(&sync.seed)?;
     let time = time(sync.host_time_ns)?;
-    if let Some(identity) = &sync.identity {
-        check(identity)?;
-    }
+    let addresses = match &sync.identity {
+        Some(identity) => check(identity).and_then(|()| addresses(&identity.macs))?,
+        None => vec![],
+    };
     clock_settime(ClockId::Realtime, time).map_err(|error| failed("the clock", &error.into()))?;
     add_entropy(&seed).map_err(|error| failed("randomness", &error))?;
     if let Some(identity) = &sync.identity {
         name_machine(identity)?;
     }
-    Ok(())
+    for (interface, mac) in &addresses {
+        let failed = |error| failed(&format!("the address of `{interface}`"), &error);
+        network::set_address(interface, *mac).map_err(failed)?;
+    }
+    agent.freezer().thaw(agent.cgroups())
 }
 
 fn failed(what: &str, error: &io::Error) -> Fault {
@@ -70,7 +79,7 @@ fn time(nanoseconds: u64) -> Result<Timespec, Fault> {
 }
 
 fn check(identity: &Identity) -> Result<(), Fault> {
-    let Identity { hostname, machine_id } = identity;
+    let Identity { hostname, machine_id, .. } = identity;
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     if !(1..=HOSTNAME_BYTES_MAX).contains(&hostname.len()) || !hostname.bytes().all(good) {
         return Err(invalid(format!("`{hostname}` is no host name: 1 to {HOSTNAME_BYTES_MAX} of `[A-Za-z0-9-.]`")));
@@ -81,6 +90,32 @@ fn check(identity: &Identity) -> Result<(), Fault> {
         return Err(invalid(format!("`{machine_id}` is no machine id: {MACHINE_ID_DIGITS} digits of `[0-9a-f]`")));
     }
     Ok(())
+}
+
+/// Which interface gets which address.
+fn addresses(macs: &[String]) -> Result<Vec<(String, [u8; MAC_BYTES])>, Fault> {
+    if macs.len() > MACS_MAX {
+        return Err(invalid(format!("{} MAC addresses, and {MACS_MAX} at most", macs.len())));
+    }
+    let macs = macs.iter().map(|text| mac(text)).collect::<Result<Vec<_>, _>>()?;
+    // Most guests are told none, and need not look.
+    let interfaces = if macs.is_empty() { vec![] } else { network::interfaces() };
+    if macs.len() > interfaces.len() {
+        return Err(invalid(format!("{} MAC addresses for {} interfaces", macs.len(), interfaces.len())));
+    }
+    Ok(interfaces.into_iter().zip(macs).collect())
+}
+
+fn mac(text: &str) -> Result<[u8; MAC_BYTES], Fault> {
+    let byte = |pair: &str| {
+        let lower = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (pair.len() == 2 && pair.bytes().all(lower)).then(|| u8::from_str_radix(pair, 16).ok()).flatten()
+    };
+    let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+    match bytes.and_then(|bytes| <[u8; MAC_BYTES]>::try_from(bytes).ok()) {
+        Some(mac) if mac[0] & MULTICAST == 0 && mac != [0; MAC_BYTES] => Ok(mac),
+        _ => Err(invalid(format!("`{text}` is no unicast MAC address in lower case"))),
+    }
 }
 
 /// Gives bytes to the kernel's generator, counts them as random, and makes every CPU use them at once.
@@ -106,7 +141,7 @@ fn add_entropy(seed: &[u8]) -> io::Result<()> {
 }
 
 fn name_machine(identity: &Identity) -> Result<(), Fault> {
-    let Identity { hostname, machine_id } = identity;
+    let Identity { hostname, machine_id, .. } = identity;
     rustix::system::sethostname(hostname.as_bytes()).map_err(|error| failed("the host name", &error.into()))?;
     for (path, value) in [("/etc/hostname", hostname), ("/etc/machine-id", machine_id)] {
         fs::write(path, format!("{value}\n")).map_err(|error| failed(&format!("`{path}`"), &error))?;
@@ -134,7 +169,7 @@ mod tests {
     fn names_are_checked() {
         let id = "0123456789abcdef0123456789abcdef";
         let of = |hostname: &str, machine_id: &str| {
-            check(&Identity { hostname: hostname.into(), machine_id: machine_id.into() }).is_ok()
+            check(&Identity { hostname: hostname.into(), machine_id: machine_id.into(), macs: vec![] }).is_ok()
         };
         assert!(of("fork-1.example", id));
         for wrong in ["", "a b", "a/b", &"x".repeat(65)] {
@@ -143,6 +178,28 @@ mod tests {
         for wrong in ["", &id[1..], &id.to_uppercase(), &id.replace('f', "g")] {
             assert!(!of("a", wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn only_unicast_addresses_in_lower_case_are_taken() {
+        assert_eq!(mac("52:54:00:12:ab:ff"), Ok([0x52, 0x54, 0, 0x12, 0xab, 0xff]));
+        let wrong = [
+            "",
+            "52:54:00:12:ab",
+            "52:54:00:12:ab:ff:00",
+            "52:54:00:12:AB:FF",
+            "52-54-00-12-ab-ff",
+            "52:54:0:12:ab:ff",
+            "52:54:+0:12:ab:ff",
+            "53:54:00:12:ab:ff",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ];
+        for wrong in wrong {
+            assert_eq!(mac(wrong).map_err(|fault| fault.code), Err(ErrorCode::InvalidRequest), "{wrong}");
+        }
+        assert!(addresses(&vec!["52:54:00:12:34:56".into(); MACS_MAX + 1]).is_err());
+        assert_eq!(addresses(&[]), Ok(vec![]));
     }
 
     #[test]

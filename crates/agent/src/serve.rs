@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use kiln_wire::GoodbyeReason;
@@ -52,7 +52,7 @@ pub fn socket(fd: RawFd) -> io::Result<()> {
     };
     prepare();
     runtime()?.block_on(async {
-        let agent = Agent::new(Setup::default())?;
+        let agent = Agent::new(Setup { leases: leases(), ..Setup::default() })?;
         let signals = Signals::new()?;
         tokio::select! {
             result = link::serve(Rc::clone(&agent), Transport::socket(socket)?) => result,
@@ -74,7 +74,7 @@ pub fn listen(path: &Path, token_file: Option<&Path>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     prepare();
     let result = runtime()?.block_on(async {
-        let agent = Agent::new(Setup { token, ..Setup::default() })?;
+        let agent = Agent::new(Setup { token, leases: leases(), ..Setup::default() })?;
         let signals = Signals::new()?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         tokio::select! {
@@ -104,6 +104,11 @@ async fn accept(agent: &Rc<Agent>, listener: &tokio::net::UnixListener) -> io::R
             }
         }));
     }
+}
+
+/// A test may have leases of its own; those of the machine are not this agent's.
+fn leases() -> Option<PathBuf> {
+    std::env::var_os("KILN_LEASES").map(PathBuf::from)
 }
 
 async fn until_stopped(agent: &Agent, signals: &Signals) -> io::Result<()> {

@@ -13,7 +13,8 @@ use crate::link::{End, Gone, Outlet, Stream};
 use crate::watched::watch_reading;
 
 /// Serves the stream to its end; it has none but a fault.
-pub async fn serve(_: Rc<Agent>, stream: Stream, request: WatchRequest) {
+pub async fn serve(agent: Rc<Agent>, stream: Stream, request: WatchRequest) {
+    let _open = agent.watches().one();
     let fault = tokio::select! {
         biased;
         end = stream.inbox.ended() => if let End::Fault(fault) = end { fault } else { cancelled() },

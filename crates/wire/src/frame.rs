@@ -94,6 +94,12 @@ kinds! {
     TRACE = 0x18,
     /// Lists or ends sessions.
     SESSIONS = 0x19,
+    /// Stops every command where it is, for a snapshot.
+    FREEZE = 0x1a,
+    /// Lets them go on.
+    THAW = 0x1b,
+    /// Reports whether the guest is in use.
+    ACTIVITY = 0x1c,
 
     /// The command runs.
     STARTED = 0x20,

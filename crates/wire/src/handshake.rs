@@ -8,7 +8,7 @@
 //!    │ ◀─────────────────────────────── Hello │  or Goodbye{version} naming both versions
 //!    │ Auth{token} ─────────────────────────▶ │  where the agent's Hello says `auth`; within 5 s
 //!    │ ◀───────────────────────── Done | Error │
-//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else
+//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else; thaws a frozen guest
 //!    │ ◀───────────────────────── Done | Error │
 //!    │ streams …                              │
 //!    │ Goodbye ─────────────────────────────▶ │
@@ -44,7 +44,7 @@ pub struct Hello {
 pub enum Capability {
     /// A token is needed.
     Auth,
-    /// Limits by cgroup v2: memory, cpu, pids.
+    /// Limits by cgroup v2: memory, cpu, pids. Without it nothing can be frozen.
     Cgroups,
     /// The agent is PID 1 and can sync the clock, randomness and identity.
     Init,
@@ -70,7 +70,11 @@ impl std::fmt::Debug for Auth {
     }
 }
 
-/// Payload of `Sync`: what makes a fork its own machine.
+/// The most interfaces whose addresses an [`Identity`] sets.
+pub const MACS_MAX: usize = 8;
+
+/// Payload of `Sync`: what makes a fork its own machine. A guest that was frozen goes on once all of it is done, so no
+/// command runs between a restore and its new identity; where any of it fails the guest stays frozen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sync {
@@ -91,6 +95,10 @@ pub struct Identity {
     pub hostname: String,
     /// 32 lower-case hexadecimal digits.
     pub machine_id: String,
+    /// Unicast addresses like `52:54:00:12:34:56`, in lower case, for the guest's Ethernet interfaces in the kernel's
+    /// order; at most [`MACS_MAX`] and no more than there are interfaces. Those without one keep theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub macs: Vec<String>,
 }
 
 /// Payload of `Goodbye`.

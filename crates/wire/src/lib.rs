@@ -13,6 +13,7 @@
 //! one of `Exited`, `Done` or `Error`. Data on a stream is paced by [credit].
 #![forbid(unsafe_code)]
 
+mod activity;
 mod decode;
 mod exec;
 mod fault;
@@ -27,6 +28,7 @@ mod text;
 pub mod credit;
 pub mod reset;
 
+pub use activity::{Activity, LEASE_SECONDS_MAX, LEASES_MAX, Lease};
 pub use decode::{Decoder, EndError};
 pub use exec::{ExecRequest, ExitStatus, Exited, Limits, Resize, Signal, Started, Stdin, Tty};
 pub use fault::{ErrorCode, Fault};
@@ -35,7 +37,8 @@ pub use frame::{
     Frame, FrameError, HEADER_BYTES, Kind, LENGTH_MAX, LENGTH_MIN, PAYLOAD_MAX, StreamId, WRITE_CHUNK_BYTES, encode,
 };
 pub use handshake::{
-    AUTH_DEADLINE, Auth, Capability, Goodbye, GoodbyeReason, Hello, Identity, Sync, VERSION, negotiate, token_matches,
+    AUTH_DEADLINE, Auth, Capability, Goodbye, GoodbyeReason, Hello, Identity, MACS_MAX, Sync, VERSION, negotiate,
+    token_matches,
 };
 pub use message::{Channel, Message, MessageError, Reply};
 pub use service::{

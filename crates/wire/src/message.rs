@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::activity::Activity;
 use crate::exec::{ExecRequest, Exited, Resize, Signal, Started};
 use crate::fault::{ErrorCode, Fault};
 use crate::file::{Done, FileStat, FilesRequest, ListPage};
@@ -34,6 +35,9 @@ pub enum Message<'a> {
     Logs(LogsRequest),
     Trace(TraceRequest),
     Sessions(SessionsRequest),
+    Freeze,
+    Thaw,
+    Activity,
 
     Started(Started),
     Reply(Box<Reply>),
@@ -93,6 +97,8 @@ pub enum Reply {
     Watching,
     /// To `Watch`.
     Changed(WatchEvent),
+    /// To `Activity`.
+    Activity(Box<Activity>),
 }
 
 /// A frame that says nothing that can be understood. The link goes on: [`fault`](Self::fault) is the answer.
@@ -146,6 +152,9 @@ impl<'a> Message<'a> {
             Kind::LOGS => Self::Logs(json(kind, payload)?),
             Kind::TRACE => Self::Trace(json(kind, payload)?),
             Kind::SESSIONS => Self::Sessions(json(kind, payload)?),
+            Kind::FREEZE => Self::Freeze,
+            Kind::THAW => Self::Thaw,
+            Kind::ACTIVITY => Self::Activity,
             Kind::STARTED => Self::Started(json(kind, payload)?),
             Kind::REPLY => Self::Reply(json(kind, payload)?),
             Kind::EXITED => Self::Exited(json(kind, payload)?),
@@ -188,6 +197,9 @@ impl<'a> Message<'a> {
             Self::Logs(_) => Kind::LOGS,
             Self::Trace(_) => Kind::TRACE,
             Self::Sessions(_) => Kind::SESSIONS,
+            Self::Freeze => Kind::FREEZE,
+            Self::Thaw => Kind::THAW,
+            Self::Activity => Kind::ACTIVITY,
             Self::Started(_) => Kind::STARTED,
             Self::Reply(_) => Kind::REPLY,
             Self::Exited(_) => Kind::EXITED,
@@ -209,7 +221,7 @@ impl<'a> Message<'a> {
     pub fn encode(&self, stream: StreamId, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let put = |payload: &[u8], out: &mut Vec<u8>| encode(self.kind(), stream, payload, out);
         match self {
-            Self::Cancel | Self::Eof => put(&[], out),
+            Self::Freeze | Self::Thaw | Self::Activity | Self::Cancel | Self::Eof => put(&[], out),
             Self::Ping(bytes) | Self::Pong(bytes) | Self::Data(_, bytes) => put(bytes, out),
             Self::Credit(bytes) => put(&bytes.to_be_bytes(), out),
             Self::Hello(body) => put(&to_json(body), out),

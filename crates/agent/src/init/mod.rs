@@ -12,7 +12,7 @@
 mod boot_options;
 mod modules;
 mod mounts;
-mod network;
+pub(crate) mod network;
 mod port;
 mod root;
 mod shutdown;
@@ -28,7 +28,8 @@ use kiln_wire::GoodbyeReason;
 use rustix::fs::{Mode, OFlags};
 use tokio::task::{spawn_blocking, spawn_local};
 
-use crate::agent::{Agent, Setup};
+use crate::activity::LEASES;
+use crate::agent::{Agent, Drivers, Setup};
 use crate::link;
 use crate::log::{self, note};
 use crate::process::cgroup::Cgroups;
@@ -92,12 +93,12 @@ async fn guest() -> io::Result<()> {
     let cgroups = Cgroups::take_over(Path::new("/sys/fs/cgroup"))
         .inspect_err(|error| note(format!("no control groups: {error}")))
         .ok();
-    let agent = Agent::new(Setup { pid_1: true, token: None, cgroups })?;
+    let agent = Agent::new(Setup { pid_1: true, token: None, cgroups, leases: Some(LEASES.into()) })?;
     spawn_local(janitor(Rc::clone(&agent)));
     if drivers_wait {
         spawn_local(drivers(Rc::clone(&agent), modules, options));
     } else {
-        agent.drivers_are_ready();
+        agent.drivers_are(Drivers::All);
     }
     tokio::select! {
         result = serve(&agent) => result?,
@@ -129,11 +130,15 @@ async fn drivers(agent: Rc<Agent>, modules: Modules, options: BootOptions) {
     let (later, now) = split(modules.for_devices(), &options);
     let modules = Arc::new(modules);
     load(&modules, now).await;
-    agent.drivers_are_ready();
+    agent.drivers_are(Drivers::Enough);
     if !later.is_empty() {
-        tokio::time::sleep(UNHURRIED).await;
+        tokio::select! {
+            () = tokio::time::sleep(UNHURRIED) => {}
+            () = agent.hurried() => {}
+        }
         load(&modules, later).await;
     }
+    agent.drivers_are(Drivers::All);
 }
 
 /// What can wait, and what commands wait for.

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 
 use rustix::mount::{MountFlags, mount};
 
+use crate::activity::LEASES;
 use crate::log::note;
 
 struct Mount {
@@ -55,6 +56,15 @@ pub(super) fn mount_all() {
         // There already where the kernel or an image made it.
         let _ = std::os::unix::fs::symlink(target, link);
     }
+    if let Err(error) = leases() {
+        note(format!("no leases in `{LEASES}`: {error}"));
+    }
+}
+
+/// Where any program may leave a lease, and nobody can take away that of another.
+fn leases() -> io::Result<()> {
+    fs::create_dir_all(LEASES)?;
+    fs::set_permissions(LEASES, fs::Permissions::from_mode(0o1777))
 }
 
 fn one(entry: &Mount) -> io::Result<()> {

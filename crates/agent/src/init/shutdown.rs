@@ -25,11 +25,13 @@ const NOTHING_TO_LOSE: [&str; 9] =
 /// Tells the host, ends all programs and brings file systems to rest.
 pub(super) async fn stop_everything(agent: &Agent) {
     say_goodbye(agent);
-    for (signal, grace) in [(Signal::TERM, TERM_GRACE), (Signal::KILL, KILL_GRACE)] {
-        if !signal_all(signal) {
+    // Who is frozen can't end itself, and is not to run again for that: a fork may not have its identity yet.
+    let first = usize::from(agent.freezer().is_closed());
+    for (signal, grace) in &[(Signal::TERM, TERM_GRACE), (Signal::KILL, KILL_GRACE)][first..] {
+        if !signal_all(*signal) {
             break;
         }
-        let until = Instant::now() + grace;
+        let until = Instant::now() + *grace;
         while Instant::now() < until && any_program() {
             agent.reaper().sweep();
             sleep(LOOK_AGAIN).await;

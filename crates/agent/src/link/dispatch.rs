@@ -120,7 +120,10 @@ impl Streams {
             | Message::Metrics(_)
             | Message::Logs(_)
             | Message::Trace(_)
-            | Message::Sessions(_) => self.open(stream, message),
+            | Message::Sessions(_)
+            | Message::Freeze
+            | Message::Thaw
+            | Message::Activity => self.open(stream, message),
             Message::Hello(_)
             | Message::Auth(_)
             | Message::Goodbye(_)
@@ -187,6 +190,9 @@ impl Streams {
             Message::Forward(request) => self.spawn(crate::forward::serve(agent, stream, request)),
             Message::Metrics(request) => self.spawn(crate::metrics::serve(agent, stream, request)),
             Message::Logs(request) => self.spawn(crate::logs::serve(agent, stream, request)),
+            Message::Freeze => self.spawn(crate::freeze::freeze(agent, stream)),
+            Message::Thaw => self.spawn(crate::freeze::thaw(agent, stream)),
+            Message::Activity => self.spawn(crate::activity::serve(agent, stream)),
             other => {
                 let words = format!("{:?} streams are not served by this agent", other.kind());
                 stream.outlet.fail(Fault::new(ErrorCode::Unsupported, words));

@@ -7,6 +7,8 @@
 //!                        └─ job-2
 //! ```
 //!
+//! Freezing stops all of them but the agent, and groups that commands made beside these two.
+//!
 //! Making and removing a group is dear, so a fresh one is always ready, and one that a command left as clean as it
 //! found it is used again. A janitor does that work after the command's end was told.
 
@@ -20,13 +22,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_wire::Limits;
-use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, openat, unlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, open, openat, unlinkat};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::log::note;
 
+/// The agent's own group.
+const AGENT: &str = "agent";
+/// Groups beside it that are frozen: that of the commands, and what commands of root have made there.
+const FROZEN_MAX: usize = 256;
 /// Groups that wait for a command.
 const SPARES_MAX: usize = 16;
 /// Memory that a group may still be charged for to be used again: caches of a short command.
@@ -52,7 +58,10 @@ const PIDS_PERCENT: u64 = 80;
 /// All control groups of the guest's commands.
 #[derive(Debug)]
 pub struct Cgroups {
+    root: OwnedFd,
     jobs: OwnedFd,
+    /// Groups that [`freeze`](Cgroups::freeze) froze.
+    frozen: RefCell<Vec<OwnedFd>>,
     spares: RefCell<Vec<Group>>,
     old: RefCell<Vec<Rc<Group>>>,
     work: Notify,
@@ -83,7 +92,7 @@ impl Cgroups {
         if !weighted {
             fs::write(root.join("cgroup.subtree_control"), "+memory +pids")?;
         }
-        let (agent, jobs) = (root.join("agent"), root.join("jobs"));
+        let (agent, jobs) = (root.join(AGENT), root.join("jobs"));
         fs::create_dir_all(&agent)?;
         fs::create_dir_all(&jobs)?;
         fs::write(agent.join("cgroup.procs"), "0")?;
@@ -95,10 +104,15 @@ impl Cgroups {
         if weighted {
             fs::write(agent.join("cpu.weight"), "10000")?;
         }
-        let jobs = open(&jobs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let groups =
-            Self { jobs, spares: RefCell::default(), old: RefCell::default(), work: Notify::new(), next: Cell::new(1) };
-        Ok(groups)
+        Ok(Self {
+            root: open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
+            jobs: open(&jobs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
+            frozen: RefCell::default(),
+            spares: RefCell::default(),
+            old: RefCell::default(),
+            work: Notify::new(),
+            next: Cell::new(1),
+        })
     }
 
     /// A group with these limits.
@@ -164,6 +178,63 @@ impl Cgroups {
     /// Kills every command of the guest.
     pub fn kill_all(&self) -> io::Result<()> {
         write(self.jobs.as_fd(), "cgroup.kill", "1")
+    }
+
+    /// Asks the kernel to stop all processes but the agent's. Groups that a command froze are that command's affair.
+    ///
+    /// # Errors
+    /// It refuses; what it did is undone by [`thaw`](Self::thaw).
+    pub fn freeze(&self) -> io::Result<()> {
+        let mut frozen = self.frozen.borrow_mut();
+        frozen.clear();
+        for entry in Dir::read_from(&self.root)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if entry.file_type() != FileType::Directory || [&b"."[..], b"..", AGENT.as_bytes()].contains(&name) {
+                continue;
+            }
+            if frozen.len() == FROZEN_MAX {
+                return Err(io::Error::other(format!("more than {FROZEN_MAX} control groups")));
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let group = openat(&self.root, entry.file_name(), flags, Mode::empty())?;
+            if number(group.as_fd(), "cgroup.freeze")? == 0 {
+                write(group.as_fd(), "cgroup.freeze", "1")?;
+                frozen.push(group);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all that [`freeze`](Self::freeze) asked for stands still.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_frozen(&self) -> io::Result<bool> {
+        for group in &*self.frozen.borrow() {
+            match read(group.as_fd(), "cgroup.events") {
+                Ok(text) if field(&text, "frozen") == Some(1) => {}
+                Ok(_) => return Ok(false),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Undoes [`freeze`](Self::freeze).
+    ///
+    /// # Errors
+    /// The kernel refuses; some processes still stand then.
+    pub fn thaw(&self) -> io::Result<()> {
+        let mut frozen = self.frozen.borrow_mut();
+        while let Some(group) = frozen.last() {
+            match write(group.as_fd(), "cgroup.freeze", "0") {
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => drop(frozen.pop()),
+            }
+        }
+        Ok(())
     }
 
     fn refill(&self) {
@@ -265,6 +336,11 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// A group that was removed has no files, or dead ones.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NODEV))
 }
 
 fn write(directory: BorrowedFd<'_>, file: &str, value: &str) -> io::Result<()> {

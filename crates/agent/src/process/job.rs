@@ -20,6 +20,7 @@ use super::stdio::{self, Ends};
 use super::tree;
 use crate::agent::{Agent, JobEntry};
 use crate::link::{End, Inbox};
+use crate::tally::Counted;
 
 /// A child that is being made.
 struct Newborn {
@@ -29,6 +30,8 @@ struct Newborn {
     ends: Ends,
     started: Instant,
     limits: Limits,
+    /// Nothing is frozen while it comes to its execve.
+    birth: Counted,
 }
 
 impl Newborn {
@@ -37,9 +40,10 @@ impl Newborn {
         spawning: JoinHandle<std::io::Result<Spawned>>,
         session: Option<String>,
     ) -> Result<Job, Fault> {
-        let Self { agent, flight, group, ends, started, limits } = self;
+        let Self { agent, flight, group, ends, started, limits, birth } = self;
         let result =
             spawning.await.map_err(|error| Fault::new(ErrorCode::Internal, format!("spawn broke: {error}")))?;
+        drop(birth);
         let Spawned { pid, pidfd, fault } = match result {
             Ok(spawned) => spawned,
             Err(error) => {
@@ -51,7 +55,11 @@ impl Newborn {
         };
         let pidfd = Rc::new(pidfd);
         let status = flight.track(Rc::clone(&pidfd));
-        let entry = JobEntry { group: group.as_ref().map_or_else(Weak::new, Rc::downgrade), session };
+        let entry = JobEntry {
+            group: group.as_ref().map_or_else(Weak::new, Rc::downgrade),
+            session,
+            terminal: ends.terminal.clone(),
+        };
         agent.add_job(pid.unsigned_abs(), entry);
         // From here on dropping the job kills what there is of it.
         let job = Job { agent, pid, pidfd, group, ends, status: Some(status), started, limits };
@@ -73,7 +81,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts what `request` asks for and waits until it runs.
+    /// Starts what `request` asks for, once nothing is frozen, and waits until it runs.
     ///
     /// # Errors
     /// What can't be run, with the reason; `inbox` asked to end first.
@@ -86,6 +94,11 @@ impl Job {
     ) -> Result<Self, Option<Fault>> {
         let command = Command::new(agent.defaults(), request)?;
         check_limits(agent, &request.limits)?;
+        let birth = tokio::select! {
+            biased;
+            birth = agent.freezer().pass() => birth,
+            end = inbox.ended() => return Err(fault_of(end)),
+        };
         let group = match agent.cgroups() {
             Some(cgroups) => Some(cgroups.take(&request.limits).map_err(|error| io_fault("control group", &error))?),
             None => None,
@@ -104,7 +117,7 @@ impl Job {
         let pid = flight.pid();
         let pid_cell = Arc::clone(&pid);
         let spawning = spawn_blocking(move || spawn(&command, &setup, &pid_cell));
-        let born = Newborn { agent: Rc::clone(agent), flight, group, ends, started, limits: request.limits };
+        let born = Newborn { agent: Rc::clone(agent), flight, group, ends, started, limits: request.limits, birth };
         let mut birth = Box::pin(born.finish(spawning, session.map(str::to_owned)));
         tokio::select! {
             biased;
@@ -113,10 +126,7 @@ impl Job {
                 // A child that hangs before its execve has a pid; one that has none yet is killed with its job.
                 tree::kill_process(pid.load(Ordering::Acquire));
                 spawn_local(async move { drop(birth.await) });
-                Err(match end {
-                    End::Fault(fault) => Some(fault),
-                    End::Cancelled | End::LinkLost => None,
-                })
+                Err(fault_of(end))
             }
         }
     }
@@ -165,6 +175,13 @@ impl Drop for Job {
                 tree::kill_session(self.pid);
             }
         }
+    }
+}
+
+fn fault_of(end: End) -> Option<Fault> {
+    match end {
+        End::Fault(fault) => Some(fault),
+        End::Cancelled | End::LinkLost => None,
     }
 }
 

@@ -31,6 +31,12 @@ impl Terminal {
         // A terminal whose last user is gone has no size to set.
         let _ = set_size(self.0.get_ref(), size);
     }
+
+    /// The process group that reads from the terminal now, where there is one.
+    pub fn foreground(&self) -> Option<u32> {
+        let group = rustix::termios::tcgetpgrp(self.0.get_ref()).ok()?;
+        u32::try_from(group.as_raw_nonzero().get()).ok()
+    }
 }
 
 /// The child's ends.

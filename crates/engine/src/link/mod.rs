@@ -11,6 +11,7 @@
 mod connect;
 mod exec;
 mod files;
+mod freeze;
 mod inbox;
 mod stream;
 mod transport;

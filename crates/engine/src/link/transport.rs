@@ -24,8 +24,8 @@ const READ_BYTES: usize = 256 << 10;
 const PING_BYTES_MAX: usize = 1024;
 /// Control frames are joined into writes of about this size.
 const CONTROL_WRITE_BYTES: usize = 64 << 10;
-/// An agent that does not answer a request of the link itself within this is given up.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// An agent that does not answer a request that needs no time of its own within this is given up.
+pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the last frame of a link may take to leave.
 const GOODBYE_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -159,6 +159,15 @@ impl GuestLink {
             Ok(Ok(outcome)) => outcome.map(drop).map_err(StreamError::Fault),
             _ => Err(self.shared.no_answer(name)),
         }
+    }
+
+    /// Streams that were opened here and did not end yet.
+    pub fn streams_open(&self) -> usize {
+        self.shared.table().streams.values().filter(|inbox| !inbox.ended()).count()
+    }
+
+    pub(super) fn no_answer(&self, request: &str) -> StreamError {
+        self.shared.no_answer(request)
     }
 
     /// Waits until the link is lost and says why.

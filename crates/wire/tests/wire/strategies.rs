@@ -1,11 +1,11 @@
 //! Values of every type that the protocol has, for properties.
 
 use kiln_wire::{
-    AttachRequest, Attached, Auth, Capability, CgroupUsage, Channel, CodeRequest, Done, Entry, ErrorCode, ExecRequest,
-    ExitStatus, Exited, Fault, FileKind, FileRequest, FileStat, FilesRequest, ForwardRequest, Goodbye, GoodbyeReason,
-    Hello, Identity, Lagged, Limits, ListPage, LogSource, LogsRequest, Message, MetricsRequest, MetricsSample,
-    OnDetach, Owner, ReadRange, Reply, Resize, SessionInfo, SessionSpec, SessionState, SessionsRequest, Signal,
-    Started, Stdin, Sync, Text, TraceRequest, Tty, WatchEvent, WatchEventKind, WatchRequest, WriteMode,
+    Activity, AttachRequest, Attached, Auth, Capability, CgroupUsage, Channel, CodeRequest, Done, Entry, ErrorCode,
+    ExecRequest, ExitStatus, Exited, Fault, FileKind, FileRequest, FileStat, FilesRequest, ForwardRequest, Goodbye,
+    GoodbyeReason, Hello, Identity, Lagged, Lease, Limits, ListPage, LogSource, LogsRequest, Message, MetricsRequest,
+    MetricsSample, OnDetach, Owner, ReadRange, Reply, Resize, SessionInfo, SessionSpec, SessionState, SessionsRequest,
+    Signal, Started, Stdin, Sync, Text, TraceRequest, Tty, WatchEvent, WatchEventKind, WatchRequest, WriteMode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -77,7 +77,11 @@ fn characters() -> impl Strategy<Value = u16> {
 fn link_message() -> impl Strategy<Value = Message<'static>> {
     let hello = (any::<u16>(), name(), vec(capability(), 0..6), name())
         .prop_map(|(version, agent, capabilities, boot_id)| Hello { version, agent, capabilities, boot_id });
-    let identity = (name(), name()).prop_map(|(hostname, machine_id)| Identity { hostname, machine_id });
+    let identity = (name(), name(), vec(name(), 0..3)).prop_map(|(hostname, machine_id, macs)| Identity {
+        hostname,
+        machine_id,
+        macs,
+    });
     let sync = (any::<u64>(), name(), option::of(identity)).prop_map(|(host_time_ns, seed, identity)| Sync {
         host_time_ns,
         seed,
@@ -128,6 +132,7 @@ fn request() -> impl Strategy<Value = Message<'static>> {
             .prop_map(|(source, follow)| Message::Logs(LogsRequest { source, follow })),
         1 => text().prop_map(|program| Message::Trace(TraceRequest { program })),
         1 => sessions().prop_map(Message::Sessions),
+        1 => select(&[Message::Freeze, Message::Thaw, Message::Activity][..]),
     ]
 }
 
@@ -304,6 +309,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         sample().prop_map(|sample| Reply::Sample(Box::new(sample))),
         Just(Reply::Watching),
         (change, text()).prop_map(|(change, path)| Reply::Changed(WatchEvent { change, path })),
+        activity().prop_map(|activity| Reply::Activity(Box::new(activity))),
     ]
 }
 
@@ -339,6 +345,22 @@ fn sample() -> impl Strategy<Value = MetricsSample> {
         agent_rss_bytes: number[7],
         execs,
     })
+}
+
+fn activity() -> impl Strategy<Value = Activity> {
+    let lease = (name(), any::<u64>()).prop_map(|(name, expires_in_ms)| Lease { name, expires_in_ms });
+    let counts = (any::<u32>(), any::<u32>(), any::<u32>());
+    ((any::<u64>(), any::<u64>()), counts, vec(name(), 0..4), vec(lease, 0..4)).prop_map(
+        |((uptime_ms, cpu_busy_ms), (execs, watches, forwards), sessions, leases)| Activity {
+            uptime_ms,
+            cpu_busy_ms,
+            execs,
+            sessions,
+            watches,
+            forwards,
+            leases,
+        },
+    )
 }
 
 fn control() -> impl Strategy<Value = Message<'static>> {
