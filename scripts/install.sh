@@ -52,6 +52,7 @@ collect() {
         need_component rustfmt cargo-fmt
         need_component clippy cargo-clippy
         need_program shellcheck shellcheck
+        need_program qemu-img qemu-utils
         need_crate cargo-nextest
         ;;
     fuzz) need_program g++ g++ ;;

@@ -11,6 +11,7 @@
 mod error;
 mod id;
 mod manifest;
+pub(crate) mod overlay;
 
 pub use error::SnapshotError;
 pub use id::SnapshotId;

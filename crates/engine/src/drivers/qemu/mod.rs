@@ -7,6 +7,7 @@
 //! ever polls for a path to appear.
 
 mod args;
+mod blockdev;
 mod qmp;
 mod version;
 
