@@ -2,6 +2,7 @@
 //!
 //! Tests in modules named `vm_…` boot a VM each.
 
+mod vm_freeze;
 mod vm_link;
 mod vm_machine;
 mod vm_pressure;

@@ -3,6 +3,7 @@
 //! What a host with manners sees goes through the product's own `GuestLink`; what a broken or hostile one may do is said
 //! byte by byte. Each test starts an agent of its own.
 
+mod activity;
 mod common;
 mod exec;
 mod exec_data;
@@ -10,6 +11,7 @@ mod exec_end;
 mod files;
 mod files_errors;
 mod forward;
+mod freeze;
 mod handshake;
 mod hostile;
 mod leaks;
