@@ -11,6 +11,8 @@
 mod error;
 mod id;
 mod manifest;
+#[allow(dead_code, unused_imports, reason = "its callers, saving and restoring diffs, are to come")]
+pub(crate) mod memory;
 pub(crate) mod overlay;
 
 pub use error::SnapshotError;
