@@ -183,3 +183,159 @@ impl Drop for Attempt<'_> {
 fn failed(what: &str, error: &io::Error) -> Fault {
     Fault::new(ErrorCode::Io, format!("can't {what} the guest's commands: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::agent::Setup;
+
+    /// What a test waits for comes at once, or never.
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    /// Files like those of a kernel that stops processes only when the test says so.
+    struct Hierarchy {
+        root: TempDir,
+        agent: Rc<Agent>,
+    }
+
+    impl Hierarchy {
+        fn new() -> Self {
+            let root = tempfile::tempdir().expect("a folder");
+            let cgroups = Cgroups::take_over(root.path()).expect("plain files take everything");
+            let agent = Agent::new(Setup { cgroups: Some(cgroups), ..Setup::default() }).expect("an agent");
+            add_group(root.path(), "jobs", "0");
+            Self { root, agent }
+        }
+
+        fn freezer(&self) -> &Freezer {
+            self.agent.freezer()
+        }
+
+        fn asked(&self, group: &str) -> String {
+            fs::read_to_string(self.root.path().join(group).join("cgroup.freeze")).expect("it is there")
+        }
+
+        fn stands(&self) {
+            fs::write(self.root.path().join("jobs/cgroup.events"), "populated 1\nfrozen 1\n").expect("it is there");
+        }
+
+        /// Looks on while `future` runs, until `state` holds.
+        async fn until(&self, future: impl Future<Output = Result<(), Fault>>, state: impl Fn(&Self) -> bool) {
+            let look = async {
+                while !state(self) {
+                    sleep(LOOK_AGAIN).await;
+                }
+            };
+            tokio::select! {
+                outcome = future => panic!("it ended: {outcome:?}"),
+                looked = timeout(DEADLINE, look) => looked.expect("the state comes"),
+            }
+        }
+    }
+
+    fn add_group(root: &Path, name: &str, freeze: &str) {
+        fs::create_dir_all(root.join(name)).expect("a folder");
+        fs::write(root.join(name).join("cgroup.freeze"), freeze).expect("a file");
+        fs::write(root.join(name).join("cgroup.events"), "populated 1\nfrozen 0\n").expect("a file");
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async { timeout(DEADLINE, test).await.expect("the test hangs") });
+    }
+
+    #[test]
+    fn a_freeze_that_is_given_up_thaws() {
+        run(async {
+            let guest = Hierarchy::new();
+            guest.until(guest.freezer().freeze(&guest.agent), |guest| guest.asked("jobs") == "1").await;
+            assert_eq!((guest.asked("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
+        });
+    }
+
+    #[test]
+    fn commands_that_do_not_stand_still_go_on_after_the_deadline() {
+        run(async {
+            let guest = Hierarchy::new();
+            let fault = guest.freezer().freeze(&guest.agent).await.expect_err("nothing stands still");
+            assert_eq!(fault.code, ErrorCode::TimedOut);
+            assert_eq!((guest.asked("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
+        });
+    }
+
+    #[test]
+    fn nothing_is_frozen_while_a_child_is_being_made() {
+        run(async {
+            let guest = Hierarchy::new();
+            guest.stands();
+            let birth = guest.freezer().pass().await;
+            let mut freeze = std::pin::pin!(guest.freezer().freeze(&guest.agent));
+            guest.until(freeze.as_mut(), |guest| guest.freezer().is_closed()).await;
+            assert_eq!(guest.asked("jobs"), "0");
+            drop(birth);
+            assert_eq!(freeze.await, Ok(()));
+            assert_eq!(guest.asked("jobs"), "1");
+        });
+    }
+
+    #[test]
+    fn commands_that_wait_start_in_order_after_the_thaw() {
+        run(async {
+            let guest = Hierarchy::new();
+            guest.stands();
+            assert_eq!(guest.freezer().freeze(&guest.agent).await, Ok(()));
+            let order = Rc::new(std::cell::RefCell::new(Vec::new()));
+            let tasks = tokio::task::LocalSet::new();
+            for number in 1..=3 {
+                let (agent, order) = (Rc::clone(&guest.agent), Rc::clone(&order));
+                tasks.spawn_local(async move {
+                    let _birth = agent.freezer().pass().await;
+                    order.borrow_mut().push(number);
+                });
+            }
+            tasks.run_until(sleep(LOOK_AGAIN)).await;
+            assert_eq!(*order.borrow(), [0; 0]);
+            assert_eq!(guest.freezer().thaw(guest.agent.cgroups()), Ok(()));
+            tasks.await;
+            assert_eq!(*order.borrow(), [1, 2, 3]);
+        });
+    }
+
+    #[test]
+    fn a_thaw_ends_a_freeze_that_is_under_way() {
+        run(async {
+            let guest = Hierarchy::new();
+            let mut freeze = std::pin::pin!(guest.freezer().freeze(&guest.agent));
+            guest.until(freeze.as_mut(), |guest| guest.asked("jobs") == "1").await;
+            let second = guest.freezer().freeze(&guest.agent).await.map_err(|fault| fault.code);
+            assert_eq!(second, Err(ErrorCode::Busy));
+            assert_eq!(guest.freezer().thaw(guest.agent.cgroups()), Ok(()));
+            assert_eq!(freeze.await.map_err(|fault| fault.code), Err(ErrorCode::Cancelled));
+            assert_eq!(guest.asked("jobs"), "0");
+        });
+    }
+
+    #[test]
+    fn every_group_but_the_agents_is_frozen_and_what_a_command_froze_stays_so() {
+        run(async {
+            let guest = Hierarchy::new();
+            guest.stands();
+            add_group(guest.root.path(), "containers", "0");
+            add_group(guest.root.path(), "paused", "1");
+            add_group(guest.root.path(), "agent", "0");
+            let asked = |guest: &Hierarchy| ["jobs", "containers", "paused", "agent"].map(|group| guest.asked(group));
+            let mut freeze = std::pin::pin!(guest.freezer().freeze(&guest.agent));
+            guest.until(freeze.as_mut(), |guest| guest.asked("containers") == "1").await;
+            assert_eq!(asked(&guest), ["1", "1", "1", "0"]);
+            fs::remove_dir_all(guest.root.path().join("containers")).expect("it is there");
+            assert_eq!(freeze.await, Ok(()), "a group that is gone stands still");
+            assert_eq!(guest.freezer().thaw(guest.agent.cgroups()), Ok(()));
+            assert_eq!(["jobs", "paused", "agent"].map(|group| guest.asked(group)), ["0", "1", "0"]);
+        });
+    }
+}
