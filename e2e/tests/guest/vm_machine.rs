@@ -37,11 +37,8 @@ fn sync_sets_the_clock_and_the_names() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let host_time_ns = 1_900_000_000_000_000_000;
-        let identity = Identity {
-            hostname: "other".into(),
-            machine_id: "0123456789abcdef0123456789abcdef".into(),
-            macs: vec![],
-        };
+        let identity =
+            Identity { hostname: "other".into(), machine_id: "0123456789abcdef0123456789abcdef".into(), macs: vec![] };
         // 32 zero bytes: what is credited is the host's business.
         let seed = format!("{}=", "A".repeat(43));
         guest.link.sync(Sync { host_time_ns, seed, identity: Some(identity) }).await.expect("all of it is done");
