@@ -72,7 +72,7 @@ fn punch(file: &File, range: Range<u64>) -> io::Result<bool> {
 }
 
 /// The parts of a file that are no holes, ascending; all of it where the filesystem doesn't tell.
-pub(crate) pub(crate) fn data_extents(file: &File, bytes: u64) -> impl Iterator<Item = io::Result<Range<u64>>> {
+pub(crate) fn data_extents(file: &File, bytes: u64) -> impl Iterator<Item = io::Result<Range<u64>>> {
     let mut place = 0;
     iter::from_fn(move || {
         let extent = next_extent(file, place, bytes).transpose()?;
