@@ -35,6 +35,9 @@ const EVENT_CONSOLE_BYTES_MAX: usize = 64 << 10;
 /// Other events that wait for room in the channel. Only the user's own pauses make them.
 const PENDING_EVENTS_MAX: usize = 256;
 
+/// Names of the log's parts in a VM's directory: its first, the one before the last, the last.
+pub(crate) const CONSOLE_LOGS: [&str; 3] = ["console.log", "console.tail.1.log", "console.tail.log"];
+
 /// The log on disk.
 pub(crate) struct ConsoleLog {
     directory: Utf8PathBuf,
@@ -50,9 +53,16 @@ enum Part {
 }
 
 impl ConsoleLog {
-    pub(crate) fn create(directory: &Utf8Path) -> io::Result<Self> {
-        let file = fs::File::create(directory.join("console.log"))?;
-        Ok(Self { directory: directory.into(), part: Part::Head, file, written: 0 })
+    /// Starts a log, or goes on with the one that is there.
+    pub(crate) fn open(directory: &Utf8Path) -> io::Result<Self> {
+        let [head, _, tail] = CONSOLE_LOGS;
+        let open = |part, name| {
+            let file = fs::File::options().create(true).append(true).open(directory.join(name))?;
+            let written = file.metadata()?.len();
+            Ok(Self { directory: directory.into(), part, file, written })
+        };
+        let this: Self = open(Part::Head, head)?;
+        if this.written < CONSOLE_LOG_HEAD_BYTES { Ok(this) } else { open(Part::Tail, tail) }
     }
 
     /// Appends, going over to the next part where this one is full.
@@ -62,7 +72,7 @@ impl ConsoleLog {
                 Part::Head => CONSOLE_LOG_HEAD_BYTES,
                 Part::Tail => CONSOLE_LOG_TAIL_BYTES,
             };
-            let room = usize::try_from(size_max - self.written).unwrap_or(usize::MAX);
+            let room = usize::try_from(size_max.saturating_sub(self.written)).unwrap_or(usize::MAX);
             if room == 0 {
                 self.turn()?;
                 continue;
@@ -76,9 +86,9 @@ impl ConsoleLog {
     }
 
     fn turn(&mut self) -> io::Result<()> {
-        let tail = self.directory.join("console.tail.log");
+        let [_, before, tail] = CONSOLE_LOGS.map(|name| self.directory.join(name));
         if self.part == Part::Tail {
-            fs::rename(&tail, self.directory.join("console.tail.1.log"))?;
+            fs::rename(&tail, before)?;
         }
         self.file = fs::File::create(tail)?;
         self.part = Part::Tail;
@@ -299,12 +309,15 @@ mod tests {
     fn the_log_keeps_its_first_part_and_its_last() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = Utf8Path::from_path(directory.path()).expect("UTF-8");
-        let mut log = ConsoleLog::create(path).expect("a log");
+        let mut log = ConsoleLog::open(path).expect("a log");
         let total = CONSOLE_LOG_HEAD_BYTES + 3 * CONSOLE_LOG_TAIL_BYTES + 100;
         let mut written = 0;
         while written < total {
             let chunk: Vec<u8> = (0..4096).map(|index| u8::try_from((written + index) % 251).expect("< 251")).collect();
             log.append(&chunk).expect("written");
+            if written.is_multiple_of(64 * 4096) {
+                log = ConsoleLog::open(path).expect("another owner goes on");
+            }
             written += 4096;
         }
         let size = |name| fs::metadata(path.join(name)).expect("there").len();

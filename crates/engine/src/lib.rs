@@ -17,21 +17,26 @@ pub mod snapshot;
 mod console;
 mod drivers;
 mod engine;
+mod fifo;
 mod file_facts;
+mod journal;
 mod mac_address;
+mod orphan;
 mod owner;
 mod process;
+mod recover;
 mod vm;
 mod vm_dir;
 mod vm_spec;
 
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
 pub use drivers::fake::FakeEngine;
-pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError, TCG_CPU};
+pub use drivers::qemu::{AdoptError, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError, TCG_CPU};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use mac_address::{MacAddress, NoMacAddress};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
-pub use vm_dir::{VmId, recover};
+pub use recover::{Outcome, Recovered, recover};
+pub use vm_dir::{NoVmId, ReopenError, VmId};
 pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,
     HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VhostUser, VhostUserDevice, VmSpec,

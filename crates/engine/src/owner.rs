@@ -60,7 +60,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
     });
     let (qmp, qmp_events) = monitor.unzip();
     let (id, path, sockets, pid) = (dir.id().clone(), dir.path().to_owned(), dir.sockets()?, child.pid());
-    let log = console.as_ref().map(|_| ConsoleLog::create(&path)).transpose()?;
+    let log = console.as_ref().map(|_| ConsoleLog::open(&path)).transpose()?;
     let owner = Owner {
         events: EventQueue::new(sender, Arc::clone(&shared.dropped_console_bytes)),
         shared: Arc::clone(&shared),

@@ -1,7 +1,7 @@
-//! VMM processes that never outlive the process that started them.
+//! VMM processes, which outlive the process that started them only where that was asked for.
 //!
 //! ```text
-//!   spawn(Program) ──▶ spawner thread ──fork──▶ child: setsid, PDEATHSIG, keep its descriptors, exec
+//!   spawn(Program) ──▶ spawner thread ──fork──▶ child: setsid, pid file, PDEATHSIG, keep its descriptors, exec
 //!        ◀── Child { pid, pidfd } ──┘
 //! ```
 //! The kernel sends the parent-death signal when the *thread* that forked ends, so all forks come from one thread that
@@ -20,18 +20,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::orphan::{self, KILL_DEADLINE, Orphan};
 use crate::vm::VmmStatus;
+use crate::vm_spec::OwnerLoss;
 
 /// Forks that may wait for the spawner thread.
 const SPAWN_QUEUE: usize = 16;
 /// From the request to the exec, behind others; each takes some milliseconds.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// More than any line of proc(5) `stat`.
+const STAT_BYTES_MAX: usize = 1024;
 
 /// A program to start.
 #[derive(Debug)]
@@ -40,26 +46,39 @@ pub(crate) struct Program {
     pub(crate) arguments: Vec<OsString>,
     /// Descriptors that the child keeps, under the same numbers. They stay close-on-exec in this process.
     pub(crate) inherit: Vec<OwnedFd>,
-    pub(crate) stdout: Stdout,
+    pub(crate) stdout: Sink,
+    pub(crate) stderr: Sink,
+    /// Where the child writes which process it is, see [`Orphan::find`].
+    pub(crate) pid_file: Option<OwnedFd>,
+    pub(crate) owner_loss: OwnerLoss,
 }
 
-/// What becomes of a program's standard output. Its standard error is always a pipe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stdout {
+/// What becomes of what a program writes.
+#[derive(Debug)]
+pub(crate) enum Sink {
     /// Nobody reads it.
     Null,
-    /// [`Child::take_stdout`] reads it.
-    Piped,
+    /// [`Child::take_stderr`] reads it; for standard error alone.
+    Pipe,
+    /// It goes there.
+    To(OwnedFd),
 }
 
-/// A child process. Dropping it kills and reaps it.
+/// A child process, or an adopted one. Dropping it kills it, and reaps it if it is a child.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: u32,
     pidfd: Arc<OwnedFd>,
+    kin: Kin,
     status: Option<VmmStatus>,
-    stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kin {
+    Own,
+    /// Somebody else's child: init reaps it and alone learns how it ended.
+    Adopted,
 }
 
 /// Sends signals to a child; does nothing once the child was reaped.
@@ -98,27 +117,23 @@ fn spawner() -> io::Result<&'static mpsc::Sender<Request>> {
 }
 
 fn fork_and_exec(program: Program) -> io::Result<Child> {
-    let Program { path, arguments, inherit, stdout } = program;
+    let Program { path, arguments, inherit, stdout, stderr, pid_file, owner_loss } = program;
     let mut command = Command::new(&path);
-    command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
-    command.stdout(match stdout {
-        Stdout::Null => Stdio::null(),
-        Stdout::Piped => Stdio::piped(),
-    });
+    command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     let parent = std::process::id();
     // SAFETY: the closure runs between fork and exec and makes system calls alone: it neither allocates nor locks.
-    // It owns `inherit`, so those descriptors are open when the fork happens.
+    // It owns `inherit` and `pid_file`, so those descriptors are open when the fork happens.
     unsafe {
-        command.pre_exec(move || become_child(parent, &inherit));
+        command.pre_exec(move || become_child(parent, owner_loss, pid_file.as_ref(), &inherit));
     }
     let mut child = command.spawn()?;
     // Closes our copies of what the child inherited.
     drop(command);
     let pid = child.id();
-    let (stdout, stderr) = (child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from));
+    let stderr = child.stderr.take().map(OwnedFd::from);
     let pid_checked = Pid::from_raw(pid.cast_signed()).expect("a child's pid is above zero");
     match rustix::process::pidfd_open(pid_checked, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Child { pid, pidfd: Arc::new(pidfd), status: None, stdout, stderr }),
+        Ok(pidfd) => Ok(Child { pid, pidfd: Arc::new(pidfd), kin: Kin::Own, status: None, stderr }),
         Err(error) => {
             child.kill()?;
             child.wait()?;
@@ -127,10 +142,18 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
     }
 }
 
-fn become_child(parent: u32, keep: &[OwnedFd]) -> io::Result<()> {
+fn become_child(parent: u32, owner_loss: OwnerLoss, pid_file: Option<&OwnedFd>, keep: &[OwnedFd]) -> io::Result<()> {
     rustix::process::setsid()?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The parent may have died before the line above took effect; then nobody would ever send the signal.
+    if let Some(pid_file) = pid_file {
+        write_own_stat(pid_file)?;
+    }
+    match owner_loss {
+        OwnerLoss::Kill => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?,
+        // Without an owner nobody reads what the program writes, which is no reason for it to end.
+        OwnerLoss::KeepRunning => ignore_broken_pipes()?,
+    }
+    // The parent may have died before the signal was set, which nobody would send then; and one that died while its VM
+    // started handed it to nobody.
     if rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get().cast_unsigned() != parent) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
@@ -142,17 +165,48 @@ fn become_child(parent: u32, keep: &[OwnedFd]) -> io::Result<()> {
     Ok(())
 }
 
+fn ignore_broken_pipes() -> io::Result<()> {
+    // SAFETY: ignoring a signal installs no handler that could run; the exec leaves it ignored.
+    match unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } == libc::SIG_ERR {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(()),
+    }
+}
+
+/// Copies `/proc/self/stat`. Allocates nothing: it runs between fork and exec.
+fn write_own_stat(pid_file: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::open(c"/proc/self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut line = [0; STAT_BYTES_MAX];
+    let count = rustix::io::read(&stat, &mut line[..])?;
+    match rustix::io::write(pid_file, &line[..count])? {
+        written if written == count => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+    }
+}
+
+impl From<Sink> for Stdio {
+    fn from(sink: Sink) -> Self {
+        match sink {
+            Sink::Null => Self::null(),
+            Sink::Pipe => Self::piped(),
+            Sink::To(fd) => fd.into(),
+        }
+    }
+}
+
 impl Child {
+    /// Takes over a process that another one started.
+    pub(crate) fn adopt(orphan: Orphan) -> Self {
+        let Orphan { pid, pidfd } = orphan;
+        Self { pid, pidfd: Arc::new(pidfd), kin: Kin::Adopted, status: None, stderr: None }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
     pub(crate) fn killer(&self) -> Killer {
         Killer(Arc::clone(&self.pidfd))
-    }
-
-    pub(crate) fn take_stdout(&mut self) -> Option<OwnedFd> {
-        self.stdout.take()
     }
 
     pub(crate) fn take_stderr(&mut self) -> Option<OwnedFd> {
@@ -168,9 +222,23 @@ impl Child {
     /// Reaps the child if it has ended.
     pub(crate) fn try_reap(&mut self) -> io::Result<Option<VmmStatus>> {
         if self.status.is_none() {
-            self.status = reap(&self.pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
+            self.status = match self.kin {
+                Kin::Own => reap(&self.pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?,
+                Kin::Adopted => orphan::ends_within(&self.pidfd, Duration::ZERO)?.then_some(VmmStatus::Unknown),
+            };
         }
         Ok(self.status)
+    }
+
+    /// Waits for the end of a killed process, which ends as soon as it is scheduled.
+    fn reap_killed(&self) -> io::Result<()> {
+        match self.kin {
+            Kin::Own => reap(&self.pidfd, WaitIdOptions::EXITED).map(|_| ()),
+            Kin::Adopted => match orphan::ends_within(&self.pidfd, KILL_DEADLINE)? {
+                true => Ok(()),
+                false => Err(io::ErrorKind::TimedOut.into()),
+            },
+        }
     }
 }
 
@@ -178,8 +246,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         if self.status.is_none() {
             self.killer().signal(Signal::KILL);
-            // A killed process ends as soon as it is scheduled, so this wait is short.
-            if let Err(error) = reap(&self.pidfd, WaitIdOptions::EXITED) {
+            if let Err(error) = self.reap_killed() {
                 tracing::warn!(pid = self.pid, %error, "failed to reap a killed process");
             }
         }
@@ -216,7 +283,15 @@ mod tests {
 
     fn shell(script: &str) -> Program {
         let arguments = vec!["-c".into(), script.into()];
-        Program { path: "/bin/sh".into(), arguments, inherit: Vec::new(), stdout: Stdout::Null }
+        Program {
+            path: "/bin/sh".into(),
+            arguments,
+            inherit: Vec::new(),
+            stdout: Sink::Null,
+            stderr: Sink::Pipe,
+            pid_file: None,
+            owner_loss: OwnerLoss::Kill,
+        }
     }
 
     async fn end(child: &mut Child) -> VmmStatus {

@@ -82,6 +82,8 @@ pub enum VmmStatus {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// Nobody told: it was adopted, and only a process's own parent learns its status.
+    Unknown,
 }
 
 impl fmt::Display for VmmStatus {
@@ -89,6 +91,7 @@ impl fmt::Display for VmmStatus {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("an unknown status"),
         }
     }
 }

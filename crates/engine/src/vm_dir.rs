@@ -1,41 +1,69 @@
-//! `vms/<id>/`: the directory of one running VM, and what its owner's end leaves of it.
+//! `vms/<id>/`: the directory of one VM.
 //!
 //! ```text
 //!   spec.json     what was asked for
-//!   pid           the VMM: pid and start time, so that a reused pid is never taken for it
+//!   journal       what the VM is about to do and has done, see `journal.rs`
+//!   pid           the VMM, see `orphan.rs`
 //!   *.sock        monitor, agent and extra ports; bound by Kiln, served by the VMM
+//!   *.fifo        what console and VMM write, see `fifo.rs`
 //!   console.log   and its later parts
+//!
+//!   create ──▶ VmDir (locked) ──drop──▶ removed
+//!                 └──keep──▶ spec, journal, console logs ──reopen──▶ VmDir (locked) ──drop──▶ kept as it is
 //! ```
-//! The owner holds a lock (flock) on the directory itself for as long as the VM lives. A directory whose lock is free has
-//! lost its owner; [`recover`] ends its VMM and removes it.
+//! The owner holds a lock (flock) on the directory itself for as long as it owns the VM. A directory whose lock is free has
+//! lost its owner, or holds a stopped VM; [`recover`](crate::recover) finds out which.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
+use crate::console::CONSOLE_LOGS;
+use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
+use crate::orphan::PID_FILE;
+use crate::snapshot::SnapshotId;
 use crate::vm_spec::VmSpec;
 
 /// `sun_path` of a Unix socket's address, less its end mark.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// [`recover`] can take a new directory before it is locked; that it happens so often says something else is wrong.
+/// Recovery can take a new directory before it is locked; that it happens so often says something else is wrong.
 const CREATE_ATTEMPTS_MAX: usize = 16;
+/// Recovery holds a stopped VM's lock while it looks, and an owner that was killed until its process is taken down. Who
+/// holds it longer is an owner.
+const REOPEN_DEADLINE: Duration = Duration::from_secs(1);
+/// Between two tries at a lock; the kernel has no wait with a deadline for it.
+const REOPEN_PAUSE: Duration = Duration::from_millis(5);
+/// Name of the file that is a running VM's memory.
+pub(crate) const MEMORY_FILE: &str = "memory";
+/// Name of the file that holds the spec.
+pub(crate) const SPEC_FILE: &str = "spec.json";
+/// A spec as long as its bounds allow is well below.
+const SPEC_BYTES_MAX: u64 = 1 << 20;
+/// Hex digits of an id.
+const ID_DIGITS: usize = 12;
 
-/// Names a VM on this host.
+/// Names a VM on this host: 12 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub struct VmId(String);
+
+/// Text that is no VM's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no VM id: {ID_DIGITS} digits of `[0-9a-f]`")]
+pub struct NoVmId(String);
 
 impl VmId {
     /// A new id, unlike any other.
     pub fn random() -> Self {
-        let mut bytes = [0; 6];
+        let mut bytes = [0; ID_DIGITS / 2];
         // The kernel fills small requests whole once it has booted; a zero byte more or less is still an id.
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
             .expect("getrandom has no way to fail for six bytes");
@@ -48,45 +76,141 @@ impl VmId {
     }
 }
 
+impl FromStr for VmId {
+    type Err = NoVmId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let good = text.len() == ID_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if good { Ok(Self(text.into())) } else { Err(NoVmId(text.into())) }
+    }
+}
+
+impl TryFrom<String> for VmId {
+    type Error = NoVmId;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<VmId> for String {
+    fn from(id: VmId) -> Self {
+        id.0
+    }
+}
+
 impl fmt::Display for VmId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// A VM's directory, removed when this is dropped.
+/// A VM's directory, locked. Dropping it removes the directory, or leaves it, as [`OnDrop`] says.
 #[derive(Debug)]
 pub(crate) struct VmDir {
     id: VmId,
     path: Utf8PathBuf,
+    journal: Journal,
+    on_drop: OnDrop,
     // Held, never read: closing it tells `recover` that the owner is gone.
     _lock: OwnedFd,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct PidFile {
-    pid: i32,
-    start_time: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnDrop {
+    Remove,
+    Leave,
+}
+
+/// Why a VM's directory can't be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum ReopenError {
+    /// There is no such VM.
+    #[error("there is no VM `{0}`")]
+    Unknown(VmId),
+    /// It has an owner.
+    #[error("the VM `{0}` belongs to another process")]
+    Owned(VmId),
+    /// What it did can't be learnt.
+    #[error("failed to read what became of the VM")]
+    Journal(#[from] JournalError),
+    /// Its directory can't be opened.
+    #[error("failed to open `{path}`")]
+    Io {
+        /// The directory.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl VmDir {
-    /// Makes the directory of a new VM below `vms`.
+    /// Makes the directory of a new VM below `vms`. Its journal says [`State::Launching`].
     pub(crate) fn create(vms: &Utf8Path, spec: &VmSpec) -> io::Result<Self> {
+        Self::create_as(vms, spec, State::Launching)
+    }
+
+    /// Makes the directory of a fork. Its journal says [`State::Restoring`].
+    #[allow(dead_code, reason = "its caller, the restore, is to come")]
+    pub(crate) fn create_fork(vms: &Utf8Path, spec: &VmSpec, snapshot: SnapshotId) -> io::Result<Self> {
+        Self::create_as(vms, spec, State::Restoring { snapshot })
+    }
+
+    fn create_as(vms: &Utf8Path, spec: &VmSpec, state: State) -> io::Result<Self> {
         fs::create_dir_all(vms)?;
         let made = (0..CREATE_ATTEMPTS_MAX).find_map(|_| Self::make_and_lock(vms).transpose());
         let this = made.ok_or_else(|| io::Error::other(format!("no directory stays in `{vms}`")))??;
-        fs::write(this.path.join("spec.json"), serde_json::to_vec_pretty(spec)?)?;
+        fs::write(this.path.join(SPEC_FILE), serde_json::to_vec_pretty(spec)?)?;
+        this.journal.append(state)?;
         Ok(this)
     }
 
-    /// `None` where [`recover`] took the new directory for an old one before it was locked.
+    /// Takes over the directory of a VM that has no owner: a stopped one, or one to be adopted. Until
+    /// [`remove_on_drop`](Self::remove_on_drop) says otherwise, it stays when this is dropped.
+    ///
+    /// Waits up to a second for the lock.
+    pub(crate) fn reopen(vms: &Utf8Path, id: &VmId) -> Result<Self, ReopenError> {
+        let path = vms.join(id.as_str());
+        let io = |source| ReopenError::Io { path: path.clone(), source };
+        let deadline = Instant::now() + REOPEN_DEADLINE;
+        let lock = loop {
+            if let Some(lock) = try_lock(&path).map_err(io)? {
+                break lock;
+            }
+            if !path.exists() {
+                return Err(ReopenError::Unknown(id.clone()));
+            }
+            if Instant::now() > deadline {
+                return Err(ReopenError::Owned(id.clone()));
+            }
+            std::thread::sleep(REOPEN_PAUSE);
+        };
+        let journal = Journal::open(&path)?;
+        Ok(Self { id: id.clone(), path, journal, on_drop: OnDrop::Leave, _lock: lock })
+    }
+
+    /// From now on the directory goes with this. For a reopened one: as soon as its VM runs, whose end is its own.
+    pub(crate) fn remove_on_drop(&mut self) {
+        self.on_drop = OnDrop::Remove;
+    }
+
+    /// Gives up the directory of a stopped VM, with no more in it than a resume needs. The VMM must have ended.
+    #[allow(dead_code, reason = "its caller, the stop, is to come")]
+    pub(crate) fn keep(mut self) -> io::Result<()> {
+        self.on_drop = OnDrop::Leave;
+        tidy_stopped(&self.path)
+    }
+
+    /// `None` where recovery took the new directory for an old one before it was locked.
     fn make_and_lock(vms: &Utf8Path) -> io::Result<Option<Self>> {
         let id = VmId::random();
         let path = vms.join(id.as_str());
         fs::create_dir(&path)?;
         let Some(lock) = try_lock(&path)? else { return Ok(None) };
         rustix::fs::fchmod(&lock, Mode::RWXU)?;
-        Ok(Some(Self { id, path, _lock: lock }))
+        let journal = Journal::create(&path)?;
+        Ok(Some(Self { id, path, journal, on_drop: OnDrop::Remove, _lock: lock }))
     }
 
     pub(crate) fn id(&self) -> &VmId {
@@ -104,20 +228,63 @@ impl VmDir {
         Ok(SocketDir { path: self.path.clone(), handle })
     }
 
-    pub(crate) fn write_pid(&self, pid: u32) -> io::Result<()> {
-        let pid = pid.cast_signed();
-        let file = PidFile { pid, start_time: start_time(pid)? };
-        fs::write(self.path.join("pid"), serde_json::to_vec(&file)?)
+    /// What it does and did. Clones write to the same journal.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// The spec that it was made with.
+    pub(crate) fn spec(&self) -> io::Result<VmSpec> {
+        read_spec(&self.path)
+    }
+
+    /// Where the next VMM's process writes which it is, see [`Program::pid_file`](crate::process::Program::pid_file).
+    pub(crate) fn pid_file(&self) -> io::Result<OwnedFd> {
+        Ok(fs::File::create(self.path.join(PID_FILE))?.into_file().into())
     }
 }
 
 impl Drop for VmDir {
     fn drop(&mut self) {
+        if self.on_drop == OnDrop::Leave {
+            return;
+        }
         // Removed before the lock is let go: nobody takes it for one without an owner.
         if let Err(error) = fs::remove_dir_all(&self.path) {
             tracing::warn!(path = %self.path, %error, "failed to remove a VM's directory");
         }
     }
+}
+
+/// Leaves what a resume needs, and what people want to read.
+pub(crate) fn tidy_stopped(path: &Utf8Path) -> io::Result<()> {
+    tidy(path, |name| [SPEC_FILE, JOURNAL_FILE].contains(&name) || CONSOLE_LOGS.contains(&name))
+}
+
+/// Leaves all but what only a running VM needs: disks of a lost VM may hold what somebody misses.
+pub(crate) fn tidy_lost(path: &Utf8Path) -> io::Result<()> {
+    tidy(path, |name| name != PID_FILE && name != MEMORY_FILE && !name.ends_with(".sock") && !name.ends_with(".fifo"))
+}
+
+fn tidy(path: &Utf8Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(&keep) {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+/// Reads the spec of the VM whose directory that is.
+pub(crate) fn read_spec(path: &Utf8Path) -> io::Result<VmSpec> {
+    let mut bytes = Vec::new();
+    fs::File::open(path.join(SPEC_FILE))?.take(SPEC_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// The sockets of a VM.
@@ -147,72 +314,8 @@ impl SocketDir {
     }
 }
 
-/// Ends the VMMs and removes the directories of VMs whose owner is gone. Returns their ids.
-///
-/// # Errors
-/// When `vms` can't be read. A single directory that can't be removed is logged and left for the next time.
-pub fn recover(vms: &Utf8Path) -> io::Result<Vec<VmId>> {
-    if !vms.exists() {
-        return Ok(Vec::new());
-    }
-    let mut recovered = Vec::new();
-    for entry in fs::read_dir(vms)? {
-        let entry = entry?;
-        let Ok(path) = Utf8PathBuf::try_from(entry.path()) else { continue };
-        if !entry.file_type()?.is_dir() {
-            continue;
-        }
-        match recover_one(&path) {
-            Ok(true) => recovered.extend(path.file_name().map(|name| VmId(name.to_owned()))),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%path, %error, "failed to remove a VM whose owner is gone"),
-        }
-    }
-    Ok(recovered)
-}
-
-fn recover_one(path: &Utf8Path) -> io::Result<bool> {
-    // Held until the directory is gone.
-    let Some(_lock) = try_lock(path)? else { return Ok(false) };
-    if let Ok(bytes) = fs::read(path.join("pid"))
-        && let Ok(file) = serde_json::from_slice::<PidFile>(&bytes)
-    {
-        kill_if_same(file)?;
-    }
-    fs::remove_dir_all(path)?;
-    Ok(true)
-}
-
-/// Kills the process, unless its pid has been given to another one since.
-fn kill_if_same(file: PidFile) -> io::Result<()> {
-    let Some(pid) = Pid::from_raw(file.pid) else { return Ok(()) };
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    // Compared after the pidfd was opened: it stays with that process whatever becomes of the number.
-    if start_time(file.pid).is_ok_and(|now| now == file.start_time) {
-        tracing::info!(pid = file.pid, "killing a VMM whose owner is gone");
-        match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// When a process started, in clock ticks since boot (proc(5), `stat` field 22).
-fn start_time(pid: i32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is a name in parentheses that may hold anything, parentheses too.
-    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
-    let field = after_name.and_then(|rest| rest.split_ascii_whitespace().nth(19));
-    field.and_then(|field| field.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
 /// `None` for a directory that another process holds, or has just removed.
-fn try_lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn try_lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
     let lock = match open_directory(path, OFlags::empty()) {
         Ok(lock) => lock,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -244,38 +347,55 @@ mod tests {
         VmSpec::new("/k", "/i")
     }
 
-    #[test]
-    fn a_vm_with_an_owner_is_left_alone_and_one_without_is_removed() {
-        let (_directory, vms) = vms();
-        let alive = VmDir::create(&vms, &spec()).expect("made");
-        let orphan = vms.join("orphan");
-        fs::create_dir(&orphan).expect("made");
-        assert_eq!(recover(&vms).expect("recovers"), [VmId("orphan".into())]);
-        assert!(alive.path().join("spec.json").exists() && !orphan.exists());
-        let path = alive.path().to_owned();
-        drop(alive);
-        assert!(!path.exists());
-        assert_eq!(recover(&vms).expect("recovers"), []);
+    fn names(path: &Utf8Path) -> Vec<String> {
+        let entries = fs::read_dir(path).expect("lists");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("lists").file_name().into_string().expect("UTF-8")).collect();
+        names.sort();
+        names
     }
 
     #[test]
-    fn the_vmm_of_an_orphan_is_killed_and_a_stranger_with_its_pid_is_not() {
+    fn a_directory_goes_with_its_owner() {
         let (_directory, vms) = vms();
-        let mut vmm = std::process::Command::new("sleep").arg("1000").spawn().expect("starts");
-        let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().expect("starts");
-        let pids = [(vmm.id().cast_signed(), 0), (stranger.id().cast_signed(), 1)];
-        for (index, (pid, skew)) in pids.into_iter().enumerate() {
-            let orphan = vms.join(format!("orphan{index}"));
-            fs::create_dir_all(&orphan).expect("made");
-            let file = PidFile { pid, start_time: start_time(pid).expect("runs") + skew };
-            fs::write(orphan.join("pid"), serde_json::to_vec(&file).expect("JSON")).expect("written");
+        let dir = VmDir::create(&vms, &spec()).expect("made");
+        let path = dir.path().to_owned();
+        assert_eq!(dir.spec().expect("reads"), spec());
+        assert_eq!(dir.journal().last().map(|record| record.state), Some(State::Launching));
+        drop(dir);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stopped_vm_keeps_what_a_resume_needs_and_is_taken_over_once() {
+        let (_directory, vms) = vms();
+        let dir = VmDir::create(&vms, &spec()).expect("made");
+        let (id, path) = (dir.id().clone(), dir.path().to_owned());
+        for left in ["pid", "memory", "monitor.sock", "console.fifo", "console.log", "disk-0.qcow2"] {
+            fs::write(path.join(left), "x").expect("written");
         }
-        assert_eq!(recover(&vms).expect("recovers").len(), 2);
-        let ended = vmm.wait().expect("ends");
-        assert!(!ended.success());
-        assert_eq!(stranger.try_wait().expect("is there"), None);
-        stranger.kill().expect("killed");
-        stranger.wait().expect("ends");
+        assert!(matches!(VmDir::reopen(&vms, &id), Err(ReopenError::Owned(owned)) if owned == id));
+        dir.keep().expect("kept");
+        assert_eq!(names(&path), ["console.log", "journal", "spec.json"]);
+
+        let dir = VmDir::reopen(&vms, &id).expect("has no owner");
+        assert_eq!((dir.id(), dir.path()), (&id, path.as_path()));
+        drop(dir);
+        let mut dir = VmDir::reopen(&vms, &id).expect("is still there");
+        dir.remove_on_drop();
+        drop(dir);
+        assert!(matches!(VmDir::reopen(&vms, &id), Err(ReopenError::Unknown(unknown)) if unknown == id));
+    }
+
+    #[test]
+    fn a_lost_vm_keeps_its_disks() {
+        let (_directory, vms) = vms();
+        let dir = VmDir::create(&vms, &spec()).expect("made");
+        for left in ["pid", "memory", "monitor.sock", "console.fifo", "disk-0.qcow2"] {
+            fs::write(dir.path().join(left), "x").expect("written");
+        }
+        tidy_lost(dir.path()).expect("tidied");
+        assert_eq!(names(dir.path()), ["disk-0.qcow2", "journal", "spec.json"]);
     }
 
     #[test]
@@ -291,27 +411,13 @@ mod tests {
     }
 
     #[test]
-    fn vms_are_made_while_others_recover() {
-        let (_directory, vms) = vms();
-        let done = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    recover(&vms).expect("recovers");
-                }
-            });
-            for _ in 0..200 {
-                let dir = VmDir::create(&vms, &spec()).expect("made");
-                assert!(dir.path().join("spec.json").exists());
-            }
-            done.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        assert_eq!(fs::read_dir(&vms).expect("lists").count(), 0);
-    }
-
-    #[test]
     fn ids_differ() {
         assert_ne!(VmId::random(), VmId::random());
-        assert_eq!(VmId::random().as_str().len(), 12);
+        let id = VmId::random();
+        assert_eq!(id.as_str().parse(), Ok(id.clone()));
+        for wrong in ["", "..", "0123456789a", "0123456789AB", "0123456789a/", "0123456789abc"] {
+            assert!(wrong.parse::<VmId>().is_err(), "{wrong}");
+            assert!(serde_json::from_value::<VmId>(wrong.into()).is_err(), "{wrong}");
+        }
     }
 }

@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
-use kiln_engine::{Engine as _, QemuEngine, recover};
+use kiln_engine::home::Home;
+use kiln_engine::{Engine as _, Outcome, QemuEngine, Recovered, recover};
 
 use support::{Lab, helper_process, is_alive, spec};
 
@@ -46,6 +47,7 @@ fn vm_of_a_kiln_that_is_killed_is_gone_within_two_seconds() {
     assert!(!is_alive(pid), "the VMM outlived its owner by {ORPHANS_GONE:?}");
 
     assert_eq!(lab.vms().len(), 1, "SIGKILL leaves the directory to the next start");
-    assert_eq!(recover(lab.home().join("vms").as_path()).expect("recovers").len(), 1);
+    let recovered = recover(&Home::at(lab.home())).expect("recovers");
+    assert!(matches!(&recovered[..], [Recovered { outcome: Outcome::Removed, .. }]), "{recovered:?}");
     assert_eq!(lab.vms(), [""; 0]);
 }

@@ -9,11 +9,12 @@ use tokio::net::unix::pipe;
 
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 use crate::host;
+use crate::journal::State;
 use crate::owner::{self, Parts};
-use crate::process::{self, Program, Stdout};
+use crate::process::{self, Program, Sink};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
 use crate::vm_dir::VmDir;
-use crate::vm_spec::VmSpec;
+use crate::vm_spec::{OwnerLoss, VmSpec};
 
 /// Until the agent listens; it takes a few milliseconds.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,6 +41,7 @@ impl FakeEngine {
             (!spec.extra_ports.is_empty(), "ports"),
             (!spec.modules.is_empty(), "kernel modules"),
             (spec.root.is_some(), "root filesystem"),
+            (spec.owner_loss == OwnerLoss::KeepRunning, "guests that outlive their owner"),
         ];
         if let Some((_, what)) = asks_for.into_iter().find(|(asked, _)| *asked) {
             return Err(LaunchError::Unsupported { driver: "fake", what });
@@ -55,14 +57,16 @@ impl FakeEngine {
             path: self.agent.clone(),
             arguments: vec!["--listen".into(), socket.into_string().into()],
             inherit: Vec::new(),
-            stdout: Stdout::Null,
+            stdout: Sink::Null,
+            stderr: Sink::Pipe,
+            pid_file: Some(dir.pid_file().map_err(no_directory)?),
+            owner_loss: OwnerLoss::Kill,
         };
         let started = Instant::now();
         let mut child = process::spawn(program).await.map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => LaunchError::VmmMissing { program: self.agent.clone() },
             _ => spawn_error(source),
         })?;
-        dir.write_pid(child.pid()).map_err(no_directory)?;
         let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose().map_err(spawn_error)?;
         let deadline = started + LISTEN_DEADLINE;
         // A probing connection is a link of its own to the agent; the next one replaces it.
@@ -87,6 +91,7 @@ impl FakeEngine {
             acceleration: Acceleration::Native,
             ports: Vec::new(),
         };
+        parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         owner::start(parts).map_err(no_directory)
     }
 }

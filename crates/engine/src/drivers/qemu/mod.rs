@@ -6,6 +6,7 @@
 //! Kiln binds every socket itself and QEMU inherits them, so that connecting works from the first moment and nothing
 //! ever polls for a path to appear.
 
+mod adopt;
 mod args;
 mod blockdev;
 mod qmp;
@@ -23,6 +24,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::OnceCell;
 
+pub use self::adopt::AdoptError;
 pub use self::args::TCG_CPU;
 pub use self::qmp::QmpError;
 pub(crate) use self::qmp::{Qmp, QmpEvent};
@@ -31,11 +33,15 @@ pub use self::version::QemuVersion;
 use self::args::{Accelerator, Facts, Sockets};
 use crate::acceleration;
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
+use crate::home::Home;
 use crate::host;
+use crate::journal::State;
 use crate::owner::{self, Parts};
-use crate::process::{self, Child, Program, Stdout};
+use crate::process::{self, Child, Program, Sink};
+use crate::recover::{self, Outcome, Recovered};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
-use crate::vm_dir::{self, SocketDir, VmDir};
+use crate::vm_dir::{SocketDir, VmDir};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
 
 /// Name of the program.
@@ -124,11 +130,17 @@ impl QemuEngine {
         }
     }
 
-    /// Clears what earlier processes left behind; a failure of that keeps no VM from starting.
+    /// Clears up after earlier processes; a failure of that keeps no VM from starting.
     async fn recover(&self) {
-        let vms = self.home.join("vms");
-        match tokio::task::spawn_blocking(move || vm_dir::recover(&vms)).await {
-            Ok(Ok(recovered)) => recovered.iter().for_each(|vm| tracing::info!(%vm, "removed a vm without an owner")),
+        let home = Home::at(&self.home);
+        match tokio::task::spawn_blocking(move || recover::recover(&home)).await {
+            Ok(Ok(recovered)) => {
+                for Recovered { id, outcome } in recovered {
+                    if outcome == Outcome::Removed {
+                        tracing::info!(vm = %id, "removed a vm without an owner");
+                    }
+                }
+            }
             Ok(Err(error)) => tracing::warn!(%error, "failed to look for vms without an owner"),
             Err(error) => tracing::warn!(%error, "looking for vms without an owner was cut short"),
         }
@@ -154,12 +166,19 @@ impl QemuEngine {
         let arguments = args::arguments(spec, &facts, &host_side.sockets);
         let inherit = std::mem::take(&mut host_side.listeners);
         let started = Instant::now();
-        let program = Program { path: self.binary.clone(), arguments, inherit, stdout: Stdout::Piped };
-        let mut child = process::spawn(program).await.map_err(|source| self.spawn_error(source))?;
-        dir.write_pid(child.pid()).map_err(no_directory)?;
-        let reader = |fd: Option<OwnedFd>| fd.map(pipe::Receiver::from_owned_fd).transpose();
-        let console = reader(child.take_stdout()).map_err(|source| self.spawn_error(source))?;
-        let mut stderr = reader(child.take_stderr()).map_err(|source| self.spawn_error(source))?;
+        let console = Fifo::create(&dir.path().join(CONSOLE_FIFO)).map_err(no_directory)?;
+        let stderr = Fifo::create(&dir.path().join(STDERR_FIFO)).map_err(no_directory)?;
+        let program = Program {
+            path: self.binary.clone(),
+            arguments,
+            inherit,
+            stdout: Sink::To(console.writer),
+            stderr: Sink::To(stderr.writer),
+            pid_file: Some(dir.pid_file().map_err(no_directory)?),
+            owner_loss: spec.owner_loss,
+        };
+        let child = process::spawn(program).await.map_err(|source| self.spawn_error(source))?;
+        let (console, mut stderr) = (Some(console.reader), Some(stderr.reader));
 
         let monitor = match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
             Ok(monitor) => monitor,
@@ -179,6 +198,7 @@ impl QemuEngine {
             acceleration,
             ports: spec.extra_ports.clone(),
         };
+        parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         owner::start(parts).map_err(no_directory)
     }
 

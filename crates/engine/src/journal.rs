@@ -1,0 +1,361 @@
+//! `vms/<id>/journal`: what a VM is about to do and what it has done, so that nobody has to guess after a crash.
+//!
+//! ```text
+//!   new ──▶ Launching ──▶ Running ◀──▶ Paused        a user's pause and resume
+//!   new ──▶ Restoring ──▶ Running | Paused           a fork
+//!           Running | Paused ──▶ Saving ──▶ Running | Paused     saved, or the save failed
+//!                                Saving ──▶ Stopped              `then: Stop`
+//!                                Saving ──▶ Restoring            goes on as a fork of what was saved
+//!           Stopped ──▶ Restoring ──▶ Stopped                    a resume that failed
+//!           any ──▶ Lost ──▶ Stopped                             recovery goes back to the last whole snapshot
+//! ```
+//! One JSON line a state, written before the act that it names (`Launching`, `Saving`, `Restoring`) and after it (the
+//! others). Each line is one write: a process that is killed leaves whole lines, a host that crashes may leave a torn last
+//! one, which counts as never written. The number of a line is the VM's generation.
+//!
+//! Only `Stopped` waits for the disk: it is the one promise to a user that outlives the host's power. All else may be lost
+//! with the host, because the VM is lost with it too, and an older line leads to the same whole snapshot.
+
+mod history;
+
+use std::io::{self, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::history::History;
+
+use crate::snapshot::{SnapshotError, SnapshotId};
+use crate::vm_dir::SPEC_FILE;
+
+/// Name of the file.
+pub(crate) const JOURNAL_FILE: &str = "journal";
+/// A journal that has grown to this is written anew with what still matters.
+const JOURNAL_BYTES_MAX: u64 = 256 << 10;
+/// Characters of a reason that are kept.
+const REASON_CHARS_MAX: usize = 300;
+
+/// What a VM does, or what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// Its VMM is being started for a boot.
+    Launching,
+    /// The guest's CPUs run.
+    Running,
+    /// They stand still because a user said so.
+    Paused,
+    /// It is being saved, and its CPUs stand still for it.
+    Saving {
+        /// The snapshot in the making.
+        snapshot: SnapshotId,
+        /// What follows.
+        then: Then,
+    },
+    /// It has no VMM, and goes on from there when it is resumed.
+    Stopped {
+        /// Where it stopped.
+        snapshot: SnapshotId,
+    },
+    /// Its VMM is being started from a snapshot.
+    Restoring {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// It ended without having been saved.
+    Lost {
+        /// How, for people.
+        reason: String,
+    },
+}
+
+/// What follows a save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Then {
+    /// The VM goes on.
+    GoOn,
+    /// The VM stops.
+    Stop,
+}
+
+/// A line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Counts the VM's states, from 1.
+    pub(crate) generation: u64,
+    /// The state.
+    pub(crate) state: State,
+    /// Milliseconds since 1970.
+    pub(crate) at_unix_ms: u64,
+}
+
+/// Why a state was not written down.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// That state does not follow the last one: a bug of ours, or two owners.
+    #[error("a VM that is {from} can't become {to}")]
+    Illegal {
+        /// The last state.
+        from: &'static str,
+        /// The one refused.
+        to: &'static str,
+    },
+    /// Something in the journal is none of ours.
+    #[error("the journal `{path}` is broken: {problem}")]
+    Broken {
+        /// The journal.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It can't be read or written.
+    #[error("failed to {what} the journal `{path}`")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The journal.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<JournalError> for io::Error {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Io { ref source, .. } => Self::new(source.kind(), error),
+            other => Self::other(other),
+        }
+    }
+}
+
+impl From<JournalError> for SnapshotError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Io { what, path, source } => Self::io(what, path, source),
+            JournalError::Broken { ref path, .. } => Self::io("go on with", path.clone(), io::Error::other(error)),
+            JournalError::Illegal { .. } => Self::io("append to", JOURNAL_FILE, io::Error::other(error)),
+        }
+    }
+}
+
+/// The journal of one VM, held by its owner alone. Clones write to the same one.
+#[derive(Debug, Clone)]
+pub(crate) struct Journal(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: Utf8PathBuf,
+    file: fs::File,
+    /// Bounded by what `JOURNAL_BYTES_MAX` holds.
+    records: Vec<Record>,
+    bytes: u64,
+}
+
+impl Journal {
+    /// Starts the journal of a new VM.
+    pub(crate) fn create(directory: &Utf8Path) -> Result<Self, JournalError> {
+        let path = directory.join(JOURNAL_FILE);
+        let file = fs::File::options().append(true).create_new(true).open(&path);
+        let file = file.map_err(io_error("create", directory))?;
+        Ok(Self::new(directory, file, History::default()))
+    }
+
+    /// Goes on with the journal of a VM that has one. A torn last line is cut off.
+    pub(crate) fn open(directory: &Utf8Path) -> Result<Self, JournalError> {
+        let history = History::read(directory)?;
+        if let Some(problem) = history.problem {
+            return Err(JournalError::Broken { path: directory.join(JOURNAL_FILE), problem });
+        }
+        let file = fs::File::options().append(true).open(directory.join(JOURNAL_FILE));
+        let file = file.map_err(io_error("open", directory))?;
+        file.file().set_len(history.bytes).map_err(io_error("cut", directory))?;
+        Ok(Self::new(directory, file, history))
+    }
+
+    /// Goes on with a broken journal as far as it could be read. What followed counts as lost, for that reason.
+    pub(crate) fn repair(directory: &Utf8Path, history: History, reason: &str) -> Result<Self, JournalError> {
+        let mut records = history.records;
+        if !matches!(records.last(), Some(Record { state: State::Lost { .. }, .. })) {
+            records.push(Record::next(&records, State::Lost { reason: reason.into() }));
+        }
+        let (file, bytes) = rewrite(directory, &records)?;
+        Ok(Self::new(directory, file, History { records, problem: None, bytes }))
+    }
+
+    fn new(directory: &Utf8Path, file: fs::File, history: History) -> Self {
+        let History { records, bytes, .. } = history;
+        Self(Arc::new(Mutex::new(Inner { directory: directory.into(), file, records, bytes })))
+    }
+
+    /// Writes a state down. Returns its generation.
+    ///
+    /// A state that does not follow the last one is a bug: it panics where assertions are on, and is refused elsewhere.
+    pub(crate) fn append(&self, state: State) -> Result<u64, JournalError> {
+        let mut inner = self.lock();
+        if let Err(error) = inner.check(&state) {
+            debug_assert!(false, "{error}");
+            return Err(error);
+        }
+        inner.append(state)
+    }
+
+    /// [`append`](Self::append), unless the VM is already in that state.
+    pub(crate) fn enter(&self, state: State) -> Result<u64, JournalError> {
+        match self.last() {
+            Some(last) if last.state == state => Ok(last.generation),
+            _ => self.append(state),
+        }
+    }
+
+    /// The last line.
+    pub(crate) fn last(&self) -> Option<Record> {
+        self.lock().records.last().cloned()
+    }
+
+    /// What the journal says now.
+    pub(crate) fn history(&self) -> History {
+        let inner = self.lock();
+        History { records: inner.records.clone(), problem: None, bytes: inner.bytes }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Records are pushed once they are written, so they are right also after a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn check(&self, to: &State) -> Result<(), JournalError> {
+        let from = self.records.last().map(|record| &record.state);
+        if follows(from, to) {
+            return Ok(());
+        }
+        Err(JournalError::Illegal { from: from.map_or("new", State::name), to: to.name() })
+    }
+
+    fn append(&mut self, state: State) -> Result<u64, JournalError> {
+        if self.bytes >= JOURNAL_BYTES_MAX {
+            self.records = history::kept(&self.records);
+            (self.file, self.bytes) = rewrite(&self.directory, &self.records)?;
+        }
+        let record = Record::next(&self.records, state);
+        let (generation, line) = (record.generation, line(&record));
+        let written = self.file.write(&line).and_then(|count| match count == line.len() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        });
+        if let Err(source) = written {
+            // Half a line would spoil the next one.
+            drop(self.file.file().set_len(self.bytes));
+            return Err(io_error("write", &self.directory)(source));
+        }
+        self.bytes += line.len() as u64;
+        let durable = matches!(record.state, State::Stopped { .. });
+        self.records.push(record);
+        if durable {
+            self.sync().map_err(io_error("sync", &self.directory))?;
+        }
+        Ok(generation)
+    }
+
+    /// Puts the journal on the disk, and with it what leads to it.
+    fn sync(&self) -> io::Result<()> {
+        self.file.file().sync_data()?;
+        // A resume needs the spec too.
+        match fs::File::open(self.directory.join(SPEC_FILE)) {
+            Ok(spec) => spec.sync_data()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        fs::File::open(&self.directory)?.sync_all()?;
+        self.directory.parent().map_or(Ok(()), |vms| fs::File::open(vms)?.sync_all())
+    }
+}
+
+impl Record {
+    fn next(records: &[Self], state: State) -> Self {
+        let generation = records.last().map_or(1, |record| record.generation.saturating_add(1));
+        Self { generation, state: state.bounded(), at_unix_ms: unix_ms() }
+    }
+}
+
+impl State {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Launching => "launching",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Saving { .. } => "being saved",
+            Self::Stopped { .. } => "stopped",
+            Self::Restoring { .. } => "being restored",
+            Self::Lost { .. } => "lost",
+        }
+    }
+
+    fn bounded(self) -> Self {
+        match self {
+            Self::Lost { reason } => Self::Lost { reason: reason.chars().take(REASON_CHARS_MAX).collect() },
+            other => other,
+        }
+    }
+}
+
+/// The drawing above.
+fn follows(from: Option<&State>, to: &State) -> bool {
+    use State::{Launching, Lost, Paused, Restoring, Running, Saving, Stopped};
+    match (from, to) {
+        (None, Launching | Restoring { .. } | Lost { .. }) => true,
+        (None, _) => false,
+        (Some(Lost { .. }), Stopped { .. }) => true,
+        (Some(Lost { .. }), _) => false,
+        (Some(_), Lost { .. }) => true,
+        (Some(Launching | Restoring { .. }), Running | Paused) => true,
+        (Some(Running), Paused | Saving { .. }) => true,
+        (Some(Paused), Running | Saving { .. }) => true,
+        (Some(Saving { .. }), Running | Paused) => true,
+        (Some(Saving { snapshot: saved, .. }), Stopped { snapshot } | Restoring { snapshot }) => saved == snapshot,
+        (Some(Stopped { snapshot: stopped }), Restoring { snapshot }) => stopped == snapshot,
+        (Some(Restoring { snapshot: restored }), Stopped { snapshot }) => restored == snapshot,
+        _ => false,
+    }
+}
+
+/// Puts these records in the place of the journal, whole or not at all.
+fn rewrite(directory: &Utf8Path, records: &[Record]) -> Result<(fs::File, u64), JournalError> {
+    let write = || {
+        let new = directory.join(format!("{JOURNAL_FILE}.new"));
+        let bytes: Vec<u8> = records.iter().flat_map(line).collect();
+        let mut file = fs::File::create(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_data()?;
+        let path = directory.join(JOURNAL_FILE);
+        fs::rename(&new, &path)?;
+        Ok((fs::File::options().append(true).open(path)?, bytes.len() as u64))
+    };
+    write().map_err(io_error("rewrite", directory))
+}
+
+fn line(record: &Record) -> Vec<u8> {
+    let mut line = serde_json::to_vec(record).expect("a record has no map with keys that JSON lacks");
+    line.push(b'\n');
+    line
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn io_error(what: &'static str, directory: &Utf8Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = directory.join(JOURNAL_FILE);
+    move |source| JournalError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Reading a journal, whose bytes are taken as hostile: bounded, and no further than they make sense.
+
+use std::io::{self, Read as _};
+
+use camino::Utf8Path;
+use fs_err as fs;
+
+use super::{JOURNAL_BYTES_MAX, JOURNAL_FILE, JournalError, Record, State, io_error};
+use crate::snapshot::SnapshotId;
+
+/// A file above this was not written by [`Journal`](super::Journal), which stops well before.
+const READ_BYTES_MAX: u64 = 2 * JOURNAL_BYTES_MAX;
+/// Longest line; reasons are cut to fit.
+pub(super) const LINE_BYTES_MAX: usize = 4 << 10;
+/// Snapshots of the VM that a journal still names when it is written anew.
+const SNAPSHOTS_KEPT: usize = 16;
+
+/// What a journal said when it was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct History {
+    /// Oldest first.
+    pub(crate) records: Vec<Record>,
+    /// Why what follows them could not be read; not for a torn last line.
+    pub(crate) problem: Option<String>,
+    /// Bytes of the records.
+    pub(super) bytes: u64,
+}
+
+impl History {
+    /// Reads a VM's journal; empty where there is none.
+    pub(crate) fn read(directory: &Utf8Path) -> Result<Self, JournalError> {
+        let mut bytes = Vec::new();
+        match fs::File::open(directory.join(JOURNAL_FILE)) {
+            Ok(file) => file.take(READ_BYTES_MAX + 1).read_to_end(&mut bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+        .map_err(io_error("read", directory))?;
+        Ok(parse(&bytes))
+    }
+
+    /// The VM's own snapshots, newest first: those that it was saved to, not the one that it was forked from.
+    pub(crate) fn own_snapshots(&self) -> Vec<SnapshotId> {
+        let mut own = Vec::new();
+        for record in self.records.iter().rev() {
+            if let State::Saving { snapshot, .. } | State::Stopped { snapshot } = &record.state
+                && !own.contains(snapshot)
+            {
+                own.push(snapshot.clone());
+            }
+        }
+        own
+    }
+
+    /// Why it was lost, where that is its last word, or the one before it went back to a snapshot.
+    pub(crate) fn lost(&self) -> Option<&str> {
+        let mut last = self.records.iter().rev().map(|record| &record.state);
+        match (last.next()?, last.next()) {
+            (State::Lost { reason }, _) | (State::Stopped { .. }, Some(State::Lost { reason })) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Whether it was ever handed to a user.
+    pub(crate) fn has_run(&self) -> bool {
+        self.records.iter().any(|record| !matches!(record.state, State::Launching | State::Restoring { .. }))
+    }
+}
+
+pub(super) fn parse(bytes: &[u8]) -> History {
+    let mut history = History::default();
+    if bytes.len() as u64 > READ_BYTES_MAX {
+        history.problem = Some(format!("it is longer than {READ_BYTES_MAX} bytes"));
+        return history;
+    }
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        // Without its end it was torn, and counts as never written.
+        let Some(text) = line.strip_suffix(b"\n") else { break };
+        match parse_line(text, history.records.last()) {
+            Ok(record) => {
+                history.records.push(record);
+                history.bytes += line.len() as u64;
+            }
+            Err(problem) => {
+                history.problem = Some(format!("line {}: {problem}", history.records.len() + 1));
+                break;
+            }
+        }
+    }
+    history
+}
+
+fn parse_line(line: &[u8], last: Option<&Record>) -> Result<Record, String> {
+    if line.len() > LINE_BYTES_MAX {
+        return Err(format!("longer than {LINE_BYTES_MAX} bytes"));
+    }
+    let record: Record = serde_json::from_slice(line).map_err(|error| error.to_string())?;
+    let last = last.map_or(0, |record| record.generation);
+    // One that can't be counted on would end the numbers.
+    if record.generation <= last || record.generation == u64::MAX {
+        return Err(format!("generation {} after {last}", record.generation));
+    }
+    Ok(record)
+}
+
+/// What still matters of a long journal: which snapshots the VM has, and the last two states.
+pub(super) fn kept(records: &[Record]) -> Vec<Record> {
+    let first_of_end = records.len().saturating_sub(2);
+    let mut named = Vec::new();
+    let mut kept = Vec::new();
+    for (index, record) in records.iter().enumerate().rev() {
+        let names = match &record.state {
+            State::Saving { snapshot, .. } | State::Stopped { snapshot } if !named.contains(snapshot) => {
+                named.push(snapshot.clone());
+                named.len() <= SNAPSHOTS_KEPT
+            }
+            _ => false,
+        };
+        if names || index >= first_of_end {
+            kept.push(record.clone());
+        }
+    }
+    kept.reverse();
+    kept
+}

@@ -1,0 +1,289 @@
+//! What becomes of VMs whose owner is gone.
+//!
+//! ```text
+//!   vms/<id>/, lock free ──▶ journal, spec, pid ──decide──▶ Adopt               left running, for `QemuEngine::adopt`
+//!                                                    ├────▶ Stop { snapshot }   VMM killed; Lost (why), Stopped
+//!                                                    ├────▶ Lose { reason }     VMM killed; Lost
+//!                                                    └────▶ Remove              VMM killed, directory removed
+//! ```
+//! A VMM that is not to be adopted is gone before anything else happens, so no second one ever has its disks. A VM goes back
+//! to its last whole snapshot: snapshots never change and hold their disks, so that is safe at any time. What is decided
+//! is written to the journal first and the directory is tidied after, so that a recovery which is killed midway ends the
+//! same way when it is run again. A fork's origin is no snapshot of its own: a fork that was never saved leaves nothing.
+
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+
+use camino::Utf8Path;
+use fs_err as fs;
+
+use crate::failpoint;
+use crate::home::Home;
+use crate::journal::{History, Journal, JournalError, State, Then};
+use crate::orphan::Orphan;
+use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotId};
+use crate::vm_dir::{self, MEMORY_FILE, VmId};
+use crate::vm_spec::OwnerLoss;
+
+/// Longest manifest that is read.
+const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+/// Longest chain that is followed; savers stop well before.
+const CHAIN_MAX: usize = 256;
+
+/// A VM without an owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The VM.
+    pub id: VmId,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of a VM whose owner is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It runs on, or stands still, and waits for [`QemuEngine::adopt`](crate::QemuEngine::adopt).
+    Adoptable,
+    /// It has no VMM and can be resumed from its last whole snapshot.
+    Stopped {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What was lost since, for people; `None` for a VM that was stopped in order.
+        lost: Option<String>,
+    },
+    /// It ended and was never saved, or nothing of that is whole. What its directory still holds is kept.
+    Lost {
+        /// How, for people.
+        reason: String,
+    },
+    /// It ended, nobody asked to keep it, and its directory is gone.
+    Removed,
+}
+
+/// Looks after every VM below `home` whose owner is gone, and sweeps what crashed builders left
+/// ([`Home::sweep_partials`]). Stopped and lost VMs are named each time.
+///
+/// # Errors
+/// When the directory of the VMs can't be read. A single VM that can't be looked after is logged and left for the next time.
+pub fn recover(home: &Home) -> io::Result<Vec<Recovered>> {
+    if let Err(error) = home.sweep_partials() {
+        tracing::warn!(%error, "failed to sweep what is not whole");
+    }
+    let mut recovered = Vec::new();
+    let entries = match fs::read_dir(home.vms()) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(recovered),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let id = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok());
+        // Whatever else lies there is none of ours.
+        let (Some(id), true) = (id, entry.file_type()?.is_dir()) else { continue };
+        match recover_one(home, &id) {
+            Ok(Some(outcome)) => recovered.push(Recovered { id, outcome }),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(vm = %id, %error, "failed to look after a VM whose owner is gone"),
+        }
+    }
+    recovered.sort_by(|one, other| one.id.cmp(&other.id));
+    Ok(recovered)
+}
+
+/// `None` for a VM that has an owner.
+fn recover_one(home: &Home, id: &VmId) -> io::Result<Option<Outcome>> {
+    let path = home.vms().join(id.as_str());
+    // Held until all is done.
+    let Some(_lock) = vm_dir::try_lock(&path)? else { return Ok(None) };
+    let history = History::read(&path)?;
+    let vmm = Orphan::find(&path)?;
+    let decision = decide(home, &path, &history, vmm.is_some());
+    if decision == Decision::Adopt {
+        return Ok(Some(Outcome::Adoptable));
+    }
+    if let Some(vmm) = vmm {
+        tracing::info!(vm = %id, pid = vmm.pid, "killing a VMM whose owner is gone");
+        vmm.kill()?;
+    }
+    failpoint::hit("recover.killed")?;
+    act(&path, history, decision).map(Some)
+}
+
+fn act(path: &Utf8Path, history: History, decision: Decision) -> io::Result<Outcome> {
+    match decision {
+        Decision::Adopt => Ok(Outcome::Adoptable),
+        Decision::Remove => {
+            fs::remove_dir_all(path)?;
+            Ok(Outcome::Removed)
+        }
+        Decision::Lose { reason } => {
+            lose(path, history, &reason)?;
+            failpoint::hit("recover.decided")?;
+            vm_dir::tidy_lost(path)?;
+            Ok(Outcome::Lost { reason })
+        }
+        Decision::Stop { snapshot, lost } => {
+            let journal = match &lost {
+                Some(reason) => lose(path, history, reason)?,
+                None => Journal::open(path)?,
+            };
+            failpoint::hit("recover.lost")?;
+            journal.enter(State::Stopped { snapshot: snapshot.clone() })?;
+            failpoint::hit("recover.decided")?;
+            vm_dir::tidy_stopped(path)?;
+            Ok(Outcome::Stopped { snapshot, lost })
+        }
+    }
+}
+
+/// Writes down that the VM was lost, where that is not its last word already.
+fn lose(path: &Utf8Path, history: History, reason: &str) -> Result<Journal, JournalError> {
+    if history.problem.is_some() {
+        return Journal::repair(path, history, reason);
+    }
+    let journal = Journal::open(path)?;
+    if history.lost().is_none() {
+        journal.append(State::Lost { reason: reason.into() })?;
+    }
+    Ok(journal)
+}
+
+/// What to do with a VM whose owner is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Adopt,
+    Stop { snapshot: SnapshotId, lost: Option<String> },
+    Lose { reason: String },
+    Remove,
+}
+
+/// All that the decision hangs on.
+pub(crate) struct Case<'a> {
+    pub(crate) history: &'a History,
+    pub(crate) owner_loss: OwnerLoss,
+    /// Its VMM lives.
+    pub(crate) alive: bool,
+    /// Whether a snapshot is there, with all that it lies on.
+    pub(crate) is_whole: &'a dyn Fn(&SnapshotId) -> bool,
+    /// Whether the VM's memory is that snapshot's file, which must not change any more.
+    pub(crate) is_memory_of: &'a dyn Fn(&SnapshotId) -> bool,
+}
+
+impl Case<'_> {
+    pub(crate) fn decide(&self) -> Decision {
+        if let Some(problem) = &self.history.problem {
+            return self.go_back(&format!("its journal is broken: {problem}"));
+        }
+        let adoptable = self.owner_loss == OwnerLoss::KeepRunning && self.alive;
+        let Some(last) = self.history.records.last() else { return Decision::Remove };
+        match &last.state {
+            State::Stopped { snapshot } if (self.is_whole)(snapshot) => {
+                Decision::Stop { snapshot: snapshot.clone(), lost: self.history.lost().map(str::to_owned) }
+            }
+            State::Stopped { snapshot } => self.go_back(&format!("its snapshot `{snapshot}` is gone or broken")),
+            State::Running | State::Paused if adoptable => Decision::Adopt,
+            State::Running | State::Paused if self.owner_loss == OwnerLoss::KeepRunning => {
+                self.go_back("its VMM ended while it had no owner")
+            }
+            State::Running | State::Paused => self.go_back("it ended with the process that owned it"),
+            State::Saving { snapshot, then } => self.interrupted_save(snapshot, *then, adoptable),
+            // Nothing of it has run yet.
+            State::Restoring { snapshot } if self.is_own(snapshot) && (self.is_whole)(snapshot) => {
+                Decision::Stop { snapshot: snapshot.clone(), lost: None }
+            }
+            State::Restoring { .. } => self.go_back("its owner ended while it was being restored"),
+            State::Launching => self.go_back("its owner ended while it was being started"),
+            State::Lost { reason } => self.go_back(reason),
+        }
+    }
+
+    fn interrupted_save(&self, snapshot: &SnapshotId, then: Then, adoptable: bool) -> Decision {
+        if !(self.is_whole)(snapshot) {
+            return if adoptable { Decision::Adopt } else { self.go_back("its owner ended while it was being saved") };
+        }
+        // A guest that ran on would write into a snapshot that has its memory.
+        if then == Then::GoOn && adoptable && !(self.is_memory_of)(snapshot) {
+            return Decision::Adopt;
+        }
+        // It stood still from the snapshot on, or for all but a moment.
+        Decision::Stop { snapshot: snapshot.clone(), lost: None }
+    }
+
+    /// To the last whole snapshot, where there is one.
+    fn go_back(&self, reason: &str) -> Decision {
+        let own = self.history.own_snapshots();
+        if let Some(snapshot) = own.iter().find(|snapshot| (self.is_whole)(snapshot)) {
+            return Decision::Stop { snapshot: snapshot.clone(), lost: Some(reason.into()) };
+        }
+        let asked_to_keep = self.owner_loss == OwnerLoss::KeepRunning && self.history.has_run();
+        match asked_to_keep || !own.is_empty() || self.history.lost().is_some() {
+            true => Decision::Lose { reason: reason.into() },
+            false => Decision::Remove,
+        }
+    }
+
+    fn is_own(&self, snapshot: &SnapshotId) -> bool {
+        self.history.own_snapshots().contains(snapshot)
+    }
+}
+
+/// Decides about the VM in this directory, whose lock the caller holds.
+pub(crate) fn decide(home: &Home, path: &Utf8Path, history: &History, alive: bool) -> Decision {
+    // Without a readable spec nobody can say that it was to be kept.
+    let owner_loss = vm_dir::read_spec(path).map_or(OwnerLoss::Kill, |spec| spec.owner_loss);
+    let is_whole = |snapshot: &SnapshotId| is_whole(home, snapshot);
+    let is_memory_of =
+        |snapshot: &SnapshotId| is_same(&path.join(MEMORY_FILE), &home.snapshots().join(snapshot.as_str()));
+    Case { history, owner_loss, alive, is_whole: &is_whole, is_memory_of: &is_memory_of }.decide()
+}
+
+/// Whether a snapshot and all that it lies on is there, by names and sizes: checksums take as long as reading it does,
+/// and a restore looks at them.
+fn is_whole(home: &Home, snapshot: &SnapshotId) -> bool {
+    let mut next = Some(snapshot.clone());
+    for _ in 0..CHAIN_MAX {
+        let Some(id) = next else { return true };
+        let directory = home.snapshots().join(id.as_str());
+        let Ok(manifest) = read_manifest(&directory) else { return false };
+        let is_there = |file: &FileEntry| {
+            let name = Utf8Path::new(&file.name).file_name();
+            name.is_some_and(|name| fs::metadata(directory.join(name)).is_ok_and(|found| found.len() == file.bytes))
+        };
+        // Never synced, it may have lost anything when the host went down.
+        let is_on_disk = match &manifest.seal {
+            Seal::Done => true,
+            Seal::Pending { host_boot_id } => host_boot_id_now().is_ok_and(|now| now == *host_boot_id),
+        };
+        if manifest.id != id || !is_on_disk || !manifest.files.iter().all(is_there) {
+            return false;
+        }
+        next = manifest.parent;
+    }
+    false
+}
+
+fn read_manifest(directory: &Utf8Path) -> io::Result<Manifest> {
+    let mut bytes = Vec::new();
+    fs::File::open(directory.join(MANIFEST_FILE))?.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+fn host_boot_id_now() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Whether `memory` is the file of that name in the snapshot's directory. When in doubt, it is.
+fn is_same(memory: &Utf8Path, snapshot: &Utf8Path) -> bool {
+    let identity = |path: &Utf8Path| match fs::metadata(path) {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    match (identity(memory), identity(&snapshot.join(MEMORY_FILE))) {
+        (Ok(ours), Ok(theirs)) => ours.is_some() && ours == theirs,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

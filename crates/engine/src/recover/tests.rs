@@ -1,0 +1,414 @@
+//! Each outcome, with `sleep` as the VMM.
+
+use std::process::{Child, Command};
+
+use camino::Utf8PathBuf;
+
+use super::*;
+use crate::orphan::PID_FILE;
+use crate::snapshot::{MachineIdentity, MemoryKind, SNAPSHOT_FORMAT};
+use crate::vm_dir::{ReopenError, VmDir};
+use crate::vm_spec::VmSpec;
+
+/// A home with VMs whose owner is gone.
+struct Scene {
+    _directory: tempfile::TempDir,
+    home: Home,
+}
+
+/// What stands for a VMM. Killed and reaped at the end.
+struct Vmm(Child);
+
+impl Vmm {
+    fn start() -> Self {
+        Self(Command::new("sleep").arg("1000").spawn().expect("starts"))
+    }
+
+    fn is_alive(&mut self) -> bool {
+        self.0.try_wait().expect("is a child").is_none()
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.0.kill());
+        self.0.wait().expect("ends");
+    }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = Utf8PathBuf::try_from(directory.path().to_owned()).expect("UTF-8");
+        Self { _directory: directory, home: Home::at(path) }
+    }
+
+    /// A VM that went through these states and lost its owner.
+    fn vm(&self, owner_loss: OwnerLoss, states: &[State], vmm: Option<&Vmm>) -> VmId {
+        let spec = VmSpec { owner_loss, ..VmSpec::new("/k", "/i") };
+        let dir = VmDir::create(&self.home.vms(), &spec).expect("made");
+        fs::remove_file(dir.path().join("journal")).expect("removed");
+        let journal = Journal::create(dir.path()).expect("made");
+        for state in states {
+            journal.append(state.clone()).expect("follows");
+        }
+        if let Some(vmm) = vmm {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", vmm.0.id())).expect("runs");
+            fs::write(dir.path().join(PID_FILE), stat).expect("written");
+        }
+        let (id, path) = (dir.id().clone(), dir.path().to_owned());
+        // A reopened directory stays when it is dropped, as all do when their owner is killed.
+        let aside = self.home.path().join("aside");
+        fs::rename(&path, &aside).expect("moved");
+        drop(dir);
+        fs::rename(&aside, &path).expect("moved back");
+        id
+    }
+
+    /// A snapshot of which all is there.
+    fn snapshot(&self) -> SnapshotId {
+        let id = SnapshotId::random();
+        self.publish(&id, Seal::Done, None);
+        id
+    }
+
+    fn publish(&self, id: &SnapshotId, seal: Seal, parent: Option<&SnapshotId>) {
+        let directory = self.home.snapshots().join(id.as_str());
+        fs::create_dir_all(&directory).expect("made");
+        fs::write(directory.join("memory"), "1234").expect("written");
+        let machine = MachineIdentity {
+            vmm: String::new(),
+            acceleration: String::new(),
+            cpu: String::new(),
+            firmware: String::new(),
+            kernel: String::new(),
+            kernel_release: String::new(),
+        };
+        let manifest = Manifest {
+            format: SNAPSHOT_FORMAT,
+            id: id.clone(),
+            parent: parent.cloned(),
+            generation: 3,
+            created_unix_ms: 0,
+            label: String::new(),
+            spec: VmSpec::new("/k", "/i"),
+            machine,
+            frozen: false,
+            memory: MemoryKind::Full,
+            disks: Vec::new(),
+            files: vec![FileEntry { name: "memory".into(), bytes: 4, blake3: None }],
+            seal,
+        };
+        let bytes = serde_json::to_vec(&manifest).expect("JSON");
+        fs::write(directory.join(MANIFEST_FILE), bytes).expect("written");
+    }
+
+    /// Recovers twice, and once more after each step at which it could have been killed, with the same outcome.
+    fn outcome(&self, id: &VmId) -> Outcome {
+        let recover = || {
+            let recovered = recover(&self.home).expect("recovers");
+            recovered.into_iter().find(|recovered| recovered.id == *id).map(|recovered| recovered.outcome)
+        };
+        let first = recover().expect("has no owner");
+        match first {
+            Outcome::Removed => assert_eq!(recover(), None),
+            _ => assert_eq!(recover().as_ref(), Some(&first), "a second recovery says the same"),
+        }
+        first
+    }
+
+    fn path(&self, id: &VmId) -> Utf8PathBuf {
+        self.home.vms().join(id.as_str())
+    }
+
+    fn last(&self, id: &VmId) -> State {
+        let history = History::read(&self.path(id)).expect("reads");
+        history.records.last().expect("has states").state.clone()
+    }
+}
+
+fn saving(snapshot: &SnapshotId, then: Then) -> State {
+    State::Saving { snapshot: snapshot.clone(), then }
+}
+
+fn restoring(snapshot: &SnapshotId) -> State {
+    State::Restoring { snapshot: snapshot.clone() }
+}
+
+fn stopped(snapshot: &SnapshotId) -> State {
+    State::Stopped { snapshot: snapshot.clone() }
+}
+
+fn stopped_in_order(snapshot: &SnapshotId) -> Outcome {
+    Outcome::Stopped { snapshot: snapshot.clone(), lost: None }
+}
+
+fn fell_back(snapshot: &SnapshotId, reason: &str) -> Outcome {
+    Outcome::Stopped { snapshot: snapshot.clone(), lost: Some(reason.into()) }
+}
+
+const WITH_OWNER: &str = "it ended with the process that owned it";
+const WITHOUT_OWNER: &str = "its VMM ended while it had no owner";
+const MID_SAVE: &str = "its owner ended while it was being saved";
+
+#[test]
+fn a_vm_that_was_never_saved_leaves_nothing_and_one_with_an_owner_is_left_alone() {
+    let scene = Scene::new();
+    let owned = VmDir::create(&scene.home.vms(), &VmSpec::new("/k", "/i")).expect("made");
+    let origin = scene.snapshot();
+    let lives: [&[State]; 5] = [
+        &[],
+        &[State::Launching],
+        &[State::Launching, State::Running],
+        &[restoring(&origin), State::Running],
+        &[State::Launching, State::Running, saving(&SnapshotId::random(), Then::GoOn), State::Running][..2],
+    ];
+    for states in lives {
+        let mut vmm = Vmm::start();
+        let id = scene.vm(OwnerLoss::Kill, states, Some(&vmm));
+        assert_eq!(scene.outcome(&id), Outcome::Removed, "{states:?}");
+        assert!(!vmm.is_alive() && !scene.path(&id).exists());
+    }
+    assert!(owned.path().join("spec.json").exists());
+}
+
+#[test]
+fn a_vm_to_be_kept_that_was_not_handed_to_anybody_yet_leaves_nothing() {
+    let scene = Scene::new();
+    let origin = scene.snapshot();
+    for state in [State::Launching, restoring(&origin)] {
+        let mut vmm = Vmm::start();
+        let id = scene.vm(OwnerLoss::KeepRunning, &[state], Some(&vmm));
+        assert_eq!(scene.outcome(&id), Outcome::Removed);
+        assert!(!vmm.is_alive());
+    }
+}
+
+#[test]
+fn a_vm_to_be_kept_runs_on() {
+    let scene = Scene::new();
+    let snapshot = SnapshotId::random();
+    let lives: [&[State]; 4] = [
+        &[State::Launching, State::Running],
+        &[State::Launching, State::Running, State::Paused],
+        &[State::Launching, State::Running, saving(&snapshot, Then::Stop)],
+        &[State::Launching, State::Running, saving(&snapshot, Then::GoOn)],
+    ];
+    for states in lives {
+        let mut vmm = Vmm::start();
+        let id = scene.vm(OwnerLoss::KeepRunning, states, Some(&vmm));
+        assert_eq!(scene.outcome(&id), Outcome::Adoptable, "{states:?}");
+        assert!(vmm.is_alive());
+        assert_eq!(scene.last(&id), *states.last().expect("has states"));
+    }
+}
+
+#[test]
+fn a_kept_vm_whose_vmm_ended_is_lost_or_goes_back_to_its_snapshot() {
+    let scene = Scene::new();
+    let id = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running], None);
+    fs::write(scene.path(&id).join("disk-0.qcow2"), "x").expect("written");
+    assert_eq!(scene.outcome(&id), Outcome::Lost { reason: WITHOUT_OWNER.into() });
+    assert_eq!(scene.last(&id), State::Lost { reason: WITHOUT_OWNER.into() });
+    assert!(scene.path(&id).join("disk-0.qcow2").exists());
+
+    let snapshot = scene.snapshot();
+    let states = [State::Launching, State::Running, saving(&snapshot, Then::GoOn), State::Running];
+    let id = scene.vm(OwnerLoss::KeepRunning, &states, None);
+    assert_eq!(scene.outcome(&id), fell_back(&snapshot, WITHOUT_OWNER));
+    assert_eq!(scene.last(&id), stopped(&snapshot));
+}
+
+#[test]
+fn a_stop_whose_snapshot_is_whole_is_finished() {
+    let scene = Scene::new();
+    for owner_loss in [OwnerLoss::Kill, OwnerLoss::KeepRunning] {
+        let snapshot = scene.snapshot();
+        let mut vmm = Vmm::start();
+        let id = scene.vm(owner_loss, &[State::Launching, State::Running, saving(&snapshot, Then::Stop)], Some(&vmm));
+        fs::write(scene.path(&id).join("memory"), "x").expect("written");
+        assert_eq!(scene.outcome(&id), stopped_in_order(&snapshot));
+        assert!(!vmm.is_alive(), "no second VMM of it may ever start beside this one");
+        assert_eq!(scene.last(&id), stopped(&snapshot));
+        assert!(!scene.path(&id).join("memory").exists());
+        VmDir::reopen(&scene.home.vms(), &id).expect("can be resumed");
+    }
+}
+
+#[test]
+fn a_stop_whose_snapshot_is_not_whole_goes_back_to_the_one_before() {
+    let scene = Scene::new();
+    let (before, unfinished) = (scene.snapshot(), SnapshotId::random());
+    let states = [
+        State::Launching,
+        State::Running,
+        saving(&before, Then::GoOn),
+        State::Running,
+        saving(&unfinished, Then::Stop),
+    ];
+    let id = scene.vm(OwnerLoss::Kill, &states, None);
+    assert_eq!(scene.outcome(&id), fell_back(&before, MID_SAVE));
+    let first = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running, states[4].clone()], None);
+    assert_eq!(scene.outcome(&first), Outcome::Lost { reason: MID_SAVE.into() });
+}
+
+#[test]
+fn a_guest_whose_memory_became_the_snapshots_does_not_run_on_in_it() {
+    let scene = Scene::new();
+    for shared in [true, false] {
+        let snapshot = scene.snapshot();
+        let mut vmm = Vmm::start();
+        let states = [State::Launching, State::Running, saving(&snapshot, Then::GoOn)];
+        let id = scene.vm(OwnerLoss::KeepRunning, &states, Some(&vmm));
+        let saved = scene.home.snapshots().join(snapshot.as_str()).join("memory");
+        match shared {
+            true => fs::hard_link(saved, scene.path(&id).join("memory")).expect("linked"),
+            false => fs::write(scene.path(&id).join("memory"), "1234").expect("written"),
+        }
+        let expected = if shared { stopped_in_order(&snapshot) } else { Outcome::Adoptable };
+        assert_eq!(scene.outcome(&id), expected);
+        assert_eq!(vmm.is_alive(), !shared);
+    }
+}
+
+#[test]
+fn a_resume_that_was_cut_short_is_a_stopped_vm_again() {
+    let scene = Scene::new();
+    let snapshot = scene.snapshot();
+    for owner_loss in [OwnerLoss::Kill, OwnerLoss::KeepRunning] {
+        let mut vmm = Vmm::start();
+        let states =
+            [State::Launching, State::Running, saving(&snapshot, Then::Stop), stopped(&snapshot), restoring(&snapshot)];
+        let id = scene.vm(owner_loss, &states, Some(&vmm));
+        assert_eq!(scene.outcome(&id), stopped_in_order(&snapshot));
+        assert!(!vmm.is_alive());
+    }
+}
+
+#[test]
+fn a_resumed_vm_that_ended_with_its_owner_goes_back_and_says_that_something_is_lost() {
+    let scene = Scene::new();
+    let snapshot = scene.snapshot();
+    let states = [
+        State::Launching,
+        State::Running,
+        saving(&snapshot, Then::Stop),
+        stopped(&snapshot),
+        restoring(&snapshot),
+        State::Running,
+    ];
+    let id = scene.vm(OwnerLoss::Kill, &states, None);
+    assert_eq!(scene.outcome(&id), fell_back(&snapshot, WITH_OWNER));
+}
+
+#[test]
+fn a_recovery_that_was_killed_between_its_two_words_ends_the_same_way() {
+    let scene = Scene::new();
+    let snapshot = scene.snapshot();
+    let lost = State::Lost { reason: WITH_OWNER.into() };
+    let states = [State::Launching, State::Running, saving(&snapshot, Then::GoOn), State::Running, lost];
+    let id = scene.vm(OwnerLoss::Kill, &states, None);
+    assert_eq!(scene.outcome(&id), fell_back(&snapshot, WITH_OWNER));
+}
+
+#[test]
+fn a_snapshot_that_is_gone_cut_or_lies_on_nothing_is_not_gone_back_to() {
+    let scene = Scene::new();
+    let [gone, cut, on_nothing, unsynced] = [(); 4].map(|()| scene.snapshot());
+    fs::remove_dir_all(scene.home.snapshots().join(gone.as_str())).expect("removed");
+    fs::write(scene.home.snapshots().join(cut.as_str()).join("memory"), "1").expect("written");
+    scene.publish(&on_nothing, Seal::Done, Some(&gone));
+    scene.publish(&unsynced, Seal::Pending { host_boot_id: "another boot".into() }, None);
+    for snapshot in [gone, cut, on_nothing, unsynced] {
+        let older = scene.snapshot();
+        let states = [
+            State::Launching,
+            State::Running,
+            saving(&older, Then::GoOn),
+            State::Running,
+            saving(&snapshot, Then::Stop),
+            stopped(&snapshot),
+        ];
+        let id = scene.vm(OwnerLoss::Kill, &states, None);
+        let reason = format!("its snapshot `{snapshot}` is gone or broken");
+        assert_eq!(scene.outcome(&id), fell_back(&older, &reason));
+    }
+}
+
+#[test]
+fn a_snapshot_of_this_boot_need_not_be_on_disk_yet() {
+    let scene = Scene::new();
+    let snapshot = SnapshotId::random();
+    scene.publish(&snapshot, Seal::Pending { host_boot_id: host_boot_id_now().expect("is known") }, None);
+    let id = scene.vm(OwnerLoss::Kill, &[State::Launching, State::Running, saving(&snapshot, Then::Stop)], None);
+    assert_eq!(scene.outcome(&id), stopped_in_order(&snapshot));
+}
+
+#[test]
+fn a_broken_journal_loses_the_vm_with_a_reason_and_never_its_older_snapshot() {
+    let scene = Scene::new();
+    let snapshot = scene.snapshot();
+    let mut vmm = Vmm::start();
+    let states = [State::Launching, State::Running, saving(&snapshot, Then::GoOn), State::Running];
+    let id = scene.vm(OwnerLoss::KeepRunning, &states, Some(&vmm));
+    let journal = scene.path(&id).join("journal");
+    let whole = fs::read_to_string(&journal).expect("reads");
+    fs::write(&journal, format!("{whole}nonsense\n")).expect("written");
+    let outcome = scene.outcome(&id);
+    assert!(
+        matches!(&outcome, Outcome::Stopped { snapshot: to, lost: Some(reason) }
+            if *to == snapshot && reason.starts_with("its journal is broken: line 5")),
+        "{outcome:?}"
+    );
+    assert!(!vmm.is_alive());
+}
+
+#[test]
+fn what_is_no_vm_is_left_where_it_is_and_what_is_not_whole_is_swept() {
+    let scene = Scene::new();
+    let vms = scene.home.vms();
+    fs::create_dir_all(vms.join("somebody-elses")).expect("made");
+    fs::create_dir_all(vms.join("x.partial")).expect("made");
+    assert_eq!(recover(&scene.home).expect("recovers"), []);
+    assert!(vms.join("somebody-elses").exists() && !vms.join("x.partial").exists());
+}
+
+#[test]
+fn a_vm_without_a_readable_spec_is_not_kept() {
+    let scene = Scene::new();
+    let mut vmm = Vmm::start();
+    let id = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running], Some(&vmm));
+    fs::write(scene.path(&id).join("spec.json"), "[[[").expect("written");
+    assert_eq!(scene.outcome(&id), Outcome::Removed);
+    assert!(!vmm.is_alive());
+}
+
+#[test]
+fn vms_are_made_and_resumed_while_others_recover() {
+    let scene = Scene::new();
+    let snapshot = scene.snapshot();
+    let states = [State::Launching, State::Running, saving(&snapshot, Then::Stop), stopped(&snapshot)];
+    let stopped = scene.vm(OwnerLoss::Kill, &states, None);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let vms = scene.home.vms();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                recover(&scene.home).expect("recovers");
+            }
+        });
+        for _ in 0..200 {
+            let dir = VmDir::create(&vms, &VmSpec::new("/k", "/i")).expect("made");
+            assert!(dir.path().join("spec.json").exists());
+        }
+        for _ in 0..20 {
+            VmDir::reopen(&vms, &stopped).expect("has no owner");
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let held = VmDir::reopen(&vms, &stopped).expect("has no owner");
+    assert!(matches!(VmDir::reopen(&vms, &stopped), Err(ReopenError::Owned(_))));
+    drop(held);
+    assert_eq!(fs::read_dir(&vms).expect("lists").count(), 1);
+}
