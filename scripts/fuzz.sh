@@ -2,7 +2,7 @@
 # Fuzzes each target of fuzz/ for its share of T seconds (default 60), from its seeds and what earlier runs found.
 #
 # The flags are those of cargo-fuzz, which also works here: `cargo +nightly fuzz run wire_decode`. They need no nightly
-# toolchain, as the crates under test hold no unsafe code for an address sanitizer to look at.
+# toolchain, as what is under test holds no unsafe code for an address sanitizer to look at.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 seconds=${T:-60}

@@ -20,3 +20,5 @@ pub use id::SnapshotId;
 pub use manifest::{
     DiskLayer, FileEntry, MANIFEST_FILE, MACHINE_FIELDS, MachineIdentity, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal,
 };
+#[doc(hidden)]
+pub use memory::read_page_file;

@@ -128,6 +128,18 @@ impl Slot {
     }
 }
 
+/// For the fuzz target: reads a page file's index and looks up all that it has. How many pages these are, or what is wrong.
+pub fn read_page_file(bytes: &[u8]) -> Result<usize, String> {
+    let index = PageIndex::read(&mut io::Cursor::new(bytes)).map_err(|error| error.to_string())?;
+    for slot in index.slots() {
+        assert_eq!(index.find(slot.page()), Some(slot.content()), "a page is found");
+        if let Content::At(offset) = slot.content() {
+            assert!(offset + PAGE_BYTES as u64 <= bytes.len() as u64, "a page is in the file");
+        }
+    }
+    Ok(index.len())
+}
+
 fn next_slot(entry: u64, last: Option<&Slot>, stored: &mut u32, header: &Header) -> Result<Slot, PageFileError> {
     let number = entry & !ZERO_BIT;
     if number >= header.guest_pages {
@@ -349,6 +361,17 @@ mod tests {
             bytes.truncate(end % bytes.len());
             read(&bytes).expect_err("is too short");
         }
+    }
+
+    #[test]
+    fn the_format_stays_what_it_is() {
+        let saved = include_bytes!("../../../../../fuzz/seeds/snapshot_pages/stored_and_zeros");
+        let index = read(saved).expect("reads");
+        assert_eq!((index.guest_pages(), index.len()), (65536, 3));
+        let found = [0, 7, 9, 10].map(|page| index.find(page));
+        assert_eq!(found, [Some(Content::At(4096)), Some(Content::Zero), Some(Content::At(8192)), None]);
+        assert_eq!(read_page_file(saved), Ok(3));
+        assert_eq!(read_page_file(&saved[1..]), Err("the file is no file of pages".into()));
     }
 
     #[test]
