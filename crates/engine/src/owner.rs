@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
 use crate::drivers::qemu::{Qmp, QmpEvent};
+use crate::journal::{Journal, State};
 use crate::process::Child;
 use crate::vm::{
     Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
@@ -229,10 +230,11 @@ impl Owner {
             }
             return;
         };
+        let journal = self.dir.journal().clone();
         self.busy = Some(Box::pin(async move {
             match command {
-                Command::Pause(reply) => answer(reply, &qmp, "stop").await,
-                Command::Resume(reply) => answer(reply, &qmp, "cont").await,
+                Command::Pause(reply) => answer(reply, &qmp, "stop", &journal, State::Paused).await,
+                Command::Resume(reply) => answer(reply, &qmp, "cont", &journal, State::Running).await,
                 Command::PowerDown => {
                     if let Err(error) = qmp.execute("system_powerdown", None, MONITOR_DEADLINE).await {
                         tracing::warn!(%error, "failed to press the power button");
@@ -262,8 +264,20 @@ impl Owner {
     }
 }
 
-async fn answer(reply: oneshot::Sender<Result<(), ControlError>>, qmp: &Qmp, command: &'static str) {
+async fn answer(
+    reply: oneshot::Sender<Result<(), ControlError>>,
+    qmp: &Qmp,
+    command: &'static str,
+    journal: &Journal,
+    state: State,
+) {
     let result = qmp.execute(command, None, MONITOR_DEADLINE).await;
+    if result.is_ok()
+        && let Err(error) = journal.enter(state)
+    {
+        // Recovery treats both states alike, and an adopter asks the VMM.
+        tracing::warn!(%error, "failed to write down what the VM does");
+    }
     // The asker may have given up.
     drop(reply.send(result.map(|_| ()).map_err(ControlError::from)));
 }

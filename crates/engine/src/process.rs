@@ -342,4 +342,53 @@ mod tests {
         std::fs::File::from(stderr).read_to_string(&mut session).expect("reads");
         assert_eq!(session.trim(), child.pid().to_string());
     }
+
+    #[tokio::test]
+    #[ignore = "the other half of the test below, started by it in a process of its own"]
+    async fn start_two_children_and_wait_to_be_killed() {
+        use std::io::Write as _;
+        let mut started = Vec::new();
+        for owner_loss in [OwnerLoss::Kill, OwnerLoss::KeepRunning] {
+            started.push(spawn(Program { owner_loss, ..shell("exec sleep 1000") }).await.expect("starts"));
+        }
+        println!("\nready {} {}", started[0].pid(), started[1].pid());
+        io::stdout().flush().expect("written");
+        std::future::pending::<()>().await;
+    }
+
+    #[tokio::test]
+    async fn a_child_outlives_its_owner_where_that_was_asked_for_alone() {
+        use std::io::BufRead as _;
+        let mut owner = Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "process::tests::start_two_children_and_wait_to_be_killed", "--nocapture", "--ignored"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut lines = io::BufReader::new(owner.stdout.take().expect("piped")).lines().map_while(Result::ok);
+        let ready = lines.find_map(|line| line.strip_prefix("ready ").map(str::to_owned)).expect("started both");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = camino::Utf8Path::from_path(directory.path()).expect("UTF-8");
+        let find = |pid: &str| {
+            fs_err::copy(format!("/proc/{pid}/stat"), path.join(orphan::PID_FILE)).expect("runs");
+            Orphan::find(path).expect("looks").expect("runs")
+        };
+        let [killed, kept] = [0, 1].map(|index| find(ready.split(' ').nth(index).expect("two pids")));
+        owner.kill().expect("SIGKILL");
+        owner.wait().expect("ends");
+        assert!(orphan::ends_within(&killed.pidfd, Duration::from_secs(10)).expect("waits"));
+        assert!(!orphan::ends_within(&kept.pidfd, Duration::ZERO).expect("looks"));
+        let mut adopted = Child::adopt(kept);
+        assert_eq!(adopted.try_reap().expect("looks"), None);
+        adopted.killer().kill();
+        assert_eq!(end(&mut adopted).await, VmmStatus::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_child_writes_its_own_pid_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = camino::Utf8Path::from_path(directory.path()).expect("UTF-8");
+        let pid_file = fs_err::File::create(path.join(orphan::PID_FILE)).expect("made").into_file().into();
+        let child = spawn(Program { pid_file: Some(pid_file), ..shell("exec sleep 1000") }).await.expect("starts");
+        assert_eq!(Orphan::find(path).expect("looks").expect("runs").pid, child.pid());
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
-use kiln_engine::image::ImageStore;
+use kiln_engine::image::{Image, ImageStore};
 use kiln_engine::{AccelerationRequest, QemuEngine, Vm, VmEvent, VmEvents, VmSpec};
 
 /// No step of a test waits longer.
@@ -27,6 +27,8 @@ for word in $(/bin/busybox cat /proc/cmdline); do
     test=reboot) /bin/busybox reboot -f ;;
     test=panic) exit 3 ;;
     test=flood) while :; do echo "0123456789012345678901234567890123456789012345678901234567890123456789"; done ;;
+    test=much) i=0; while [ $i -lt 4000 ]; do i=$((i + 1)); echo "0123456789012345678901234567890123456789012345678901234567890123456789"; done
+        /bin/busybox poweroff -f ;;
     test=count) i=0; while :; do i=$((i + 1)); echo "count $i"; /bin/busybox sleep 0.05; done ;;
     esac
 done
@@ -104,13 +106,15 @@ pub fn is_alive(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
-fn kernel() -> Utf8PathBuf {
-    if let Ok(path) = std::env::var(KERNEL_VARIABLE) {
-        return path.into();
-    }
+/// The image that all tests share, with the agent in it.
+pub fn mini() -> Image {
     let home = Home::from_env().expect("a home for images");
     let image = ImageStore::new(&home).find("mini");
-    image.unwrap_or_else(|error| panic!("{error}: `kiln image build mini`, or {KERNEL_VARIABLE}=…")).kernel
+    image.unwrap_or_else(|error| panic!("{error}: `kiln image build mini`, or {KERNEL_VARIABLE}=…"))
+}
+
+fn kernel() -> Utf8PathBuf {
+    std::env::var(KERNEL_VARIABLE).map_or_else(|_| mini().kernel, Into::into)
 }
 
 /// A cpio archive ("newc", see the kernel's buffer-format.rst) of a static busybox and the init above.
