@@ -6,8 +6,10 @@
 //!                                  ▲── else ── find out ──────────────────────▶ new
 //! ```
 
+use std::fs::Metadata;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
@@ -17,6 +19,9 @@ use serde::{Deserialize, Serialize};
 const FACT_BYTES_MAX: u64 = 16 << 10;
 /// Hex digits of a fact's file name.
 const NAME_DIGITS: usize = 32;
+/// Files have the time of the last tick, of which there are at least a hundred in a second.
+const TIME_STEP_MAX: Duration = Duration::from_millis(20);
+const NS_PER_SECOND: i128 = 1_000_000_000;
 
 /// What tells one state of a file from another, without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,15 +36,32 @@ pub(crate) struct Witness {
 impl Witness {
     /// Of the file as it is now.
     pub(crate) fn of(path: &Utf8Path) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
-        let ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
-        Ok(Self {
+        fs::metadata(path).map(|meta| Self::of_metadata(&meta))
+    }
+
+    /// Of a file that is open, say.
+    pub(crate) fn of_metadata(meta: &Metadata) -> Self {
+        let ns = |seconds: i64, ns: i64| i128::from(seconds) * NS_PER_SECOND + i128::from(ns);
+        Self {
             device: meta.dev(),
             inode: meta.ino(),
             bytes: meta.size(),
             modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
             changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
-        })
+        }
+    }
+
+    /// It is the same file and nobody wrote to it in between. A link to it may have come or gone.
+    pub(crate) fn is_unwritten_since(&self, earlier: &Self) -> bool {
+        Self { changed_ns: 0, ..*self } == Self { changed_ns: 0, ..*earlier }
+    }
+
+    /// Waits until another change would have another time than the last one, which takes some milliseconds at most.
+    pub(crate) fn settle(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().cast_signed();
+        // A time to come is of a clock that was set back, which no wait helps.
+        let age = u64::try_from(now - self.changed_ns).map_or(TIME_STEP_MAX, Duration::from_nanos);
+        std::thread::sleep(TIME_STEP_MAX.saturating_sub(age));
     }
 }
 

@@ -8,11 +8,12 @@
 
 use std::env;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 /// What a directory or file that is not whole yet ends with.
 pub const PARTIAL_SUFFIX: &str = ".partial";
@@ -132,7 +133,7 @@ fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
 }
 
 /// Removes a partial whose lock is free.
-fn sweep(path: &Utf8Path) -> io::Result<bool> {
+pub(crate) fn sweep(path: &Utf8Path) -> io::Result<bool> {
     let gone = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
@@ -168,8 +169,8 @@ fn try_lock(file: &fs::File) -> io::Result<bool> {
 pub struct Partial {
     path: Utf8PathBuf,
     published: bool,
-    // Held, never read: it tells `sweep_partials` that the builder lives.
-    _lock: fs::File,
+    // It tells `sweep_partials` that the builder lives.
+    lock: fs::File,
 }
 
 impl Partial {
@@ -185,7 +186,7 @@ impl Partial {
             // A sweeper may come between any two of these steps: then it has the lock, or the directory is gone.
             let Ok(lock) = fs::File::open(&path) else { continue };
             if try_lock(&lock)? && is_still(&lock, &path) {
-                return Ok(Self { path, published: false, _lock: lock });
+                return Ok(Self { path, published: false, lock });
             }
         }
         Err(io::Error::other(format!("no partial directory stays in `{parent}`")))
@@ -205,6 +206,30 @@ impl Partial {
         self.published = true;
         Ok(())
     }
+
+    /// Gives the directory its final name without waiting for the disk: after a crash of the host there may be a part of
+    /// it. Returns its lock, which nobody else has had meanwhile.
+    ///
+    /// # Errors
+    /// As [`Partial::publish`]
+    pub(crate) fn publish_unsynced(mut self, final_dir: &Utf8Path) -> io::Result<OwnedFd> {
+        let lock = self.lock.as_fd().try_clone_to_owned()?;
+        fs::rename(&self.path, final_dir)?;
+        self.published = true;
+        Ok(lock)
+    }
+
+    /// Swaps the directory with the one that has the final name. Returns the path that the latter has now, where
+    /// [`Home::sweep_partials`] finds it once nobody holds it. Syncs nothing.
+    ///
+    /// # Errors
+    /// Nothing has that name, or the filesystem can't swap; the partial directory is removed then.
+    pub(crate) fn exchange(mut self, final_dir: &Utf8Path) -> io::Result<Utf8PathBuf> {
+        let (new, old) = (self.path.as_std_path(), final_dir.as_std_path());
+        rustix::fs::renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE)?;
+        self.published = true;
+        Ok(std::mem::take(&mut self.path))
+    }
 }
 
 impl Drop for Partial {
@@ -222,7 +247,8 @@ fn is_still(handle: &fs::File, path: &Utf8Path) -> bool {
     matches!((here, held), (Ok(here), Ok(held)) if here == held)
 }
 
-fn random_suffix() -> String {
+/// Hex digits that no other name has.
+pub(crate) fn random_suffix() -> String {
     let mut bytes = [0; 8];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .expect("getrandom has no way to fail for eight bytes");

@@ -1,6 +1,7 @@
 //! What can go wrong with snapshots, in words that name what was wrong with what.
 
 use std::io;
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 
@@ -52,6 +53,22 @@ pub enum SnapshotError {
         id: SnapshotId,
         /// `by a running VM`, `as the parent of …`.
         by: String,
+    },
+    /// Nothing more can lie on it.
+    #[error("snapshot `{id}` is the last link of a chain of {max}, which gets no longer")]
+    ChainTooLong {
+        /// The snapshot that would be a parent.
+        id: SnapshotId,
+        /// The bound.
+        max: usize,
+    },
+    /// Somebody else is at work there.
+    #[error("`{path}` was still locked after {waited:?}")]
+    Locked {
+        /// Where.
+        path: Utf8PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// A device that no VMM can save.
     #[error("a VM with {device} can't be saved")]
@@ -130,6 +147,7 @@ impl SnapshotError {
             Self::Broken { id, .. } | Self::MissingLink { of: id, .. } => {
                 Some(format!("kiln snapshot rm {id}; the ready-made ones of images are made again when needed"))
             }
+            Self::ChainTooLong { id, .. } => Some(format!("kiln snapshot compact {id}")),
             Self::OtherMachine { .. } => Some("boot a VM with --cold, or take the snapshot anew".into()),
             Self::NoSpace { .. } => Some("kiln snapshot ls shows what takes space, kiln snapshot rm frees it".into()),
             Self::Launch(error) => error.hint(),

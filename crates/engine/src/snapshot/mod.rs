@@ -8,17 +8,37 @@
 //! A full snapshot holds all memory; a diff holds the pages that differ from its parent's. A chain is a full snapshot and
 //! the diffs on it.
 
+mod chain;
+mod check;
+mod compact;
+mod digest;
+mod draft;
 mod error;
 mod id;
+mod listing;
+mod locked_dir;
 mod manifest;
 #[allow(dead_code, unused_imports, reason = "its callers, saving and restoring diffs, are to come")]
 pub(crate) mod memory;
 pub(crate) mod overlay;
+mod ready;
+mod seal;
+mod store;
+#[cfg(test)]
+mod testing;
+mod verified;
 
+pub use chain::{CHAIN_MAX, Link, Snapshot};
+pub use check::{DEVICE_FILE, MEMORY_FILE, PAGES_FILE};
+pub use compact::Compacted;
+pub use draft::{Draft, NewSnapshot};
 pub use error::SnapshotError;
 pub use id::SnapshotId;
+pub use listing::Listed;
 pub use manifest::{
     DiskLayer, FileEntry, MANIFEST_FILE, MACHINE_FIELDS, MachineIdentity, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal,
 };
 #[doc(hidden)]
 pub use memory::read_page_file;
+pub use ready::{NoReadyKey, ReadyKey, ReadyLock};
+pub use store::{SnapshotStore, VerifyReport};

@@ -1,0 +1,186 @@
+//! A snapshot's directory, held by its descriptor: what is read through it belongs together, whatever its name leads to
+//! by then.
+//!
+//! ```text
+//!   shared lock      whoever uses the snapshot: commands, and VMMs that inherited the descriptor
+//!   exclusive lock   whoever removes it
+//! ```
+//! The lock (flock) belongs to the open file, so it lives until the last copy of the descriptor is closed. A lock that was
+//! waited for may be one of a directory that is gone: only one that still has its name counts.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+/// First and longest pause between two attempts at a lock. The kernel has no wait for one with a deadline.
+const LOCK_PAUSE_MIN: Duration = Duration::from_millis(1);
+const LOCK_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// How a directory or file is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// With others.
+    Shared,
+    /// Alone.
+    Exclusive,
+}
+
+/// A directory.
+#[derive(Debug)]
+pub(super) struct LockedDir {
+    fd: OwnedFd,
+    opened_at: Utf8PathBuf,
+}
+
+impl LockedDir {
+    /// Opens and locks the directory at `path`; `None` where there is none. [`io::ErrorKind::WouldBlock`] when others
+    /// still hold it after that time.
+    pub(super) fn open(path: &Utf8Path, hold: Hold, patience: Duration) -> io::Result<Option<Self>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let Some(this) = Self::open_unlocked(path)? else { return Ok(None) };
+            lock_until(&this.fd, hold, deadline)?;
+            if this.is_at(path)? {
+                return Ok(Some(this));
+            }
+            // Another one has the name by now, or none: that is seen at the next look.
+            if Instant::now() > deadline {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+    }
+
+    /// Opens a directory without a lock. It may be removed while it is read.
+    pub(super) fn open_unlocked(path: &Utf8Path) -> io::Result<Option<Self>> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::open(path.as_std_path(), flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(Self { fd, opened_at: path.to_owned() })),
+            // Whatever is no directory is no snapshot.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A directory that is open and locked already.
+    pub(super) fn from_locked(fd: OwnedFd, path: &Utf8Path) -> Self {
+        Self { fd, opened_at: path.to_owned() }
+    }
+
+    /// Changes the kind of lock. Others may have had it for a moment, so a caller looks again whether it
+    /// [`is_at`](Self::is_at) its place.
+    pub(super) fn relock(&self, hold: Hold, patience: Duration) -> io::Result<()> {
+        lock_until(&self.fd, hold, Instant::now() + patience)
+    }
+
+    /// Whether others hold it.
+    pub(super) fn is_held(&self) -> io::Result<bool> {
+        match lock_until(&self.fd, Hold::Exclusive, Instant::now()) {
+            Ok(()) => rustix::fs::flock(&self.fd, FlockOperation::Unlock).map(|()| false).map_err(Into::into),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where it is now: [`SnapshotStore::compact`](super::SnapshotStore::compact) moves directories that are in use.
+    pub(super) fn path(&self) -> Utf8PathBuf {
+        let link = Utf8PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.fd)));
+        link.read_link_utf8().unwrap_or_else(|_| self.opened_at.clone())
+    }
+
+    /// Whether it is what that path leads to.
+    pub(super) fn is_at(&self, path: &Utf8Path) -> io::Result<bool> {
+        is_at(&self.fd, path)
+    }
+
+    /// Opens a file of it for reading. Only ordinary files are; others are [`io::ErrorKind::InvalidInput`].
+    pub(super) fn file(&self, name: &str) -> io::Result<File> {
+        // Without NONBLOCK a pipe would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "not an ordinary file");
+        let file = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::LOOP | Errno::NXIO) => return Err(no_file()),
+            Err(error) => return Err(error.into()),
+        };
+        if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
+    }
+
+    /// Reads a file of at most so many bytes; [`io::ErrorKind::FileTooLarge`] for a larger one.
+    pub(super) fn read(&self, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.file(name)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+    }
+
+    /// Puts a file there whole and on disk, in place of one of that name.
+    pub(super) fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+        let unfinished = format!("{name}.tmp");
+        match rustix::fs::unlinkat(&self.fd, &unfinished, AtFlags::empty()) {
+            // What a crash left.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::openat(&self.fd, &unfinished, flags, Mode::RUSR | Mode::WUSR)?);
+        file.write_all(contents)?;
+        file.sync_all()?;
+        rustix::fs::renameat(&self.fd, &unfinished, &self.fd, name)?;
+        Ok(rustix::fs::fsync(&self.fd)?)
+    }
+
+    /// Bytes that its files take on disk.
+    pub(super) fn bytes_on_disk(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for entry in self.path().read_dir_utf8()? {
+            // Blocks of 512 bytes, whatever the filesystem's are.
+            bytes += entry?.metadata()?.blocks() * 512;
+        }
+        Ok(bytes)
+    }
+}
+
+impl AsFd for LockedDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether an open file is what a path leads to.
+pub(super) fn is_at(file: impl AsFd, path: &Utf8Path) -> io::Result<bool> {
+    let held = rustix::fs::fstat(file)?;
+    match rustix::fs::lstat(path.as_std_path()) {
+        Ok(here) => Ok((here.st_dev, here.st_ino) == (held.st_dev, held.st_ino)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Locks an open file; [`io::ErrorKind::WouldBlock`] when others still hold it at the deadline.
+pub(super) fn lock_until(file: impl AsFd, hold: Hold, deadline: Instant) -> io::Result<()> {
+    let operation = match hold {
+        Hold::Shared => FlockOperation::NonBlockingLockShared,
+        Hold::Exclusive => FlockOperation::NonBlockingLockExclusive,
+    };
+    let mut pause = LOCK_PAUSE_MIN;
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                std::thread::sleep(pause.min(left));
+                pause = (pause * 2).min(LOCK_PAUSE_MAX);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

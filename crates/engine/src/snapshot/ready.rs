@@ -1,0 +1,366 @@
+//! Ready-made snapshots: what a first run left for the next ones, by a key of all that they depend on.
+//!
+//! ```text
+//!   snapshots/ready/<key>        holds the snapshot's id; its time is that of the last use
+//!   snapshots/ready/<key>.lock   held by the one process that makes it, while others wait
+//! ```
+
+use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::str::FromStr;
+use std::time::{Duration, Instant, SystemTime};
+
+use camino::Utf8PathBuf;
+use fs_err as fs;
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
+use serde::{Deserialize, Serialize};
+
+use super::error::SnapshotError;
+use super::id::SnapshotId;
+use super::locked_dir::{Hold, is_at, lock_until};
+use super::store::SnapshotStore;
+use crate::home::PARTIAL_SUFFIX;
+
+/// Hex digits of a key.
+const KEY_DIGITS: usize = 64;
+/// A ready-made name holds an id, and perhaps a line break.
+const NAME_BYTES_MAX: u64 = 64;
+/// A sweeper can take a new file before it is locked.
+const WRITE_ATTEMPTS_MAX: usize = 16;
+
+/// Names what a ready-made snapshot is of: 64 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ReadyKey(String);
+
+/// Text that is no key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no key of a ready-made snapshot: {KEY_DIGITS} digits of `[0-9a-f]`")]
+pub struct NoReadyKey(String);
+
+/// While it lives, no other process makes the ready-made snapshot of that key.
+#[derive(Debug)]
+pub struct ReadyLock {
+    path: Utf8PathBuf,
+    // Held, never read.
+    _file: fs::File,
+}
+
+impl ReadyKey {
+    /// The key of things that are told apart by all of these words, in this order.
+    pub fn of(words: &[&str]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for word in words {
+            // Without lengths, "a", "bc" would be "ab", "c".
+            hasher.update(&(word.len() as u64).to_le_bytes());
+            hasher.update(word.as_bytes());
+        }
+        Self(hasher.finalize().to_hex().to_string())
+    }
+
+    /// The key as text, as it stands in paths.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ReadyKey {
+    type Err = NoReadyKey;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let good = text.len() == KEY_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if good { Ok(Self(text.into())) } else { Err(NoReadyKey(text.into())) }
+    }
+}
+
+impl TryFrom<String> for ReadyKey {
+    type Error = NoReadyKey;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ReadyKey> for String {
+    fn from(key: ReadyKey) -> Self {
+        key.0
+    }
+}
+
+impl fmt::Display for ReadyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Drop for ReadyLock {
+    fn drop(&mut self) {
+        // Removed before it is let go: who waits for it sees that it is gone, and makes another.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl SnapshotStore {
+    /// The ready-made snapshot of a key, and a note that it was used. `None` also where what it leads to is gone.
+    ///
+    /// # Errors
+    /// The name can't be read.
+    pub fn ready(&self, key: &ReadyKey) -> Result<Option<SnapshotId>, SnapshotError> {
+        let Some((id, file)) = self.read_ready(key)? else { return Ok(None) };
+        if !self.path(&id).is_dir() {
+            return Ok(None);
+        }
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // A use that is not noted makes it look older, no more.
+        let _ = rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now });
+        Ok(Some(id))
+    }
+
+    /// Makes a snapshot the ready-made one of a key. Returns the one before, which is still there.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unknown`]; or the name can't be written.
+    pub fn set_ready(&self, key: &ReadyKey, id: &SnapshotId) -> Result<Option<SnapshotId>, SnapshotError> {
+        if !self.path(id).is_dir() {
+            return Err(SnapshotError::Unknown(id.clone()));
+        }
+        let before = self.read_ready(key)?.map(|(id, _)| id);
+        let path = self.ready_path(key);
+        self.write_ready(&path, id).map_err(|error| SnapshotError::io("write", path, error))?;
+        Ok(before.filter(|before| before != id))
+    }
+
+    /// Waits until this is the one process that makes the ready-made snapshot of a key. Whoever waited looks first
+    /// whether it is [there](Self::ready) by now.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Locked`] when another process still holds it after that time; or the lock can't be made.
+    pub fn ready_lock(&self, key: &ReadyKey, patience: Duration) -> Result<ReadyLock, SnapshotError> {
+        let path = Utf8PathBuf::from(format!("{}.lock", self.ready_path(key)));
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::WouldBlock => SnapshotError::Locked { path: path.clone(), waited: patience },
+            _ => SnapshotError::io("lock", &path, error),
+        };
+        fs::create_dir_all(self.ready_directory()).map_err(failed)?;
+        let deadline = Instant::now() + patience;
+        loop {
+            let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+            lock_until(&file, Hold::Exclusive, deadline).map_err(failed)?;
+            if is_at(&file, &path).map_err(failed)? {
+                return Ok(ReadyLock { path, _file: file });
+            }
+        }
+    }
+
+    /// Removes ready-made snapshots until there are at most so many, those that were not used for longest first. One that
+    /// is in use stays. Returns the removed ones.
+    ///
+    /// # Errors
+    /// The names can't be read, or a snapshot can't be removed.
+    pub fn trim_ready(&self, max: usize) -> Result<Vec<SnapshotId>, SnapshotError> {
+        let mut used = Vec::new();
+        for (key, id) in self.ready_names()? {
+            let path = self.ready_path(&key);
+            // One that is gone meanwhile has no time; it does no harm among the oldest.
+            let time = fs::metadata(&path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            if self.path(&id).is_dir() {
+                used.push((time, id));
+            } else {
+                fs::remove_file(&path)
+                    .or_else(unless_gone)
+                    .map_err(|error| SnapshotError::io("remove", path, error))?;
+            }
+        }
+        used.sort();
+        let (mut over, mut removed) = (used.len().saturating_sub(max), Vec::new());
+        for (_, id) in used {
+            if over == 0 {
+                break;
+            }
+            match self.remove(&id) {
+                Ok(()) => removed.push(id),
+                Err(SnapshotError::InUse { .. }) => continue,
+                Err(SnapshotError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+            over -= 1;
+        }
+        Ok(removed)
+    }
+
+    /// All ready-made names and where they lead, also to what is gone.
+    pub(super) fn ready_names(&self) -> Result<Vec<(ReadyKey, SnapshotId)>, SnapshotError> {
+        let directory = self.ready_directory();
+        let failed = |error| SnapshotError::io("list", &directory, error);
+        let entries = match directory.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let Ok(key) = entry.map_err(failed)?.file_name().parse() else { continue };
+            if let Some((id, _)) = self.read_ready(&key)? {
+                names.push((key, id));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes the names that lead to a snapshot which is gone.
+    pub(super) fn forget_ready(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        for (key, _) in self.ready_names()?.into_iter().filter(|(_, ready)| ready == id) {
+            let path = self.ready_path(&key);
+            fs::remove_file(&path).or_else(unless_gone).map_err(|error| SnapshotError::io("remove", path, error))?;
+        }
+        Ok(())
+    }
+
+    fn read_ready(&self, key: &ReadyKey) -> Result<Option<(SnapshotId, fs::File)>, SnapshotError> {
+        let path = self.ready_path(key);
+        let failed = |error| SnapshotError::io("read", &path, error);
+        let mut file = match fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut bytes = Vec::new();
+        (&mut file).take(NAME_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+        // What is no id, as after a crash of the host, leads nowhere.
+        let id = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok());
+        Ok(id.map(|id| (id, file)))
+    }
+
+    fn write_ready(&self, path: &Utf8PathBuf, id: &SnapshotId) -> io::Result<()> {
+        fs::create_dir_all(self.ready_directory())?;
+        for _ in 0..WRITE_ATTEMPTS_MAX {
+            // Beside the snapshots, where a sweep finds what a crash leaves of it.
+            let mut file = tempfile::Builder::new().suffix(PARTIAL_SUFFIX).tempfile_in(self.directory())?;
+            lock_until(file.as_file(), Hold::Exclusive, Instant::now() + Duration::from_secs(1))?;
+            writeln!(file, "{id}")?;
+            match file.persist(path) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.error),
+            }
+        }
+        Err(io::Error::other("no new file stays there"))
+    }
+
+    fn ready_directory(&self) -> Utf8PathBuf {
+        self.directory().join("ready")
+    }
+
+    fn ready_path(&self, key: &ReadyKey) -> Utf8PathBuf {
+        self.ready_directory().join(key.as_str())
+    }
+}
+
+fn unless_gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::testing::{Place, place};
+
+    fn age(place: &Place, key: &ReadyKey, seconds: u64) {
+        let then = SystemTime::now() - Duration::from_secs(seconds);
+        let file = fs::File::open(place.store.ready_path(key)).expect("opens");
+        file.file().set_modified(then).expect("set");
+    }
+
+    #[test]
+    fn keys_tell_all_words_apart() {
+        let key = ReadyKey::of(&["a", "bc"]);
+        assert_eq!(key.as_str().parse(), Ok(key.clone()));
+        assert_ne!(key, ReadyKey::of(&["ab", "c"]));
+        for wrong in ["", "..", &"A".repeat(64), &"a".repeat(63), &"a".repeat(65)] {
+            assert!(wrong.parse::<ReadyKey>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_ready_name_leads_to_its_snapshot_until_that_goes() {
+        let place = place();
+        let key = ReadyKey::of(&["image"]);
+        assert_eq!(place.store.ready(&key).expect("reads"), None);
+        let (one, two) = (place.full("one").id().clone(), place.full("two").id().clone());
+        assert_eq!(place.store.set_ready(&key, &one).expect("written"), None);
+        assert_eq!(place.store.ready(&key).expect("reads"), Some(one.clone()));
+        assert_eq!(place.store.set_ready(&key, &one).expect("written"), None);
+        assert_eq!(place.store.set_ready(&key, &two).expect("written"), Some(one.clone()));
+        assert_eq!(place.store.ready(&key).expect("reads"), Some(two.clone()));
+        assert_eq!(place.store.ids().expect("lists").len(), 2);
+
+        place.store.remove(&two).expect("is free");
+        assert_eq!(place.store.ready_names().expect("lists"), []);
+        assert!(matches!(place.store.set_ready(&key, &two), Err(SnapshotError::Unknown(id)) if id == two));
+        assert_eq!(place.names(), [one.as_str(), "ready"]);
+    }
+
+    #[test]
+    fn a_ready_name_of_garbage_leads_nowhere() {
+        let place = place();
+        let (key, id) = (ReadyKey::of(&["image"]), place.full("one").id().clone());
+        place.store.set_ready(&key, &id).expect("written");
+        for garbage in [&b""[..], b"../../../etc", b"\xff\xff", &[b'a'; 4096], SnapshotId::random().as_str().as_bytes()]
+        {
+            fs::write(place.store.ready_path(&key), garbage).expect("written");
+            assert_eq!(place.store.ready(&key).expect("reads"), None);
+        }
+    }
+
+    #[test]
+    fn one_at_a_time_makes_a_ready_snapshot() {
+        let place = place();
+        let (key, other) = (ReadyKey::of(&["image"]), ReadyKey::of(&["other"]));
+        let held = place.store.ready_lock(&key, Duration::ZERO).expect("is free");
+        let error = place.store.ready_lock(&key, Duration::from_millis(5)).expect_err("is held");
+        assert!(matches!(error, SnapshotError::Locked { .. }), "{error}");
+        drop(place.store.ready_lock(&other, Duration::ZERO).expect("is another"));
+        drop(held);
+        drop(place.store.ready_lock(&key, Duration::ZERO).expect("is free again"));
+        assert_eq!(fs::read_dir(place.store.ready_directory()).expect("lists").count(), 0);
+    }
+
+    #[test]
+    fn many_that_want_it_get_it_in_turn() {
+        let place = place();
+        let key = ReadyKey::of(&["image"]);
+        let inside = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let lock = place.store.ready_lock(&key, Duration::from_secs(30)).expect("in turn");
+                        assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn the_ones_not_used_for_longest_go_first_and_those_in_use_stay() {
+        let place = place();
+        let keys = ["a", "b", "c", "d"].map(|word| ReadyKey::of(&[word]));
+        let snapshots = ["a", "b", "c", "d"].map(|word| place.full(word));
+        for (seconds, (key, snapshot)) in [400, 300, 200, 100].into_iter().zip(keys.iter().zip(&snapshots)) {
+            place.store.set_ready(key, snapshot.id()).expect("written");
+            age(&place, key, seconds);
+        }
+        let ids = snapshots.each_ref().map(|snapshot| snapshot.id().clone());
+        let [_in_use, others @ ..] = snapshots;
+        drop(others);
+        assert_eq!(place.store.ready(&keys[1]).expect("reads").as_ref(), Some(&ids[1]), "used just now");
+        assert_eq!(place.store.trim_ready(4).expect("trims"), []);
+        assert_eq!(place.store.trim_ready(2).expect("trims"), [ids[2].clone(), ids[3].clone()]);
+        assert_eq!(place.store.ids().expect("lists").len(), 2);
+        assert_eq!(place.store.trim_ready(0).expect("trims"), [ids[1].clone()]);
+        assert_eq!(place.store.ready_names().expect("lists"), [(keys[0].clone(), ids[0].clone())]);
+    }
+}

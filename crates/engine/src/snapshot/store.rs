@@ -1,0 +1,371 @@
+//! Where snapshots are kept: `$KILN_HOME/snapshots/<id>/`. All of it blocks; async callers use `spawn_blocking`.
+//!
+//! ```text
+//!   draft ──files──▶ publish ──▶ snapshots/<id>/ ◀──▶ open, seal, verify, list
+//!                                   │        ▲
+//!                   remove ◀────────┘        └── compact: a full one in place of a diff, of the same name
+//! ```
+//! Several processes do all of this at once. What they agree on is the lock on each directory (`locked_dir.rs`), and that
+//! directories come, change places and go by a rename.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+
+use super::chain::{CHAIN_MAX, Link, Snapshot};
+use super::check::{check_boot, check_parent, read_manifest};
+use super::draft::Draft;
+use super::error::SnapshotError;
+use super::id::SnapshotId;
+use super::locked_dir::{Hold, LockedDir};
+use super::manifest::{MANIFEST_FILE, Seal};
+use super::seal::host_boot_id;
+use super::verified::{Hashed, Trust, Verified, broken};
+use crate::home::{Home, PARTIAL_SUFFIX, random_suffix};
+
+/// For a remover or a publisher that holds the directory for a moment.
+pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(5);
+/// For those that only look: [`SnapshotStore::list`], and a process between `fork` and `exec`.
+const REMOVE_PATIENCE: Duration = Duration::from_millis(100);
+/// Each time a compaction or a removal has to come between.
+const OPEN_ATTEMPTS_MAX: usize = 3;
+/// Children that an error names.
+const NAMED_CHILDREN_MAX: usize = 3;
+
+/// The snapshots of a home. Making one costs nothing, and creates nothing on disk.
+#[derive(Debug, Clone)]
+pub struct SnapshotStore {
+    directory: Utf8PathBuf,
+    verified: Verified,
+}
+
+/// What [`SnapshotStore::verify`] has read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Files that match their checksums.
+    pub files: usize,
+    /// Their bytes, holes included.
+    pub bytes: u64,
+    /// Links without checksums yet: their files are there and have their sizes.
+    pub unsealed: Vec<SnapshotId>,
+}
+
+impl SnapshotStore {
+    /// The store of a home.
+    pub fn new(home: &Home) -> Self {
+        Self { directory: home.snapshots(), verified: Verified::new(home) }
+    }
+
+    /// Begins a new snapshot.
+    ///
+    /// # Errors
+    /// Its directory can't be made.
+    pub fn draft(&self) -> Result<Draft, SnapshotError> {
+        Draft::create(self)
+    }
+
+    /// Opens a snapshot and all that it lies on, so that it can be restored. Files that were checked before, and were not
+    /// touched since, are not read.
+    ///
+    /// One that is not [sealed](Snapshot::is_sealed) is whole for as long as the host runs.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unknown`], [`SnapshotError::MissingLink`], [`SnapshotError::Broken`]; or it can't be read.
+    pub fn open(&self, id: &SnapshotId) -> Result<Snapshot, SnapshotError> {
+        let (links, hashed) = self.open_chain(id, Trust::Remembered)?;
+        Ok(Snapshot::new(self.clone(), links, hashed.bytes))
+    }
+
+    /// Reads all files of a snapshot and of what it lies on, whether they were checked before or not.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::open`]
+    pub fn verify(&self, id: &SnapshotId) -> Result<VerifyReport, SnapshotError> {
+        let (links, hashed) = self.open_chain(id, Trust::Nothing)?;
+        let unsealed = links.iter().filter(|link| !link.is_sealed()).map(|link| link.id().clone()).collect();
+        Ok(VerifyReport { files: hashed.files, bytes: hashed.bytes, unsealed })
+    }
+
+    /// Removes a snapshot and the ready-made names that lead to it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unknown`]; [`SnapshotError::InUse`] when a VM or a command uses it or another snapshot lies on it;
+    /// or it can't be removed.
+    pub fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        let path = self.path(id);
+        let held = LockedDir::open(&path, Hold::Exclusive, REMOVE_PATIENCE).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => self.in_use(id, "by a VM or a command".into()),
+            _ => SnapshotError::io("lock", &path, error),
+        })?;
+        // Held until it is gone.
+        let Some(_lock) = held else { return Err(SnapshotError::Unknown(id.clone())) };
+        let children = self.children()?.remove(id).unwrap_or_default();
+        if !children.is_empty() {
+            return Err(self.in_use(id, as_parent_of(&children)));
+        }
+        let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_suffix()));
+        let failed = |error| SnapshotError::io("remove", &path, error);
+        fs::rename(&path, &doomed).map_err(failed)?;
+        self.verified.forget(id);
+        self.forget_ready(id)?;
+        fs::remove_dir_all(&doomed).map_err(failed)?;
+        tracing::info!(snapshot = %id, "removed a snapshot");
+        Ok(())
+    }
+
+    fn in_use(&self, id: &SnapshotId, by: String) -> SnapshotError {
+        SnapshotError::InUse { id: id.clone(), by }
+    }
+
+    /// The links, root first, and what had to be hashed.
+    fn open_chain(&self, id: &SnapshotId, trust: Trust) -> Result<(Vec<Arc<Link>>, Hashed), SnapshotError> {
+        let mut attempt = 1;
+        let links = loop {
+            match self.lock_chain(id) {
+                // A compaction puts a full snapshot in place of a diff, and then the diff's parent may go.
+                Err(SnapshotError::MissingLink { .. }) if attempt < OPEN_ATTEMPTS_MAX => attempt += 1,
+                other => break other?,
+            }
+        };
+        for pair in links.windows(2) {
+            check_parent(pair[1].manifest(), pair[0].manifest())?;
+        }
+        let mut hashed = Hashed::default();
+        for link in &links {
+            let more = self.verified.check(link.dir(), link.manifest(), trust)?;
+            hashed.files += more.files;
+            hashed.bytes += more.bytes;
+        }
+        Ok((links, hashed))
+    }
+
+    fn lock_chain(&self, id: &SnapshotId) -> Result<Vec<Arc<Link>>, SnapshotError> {
+        let mut links: Vec<Arc<Link>> = Vec::new();
+        let mut boot_id = None;
+        let mut next = Some(id.clone());
+        while let Some(current) = next {
+            if links.len() == CHAIN_MAX || links.iter().any(|link| *link.id() == current) {
+                let problem = format!("leads to itself, or to more than {CHAIN_MAX} snapshots");
+                return Err(broken(id, MANIFEST_FILE, problem));
+            }
+            let dir = match self.lock_shared(&current)? {
+                Some(dir) => dir,
+                None if links.is_empty() => return Err(SnapshotError::Unknown(current)),
+                None => return Err(SnapshotError::MissingLink { of: id.clone(), missing: current }),
+            };
+            let manifest = read_manifest(&dir, &current)?;
+            if manifest.seal != Seal::Done {
+                let boot_id = match &mut boot_id {
+                    Some(known) => known,
+                    unknown => unknown.insert(host_boot_id()?),
+                };
+                check_boot(&manifest, boot_id)?;
+            }
+            next = manifest.parent.clone();
+            links.push(Arc::new(Link::new(dir, manifest)));
+        }
+        links.reverse();
+        Ok(links)
+    }
+
+    fn lock_shared(&self, id: &SnapshotId) -> Result<Option<LockedDir>, SnapshotError> {
+        let path = self.path(id);
+        LockedDir::open(&path, Hold::Shared, OPEN_PATIENCE).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => SnapshotError::Locked { path, waited: OPEN_PATIENCE },
+            _ => SnapshotError::io("lock", path, error),
+        })
+    }
+
+    /// Every name that is there, good or broken.
+    pub(super) fn ids(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
+        let failed = |error| SnapshotError::io("list", &self.directory, error);
+        let entries = match self.directory.read_dir_utf8() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            if let Ok(id) = entry.file_name().parse()
+                && entry.file_type().is_ok_and(|kind| kind.is_dir())
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Which snapshots lie on which, as far as their manifests can be read.
+    fn children(&self) -> Result<BTreeMap<SnapshotId, Vec<SnapshotId>>, SnapshotError> {
+        let mut children = BTreeMap::<_, Vec<_>>::new();
+        for id in self.ids()? {
+            let dir = LockedDir::open_unlocked(&self.path(&id));
+            if let Ok(Some(dir)) = dir
+                && let Ok(manifest) = read_manifest(&dir, &id)
+                && let Some(parent) = manifest.parent
+            {
+                children.entry(parent).or_default().push(id);
+            }
+        }
+        Ok(children)
+    }
+
+    /// Puts the names in the store on disk.
+    pub(super) fn sync(&self) -> Result<(), SnapshotError> {
+        let synced = fs::File::open(&self.directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| SnapshotError::io("sync", &self.directory, error))
+    }
+
+    pub(super) fn directory(&self) -> &Utf8Path {
+        &self.directory
+    }
+
+    pub(super) fn path(&self, id: &SnapshotId) -> Utf8PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    pub(super) fn verified(&self) -> &Verified {
+        &self.verified
+    }
+}
+
+fn as_parent_of(children: &[SnapshotId]) -> String {
+    let named = children.iter().take(NAMED_CHILDREN_MAX).map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
+    match children.len().saturating_sub(NAMED_CHILDREN_MAX) {
+        0 => format!("as the parent of {named}"),
+        more => format!("as the parent of {named} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::testing::place;
+
+    #[test]
+    fn a_chain_gives_its_files_from_the_root_on() {
+        let place = place();
+        let root = place.full_with_disk("root");
+        let middle = place.diff(&root, 1, "middle");
+        let leaf = place.diff(&middle, 2, "leaf");
+        for snapshot in [leaf.clone(), place.store.open(leaf.id()).expect("opens")] {
+            let ids: Vec<_> = snapshot.links().map(|link| link.id().clone()).collect();
+            assert_eq!(ids, [root.id().clone(), middle.id().clone(), leaf.id().clone()]);
+            assert_eq!(snapshot.parent(), Some(middle.id()));
+            assert_eq!(snapshot.memory_root(), root.memory_root());
+            let file = |of: &Snapshot, name| place.store.path(of.id()).join(name);
+            assert_eq!(snapshot.page_files(), [file(&middle, "pages"), file(&leaf, "pages")]);
+            assert_eq!(snapshot.device(), file(&leaf, "device"));
+            let disks = [&root, &middle, &leaf].map(|of| file(of, "disk-0"));
+            assert_eq!(snapshot.disk_layers(0), disks);
+            assert_eq!(snapshot.disk_layers(1), [] as [Utf8PathBuf; 0]);
+            assert_eq!(snapshot.lock_fds().len(), 3);
+        }
+    }
+
+    #[test]
+    fn a_missing_link_is_named_with_who_needs_it() {
+        let place = place();
+        let root = place.full("root");
+        let middle = place.diff(&root, 1, "middle");
+        let leaf = place.diff(&middle, 2, "leaf");
+        fs::remove_dir_all(place.store.path(middle.id())).expect("removed");
+        let error = place.store.open(leaf.id()).expect_err("has a gap");
+        assert!(
+            matches!(&error, SnapshotError::MissingLink { of, missing } if of == leaf.id() && missing == middle.id())
+        );
+        place.store.open(root.id()).expect("the full one is whole");
+        let unknown = SnapshotId::random();
+        assert!(matches!(place.store.open(&unknown), Err(SnapshotError::Unknown(id)) if id == unknown));
+    }
+
+    #[test]
+    fn a_snapshot_goes_only_when_nobody_uses_it_or_lies_on_it() {
+        let place = place();
+        let full = place.full("root");
+        let leaf = place.diff(&full, 1, "leaf");
+        let (root, leaf_id) = (full.id().clone(), leaf.id().clone());
+        drop(full);
+        let reason = |id| match place.store.remove(id).expect_err("is in use") {
+            SnapshotError::InUse { by, .. } => by,
+            other => panic!("{other}"),
+        };
+        assert_eq!(reason(&leaf_id), "by a VM or a command");
+        assert_eq!(reason(&root), "by a VM or a command", "the leaf's user needs the root too");
+
+        // As a VMM that inherited it.
+        let inherited = leaf.lock_fds()[1].try_clone_to_owned().expect("copied");
+        drop(leaf);
+        assert_eq!(reason(&leaf_id), "by a VM or a command");
+        drop(inherited);
+        assert_eq!(reason(&root), format!("as the parent of `{leaf_id}`"));
+
+        place.store.remove(&leaf_id).expect("is free");
+        assert!(matches!(place.store.remove(&leaf_id), Err(SnapshotError::Unknown(_))));
+        place.store.remove(&root).expect("is free");
+        assert_eq!(place.names(), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_removed_snapshot_leaves_no_memory_of_its_check() {
+        let place = place();
+        let snapshot = place.full("root");
+        snapshot.seal().expect("seals");
+        let (id, remembered) = (snapshot.id().clone(), place.home.cache().join("verified"));
+        assert_eq!(fs::read_dir(&remembered).expect("lists").count(), 1);
+        drop(snapshot);
+        place.store.remove(&id).expect("is free");
+        assert_eq!(fs::read_dir(&remembered).expect("lists").count(), 0);
+    }
+
+    #[test]
+    fn many_children_are_not_all_named() {
+        let ids: Vec<SnapshotId> = (0..5).map(|_| SnapshotId::random()).collect();
+        let words = as_parent_of(&ids);
+        assert!(words.ends_with(&format!("`{}` and 2 more", ids[2])), "{words}");
+    }
+
+    #[test]
+    fn opening_and_removing_at_once_ends_with_a_whole_snapshot_or_none() {
+        let place = place();
+        for _ in 0..50 {
+            let id = place.full("short-lived").id().clone();
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| match place.store.open(&id) {
+                        Ok(snapshot) => drop(fs::read(snapshot.memory_root()).expect("stays while it is held")),
+                        Err(SnapshotError::Unknown(_)) => {}
+                        Err(other) => panic!("{other}"),
+                    });
+                }
+                scope.spawn(|| match place.store.remove(&id) {
+                    Ok(()) | Err(SnapshotError::InUse { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                });
+            });
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_is_no_snapshot() {
+        let place = place();
+        let kept = place.full("kept");
+        fs::create_dir(place.store.path(kept.id()).with_extension("partial")).expect("made");
+        fs::create_dir(place.home.snapshots().join("ready")).expect("made");
+        fs::write(place.home.snapshots().join("0123456789abcdef"), "a file").expect("written");
+        std::os::unix::fs::symlink(place.store.path(kept.id()), place.home.snapshots().join("fedcba9876543210"))
+            .expect("made");
+        assert_eq!(place.store.ids().expect("lists"), [kept.id().clone()]);
+        for id in ["0123456789abcdef", "fedcba9876543210"] {
+            let error = place.store.open(&id.parse().expect("an id")).expect_err("is none");
+            assert!(matches!(error, SnapshotError::Unknown(_)), "{error}");
+        }
+        assert_eq!(place.home.sweep_partials().expect("sweeps").len(), 1);
+    }
+}
