@@ -33,6 +33,7 @@ pub use self::version::QemuVersion;
 use self::args::{Accelerator, Facts, Sockets};
 use crate::acceleration;
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+use crate::failpoint::{self, FailPoint};
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::home::Home;
 use crate::host;
@@ -161,6 +162,8 @@ impl QemuEngine {
         let vms = self.home.join("vms");
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
+        let stopped = |error: FailPoint| no_directory(error.into());
+        failpoint::hit("launch.dir").map_err(stopped)?;
         let mut host_side = HostSide::bind(&dir, spec).map_err(no_directory)?;
 
         let arguments = args::arguments(spec, &facts, &host_side.sockets);
@@ -178,6 +181,7 @@ impl QemuEngine {
             owner_loss: spec.owner_loss,
         };
         let child = process::spawn(program).await.map_err(|source| self.spawn_error(source))?;
+        failpoint::hit("launch.spawned").map_err(stopped)?;
         let (console, mut stderr) = (Some(console.reader), Some(stderr.reader));
 
         let monitor = match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
@@ -199,6 +203,7 @@ impl QemuEngine {
             ports: spec.extra_ports.clone(),
         };
         parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
+        failpoint::hit("launch.running").map_err(stopped)?;
         owner::start(parts).map_err(no_directory)
     }
 
