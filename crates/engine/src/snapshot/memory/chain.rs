@@ -232,6 +232,16 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_nobody_asked_for_are_left_out() {
+        let home = here();
+        let diff = home.pages("diff", 6, &[(0, pattern(10)), (1, pattern(11)), (2, pattern(12))]);
+        let chain = ChainMemory::open(&home.root(&[]), &[diff], 6 * 4096).expect("opens");
+        let mut buffer = vec![99; 2 * PAGE_BYTES];
+        chain.read_pages(&[0..1, 2..3], &mut buffer).expect("reads");
+        assert!(buffer == [pattern(10), pattern(12)].concat());
+    }
+
+    #[test]
     fn a_root_that_is_too_large_is_refused() {
         let home = here();
         let root = home.root(&[pattern(0), pattern(1)]);

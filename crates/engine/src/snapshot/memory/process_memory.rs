@@ -82,3 +82,32 @@ fn advance(vectors: &mut [iovec], mut done: usize) -> usize {
     }
     vectors.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPPING: Mapping = Mapping { start: 0x10000, bytes: 0x10000 };
+
+    /// Moves at most `step` bytes with each call: the addresses and lengths that the calls began with.
+    fn moved_in_steps(step: usize) -> io::Result<Vec<(usize, usize)>> {
+        let mut calls = Vec::new();
+        transfer(MAPPING, &[1..2, 4..6], 3 * PAGE_BYTES, |remote, _| {
+            calls.push((remote[0].iov_base as usize, remote.iter().map(|vector| vector.iov_len).sum()));
+            remote[0].iov_len.min(step).cast_signed()
+        })?;
+        Ok(calls)
+    }
+
+    #[test]
+    fn what_a_call_left_is_moved_by_the_next() {
+        let wanted = [(0x11000, 0x3000), (0x11c00, 0x2400), (0x14000, 0x2000), (0x14c00, 0x1400), (0x15800, 0x800)];
+        assert_eq!(moved_in_steps(0xc00).expect("moves"), wanted);
+        assert_eq!(moved_in_steps(0x9000).expect("moves"), [(0x11000, 0x3000), (0x14000, 0x2000)]);
+    }
+
+    #[test]
+    fn a_call_that_moves_nothing_is_an_error() {
+        assert_eq!(moved_in_steps(0).expect_err("is stuck").raw_os_error(), Some(libc::EFAULT));
+    }
+}
