@@ -35,7 +35,7 @@ pub use drivers::qemu::{AdoptError, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, Qem
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use mac_address::{MacAddress, NoMacAddress};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
-pub use recover::{Outcome, Recovered, recover};
+pub use recover::{Outcome, Recovered, discard, recover};
 pub use vm_dir::{NoVmId, ReopenError, VmId};
 pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,

@@ -318,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_child_is_gone() {
-        let child = spawn(shell("sleep 1000")).await.expect("starts");
+        let child = spawn(shell("exec sleep 1000")).await.expect("starts");
         let path = format!("/proc/{}", child.pid());
         assert!(std::path::Path::new(&path).exists());
         drop(child);

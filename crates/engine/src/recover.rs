@@ -22,7 +22,7 @@ use crate::home::Home;
 use crate::journal::{History, Journal, JournalError, State, Then};
 use crate::orphan::Orphan;
 use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotId};
-use crate::vm_dir::{self, MEMORY_FILE, VmId};
+use crate::vm_dir::{self, MEMORY_FILE, ReopenError, VmDir, VmId};
 use crate::vm_spec::OwnerLoss;
 
 /// Longest manifest that is read.
@@ -88,6 +88,19 @@ pub fn recover(home: &Home) -> io::Result<Vec<Recovered>> {
     }
     recovered.sort_by(|one, other| one.id.cmp(&other.id));
     Ok(recovered)
+}
+
+/// Ends a VM that has no owner, and removes its directory; its snapshots stay. For stopped and lost VMs that nobody wants
+/// any more.
+///
+/// # Errors
+/// [`ReopenError`]: there is no such VM, it has an owner, or it can't be removed.
+pub fn discard(home: &Home, id: &VmId) -> Result<(), ReopenError> {
+    let dir = VmDir::reopen(&home.vms(), id)?;
+    let ended = Orphan::find(dir.path()).and_then(|vmm| vmm.map_or(Ok(()), Orphan::kill));
+    ended
+        .and_then(|()| fs::remove_dir_all(dir.path()))
+        .map_err(|source| ReopenError::Io { path: dir.path().into(), source })
 }
 
 /// `None` for a VM that has an owner.
@@ -216,7 +229,7 @@ impl Case<'_> {
             return Decision::Stop { snapshot: snapshot.clone(), lost: Some(reason.into()) };
         }
         let asked_to_keep = self.owner_loss == OwnerLoss::KeepRunning && self.history.has_run();
-        match asked_to_keep || !own.is_empty() || self.history.lost().is_some() {
+        match asked_to_keep || self.history.was_stopped() || self.history.lost().is_some() {
             true => Decision::Lose { reason: reason.into() },
             false => Decision::Remove,
         }

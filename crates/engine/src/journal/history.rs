@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use camino::Utf8Path;
 use fs_err as fs;
 
-use super::{JOURNAL_BYTES_MAX, JOURNAL_FILE, JournalError, Record, State, io_error};
+use super::{JOURNAL_BYTES_MAX, JOURNAL_FILE, JournalError, Record, State, Then, io_error};
 use crate::snapshot::SnapshotId;
 
 /// A file above this was not written by [`Journal`](super::Journal), which stops well before.
@@ -59,6 +59,12 @@ impl History {
             (State::Lost { reason }, _) | (State::Stopped { .. }, Some(State::Lost { reason })) => Some(reason),
             _ => None,
         }
+    }
+
+    /// Whether a user stopped it, or began to, and so counts on finding it again.
+    pub(crate) fn was_stopped(&self) -> bool {
+        let stops = |state: &State| matches!(state, State::Stopped { .. } | State::Saving { then: Then::Stop, .. });
+        self.records.iter().any(|record| stops(&record.state))
     }
 
     /// Whether it was ever handed to a user.

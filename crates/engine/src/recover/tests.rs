@@ -157,8 +157,13 @@ fn a_vm_that_was_never_saved_leaves_nothing_and_one_with_an_owner_is_left_alone(
     let scene = Scene::new();
     let owned = VmDir::create(&scene.home.vms(), &VmSpec::new("/k", "/i")).expect("made");
     let origin = scene.snapshot();
-    let lives: [&[State]; 4] =
-        [&[], &[State::Launching], &[State::Launching, State::Running], &[restoring(&origin), State::Running]];
+    let lives: [&[State]; 5] = [
+        &[],
+        &[State::Launching],
+        &[State::Launching, State::Running],
+        &[restoring(&origin), State::Running],
+        &[State::Launching, State::Running, saving(&SnapshotId::random(), Then::GoOn)],
+    ];
     for states in lives {
         let mut vmm = Vmm::start();
         let id = scene.vm(OwnerLoss::Kill, states, Some(&vmm));
@@ -244,7 +249,7 @@ fn a_stop_whose_snapshot_is_not_whole_goes_back_to_the_one_before() {
     ];
     let id = scene.vm(OwnerLoss::Kill, &states, None);
     assert_eq!(scene.outcome(&id), fell_back(&before, MID_SAVE));
-    let first = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running, states[4].clone()], None);
+    let first = scene.vm(OwnerLoss::Kill, &[State::Launching, State::Running, states[4].clone()], None);
     assert_eq!(scene.outcome(&first), Outcome::Lost { reason: MID_SAVE.into() });
 }
 
@@ -367,6 +372,20 @@ fn what_is_no_vm_is_left_where_it_is_and_what_is_not_whole_is_swept() {
     fs::create_dir_all(vms.join("x.partial")).expect("made");
     assert_eq!(recover(&scene.home).expect("recovers"), []);
     assert!(vms.join("somebody-elses").exists() && !vms.join("x.partial").exists());
+}
+
+#[test]
+fn a_vm_that_nobody_wants_any_more_is_discarded_unless_it_has_an_owner() {
+    let scene = Scene::new();
+    let mut vmm = Vmm::start();
+    let id = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running], Some(&vmm));
+    let owner = VmDir::reopen(&scene.home.vms(), &id).expect("has no owner");
+    assert!(matches!(discard(&scene.home, &id), Err(ReopenError::Owned(_))));
+    assert!(vmm.is_alive());
+    drop(owner);
+    discard(&scene.home, &id).expect("has no owner any more");
+    assert!(!vmm.is_alive() && !scene.path(&id).exists());
+    assert!(matches!(discard(&scene.home, &id), Err(ReopenError::Unknown(_))));
 }
 
 #[test]
