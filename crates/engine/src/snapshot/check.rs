@@ -44,13 +44,17 @@ pub(super) fn read_manifest(dir: &LockedDir, id: &SnapshotId) -> Result<Manifest
         io::ErrorKind::FileTooLarge => broken(id, MANIFEST_FILE, format!("has more than {MANIFEST_BYTES_MAX} bytes")),
         _ => SnapshotError::io("read", dir.path().join(MANIFEST_FILE), source),
     })?;
+    parse(id, &bytes)
+}
+
+fn parse(id: &SnapshotId, bytes: &[u8]) -> Result<Manifest, SnapshotError> {
     let nonsense = |error: serde_json::Error| broken(id, MANIFEST_FILE, format!("can't be understood: {error}"));
-    let AnyFormat { format } = serde_json::from_slice(&bytes).map_err(nonsense)?;
+    let AnyFormat { format } = serde_json::from_slice(bytes).map_err(nonsense)?;
     if format != SNAPSHOT_FORMAT {
         let problem = format!("has the format {format}; this version of Kiln knows {SNAPSHOT_FORMAT}");
         return Err(broken(id, MANIFEST_FILE, problem));
     }
-    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(nonsense)?;
+    let manifest: Manifest = serde_json::from_slice(bytes).map_err(nonsense)?;
     if manifest.id != *id {
         return Err(broken(id, MANIFEST_FILE, format!("is of the snapshot `{}`", manifest.id)));
     }
@@ -166,6 +170,7 @@ fn is_digest(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use fs_err as fs;
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
@@ -247,6 +252,29 @@ mod tests {
         assert!(problem(&place, snapshot.id()).contains("is missing"));
         fs::create_dir(&path).expect("made");
         assert!(problem(&place, snapshot.id()).contains("is not an ordinary file"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_manifest_with_other_bytes_is_one_or_broken(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let place = place();
+            let snapshot = place.full_with_disk("root");
+            let mut bytes = serde_json::to_vec(snapshot.manifest()).expect("JSON");
+            prop_assert_eq!(&parse(snapshot.id(), &bytes).expect("is good"), snapshot.manifest());
+            for (place, byte) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = byte;
+            }
+            bytes.truncate(cut.map_or(bytes.len(), |cut| cut.index(bytes.len())));
+            match parse(snapshot.id(), &bytes) {
+                Ok(manifest) => prop_assert!(manifest.files.iter().all(|entry| is_file_name(&entry.name))),
+                Err(SnapshotError::Broken { file, .. }) => prop_assert!(!file.is_empty()),
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+        }
     }
 
     #[test]

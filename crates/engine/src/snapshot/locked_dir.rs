@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
@@ -78,9 +78,9 @@ impl LockedDir {
         lock_until(&self.fd, hold, Instant::now() + patience)
     }
 
-    /// Whether others hold it.
+    /// Whether others hold it, for longer than somebody who asks the same.
     pub(super) fn is_held(&self) -> io::Result<bool> {
-        match lock_until(&self.fd, Hold::Exclusive, Instant::now()) {
+        match lock_until(&self.fd, Hold::Exclusive, Instant::now() + LOCK_PAUSE_MIN) {
             Ok(()) => rustix::fs::flock(&self.fd, FlockOperation::Unlock).map(|()| false).map_err(Into::into),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
             Err(error) => Err(error),
@@ -89,7 +89,7 @@ impl LockedDir {
 
     /// Where it is now: [`SnapshotStore::compact`](super::SnapshotStore::compact) moves directories that are in use.
     pub(super) fn path(&self) -> Utf8PathBuf {
-        let link = Utf8PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.fd)));
+        let link = Utf8PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
         link.read_link_utf8().unwrap_or_else(|_| self.opened_at.clone())
     }
 

@@ -21,7 +21,7 @@ use super::verified::{KnownFile, KnownFiles, broken, open_file};
 use crate::file_facts::Witness;
 
 /// For another process that seals the same snapshot: some gigabytes on a slow disk.
-const SEAL_PATIENCE: Duration = Duration::from_mins(10);
+const SEAL_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 /// What names this boot of the host.
 pub(super) fn host_boot_id() -> Result<String, SnapshotError> {

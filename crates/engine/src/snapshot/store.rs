@@ -30,13 +30,28 @@ use crate::home::{Home, PARTIAL_SUFFIX, random_suffix};
 /// For a remover or a publisher that holds the directory for a moment.
 pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 /// For those that only look: [`SnapshotStore::list`], and a process between `fork` and `exec`.
-const REMOVE_PATIENCE: Duration = Duration::from_millis(100);
+const REMOVE_PATIENCE: Duration = Duration::from_millis(50);
 /// Each time a compaction or a removal has to come between.
 const OPEN_ATTEMPTS_MAX: usize = 3;
 /// Children that an error names.
 const NAMED_CHILDREN_MAX: usize = 3;
 
 /// The snapshots of a home. Making one costs nothing, and creates nothing on disk.
+///
+/// ```no_run
+/// use kiln_engine::home::Home;
+/// use kiln_engine::snapshot::{SnapshotId, SnapshotStore};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = SnapshotStore::new(&Home::from_env()?);
+/// let id: SnapshotId = "0123456789abcdef".parse()?;
+/// // Checked and locked: it can't be removed before `snapshot` and its copies are dropped.
+/// let snapshot = store.open(&id)?;
+/// println!("memory {} and {} diffs", snapshot.memory_root(), snapshot.page_files().len());
+/// snapshot.seal()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct SnapshotStore {
     directory: Utf8PathBuf,
@@ -348,6 +363,33 @@ mod tests {
                     Ok(()) | Err(SnapshotError::InUse { .. }) => {}
                     Err(other) => panic!("{other}"),
                 });
+            });
+        }
+    }
+
+    #[test]
+    fn a_chain_opens_at_any_moment_of_a_compaction_below_it() {
+        let place = place();
+        for _ in 0..10 {
+            let [root, leaf, child] = {
+                let root = place.full("root");
+                let leaf = place.diff(&root, 1, "leaf");
+                let child = place.diff(&leaf, 2, "child");
+                [&root, &leaf, &child].map(|snapshot| snapshot.id().clone())
+            };
+            let done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let snapshot = place.store.open(&child).expect("is whole at any time");
+                        fs::metadata(snapshot.device()).expect("is there");
+                    }
+                });
+                place.store.compact(&leaf).expect("compacts");
+                // In use at most by the other thread, for a moment.
+                let removed = (0..1000).find(|_| place.store.remove(&root).is_ok());
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                removed.expect("nothing lies on it any more");
             });
         }
     }
