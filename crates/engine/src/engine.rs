@@ -7,7 +7,10 @@ use camino::Utf8PathBuf;
 use serde::Serialize;
 
 use crate::drivers::qemu::QmpError;
+use crate::fork::{Fork, ForkSpec};
+use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::{Vm, VmmStatus};
+use crate::vm_dir::VmId;
 use crate::vm_spec::{SpecError, VmSpec};
 
 /// A future behind a pointer, so that [`Engine`] can be a trait object.
@@ -23,6 +26,45 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`LaunchError`]; nothing is left behind then.
     fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>>;
+
+    /// Restores a snapshot as VMs that run at once. Each is its own machine before any of its commands goes on; where
+    /// one of them can't be made so, none is handed out.
+    ///
+    /// ```no_run
+    /// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+    /// use kiln_engine::link::{GuestLink, LinkOptions};
+    /// use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
+    /// use kiln_engine::{ForkSpec, VmSpec};
+    /// use std::time::Duration;
+    ///
+    /// // Boot once, prepare once …
+    /// let vm = engine.launch(VmSpec { forkable: true, ..spec }).await?;
+    /// let options = LinkOptions::virtio_serial(Duration::from_secs(60));
+    /// let link = GuestLink::connect(vm.link_stream().await?, options).await?;
+    /// // … save it, and fork it many times.
+    /// let request = SnapshotRequest { link: Some(&link), then: AfterSave::End, label: "prepared".into() };
+    /// let snapshot = vm.snapshot(request).await?;
+    /// for fork in engine.restore(&snapshot, ForkSpec { count: 8, ..ForkSpec::default() }).await? {
+    ///     println!("{} runs", fork.vm.id());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; nothing is left behind then.
+    fn restore<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        forks: ForkSpec,
+    ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>>;
+
+    /// Goes on with a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
+    /// same id.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the VM is stopped as before then.
+    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>>;
 }
 
 /// How far a guest is from the host.
@@ -50,6 +92,8 @@ pub struct Capabilities {
     pub pause: bool,
     /// The guest can have disks.
     pub disks: bool,
+    /// The guest can be saved and forked.
+    pub snapshots: bool,
     /// What every guest of this engine has at least.
     pub isolation: Isolation,
 }

@@ -87,18 +87,30 @@ impl FileFacts {
 
     /// The blake3 of a file, as hex digits.
     pub(crate) fn digest(&self, path: &Utf8Path) -> io::Result<String> {
-        if let Some(known) = self.recall(path, "blake3")? {
+        self.text(path, "blake3", || {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(fs::File::open(path)?)?;
+            Ok(hasher.finalize().to_hex().to_string())
+        })
+    }
+
+    /// A fact that can be found out from the file at once.
+    pub(crate) fn text(
+        &self,
+        path: &Utf8Path,
+        name: &str,
+        find_out: impl FnOnce() -> io::Result<String>,
+    ) -> io::Result<String> {
+        if let Some(known) = self.recall(path, name)? {
             return Ok(known);
         }
         let before = Witness::of(path)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(fs::File::open(path)?)?;
-        let digest = hasher.finalize().to_hex().to_string();
-        // A file that changed meanwhile has no digest that is worth remembering.
+        let value = find_out()?;
+        // What a file was that changed meanwhile is not worth remembering.
         if Witness::of(path)? == before {
-            self.remember(path, "blake3", before, &digest);
+            self.remember(path, name, before, &value);
         }
-        Ok(digest)
+        Ok(value)
     }
 
     /// What was remembered of a file that is still the same.

@@ -80,6 +80,8 @@ pub(crate) enum Then {
     GoOn,
     /// The VM stops.
     Stop,
+    /// The VM is over, and the snapshot is all that is left of it.
+    End,
 }
 
 /// A line of a journal.

@@ -19,11 +19,13 @@ mod drivers;
 mod engine;
 mod fifo;
 mod file_facts;
+mod fork;
 mod journal;
 mod mac_address;
 mod orphan;
 mod owner;
 mod process;
+mod ready;
 mod recover;
 mod vm;
 mod vm_dir;
@@ -33,9 +35,11 @@ pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_B
 pub use drivers::fake::FakeEngine;
 pub use drivers::qemu::{AdoptError, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError, TCG_CPU};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
 pub use mac_address::{MacAddress, NoMacAddress};
-pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
+pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
+pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 pub use vm_dir::{NoVmId, ReopenError, VmId};
 pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -13,9 +13,11 @@ use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
-use crate::drivers::qemu::{Qmp, QmpEvent};
+use crate::drivers::qemu::{Qmp, QmpEvent, Saver};
+use crate::failpoint;
 use crate::journal::{Journal, State};
 use crate::process::Child;
+use crate::snapshot::SnapshotId;
 use crate::vm::{
     Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
 };
@@ -45,17 +47,23 @@ pub(crate) struct Parts {
     pub(crate) started: Instant,
     pub(crate) acceleration: Acceleration,
     pub(crate) ports: Vec<String>,
+    /// Saves the VM, where its driver can.
+    pub(crate) saver: Option<Saver>,
+    /// What it goes on from when it ends before it is handed out.
+    pub(crate) stopped: Option<SnapshotId>,
 }
 
 /// Starts the owner's task.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
-    let Parts { dir, child, stderr, console, monitor, started, acceleration, ports } = parts;
+    let Parts { dir, child, stderr, console, monitor, started, acceleration, ports, saver, stopped } = parts;
     let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
     let (exit_sender, exit) = watch::channel(None);
     let shared = Arc::new(Shared {
         killer: child.killer(),
         killed: AtomicBool::new(false),
+        saving: AtomicBool::new(false),
+        stopped: Mutex::new(stopped),
         ring: ConsoleRing::default(),
         dropped_console_bytes: Arc::new(AtomicU64::new(0)),
     });
@@ -68,6 +76,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         child,
         dir,
         qmp,
+        saver: saver.map(Arc::new),
         qmp_events,
         console,
         console_due: tokio::time::Instant::now(),
@@ -93,6 +102,7 @@ struct Owner {
     dir: VmDir,
     shared: Arc<Shared>,
     qmp: Option<Qmp>,
+    saver: Option<Arc<Saver>>,
     qmp_events: Option<mpsc::Receiver<QmpEvent>>,
     console: Option<pipe::Receiver>,
     /// Not before then is it read again.
@@ -151,9 +161,17 @@ impl Owner {
         drop(tokio::time::timeout(DRAIN_DEADLINE, self.drain(&mut console_buffer)).await);
         let exit = self.exit();
         tracing::info!(vm = %id, %exit, "vm ended");
-        let Self { child, dir, mut events, .. } = self;
+        let Self { child, dir, mut events, shared, .. } = self;
         drop(child);
-        drop(dir);
+        let stopped = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match stopped {
+            Some(snapshot) => {
+                if let Err(error) = stop_for_good(dir, snapshot) {
+                    tracing::warn!(vm = %id, %error, "failed to write down that a vm has stopped");
+                }
+            }
+            None => drop(dir),
+        }
         events.push(VmEvent::Exited(exit.clone()));
         drop(inbox);
         // The handle may be gone already.
@@ -223,6 +241,7 @@ impl Owner {
                 Command::Pause(reply) | Command::Resume(reply) => {
                     drop(reply.send(Err(ControlError::Unsupported)));
                 }
+                Command::Save(_, reply) => drop(reply.send(Err(ControlError::Unsupported.into()))),
                 Command::PowerDown => {
                     self.shared.killed.store(true, Ordering::Release);
                     self.shared.killer.signal(Signal::TERM);
@@ -230,9 +249,17 @@ impl Owner {
             }
             return;
         };
-        let journal = self.dir.journal().clone();
+        let (saver, shared, journal) = (self.saver.clone(), Arc::clone(&self.shared), self.dir.journal().clone());
         self.busy = Some(Box::pin(async move {
             match command {
+                Command::Save(order, reply) => {
+                    let saved = match saver {
+                        Some(saver) => saver.save(&qmp, &journal, order, &shared).await,
+                        None => Err(ControlError::Unsupported.into()),
+                    };
+                    // The asker may have given up.
+                    drop(reply.send(saved));
+                }
                 Command::Pause(reply) => answer(reply, &qmp, "stop", &journal, State::Paused).await,
                 Command::Resume(reply) => answer(reply, &qmp, "cont", &journal, State::Running).await,
                 Command::PowerDown => {
@@ -262,6 +289,14 @@ impl Owner {
         };
         VmExit { status, reason }
     }
+}
+
+/// Leaves the directory of a VM that was saved to stop, once its VMM is gone.
+fn stop_for_good(dir: VmDir, snapshot: SnapshotId) -> io::Result<()> {
+    failpoint::hit("stop.killed")?;
+    dir.journal().append(State::Stopped { snapshot })?;
+    failpoint::hit("stop.journaled")?;
+    dir.keep()
 }
 
 async fn answer(

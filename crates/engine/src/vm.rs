@@ -8,8 +8,8 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::ConsoleRing;
 use crate::drivers::qemu::QmpError;
+use crate::link::GuestLink;
 use crate::process::Killer;
+use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
 use crate::vm_dir::{SocketDir, VmId};
 use crate::vm_spec::AccelerationRequest;
 
@@ -174,6 +176,7 @@ pub enum PortError {
 pub(crate) enum Command {
     Pause(oneshot::Sender<Result<(), ControlError>>),
     Resume(oneshot::Sender<Result<(), ControlError>>),
+    Save(SaveOrder, oneshot::Sender<Result<Snapshot, SnapshotError>>),
     PowerDown,
 }
 
@@ -183,11 +186,20 @@ pub(crate) struct Shared {
     pub(crate) killer: Killer,
     /// Set before Kiln itself sends a signal, so that the end is not taken for a failure.
     pub(crate) killed: AtomicBool,
+    /// A snapshot is being taken.
+    pub(crate) saving: AtomicBool,
+    /// What it goes on from when it has ended; without that, nothing of it is kept.
+    pub(crate) stopped: Mutex<Option<SnapshotId>>,
     pub(crate) ring: ConsoleRing,
     pub(crate) dropped_console_bytes: Arc<AtomicU64>,
 }
 
 impl Shared {
+    /// Sets [`Self::stopped`].
+    pub(crate) fn keep_as(&self, stopped: Option<SnapshotId>) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stopped;
+    }
+
     pub(crate) fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.killer.kill();
@@ -291,6 +303,36 @@ impl Vm {
         }
     }
 
+    /// Saves the VM: memory, devices and disks, as they are at one moment. Its CPUs stand still meanwhile.
+    ///
+    /// With a link the guest's commands are frozen before and go on afterwards; those of its forks go on once a fork is
+    /// its own machine. Where saving fails the VM goes on as before, and nothing is left behind.
+    ///
+    /// A VM that was launched is saved whole, without a copy of its memory where it stops; one that goes on has its used
+    /// memory copied. A fork is saved as the pages that differ from what it was forked from.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]
+    pub async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Snapshot, SnapshotError> {
+        if self.shared.saving.swap(true, Ordering::AcqRel) {
+            return Err(SnapshotError::Busy);
+        }
+        let (shared, commands) = (Arc::clone(&self.shared), self.commands.clone());
+        let link = request.link.cloned();
+        let order = SaveOrder { then: request.then, label: request.label, frozen: link.is_some() };
+        // A task of its own: a caller that gives up must not leave the guest frozen.
+        let saved = tokio::spawn(async move {
+            let saved = save(&commands, link.as_ref(), order).await;
+            shared.saving.store(false, Ordering::Release);
+            saved
+        });
+        let snapshot = saved.await.map_err(|_| ControlError::Ended)??;
+        if request.then != AfterSave::GoOn {
+            self.wait().await;
+        }
+        Ok(snapshot)
+    }
+
     /// Ends the VM now. When this returns, its process is gone.
     pub async fn kill(&self) -> VmExit {
         self.shared.kill();
@@ -356,6 +398,32 @@ impl Drop for Vm {
         // The owner reaps and cleans up; this works even where it never gets to run again.
         self.shared.kill();
     }
+}
+
+async fn save(
+    commands: &mpsc::Sender<Command>,
+    link: Option<&GuestLink>,
+    order: SaveOrder,
+) -> Result<Snapshot, SnapshotError> {
+    let then = order.then;
+    if let Some(link) = link {
+        link.freeze().await.map_err(SnapshotError::Freeze)?;
+    }
+    let (reply, answer) = oneshot::channel();
+    let saved = match commands.send(Command::Save(order, reply)).await {
+        Ok(()) => answer.await.unwrap_or_else(|_| Err(ControlError::Ended.into())),
+        Err(_) => Err(ControlError::Ended.into()),
+    };
+    if let Some(link) = link
+        && (then == AfterSave::GoOn || saved.is_err())
+    {
+        let thawed = link.thaw().await;
+        // A VM that has ended needs no thaw, and says so itself.
+        if saved.is_ok() {
+            thawed.map_err(SnapshotError::Freeze)?;
+        }
+    }
+    saved
 }
 
 /// Socket of an extra port. Ports are numbered on disk: their names may be longer than a socket's address.

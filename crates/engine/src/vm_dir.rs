@@ -120,6 +120,7 @@ pub(crate) struct VmDir {
 enum OnDrop {
     Remove,
     Leave,
+    StopAgain,
 }
 
 /// Why a VM's directory can't be taken over.
@@ -152,7 +153,6 @@ impl VmDir {
     }
 
     /// Makes the directory of a fork. Its journal says [`State::Restoring`].
-    #[allow(dead_code, reason = "its caller, the restore, is to come")]
     pub(crate) fn create_fork(vms: &Utf8Path, spec: &VmSpec, snapshot: SnapshotId) -> io::Result<Self> {
         Self::create_as(vms, spec, State::Restoring { snapshot })
     }
@@ -195,10 +195,21 @@ impl VmDir {
         self.on_drop = OnDrop::Remove;
     }
 
+    /// From now on a drop leaves a stopped VM: what a resume that failed has begun is undone.
+    pub(crate) fn stay_stopped_on_drop(&mut self) {
+        self.on_drop = OnDrop::StopAgain;
+    }
+
     /// Gives up the directory of a stopped VM, with no more in it than a resume needs. The VMM must have ended.
-    #[allow(dead_code, reason = "its caller, the stop, is to come")]
     pub(crate) fn keep(mut self) -> io::Result<()> {
         self.on_drop = OnDrop::Leave;
+        tidy_stopped(&self.path)
+    }
+
+    fn stop_again(&self) -> io::Result<()> {
+        if let Some(State::Restoring { snapshot }) = self.journal.last().map(|last| last.state) {
+            self.journal.append(State::Stopped { snapshot })?;
+        }
         tidy_stopped(&self.path)
     }
 
@@ -246,12 +257,14 @@ impl VmDir {
 
 impl Drop for VmDir {
     fn drop(&mut self) {
-        if self.on_drop == OnDrop::Leave {
-            return;
-        }
-        // Removed before the lock is let go: nobody takes it for one without an owner.
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path, %error, "failed to remove a VM's directory");
+        // Done before the lock is let go: nobody takes it for one without an owner.
+        let done = match self.on_drop {
+            OnDrop::Leave => Ok(()),
+            OnDrop::Remove => fs::remove_dir_all(&self.path),
+            OnDrop::StopAgain => self.stop_again(),
+        };
+        if let Err(error) = done {
+            tracing::warn!(path = %self.path, %error, "failed to clear a VM's directory");
         }
     }
 }

@@ -180,6 +180,14 @@ pub enum SpecError {
         /// Where it should be.
         path: Utf8PathBuf,
     },
+    /// A disk's file that can't be used as it is.
+    #[error("the disk `{path}` can't be used: {problem}")]
+    Disk {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// More of something than a VM can have.
     #[error("at most {max} {what}, not {count}")]
     TooMany {

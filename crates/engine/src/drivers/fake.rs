@@ -8,12 +8,14 @@ use camino::Utf8PathBuf;
 use tokio::net::unix::pipe;
 
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+use crate::fork::{Fork, ForkSpec};
 use crate::host;
 use crate::journal::State;
 use crate::owner::{self, Parts};
 use crate::process::{self, Program, Sink};
+use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
-use crate::vm_dir::VmDir;
+use crate::vm_dir::{VmDir, VmId};
 use crate::vm_spec::{OwnerLoss, VmSpec};
 
 /// Until the agent listens; it takes a few milliseconds.
@@ -41,6 +43,9 @@ impl FakeEngine {
             (!spec.extra_ports.is_empty(), "ports"),
             (!spec.modules.is_empty(), "kernel modules"),
             (spec.root.is_some(), "root filesystem"),
+            (!spec.nics.is_empty(), "network cards"),
+            (!spec.vhost_user.is_empty(), "vhost-user devices"),
+            (spec.forkable, "snapshots"),
             (spec.owner_loss == OwnerLoss::KeepRunning, "guests that outlive their owner"),
         ];
         if let Some((_, what)) = asks_for.into_iter().find(|(asked, _)| *asked) {
@@ -90,6 +95,8 @@ impl FakeEngine {
             started,
             acceleration: Acceleration::Native,
             ports: Vec::new(),
+            saver: None,
+            stopped: None,
         };
         parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         owner::start(parts).map_err(no_directory)
@@ -104,11 +111,20 @@ impl Engine for FakeEngine {
             console: false,
             pause: false,
             disks: false,
+            snapshots: false,
             isolation: Isolation::Process,
         }
     }
 
     fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
         Box::pin(self.launch_spec(spec))
+    }
+
+    fn restore<'a>(&'a self, _: &'a Snapshot, _: ForkSpec) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
+        Box::pin(async { Err(SnapshotError::Unsupported { driver: "fake" }) })
+    }
+
+    fn resume<'a>(&'a self, _: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
+        Box::pin(async { Err(SnapshotError::Unsupported { driver: "fake" }) })
     }
 }

@@ -7,6 +7,9 @@ use serde::Serialize;
 use crate::drivers::qemu::QemuVersion;
 use crate::vm_spec::HostLimits;
 
+/// One CPU's words in /proc/cpuinfo are shorter.
+const CPUINFO_BYTES: u64 = 8 << 10;
+
 /// What this machine is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HostFacts {
@@ -37,6 +40,23 @@ pub fn limits() -> HostLimits {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
     // Without /proc nothing is known, and the VMM will say what it thinks.
     HostLimits { cpus, memory_mib: memory_mib("MemTotal:").unwrap_or(u64::MAX) }
+}
+
+/// Memory that is free or can be freed; `None` where the host doesn't say.
+pub(crate) fn memory_available_mib() -> Option<u64> {
+    memory_mib("MemAvailable:")
+}
+
+/// As the CPU names itself.
+pub(crate) fn cpu_model() -> String {
+    use std::io::Read as _;
+    // The first CPU's words are at the beginning; a large host has a thousand more.
+    let mut head = String::new();
+    let read = fs::File::open("/proc/cpuinfo").and_then(|file| file.take(CPUINFO_BYTES).read_to_string(&mut head));
+    match (read, cpuinfo_field(&head, "model name")) {
+        (Ok(_), Some(model)) => model.to_owned(),
+        _ => "unknown".into(),
+    }
 }
 
 impl HostFacts {

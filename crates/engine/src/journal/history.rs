@@ -43,6 +43,10 @@ impl History {
     pub(crate) fn own_snapshots(&self) -> Vec<SnapshotId> {
         let mut own = Vec::new();
         for record in self.records.iter().rev() {
+            // What a VM leaves for others at its end is not where it goes on.
+            if matches!(record.state, State::Saving { then: Then::End, .. }) {
+                continue;
+            }
             if let State::Saving { snapshot, .. } | State::Stopped { snapshot } = &record.state
                 && !own.contains(snapshot)
             {
@@ -50,6 +54,14 @@ impl History {
             }
         }
         own
+    }
+
+    /// The snapshot whose memory it maps, where it is a fork.
+    pub(crate) fn restored_from(&self) -> Option<SnapshotId> {
+        self.records.iter().rev().find_map(|record| match &record.state {
+            State::Restoring { snapshot } => Some(snapshot.clone()),
+            _ => None,
+        })
     }
 
     /// Why it was lost, where that is its last word, or the one before it went back to a snapshot.
@@ -109,10 +121,10 @@ fn parse_line(line: &[u8], last: Option<&Record>) -> Result<Record, String> {
     Ok(record)
 }
 
-/// What still matters of a long journal: which snapshots the VM has, and the last two states.
+/// What still matters of a long journal: which snapshots the VM has, what it was restored from, and the last two states.
 pub(super) fn kept(records: &[Record]) -> Vec<Record> {
     let first_of_end = records.len().saturating_sub(2);
-    let mut named = Vec::new();
+    let (mut named, mut restored) = (Vec::new(), false);
     let mut kept = Vec::new();
     for (index, record) in records.iter().enumerate().rev() {
         let names = match &record.state {
@@ -120,6 +132,8 @@ pub(super) fn kept(records: &[Record]) -> Vec<Record> {
                 named.push(snapshot.clone());
                 named.len() <= SNAPSHOTS_KEPT
             }
+            // Whose memory it maps.
+            State::Restoring { .. } => !std::mem::replace(&mut restored, true),
             _ => false,
         };
         if names || index >= first_of_end {

@@ -1,11 +1,15 @@
 //! Starting a link: reset marker, Hello, Auth, Sync, under one deadline.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use kiln_wire::reset::{NONCE_BYTES, Nonce, Piece, ResetScanner, marker};
 use kiln_wire::{
-    Auth, Decoder, ErrorCode, FrameError, Goodbye, GoodbyeReason, Hello, Message, StreamId, Sync, VERSION, negotiate,
+    Auth, Decoder, ErrorCode, FrameError, Goodbye, GoodbyeReason, Hello, Identity, Message, StreamId, Sync, VERSION,
+    negotiate,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -22,6 +26,8 @@ const MARKER_REPEAT_MAX: Duration = Duration::from_millis(20);
 /// Garbage that is skipped before the agent's marker: what an older link may have left in the transport.
 const STALE_BYTES_MAX: usize = 64 << 20;
 const READ_BYTES: usize = 16 << 10;
+/// Randomness that a restored guest gets: twice what its generator holds.
+const SEED_BYTES: usize = 64;
 
 /// How to start a link.
 #[derive(Debug, Clone)]
@@ -30,8 +36,8 @@ pub struct LinkOptions {
     pub marker: bool,
     /// Proves that the host may talk to this agent, where the agent asks for it.
     pub token: Option<String>,
-    /// Sent before anything else may use the guest; for forks.
-    pub sync: Option<Sync>,
+    /// Makes a restored guest its own machine before anything else may use it.
+    pub renewal: Option<Renewal>,
     /// For all of it.
     pub deadline: Duration,
 }
@@ -39,12 +45,32 @@ pub struct LinkOptions {
 impl LinkOptions {
     /// For a VM that is booting or restored.
     pub const fn virtio_serial(deadline: Duration) -> Self {
-        Self { marker: true, token: None, sync: None, deadline }
+        Self { marker: true, token: None, renewal: None, deadline }
     }
 
     /// For an agent behind a Unix socket.
     pub const fn unix_socket(deadline: Duration) -> Self {
-        Self { marker: false, token: None, sync: None, deadline }
+        Self { marker: false, token: None, renewal: None, deadline }
+    }
+}
+
+/// What a restored guest gets with its first link, beside the time and randomness of that moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renewal {
+    /// Its names and addresses; kept where absent.
+    pub identity: Option<Identity>,
+}
+
+impl Renewal {
+    /// The request, as of now.
+    fn sync(self) -> io::Result<Sync> {
+        let mut seed = [0; SEED_BYTES];
+        if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())? < SEED_BYTES {
+            return Err(io::Error::other("short read of randomness"));
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
+        let host_time_ns = u64::try_from(now.as_nanos()).map_err(io::Error::other)?;
+        Ok(Sync { host_time_ns, seed: STANDARD.encode(seed), identity: self.identity })
     }
 }
 
@@ -120,8 +146,8 @@ impl GuestLink {
                 other => LinkError::Garbage(other.to_string()),
             })?;
         }
-        if let Some(sync) = options.sync {
-            let asked = timeout_at(deadline, link.sync(sync)).await;
+        if let Some(renewal) = options.renewal {
+            let asked = timeout_at(deadline, link.sync(renewal.sync()?)).await;
             asked.map_err(|_| late("answer to sync"))?.map_err(LinkError::Sync)?;
         }
         Ok(link)

@@ -16,7 +16,7 @@ mod inbox;
 mod stream;
 mod transport;
 
-pub use connect::{LinkError, LinkOptions};
+pub use connect::{LinkError, LinkOptions, Renewal};
 pub use exec::{Exec, ExecOutput};
 pub use stream::{Event, REPLIES_MAX, StreamError, StreamReceiver, StreamSender};
 pub use transport::GuestLink;

@@ -97,6 +97,7 @@ impl Scene {
             frozen: false,
             memory: MemoryKind::Full,
             disks: Vec::new(),
+            external: Vec::new(),
             files: vec![FileEntry { name: "memory".into(), bytes: 4, blake3: None }],
             seal,
         };

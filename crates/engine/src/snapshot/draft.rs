@@ -14,11 +14,12 @@ use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::{Hold, LockedDir};
 use super::manifest::{
-    DiskLayer, FileEntry, MANIFEST_FILE, MachineIdentity, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal,
+    DiskLayer, ExternalDisk, FileEntry, MANIFEST_FILE, MachineIdentity, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal,
 };
 use super::seal::host_boot_id;
 use super::store::{OPEN_PATIENCE, SnapshotStore};
 use super::verified::broken;
+use crate::failpoint;
 use crate::home::Partial;
 use crate::vm_spec::VmSpec;
 
@@ -56,6 +57,8 @@ pub struct NewSnapshot {
     pub memory: MemoryKind,
     /// As [`Manifest::disks`].
     pub disks: Vec<DiskLayer>,
+    /// As [`Manifest::external`].
+    pub external: Vec<ExternalDisk>,
 }
 
 impl Draft {
@@ -102,6 +105,7 @@ impl Draft {
             frozen: new.frozen,
             memory: new.memory,
             disks: new.disks,
+            external: new.external,
             files: finish_files(&id, partial.path())?,
             seal: Seal::Pending { host_boot_id: host_boot_id()? },
             id: id.clone(),
@@ -111,6 +115,7 @@ impl Draft {
             check_parent(&manifest, parent.manifest())?;
         }
         write_pending(partial.path(), &manifest)?;
+        failpoint::hit("save.manifest")?;
         let path = store.path(&id);
         let failed = |error| SnapshotError::io("publish", &path, error);
         let dir = LockedDir::from_locked(partial.publish_unsynced(&path).map_err(failed)?, &path);

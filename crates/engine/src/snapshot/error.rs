@@ -7,8 +7,9 @@ use camino::Utf8PathBuf;
 
 use super::id::SnapshotId;
 use crate::engine::LaunchError;
-use crate::link::LinkError;
+use crate::link::{LinkError, StreamError};
 use crate::vm::ControlError;
+use crate::vm_dir::{ReopenError, VmId};
 
 /// Why a snapshot was not taken, restored, checked or removed.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +117,26 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// The guest's commands did not stand still, or did not go on.
+    #[error("the guest's agent did not freeze its commands, or did not let them go on")]
+    Freeze(#[source] StreamError),
+    /// The VMM's memory is not what it should be.
+    #[error("the guest's memory can't be saved or restored: {0}")]
+    Memory(String),
+    /// A disk that was not saved with it has changed since.
+    #[error("snapshot `{id}` needs the disk `{path}` as it was, and it has changed")]
+    DiskMoved {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The disk.
+        path: Utf8PathBuf,
+    },
+    /// There is no such VM, or it has an owner.
+    #[error("failed to take over the stopped VM")]
+    Directory(#[from] ReopenError),
+    /// The VM runs, or was lost.
+    #[error("the VM `{0}` is not stopped")]
+    NotStopped(VmId),
     /// The VMM did not do it.
     #[error("the VMM did not save or load its state")]
     Vmm(#[from] ControlError),

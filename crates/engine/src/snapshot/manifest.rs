@@ -1,7 +1,11 @@
 //! `manifest.json`: what a snapshot is. Written last, so a directory that has one is whole.
 
+use std::os::unix::fs::MetadataExt as _;
+
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
+use super::error::SnapshotError;
 use super::id::SnapshotId;
 use crate::vm_spec::VmSpec;
 
@@ -36,6 +40,8 @@ pub struct Manifest {
     pub memory: MemoryKind,
     /// Disks that can be written, by their place in the spec.
     pub disks: Vec<DiskLayer>,
+    /// Disks that can't be written and are not part of the snapshot.
+    pub external: Vec<ExternalDisk>,
     /// Every file beside the manifest.
     pub files: Vec<FileEntry>,
     /// Whether the checksums are there.
@@ -85,6 +91,41 @@ pub struct DiskLayer {
     pub on_parent: bool,
 }
 
+/// A disk that a snapshot needs and does not hold: one that its guest can only read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalDisk {
+    /// Its file.
+    pub path: Utf8PathBuf,
+    /// Its size when the snapshot was taken.
+    pub bytes: u64,
+    /// When it had been written last, in nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+impl ExternalDisk {
+    /// The disk as it is now.
+    ///
+    /// # Errors
+    /// Its file is not there.
+    pub(crate) fn of(path: &Utf8Path) -> Result<Self, SnapshotError> {
+        let meta = fs_err::metadata(path).map_err(|source| SnapshotError::io("look at", path, source))?;
+        let modified_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+        Ok(Self { path: path.into(), bytes: meta.size(), modified_ns })
+    }
+
+    /// Refuses a disk that has been written since.
+    ///
+    /// # Errors
+    /// [`SnapshotError::DiskMoved`]
+    pub(crate) fn check(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        match Self::of(&self.path) {
+            Ok(now) if now == *self => Ok(()),
+            _ => Err(SnapshotError::DiskMoved { id: id.clone(), path: self.path.clone() }),
+        }
+    }
+}
+
 /// A file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,7 +156,8 @@ impl MachineIdentity {
     pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         let values = |of: &Self| [&of.vmm, &of.acceleration, &of.cpu, &of.firmware, &of.kernel].map(Clone::clone);
         let pairs = values(self).into_iter().zip(values(other));
-        let (name, (ours, theirs)) = MACHINE_FIELDS.into_iter().zip(pairs).find(|(_, (ours, theirs))| ours != theirs)?;
+        let (name, (ours, theirs)) =
+            MACHINE_FIELDS.into_iter().zip(pairs).find(|(_, (ours, theirs))| ours != theirs)?;
         // Digests mean nothing to people.
         let words = |of: &Self, value: String| match (name, of.kernel_release.as_str()) {
             ("kernel", release) if !release.is_empty() => format!("{release} ({})", &value[..value.len().min(12)]),

@@ -18,10 +18,10 @@ mod id;
 mod listing;
 mod locked_dir;
 mod manifest;
-#[allow(dead_code, unused_imports, reason = "its callers, saving and restoring diffs, are to come")]
 pub(crate) mod memory;
 pub(crate) mod overlay;
 mod ready;
+mod request;
 mod seal;
 mod store;
 #[cfg(test)]
@@ -36,9 +36,12 @@ pub use error::SnapshotError;
 pub use id::SnapshotId;
 pub use listing::Listed;
 pub use manifest::{
-    DiskLayer, FileEntry, MANIFEST_FILE, MACHINE_FIELDS, MachineIdentity, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal,
+    DiskLayer, ExternalDisk, FileEntry, MACHINE_FIELDS, MANIFEST_FILE, MachineIdentity, Manifest, MemoryKind,
+    SNAPSHOT_FORMAT, Seal,
 };
 #[doc(hidden)]
 pub use memory::read_page_file;
 pub use ready::{NoReadyKey, ReadyKey, ReadyLock};
+pub(crate) use request::SaveOrder;
+pub use request::{AfterSave, SnapshotRequest};
 pub use store::{SnapshotStore, VerifyReport};

@@ -9,15 +9,18 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
+use camino::Utf8Path;
 use fs_err as fs;
 
 use super::chain::Link;
-use super::check::read_manifest;
+use super::check::{MEMORY_FILE, read_manifest};
 use super::error::SnapshotError;
 use super::locked_dir::{Hold, LockedDir, lock_until};
 use super::manifest::{MANIFEST_FILE, Manifest, Seal};
+use super::memory;
 use super::store::SnapshotStore;
 use super::verified::{KnownFile, KnownFiles, broken, open_file};
+use crate::failpoint;
 use crate::file_facts::Witness;
 
 /// For another process that seals the same snapshot: some gigabytes on a slow disk.
@@ -73,6 +76,9 @@ pub(super) fn seal_files(dir: &LockedDir, mut manifest: Manifest) -> Result<(Man
     let id = manifest.id.clone();
     let mut known = KnownFiles::new();
     for entry in &mut manifest.files {
+        if entry.name == MEMORY_FILE {
+            give_back_room(&dir.path().join(MEMORY_FILE));
+        }
         let file = open_file(dir, &id, entry)?;
         let failed = |error| SnapshotError::io("sync and hash", dir.path().join(&entry.name), error);
         file.sync_all().map_err(failed)?;
@@ -83,9 +89,20 @@ pub(super) fn seal_files(dir: &LockedDir, mut manifest: Manifest) -> Result<(Man
         entry.blake3 = Some(found.blake3().to_owned());
         known.insert(entry.name.clone(), found);
     }
+    failpoint::hit("seal.hashed")?;
     manifest.seal = Seal::Done;
     write_manifest(dir, &manifest)?;
+    failpoint::hit("seal.renamed")?;
     Ok((manifest, known))
+}
+
+/// A guest's memory had room for all of it on the disk; what was never written to needs none. Without it the snapshot is
+/// only larger.
+fn give_back_room(memory: &Utf8Path) {
+    let punched = fs::OpenOptions::new().write(true).open(memory).and_then(|file| memory::punch_zeros(file.file()));
+    if let Err(error) = punched {
+        tracing::debug!(%error, "failed to make holes in a snapshot's memory");
+    }
 }
 
 fn write_manifest(dir: &LockedDir, manifest: &Manifest) -> Result<(), SnapshotError> {

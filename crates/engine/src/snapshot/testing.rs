@@ -47,7 +47,17 @@ pub(super) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot 
         kernel_release: "6.1.0".into(),
     };
     let parent = parent.cloned();
-    NewSnapshot { parent, generation: 1, label: "test".into(), spec, machine, frozen: false, memory, disks: Vec::new() }
+    NewSnapshot {
+        parent,
+        generation: 1,
+        label: "test".into(),
+        spec,
+        machine,
+        frozen: false,
+        memory,
+        disks: Vec::new(),
+        external: Vec::new(),
+    }
 }
 
 /// The layer of the one disk.

@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 use serde_json::Value;
 
+use super::args::Accelerator;
+use super::launch::{GREETING_DEADLINE, connect};
 use super::qmp::{Qmp, QmpError};
-use super::{GREETING_DEADLINE, QemuEngine, connect};
+use super::save::{SavedMemory, Saver, blocking};
+use super::{QemuEngine, machine};
 use crate::failpoint;
 use crate::fifo::{self, CONSOLE_FIFO, STDERR_FIFO};
 use crate::home::Home;
@@ -23,8 +26,10 @@ use crate::orphan::Orphan;
 use crate::owner::{self, Parts};
 use crate::process::Child;
 use crate::recover::{self, Decision};
+use crate::snapshot::SnapshotStore;
 use crate::vm::{Acceleration, Vm};
-use crate::vm_dir::{ReopenError, VmDir, VmId};
+use crate::vm_dir::{MEMORY_FILE, ReopenError, VmDir, VmId};
+use crate::vm_spec::VmSpec;
 
 /// QEMU answers what it is and goes on in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -92,6 +97,7 @@ impl QemuEngine {
         failpoint::hit("adopt.resumed").map_err(|error| failed(error.into()))?;
 
         dir.remove_on_drop();
+        let saver = self.saver_of(&dir, &spec, acceleration, vmm.pid).await;
         let parts = Parts {
             dir,
             child: Child::adopt(vmm),
@@ -101,8 +107,33 @@ impl QemuEngine {
             started: Instant::now(),
             acceleration,
             ports: spec.extra_ports,
+            saver,
+            stopped: None,
         };
         owner::start(parts).map_err(failed)
+    }
+
+    /// What saves an adopted VM: its memory is a file of its own, or that of the snapshot that it is a fork of.
+    async fn saver_of(&self, dir: &VmDir, spec: &VmSpec, acceleration: Acceleration, pid: u32) -> Option<Saver> {
+        let accelerator = match acceleration {
+            Acceleration::Kvm => Accelerator::Kvm,
+            Acceleration::Tcg | Acceleration::Native => Accelerator::Tcg,
+        };
+        let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;
+        let own = dir.path().join(MEMORY_FILE);
+        let memory = match dir.journal().history().restored_from() {
+            _ if own.exists() => SavedMemory::Whole(own),
+            None => SavedMemory::None,
+            Some(base) => {
+                let store = SnapshotStore::new(&Home::at(&self.home));
+                let snapshot = blocking(move || store.open(&base)).await.ok()?;
+                let mapped = fs_err::File::open(snapshot.memory_root()).ok()?.into_file();
+                let overlay = |index| (index, dir.path().join(format!("disk-{index}")));
+                let overlays = (0..spec.disks.len()).map(overlay).filter(|(_, path)| path.exists()).collect();
+                SavedMemory::Fork { base: snapshot.id().clone(), mapped, overlays }
+            }
+        };
+        Some(Saver::new(&self.home, spec, facts, pid, memory))
     }
 
     /// Ends what the lost owner began, and makes the journal say what the VM does.

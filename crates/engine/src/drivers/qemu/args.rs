@@ -5,11 +5,11 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
-use camino::Utf8Path;
-use serde_json::json;
+use camino::{Utf8Path, Utf8PathBuf};
 
+use super::blockdev::blockdev;
 use super::version::{KernelVersion, QemuVersion};
-use crate::vm_spec::{AGENT_PORT, Disk, DiskFormat, VmSpec};
+use crate::vm_spec::{AGENT_PORT, VhostUserDevice, VmSpec};
 
 /// The seccomp filter: QEMU needs none of what this takes away.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -17,6 +17,8 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 const KERNEL_WITH_CMPXCHG16B: KernelVersion = KernelVersion { major: 6, minor: 12 };
 /// … which TCG before this version emulates with garbage in EFLAGS, so that boots panic now and then.
 const QEMU_WITH_SOUND_CMPXCHG16B: QemuVersion = QemuVersion { major: 8, minor: 0 };
+/// Memory files have `rom=off` from here on.
+const QEMU_WITH_ROM_OFF: QemuVersion = QemuVersion { major: 8, minor: 2 };
 
 /// All that TCG can, but for the promise that `rep movsb` is fast: a guest that believes it copies byte by byte, four to
 /// seven times slower than by words.
@@ -47,7 +49,7 @@ pub(crate) struct Sockets {
 }
 
 /// What is known beside the spec.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Facts {
     pub(crate) accelerator: Accelerator,
     /// QEMU's small firmware is there: it starts a kernel 50 ms sooner than the BIOS, under TCG.
@@ -57,35 +59,116 @@ pub(crate) struct Facts {
     pub(crate) kernel: Option<KernelVersion>,
 }
 
+/// What backs the guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// The VMM's own memory.
+    Anonymous,
+    /// A file that the guest writes to, for guests that can be saved, or that share it with vhost-user backends.
+    Shared(Utf8PathBuf),
+    /// A file that the guest reads, and never writes to: the kernel copies each page that it changes.
+    Private(Utf8PathBuf),
+}
+
+/// Where a guest begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// With the first instruction of its kernel.
+    Boot,
+    /// Where the device state says that will be loaded; it stands still until told to go on.
+    Restore {
+        /// The `-blockdev` of each disk of the spec.
+        disks: Vec<serde_json::Value>,
+    },
+}
+
+impl Start {
+    /// The fail point after its VMM was started.
+    pub(crate) fn spawned(&self) -> &'static str {
+        match self {
+            Self::Boot => "launch.spawned",
+            Self::Restore { .. } => "restore.spawned",
+        }
+    }
+}
+
 /// QEMU's arguments for a VM.
-pub(crate) fn arguments(spec: &VmSpec, facts: &Facts, sockets: &Sockets) -> Vec<OsString> {
+pub(crate) fn arguments(
+    spec: &VmSpec,
+    facts: &Facts,
+    sockets: &Sockets,
+    memory: &Memory,
+    start: &Start,
+) -> Vec<OsString> {
     let mut line = Line::default();
     line.flags(&["-nodefaults", "-no-user-config", "-no-reboot"]);
     // `-nographic` would do, but then the BIOS clears the screen of whoever watches the console.
     line.option("-display", "none");
     line.option("-sandbox", SANDBOX);
     line.option("-nic", "none");
-    machine(&mut line, spec, facts);
-    memory(&mut line, spec);
-    kernel(&mut line, spec);
+    machine(&mut line, spec, facts, memory);
+    match start {
+        // Booting without the kernel is no loss for a restored guest: it is in its memory.
+        Start::Restore { .. } => restore(&mut line),
+        Start::Boot => kernel(&mut line, spec),
+    }
     devices(&mut line, spec, sockets);
+    let boot_disks = || spec.disks.iter().enumerate().map(|(index, disk)| blockdev(&disk_node(index), disk, &[]));
+    let disks = if let Start::Restore { disks } = start { disks.clone() } else { boot_disks().collect() };
+    for (index, node) in disks.iter().enumerate() {
+        line.option("-blockdev", &node.to_string());
+        line.option("-device", &format!("virtio-blk-pci,drive={}", disk_node(index)));
+    }
+    for (index, device) in spec.vhost_user.iter().enumerate() {
+        let VhostUserDevice::Blk = device.device;
+        line.option("-chardev", &format!("socket,id=vhost{index},path={}", comma_safe(&device.socket)));
+        line.option("-device", &format!("vhost-user-blk-pci,chardev=vhost{index}"));
+    }
     line.0
 }
 
-fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts) {
-    line.option("-machine", "q35");
-    let (accelerator, cpu) = match facts.accelerator {
-        Accelerator::Kvm => ("kvm", "host"),
-        Accelerator::KvmWithoutArchCapabilities => ("kvm", "host,-arch-capabilities"),
-        Accelerator::Tcg if needs_no_cmpxchg16b(facts) => ("tcg,thread=multi", TCG_CPU_NO_CX16),
-        Accelerator::Tcg => ("tcg,thread=multi", TCG_CPU),
+fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
+    // The description of the device state is for people; QEMU complains where it is missing, unless told.
+    let machine = match memory {
+        Memory::Anonymous => "q35,suppress-vmdesc=on",
+        Memory::Shared(_) | Memory::Private(_) => "q35,suppress-vmdesc=on,memory-backend=memory",
     };
+    line.option("-machine", machine);
     if facts.qboot {
         line.option("-bios", QBOOT);
     }
-    line.option("-accel", accelerator);
-    line.option("-cpu", cpu);
+    line.option("-accel", if facts.accelerator == Accelerator::Tcg { "tcg,thread=multi" } else { "kvm" });
+    line.option("-cpu", cpu(facts));
     line.option("-smp", &spec.cpus.to_string());
+    line.option("-m", &format!("{}M", spec.memory_mib));
+    let (path, how) = match memory {
+        Memory::Anonymous => return,
+        Memory::Shared(path) => (path, "share=on"),
+        // From this version on QEMU can be kept from opening for writing what it never writes to.
+        Memory::Private(path) if facts.qemu.is_some_and(|version| version >= QEMU_WITH_ROM_OFF) => {
+            (path, "share=off,readonly=on,rom=off")
+        }
+        Memory::Private(path) => (path, "share=off"),
+    };
+    let (size, path) = (spec.memory_mib, comma_safe(path));
+    line.option("-object", &format!("memory-backend-file,id=memory,size={size}M,mem-path={path},{how}"));
+}
+
+/// The CPU model that an accelerator gives its guests.
+pub(crate) fn cpu(facts: &Facts) -> &'static str {
+    match facts.accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::KvmWithoutArchCapabilities => "host,-arch-capabilities",
+        Accelerator::Tcg if needs_no_cmpxchg16b(facts) => TCG_CPU_NO_CX16,
+        Accelerator::Tcg => TCG_CPU,
+    }
+}
+
+fn restore(line: &mut Line) {
+    line.option("-incoming", "defer");
+    line.flags(&["-S"]);
+    // The state of the devices alone, as `xen-save-devices-state` writes it, says nothing of the machine's configuration.
+    line.option("-global", "migration.send-configuration=off");
 }
 
 fn needs_no_cmpxchg16b(facts: &Facts) -> bool {
@@ -96,11 +179,6 @@ fn needs_no_cmpxchg16b(facts: &Facts) -> bool {
 /// Whether a kernel, or one of unknown version, is among those that old QEMUs translate wrongly.
 pub(crate) fn kernel_needs_sound_cmpxchg16b(kernel: Option<KernelVersion>) -> bool {
     kernel.is_none_or(|version| version >= KERNEL_WITH_CMPXCHG16B)
-}
-
-/// The one place that knows what backs guest memory.
-fn memory(line: &mut Line, spec: &VmSpec) {
-    line.option("-m", &format!("{}M", spec.memory_mib));
 }
 
 fn kernel(line: &mut Line, spec: &VmSpec) {
@@ -127,30 +205,21 @@ fn devices(line: &mut Line, spec: &VmSpec, sockets: &Sockets) {
         let number = index + 1;
         line.option("-device", &format!("virtserialport,chardev=port{index},name={name},nr={number}"));
     }
-    for (index, disk) in spec.disks.iter().enumerate() {
-        block_device(line, index, disk);
+    for nic in &spec.nics {
+        // Its boot firmware would be run for nothing. A card that leads nowhere has no `netdev`: with one that is a hub of
+        // its own, qboot never starts the kernel.
+        line.option("-device", &format!("virtio-net-pci,mac={},romfile=", nic.mac));
     }
 }
 
-fn block_device(line: &mut Line, index: usize, disk: &Disk) {
-    let file = json!({"driver": "file", "filename": absolute(&disk.path), "read-only": disk.read_only});
-    let node = format!("disk{index}");
-    let mut format = json!({"node-name": node, "read-only": disk.read_only, "file": file});
-    match disk.format {
-        DiskFormat::Raw => format["driver"] = "raw".into(),
-        DiskFormat::Qcow2 => {
-            format["driver"] = "qcow2".into();
-            // An image from a stranger could name any file of the host as its backing file.
-            format["backing"] = serde_json::Value::Null;
-        }
-    }
-    line.option("-blockdev", &format.to_string());
-    line.option("-device", &format!("virtio-blk-pci,drive={node}"));
+/// Names the block node of a disk of the spec.
+pub(crate) fn disk_node(index: usize) -> String {
+    format!("disk{index}")
 }
 
-fn absolute(path: &Utf8Path) -> String {
-    // QEMU reads `name:rest` as a protocol; a path that starts with `/` or `.` never looks like one.
-    if path.is_absolute() { path.to_string() } else { format!("./{path}") }
+/// A path as a value among others that commas part.
+fn comma_safe(path: &Utf8Path) -> String {
+    path.as_str().replace(',', ",,")
 }
 
 fn listener(id: &str, fd: RawFd) -> String {
@@ -173,6 +242,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm_spec::{Nic, VhostUser};
 
     fn spec() -> VmSpec {
         VmSpec { cpus: 2, memory_mib: 512, cmdline: "quiet".into(), ..VmSpec::new("/i/vmlinuz", "/i/initramfs") }
@@ -185,7 +255,8 @@ mod tests {
 
     fn line(spec: &VmSpec, facts: &Facts) -> String {
         let sockets = Sockets { monitor: 10, agent: 12, extra: vec![13, 14] };
-        let words: Vec<_> = arguments(spec, facts, &sockets).into_iter().map(OsString::into_string).collect();
+        let words = arguments(spec, facts, &sockets, &Memory::Anonymous, &Start::Boot);
+        let words: Vec<_> = words.into_iter().map(OsString::into_string).collect();
         words.into_iter().collect::<Result<Vec<_>, _>>().expect("UTF-8").join(" ")
     }
 
@@ -195,7 +266,7 @@ mod tests {
             line(&spec(), &facts(Accelerator::Tcg)),
             "-nodefaults -no-user-config -no-reboot -display none \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny -nic none \
-             -machine q35 -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 512M \
+             -machine q35,suppress-vmdesc=on -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 512M \
              -kernel /i/vmlinuz -initrd /i/initramfs -append quiet console=ttyS0 panic=-1 \
              -chardev socket,id=monitor,fd=10,server=on,wait=off -mon chardev=monitor,mode=control \
              -chardev stdio,id=console,signal=off -serial chardev:console \
@@ -239,16 +310,34 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_path_can_hold_anything_and_no_backing_file_is_followed() {
-        let disk = Disk { path: "a,b:\"c\".qcow2".into(), format: DiskFormat::Qcow2, read_only: true };
-        let spec = VmSpec { disks: vec![disk], ..spec() };
+    fn a_restored_vm_maps_the_memory_and_boots_nothing() {
+        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![] };
+        let line = |qemu: u32, minor| {
+            let facts = Facts { qemu: Some(QemuVersion { major: qemu, minor }), ..facts(Accelerator::Tcg) };
+            let memory = Memory::Private("/s/a,b/memory".into());
+            let words = arguments(&spec(), &facts, &sockets, &memory, &Start::Restore { disks: vec![] });
+            words.into_iter().map(|word| word.into_string().expect("UTF-8")).collect::<Vec<_>>().join(" ")
+        };
+        let old = line(7, 2);
+        assert!(old.contains("-machine q35,suppress-vmdesc=on,memory-backend=memory "), "{old}");
+        assert!(old.contains("id=memory,size=512M,mem-path=/s/a,,b/memory,share=off "), "{old}");
+        assert!(old.contains("-incoming defer -S -global migration.send-configuration=off "), "{old}");
+        assert!(!old.contains("-kernel") && !old.contains("-append"), "{old}");
+        assert!(line(8, 2).contains("share=off,readonly=on,rom=off "));
+    }
+
+    #[test]
+    fn network_cards_and_vhost_user_devices_have_their_place() {
+        let spec = VmSpec {
+            nics: vec![Nic { mac: "52:54:00:12:34:56".parse().expect("an address") }],
+            vhost_user: vec![VhostUser { device: VhostUserDevice::Blk, socket: "/s,x".into() }],
+            ..spec()
+        };
         let line = line(&spec, &facts(Accelerator::Tcg));
-        let (_, rest) = line.split_once("-blockdev ").expect("a block device");
-        let (json, device) = rest.split_once(" -device ").expect("its frontend");
-        let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
-        assert_eq!(json["file"]["filename"], "./a,b:\"c\".qcow2");
-        assert_eq!(json["backing"], serde_json::Value::Null);
-        assert_eq!(json["read-only"], true);
-        assert_eq!(device, "virtio-blk-pci,drive=disk0");
+        assert!(line.contains("-device virtio-net-pci,mac=52:54:00:12:34:56,romfile="), "{line}");
+        assert!(
+            line.contains("-chardev socket,id=vhost0,path=/s,,x -device vhost-user-blk-pci,chardev=vhost0"),
+            "{line}"
+        );
     }
 }

@@ -1,60 +1,52 @@
 //! The QEMU driver: KVM or TCG, version 7.2 and later.
 //!
 //! ```text
-//!   VmSpec ──validate──▶ accelerator ──▶ vms/<id>/, listening sockets ──▶ arguments ──▶ process ──▶ QMP greeting ──▶ Vm
+//!   VmSpec ──validate──▶ accelerator ──▶ vms/<id>/ ──▶ launch ──▶ Vm ──▶ save ──▶ Snapshot
+//!                                                       ▲                             │
+//!                                                       └────────── restore ◀─────────┘
 //! ```
-//! Kiln binds every socket itself and QEMU inherits them, so that connecting works from the first moment and nothing
-//! ever polls for a path to appear.
 
 mod adopt;
 mod args;
 mod blockdev;
+mod guest_memory;
+mod launch;
+mod machine;
 mod qmp;
+mod restore;
+mod save;
 mod version;
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
-
-use bytes::BytesMut;
 use camino::{Utf8Path, Utf8PathBuf};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::sync::OnceCell;
 
 pub use self::adopt::AdoptError;
 pub use self::args::TCG_CPU;
 pub use self::qmp::QmpError;
 pub(crate) use self::qmp::{Qmp, QmpEvent};
+pub(crate) use self::save::Saver;
 pub use self::version::QemuVersion;
 
-use self::args::{Accelerator, Facts, Sockets};
+use self::args::{Accelerator, Memory, Start};
+use self::launch::Plan;
+use self::save::SavedMemory;
 use crate::acceleration;
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
-use crate::failpoint::{self, FailPoint};
-use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
+use crate::failpoint;
+use crate::fork::{Fork, ForkSpec};
 use crate::home::Home;
 use crate::host;
 use crate::journal::State;
-use crate::owner::{self, Parts};
-use crate::process::{self, Child, Program, Sink};
 use crate::recover::{self, Outcome, Recovered};
-use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
-use crate::vm_dir::{SocketDir, VmDir};
-use crate::vm_spec::{AccelerationRequest, VmSpec};
+use crate::snapshot::{MachineIdentity, Snapshot, SnapshotError, overlay};
+use crate::vm::{Acceleration, Vm};
+use crate::vm_dir::{VmDir, VmId};
+use crate::vm_spec::{AccelerationRequest, Disk, SpecError, VmSpec};
 
 /// Name of the program.
 pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 /// Names another QEMU than the one on `PATH`.
 pub const QEMU_VARIABLE: &str = "KILN_QEMU";
-/// From the start of the process to QMP's greeting: 40 ms on an idle host.
-const GREETING_DEADLINE: Duration = Duration::from_secs(20);
-/// Between the end of the monitor connection and that of the process.
-const END_DEADLINE: Duration = Duration::from_secs(5);
-/// What is kept of the words of a QEMU that did not start.
-const STDERR_BYTES_MAX: u64 = 4096;
 /// What QEMU says when the host refuses `IA32_ARCH_CAPABILITIES`.
 const MSR_FAILURE: &str = "failed to set MSR";
 
@@ -63,7 +55,6 @@ const MSR_FAILURE: &str = "failed to set MSR";
 pub struct QemuEngine {
     home: Utf8PathBuf,
     binary: Utf8PathBuf,
-    version: OnceCell<Option<QemuVersion>>,
     recovered: OnceCell<()>,
 }
 
@@ -81,7 +72,7 @@ impl QemuEngine {
 
     /// An engine with a certain QEMU.
     pub fn new(home: impl Into<Utf8PathBuf>, binary: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), binary: binary.into(), version: OnceCell::new(), recovered: OnceCell::new() }
+        Self { home: home.into(), binary: binary.into(), recovered: OnceCell::new() }
     }
 
     /// The program that it starts.
@@ -94,15 +85,9 @@ impl QemuEngine {
         &self.home
     }
 
-    /// QEMU's version, asked once. `None` for a program that doesn't say.
+    /// QEMU's version, remembered for as long as the program is the same. `None` for a program that doesn't say.
     pub async fn version(&self) -> Option<QemuVersion> {
-        let ask = async {
-            version::qemu_version(&self.binary).await.unwrap_or_else(|error| {
-                tracing::warn!(binary = %self.binary, %error, "failed to learn QEMU's version");
-                None
-            })
-        };
-        *self.version.get_or_init(|| ask).await
+        machine::qemu_version(&self.home, &self.binary).await
     }
 
     /// What would run this spec's instructions. Decides [`AccelerationRequest::Auto`], which takes a probe guest of a
@@ -112,7 +97,7 @@ impl QemuEngine {
     /// The spec can't be started on this host.
     pub async fn decide(&self, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
         spec.validate(host::limits())?;
-        self.recovered.get_or_init(|| self.recover()).await;
+        self.recover_once().await;
         let kvm = match spec.acceleration {
             AccelerationRequest::Tcg => false,
             AccelerationRequest::Kvm => match acceleration::open_kvm() {
@@ -124,6 +109,16 @@ impl QemuEngine {
         Ok(if kvm { Acceleration::Kvm } else { Acceleration::Tcg })
     }
 
+    /// What a VM of this spec, whose acceleration is decided, runs on.
+    pub(crate) async fn machine_of(&self, spec: &VmSpec) -> Result<MachineIdentity, SnapshotError> {
+        let accelerator = match spec.acceleration {
+            AccelerationRequest::Kvm => Accelerator::Kvm,
+            AccelerationRequest::Auto | AccelerationRequest::Tcg => Accelerator::Tcg,
+        };
+        let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;
+        machine::identity(&self.home, spec, &facts).map_err(|source| SnapshotError::io("read", &spec.kernel, source))
+    }
+
     async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
         match self.decide(&spec).await? {
             Acceleration::Kvm => self.launch_kvm(&spec).await,
@@ -131,7 +126,11 @@ impl QemuEngine {
         }
     }
 
-    /// Clears up after earlier processes; a failure of that keeps no VM from starting.
+    /// Clears up after earlier processes, once; a failure of that keeps no VM from starting.
+    async fn recover_once(&self) {
+        self.recovered.get_or_init(|| self.recover()).await;
+    }
+
     async fn recover(&self) {
         let home = Home::at(&self.home);
         match tokio::task::spawn_blocking(move || recover::recover(&home)).await {
@@ -158,95 +157,32 @@ impl QemuEngine {
     }
 
     async fn launch_with(&self, spec: &VmSpec, accelerator: Accelerator) -> Result<Vm, LaunchError> {
-        let facts = self.facts(spec, accelerator).await;
+        for Disk { path, format, .. } in &spec.disks {
+            // A qcow2 image can name another file of the host to read from, which no option of QEMU's prevents.
+            overlay::refuse_external_data(path, *format)
+                .map_err(|error| SpecError::Disk { path: path.clone(), problem: error.to_string() })?;
+        }
+        let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;
         let vms = self.home.join("vms");
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
-        let stopped = |error: FailPoint| no_directory(error.into());
-        failpoint::hit("launch.dir").map_err(stopped)?;
-        let mut host_side = HostSide::bind(&dir, spec).map_err(no_directory)?;
-
-        let arguments = args::arguments(spec, &facts, &host_side.sockets);
-        let inherit = std::mem::take(&mut host_side.listeners);
-        let started = Instant::now();
-        let console = Fifo::create(&dir.path().join(CONSOLE_FIFO)).map_err(no_directory)?;
-        let stderr = Fifo::create(&dir.path().join(STDERR_FIFO)).map_err(no_directory)?;
-        let program = Program {
-            path: self.binary.clone(),
-            arguments,
-            inherit,
-            stdout: Sink::To(console.writer),
-            stderr: Sink::To(stderr.writer),
-            pid_file: Some(dir.pid_file().map_err(no_directory)?),
-            owner_loss: spec.owner_loss,
+        failpoint::hit("launch.dir").map_err(|error| no_directory(error.into()))?;
+        // Backends of vhost-user devices map the guest's memory, so it has to be a file for them too.
+        let memory = match spec.forkable || !spec.vhost_user.is_empty() {
+            true => Memory::Shared(launch::memory_file(&dir, spec)?),
+            false => Memory::Anonymous,
         };
-        let child = process::spawn(program).await.map_err(|source| self.spawn_error(source))?;
-        failpoint::hit("launch.spawned").map_err(stopped)?;
-        let (console, mut stderr) = (Some(console.reader), Some(stderr.reader));
-
-        let monitor = match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
-            Ok(monitor) => monitor,
-            Err(source) => return Err(self.why_no_monitor(child, &mut stderr, source).await),
+        let saved_memory = match &memory {
+            Memory::Shared(path) if spec.forkable => SavedMemory::Whole(path.clone()),
+            _ => SavedMemory::None,
         };
-        let acceleration = match accelerator {
-            Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => Acceleration::Kvm,
-            Accelerator::Tcg => Acceleration::Tcg,
-        };
-        let parts = Parts {
-            dir,
-            child,
-            stderr,
-            console,
-            monitor: Some(monitor),
-            started,
-            acceleration,
-            ports: spec.extra_ports.clone(),
-        };
-        parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
-        failpoint::hit("launch.running").map_err(stopped)?;
-        owner::start(parts).map_err(no_directory)
-    }
-
-    async fn facts(&self, spec: &VmSpec, accelerator: Accelerator) -> Facts {
-        let kernel = version::kernel_version(&spec.kernel).unwrap_or_else(|error| {
-            tracing::warn!(%error, "failed to read the kernel's version");
-            None
-        });
-        // Asking costs a process; only a new kernel under TCG makes the answer matter.
-        let matters = accelerator == Accelerator::Tcg && args::kernel_needs_sound_cmpxchg16b(kernel);
-        let qemu = if matters { self.version().await } else { None };
-        // Only what was measured: under KVM the BIOS takes no time that counts.
-        let qboot = accelerator == Accelerator::Tcg && self.has_firmware(args::QBOOT);
-        Facts { accelerator, qboot, qemu, kernel }
-    }
-
-    /// Whether a firmware lies where this QEMU looks for it.
-    fn has_firmware(&self, name: &str) -> bool {
-        let prefix = self.binary.parent().and_then(Utf8Path::parent);
-        prefix.is_some_and(|prefix| prefix.join("share/qemu").join(name).is_file())
-    }
-
-    fn spawn_error(&self, source: io::Error) -> LaunchError {
-        let program = self.binary.clone();
-        match source.kind() {
-            io::ErrorKind::NotFound => LaunchError::VmmMissing { program },
-            _ => LaunchError::Spawn { program, source },
-        }
-    }
-
-    /// QEMU's own words say more than a monitor that does not greet.
-    async fn why_no_monitor(
-        &self,
-        mut child: Child,
-        stderr: &mut Option<pipe::Receiver>,
-        source: QmpError,
-    ) -> LaunchError {
-        let program = self.binary.clone();
-        match tokio::time::timeout(END_DEADLINE, last_words(&mut child, stderr)).await {
-            Ok(Ok((status, stderr))) => LaunchError::VmmFailed { program, status, stderr },
-            Ok(Err(source)) => LaunchError::Spawn { program, source },
-            Err(_) => LaunchError::Monitor { program, source },
-        }
+        let binary = &self.binary;
+        let plan = Plan { binary, spec, facts, memory, start: Start::Boot, inherit: Vec::new() };
+        let started = launch::start(&dir, plan).await?;
+        let saver = Saver::new(&self.home, spec, facts, started.child.pid(), saved_memory);
+        dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
+        failpoint::hit("launch.running").map_err(|error| no_directory(error.into()))?;
+        launch::own(dir, started, spec, accelerator, saver, None).map_err(no_directory)
     }
 }
 
@@ -258,6 +194,7 @@ impl Engine for QemuEngine {
             console: true,
             pause: true,
             disks: true,
+            snapshots: true,
             isolation: Isolation::Emulated,
         }
     }
@@ -265,45 +202,16 @@ impl Engine for QemuEngine {
     fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
         Box::pin(self.launch_spec(spec))
     }
-}
 
-/// Kiln's ends of what QEMU inherits.
-struct HostSide {
-    sockets: Sockets,
-    listeners: Vec<OwnedFd>,
-    monitor: UnixStream,
-}
-
-impl HostSide {
-    fn bind(dir: &VmDir, spec: &VmSpec) -> io::Result<Self> {
-        let directory = dir.sockets()?;
-        let monitor = directory.listen("monitor")?;
-        let agent = directory.listen(AGENT_SOCKET)?;
-        let extra = (0..spec.extra_ports.len()).map(|index| directory.listen(&port_socket(index)));
-        let extra = extra.collect::<io::Result<Vec<UnixListener>>>()?;
-        let sockets = Sockets {
-            monitor: monitor.as_raw_fd(),
-            agent: agent.as_raw_fd(),
-            extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
-        };
-        let listeners = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from).collect();
-        Ok(Self { sockets, listeners, monitor: connect(&directory, "monitor")? })
+    fn restore<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        forks: ForkSpec,
+    ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
+        Box::pin(restore::restore(self, snapshot, forks))
     }
-}
 
-fn connect(directory: &SocketDir, name: &str) -> io::Result<UnixStream> {
-    let stream = directory.connect(name)?;
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
-}
-
-async fn last_words(child: &mut Child, stderr: &mut Option<pipe::Receiver>) -> io::Result<(VmmStatus, String)> {
-    drop(child.watch()?.readable().await?);
-    let status = child.try_reap()?.unwrap_or(VmmStatus::Signal(0));
-    let mut words = BytesMut::new();
-    if let Some(stderr) = stderr {
-        let mut stderr = stderr.take(STDERR_BYTES_MAX);
-        while stderr.read_buf(&mut words).await? > 0 {}
+    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
+        Box::pin(restore::resume(self, vm))
     }
-    Ok((status, String::from_utf8_lossy(&words).trim().to_owned()))
 }

@@ -56,19 +56,24 @@ fn parse_qemu(text: &str) -> Option<QemuVersion> {
     Some(QemuVersion { major, minor })
 }
 
-/// The version that a kernel says it is; `None` for one that doesn't.
-pub(crate) fn kernel_version(kernel: &Utf8Path) -> io::Result<Option<KernelVersion>> {
+/// The release that a kernel says it is, such as `6.1.0-44-cloud-amd64`; `None` for one that doesn't say.
+pub(crate) fn kernel_release(kernel: &Utf8Path) -> io::Result<Option<String>> {
     let file = fs_err::File::open(kernel)?;
     let mut head = Vec::new();
     file.take(BZIMAGE_SETUP_BYTES as u64).read_to_end(&mut head)?;
-    if let Some(version) = parse_kernel(&head) {
-        return Ok(Some(version));
+    if let Some(release) = parse_kernel(&head) {
+        return Ok(Some(release));
     }
-    let release = image::kernel_release(kernel)?;
-    Ok(release.and_then(|release| numbers(&release)).map(|(major, minor)| KernelVersion { major, minor }))
+    image::kernel_release(kernel)
 }
 
-fn parse_kernel(head: &[u8]) -> Option<KernelVersion> {
+/// The version in a release.
+pub(crate) fn parse_release(release: &str) -> Option<KernelVersion> {
+    let (major, minor) = numbers(release)?;
+    Some(KernelVersion { major, minor })
+}
+
+fn parse_kernel(head: &[u8]) -> Option<String> {
     if head.get(BZIMAGE_MAGIC_OFFSET..BZIMAGE_MAGIC_OFFSET + 4)? != b"HdrS" {
         return None;
     }
@@ -76,8 +81,8 @@ fn parse_kernel(head: &[u8]) -> Option<KernelVersion> {
     let start = usize::from(u16::from_le_bytes([pointer[0], pointer[1]])) + 0x200;
     let text = head.get(start..)?;
     let text = &text[..text.iter().position(|&byte| byte == 0)?];
-    let (major, minor) = numbers(std::str::from_utf8(text).ok()?)?;
-    Some(KernelVersion { major, minor })
+    let release = std::str::from_utf8(text).ok()?.split(' ').next()?;
+    parse_release(release).map(|_| release.to_owned())
 }
 
 /// The first two numbers of `7.2.22 (Debian …)`.
@@ -111,7 +116,8 @@ mod tests {
     #[test]
     fn a_kernel_says_its_version_in_its_header() {
         let head = image(0x100, b"6.12.9-cloud-amd64 (debian) #1\0rest");
-        assert_eq!(parse_kernel(&head), Some(KernelVersion { major: 6, minor: 12 }));
+        assert_eq!(parse_kernel(&head).as_deref(), Some("6.12.9-cloud-amd64"));
+        assert_eq!(parse_release("6.12.9-cloud-amd64"), Some(KernelVersion { major: 6, minor: 12 }));
     }
 
     #[test]

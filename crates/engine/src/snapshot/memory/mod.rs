@@ -31,7 +31,8 @@ pub(crate) use copy::{copy_sparse, data_extents, punch_zeros};
 pub(crate) use error::MemoryError;
 pub(crate) use flatten::flatten;
 pub(crate) use mapping::{Mapping, Sharing};
+#[cfg(test)]
+pub(crate) use page_file::PAGE_BYTES;
 pub use page_file::read_page_file;
-pub(crate) use page_file::{PAGE_BYTES, PageIndex};
 pub(crate) use pagemap::own_pages;
-pub(crate) use save::{SavedPages, save};
+pub(crate) use save::save;

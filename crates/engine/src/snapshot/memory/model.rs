@@ -7,8 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::page_file::PageFileWriter;
+use super::save::SavedPages;
 use super::testing::{Here, Memory, Page, here, pattern, zeros};
-use super::{ChainMemory, Mapping, MemoryError, PAGE_BYTES, SavedPages, apply, flatten, own_pages, save};
+use super::{ChainMemory, Mapping, MemoryError, PAGE_BYTES, apply, flatten, own_pages, save};
 
 /// More than a batch, so that some tests have several.
 const GUEST_PAGES: u64 = 300;
@@ -43,7 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Half of the root is zeros.
 fn root_page(page: u64) -> Page {
-    if page % 2 == 0 { zeros() } else { pattern(page % 4) }
+    if page.is_multiple_of(2) { zeros() } else { pattern(page % 4) }
 }
 
 fn content(number: u64) -> Page {
@@ -76,8 +77,8 @@ impl Guest {
         Self { home, memory: Memory::map(&root), root, model, parent: link.clone(), links: vec![link] }
     }
 
-    fn take(&mut self, step: Step) {
-        match step {
+    fn take(&mut self, step: &Step) {
+        match *step {
             Step::Write { page, count, content: number } => {
                 (page..GUEST_PAGES.min(page + count)).for_each(|page| self.write(page, content(number)));
             }
@@ -87,7 +88,7 @@ impl Guest {
                 self.model[page as usize] = root_page(page);
             }
             Step::Save => drop(self.save()),
-            Step::Fork { link } => self.fork(&link.get(&self.links).clone()),
+            Step::Fork { ref link } => self.fork(&link.get(&self.links).clone()),
         }
     }
 
@@ -138,7 +139,7 @@ proptest! {
     #[test]
     fn each_link_of_a_chain_is_what_memory_was(steps in vec(step(), 1..40)) {
         let mut guest = Guest::start();
-        steps.into_iter().for_each(|step| guest.take(step));
+        steps.iter().for_each(|step| guest.take(step));
         guest.save();
         prop_assert!(guest.memory.holds(&guest.model), "saving changes nothing");
         for (number, link) in guest.links.iter().enumerate() {
@@ -176,7 +177,7 @@ fn a_page_given_back_is_the_roots_again() {
     let mut guest = Guest::start();
     guest.write(3, pattern(77));
     guest.save();
-    guest.take(Step::Discard { page: 3 });
+    guest.take(&Step::Discard { page: 3 });
     let saved = guest.save();
     assert_eq!((saved.own, saved.changed), (0, 1));
     assert!(guest.restored(&guest.parent).page(3) == root_page(3));

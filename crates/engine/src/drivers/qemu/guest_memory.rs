@@ -1,0 +1,60 @@
+//! Between the memory of a snapshot and that of a QEMU process which stands still. All of it blocks.
+
+use std::fs::File;
+
+use camino::Utf8Path;
+
+use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
+use crate::snapshot::{Snapshot, SnapshotError};
+
+/// Writes what a fork's memory differs from its base's in to a new page file.
+pub(super) fn save_pages(pid: u32, mapped: &File, base: &Snapshot, to: &Utf8Path) -> Result<(), SnapshotError> {
+    let chain = chain(base)?;
+    let saved = find(pid, mapped, base)
+        .and_then(|mapping| Ok((mapping, memory::own_pages(pid, mapping)?)))
+        .and_then(|(mapping, own)| memory::save(pid, mapping, &own, &chain, to))
+        .map_err(|error| in_words(base, error))?;
+    tracing::debug!(pid, own = saved.own, changed = saved.changed, zero = saved.zero, "saved the pages of a fork");
+    Ok(())
+}
+
+/// Writes the pages of a snapshot's diffs into the memory of a QEMU that maps its root.
+pub(super) fn apply_diffs(pid: u32, mapped: &File, snapshot: &Snapshot) -> Result<(), SnapshotError> {
+    let chain = chain(snapshot)?;
+    find(pid, mapped, snapshot)
+        .and_then(|mapping| memory::apply(pid, mapping, &chain))
+        .map_err(|error| in_words(snapshot, error))
+}
+
+/// Copies a file that is mostly holes.
+pub(super) fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
+    let source = fs_err::File::open(from).map_err(|error| SnapshotError::io("open", from, error))?;
+    let target = fs_err::File::create_new(to).map_err(|error| SnapshotError::io("create", to, error))?;
+    memory::copy_sparse(source.file(), target.file()).map_err(|error| SnapshotError::io("copy to", to, error))
+}
+
+fn chain(snapshot: &Snapshot) -> Result<ChainMemory, SnapshotError> {
+    ChainMemory::open(&snapshot.memory_root(), &snapshot.page_files(), guest_bytes(snapshot))
+        .map_err(|error| in_words(snapshot, error))
+}
+
+fn find(pid: u32, mapped: &File, snapshot: &Snapshot) -> Result<Mapping, MemoryError> {
+    Mapping::find(pid, mapped, &snapshot.memory_root(), guest_bytes(snapshot), Sharing::Private)
+}
+
+fn guest_bytes(snapshot: &Snapshot) -> u64 {
+    snapshot.manifest().spec.memory_mib << 20
+}
+
+fn in_words(snapshot: &Snapshot, error: MemoryError) -> SnapshotError {
+    match error {
+        MemoryError::Broken { path, problem } => {
+            let file = path.file_name().unwrap_or(path.as_str()).to_owned();
+            SnapshotError::Broken { id: snapshot.id().clone(), file, problem }
+        }
+        MemoryError::File { what, path, source } => SnapshotError::io(what, path, source),
+        other @ (MemoryError::Process { .. } | MemoryError::NotMapped { .. } | MemoryError::OtherSize { .. }) => {
+            SnapshotError::Memory(other.to_string())
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Starting a QEMU process, for a boot and for a restore alike.
+//!
+//! ```text
+//!   VmDir, listening sockets, memory file ──▶ arguments ──▶ process ──▶ QMP greeting ──▶ Started
+//! ```
+//! Kiln binds every socket itself and QEMU inherits them, so that connecting works from the first moment and nothing
+//! ever polls for a path to appear.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use camino::{Utf8Path, Utf8PathBuf};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+
+use super::args::{self, Accelerator, Facts, Memory, Sockets, Start};
+use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::save::Saver;
+use crate::engine::LaunchError;
+use crate::failpoint;
+use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
+use crate::owner::{self, Parts};
+use crate::process::{self, Child, Program, Sink};
+use crate::snapshot::SnapshotId;
+use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
+use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
+use crate::vm_spec::VmSpec;
+
+/// From the start of the process to QMP's greeting: 30 ms on an idle host.
+pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(20);
+/// Between the end of the monitor connection and that of the process.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+/// What is kept of the words of a QEMU that did not start.
+const STDERR_BYTES_MAX: u64 = 4096;
+
+/// What a QEMU is started with.
+pub(super) struct Plan<'a> {
+    pub(super) binary: &'a Utf8Path,
+    pub(super) spec: &'a VmSpec,
+    pub(super) facts: Facts,
+    pub(super) memory: Memory,
+    pub(super) start: Start,
+    /// Descriptors that it inherits beside its sockets.
+    pub(super) inherit: Vec<OwnedFd>,
+}
+
+/// A QEMU that answers.
+pub(super) struct Started {
+    pub(super) child: Child,
+    pub(super) stderr: Option<pipe::Receiver>,
+    pub(super) console: Option<pipe::Receiver>,
+    pub(super) monitor: (Qmp, mpsc::Receiver<QmpEvent>),
+    pub(super) at: Instant,
+}
+
+/// Starts a QEMU for the VM of `dir`.
+pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, LaunchError> {
+    let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
+    let spawn_error = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => LaunchError::VmmMissing { program: plan.binary.into() },
+        _ => LaunchError::Spawn { program: plan.binary.into(), source },
+    };
+    let mut host_side = HostSide::bind(dir, plan.spec).map_err(no_directory)?;
+    let arguments = args::arguments(plan.spec, &plan.facts, &host_side.sockets, &plan.memory, &plan.start);
+    let mut inherit = std::mem::take(&mut host_side.listeners);
+    inherit.extend(plan.inherit);
+    let at = Instant::now();
+    let console = Fifo::create(&dir.path().join(CONSOLE_FIFO)).map_err(no_directory)?;
+    let stderr = Fifo::create(&dir.path().join(STDERR_FIFO)).map_err(no_directory)?;
+    let program = Program {
+        path: plan.binary.into(),
+        arguments,
+        inherit,
+        stdout: Sink::To(console.writer),
+        stderr: Sink::To(stderr.writer),
+        pid_file: Some(dir.pid_file().map_err(no_directory)?),
+        owner_loss: plan.spec.owner_loss,
+    };
+    let mut child = process::spawn(program).await.map_err(spawn_error)?;
+    failpoint::hit(plan.start.spawned()).map_err(|error| no_directory(error.into()))?;
+    let mut stderr = Some(stderr.reader);
+    match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
+        Ok(monitor) => Ok(Started { child, stderr, console: Some(console.reader), monitor, at }),
+        Err(source) => Err(why_it_ended(plan.binary, &mut child, &mut stderr, source).await),
+    }
+}
+
+/// Hands a VM over to the task that owns it.
+pub(super) fn own(
+    dir: VmDir,
+    started: Started,
+    spec: &VmSpec,
+    accelerator: Accelerator,
+    saver: Saver,
+    stopped: Option<SnapshotId>,
+) -> io::Result<Vm> {
+    let Started { child, stderr, console, monitor, at } = started;
+    let acceleration = match accelerator {
+        Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => Acceleration::Kvm,
+        Accelerator::Tcg => Acceleration::Tcg,
+    };
+    owner::start(Parts {
+        dir,
+        child,
+        stderr,
+        console,
+        monitor: Some(monitor),
+        started: at,
+        acceleration,
+        ports: spec.extra_ports.clone(),
+        saver: Some(saver),
+        stopped,
+    })
+}
+
+/// QEMU's own words say more than a monitor that does not answer.
+pub(super) async fn why_it_ended(
+    binary: &Utf8Path,
+    child: &mut Child,
+    stderr: &mut Option<pipe::Receiver>,
+    source: QmpError,
+) -> LaunchError {
+    let program = binary.to_owned();
+    match tokio::time::timeout(END_DEADLINE, last_words(child, stderr)).await {
+        Ok(Ok((status, stderr))) => LaunchError::VmmFailed { program, status, stderr },
+        Ok(Err(source)) => LaunchError::Spawn { program, source },
+        Err(_) => LaunchError::Monitor { program, source },
+    }
+}
+
+/// Makes the file that a guest's memory is, with room for all of it: a guest that writes where the disk has no room left
+/// would die of it.
+pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, LaunchError> {
+    let path = dir.path().join(MEMORY_FILE);
+    let make = || {
+        let file = fs_err::File::create_new(&path)?;
+        let bytes = spec.memory_mib << 20;
+        file.set_len(bytes)?;
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            // What a filesystem can't promise can't be asked of it.
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(io::Error::from(error)),
+        }
+    };
+    make().map(|()| path.clone()).map_err(|source| LaunchError::Directory { path, source })
+}
+
+/// Kiln's ends of what QEMU inherits.
+struct HostSide {
+    sockets: Sockets,
+    listeners: Vec<OwnedFd>,
+    monitor: UnixStream,
+}
+
+impl HostSide {
+    fn bind(dir: &VmDir, spec: &VmSpec) -> io::Result<Self> {
+        let directory = dir.sockets()?;
+        let monitor = directory.listen("monitor")?;
+        let agent = directory.listen(AGENT_SOCKET)?;
+        let extra = (0..spec.extra_ports.len()).map(|index| directory.listen(&port_socket(index)));
+        let extra = extra.collect::<io::Result<Vec<UnixListener>>>()?;
+        let sockets = Sockets {
+            monitor: monitor.as_raw_fd(),
+            agent: agent.as_raw_fd(),
+            extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
+        };
+        let listeners = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from).collect();
+        Ok(Self { sockets, listeners, monitor: connect(&directory, "monitor")? })
+    }
+}
+
+pub(super) fn connect(directory: &SocketDir, name: &str) -> io::Result<UnixStream> {
+    let stream = directory.connect(name)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+async fn last_words(child: &mut Child, stderr: &mut Option<pipe::Receiver>) -> io::Result<(VmmStatus, String)> {
+    drop(child.watch()?.readable().await?);
+    let status = child.try_reap()?.unwrap_or(VmmStatus::Signal(0));
+    let mut words = BytesMut::new();
+    if let Some(stderr) = stderr {
+        let mut stderr = stderr.take(STDERR_BYTES_MAX);
+        while stderr.read_buf(&mut words).await? > 0 {}
+    }
+    Ok((status, String::from_utf8_lossy(&words).trim().to_owned()))
+}

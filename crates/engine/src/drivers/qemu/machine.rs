@@ -1,0 +1,75 @@
+//! What a VM runs on: the facts that decide QEMU's arguments, and the identity that a snapshot needs to be the same.
+
+use camino::Utf8Path;
+
+use super::args::{self, Accelerator, Facts};
+use super::version::{self, QemuVersion};
+use crate::file_facts::{FileFacts, Witness};
+use crate::host;
+use crate::snapshot::MachineIdentity;
+use crate::vm_spec::VmSpec;
+
+/// Finds out what is known beside a spec.
+pub(super) async fn facts(home: &Utf8Path, binary: &Utf8Path, spec: &VmSpec, accelerator: Accelerator) -> Facts {
+    let kernel = kernel_release(&FileFacts::new(home), &spec.kernel);
+    let kernel = version::parse_release(&kernel);
+    let qemu = qemu_version(home, binary).await;
+    // Only what was measured: under KVM the BIOS takes no time that counts.
+    let qboot = accelerator == Accelerator::Tcg && has_firmware(binary, args::QBOOT);
+    Facts { accelerator, qboot, qemu, kernel }
+}
+
+/// QEMU's version: asking costs a process, so it is remembered.
+pub(super) async fn qemu_version(home: &Utf8Path, binary: &Utf8Path) -> Option<QemuVersion> {
+    const NAME: &str = "qemu-version";
+    let memory = FileFacts::new(home);
+    if let Ok(Some(known)) = memory.recall(binary, NAME)
+        && let Ok(version) = serde_json::from_str(&known)
+    {
+        return version;
+    }
+    let witness = Witness::of(binary);
+    let version = version::qemu_version(binary).await.unwrap_or_else(|error| {
+        tracing::warn!(%binary, %error, "failed to learn QEMU's version");
+        None
+    });
+    if let (Ok(witness), Some(_)) = (witness, version) {
+        let value = serde_json::to_string(&version).expect("two numbers are JSON");
+        memory.remember(binary, NAME, witness, &value);
+    }
+    version
+}
+
+/// What of all this a restored VM needs to find again.
+pub(super) fn identity(home: &Utf8Path, spec: &VmSpec, facts: &Facts) -> std::io::Result<MachineIdentity> {
+    let (acceleration, cpu) = match facts.accelerator {
+        Accelerator::Tcg => ("tcg", args::cpu(facts).to_owned()),
+        Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => {
+            ("kvm", format!("{} ({})", args::cpu(facts), host::cpu_model()))
+        }
+    };
+    let memory = FileFacts::new(home);
+    Ok(MachineIdentity {
+        vmm: facts.qemu.map_or_else(|| "QEMU".into(), |version| format!("QEMU {version}")),
+        acceleration: acceleration.into(),
+        cpu,
+        firmware: if facts.qboot { args::QBOOT.into() } else { String::new() },
+        kernel: memory.digest(&spec.kernel)?,
+        kernel_release: kernel_release(&memory, &spec.kernel),
+    })
+}
+
+/// What a kernel says it is; empty for one that doesn't say.
+fn kernel_release(memory: &FileFacts, kernel: &Utf8Path) -> String {
+    let read = || version::kernel_release(kernel).map(Option::unwrap_or_default);
+    memory.text(kernel, "kernel-release", read).unwrap_or_else(|error| {
+        tracing::warn!(%error, "failed to read the kernel's version");
+        String::new()
+    })
+}
+
+/// Whether a firmware lies where this QEMU looks for it.
+fn has_firmware(binary: &Utf8Path, name: &str) -> bool {
+    let prefix = binary.parent().and_then(Utf8Path::parent);
+    prefix.is_some_and(|prefix| prefix.join("share/qemu").join(name).is_file())
+}

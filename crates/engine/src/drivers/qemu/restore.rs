@@ -1,0 +1,310 @@
+//! Restoring a snapshot: new QEMUs that map its memory privately and load the state of its devices.
+//!
+//! ```text
+//!   check machine, budget ─▶ for each fork: VmDir, disk overlays ─▶ QEMU, waiting ─▶ pages of diffs into its memory
+//!       ─▶ device state ─▶ cont ─▶ link with Sync: clock, randomness, names ─▶ Fork
+//! ```
+//! The pages of diffs come first: devices look at their queues in the guest's memory while they are loaded.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::json;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::args::{self, Accelerator, Facts, Memory, Start};
+use super::blockdev::blockdev;
+use super::launch::{self, Plan, Started};
+use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::save::{SavedMemory, Saver, blocking};
+use super::{QemuEngine, guest_memory, machine};
+use crate::acceleration;
+use crate::engine::LaunchError;
+use crate::failpoint;
+use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
+use crate::home::Home;
+use crate::host;
+use crate::journal::State;
+use crate::link::{GuestLink, LinkOptions, Renewal};
+use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore, overlay};
+use crate::vm::{ControlError, Vm};
+use crate::vm_dir::{VmDir, VmId};
+use crate::vm_spec::{Disk, DiskFormat, VmSpec};
+
+/// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
+/// take, and some.
+const FORK_MEMORY_MIB: u64 = 48;
+/// Memory that forks leave to the host.
+const HOST_MEMORY_MIB: u64 = 256;
+/// A QEMU loads the state of its devices in milliseconds.
+const LOAD_DEADLINE: Duration = Duration::from_secs(20);
+
+/// All that forks of one snapshot have in common.
+struct Common {
+    home: Utf8PathBuf,
+    binary: Utf8PathBuf,
+    snapshot: Snapshot,
+    spec: VmSpec,
+    facts: Facts,
+    identity: ForkIdentity,
+    deadline: Duration,
+}
+
+/// Restores a snapshot.
+pub(super) async fn restore(
+    engine: &QemuEngine,
+    snapshot: &Snapshot,
+    forks: ForkSpec,
+) -> Result<Vec<Fork>, SnapshotError> {
+    check_budget(forks.count)?;
+    let common = Arc::new(prepare(engine, snapshot, &forks).await?);
+    if forks.count == 1 {
+        return Ok(vec![fork(&common, new_dir(&common)?).await?]);
+    }
+    // More at once would only wait for a CPU.
+    let at_once = Arc::new(Semaphore::new(2 * host::limits().cpus as usize));
+    let mut tasks = JoinSet::new();
+    for _ in 0..forks.count {
+        let (common, at_once) = (Arc::clone(&common), Arc::clone(&at_once));
+        tasks.spawn(async move {
+            let _permit = at_once.acquire_owned().await;
+            fork(&common, new_dir(&common)?).await
+        });
+    }
+    let mut ready = Vec::with_capacity(forks.count);
+    while let Some(joined) = tasks.join_next().await {
+        // The first failure drops the forks that are ready, and so ends them.
+        ready.push(joined.map_err(|_| ControlError::Ended)??);
+    }
+    Ok(ready)
+}
+
+/// Goes on with a stopped VM.
+pub(super) async fn resume(engine: &QemuEngine, id: &VmId) -> Result<Fork, SnapshotError> {
+    engine.recover_once().await;
+    let home = Home::at(engine.home());
+    let (vms, wanted) = (home.vms(), id.clone());
+    let mut dir = blocking(move || Ok(VmDir::reopen(&vms, &wanted)?)).await?;
+    let Some(State::Stopped { snapshot: stopped }) = dir.journal().last().map(|last| last.state) else {
+        return Err(SnapshotError::NotStopped(id.clone()));
+    };
+    let (store, wanted) = (SnapshotStore::new(&home), stopped.clone());
+    let snapshot = blocking(move || store.open(&wanted)).await?;
+    let path = dir.path().to_owned();
+    let spec = dir.spec().map_err(|source| SnapshotError::io("read the spec in", path, source))?;
+    let forks = ForkSpec { identity: ForkIdentity::Keep, owner_loss: spec.owner_loss, ..ForkSpec::default() };
+    let common = prepare(engine, &snapshot, &forks).await?;
+    dir.journal().append(State::Restoring { snapshot: stopped })?;
+    dir.stay_stopped_on_drop();
+    fork(&common, dir).await
+}
+
+fn new_dir(common: &Common) -> Result<VmDir, SnapshotError> {
+    let vms = common.home.join("vms");
+    let dir = VmDir::create_fork(&vms, &common.spec, common.snapshot.id().clone());
+    let dir = dir.map_err(|source| LaunchError::Directory { path: vms, source })?;
+    failpoint::hit("restore.dir")?;
+    Ok(dir)
+}
+
+fn check_budget(count: usize) -> Result<(), SnapshotError> {
+    let refuse = |why: String| Err(SnapshotError::Budget { count, why });
+    if count == 0 {
+        return refuse("at least 1".into());
+    }
+    if count > FORKS_MAX {
+        return refuse(format!("at most {FORKS_MAX} at a time"));
+    }
+    let (wanted, free) = (count as u64 * FORK_MEMORY_MIB + HOST_MEMORY_MIB, host::memory_available_mib());
+    match free {
+        Some(free) if free < wanted => {
+            refuse(format!("they would take about {wanted} MiB of memory, and this host has {free} MiB available"))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn prepare(engine: &QemuEngine, snapshot: &Snapshot, forks: &ForkSpec) -> Result<Common, SnapshotError> {
+    let manifest = snapshot.manifest();
+    let saved = &manifest.machine;
+    let accelerator = match saved.acceleration.as_str() {
+        "kvm" if saved.cpu.starts_with("host,-arch-capabilities") => Accelerator::KvmWithoutArchCapabilities,
+        "kvm" => Accelerator::Kvm,
+        _ => Accelerator::Tcg,
+    };
+    if accelerator != Accelerator::Tcg && acceleration::open_kvm().is_err() {
+        let (id, what) = (snapshot.id().clone(), "acceleration");
+        return Err(SnapshotError::OtherMachine { id, what, saved: "kvm".into(), here: "tcg".into() });
+    }
+    let spec = VmSpec { owner_loss: forks.owner_loss, ..manifest.spec.clone() };
+    let facts = machine::facts(engine.home(), engine.binary(), &spec, accelerator).await;
+    let here = machine::identity(engine.home(), &spec, &facts)
+        .map_err(|source| SnapshotError::io("read", &spec.kernel, source))?;
+    if let Some((what, saved, here)) = saved.difference(&here) {
+        return Err(SnapshotError::OtherMachine { id: snapshot.id().clone(), what, saved, here });
+    }
+    for disk in &manifest.external {
+        disk.check(snapshot.id())?;
+    }
+    engine.recover_once().await;
+    Ok(Common {
+        home: engine.home().into(),
+        binary: engine.binary().into(),
+        snapshot: snapshot.clone(),
+        spec,
+        facts,
+        identity: forks.identity,
+        deadline: forks.deadline,
+    })
+}
+
+/// One fork, from nothing to its own identity.
+async fn fork(common: &Common, dir: VmDir) -> Result<Fork, SnapshotError> {
+    let deadline = Instant::now() + common.deadline;
+    let journal = dir.journal().clone();
+    let vm = Waiting::start(common, dir).await?.go(common).await?;
+    let stream = vm.link_stream().await.map_err(|error| SnapshotError::Link(io::Error::other(error).into()))?;
+    let identity = match common.identity {
+        ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &common.spec)),
+        ForkIdentity::Keep => None,
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let options = LinkOptions { renewal: Some(Renewal { identity }), ..LinkOptions::virtio_serial(left) };
+    let link = GuestLink::connect(stream, options).await?;
+    journal.append(State::Running)?;
+    failpoint::hit("restore.running")?;
+    vm.shared.keep_as(None);
+    Ok(Fork { vm, link })
+}
+
+/// A QEMU with the snapshot's memory that has not loaded the state of its devices yet.
+struct Waiting {
+    // Dropped first: the directory is cleared when the process is gone.
+    started: Started,
+    dir: VmDir,
+    overlays: Vec<(usize, Utf8PathBuf)>,
+    /// The memory file.
+    mapped: File,
+    /// Of the device state, in QEMU.
+    device_fd: RawFd,
+}
+
+impl Waiting {
+    async fn start(common: &Common, dir: VmDir) -> Result<Self, SnapshotError> {
+        let (spec, snapshot) = (&common.spec, &common.snapshot);
+        let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
+        let overlays = make_overlays(&dir, common)?;
+        let disks = spec.disks.iter().enumerate().map(|(index, disk)| {
+            let node = args::disk_node(index);
+            let Some((_, overlay)) = overlays.iter().find(|(of, _)| *of == index) else {
+                return blockdev(&node, disk, &[]);
+            };
+            let (root, mut above) = layers(snapshot, index, disk);
+            above.push(overlay.clone());
+            blockdev(&node, &root, &above)
+        });
+        let device = snapshot.device();
+        let opened = OwnedFd::from(open(&device)?);
+        let device_fd = opened.as_raw_fd();
+        // The VMM holds the locks too: a snapshot stays for as long as a fork of it runs, with an owner or without.
+        let locks = snapshot.lock_fds().into_iter().map(|lock| lock.try_clone_to_owned());
+        let mut inherit = locks.collect::<io::Result<Vec<_>>>().map_err(no_directory)?;
+        inherit.push(opened);
+        let mapped = open(&snapshot.memory_root())?;
+        let plan = Plan {
+            binary: &common.binary,
+            spec,
+            facts: common.facts,
+            memory: Memory::Private(snapshot.memory_root()),
+            start: Start::Restore { disks: disks.collect() },
+            inherit,
+        };
+        let started = launch::start(&dir, plan).await?;
+        Ok(Self { dir, started, overlays, mapped, device_fd })
+    }
+
+    /// Gives it the pages of the diffs and the state of its devices, and lets it run.
+    async fn go(mut self, common: &Common) -> Result<Vm, SnapshotError> {
+        let (pid, snapshot) = (self.started.child.pid(), &common.snapshot);
+        if !snapshot.page_files().is_empty() {
+            let (snapshot, mapped) = (snapshot.clone(), self.mapped.try_clone());
+            let mapped = mapped.map_err(|source| SnapshotError::io("open", snapshot.memory_root(), source))?;
+            blocking(move || guest_memory::apply_diffs(pid, &mapped, &snapshot)).await?;
+        }
+        failpoint::hit("restore.pages")?;
+        if let Err(error) = load(&mut self.started.monitor, self.device_fd).await {
+            let Started { child, stderr, .. } = &mut self.started;
+            return Err(match error {
+                // QEMU ends where it can't load a state, and its own words say why.
+                QmpError::Closed { .. } => launch::why_it_ended(&common.binary, child, stderr, error).await.into(),
+                other => ControlError::from(other).into(),
+            });
+        }
+        failpoint::hit("restore.loaded")?;
+        let base = common.snapshot.id().clone();
+        let memory = SavedMemory::Fork { base, mapped: self.mapped, overlays: self.overlays };
+        let saver = Saver::new(&common.home, &common.spec, common.facts, pid, memory);
+        let qmp = self.started.monitor.0.clone();
+        let path = self.dir.path().to_owned();
+        qmp.execute("cont", None, LOAD_DEADLINE).await.map_err(ControlError::from)?;
+        // A resume that fails from here on leaves the VM stopped, as one that failed before.
+        let stopped = (common.identity == ForkIdentity::Keep).then(|| common.snapshot.id().clone());
+        self.dir.remove_on_drop();
+        let vm = launch::own(self.dir, self.started, &common.spec, common.facts.accelerator, saver, stopped)
+            .map_err(|source| LaunchError::Directory { path, source })?;
+        Ok(vm)
+    }
+}
+
+/// Loads the state of the devices.
+async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -> Result<(), QmpError> {
+    let (qmp, events) = monitor;
+    let with_events = json!({"capabilities": [{"capability": "events", "state": true}]});
+    qmp.execute("migrate-set-capabilities", Some(with_events), LOAD_DEADLINE).await?;
+    let from = json!({"uri": format!("fd:{device_fd}")});
+    qmp.execute("migrate-incoming", Some(from), LOAD_DEADLINE).await?;
+    let loaded = async {
+        while let Some(event) = events.recv().await {
+            match (event.name.as_str(), event.data["status"].as_str()) {
+                ("MIGRATION", Some("completed")) => return Ok(()),
+                ("MIGRATION", Some("failed")) => break,
+                _ => {}
+            }
+        }
+        Err(QmpError::Closed { reason: "the state of the devices was not loaded".into() })
+    };
+    let late = |_| QmpError::Deadline { command: "migrate-incoming".into(), waited: LOAD_DEADLINE };
+    tokio::time::timeout(LOAD_DEADLINE, loaded).await.map_err(late)?
+}
+
+fn open(path: &Utf8Path) -> Result<File, SnapshotError> {
+    let file = fs_err::File::open(path).map_err(|source| SnapshotError::io("open", path, source))?;
+    Ok(file.into_file())
+}
+
+/// Makes an overlay for each disk that can be written.
+fn make_overlays(dir: &VmDir, common: &Common) -> Result<Vec<(usize, Utf8PathBuf)>, SnapshotError> {
+    let writable = common.spec.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
+    let overlays = writable.map(|(index, disk)| {
+        let (root, above) = layers(&common.snapshot, index, disk);
+        let (top, format) = above.last().map_or((&root.path, root.format), |top| (top, DiskFormat::Qcow2));
+        let path = dir.path().join(format!("disk-{index}"));
+        let bytes = overlay::virtual_size(top, format).map_err(|source| SnapshotError::io("read", top, source))?;
+        overlay::create(&path, bytes).map_err(|source| SnapshotError::io("make", &path, source))?;
+        Ok((index, path))
+    });
+    overlays.collect()
+}
+
+/// The layers of a disk in a snapshot: what it was, and the overlays on it.
+fn layers(snapshot: &Snapshot, index: usize, disk: &Disk) -> (Disk, Vec<Utf8PathBuf>) {
+    let mut layers = snapshot.disk_layers(index).into_iter();
+    let path = layers.next().expect("a disk that can be written has a layer in each snapshot");
+    (Disk { path, ..disk.clone() }, layers.collect())
+}

@@ -1,0 +1,185 @@
+//! Ready-made snapshots: what a spec's VM is once it has booted, saved so that it boots once and is forked from then on.
+//!
+//! ```text
+//!   key(spec, kernel, initramfs, machine) ──▶ snapshots/ready/<key> ── there ──▶ Snapshot
+//!                                                     └── not there, or broken ──▶ boot, settle, save, seal ──▶ Snapshot
+//! ```
+//! One process makes it while others wait. They are trimmed to a bound, the longest unused first.
+
+use std::time::Duration;
+
+use kiln_wire::{ExecRequest, Text};
+
+use crate::drivers::qemu::QemuEngine;
+use crate::engine::{Engine as _, LaunchError};
+use crate::file_facts::FileFacts;
+use crate::home::Home;
+use crate::link::{GuestLink, LinkError, LinkOptions, StreamError};
+use crate::snapshot::{AfterSave, ReadyKey, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
+use crate::vm::{PortError, Vm};
+use crate::vm_spec::{OwnerLoss, VmSpec};
+
+/// Ready-made snapshots of one home: each takes the memory that its guest has used, some 100 MiB.
+pub const READY_SNAPSHOTS_MAX: usize = 16;
+/// For another process that makes the same one: a boot on a busy host, and some.
+const LOCK_PATIENCE: Duration = Duration::from_secs(180);
+/// Run before the save, so that what a first command has to fetch and set up is there in every fork.
+const WARM_UP: &str = "/bin/true";
+/// How often.
+const WARM_UPS: usize = 3;
+/// What the kernel still has to do after its boot is done once here, not in every fork.
+const SETTLE: Duration = Duration::from_millis(150);
+
+/// Why there is no ready-made snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadyError {
+    /// Its guest did not start.
+    #[error("failed to start the guest that is to be saved")]
+    Launch(#[from] LaunchError),
+    /// Its guest did not come up.
+    #[error("the guest that is to be saved did not come up")]
+    Link(#[from] LinkError),
+    /// Its guest's agent can't be reached.
+    #[error("the guest that is to be saved can't be reached")]
+    Port(#[from] PortError),
+    /// Its guest runs no commands.
+    #[error("the guest that is to be saved does not run `{WARM_UP}`")]
+    WarmUp(#[source] StreamError),
+    /// It can't be saved or read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
+/// What [`QemuEngine::ready`] does for longer than a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadyStep {
+    /// Waits for another process that makes it, or boots its guest.
+    Booting,
+    /// Saves the guest.
+    Saving,
+    /// Reads it all again for its checksums.
+    Sealing,
+}
+
+/// Whether a ready-made snapshot that is there will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renew {
+    /// Where it is not there, or broken.
+    IfNeeded,
+    /// Makes a new one.
+    Always,
+}
+
+impl QemuEngine {
+    /// The ready-made snapshot of a spec's VM, made where it is not there: a boot of some seconds, once. Afterwards it
+    /// takes a few looks at files.
+    ///
+    /// It is kept for as long as image, kernel, VMM, acceleration, CPUs, memory and all else of the spec are the same.
+    ///
+    /// # Errors
+    /// [`ReadyError`]
+    pub async fn ready(
+        &self,
+        spec: &VmSpec,
+        label: &str,
+        renew: Renew,
+        boot_deadline: Duration,
+        progress: &mut (dyn FnMut(ReadyStep) + Send),
+    ) -> Result<Snapshot, ReadyError> {
+        // What becomes of a fork at its owner's end is the fork's own matter.
+        let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, ..spec.clone() };
+        let acceleration = self.decide(&spec).await?;
+        let spec = VmSpec { acceleration: acceleration.into(), ..spec };
+        let key = self.ready_key(&spec).await?;
+        let store = SnapshotStore::new(&Home::at(self.home()));
+        if renew == Renew::IfNeeded
+            && let Some(found) = find(&store, &key).await?
+        {
+            return Ok(found);
+        }
+        progress(ReadyStep::Booting);
+        let _lock = {
+            let (store, key) = (store.clone(), key.clone());
+            blocking(move || store.ready_lock(&key, LOCK_PATIENCE)).await?
+        };
+        if renew == Renew::IfNeeded
+            && let Some(found) = find(&store, &key).await?
+        {
+            return Ok(found);
+        }
+        let vm = self.launch(spec).await?;
+        let snapshot = save(&vm, label, boot_deadline, progress).await?;
+        progress(ReadyStep::Sealing);
+        let made = snapshot.clone();
+        blocking(move || {
+            made.seal()?;
+            let before = store.set_ready(&key, made.id())?;
+            if let Some(before) = before
+                && let Err(error) = store.remove(&before)
+            {
+                tracing::debug!(snapshot = %before, %error, "an old ready-made snapshot stays");
+            }
+            store.trim_ready(READY_SNAPSHOTS_MAX)
+        })
+        .await?;
+        Ok(snapshot)
+    }
+
+    async fn ready_key(&self, spec: &VmSpec) -> Result<ReadyKey, SnapshotError> {
+        let machine = self.machine_of(spec).await?;
+        let facts = FileFacts::new(self.home());
+        let initramfs = match &spec.initramfs {
+            None => String::new(),
+            Some(path) => facts.digest(path).map_err(|source| SnapshotError::io("read", path, source))?,
+        };
+        let json =
+            |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
+        // Where the image lies is no part of what it is.
+        let spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
+        let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
+        Ok(ReadyKey::of(&[env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs]))
+    }
+}
+
+/// The one that is there, unless it is broken: then it is removed.
+async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>, SnapshotError> {
+    let (store, key) = (store.clone(), key.clone());
+    blocking(move || {
+        let Some(id) = store.ready(&key)? else { return Ok(None) };
+        match store.open(&id) {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
+                tracing::warn!(%error, "a ready-made snapshot can't be used and is made anew");
+                store.remove(&id)?;
+                Ok(None)
+            }
+            // Removed by somebody just now.
+            Err(SnapshotError::Unknown(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+}
+
+async fn save(
+    vm: &Vm,
+    label: &str,
+    boot_deadline: Duration,
+    progress: &mut (dyn FnMut(ReadyStep) + Send),
+) -> Result<Snapshot, ReadyError> {
+    let link = GuestLink::connect(vm.link_stream().await?, LinkOptions::virtio_serial(boot_deadline)).await?;
+    for _ in 0..WARM_UPS {
+        let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
+        link.run(request, b"", 0).await.map_err(ReadyError::WarmUp)?;
+    }
+    tokio::time::sleep(SETTLE).await;
+    progress(ReadyStep::Saving);
+    let request = SnapshotRequest { link: Some(&link), then: AfterSave::End, label: label.into() };
+    Ok(vm.snapshot(request).await?)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, SnapshotError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(crate::vm::ControlError::Ended.into()))
+}
