@@ -10,7 +10,7 @@ use crate::acceleration::{self, KvmState};
 use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
 
-pub use self::facts::{HostFacts, limits};
+pub use self::facts::{HostFacts, limits, proportional_set_bytes};
 pub(crate) use self::facts::{cpu_model, memory_available_mib};
 pub use self::tools::{find_program, is_static};
 

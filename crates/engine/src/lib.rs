@@ -33,7 +33,10 @@ mod vm_spec;
 
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
 pub use drivers::fake::FakeEngine;
-pub use drivers::qemu::{AdoptError, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, QmpError, TCG_CPU};
+pub use drivers::qemu::{
+    AdoptError, ForkPool, POOL_MAX, PoolSpec, PoolStatus, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion,
+    QmpError, TCG_CPU,
+};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
 pub use mac_address::{MacAddress, NoMacAddress};

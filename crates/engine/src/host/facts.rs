@@ -47,6 +47,14 @@ pub(crate) fn memory_available_mib() -> Option<u64> {
     memory_mib("MemAvailable:")
 }
 
+/// Memory of a process, in bytes, with its share of what it shares (proc(5), `smaps_rollup`).
+pub fn proportional_set_bytes(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// As the CPU names itself.
 pub(crate) fn cpu_model() -> String {
     use std::io::Read as _;

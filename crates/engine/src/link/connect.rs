@@ -147,10 +147,20 @@ impl GuestLink {
             })?;
         }
         if let Some(renewal) = options.renewal {
-            let asked = timeout_at(deadline, link.sync(renewal.sync()?)).await;
-            asked.map_err(|_| late("answer to sync"))?.map_err(LinkError::Sync)?;
+            let asked = timeout_at(deadline, link.renew(renewal)).await;
+            asked.map_err(|_| late("answer to sync"))??;
         }
         Ok(link)
+    }
+}
+
+impl GuestLink {
+    /// Makes a restored guest its own machine, as of now.
+    ///
+    /// # Errors
+    /// [`LinkError::Sync`]: the guest must not be used then.
+    pub async fn renew(&self, renewal: Renewal) -> Result<(), LinkError> {
+        self.sync(renewal.sync()?).await.map_err(LinkError::Sync)
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) struct Plan<'a> {
 }
 
 /// A QEMU that answers.
+#[derive(Debug)]
 pub(super) struct Started {
     pub(super) child: Child,
     pub(super) stderr: Option<pipe::Receiver>,

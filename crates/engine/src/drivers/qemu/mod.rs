@@ -12,6 +12,7 @@ mod blockdev;
 mod guest_memory;
 mod launch;
 mod machine;
+mod pool;
 mod qmp;
 mod restore;
 mod save;
@@ -22,6 +23,7 @@ use tokio::sync::OnceCell;
 
 pub use self::adopt::AdoptError;
 pub use self::args::TCG_CPU;
+pub use self::pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
 pub use self::qmp::QmpError;
 pub(crate) use self::qmp::{Qmp, QmpEvent};
 pub(crate) use self::save::Saver;

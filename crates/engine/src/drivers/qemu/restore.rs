@@ -30,7 +30,7 @@ use crate::failpoint;
 use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
 use crate::home::Home;
 use crate::host;
-use crate::journal::State;
+use crate::journal::{Journal, State};
 use crate::link::{GuestLink, LinkOptions, Renewal};
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore, overlay};
 use crate::vm::{ControlError, Vm};
@@ -46,7 +46,8 @@ const HOST_MEMORY_MIB: u64 = 256;
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 
 /// All that forks of one snapshot have in common.
-struct Common {
+#[derive(Debug)]
+pub(super) struct Common {
     home: Utf8PathBuf,
     binary: Utf8PathBuf,
     snapshot: Snapshot,
@@ -65,7 +66,7 @@ pub(super) async fn restore(
     check_budget(forks.count)?;
     let common = Arc::new(prepare(engine, snapshot, &forks).await?);
     if forks.count == 1 {
-        return Ok(vec![fork(&common, new_dir(&common)?).await?]);
+        return Ok(vec![new_fork(&common).await?]);
     }
     // More at once would only wait for a CPU.
     let at_once = Arc::new(Semaphore::new(2 * host::limits().cpus as usize));
@@ -74,7 +75,7 @@ pub(super) async fn restore(
         let (common, at_once) = (Arc::clone(&common), Arc::clone(&at_once));
         tasks.spawn(async move {
             let _permit = at_once.acquire_owned().await;
-            fork(&common, new_dir(&common)?).await
+            new_fork(&common).await
         });
     }
     let mut ready = Vec::with_capacity(forks.count);
@@ -113,7 +114,7 @@ fn new_dir(common: &Common) -> Result<VmDir, SnapshotError> {
     Ok(dir)
 }
 
-fn check_budget(count: usize) -> Result<(), SnapshotError> {
+pub(super) fn check_budget(count: usize) -> Result<(), SnapshotError> {
     let refuse = |why: String| Err(SnapshotError::Budget { count, why });
     if count == 0 {
         return refuse("at least 1".into());
@@ -130,7 +131,11 @@ fn check_budget(count: usize) -> Result<(), SnapshotError> {
     }
 }
 
-async fn prepare(engine: &QemuEngine, snapshot: &Snapshot, forks: &ForkSpec) -> Result<Common, SnapshotError> {
+pub(super) async fn prepare(
+    engine: &QemuEngine,
+    snapshot: &Snapshot,
+    forks: &ForkSpec,
+) -> Result<Common, SnapshotError> {
     let manifest = snapshot.manifest();
     let saved = &manifest.machine;
     let accelerator = match saved.acceleration.as_str() {
@@ -164,27 +169,98 @@ async fn prepare(engine: &QemuEngine, snapshot: &Snapshot, forks: &ForkSpec) -> 
     })
 }
 
-/// One fork, from nothing to its own identity.
+/// One more fork.
+pub(super) async fn new_fork(common: &Common) -> Result<Fork, SnapshotError> {
+    fork(common, new_dir(common)?).await
+}
+
+/// One fork, from its directory to its own identity.
 async fn fork(common: &Common, dir: VmDir) -> Result<Fork, SnapshotError> {
     let deadline = Instant::now() + common.deadline;
-    let journal = dir.journal().clone();
-    let vm = Waiting::start(common, dir).await?.go(common).await?;
-    let stream = vm.link_stream().await.map_err(|error| SnapshotError::Link(io::Error::other(error).into()))?;
-    let identity = match common.identity {
-        ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &common.spec)),
-        ForkIdentity::Keep => None,
-    };
-    let left = deadline.saturating_duration_since(Instant::now());
-    let options = LinkOptions { renewal: Some(Renewal { identity }), ..LinkOptions::virtio_serial(left) };
-    let link = GuestLink::connect(stream, options).await?;
-    journal.append(State::Running)?;
-    failpoint::hit("restore.running")?;
-    vm.shared.keep_as(None);
-    Ok(Fork { vm, link })
+    let linked = Linked::new(Waiting::start(common, dir).await?, common, deadline).await?;
+    linked.renew(common).await
+}
+
+/// A fork whose agent answers, and that is not its own machine yet.
+#[derive(Debug)]
+pub(super) struct Linked {
+    vm: Vm,
+    link: GuestLink,
+    journal: Journal,
+}
+
+impl Linked {
+    async fn new(waiting: Waiting, common: &Common, deadline: Instant) -> Result<Self, SnapshotError> {
+        let journal = waiting.dir.journal().clone();
+        let vm = waiting.go(common).await?;
+        let stream = vm.link_stream().await.map_err(|error| SnapshotError::Link(io::Error::other(error).into()))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let link = GuestLink::connect(stream, LinkOptions::virtio_serial(left)).await?;
+        Ok(Self { vm, link, journal })
+    }
+
+    async fn renew(self, common: &Common) -> Result<Fork, SnapshotError> {
+        let Self { vm, link, journal } = self;
+        let identity = match common.identity {
+            ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &common.spec)),
+            ForkIdentity::Keep => None,
+        };
+        link.renew(Renewal { identity }).await?;
+        journal.enter(State::Running)?;
+        failpoint::hit("restore.running")?;
+        vm.shared.keep_as(None);
+        Ok(Fork { vm, link })
+    }
+}
+
+/// A fork that waits for somebody who takes it.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// Its agent answers, its CPUs stand still.
+    Linked(Box<Linked>),
+    /// Its commands would run before it is its own machine, so it has not begun to.
+    Waiting(Box<Waiting>),
+}
+
+impl Held {
+    /// Makes one more.
+    pub(super) async fn new(common: &Common) -> Result<Self, SnapshotError> {
+        let deadline = Instant::now() + common.deadline;
+        let waiting = Waiting::start(common, new_dir(common)?).await?;
+        if !common.snapshot.manifest().frozen {
+            return Ok(Self::Waiting(Box::new(waiting)));
+        }
+        let linked = Linked::new(waiting, common, deadline).await?;
+        linked.vm.pause().await?;
+        Ok(Self::Linked(Box::new(linked)))
+    }
+
+    /// Lets it run as its own machine.
+    pub(super) async fn take(self, common: &Common) -> Result<Fork, SnapshotError> {
+        match self {
+            Self::Linked(linked) => {
+                linked.vm.resume().await?;
+                linked.renew(common).await
+            }
+            Self::Waiting(waiting) => {
+                let deadline = Instant::now() + common.deadline;
+                Linked::new(*waiting, common, deadline).await?.renew(common).await
+            }
+        }
+    }
+
+    /// Its VMM.
+    pub(super) fn pid(&self) -> u32 {
+        match self {
+            Self::Linked(linked) => linked.vm.pid(),
+            Self::Waiting(waiting) => waiting.started.child.pid(),
+        }
+    }
 }
 
 /// A QEMU with the snapshot's memory that has not loaded the state of its devices yet.
-struct Waiting {
+#[derive(Debug)]
+pub(super) struct Waiting {
     // Dropped first: the directory is cleared when the process is gone.
     started: Started,
     dir: VmDir,
