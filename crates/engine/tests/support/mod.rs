@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod guest;
+
 use std::process::Command;
 use std::time::Duration;
 

@@ -1,0 +1,221 @@
+//! What real guests find again in snapshots, forks and chains of them.
+
+mod support;
+
+use std::process::Command;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use kiln_engine::home::Home;
+use kiln_engine::snapshot::{AfterSave, MemoryKind, Snapshot, SnapshotError, SnapshotId, SnapshotStore};
+use kiln_engine::{Disk, DiskFormat, Engine as _, ForkSpec, QemuEngine, VmSpec};
+
+use support::guest::{base, connect, disk, fork, make_disk, note, noted, open, save, shell, spec, start_process, tell};
+use support::{Lab, is_alive};
+
+/// A word in a variable of the running process, and in a file, for each step so far.
+async fn remember(link: &kiln_engine::link::GuestLink, step: &str) {
+    tell(link, &format!("words=\"$words {step}\"")).await;
+    shell(link, &format!("echo {step} > /tmp/step-{step}")).await;
+}
+
+async fn remembered(engine: &QemuEngine, snapshot: &Snapshot) -> String {
+    let fork = fork(engine, snapshot).await;
+    let words = tell(&fork.link, "echo $words").await;
+    let files = shell(&fork.link, "cd /tmp; echo $(cat step-*)").await;
+    fork.vm.kill().await;
+    format!("{words} | {files}")
+}
+
+fn flip_bit(path: &Utf8Path) {
+    let mut bytes = std::fs::read(path).expect("reads");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(path).expect("removed");
+    std::fs::write(path, bytes).expect("written");
+}
+
+#[tokio::test]
+async fn vm_data_accumulates_from_a_full_snapshot_over_diffs_and_stays_after_compaction() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let vm = engine.launch(spec()).await.expect("starts");
+    let link = connect(&vm).await;
+    start_process(&link).await;
+    remember(&link, "1").await;
+    let full = save(&vm, &link, AfterSave::End).await.expect("is saved");
+    assert_eq!((full.manifest().memory, full.parent()), (MemoryKind::Full, None));
+    assert!(!is_alive(vm.pid()));
+
+    let mut chain = vec![full];
+    for step in ["2", "3"] {
+        let fork = fork(&engine, chain.last().expect("has one")).await;
+        remember(&fork.link, step).await;
+        let diff = save(&fork.vm, &fork.link, AfterSave::GoOn).await.expect("is saved");
+        assert_eq!((diff.manifest().memory, diff.parent()), (MemoryKind::Diff, Some(chain.last().expect("one").id())));
+        remember(&fork.link, "lost").await;
+        chain.push(diff);
+    }
+    for (link, expected) in chain.iter().zip(["1 | 1", "1 2 | 1 2", "1 2 3 | 1 2 3"]) {
+        assert_eq!(remembered(&engine, link).await, expected);
+    }
+
+    let newest = chain.pop().expect("three").id().clone();
+    drop(chain);
+    let store = SnapshotStore::new(&Home::at(lab.home()));
+    store.compact(&newest).expect("compacts");
+    let compacted = store.open(&newest).expect("opens");
+    assert_eq!((compacted.manifest().memory, compacted.links().len()), (MemoryKind::Full, 1));
+    assert_eq!(remembered(&engine, &compacted).await, "1 2 3 | 1 2 3");
+    assert_eq!(lab.vms(), [""; 0]);
+}
+
+/// Three links over the shared snapshot, sealed; their ids and directories.
+async fn chain(lab: &Lab) -> Vec<(SnapshotId, Utf8PathBuf)> {
+    let engine = lab.engine();
+    let mut last = base(lab.home()).await;
+    for step in ["1", "2"] {
+        let fork = fork(&engine, &last).await;
+        shell(&fork.link, &format!("echo {step} > /tmp/step-{step}")).await;
+        last = save(&fork.vm, &fork.link, AfterSave::End).await.expect("is saved");
+    }
+    last.seal().expect("seals");
+    last.links().map(|link| (link.id().clone(), link.directory())).collect()
+}
+
+#[tokio::test]
+async fn vm_of_a_chain_with_a_broken_or_missing_link_is_refused_by_name_and_the_full_parent_still_restores() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let links = chain(&lab).await;
+    let [(root, _), (middle, directory), (leaf, _)] = &links[..] else { panic!("{links:?}") };
+    let moved = lab.home().join("moved");
+
+    std::fs::rename(directory, &moved).expect("moved");
+    let error = open(lab.home(), leaf).expect_err("a link is missing");
+    assert!(matches!(&error, SnapshotError::MissingLink { of, missing } if of == leaf && missing == middle), "{error}");
+    std::fs::rename(&moved, directory).expect("moved back");
+    open(lab.home(), leaf).expect("is whole again");
+
+    flip_bit(&directory.join("pages"));
+    for id in [leaf, middle] {
+        let error = open(lab.home(), id).expect_err("a link is broken");
+        assert!(
+            matches!(&error, SnapshotError::Broken { id, file, .. } if id == middle && file == "pages"),
+            "{error}"
+        );
+    }
+    let error = SnapshotStore::new(&Home::at(lab.home())).compact(leaf).expect_err("a link is broken");
+    assert!(matches!(&error, SnapshotError::Broken { id, .. } if id == middle), "{error}");
+
+    let fork = fork(&engine, &open(lab.home(), root).expect("is whole")).await;
+    assert_eq!(shell(&fork.link, "ls /tmp").await, "");
+}
+
+#[tokio::test]
+async fn vm_disks_follow_their_snapshots_and_no_fork_writes_to_what_others_read() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let (raw, qcow2) = (lab.home().join("disk.raw"), lab.home().join("disk.qcow2"));
+    make_disk(&raw);
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", qcow2.as_str(), "1M"]).status();
+    assert!(made.expect("qemu-img is installed").success());
+    let disks = vec![disk(&raw, DiskFormat::Raw), disk(&qcow2, DiskFormat::Qcow2)];
+    let vm = engine.launch(VmSpec { disks, ..spec() }).await.expect("starts");
+    let link = connect(&vm).await;
+
+    write(&link, 0, "first").await;
+    let full = save(&vm, &link, AfterSave::GoOn).await.expect("is saved");
+    write(&link, 1, "owner").await;
+    let one = fork(&engine, &full).await;
+    assert_eq!(read(&one.link).await, ["first", "", "first", ""], "a snapshot is of its moment");
+    write(&one.link, 1, "fork").await;
+    let diff = save(&one.vm, &one.link, AfterSave::GoOn).await.expect("is saved");
+    write(&one.link, 0, "later").await;
+
+    let other = fork(&engine, &full).await;
+    assert_eq!(read(&other.link).await, ["first", "", "first", ""]);
+    let next = fork(&engine, &diff).await;
+    assert_eq!(read(&next.link).await, ["first", "fork", "first", "fork"]);
+    assert_eq!((full.disk_layers(1).len(), diff.disk_layers(0).len(), diff.disk_layers(1).len()), (1, 2, 2));
+    assert_eq!(read(&one.link).await, ["later", "fork", "later", "fork"]);
+    assert_eq!(read(&link).await, ["first", "owner", "first", "owner"]);
+
+    vm.kill().await;
+    let words = std::fs::read(&raw).expect("reads");
+    assert!(words.starts_with(b"first") && words[512..].starts_with(b"owner"), "the disk of the VM that was launched");
+    assert!(std::fs::read(&full.disk_layers(0)[0]).expect("reads")[512..].starts_with(&[0; 8]));
+    let checked = Command::new("qemu-img").args(["check", "-q", full.disk_layers(1)[0].as_str()]).status();
+    assert!(checked.expect("runs").success(), "the copy of a qcow2 disk is one");
+
+    let last = diff.disk_layers(1).pop().expect("two");
+    diff.seal().expect("seals");
+    flip_bit(&last);
+    let error = open(lab.home(), diff.id()).expect_err("a disk is broken");
+    assert!(matches!(&error, SnapshotError::Broken { id, file, .. } if id == diff.id() && file == "disk-1"), "{error}");
+}
+
+/// Writes a word to a sector of both disks.
+async fn write(link: &kiln_engine::link::GuestLink, sector: usize, word: &str) {
+    let to = |device| {
+        format!("printf '%-12s' {word} | dd of=/dev/{device} bs=512 seek={sector} conv=fsync,notrunc 2> /dev/null")
+    };
+    shell(link, &format!("{}; {}", to("vda"), to("vdb"))).await;
+}
+
+/// The words in the first two sectors of both disks.
+async fn read(link: &kiln_engine::link::GuestLink) -> [String; 4] {
+    let mut words = [const { String::new() }; 4];
+    shell(link, "echo 3 > /proc/sys/vm/drop_caches").await;
+    for (index, word) in words.iter_mut().enumerate() {
+        let (device, sector) = (["vda", "vdb"][index / 2], index % 2);
+        let script = format!("dd if=/dev/{device} bs=512 skip={sector} count=1 2> /dev/null | tr -d '\\0 '");
+        *word = shell(link, &script).await;
+    }
+    words
+}
+
+#[tokio::test]
+async fn vm_with_a_read_only_disk_that_was_written_since_is_not_restored() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let path = lab.home().join("shared.raw");
+    make_disk(&path);
+    let disks = vec![Disk { read_only: true, ..disk(&path, DiskFormat::Raw) }];
+    let vm = engine.launch(VmSpec { disks, ..spec() }).await.expect("starts");
+    let link = connect(&vm).await;
+    let snapshot = save(&vm, &link, AfterSave::End).await.expect("is saved");
+    assert!(snapshot.disk_layers(0).is_empty(), "no copy of what nobody writes");
+    let fork = fork(&engine, &snapshot).await;
+    assert_eq!(shell(&fork.link, "head -c 4 /dev/vda | tr '\\0' .").await, "....");
+    fork.vm.kill().await;
+
+    std::fs::write(&path, vec![b'x'; 1 << 20]).expect("written");
+    let error = engine.restore(&snapshot, ForkSpec::default()).await.expect_err("it is another disk");
+    assert!(matches!(&error, SnapshotError::DiskMoved { id, path: moved } if id == snapshot.id() && *moved == path));
+    std::fs::remove_file(&path).expect("removed");
+    let error = engine.restore(&snapshot, ForkSpec::default()).await.expect_err("it is gone");
+    assert!(matches!(error, SnapshotError::DiskMoved { .. }));
+    assert_eq!(lab.vms(), [""; 0]);
+}
+
+#[tokio::test]
+async fn vm_that_was_stopped_goes_on_where_it_stood_as_often_as_one_likes() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let fork = fork(&engine, &base(lab.home()).await).await;
+    start_process(&fork.link).await;
+    let id = fork.vm.id().clone();
+    let identity = "cat /proc/sys/kernel/hostname /etc/machine-id";
+    let who = shell(&fork.link, identity).await;
+    let mut running = fork;
+    for step in ["one", "two", "three"] {
+        note(&running.link, step).await;
+        save(&running.vm, &running.link, AfterSave::Stop).await.expect("is saved");
+        assert!(!is_alive(running.vm.pid()));
+        running = engine.resume(&id).await.expect("goes on");
+        assert_eq!(noted(&running.link).await, [step; 3]);
+        assert_eq!((running.vm.id(), shell(&running.link, identity).await), (&id, who.clone()));
+    }
+    running.vm.kill().await;
+    assert_eq!(lab.vms(), [""; 0], "a VM that is killed is over");
+}
