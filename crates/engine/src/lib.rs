@@ -11,6 +11,7 @@ pub mod failpoint;
 pub mod home;
 pub mod host;
 pub mod image;
+pub mod kept;
 pub mod link;
 pub mod snapshot;
 

@@ -56,6 +56,17 @@ impl History {
         own
     }
 
+    /// The snapshots at which it stopped, oldest first. They are nobody's but the VM's.
+    pub(crate) fn stopped_snapshots(&self) -> Vec<SnapshotId> {
+        let stopped = self.records.iter().filter_map(|record| match &record.state {
+            State::Stopped { snapshot } => Some(snapshot.clone()),
+            _ => None,
+        });
+        let mut all: Vec<SnapshotId> = stopped.collect();
+        all.dedup();
+        all
+    }
+
     /// The snapshot whose memory it maps, where it is a fork.
     pub(crate) fn restored_from(&self) -> Option<SnapshotId> {
         self.records.iter().rev().find_map(|record| match &record.state {

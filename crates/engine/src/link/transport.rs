@@ -170,6 +170,11 @@ impl GuestLink {
         self.shared.no_answer(request)
     }
 
+    /// Whether the link is lost.
+    pub fn is_lost(&self) -> bool {
+        self.shared.lost.borrow().is_some()
+    }
+
     /// Waits until the link is lost and says why.
     pub async fn closed(&self) -> String {
         let mut lost = self.shared.lost.subscribe();

@@ -53,6 +53,9 @@ pub(super) enum SavedMemory {
     },
 }
 
+/// Links of the chain of a VM that stops and goes on; each costs a restore some milliseconds for its pages.
+const STOPPED_CHAIN_MAX: usize = 8;
+
 /// Saves one VM.
 #[derive(Debug)]
 pub(crate) struct Saver {
@@ -127,7 +130,8 @@ impl Saver {
                 other?
             }
         };
-        seal_later(snapshot.clone());
+        let earlier = if after == AfterSave::Stop { journal.history().stopped_snapshots() } else { Vec::new() };
+        tidy_later(self.store.clone(), snapshot.clone(), earlier);
         Ok(snapshot)
     }
 
@@ -253,11 +257,23 @@ async fn execute(
     qmp.execute(command, arguments, COMMAND_DEADLINE).await.map_err(|error| ControlError::from(error).into())
 }
 
-/// Seals a snapshot while its owner goes on. One that is not sealed when the process ends is so by the next that opens it.
-fn seal_later(snapshot: Snapshot) {
+/// Seals a snapshot while its owner goes on. One that is not sealed when the process ends is whole for the next that opens
+/// it on this boot of the host. A VM that stops time and again would lie on a longer chain each time: a long one is made
+/// short, and where the VM stood before is forgotten.
+fn tidy_later(store: SnapshotStore, snapshot: Snapshot, earlier: Vec<SnapshotId>) {
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = snapshot.seal() {
-            tracing::warn!(snapshot = %snapshot.id(), %error, "failed to seal a snapshot");
+        let id = snapshot.id().clone();
+        let long = !earlier.is_empty() && snapshot.links().len() > STOPPED_CHAIN_MAX;
+        let sealed = snapshot.seal().and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
+        if let Err(error) = sealed {
+            tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot");
+        }
+        drop(snapshot);
+        for old in earlier.iter().filter(|old| **old != id) {
+            // Refused while anything lies on it.
+            if let Err(error) = store.remove(old) {
+                tracing::debug!(snapshot = %old, %error, "where a vm stood before stays");
+            }
         }
     });
 }
