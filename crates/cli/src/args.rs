@@ -245,11 +245,13 @@ pub enum BenchGroup {
     Files,
     /// The agent's size
     Agent,
+    /// Forks, snapshots and pauses
+    Fork,
 }
 
 impl BenchGroup {
     /// All groups, in the order they run.
-    pub const ALL: [Self; 4] = [Self::Boot, Self::Exec, Self::Files, Self::Agent];
+    pub const ALL: [Self; 5] = [Self::Boot, Self::Exec, Self::Files, Self::Agent, Self::Fork];
 }
 
 fn parse_samples(text: &str) -> Result<usize, String> {

@@ -4,6 +4,7 @@ mod agent;
 mod boot;
 mod exec;
 mod files;
+mod fork;
 mod machine;
 mod samples;
 
@@ -97,6 +98,7 @@ impl Bench {
                 BenchGroup::Exec => exec::measure(self, &mut results).await?,
                 BenchGroup::Files => files::measure(self, &mut results).await?,
                 BenchGroup::Agent => agent::measure(self, &mut results).await?,
+                BenchGroup::Fork => fork::measure(self, &mut results).await?,
             }
         }
         Ok(results)

@@ -1,0 +1,87 @@
+//! Snapshots, forks and pauses, beside QEMU alone and beside gVisor's `runsc` in the same run.
+//!
+//! ```text
+//!   ready-made snapshot ──▶ Lab ──▶ single: fork | QEMU alone | pool | kiln run | runsc, in turn
+//!                            ├────▶ crowd: 1, 8, 20 at once, and the memory of each
+//!                            ├────▶ pauses, chains of diffs
+//!                            └────▶ saves: whole at five sizes of memory, diffs at three amounts
+//! ```
+//! The snapshot is the one that `kiln run` forks from. All others that are made here are gone at the end.
+
+mod chains;
+mod crowd;
+mod pauses;
+mod saves;
+mod single;
+
+mod footprint;
+mod peer;
+mod raw;
+mod raw_agent;
+mod raw_monitor;
+mod scratch;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use kiln_engine::home::Home;
+use kiln_engine::link::GuestLink;
+use kiln_engine::snapshot::{Snapshot, SnapshotStore};
+use kiln_engine::{Engine as _, Fork, ForkSpec, Renew};
+use kiln_wire::{ExecRequest, ExitStatus, Text};
+
+use super::{BOOT_TIMEOUT, Bench, Results};
+
+/// The program that every first exec runs: without a shell and without output.
+const TRUE: &str = "/bin/true";
+
+/// What all measurements of forks share.
+struct Lab<'a> {
+    bench: &'a Bench,
+    store: SnapshotStore,
+    /// What `kiln run` forks from.
+    base: Snapshot,
+}
+
+/// Measures everything about snapshots and forks.
+pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
+    let store = SnapshotStore::new(&Home::at(bench.engine.home()));
+    let base = bench.engine.ready(&bench.spec(), "bench", Renew::IfNeeded, BOOT_TIMEOUT, &mut |_| {}).await?;
+    let lab = Lab { bench, store, base };
+    single::measure(&lab, results).await?;
+    crowd::measure(&lab, results).await?;
+    pauses::measure(&lab, results).await?;
+    chains::measure(&lab, results).await?;
+    saves::measure(&lab, results).await
+}
+
+impl Lab<'_> {
+    /// One fork of a snapshot.
+    async fn fork(&self, snapshot: &Snapshot) -> anyhow::Result<Fork> {
+        let forks = self.bench.engine.restore(snapshot, ForkSpec::default()).await?;
+        forks.into_iter().next().context("a restore of one VM gives one VM")
+    }
+}
+
+/// Runs a program of the guest that has to succeed.
+async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<()> {
+    let request = ExecRequest { argv: argv.iter().copied().map(Text::from).collect(), ..ExecRequest::default() };
+    let output = link.run(request, b"", 4096).await?;
+    let (status, words) = (output.exited.status, String::from_utf8_lossy(&output.stderr));
+    ensure!(status == ExitStatus::Code(0), "`{}` ended with {status:?}: {}", argv.join(" "), words.trim());
+    Ok(())
+}
+
+/// Fills a file of the guest's memory with bytes unlike any that were there.
+async fn dirty(link: &GuestLink, file: &str, mib: u64) -> anyhow::Result<()> {
+    run(link, &["dd", "if=/dev/urandom", &format!("of={file}"), "bs=1M", &format!("count={mib}")]).await
+}
+
+/// Work that blocks, on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+fn ms_since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}

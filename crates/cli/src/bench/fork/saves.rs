@@ -1,0 +1,117 @@
+//! Saves: whole ones of guests with more and more memory beside QEMU's own save of its devices, and diffs.
+//!
+//! A whole save is the call to the end: commands frozen, CPUs stopped, devices written, memory linked into the snapshot,
+//! the snapshot published, the VMM gone. A diff is the same call for a fork that goes on afterwards.
+
+use std::time::Instant;
+
+use kiln_engine::VmSpec;
+use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
+
+use super::super::Results;
+use super::super::samples::{Promise, Sense, Series, Unit};
+use super::raw::{RawLine, RawVm};
+use super::scratch::Scratch;
+use super::{Lab, blocking, dirty, ms_since};
+use crate::bench::BOOT_TIMEOUT;
+use crate::failure::Failure;
+use crate::guest::Guest;
+
+/// Memory of the guests that are saved whole, and what the table calls their figures.
+const SIZES: [(u64, &str, &str); 5] = [
+    (128, "save whole, 128 MiB", "QEMU alone: stop and save devices, 128 MiB"),
+    (256, "save whole, 256 MiB", "QEMU alone: stop and save devices, 256 MiB"),
+    (512, "save whole, 512 MiB", "QEMU alone: stop and save devices, 512 MiB"),
+    (1024, "save whole, 1 GiB", "QEMU alone: stop and save devices, 1 GiB"),
+    (2048, "save whole, 2 GiB", "QEMU alone: stop and save devices, 2 GiB"),
+];
+/// The size that other figures are of.
+const USUAL: usize = 1;
+/// What a fork writes before it is saved.
+const DIRTY: [(u64, &str, &str); 3] = [
+    (1, "save diff, 1 MiB dirty", "pages of a diff, 1 MiB dirty"),
+    (10, "save diff, 10 MiB dirty", "pages of a diff, 10 MiB dirty"),
+    (100, "save diff, 100 MiB dirty", "pages of a diff, 100 MiB dirty"),
+];
+const MIB: f64 = 1048576.0;
+
+/// Measures saves.
+pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
+    whole(lab, results).await?;
+    diffs(lab, results).await
+}
+
+/// A boot for each sample, so few of them, and the sizes in turn.
+async fn whole(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
+    let mut series = SIZES.map(|(_, name, raw)| [Series::new(name, Unit::Ms), Series::new(raw, Unit::Ms)]);
+    for _ in 0..lab.bench.samples.div_ceil(8) {
+        for ((memory_mib, ..), [saved, raw]) in SIZES.iter().zip(&mut series) {
+            let scratch = Scratch::new(&lab.store);
+            let spec = VmSpec { memory_mib: *memory_mib, forkable: true, ..lab.bench.spec() };
+            let started = Guest::start(&lab.bench.engine, spec, BOOT_TIMEOUT, false).await;
+            let guest = started.map_err(Failure::into_error)?;
+            let request = SnapshotRequest { link: Some(&guest.link), then: AfterSave::End, label: "bench".into() };
+            let start = Instant::now();
+            let snapshot = guest.vm.snapshot(request).await?;
+            saved.samples.push(ms_since(start));
+            scratch.keep(&snapshot).await?;
+            raw.samples.push(devices_alone(lab, &snapshot).await?);
+        }
+    }
+    results.promises.push(Promise {
+        claim: "save of a whole VM ≤ 3 × QEMU's own save of its devices (p50)",
+        seen: series[USUAL][0].p50() / series[USUAL][1].p50(),
+        bound: 3.0,
+        sense: Sense::AtMost,
+    });
+    results.promises.push(Promise {
+        claim: "save of 2 GiB ≤ 1.5 × save of 128 MiB (p50): it does not depend on the size of memory",
+        seen: series[SIZES.len() - 1][0].p50() / series[0][0].p50(),
+        bound: 1.5,
+        sense: Sense::AtMost,
+    });
+    results.series.extend(series.into_iter().flatten());
+    Ok(())
+}
+
+/// The first save of the devices of a QEMU that runs the same guest, by hand.
+async fn devices_alone(lab: &Lab<'_>, snapshot: &Snapshot) -> anyhow::Result<f64> {
+    let fork = lab.fork(snapshot).await?;
+    let line = RawLine::of(&fork.vm, lab.bench.engine.binary(), snapshot)?;
+    fork.vm.kill().await;
+    blocking(move || {
+        let directory = tempfile::tempdir()?;
+        let mut alone = RawVm::restore(&line)?;
+        alone.first_exec()?;
+        alone.save_devices(&directory.path().join("device"))
+    })
+    .await
+}
+
+async fn diffs(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
+    let mut series = DIRTY.map(|(_, name, pages)| [Series::new(name, Unit::Ms), Series::new(pages, Unit::Mib)]);
+    for _ in 0..lab.bench.samples.div_ceil(4) {
+        for ((mib, ..), [saved, pages]) in DIRTY.iter().zip(&mut series) {
+            let scratch = Scratch::new(&lab.store);
+            let fork = lab.fork(&lab.base).await?;
+            dirty(&fork.link, "/tmp/dirty", *mib).await?;
+            let request = SnapshotRequest { link: Some(&fork.link), then: AfterSave::GoOn, label: "bench".into() };
+            let start = Instant::now();
+            let snapshot = fork.vm.snapshot(request).await?;
+            saved.samples.push(ms_since(start));
+            fork.vm.kill().await;
+            scratch.keep(&snapshot).await?;
+            for file in snapshot.page_files() {
+                pages.samples.push(fs_err::metadata(file)?.len() as f64 / MIB);
+            }
+        }
+    }
+    results.promises.push(Promise {
+        claim: "save of a diff with 10 MiB dirty ≤ 100 ms (p50)",
+        seen: series[1][0].p50(),
+        bound: 100.0,
+        sense: Sense::AtMost,
+    });
+    results.series.extend(series.into_iter().flatten());
+    Ok(())
+}
