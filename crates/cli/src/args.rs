@@ -24,8 +24,10 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Tell what this host can do, what is missing and how to get it
     Doctor(DoctorArgs),
-    /// Build, list and remove guest images
+    /// Build, warm, list and remove guest images
     Image(ImageArgs),
+    /// List, check, compact and remove snapshots
+    Snapshot(SnapshotArgs),
     /// Find crashes in a saved kernel log
     Scan(ScanArgs),
     /// Measure what Kiln promises, on this host
@@ -39,6 +41,9 @@ pub enum Command {
 ///
 /// Exit codes: the command's own; 128 + n for signal n; 124 timed out; 125 the VM could not run it to its end (it
 /// crashed, powered off, or never came up); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
+/// The VM is a fork of the image's ready-made snapshot: booted and saved once for each size and set of modules, on first
+/// use or by `kiln image warm`. A fork has a host name, machine id, clock and randomness of its own. --cold boots.
+///
 /// host lacks something.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -106,6 +111,9 @@ pub struct RunArgs {
     pub modules: Vec<String>,
     /// Show the guest's console on stderr as it comes
     #[arg(long)]
+    /// Boot the VM instead of forking the image's ready-made snapshot
+    #[arg(long)]
+    pub cold: bool,
     pub console: bool,
     /// Print one JSON object instead of the command's output
     #[arg(long, conflicts_with = "tty")]
@@ -160,11 +168,13 @@ pub enum ImageCommand {
     Build(ImageBuildArgs),
     /// List images
     Ls {
+    /// Boot an image once and save it, to be forked by `kiln run`
+    Warm(ImageWarmArgs),
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Remove an image
+    /// Remove an image and its ready-made snapshots
     Rm {
         /// Names or digests
         #[arg(required = true)]
@@ -201,6 +211,94 @@ pub struct ImageBuildArgs {
 
 /// Find crashes in a saved kernel log.
 ///
+/// Boot an image once and save it, to be forked by `kiln run`.
+///
+/// `kiln run` does it by itself where the snapshot is not there; this does it before, and anew where it is there. There is
+/// one for each memory size, number of CPUs and set of modules, so give the same flags as to `kiln run`. Prints its id.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln image warm mini\n  \
+    kiln image warm mini --memory 512 --cpus 2 --module dummy")]
+pub struct ImageWarmArgs {
+    /// Name or digest of the image
+    pub name: String,
+    /// Memory of the VM in MiB, or with a unit: 512, 512M, 2G
+    #[arg(short, long, value_name = "SIZE", default_value = "256", value_parser = parse_memory_mib)]
+    pub memory: u64,
+    /// CPUs of the VM
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Load a kernel module of the image
+    #[arg(long = "module", value_name = "NAME")]
+    pub modules: Vec<String>,
+    /// How the VM's CPU runs
+    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
+    pub accel: AccelArg,
+    /// Give up on a VM that has not come up after this long
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
+    pub boot_timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// List, check, compact and remove snapshots.
+///
+/// A snapshot is a VM saved whole: memory, devices, disks. A full one holds all memory; a diff holds what differs from its
+/// parent. They lie in $KILN_HOME/snapshots. The first digits of an id will do, from six on.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln snapshot ls\n  \
+    kiln snapshot verify --all\n  \
+    kiln snapshot compact 55b901f4\n  \
+    kiln snapshot rm 55b901f4 739a65ac")]
+pub struct SnapshotArgs {
+    #[command(subcommand)]
+    pub command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// List snapshots, broken ones too
+    ///
+    /// A ready-made one is what `kiln run` forks. One that is not sealed yet is whole for as long as this host runs: its
+    /// checksums are still to come. No file is read for the list; `kiln snapshot verify` reads them.
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read snapshots whole and compare them with their checksums
+    ///
+    /// So is all that they lie on. Exit code 1 where one of them is broken; each is named with the file that is.
+    Verify {
+        /// Ids
+        #[arg(value_name = "ID", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All of them
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+    /// Make a full snapshot of a diff, so that it restores faster and needs no parent's memory
+    Compact {
+        /// Its id
+        #[arg(value_name = "ID")]
+        id: String,
+    },
+    /// Remove snapshots
+    ///
+    /// One that a VM uses, a stopped VM goes on from, or another snapshot lies on is not removed, and named with what
+    /// keeps it.
+    Rm {
+        /// Ids
+        #[arg(value_name = "ID", required_unless_present = "ready")]
+        ids: Vec<String>,
+        /// All ready-made ones that nothing uses; they are made again when they are needed
+        #[arg(long, conflicts_with = "ids")]
+        ready: bool,
+    },
+}
+
 /// Exit code 100 where something at least as bad as an error is found.
 #[derive(Debug, ClapArgs)]
 pub struct ScanArgs {

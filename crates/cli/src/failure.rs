@@ -69,6 +69,11 @@ impl Failure {
         format!("{:#}", self.error)
     }
 
+    /// What the user can do.
+    pub fn hint_words(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Prints the chain and the hint, once.
     pub fn print(&self) {
         say(format_args!("{} {}", "kiln:".red().bold(), plain(&self.message())));

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use kiln_detect::{ConsoleLine, Finding, Lines, Scanner, Severity};
 use kiln_engine::link::{GuestLink, LinkError, LinkOptions};
-use kiln_engine::{Engine, Vm, VmEvent, VmEvents, VmExit, VmSpec};
+use kiln_engine::snapshot::{Snapshot, SnapshotError};
+use kiln_engine::{Engine, Fork, ForkSpec, Vm, VmEvent, VmEvents, VmExit, VmSpec};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -52,7 +53,7 @@ impl Findings {
 pub struct Guest {
     pub vm: Vm,
     pub link: GuestLink,
-    /// Time from the start of the VMM to the agent's answer.
+    /// Time from the request for a VM to the agent's answer, in a fork also to its being a machine of its own.
     pub boot: Duration,
     pub findings: Findings,
     gone: watch::Receiver<Option<Gone>>,
@@ -75,11 +76,7 @@ impl Guest {
             Failure::words(VM, words).hint("give it longer with --boot-timeout")
         };
         let mut vm = launched.map_err(late)?.map_err(launch_failure)?;
-        let findings = Findings::default();
-        let console = Console { findings: findings.clone(), show: show_console, ..Console::default() };
-        let (sender, mut gone) = watch::channel(None);
-        let events = vm.take_events().expect("nobody else took this VM's events");
-        let watcher = tokio::spawn(watch_vm(events, console, sender));
+        let Watched { findings, mut gone, watcher } = watch(&mut vm, show_console);
         let stream = vm.link_stream().await.map_err(|error| Failure::new(VM, error))?;
         let left = boot_timeout.saturating_sub(started.elapsed());
         let linked = tokio::select! {
@@ -96,6 +93,20 @@ impl Guest {
         Ok(Self { vm, link, boot: started.elapsed(), findings, gone, _watcher: watcher })
     }
 
+    /// Forks a snapshot once. What its console said before it was saved is not said again.
+    pub async fn fork(
+        engine: &dyn Engine,
+        snapshot: &Snapshot,
+        forks: ForkSpec,
+        show_console: bool,
+    ) -> Result<Self, SnapshotError> {
+        let started = Instant::now();
+        let forks = engine.restore(snapshot, ForkSpec { count: 1, ..forks }).await?;
+        let Fork { mut vm, link } = forks.into_iter().next().expect("all that were asked for are there");
+        let Watched { findings, gone, watcher } = watch(&mut vm, show_console);
+        Ok(Self { vm, link, boot: started.elapsed(), findings, gone, _watcher: watcher })
+    }
+
     /// Waits until the guest is gone.
     pub async fn gone(&self) -> Gone {
         until_gone(&mut self.gone.clone()).await
@@ -105,6 +116,21 @@ impl Guest {
     pub async fn gone_soon(&self) -> Option<Gone> {
         tokio::time::timeout(CRASH_GRACE, self.gone()).await.ok()
     }
+}
+
+/// What a VM's events say of it.
+struct Watched {
+    findings: Findings,
+    gone: watch::Receiver<Option<Gone>>,
+    watcher: JoinHandle<()>,
+}
+
+fn watch(vm: &mut Vm, show_console: bool) -> Watched {
+    let findings = Findings::default();
+    let console = Console { findings: findings.clone(), show: show_console, ..Console::default() };
+    let (sender, gone) = watch::channel(None);
+    let events = vm.take_events().expect("nobody else took this VM's events");
+    Watched { findings, gone, watcher: tokio::spawn(watch_vm(events, console, sender)) }
 }
 
 /// Prints a crash report or the reason of an end, for a command that was cut off by it.

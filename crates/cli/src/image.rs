@@ -1,24 +1,32 @@
 //! `kiln image`, and how other commands come to their image and engine.
 
-use camino::{Utf8Path, Utf8PathBuf};
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
 use comfy_table::{Table, presets};
-use kiln_engine::home::Home;
+use kiln_engine::home::{Home, remembered_digest};
 use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI};
-use kiln_engine::{Acceleration, LaunchError, QemuEngine, VmSpec};
+use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
+use kiln_engine::{Acceleration, LaunchError, QemuEngine, Renew, VmSpec};
 use serde::Serialize;
 
 use crate::agent_binary;
-use crate::args::{ImageArgs, ImageBuildArgs, ImageCommand};
+use crate::args::{ImageArgs, ImageBuildArgs, ImageCommand, ImageWarmArgs};
 use crate::failure::{Failure, HOST, USAGE};
-use crate::output::{Progress, print, print_json, say};
+use crate::interrupt::Interrupts;
+use crate::output::{Progress, mebibytes, print, print_json, say};
+use crate::ready::{self, NotMade, Wanted, ready_failure, snapshot_failure};
 
 /// Enough to tell the images of one host apart.
 const DIGEST_CHARS_SHOWN: usize = 12;
+/// For what a VM that was not waited for has left.
+const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Runs `kiln image …`.
 pub fn run(args: ImageArgs) -> Result<u8, Failure> {
     match args.command {
         ImageCommand::Build(args) => build(args),
+        ImageCommand::Warm(args) => warm(&args),
         ImageCommand::Ls { json } => list(json),
         ImageCommand::Rm { names } => remove(&names),
         ImageCommand::Verify { name } => verify(&name),
@@ -56,14 +64,10 @@ pub fn find_or_build(home: &Home, name: &str, progress: &Progress) -> Result<Ima
     }
     let Some(agent) = agent_binary::beside_kiln() else { return found.map_err(image_failure) };
     match found {
-        Ok(image) if image.agent_digest == digest(&agent)? => Ok(image),
+        Ok(image) if image.agent_digest == remembered_digest(home, &agent)? => Ok(image),
         Ok(_) | Err(ImageError::Unknown { .. }) => build_mini(&store, agent, KernelSource::Auto, progress),
         Err(error) => Err(image_failure(error)),
     }
-}
-
-fn digest(agent: &Utf8Path) -> Result<String, Failure> {
-    Ok(blake3::hash(&fs_err::read(agent)?).to_hex().to_string())
 }
 
 fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
@@ -138,7 +142,7 @@ fn list(json: bool) -> Result<u8, Failure> {
     table.load_style(presets::NOTHING);
     table.set_header(["NAME", "DIGEST", "KERNEL", "SIZE"]);
     for image in &images {
-        let size = format!("{:.1} MiB", image.size_bytes as f64 / f64::from(1 << 20));
+        let size = mebibytes(image.size_bytes);
         table.add_row([
             image.name.clone(),
             image.digest.chars().take(DIGEST_CHARS_SHOWN).collect(),
@@ -151,9 +155,82 @@ fn list(json: bool) -> Result<u8, Failure> {
 }
 
 fn remove(names: &[String]) -> Result<u8, Failure> {
-    let store = ImageStore::new(&home()?);
+    let home = home()?;
+    let store = ImageStore::new(&home);
     for name in names {
         store.remove(name).map_err(image_failure)?;
+    }
+    remove_ready_of_gone(&home)?;
+    Ok(0)
+}
+
+/// Removes the ready-made snapshots of images that are gone: without its kernel none of them is restored any more.
+fn remove_ready_of_gone(home: &Home) -> Result<(), Failure> {
+    let store = SnapshotStore::new(home);
+    for one in store.list().map_err(snapshot_failure)? {
+        let Some(kernel) = one.manifest.as_ref().map(|manifest| &manifest.spec.kernel) else { continue };
+        if one.ready_for.is_none() || !kernel.starts_with(home.images()) || kernel.exists() {
+            continue;
+        }
+        match store.remove(&one.id) {
+            Ok(()) | Err(SnapshotError::Unknown(_)) => {}
+            Err(error @ SnapshotError::InUse { .. }) => say(format_args!("its ready-made {error} and stays")),
+            Err(error) => return Err(snapshot_failure(error)),
+        }
+    }
+    Ok(())
+}
+
+/// A ready-made snapshot as `--json` has it.
+#[derive(Debug, Serialize)]
+struct Warmed {
+    id: String,
+    image: String,
+    accel: &'static str,
+    bytes_on_disk: u64,
+    took_ms: f64,
+}
+
+fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
+    let start = Instant::now();
+    let home = home()?;
+    let progress = Progress::start("finding the image");
+    let image = find_or_build(&home, &args.name, &progress)?;
+    check_modules(&image, &args.modules)?;
+    let mut spec = VmSpec { memory_mib: args.memory, cpus: args.cpus, modules: args.modules.clone(), ..spec(&image) };
+    spec.acceleration = args.accel.into();
+    let engine = engine(&home)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let made = runtime.block_on(async {
+        let mut interrupts = Interrupts::new()?;
+        progress.say("finding out what KVM does here");
+        let accel = tokio::select! {
+            decided = engine.decide(&spec) => decided.map_err(launch_failure)?,
+            code = interrupts.any() => return Ok(Err(code)),
+        };
+        spec.acceleration = accel.into();
+        let wanted = Wanted { spec: &spec, label: &image.name, renew: Renew::Always, boot_timeout: args.boot_timeout };
+        match ready::get(&engine, wanted, &mut interrupts, &progress).await {
+            Ok(made) => Ok(Ok((made.snapshot, accel))),
+            Err(NotMade::Interrupted(code)) => Ok(Err(code)),
+            Err(NotMade::Failed(error)) => Err(ready_failure(error, args.boot_timeout)),
+        }
+    });
+    runtime.shutdown_timeout(THREADS_DEADLINE);
+    let (snapshot, accel) = match made? {
+        Ok(made) => made,
+        Err(code) => return Ok(code),
+    };
+    drop(progress);
+    let bytes_on_disk = snapshot.bytes_on_disk().map_err(snapshot_failure)?;
+    if args.json {
+        let (id, image) = (snapshot.id().to_string(), image.name);
+        let took_ms = start.elapsed().as_secs_f64() * 1000.0;
+        print_json(&Warmed { id, image, accel: accel_name(accel), bytes_on_disk, took_ms })?;
+    } else {
+        let size = mebibytes(bytes_on_disk);
+        say(format_args!("{} with {} MiB is ready: {size} on disk, {:.1?}", image.name, args.memory, start.elapsed()));
+        print(snapshot.id())?;
     }
     Ok(0)
 }

@@ -7,9 +7,12 @@ mod doctor;
 mod failure;
 mod guest;
 mod image;
+mod interrupt;
 mod output;
+mod ready;
 mod run;
 mod scan;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Image(args) => image::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Scan(args) => scan::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -32,6 +32,11 @@ fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
+/// A size for people.
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 /// Says a line on stderr.
 pub fn say(line: impl Display) {
     // There is no other place to say that this one is closed or full.

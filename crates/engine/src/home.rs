@@ -15,6 +15,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
+use crate::file_facts::FileFacts;
+
 /// What a directory or file that is not whole yet ends with.
 pub const PARTIAL_SUFFIX: &str = ".partial";
 /// A sweeper can take a new partial directory before it is locked; that it happens so often says that something else is wrong.
@@ -109,6 +111,14 @@ impl Home {
         }
         Ok(removed)
     }
+}
+
+/// The blake3 of a file, as hex digits: read once, and remembered below the home for as long as the file is the same.
+///
+/// # Errors
+/// The file can't be read.
+pub fn remembered_digest(home: &Home, file: &Utf8Path) -> io::Result<String> {
+    FileFacts::new(home.path()).digest(file)
 }
 
 /// An unset and an empty variable are the same.

@@ -6,7 +6,7 @@
 //! ```
 //! One process makes it while others wait. They are trimmed to a bound, the longest unused first.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_wire::{ExecRequest, Text};
 
@@ -15,7 +15,7 @@ use crate::engine::{Engine as _, LaunchError};
 use crate::file_facts::FileFacts;
 use crate::home::Home;
 use crate::link::{GuestLink, LinkError, LinkOptions, StreamError};
-use crate::snapshot::{AfterSave, ReadyKey, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
+use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::vm::{PortError, Vm};
 use crate::vm_spec::{OwnerLoss, VmSpec};
 
@@ -23,6 +23,8 @@ use crate::vm_spec::{OwnerLoss, VmSpec};
 pub const READY_SNAPSHOTS_MAX: usize = 16;
 /// For another process that makes the same one: a boot on a busy host, and some.
 const LOCK_PATIENCE: Duration = Duration::from_secs(180);
+/// A wait for the lock takes a thread that can't be called off; so long is each.
+const LOCK_STEP: Duration = Duration::from_millis(100);
 /// Run before the save, so that what a first command has to fetch and set up is there in every fork.
 const WARM_UP: &str = "/bin/true";
 /// How often.
@@ -98,10 +100,7 @@ impl QemuEngine {
             return Ok(found);
         }
         progress(ReadyStep::Booting);
-        let _lock = {
-            let (store, key) = (store.clone(), key.clone());
-            blocking(move || store.ready_lock(&key, LOCK_PATIENCE)).await?
-        };
+        let _lock = lock(&store, &key).await?;
         if renew == Renew::IfNeeded
             && let Some(found) = find(&store, &key).await?
         {
@@ -150,8 +149,11 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
             Ok(snapshot) => Ok(Some(snapshot)),
             Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
                 tracing::warn!(%error, "a ready-made snapshot can't be used and is made anew");
-                store.remove(&id)?;
-                Ok(None)
+                match store.remove(&id) {
+                    // A fork of it still runs: the new one takes its name.
+                    Ok(()) | Err(SnapshotError::InUse { .. } | SnapshotError::Unknown(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
             }
             // Removed by somebody just now.
             Err(SnapshotError::Unknown(_)) => Ok(None),
@@ -159,6 +161,21 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
         }
     })
     .await
+}
+
+/// Waits until this is the one that makes it. Safe to cancel.
+async fn lock(store: &SnapshotStore, key: &ReadyKey) -> Result<ReadyLock, SnapshotError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let (store, key) = (store.clone(), key.clone());
+        match blocking(move || store.ready_lock(&key, LOCK_STEP)).await {
+            Err(SnapshotError::Locked { .. }) if Instant::now() < deadline => {}
+            Err(SnapshotError::Locked { path, .. }) => {
+                return Err(SnapshotError::Locked { path, waited: LOCK_PATIENCE });
+            }
+            other => return other,
+        }
+    }
 }
 
 async fn save(

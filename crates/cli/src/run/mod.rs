@@ -1,15 +1,15 @@
 //! `kiln run`: one command in one VM.
 //!
 //! ```text
-//!   check arguments ─▶ VM ─▶ link ─▶ --in ─▶ exec ⇄ stdin, stdout, stderr, signals ─▶ --out ─▶ VM gone ─▶ exit code
+//!   check arguments ─▶ fork or boot ─▶ link ─▶ --in ─▶ exec ⇄ stdin, stdout, stderr, signals ─▶ --out ─▶ VM gone ─▶ exit code
 //! ```
 //!
 //! Whatever happens on the way, the VM is gone before kiln is.
 
-mod interrupt;
 mod pump;
 mod report;
 mod request;
+mod start;
 mod terminal;
 mod transfer;
 mod unpack;
@@ -27,11 +27,12 @@ use crate::args::RunArgs;
 use crate::failure::{Failure, INTERRUPTED, TIMED_OUT, USAGE, VM};
 use crate::guest::{self, Guest};
 use crate::image;
+use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
-use interrupt::Interrupts;
 use pump::{End, Sink};
 use report::Report;
 use request::Copy;
+use start::Started;
 
 /// The shell's codes for commands that could not start.
 const NOT_FOUND: u8 = 127;
@@ -48,7 +49,8 @@ const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 /// What is known of a run's times.
 pub struct Times {
     start: Instant,
-    boot: Duration,
+    /// Making the ready-made snapshot, where it was not there.
+    ready: Option<Duration>,
 }
 
 /// Everything that was checked before a VM starts.
@@ -64,7 +66,7 @@ pub fn run(args: RunArgs) -> Result<u8, Failure> {
     let start = Instant::now();
     let json = args.json;
     let mut report = Report { image: args.image.clone(), ..Report::default() };
-    let mut times = Times { start, boot: Duration::ZERO };
+    let mut times = Times { start, ready: None };
     let outcome = check(args).and_then(|job| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(job.run(&mut times, &mut report));
@@ -112,17 +114,12 @@ impl Job {
         let engine = image::engine(&home)?;
         // Not before: building an image blocks, and its files are swept by the next one.
         let mut interrupts = Interrupts::new()?;
-        let started = async {
-            progress.say("finding out what KVM does here");
-            spec.acceleration = engine.decide(&spec).await.map_err(image::launch_failure)?.into();
-            progress.say("booting");
-            Guest::start(&engine, spec, self.args.boot_timeout, self.args.console).await
+        let started = start::start(&engine, spec, &self.args, &mut interrupts, &progress, times).await?;
+        let (guest, start) = match started {
+            Started::Guest(guest, start) => (guest, start),
+            Started::Interrupted(code) => return Ok(code),
         };
-        let guest = tokio::select! {
-            guest = started => guest?,
-            code = interrupts.any() => return Ok(code),
-        };
-        times.boot = guest.boot;
+        report.started(start, guest.boot);
         report.accel = image::accel_name(guest.vm.acceleration()).into();
         drop(progress);
         let outcome = self.in_guest(&guest, &mut interrupts, report).await;

@@ -1,5 +1,7 @@
 //! What `kiln run --json` prints: one object, whatever happened.
 
+use std::time::Duration;
+
 use kiln_detect::{Finding, Severity};
 use kiln_wire::{ExitStatus, Exited, Text};
 use serde::Serialize;
@@ -31,10 +33,27 @@ pub struct Report {
     pub usage: Option<Usage>,
     pub image: String,
     pub accel: String,
-    pub boot_ms: f64,
+    /// How its VM came to be; `None` where there is none.
+    pub start: Option<Start>,
+    /// From the request for the VM to its agent's answer, where it was forked.
+    pub fork_ms: Option<f64>,
+    /// The same, where it booted.
+    pub boot_ms: Option<f64>,
+    /// Making the ready-made snapshot, where it was not there.
+    pub ready_ms: Option<f64>,
     pub total_ms: f64,
     /// What the guest's kernel reported.
     pub findings: Vec<FindingReport>,
+}
+
+/// How a VM came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// From a ready-made snapshot.
+    Fork,
+    /// From its kernel.
+    Boot,
 }
 
 /// What a command used.
@@ -84,13 +103,25 @@ impl Report {
         self.truncated |= captured.truncated;
     }
 
+    pub fn started(&mut self, start: Start, took: Duration) {
+        self.start = Some(start);
+        match start {
+            Start::Fork => self.fork_ms = Some(ms(took)),
+            Start::Boot => self.boot_ms = Some(ms(took)),
+        }
+    }
+
     pub fn times(&mut self, times: &Times) {
-        self.boot_ms = times.boot.as_secs_f64() * 1000.0;
-        self.total_ms = times.start.elapsed().as_secs_f64() * 1000.0;
+        self.ready_ms = times.ready.map(ms);
+        self.total_ms = ms(times.start.elapsed());
     }
 
     /// Prints it as one line.
     pub fn print(&self) -> anyhow::Result<()> {
         print_json(self)
     }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }

@@ -112,6 +112,15 @@ impl Snapshot {
         self.inner.hashed_bytes
     }
 
+    /// What its own files take on disk, without those that it lies on.
+    ///
+    /// # Errors
+    /// They can't be looked at.
+    pub fn bytes_on_disk(&self) -> Result<u64, SnapshotError> {
+        let dir = self.leaf().dir();
+        dir.bytes_on_disk().map_err(|source| SnapshotError::io("look at", dir.path(), source))
+    }
+
     /// It and all that it lies on are on disk with their checksums.
     pub fn is_sealed(&self) -> bool {
         self.links().all(Link::is_sealed)

@@ -1,0 +1,93 @@
+//! How a run comes to its guest.
+//!
+//! ```text
+//!   spec ──▶ ready-made snapshot ──▶ fork ──▶ Guest
+//!              │ can't be had       │ fails
+//!              └──── a warning ─────┴──────▶ boot ──▶ Guest ◀── --cold
+//! ```
+
+use std::time::Instant;
+
+use kiln_engine::{ForkSpec, QemuEngine, Renew, VmSpec};
+use owo_colors::OwoColorize as _;
+
+use super::Times;
+use super::report::Start;
+use crate::args::RunArgs;
+use crate::failure::Failure;
+use crate::guest::Guest;
+use crate::image::launch_failure;
+use crate::interrupt::Interrupts;
+use crate::output::{Progress, plain, say};
+use crate::ready::{self, Made, NotMade, Wanted};
+
+/// A guest, or the code that an interrupt ends kiln with.
+pub enum Started {
+    Guest(Box<Guest>, Start),
+    Interrupted(u8),
+}
+
+/// Forks the ready-made snapshot of a spec, or boots.
+pub async fn start(
+    engine: &QemuEngine,
+    mut spec: VmSpec,
+    args: &RunArgs,
+    interrupts: &mut Interrupts,
+    progress: &Progress,
+    times: &mut Times,
+) -> Result<Started, Failure> {
+    progress.say("finding out what KVM does here");
+    let decided = tokio::select! {
+        decided = engine.decide(&spec) => decided.map_err(launch_failure)?,
+        code = interrupts.any() => return Ok(Started::Interrupted(code)),
+    };
+    spec.acceleration = decided.into();
+    if !args.cold {
+        let wanted =
+            Wanted { spec: &spec, label: &args.image, renew: Renew::IfNeeded, boot_timeout: args.boot_timeout };
+        let since = Instant::now();
+        let made = ready::get(engine, wanted, interrupts, progress).await;
+        match made {
+            Ok(made) => {
+                times.ready = made.new.then(|| since.elapsed());
+                progress.say("forking");
+                match fork(engine, made, args, interrupts).await {
+                    Ok(started) => return Ok(started),
+                    Err(failure) => warn(&failure),
+                }
+            }
+            Err(NotMade::Interrupted(code)) => return Ok(Started::Interrupted(code)),
+            Err(NotMade::Failed(error)) if ready::a_boot_may_do(&error) => {
+                warn(&ready::ready_failure(error, args.boot_timeout));
+            }
+            Err(NotMade::Failed(error)) => return Err(ready::ready_failure(error, args.boot_timeout)),
+        }
+    }
+    progress.say("booting");
+    let guest = tokio::select! {
+        guest = Guest::start(engine, spec, args.boot_timeout, args.console) => guest?,
+        code = interrupts.any() => return Ok(Started::Interrupted(code)),
+    };
+    Ok(Started::Guest(Box::new(guest), Start::Boot))
+}
+
+async fn fork(
+    engine: &QemuEngine,
+    made: Made,
+    args: &RunArgs,
+    interrupts: &mut Interrupts,
+) -> Result<Started, Failure> {
+    let forks = ForkSpec { deadline: args.boot_timeout, ..ForkSpec::default() };
+    let forked = tokio::select! {
+        forked = Guest::fork(engine, &made.snapshot, forks, args.console) => forked,
+        code = interrupts.any() => return Ok(Started::Interrupted(code)),
+    };
+    Ok(Started::Guest(Box::new(forked.map_err(ready::snapshot_failure)?), Start::Fork))
+}
+
+fn warn(failure: &Failure) {
+    say(format_args!("{} no fork, so this VM boots: {}", "kiln:".yellow().bold(), plain(&failure.message())));
+    if let Some(hint) = failure.hint_words() {
+        say(format_args!("{} {}", "hint:".cyan(), plain(hint)));
+    }
+}

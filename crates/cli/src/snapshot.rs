@@ -1,0 +1,291 @@
+//! `kiln snapshot`: what is saved, whether it is whole, and its way out.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use camino::Utf8PathBuf;
+use comfy_table::{Table, presets};
+use kiln_engine::home::Home;
+use kiln_engine::snapshot::{Listed, MemoryKind, SnapshotError, SnapshotId, SnapshotStore};
+use kiln_engine::{Outcome, Recovered, VmId, recover};
+use serde::Serialize;
+
+use crate::args::{SnapshotArgs, SnapshotCommand};
+use crate::failure::{Failure, USAGE};
+use crate::image::home;
+use crate::output::{Progress, mebibytes, plain, print, print_json, say};
+use crate::ready::snapshot_failure;
+
+/// So much of an id is enough to name a snapshot, as long as no other begins with it.
+const PREFIX_DIGITS_MIN: usize = 6;
+
+/// Runs `kiln snapshot …`.
+pub fn run(args: SnapshotArgs) -> Result<u8, Failure> {
+    let home = home()?;
+    let store = SnapshotStore::new(&home);
+    match args.command {
+        SnapshotCommand::Ls { json } => list(&store, json),
+        SnapshotCommand::Verify { ids, all } => verify(&store, &ids, all),
+        SnapshotCommand::Compact { id } => compact(&store, &id),
+        SnapshotCommand::Rm { ids, ready: false } => remove(&home, &store, &ids),
+        SnapshotCommand::Rm { ready: true, .. } => remove_ready(&home, &store),
+    }
+}
+
+/// A snapshot as `--json` has it.
+#[derive(Debug, Serialize)]
+struct Row {
+    id: SnapshotId,
+    label: Option<String>,
+    kind: Option<MemoryKind>,
+    parent: Option<SnapshotId>,
+    children: Vec<SnapshotId>,
+    created_unix_ms: Option<u64>,
+    memory_mib: Option<u64>,
+    cpus: Option<u32>,
+    modules: Vec<String>,
+    kernel: Option<Utf8PathBuf>,
+    acceleration: Option<String>,
+    bytes_on_disk: u64,
+    sealed: bool,
+    ready_made: bool,
+    in_use: bool,
+    /// Why it can't be restored.
+    problem: Option<String>,
+}
+
+impl From<&Listed> for Row {
+    fn from(one: &Listed) -> Self {
+        let manifest = one.manifest.as_ref();
+        let spec = manifest.map(|manifest| &manifest.spec);
+        Self {
+            id: one.id.clone(),
+            label: manifest.map(|manifest| manifest.label.clone()),
+            kind: manifest.map(|manifest| manifest.memory),
+            parent: one.parent().cloned(),
+            children: one.children.clone(),
+            created_unix_ms: manifest.map(|manifest| manifest.created_unix_ms),
+            memory_mib: spec.map(|spec| spec.memory_mib),
+            cpus: spec.map(|spec| spec.cpus),
+            modules: spec.map(|spec| spec.modules.clone()).unwrap_or_default(),
+            kernel: spec.map(|spec| spec.kernel.clone()),
+            acceleration: manifest.map(|manifest| manifest.machine.acceleration.clone()),
+            bytes_on_disk: one.bytes_on_disk,
+            sealed: one.is_sealed(),
+            ready_made: one.ready_for.is_some(),
+            in_use: one.in_use,
+            problem: one.problem.clone(),
+        }
+    }
+}
+
+fn list(store: &SnapshotStore, json: bool) -> Result<u8, Failure> {
+    let rows: Vec<Row> = store.list().map_err(snapshot_failure)?.iter().map(Row::from).collect();
+    if json {
+        print_json(&rows)?;
+        return Ok(0);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["ID", "OF", "KIND", "CREATED", "MEMORY", "ON DISK", "STATE"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for row in &rows {
+        let created = row.created_unix_ms.map(Duration::from_millis);
+        table.add_row([
+            row.id.to_string(),
+            row.label.as_deref().map(plain).unwrap_or_default(),
+            kind(row),
+            created.map(|created| age(now.saturating_sub(created))).unwrap_or_default(),
+            row.memory_mib.map(|mib| format!("{mib} MiB")).unwrap_or_default(),
+            mebibytes(row.bytes_on_disk),
+            state(row),
+        ]);
+    }
+    print(table)?;
+    Ok(0)
+}
+
+fn kind(row: &Row) -> String {
+    match (row.kind, &row.parent) {
+        (Some(MemoryKind::Full), None) => "full".into(),
+        (Some(MemoryKind::Full), Some(parent)) => format!("full, disks on {parent}"),
+        (Some(MemoryKind::Diff), Some(parent)) => format!("diff on {parent}"),
+        (Some(MemoryKind::Diff), None) => "diff".into(),
+        (None, _) => String::new(),
+    }
+}
+
+fn state(row: &Row) -> String {
+    if let Some(problem) = &row.problem {
+        return format!("broken: {}", plain(problem));
+    }
+    let mut words = vec![if row.sealed { "sealed" } else { "not sealed yet" }];
+    words.extend(row.ready_made.then_some("ready-made"));
+    words.extend(row.in_use.then_some("in use"));
+    words.join(", ")
+}
+
+/// In the largest unit that there is one of.
+fn age(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "min")];
+    match units.into_iter().find(|(unit, _)| seconds >= *unit) {
+        Some((unit, name)) => format!("{} {name} ago", seconds / unit),
+        None => format!("{seconds} s ago"),
+    }
+}
+
+fn verify(store: &SnapshotStore, given: &[String], all: bool) -> Result<u8, Failure> {
+    let listed = store.list().map_err(snapshot_failure)?;
+    let ids = if all { listed.into_iter().map(|one| one.id).collect() } else { resolve_all(&listed, given)? };
+    let mut broken = Vec::new();
+    for id in &ids {
+        let progress = Progress::start(format!("reading snapshot {id}"));
+        let verified = store.verify(id);
+        drop(progress);
+        match verified {
+            Ok(report) => {
+                let (files, size) = (report.files, mebibytes(report.bytes));
+                let unsealed = report.unsealed.len();
+                let but =
+                    if unsealed > 0 { format!("; {unsealed} of its links not sealed yet") } else { String::new() };
+                print(format_args!("{id}  whole   {files} files, {size}{but}"))?;
+            }
+            // Somebody has removed it since the list.
+            Err(SnapshotError::Unknown(_)) if all => {}
+            Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
+                print(format_args!("{id}  broken  {}", plain(&error.to_string())))?;
+                broken.push(error);
+            }
+            Err(error) => return Err(snapshot_failure(error)),
+        }
+    }
+    let count = broken.len();
+    match broken.into_iter().next() {
+        None => Ok(0),
+        Some(only) if ids.len() == 1 => Err(snapshot_failure(only)),
+        Some(first) => {
+            let hint = first.hint();
+            Err(Failure::words(1, format!("{count} of {} snapshots can't be restored", ids.len())).maybe_hint(hint))
+        }
+    }
+}
+
+fn compact(store: &SnapshotStore, given: &str) -> Result<u8, Failure> {
+    let id = resolve(&store.list().map_err(snapshot_failure)?, given)?;
+    let progress = Progress::start(format!("compacting snapshot {id}"));
+    let compacted = store.compact(&id);
+    drop(progress);
+    let compacted = compacted.map_err(snapshot_failure)?;
+    let (before, after) = (mebibytes(compacted.bytes_before), mebibytes(compacted.bytes_after));
+    print(format_args!("{id}  full    {before} before, {after} now"))?;
+    Ok(0)
+}
+
+fn remove(home: &Home, store: &SnapshotStore, given: &[String]) -> Result<u8, Failure> {
+    // All or none, as far as names go.
+    let ids = resolve_all(&store.list().map_err(snapshot_failure)?, given)?;
+    let stopped = stopped_vms(home)?;
+    if let Some((id, vm)) = ids.iter().find_map(|id| Some((id, needed_by(&stopped, id)?))) {
+        return Err(Failure::words(1, format!("snapshot `{id}` is in use: the stopped VM `{vm}` goes on from it")));
+    }
+    for id in ids {
+        store.remove(&id).map_err(snapshot_failure)?;
+    }
+    Ok(0)
+}
+
+fn remove_ready(home: &Home, store: &SnapshotStore) -> Result<u8, Failure> {
+    let stopped = stopped_vms(home)?;
+    let ready = store.list().map_err(snapshot_failure)?.into_iter().filter(|one| one.ready_for.is_some());
+    for one in ready.filter(|one| needed_by(&stopped, &one.id).is_none()) {
+        match store.remove(&one.id) {
+            Ok(()) | Err(SnapshotError::Unknown(_)) => {}
+            Err(error @ SnapshotError::InUse { .. }) => say(format_args!("{error} and stays")),
+            Err(error) => return Err(snapshot_failure(error)),
+        }
+    }
+    Ok(0)
+}
+
+fn stopped_vms(home: &Home) -> Result<Vec<(VmId, SnapshotId)>, Failure> {
+    let stopped = |Recovered { id, outcome }| match outcome {
+        Outcome::Stopped { snapshot, .. } => Some((id, snapshot)),
+        _ => None,
+    };
+    Ok(recover(home)?.into_iter().filter_map(stopped).collect())
+}
+
+fn needed_by<'a>(stopped: &'a [(VmId, SnapshotId)], id: &SnapshotId) -> Option<&'a VmId> {
+    stopped.iter().find(|(_, snapshot)| snapshot == id).map(|(vm, _)| vm)
+}
+
+fn resolve_all(listed: &[Listed], given: &[String]) -> Result<Vec<SnapshotId>, Failure> {
+    let mut ids = given.iter().map(|one| resolve(listed, one)).collect::<Result<Vec<_>, _>>()?;
+    // Given twice, it would be gone the second time.
+    let mut seen = std::collections::BTreeSet::new();
+    ids.retain(|id| seen.insert(id.clone()));
+    Ok(ids)
+}
+
+fn resolve(listed: &[Listed], given: &str) -> Result<SnapshotId, Failure> {
+    let ids: Vec<_> = listed.iter().map(|one| &one.id).collect();
+    match choose(&ids, given) {
+        Choice::One(id) => Ok(id.clone()),
+        Choice::None => Err(Failure::words(1, format!("there is no snapshot `{given}`")).hint("kiln snapshot ls")),
+        Choice::Many(count) => {
+            let words = format!("`{given}` is the beginning of {count} snapshots' ids");
+            Err(Failure::words(USAGE, words).hint("give more digits; kiln snapshot ls shows them"))
+        }
+        Choice::NoId => {
+            let words = format!("`{given}` is no snapshot id, nor {PREFIX_DIGITS_MIN} or more of its first digits");
+            Err(Failure::words(USAGE, words).hint("kiln snapshot ls"))
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Choice<'a> {
+    One(&'a SnapshotId),
+    None,
+    Many(usize),
+    NoId,
+}
+
+fn choose<'a>(ids: &[&'a SnapshotId], given: &str) -> Choice<'a> {
+    let digits = given.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !digits || given.len() < PREFIX_DIGITS_MIN {
+        return Choice::NoId;
+    }
+    let mut fitting = ids.iter().filter(|id| id.as_str().starts_with(given));
+    match (fitting.next(), fitting.count()) {
+        (None, _) => Choice::None,
+        (Some(id), 0) => Choice::One(id),
+        (Some(_), more) => Choice::Many(more + 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_digits_of_an_id_name_it_when_no_other_has_them() {
+        let ids = ["0123456789abcdef", "0123459999999999", "ffffffffffffffff"].map(|id| id.parse().expect("an id"));
+        let ids: Vec<&SnapshotId> = ids.iter().collect();
+        assert_eq!(choose(&ids, "ffffff"), Choice::One(ids[2]));
+        assert_eq!(choose(&ids, "0123459"), Choice::One(ids[1]));
+        assert_eq!(choose(&ids, ids[0].as_str()), Choice::One(ids[0]));
+        assert_eq!(choose(&ids, "012345"), Choice::Many(2));
+        assert_eq!(choose(&ids, "aaaaaa"), Choice::None);
+        for bad in ["", "fffff", "FFFFFF", "../../", "\x1b[2Jffff"] {
+            assert_eq!(choose(&ids, bad), Choice::NoId, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        for (seconds, words) in [(0, "0 s ago"), (59, "59 s ago"), (3599, "59 min ago"), (90_000, "1 d ago")] {
+            assert_eq!(age(Duration::from_secs(seconds)), words);
+        }
+    }
+}
