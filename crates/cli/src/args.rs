@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use kiln_engine::AccelerationRequest;
+use kiln_engine::{AccelerationRequest, FORKS_MAX};
 
 /// Fires real virtual machines: a real kernel of its own for every command.
 #[derive(Debug, Parser)]
@@ -30,6 +30,8 @@ pub enum Command {
     Snapshot(SnapshotArgs),
     /// Find crashes in a saved kernel log
     Scan(ScanArgs),
+    /// Prove on this host that VMs are what they must be
+    Verify(VerifyArgs),
     /// Measure what Kiln promises, on this host
     Bench(BenchArgs),
 }
@@ -39,11 +41,11 @@ pub enum Command {
 /// A fresh VM with its own kernel is started, the command runs in it, its output and exit code become kiln's, and
 /// nothing is left behind. There is no network in the VM.
 ///
-/// Exit codes: the command's own; 128 + n for signal n; 124 timed out; 125 the VM could not run it to its end (it
-/// crashed, powered off, or never came up); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
 /// The VM is a fork of the image's ready-made snapshot: booted and saved once for each size and set of modules, on first
 /// use or by `kiln image warm`. A fork has a host name, machine id, clock and randomness of its own. --cold boots.
 ///
+/// Exit codes: the command's own; 128 + n for signal n; 124 timed out; 125 the VM could not run it to its end (it
+/// crashed, powered off, or never came up); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
 /// host lacks something.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -109,11 +111,11 @@ pub struct RunArgs {
     /// Load a kernel module of the image before the command runs
     #[arg(long = "module", value_name = "NAME")]
     pub modules: Vec<String>,
-    /// Show the guest's console on stderr as it comes
-    #[arg(long)]
     /// Boot the VM instead of forking the image's ready-made snapshot
     #[arg(long)]
     pub cold: bool,
+    /// Show the guest's console on stderr as it comes
+    #[arg(long)]
     pub console: bool,
     /// Print one JSON object instead of the command's output
     #[arg(long, conflicts_with = "tty")]
@@ -166,10 +168,10 @@ pub struct ImageArgs {
 pub enum ImageCommand {
     /// Build an image
     Build(ImageBuildArgs),
-    /// List images
-    Ls {
     /// Boot an image once and save it, to be forked by `kiln run`
     Warm(ImageWarmArgs),
+    /// List images
+    Ls {
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -209,8 +211,6 @@ pub struct ImageBuildArgs {
     pub json: bool,
 }
 
-/// Find crashes in a saved kernel log.
-///
 /// Boot an image once and save it, to be forked by `kiln run`.
 ///
 /// `kiln run` does it by itself where the snapshot is not there; this does it before, and anew where it is there. There is
@@ -299,11 +299,45 @@ pub enum SnapshotCommand {
     },
 }
 
+/// Find crashes in a saved kernel log.
+///
 /// Exit code 100 where something at least as bad as an error is found.
 #[derive(Debug, ClapArgs)]
 pub struct ScanArgs {
     /// The log; - for stdin
     pub log: Utf8PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct VerifyArgs {
+    #[command(subcommand)]
+    pub command: VerifyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VerifyCommand {
+    /// Prove that forks differ where they must and agree where they must
+    Fork(VerifyForkArgs),
+}
+
+/// Prove that forks differ where they must and agree where they must.
+///
+/// A VM is booted, prepared, saved and forked; then its forks are compared. Exit code 100 where a check fails, 69 where
+/// VMs can't run here.
+#[derive(Debug, ClapArgs)]
+pub struct VerifyForkArgs {
+    /// How many forks are made at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = parse_forks)]
+    pub forks: usize,
+    /// Image to boot; see `kiln image ls`
+    #[arg(long, default_value = "mini", env = "KILN_IMAGE")]
+    pub image: String,
+    /// How the VM's CPU runs
+    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
+    pub accel: AccelArg,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -350,6 +384,14 @@ pub enum BenchGroup {
 impl BenchGroup {
     /// All groups, in the order they run.
     pub const ALL: [Self; 5] = [Self::Boot, Self::Exec, Self::Files, Self::Agent, Self::Fork];
+}
+
+/// One fork is no twin of anybody.
+fn parse_forks(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(forks @ 2..=FORKS_MAX) => Ok(forks),
+        _ => Err(format!("`{text}` is not 2 to {FORKS_MAX}")),
+    }
 }
 
 fn parse_samples(text: &str) -> Result<usize, String> {

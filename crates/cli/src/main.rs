@@ -13,6 +13,7 @@ mod ready;
 mod run;
 mod scan;
 mod snapshot;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Scan(args) => scan::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     let code = outcome.unwrap_or_else(|failure: Failure| {

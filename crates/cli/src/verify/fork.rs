@@ -1,0 +1,69 @@
+//! `kiln verify fork`: forks differ where they must and agree where they must.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kiln_engine::{MacAddress, Nic, VmSpec};
+
+use super::checks::judge;
+use super::kept::Kept;
+use super::proof::{Proof, Stop, Times};
+use super::report::Report;
+use crate::args::VerifyForkArgs;
+use crate::failure::Failure;
+use crate::image;
+use crate::interrupt::Interrupts;
+use crate::output::Progress;
+
+/// A check does not hold.
+const FAILED: u8 = 100;
+/// For VMs that an interrupt left to be cleared away.
+const THREADS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Proves it, and says how.
+pub fn run(args: &VerifyForkArgs) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(prove(args));
+    runtime.shutdown_timeout(THREADS_DEADLINE);
+    let report = match outcome {
+        Ok(report) => report,
+        Err(Stop::Failed(failure)) => return Err(failure),
+        Err(Stop::Interrupted(code)) => return Ok(code),
+    };
+    if args.json {
+        report.print_json()?
+    } else {
+        report.print()?
+    }
+    Ok(if report.ok { 0 } else { FAILED })
+}
+
+async fn prove(args: &VerifyForkArgs) -> Result<Report, Stop> {
+    let from = Instant::now();
+    let home = image::home()?;
+    let progress = Progress::start("finding the image");
+    let image = image::find_or_build(&home, &args.image, &progress)?;
+    let engine = Arc::new(image::engine(&home)?);
+    let mut interrupts = Interrupts::new().map_err(Failure::from)?;
+    let mut spec = VmSpec { acceleration: args.accel.into(), forkable: true, ..image::spec(&image) };
+    spec.nics.push(Nic { mac: MacAddress::random() });
+    progress.say("finding out what KVM does here");
+    let decided = engine.decide(&spec);
+    let acceleration = tokio::select! {
+        decided = decided => decided.map_err(image::launch_failure)?,
+        code = interrupts.any() => return Err(Stop::Interrupted(code)),
+    };
+    spec.acceleration = acceleration.into();
+    let mut kept = Kept::new(&home);
+    let (seen, times) = {
+        let times = Times::default();
+        let (interrupts, kept) = (&mut interrupts, &mut kept);
+        let mut proof = Proof { engine, spec, forks: args.forks, progress: &progress, interrupts, kept, times };
+        (proof.run().await, proof.times)
+    };
+    progress.say("clearing away");
+    kept.remove().await;
+    drop(progress);
+    let checks = judge(&seen?);
+    Ok(Report::new(checks, args, image::accel_name(acceleration), &times, from.elapsed()))
+}

@@ -1,0 +1,24 @@
+//! `kiln verify`: proof on this host that Kiln's VMs are what they must be.
+//!
+//! ```text
+//!   fork ─▶ proof: boot, prepare, save, fork ─▶ guest: facts of each fork ─▶ checks: judged ─▶ report
+//!             └── kept: what was saved on the way, removed at the end
+//! ```
+
+mod checks;
+mod facts;
+mod fork;
+mod guest;
+mod kept;
+mod proof;
+mod report;
+
+use crate::args::{VerifyArgs, VerifyCommand};
+use crate::failure::Failure;
+
+/// Runs `kiln verify …`.
+pub fn run(args: &VerifyArgs) -> Result<u8, Failure> {
+    match &args.command {
+        VerifyCommand::Fork(args) => fork::run(args),
+    }
+}

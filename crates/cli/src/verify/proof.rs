@@ -1,0 +1,233 @@
+//! The steps of a proof, from a boot to what was seen of every fork.
+//!
+//! ```text
+//!   original ─save─▶ snapshot ─┬─▶ forks, at once ─▶ seen, marked ─▶ two of them ─save─▶ a child of each ─▶ seen
+//!                              └─▶ one more, later ─▶ seen
+//! ```
+//! Saving is not interrupted: what it makes must be known, so that it can be removed.
+
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use kiln_engine::link::GuestLink;
+use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotRequest};
+use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine, Vm, VmSpec};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::facts::{Facts, Seen};
+use super::guest;
+use super::kept::{Kept, LABEL};
+use crate::failure::{Failure, HOST, VM};
+use crate::guest::Guest;
+use crate::interrupt::Interrupts;
+use crate::output::Progress;
+
+/// A cold boot on a busy host, and some.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Forks that are saved and forked again.
+const PARENTS: usize = 2;
+
+/// One proof on its way.
+pub struct Proof<'a> {
+    pub engine: Arc<QemuEngine>,
+    pub spec: VmSpec,
+    pub forks: usize,
+    pub progress: &'a Progress,
+    pub interrupts: &'a mut Interrupts,
+    pub kept: &'a mut Kept,
+    pub times: Times,
+}
+
+/// How long it took.
+#[derive(Debug, Clone, Default)]
+pub struct Times {
+    pub boot: Duration,
+    pub save: Duration,
+    /// For each of the forks that were made at once, from the request to the VM that is its own machine.
+    pub forks: Vec<Duration>,
+}
+
+/// Why a proof did not come to its end.
+#[derive(Debug)]
+pub enum Stop {
+    Failed(Failure),
+    /// By a signal, with this exit code.
+    Interrupted(u8),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Proof<'_> {
+    /// All steps. The VMs are gone afterwards, or on their way.
+    pub async fn run(&mut self) -> Result<Seen, Stop> {
+        let (original, snapshot) = self.original().await?;
+        let beats = original.beats.len();
+        let mut seen = Seen { original, ..Seen::default() };
+        let parents = self.at_once(&snapshot, &mut seen).await?;
+        self.progress.say("making a later fork");
+        seen.later = self.one_more(&snapshot, "the later fork".into(), beats, &mut seen.silent).await?;
+        for (place, fork) in parents {
+            let parent = &seen.forks[place];
+            self.progress.say(format!("saving {} and forking it", parent.who));
+            let saved = self.save(&fork.vm, &fork.link).await?;
+            let (who, beats) = (format!("the child of {}", parent.who), parent.beats.len());
+            let child = self.one_more(&saved, who, beats, &mut seen.silent).await?;
+            seen.children.extend(child.map(|child| (place, child)));
+        }
+        Ok(seen)
+    }
+
+    /// Boots, prepares and saves the VM that everything is forked from.
+    async fn original(&mut self) -> Result<(Facts, Snapshot), Stop> {
+        self.progress.say("booting");
+        let booted = Guest::start(&*self.engine, self.spec.clone(), BOOT_TIMEOUT, false);
+        let original = unless(self.interrupts, async { booted.await.map_err(host_fails) }).await?;
+        self.times.boot = original.boot;
+        self.progress.say("preparing the VM that will be saved");
+        let prepared = async {
+            let mut facts = guest::prepare(&original.link).await?;
+            guest::freeze(&original.link, &mut facts).await?;
+            anyhow::Ok(facts)
+        };
+        let prepared = async { prepared.await.map_err(|error| error.context("the VM can't be prepared")) };
+        let facts = unless(self.interrupts, prepared).await?;
+        self.progress.say("saving");
+        let from = Instant::now();
+        let snapshot = self.save(&original.vm, &original.link).await?;
+        self.times.save = from.elapsed();
+        Ok((facts, snapshot))
+    }
+
+    /// Makes forks at once and looks at each as soon as it is there. The first of them go on, with their places.
+    async fn at_once(&mut self, snapshot: &Snapshot, seen: &mut Seen) -> Result<Vec<(usize, Fork)>, Stop> {
+        self.progress.say(format!("making {} forks", self.forks));
+        let beats = seen.original.beats.len();
+        let members = unless(self.interrupts, members(&self.engine, snapshot, self.forks, beats)).await?;
+        let mut parents = Vec::new();
+        for Member { who, made: Made { fork, took, .. }, facts } in members {
+            self.times.forks.push(took);
+            // Not before all of them have written theirs.
+            let marks = unless(self.interrupts, async { Ok::<_, Failure>(guest::marks(&fork.link).await) }).await?;
+            match facts.and_then(|facts| Ok(Facts { marks: marks?, ..facts })) {
+                Ok(facts) => {
+                    if parents.len() < PARENTS {
+                        parents.push((seen.forks.len(), fork));
+                    }
+                    seen.forks.push(facts);
+                }
+                Err(why) => seen.silent.push((who, format!("{why:#}"))),
+            }
+        }
+        Ok(parents)
+    }
+
+    /// Makes a fork and looks at it; `None` where it does not answer.
+    async fn one_more(
+        &mut self,
+        snapshot: &Snapshot,
+        who: String,
+        beats: usize,
+        silent: &mut Vec<(String, String)>,
+    ) -> Result<Option<Facts>, Stop> {
+        let seen = async {
+            let made = make(&self.engine, snapshot).await?;
+            let facts = guest::see(&made.fork.link, who.clone(), made.asked, beats, None).await;
+            made.fork.vm.kill().await;
+            Ok::<_, Failure>(facts)
+        };
+        let facts = unless(self.interrupts, seen).await?;
+        Ok(facts.map_err(|why| silent.push((who, format!("{why:#}")))).ok())
+    }
+
+    async fn save(&mut self, vm: &Vm, link: &GuestLink) -> Result<Snapshot, Failure> {
+        let request = SnapshotRequest { link: Some(link), then: AfterSave::End, label: LABEL.into() };
+        let snapshot = vm.snapshot(request).await.map_err(failed)?;
+        self.kept.add(snapshot.clone());
+        Ok(snapshot)
+    }
+}
+
+/// A fork that was made now.
+struct Made {
+    fork: Fork,
+    /// By the host's clock, in nanoseconds.
+    asked: i64,
+    took: Duration,
+}
+
+/// One of the forks that were made at once, and what was seen of it.
+struct Member {
+    who: String,
+    made: Made,
+    facts: anyhow::Result<Facts>,
+}
+
+/// Makes forks, as many at a time as [`QemuEngine`] does for one request, and looks at each while others start: that is
+/// when a clock is hardest to keep.
+async fn members(
+    engine: &Arc<QemuEngine>,
+    snapshot: &Snapshot,
+    count: usize,
+    beats: usize,
+) -> Result<Vec<Member>, Failure> {
+    let at_once = Arc::new(Semaphore::new(2 * available_parallelism().map_or(1, NonZero::get)));
+    let mut tasks = JoinSet::new();
+    for number in 1..=count {
+        let (engine, snapshot, at_once) = (Arc::clone(engine), snapshot.clone(), Arc::clone(&at_once));
+        tasks.spawn(async move {
+            let permit = at_once.acquire_owned().await;
+            let made = make(&engine, &snapshot).await?;
+            drop(permit);
+            let (who, mark) = (format!("fork {number}"), made.fork.vm.id().to_string());
+            let facts = guest::see(&made.fork.link, who.clone(), made.asked, beats, Some(mark)).await;
+            Ok::<_, Failure>((number, Member { who, made, facts }))
+        });
+    }
+    let mut members = BTreeMap::new();
+    while let Some(joined) = tasks.join_next().await {
+        let (number, member) = joined.expect("nobody aborts them, and they do not panic")?;
+        members.insert(number, member);
+    }
+    Ok(members.into_values().collect())
+}
+
+async fn make(engine: &QemuEngine, snapshot: &Snapshot) -> Result<Made, Failure> {
+    let (asked, from) = (guest::now_ns(), Instant::now());
+    let mut forks = engine.restore(snapshot, ForkSpec::default()).await.map_err(failed)?;
+    let fork = forks.pop().expect("one was asked for, and all are given or none");
+    Ok(Made { fork, asked, took: from.elapsed() })
+}
+
+/// The outcome of a step, unless a signal ends it.
+async fn unless<T, E: Into<Failure>>(
+    interrupts: &mut Interrupts,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, Stop> {
+    tokio::select! {
+        outcome = step => outcome.map_err(|error| Stop::Failed(error.into())),
+        code = interrupts.any() => Err(Stop::Interrupted(code)),
+    }
+}
+
+/// A guest that does not come up is one that this host can't run.
+fn host_fails(mut failure: Failure) -> Failure {
+    if failure.code == VM {
+        failure.code = HOST;
+    }
+    failure
+}
+
+fn failed(error: SnapshotError) -> Failure {
+    let of_host =
+        matches!(error, SnapshotError::Launch(_) | SnapshotError::Budget { .. } | SnapshotError::NoSpace { .. });
+    let hint = error.hint();
+    Failure::new(if of_host { HOST } else { 1 }, error).maybe_hint(hint)
+}
