@@ -1,5 +1,7 @@
 //! Long campaigns, run by `make soak`. `KILN_SOAK_MINUTES` bounds each; 10 unless set.
 
+mod lives;
+
 use std::time::{Duration, Instant};
 
 use kiln_e2e::guest::{Guest, shell};
@@ -18,7 +20,7 @@ fn until() -> Instant {
 fn soak_every_cold_boot_answers_and_leaves_nothing() {
     let (until, mut boots) = (until(), 0);
     while Instant::now() < until {
-        let outcome = Kiln::shell(&[], "echo $((6 * 7))").run();
+        let outcome = Kiln::shell(&["--cold"], "echo $((6 * 7))").run();
         assert_eq!((outcome.code, outcome.text().as_str()), (0, "42"), "boot {boots}: {}", outcome.stderr);
         boots += 1;
     }
