@@ -126,7 +126,7 @@ fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
+pub(crate) fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     let entries = match parent.read_dir_utf8() {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -99,10 +99,7 @@ async fn vm_of_a_chain_with_a_broken_or_missing_link_is_refused_by_name_and_the_
     flip_bit(&directory.join("pages"));
     for id in [leaf, middle] {
         let error = open(lab.home(), id).expect_err("a link is broken");
-        assert!(
-            matches!(&error, SnapshotError::Broken { id, file, .. } if id == middle && file == "pages"),
-            "{error}"
-        );
+        assert!(matches!(&error, SnapshotError::Broken { id, file, .. } if id == middle && file == "pages"), "{error}");
     }
     let error = SnapshotStore::new(&Home::at(lab.home())).compact(leaf).expect_err("a link is broken");
     assert!(matches!(&error, SnapshotError::Broken { id, .. } if id == middle), "{error}");

@@ -41,6 +41,7 @@ impl SnapshotStore {
     /// # Errors
     /// As [`SnapshotStore::open`]; or something can't be read or written, and then nothing has changed.
     pub fn compact(&self, id: &SnapshotId) -> Result<Compacted, SnapshotError> {
+        self.sweep();
         loop {
             let snapshot = self.open(id)?;
             if snapshot.manifest().memory == MemoryKind::Full {

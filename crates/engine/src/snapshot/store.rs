@@ -25,7 +25,7 @@ use super::locked_dir::{Hold, LockedDir};
 use super::manifest::{MANIFEST_FILE, Seal};
 use super::seal::host_boot_id;
 use super::verified::{Hashed, Trust, Verified, broken};
-use crate::home::{Home, PARTIAL_SUFFIX, random_suffix};
+use crate::home::{Home, PARTIAL_SUFFIX, partials, random_suffix, sweep};
 
 /// For a remover or a publisher that holds the directory for a moment.
 pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -129,7 +129,16 @@ impl SnapshotStore {
         self.forget_ready(id)?;
         fs::remove_dir_all(&doomed).map_err(failed)?;
         tracing::info!(snapshot = %id, "removed a snapshot");
+        self.sweep();
         Ok(())
+    }
+
+    /// Removes what nobody holds any more: old forms of compacted snapshots, drafts of processes that are gone.
+    pub(super) fn sweep(&self) {
+        let swept = partials(&self.directory).and_then(|found| found.iter().try_for_each(|path| sweep(path).map(drop)));
+        if let Err(error) = swept {
+            tracing::debug!(path = %self.directory, %error, "failed to sweep the snapshots");
+        }
     }
 
     fn in_use(&self, id: &SnapshotId, by: String) -> SnapshotError {

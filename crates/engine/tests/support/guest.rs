@@ -12,9 +12,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
 use kiln_engine::link::{GuestLink, LinkOptions};
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotId, SnapshotRequest, SnapshotStore};
-use kiln_engine::{
-    AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, Renew, Vm, VmSpec,
-};
+use kiln_engine::{AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, Renew, Vm, VmSpec};
 use kiln_wire::{ExecRequest, SessionSpec};
 
 use super::{STEP_DEADLINE, mini};
