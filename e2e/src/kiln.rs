@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -173,12 +173,14 @@ pub fn vm_dir(vmm: i32) -> PathBuf {
     let image = images[0]["dir"].as_str().expect("an image with a directory");
     let home = PathBuf::from(image).ancestors().nth(2).expect("it is below images").to_owned();
     let vms = home.join("vms");
-    let is_of = |dir: &PathBuf| {
-        let file = fs::read(dir.join("pid")).unwrap_or_default();
-        serde_json::from_slice::<serde_json::Value>(&file).is_ok_and(|file| file["pid"] == vmm)
-    };
+    let is_of = |dir: &PathBuf| vmm_of(dir) == Some(vmm);
     // A VMM is there a moment before its directory says so.
     until("the VM's directory", || fs::read_dir(&vms).ok()?.flatten().map(|entry| entry.path()).find(is_of))
+}
+
+/// The VMM that a VM's directory tells of: its first words are those of the process's own `/proc/<pid>/stat`.
+pub(crate) fn vmm_of(dir: &Path) -> Option<i32> {
+    fs::read_to_string(dir.join("pid")).ok()?.split(' ').next()?.parse().ok()
 }
 
 impl Drop for Running {

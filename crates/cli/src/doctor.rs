@@ -1,14 +1,16 @@
 //! `kiln doctor`: what this host can do, what is missing, how to get it.
 
 use kiln_engine::acceleration;
+use kiln_engine::home::Home;
 use kiln_engine::host::{FindingStatus, HostFinding, HostReport, inspect};
 use kiln_engine::image::MINI;
+use kiln_engine::snapshot::SnapshotStore;
 use owo_colors::OwoColorize as _;
 
 use crate::args::DoctorArgs;
 use crate::failure::{Failure, HOST};
 use crate::image;
-use crate::output::{Progress, print, print_json};
+use crate::output::{Progress, mebibytes, print, print_json};
 
 /// Looks at the host and says what it found.
 pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
@@ -20,7 +22,8 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     // Without an image there is no guest to try KVM with; the report says so.
     let guest = image::find(&home, MINI).ok().map(|image| image::spec(&image));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(inspect(home.path(), guest.as_ref()));
+    let mut report = runtime.block_on(inspect(home.path(), guest.as_ref()));
+    report.findings.push(snapshots(&home));
     drop(progress);
     if args.json {
         print_json(&report)?;
@@ -28,6 +31,22 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
         show(&report)?;
     }
     Ok(if report.is_ready() { 0 } else { HOST })
+}
+
+/// What snapshots take, and whether some are broken.
+fn snapshots(home: &Home) -> HostFinding {
+    let finding = |status, detail, hint| HostFinding { name: "snapshots".into(), status, detail, hint };
+    let listed = match SnapshotStore::new(home).list() {
+        Ok(listed) => listed,
+        Err(error) => return finding(FindingStatus::Warn, error.to_string(), error.hint()),
+    };
+    let space = mebibytes(listed.iter().map(|one| one.bytes_on_disk).sum());
+    let ready = listed.iter().filter(|one| one.ready_for.is_some()).count();
+    let detail = format!("{} in {space}, {ready} of them ready-made", listed.len());
+    match listed.iter().filter(|one| one.problem.is_some()).count() {
+        0 => finding(FindingStatus::Ok, detail, None),
+        broken => finding(FindingStatus::Warn, format!("{detail}, {broken} broken"), Some("kiln snapshot ls".into())),
+    }
 }
 
 fn show(report: &HostReport) -> anyhow::Result<()> {

@@ -30,7 +30,7 @@ fn a_guest_that_powers_off_or_reboots_ends_the_run() {
 
 #[test]
 fn a_guest_that_does_not_come_up_ends_at_its_deadline() {
-    let outcome = Kiln::shell(&["--boot-timeout", "300ms"], "true").run();
+    let outcome = Kiln::shell(&["--cold", "--boot-timeout", "300ms"], "true").run();
     assert_eq!(outcome.code, 125);
     assert!(outcome.stderr.contains("did not come up within 300ms"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("console"), "{}", outcome.stderr);

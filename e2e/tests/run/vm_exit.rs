@@ -70,6 +70,6 @@ fn json_holds_the_whole_story() {
     assert_eq!(report["stdout"], "out\n");
     assert_eq!(report["stderr"]["base64"], "/w==");
     assert_eq!(report["error"], serde_json::Value::Null);
-    assert!(report["boot_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
+    assert!(report["fork_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
     assert!(report["usage"]["wall_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
 }

@@ -33,7 +33,7 @@ fn kill_9_leaves_no_vmm() {
 
 #[test]
 fn kill_9_while_booting_leaves_no_vmm() {
-    let mut running = Kiln::new(["run", "--", "true"]).start();
+    let mut running = Kiln::new(["run", "--cold", "--", "true"]).start();
     let vmm = until("a VMM", || running.vmms().first().copied());
     running.signal(Signal::KILL);
     assert_eq!(running.wait(), 137);
@@ -62,7 +62,7 @@ fn ctrl_c_ends_the_command() {
 #[test]
 fn a_signal_while_booting_leaves_nothing() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
-        let mut running = Kiln::new(["run", "--", "true"]).start();
+        let mut running = Kiln::new(["run", "--cold", "--", "true"]).start();
         let vmm = until("a VMM", || running.vmms().first().copied());
         let dir = vm_dir(vmm);
         running.signal(signal);

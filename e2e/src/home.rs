@@ -1,0 +1,138 @@
+//! A `$KILN_HOME` of a test's own, for tests that break what others share.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kiln_engine::home::Home;
+use serde_json::Value;
+
+use crate::kiln::{Kiln, is_running, vmm_of};
+
+/// A home that is removed when dropped. It holds a copy of the image that all tests share.
+#[derive(Debug)]
+pub struct TestHome(tempfile::TempDir);
+
+impl TestHome {
+    /// With the image alone.
+    ///
+    /// # Panics
+    /// Where there is no image, or it can't be copied.
+    pub fn with_image() -> Self {
+        let shared = shared();
+        let this = Self(tempfile::tempdir().expect("a directory"));
+        copy(&shared.join("images"), this.path());
+        // What is known of KVM here would be found out again by a guest.
+        if shared.join("probe.json").exists() {
+            copy(&shared.join("probe.json"), this.path());
+        }
+        this
+    }
+
+    /// With the image and the ready-made snapshot that `kiln run` forks where no flag says otherwise.
+    ///
+    /// # Panics
+    /// As [`with_image`](Self::with_image), or where there is no such snapshot.
+    pub fn with_ready_made() -> Self {
+        let this = Self::with_image();
+        let made = Kiln::new(["run", "--", "true"]).run();
+        assert_eq!(made.code, 0, "{}", made.stderr);
+        let is_default = |one: &Value| {
+            let size = (&one["memory_mib"], &one["cpus"]) == (&256.into(), &1.into());
+            size && one["modules"] == Value::Array(vec![]) && one["ready_made"] == true
+        };
+        let shared = shared().join("snapshots");
+        let snapshots = this.path().join("snapshots");
+        fs::create_dir(&snapshots).expect("is new");
+        copy(&shared.join("ready"), &snapshots);
+        for one in list(Kiln::new(["snapshot", "ls", "--json"])).iter().filter(|one| is_default(one)) {
+            copy(&shared.join(id(one)), &snapshots);
+        }
+        this
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A `kiln` with this home.
+    pub fn kiln<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Kiln {
+        Kiln::new(args).env("KILN_HOME", self.path())
+    }
+
+    /// What `kiln snapshot ls --json` says.
+    ///
+    /// # Panics
+    /// Where it says nothing that could be read.
+    pub fn snapshots(&self) -> Vec<Value> {
+        list(self.kiln(["snapshot", "ls", "--json"]))
+    }
+
+    /// The one snapshot that is there.
+    ///
+    /// # Panics
+    /// Where there is another number of them.
+    pub fn only_snapshot(&self) -> String {
+        let snapshots = self.snapshots();
+        assert_eq!(snapshots.len(), 1, "{snapshots:?}");
+        id(&snapshots[0])
+    }
+
+    /// A file of a snapshot.
+    pub fn file(&self, snapshot: &str, name: &str) -> PathBuf {
+        self.path().join("snapshots").join(snapshot).join(name)
+    }
+
+    /// Names of what is below `vms`.
+    ///
+    /// # Panics
+    /// Where it can't be read.
+    pub fn vms(&self) -> Vec<String> {
+        names(&self.path().join("vms"))
+    }
+
+    /// A VMM that runs for a VM of this home.
+    pub fn vmm(&self) -> Option<i32> {
+        let dirs = fs::read_dir(self.path().join("vms")).ok()?.flatten();
+        dirs.filter_map(|entry| vmm_of(&entry.path())).find(|vmm| is_running(*vmm))
+    }
+
+    /// Names of what is below `snapshots`, beside the names of ready-made ones.
+    ///
+    /// # Panics
+    /// Where it can't be read.
+    pub fn snapshot_names(&self) -> Vec<String> {
+        let mut names = names(&self.path().join("snapshots"));
+        names.retain(|name| name != "ready");
+        names
+    }
+}
+
+fn id(listed: &Value) -> String {
+    listed["id"].as_str().expect("a snapshot has an id").to_owned()
+}
+
+fn list(kiln: Kiln) -> Vec<Value> {
+    let listed = kiln.run();
+    assert_eq!(listed.code, 0, "{}", listed.stderr);
+    serde_json::from_slice(&listed.stdout).expect("a list")
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => panic!("{}: {error}", directory.display()),
+    }
+}
+
+fn shared() -> PathBuf {
+    Home::from_env().expect("KILN_HOME or HOME is set").path().into()
+}
+
+/// Copies a file or directory with its holes. The copy can be written to, whatever the original's mode is.
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args(["-r", "--sparse=always", "--reflink=auto"]).arg(from).arg(to).status();
+    assert!(copied.expect("cp starts").success(), "{} can't be copied", from.display());
+}
