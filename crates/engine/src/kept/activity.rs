@@ -25,6 +25,8 @@ pub enum Activity {
     Cpu(u64),
     /// Its programs asked for it to be kept.
     Leases(Vec<String>),
+    /// Its agent did not say in time whether it is idle: it is too busy, or gone.
+    Silent,
 }
 
 impl fmt::Display for Activity {
@@ -38,6 +40,7 @@ impl fmt::Display for Activity {
             Self::Forwards(count) => write!(f, "{count} connections are forwarded"),
             Self::Cpu(percent) => write!(f, "its CPUs are at work: {percent} % of one"),
             Self::Leases(names) => write!(f, "leases: {}", names.join(", ")),
+            Self::Silent => f.write_str("its agent does not answer"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kiln_wire::Activity as Report;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::activity::{self, Activity};
 use super::policy::{KeepPolicy, Temperature};
@@ -23,6 +23,8 @@ use crate::vm_dir::VmId;
 const QUEUE: usize = 64;
 /// For a new link to a VM that runs.
 const LINK_DEADLINE: Duration = Duration::from_secs(30);
+/// For the answer whether it is idle. Requests wait meanwhile, so it is short: a guest that needs longer is at work.
+const ACTIVITY_DEADLINE: Duration = Duration::from_secs(1);
 /// A guest counts its CPU time in steps of 10 ms, which say nothing of a shorter while.
 const CPU_WINDOW_MS: u64 = 400;
 /// After a VM could not be cooled.
@@ -98,21 +100,26 @@ pub struct KeptVm {
 #[derive(Debug)]
 pub struct HotVm {
     link: GuestLink,
-    uses: Uses,
+    // Held, never read.
+    _use: Use,
     // Keeps the task, and so the VM, there.
     _asks: mpsc::Sender<Ask>,
 }
 
 #[derive(Debug)]
 enum Ask {
-    Hot(oneshot::Sender<Result<(GuestLink, Uses), WakeError>>),
+    Hot(oneshot::Sender<Result<(GuestLink, Use), WakeError>>),
     Cool(Temperature, oneshot::Sender<Result<(), SnapshotError>>),
     Inspect(oneshot::Sender<Inspection>),
 }
 
 /// Counts who uses the VM.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 struct Uses(Arc<AtomicUsize>);
+
+/// One who uses it, until it is dropped: also as an answer that nobody took.
+#[derive(Debug)]
+struct Use(Arc<AtomicUsize>);
 
 impl KeptVm {
     /// Keeps a VM that runs.
@@ -133,7 +140,7 @@ impl KeptVm {
             id: id.clone(),
             place,
             policy,
-            uses: Uses(Arc::default()),
+            uses: Uses::default(),
             needed: Instant::now(),
             report: None,
             activity: Vec::new(),
@@ -156,8 +163,8 @@ impl KeptVm {
     pub async fn ensure_hot(&self) -> Result<HotVm, WakeError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Hot(reply)).await.map_err(|_| WakeError::Dropped)?;
-        let (link, uses) = answer.await.map_err(|_| WakeError::Dropped)??;
-        Ok(HotVm { link, uses, _asks: self.asks.clone() })
+        let (link, in_use) = answer.await.map_err(|_| WakeError::Dropped)??;
+        Ok(HotVm { link, _use: in_use, _asks: self.asks.clone() })
     }
 
     /// Cools the VM now, whatever its policy says. A colder one stays as it is.
@@ -188,13 +195,18 @@ impl HotVm {
     }
 }
 
-impl Drop for HotVm {
+impl Drop for Use {
     fn drop(&mut self) {
-        self.uses.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Uses {
+    fn one(&self) -> Use {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        Use(Arc::clone(&self.0))
+    }
+
     fn count(&self) -> usize {
         self.0.load(Ordering::Acquire)
     }
@@ -266,13 +278,11 @@ impl Keeper {
         match ask {
             Ask::Hot(reply) => {
                 // Counted before anybody is told: nothing cools it in between.
-                self.uses.0.fetch_add(1, Ordering::AcqRel);
+                let in_use = self.uses.one();
                 self.needed = Instant::now();
-                let woken = self.wake().await.map(|link| (link, self.uses.clone()));
-                let failed = woken.is_err();
-                if reply.send(woken).is_err() || failed {
-                    self.uses.0.fetch_sub(1, Ordering::AcqRel);
-                }
+                let woken = self.wake().await.map(|link| (link, in_use));
+                // The asker may have given up.
+                drop(reply.send(woken));
             }
             Ask::Cool(to, reply) => {
                 let cooled = if self.uses.count() > 0 { Err(SnapshotError::Busy) } else { self.cool(to).await };
@@ -348,8 +358,8 @@ impl Keeper {
         };
         // Before the question, which is a stream too.
         self.activity = activity::of_host(self.uses.count(), fork.link.streams_open());
-        match fork.link.activity().await {
-            Ok(report) => {
+        match timeout(ACTIVITY_DEADLINE, fork.link.activity()).await {
+            Ok(Ok(report)) => {
                 let window = |before: &&Report| {
                     report.uptime_ms.saturating_sub(before.uptime_ms) >= CPU_WINDOW_MS && cpu_time == CpuTime::Count
                 };
@@ -360,7 +370,11 @@ impl Keeper {
                 }
             }
             // A guest too busy to answer is not idle; one whose agent is gone is nothing that can be saved.
-            Err(error) => tracing::debug!(vm = %self.id, %error, "a kept vm does not say whether it is idle"),
+            Ok(Err(error)) => {
+                tracing::debug!(vm = %self.id, %error, "a kept vm does not say whether it is idle");
+                self.activity.push(Activity::Silent);
+            }
+            Err(_) => self.activity.push(Activity::Silent),
         }
         if !self.activity.is_empty() {
             self.needed = Instant::now();
@@ -433,4 +447,19 @@ async fn end(place: &Place) -> VmExit {
         Place::Cold | Place::Ended(_) => return std::future::pending().await,
     };
     vm.wait().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_nobody_took_is_no_use() {
+        let uses = Uses::default();
+        let (reply, answer) = oneshot::channel();
+        reply.send(uses.one()).expect("somebody waits");
+        assert_eq!(uses.count(), 1);
+        drop(answer);
+        assert_eq!(uses.count(), 0);
+    }
 }
