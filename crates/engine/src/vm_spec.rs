@@ -305,7 +305,7 @@ impl VmSpec {
         }
     }
 
-    fn validate_names(&self) -> Result<(), SpecError> {
+    pub(crate) fn validate_names(&self) -> Result<(), SpecError> {
         for module in &self.modules {
             check_name("module", module, "._-")?;
         }

@@ -11,6 +11,8 @@ use crate::vm_spec::VmSpec;
 
 /// Version of the manifest and of the files that it names.
 pub const SNAPSHOT_FORMAT: u32 = 1;
+/// Digits of a digest that people are shown.
+const DIGEST_CHARS_SHOWN: usize = 12;
 /// Name of the manifest in a snapshot's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
@@ -160,7 +162,7 @@ impl MachineIdentity {
             MACHINE_FIELDS.into_iter().zip(pairs).find(|(_, (ours, theirs))| ours != theirs)?;
         // Digests mean nothing to people.
         let words = |of: &Self, value: String| match (name, of.kernel_release.as_str()) {
-            ("kernel", release) if !release.is_empty() => format!("{release} ({})", &value[..value.len().min(12)]),
+            ("kernel", release) if !release.is_empty() => format!("{release} ({})", value.chars().take(DIGEST_CHARS_SHOWN).collect::<String>()),
             _ => value,
         };
         Some((name, words(self, ours), words(other, theirs)))
@@ -187,5 +189,8 @@ mod tests {
         let new = MachineIdentity { kernel: "b".repeat(64), kernel_release: "6.12".into(), ..old.clone() };
         let (name, ours, theirs) = old.difference(&new).expect("they differ");
         assert_eq!((name, ours.as_str(), theirs.as_str()), ("kernel", "6.1.0 (aaaaaaaaaaaa)", "6.12 (bbbbbbbbbbbb)"));
+        // Whatever stands in a manifest.
+        let odd = MachineIdentity { kernel: "é".repeat(9), ..old.clone() };
+        assert_eq!(odd.difference(&old).expect("they differ").1, format!("6.1.0 ({})", "é".repeat(9)));
     }
 }

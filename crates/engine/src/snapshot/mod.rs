@@ -25,7 +25,7 @@ mod request;
 mod seal;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod verified;
 
 pub use chain::{CHAIN_MAX, Link, Snapshot};

@@ -16,17 +16,17 @@ use crate::home::Home;
 use crate::vm_spec::{Disk, DiskFormat, VmSpec};
 
 /// Memory of the guests here.
-pub(super) const MEMORY_BYTES: u64 = 1 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 1 << 20;
 
 /// A home with a store.
-pub(super) struct Place {
+pub(crate) struct Place {
     _directory: tempfile::TempDir,
-    pub(super) home: Home,
-    pub(super) store: SnapshotStore,
+    pub(crate) home: Home,
+    pub(crate) store: SnapshotStore,
 }
 
 /// An empty one.
-pub(super) fn place() -> Place {
+pub(crate) fn place() -> Place {
     let directory = tempfile::tempdir().expect("a directory");
     let home = Home::at(Utf8Path::from_path(directory.path()).expect("UTF-8").join("home"));
     let store = SnapshotStore::new(&home);
@@ -34,7 +34,7 @@ pub(super) fn place() -> Place {
 }
 
 /// What a snapshot of these kinds is, with one disk.
-pub(super) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot {
+pub(crate) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot {
     let mut spec = VmSpec::new("/kernel", "/initramfs");
     spec.memory_mib = MEMORY_BYTES >> 20;
     spec.disks = vec![Disk { path: "/disk".into(), format: DiskFormat::Qcow2, read_only: false }];
@@ -61,13 +61,13 @@ pub(super) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot 
 }
 
 /// The layer of the one disk.
-pub(super) fn layer(on_parent: bool) -> DiskLayer {
+pub(crate) fn layer(on_parent: bool) -> DiskLayer {
     DiskLayer { index: 0, file: "disk-0".into(), on_parent }
 }
 
 impl Place {
     /// A full snapshot whose memory is zeros but for the first bytes.
-    pub(super) fn full(&self, memory: &str) -> Snapshot {
+    pub(crate) fn full(&self, memory: &str) -> Snapshot {
         let draft = self.store.draft().expect("a draft");
         write_sparse(&draft.path(MEMORY_FILE), memory);
         fs::write(draft.path(DEVICE_FILE), format!("device of {memory}")).expect("written");
@@ -75,7 +75,7 @@ impl Place {
     }
 
     /// A full snapshot with a disk layer of its own.
-    pub(super) fn full_with_disk(&self, memory: &str) -> Snapshot {
+    pub(crate) fn full_with_disk(&self, memory: &str) -> Snapshot {
         let draft = self.store.draft().expect("a draft");
         write_sparse(&draft.path(MEMORY_FILE), memory);
         fs::write(draft.path(DEVICE_FILE), "device").expect("written");
@@ -85,7 +85,7 @@ impl Place {
     }
 
     /// A diff whose one page begins with these bytes, with a disk layer where the parent has one.
-    pub(super) fn diff(&self, parent: &Snapshot, page: u64, content: &str) -> Snapshot {
+    pub(crate) fn diff(&self, parent: &Snapshot, page: u64, content: &str) -> Snapshot {
         let draft = self.store.draft().expect("a draft");
         fs::write(draft.path(PAGES_FILE), page_file(page, content)).expect("written");
         fs::write(draft.path(DEVICE_FILE), format!("device of {content}")).expect("written");
@@ -98,7 +98,7 @@ impl Place {
     }
 
     /// Changes a manifest as nobody would who means well.
-    pub(super) fn forge(&self, id: &SnapshotId, change: impl FnOnce(&mut serde_json::Value)) {
+    pub(crate) fn forge(&self, id: &SnapshotId, change: impl FnOnce(&mut serde_json::Value)) {
         let path = self.store.path(id).join(MANIFEST_FILE);
         let mut manifest = serde_json::from_slice(&fs::read(&path).expect("is there")).expect("JSON");
         change(&mut manifest);
@@ -106,7 +106,7 @@ impl Place {
     }
 
     /// What is in the store's directory.
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let entries = self.home.snapshots().read_dir_utf8().expect("lists");
         let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name().to_owned()).collect();
         names.sort();
@@ -115,7 +115,7 @@ impl Place {
 }
 
 /// Changes one bit of a file and nothing else that shows from outside but its times.
-pub(super) fn flip_bit(path: &Utf8PathBuf) {
+pub(crate) fn flip_bit(path: &Utf8PathBuf) {
     // The files are read-only, which root does not feel.
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
     let mut byte = [0];

@@ -32,7 +32,7 @@ use crate::home::Home;
 use crate::host;
 use crate::journal::{Journal, State};
 use crate::link::{GuestLink, LinkOptions, Renewal};
-use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore, overlay};
+use crate::snapshot::{MANIFEST_FILE, Snapshot, SnapshotError, SnapshotStore, overlay};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{VmDir, VmId};
 use crate::vm_spec::{Disk, DiskFormat, VmSpec};
@@ -91,7 +91,7 @@ pub(super) async fn resume(engine: &QemuEngine, id: &VmId) -> Result<Fork, Snaps
     engine.recover_once().await;
     let home = Home::at(engine.home());
     let (vms, wanted) = (home.vms(), id.clone());
-    let mut dir = blocking(move || Ok(VmDir::reopen(&vms, &wanted)?)).await?;
+    let dir = blocking(move || Ok(VmDir::reopen(&vms, &wanted)?)).await?;
     let Some(State::Stopped { snapshot: stopped }) = dir.journal().last().map(|last| last.state) else {
         return Err(SnapshotError::NotStopped(id.clone()));
     };
@@ -148,6 +148,7 @@ pub(super) async fn prepare(
         return Err(SnapshotError::OtherMachine { id, what, saved: "kvm".into(), here: "tcg".into() });
     }
     let spec = VmSpec { owner_loss: forks.owner_loss, ..manifest.spec.clone() };
+    check_spec(&spec)?;
     let facts = machine::facts(engine.home(), engine.binary(), &spec, accelerator).await;
     let here = machine::identity(engine.home(), &spec, &facts)
         .map_err(|source| SnapshotError::io("read", &spec.kernel, source))?;
@@ -167,6 +168,15 @@ pub(super) async fn prepare(
         identity: forks.identity,
         deadline: forks.deadline,
     })
+}
+
+/// The spec came from the disk, and makes arguments of QEMU.
+fn check_spec(spec: &VmSpec) -> Result<(), SnapshotError> {
+    if let Some(device) = spec.unmigratable() {
+        return Err(SnapshotError::Unmigratable { device });
+    }
+    spec.validate_size(host::limits()).and_then(|()| spec.validate_names()).map_err(LaunchError::from)?;
+    Ok(())
 }
 
 /// One more fork.
@@ -208,7 +218,7 @@ impl Linked {
         link.renew(Renewal { identity }).await?;
         journal.enter(State::Running)?;
         failpoint::hit("restore.running")?;
-        vm.shared.keep_as(None);
+        vm.shared.fate.remove_on_drop();
         Ok(Fork { vm, link })
     }
 }
@@ -279,12 +289,13 @@ impl Waiting {
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| {
             let node = args::disk_node(index);
             let Some((_, overlay)) = overlays.iter().find(|(of, _)| *of == index) else {
-                return blockdev(&node, disk, &[]);
+                return Ok(blockdev(&node, disk, &[]));
             };
-            let (root, mut above) = layers(snapshot, index, disk);
+            let (root, mut above) = layers(snapshot, index, disk)?;
             above.push(overlay.clone());
-            blockdev(&node, &root, &above)
+            Ok(blockdev(&node, &root, &above))
         });
+        let disks = disks.collect::<Result<_, SnapshotError>>()?;
         let device = snapshot.device();
         let opened = OwnedFd::from(open(&device)?);
         let device_fd = opened.as_raw_fd();
@@ -298,7 +309,7 @@ impl Waiting {
             spec,
             facts: common.facts,
             memory: Memory::Private(snapshot.memory_root()),
-            start: Start::Restore { disks: disks.collect() },
+            start: Start::Restore { disks },
             inherit,
         };
         let started = launch::start(&dir, plan).await?;
@@ -307,11 +318,11 @@ impl Waiting {
 
     /// Gives it the pages of the diffs and the state of its devices, and lets it run.
     async fn go(mut self, common: &Common) -> Result<Vm, SnapshotError> {
-        let (pid, snapshot) = (self.started.child.pid(), &common.snapshot);
-        if !snapshot.page_files().is_empty() {
-            let (snapshot, mapped) = (snapshot.clone(), self.mapped.try_clone());
-            let mapped = mapped.map_err(|source| SnapshotError::io("open", snapshot.memory_root(), source))?;
-            blocking(move || guest_memory::apply_diffs(pid, &mapped, &snapshot)).await?;
+        let pid = self.started.child.pid();
+        if !common.snapshot.page_files().is_empty() {
+            let snapshot = common.snapshot.clone();
+            // It has the process meanwhile: where nobody waits for it any more, the pid must not be another's yet.
+            self = blocking(move || guest_memory::apply_diffs(pid, &self.mapped, &snapshot).map(|()| self)).await?;
         }
         failpoint::hit("restore.pages")?;
         if let Err(error) = load(&mut self.started.monitor, self.device_fd).await {
@@ -329,10 +340,7 @@ impl Waiting {
         let qmp = self.started.monitor.0.clone();
         let path = self.dir.path().to_owned();
         qmp.execute("cont", None, LOAD_DEADLINE).await.map_err(ControlError::from)?;
-        // A resume that fails from here on leaves the VM stopped, as one that failed before.
-        let stopped = (common.identity == ForkIdentity::Keep).then(|| common.snapshot.id().clone());
-        self.dir.remove_on_drop();
-        let vm = launch::own(self.dir, self.started, &common.spec, common.facts.accelerator, saver, stopped)
+        let vm = launch::own(self.dir, self.started, &common.spec, common.facts.accelerator, saver)
             .map_err(|source| LaunchError::Directory { path, source })?;
         Ok(vm)
     }
@@ -368,7 +376,9 @@ fn open(path: &Utf8Path) -> Result<File, SnapshotError> {
 fn make_overlays(dir: &VmDir, common: &Common) -> Result<Vec<(usize, Utf8PathBuf)>, SnapshotError> {
     let writable = common.spec.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
     let overlays = writable.map(|(index, disk)| {
-        let (root, above) = layers(&common.snapshot, index, disk);
+        let (root, above) = layers(&common.snapshot, index, disk)?;
+        overlay::refuse_external_data(&root.path, root.format)
+            .map_err(|source| SnapshotError::io("use", &root.path, source))?;
         let (top, format) = above.last().map_or((&root.path, root.format), |top| (top, DiskFormat::Qcow2));
         let path = dir.path().join(format!("disk-{index}"));
         let bytes = overlay::virtual_size(top, format).map_err(|source| SnapshotError::io("read", top, source))?;
@@ -379,8 +389,41 @@ fn make_overlays(dir: &VmDir, common: &Common) -> Result<Vec<(usize, Utf8PathBuf
 }
 
 /// The layers of a disk in a snapshot: what it was, and the overlays on it.
-fn layers(snapshot: &Snapshot, index: usize, disk: &Disk) -> (Disk, Vec<Utf8PathBuf>) {
+fn layers(snapshot: &Snapshot, index: usize, disk: &Disk) -> Result<(Disk, Vec<Utf8PathBuf>), SnapshotError> {
     let mut layers = snapshot.disk_layers(index).into_iter();
-    let path = layers.next().expect("a disk that can be written has a layer in each snapshot");
-    (Disk { path, ..disk.clone() }, layers.collect())
+    let path = layers.next().ok_or_else(|| SnapshotError::Broken {
+        id: snapshot.id().clone(),
+        file: MANIFEST_FILE.into(),
+        problem: format!("has no layer of disk {index}, which can be written"),
+    })?;
+    Ok((Disk { path, ..disk.clone() }, layers.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm_spec::{DiskFormat, SpecError, VhostUser, VhostUserDevice};
+
+    #[test]
+    fn a_spec_that_would_add_arguments_to_the_vmm_is_refused() {
+        let good = VmSpec { memory_mib: 256, ..VmSpec::new("/k", "/i") };
+        check_spec(&good).expect("is fine, also where its files are gone");
+        let port = VmSpec { extra_ports: vec!["a,chardev=monitor".into()], ..good.clone() };
+        let error = check_spec(&port).expect_err("has a comma");
+        assert!(matches!(error, SnapshotError::Launch(LaunchError::Spec(SpecError::Name { .. }))), "{error:?}");
+        let large = VmSpec { memory_mib: u64::MAX, ..good.clone() };
+        assert!(matches!(check_spec(&large), Err(SnapshotError::Launch(LaunchError::Spec(SpecError::Memory { .. })))));
+        let device = VhostUser { device: VhostUserDevice::Blk, socket: "/s".into() };
+        let device = VmSpec { vhost_user: vec![device], ..good };
+        assert!(matches!(check_spec(&device), Err(SnapshotError::Unmigratable { .. })));
+    }
+
+    #[test]
+    fn a_disk_without_a_layer_is_a_broken_manifest() {
+        let place = crate::snapshot::testing::place();
+        let snapshot = place.full("root");
+        let disk = Disk { path: "/d".into(), format: DiskFormat::Raw, read_only: false };
+        let error = layers(&snapshot, 0, &disk).expect_err("has none");
+        assert!(matches!(&error, SnapshotError::Broken { file, .. } if file == MANIFEST_FILE), "{error:?}");
+    }
 }
