@@ -49,13 +49,11 @@ pub(crate) struct Parts {
     pub(crate) ports: Vec<String>,
     /// Saves the VM, where its driver can.
     pub(crate) saver: Option<Saver>,
-    /// What it goes on from when it ends before it is handed out.
-    pub(crate) stopped: Option<SnapshotId>,
 }
 
 /// Starts the owner's task.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
-    let Parts { dir, child, stderr, console, monitor, started, acceleration, ports, saver, stopped } = parts;
+    let Parts { dir, child, stderr, console, monitor, started, acceleration, ports, saver } = parts;
     let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
     let (exit_sender, exit) = watch::channel(None);
@@ -63,7 +61,8 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         killer: child.killer(),
         killed: AtomicBool::new(false),
         saving: AtomicBool::new(false),
-        stopped: Mutex::new(stopped),
+        stopped: Mutex::new(None),
+        fate: dir.fate().clone(),
         ring: ConsoleRing::default(),
         dropped_console_bytes: Arc::new(AtomicU64::new(0)),
     });
@@ -166,8 +165,10 @@ impl Owner {
         let stopped = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
         match stopped {
             Some(snapshot) => {
-                if let Err(error) = stop_for_good(dir, snapshot) {
+                if let Err(error) = stop_for_good(dir, snapshot.clone()) {
                     tracing::warn!(vm = %id, %error, "failed to write down that a vm has stopped");
+                    // Whoever stopped it sees by this that it is left to the next recovery.
+                    shared.keep_as(snapshot);
                 }
             }
             None => drop(dir),
@@ -291,7 +292,8 @@ impl Owner {
     }
 }
 
-/// Leaves the directory of a VM that was saved to stop, once its VMM is gone.
+/// Leaves the directory of a VM that was saved to stop, once its VMM is gone. Where that fails all of it stays: recovery
+/// finds the same snapshot.
 fn stop_for_good(dir: VmDir, snapshot: SnapshotId) -> io::Result<()> {
     failpoint::hit("stop.killed")?;
     dir.journal().append(State::Stopped { snapshot })?;

@@ -199,8 +199,8 @@ impl Case<'_> {
                 self.go_back("its VMM ended while it had no owner")
             }
             State::Running | State::Paused => self.go_back("it ended with the process that owned it"),
-            // Whoever ended it wanted no more than the snapshot, and can have that made again.
-            State::Saving { then: Then::End, .. } => Decision::Remove,
+            // Whoever ended it wanted no more than the snapshot.
+            State::Saving { snapshot, then: Then::End } if (self.is_whole)(snapshot) => Decision::Remove,
             State::Saving { snapshot, then } => self.interrupted_save(snapshot, *then, adoptable),
             // Nothing of it has run yet.
             State::Restoring { snapshot } if self.is_own(snapshot) && (self.is_whole)(snapshot) => {

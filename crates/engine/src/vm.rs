@@ -23,7 +23,7 @@ use crate::drivers::qemu::QmpError;
 use crate::link::GuestLink;
 use crate::process::Killer;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
-use crate::vm_dir::{SocketDir, VmId};
+use crate::vm_dir::{Fate, SocketDir, VmId};
 use crate::vm_spec::AccelerationRequest;
 
 /// Commands that may wait for the owner.
@@ -190,14 +190,22 @@ pub(crate) struct Shared {
     pub(crate) saving: AtomicBool,
     /// What it goes on from when it has ended; without that, nothing of it is kept.
     pub(crate) stopped: Mutex<Option<SnapshotId>>,
+    /// What becomes of its directory.
+    pub(crate) fate: Fate,
     pub(crate) ring: ConsoleRing,
     pub(crate) dropped_console_bytes: Arc<AtomicU64>,
 }
 
 impl Shared {
-    /// Sets [`Self::stopped`].
-    pub(crate) fn keep_as(&self, stopped: Option<SnapshotId>) {
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = stopped;
+    /// Sets [`Self::stopped`]. Where nobody gets to write that down, recovery finds it by the journal.
+    pub(crate) fn keep_as(&self, stopped: SnapshotId) {
+        self.fate.leave_on_drop();
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
+    }
+
+    /// Whether [`Self::stopped`] is set; after the VM's end, that this was not written down.
+    fn is_kept(&self) -> bool {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     pub(crate) fn kill(&self) {
@@ -329,6 +337,10 @@ impl Vm {
         let snapshot = saved.await.map_err(|_| ControlError::Ended)??;
         if request.then != AfterSave::GoOn {
             self.wait().await;
+        }
+        if self.shared.is_kept() {
+            let source = io::Error::other("it is stopped once its home is recovered");
+            return Err(SnapshotError::io("write down the stop of the VM in", &self.path, source));
         }
         Ok(snapshot)
     }

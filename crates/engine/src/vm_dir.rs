@@ -19,6 +19,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -111,7 +112,7 @@ pub(crate) struct VmDir {
     id: VmId,
     path: Utf8PathBuf,
     journal: Journal,
-    on_drop: OnDrop,
+    fate: Fate,
     // Held, never read: closing it tells `recover` that the owner is gone.
     _lock: OwnedFd,
 }
@@ -121,6 +122,32 @@ enum OnDrop {
     Remove,
     Leave,
     StopAgain,
+}
+
+/// What becomes of a directory when its [`VmDir`] is dropped, for those who have no hold of that.
+#[derive(Debug, Clone)]
+pub(crate) struct Fate(Arc<Mutex<OnDrop>>);
+
+impl Fate {
+    /// From now on the directory goes.
+    pub(crate) fn remove_on_drop(&self) {
+        self.set(OnDrop::Remove);
+    }
+
+    /// From now on the directory stays as it is, for recovery.
+    pub(crate) fn leave_on_drop(&self) {
+        self.set(OnDrop::Leave);
+    }
+
+    fn set(&self, on_drop: OnDrop) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = on_drop;
+    }
+}
+
+impl From<OnDrop> for Fate {
+    fn from(on_drop: OnDrop) -> Self {
+        Self(Arc::new(Mutex::new(on_drop)))
+    }
 }
 
 /// Why a VM's directory can't be taken over.
@@ -187,27 +214,30 @@ impl VmDir {
             std::thread::sleep(REOPEN_PAUSE);
         };
         let journal = Journal::open(&path)?;
-        Ok(Self { id: id.clone(), path, journal, on_drop: OnDrop::Leave, _lock: lock })
+        Ok(Self { id: id.clone(), path, journal, fate: OnDrop::Leave.into(), _lock: lock })
     }
 
-    /// From now on the directory goes with this. For a reopened one: as soon as its VM runs, whose end is its own.
-    pub(crate) fn remove_on_drop(&mut self) {
-        self.on_drop = OnDrop::Remove;
+    /// Says what a drop does. A reopened directory goes with this as soon as its VM runs, whose end is its own.
+    pub(crate) fn fate(&self) -> &Fate {
+        &self.fate
     }
 
-    /// From now on a drop leaves a stopped VM: what a resume that failed has begun is undone.
-    pub(crate) fn stay_stopped_on_drop(&mut self) {
-        self.on_drop = OnDrop::StopAgain;
+    /// From now on a drop leaves a stopped VM: what a resume that failed has begun is undone. The VMM must have ended then.
+    pub(crate) fn stay_stopped_on_drop(&self) {
+        self.fate.set(OnDrop::StopAgain);
     }
 
     /// Gives up the directory of a stopped VM, with no more in it than a resume needs. The VMM must have ended.
-    pub(crate) fn keep(mut self) -> io::Result<()> {
-        self.on_drop = OnDrop::Leave;
+    pub(crate) fn keep(self) -> io::Result<()> {
+        self.fate.leave_on_drop();
         tidy_stopped(&self.path)
     }
 
     fn stop_again(&self) -> io::Result<()> {
-        if let Some(State::Restoring { snapshot }) = self.journal.last().map(|last| last.state) {
+        if let Some(snapshot) = self.journal.history().restored_from() {
+            if self.journal.last().is_some_and(|last| last.state == State::Running) {
+                self.journal.append(State::Lost { reason: "it ended before it was handed out".into() })?;
+            }
             self.journal.append(State::Stopped { snapshot })?;
         }
         tidy_stopped(&self.path)
@@ -221,7 +251,7 @@ impl VmDir {
         let Some(lock) = try_lock(&path)? else { return Ok(None) };
         rustix::fs::fchmod(&lock, Mode::RWXU)?;
         let journal = Journal::create(&path)?;
-        Ok(Some(Self { id, path, journal, on_drop: OnDrop::Remove, _lock: lock }))
+        Ok(Some(Self { id, path, journal, fate: OnDrop::Remove.into(), _lock: lock }))
     }
 
     pub(crate) fn id(&self) -> &VmId {
@@ -258,7 +288,8 @@ impl VmDir {
 impl Drop for VmDir {
     fn drop(&mut self) {
         // Done before the lock is let go: nobody takes it for one without an owner.
-        let done = match self.on_drop {
+        let fate = *self.fate.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = match fate {
             OnDrop::Leave => Ok(()),
             OnDrop::Remove => fs::remove_dir_all(&self.path),
             OnDrop::StopAgain => self.stop_again(),
@@ -394,8 +425,8 @@ mod tests {
         let dir = VmDir::reopen(&vms, &id).expect("has no owner");
         assert_eq!((dir.id(), dir.path()), (&id, path.as_path()));
         drop(dir);
-        let mut dir = VmDir::reopen(&vms, &id).expect("is still there");
-        dir.remove_on_drop();
+        let dir = VmDir::reopen(&vms, &id).expect("is still there");
+        dir.fate().remove_on_drop();
         drop(dir);
         assert!(matches!(VmDir::reopen(&vms, &id), Err(ReopenError::Unknown(unknown)) if unknown == id));
     }

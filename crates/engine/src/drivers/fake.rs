@@ -96,7 +96,6 @@ impl FakeEngine {
             acceleration: Acceleration::Native,
             ports: Vec::new(),
             saver: None,
-            stopped: None,
         };
         parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         owner::start(parts).map_err(no_directory)

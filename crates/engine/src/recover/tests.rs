@@ -255,6 +255,26 @@ fn a_stop_whose_snapshot_is_not_whole_goes_back_to_the_one_before() {
 }
 
 #[test]
+fn an_end_that_saved_nothing_is_no_end_for_a_vm_to_be_kept() {
+    let scene = Scene::new();
+    let (before, unfinished) = (scene.snapshot(), SnapshotId::random());
+    let ends = |snapshot: &SnapshotId| [State::Launching, State::Running, saving(snapshot, Then::End)];
+    let mut vmm = Vmm::start();
+    let id = scene.vm(OwnerLoss::KeepRunning, &ends(&unfinished), Some(&vmm));
+    assert_eq!(scene.outcome(&id), Outcome::Adoptable);
+    assert!(vmm.is_alive());
+    let resumed = [stopped(&before), restoring(&before), State::Running, saving(&unfinished, Then::End)];
+    let states = [&ends(&before)[..2], &[saving(&before, Then::Stop)], &resumed].concat();
+    let id = scene.vm(OwnerLoss::Kill, &states, None);
+    assert_eq!(scene.outcome(&id), fell_back(&before, MID_SAVE));
+
+    let id = scene.vm(OwnerLoss::Kill, &ends(&unfinished), None);
+    assert_eq!(scene.outcome(&id), Outcome::Removed, "nobody ever asked to keep it");
+    let id = scene.vm(OwnerLoss::KeepRunning, &ends(&before), None);
+    assert_eq!(scene.outcome(&id), Outcome::Removed, "the snapshot is what is left of it");
+}
+
+#[test]
 fn a_guest_whose_memory_became_the_snapshots_does_not_run_on_in_it() {
     let scene = Scene::new();
     for shared in [true, false] {

@@ -27,6 +27,7 @@ use crate::owner::{self, Parts};
 use crate::process::Child;
 use crate::recover::{self, Decision};
 use crate::snapshot::SnapshotStore;
+use crate::snapshot::memory::Mapping;
 use crate::vm::{Acceleration, Vm};
 use crate::vm_dir::{MEMORY_FILE, ReopenError, VmDir, VmId};
 use crate::vm_spec::VmSpec;
@@ -76,7 +77,7 @@ impl QemuEngine {
         let home = Home::at(&self.home);
         let (vms, wanted) = (home.vms(), id.clone());
         let reopened = tokio::task::spawn_blocking(move || VmDir::reopen(&vms, &wanted)).await;
-        let mut dir = reopened.expect("opening a directory does not panic, and nobody aborts it")?;
+        let dir = reopened.expect("opening a directory does not panic, and nobody aborts it")?;
         let path = dir.path().to_owned();
         let failed = |source| AdoptError::Io { path: path.clone(), source };
         let vmm = Orphan::find(dir.path()).map_err(failed)?;
@@ -96,7 +97,7 @@ impl QemuEngine {
         self.settle(&dir, &monitor.0).await?;
         failpoint::hit("adopt.resumed").map_err(|error| failed(error.into()))?;
 
-        dir.remove_on_drop();
+        dir.fate().remove_on_drop();
         let saver = self.saver_of(&dir, &spec, acceleration, vmm.pid).await;
         let parts = Parts {
             dir,
@@ -108,7 +109,6 @@ impl QemuEngine {
             acceleration,
             ports: spec.extra_ports,
             saver,
-            stopped: None,
         };
         owner::start(parts).map_err(failed)
     }
@@ -127,7 +127,8 @@ impl QemuEngine {
             Some(base) => {
                 let store = SnapshotStore::new(&Home::at(&self.home));
                 let snapshot = blocking(move || store.open(&base)).await.ok()?;
-                let mapped = fs_err::File::open(snapshot.memory_root()).ok()?.into_file();
+                // It may have been compacted since, so its memory may be another file than the one that the VMM has.
+                let mapped = Mapping::private_file(pid, &Home::at(&self.home).snapshots()).ok()?;
                 let overlay = |index| (index, dir.path().join(format!("disk-{index}")));
                 let overlays = (0..spec.disks.len()).map(overlay).filter(|(_, path)| path.exists()).collect();
                 SavedMemory::Fork { base: snapshot.id().clone(), mapped, overlays }

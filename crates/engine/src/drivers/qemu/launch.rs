@@ -26,7 +26,6 @@ use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::owner::{self, Parts};
 use crate::process::{self, Child, Program, Sink};
-use crate::snapshot::SnapshotId;
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 use crate::vm_spec::VmSpec;
@@ -98,7 +97,6 @@ pub(super) fn own(
     spec: &VmSpec,
     accelerator: Accelerator,
     saver: Saver,
-    stopped: Option<SnapshotId>,
 ) -> io::Result<Vm> {
     let Started { child, stderr, console, monitor, at } = started;
     let acceleration = match accelerator {
@@ -115,7 +113,6 @@ pub(super) fn own(
         acceleration,
         ports: spec.extra_ports.clone(),
         saver: Some(saver),
-        stopped,
     })
 }
 

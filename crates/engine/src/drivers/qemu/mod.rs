@@ -184,7 +184,7 @@ impl QemuEngine {
         let saver = Saver::new(&self.home, spec, facts, started.child.pid(), saved_memory);
         dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         failpoint::hit("launch.running").map_err(|error| no_directory(error.into()))?;
-        launch::own(dir, started, spec, accelerator, saver, None).map_err(no_directory)
+        launch::own(dir, started, spec, accelerator, saver).map_err(no_directory)
     }
 }
 

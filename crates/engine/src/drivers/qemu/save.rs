@@ -102,9 +102,11 @@ impl Saver {
         let was_running = is_running(qmp).await?;
         let before = if was_running { State::Running } else { State::Paused };
         let after = order.then;
-        journal.append(State::Saving { snapshot: draft.id().clone(), then: after.into() })?;
+        // After a save whose end could not be written down.
+        journal.enter(before.clone())?;
+        let generation = journal.append(State::Saving { snapshot: draft.id().clone(), then: after.into() })?;
         let saved = match failpoint::hit("save.begun") {
-            Ok(()) => self.save_stopped(qmp, draft, order, was_running).await,
+            Ok(()) => self.save_stopped(qmp, draft, order, was_running, generation).await,
             Err(error) => Err(error.into()),
         };
         let snapshot = match saved {
@@ -116,19 +118,20 @@ impl Saver {
                     tracing::warn!(%error, "failed to unlink the memory of a vm that was saved");
                 }
                 if after == AfterSave::Stop {
-                    shared.keep_as(Some(snapshot.id().clone()));
+                    shared.keep_as(snapshot.id().clone());
                 }
                 shared.kill();
                 snapshot
             }
-            other => {
-                if was_running {
-                    execute(qmp, "cont", None).await?;
+            other => match (other, go_on(qmp, journal, before).await) {
+                (Ok(snapshot), Ok(())) => snapshot,
+                (Ok(snapshot), Err(error)) => {
+                    let this = Arc::clone(self);
+                    return blocking(move || Err(this.discard(snapshot, error))).await;
                 }
-                failpoint::hit("save.resumed")?;
-                journal.append(before)?;
-                other?
-            }
+                // Why it was not saved says more than what followed from that.
+                (Err(error), _) => return Err(error),
+            },
         };
         let earlier = if after == AfterSave::Stop { journal.history().stopped_snapshots() } else { Vec::new() };
         tidy_later(self.store.clone(), snapshot.clone(), earlier);
@@ -141,6 +144,7 @@ impl Saver {
         draft: Draft,
         order: SaveOrder,
         was_running: bool,
+        generation: u64,
     ) -> Result<Snapshot, SnapshotError> {
         if was_running {
             execute(qmp, "stop", None).await?;
@@ -154,10 +158,10 @@ impl Saver {
         }
         failpoint::hit("save.device")?;
         let this = Arc::clone(self);
-        blocking(move || this.publish(draft, order)).await
+        blocking(move || this.publish(draft, order, generation)).await
     }
 
-    fn publish(&self, draft: Draft, order: SaveOrder) -> Result<Snapshot, SnapshotError> {
+    fn publish(&self, draft: Draft, order: SaveOrder, generation: u64) -> Result<Snapshot, SnapshotError> {
         let give = if order.then == AfterSave::GoOn { Give::Copy } else { Give::Link };
         let (kind, parent) = match &self.memory {
             SavedMemory::None => return Err(SnapshotError::NotForkable),
@@ -180,7 +184,7 @@ impl Saver {
             .map_err(|source| SnapshotError::io("read", &self.spec.kernel, source))?;
         let snapshot = draft.publish(NewSnapshot {
             parent,
-            generation: 0,
+            generation,
             label: order.label,
             spec: self.spec.clone(),
             machine,
@@ -189,8 +193,20 @@ impl Saver {
             disks,
             external: external.collect::<Result<_, _>>()?,
         })?;
-        failpoint::hit("save.published")?;
-        Ok(snapshot)
+        match failpoint::hit("save.published") {
+            Ok(()) => Ok(snapshot),
+            Err(error) => Err(self.discard(snapshot, error.into())),
+        }
+    }
+
+    /// Removes what was published in vain: nobody learns its name, and the VM may go on writing to files that it has.
+    fn discard(&self, snapshot: Snapshot, why: SnapshotError) -> SnapshotError {
+        let id = snapshot.id().clone();
+        drop(snapshot);
+        if let Err(error) = self.store.remove(&id) {
+            tracing::warn!(snapshot = %id, %error, "failed to remove the snapshot of a save that failed");
+        }
+        why
     }
 
     fn save_disks(&self, draft: &Draft, give: Give) -> Result<Vec<DiskLayer>, SnapshotError> {
@@ -220,6 +236,16 @@ impl Give {
             Self::Copy => guest_memory::copy(from, to),
         }
     }
+}
+
+/// Lets a VM that stands still for a save do what it did before.
+async fn go_on(qmp: &Qmp, journal: &Journal, before: State) -> Result<(), SnapshotError> {
+    if before == State::Running {
+        execute(qmp, "cont", None).await?;
+    }
+    failpoint::hit("save.resumed")?;
+    journal.append(before)?;
+    Ok(())
 }
 
 /// Whether the disk is full: QEMU says that writing failed, and not why.

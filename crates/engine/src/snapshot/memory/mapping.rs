@@ -11,6 +11,7 @@ use camino::Utf8Path;
 
 use super::error::MemoryError;
 use super::page_file::PAGE_BYTES;
+use crate::snapshot::MEMORY_FILE;
 
 /// A process has at most 65530 mappings unless its host says otherwise, and most lines are short.
 const MAPS_BYTES_MAX: u64 = 16 << 20;
@@ -51,6 +52,26 @@ impl Mapping {
         wanted.choose(&areas).map_err(|problem| MemoryError::NotMapped { pid, path: path.to_owned(), problem })
     }
 
+    /// The memory file below `directory` of which the process has a private mapping.
+    pub(crate) fn private_file(pid: u32, directory: &Utf8Path) -> Result<File, MemoryError> {
+        let failed = |source| MemoryError::Process { what: "read the mappings of", pid, source };
+        let directory = directory.canonicalize_utf8().map_err(MemoryError::file("find", directory))?;
+        let maps = File::open(format!("/proc/{pid}/maps")).map_err(failed)?;
+        let mut found = None;
+        each_line(BufReader::new(maps), |line| {
+            let Some(([_, access, offset, ..], path)) = split_fields::<5>(line) else { return };
+            let path = str::from_utf8(path).ok().map(Utf8Path::new);
+            let is_memory = |path: &&Utf8Path| path.starts_with(&directory) && path.file_name() == Some(MEMORY_FILE);
+            if access.ends_with('p') && offset.bytes().all(|digit| digit == b'0') {
+                found = path.filter(is_memory).map(Utf8Path::to_owned).or(found.take());
+            }
+        })
+        .map_err(failed)?;
+        let none = || io::Error::new(io::ErrorKind::NotFound, "it has no snapshot's memory");
+        let path = found.ok_or_else(none).map_err(failed)?;
+        File::open(&path).map_err(MemoryError::file("open", &path))
+    }
+
     /// How many pages it has.
     pub(crate) fn pages(&self) -> u64 {
         self.bytes / PAGE_BYTES as u64
@@ -87,29 +108,18 @@ impl Wanted {
         Ok(Self { device, inode: meta.ino(), path: path.as_os_str().as_bytes().to_vec(), bytes, sharing })
     }
 
-    fn areas(&self, mut maps: impl BufRead) -> io::Result<Vec<Area>> {
-        let (mut areas, mut line, mut total) = (Vec::<Area>::new(), Vec::new(), 0);
-        loop {
-            line.clear();
-            let got = maps.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? as u64;
-            total += got;
-            if got == LINE_BYTES_MAX || total > MAPS_BYTES_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "there is more of them than can be"));
-            }
-            if got == 0 {
-                return Ok(areas);
-            }
-            let Some(area) = self.area(&line) else { continue };
-            match areas.last_mut() {
-                Some(last) if last.is_continued_by(&area) => last.addresses.end = area.addresses.end,
-                _ => areas.push(area),
-            }
-        }
+    fn areas(&self, maps: impl BufRead) -> io::Result<Vec<Area>> {
+        let mut areas = Vec::<Area>::new();
+        each_line(maps, |line| match (self.area(line), areas.last_mut()) {
+            (Some(area), Some(last)) if last.is_continued_by(&area) => last.addresses.end = area.addresses.end,
+            (Some(area), _) => areas.push(area),
+            (None, _) => {}
+        })?;
+        Ok(areas)
     }
 
     /// A line that is of this file: `start-end rwxp offset major:minor inode      path`.
     fn area(&self, line: &[u8]) -> Option<Area> {
-        let line = line.strip_suffix(b"\n").unwrap_or(line);
         let (fields, path) = split_fields::<5>(line)?;
         let [addresses, access, offset, device, inode] = fields;
         let (start, end) = addresses.split_once('-')?;
@@ -146,6 +156,23 @@ impl Area {
     fn is_continued_by(&self, next: &Self) -> bool {
         let bytes = self.addresses.end.saturating_sub(self.addresses.start);
         self.addresses.end == next.addresses.start && self.offset.checked_add(bytes) == Some(next.offset)
+    }
+}
+
+/// Calls `look` with each line, less its end.
+fn each_line(mut maps: impl BufRead, mut look: impl FnMut(&[u8])) -> io::Result<()> {
+    let (mut line, mut total) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        let got = maps.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? as u64;
+        total += got;
+        if got == LINE_BYTES_MAX || total > MAPS_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "there is more of them than can be"));
+        }
+        if got == 0 {
+            return Ok(());
+        }
+        look(line.strip_suffix(b"\n").unwrap_or(&line));
     }
 }
 
