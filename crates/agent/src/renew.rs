@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_wire::{ErrorCode, Fault, Identity, MACS_MAX, Sync};
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::agent::Agent;
 use crate::init::network;
@@ -23,6 +23,9 @@ const MACHINE_ID_DIGITS: usize = 32;
 /// Bytes of an Ethernet address, the first of which has a bit for groups.
 const MAC_BYTES: usize = 6;
 const MULTICAST: u8 = 1;
+/// A host that was slow to be answered tells the time again. What it tells is late by an unknown way, never early.
+const AHEAD_MAX_NS: i128 = SECOND_NS as i128;
+const SECOND_NS: u64 = 1_000_000_000;
 /// `_IOW('R', 0x03, int [2])` and `_IO('R', 0x07)` of linux/random.h.
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
@@ -42,7 +45,9 @@ pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
         Some(identity) => check(identity).and_then(|()| addresses(&identity.macs))?,
         None => vec![],
     };
-    clock_settime(ClockId::Realtime, time).map_err(|error| failed("the clock", &error.into()))?;
+    if agent.freezer().is_closed() || is_better(time, clock_gettime(ClockId::Realtime)) {
+        clock_settime(ClockId::Realtime, time).map_err(|error| failed("the clock", &error.into()))?;
+    }
     add_entropy(&seed).map_err(|error| failed("randomness", &error))?;
     if let Some(identity) = &sync.identity {
         name_machine(identity)?;
@@ -71,8 +76,15 @@ fn seed(text: &str) -> Result<Vec<u8>, Fault> {
     }
 }
 
+/// Whether a time that was told is better than a clock that commands read. One that is a little ahead of it was told the
+/// time before, on a shorter way, and does not go back.
+fn is_better(told: Timespec, clock: Timespec) -> bool {
+    let nanoseconds = |time: Timespec| i128::from(time.tv_sec) * i128::from(SECOND_NS) + i128::from(time.tv_nsec);
+    let ahead = nanoseconds(clock) - nanoseconds(told);
+    !(0..AHEAD_MAX_NS).contains(&ahead)
+}
+
 fn time(nanoseconds: u64) -> Result<Timespec, Fault> {
-    const SECOND_NS: u64 = 1_000_000_000;
     let seconds = i64::try_from(nanoseconds / SECOND_NS).map_err(|_| invalid("`host_time_ns` is too large".into()))?;
     let rest = i64::try_from(nanoseconds % SECOND_NS).map_err(|_| invalid("`host_time_ns` is too large".into()))?;
     Ok(Timespec { tv_sec: seconds, tv_nsec: rest })
@@ -200,6 +212,16 @@ mod tests {
         }
         assert!(addresses(&vec!["52:54:00:12:34:56".into(); MACS_MAX + 1]).is_err());
         assert_eq!(addresses(&[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_clock_that_commands_read_goes_forward_unless_it_is_wrong() {
+        let time = |nanoseconds| time(nanoseconds).expect("a time of this century");
+        let better = |told, clock| is_better(time(told), time(clock));
+        let now = 1_500_000_000_900_000_000;
+        assert!(better(now, now - 1) && better(now, now - 200_000_000) && better(now, 0));
+        assert!(!better(now, now) && !better(now - 200_000_000, now) && !better(now, now + SECOND_NS - 1));
+        assert!(better(now, now + SECOND_NS));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, REPLIES_MAX, StreamError};
+use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, REPLIES_MAX, Renewal, StreamError};
 use kiln_wire::credit::WINDOW_BYTES;
 use kiln_wire::reset::{MAGIC, MARKER_BYTES};
 use kiln_wire::{
-    Channel, Decoder, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Kind, Message, MetricsRequest,
-    Reply, Started, StreamId, VERSION, encode,
+    Channel, Decoder, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Identity, Kind, Message,
+    MetricsRequest, Reply, Started, StreamId, Sync, VERSION, encode,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -305,4 +305,45 @@ async fn replies_without_end_are_an_error() {
     }
     let outcome = tokio::time::timeout(DEADLINE, receiver.replies()).await.expect("ends in time");
     assert!(matches!(outcome, Err(StreamError::Unexpected(_))), "{outcome:?}");
+}
+
+/// Answers `Sync`s, the first `slow` of them too late for a good clock, until `renewed` ends; gives all of them.
+async fn synced(peer: &mut Peer, slow: usize, renewed: impl Future<Output = Result<(), LinkError>>) -> Vec<Sync> {
+    let mut syncs: Vec<Sync> = Vec::new();
+    let answers = async {
+        loop {
+            let (_, payload) = peer.next_of(Kind::SYNC).await;
+            syncs.push(serde_json::from_slice(&payload).expect("a sync"));
+            if syncs.len() <= slow {
+                tokio::time::sleep(Duration::from_millis(60)).await;
+            }
+            peer.send(0, Message::Done(Done::default())).await;
+        }
+    };
+    tokio::select! {
+        () = answers => unreachable!("they have no end"),
+        renewed = renewed => renewed.expect("the peer does all of it"),
+    }
+    syncs
+}
+
+#[tokio::test]
+async fn a_guest_that_was_told_the_time_too_slowly_is_told_again_with_fresh_randomness_and_no_other_names() {
+    let (link, mut peer) = linked().await;
+    let identity = Identity { hostname: "fork".into(), machine_id: "0".repeat(32), macs: vec![] };
+    let renewal = Renewal { identity: Some(identity.clone()) };
+    let syncs = synced(&mut peer, 2, link.renew(renewal)).await;
+    assert!(syncs.len() >= 3, "{syncs:?}");
+    assert_eq!(syncs[0].identity, Some(identity));
+    for pair in syncs.windows(2) {
+        assert_eq!(pair[1].identity, None);
+        assert!(pair[1].host_time_ns > pair[0].host_time_ns && pair[1].seed != pair[0].seed, "{pair:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_is_never_in_time_is_told_the_time_five_times() {
+    let (link, mut peer) = linked().await;
+    let syncs = synced(&mut peer, usize::MAX, link.renew(Renewal::default())).await;
+    assert_eq!(syncs.len(), 5);
 }

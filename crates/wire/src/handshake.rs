@@ -78,7 +78,8 @@ pub const MACS_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sync {
-    /// The host's clock, nanoseconds since 1970.
+    /// The host's clock, nanoseconds since 1970. Told again it is as late as its way was long, so a clock that commands
+    /// read does not go back to it by less than a second.
     pub host_time_ns: u64,
     /// Randomness for the guest's kernel, base64 of 32 to 512 bytes.
     pub seed: String,
