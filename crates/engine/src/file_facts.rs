@@ -7,13 +7,15 @@
 //! ```
 
 use std::fs::Metadata;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
+
+use crate::plain_file;
 
 /// A fact has a few hundred bytes.
 const FACT_BYTES_MAX: u64 = 16 << 10;
@@ -116,9 +118,7 @@ impl FileFacts {
     /// What was remembered of a file that is still the same.
     pub(crate) fn recall(&self, path: &Utf8Path, name: &str) -> io::Result<Option<String>> {
         let witness = Witness::of(path)?;
-        let Ok(file) = fs::File::open(self.file(path, name)) else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(FACT_BYTES_MAX).read_to_end(&mut bytes)?;
+        let Ok(bytes) = plain_file::read(&self.file(path, name), FACT_BYTES_MAX) else { return Ok(None) };
         let fact = serde_json::from_slice::<Fact>(&bytes).ok();
         let same = |fact: &Fact| fact.path == path && fact.name == name && fact.witness == witness;
         Ok(fact.filter(same).map(|fact| fact.value))

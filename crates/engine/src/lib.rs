@@ -25,6 +25,7 @@ mod journal;
 mod mac_address;
 mod orphan;
 mod owner;
+mod plain_file;
 mod process;
 mod ready;
 mod recover;

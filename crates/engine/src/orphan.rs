@@ -6,14 +6,15 @@
 //! The child writes the file itself, while it still shares its owner's lock on the directory: whoever finds that lock free
 //! finds the file whole. A pid alone could be another process by now; with its start time it can't.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use camino::Utf8Path;
-use fs_err as fs;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::plain_file;
 
 /// Name of the file in a VM's directory.
 pub(crate) const PID_FILE: &str = "pid";
@@ -77,9 +78,8 @@ pub(crate) fn ends_within(pidfd: &OwnedFd, deadline: Duration) -> io::Result<boo
 
 /// `None` for a file that is not there or that holds something else: then nobody is named by it.
 fn read(path: &Utf8Path) -> io::Result<Option<PidRecord>> {
-    let mut stat = Vec::new();
-    match fs::File::open(path).and_then(|file| file.take(STAT_BYTES_MAX).read_to_end(&mut stat)) {
-        Ok(_) => Ok(parse(&String::from_utf8_lossy(&stat))),
+    match plain_file::read(path, STAT_BYTES_MAX) {
+        Ok(stat) => Ok(parse(&String::from_utf8_lossy(&stat))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         // It ended while its line was being read.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
@@ -98,6 +98,8 @@ fn parse(stat: &str) -> Option<PidRecord> {
 
 #[cfg(test)]
 mod tests {
+    use fs_err as fs;
+
     use super::*;
 
     fn scratch() -> (tempfile::TempDir, camino::Utf8PathBuf) {

@@ -1,11 +1,11 @@
 //! Reading a journal, whose bytes are taken as hostile: bounded, and no further than they make sense.
 
-use std::io::{self, Read as _};
+use std::io;
 
 use camino::Utf8Path;
-use fs_err as fs;
 
 use super::{JOURNAL_BYTES_MAX, JOURNAL_FILE, JournalError, Record, State, Then, io_error};
+use crate::plain_file;
 use crate::snapshot::SnapshotId;
 
 /// A file above this was not written by [`Journal`](super::Journal), which stops well before.
@@ -29,14 +29,11 @@ pub(crate) struct History {
 impl History {
     /// Reads a VM's journal; empty where there is none.
     pub(crate) fn read(directory: &Utf8Path) -> Result<Self, JournalError> {
-        let mut bytes = Vec::new();
-        match fs::File::open(directory.join(JOURNAL_FILE)) {
-            Ok(file) => file.take(READ_BYTES_MAX + 1).read_to_end(&mut bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(error) => Err(error),
+        match plain_file::read(&directory.join(JOURNAL_FILE), READ_BYTES_MAX + 1) {
+            Ok(bytes) => Ok(parse(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(io_error("read", directory)(error)),
         }
-        .map_err(io_error("read", directory))?;
-        Ok(parse(&bytes))
     }
 
     /// The VM's own snapshots, newest first: those that it was saved to, not the one that it was forked from.

@@ -162,7 +162,9 @@ impl MachineIdentity {
             MACHINE_FIELDS.into_iter().zip(pairs).find(|(_, (ours, theirs))| ours != theirs)?;
         // Digests mean nothing to people.
         let words = |of: &Self, value: String| match (name, of.kernel_release.as_str()) {
-            ("kernel", release) if !release.is_empty() => format!("{release} ({})", value.chars().take(DIGEST_CHARS_SHOWN).collect::<String>()),
+            ("kernel", release) if !release.is_empty() => {
+                format!("{release} ({})", value.chars().take(DIGEST_CHARS_SHOWN).collect::<String>())
+            }
             _ => value,
         };
         Some((name, words(self, ours), words(other, theirs)))

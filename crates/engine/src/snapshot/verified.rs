@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
@@ -22,6 +22,7 @@ use super::locked_dir::LockedDir;
 use super::manifest::{FileEntry, Manifest};
 use crate::file_facts::Witness;
 use crate::home::{Home, PARTIAL_SUFFIX};
+use crate::plain_file;
 
 /// Some dozens of files with 200 bytes each.
 const MEMORY_BYTES_MAX: u64 = 64 << 10;
@@ -130,10 +131,8 @@ impl Verified {
     }
 
     fn recall(&self, id: &SnapshotId) -> KnownFiles {
-        let Ok(file) = fs::File::open(self.file(id)) else { return KnownFiles::new() };
-        let mut bytes = Vec::new();
-        let read = file.take(MEMORY_BYTES_MAX).read_to_end(&mut bytes);
-        read.ok().and_then(|_| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        let read = plain_file::read(&self.file(id), MEMORY_BYTES_MAX);
+        read.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
     fn file(&self, id: &SnapshotId) -> Utf8PathBuf {
