@@ -207,10 +207,13 @@ impl Journal {
         inner.append(state)
     }
 
-    /// [`append`](Self::append), unless the VM is already in that state.
+    /// [`append`](Self::append), unless the VM is already in that state, or is a fork that was not handed out yet: it is
+    /// not its own machine, so whatever its CPUs do, nobody may adopt it.
     pub(crate) fn enter(&self, state: State) -> Result<u64, JournalError> {
+        let is_at_work = matches!(state, State::Running | State::Paused);
         match self.last() {
             Some(last) if last.state == state => Ok(last.generation),
+            Some(Record { state: State::Restoring { .. }, generation, .. }) if is_at_work => Ok(generation),
             _ => self.append(state),
         }
     }

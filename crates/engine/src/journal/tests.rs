@@ -105,6 +105,20 @@ fn states_follow_the_drawing_and_no_others_do() {
 }
 
 #[test]
+fn a_fork_that_was_not_handed_out_is_being_restored_whatever_its_cpus_do() {
+    let (_scratch, path) = scratch();
+    let journal = Journal::create(&path).expect("made");
+    let snapshot = SnapshotId::random();
+    journal.append(State::Restoring { snapshot: snapshot.clone() }).expect("begins");
+    for state in [State::Paused, State::Running] {
+        assert_eq!(journal.enter(state).expect("is nothing to write down"), 1);
+    }
+    assert_eq!(states(&journal), [State::Restoring { snapshot }]);
+    journal.append(State::Running).expect("is handed out");
+    assert_eq!(journal.enter(State::Paused).expect("follows"), 3);
+}
+
+#[test]
 #[should_panic(expected = "a VM that is running can't become launching")]
 fn a_state_that_does_not_follow_is_a_bug() {
     let (_scratch, path) = scratch();

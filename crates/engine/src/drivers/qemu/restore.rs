@@ -216,7 +216,8 @@ impl Linked {
             ForkIdentity::Keep => None,
         };
         link.renew(Renewal { identity }).await?;
-        journal.enter(State::Running)?;
+        // Not before: a recovery must not take for a machine what is none yet.
+        journal.append(State::Running)?;
         failpoint::hit("restore.running")?;
         vm.shared.fate.remove_on_drop();
         Ok(Fork { vm, link })
