@@ -111,12 +111,11 @@ impl QemuEngine {
         progress(ReadyStep::Sealing);
         let made = snapshot.clone();
         blocking(move || {
-            made.seal()?;
+            // Named before it is sealed, which takes a while: one that nobody can name would stay for ever.
             let before = store.set_ready(&key, made.id())?;
-            if let Some(before) = before
-                && let Err(error) = store.remove(&before)
-            {
-                tracing::debug!(snapshot = %before, %error, "an old ready-made snapshot stays");
+            made.seal()?;
+            if let Some(before) = before {
+                store.retire(&before)?;
             }
             store.trim_ready(READY_SNAPSHOTS_MAX)
         })
@@ -145,15 +144,12 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
     let (store, key) = (store.clone(), key.clone());
     blocking(move || {
         let Some(id) = store.ready(&key)? else { return Ok(None) };
-        match store.open(&id) {
+        match store.open(&id).and_then(sealed) {
             Ok(snapshot) => Ok(Some(snapshot)),
             Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
                 tracing::warn!(%error, "a ready-made snapshot can't be used and is made anew");
-                match store.remove(&id) {
-                    // A fork of it still runs: the new one takes its name.
-                    Ok(()) | Err(SnapshotError::InUse { .. } | SnapshotError::Unknown(_)) => Ok(None),
-                    Err(error) => Err(error),
-                }
+                // Where a fork of it still runs the new one takes its name.
+                store.retire(&id).map(|()| None)
             }
             // Removed by somebody just now.
             Err(SnapshotError::Unknown(_)) => Ok(None),
@@ -161,6 +157,17 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
         }
     })
     .await
+}
+
+/// Seals one whose maker did not come to it.
+fn sealed(snapshot: Snapshot) -> Result<Snapshot, SnapshotError> {
+    match snapshot.seal() {
+        Err(error @ SnapshotError::Broken { .. }) => return Err(error),
+        // It is whole for as long as the host runs.
+        Err(error) => tracing::warn!(snapshot = %snapshot.id(), %error, "failed to seal a ready-made snapshot"),
+        Ok(()) => {}
+    }
+    Ok(snapshot)
 }
 
 /// Waits until this is the one that makes it. Safe to cancel.

@@ -3,9 +3,11 @@
 //! ```text
 //!   snapshots/ready/<key>        holds the snapshot's id; its time is that of the last use
 //!   snapshots/ready/<key>.lock   held by the one process that makes it, while others wait
+//!   snapshots/ready/<id>.old     was one, and is to be removed when nobody uses it any more
 //! ```
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,9 +22,12 @@ use super::id::SnapshotId;
 use super::locked_dir::{Hold, is_at, lock_until};
 use super::store::SnapshotStore;
 use crate::home::PARTIAL_SUFFIX;
+use crate::plain_file;
 
 /// Hex digits of a key.
 const KEY_DIGITS: usize = 64;
+/// What the note of a replaced one ends with.
+const OLD_SUFFIX: &str = ".old";
 /// A ready-made name holds an id, and perhaps a line break.
 const NAME_BYTES_MAX: u64 = 64;
 /// A sweeper can take a new file before it is locked.
@@ -152,12 +157,34 @@ impl SnapshotStore {
         }
     }
 
+    /// Removes a snapshot that was a ready-made one, or notes that [`trim_ready`](Self::trim_ready) has to, where it is
+    /// still in use.
+    ///
+    /// # Errors
+    /// It can't be removed, or the note not be written.
+    pub fn retire(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+        let note = self.ready_directory().join(format!("{id}{OLD_SUFFIX}"));
+        match self.remove(id) {
+            Ok(()) | Err(SnapshotError::Unknown(_)) => {
+                fs::remove_file(&note).or_else(unless_gone).map_err(|error| SnapshotError::io("remove", note, error))
+            }
+            Err(SnapshotError::InUse { by, .. }) => {
+                tracing::debug!(snapshot = %id, by, "a ready-made snapshot that was replaced stays for now");
+                fs::write(&note, "").map_err(|error| SnapshotError::io("write", note, error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes ready-made snapshots until there are at most so many, those that were not used for longest first. One that
     /// is in use stays. Returns the removed ones.
     ///
     /// # Errors
     /// The names can't be read, or a snapshot can't be removed.
     pub fn trim_ready(&self, max: usize) -> Result<Vec<SnapshotId>, SnapshotError> {
+        for id in self.retired()? {
+            self.retire(&id)?;
+        }
         let mut used = Vec::new();
         for (key, id) in self.ready_names()? {
             let path = self.ready_path(&key);
@@ -188,18 +215,30 @@ impl SnapshotStore {
         Ok(removed)
     }
 
-    /// All ready-made names and where they lead, also to what is gone.
-    pub(super) fn ready_names(&self) -> Result<Vec<(ReadyKey, SnapshotId)>, SnapshotError> {
+    /// Ready-made ones that were replaced while they were in use.
+    fn retired(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
+        let id = |name: &str| name.strip_suffix(OLD_SUFFIX)?.parse().ok();
+        Ok(self.ready_files()?.iter().filter_map(|name| id(name)).collect())
+    }
+
+    /// Names of the files beside the snapshots.
+    fn ready_files(&self) -> Result<Vec<String>, SnapshotError> {
         let directory = self.ready_directory();
         let failed = |error| SnapshotError::io("list", &directory, error);
-        let entries = match directory.read_dir_utf8() {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed(error)),
-        };
+        match directory.read_dir_utf8() {
+            Ok(entries) => {
+                entries.map(|entry| entry.map(|entry| entry.file_name().to_owned()).map_err(failed)).collect()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// All ready-made names and where they lead, also to what is gone.
+    pub(super) fn ready_names(&self) -> Result<Vec<(ReadyKey, SnapshotId)>, SnapshotError> {
         let mut names = Vec::new();
-        for entry in entries {
-            let Ok(key) = entry.map_err(failed)?.file_name().parse() else { continue };
+        for name in self.ready_files()? {
+            let Ok(key) = name.parse() else { continue };
             if let Some((id, _)) = self.read_ready(&key)? {
                 names.push((key, id));
             }
@@ -216,12 +255,15 @@ impl SnapshotStore {
         Ok(())
     }
 
-    fn read_ready(&self, key: &ReadyKey) -> Result<Option<(SnapshotId, fs::File)>, SnapshotError> {
+    fn read_ready(&self, key: &ReadyKey) -> Result<Option<(SnapshotId, File)>, SnapshotError> {
         let path = self.ready_path(key);
         let failed = |error| SnapshotError::io("read", &path, error);
-        let mut file = match fs::File::open(&path) {
+        let mut file = match plain_file::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Whatever is no file leads nowhere.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+                return Ok(None);
+            }
             Err(error) => return Err(failed(error)),
         };
         let mut bytes = Vec::new();
@@ -310,6 +352,22 @@ mod tests {
             fs::write(place.store.ready_path(&key), garbage).expect("written");
             assert_eq!(place.store.ready(&key).expect("reads"), None);
         }
+    }
+
+    #[test]
+    fn one_that_was_replaced_while_it_was_in_use_goes_later() {
+        let place = place();
+        let (key, old) = (ReadyKey::of(&["image"]), place.full("old"));
+        place.store.set_ready(&key, old.id()).expect("written");
+        let new = place.full("new").id().clone();
+        let before = place.store.set_ready(&key, &new).expect("written").expect("there was one");
+        place.store.retire(&before).expect("is noted");
+        assert_eq!(place.store.trim_ready(4).expect("trims"), []);
+        assert!(old.memory_root().exists(), "a fork may still run on it");
+        drop(old);
+        place.store.trim_ready(4).expect("trims");
+        assert_eq!(place.store.ids().expect("lists"), [new]);
+        assert_eq!(place.store.ready_files().expect("lists"), [key.as_str()]);
     }
 
     #[test]
