@@ -11,7 +11,7 @@ use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
 
 pub use self::facts::{HostFacts, limits, proportional_set_bytes};
-pub(crate) use self::facts::{cpu_model, memory_available_mib};
+pub(crate) use self::facts::{cpu_identity, memory_available_mib};
 pub use self::tools::{find_program, is_static};
 
 /// An image of kernel and initramfs needs about this much room while it is built.

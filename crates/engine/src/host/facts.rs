@@ -7,6 +7,8 @@ use serde::Serialize;
 use crate::drivers::qemu::QemuVersion;
 use crate::vm_spec::HostLimits;
 
+/// Digits of the digest of a CPU's features.
+const FEATURES_DIGITS: usize = 8;
 /// One CPU's words in /proc/cpuinfo are shorter.
 const CPUINFO_BYTES: u64 = 8 << 10;
 
@@ -55,16 +57,22 @@ pub fn proportional_set_bytes(pid: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// As the CPU names itself.
-pub(crate) fn cpu_model() -> String {
+/// What a guest that was given this host's CPU needs to find again: the model, and a digest of its features, which differ
+/// with microcode, kernel and hypervisor.
+pub(crate) fn cpu_identity() -> String {
     use std::io::Read as _;
     // The first CPU's words are at the beginning; a large host has a thousand more.
-    let mut head = String::new();
-    let read = fs::File::open("/proc/cpuinfo").and_then(|file| file.take(CPUINFO_BYTES).read_to_string(&mut head));
-    match (read, cpuinfo_field(&head, "model name")) {
-        (Ok(_), Some(model)) => model.to_owned(),
-        _ => "unknown".into(),
-    }
+    let mut head = Vec::new();
+    let read = fs::File::open("/proc/cpuinfo").and_then(|file| file.take(CPUINFO_BYTES).read_to_end(&mut head));
+    read.map_or_else(|_| "unknown".into(), |_| identity_in(&String::from_utf8_lossy(&head)))
+}
+
+fn identity_in(cpuinfo: &str) -> String {
+    let model = cpuinfo_field(cpuinfo, "model name").unwrap_or("unknown");
+    let mut features: Vec<&str> = cpuinfo_field(cpuinfo, "flags").unwrap_or_default().split_whitespace().collect();
+    features.sort_unstable();
+    let digest = blake3::hash(features.join(" ").as_bytes()).to_hex();
+    format!("{model}, features {}", &digest[..FEATURES_DIGITS])
 }
 
 impl HostFacts {
@@ -126,5 +134,14 @@ mod tests {
         let cpuinfo = "model\t\t: 85\nmodel name\t: A CPU: fast\nflags\t\t: fpu tsc\n";
         assert_eq!(cpuinfo_field(cpuinfo, "model name"), Some("A CPU: fast"));
         assert_eq!(cpuinfo_field(cpuinfo, "flag"), None);
+    }
+
+    #[test]
+    fn a_cpu_with_other_features_is_another() {
+        let identity = |flags: &str| identity_in(&format!("model name\t: A CPU\nflags\t\t: {flags}\n"));
+        assert!(identity("fpu tsc").starts_with("A CPU, features "), "{}", identity("fpu tsc"));
+        assert_eq!(identity("fpu tsc"), identity("tsc fpu"));
+        assert_ne!(identity("fpu tsc"), identity("fpu"));
+        assert!(identity_in("").starts_with("unknown"));
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn identity(home: &Utf8Path, spec: &VmSpec, facts: &Facts) -> std::io
     let (acceleration, cpu) = match facts.accelerator {
         Accelerator::Tcg => ("tcg", args::cpu(facts).to_owned()),
         Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => {
-            ("kvm", format!("{} ({})", args::cpu(facts), host::cpu_model()))
+            ("kvm", format!("{} ({})", args::cpu(facts), host::cpu_identity()))
         }
     };
     let memory = FileFacts::new(home);
