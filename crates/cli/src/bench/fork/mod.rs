@@ -14,6 +14,7 @@ mod pauses;
 mod saves;
 mod single;
 
+mod arrivals;
 mod footprint;
 mod peer;
 mod raw;
