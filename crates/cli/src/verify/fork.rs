@@ -31,9 +31,9 @@ pub fn run(args: &VerifyForkArgs) -> Result<u8, Failure> {
         Err(Stop::Interrupted(code)) => return Ok(code),
     };
     if args.json {
-        report.print_json()?
+        report.print_json()?;
     } else {
-        report.print()?
+        report.print()?;
     }
     Ok(if report.ok { 0 } else { FAILED })
 }
