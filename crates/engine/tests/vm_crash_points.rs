@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use kiln_engine::failpoint::FAIL_POINTS;
 use kiln_engine::home::Home;
-use kiln_engine::snapshot::{AfterSave, SnapshotStore};
+use kiln_engine::snapshot::{AfterSave, SnapshotId, SnapshotStore};
 use kiln_engine::{Outcome, OwnerLoss, VmId};
 
 use support::crash::{self, Scene, assert_noted};
@@ -251,4 +251,22 @@ async fn vm_whose_adoption_is_cut_at_each_step_is_adopted_by_the_next() {
     let fork = scene.go_on(&id, &Outcome::Adoptable).await;
     assert_noted(&fork, "old", "after adoption").await;
     save(&fork.vm, &fork.link, AfterSave::End).await.expect("an adopted fork can be saved");
+}
+
+#[tokio::test]
+async fn vm_that_is_adopted_can_be_saved_also_when_what_it_was_forked_from_was_compacted() {
+    let scene = Scene::new(OwnerLoss::KeepRunning).await;
+    let id = scene.stopped("old").await;
+    scene.kill_at("restore.running", &format!("resume {id}"));
+    let snapshots = names(scene.home().join("snapshots"));
+    let stopped = snapshots.iter().find(|id| **id != scene.base.as_str()).expect("is stopped there");
+    let store = SnapshotStore::new(&Home::at(scene.home()));
+    store.compact(&stopped.parse().expect("an id")).expect("compacts");
+
+    let fork = scene.go_on(&id, &scene.recover()).await;
+    assert_noted(&fork, "old", "after compaction").await;
+    let (_, snapshot) = scene.stop(fork, "new").await;
+    assert_eq!(snapshot.parent().map(SnapshotId::as_str), Some(stopped.as_str()));
+    let fork = scene.go_on(&id, &scene.recover()).await;
+    assert_noted(&fork, "new", "after a save over what was compacted").await;
 }

@@ -6,7 +6,7 @@
 //! What a guest remembers is in three places that must agree: a variable of a process that runs on, a file, and a disk.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
@@ -135,6 +135,18 @@ pub async fn noted(link: &GuestLink) -> [String; 3] {
     let words = shell(link, script).await;
     let words: Vec<_> = words.lines().map(|word| word.trim_end().to_owned()).collect();
     words.try_into().unwrap_or_else(|words| panic!("three words, not {words:?}"))
+}
+
+/// Waits until nobody has a snapshot of this home open: no VMM, no task that seals it.
+pub fn wait_for_snapshots(home: &Utf8Path) {
+    let is_free = |name: &String| {
+        let directory = std::fs::File::open(home.join("snapshots").join(name));
+        directory.is_ok_and(|directory| directory.try_lock().is_ok())
+    };
+    let deadline = Instant::now() + STEP_DEADLINE;
+    while !names(home.join("snapshots")).iter().all(is_free) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// VMMs that have a file of this home.

@@ -43,6 +43,13 @@ pub struct Lab {
     directory: tempfile::TempDir,
 }
 
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A seal in the background would make a part of the home again.
+        guest::wait_for_snapshots(self.home());
+    }
+}
+
 impl Lab {
     pub fn new() -> Self {
         let lab = Self { directory: tempfile::tempdir().expect("a directory") };
