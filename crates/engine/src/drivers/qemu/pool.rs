@@ -1,12 +1,13 @@
 //! Forks that are ready before anybody asks for them.
 //!
 //! ```text
-//!   filler ──▶ fork, linked, paused ──▶ [ held, bounded in number and bytes ] ──take: cont, Sync──▶ Fork
-//!                                                        └── none left ──▶ a fork made there and then
+//!   filler ──▶ fork: its own machine, one command, frozen, paused ──▶ [ held, bounded in number and bytes ]
+//!                  take ──▶ cont, Sync, thaw ──▶ Fork      none left ──▶ a fork made there and then
 //! ```
-//! A held fork has its devices loaded and its agent linked, and stands still: it takes memory and no CPU. Its commands are
-//! frozen since the snapshot, so nothing but its agent has run in it; it becomes its own machine when it is taken. A
-//! snapshot that was taken without freezing is held before its first instruction.
+//! A held fork takes memory and no CPU. It became its own machine when it was made, ran one command of no effect, so that
+//! the first one of its taker is not also the first one ever, and stands still since with all commands frozen: what was
+//! running when it was saved has gone on for that moment alone. A snapshot that was taken without freezing is held before
+//! its first instruction.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,8 @@ use crate::snapshot::{Snapshot, SnapshotError};
 
 /// Forks of one pool; more would wait for a burst that no host of this kind can run.
 pub const POOL_MAX: usize = 64;
+/// From a take to the start of the next fork.
+const REFILL_PAUSE: Duration = Duration::from_millis(100);
 /// After a fork that could not be made.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -113,8 +116,9 @@ impl ForkPool {
         loop {
             let held = self.shared.state().held.pop_front();
             let Some((held, _)) = held else { return restore::new_fork(&self.shared.common).await };
+            let taken = held.take(&self.shared.common).await;
             self.shared.taken.notify_one();
-            match held.take(&self.shared.common).await {
+            match taken {
                 Ok(fork) => return Ok(fork),
                 // It may have died while it waited; the next one, or a new one, is as good.
                 Err(error) => tracing::warn!(%error, "a fork that was held ready can't be used"),
@@ -169,6 +173,8 @@ async fn fill(shared: Arc<Shared>) {
     loop {
         if shared.is_full(&shared.state()) {
             shared.taken.notified().await;
+            // Who took one wants the CPU now.
+            tokio::time::sleep(REFILL_PAUSE).await;
             continue;
         }
         let made = Held::new(&shared.common).await;

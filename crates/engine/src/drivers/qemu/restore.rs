@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use kiln_wire::{ExecRequest, Text};
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -42,6 +43,8 @@ use crate::vm_spec::{Disk, DiskFormat, VmSpec};
 const FORK_MEMORY_MIB: u64 = 48;
 /// Memory that forks leave to the host.
 const HOST_MEMORY_MIB: u64 = 256;
+/// What a held fork runs before it is taken.
+const WARM_UP: &str = "/bin/true";
 /// A QEMU loads the state of its devices in milliseconds.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -193,7 +196,7 @@ async fn fork(common: &Common, dir: VmDir) -> Result<Fork, SnapshotError> {
 
 /// A fork whose agent answers, and that is not its own machine yet.
 #[derive(Debug)]
-pub(super) struct Linked {
+struct Linked {
     vm: Vm,
     link: GuestLink,
     journal: Journal,
@@ -227,8 +230,8 @@ impl Linked {
 /// A fork that waits for somebody who takes it.
 #[derive(Debug)]
 pub(super) enum Held {
-    /// Its agent answers, its CPUs stand still.
-    Linked(Box<Linked>),
+    /// It is its own machine, has run a command, and stands still with all others frozen as they were saved.
+    Warm(Box<Fork>),
     /// Its commands would run before it is its own machine, so it has not begun to.
     Waiting(Box<Waiting>),
 }
@@ -241,17 +244,25 @@ impl Held {
         if !common.snapshot.manifest().frozen {
             return Ok(Self::Waiting(Box::new(waiting)));
         }
-        let linked = Linked::new(waiting, common, deadline).await?;
-        linked.vm.pause().await?;
-        Ok(Self::Linked(Box::new(linked)))
+        let fork = Linked::new(waiting, common, deadline).await?.renew(common).await?;
+        // Under TCG the code of a first command is translated first, which takes ten times as long as the command.
+        let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
+        if let Err(error) = fork.link.run(warm_up, b"", 0).await {
+            tracing::debug!(%error, "a held fork did not run its first command");
+        }
+        fork.link.freeze().await.map_err(SnapshotError::Freeze)?;
+        fork.vm.pause().await?;
+        Ok(Self::Warm(Box::new(fork)))
     }
 
-    /// Lets it run as its own machine.
+    /// Lets it run.
     pub(super) async fn take(self, common: &Common) -> Result<Fork, SnapshotError> {
         match self {
-            Self::Linked(linked) => {
-                linked.vm.resume().await?;
-                linked.renew(common).await
+            Self::Warm(fork) => {
+                fork.vm.resume().await?;
+                // The time as it is now, fresh randomness, and then its commands go on.
+                fork.link.renew(Renewal::default()).await?;
+                Ok(*fork)
             }
             Self::Waiting(waiting) => {
                 let deadline = Instant::now() + common.deadline;
@@ -263,7 +274,7 @@ impl Held {
     /// Its VMM.
     pub(super) fn pid(&self) -> u32 {
         match self {
-            Self::Linked(linked) => linked.vm.pid(),
+            Self::Warm(fork) => fork.vm.pid(),
             Self::Waiting(waiting) => waiting.started.child.pid(),
         }
     }
