@@ -67,7 +67,7 @@ impl HostReport {
 pub async fn inspect(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
     let engine = QemuEngine::find(home);
     let (qemu, version) = match &engine {
-        Ok(engine) => (Some(engine.binary().to_owned()), engine.version().await),
+        Ok(engine) => (Some(engine.binary().to_owned()), engine.ask_version().await),
         Err(_) => (None, None),
     };
     let facts = HostFacts::collect(qemu, version);

@@ -92,6 +92,11 @@ impl QemuEngine {
         machine::qemu_version(&self.home, &self.binary).await
     }
 
+    /// [`version`](Self::version), asked of the program itself: nothing is remembered, so the home is left alone.
+    pub(crate) async fn ask_version(&self) -> Option<QemuVersion> {
+        version::qemu_version(&self.binary).await.ok().flatten()
+    }
+
     /// What would run this spec's instructions. Decides [`AccelerationRequest::Auto`], which takes a probe guest of a
     /// few seconds once; [`launch`](Engine::launch) does the same where this was not asked before.
     ///
