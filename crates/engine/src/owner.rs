@@ -21,7 +21,7 @@ use crate::snapshot::SnapshotId;
 use crate::vm::{
     Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
 };
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm_dir::{SocketDir, VmDir, VmId};
 
 /// Console and monitor bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -32,6 +32,8 @@ const CONSOLE_PAUSE: Duration = Duration::from_millis(5);
 const STDERR_BYTES_MAX: usize = 8 << 10;
 /// A VMM answers `stop` and `cont` in milliseconds.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// After the VMM's end, for the command that it ended in: its monitor is gone, so a save has no more than its files to do.
+const FINISH_DEADLINE: Duration = Duration::from_secs(20);
 /// After the VMM's end, for what it still left in its sockets.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// What a Linux kernel prints when it gives up.
@@ -51,9 +53,17 @@ pub(crate) struct Parts {
     pub(crate) saver: Option<Saver>,
 }
 
-/// Starts the owner's task.
+/// Starts the owner's task. Where that fails a child is killed, and an adopted process goes on.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
+    let opened = parts.open();
     let Parts { dir, child, stderr, console, monitor, started, acceleration, ports, saver } = parts;
+    let (sockets, log, watch) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            child.give_up();
+            return Err(error);
+        }
+    };
     let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
     let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
     let (exit_sender, exit) = watch::channel(None);
@@ -67,8 +77,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         dropped_console_bytes: Arc::new(AtomicU64::new(0)),
     });
     let (qmp, qmp_events) = monitor.unzip();
-    let (id, path, sockets, pid) = (dir.id().clone(), dir.path().to_owned(), dir.sockets()?, child.pid());
-    let log = console.as_ref().map(|_| ConsoleLog::open(&path)).transpose()?;
+    let (id, path, pid) = (dir.id().clone(), dir.path().to_owned(), child.pid());
     let owner = Owner {
         events: EventQueue::new(sender, Arc::clone(&shared.dropped_console_bytes)),
         shared: Arc::clone(&shared),
@@ -86,11 +95,18 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         end_seen: None,
         busy: None,
     };
-    let watch = owner.child.watch()?;
     tracing::info!(vm = %id, pid, ?acceleration, "started vm");
     tokio::spawn(owner.run(id.clone(), watch, inbox, exit_sender));
     let events = Some(VmEvents(receiver));
     Ok(Vm { id, path, pid, acceleration, ports, sockets, shared, commands, events, exit })
+}
+
+impl Parts {
+    /// All that can fail.
+    fn open(&self) -> io::Result<(SocketDir, Option<ConsoleLog>, ExitWatch)> {
+        let log = self.console.as_ref().map(|_| ConsoleLog::open(self.dir.path())).transpose()?;
+        Ok((self.dir.sockets()?, log, self.child.watch()?))
+    }
 }
 
 type Busy = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -156,8 +172,20 @@ impl Owner {
                 },
             }
         }
+        let mut busy = self.busy.take();
+        // A save's threads look into the process: nobody else gets its pid before they have ended. What a save has
+        // published by now counts.
+        let finish = tokio::time::timeout(FINISH_DEADLINE, async {
+            if busy.is_some() {
+                finished(&mut busy).await;
+            }
+        });
         // A timeout here loses last words alone.
-        drop(tokio::time::timeout(DRAIN_DEADLINE, self.drain(&mut console_buffer)).await);
+        let drain = tokio::time::timeout(DRAIN_DEADLINE, self.drain(&mut console_buffer));
+        let (finished, _) = tokio::join!(finish, drain);
+        if finished.is_err() {
+            tracing::warn!(vm = %id, "a vm ended, and the command that it ended in does not");
+        }
         let exit = self.exit();
         tracing::info!(vm = %id, %exit, "vm ended");
         let Self { child, dir, mut events, shared, .. } = self;

@@ -201,6 +201,13 @@ impl Child {
         Self { pid, pidfd: Arc::new(pidfd), kin: Kin::Adopted, status: None, stderr: None }
     }
 
+    /// Ends a child; an adopted process goes on as it did.
+    pub(crate) fn give_up(mut self) {
+        if self.kin == Kin::Adopted {
+            self.status = Some(VmmStatus::Unknown);
+        }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
@@ -263,6 +270,11 @@ impl Killer {
 
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
+    }
+
+    /// Waits for the process's end, where it was killed. Blocks.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        if orphan::ends_within(&self.0, KILL_DEADLINE)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
@@ -377,6 +389,8 @@ mod tests {
         owner.wait().expect("ends");
         assert!(orphan::ends_within(&killed.pidfd, Duration::from_secs(10)).expect("waits"));
         assert!(!orphan::ends_within(&kept.pidfd, Duration::ZERO).expect("looks"));
+        Child::adopt(kept).give_up();
+        let kept = find(ready.split(' ').nth(1).expect("two pids"));
         let mut adopted = Child::adopt(kept);
         assert_eq!(adopted.try_reap().expect("looks"), None);
         adopted.killer().kill();

@@ -97,7 +97,7 @@ impl QemuEngine {
         self.settle(&dir, &monitor.0).await?;
         failpoint::hit("adopt.resumed").map_err(|error| failed(error.into()))?;
 
-        dir.fate().remove_on_drop();
+        let fate = dir.fate().clone();
         let saver = self.saver_of(&dir, &spec, acceleration, vmm.pid).await;
         let parts = Parts {
             dir,
@@ -110,7 +110,9 @@ impl QemuEngine {
             ports: spec.extra_ports,
             saver,
         };
-        owner::start(parts).map_err(failed)
+        let vm = owner::start(parts).map_err(failed)?;
+        fate.remove_on_drop();
+        Ok(vm)
     }
 
     /// What saves an adopted VM: its memory is a file of its own, or that of the snapshot that it is a fork of.
