@@ -21,6 +21,7 @@ use super::{guest_memory, machine};
 use crate::failpoint;
 use crate::home::Home;
 use crate::journal::{Journal, State, Then};
+use crate::process::Killer;
 use crate::snapshot::{
     AfterSave, DEVICE_FILE, DiskLayer, Draft, ExternalDisk, MEMORY_FILE, MemoryKind, NewSnapshot, PAGES_FILE,
     SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotStore,
@@ -133,8 +134,9 @@ impl Saver {
                 (Err(error), _) => return Err(error),
             },
         };
+        let vmm = (after != AfterSave::GoOn).then(|| shared.killer.clone());
         let earlier = if after == AfterSave::Stop { journal.history().stopped_snapshots() } else { Vec::new() };
-        tidy_later(self.store.clone(), snapshot.clone(), earlier);
+        tidy_later(self.store.clone(), snapshot.clone(), vmm, earlier);
         Ok(snapshot)
     }
 
@@ -232,10 +234,20 @@ impl Saver {
 impl Give {
     fn file(self, from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
         match self {
-            Self::Link => fs_err::hard_link(from, to).map_err(|source| SnapshotError::io("link", from, source)),
+            Self::Link => match fs_err::hard_link(from, to) {
+                // The VM stands still from now on, so a copy is as good.
+                Err(error) if has_no_links(error.kind()) => guest_memory::copy(from, to),
+                linked => linked.map_err(|source| SnapshotError::io("link", from, source)),
+            },
             Self::Copy => guest_memory::copy(from, to),
         }
     }
+}
+
+/// Whether a filesystem, or two of them, have no links.
+fn has_no_links(error: io::ErrorKind) -> bool {
+    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
+    matches!(error, CrossesDevices | PermissionDenied | TooManyLinks | Unsupported)
 }
 
 /// Lets a VM that stands still for a save do what it did before.
@@ -283,25 +295,35 @@ async fn execute(
     qmp.execute(command, arguments, COMMAND_DEADLINE).await.map_err(|error| ControlError::from(error).into())
 }
 
-/// Seals a snapshot while its owner goes on. One that is not sealed when the process ends is whole for the next that opens
-/// it on this boot of the host. A VM that stops time and again would lie on a longer chain each time: a long one is made
-/// short, and where the VM stood before is forgotten.
-fn tidy_later(store: SnapshotStore, snapshot: Snapshot, earlier: Vec<SnapshotId>) {
+/// Seals a snapshot while its owner goes on, once the VMM whose memory it has is gone. One that is not sealed when the
+/// process ends is whole for the next that opens it on this boot of the host. A VM that stops time and again would lie on a
+/// longer chain each time: a long one is made short, and where the VM stood before is forgotten.
+fn tidy_later(store: SnapshotStore, snapshot: Snapshot, vmm: Option<Killer>, earlier: Vec<SnapshotId>) {
     tokio::task::spawn_blocking(move || {
         let id = snapshot.id().clone();
         let long = !earlier.is_empty() && snapshot.links().len() > STOPPED_CHAIN_MAX;
-        let sealed = snapshot.seal().and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
-        if let Err(error) = sealed {
-            tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot");
-        }
+        let gone = vmm.map_or(Ok(()), |vmm| vmm.wait());
+        let sealed = gone.map_err(|error| SnapshotError::io("wait for the VMM that wrote to", id.as_str(), error));
+        let sealed = sealed.and_then(|()| snapshot.seal());
+        let sealed = sealed.and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
         drop(snapshot);
-        for old in earlier.iter().filter(|old| **old != id) {
-            // Refused while anything lies on it.
-            if let Err(error) = store.remove(old) {
-                tracing::debug!(snapshot = %old, %error, "where a vm stood before stays");
-            }
+        match sealed {
+            Ok(()) => forget(&store, &earlier, &id),
+            // Where it stood before may be all that outlives the host.
+            Err(error) => tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot"),
         }
     });
+}
+
+/// Removes where a VM stood before, oldest first in `earlier`.
+fn forget(store: &SnapshotStore, earlier: &[SnapshotId], now: &SnapshotId) {
+    // Each lies on the one before it, so the newest goes first.
+    for old in earlier.iter().rev().filter(|old| *old != now) {
+        // Refused while anything lies on it.
+        if let Err(error) = store.remove(old) {
+            tracing::debug!(snapshot = %old, %error, "where a vm stood before stays");
+        }
+    }
 }
 
 impl From<AfterSave> for Then {
@@ -320,4 +342,38 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, SnapshotError> {
     // The runtime that is being shut down is the only reason for a task's end without its result.
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ControlError::Ended.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_vm_stood_before_is_forgotten_from_the_newest_on() {
+        let place = crate::snapshot::testing::place();
+        let root = place.full("root");
+        let middle = place.diff(&root, 1, "middle");
+        let now = place.diff(&middle, 2, "now");
+        let [root, middle, now] = [root, middle, now].map(|snapshot| snapshot.id().clone());
+        let earlier = [root, middle];
+        forget(&place.store, &earlier, &now);
+        assert_eq!(place.store.open(&now).expect("lies on both").links().len(), 3);
+
+        place.store.compact(&now).expect("compacts");
+        forget(&place.store, &earlier, &now);
+        assert_eq!(place.names(), [now.as_str()]);
+    }
+
+    #[test]
+    fn a_file_is_given_as_a_copy_where_there_are_no_links() {
+        let memory = Utf8Path::new("/dev/shm");
+        let place = crate::snapshot::testing::place();
+        let from = tempfile::NamedTempFile::new_in(memory).expect("another filesystem");
+        fs_err::write(from.path(), "the guest's").expect("written");
+        fs_err::create_dir_all(place.home.path()).expect("made");
+        let to = place.home.path().join("memory");
+        let from = Utf8Path::from_path(from.path()).expect("UTF-8");
+        Give::Link.file(from, &to).expect("is copied");
+        assert_eq!(fs_err::read_to_string(to).expect("reads"), "the guest's");
+    }
 }
