@@ -119,10 +119,15 @@ impl Draft {
         let path = store.path(&id);
         let failed = |error| SnapshotError::io("publish", &path, error);
         let dir = LockedDir::from_locked(partial.publish_unsynced(&path).map_err(failed)?, &path);
-        dir.relock(Hold::Shared, OPEN_PATIENCE).map_err(failed)?;
-        // Somebody who knew its name before anyone was told may have removed it.
-        if !dir.is_at(&path).map_err(failed)? {
-            return Err(SnapshotError::Unknown(id));
+        match dir.relock(Hold::Shared, OPEN_PATIENCE).and_then(|()| dir.is_at(&path)) {
+            Ok(true) => {}
+            // Somebody who knew its name before anyone was told has removed it.
+            Ok(false) => return Err(SnapshotError::Unknown(id)),
+            Err(error) => {
+                // The VM goes on, and its files must not be a snapshot's.
+                store.withdraw(&id);
+                return Err(failed(error));
+            }
         }
         links.push(Arc::new(Link::new(dir, manifest)));
         Ok(Snapshot::new(store, links, 0))

@@ -141,6 +141,15 @@ impl SnapshotStore {
         }
     }
 
+    /// Takes back what was published a moment ago.
+    pub(super) fn withdraw(&self, id: &SnapshotId) {
+        let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_suffix()));
+        // What can't be removed is swept later.
+        if let Err(error) = fs::rename(self.path(id), &doomed).and_then(|()| fs::remove_dir_all(&doomed)) {
+            tracing::warn!(snapshot = %id, %error, "failed to take back a snapshot");
+        }
+    }
+
     fn in_use(&self, id: &SnapshotId, by: String) -> SnapshotError {
         SnapshotError::InUse { id: id.clone(), by }
     }

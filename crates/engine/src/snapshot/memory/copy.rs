@@ -22,7 +22,8 @@ pub(crate) fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
-    let bytes = from.metadata()?.len();
+    // A block device has no size in its metadata.
+    let bytes = rustix::fs::seek(from, SeekFrom::End(0))?;
     to.set_len(bytes)?;
     for extent in data_extents(from, bytes) {
         copy_extent(from, to, extent?)?;
