@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::ConsoleRing;
 use crate::drivers::qemu::QmpError;
-use crate::link::GuestLink;
+use crate::link::{GuestLink, StreamError};
 use crate::process::Killer;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
 use crate::vm_dir::{Fate, SocketDir, VmId};
@@ -319,20 +319,40 @@ impl Vm {
     /// A VM that was launched is saved whole, without a copy of its memory where it stops; one that goes on has its used
     /// memory copied. A fork is saved as the pages that differ from what it was forked from.
     ///
+    /// The snapshot can be restored at once. It outlives a crash of the host once it is sealed, which happens in the
+    /// background; [`Snapshot::seal`] waits for that.
+    ///
+    /// ```no_run
+    /// # async fn example(engine: &dyn kiln_engine::Engine, fork: kiln_engine::Fork) -> Result<(), Box<dyn std::error::Error>> {
+    /// use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
+    ///
+    /// // Where it is now, to go back to; it runs on.
+    /// let request = SnapshotRequest { link: Some(&fork.link), then: AfterSave::GoOn, label: "before".into() };
+    /// let before = fork.vm.snapshot(request).await?;
+    /// println!("{} lies on {:?}", before.id(), before.parent());
+    /// // Away until somebody needs it again.
+    /// let id = fork.vm.id().clone();
+    /// let request = SnapshotRequest { link: Some(&fork.link), then: AfterSave::Stop, label: "away".into() };
+    /// fork.vm.snapshot(request).await?;
+    /// let back = engine.resume(&id).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`SnapshotError`]
     pub async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Snapshot, SnapshotError> {
         if self.shared.saving.swap(true, Ordering::AcqRel) {
             return Err(SnapshotError::Busy);
         }
-        let (shared, commands) = (Arc::clone(&self.shared), self.commands.clone());
+        let saving = Saving(Arc::clone(&self.shared));
+        let commands = self.commands.clone();
         let link = request.link.cloned();
         let order = SaveOrder { then: request.then, label: request.label, frozen: link.is_some() };
         // A task of its own: a caller that gives up must not leave the guest frozen.
         let saved = tokio::spawn(async move {
-            let saved = save(&commands, link.as_ref(), order).await;
-            shared.saving.store(false, Ordering::Release);
-            saved
+            let _saving = saving;
+            save(&commands, link.as_ref(), order).await
         });
         let snapshot = saved.await.map_err(|_| ControlError::Ended)??;
         if request.then != AfterSave::GoOn {
@@ -412,6 +432,15 @@ impl Drop for Vm {
     }
 }
 
+/// A save that goes on, until it is dropped.
+struct Saving(Arc<Shared>);
+
+impl Drop for Saving {
+    fn drop(&mut self) {
+        self.0.saving.store(false, Ordering::Release);
+    }
+}
+
 async fn save(
     commands: &mpsc::Sender<Command>,
     link: Option<&GuestLink>,
@@ -419,7 +448,14 @@ async fn save(
 ) -> Result<Snapshot, SnapshotError> {
     let then = order.then;
     if let Some(link) = link {
-        link.freeze().await.map_err(SnapshotError::Freeze)?;
+        if let Err(error) = link.freeze().await {
+            if matches!(error, StreamError::LinkLost(_)) {
+                // It may have been frozen after its answer was given up.
+                let link = link.clone();
+                tokio::spawn(async move { drop(link.thaw().await) });
+            }
+            return Err(SnapshotError::Freeze(error));
+        }
     }
     let (reply, answer) = oneshot::channel();
     let saved = match commands.send(Command::Save(order, reply)).await {
