@@ -3,7 +3,7 @@
 //! ```text
 //!   KILN_FAILPOINT=save.device:kill kiln …    ──▶ hit("save.device") ──▶ SIGKILL, there and then
 //! ```
-//! Without the feature `failpoints` nothing of it is compiled in: [`hit`] is empty and the variable is not read.
+//! Without the feature `failpoints` nothing of it is compiled in: `hit` is empty and the variable is not read.
 //!
 //! A name is `act.step` and is hit right *after* the step: `save.device` when the device state is on disk.
 

@@ -447,15 +447,15 @@ async fn save(
     order: SaveOrder,
 ) -> Result<Snapshot, SnapshotError> {
     let then = order.then;
-    if let Some(link) = link {
-        if let Err(error) = link.freeze().await {
-            if matches!(error, StreamError::LinkLost(_)) {
-                // It may have been frozen after its answer was given up.
-                let link = link.clone();
-                tokio::spawn(async move { drop(link.thaw().await) });
-            }
-            return Err(SnapshotError::Freeze(error));
+    if let Some(link) = link
+        && let Err(error) = link.freeze().await
+    {
+        if matches!(error, StreamError::LinkLost(_)) {
+            // It may have been frozen after its answer was given up.
+            let link = link.clone();
+            tokio::spawn(async move { drop(link.thaw().await) });
         }
+        return Err(SnapshotError::Freeze(error));
     }
     let (reply, answer) = oneshot::channel();
     let saved = match commands.send(Command::Save(order, reply)).await {
