@@ -194,7 +194,9 @@ async fn save(
     let link = GuestLink::connect(vm.link_stream().await?, LinkOptions::virtio_serial(boot_deadline)).await?;
     for _ in 0..WARM_UPS {
         let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
-        link.run(request, b"", 0).await.map_err(ReadyError::WarmUp)?;
+        let ran = tokio::time::timeout(boot_deadline, link.run(request, b"", 0)).await;
+        let late = |_| StreamError::LinkLost(format!("it did not end within {boot_deadline:?}"));
+        ran.map_err(late).and_then(|ran| ran).map_err(ReadyError::WarmUp)?;
     }
     tokio::time::sleep(SETTLE).await;
     progress(ReadyStep::Saving);

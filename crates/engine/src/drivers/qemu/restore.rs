@@ -247,8 +247,10 @@ impl Held {
         let fork = Linked::new(waiting, common, deadline).await?.renew(common).await?;
         // Under TCG the code of a first command is translated first, which takes ten times as long as the command.
         let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
-        if let Err(error) = fork.link.run(warm_up, b"", 0).await {
-            tracing::debug!(%error, "a held fork did not run its first command");
+        match tokio::time::timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
+            Ok(Err(error)) => tracing::debug!(%error, "a held fork did not run its first command"),
+            Err(_) => tracing::debug!("the first command of a held fork does not end"),
+            Ok(Ok(_)) => {}
         }
         fork.link.freeze().await.map_err(SnapshotError::Freeze)?;
         fork.vm.pause().await?;
