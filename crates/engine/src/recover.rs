@@ -11,7 +11,7 @@
 //! is written to the journal first and the directory is tidied after, so that a recovery which is killed midway ends the
 //! same way when it is run again. A fork's origin is no snapshot of its own: a fork that was never saved leaves nothing.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use camino::Utf8Path;
@@ -21,6 +21,7 @@ use crate::failpoint;
 use crate::home::Home;
 use crate::journal::{History, Journal, JournalError, State, Then};
 use crate::orphan::Orphan;
+use crate::plain_file;
 use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotId};
 use crate::vm_dir::{self, MEMORY_FILE, ReopenError, VmDir, VmId};
 use crate::vm_spec::OwnerLoss;
@@ -278,9 +279,7 @@ fn is_whole(home: &Home, snapshot: &SnapshotId) -> bool {
 }
 
 fn read_manifest(directory: &Utf8Path) -> io::Result<Manifest> {
-    let mut bytes = Vec::new();
-    fs::File::open(directory.join(MANIFEST_FILE))?.take(MANIFEST_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok(serde_json::from_slice(&plain_file::read(&directory.join(MANIFEST_FILE), MANIFEST_BYTES_MAX)?)?)
 }
 
 fn host_boot_id_now() -> io::Result<String> {

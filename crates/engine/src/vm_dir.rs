@@ -15,7 +15,7 @@
 //! lost its owner, or holds a stopped VM; [`recover`](crate::recover) finds out which.
 
 use std::fmt;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::str::FromStr;
@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::console::CONSOLE_LOGS;
 use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
 use crate::orphan::PID_FILE;
+use crate::plain_file;
 use crate::snapshot::SnapshotId;
 use crate::vm_spec::VmSpec;
 
@@ -326,9 +327,7 @@ fn tidy(path: &Utf8Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
 
 /// Reads the spec of the VM whose directory that is.
 pub(crate) fn read_spec(path: &Utf8Path) -> io::Result<VmSpec> {
-    let mut bytes = Vec::new();
-    fs::File::open(path.join(SPEC_FILE))?.take(SPEC_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok(serde_json::from_slice(&plain_file::read(&path.join(SPEC_FILE), SPEC_BYTES_MAX)?)?)
 }
 
 /// The sockets of a VM.
