@@ -169,6 +169,8 @@ fn restore(line: &mut Line) {
     line.flags(&["-S"]);
     // The state of the devices alone, as `xen-save-devices-state` writes it, says nothing of the machine's configuration.
     line.option("-global", "migration.send-configuration=off");
+    // Tells when the state is loaded. A command would cost a millisecond: QEMU reads them byte by byte.
+    line.option("-global", "migration.x-events=on");
 }
 
 fn needs_no_cmpxchg16b(facts: &Facts) -> bool {
@@ -321,7 +323,10 @@ mod tests {
         let old = line(7, 2);
         assert!(old.contains("-machine q35,suppress-vmdesc=on,memory-backend=memory "), "{old}");
         assert!(old.contains("id=memory,size=512M,mem-path=/s/a,,b/memory,share=off "), "{old}");
-        assert!(old.contains("-incoming defer -S -global migration.send-configuration=off "), "{old}");
+        assert!(
+            old.contains("-incoming defer -S -global migration.send-configuration=off -global migration.x-events=on "),
+            "{old}"
+        );
         assert!(!old.contains("-kernel") && !old.contains("-append"), "{old}");
         assert!(line(8, 2).contains("share=off,readonly=on,rom=off "));
     }

@@ -205,10 +205,15 @@ struct Linked {
 impl Linked {
     async fn new(waiting: Waiting, common: &Common, deadline: Instant) -> Result<Self, SnapshotError> {
         let journal = waiting.dir.journal().clone();
-        let vm = waiting.go(common).await?;
+        let qmp = waiting.started.monitor.0.clone();
+        let vm = waiting.load(common).await?;
         let stream = vm.link_stream().await.map_err(|error| SnapshotError::Link(io::Error::other(error).into()))?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let link = GuestLink::connect(stream, LinkOptions::virtio_serial(left)).await?;
+        // QEMU answers `cont` when the guest lets it, some milliseconds into the guest's first work.
+        let run = async { Ok(qmp.execute("cont", None, LOAD_DEADLINE).await.map_err(ControlError::from)?) };
+        let link =
+            async { Ok::<_, SnapshotError>(GuestLink::connect(stream, LinkOptions::virtio_serial(left)).await?) };
+        let (_, link) = tokio::try_join!(run, link)?;
         Ok(Self { vm, link, journal })
     }
 
@@ -330,8 +335,8 @@ impl Waiting {
         Ok(Self { dir, started, overlays, mapped, device_fd })
     }
 
-    /// Gives it the pages of the diffs and the state of its devices, and lets it run.
-    async fn go(mut self, common: &Common) -> Result<Vm, SnapshotError> {
+    /// Gives it the pages of the diffs and the state of its devices. It stands still yet.
+    async fn load(mut self, common: &Common) -> Result<Vm, SnapshotError> {
         let pid = self.started.child.pid();
         if !common.snapshot.page_files().is_empty() {
             let snapshot = common.snapshot.clone();
@@ -351,9 +356,7 @@ impl Waiting {
         let base = common.snapshot.id().clone();
         let memory = SavedMemory::Fork { base, mapped: self.mapped, overlays: self.overlays };
         let saver = Saver::new(&common.home, &common.spec, common.facts, pid, memory);
-        let qmp = self.started.monitor.0.clone();
         let path = self.dir.path().to_owned();
-        qmp.execute("cont", None, LOAD_DEADLINE).await.map_err(ControlError::from)?;
         let vm = launch::own(self.dir, self.started, &common.spec, common.facts.accelerator, saver)
             .map_err(|source| LaunchError::Directory { path, source })?;
         Ok(vm)
@@ -363,8 +366,6 @@ impl Waiting {
 /// Loads the state of the devices.
 async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -> Result<(), QmpError> {
     let (qmp, events) = monitor;
-    let with_events = json!({"capabilities": [{"capability": "events", "state": true}]});
-    qmp.execute("migrate-set-capabilities", Some(with_events), LOAD_DEADLINE).await?;
     let from = json!({"uri": format!("fd:{device_fd}")});
     qmp.execute("migrate-incoming", Some(from), LOAD_DEADLINE).await?;
     let loaded = async {
