@@ -2,9 +2,10 @@
 //! names until this was done, so commands that were frozen before the snapshot go on only after it.
 #![expect(unsafe_code, reason = "crediting randomness is only reachable by ioctl")]
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -156,9 +157,16 @@ fn name_machine(identity: &Identity) -> Result<(), Fault> {
     let Identity { hostname, machine_id, .. } = identity;
     rustix::system::sethostname(hostname.as_bytes()).map_err(|error| failed("the host name", &error.into()))?;
     for (path, value) in [("/etc/hostname", hostname), ("/etc/machine-id", machine_id)] {
-        fs::write(path, format!("{value}\n")).map_err(|error| failed(&format!("`{path}`"), &error))?;
+        overwrite(path, &format!("{value}\n")).map_err(|error| failed(&format!("`{path}`"), &error))?;
     }
     Ok(())
+}
+
+/// Writes a file in place: the page that it has stays, which is some milliseconds less of a fork's first moments.
+fn overwrite(path: &str, content: &str) -> io::Result<()> {
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    file.write_all_at(content.as_bytes(), 0)?;
+    if file.metadata()?.len() > content.len() as u64 { file.set_len(content.len() as u64) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -175,6 +183,16 @@ mod tests {
             assert_eq!(of(wrong), Err(ErrorCode::InvalidRequest), "{wrong}");
         }
         assert_eq!(seed("%%%").expect_err("refused").code, ErrorCode::InvalidRequest);
+    }
+
+    #[test]
+    fn a_file_is_overwritten_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("hostname");
+        for content in ["a name\n", "another, longer name\n", "short\n"] {
+            overwrite(path.to_str().expect("UTF-8"), content).expect("written");
+            assert_eq!(std::fs::read_to_string(&path).expect("reads"), content);
+        }
     }
 
     #[test]

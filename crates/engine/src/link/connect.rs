@@ -28,7 +28,7 @@ const STALE_BYTES_MAX: usize = 64 << 20;
 const READ_BYTES: usize = 16 << 10;
 /// A guest's clock is late by what its time took to get there, which is less than its answer took. On a host that starts
 /// many guests at once that can be a quarter of a second, so one that may be later than this is told the time again …
-const SYNC_LAG_MAX: Duration = Duration::from_millis(25);
+const SYNC_LAG_MAX: Duration = Duration::from_millis(40);
 /// … up to so many times in all. Where that does not help either, the host has no time for its guests.
 const SYNC_ATTEMPTS_MAX: usize = 5;
 /// Randomness that a restored guest gets: twice what its generator holds.
