@@ -30,7 +30,7 @@ for word in $(/bin/busybox cat /proc/cmdline); do
     test=reboot) /bin/busybox reboot -f ;;
     test=panic) exit 3 ;;
     test=flood) while :; do echo "0123456789012345678901234567890123456789012345678901234567890123456789"; done ;;
-    test=much) i=0; while [ $i -lt 4000 ]; do i=$((i + 1)); echo "0123456789012345678901234567890123456789012345678901234567890123456789"; done
+    test=much) i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); echo "0123456789012345678901234567890123456789012345678901234567890123456789"; done
         /bin/busybox poweroff -f ;;
     test=count) i=0; while :; do i=$((i + 1)); echo "count $i"; /bin/busybox sleep 0.05; done ;;
     esac
