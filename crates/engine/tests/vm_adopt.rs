@@ -156,7 +156,8 @@ async fn vm_without_an_owner_does_not_wait_for_a_reader() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(!is_alive(orphan.pid), "it prints more than any pipe holds, and powers off");
-    assert!(matches!(orphan.outcome(), Outcome::Lost { reason } if reason.contains("while it had no owner")));
+    let outcome = orphan.outcome();
+    assert!(matches!(&outcome, Outcome::Lost { reason } if reason.contains("while it had no owner")), "{outcome:?}");
     let refused = orphan.lab.engine().adopt(&orphan.id).await.expect_err("it is over");
     assert!(matches!(refused, AdoptError::NotAdoptable(_)), "{refused:?}");
 }

@@ -276,15 +276,17 @@ async fn lose_the_vmm_during_a_save() {
     let engine = QemuEngine::find(&home).expect("QEMU is installed");
     let fork = fork(&engine, &base(&home).await).await;
     let journal = fork.vm.dir().join("journal");
-    let kill = async {
+    let pid = rustix::process::Pid::from_raw(fork.vm.pid().cast_signed()).expect("a pid");
+    // On a thread of its own: a fail point that sleeps holds up this runtime, and with it any task that would kill.
+    let kill = std::thread::spawn(move || {
         let deadline = Instant::now() + STEP_DEADLINE;
         while !std::fs::read_to_string(&journal).expect("reads").contains("saving") && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            std::thread::sleep(Duration::from_millis(1));
         }
-        let pid = rustix::process::Pid::from_raw(fork.vm.pid().cast_signed()).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("is killed");
-    };
-    let (saved, ()) = tokio::join!(save(&fork.vm, &fork.link, AfterSave::Stop), kill);
+    });
+    let saved = save(&fork.vm, &fork.link, AfterSave::Stop).await;
+    kill.join().expect("has killed the VMM");
     println!("\nrefused {}", saved.expect_err("its VMM is gone"));
     end(&fork.vm).await;
 }
@@ -294,7 +296,7 @@ fn vm_whose_vmm_is_killed_during_a_save_leaves_nothing() {
     for point in ["save.begun", "save.paused", "save.device"] {
         let lab = Lab::new();
         let mut helper = helper_process("lose_the_vmm_during_a_save", HOME_VARIABLE, lab.home().as_str());
-        let output = helper.env(FAIL_POINT_VARIABLE, format!("{point}:sleep-300")).output().expect("runs");
+        let output = helper.env(FAIL_POINT_VARIABLE, format!("{point}:sleep-1000")).output().expect("runs");
         assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("refused"), "{output:?}");
         assert_nothing_started(&lab);
         assert_eq!(names(lab.home().join("snapshots")).len(), 1, "{point}");
