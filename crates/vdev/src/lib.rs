@@ -1,9 +1,11 @@
-//! vhost-user: what a frontend and a backend say to each other.
+//! vhost-user, from both sides: the codec, a frontend, backends, and the tools that are made of them.
 //!
-//! So far it holds the first layer of the codec: the [`Header`] before every message. Reading one never fails, as a
-//! tool that looks at other programs must be able to hold what they really sent; [`Header::check`] says what is wrong.
-#![forbid(unsafe_code)]
+//! ```text
+//!    protocol   numbers, features, payloads: pure             memory   shared, checked guest memory
+//!    socket     messages with descriptors and deadlines       queue    split and packed rings, both sides
+//! ```
+//! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
-mod header;
-
-pub use header::{Flags, HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, VERSION};
+pub mod memory;
+pub mod protocol;
+pub mod socket;

@@ -82,7 +82,7 @@ impl fmt::Debug for Flags {
 /// What stands before a message's payload.
 ///
 /// ```
-/// use kiln_vdev::{Flags, Header};
+/// use kiln_vdev::protocol::{Flags, Header};
 ///
 /// let get_features = Header { request: 1, flags: Flags::request(), payload_bytes: 0 };
 /// assert_eq!(Header::decode(get_features.encode()), get_features);

@@ -1,0 +1,106 @@
+//! A piece of guest memory that is held for long, such as a ring.
+//!
+//! Its numbers are little-endian (VIRTIO 1.x) and may change under one's hands at any time, so each is loaded once and
+//! believed only after it was checked. Reaching beyond the area is our own bug and panics: indices come from ring sizes,
+//! never from what lies in the ring.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{ByteValued, Bytes as _, VolatileSlice};
+
+use super::error::MemoryError;
+use super::region::Region;
+
+/// A piece of guest memory that is held for long.
+#[derive(Debug, Clone)]
+pub struct Area {
+    region: Arc<Region>,
+    offset: usize,
+    bytes: usize,
+}
+
+const INSIDE: &str = "an area is asked only for what is in it";
+
+impl Area {
+    pub(super) const fn new(region: Arc<Region>, offset: usize, bytes: usize) -> Self {
+        Self { region, offset, bytes }
+    }
+
+    /// How many bytes it has.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Its first byte's user address.
+    pub fn user_address(&self) -> u64 {
+        self.region.description().user_address.wrapping_add(self.offset as u64)
+    }
+
+    /// Its first byte's guest address.
+    pub fn guest_address(&self) -> u64 {
+        self.region.description().guest_address.wrapping_add(self.offset as u64)
+    }
+
+    /// Whether the peer has cut the file short that it lies in.
+    pub fn is_cut(&self) -> bool {
+        self.region.is_cut()
+    }
+
+    /// Refuses an area that does not begin at a multiple of `alignment` in this process.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn check_alignment(&self, alignment: u64) -> Result<(), MemoryError> {
+        let start = self.slice(0, 0).ptr_guard().as_ptr() as u64;
+        if start.is_multiple_of(alignment) && self.user_address().is_multiple_of(alignment) {
+            return Ok(());
+        }
+        Err(MemoryError::Unaligned { address: self.user_address(), alignment })
+    }
+
+    /// Some of its bytes.
+    ///
+    /// # Panics
+    /// Where they are not in it.
+    pub fn slice(&self, at: usize, bytes: usize) -> VolatileSlice<'_> {
+        assert!(at <= self.bytes && bytes <= self.bytes - at, "{INSIDE}");
+        self.region.slice(self.offset + at, bytes).expect(INSIDE)
+    }
+
+    /// A value at this place, as it is now; not atomic where it is larger than 8 bytes.
+    ///
+    /// # Panics
+    /// Where it is not in the area.
+    #[inline]
+    pub fn read<T: ByteValued>(&self, at: usize) -> T {
+        self.slice(at, size_of::<T>()).read_obj(0).expect(INSIDE)
+    }
+
+    /// Puts a value at this place.
+    ///
+    /// # Panics
+    /// Where it is not in the area.
+    #[inline]
+    pub fn write<T: ByteValued>(&self, at: usize, value: T) {
+        self.slice(at, size_of::<T>()).write_obj(value, 0).expect(INSIDE);
+    }
+
+    /// Two bytes that both sides use to tell each other something.
+    ///
+    /// # Panics
+    /// Where they are not in the area, or not aligned.
+    #[inline]
+    pub fn load_u16(&self, at: usize, order: Ordering) -> u16 {
+        u16::from_le(self.slice(at, 2).load(0, order).expect(INSIDE))
+    }
+
+    /// As [`load_u16`](Self::load_u16).
+    ///
+    /// # Panics
+    /// Where they are not in the area, or not aligned.
+    #[inline]
+    pub fn store_u16(&self, at: usize, value: u16, order: Ordering) {
+        self.slice(at, 2).store(value.to_le(), 0, order).expect(INSIDE);
+    }
+}

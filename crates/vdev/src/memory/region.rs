@@ -1,0 +1,134 @@
+//! One piece of guest memory, mapped from a file that two processes share.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use vm_memory::volatile_memory::VolatileMemory as _;
+use vm_memory::{FileOffset, MmapRegion, VolatileSlice};
+
+use super::error::MemoryError;
+use super::fault::Guard;
+use crate::protocol::MemoryRegion;
+
+/// A file in memory that can be handed to another process.
+#[derive(Debug)]
+pub struct SharedFile(OwnedFd);
+
+impl SharedFile {
+    /// A new file of zeros that never shrinks.
+    ///
+    /// # Errors
+    /// Where the system has no room for it.
+    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        let fd = memfd_create("kiln-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(std::io::Error::from)?;
+        ftruncate(&fd, bytes).map_err(std::io::Error::from)?;
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::SEAL).map_err(std::io::Error::from)?;
+        Ok(Self(fd))
+    }
+
+    /// A file that came from a peer.
+    pub const fn from_peer(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// The same file under another descriptor.
+    ///
+    /// # Errors
+    /// Where the process has no descriptors left.
+    pub fn try_clone(&self) -> Result<Self, MemoryError> {
+        Ok(Self(self.0.try_clone()?))
+    }
+}
+
+impl AsFd for SharedFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// One piece of guest memory. It is unmapped when the last that holds it is dropped.
+#[derive(Debug)]
+pub struct Region {
+    description: MemoryRegion,
+    mapping: MmapRegion<()>,
+    /// Where the region begins in the mapping, which begins at a page.
+    lead: usize,
+    guard: Guard,
+}
+
+impl Region {
+    /// Maps what a peer says is guest memory. The file must be as long as it says.
+    ///
+    /// # Errors
+    /// Where it is not, or can't be mapped.
+    pub fn map(description: MemoryRegion, file: SharedFile) -> Result<Self, MemoryError> {
+        let MemoryRegion { guest_address, size, user_address, mmap_offset } = description;
+        if size == 0 {
+            return Err(MemoryError::EmptyRegion { guest_address });
+        }
+        let endless = MemoryError::EndlessRegion { guest_address, size };
+        let ends = [guest_address, user_address, mmap_offset].map(|start| start.checked_add(size));
+        let [Some(_), Some(_), Some(end)] = ends else { return Err(endless) };
+        let stat = fstat(&file).map_err(std::io::Error::from)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                let file_bytes = stat.st_size.try_into().unwrap_or(0);
+                if end > file_bytes {
+                    return Err(MemoryError::PastFile { guest_address, end, file_bytes });
+                }
+            }
+            // Memory of a device has no size.
+            FileType::CharacterDevice => {}
+            _ => return Err(MemoryError::NoFile { guest_address }),
+        }
+        // Files of huge pages are mapped from the start of such a page.
+        let page = u64::try_from(stat.st_blksize).unwrap_or(0).next_power_of_two().clamp(4096, 1 << 30);
+        let start = mmap_offset & !(page - 1);
+        let lead = mmap_offset - start;
+        let (Ok(lead), Ok(bytes)) = (usize::try_from(lead), usize::try_from(lead + size)) else { return Err(endless) };
+        let mapping = MmapRegion::from_file(FileOffset::new(File::from(file.0), start), bytes)
+            .map_err(|error| MemoryError::Map { guest_address, source: std::io::Error::other(error) })?;
+        let guard = Guard::new(mapping.as_ptr() as usize, mapping.size());
+        Ok(Self { description, mapping, lead, guard })
+    }
+
+    /// New memory of zeros for a guest, and the file to share it by. Its user address is where this process has it.
+    ///
+    /// # Errors
+    /// Where the system has no room for it.
+    pub fn create(guest_address: u64, size: u64) -> Result<(Self, SharedFile), MemoryError> {
+        let file = SharedFile::new(size)?;
+        let description = MemoryRegion { guest_address, size, user_address: 0, mmap_offset: 0 };
+        let mut region = Self::map(description, file.try_clone()?)?;
+        region.description.user_address = region.mapping.as_ptr() as u64;
+        Ok((region, file))
+    }
+
+    /// What the peer was told of it, or has told.
+    pub const fn description(&self) -> &MemoryRegion {
+        &self.description
+    }
+
+    /// Whether the file has become shorter since: what was read beyond its end was made up.
+    pub fn is_cut(&self) -> bool {
+        self.guard.is_cut()
+    }
+
+    /// Some of its bytes, counted from its start.
+    ///
+    /// # Errors
+    /// Where they are not all in it.
+    pub fn slice(&self, offset: usize, bytes: usize) -> Result<VolatileSlice<'_>, MemoryError> {
+        let size = self.mapping.size() - self.lead;
+        if offset > size || bytes > size - offset {
+            return Err(MemoryError::Outside {
+                kind: "guest",
+                address: self.description.guest_address.wrapping_add(offset as u64),
+                bytes: bytes as u64,
+            });
+        }
+        Ok(self.mapping.get_slice(self.lead + offset, bytes).expect("lies in the mapping, as was just checked"))
+    }
+}

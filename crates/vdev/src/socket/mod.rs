@@ -1,0 +1,16 @@
+//! Messages on a Unix socket, descriptors included, with a deadline on every wait.
+//!
+//! ```text
+//!    Channel::send(&GetFeatures, fds) ──▶ bytes + SCM_RIGHTS ──▶ peer
+//!    Channel::receive(deadline)       ◀── one RawMessage, exactly its bytes, with its descriptors
+//! ```
+//! A [`Channel`] says what is right; [`Channel::send_raw`] and [`Channel::send_bytes`] say anything, which is what a
+//! conformance suite is for.
+
+mod channel;
+mod error;
+mod event;
+
+pub use channel::{Channel, Listener, RawMessage};
+pub use error::SocketError;
+pub use event::{Event, wait_readable};
