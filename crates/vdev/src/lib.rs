@@ -3,9 +3,11 @@
 //! ```text
 //!    protocol   numbers, features, payloads: pure             memory   shared, checked guest memory
 //!    socket     messages with descriptors and deadlines       queue    split and packed rings, both sides
+//!    virtio     devices, their features and configuration: pure
 //! ```
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
 pub mod memory;
 pub mod protocol;
 pub mod socket;
+pub mod virtio;

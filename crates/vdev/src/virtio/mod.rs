@@ -1,0 +1,19 @@
+//! What a VIRTIO device is: its kinds, their feature bits by name, and their configuration as fields.
+//!
+//! ```text
+//!    DeviceKind   "blk", its queues by name, the size of its configuration
+//!    feature      bits ──▶ names, of all devices and of each kind
+//!    config       bytes ──▶ fields with what they mean
+//!    plausible    features + queues + bytes ──▶ which kinds a mute backend may be, and why
+//! ```
+//! Pure: no socket. The numbers are those of VIRTIO 1.3, with the kinds that came after it where backends exist.
+
+pub mod config;
+mod device;
+pub mod feature;
+mod notes;
+mod plausible;
+
+pub use device::{DeviceKind, UnknownDevice};
+pub use feature::FeatureName;
+pub use plausible::{Candidate, plausible};

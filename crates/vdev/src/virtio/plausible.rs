@@ -1,0 +1,177 @@
+//! Which kinds of device a backend may be that was not introduced. vhost-user has no message for it: a guess from what
+//! the backend offers, with its reasons, never a fact.
+
+use super::feature::{OF_KINDS, blk, gpu, known, net};
+use super::{DeviceKind, config};
+
+/// A kind that a backend may be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Candidate {
+    /// The kind.
+    pub kind: DeviceKind,
+    /// What speaks for it.
+    pub reason: String,
+}
+
+/// What a backend told of itself.
+struct Told<'a> {
+    features: u64,
+    queues: Option<u64>,
+    config: &'a [u8],
+}
+
+/// The kinds that fit what a backend offers, the likeliest first: its features, the number of its queues if it has
+/// `GET_QUEUE_NUM`, and the configuration that it answered, empty if it has none. None fits where nothing speaks for one.
+pub fn plausible(features: u64, queues: Option<u64>, config: &[u8]) -> Vec<Candidate> {
+    let told = Told { features: features & OF_KINDS, queues, config };
+    let rules: [(DeviceKind, Rule); 7] = [
+        (DeviceKind::Fs, is_fs),
+        (DeviceKind::Scsi, is_scsi),
+        (DeviceKind::Gpu, is_gpu),
+        (DeviceKind::Net, is_net),
+        (DeviceKind::Vsock, is_vsock),
+        (DeviceKind::Blk, is_blk),
+        (DeviceKind::Rng, is_rng),
+    ];
+    let fitting = rules.iter().filter(|(kind, _)| told.features & !known(*kind) == 0);
+    let found = fitting.filter_map(|(kind, rule)| Some(Candidate { kind: *kind, reason: rule(&told)? }));
+    found.collect()
+}
+
+type Rule = fn(&Told<'_>) -> Option<String>;
+
+impl Told<'_> {
+    fn number(&self, kind: DeviceKind, name: &str) -> Option<u64> {
+        let field = config::layout(kind).iter().find(|field| field.name == name)?;
+        let bytes = self.config.get(field.range())?;
+        Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+
+    /// Whether nothing follows what the configuration of this kind has.
+    fn ends_with(&self, kind: DeviceKind) -> bool {
+        self.config.iter().skip(kind.config_bytes()).all(|byte| *byte == 0)
+    }
+}
+
+/// A tag of text that is padded with NULs, then a small number of queues.
+fn is_fs(told: &Told<'_>) -> Option<String> {
+    let tag = told.config.get(..36)?;
+    let text = tag.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+    let text = std::str::from_utf8(text).ok().filter(|text| !text.chars().any(char::is_control))?;
+    let is_padded = tag[text.len()..].iter().all(|byte| *byte == 0);
+    let queues = told.number(DeviceKind::Fs, "num_request_queues")?;
+    // One more than the request queues, or two with notifications.
+    let queues_fit = told.queues.is_none_or(|served| served > queues);
+    let fits = is_padded && (1..=1024).contains(&queues) && queues_fit && told.ends_with(DeviceKind::Fs);
+    fits.then(|| format!("the configuration begins with the tag {text:?} and {queues} request queues"))
+}
+
+/// Sizes of sense data and commands, which hardly any device changes.
+fn is_scsi(told: &Told<'_>) -> Option<String> {
+    let sense = told.number(DeviceKind::Scsi, "sense_size")?;
+    let command = told.number(DeviceKind::Scsi, "cdb_size")?;
+    ((sense, command) == (96, 32)).then(|| "the configuration has sense data of 96 bytes and commands of 32".to_owned())
+}
+
+fn is_gpu(told: &Told<'_>) -> Option<String> {
+    let scanouts = told.number(DeviceKind::Gpu, "num_scanouts")?;
+    let fits = (1..=16).contains(&scanouts)
+        && told.features & (gpu::VIRGL | gpu::EDID) != 0
+        && told.number(DeviceKind::Gpu, "num_capsets")? <= 16
+        && told.number(DeviceKind::Gpu, "events_clear")? == 0
+        && told.ends_with(DeviceKind::Gpu);
+    fits.then(|| format!("the configuration has {scanouts} displays"))
+}
+
+fn is_net(told: &Told<'_>) -> Option<String> {
+    const OFFLOADS: u64 = net::MRG_RXBUF | net::GUEST_TSO4 | net::GUEST_TSO6 | net::CTRL_VQ | net::GUEST_ANNOUNCE;
+    // These bits no disk has.
+    const OF_CARDS: u64 = net::GUEST_TSO6 | net::CTRL_RX | net::CTRL_VLAN | net::CTRL_MAC_ADDR | net::GUEST_ANNOUNCE;
+    let reason = "its features are a network card's".to_owned();
+    if told.features & !known(DeviceKind::Blk) & (OFFLOADS | OF_CARDS) != 0 {
+        return Some(reason);
+    }
+    // Most cards leave their configuration to the VMM.
+    (told.config.is_empty() && told.features & OFFLOADS != 0).then_some(reason)
+}
+
+/// A capacity, and blocks of a size that disks have.
+fn is_blk(told: &Told<'_>) -> Option<String> {
+    const OF_DISKS: u64 = blk::SEG_MAX | blk::BLK_SIZE | blk::FLUSH | blk::TOPOLOGY | blk::CONFIG_WCE | blk::SIZE_MAX;
+    let capacity = told.number(DeviceKind::Blk, "capacity")?;
+    let block = told.number(DeviceKind::Blk, "blk_size").filter(|_| told.features & blk::BLK_SIZE != 0);
+    let block_fits = block.is_none_or(|bytes| bytes.is_power_of_two() && (512..=1 << 16).contains(&bytes));
+    let fits = capacity < 1 << 52 && block_fits && told.features & OF_DISKS != 0;
+    fits.then(|| format!("its features are a disk's and the configuration has a capacity of {capacity} sectors"))
+}
+
+/// A number that guests may have, alone.
+fn is_vsock(told: &Told<'_>) -> Option<String> {
+    let cid = told.number(DeviceKind::Vsock, "guest_cid")?;
+    let fits = (3..u64::from(u32::MAX)).contains(&cid) && told.ends_with(DeviceKind::Vsock);
+    let queues_fit = told.queues.is_none_or(|queues| (2..=3).contains(&queues));
+    (fits && queues_fit).then(|| format!("the configuration is nothing but the guest's number {cid}"))
+}
+
+/// Nothing at all.
+fn is_rng(told: &Told<'_>) -> Option<String> {
+    (told.config.is_empty() && told.features == 0 && told.queues == Some(1))
+        .then(|| "it has one queue, no configuration and no features of its own".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::feature;
+    use super::*;
+
+    fn likeliest(features: u64, queues: Option<u64>, config: &[u8]) -> Option<DeviceKind> {
+        plausible(features | feature::VERSION_1 | feature::PROTOCOL_FEATURES, queues, config).first().map(|it| it.kind)
+    }
+
+    /// A configuration with these numbers at these places.
+    fn config<const N: usize>(bytes: usize, numbers: [(usize, u32); N]) -> Vec<u8> {
+        let mut config = vec![0; bytes];
+        for (offset, number) in numbers {
+            config[offset..offset + 4].copy_from_slice(&number.to_le_bytes());
+        }
+        config
+    }
+
+    #[test]
+    fn the_storage_daemons_disk_is_a_disk() {
+        let features = blk::SIZE_MAX | blk::SEG_MAX | blk::TOPOLOGY | blk::BLK_SIZE | blk::FLUSH | blk::CONFIG_WCE;
+        let features = features | blk::DISCARD | blk::WRITE_ZEROES | blk::MQ;
+        let config = config(60, [(0, 131_072), (12, 126), (20, 512)]);
+        assert_eq!(likeliest(features, Some(1), &config), Some(DeviceKind::Blk));
+    }
+
+    #[test]
+    fn a_directory_is_known_by_its_tag() {
+        let mut bytes = config(40, [(36, 1)]);
+        bytes[..4].copy_from_slice(b"myfs");
+        assert_eq!(likeliest(0, Some(2), &bytes), Some(DeviceKind::Fs));
+        bytes[20] = 1;
+        assert_eq!(likeliest(0, Some(2), &bytes), None);
+    }
+
+    #[test]
+    fn sockets_are_known_by_a_number_that_guests_have() {
+        assert_eq!(likeliest(feature::vsock::SEQPACKET, None, &config(8, [(0, 3)])), Some(DeviceKind::Vsock));
+        assert_eq!(likeliest(0, None, &config(8, [(0, 2)])), None);
+    }
+
+    #[test]
+    fn other_kinds_are_known_too() {
+        let scsi = config(36, [(0, 1), (4, 126), (20, 96), (24, 32)]);
+        assert_eq!(likeliest(feature::scsi::HOTPLUG, Some(3), &scsi), Some(DeviceKind::Scsi));
+        assert_eq!(likeliest(gpu::EDID, Some(2), &config(16, [(8, 1)])), Some(DeviceKind::Gpu));
+        assert_eq!(likeliest(net::MRG_RXBUF | net::GUEST_TSO4 | net::MQ, Some(2), &[]), Some(DeviceKind::Net));
+        assert_eq!(likeliest(0, Some(1), &[]), Some(DeviceKind::Rng));
+    }
+
+    #[test]
+    fn what_nothing_speaks_for_is_not_guessed() {
+        assert_eq!(plausible(0, None, &[]), []);
+        assert_eq!(plausible(u64::MAX, Some(u64::MAX), &[0xff; 256]), []);
+    }
+}
