@@ -1,0 +1,20 @@
+//! Conformance: one rule for each case, with how binding it is, what came of it, and what was said.
+//!
+//! ```text
+//!   Options ──▶ run ──▶ for each case: a fresh backend (or the next connection) ──▶ CaseReport ──▶ Report
+//!                                                                                       text, JSON, JUnit XML
+//! ```
+//! A report also stands for the other direction, where a frontend is checked: the types are the same.
+
+mod expected;
+mod facts;
+mod junit;
+mod report;
+mod trace;
+mod verdict;
+
+pub use expected::{ExpectedError, ExpectedFailures};
+pub use facts::Facts;
+pub use report::{Counts, Report};
+pub use trace::{Side, Trace, TraceLine, backend_message, backend_reply, frontend_message};
+pub use verdict::{CaseReport, Expectation, Level, Resources, UnknownLevel, Verdict};

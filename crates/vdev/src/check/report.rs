@@ -1,0 +1,184 @@
+//! What came of all cases: counts, and the text that people read. JSON is the same by serde.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::facts::Facts;
+use super::verdict::{CaseReport, Expectation, Level, Verdict, seconds};
+
+/// What came of all cases.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Who was checked: a socket, or a command.
+    pub target: String,
+    /// What the backend says of itself; there is none where a frontend was checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Facts>,
+    /// Every case that was looked at, in order.
+    pub cases: Vec<CaseReport>,
+    /// How long it took.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub duration: Duration,
+}
+
+/// How many cases came out how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// All of them.
+    pub cases: usize,
+    /// The rule holds.
+    pub passed: usize,
+    /// The rule is broken, crashes and hangs included.
+    pub failed: usize,
+    /// The rule does not apply.
+    pub skipped: usize,
+    /// Failures that are crashes.
+    pub crashed: usize,
+    /// Failures that are hangs.
+    pub hung: usize,
+    /// Failures that the file of expected failures names.
+    pub expected: usize,
+    /// Failures that it does not name.
+    pub unexpected: usize,
+    /// Cases that it names and that pass now.
+    pub passing_now: usize,
+}
+
+impl Report {
+    /// How many cases came out how.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts { cases: self.cases.len(), ..Counts::default() };
+        for case in &self.cases {
+            match case.verdict {
+                Verdict::Pass => counts.passed += 1,
+                Verdict::Skip(_) => counts.skipped += 1,
+                Verdict::Fail(_) => counts.failed += 1,
+                Verdict::Crash(_) => (counts.failed, counts.crashed) = (counts.failed + 1, counts.crashed + 1),
+                Verdict::Hang(_) => (counts.failed, counts.hung) = (counts.failed + 1, counts.hung + 1),
+            }
+            match case.expectation {
+                Expectation::Failure(_) => counts.expected += 1,
+                Expectation::PassesNow(_) => counts.passing_now += 1,
+                Expectation::None if case.verdict.is_failure() => counts.unexpected += 1,
+                Expectation::None | Expectation::NotRun(_) => {}
+            }
+        }
+        counts
+    }
+
+    /// Whether nothing failed that was not expected to; with `strict` also nothing passes that was expected to fail.
+    pub fn is_as_expected(&self, strict: bool) -> bool {
+        let counts = self.counts();
+        counts.unexpected == 0 && !(strict && counts.passing_now > 0)
+    }
+
+    /// The cases that came out in a way that nobody expected.
+    pub fn unexpected(&self) -> impl Iterator<Item = &CaseReport> {
+        self.cases.iter().filter(|case| case.is_unexpected_failure())
+    }
+
+    /// All of it as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut json = serde_json::to_value(self).expect("strings, numbers and lists have a form in JSON");
+        json["counts"] = serde_json::to_value(self.counts()).expect("numbers have a form in JSON");
+        json
+    }
+
+    /// The failures whole, then the counts.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for case in self.cases.iter().filter(|case| case.verdict.is_failure()) {
+            let _ = writeln!(text, "{}", Failure(case));
+        }
+        let _ = writeln!(text, "{}", self.summary());
+        text
+    }
+
+    /// The counts in a line or two.
+    pub fn summary(&self) -> String {
+        let counts = self.counts();
+        let mut text = format!(
+            "{} cases in {:.1} s: {} passed, {} failed",
+            counts.cases,
+            self.duration.as_secs_f64(),
+            counts.passed,
+            counts.failed
+        );
+        let failures = |level| {
+            let failed = self.cases.iter().filter(|case| case.level == level && case.verdict.is_failure());
+            failed.count()
+        };
+        let parts = [
+            (failures(Level::Must), "must"),
+            (failures(Level::Should), "should"),
+            (counts.crashed, "crashed"),
+            (counts.hung, "hung"),
+            (counts.expected, "expected"),
+        ];
+        let parts: Vec<_> =
+            parts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
+        if !parts.is_empty() {
+            let _ = write!(text, " ({})", parts.join(", "));
+        }
+        let _ = write!(text, ", {} skipped", counts.skipped);
+        for case in &self.cases {
+            if let Expectation::PassesNow(_) = case.expectation {
+                let _ = write!(text, "\n`{}` was expected to fail and passes now", case.id);
+            }
+        }
+        text
+    }
+}
+
+/// A case as one line: `pass  must    features.version-1`.
+impl fmt::Display for CaseReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match (&self.verdict, &self.expectation) {
+            (Verdict::Fail(_), Expectation::Failure(_)) => "xfail",
+            (Verdict::Fail(_), _) => "FAIL",
+            (Verdict::Crash(_), _) => "CRASH",
+            (Verdict::Hang(_), _) => "HANG",
+            (Verdict::Pass | Verdict::Skip(_), _) => self.verdict.name(),
+        };
+        write!(f, "{word:<5} {:<6} {:<42} {:>8.1} ms", self.level, self.id, self.duration.as_secs_f64() * 1e3)?;
+        if let Some(because) = self.verdict.because() {
+            write!(f, "  {because}")?;
+        }
+        match &self.expectation {
+            Expectation::Failure(_) => f.write_str(" [expected]"),
+            Expectation::PassesNow(_) => f.write_str("  expected to fail, and passes now"),
+            Expectation::None | Expectation::NotRun(_) => Ok(()),
+        }
+    }
+}
+
+/// A failure with all that is known about it.
+struct Failure<'a>(&'a CaseReport);
+
+impl fmt::Display for Failure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let case = self.0;
+        writeln!(f, "{} {} ({})", case.verdict.name().to_uppercase(), case.id, case.level)?;
+        if let Some(because) = case.verdict.because() {
+            writeln!(f, "  what:    {because}")?;
+        }
+        writeln!(f, "  rule:    {}", case.reason)?;
+        writeln!(f, "  section: {}", case.section)?;
+        if let Expectation::Failure(meaning) = &case.expectation {
+            writeln!(f, "  known:   {meaning}")?;
+        }
+        if let Some([before, after]) = case.resources.filter(|[before, after]| before.descriptors != after.descriptors)
+        {
+            writeln!(f, "  fds:     {} before, {} after", before.descriptors, after.descriptors)?;
+        }
+        for line in case.trace.lines() {
+            writeln!(f, "  | {line}")?;
+        }
+        for line in &case.stderr {
+            writeln!(f, "  stderr | {line}")?;
+        }
+        Ok(())
+    }
+}
