@@ -9,3 +9,4 @@
 pub mod memory;
 pub mod protocol;
 pub mod socket;
+pub mod tap;
