@@ -12,3 +12,4 @@ pub mod memory;
 pub mod protocol;
 pub mod socket;
 pub mod virtio;
+pub mod tap;
