@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use kiln_engine::{AccelerationRequest, FORKS_MAX};
+use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
+
+use crate::run::parse_vhost_user;
 
 /// Fires real virtual machines: a real kernel of its own for every command.
 #[derive(Debug, Parser)]
@@ -42,7 +44,8 @@ pub enum Command {
 /// nothing is left behind. There is no network in the VM.
 ///
 /// The VM is a fork of the image's ready-made snapshot: booted and saved once for each size and set of modules, on first
-/// use or by `kiln image warm`. A fork has a host name, machine id, clock and randomness of its own. --cold boots.
+/// use or by `kiln image warm`. A fork has a host name, machine id, clock and randomness of its own. --cold boots, and so
+/// does --vhost-user.
 ///
 /// Exit codes: the command's own; 128 + n for signal n; 124 timed out; 125 the VM could not run it to its end (it
 /// crashed, powered off, or never came up); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
@@ -52,7 +55,8 @@ pub enum Command {
     kiln run -- uname -a\n  \
     kiln run -e NAME=x -w /tmp -i -- sh -c 'cat; echo $NAME; exit 3' < file\n  \
     kiln run -t -- sh\n  \
-    kiln run --in ./dir:/job --out /job/result:./result -- sh /job/run.sh")]
+    kiln run --in ./dir:/job --out /job/result:./result -- sh /job/run.sh\n  \
+    kiln run --vhost-user blk:./backend.sock -- dd if=/dev/vda of=/dev/null bs=1M")]
 pub struct RunArgs {
     /// Set a variable; NAME alone passes on this shell's value
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
@@ -111,6 +115,17 @@ pub struct RunArgs {
     /// Load a kernel module of the image before the command runs
     #[arg(long = "module", value_name = "NAME")]
     pub modules: Vec<String>,
+    /// Attach a device that another process serves: blk:SOCKET, net:SOCKET, vsock:SOCKET, fs:SOCKET,tag=NAME
+    ///
+    /// The backend must listen on SOCKET before kiln starts, and serves this VM alone. In the guest a disk is /dev/vda, a
+    /// card eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`; the vsock device has the
+    /// CID that its backend says. A disk or card waits for a backend that ended and listens again, and goes on.
+    ///
+    /// Options follow the path: queues=N (blk, net, fs), mac=ADDRESS (net), tag=NAME (fs).
+    ///
+    /// Such a VM can't be saved or forked, so it boots, as with --cold. Give it more than once for more devices.
+    #[arg(long, value_name = "DEVICE:SOCKET", value_parser = parse_vhost_user)]
+    pub vhost_user: Vec<VhostUser>,
     /// Boot the VM instead of forking the image's ready-made snapshot
     #[arg(long)]
     pub cold: bool,

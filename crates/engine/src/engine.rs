@@ -154,6 +154,14 @@ pub enum LaunchError {
         /// The end of what it said.
         stderr: String,
     },
+    /// The backend of a device keeps the VM from starting.
+    #[error("{device} {problem}")]
+    Backend {
+        /// What it is and where its socket is, for people.
+        device: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// The VMM runs and can't be talked to.
     #[error("`{program}` does not answer")]
     Monitor {
@@ -174,6 +182,9 @@ impl LaunchError {
             }
             Self::NoKvm { hint, .. } => Some(hint.clone()),
             Self::Spec(SpecError::NoFile { what: "kernel" | "initramfs", .. }) => Some("kiln image build mini".into()),
+            Self::Spec(SpecError::Backend { .. }) | Self::Backend { .. } => {
+                Some("start the backend first, and wait until it listens; it serves one VM at a time".into())
+            }
             Self::Directory { source, .. }
                 if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
             {

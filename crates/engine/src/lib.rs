@@ -29,6 +29,7 @@ mod plain_file;
 mod process;
 mod ready;
 mod recover;
+mod vhost_user;
 mod vm;
 mod vm_dir;
 mod vm_spec;
@@ -44,9 +45,10 @@ pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
 pub use mac_address::{MacAddress, NoMacAddress};
 pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
+pub use vhost_user::{QUEUES_MAX, SHARES_MAX, VhostUser, VhostUserDevice};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 pub use vm_dir::{NoVmId, ReopenError, VmId};
 pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,
-    HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VhostUser, VhostUserDevice, VmSpec,
+    HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VmSpec,
 };

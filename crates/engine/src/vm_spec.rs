@@ -7,6 +7,7 @@ use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::mac_address::MacAddress;
+use crate::vhost_user::{self, SHARES_MAX, VhostUser, VhostUserDevice};
 
 /// Memory below this does not hold a Debian kernel and its initramfs: 64 MiB does not boot, 80 MiB does.
 pub const MEMORY_MIB_MIN: u64 = 80;
@@ -73,23 +74,6 @@ pub struct RootSpec {
 pub struct Nic {
     /// Its address at boot; forks get others.
     pub mac: MacAddress,
-}
-
-/// A device that another process serves, by the vhost-user protocol.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VhostUser {
-    /// What it is.
-    pub device: VhostUserDevice,
-    /// Where the backend listens.
-    pub socket: Utf8PathBuf,
-}
-
-/// Kinds of vhost-user devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VhostUserDevice {
-    /// A disk.
-    Blk,
 }
 
 /// What becomes of a VM whose owner, the process that started it, ends without a word.
@@ -188,6 +172,14 @@ pub enum SpecError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A device whose backend can't be used.
+    #[error("{device} {problem}")]
+    Backend {
+        /// What it is and where its socket should be, for people.
+        device: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// More of something than a VM can have.
     #[error("at most {max} {what}, not {count}")]
     TooMany {
@@ -244,9 +236,7 @@ impl VmSpec {
 
     /// The first device that no VMM can save, for people.
     pub fn unmigratable(&self) -> Option<String> {
-        let device = self.vhost_user.first()?;
-        let VhostUserDevice::Blk = device.device;
-        Some(format!("the vhost-user-blk device `{}`", device.socket))
+        self.vhost_user.first().map(VhostUser::to_string)
     }
 
     /// Checks the spec against the host it shall run on.
@@ -294,10 +284,15 @@ impl VmSpec {
         if !(MEMORY_MIB_MIN..=host.memory_mib).contains(&self.memory_mib) {
             return Err(SpecError::Memory { memory_mib: self.memory_mib, host_mib: host.memory_mib });
         }
+        let served =
+            |is: fn(&VhostUserDevice) -> bool| self.vhost_user.iter().filter(|other| is(&other.device)).count();
         let counts = [
-            ("disks", self.disks.len() + self.vhost_user.len(), DISKS_MAX),
+            ("disks", self.disks.len() + served(|kind| matches!(kind, VhostUserDevice::Blk)), DISKS_MAX),
             ("ports", self.extra_ports.len(), EXTRA_PORTS_MAX),
-            ("network cards", self.nics.len(), NICS_MAX),
+            ("network cards", self.nics.len() + served(|kind| matches!(kind, VhostUserDevice::Net { .. })), NICS_MAX),
+            // Linux knows one such device: a second one has no driver.
+            ("vsock devices", served(|kind| matches!(kind, VhostUserDevice::Vsock)), 1),
+            ("shared directories", served(|kind| matches!(kind, VhostUserDevice::Fs { .. })), SHARES_MAX),
         ];
         match counts.into_iter().find(|(_, count, max)| count > max) {
             Some((what, count, max)) => Err(SpecError::TooMany { what, count, max }),
@@ -319,24 +314,21 @@ impl VmSpec {
             check_name("root device", &root.device, "._-/")?;
             check_name("root filesystem", &root.fstype, "._-")?;
         }
-        Ok(())
+        self.vhost_user.iter().try_for_each(VhostUser::check)?;
+        vhost_user::check_distinct(&self.vhost_user)
     }
 
     fn validate_files(&self) -> Result<(), SpecError> {
         let kernel = std::iter::once(("kernel", &self.kernel));
         let initramfs = self.initramfs.iter().map(|path| ("initramfs", path));
         let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
-        let backends = self.vhost_user.iter().map(|device| ("vhost-user socket", &device.socket));
-        if let Some((what, path)) = backends.into_iter().find(|(_, path)| !path.exists()) {
-            return Err(SpecError::NoFile { what, path: path.clone() });
-        }
         for (what, path) in kernel.chain(initramfs).chain(disks) {
             let usable = fs_err::File::open(path).and_then(|file| file.metadata()).is_ok_and(|meta| !meta.is_dir());
             if !usable {
                 return Err(SpecError::NoFile { what, path: path.clone() });
             }
         }
-        Ok(())
+        self.vhost_user.iter().try_for_each(VhostUser::probe)
     }
 }
 
@@ -409,6 +401,35 @@ mod tests {
             let spec = VmSpec { extra_ports: ports, ..spec() };
             assert!(matches!(spec.validate(HOST), Err(SpecError::SamePort { .. })));
         }
+    }
+
+    #[test]
+    fn devices_of_other_processes_count_among_their_kind() {
+        let mac = "52:54:00:12:34:56".parse().expect("an address");
+        let share = |index: usize| VhostUserDevice::Fs { tag: format!("share{index}") };
+        type Kind<'a> = &'a dyn Fn(usize) -> VhostUserDevice;
+        let many = |count: usize, kind: Kind<'_>| {
+            let device = |index| VhostUser::new(kind(index), format!("/s{index}"));
+            VmSpec { vhost_user: (0..count).map(device).collect(), nics: vec![Nic { mac }], ..spec() }
+        };
+        let cases: [(&str, usize, Kind<'_>); 4] = [
+            ("disks", DISKS_MAX + 1, &|_| VhostUserDevice::Blk),
+            ("network cards", NICS_MAX, &|_| VhostUserDevice::Net { mac }),
+            ("vsock devices", 2, &|_| VhostUserDevice::Vsock),
+            ("shared directories", SHARES_MAX + 1, &share),
+        ];
+        for (named, count, kind) in cases {
+            let error = many(count, kind).validate_size(HOST).expect_err("is too many");
+            assert!(matches!(&error, SpecError::TooMany { what, .. } if *what == named), "{error}");
+            assert_eq!(many(count - 1, kind).validate_size(HOST), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_device_whose_backend_is_not_there_is_refused_with_its_socket() {
+        let device = VhostUser::new(VhostUserDevice::Blk, "/nowhere/x.sock");
+        let error = VmSpec { vhost_user: vec![device], ..spec() }.validate(HOST).expect_err("is not there");
+        assert_eq!(error.to_string(), "the vhost-user-blk device `/nowhere/x.sock` is not there");
     }
 
     #[test]

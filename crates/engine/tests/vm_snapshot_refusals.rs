@@ -62,7 +62,7 @@ impl Drop for Backend {
 async fn vm_with_a_vhost_user_device_or_without_a_memory_file_is_not_saved_and_goes_on() {
     let lab = Lab::new();
     let (_backend, socket) = Backend::start(lab.home());
-    let device = VhostUser { device: VhostUserDevice::Blk, socket: socket.clone() };
+    let device = VhostUser::new(VhostUserDevice::Blk, socket.clone());
     let spec = VmSpec { forkable: true, vhost_user: vec![device], ..lab.spec("count") };
     let mut vm = lab.engine().launch(spec).await.expect("starts");
     let error = save_unlinked(&vm).await.expect_err("nobody can save that");

@@ -13,6 +13,7 @@ mod start;
 mod terminal;
 mod transfer;
 mod unpack;
+mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ use pump::{End, Sink};
 use report::Report;
 use request::Copy;
 use start::Started;
+
+pub use vhost_user::parse as parse_vhost_user;
 
 /// The shell's codes for commands that could not start.
 const NOT_FOUND: u8 = 127;
@@ -110,6 +113,7 @@ impl Job {
         spec.memory_mib = self.args.memory;
         spec.cpus = self.args.cpus;
         spec.modules = self.args.modules.clone();
+        spec.vhost_user = self.args.vhost_user.clone();
         spec.acceleration = self.args.accel.into();
         let engine = image::engine(&home)?;
         // Not before: building an image blocks, and its files are swept by the next one.

@@ -3,7 +3,7 @@
 //! ```text
 //!   spec ──▶ ready-made snapshot ──▶ fork ──▶ Guest
 //!              │ can't be had       │ fails
-//!              └──── a warning ─────┴──────▶ boot ──▶ Guest ◀── --cold
+//!              └──── a warning ─────┴──────▶ boot ──▶ Guest ◀── --cold, --vhost-user
 //! ```
 
 use std::time::Instant;
@@ -42,7 +42,8 @@ pub async fn start(
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
     spec.acceleration = decided.into();
-    if !args.cold {
+    // A fork would be of a snapshot, which a VM with a device of another process never becomes.
+    if !args.cold && spec.vhost_user.is_empty() {
         let wanted =
             Wanted { spec: &spec, label: &args.image, renew: Renew::IfNeeded, boot_timeout: args.boot_timeout };
         let since = Instant::now();

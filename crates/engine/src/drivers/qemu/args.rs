@@ -9,7 +9,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::blockdev::blockdev;
 use super::version::{KernelVersion, QemuVersion};
-use crate::vm_spec::{AGENT_PORT, VhostUserDevice, VmSpec};
+use crate::vhost_user::{VhostUser, VhostUserDevice};
+use crate::vm_spec::{AGENT_PORT, VmSpec};
 
 /// The seccomp filter: QEMU needs none of what this takes away.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -19,6 +20,9 @@ const KERNEL_WITH_CMPXCHG16B: KernelVersion = KernelVersion { major: 6, minor: 1
 const QEMU_WITH_SOUND_CMPXCHG16B: QemuVersion = QemuVersion { major: 8, minor: 0 };
 /// Memory files have `rom=off` from here on.
 const QEMU_WITH_ROM_OFF: QemuVersion = QemuVersion { major: 8, minor: 2 };
+
+/// A connection that is gone is tried again after milliseconds from here on, after whole seconds before.
+const QEMU_WITH_RECONNECT_MS: QemuVersion = QemuVersion { major: 9, minor: 2 };
 
 /// All that TCG can, but for the promise that `rep movsb` is fast: a guest that believes it copies byte by byte, four to
 /// seven times slower than by words.
@@ -39,13 +43,15 @@ pub(crate) enum Accelerator {
     Tcg,
 }
 
-/// Listening sockets that QEMU inherits.
+/// Sockets that QEMU inherits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sockets {
     pub(crate) monitor: RawFd,
     pub(crate) agent: RawFd,
     /// In the order of [`VmSpec::extra_ports`].
     pub(crate) extra: Vec<RawFd>,
+    /// Connections to those backends of [`VmSpec::vhost_user`] that QEMU does not connect to itself.
+    pub(crate) backends: Vec<Option<RawFd>>,
 }
 
 /// What is known beside the spec.
@@ -120,9 +126,7 @@ pub(crate) fn arguments(
         line.option("-device", &format!("virtio-blk-pci,drive={}", disk_node(index)));
     }
     for (index, device) in spec.vhost_user.iter().enumerate() {
-        let VhostUserDevice::Blk = device.device;
-        line.option("-chardev", &format!("socket,id=vhost{index},path={}", comma_safe(&device.socket)));
-        line.option("-device", &format!("vhost-user-blk-pci,chardev=vhost{index}"));
+        vhost_user(&mut line, index, device, facts, sockets.backends.get(index).copied().flatten());
     }
     line.0
 }
@@ -214,6 +218,38 @@ fn devices(line: &mut Line, spec: &VmSpec, sockets: &Sockets) {
     }
 }
 
+fn vhost_user(line: &mut Line, index: usize, device: &VhostUser, facts: &Facts, connection: Option<RawFd>) {
+    let (id, queues) = (backend_id(index), device.queues);
+    let again = match facts.qemu {
+        Some(version) if version >= QEMU_WITH_RECONNECT_MS => "reconnect-ms=100",
+        _ => "reconnect=1",
+    };
+    let way = match connection {
+        Some(fd) => format!("fd={fd}"),
+        None if device.reconnects() => format!("path={},{again}", comma_safe(&device.socket)),
+        None => format!("path={}", comma_safe(&device.socket)),
+    };
+    line.option("-chardev", &format!("socket,id={id},{way}"));
+    let device = match &device.device {
+        VhostUserDevice::Blk => format!("vhost-user-blk-pci,chardev={id},num-queues={queues}"),
+        VhostUserDevice::Net { mac } => {
+            line.option("-netdev", &format!("vhost-user,id=net-{id},chardev={id},queues={queues}"));
+            let many = if queues > 1 { format!(",mq=on,vectors={}", 2 * queues + 2) } else { String::new() };
+            format!("virtio-net-pci,netdev=net-{id},mac={mac},romfile={many}")
+        }
+        VhostUserDevice::Vsock => format!("vhost-user-vsock-pci,chardev={id}"),
+        VhostUserDevice::Fs { tag } => {
+            format!("vhost-user-fs-pci,chardev={id},tag={tag},num-request-queues={queues}")
+        }
+    };
+    line.option("-device", &device);
+}
+
+/// Names the connection to a backend; QEMU's own words about it have that name.
+pub(crate) fn backend_id(index: usize) -> String {
+    format!("vhost{index}")
+}
+
 /// Names the block node of a disk of the spec.
 pub(crate) fn disk_node(index: usize) -> String {
     format!("disk{index}")
@@ -244,7 +280,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm_spec::{Nic, VhostUser};
+    use crate::vm_spec::Nic;
 
     fn spec() -> VmSpec {
         VmSpec { cpus: 2, memory_mib: 512, cmdline: "quiet".into(), ..VmSpec::new("/i/vmlinuz", "/i/initramfs") }
@@ -256,7 +292,8 @@ mod tests {
     }
 
     fn line(spec: &VmSpec, facts: &Facts) -> String {
-        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![13, 14] };
+        let sockets =
+            Sockets { monitor: 10, agent: 12, extra: vec![13, 14], backends: vec![None, None, Some(15), Some(16)] };
         let words = arguments(spec, facts, &sockets, &Memory::Anonymous, &Start::Boot);
         let words: Vec<_> = words.into_iter().map(OsString::into_string).collect();
         words.into_iter().collect::<Result<Vec<_>, _>>().expect("UTF-8").join(" ")
@@ -313,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_restored_vm_maps_the_memory_and_boots_nothing() {
-        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![] };
+        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![], backends: vec![] };
         let line = |qemu: u32, minor| {
             let facts = Facts { qemu: Some(QemuVersion { major: qemu, minor }), ..facts(Accelerator::Tcg) };
             let memory = Memory::Private("/s/a,b/memory".into());
@@ -332,17 +369,37 @@ mod tests {
     }
 
     #[test]
-    fn network_cards_and_vhost_user_devices_have_their_place() {
-        let spec = VmSpec {
-            nics: vec![Nic { mac: "52:54:00:12:34:56".parse().expect("an address") }],
-            vhost_user: vec![VhostUser { device: VhostUserDevice::Blk, socket: "/s,x".into() }],
-            ..spec()
-        };
+    fn network_cards_have_their_place() {
+        let spec = VmSpec { nics: vec![Nic { mac: "52:54:00:12:34:56".parse().expect("an address") }], ..spec() };
         let line = line(&spec, &facts(Accelerator::Tcg));
         assert!(line.contains("-device virtio-net-pci,mac=52:54:00:12:34:56,romfile="), "{line}");
-        assert!(
-            line.contains("-chardev socket,id=vhost0,path=/s,,x -device vhost-user-blk-pci,chardev=vhost0"),
-            "{line}"
-        );
+    }
+
+    #[test]
+    fn devices_of_other_processes_have_their_connections() {
+        let mac = "52:54:00:12:34:56".parse().expect("an address");
+        let net = VhostUser { queues: 2, ..VhostUser::new(VhostUserDevice::Net { mac }, "/n") };
+        let share = VhostUserDevice::Fs { tag: "share".into() };
+        let vhost_user = vec![
+            VhostUser::new(VhostUserDevice::Blk, "/s,x"),
+            net,
+            VhostUser::new(VhostUserDevice::Vsock, "/v"),
+            VhostUser::new(share, "/f"),
+        ];
+        let spec = VmSpec { vhost_user, ..spec() };
+        let old = line(&spec, &facts(Accelerator::Tcg));
+        let expected = "\
+            -chardev socket,id=vhost0,path=/s,,x,reconnect=1 \
+            -device vhost-user-blk-pci,chardev=vhost0,num-queues=1 \
+            -chardev socket,id=vhost1,path=/n,reconnect=1 \
+            -netdev vhost-user,id=net-vhost1,chardev=vhost1,queues=2 \
+            -device virtio-net-pci,netdev=net-vhost1,mac=52:54:00:12:34:56,romfile=,mq=on,vectors=6 \
+            -chardev socket,id=vhost2,fd=15 -device vhost-user-vsock-pci,chardev=vhost2 \
+            -chardev socket,id=vhost3,fd=16 \
+            -device vhost-user-fs-pci,chardev=vhost3,tag=share,num-request-queues=1";
+        assert!(old.ends_with(expected), "{old}");
+        let new = Facts { qemu: Some(QemuVersion { major: 9, minor: 2 }), ..facts(Accelerator::Tcg) };
+        let new = line(&spec, &new);
+        assert!(new.contains("path=/s,,x,reconnect-ms=100 ") && new.contains("path=/n,reconnect-ms=100 "), "{new}");
     }
 }

@@ -26,6 +26,7 @@ use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::owner::{self, Parts};
 use crate::process::{self, Child, Program, Sink};
+use crate::vhost_user::VhostUser;
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 use crate::vm_spec::VmSpec;
@@ -65,9 +66,10 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
         io::ErrorKind::NotFound => LaunchError::VmmMissing { program: plan.binary.into() },
         _ => LaunchError::Spawn { program: plan.binary.into(), source },
     };
-    let mut host_side = HostSide::bind(dir, plan.spec).map_err(no_directory)?;
+    let backends = connect_backends(plan.spec)?;
+    let mut host_side = HostSide::bind(dir, plan.spec, backends).map_err(no_directory)?;
     let arguments = args::arguments(plan.spec, &plan.facts, &host_side.sockets, &plan.memory, &plan.start);
-    let mut inherit = std::mem::take(&mut host_side.listeners);
+    let mut inherit = std::mem::take(&mut host_side.inherited);
     inherit.extend(plan.inherit);
     let at = Instant::now();
     let console = Fifo::create(&dir.path().join(CONSOLE_FIFO)).map_err(no_directory)?;
@@ -86,8 +88,49 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
     let mut stderr = Some(stderr.reader);
     match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
         Ok(monitor) => Ok(Started { child, stderr, console: Some(console.reader), monitor, at }),
-        Err(source) => Err(why_it_ended(plan.binary, &mut child, &mut stderr, source).await),
+        Err(source) => {
+            let error = why_it_ended(plan.binary, &mut child, &mut stderr, source).await;
+            Err(blame_backend(plan.spec, error))
+        }
     }
+}
+
+/// Connects to those backends that QEMU is handed a connection to.
+fn connect_backends(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
+    let connect = |device: &VhostUser| match device.reconnects() {
+        true => Ok(None),
+        false => device.connect().map(Some).map_err(|error| {
+            let problem = match error.kind() {
+                io::ErrorKind::WouldBlock => "has no room for one more client: others wait already".into(),
+                _ => format!("can't be connected to: {error}"),
+            };
+            LaunchError::Backend { device: device.to_string(), problem }
+        }),
+    };
+    spec.vhost_user.iter().map(connect).collect()
+}
+
+/// QEMU shakes hands with every backend before it greets, and names its connections where it complains of one.
+fn blame_backend(spec: &VmSpec, error: LaunchError) -> LaunchError {
+    let devices = || spec.vhost_user.iter().enumerate();
+    match error {
+        LaunchError::VmmFailed { ref stderr, .. } => {
+            let named = devices().find(|(index, _)| names_backend(stderr, &args::backend_id(*index)));
+            let Some((_, device)) = named else { return error };
+            LaunchError::Backend { device: device.to_string(), problem: format!("kept the VM from starting: {stderr}") }
+        }
+        LaunchError::Monitor { .. } if !spec.vhost_user.is_empty() => {
+            let names: Vec<_> = devices().map(|(_, device)| device.to_string()).collect();
+            let problem = "did not come through QEMU's handshake in time".to_owned();
+            LaunchError::Backend { device: names.join(" or "), problem }
+        }
+        other => other,
+    }
+}
+
+/// Whether `words` have this name, and not a longer one.
+fn names_backend(words: &str, id: &str) -> bool {
+    words.match_indices(id).any(|(at, _)| !words[at + id.len()..].starts_with(|next: char| next.is_ascii_digit()))
 }
 
 /// Hands a VM over to the task that owns it.
@@ -151,12 +194,12 @@ pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, Lau
 /// Kiln's ends of what QEMU inherits.
 struct HostSide {
     sockets: Sockets,
-    listeners: Vec<OwnedFd>,
+    inherited: Vec<OwnedFd>,
     monitor: UnixStream,
 }
 
 impl HostSide {
-    fn bind(dir: &VmDir, spec: &VmSpec) -> io::Result<Self> {
+    fn bind(dir: &VmDir, spec: &VmSpec, backends: Vec<Option<OwnedFd>>) -> io::Result<Self> {
         let directory = dir.sockets()?;
         let monitor = directory.listen("monitor")?;
         let agent = directory.listen(AGENT_SOCKET)?;
@@ -166,9 +209,11 @@ impl HostSide {
             monitor: monitor.as_raw_fd(),
             agent: agent.as_raw_fd(),
             extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
+            backends: backends.iter().map(|backend| backend.as_ref().map(AsRawFd::as_raw_fd)).collect(),
         };
-        let listeners = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from).collect();
-        Ok(Self { sockets, listeners, monitor: connect(&directory, "monitor")? })
+        let inherited = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from);
+        let inherited = inherited.chain(backends.into_iter().flatten()).collect();
+        Ok(Self { sockets, inherited, monitor: connect(&directory, "monitor")? })
     }
 }
 
@@ -187,4 +232,46 @@ async fn last_words(child: &mut Child, stderr: &mut Option<pipe::Receiver>) -> i
         while stderr.read_buf(&mut words).await? > 0 {}
     }
     Ok((status, String::from_utf8_lossy(&words).trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vhost_user::VhostUserDevice;
+
+    fn spec(devices: usize) -> VmSpec {
+        let device = |index| VhostUser::new(VhostUserDevice::Blk, format!("/s{index}"));
+        VmSpec { vhost_user: (0..devices).map(device).collect(), ..VmSpec::new("/k", "/i") }
+    }
+
+    fn failed(stderr: &str) -> LaunchError {
+        LaunchError::VmmFailed { program: "qemu".into(), status: VmmStatus::Code(1), stderr: stderr.into() }
+    }
+
+    #[test]
+    fn the_backend_that_qemu_complains_of_is_named_by_its_socket() {
+        let words = "-device vhost-user-blk-pci,chardev=vhost11: Failed to read config";
+        let error = blame_backend(&spec(12), failed(words)).to_string();
+        assert!(error.starts_with("the vhost-user-blk device `/s11` kept the VM from starting: "), "{error}");
+        assert!(error.ends_with(words), "{error}");
+    }
+
+    #[test]
+    fn what_has_nothing_to_do_with_a_backend_stays_as_it_is() {
+        for (devices, words) in [(2, "no kernel"), (2, "vhost22"), (0, "vhost0")] {
+            let error = blame_backend(&spec(devices), failed(words));
+            assert!(matches!(error, LaunchError::VmmFailed { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_silent_vmm_is_blamed_on_its_backends_where_it_has_some() {
+        let silent = || LaunchError::Monitor {
+            program: "qemu".into(),
+            source: QmpError::Deadline { command: "greeting".into(), waited: GREETING_DEADLINE },
+        };
+        let error = blame_backend(&spec(2), silent()).to_string();
+        assert!(error.contains("`/s0` or ") && error.contains("`/s1`"), "{error}");
+        assert!(matches!(blame_backend(&spec(0), silent()), LaunchError::Monitor { .. }));
+    }
 }

@@ -417,7 +417,8 @@ fn layers(snapshot: &Snapshot, index: usize, disk: &Disk) -> Result<(Disk, Vec<U
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm_spec::{DiskFormat, SpecError, VhostUser, VhostUserDevice};
+    use crate::vhost_user::{VhostUser, VhostUserDevice};
+    use crate::vm_spec::{DiskFormat, SpecError};
 
     #[test]
     fn a_spec_that_would_add_arguments_to_the_vmm_is_refused() {
@@ -426,11 +427,20 @@ mod tests {
         let port = VmSpec { extra_ports: vec!["a,chardev=monitor".into()], ..good.clone() };
         let error = check_spec(&port).expect_err("has a comma");
         assert!(matches!(error, SnapshotError::Launch(LaunchError::Spec(SpecError::Name { .. }))), "{error:?}");
-        let large = VmSpec { memory_mib: u64::MAX, ..good.clone() };
+        let large = VmSpec { memory_mib: u64::MAX, ..good };
         assert!(matches!(check_spec(&large), Err(SnapshotError::Launch(LaunchError::Spec(SpecError::Memory { .. })))));
-        let device = VhostUser { device: VhostUserDevice::Blk, socket: "/s".into() };
-        let device = VmSpec { vhost_user: vec![device], ..good };
-        assert!(matches!(check_spec(&device), Err(SnapshotError::Unmigratable { .. })));
+    }
+
+    #[test]
+    fn a_spec_with_a_device_of_another_process_is_refused_whatever_it_is() {
+        let mac = "52:54:00:12:34:56".parse().expect("an address");
+        let share = VhostUserDevice::Fs { tag: "share".into() };
+        for kind in [VhostUserDevice::Blk, VhostUserDevice::Net { mac }, VhostUserDevice::Vsock, share] {
+            let name = kind.name();
+            let spec = VmSpec { vhost_user: vec![VhostUser::new(kind, "/s")], ..VmSpec::new("/k", "/i") };
+            let error = check_spec(&spec).expect_err("no VMM saves that");
+            assert_eq!(error.to_string(), format!("a VM with the {name} device `/s` can't be saved"));
+        }
     }
 
     #[test]

@@ -1,0 +1,291 @@
+//! Devices of a VM that another process serves, by the vhost-user protocol.
+//!
+//! ```text
+//!   VhostUser ──check──▶ probe: does somebody listen? ──▶ blk, net: a path, to which the VMM connects, again and again
+//!                                                    └──▶ vsock, fs: a connection that Kiln makes, once
+//! ```
+//! A probe that connected would be a client like any other: many backends serve one and end. So this one asks with a
+//! socket of another type, which the kernel answers from the address alone.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use serde::{Deserialize, Serialize};
+
+use crate::mac_address::MacAddress;
+use crate::vm_spec::{CPUS_MAX, SpecError};
+
+/// Queues of one device: more than CPUs serve nobody.
+pub const QUEUES_MAX: u16 = CPUS_MAX as u16;
+/// Shared directories of one VM: what its disks, cards and Kiln's own devices leave of the 32 slots of a PCI bus.
+pub const SHARES_MAX: usize = 3;
+/// Length of a share's name, by the virtio specification (5.11.4).
+const TAG_BYTES_MAX: usize = 36;
+/// Longest path of a Unix socket: `sun_path` less its end mark.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// A device that another process serves, by the vhost-user protocol.
+///
+/// ```
+/// use kiln_engine::{VhostUser, VhostUserDevice, VmSpec};
+///
+/// let mut spec = VmSpec::new("/images/vmlinuz", "/images/initramfs");
+/// spec.vhost_user.push(VhostUser::new(VhostUserDevice::Blk, "/run/backend.sock"));
+/// assert_eq!(spec.vhost_user[0].to_string(), "the vhost-user-blk device `/run/backend.sock`");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VhostUser {
+    /// What it is.
+    pub device: VhostUserDevice,
+    /// Where the backend listens.
+    pub socket: Utf8PathBuf,
+    /// Queues of a disk, pairs of queues of a network card, request queues of a share. A backend that has fewer keeps
+    /// the VM from starting.
+    #[serde(default = "one")]
+    pub queues: u16,
+}
+
+/// Kinds of vhost-user devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VhostUserDevice {
+    /// A disk, after the VM's own ones.
+    Blk,
+    /// A network card.
+    Net {
+        /// Its address.
+        mac: MacAddress,
+    },
+    /// Sockets between host and guest. The backend tells the guest its CID; no VMM can.
+    Vsock,
+    /// A shared directory.
+    Fs {
+        /// By which the guest mounts it.
+        tag: String,
+    },
+}
+
+const fn one() -> u16 {
+    1
+}
+
+impl VhostUser {
+    /// A device of one queue.
+    pub fn new(device: VhostUserDevice, socket: impl Into<Utf8PathBuf>) -> Self {
+        Self { device, socket: socket.into(), queues: 1 }
+    }
+
+    /// Whether the VMM connects anew when the backend is gone: for those devices that can go on with another one.
+    pub(crate) fn reconnects(&self) -> bool {
+        matches!(self.device, VhostUserDevice::Blk | VhostUserDevice::Net { .. })
+    }
+
+    /// What no VMM could be told.
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        let path = self.socket.as_str();
+        if !self.socket.is_absolute() || path.len() > SOCKET_PATH_BYTES_MAX {
+            return self.refuse(format!("is no absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"));
+        }
+        if path.bytes().any(|byte| byte.is_ascii_control()) {
+            return self.refuse("has a control character in its path");
+        }
+        if !(1..=QUEUES_MAX).contains(&self.queues) {
+            return self.refuse(format!("must have 1 to {QUEUES_MAX} queues, not {}", self.queues));
+        }
+        match &self.device {
+            VhostUserDevice::Vsock if self.queues > 1 => self.refuse("has one set of queues, always"),
+            VhostUserDevice::Fs { tag } if !is_tag(tag) => self.refuse(format!(
+                "needs a tag of 1 to {TAG_BYTES_MAX} letters, digits, `.`, `_` and `-`, not `{}`",
+                tag.escape_default()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What would keep the VM from starting, found without becoming the backend's client.
+    pub(crate) fn probe(&self) -> Result<(), SpecError> {
+        match probe(&self.socket) {
+            Ok(()) => Ok(()),
+            Err(problem) => self.refuse(problem),
+        }
+    }
+
+    /// The connection that a VMM inherits for a device that never [reconnects](Self::reconnects).
+    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
+        // Not blocking: behind a full queue of other clients a connection would wait for as long as it takes them.
+        let ours = socket_with(AddressFamily::UNIX, SocketType::STREAM, close_on_exec() | SocketFlags::NONBLOCK, None)?;
+        connect(&ours, &SocketAddrUnix::new(self.socket.as_std_path())?)?;
+        Ok(ours)
+    }
+
+    fn refuse<T>(&self, problem: impl Into<String>) -> Result<T, SpecError> {
+        Err(SpecError::Backend { device: self.to_string(), problem: problem.into() })
+    }
+}
+
+impl std::fmt::Display for VhostUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the {} device `{}`", self.device.name(), self.socket)
+    }
+}
+
+impl VhostUserDevice {
+    /// Its name, as QEMU and backends have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Blk => "vhost-user-blk",
+            Self::Net { .. } => "vhost-user-net",
+            Self::Vsock => "vhost-user-vsock",
+            Self::Fs { .. } => "vhost-user-fs",
+        }
+    }
+}
+
+/// Names that two devices of one VM must not share.
+pub(crate) fn check_distinct(devices: &[VhostUser]) -> Result<(), SpecError> {
+    for (index, device) in devices.iter().enumerate() {
+        let before = &devices[..index];
+        if before.iter().any(|other| other.socket == device.socket) {
+            return device.refuse("has its socket twice");
+        }
+        if let VhostUserDevice::Fs { tag } = &device.device
+            && before.iter().any(|other| other.device == device.device)
+        {
+            return device.refuse(format!("has the tag `{tag}` of another one"));
+        }
+    }
+    Ok(())
+}
+
+fn is_tag(tag: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=TAG_BYTES_MAX).contains(&tag.len()) && tag.bytes().all(allowed)
+}
+
+fn close_on_exec() -> SocketFlags {
+    SocketFlags::CLOEXEC
+}
+
+/// Whether a stream socket lives at a path. Linux looks the address up before it compares types, so a datagram socket
+/// that connects there is told `EPROTOTYPE`, and whoever listens is not told at all (`unix_find_other` in
+/// net/unix/af_unix.c).
+fn probe(path: &Utf8Path) -> Result<(), String> {
+    let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "is not there".to_owned(),
+        _ => format!("can't be looked at: {error}"),
+    })?;
+    if !kind.file_type().is_socket() {
+        return Err("is no socket".into());
+    }
+    let asked = socket_with(AddressFamily::UNIX, SocketType::DGRAM, close_on_exec(), None)
+        .and_then(|socket| connect(&socket, &SocketAddrUnix::new(Path::new(path))?));
+    match asked {
+        Err(Errno::PROTOTYPE) => Ok(()),
+        Ok(()) => Err("is a datagram socket, and vhost-user needs a stream".into()),
+        Err(Errno::CONNREFUSED) => Err("has nobody who listens there any more".into()),
+        Err(error) => Err(format!("can't be connected to: {}", io::Error::from(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+
+    const MAC: &str = "52:54:00:12:34:56";
+
+    fn device(device: VhostUserDevice) -> VhostUser {
+        VhostUser::new(device, "/run/x.sock")
+    }
+
+    fn fs(tag: &str) -> VhostUserDevice {
+        VhostUserDevice::Fs { tag: tag.into() }
+    }
+
+    #[test]
+    fn a_spec_that_was_stored_before_there_were_more_kinds_is_read() {
+        let stored: VhostUser = serde_json::from_str(r#"{"device":"blk","socket":"/run/x.sock"}"#).expect("is read");
+        assert_eq!(stored, device(VhostUserDevice::Blk));
+    }
+
+    #[test]
+    fn every_kind_survives_being_stored() {
+        let net = VhostUserDevice::Net { mac: MAC.parse().expect("an address") };
+        for kind in [VhostUserDevice::Blk, net, VhostUserDevice::Vsock, fs("share")] {
+            let device = VhostUser { queues: 4, ..device(kind) };
+            let text = serde_json::to_string(&device).expect("is written");
+            assert_eq!(serde_json::from_str::<VhostUser>(&text).expect("is read"), device, "{text}");
+        }
+        let text = r#"{"device":{"net":{"mac":"52:54:00:00:00:00,script=/x"}},"socket":"/run/x.sock"}"#;
+        serde_json::from_str::<VhostUser>(text).expect_err("is no address");
+    }
+
+    #[test]
+    fn what_would_change_a_vmms_arguments_or_not_fit_an_address_is_refused_by_name() {
+        let blk = |socket: &str| VhostUser::new(VhostUserDevice::Blk, socket);
+        let long = format!("/{}", "x".repeat(SOCKET_PATH_BYTES_MAX));
+        let queues = |queues| VhostUser { queues, ..device(VhostUserDevice::Blk) };
+        let tags = ["", "a,b", "a b", "a\n", "ä", &"x".repeat(37)].map(|tag| device(fs(tag)));
+        let bad = [blk(""), blk("x.sock"), blk(&long), blk("/run/a\nb"), queues(0), queues(65), queues(u16::MAX)];
+        for device in bad.into_iter().chain(tags) {
+            let error = device.check().expect_err("is refused");
+            assert!(error.to_string().starts_with(&device.to_string()), "{error}");
+        }
+        VhostUser { queues: 2, ..device(VhostUserDevice::Vsock) }.check().expect_err("has no more");
+        for good in [blk("/run/a,b=c"), blk(&long[..SOCKET_PATH_BYTES_MAX]), queues(64), device(fs(&"x".repeat(36)))] {
+            good.check().unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    #[test]
+    fn two_devices_share_neither_socket_nor_tag() {
+        let at = |path: &str, kind| VhostUser::new(kind, path);
+        let apart = [at("/a", fs("one")), at("/b", fs("two")), at("/c", VhostUserDevice::Blk)];
+        check_distinct(&apart).expect("are distinct");
+        check_distinct(&[at("/a", VhostUserDevice::Blk), at("/a", VhostUserDevice::Vsock)]).expect_err("one socket");
+        check_distinct(&[at("/a", fs("one")), at("/b", fs("one"))]).expect_err("one tag");
+    }
+
+    #[test]
+    fn a_socket_is_probed_without_its_listener_being_bothered() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = Utf8PathBuf::from_path_buf(folder.path().join("s")).expect("UTF-8");
+        let probed = |path: &Utf8Path| VhostUser::new(VhostUserDevice::Vsock, path).probe().map_err(|e| e.to_string());
+        let says = |path: &Utf8Path, words: &str| {
+            let error = probed(path).expect_err("is refused");
+            assert!(error.contains(words) && error.contains(path.as_str()), "{error}");
+        };
+        says(&path, "not there");
+        says("/etc/passwd".into(), "no socket");
+
+        let listener = UnixListener::bind(&path).expect("listens");
+        listener.set_nonblocking(true).expect("is set");
+        probed(&path).expect("somebody listens");
+        assert_eq!(listener.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+
+        drop(listener);
+        says(&path, "nobody");
+        std::fs::remove_file(&path).expect("is removed");
+        let _datagrams = UnixDatagram::bind(&path).expect("is bound");
+        says(&path, "datagram");
+    }
+
+    #[test]
+    fn a_backend_with_a_full_queue_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = Utf8PathBuf::from_path_buf(folder.path().join("s")).expect("UTF-8");
+        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, close_on_exec(), None).expect("a socket");
+        rustix::net::bind(&listener, &SocketAddrUnix::new(path.as_std_path()).expect("short")).expect("is bound");
+        rustix::net::listen(&listener, 0).expect("listens");
+        let device = VhostUser::new(VhostUserDevice::Vsock, path);
+        let _first = device.connect().expect("is queued");
+        let error = device.connect().expect_err("the queue is full");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}
