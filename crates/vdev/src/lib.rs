@@ -11,5 +11,5 @@ pub mod check;
 pub mod memory;
 pub mod protocol;
 pub mod socket;
-pub mod virtio;
 pub mod tap;
+pub mod virtio;
