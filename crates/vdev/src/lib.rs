@@ -8,4 +8,5 @@
 
 pub mod memory;
 pub mod protocol;
+pub mod queue;
 pub mod socket;
