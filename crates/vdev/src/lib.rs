@@ -8,6 +8,11 @@
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
 pub mod check;
+//!    frontend   the driver's side of a session
+//! ```
+//! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
+
+pub mod frontend;
 pub mod memory;
 pub mod protocol;
 pub mod queue;

@@ -18,7 +18,7 @@ use rustix::net::{
 
 use super::error::SocketError;
 use super::event::wait_readable;
-use crate::protocol::{Flags, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, Payload};
+use crate::protocol::{Flags, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, Payload, Request};
 
 /// Descriptors that are taken with one message: more than any may carry, so that too many are seen; the system closes
 /// what is beyond.
@@ -162,8 +162,17 @@ impl Channel {
     pub fn call_acknowledged<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), SocketError> {
         debug_assert!(!M::HAS_REPLY, "{} has a reply of its own", M::REQUEST);
         self.send_with(message, Flags::request_with_reply(), fds)?;
-        let reply = self.receive_answer(M::REQUEST.number(), 8, &|| waiting_for(M::REQUEST.name()))?;
-        let doing = || waiting_for(M::REQUEST.name());
+        self.acknowledgement_of(M::REQUEST)
+    }
+
+    /// Waits until the peer says that it did what it was asked with `need_reply`: the second half of
+    /// [`call_acknowledged`](Self::call_acknowledged), for whoever sends more before it waits.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn acknowledgement_of(&mut self, request: Request) -> Result<(), SocketError> {
+        let doing = || waiting_for(request.name());
+        let reply = self.receive_answer(request.number(), 8, &doing)?;
         match u64::decode(&reply.payload) {
             Ok(0) => Ok(()),
             Ok(code) => Err(SocketError::Refused { socket: self.name.clone(), doing: doing(), code }),
@@ -273,6 +282,11 @@ impl Channel {
         let doing = || "waiting for a message".to_owned();
         let message = self.receive_any(0, &doing)?;
         Ok(message)
+    }
+
+    /// Whether bytes of the next message were read with the last one, so that the socket alone does not tell of them.
+    pub fn has_read_ahead(&self) -> bool {
+        !self.ahead.is_empty()
     }
 
     /// Whether a message, or the end, is there to be received within this time.

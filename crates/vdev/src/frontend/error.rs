@@ -1,0 +1,179 @@
+//! What can go wrong in a session, as the frontend sees it. Each error names the socket, the message and, where one is
+//! meant, the ring.
+
+use std::io;
+use std::time::Duration;
+
+use crate::memory::MemoryError;
+use crate::socket::SocketError;
+
+/// Why a request of a frontend's came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendError {
+    /// A message was not sent, not answered, or refused.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The same, for a message that is about one ring.
+    #[error("`{socket}`: {request} failed for ring {ring}")]
+    RingMessage {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+        /// The ring.
+        ring: u32,
+        /// Why.
+        source: Box<SocketError>,
+    },
+    /// The backend answered, and the answer can't be true.
+    #[error("`{socket}` answered {request} wrongly: {what}")]
+    Answer {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The message needs a feature that the two sides have not agreed on.
+    #[error("`{socket}`: {request} needs {feature}, which was not negotiated")]
+    NotNegotiated {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+        /// The feature.
+        feature: &'static str,
+    },
+    /// A feature was to be acknowledged that the backend does not offer.
+    #[error("`{socket}`: {request} has bits that the backend does not offer: {bits}")]
+    NotOffered {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+        /// Those bits, by name where they have one.
+        bits: String,
+    },
+    /// The message comes too early or too late.
+    #[error("`{socket}`: {request} comes only after {after}")]
+    Order {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+        /// What comes before it.
+        after: &'static str,
+    },
+    /// What was to be asked for is more than the message can say, or we take.
+    #[error("`{socket}`: {request} takes at most {max} {what}, not {found}")]
+    Bound {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+        /// Of what there is too much.
+        what: &'static str,
+        /// The most.
+        max: u64,
+        /// What was asked for.
+        found: u64,
+    },
+    /// Postcopy needs a userfaultfd handler behind guest memory, which this frontend has not.
+    #[error("`{socket}`: {request} is not done: postcopy needs a VMM that serves page faults")]
+    Postcopy {
+        /// The socket.
+        socket: String,
+        /// The message.
+        request: &'static str,
+    },
+    /// The backend's own channel brought what no backend may send; it is closed.
+    #[error("`{socket}` said on its own channel what no backend may say: {what}")]
+    BackendChannel {
+        /// The socket.
+        socket: String,
+        /// What it said.
+        what: String,
+    },
+    /// Moving the device's state failed.
+    #[error("`{socket}`: the device's state was not {moved}: {what}")]
+    DeviceState {
+        /// The socket.
+        socket: String,
+        /// `saved` or `loaded`.
+        moved: &'static str,
+        /// Why.
+        what: String,
+    },
+    /// Guest memory can't be shared or reached.
+    #[error("`{socket}`: guest memory failed")]
+    Memory {
+        /// The socket.
+        socket: String,
+        /// Why.
+        source: MemoryError,
+    },
+    /// The operating system says no.
+    #[error("`{socket}`: {doing} failed")]
+    System {
+        /// The socket.
+        socket: String,
+        /// What we did.
+        doing: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A new connection was wanted and this session was not made by path.
+    #[error("`{socket}` has no path to connect to again")]
+    NoPath {
+        /// The socket.
+        socket: String,
+    },
+    /// Nobody took a new connection in time.
+    #[error("`{socket}` took no new connection within {waited:?}")]
+    NotBack {
+        /// The socket.
+        socket: String,
+        /// How long we tried.
+        waited: Duration,
+        /// What the last attempt came to.
+        source: Box<Self>,
+    },
+    /// After a reconnect the backend is another one than before.
+    #[error("`{socket}` came back without {what}")]
+    Changed {
+        /// The socket.
+        socket: String,
+        /// What it had before.
+        what: String,
+    },
+}
+
+impl FrontendError {
+    /// What happened on the socket, where that is the cause.
+    pub fn socket_error(&self) -> Option<&SocketError> {
+        match self {
+            Self::Socket(source) => Some(source),
+            Self::RingMessage { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// Whether the backend closed the connection.
+    pub fn is_closed(&self) -> bool {
+        self.socket_error().is_some_and(SocketError::is_closed)
+    }
+
+    /// Whether time ran out.
+    pub fn is_timeout(&self) -> bool {
+        self.socket_error().is_some_and(SocketError::is_timeout)
+    }
+
+    /// The number that the backend refused with (`REPLY_ACK`).
+    pub fn refused(&self) -> Option<u64> {
+        match self.socket_error() {
+            Some(SocketError::Refused { code, .. }) => Some(*code),
+            _ => None,
+        }
+    }
+}

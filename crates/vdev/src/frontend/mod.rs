@@ -1,0 +1,36 @@
+//! The driver's side of a vhost-user session.
+//!
+//! ```text
+//!    Frontend::connect ──▶ handshake ──▶ share_memory ──▶ set_up_ring … ──▶ requests in rings
+//!        │ owner, features, protocol features,   │ SET_MEM_TABLE, or
+//!        │ queues, slots, channel, config        │ ADD_MEM_REG by piece
+//!        └──────────◀── reconnect (same memory, inflight and rings on a new connection) ──◀─┘
+//! ```
+//! Every request that a frontend may send is a method of [`Frontend`]. A method refuses what the two sides have not agreed
+//! on or what comes out of order; whoever wants to send exactly that goes through [`Frontend::channel_mut`], where nothing
+//! is checked. With `REPLY_ACK` every message is answered; inside [`Frontend::batched`] the answers are awaited together.
+//! While an answer is awaited, the backend's own channel is served, so that neither side waits for the other.
+
+mod backend_channel;
+mod device_state;
+mod error;
+mod handshake;
+mod inflight;
+mod log;
+mod memory_table;
+mod options;
+mod reconnect;
+mod requests;
+mod session;
+mod vring;
+
+#[cfg(test)]
+mod tests;
+
+pub use backend_channel::Notice;
+pub use device_state::DEVICE_STATE_BYTES_MAX;
+pub use error::FrontendError;
+pub use inflight::{INFLIGHT_BYTES_MAX, InflightFile};
+pub use memory_table::SharedRegion;
+pub use options::{Negotiated, Options, Wish, feature};
+pub use session::Frontend;
