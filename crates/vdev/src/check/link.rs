@@ -1,0 +1,216 @@
+//! A connection whose words are written down, and which tells silence from slowness without waiting: a question that every
+//! backend answers is sent behind, and its answer proves that nothing came before.
+
+use std::cell::RefCell;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::outcome::{Answer, Outcome, Stop};
+use super::trace::{Side, Trace, backend_reply, frontend_message};
+use crate::protocol::frontend::GetFeatures;
+use crate::protocol::{Empty, Flags, FrontendRequest, Message, Payload as _, ProtocolFeatures};
+use crate::socket::{Channel, RawMessage, SocketError};
+
+/// The trace of a case, which all its connections write to.
+pub type SharedTrace = Rc<RefCell<Trace>>;
+
+/// A connection whose words are written down.
+#[derive(Debug)]
+pub struct Link {
+    channel: Channel,
+    trace: SharedTrace,
+    /// `GET_FEATURES`, once it was asked.
+    pub offered: u64,
+    /// Protocol features that were negotiated.
+    pub protocol: ProtocolFeatures,
+}
+
+impl Link {
+    /// A connection that nothing was said on.
+    pub fn new(channel: Channel, trace: SharedTrace) -> Self {
+        Self { channel, trace, offered: 0, protocol: ProtocolFeatures::empty() }
+    }
+
+    /// The connection without the notes.
+    pub const fn channel(&mut self) -> &mut Channel {
+        &mut self.channel
+    }
+
+    /// Adds a line to the trace.
+    pub fn note(&self, text: impl Into<String>) {
+        self.trace.borrow_mut().note(text);
+    }
+
+    /// Whether `REPLY_ACK` was negotiated, so that every message can be answered.
+    pub const fn has_reply_ack(&self) -> bool {
+        self.protocol.contains(ProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Sends any message.
+    pub fn send_raw(&mut self, request: u32, flags: Flags, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Outcome {
+        self.trace.borrow_mut().push(Side::Sent, frontend_message(request, flags, payload, fds.len()));
+        Ok(self.channel.send_raw(request, flags, payload, fds)?)
+    }
+
+    /// Sends any bytes; `said` stands for them in the trace.
+    pub fn send_bytes(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>], said: &str) -> Outcome {
+        self.trace.borrow_mut().push(Side::Sent, said.to_owned());
+        Ok(self.channel.send_bytes(bytes, fds)?)
+    }
+
+    /// Sends a message that wants no answer.
+    pub fn send<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
+        self.send_raw(M::REQUEST.number(), Flags::request(), &message.payload(), fds)
+    }
+
+    /// Receives whatever comes next.
+    pub fn receive(&mut self) -> Outcome<RawMessage> {
+        self.receive_for("an answer")
+    }
+
+    fn receive_for(&mut self, what: &str) -> Outcome<RawMessage> {
+        match self.channel.receive_unchecked() {
+            Ok(message) => {
+                self.trace.borrow_mut().push(Side::Received, backend_reply(&message));
+                Ok(message)
+            }
+            Err(error) => {
+                let closed = error.is_closed();
+                self.trace.borrow_mut().note(if closed { "the connection is closed" } else { "nothing comes" });
+                match error {
+                    SocketError::Timeout { waited, .. } => {
+                        Err(Stop::Hang(format!("no answer within {waited:?} while waiting for {what}")))
+                    }
+                    _ if closed => Err(Stop::Closed(format!("closed the connection while waiting for {what}"))),
+                    other => Err(other.into()),
+                }
+            }
+        }
+    }
+
+    /// Receives the reply to a request of this number, and checks that it is one.
+    pub fn reply_to(&mut self, request: u32) -> Outcome<RawMessage> {
+        let name = FrontendRequest::from_number(request).map_or("the request", FrontendRequest::name);
+        let reply = self.receive_for(&format!("the reply to {name}"))?;
+        let flags = reply.header.flags;
+        if reply.header.request != request || !flags.is_reply() {
+            return Stop::fail(format!("instead of a reply to {name} came {}", backend_reply(&reply)));
+        }
+        Ok(reply)
+    }
+
+    /// Sends a message that has a reply and decodes it.
+    pub fn call<M: Message>(&mut self, message: &M) -> Outcome<M::Reply> {
+        self.call_with_fds(message).map(|(reply, _)| reply)
+    }
+
+    /// As [`call`](Self::call), with the descriptors that came.
+    pub fn call_with_fds<M: Message>(&mut self, message: &M) -> Outcome<(M::Reply, Vec<OwnedFd>)> {
+        self.send(message, &[])?;
+        let reply = self.reply_to(M::REQUEST.number())?;
+        match M::Reply::decode(&reply.payload) {
+            Ok(decoded) => Ok((decoded, reply.fds)),
+            Err(error) => Stop::fail(format!("the reply to {} is none: {error}", M::REQUEST)),
+        }
+    }
+
+    /// `GET_FEATURES`, which every backend answers.
+    pub fn features(&mut self) -> Outcome<u64> {
+        self.call(&GetFeatures(Empty))
+    }
+
+    /// Sends a message, asks for an answer if that was negotiated, and finds out what became of it.
+    pub fn ask<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
+        let flags = if self.has_reply_ack() { Flags::request_with_reply() } else { Flags::request() };
+        self.ask_raw(M::REQUEST.number(), flags, &message.payload(), fds)
+    }
+
+    /// Sends any message and finds out what became of it: what comes before the answer to the question behind it.
+    pub fn ask_raw(
+        &mut self,
+        request: u32,
+        flags: Flags,
+        payload: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Outcome<Answer> {
+        let sent = self.send_raw(request, flags, payload, fds);
+        match sent {
+            Ok(()) => self.settle(request),
+            Err(Stop::Closed(_)) => Ok(Answer { code: None, closed: true }),
+            Err(stop) => Err(stop),
+        }
+    }
+
+    /// Finds out what became of messages that were sent: the last reply to `request` before that of a question behind.
+    pub fn settle(&mut self, request: u32) -> Outcome<Answer> {
+        let question = if request == 1 { FrontendRequest::GetProtocolFeatures } else { FrontendRequest::GetFeatures };
+        let mut answer = Answer { code: None, closed: false };
+        // A message that is refused by closing may be found closed only when the answer is awaited.
+        if let Err(stop) = self.send_raw(question.number(), Flags::request(), &[], &[]) {
+            if !matches!(stop, Stop::Closed(_)) {
+                return Err(stop);
+            }
+        }
+        loop {
+            match self.receive_for(&format!("the reply to {question}, sent behind")) {
+                Err(Stop::Closed(_)) => {
+                    answer.closed = true;
+                    return Ok(answer);
+                }
+                Err(stop) => return Err(stop),
+                Ok(reply) if reply.header.request == question.number() => return Ok(answer),
+                Ok(reply) if reply.header.request == request && answer.code.is_none() => {
+                    let code = reply.payload.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+                    answer.code = Some(code);
+                }
+                Ok(reply) => return Stop::fail(format!("unasked for came {}", backend_reply(&reply))),
+            }
+        }
+    }
+
+    /// Sends a message that the backend has to take.
+    pub fn require<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
+        let answer = self.ask(message, fds)?;
+        match answer {
+            _ if answer.is_accepted() => Ok(()),
+            Answer { code: None, closed: true } => Err(Stop::Closed(format!("closed the connection at {}", M::REQUEST))),
+            _ => Stop::fail(format!("{answer} at {}", M::REQUEST)),
+        }
+    }
+
+    /// Sends a message that the backend should refuse: with an error, or by closing.
+    pub fn require_refusal<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>], what: &str) -> Outcome {
+        let answer = self.ask(message, fds)?;
+        self.judge_refusal(answer, what)
+    }
+
+    /// Fails unless the backend said that it refused.
+    pub fn judge_refusal(&self, answer: Answer, what: &str) -> Outcome {
+        if answer.is_refused() {
+            return Ok(());
+        }
+        if answer.code.is_none() && !self.has_reply_ack() {
+            return Stop::skip("without REPLY_ACK nobody can say whether it was refused");
+        }
+        Stop::fail(format!("{what}: the backend {answer}"))
+    }
+
+    /// Whether the backend says nothing for this long: true where time runs out, false where it closes; an error where it
+    /// speaks.
+    pub fn is_silent_for(&mut self, time: Duration) -> Outcome<bool> {
+        if !self.channel.is_readable(time)? {
+            return Ok(true);
+        }
+        match self.receive_for("nothing") {
+            Err(Stop::Closed(_)) => Ok(false),
+            Ok(message) => Stop::fail(format!("unasked for came {}", backend_reply(&message))),
+            Err(stop) => Err(stop),
+        }
+    }
+
+    /// Waits until the backend closes the connection.
+    pub fn is_closed_within(&mut self, time: Duration) -> Outcome<bool> {
+        Ok(!self.is_silent_for(time)?)
+    }
+}

@@ -1,0 +1,308 @@
+//! A backend that is started for one case and watched: its end, its descriptors, its memory, its last words.
+
+use std::collections::VecDeque;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::verdict::Resources;
+use crate::socket::wait_readable;
+
+/// What is kept of a backend's output.
+const OUTPUT_BYTES_KEPT: usize = 8 << 10;
+/// Lines of it that a report shows.
+const OUTPUT_LINES_SHOWN: usize = 12;
+/// How long a backend may take to end after `SIGTERM` before it is killed.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How a backend is started: a program and its arguments, `{socket}` and `{dir}` among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpawnCommand(Vec<String>);
+
+/// A text that is no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// There is no word in it.
+    #[error("the command to spawn is empty")]
+    Empty,
+    /// A quote that does not end.
+    #[error("the command to spawn has a `{0}` without its end")]
+    Quote(char),
+}
+
+impl std::str::FromStr for SpawnCommand {
+    type Err = CommandError;
+
+    /// Words as a shell splits them, with quotes and backslashes; there is no shell, so nothing else has a meaning.
+    fn from_str(text: &str) -> Result<Self, CommandError> {
+        let mut words = Vec::new();
+        let mut word: Option<String> = None;
+        let mut characters = text.chars();
+        while let Some(character) = characters.next() {
+            match character {
+                space if space.is_whitespace() => words.extend(word.take()),
+                quote @ ('\'' | '"') => {
+                    let word = word.get_or_insert_default();
+                    loop {
+                        match characters.next() {
+                            None => return Err(CommandError::Quote(quote)),
+                            Some(end) if end == quote => break,
+                            Some('\\') if quote == '"' => word.extend(characters.next()),
+                            Some(other) => word.push(other),
+                        }
+                    }
+                }
+                '\\' => word.get_or_insert_default().extend(characters.next()),
+                other => word.get_or_insert_default().push(other),
+            }
+        }
+        words.extend(word);
+        if words.is_empty() { Err(CommandError::Empty) } else { Ok(Self(words)) }
+    }
+}
+
+impl SpawnCommand {
+    /// The program.
+    pub fn program(&self) -> &str {
+        &self.0[0]
+    }
+}
+
+/// A backend that was started. It and all that it started are killed when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+    socket: PathBuf,
+    output: Arc<Mutex<VecDeque<u8>>>,
+    ended: Option<ExitStatus>,
+    /// Removed last, when nobody lives in it any more.
+    _directory: tempfile::TempDir,
+}
+
+impl Process {
+    /// Starts a backend that listens on `socket`, or in a new folder.
+    ///
+    /// # Errors
+    /// Where the program can't be started.
+    pub fn start(command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("kiln-check-").tempdir()?;
+        let socket = socket.map_or_else(|| directory.path().join("backend.sock"), Path::to_owned);
+        // What a backend before this one left would be connected to instead of waited for.
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let filled = |word: &String| {
+            word.replace("{socket}", &socket.to_string_lossy()).replace("{dir}", &directory.path().to_string_lossy())
+        };
+        let (reader, writer) = io::pipe()?;
+        let child = Command::new(filled(&command.0[0]))
+            .args(command.0[1..].iter().map(filled))
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            .process_group(0)
+            .spawn()?;
+        let pid = Pid::from_child(&child);
+        let output = Arc::new(Mutex::new(VecDeque::new()));
+        let kept = Arc::clone(&output);
+        // It ends when the last that can write to the pipe has gone, which the kill of the group sees to.
+        std::thread::Builder::new().name("backend-output".to_owned()).spawn(move || keep_output(reader, &kept))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { child, pidfd, socket, output, ended: None, _directory: directory })
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has. What it has started ends then too.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() && self.has_ended(Duration::ZERO) {
+            // As long as nobody has asked for its status, no other group can have its number.
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            self.ended = self.child.wait().ok();
+        }
+        self.ended
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.has_ended(timeout);
+        }
+        self.ended()
+    }
+
+    /// Asks it to end. Returns how it did, if in time.
+    pub fn terminate(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM);
+        self.wait(timeout)
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait(END_TIMEOUT);
+    }
+
+    /// The last lines that it wrote.
+    pub fn last_words(&self) -> Vec<String> {
+        let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, second) = output.as_slices();
+        let text = String::from_utf8_lossy(&[first, second].concat()).into_owned();
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines[lines.len().saturating_sub(OUTPUT_LINES_SHOWN)..].to_vec()
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        if self.ended().is_none() {
+            // It may have ended between the two lines; its number is still its own.
+            let _ = kill_process_group(Pid::from_child(&self.child), signal);
+        }
+    }
+
+    fn has_ended(&self, timeout: Duration) -> bool {
+        wait_readable([self.pidfd.as_fd()], Some(timeout)).is_ok_and(|[ended]| ended)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.terminate(END_TIMEOUT).is_none() {
+            self.kill();
+        }
+    }
+}
+
+fn keep_output(mut reader: io::PipeReader, kept: &Mutex<VecDeque<u8>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = reader.read(&mut buffer) {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(&buffer[..count]);
+        let surplus = kept.len().saturating_sub(OUTPUT_BYTES_KEPT);
+        kept.drain(..surplus);
+    }
+}
+
+/// How a process ended, in words: `SIGSEGV (signal 11)`, `exit code 1`.
+pub fn end_words(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => match signal_name(signal) {
+            Some(name) => format!("{name} (signal {signal})"),
+            None => format!("signal {signal}"),
+        },
+        (None, code) => format!("exit code {}", code.unwrap_or(-1)),
+    }
+}
+
+const fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGPIPE => "SIGPIPE",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGSYS => "SIGSYS",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGTRAP => "SIGTRAP",
+        _ => return None,
+    })
+}
+
+/// What a process holds now. Nothing where it has gone or is not ours to look at.
+pub fn resources(pid: u32) -> Option<Resources> {
+    let path = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
+    let status = std::fs::read_to_string(path("status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    Some(Resources {
+        descriptors: std::fs::read_dir(path("fd")).ok()?.count() as u64,
+        threads: field("Threads:")?,
+        mappings: std::fs::read_to_string(path("maps")).ok()?.lines().count() as u64,
+        resident_kib: field("VmRSS:")?,
+    })
+}
+
+/// The processor time that a process has used.
+pub fn processor_time(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, brackets and spaces too.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1)))
+}
+
+/// Waits until `is_so` holds; looks again ever less often.
+pub fn wait_until(timeout: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        if is_so() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(text: &str) -> Result<Vec<String>, CommandError> {
+        text.parse().map(|SpawnCommand(words)| words)
+    }
+
+    #[test]
+    fn a_command_is_split_as_a_shell_does() {
+        assert_eq!(command("a  'b c' \"d \\\" e\" f\\ g ''").expect("is one"), ["a", "b c", "d \" e", "f g", ""]);
+        assert_eq!(command(" \t "), Err(CommandError::Empty));
+        assert_eq!(command("a 'b"), Err(CommandError::Quote('\'')));
+    }
+
+    #[test]
+    fn an_end_by_a_signal_is_named_and_last_words_are_kept() {
+        let command = "sh -c 'echo {socket}; seq 5000; kill -SEGV $$'".parse().expect("is one");
+        let mut process = Process::start(&command, None).expect("starts");
+        let status = process.wait(Duration::from_secs(10)).expect("ends");
+        assert_eq!(end_words(status), "SIGSEGV (signal 11)");
+        let has_all = || process.last_words().last().is_some_and(|line| line == "5000");
+        assert!(wait_until(Duration::from_secs(5), has_all), "{:?}", process.last_words());
+        assert_eq!(process.last_words().len(), OUTPUT_LINES_SHOWN);
+    }
+
+    #[test]
+    fn whoever_ignores_sigterm_is_killed_with_all_that_it_started() {
+        let command = "sh -c 'trap \"\" TERM; sleep 1000 & echo $!; wait; sleep 1000'".parse().expect("is one");
+        let process = Process::start(&command, None).expect("starts");
+        let has_spoken = || process.last_words().first().is_some_and(|line| line.parse::<u32>().is_ok());
+        assert!(wait_until(Duration::from_secs(5), has_spoken));
+        let child: u32 = process.last_words()[0].parse().expect("a process");
+        let directory = process.socket().parent().expect("lies in a folder").to_owned();
+        assert!(resources(child).is_some() && processor_time(child).is_some());
+        drop(process);
+        let is_gone = || !std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(" Z "));
+        assert!(wait_until(Duration::from_secs(5), is_gone) && !directory.exists());
+    }
+}
