@@ -42,12 +42,25 @@ impl Backend {
             .spawn()
             .expect("qemu-storage-daemon comes with qemu-system-common");
         let this = Self(child);
-        let deadline = Instant::now() + STEP_DEADLINE;
-        // It says nothing when it is ready.
-        while !socket.exists() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        // It says nothing when it is ready, and takes one connection, which is not ours. A socket has its path a moment
+        // before it listens.
+        until("the backend", || listens(&socket));
         (this, socket)
+    }
+}
+
+/// Whether somebody listens at a socket: the flag `__SO_ACCEPTCON` in `/proc/net/unix`.
+fn listens(socket: &Utf8Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("reads");
+    sockets.lines().any(|line| line.ends_with(&format!(" {socket}")) && line.split(' ').nth(3) == Some("00010000"))
+}
+
+/// Looks until it is so.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + STEP_DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} did not come within {STEP_DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
