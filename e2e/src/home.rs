@@ -48,8 +48,12 @@ impl TestHome {
         };
         let shared = shared().join("snapshots");
         let snapshots = this.path().join("snapshots");
-        fs::create_dir(&snapshots).expect("is new");
-        copy(&shared.join("ready"), &snapshots);
+        let ready = snapshots.join("ready");
+        fs::create_dir_all(&ready).expect("is new");
+        // What has a suffix is a lock or unfinished, and goes when the test that makes another one is done with it.
+        for key in names(&shared.join("ready")).iter().filter(|name| !name.contains('.')) {
+            copy(&shared.join("ready").join(key), &ready);
+        }
         for one in list(Kiln::new(["snapshot", "ls", "--json"])).iter().filter(|one| is_default(one)) {
             copy(&shared.join(id(one)), &snapshots);
         }

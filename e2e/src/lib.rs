@@ -18,4 +18,4 @@ pub use agent::{Agent, agent_binary};
 pub use home::TestHome;
 pub use kiln::{KILN_DEADLINE, Kiln, Outcome, Running, is_running, kiln_binary, vm_dir};
 pub use raw::{RawFrame, RawLink};
-pub use wait::{WAIT_DEADLINE, bounded, until};
+pub use wait::{WAIT_DEADLINE, bounded, until, until_booted};

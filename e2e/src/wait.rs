@@ -4,6 +4,8 @@ use std::future::Future;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::kiln::KILN_DEADLINE;
+
 /// The longest that a test waits for one thing. Long, since the agent may run under valgrind on a busy machine; nothing
 /// waits that long unless it is broken.
 pub const WAIT_DEADLINE: Duration = Duration::from_secs(20);
@@ -25,13 +27,25 @@ pub fn bounded<T>(body: impl Future<Output = T>) -> T {
 ///
 /// # Panics
 /// Where it does not within [`WAIT_DEADLINE`]; `what` says what was waited for.
-pub fn until<T>(what: &str, mut state: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + WAIT_DEADLINE;
+pub fn until<T>(what: &str, state: impl FnMut() -> Option<T>) -> T {
+    until_within(WAIT_DEADLINE, what, state)
+}
+
+/// [`until`] for what a VM does that has to boot first.
+///
+/// # Panics
+/// As [`until`], within [`KILN_DEADLINE`].
+pub fn until_booted<T>(what: &str, state: impl FnMut() -> Option<T>) -> T {
+    until_within(KILN_DEADLINE, what, state)
+}
+
+fn until_within<T>(limit: Duration, what: &str, mut state: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = state() {
             return value;
         }
-        assert!(Instant::now() < deadline, "{what} did not come within {WAIT_DEADLINE:?}");
+        assert!(Instant::now() < deadline, "{what} did not come within {limit:?}");
         thread::sleep(LOOK_INTERVAL);
     }
 }

@@ -11,7 +11,8 @@ use std::io;
 
 use crate::snapshot::SnapshotError;
 
-/// Names one fail point, and what happens there: `name`, `name:kill`, `name:error` or `name:sleep-MILLISECONDS`.
+/// Names one fail point, and what happens there: `name`, `name:kill`, `name:error` or `name:wait-PATH`, which makes that file
+/// and goes on once somebody has removed it.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
 
 /// Every fail point there is, in the order in which a VM's life passes them.
@@ -76,18 +77,23 @@ pub(crate) fn hit(name: &'static str) -> Result<(), FailPoint> {
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::sync::OnceLock;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
+    use camino::Utf8PathBuf;
     use rustix::process::Signal;
 
     use super::{FAIL_POINT_VARIABLE, FAIL_POINTS, FailPoint};
 
+    /// For whoever has seen the file, and does something meanwhile.
+    const WAIT_DEADLINE: Duration = Duration::from_secs(60);
+    const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
     /// What happens at a fail point.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    #[derive(Debug, Clone, PartialEq, Eq)]
     enum Action {
         Kill,
         Error,
-        Sleep(Duration),
+        Wait(Utf8PathBuf),
     }
 
     pub(super) fn hit(name: &'static str) -> Result<(), FailPoint> {
@@ -99,12 +105,12 @@ mod armed {
             Some(parse(&value).unwrap_or_else(|| panic!("`{FAIL_POINT_VARIABLE}={value}` names no fail point")))
         });
         match chosen {
-            Some((chosen, action)) if chosen == name => act(name, *action),
+            Some((chosen, action)) if chosen == name => act(name, action),
             _ => Ok(()),
         }
     }
 
-    fn act(name: &'static str, action: Action) -> Result<(), FailPoint> {
+    fn act(name: &'static str, action: &Action) -> Result<(), FailPoint> {
         match action {
             Action::Kill => {
                 let myself = rustix::process::getpid();
@@ -115,8 +121,13 @@ mod armed {
                 }
             }
             Action::Error => Err(FailPoint(name)),
-            Action::Sleep(duration) => {
-                std::thread::sleep(duration);
+            Action::Wait(path) => {
+                fs_err::write(path, name).expect("a test may write there");
+                let deadline = Instant::now() + WAIT_DEADLINE;
+                while path.exists() {
+                    assert!(Instant::now() < deadline, "nobody removes `{path}` within {WAIT_DEADLINE:?}");
+                    std::thread::sleep(LOOK_INTERVAL);
+                }
                 Ok(())
             }
         }
@@ -124,11 +135,11 @@ mod armed {
 
     fn parse(value: &str) -> Option<(String, Action)> {
         let (name, action) = value.split_once(':').unwrap_or((value, "kill"));
-        let action = match action.strip_prefix("sleep-") {
-            Some(milliseconds) => Action::Sleep(Duration::from_millis(milliseconds.parse().ok()?)),
+        let action = match action.strip_prefix("wait-") {
+            Some(path) if path.starts_with('/') => Action::Wait(path.into()),
             None if action == "kill" => Action::Kill,
             None if action == "error" => Action::Error,
-            None => return None,
+            _ => return None,
         };
         FAIL_POINTS.contains(&name).then(|| (name.to_owned(), action))
     }
@@ -146,8 +157,8 @@ mod armed {
             assert_eq!(parse("save.device"), save(Action::Kill));
             assert_eq!(parse("save.device:kill"), save(Action::Kill));
             assert_eq!(parse("save.device:error"), save(Action::Error));
-            assert_eq!(parse("save.device:sleep-250"), save(Action::Sleep(Duration::from_millis(250))));
-            for wrong in ["", "save", "save.device:", "save.device:sleep-", "save.device:sleep-1s", "no.such:kill"] {
+            assert_eq!(parse("save.device:wait-/tmp/a:b"), save(Action::Wait("/tmp/a:b".into())));
+            for wrong in ["", "save", "save.device:", "save.device:wait-", "save.device:wait-here", "no.such:kill"] {
                 assert_eq!(parse(wrong), None, "{wrong}");
             }
         }
@@ -161,7 +172,7 @@ mod armed {
 
         #[test]
         fn a_process_ends_or_fails_at_the_chosen_point_alone() {
-            let run = |value| {
+            let run = |value: &str| {
                 let mut command = Command::new(std::env::current_exe().expect("this binary"));
                 command.args(["--exact", "failpoint::armed::tests::pass_two_points", "--nocapture", "--ignored"]);
                 let output = command.env(FAIL_POINT_VARIABLE, value).output().expect("runs");
@@ -170,6 +181,18 @@ mod armed {
             let (status, words) = run("save.paused");
             assert_eq!(status.signal(), Some(9));
             assert!(words.contains("first Ok") && !words.contains("second"), "{words}");
+            let path = std::env::temp_dir().join(format!("kiln-fail-point-{}", std::process::id()));
+            let value = format!("save.begun:wait-{}", path.display());
+            let (status, words) = std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| run(&value));
+                let deadline = Instant::now() + WAIT_DEADLINE;
+                while fs_err::remove_file(&path).is_err() {
+                    assert!(Instant::now() < deadline, "it does not come there");
+                    std::thread::sleep(LOOK_INTERVAL);
+                }
+                waiting.join().expect("no panic")
+            });
+            assert!(status.success() && words.contains("first Ok"), "{words}");
             let (status, words) = run("save.begun:error");
             assert!(status.success());
             assert!(words.contains("first Err") && words.contains("second Ok"), "{words}");

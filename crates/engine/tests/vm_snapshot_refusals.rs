@@ -42,12 +42,25 @@ impl Backend {
             .spawn()
             .expect("qemu-storage-daemon comes with qemu-system-common");
         let this = Self(child);
-        let deadline = Instant::now() + STEP_DEADLINE;
-        // It says nothing when it is ready.
-        while !socket.exists() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        // It says nothing when it is ready, and takes one connection, which is not ours. A socket has its path a moment
+        // before it listens.
+        until("the backend", || listens(&socket));
         (this, socket)
+    }
+}
+
+/// Whether somebody listens at a socket: the flag `__SO_ACCEPTCON` in `/proc/net/unix`.
+fn listens(socket: &Utf8Path) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("reads");
+    sockets.lines().any(|line| line.ends_with(&format!(" {socket}")) && line.split(' ').nth(3) == Some("00010000"))
+}
+
+/// Looks until it is so.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + STEP_DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} did not come within {STEP_DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -270,33 +283,35 @@ fn vm_on_a_full_disk_is_not_saved_and_goes_on() {
 }
 
 #[tokio::test]
-#[ignore = "the other half of the test below, started by it with a save that takes its time"]
+#[ignore = "the other half of the test below, started by it with a save that waits for it"]
 async fn lose_the_vmm_during_a_save() {
     let home = Utf8PathBuf::from(std::env::var(HOME_VARIABLE).expect("started by the test below"));
     let engine = QemuEngine::find(&home).expect("QEMU is installed");
-    let fork = fork(&engine, &base(&home).await).await;
-    let journal = fork.vm.dir().join("journal");
-    let pid = rustix::process::Pid::from_raw(fork.vm.pid().cast_signed()).expect("a pid");
-    // On a thread of its own: a fail point that sleeps holds up this runtime, and with it any task that would kill.
-    let kill = std::thread::spawn(move || {
-        let deadline = Instant::now() + STEP_DEADLINE;
-        while !std::fs::read_to_string(&journal).expect("reads").contains("saving") && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("is killed");
-    });
+    let base = names(home.join("snapshots"))[0].parse().expect("an id");
+    let fork = fork(&engine, &open(&home, &base).expect("is whole")).await;
     let saved = save(&fork.vm, &fork.link, AfterSave::Stop).await;
-    kill.join().expect("has killed the VMM");
     println!("\nrefused {}", saved.expect_err("its VMM is gone"));
     end(&fork.vm).await;
 }
 
-#[test]
-fn vm_whose_vmm_is_killed_during_a_save_leaves_nothing() {
+#[tokio::test]
+async fn vm_whose_vmm_is_killed_during_a_save_leaves_nothing() {
     for point in ["save.begun", "save.paused", "save.device"] {
         let lab = Lab::new();
+        // Made here: the boot of a ready-made one, where there is none yet, saves too.
+        drop(base(lab.home()).await);
+        let reached = lab.home().join("reached");
         let mut helper = helper_process("lose_the_vmm_during_a_save", HOME_VARIABLE, lab.home().as_str());
-        let output = helper.env(FAIL_POINT_VARIABLE, format!("{point}:sleep-1000")).output().expect("runs");
+        helper.env(FAIL_POINT_VARIABLE, format!("{point}:wait-{reached}")).stdout(Stdio::piped());
+        let helper = helper.spawn().expect("starts");
+        until("the save", || reached.exists());
+        for pid in vmms(lab.home()) {
+            let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("is killed");
+        }
+        until("the end of the VMM", || vmms(lab.home()).is_empty());
+        std::fs::remove_file(reached).expect("removed");
+        let output = helper.wait_with_output().expect("ends");
         assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("refused"), "{output:?}");
         assert_nothing_started(&lab);
         assert_eq!(names(lab.home().join("snapshots")).len(), 1, "{point}");

@@ -33,7 +33,7 @@ fn kill_9_leaves_no_vmm() {
 
 #[test]
 fn kill_9_while_booting_leaves_no_vmm() {
-    let mut running = Kiln::new(["run", "--cold", "--", "true"]).start();
+    let mut running = Kiln::new(["run", "--cold", "--", "sleep", "120"]).start();
     let vmm = until("a VMM", || running.vmms().first().copied());
     running.signal(Signal::KILL);
     assert_eq!(running.wait(), 137);
@@ -62,7 +62,7 @@ fn ctrl_c_ends_the_command() {
 #[test]
 fn a_signal_while_booting_leaves_nothing() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
-        let mut running = Kiln::new(["run", "--cold", "--", "true"]).start();
+        let mut running = Kiln::new(["run", "--cold", "--", "sleep", "120"]).start();
         let vmm = until("a VMM", || running.vmms().first().copied());
         let dir = vm_dir(vmm);
         running.signal(signal);
@@ -83,10 +83,12 @@ fn ctrl_c_lets_the_command_clean_up_first() {
 
 #[test]
 fn ctrl_c_twice_ends_the_vm_of_a_command_that_ignores_it() {
-    let (mut running, vmm) = started("trap '' INT TERM", "sleep 120");
+    use std::io::Read as _;
+    let (mut running, vmm) = started("trap 'echo heard' INT", "while :; do sleep 0.1; done");
     running.signal(Signal::INT);
     // Two signals at the same moment are one.
-    std::thread::sleep(Duration::from_millis(300));
+    let mut heard = [0; 6];
+    running.0.stdout.as_mut().expect("stdout is piped").read_exact(&mut heard).expect("the first one arrives");
     running.signal(Signal::INT);
     assert_eq!(running.wait(), 130);
     assert!(!is_running(vmm));

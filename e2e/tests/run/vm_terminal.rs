@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use kiln_e2e::{Running, kiln_binary, until};
+use kiln_e2e::{Running, kiln_binary, until_booted};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -41,7 +41,8 @@ impl Terminal {
     /// Waits for `words` and forgets everything up to them.
     fn expect(&mut self, words: &str) {
         let (master, seen) = (&mut self.master, &mut self.seen);
-        let end = until(words, || {
+        // The first run of all boots.
+        let end = until_booted(words, || {
             let mut buffer = [0; 4096];
             // No bytes now, or none any more; the deadline decides.
             let count = master.read(&mut buffer).unwrap_or(0);

@@ -1,7 +1,8 @@
 //! `kiln snapshot`.
 
 use camino::Utf8PathBuf;
-use kiln_e2e::{TestHome, bounded};
+use kiln_e2e::TestHome;
+use kiln_e2e::guest::in_vm;
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, SnapshotRequest, SnapshotStore};
 use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine};
@@ -12,7 +13,7 @@ fn diff_on(home: &TestHome, parent: &str) -> String {
     let path = Utf8PathBuf::from_path_buf(home.path().into()).expect("UTF-8");
     let store = SnapshotStore::new(&Home::at(&path));
     let snapshot = store.open(&parent.parse().expect("an id")).expect("is whole");
-    bounded(async {
+    in_vm(async {
         let engine = QemuEngine::find(path).expect("QEMU is there");
         let mut forks = engine.restore(&snapshot, ForkSpec::default()).await.expect("restores");
         let Fork { vm, link } = forks.pop().expect("one fork");

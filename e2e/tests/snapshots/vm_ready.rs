@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::thread;
 
-use kiln_e2e::{Outcome, TestHome, is_running, until};
+use kiln_e2e::{Outcome, TestHome, is_running, until, until_booted};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -96,7 +96,7 @@ fn ctrl_c_on_first_use_leaves_nothing_and_lets_others_go_on() {
 fn ctrl_c_while_it_is_saved_leaves_a_whole_one_or_none() {
     let home = TestHome::with_image();
     let mut maker = home.kiln(["run", "--", "true"]).start();
-    until("the snapshot", || home.snapshot_names().first().cloned());
+    until_booted("the snapshot", || home.snapshot_names().first().cloned());
     maker.signal(Signal::INT);
     assert_eq!(maker.wait(), 130);
     assert_eq!(home.vms().len(), 0);

@@ -1,6 +1,6 @@
 //! `kiln verify fork`, each time in a home of its own.
 
-use kiln_e2e::{TestHome, until};
+use kiln_e2e::{TestHome, until_booted};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ fn people_get_a_line_for_each_check_and_nothing_on_stderr() {
 fn ctrl_c_while_it_forks_leaves_nothing() {
     let home = TestHome::with_image();
     let mut running = home.kiln(["verify", "fork"]).start();
-    until("its forks", || (running.vmms().len() > 2).then_some(()));
+    until_booted("its forks", || (running.vmms().len() > 2).then_some(()));
     running.signal(Signal::INT);
     assert_eq!(running.wait(), 130);
     assert_eq!(running.vmms(), [0; 0]);
@@ -74,7 +74,7 @@ fn ctrl_c_while_it_forks_leaves_nothing() {
 fn what_one_that_was_killed_has_left_goes_with_the_next() {
     let home = TestHome::with_image();
     let mut running = home.kiln(["verify", "fork"]).start();
-    until("its forks", || (running.vmms().len() > 2).then_some(()));
+    until_booted("its forks", || (running.vmms().len() > 2).then_some(()));
     running.signal(Signal::KILL);
     assert_eq!((running.wait(), home.snapshot_names().len()), (137, 1));
     assert_eq!(home.kiln(["verify", "fork", "--forks", "2"]).run().code, 0);

@@ -134,7 +134,7 @@ impl SnapshotStore {
     }
 
     /// Removes what nobody holds any more: old forms of compacted snapshots, drafts of processes that are gone.
-    pub(super) fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let swept = partials(&self.directory).and_then(|found| found.iter().try_for_each(|path| sweep(path).map(drop)));
         if let Err(error) = swept {
             tracing::debug!(path = %self.directory, %error, "failed to sweep the snapshots");

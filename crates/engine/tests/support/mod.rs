@@ -12,6 +12,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
 use kiln_engine::image::{Image, ImageStore};
 use kiln_engine::{AccelerationRequest, QemuEngine, Vm, VmEvent, VmEvents, VmSpec};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
 
 /// No step of a test waits longer.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(50);
@@ -110,10 +112,13 @@ pub async fn end(vm: &Vm) -> kiln_engine::VmExit {
     in_time.unwrap_or_else(|_| panic!("no end within {STEP_DEADLINE:?}: {:#?}", vm.console_tail(20)))
 }
 
-/// Whether a process is there and is no zombie.
+/// Whether a process is there and is no zombie. One whose first thread is a zombie while another one still ends is there:
+/// it has its files and its memory.
 pub fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    let pid = Pid::from_raw(pid.cast_signed()).expect("a pid");
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    let mut polled = [PollFd::new(&pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())).expect("polls") == 0
 }
 
 /// The image that all tests share, with the agent in it.

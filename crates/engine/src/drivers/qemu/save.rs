@@ -295,24 +295,29 @@ async fn execute(
     qmp.execute(command, arguments, COMMAND_DEADLINE).await.map_err(|error| ControlError::from(error).into())
 }
 
+/// [`tidy`], in the background.
+fn tidy_later(store: SnapshotStore, snapshot: Snapshot, vmm: Option<Killer>, earlier: Vec<SnapshotId>) {
+    tokio::task::spawn_blocking(move || tidy(&store, snapshot, vmm.as_ref(), &earlier));
+}
+
 /// Seals a snapshot while its owner goes on, once the VMM whose memory it has is gone. One that is not sealed when the
 /// process ends is whole for the next that opens it on this boot of the host. A VM that stops time and again would lie on a
 /// longer chain each time: a long one is made short, and where the VM stood before is forgotten.
-fn tidy_later(store: SnapshotStore, snapshot: Snapshot, vmm: Option<Killer>, earlier: Vec<SnapshotId>) {
-    tokio::task::spawn_blocking(move || {
-        let id = snapshot.id().clone();
-        let long = !earlier.is_empty() && snapshot.links().len() > STOPPED_CHAIN_MAX;
-        let gone = vmm.map_or(Ok(()), |vmm| vmm.wait());
-        let sealed = gone.map_err(|error| SnapshotError::io("wait for the VMM that wrote to", id.as_str(), error));
-        let sealed = sealed.and_then(|()| snapshot.seal());
-        let sealed = sealed.and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
-        drop(snapshot);
-        match sealed {
-            Ok(()) => forget(&store, &earlier, &id),
-            // Where it stood before may be all that outlives the host.
-            Err(error) => tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot"),
-        }
-    });
+fn tidy(store: &SnapshotStore, snapshot: Snapshot, vmm: Option<&Killer>, earlier: &[SnapshotId]) {
+    let id = snapshot.id().clone();
+    let long = !earlier.is_empty() && snapshot.links().len() > STOPPED_CHAIN_MAX;
+    let gone = vmm.map_or(Ok(()), Killer::wait);
+    let sealed = gone.map_err(|error| SnapshotError::io("wait for the VMM that wrote to", id.as_str(), error));
+    let sealed = sealed.and_then(|()| snapshot.seal());
+    let sealed = sealed.and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
+    drop(snapshot);
+    // Until now this task held what a compaction has replaced, here or below: nobody else looks for it.
+    store.sweep();
+    match sealed {
+        Ok(()) => forget(store, earlier, &id),
+        // Where it stood before may be all that outlives the host.
+        Err(error) => tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot"),
+    }
 }
 
 /// Removes where a VM stood before, oldest first in `earlier`.
@@ -362,6 +367,25 @@ mod tests {
         place.store.compact(&now).expect("compacts");
         forget(&place.store, &earlier, &now);
         assert_eq!(place.names(), [now.as_str()]);
+    }
+
+    #[test]
+    fn the_old_form_of_what_a_stop_has_compacted_goes_also_where_nothing_is_forgotten() {
+        let place = crate::snapshot::testing::place();
+        let mut chain = vec![place.full_with_disk("root")];
+        for number in 1..=STOPPED_CHAIN_MAX as u64 {
+            chain.push(place.diff(&chain[chain.len() - 1], number, "stop"));
+        }
+        // Layers of a disk stay, and so does all that they lie in.
+        let mut ids: Vec<_> = chain.iter().map(|snapshot| snapshot.id().clone()).collect();
+        let now = chain.pop().expect("has links");
+        drop(chain);
+        tidy(&place.store, now, None, &ids[1..]);
+
+        let now = place.store.open(&ids[STOPPED_CHAIN_MAX]).expect("is whole");
+        assert_eq!((now.manifest().memory, now.links().len()), (MemoryKind::Full, ids.len()));
+        ids.sort();
+        assert_eq!(place.names(), ids.iter().map(SnapshotId::as_str).collect::<Vec<_>>());
     }
 
     #[test]
