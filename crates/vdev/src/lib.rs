@@ -3,15 +3,13 @@
 //! ```text
 //!    protocol   numbers, features, payloads: pure             memory   shared, checked guest memory
 //!    socket     messages with descriptors and deadlines       queue    split and packed rings, both sides
-//!    virtio     devices, their features and configuration: pure
+//!    virtio     devices by name: features, configuration      frontend the driver's side of a session
+//!    backend    the device's side, with devices to serve      mock     a backend that is wrong on purpose
+//!    check      conformance of a backend, case by case        tap      a decoding man in the middle
 //! ```
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
 pub mod check;
-//!    frontend   the driver's side of a session
-//! ```
-//! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
-
 pub mod frontend;
 pub mod memory;
 pub mod protocol;
