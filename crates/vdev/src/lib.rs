@@ -10,6 +10,7 @@
 pub mod check;
 pub mod memory;
 pub mod protocol;
+pub mod queue;
 pub mod socket;
 pub mod tap;
 pub mod virtio;

@@ -92,6 +92,11 @@ impl GuestMemory {
         &self.regions
     }
 
+    /// Whether this is that memory itself, not only one like it: spans of one are good in the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.regions, &other.regions)
+    }
+
     /// Whether a peer has cut one of the files short, so that nothing here can be believed.
     pub fn is_cut(&self) -> bool {
         self.regions.iter().any(|region| region.is_cut())

@@ -1,0 +1,245 @@
+//! A ring as the device has it.
+//!
+//! ```text
+//!   new ──▶ pop ──▶ Chain ──▶ (read, write) ──▶ push … push ──▶ publish ──▶ call, where it says so
+//!            │ false: enable_kicks; where that says true, pop again; otherwise wait for a kick
+//! ```
+
+use std::sync::Arc;
+
+use super::chain::{Chain, ChainId};
+use super::error::QueueError;
+use super::inflight::InflightQueue;
+use super::layout::{AddressSpace, RingAreas, RingKind, RingLayout};
+use super::split;
+use crate::memory::{DirtyLog, GuestMemory};
+use crate::protocol::VringAddress;
+
+/// A ring as the device has it.
+#[derive(Debug)]
+pub struct DeviceRing {
+    place: RingPlace,
+    address: VringAddress,
+    space: AddressSpace,
+    side: Side,
+}
+
+/// Where a ring lies, and what is to be known of its memory.
+#[derive(Debug)]
+pub(super) struct RingPlace {
+    pub index: u32,
+    pub layout: RingLayout,
+    pub areas: RingAreas,
+    pub memory: GuestMemory,
+    pub log: Option<RingLog>,
+}
+
+/// Where writes are marked.
+#[derive(Debug)]
+pub(super) struct RingLog {
+    pub log: Arc<DirtyLog>,
+    /// Where the device's area begins in it, where writes to the ring are marked at all.
+    pub device_area: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Side {
+    Split(split::Device),
+}
+
+impl DeviceRing {
+    /// The ring `index` at these user addresses, from `base` on.
+    ///
+    /// # Errors
+    /// Where there is no such ring.
+    pub fn new(
+        index: u32,
+        layout: RingLayout,
+        address: &VringAddress,
+        base: u32,
+        memory: GuestMemory,
+    ) -> Result<Self, QueueError> {
+        Self::new_in(AddressSpace::User, index, layout, address, base, memory)
+    }
+
+    /// As [`new`](Self::new), with addresses of the guest where `GPA_ADDRESSES` was negotiated.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_in(
+        space: AddressSpace,
+        index: u32,
+        layout: RingLayout,
+        address: &VringAddress,
+        base: u32,
+        memory: GuestMemory,
+    ) -> Result<Self, QueueError> {
+        layout.check(index)?;
+        let address = VringAddress { index, ..*address };
+        let areas = RingAreas::find(&layout, &address, space, &memory)?;
+        let place = RingPlace { index, layout, areas, memory, log: None };
+        let side = match layout.kind {
+            RingKind::Split => Side::Split(split::Device::new(&place, base)?),
+            RingKind::Packed => return Err(QueueError::Unsupported { ring: index, what: "packed layout" }),
+        };
+        let mut ring = Self { place, address, space, side };
+        ring.enable_kicks();
+        Ok(ring)
+    }
+
+    /// Takes the next request that the driver has made available. Where there is none, `false`, and the chain is empty.
+    ///
+    /// # Errors
+    /// Where the driver lies. Nothing is taken then, and it is the same the next time.
+    #[inline]
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        chain.begin(&self.place.memory);
+        let popped = match &mut self.side {
+            Side::Split(side) => side.pop(&self.place, chain),
+        };
+        // Zeros that were never written look like requests, or like none.
+        if self.place.memory.is_cut() {
+            chain.begin(&self.place.memory);
+            return Err(QueueError::Cut { ring: self.place.index });
+        }
+        if popped.is_err() {
+            chain.begin(&self.place.memory);
+        }
+        popped
+    }
+
+    /// Gives the chain back that was popped last, unused: the next [`pop`](Self::pop) finds it again.
+    pub fn unpop(&mut self, chain: &Chain) {
+        match &mut self.side {
+            Side::Split(side) => side.unpop(chain.id()),
+        }
+    }
+
+    /// Gives a chain to the driver, with how many bytes were written to its writable buffers, from the first on. The
+    /// driver sees it after the next [`publish`](Self::publish). Chains come back in any order.
+    #[inline]
+    pub fn push(&mut self, chain: &Chain, written: u32) {
+        if let Some(log) = &self.place.log {
+            chain.mark(&log.log);
+        }
+        self.push_id(chain.id(), written);
+    }
+
+    /// As [`push`](Self::push), without the chain: what was written to its buffers is not marked in the dirty log.
+    #[inline]
+    pub fn push_id(&mut self, id: ChainId, written: u32) {
+        match &mut self.side {
+            Side::Split(side) => side.push(&self.place, id, written),
+        }
+    }
+
+    /// Lets the driver see all that was pushed. `true`: it wants to be called.
+    #[inline]
+    #[must_use = "the driver waits for the call"]
+    pub fn publish(&mut self) -> bool {
+        match &mut self.side {
+            Side::Split(side) => side.publish(&self.place),
+        }
+    }
+
+    /// Tells the driver that the device looks by itself.
+    pub fn disable_kicks(&mut self) {
+        match &mut self.side {
+            Side::Split(side) => side.disable_kicks(&self.place),
+        }
+    }
+
+    /// Tells the driver to kick when it makes more available. `true`: it did meanwhile, and may not have kicked.
+    pub fn enable_kicks(&mut self) -> bool {
+        match &mut self.side {
+            Side::Split(side) => side.enable_kicks(&self.place),
+        }
+    }
+
+    /// Where the ring stands, as `GET_VRING_BASE` says it: in a split ring the next available entry; in a packed ring the
+    /// next available descriptor with its wrap counter in bit 15, and above it the same of the next used one.
+    pub fn base(&self) -> u32 {
+        match &self.side {
+            Side::Split(side) => side.base(),
+        }
+    }
+
+    /// How many chains were popped and not pushed since.
+    pub fn in_flight(&self) -> u16 {
+        match &self.side {
+            Side::Split(side) => side.in_flight(),
+        }
+    }
+
+    /// Which ring it is.
+    pub const fn index(&self) -> u32 {
+        self.place.index
+    }
+
+    /// What was agreed on.
+    pub const fn layout(&self) -> RingLayout {
+        self.place.layout
+    }
+
+    /// Its parts, for whoever writes wrong rings on purpose.
+    pub const fn areas(&self) -> &RingAreas {
+        &self.place.areas
+    }
+
+    /// The memory it lies in.
+    pub const fn memory(&self) -> &GuestMemory {
+        &self.place.memory
+    }
+
+    /// The ring goes on in other memory. Chains that were popped stay in the memory that they came from.
+    ///
+    /// # Errors
+    /// Where the ring is not in it; the ring stays where it was.
+    pub fn set_memory(&mut self, memory: GuestMemory) -> Result<(), QueueError> {
+        self.place.areas = RingAreas::find(&self.place.layout, &self.address, self.space, &memory)?;
+        self.place.memory = memory;
+        Ok(())
+    }
+
+    /// From now on writes are marked in this log: those to buffers, and those to the ring where its address in the log is
+    /// given. Without a log, nothing is.
+    pub fn set_log(&mut self, log: Option<(Arc<DirtyLog>, Option<u64>)>) {
+        self.place.log = log.map(|(log, device_area)| RingLog { log, device_area });
+    }
+
+    /// From now on requests under way are recorded here. What a device before had left in it is to be taken with
+    /// [`resubmit`](Self::resubmit) before anything is popped.
+    ///
+    /// # Errors
+    /// Where what is recorded can't be.
+    #[expect(clippy::needless_pass_by_value, reason = "it is kept once it is built")]
+    pub fn set_inflight(&mut self, queue: InflightQueue) -> Result<(), QueueError> {
+        let ring = u32::from(queue.index());
+        Err(QueueError::Unsupported { ring, what: "inflight record" })
+    }
+
+    /// Takes the next request that a device before this one had popped and not pushed, in their order. `false`: there are
+    /// no more.
+    ///
+    /// # Errors
+    /// Where what is recorded can't be.
+    pub fn resubmit(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        chain.begin(&self.place.memory);
+        Ok(false)
+    }
+}
+
+impl RingPlace {
+    /// Marks a write to the device's area of a split ring, to a packed ring's event area.
+    #[inline]
+    pub fn mark_device_area(&self, offset: usize, bytes: usize) {
+        if let Some(RingLog { log, device_area: Some(start) }) = &self.log {
+            log.mark(start.wrapping_add(offset as u64), bytes as u64);
+        }
+    }
+}
+
+/// Whether a side that wants to be told of entry `event` is to be told of entries `old..new` ("vring_need_event").
+pub(super) const fn is_event_in(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}

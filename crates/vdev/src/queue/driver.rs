@@ -1,0 +1,270 @@
+//! A ring as the driver has it.
+//!
+//! ```text
+//!   create ──▶ add … add ──▶ publish ──▶ kick, where it says so
+//!   take_used ──▶ Used │ None: enable_calls; where that says true, look again; otherwise wait for a call
+//! ```
+
+use super::arena::Arena;
+use super::error::QueueError;
+use super::layout::{RingAreas, RingKind, RingLayout};
+use super::split;
+use crate::memory::Area;
+use crate::protocol::VringAddress;
+
+/// A piece of guest memory that a request is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Buffer {
+    /// Where it begins.
+    pub guest_address: u64,
+    /// How long it is.
+    pub bytes: u32,
+}
+
+/// A request that the device is done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Used {
+    /// What it was added with.
+    pub token: u64,
+    /// Bytes that the device has written, from the first writable buffer on.
+    pub written: u32,
+}
+
+/// A ring as the driver has it.
+#[derive(Debug)]
+pub struct DriverRing {
+    place: DriverPlace,
+    side: Side,
+}
+
+/// Where a ring of ours lies.
+#[derive(Debug)]
+pub(super) struct DriverPlace {
+    pub index: u32,
+    pub layout: RingLayout,
+    pub areas: RingAreas,
+    /// For each descriptor a table of [`TABLE_ENTRIES`], where indirect tables were agreed on.
+    pub tables: Option<Area>,
+}
+
+/// Descriptors that an indirect table of ours has.
+pub(super) const TABLE_ENTRIES: usize = 64;
+
+#[derive(Debug)]
+enum Side {
+    Split(split::Driver),
+}
+
+impl DriverRing {
+    /// Lays out the ring `index` in memory of ours.
+    ///
+    /// # Errors
+    /// Where there is no such ring, or no room for it.
+    pub fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
+        layout.check(index)?;
+        let [descriptors, driver, device] = layout.areas();
+        let mut area = |(bytes, alignment): (usize, u64)| arena.allocate(bytes, alignment);
+        let areas = RingAreas { descriptors: area(descriptors)?, driver: area(driver)?, device: area(device)? };
+        let tables = layout.indirect.then(|| area((usize::from(layout.size) * TABLE_ENTRIES * 16, 16))).transpose()?;
+        let place = DriverPlace { index, layout, areas, tables };
+        place.clear();
+        let side = match layout.kind {
+            RingKind::Split => Side::Split(split::Driver::new(&place)),
+            RingKind::Packed => return Err(QueueError::Unsupported { ring: index, what: "packed layout" }),
+        };
+        Ok(Self { place, side })
+    }
+
+    /// Which ring it is.
+    pub const fn index(&self) -> u32 {
+        self.place.index
+    }
+
+    /// What was agreed on.
+    pub const fn layout(&self) -> RingLayout {
+        self.place.layout
+    }
+
+    /// Where it lies, as `SET_VRING_ADDR` says it. Writes to it are not logged.
+    pub fn address(&self) -> VringAddress {
+        let RingAreas { descriptors, driver, device } = &self.place.areas;
+        VringAddress {
+            index: self.place.index,
+            flags: 0,
+            descriptor: descriptors.user_address(),
+            used: device.user_address(),
+            available: driver.user_address(),
+            log: device.guest_address(),
+        }
+    }
+
+    /// Where a device is to begin that knows nothing of this ring but what is in memory: behind the last entry that was
+    /// used. It is a new ring's base, and that of a ring whose device has gone and has left an inflight region.
+    pub fn base(&self) -> u32 {
+        match &self.side {
+            Side::Split(side) => side.base(&self.place),
+        }
+    }
+
+    /// Its parts, for whoever writes wrong rings on purpose.
+    pub const fn areas(&self) -> &RingAreas {
+        &self.place.areas
+    }
+
+    /// Adds a request. The device sees it after the next [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// [`QueueError::Full`] where it has no room now, [`QueueError::Buffers`] where it never has.
+    #[inline]
+    pub fn add(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueError> {
+        match &mut self.side {
+            Side::Split(side) => side.add(&self.place, readable, writable, token),
+        }
+    }
+
+    /// Lets the device see all that was added. `true`: it wants to be kicked.
+    #[inline]
+    #[must_use = "the device waits for the kick"]
+    pub fn publish(&mut self) -> bool {
+        match &mut self.side {
+            Side::Split(side) => side.publish(&self.place),
+        }
+    }
+
+    /// Takes the next request that the device is done with.
+    ///
+    /// # Errors
+    /// Where the device lies. Nothing is taken then, and it is the same the next time.
+    #[inline]
+    pub fn take_used(&mut self) -> Result<Option<Used>, QueueError> {
+        let used = match &mut self.side {
+            Side::Split(side) => side.take_used(&self.place),
+        };
+        if self.place.areas.is_cut() { Err(QueueError::Cut { ring: self.place.index }) } else { used }
+    }
+
+    /// How many requests the device has.
+    pub fn outstanding(&self) -> u16 {
+        match &self.side {
+            Side::Split(side) => side.outstanding(),
+        }
+    }
+
+    /// The tokens of the requests that the device has, or will have after the next [`publish`](Self::publish).
+    pub fn outstanding_tokens(&self) -> impl Iterator<Item = u64> + '_ {
+        let requests = match &self.side {
+            Side::Split(side) => side.requests(),
+        };
+        requests.iter().filter(|request| request.is_outstanding()).map(|request| request.token)
+    }
+
+    /// How many descriptors are free.
+    pub fn free_descriptors(&self) -> u16 {
+        match &self.side {
+            Side::Split(side) => side.free_descriptors(),
+        }
+    }
+
+    /// Tells the device to call when it is done with more. `true`: it is already, and may not have called.
+    pub fn enable_calls(&mut self) -> bool {
+        match &mut self.side {
+            Side::Split(side) => side.enable_calls(&self.place),
+        }
+    }
+
+    /// Tells the device that the driver looks by itself.
+    pub fn disable_calls(&mut self) {
+        match &mut self.side {
+            Side::Split(side) => side.disable_calls(&self.place),
+        }
+    }
+
+    /// Begins anew at base 0, with nothing outstanding; the device must have let go of the ring.
+    pub fn reset(&mut self) {
+        self.place.clear();
+        match &mut self.side {
+            Side::Split(side) => *side = split::Driver::new(&self.place),
+        }
+    }
+}
+
+impl DriverPlace {
+    /// Zeros, whatever a ring before has left there.
+    fn clear(&self) {
+        for area in [&self.areas.descriptors, &self.areas.driver, &self.areas.device] {
+            for at in 0..area.bytes() {
+                area.write(at, 0_u8);
+            }
+        }
+    }
+
+    /// How a request of these buffers lies in the ring.
+    #[inline]
+    pub fn fit(&self, readable: &[Buffer], writable: &[Buffer]) -> Result<Fit, QueueError> {
+        let buffers = readable.len() + writable.len();
+        let size = usize::from(self.layout.size);
+        let by_table = self.tables.is_some() && buffers > 1 && buffers <= TABLE_ENTRIES;
+        let max = if self.tables.is_some() { size.max(TABLE_ENTRIES) } else { size };
+        match u16::try_from(buffers) {
+            Ok(1..) if by_table => Ok(Fit::Table),
+            Ok(buffers @ 1..) if usize::from(buffers) <= size => Ok(Fit::Chain(buffers)),
+            _ => Err(QueueError::Buffers { ring: self.index, buffers, max }),
+        }
+    }
+}
+
+/// How a request lies in a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// As so many descriptors.
+    Chain(u16),
+    /// As one that refers to a table.
+    Table,
+}
+
+impl Fit {
+    /// Descriptors of the ring that it takes.
+    pub const fn descriptors(self) -> u16 {
+        match self {
+            Self::Chain(descriptors) => descriptors,
+            Self::Table => 1,
+        }
+    }
+}
+
+/// What a driver remembers of a request, where no device can reach it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Request {
+    pub token: u64,
+    /// Bytes that the device may write.
+    pub writable: u64,
+    /// Descriptors that come back with it; none: there is no request.
+    pub descriptors: u16,
+    /// It was the how manieth request, so that one can be told that the device can't have seen yet.
+    pub number: u64,
+}
+
+impl Request {
+    pub fn new(writable: &[Buffer], token: u64, descriptors: u16, number: u64) -> Self {
+        let writable = writable.iter().map(|buffer| u64::from(buffer.bytes)).sum();
+        Self { token, writable, descriptors, number }
+    }
+
+    pub const fn is_outstanding(&self) -> bool {
+        self.descriptors > 0
+    }
+
+    /// Ends the request `id`, where the device can have done what it says: the request was published, and it has room for
+    /// what was written.
+    #[inline]
+    pub fn take(&mut self, ring: u32, id: u16, written: u32, published: u64) -> Result<Used, QueueError> {
+        if !self.is_outstanding() || self.number >= published {
+            return Err(QueueError::UnknownId { ring, id: id.into() });
+        }
+        if u64::from(written) > self.writable {
+            return Err(QueueError::UsedLength { ring, id, written, writable: self.writable });
+        }
+        self.descriptors = 0;
+        Ok(Used { token: self.token, written })
+    }
+}

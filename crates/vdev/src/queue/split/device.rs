@@ -1,0 +1,191 @@
+//! The device's side of a split ring.
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::{DO_NOT_TELL, FLAGS, INDEX, available_entry, used_entry};
+use crate::queue::chain::{Chain, ChainId};
+use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::queue::device::{RingPlace, is_event_in};
+use crate::queue::error::QueueError;
+
+/// The device's side of a split ring: all that it knows for itself.
+#[derive(Debug)]
+pub(in crate::queue) struct Device {
+    /// The available index, as it was loaded last.
+    available: u16,
+    /// The next available entry to take.
+    next: u16,
+    /// The next used entry to write.
+    used: u16,
+    /// The used index that the driver sees.
+    published: u16,
+    /// Of each descriptor, whether the chain that begins there was popped and not pushed.
+    is_in_flight: Box<[bool]>,
+    in_flight: u16,
+}
+
+impl Device {
+    pub fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
+        let next = u16::try_from(base).map_err(|_| QueueError::Base { ring: place.index, base })?;
+        // The base says nothing of the used ring, whose index only the device writes: it is where a device before left it.
+        let used = place.areas.device.load_u16(INDEX, Ordering::Relaxed);
+        let is_in_flight = vec![false; usize::from(place.layout.size)].into_boxed_slice();
+        Ok(Self { available: next, next, used, published: used, is_in_flight, in_flight: 0 })
+    }
+
+    #[inline]
+    pub fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.available == self.next && !self.load_available(place)? {
+            return Ok(false);
+        }
+        let size = place.layout.size;
+        let ring = place.index;
+        let entry = available_entry(self.next & (size - 1));
+        let head = place.areas.driver.load_u16(entry, Ordering::Relaxed);
+        match self.is_in_flight.get(usize::from(head)) {
+            None => return Err(QueueError::Descriptor { ring, descriptor: head, size: size.into() }),
+            Some(true) => return Err(QueueError::AvailableTwice { ring, head }),
+            Some(false) => {}
+        }
+        let descriptors = walk(place, head, chain)?;
+        chain.id = ChainId { number: head, descriptors, entry: head };
+        self.next = self.next.wrapping_add(1);
+        self.is_in_flight[usize::from(head)] = true;
+        self.in_flight += 1;
+        Ok(true)
+    }
+
+    pub fn unpop(&mut self, id: ChainId) {
+        self.next = self.next.wrapping_sub(1);
+        self.land(id);
+    }
+
+    #[inline]
+    pub fn push(&mut self, place: &RingPlace, id: ChainId, written: u32) {
+        let entry = used_entry(self.used & (place.layout.size - 1));
+        let bits = u64::from(id.number) | u64::from(written) << 32;
+        place.areas.device.write(entry, bits.to_le());
+        place.mark_device_area(entry, 8);
+        self.used = self.used.wrapping_add(1);
+        self.land(id);
+    }
+
+    #[inline]
+    pub fn publish(&mut self, place: &RingPlace) -> bool {
+        if self.published == self.used {
+            return false;
+        }
+        let old = self.published;
+        // The entries are there before the index says so.
+        place.areas.device.store_u16(INDEX, self.used, Ordering::Release);
+        place.mark_device_area(INDEX, 2);
+        self.published = self.used;
+        // Either the driver sees the index when it looks again after having asked for a call, or we see that it asked.
+        fence(Ordering::SeqCst);
+        if place.layout.event_idx {
+            let event = place.areas.driver.load_u16(available_entry(place.layout.size), Ordering::Relaxed);
+            is_event_in(event, self.used, old)
+        } else {
+            place.areas.driver.load_u16(FLAGS, Ordering::Relaxed) & DO_NOT_TELL == 0
+        }
+    }
+
+    pub fn disable_kicks(&self, place: &RingPlace) {
+        // With events there is nothing to say: the driver kicks for one entry and not again.
+        if !place.layout.event_idx {
+            place.areas.device.store_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+            place.mark_device_area(FLAGS, 2);
+        }
+    }
+
+    pub fn enable_kicks(&self, place: &RingPlace) -> bool {
+        let (at, value) = if place.layout.event_idx { (used_entry(place.layout.size), self.next) } else { (FLAGS, 0) };
+        place.areas.device.store_u16(at, value, Ordering::Relaxed);
+        place.mark_device_area(at, 2);
+        // Either the driver sees that we ask, or we see what it has made available.
+        fence(Ordering::SeqCst);
+        place.areas.driver.load_u16(INDEX, Ordering::Relaxed) != self.next
+    }
+
+    pub fn base(&self) -> u32 {
+        self.next.into()
+    }
+
+    pub const fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    fn load_available(&mut self, place: &RingPlace) -> Result<bool, QueueError> {
+        // What the driver wrote before the index is there once the index is.
+        let to = place.areas.driver.load_u16(INDEX, Ordering::Acquire);
+        let size = place.layout.size;
+        if to.wrapping_sub(self.next) > size {
+            return Err(QueueError::AvailableJump { ring: place.index, from: self.next, to, size });
+        }
+        self.available = to;
+        Ok(to != self.next)
+    }
+
+    #[inline]
+    fn land(&mut self, id: ChainId) {
+        // An id that was forged has no place here.
+        if let Some(is_in_flight) = self.is_in_flight.get_mut(usize::from(id.number))
+            && std::mem::take(is_in_flight)
+        {
+            self.in_flight -= 1;
+        }
+    }
+}
+
+/// Adds the buffers of the chain at `head`, and says how many descriptors of the ring it takes.
+#[inline]
+fn walk(place: &RingPlace, head: u16, chain: &mut Chain) -> Result<u16, QueueError> {
+    let (ring, size) = (place.index, place.layout.size);
+    let mut index = head;
+    for count in 1..=size {
+        let descriptor = Descriptor::load(&place.areas.descriptors, usize::from(index));
+        let [flags, next] = descriptor.small;
+        if flags & INDIRECT != 0 {
+            walk_table(place, head, descriptor, chain)?;
+            return Ok(count);
+        }
+        chain.add(ring, head, descriptor, flags & WRITE != 0)?;
+        if flags & NEXT == 0 {
+            return Ok(count);
+        }
+        if next >= size {
+            return Err(QueueError::Descriptor { ring, descriptor: next, size: size.into() });
+        }
+        index = next;
+    }
+    Err(QueueError::Endless { ring, head })
+}
+
+/// Adds the buffers of an indirect table, whose descriptor may end a chain of others (section 2.7.5.3).
+fn walk_table(place: &RingPlace, head: u16, table: Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
+    let ring = place.index;
+    if !place.layout.indirect {
+        return Err(QueueError::IndirectNotNegotiated { ring });
+    }
+    if table.small[0] & NEXT != 0 {
+        return Err(QueueError::IndirectWithNext { ring });
+    }
+    let size = chain.load_table(ring, table, place.layout.table_max())?;
+    let mut index = 0;
+    for _ in 0..size {
+        let descriptor = chain.table_entry(index);
+        let [flags, next] = descriptor.small;
+        if flags & INDIRECT != 0 {
+            return Err(QueueError::IndirectNested { ring });
+        }
+        chain.add(ring, head, descriptor, flags & WRITE != 0)?;
+        if flags & NEXT == 0 {
+            return Ok(());
+        }
+        index = usize::from(next);
+        if index >= size {
+            return Err(QueueError::Descriptor { ring, descriptor: next, size });
+        }
+    }
+    Err(QueueError::Endless { ring, head })
+}

@@ -1,0 +1,204 @@
+//! The driver's side of a split ring.
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::{DO_NOT_TELL, FLAGS, INDEX, available_entry, used_entry};
+use crate::memory::Area;
+use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::queue::device::is_event_in;
+use crate::queue::driver::{Buffer, DriverPlace, Fit, Request, TABLE_ENTRIES, Used};
+use crate::queue::error::QueueError;
+use crate::queue::layout::DESCRIPTOR_BYTES;
+
+/// The driver's side of a split ring: all that it knows for itself.
+#[derive(Debug)]
+pub(in crate::queue) struct Driver {
+    /// Of each descriptor, the next one that is free or in the same chain.
+    next: Box<[u16]>,
+    /// Of each descriptor, the request that begins there.
+    requests: Box<[Request]>,
+    /// The first free descriptor.
+    free: u16,
+    free_count: u16,
+    outstanding: u16,
+    /// The next available entry to write.
+    available: u16,
+    /// The available index that the device sees.
+    published: u16,
+    /// The next used entry to take.
+    used: u16,
+    /// Requests that were ever added, and that were ever published.
+    numbers: u64,
+    published_numbers: u64,
+}
+
+impl Driver {
+    pub fn new(place: &DriverPlace) -> Self {
+        let size = place.layout.size;
+        Self {
+            next: (1..=size).collect(),
+            requests: vec![Request::default(); usize::from(size)].into_boxed_slice(),
+            free: 0,
+            free_count: size,
+            outstanding: 0,
+            available: 0,
+            published: 0,
+            used: 0,
+            numbers: 0,
+            published_numbers: 0,
+        }
+    }
+
+    #[inline]
+    pub fn add(
+        &mut self,
+        place: &DriverPlace,
+        readable: &[Buffer],
+        writable: &[Buffer],
+        token: u64,
+    ) -> Result<(), QueueError> {
+        let fit = place.fit(readable, writable)?;
+        if fit.descriptors() > self.free_count {
+            return Err(QueueError::Full { ring: place.index });
+        }
+        let head = self.free;
+        let last = match (fit, &place.tables) {
+            (Fit::Table, Some(tables)) => write_table(place, tables, head, readable, writable),
+            _ => self.write_chain(place, head, readable, writable),
+        };
+        self.free = self.next[usize::from(last)];
+        self.free_count -= fit.descriptors();
+        self.requests[usize::from(head)] = Request::new(writable, token, fit.descriptors(), self.numbers);
+        self.numbers += 1;
+        self.outstanding += 1;
+        let entry = available_entry(self.available & (place.layout.size - 1));
+        place.areas.driver.store_u16(entry, head, Ordering::Relaxed);
+        self.available = self.available.wrapping_add(1);
+        Ok(())
+    }
+
+    #[inline]
+    pub fn publish(&mut self, place: &DriverPlace) -> bool {
+        if self.published == self.available {
+            return false;
+        }
+        let old = self.published;
+        // Descriptors and entries are there before the index says so.
+        place.areas.driver.store_u16(INDEX, self.available, Ordering::Release);
+        self.published = self.available;
+        self.published_numbers = self.numbers;
+        // Either the device sees the index when it looks again after having asked for a kick, or we see that it asked.
+        fence(Ordering::SeqCst);
+        if place.layout.event_idx {
+            let event = place.areas.device.load_u16(used_entry(place.layout.size), Ordering::Relaxed);
+            is_event_in(event, self.available, old)
+        } else {
+            place.areas.device.load_u16(FLAGS, Ordering::Relaxed) & DO_NOT_TELL == 0
+        }
+    }
+
+    #[inline]
+    pub fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
+        // What the device wrote before the index, to the ring and to buffers, is there once the index is.
+        let to = place.areas.device.load_u16(INDEX, Ordering::Acquire);
+        let ring = place.index;
+        if to == self.used {
+            return Ok(None);
+        }
+        let outstanding = self.outstanding - self.available.wrapping_sub(self.published);
+        if to.wrapping_sub(self.used) > outstanding {
+            return Err(QueueError::UsedJump { ring, from: self.used, to, outstanding });
+        }
+        let entry = used_entry(self.used & (place.layout.size - 1));
+        let bits = u64::from_le(place.areas.device.read(entry));
+        let (id, written) = (bits as u32, (bits >> 32) as u32);
+        let unknown = QueueError::UnknownId { ring, id };
+        let head = u16::try_from(id).ok().filter(|head| *head < place.layout.size).ok_or(unknown)?;
+        let request = &mut self.requests[usize::from(head)];
+        let descriptors = request.descriptors;
+        let used = request.take(ring, head, written, self.published_numbers)?;
+        self.free_chain(head, descriptors);
+        self.used = self.used.wrapping_add(1);
+        self.outstanding -= 1;
+        Ok(Some(used))
+    }
+
+    pub fn enable_calls(&self, place: &DriverPlace) -> bool {
+        let (at, value) =
+            if place.layout.event_idx { (available_entry(place.layout.size), self.used) } else { (FLAGS, 0) };
+        place.areas.driver.store_u16(at, value, Ordering::Relaxed);
+        // Either the device sees that we ask, or we see what it has used.
+        fence(Ordering::SeqCst);
+        place.areas.device.load_u16(INDEX, Ordering::Relaxed) != self.used
+    }
+
+    pub fn disable_calls(&self, place: &DriverPlace) {
+        // With events there is nothing to say: the device calls for one entry and not again.
+        if !place.layout.event_idx {
+            place.areas.driver.store_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+        }
+    }
+
+    pub fn base(&self, place: &DriverPlace) -> u32 {
+        place.areas.device.load_u16(INDEX, Ordering::Relaxed).into()
+    }
+
+    pub const fn outstanding(&self) -> u16 {
+        self.outstanding
+    }
+
+    pub const fn free_descriptors(&self) -> u16 {
+        self.free_count
+    }
+
+    pub fn requests(&self) -> &[Request] {
+        &self.requests
+    }
+
+    /// Writes a chain of free descriptors from `head` on, and says which is its last.
+    #[inline]
+    fn write_chain(&self, place: &DriverPlace, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
+        let mut left = readable.len() + writable.len();
+        let (mut index, mut last) = (head, head);
+        for (buffer, flags) in with_flags(readable, writable) {
+            left -= 1;
+            let next = self.next[usize::from(index)];
+            let (flags, link) = if left > 0 { (flags | NEXT, next) } else { (flags, 0) };
+            Descriptor::split(buffer.guest_address, buffer.bytes, flags, link)
+                .store(&place.areas.descriptors, usize::from(index));
+            (last, index) = (index, next);
+        }
+        last
+    }
+
+    /// Frees a chain of as many descriptors as were taken for it.
+    #[inline]
+    fn free_chain(&mut self, head: u16, descriptors: u16) {
+        let last = (1..descriptors).fold(head, |index, _| self.next[usize::from(index)]);
+        self.next[usize::from(last)] = self.free;
+        self.free = head;
+        self.free_count += descriptors;
+    }
+}
+
+/// Writes the table of `head`, and says that the chain ends with it.
+#[inline]
+fn write_table(place: &DriverPlace, tables: &Area, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
+    let first = usize::from(head) * TABLE_ENTRIES;
+    let buffers = readable.len() + writable.len();
+    let mut next = 0;
+    for (buffer, flags) in with_flags(readable, writable) {
+        let at = first + usize::from(next);
+        next += 1;
+        let (flags, link) = if usize::from(next) < buffers { (flags | NEXT, next) } else { (flags, 0) };
+        Descriptor::split(buffer.guest_address, buffer.bytes, flags, link).store(tables, at);
+    }
+    let address = tables.guest_address() + (first * DESCRIPTOR_BYTES) as u64;
+    let bytes = u32::from(next) * DESCRIPTOR_BYTES as u32;
+    Descriptor::split(address, bytes, INDIRECT, 0).store(&place.areas.descriptors, usize::from(head));
+    head
+}
+
+fn with_flags<'a>(readable: &'a [Buffer], writable: &'a [Buffer]) -> impl Iterator<Item = (&'a Buffer, u16)> {
+    readable.iter().map(|buffer| (buffer, 0)).chain(writable.iter().map(|buffer| (buffer, WRITE)))
+}
