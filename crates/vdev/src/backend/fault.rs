@@ -1,0 +1,123 @@
+//! Where a backend can be wrong on purpose. The server asks here before it says or does something that a peer can see; a
+//! server without faults never does, and is right.
+
+use std::time::Duration;
+
+use crate::protocol::{Flags, ProtocolFeatures};
+use crate::queue::{Chain, ChainId};
+
+/// What a session tells of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// Virtio features.
+    pub features: u64,
+    /// Protocol features.
+    pub protocol_features: ProtocolFeatures,
+    /// What `GET_QUEUE_NUM` says.
+    pub queues: u64,
+}
+
+/// Something that happens on a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingEvent {
+    /// The driver has kicked.
+    Kick,
+    /// The ring has been stopped.
+    Stop,
+}
+
+/// How a chain is said to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// Which chain.
+    pub id: ChainId,
+    /// How often it is put into the ring.
+    pub times: u8,
+    /// The bytes that are said to be written.
+    pub written: u32,
+}
+
+impl Completion {
+    /// Once, with what was written.
+    pub const fn as_it_is(id: ChainId, written: u32) -> Self {
+        Self { id, times: 1, written }
+    }
+}
+
+/// What is done instead of the right thing when a message has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MessageFault {
+    /// Waited before anything else.
+    pub delay: Duration,
+    /// Instead of handling it.
+    pub instead: Option<Instead>,
+    /// Changes of the answer.
+    pub answer: AnswerFault,
+    /// Said on the backend's channel afterwards, whatever it is.
+    pub backend_channel: Option<(u32, Vec<u8>)>,
+}
+
+/// What is done instead of handling a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instead {
+    /// Nothing, and no answer.
+    Ignore,
+    /// The connection is closed.
+    Close,
+    /// The process ends at once.
+    Crash,
+    /// It is refused, with this code.
+    Nack(u64),
+    /// It is acknowledged, and not done.
+    Ack,
+}
+
+/// Changes of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnswerFault {
+    /// None is sent, though the message was handled.
+    pub silent: bool,
+    /// It is sent twice.
+    pub twice: bool,
+    /// It is said to answer another message.
+    pub request: Option<u32>,
+    /// Its flags.
+    pub flags: Option<Flags>,
+    /// The size that its header has; the payload stays as it is.
+    pub size: Option<u32>,
+    /// Its payload.
+    pub payload: Option<Vec<u8>>,
+    /// Descriptors that come with it and do not belong to it.
+    pub extra_fds: usize,
+    /// It is cut after so many bytes, and the connection is closed.
+    pub cut_after: Option<usize>,
+}
+
+/// Where a backend is wrong. Every method is right by default.
+pub trait Faults: Send + Sync {
+    /// A session begins: what it offers may be changed.
+    fn offer(&self, _offer: &mut Offer) {}
+
+    /// The configuration space, each time it is read.
+    fn config(&self, _config: &mut Vec<u8>) {}
+
+    /// A message has come. Asked once for each.
+    fn message(&self, _request: u32) -> Option<MessageFault> {
+        None
+    }
+
+    /// Whether something that has happened on a ring is not seen.
+    fn ignores(&self, _queue: u16, _event: RingEvent) -> bool {
+        false
+    }
+
+    /// A chain was used; what lies in it may be changed.
+    fn completed(&self, _queue: u16, chain: &Chain, written: u32) -> Completion {
+        Completion::as_it_is(chain.id(), written)
+    }
+
+    /// The driver is about to be told of used buffers: how often it is.
+    fn calls(&self, _queue: u16) -> u32 {
+        1
+    }
+}

@@ -1,0 +1,32 @@
+//! The device's side of vhost-user: serves a [`Device`] to one frontend after the other.
+//!
+//! ```text
+//!   Server ── accepts one frontend at a time ──▶ Session: a state machine over messages
+//!                                                  │ start, stop, enable, memory … (Command, acknowledged)
+//!                                                  ▼
+//!                     kick ──▶ Worker: a thread that owns its rings ──▶ QueueHandler::process ──▶ call
+//! ```
+//! It follows QEMU's `docs/interop/vhost-user.rst` at its strictest. What was not offered or not negotiated is refused: the
+//! frontend is told so where it asks to be told (`need_reply`), else the connection is closed; nothing is ever done in
+//! part. A ring that can't be believed is left alone and its error signalled. [`fault`] is where a mock is wrong on purpose,
+//! [`SessionEvent`] is what whoever prints or judges sees.
+
+mod device;
+pub mod fault;
+mod notify;
+mod observe;
+mod queues;
+mod refusal;
+mod server;
+mod session;
+mod signal;
+mod worker;
+
+pub use device::{ConfigWrite, Device, DeviceError, QueueHandler, STATE_BYTES_MAX, Work};
+pub use observe::{Nobody, Observer, SessionEvent};
+pub use queues::{Queue, Queues};
+pub use refusal::{Refusal, SessionError};
+pub use rustix::event::epoll::EventFlags;
+pub use server::{Options, Server};
+pub use signal::stop_on_signals;
+pub use worker::WorkerError;

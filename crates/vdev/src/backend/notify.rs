@@ -1,0 +1,89 @@
+//! How the other side is told: an eventfd that it sent, a message on the backend's channel, or not at all.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::protocol::backend::{ConfigChangeMsg, VringCall, VringErr};
+use crate::protocol::{Empty, Flags, Message, VringState};
+use crate::socket::{Channel, Event, SocketError};
+
+/// The backend's own channel to the frontend ("Back-end communication"), shared by all who have something to say.
+#[derive(Debug)]
+pub struct BackendChannel {
+    channel: Mutex<Channel>,
+    /// Whether `REPLY_ACK` was negotiated.
+    acknowledged: bool,
+}
+
+impl BackendChannel {
+    pub(super) fn new(stream: UnixStream, name: String, timeout: std::time::Duration, acknowledged: bool) -> Self {
+        Self { channel: Mutex::new(Channel::new(stream, name, timeout)), acknowledged }
+    }
+
+    /// Says that the configuration has changed. Nobody waits for an answer: the frontend may be waiting for one of ours.
+    ///
+    /// # Errors
+    /// Where the frontend does not take it in time.
+    pub fn config_changed(&self) -> Result<(), SocketError> {
+        self.lock().send(&ConfigChangeMsg(Empty), &[])
+    }
+
+    /// Says something and waits until the frontend has done it, where it can say so.
+    ///
+    /// # Errors
+    /// Where the frontend does not take it, or does not answer in time.
+    pub fn tell<M: Message>(&self, message: &M) -> Result<(), SocketError> {
+        let mut channel = self.lock();
+        if self.acknowledged { channel.call_acknowledged(message, &[]) } else { channel.send(message, &[]) }
+    }
+
+    /// Says anything at all.
+    ///
+    /// # Errors
+    /// Where the frontend does not take it in time.
+    pub fn send_raw(&self, request: u32, flags: Flags, payload: &[u8]) -> Result<(), SocketError> {
+        self.lock().send_raw(request, flags, payload, &[])
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Channel> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the frontend is told of used buffers, or of an error.
+#[derive(Debug, Default)]
+pub enum Notify {
+    /// It polls.
+    #[default]
+    Never,
+    /// By an eventfd.
+    Event(Event),
+    /// By a message (`INBAND_NOTIFICATIONS`).
+    InBand(Arc<BackendChannel>),
+}
+
+/// What a frontend is told of a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Buffers were used.
+    Call,
+    /// Something is wrong with it.
+    Error,
+}
+
+impl Notify {
+    /// Tells the frontend.
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    pub fn tell(&self, ring: u16, what: Told) -> io::Result<()> {
+        let state = VringState { index: ring.into(), num: 0 };
+        match (self, what) {
+            (Self::Never, _) => Ok(()),
+            (Self::Event(event), _) => event.signal(),
+            (Self::InBand(channel), Told::Call) => channel.tell(&VringCall(state)).map_err(io::Error::other),
+            (Self::InBand(channel), Told::Error) => channel.tell(&VringErr(state)).map_err(io::Error::other),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What a server tells of its sessions while they go on: for those who print, count or judge.
+
+use std::io;
+
+use super::refusal::{Refusal, SessionError};
+use crate::protocol::{FrontendRequest, Header};
+use crate::queue::QueueError;
+
+/// Something that happened in a session.
+#[derive(Debug)]
+pub enum SessionEvent<'a> {
+    /// A frontend has connected; frontends are counted from 1.
+    Connected {
+        /// Which.
+        client: u64,
+    },
+    /// A message has come.
+    Received {
+        /// Its header.
+        header: Header,
+        /// What it says.
+        payload: &'a [u8],
+        /// How many descriptors came with it.
+        fds: usize,
+    },
+    /// A message was handled.
+    Handled {
+        /// Which.
+        request: FrontendRequest,
+    },
+    /// A message was refused.
+    Refused {
+        /// Its number.
+        request: u32,
+        /// Why.
+        refusal: &'a Refusal,
+        /// Whether the frontend was told so; else the session ends.
+        told: bool,
+    },
+    /// A ring runs.
+    RingStarted {
+        /// Which.
+        queue: u16,
+        /// Its descriptors.
+        size: u16,
+        /// Whether it may have effects already.
+        enabled: bool,
+    },
+    /// A ring was stopped.
+    RingStopped {
+        /// Which.
+        queue: u16,
+        /// Where it stands.
+        base: u32,
+    },
+    /// A driver has kicked. Told by the queue's worker.
+    Kicked {
+        /// Which.
+        queue: u16,
+    },
+    /// A ring can't be believed any more. Told by the queue's worker.
+    RingBroke {
+        /// Which.
+        queue: u16,
+        /// Why.
+        error: &'a QueueError,
+    },
+    /// A kick descriptor is of no use. Told by the queue's worker.
+    KickLost {
+        /// Which.
+        queue: u16,
+        /// Why.
+        error: &'a io::Error,
+    },
+    /// The session is over.
+    Ended {
+        /// Which.
+        client: u64,
+        /// Why, where the frontend did not just leave.
+        error: Option<&'a SessionError>,
+    },
+}
+
+/// Who is told of events. Workers and sessions tell at once, so this must not wait.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: &SessionEvent<'_>);
+}
+
+/// Nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Nobody;
+
+impl Observer for Nobody {
+    fn event(&self, _event: &SessionEvent<'_>) {}
+}

@@ -1,0 +1,210 @@
+//! What a handler works with: the rings of its worker that run, and the descriptors that its worker waits for.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+
+use super::fault::{Completion, Faults, RingEvent};
+use super::notify::{Notify, Told};
+use crate::memory::GuestMemory;
+use crate::queue::{Chain, DeviceRing, QueueError};
+
+/// A ring that runs, as its handler sees it.
+pub struct Queue {
+    index: u16,
+    pub(super) ring: DeviceRing,
+    pub(super) call: Notify,
+    pub(super) enabled: bool,
+    pub(super) faults: Option<Arc<dyn Faults>>,
+    /// Tells the frontend that the log has changed.
+    pub(super) log_changed: Option<Arc<crate::socket::Event>>,
+    /// Chains that were taken, to see whether a handler did anything.
+    taken: u64,
+    /// Whether something was completed and not published.
+    unpublished: bool,
+    /// Whether there may be chains that were under way when another backend ended.
+    pub(super) resubmits: bool,
+}
+
+impl Queue {
+    pub(super) fn new(index: u16, ring: DeviceRing) -> Self {
+        Self {
+            index,
+            ring,
+            call: Notify::Never,
+            enabled: false,
+            faults: None,
+            log_changed: None,
+            taken: 0,
+            unpublished: false,
+            resubmits: false,
+        }
+    }
+
+    /// Its place among the device's queues.
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Whether the frontend lets it have effects.
+    pub const fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        self.ring.memory()
+    }
+
+    /// Takes the next chain of buffers. Returns whether there was one.
+    ///
+    /// # Errors
+    /// Where the ring can't be believed.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        // What a backend before this one had taken comes first.
+        self.resubmits = self.resubmits && self.ring.resubmit(chain)?;
+        let popped = self.resubmits || self.ring.pop(chain)?;
+        self.taken += u64::from(popped);
+        Ok(popped)
+    }
+
+    /// Gives the chain that was taken last back, to be taken again.
+    pub fn unpop(&mut self, chain: &Chain) {
+        self.ring.unpop(chain);
+        self.taken -= 1;
+    }
+
+    /// Says that a chain was used, and how many bytes were written to it. The driver sees it with the next
+    /// [`flush`](Self::flush).
+    pub fn complete(&mut self, chain: &Chain, written: u32) {
+        let Some(faults) = &self.faults else {
+            self.ring.push(chain, written);
+            self.unpublished = true;
+            return;
+        };
+        let completion: Completion = faults.completed(self.index, chain, written);
+        for _ in 0..completion.times {
+            self.ring.push_id(completion.id, completion.written);
+            self.unpublished = true;
+        }
+    }
+
+    /// Lets the driver see what was completed, and tells it where it wants to be told.
+    pub fn flush(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        if self.ring.publish() {
+            self.notify();
+        }
+        if let Some(event) = &self.log_changed {
+            // Whoever waits for it reads the log anyway when it comes to an end.
+            let _ = event.signal();
+        }
+    }
+
+    /// Tells the driver that buffers were used, whether it wants to be told or not.
+    pub fn notify(&mut self) {
+        let calls = match &self.faults {
+            None => 1,
+            Some(faults) => faults.calls(self.index),
+        };
+        for _ in 0..calls {
+            // A frontend that can't be told any more is on its way out; its session ends by itself.
+            let _ = self.call.tell(self.index, Told::Call);
+        }
+    }
+
+    /// Asks the driver for no kicks.
+    pub fn disable_kicks(&mut self) {
+        self.ring.disable_kicks();
+    }
+
+    /// Asks the driver for kicks. Returns whether there is something in the ring already, for which none will come.
+    pub fn enable_kicks(&mut self) -> bool {
+        self.ring.enable_kicks()
+    }
+
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+}
+
+/// Where a token of the worker's own begins; those of handlers are smaller.
+pub(super) const OWN_TOKENS: u64 = 1 << 63;
+
+/// The queues of a worker, and the descriptors that it waits for.
+pub struct Queues {
+    epoll: OwnedFd,
+    /// By place; those that do not run are absent.
+    running: Vec<Option<Box<Queue>>>,
+}
+
+impl Queues {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, running: Vec::new() })
+    }
+
+    /// A queue, where it runs.
+    pub fn get(&mut self, queue: u16) -> Option<&mut Queue> {
+        self.running.get_mut(usize::from(queue))?.as_deref_mut()
+    }
+
+    /// Two different queues, where both run.
+    pub fn pair(&mut self, one: u16, other: u16) -> Option<(&mut Queue, &mut Queue)> {
+        let [one, other] = self.running.get_disjoint_mut([usize::from(one), usize::from(other)]).ok()?;
+        Some((one.as_deref_mut()?, other.as_deref_mut()?))
+    }
+
+    /// Has the worker wait for a descriptor too; [`QueueHandler::ready`](super::QueueHandler::ready) is called with the
+    /// token while it is ready.
+    ///
+    /// # Errors
+    /// Where it can't be waited for, or is already.
+    pub fn watch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
+        debug_assert!(token < OWN_TOKENS, "the token is a handler's");
+        self.watch_any(fd, token, interest)
+    }
+
+    /// Changes what a descriptor is waited for.
+    ///
+    /// # Errors
+    /// Where it is not waited for.
+    pub fn rewatch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
+        Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), interest)?)
+    }
+
+    /// Waits no longer for a descriptor. This must come before it is closed where others have it too.
+    pub fn unwatch(&self, fd: impl AsFd) {
+        // It is not waited for any more, which is what was wanted.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    pub(super) fn watch_any(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), interest)?)
+    }
+
+    pub(super) fn epoll(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    pub(super) fn insert(&mut self, queue: Queue) {
+        let place = usize::from(queue.index);
+        if self.running.len() <= place {
+            self.running.resize_with(place + 1, || None);
+        }
+        self.running[place] = Some(Box::new(queue));
+    }
+
+    pub(super) fn remove(&mut self, queue: u16) -> Option<Box<Queue>> {
+        self.running.get_mut(usize::from(queue))?.take()
+    }
+
+    /// Whether a kick that has come is to be believed.
+    pub(super) fn is_kick_ignored(&mut self, queue: u16) -> bool {
+        let faults = self.get(queue).and_then(|queue| queue.faults.clone());
+        faults.is_some_and(|faults| faults.ignores(queue, RingEvent::Kick))
+    }
+}

@@ -1,0 +1,509 @@
+//! The thread that serves some queues of one session. It owns their rings; the session tells it what to do and waits until
+//! it has done it, so that a ring that was stopped is stopped.
+//!
+//! ```text
+//!    session ── Command ──▶ ┌─ worker ──────────────────────────────┐
+//!            ◀── answer ──  │ sleep ─▶ kick, wake, other descriptor │
+//!                           │   ▲            │                      │
+//!                           │   │         process … process         │
+//!                           │   └─ enable kicks ◀─ look a while ────│
+//!                           └───────────────────────────────────────┘
+//! ```
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventFlags};
+use rustix::io::Errno;
+
+use super::device::{QueueHandler, Work};
+use super::notify::{Notify, Told};
+use super::observe::{Observer, SessionEvent};
+use super::queues::{OWN_TOKENS, Queue, Queues};
+use crate::memory::GuestMemory;
+use crate::queue::QueueError;
+use crate::socket::Event;
+
+/// Tokens of the worker's own descriptors: the kick of a queue, and the session's wake.
+const KICK: u64 = OWN_TOKENS;
+const WAKE: u64 = u64::MAX;
+/// Descriptors that are seen in one look.
+const EVENTS_AT_ONCE: usize = 32;
+/// The longest that a ring without kicks is left alone: what bounds the cost of polling it.
+const POLL_PAUSE_MAX: Duration = Duration::from_millis(1);
+/// Looks between two chances for others to run.
+const LOOKS_PER_YIELD: u32 = 16;
+
+/// How a worker finds out that a ring has more.
+#[derive(Debug)]
+pub enum Kick {
+    /// It is told by a message.
+    Message,
+    /// It looks now and then.
+    Polled,
+    /// By an eventfd.
+    Event(Event),
+}
+
+/// The log of a ring: the dirty log with the guest address of the used ring in it, and whom to tell.
+pub type RingLog = (Option<(Arc<crate::memory::DirtyLog>, Option<u64>)>, Option<Arc<Event>>);
+
+/// What a session tells its worker to do.
+pub enum Command {
+    /// Serve this queue.
+    Start(Box<Queue>, Kick, Notify),
+    /// Finish what is under way, and let go.
+    Stop(u16),
+    /// It may have effects, or none.
+    Enable(u16, bool),
+    /// It is kicked another way.
+    Kick(u16, Kick),
+    /// It was kicked by a message.
+    Kicked(u16),
+    /// The driver is told another way.
+    Call(u16, Notify),
+    /// The frontend is told of errors another way.
+    Error(u16, Notify),
+    /// Memory has changed.
+    Memory(GuestMemory),
+    /// Writes are logged, or no more.
+    Log(u16, RingLog),
+}
+
+/// What a worker answers: the base of the queue that it stopped, else 0.
+pub type Answer = Result<u32, QueueError>;
+
+/// Why a worker did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// It could not be started.
+    #[error("failed to start a queue worker")]
+    Start(#[source] io::Error),
+    /// It does not answer.
+    #[error("a queue worker did not answer within {waited:?}")]
+    Stuck {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// It has ended, which is our own bug.
+    #[error("a queue worker has ended")]
+    Gone,
+    /// It says no.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// A worker, as its session has it. It ends when this is dropped.
+pub struct Worker {
+    commands: SyncSender<(Option<Command>, SyncSender<Answer>)>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+    patience: Duration,
+}
+
+struct Waker {
+    event: Event,
+    pending: AtomicBool,
+}
+
+impl Worker {
+    /// Starts a worker. `patience` bounds the wait for its answers.
+    pub fn start(
+        name: String,
+        handler: Box<dyn QueueHandler>,
+        poll_time: Duration,
+        patience: Duration,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, WorkerError> {
+        let waker = Waker { event: Event::new().map_err(WorkerError::Start)?, pending: AtomicBool::new(false) };
+        let waker = Arc::new(waker);
+        let queues = Queues::new().map_err(WorkerError::Start)?;
+        queues.watch_any(&waker.event, WAKE, EventFlags::IN).map_err(WorkerError::Start)?;
+        let (commands, received) = sync_channel(1);
+        let mut run = Run {
+            queues,
+            handler,
+            states: Vec::new(),
+            commands: received,
+            waker: Arc::clone(&waker),
+            poll_time,
+            pause: Duration::ZERO,
+            observer,
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(move || run.run()).map_err(WorkerError::Start)?;
+        Ok(Self { commands, waker, thread: Some(thread), patience })
+    }
+
+    /// Tells it what to do, and waits until it has.
+    pub fn tell(&self, command: Command) -> Result<u32, WorkerError> {
+        let answer = self.send(Some(command))?;
+        match answer.recv_timeout(self.patience) {
+            Ok(answer) => Ok(answer?),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(WorkerError::Stuck { waited: self.patience }),
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(WorkerError::Gone),
+        }
+    }
+
+    fn send(&self, command: Option<Command>) -> Result<Receiver<Answer>, WorkerError> {
+        let (sender, answer) = sync_channel(1);
+        self.commands.try_send((command, sender)).map_err(|error| match error {
+            // It has not taken the one before, whose wait has ended.
+            TrySendError::Full(_) => WorkerError::Stuck { waited: self.patience },
+            TrySendError::Disconnected(_) => WorkerError::Gone,
+        })?;
+        self.waker.pending.store(true, Ordering::Release);
+        self.waker.event.signal().map_err(WorkerError::Start)?;
+        Ok(answer)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // One that is stuck in the operating system ends as soon as it comes back: its commands have ended.
+        let ends = self.send(None).is_ok_and(|answer| {
+            !matches!(answer.recv_timeout(self.patience), Err(std::sync::mpsc::RecvTimeoutError::Timeout))
+        });
+        if let (true, Some(thread)) = (ends, self.thread.take()) {
+            // A panic was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a worker knows of a queue beyond its ring.
+struct State {
+    kick: Kick,
+    error: Notify,
+    /// There may be something in it.
+    ready: bool,
+    /// It can't be believed any more.
+    broken: bool,
+}
+
+struct Run {
+    queues: Queues,
+    handler: Box<dyn QueueHandler>,
+    /// By place, as the queues are.
+    states: Vec<Option<State>>,
+    commands: Receiver<(Option<Command>, SyncSender<Answer>)>,
+    waker: Arc<Waker>,
+    poll_time: Duration,
+    /// How long rings without kicks were left alone last.
+    pause: Duration,
+    observer: Arc<dyn Observer>,
+}
+
+impl Run {
+    fn run(&mut self) {
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
+        loop {
+            self.wait(&mut events);
+            for event in &events {
+                self.on_event(event.data.u64());
+            }
+            if self.handler.deadline().is_some_and(|deadline| deadline <= Instant::now())
+                && let Err((queue, error)) = self.handler.expired(&mut self.queues)
+            {
+                self.broke(queue, &error);
+            }
+            // Cleared before the commands are taken, so that none that comes later is overlooked.
+            if self.waker.pending.swap(false, Ordering::AcqRel) {
+                while let Ok((command, answer)) = self.commands.try_recv() {
+                    let Some(command) = command else { return };
+                    // A session that does not wait any more has given this worker up.
+                    let _ = answer.try_send(self.obey(command));
+                }
+            }
+            self.serve();
+        }
+    }
+
+    /// Sleeps until something happens.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>) {
+        events.clear();
+        let timeout = self.timeout().map(|left| Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match epoll::wait(self.queues.epoll(), rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => unreachable!("an epoll of ours can be waited for: {error}"),
+        }
+        if events.is_empty() {
+            for state in self.states.iter_mut().flatten() {
+                state.ready |= matches!(state.kick, Kick::Polled) && !state.broken;
+            }
+        }
+    }
+
+    fn timeout(&mut self) -> Option<Duration> {
+        let live = || self.states.iter().flatten().filter(|state| !state.broken);
+        if live().any(|state| state.ready) {
+            return Some(Duration::ZERO);
+        }
+        let polled = live().any(|state| matches!(state.kick, Kick::Polled)).then(|| {
+            // Each look that finds nothing makes the next pause longer.
+            self.pause = (self.pause * 2).clamp(Duration::from_micros(20), POLL_PAUSE_MAX);
+            self.pause
+        });
+        let deadline = self.handler.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        polled.into_iter().chain(deadline).min()
+    }
+
+    fn on_event(&mut self, token: u64) {
+        if token == WAKE {
+            // Only ever read here, and by nobody else.
+            let _ = self.waker.event.take();
+        } else if token >= KICK {
+            let queue = (token - KICK) as u16;
+            self.on_kick(queue);
+        } else if let Err((queue, error)) = self.handler.ready(&mut self.queues, token) {
+            self.broke(queue, &error);
+        }
+    }
+
+    fn on_kick(&mut self, queue: u16) {
+        let Some(state) = self.states.get_mut(usize::from(queue)).and_then(Option::as_mut) else { return };
+        let Kick::Event(event) = &state.kick else { return };
+        match event.take() {
+            Ok(_) => self.kicked(queue),
+            // A pipe whose other end is closed, or no eventfd at all: it would be ready for ever.
+            Err(source) => {
+                self.queues.unwatch(event);
+                state.kick = Kick::Message;
+                self.observer.event(&SessionEvent::KickLost { queue, error: &source });
+                self.tell_error(queue);
+            }
+        }
+    }
+
+    fn kicked(&mut self, queue: u16) {
+        self.observer.event(&SessionEvent::Kicked { queue });
+        if !self.queues.is_kick_ignored(queue) {
+            self.look_at(queue);
+        }
+    }
+
+    fn look_at(&mut self, queue: u16) {
+        if let Some(Some(state)) = self.states.get_mut(usize::from(queue)) {
+            state.ready = !state.broken;
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Answer {
+        match command {
+            Command::Start(queue, kick, error) => self.start(*queue, kick, error),
+            Command::Stop(queue) => Ok(self.stop(queue)),
+            Command::Enable(queue, enabled) => {
+                if let Some(found) = self.queues.get(queue) {
+                    found.enabled = enabled;
+                    self.look_at(queue);
+                }
+                Ok(0)
+            }
+            Command::Kick(queue, kick) => self.set_kick(queue, kick).map(|()| 0),
+            Command::Kicked(queue) => {
+                self.kicked(queue);
+                Ok(0)
+            }
+            Command::Call(queue, call) => {
+                if let Some(found) = self.queues.get(queue) {
+                    found.call = call;
+                    // Whoever was to be told by the old one may not have been: a call too many is harmless.
+                    found.notify();
+                }
+                Ok(0)
+            }
+            Command::Error(queue, error) => {
+                if let Some(Some(state)) = self.states.get_mut(usize::from(queue)) {
+                    state.error = error;
+                }
+                Ok(0)
+            }
+            Command::Memory(memory) => self.set_memory(&memory),
+            Command::Log(queue, (log, changed)) => {
+                if let Some(found) = self.queues.get(queue) {
+                    found.ring.set_log(log);
+                    found.log_changed = changed;
+                }
+                Ok(0)
+            }
+        }
+    }
+
+    fn start(&mut self, queue: Queue, kick: Kick, error: Notify) -> Answer {
+        let index = queue.index();
+        let place = usize::from(index);
+        if self.states.len() <= place {
+            self.states.resize_with(place + 1, || None);
+        }
+        self.queues.insert(queue);
+        self.states[place] = Some(State { kick: Kick::Message, error, ready: true, broken: false });
+        let started = match self.handler.started(&mut self.queues, index) {
+            Ok(()) => self.set_kick(index, kick),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
+            self.stop(index);
+            return Err(error);
+        }
+        Ok(0)
+    }
+
+    fn stop(&mut self, queue: u16) -> u32 {
+        let Some(Some(state)) = self.states.get_mut(usize::from(queue)).map(Option::take) else { return 0 };
+        if let Kick::Event(event) = &state.kick {
+            self.queues.unwatch(event);
+        }
+        if !state.broken {
+            self.handler.stopping(&mut self.queues, queue);
+            if let Some(running) = self.queues.get(queue) {
+                running.flush();
+            }
+        }
+        self.queues.remove(queue).map_or(0, |stopped| stopped.ring.base())
+    }
+
+    fn set_kick(&mut self, queue: u16, kick: Kick) -> Result<(), QueueError> {
+        let Some(Some(state)) = self.states.get_mut(usize::from(queue)) else { return Ok(()) };
+        if let Kick::Event(event) = &state.kick {
+            self.queues.unwatch(event);
+        }
+        state.kick = kick;
+        // A kick by the old one may have been lost.
+        state.ready = !state.broken;
+        if let Kick::Event(event) = &state.kick
+            && let Err(source) = self.queues.watch_any(event, KICK + u64::from(queue), EventFlags::IN)
+        {
+            state.kick = Kick::Message;
+            self.observer.event(&SessionEvent::KickLost { queue, error: &source });
+            self.tell_error(queue);
+        }
+        Ok(())
+    }
+
+    fn set_memory(&mut self, memory: &GuestMemory) -> Answer {
+        for place in 0..self.states.len() {
+            let queue = place as u16;
+            let Some(found) = self.queues.get(queue) else { continue };
+            if let Err(error) = found.ring.set_memory(memory.clone()) {
+                self.broke(queue, &error);
+                return Err(error);
+            }
+        }
+        Ok(0)
+    }
+
+    /// Serves all queues that may have something, until they have nothing and some time has passed, or there is
+    /// something else to do.
+    fn serve(&mut self) {
+        let mut give_up: Option<Instant> = None;
+        let mut looks = 0;
+        loop {
+            let (mut worked, mut more, mut waiting) = (false, false, false);
+            for place in 0..self.states.len() {
+                let Some(State { ready: true, broken: false, .. }) = self.states[place] else { continue };
+                let (did, work) = self.process(place as u16);
+                worked |= did;
+                more |= work == Work::More;
+                waiting |= work == Work::Drained;
+            }
+            if more || self.waker.pending.load(Ordering::Acquire) {
+                return;
+            }
+            if worked {
+                self.pause = Duration::ZERO;
+                give_up = None;
+                continue;
+            }
+            if waiting && !self.poll_time.is_zero() {
+                let now = Instant::now();
+                if now < *give_up.get_or_insert(now + self.poll_time) {
+                    looks += 1;
+                    if looks % LOOKS_PER_YIELD == 0 {
+                        std::thread::yield_now();
+                    } else {
+                        std::hint::spin_loop();
+                    }
+                    continue;
+                }
+            }
+            if !self.rest() {
+                return;
+            }
+            give_up = None;
+        }
+    }
+
+    /// Asks for kicks on all queues that were served. Returns whether one of them has more already.
+    fn rest(&mut self) -> bool {
+        let mut again = false;
+        for place in 0..self.states.len() {
+            let Some(State { ready: ready @ true, broken: false, kick, .. }) = &mut self.states[place] else {
+                continue;
+            };
+            let is_polled = matches!(kick, Kick::Polled);
+            let Some(queue) = self.queues.get(place as u16) else { continue };
+            *ready = !is_polled && queue.enable_kicks();
+            again |= *ready;
+        }
+        again
+    }
+
+    /// Has a queue served once. Returns whether anything was taken from it.
+    fn process(&mut self, index: u16) -> (bool, Work) {
+        let Some(queue) = self.queues.get(index) else { return (false, Work::Left) };
+        queue.disable_kicks();
+        let before = queue.taken();
+        let done = if queue.is_enabled() {
+            self.handler.process(&mut self.queues, index)
+        } else {
+            self.handler.discard(&mut self.queues, index)
+        };
+        let worked = match self.queues.get(index) {
+            None => false,
+            Some(queue) => {
+                queue.flush();
+                queue.taken() != before
+            }
+        };
+        match done {
+            Ok(work) => {
+                if work == Work::Left
+                    && let Some(Some(state)) = self.states.get_mut(usize::from(index))
+                {
+                    state.ready = false;
+                }
+                (worked, work)
+            }
+            Err(error) => {
+                self.broke(index, &error);
+                (worked, Work::Left)
+            }
+        }
+    }
+
+    /// A ring can't be believed: it is left alone from now on, and the frontend is told.
+    fn broke(&mut self, queue: u16, error: &QueueError) {
+        self.observer.event(&SessionEvent::RingBroke { queue, error });
+        let Some(Some(state)) = self.states.get_mut(usize::from(queue)) else { return };
+        state.ready = false;
+        state.broken = true;
+        if let Kick::Event(event) = &state.kick {
+            self.queues.unwatch(event);
+        }
+        self.tell_error(queue);
+    }
+
+    fn tell_error(&self, queue: u16) {
+        if let Some(Some(state)) = self.states.get(usize::from(queue)) {
+            // A frontend that can't be told is on its way out.
+            let _ = state.error.tell(queue, Told::Error);
+        }
+    }
+}
