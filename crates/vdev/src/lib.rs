@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod check;
+pub mod devices;
 pub mod frontend;
 pub mod memory;
 pub mod protocol;

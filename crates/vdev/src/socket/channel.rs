@@ -475,6 +475,26 @@ impl Listener {
         &self.path
     }
 
+    /// The same socket under another descriptor, which is not removed when this one is dropped.
+    ///
+    /// # Errors
+    /// Where the process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { listener: self.listener.try_clone()?, path: PathBuf::new() })
+    }
+
+    /// The next connection, if there is one now.
+    ///
+    /// # Errors
+    /// Where the process has no descriptors left.
+    pub fn accept_stream(&self) -> io::Result<Option<UnixStream>> {
+        match self.listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The next connection, if one comes in time. `timeout` is also that of the channel.
     ///
     /// # Errors
@@ -505,8 +525,10 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // Somebody else may have removed it; there is nothing left to do then.
-        let _ = std::fs::remove_file(&self.path);
+        if !self.path.as_os_str().is_empty() {
+            // Somebody else may have removed it; there is nothing left to do then.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -1,0 +1,140 @@
+//! A network card (VIRTIO 1.2, section 5.1) with one pair of queues, and what lies behind it.
+//!
+//! ```text
+//!   guest ── transmit ring ──▶ frame ──▶ Wire ──▶ TAP │ a host that answers │ its own reflection
+//!         ◀── receive ring ◀── frame ◀──
+//! ```
+//! A frame is never longer than [`FRAME_BYTES_MAX`]; there are no offloads, so each is what is on the wire. What comes while
+//! the guest has no room waits in the TAP, or is dropped like on any network.
+
+mod answer;
+mod handler;
+mod tap;
+mod wire;
+
+use std::io;
+use std::net::Ipv4Addr;
+
+pub use answer::Host;
+pub use tap::Tap;
+pub use wire::Wire;
+
+use crate::backend::{Device, DeviceError, QueueHandler};
+use crate::protocol::ProtocolFeatures;
+use crate::virtio::{DeviceKind, feature};
+
+/// The longest frame that is taken, either way: the largest IP packet with its Ethernet header.
+pub const FRAME_BYTES_MAX: usize = 65_535 + 14;
+/// Where the card receives.
+pub(super) const RECEIVE: u16 = 0;
+/// Where it transmits.
+pub(super) const TRANSMIT: u16 = 1;
+
+/// What lies behind a card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Behind {
+    /// A TAP device of the host, by name. It is made if it is not there.
+    Tap(String),
+    /// One host that answers ARP and pings at this address.
+    Host(Ipv4Addr),
+    /// The card's own frames come back, from and to in the Ethernet header exchanged.
+    Reflection,
+}
+
+/// How a card is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetOptions {
+    /// Its address.
+    pub mac: [u8; 6],
+    /// What lies behind it.
+    pub behind: Behind,
+    /// Of 1,000 frames, either way, how many are lost. Which ones depends on `seed` alone.
+    pub loss_permille: u16,
+    /// The seed of that.
+    pub seed: u64,
+}
+
+impl Default for NetOptions {
+    fn default() -> Self {
+        Self { mac: [0x02, 0x6b, 0x69, 0x6c, 0x6e, 1], behind: Behind::Reflection, loss_permille: 0, seed: 1 }
+    }
+}
+
+/// The largest packet of a frame, as the guest is told.
+const MTU: u16 = 1500;
+/// In `status`: there is a link.
+const LINK_UP: u16 = 1;
+
+/// A network card.
+#[derive(Debug)]
+pub struct Net {
+    options: NetOptions,
+    tap: Option<Tap>,
+}
+
+impl Net {
+    /// A card, with what lies behind it.
+    ///
+    /// # Errors
+    /// Where the TAP can't be opened.
+    pub fn new(options: NetOptions) -> io::Result<Self> {
+        let tap = match &options.behind {
+            Behind::Tap(name) => Some(Tap::open(name)?),
+            Behind::Host(_) | Behind::Reflection => None,
+        };
+        Ok(Self { options, tap })
+    }
+}
+
+impl Device for Net {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        feature::net::MAC | feature::net::STATUS | feature::net::MTU | feature::net::MRG_RXBUF
+    }
+
+    fn protocol_features(&self) -> ProtocolFeatures {
+        ProtocolFeatures::NET_MTU | ProtocolFeatures::RARP
+    }
+
+    fn queues(&self) -> u16 {
+        2
+    }
+
+    fn worker_of(&self, _queue: u16) -> u16 {
+        0
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = self.options.mac.to_vec();
+        for number in [LINK_UP, 1, MTU] {
+            config.extend_from_slice(&number.to_le_bytes());
+        }
+        config
+    }
+
+    fn set_mtu(&self, mtu: u64) -> Result<(), DeviceError> {
+        // The smallest that IPv4 can do with (RFC 791), and the largest that a frame has room for.
+        if (68..=65_535).contains(&mtu) { Ok(()) } else { Err(DeviceError::Mtu { mtu }) }
+    }
+
+    fn announce(&self, mac: [u8; 6]) -> Result<(), DeviceError> {
+        if let Some(tap) = &self.tap {
+            // A frame that a full TAP drops is what happens on a network.
+            let _ = tap.write(&answer::reverse_arp(mac));
+        }
+        Ok(())
+    }
+
+    fn start(&self, _worker: u16, features: u64) -> io::Result<Box<dyn QueueHandler>> {
+        let tap = self.tap.as_ref().map(Tap::try_clone).transpose()?;
+        let wire = match (&self.options.behind, tap) {
+            (_, Some(tap)) => Wire::Tap(tap),
+            (Behind::Host(address), None) => Wire::Host(Host::new(*address)),
+            (Behind::Reflection | Behind::Tap(_), None) => Wire::Reflection,
+        };
+        Ok(Box::new(handler::Handler::new(wire, &self.options, features)))
+    }
+}
