@@ -89,9 +89,17 @@ pub enum QueueError {
         /// Its first descriptor.
         head: u16,
     },
-    /// A chain was made available again before it was used.
+    /// A chain that takes descriptors which were made available before, and were not used since.
     #[error("the chain at descriptor {head} of ring {ring} is available twice")]
     AvailableTwice {
+        /// The ring.
+        ring: u32,
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A chain that was made available before all of it was.
+    #[error("the chain at descriptor {head} of ring {ring} goes on with what is not available")]
+    Unfinished {
         /// The ring.
         ring: u32,
         /// Its first descriptor.

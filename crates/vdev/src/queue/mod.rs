@@ -18,6 +18,7 @@ mod driver;
 mod error;
 mod inflight;
 mod layout;
+mod packed;
 mod split;
 
 pub use arena::Arena;

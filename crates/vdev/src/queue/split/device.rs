@@ -64,8 +64,7 @@ impl Device {
     pub fn push(&mut self, place: &RingPlace, id: ChainId, written: u32) {
         let entry = used_entry(self.used & (place.layout.size - 1));
         let bits = u64::from(id.number) | u64::from(written) << 32;
-        place.areas.device.write(entry, bits.to_le());
-        place.mark_device_area(entry, 8);
+        place.write_device(entry, bits.to_le());
         self.used = self.used.wrapping_add(1);
         self.land(id);
     }
@@ -77,8 +76,7 @@ impl Device {
         }
         let old = self.published;
         // The entries are there before the index says so.
-        place.areas.device.store_u16(INDEX, self.used, Ordering::Release);
-        place.mark_device_area(INDEX, 2);
+        place.store_device_u16(INDEX, self.used, Ordering::Release);
         self.published = self.used;
         // Either the driver sees the index when it looks again after having asked for a call, or we see that it asked.
         fence(Ordering::SeqCst);
@@ -93,15 +91,13 @@ impl Device {
     pub fn disable_kicks(&self, place: &RingPlace) {
         // With events there is nothing to say: the driver kicks for one entry and not again.
         if !place.layout.event_idx {
-            place.areas.device.store_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
-            place.mark_device_area(FLAGS, 2);
+            place.store_device_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
         }
     }
 
     pub fn enable_kicks(&self, place: &RingPlace) -> bool {
         let (at, value) = if place.layout.event_idx { (used_entry(place.layout.size), self.next) } else { (FLAGS, 0) };
-        place.areas.device.store_u16(at, value, Ordering::Relaxed);
-        place.mark_device_area(at, 2);
+        place.store_device_u16(at, value, Ordering::Relaxed);
         // Either the driver sees that we ask, or we see what it has made available.
         fence(Ordering::SeqCst);
         place.areas.driver.load_u16(INDEX, Ordering::Relaxed) != self.next
