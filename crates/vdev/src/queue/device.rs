@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::chain::{Chain, ChainId};
+use super::crash;
 use super::error::QueueError;
 use super::inflight::InflightQueue;
 use super::layout::{AddressSpace, RingAreas, RingKind, RingLayout};
@@ -100,15 +101,7 @@ impl DeviceRing {
             Side::Split(side) => side.pop(&self.place, chain),
             Side::Packed(side) => side.pop(&self.place, chain),
         };
-        // Zeros that were never written look like requests, or like none.
-        if self.place.memory.is_cut() {
-            chain.begin(&self.place.memory);
-            return Err(QueueError::Cut { ring: self.place.index });
-        }
-        if popped.is_err() {
-            chain.begin(&self.place.memory);
-        }
-        popped
+        self.checked(popped, chain)
     }
 
     /// Gives the chain back that was popped last, unused: the next [`pop`](Self::pop) finds it again.
@@ -217,25 +210,43 @@ impl DeviceRing {
         self.place.log = log.map(|(log, device_area)| RingLog { log, device_area });
     }
 
-    /// From now on requests under way are recorded here. What a device before had left in it is to be taken with
-    /// [`resubmit`](Self::resubmit) before anything is popped.
+    /// From now on requests under way are recorded here; nothing was popped yet. What a device before has left in it is to
+    /// be taken with [`resubmit`](Self::resubmit) before anything is popped, and with it the ring goes on where that device
+    /// was lost, whatever its base was said to be.
     ///
     /// # Errors
     /// Where what is recorded can't be.
-    #[expect(clippy::needless_pass_by_value, reason = "it is kept once it is built")]
     pub fn set_inflight(&mut self, queue: InflightQueue) -> Result<(), QueueError> {
-        let ring = u32::from(queue.index());
-        Err(QueueError::Unsupported { ring, what: "inflight record" })
+        match &mut self.side {
+            Side::Split(side) => side.set_inflight(&self.place, queue)?,
+            Side::Packed(side) => side.set_inflight(&self.place, queue)?,
+        }
+        self.enable_kicks();
+        Ok(())
     }
 
     /// Takes the next request that a device before this one had popped and not pushed, in their order. `false`: there are
     /// no more.
     ///
     /// # Errors
-    /// Where what is recorded can't be.
+    /// Where what is recorded can't be. Nothing is taken then, and it is the same the next time.
     pub fn resubmit(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         chain.begin(&self.place.memory);
-        Ok(false)
+        let taken = match &mut self.side {
+            Side::Split(side) => side.resubmit(&self.place, chain),
+            Side::Packed(side) => side.resubmit(&self.place, chain),
+        };
+        self.checked(taken, chain)
+    }
+
+    /// What was taken from memory that is whole. Zeros that were never written look like requests, or like none.
+    #[inline]
+    fn checked(&self, taken: Result<bool, QueueError>, chain: &mut Chain) -> Result<bool, QueueError> {
+        let taken = if self.place.memory.is_cut() { Err(QueueError::Cut { ring: self.place.index }) } else { taken };
+        if taken.is_err() {
+            chain.begin(&self.place.memory);
+        }
+        taken
     }
 }
 
@@ -244,6 +255,7 @@ impl RingPlace {
     #[inline]
     pub fn write_device<T: ByteValued>(&self, at: usize, value: T) {
         self.areas.device.write(at, value);
+        crash::point();
         self.mark_device(at, size_of::<T>());
     }
 
@@ -251,6 +263,7 @@ impl RingPlace {
     #[inline]
     pub fn store_device_u16(&self, at: usize, value: u16, order: Ordering) {
         self.areas.device.store_u16(at, value, order);
+        crash::point();
         self.mark_device(at, 2);
     }
 
@@ -258,6 +271,7 @@ impl RingPlace {
     #[inline]
     pub fn write_descriptor<T: ByteValued>(&self, at: usize, value: T) {
         self.areas.descriptors.write(at, value);
+        crash::point();
         self.mark_descriptors(at, size_of::<T>());
     }
 
@@ -265,6 +279,7 @@ impl RingPlace {
     #[inline]
     pub fn store_descriptor_u16(&self, at: usize, value: u16, order: Ordering) {
         self.areas.descriptors.store_u16(at, value, order);
+        crash::point();
         self.mark_descriptors(at, 2);
     }
 

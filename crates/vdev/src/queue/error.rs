@@ -49,14 +49,6 @@ pub enum QueueError {
         /// The ring.
         ring: u32,
     },
-    /// Something that is not there.
-    #[error("ring {ring} has no {what} here")]
-    Unsupported {
-        /// The ring.
-        ring: u32,
-        /// What was asked for.
-        what: &'static str,
-    },
 
     // What a device finds.
     /// The available index is where it can't be.

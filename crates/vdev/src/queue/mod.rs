@@ -12,6 +12,7 @@
 
 mod arena;
 mod chain;
+mod crash;
 mod descriptor;
 mod device;
 mod driver;

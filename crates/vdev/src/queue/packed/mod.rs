@@ -56,10 +56,11 @@ impl Cursor {
         Self { index: bits & !(1 << 15), lap: bits >> 15 == 1 }
     }
 
+    /// So many descriptors on, at most a lap.
     #[must_use]
     pub const fn advanced(self, descriptors: u16, size: u16) -> Self {
-        let index = self.index as u32 + descriptors as u32;
-        let size = size as u32;
+        let (size, descriptors) = (size as u32, descriptors as u32);
+        let index = self.index as u32 + if descriptors < size { descriptors } else { size };
         if index < size {
             Self { index: index as u16, lap: self.lap }
         } else {
