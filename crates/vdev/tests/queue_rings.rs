@@ -23,8 +23,8 @@ fn pair(layout: RingLayout) -> Pair {
 
 /// Every combination, at this size.
 fn layouts(size: u16) -> impl Iterator<Item = RingLayout> {
-    (0..4_u8).map(move |bits| RingLayout {
-        kind: RingKind::Split,
+    (0..8_u8).map(move |bits| RingLayout {
+        kind: if bits & 4 == 0 { RingKind::Split } else { RingKind::Packed },
         size,
         indirect: bits & 1 != 0,
         event_idx: bits & 2 != 0,
@@ -246,9 +246,13 @@ proptest! {
     #[test]
     fn every_request_comes_back_once_and_no_wake_up_is_lost(
         size_log in 0..5_u32,
+        packed_size in 1..21_u16,
         steps in prop::collection::vec(step(), 0..400),
     ) {
-        for layout in layouts(1 << size_log) {
+        for mut layout in layouts(1 << size_log) {
+            if layout.kind == RingKind::Packed {
+                layout.size = packed_size;
+            }
             let mut run = Run::new(layout);
             for step in &steps {
                 run.take(step);

@@ -12,14 +12,17 @@ pub struct ChainId {
     pub(super) number: u16,
     /// Descriptors of the ring that it takes.
     pub(super) descriptors: u16,
-    /// Its entry in a packed ring's inflight region.
+    /// Its entry in a packed ring's inflight region, or [`NO_ENTRY`].
     pub(super) entry: u16,
 }
+
+/// No inflight region has so many.
+pub(super) const NO_ENTRY: u16 = u16::MAX;
 
 impl ChainId {
     /// The id of a chain that nobody has popped: for whoever gives back what isn't his on purpose.
     pub const fn forged(number: u16, descriptors: u16) -> Self {
-        Self { number, descriptors, entry: 0 }
+        Self { number, descriptors, entry: NO_ENTRY }
     }
 
     /// The chain's first descriptor, or the buffer's id in a packed ring.
@@ -44,6 +47,8 @@ pub struct Chain {
     readable_bytes: u64,
     writable_bytes: u64,
     has_writable: bool,
+    /// The descriptors of a packed ring that it was made of.
+    pub(super) descriptors: Vec<Descriptor>,
     table: Vec<u8>,
     table_spans: Vec<Span>,
 }
@@ -126,6 +131,7 @@ impl Chain {
         self.id = ChainId::default();
         self.readable.clear();
         self.writable.clear();
+        self.descriptors.clear();
         self.readable_bytes = 0;
         self.writable_bytes = 0;
         self.has_writable = false;

@@ -23,6 +23,10 @@ impl Descriptor {
         Self { address, bytes, small: [flags, next] }
     }
 
+    pub const fn packed(address: u64, bytes: u32, id: u16, flags: u16) -> Self {
+        Self { address, bytes, small: [id, flags] }
+    }
+
     /// The descriptor at this place, loaded once.
     #[inline]
     pub fn load(area: &Area, index: usize) -> Self {

@@ -6,13 +6,15 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::chain::{Chain, ChainId};
+use super::crash;
 use super::error::QueueError;
 use super::inflight::InflightQueue;
 use super::layout::{AddressSpace, RingAreas, RingKind, RingLayout};
-use super::split;
-use crate::memory::{DirtyLog, GuestMemory};
+use super::{packed, split};
+use crate::memory::{ByteValued, DirtyLog, GuestMemory};
 use crate::protocol::VringAddress;
 
 /// A ring as the device has it.
@@ -45,6 +47,7 @@ pub(super) struct RingLog {
 #[derive(Debug)]
 enum Side {
     Split(split::Device),
+    Packed(packed::Device),
 }
 
 impl DeviceRing {
@@ -80,7 +83,7 @@ impl DeviceRing {
         let place = RingPlace { index, layout, areas, memory, log: None };
         let side = match layout.kind {
             RingKind::Split => Side::Split(split::Device::new(&place, base)?),
-            RingKind::Packed => return Err(QueueError::Unsupported { ring: index, what: "packed layout" }),
+            RingKind::Packed => Side::Packed(packed::Device::new(&place, base)?),
         };
         let mut ring = Self { place, address, space, side };
         ring.enable_kicks();
@@ -96,22 +99,16 @@ impl DeviceRing {
         chain.begin(&self.place.memory);
         let popped = match &mut self.side {
             Side::Split(side) => side.pop(&self.place, chain),
+            Side::Packed(side) => side.pop(&self.place, chain),
         };
-        // Zeros that were never written look like requests, or like none.
-        if self.place.memory.is_cut() {
-            chain.begin(&self.place.memory);
-            return Err(QueueError::Cut { ring: self.place.index });
-        }
-        if popped.is_err() {
-            chain.begin(&self.place.memory);
-        }
-        popped
+        self.checked(popped, chain)
     }
 
     /// Gives the chain back that was popped last, unused: the next [`pop`](Self::pop) finds it again.
     pub fn unpop(&mut self, chain: &Chain) {
         match &mut self.side {
             Side::Split(side) => side.unpop(chain.id()),
+            Side::Packed(side) => side.unpop(&self.place, chain.id()),
         }
     }
 
@@ -130,6 +127,7 @@ impl DeviceRing {
     pub fn push_id(&mut self, id: ChainId, written: u32) {
         match &mut self.side {
             Side::Split(side) => side.push(&self.place, id, written),
+            Side::Packed(side) => side.push(id, written),
         }
     }
 
@@ -139,6 +137,7 @@ impl DeviceRing {
     pub fn publish(&mut self) -> bool {
         match &mut self.side {
             Side::Split(side) => side.publish(&self.place),
+            Side::Packed(side) => side.publish(&self.place),
         }
     }
 
@@ -146,6 +145,7 @@ impl DeviceRing {
     pub fn disable_kicks(&mut self) {
         match &mut self.side {
             Side::Split(side) => side.disable_kicks(&self.place),
+            Side::Packed(side) => side.disable_kicks(&self.place),
         }
     }
 
@@ -153,6 +153,7 @@ impl DeviceRing {
     pub fn enable_kicks(&mut self) -> bool {
         match &mut self.side {
             Side::Split(side) => side.enable_kicks(&self.place),
+            Side::Packed(side) => side.enable_kicks(&self.place),
         }
     }
 
@@ -161,6 +162,7 @@ impl DeviceRing {
     pub fn base(&self) -> u32 {
         match &self.side {
             Side::Split(side) => side.base(),
+            Side::Packed(side) => side.base(),
         }
     }
 
@@ -168,6 +170,7 @@ impl DeviceRing {
     pub fn in_flight(&self) -> u16 {
         match &self.side {
             Side::Split(side) => side.in_flight(),
+            Side::Packed(side) => side.in_flight(),
         }
     }
 
@@ -207,34 +210,91 @@ impl DeviceRing {
         self.place.log = log.map(|(log, device_area)| RingLog { log, device_area });
     }
 
-    /// From now on requests under way are recorded here. What a device before had left in it is to be taken with
-    /// [`resubmit`](Self::resubmit) before anything is popped.
+    /// From now on requests under way are recorded here; nothing was popped yet. What a device before has left in it is to
+    /// be taken with [`resubmit`](Self::resubmit) before anything is popped, and with it the ring goes on where that device
+    /// was lost, whatever its base was said to be.
     ///
     /// # Errors
     /// Where what is recorded can't be.
-    #[expect(clippy::needless_pass_by_value, reason = "it is kept once it is built")]
     pub fn set_inflight(&mut self, queue: InflightQueue) -> Result<(), QueueError> {
-        let ring = u32::from(queue.index());
-        Err(QueueError::Unsupported { ring, what: "inflight record" })
+        match &mut self.side {
+            Side::Split(side) => side.set_inflight(&self.place, queue)?,
+            Side::Packed(side) => side.set_inflight(&self.place, queue)?,
+        }
+        self.enable_kicks();
+        Ok(())
     }
 
     /// Takes the next request that a device before this one had popped and not pushed, in their order. `false`: there are
     /// no more.
     ///
     /// # Errors
-    /// Where what is recorded can't be.
+    /// Where what is recorded can't be. Nothing is taken then, and it is the same the next time.
     pub fn resubmit(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         chain.begin(&self.place.memory);
-        Ok(false)
+        let taken = match &mut self.side {
+            Side::Split(side) => side.resubmit(&self.place, chain),
+            Side::Packed(side) => side.resubmit(&self.place, chain),
+        };
+        self.checked(taken, chain)
+    }
+
+    /// What was taken from memory that is whole. Zeros that were never written look like requests, or like none.
+    #[inline]
+    fn checked(&self, taken: Result<bool, QueueError>, chain: &mut Chain) -> Result<bool, QueueError> {
+        let taken = if self.place.memory.is_cut() { Err(QueueError::Cut { ring: self.place.index }) } else { taken };
+        if taken.is_err() {
+            chain.begin(&self.place.memory);
+        }
+        taken
     }
 }
 
 impl RingPlace {
-    /// Marks a write to the device's area of a split ring, to a packed ring's event area.
+    /// Puts a value in the device's area: the used ring, or a packed ring's event area.
     #[inline]
-    pub fn mark_device_area(&self, offset: usize, bytes: usize) {
+    pub fn write_device<T: ByteValued>(&self, at: usize, value: T) {
+        self.areas.device.write(at, value);
+        crash::point();
+        self.mark_device(at, size_of::<T>());
+    }
+
+    /// As [`write_device`](Self::write_device), of two bytes that the driver waits for.
+    #[inline]
+    pub fn store_device_u16(&self, at: usize, value: u16, order: Ordering) {
+        self.areas.device.store_u16(at, value, order);
+        crash::point();
+        self.mark_device(at, 2);
+    }
+
+    /// Puts a value in the descriptors, which the device writes in a packed ring.
+    #[inline]
+    pub fn write_descriptor<T: ByteValued>(&self, at: usize, value: T) {
+        self.areas.descriptors.write(at, value);
+        crash::point();
+        self.mark_descriptors(at, size_of::<T>());
+    }
+
+    /// As [`write_descriptor`](Self::write_descriptor), of two bytes that the driver waits for.
+    #[inline]
+    pub fn store_descriptor_u16(&self, at: usize, value: u16, order: Ordering) {
+        self.areas.descriptors.store_u16(at, value, order);
+        crash::point();
+        self.mark_descriptors(at, 2);
+    }
+
+    #[inline]
+    fn mark_device(&self, at: usize, bytes: usize) {
         if let Some(RingLog { log, device_area: Some(start) }) = &self.log {
-            log.mark(start.wrapping_add(offset as u64), bytes as u64);
+            log.mark(start.wrapping_add(at as u64), bytes as u64);
+        }
+    }
+
+    /// The log's address is the device area's; descriptors are marked where they are.
+    #[inline]
+    fn mark_descriptors(&self, at: usize, bytes: usize) {
+        if let Some(RingLog { log, device_area: Some(_) }) = &self.log {
+            log.mark(self.areas.descriptors.guest_address().wrapping_add(at as u64), bytes as u64);
         }
     }
 }

@@ -6,9 +6,10 @@
 //! ```
 
 use super::arena::Arena;
+use super::descriptor::WRITE;
 use super::error::QueueError;
 use super::layout::{RingAreas, RingKind, RingLayout};
-use super::split;
+use super::{packed, split};
 use crate::memory::Area;
 use crate::protocol::VringAddress;
 
@@ -53,6 +54,7 @@ pub(super) const TABLE_ENTRIES: usize = 64;
 #[derive(Debug)]
 enum Side {
     Split(split::Driver),
+    Packed(packed::Driver),
 }
 
 impl DriverRing {
@@ -70,7 +72,7 @@ impl DriverRing {
         place.clear();
         let side = match layout.kind {
             RingKind::Split => Side::Split(split::Driver::new(&place)),
-            RingKind::Packed => return Err(QueueError::Unsupported { ring: index, what: "packed layout" }),
+            RingKind::Packed => Side::Packed(packed::Driver::new(&place)),
         };
         Ok(Self { place, side })
     }
@@ -103,6 +105,7 @@ impl DriverRing {
     pub fn base(&self) -> u32 {
         match &self.side {
             Side::Split(side) => side.base(&self.place),
+            Side::Packed(side) => side.base(&self.place),
         }
     }
 
@@ -119,6 +122,7 @@ impl DriverRing {
     pub fn add(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueError> {
         match &mut self.side {
             Side::Split(side) => side.add(&self.place, readable, writable, token),
+            Side::Packed(side) => side.add(&self.place, readable, writable, token),
         }
     }
 
@@ -128,6 +132,7 @@ impl DriverRing {
     pub fn publish(&mut self) -> bool {
         match &mut self.side {
             Side::Split(side) => side.publish(&self.place),
+            Side::Packed(side) => side.publish(&self.place),
         }
     }
 
@@ -139,6 +144,7 @@ impl DriverRing {
     pub fn take_used(&mut self) -> Result<Option<Used>, QueueError> {
         let used = match &mut self.side {
             Side::Split(side) => side.take_used(&self.place),
+            Side::Packed(side) => side.take_used(&self.place),
         };
         if self.place.areas.is_cut() { Err(QueueError::Cut { ring: self.place.index }) } else { used }
     }
@@ -147,6 +153,7 @@ impl DriverRing {
     pub fn outstanding(&self) -> u16 {
         match &self.side {
             Side::Split(side) => side.outstanding(),
+            Side::Packed(side) => side.outstanding(),
         }
     }
 
@@ -154,6 +161,7 @@ impl DriverRing {
     pub fn outstanding_tokens(&self) -> impl Iterator<Item = u64> + '_ {
         let requests = match &self.side {
             Side::Split(side) => side.requests(),
+            Side::Packed(side) => side.requests(),
         };
         requests.iter().filter(|request| request.is_outstanding()).map(|request| request.token)
     }
@@ -162,6 +170,7 @@ impl DriverRing {
     pub fn free_descriptors(&self) -> u16 {
         match &self.side {
             Side::Split(side) => side.free_descriptors(),
+            Side::Packed(side) => side.free_descriptors(),
         }
     }
 
@@ -169,6 +178,7 @@ impl DriverRing {
     pub fn enable_calls(&mut self) -> bool {
         match &mut self.side {
             Side::Split(side) => side.enable_calls(&self.place),
+            Side::Packed(side) => side.enable_calls(&self.place),
         }
     }
 
@@ -176,6 +186,7 @@ impl DriverRing {
     pub fn disable_calls(&mut self) {
         match &mut self.side {
             Side::Split(side) => side.disable_calls(&self.place),
+            Side::Packed(side) => side.disable_calls(&self.place),
         }
     }
 
@@ -184,6 +195,7 @@ impl DriverRing {
         self.place.clear();
         match &mut self.side {
             Side::Split(side) => *side = split::Driver::new(&self.place),
+            Side::Packed(side) => *side = packed::Driver::new(&self.place),
         }
     }
 }
@@ -211,6 +223,14 @@ impl DriverPlace {
             _ => Err(QueueError::Buffers { ring: self.index, buffers, max }),
         }
     }
+}
+
+/// The buffers of a request in their order, with the flags that their descriptors have for it.
+pub(super) fn with_flags<'a>(
+    readable: &'a [Buffer],
+    writable: &'a [Buffer],
+) -> impl Iterator<Item = (&'a Buffer, u16)> {
+    readable.iter().map(|buffer| (buffer, 0)).chain(writable.iter().map(|buffer| (buffer, WRITE)))
 }
 
 /// How a request lies in a ring.

@@ -49,14 +49,6 @@ pub enum QueueError {
         /// The ring.
         ring: u32,
     },
-    /// Something that is not there.
-    #[error("ring {ring} has no {what} here")]
-    Unsupported {
-        /// The ring.
-        ring: u32,
-        /// What was asked for.
-        what: &'static str,
-    },
 
     // What a device finds.
     /// The available index is where it can't be.
@@ -89,9 +81,17 @@ pub enum QueueError {
         /// Its first descriptor.
         head: u16,
     },
-    /// A chain was made available again before it was used.
+    /// A chain that takes descriptors which were made available before, and were not used since.
     #[error("the chain at descriptor {head} of ring {ring} is available twice")]
     AvailableTwice {
+        /// The ring.
+        ring: u32,
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A chain that was made available before all of it was.
+    #[error("the chain at descriptor {head} of ring {ring} goes on with what is not available")]
+    Unfinished {
         /// The ring.
         ring: u32,
         /// Its first descriptor.

@@ -12,12 +12,14 @@
 
 mod arena;
 mod chain;
+mod crash;
 mod descriptor;
 mod device;
 mod driver;
 mod error;
 mod inflight;
 mod layout;
+mod packed;
 mod split;
 
 pub use arena::Arena;

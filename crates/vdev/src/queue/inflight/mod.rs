@@ -1,38 +1,90 @@
-//! The memory in which requests under way are recorded, so that they survive the backend ("Inflight I/O tracking").
+//! The memory in which requests under way are recorded, so that they survive the backend ("Inflight I/O tracking" in the
+//! specification).
+//!
+//! ```text
+//!   backend: InflightRegion::create ──▶ GET_INFLIGHT_FD ──▶ frontend, which keeps it
+//!   backend: InflightRegion::map ◀───── SET_INFLIGHT_FD ◀───── and brings it to each backend that comes
+//!            queue(n) ──▶ DeviceRing::set_inflight ──▶ resubmit … resubmit ──▶ pop
+//! ```
+//! A backend may be lost between any two writes, so their order is what counts. A process that is lost leaves behind what
+//! it wrote in the order of its program; no more is asked of the processor.
 
+mod packed;
+mod split;
+#[cfg(test)]
+mod tests;
+
+pub(super) use packed::PackedRecord;
+pub(super) use split::SplitRecord;
+
+use std::sync::Arc;
+
+use super::crash;
 use super::error::QueueError;
-use super::layout::RingKind;
-use crate::memory::SharedFile;
-use crate::protocol::Inflight;
+use super::layout::{RingKind, RingLayout};
+use crate::memory::{Area, ByteValued, GuestMemory, MemoryError, Region, SharedFile};
+use crate::protocol::{Inflight, MemoryRegion};
+
+/// Rings that a device can have: their numbers are 8 bits in `SET_VRING_KICK`.
+const QUEUES_MAX: u16 = 256;
+/// Queues begin at multiples of this, in all backends.
+const QUEUE_ALIGNMENT: usize = 64;
+/// The version of the layout; 0 is a region that nobody has used.
+const VERSION: u16 = 1;
+
+/// What both kinds of a queue's part begin with: features, then these.
+const VERSION_AT: usize = 8;
+const ENTRIES_AT: usize = 10;
+const SPLIT_HEADER_BYTES: usize = 16;
+const SPLIT_ENTRY_BYTES: usize = 16;
+const PACKED_HEADER_BYTES: usize = 32;
+const PACKED_ENTRY_BYTES: usize = 32;
 
 /// The memory in which requests under way are recorded, of all queues.
 #[derive(Debug)]
 pub struct InflightRegion {
+    kind: RingKind,
     description: Inflight,
+    memory: GuestMemory,
 }
 
 /// The part of one queue.
 #[derive(Debug)]
 pub struct InflightQueue {
-    index: u16,
+    kind: RingKind,
+    size: u16,
+    area: Area,
 }
 
 impl InflightRegion {
     /// New memory for so many queues of this size, and the file to share it by: the answer to `GET_INFLIGHT_FD`.
     ///
     /// # Errors
-    /// Where the system has no room for it.
-    pub fn create(_kind: RingKind, queues: u16, size: u16) -> Result<(Self, SharedFile), QueueError> {
-        Err(QueueError::InflightRegion { queues, size, reason: "not built yet".to_owned() })
+    /// Where there are no such queues, or the system has no room.
+    pub fn create(kind: RingKind, queues: u16, size: u16) -> Result<(Self, SharedFile), QueueError> {
+        let mmap_size = check_shape(kind, queues, size)?;
+        let failed = |error: MemoryError| refused(queues, size, &error.to_string());
+        let file = SharedFile::new(mmap_size).map_err(failed)?;
+        let description = Inflight { mmap_size, mmap_offset: 0, num_queues: queues, queue_size: size };
+        let region = Self::map(kind, &description, file.try_clone().map_err(failed)?)?;
+        Ok((region, file))
     }
 
     /// Maps what `SET_INFLIGHT_FD` brings.
     ///
     /// # Errors
     /// Where it does not hold what it should.
-    pub fn map(_kind: RingKind, description: &Inflight, _file: SharedFile) -> Result<Self, QueueError> {
-        let Inflight { num_queues: queues, queue_size: size, .. } = *description;
-        Err(QueueError::InflightRegion { queues, size, reason: "not built yet".to_owned() })
+    pub fn map(kind: RingKind, description: &Inflight, file: SharedFile) -> Result<Self, QueueError> {
+        let Inflight { mmap_size, mmap_offset, num_queues: queues, queue_size: size } = *description;
+        let needed = check_shape(kind, queues, size)?;
+        if mmap_size < needed {
+            return Err(refused(queues, size, &format!("it has {mmap_size} bytes, not {needed}")));
+        }
+        let place = MemoryRegion { guest_address: 0, size: mmap_size, user_address: 0, mmap_offset };
+        let region = Region::map(place, file);
+        let memory = region.and_then(|region| GuestMemory::new(vec![Arc::new(region)]));
+        let memory = memory.map_err(|error| refused(queues, size, &error.to_string()))?;
+        Ok(Self { kind, description: *description, memory })
     }
 
     /// What the other side is told of it.
@@ -45,13 +97,94 @@ impl InflightRegion {
     /// # Errors
     /// Where it has none.
     pub fn queue(&self, index: u16) -> Result<InflightQueue, QueueError> {
-        Ok(InflightQueue { index })
+        let Inflight { num_queues: queues, queue_size: size, .. } = self.description;
+        if index >= queues {
+            return Err(refused(queues, size, &format!("it has no part for ring {index}")));
+        }
+        let bytes = queue_bytes(self.kind, size);
+        let start = usize::from(index) * bytes;
+        let failed = |error: MemoryError| refused(queues, size, &error.to_string());
+        let span = self.memory.at_guest(start as u64, bytes).map_err(failed)?;
+        let area = self.memory.area(span).map_err(failed)?;
+        area.check_alignment(8).map_err(failed)?;
+        Ok(InflightQueue { kind: self.kind, size, area })
     }
 }
 
 impl InflightQueue {
-    /// Which queue it is.
-    pub const fn index(&self) -> u16 {
-        self.index
+    /// How many entries it has: one for each descriptor.
+    pub const fn size(&self) -> u16 {
+        self.size
     }
+
+    /// The entries of requests that are recorded as under way, as they stand: for whoever watches a backend. In a split ring
+    /// an entry is the request's first descriptor.
+    pub fn recorded(&self) -> impl Iterator<Item = u16> + '_ {
+        (0..self.size).filter(|entry| self.read::<u8>(self.entry(*entry)) != 0)
+    }
+
+    /// Its bytes, for whoever writes wrong ones on purpose.
+    pub const fn area(&self) -> &Area {
+        &self.area
+    }
+
+    /// Where an entry begins.
+    fn entry(&self, index: u16) -> usize {
+        let (header, entry) = shape(self.kind);
+        header + usize::from(index) * entry
+    }
+
+    fn read<T: ByteValued>(&self, at: usize) -> T {
+        self.area.read(at)
+    }
+
+    fn write<T: ByteValued>(&self, at: usize, value: T) {
+        self.area.write(at, value);
+        crash::point();
+    }
+
+    /// Whether a backend before has used it: whether there is anything to recover.
+    fn check(&self, ring: u32, layout: &RingLayout) -> Result<bool, QueueError> {
+        let wrong = |reason| QueueError::Inflight { ring, reason };
+        if self.area.is_cut() {
+            return Err(QueueError::Cut { ring });
+        }
+        if self.kind != layout.kind {
+            return Err(wrong("it is of rings of the other kind"));
+        }
+        if self.size < layout.size {
+            return Err(wrong("it has fewer entries than the ring"));
+        }
+        match (self.read::<u16>(VERSION_AT), self.read::<u16>(ENTRIES_AT)) {
+            (0, _) => Ok(false),
+            (VERSION, entries) if entries == self.size => Ok(true),
+            (VERSION, _) => Err(wrong("it says that it has another number of entries")),
+            _ => Err(wrong("it is of an unknown version")),
+        }
+    }
+}
+
+/// The bytes of so many queues.
+fn check_shape(kind: RingKind, queues: u16, size: u16) -> Result<u64, QueueError> {
+    let layout = RingLayout { kind, size, event_idx: false, indirect: false };
+    if layout.check(0).is_err() || !(1..=QUEUES_MAX).contains(&queues) {
+        return Err(refused(queues, size, "there are no such rings"));
+    }
+    Ok(queue_bytes(kind, size) as u64 * u64::from(queues))
+}
+
+fn queue_bytes(kind: RingKind, size: u16) -> usize {
+    let (header, entry) = shape(kind);
+    (header + usize::from(size) * entry).next_multiple_of(QUEUE_ALIGNMENT)
+}
+
+const fn shape(kind: RingKind) -> (usize, usize) {
+    match kind {
+        RingKind::Split => (SPLIT_HEADER_BYTES, SPLIT_ENTRY_BYTES),
+        RingKind::Packed => (PACKED_HEADER_BYTES, PACKED_ENTRY_BYTES),
+    }
+}
+
+fn refused(queues: u16, size: u16, reason: &str) -> QueueError {
+    QueueError::InflightRegion { queues, size, reason: reason.to_owned() }
 }

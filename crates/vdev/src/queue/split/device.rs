@@ -3,10 +3,11 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::{DO_NOT_TELL, FLAGS, INDEX, available_entry, used_entry};
-use crate::queue::chain::{Chain, ChainId};
+use crate::queue::chain::{Chain, ChainId, NO_ENTRY};
 use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use crate::queue::device::{RingPlace, is_event_in};
 use crate::queue::error::QueueError;
+use crate::queue::inflight::{InflightQueue, SplitRecord};
 
 /// The device's side of a split ring: all that it knows for itself.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(in crate::queue) struct Device {
     /// Of each descriptor, whether the chain that begins there was popped and not pushed.
     is_in_flight: Box<[bool]>,
     in_flight: u16,
+    record: Option<SplitRecord>,
 }
 
 impl Device {
@@ -30,7 +32,7 @@ impl Device {
         // The base says nothing of the used ring, whose index only the device writes: it is where a device before left it.
         let used = place.areas.device.load_u16(INDEX, Ordering::Relaxed);
         let is_in_flight = vec![false; usize::from(place.layout.size)].into_boxed_slice();
-        Ok(Self { available: next, next, used, published: used, is_in_flight, in_flight: 0 })
+        Ok(Self { available: next, next, used, published: used, is_in_flight, in_flight: 0, record: None })
     }
 
     #[inline]
@@ -48,26 +50,32 @@ impl Device {
             Some(false) => {}
         }
         let descriptors = walk(place, head, chain)?;
-        chain.id = ChainId { number: head, descriptors, entry: head };
+        chain.id = ChainId { number: head, descriptors, entry: NO_ENTRY };
         self.next = self.next.wrapping_add(1);
         self.is_in_flight[usize::from(head)] = true;
         self.in_flight += 1;
+        if let Some(record) = &mut self.record {
+            record.popped(head);
+        }
         Ok(true)
     }
 
     pub fn unpop(&mut self, id: ChainId) {
         self.next = self.next.wrapping_sub(1);
-        self.land(id);
+        if let (true, Some(record)) = (self.land(id), &self.record) {
+            record.unpopped(id.number);
+        }
     }
 
     #[inline]
     pub fn push(&mut self, place: &RingPlace, id: ChainId, written: u32) {
         let entry = used_entry(self.used & (place.layout.size - 1));
         let bits = u64::from(id.number) | u64::from(written) << 32;
-        place.areas.device.write(entry, bits.to_le());
-        place.mark_device_area(entry, 8);
+        place.write_device(entry, bits.to_le());
         self.used = self.used.wrapping_add(1);
-        self.land(id);
+        if let (true, Some(record)) = (self.land(id), &mut self.record) {
+            record.pushed(id.number);
+        }
     }
 
     #[inline]
@@ -77,11 +85,13 @@ impl Device {
         }
         let old = self.published;
         // The entries are there before the index says so.
-        place.areas.device.store_u16(INDEX, self.used, Ordering::Release);
-        place.mark_device_area(INDEX, 2);
+        place.store_device_u16(INDEX, self.used, Ordering::Release);
         self.published = self.used;
         // Either the driver sees the index when it looks again after having asked for a call, or we see that it asked.
         fence(Ordering::SeqCst);
+        if let Some(record) = &mut self.record {
+            record.published(self.used);
+        }
         if place.layout.event_idx {
             let event = place.areas.driver.load_u16(available_entry(place.layout.size), Ordering::Relaxed);
             is_event_in(event, self.used, old)
@@ -93,15 +103,13 @@ impl Device {
     pub fn disable_kicks(&self, place: &RingPlace) {
         // With events there is nothing to say: the driver kicks for one entry and not again.
         if !place.layout.event_idx {
-            place.areas.device.store_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
-            place.mark_device_area(FLAGS, 2);
+            place.store_device_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
         }
     }
 
     pub fn enable_kicks(&self, place: &RingPlace) -> bool {
         let (at, value) = if place.layout.event_idx { (used_entry(place.layout.size), self.next) } else { (FLAGS, 0) };
-        place.areas.device.store_u16(at, value, Ordering::Relaxed);
-        place.mark_device_area(at, 2);
+        place.store_device_u16(at, value, Ordering::Relaxed);
         // Either the driver sees that we ask, or we see what it has made available.
         fence(Ordering::SeqCst);
         place.areas.driver.load_u16(INDEX, Ordering::Relaxed) != self.next
@@ -109,6 +117,33 @@ impl Device {
 
     pub fn base(&self) -> u32 {
         self.next.into()
+    }
+
+    pub fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
+        let ring = place.index;
+        if self.in_flight > 0 || self.used != self.published {
+            return Err(QueueError::Inflight { ring, reason: "requests are under way that it lacks" });
+        }
+        let (record, is_old) = SplitRecord::open(queue, ring, &place.layout, self.used)?;
+        if is_old {
+            for head in record.left() {
+                self.is_in_flight[usize::from(head)] = true;
+                self.in_flight += 1;
+            }
+            self.next = self.used.wrapping_add(self.in_flight);
+            self.available = self.next;
+        }
+        self.record = Some(record);
+        Ok(())
+    }
+
+    pub fn resubmit(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+        let Some(record) = &mut self.record else { return Ok(false) };
+        let Some(head) = record.first_left() else { return Ok(false) };
+        let descriptors = walk(place, head, chain)?;
+        chain.id = ChainId { number: head, descriptors, entry: NO_ENTRY };
+        record.take_left();
+        Ok(true)
     }
 
     pub const fn in_flight(&self) -> u16 {
@@ -126,14 +161,12 @@ impl Device {
         Ok(to != self.next)
     }
 
+    /// The chain is no longer in flight. It was not where its id was forged.
     #[inline]
-    fn land(&mut self, id: ChainId) {
-        // An id that was forged has no place here.
-        if let Some(is_in_flight) = self.is_in_flight.get_mut(usize::from(id.number))
-            && std::mem::take(is_in_flight)
-        {
-            self.in_flight -= 1;
-        }
+    fn land(&mut self, id: ChainId) -> bool {
+        let was_in_flight = self.is_in_flight.get_mut(usize::from(id.number)).is_some_and(std::mem::take);
+        self.in_flight -= u16::from(was_in_flight);
+        was_in_flight
     }
 }
 

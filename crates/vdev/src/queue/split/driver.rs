@@ -4,9 +4,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::{DO_NOT_TELL, FLAGS, INDEX, available_entry, used_entry};
 use crate::memory::Area;
-use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT};
 use crate::queue::device::is_event_in;
-use crate::queue::driver::{Buffer, DriverPlace, Fit, Request, TABLE_ENTRIES, Used};
+use crate::queue::driver::{Buffer, DriverPlace, Fit, Request, TABLE_ENTRIES, Used, with_flags};
 use crate::queue::error::QueueError;
 use crate::queue::layout::DESCRIPTOR_BYTES;
 
@@ -197,8 +197,4 @@ fn write_table(place: &DriverPlace, tables: &Area, head: u16, readable: &[Buffer
     let bytes = u32::from(next) * DESCRIPTOR_BYTES as u32;
     Descriptor::split(address, bytes, INDIRECT, 0).store(&place.areas.descriptors, usize::from(head));
     head
-}
-
-fn with_flags<'a>(readable: &'a [Buffer], writable: &'a [Buffer]) -> impl Iterator<Item = (&'a Buffer, u16)> {
-    readable.iter().map(|buffer| (buffer, 0)).chain(writable.iter().map(|buffer| (buffer, WRITE)))
 }

@@ -1,0 +1,125 @@
+//! The record of a split ring.
+//!
+//! ```text
+//!   header   features u64 · version u16 · entries u16 · last_batch_head u16 · used_idx u16
+//!   entry    inflight u8 · 5 · next u16 · counter u64          one for each descriptor, its head's counts
+//!
+//!   pop       counter, inflight = 1
+//!   push      next = last_batch_head, last_batch_head = it
+//!   publish   (the used index), inflight = 0 of each in the batch, used_idx
+//! ```
+//! Where `used_idx` is not the ring's, the last batch was published and is still recorded: it is as long as the difference.
+
+use std::sync::atomic::{Ordering, compiler_fence};
+
+use super::{ENTRIES_AT, InflightQueue, VERSION, VERSION_AT};
+use crate::queue::error::QueueError;
+use crate::queue::layout::RingLayout;
+
+const LAST_BATCH_HEAD_AT: usize = 12;
+const USED_AT: usize = 14;
+const NEXT_AT: usize = 6;
+const COUNTER_AT: usize = 8;
+
+/// The record of a split ring. What it needs to know again it keeps for itself.
+#[derive(Debug)]
+pub(in crate::queue) struct SplitRecord {
+    queue: InflightQueue,
+    counter: u64,
+    last_batch_head: u16,
+    /// Heads that were pushed since anything was published.
+    batch: Vec<u16>,
+    /// What a device before has left, the last one first.
+    left: Vec<(u64, u16)>,
+}
+
+impl SplitRecord {
+    /// Opens the record of a ring whose used index is this. Where nobody has used it before, it begins with nothing and
+    /// says so: `false`.
+    pub fn open(queue: InflightQueue, ring: u32, layout: &RingLayout, used: u16) -> Result<(Self, bool), QueueError> {
+        let is_old = queue.check(ring, layout)?;
+        let batch = Vec::with_capacity(layout.size.into());
+        let mut record = Self { queue, counter: 0, last_batch_head: 0, batch, left: Vec::new() };
+        if is_old {
+            record.recover(ring, layout.size, used)?;
+        } else {
+            for head in 0..record.queue.size {
+                record.queue.write(record.queue.entry(head), 0_u8);
+            }
+            record.queue.write(LAST_BATCH_HEAD_AT, 0_u16);
+            record.queue.write(USED_AT, used);
+            record.queue.write(ENTRIES_AT, record.queue.size);
+            record.queue.write(VERSION_AT, VERSION);
+        }
+        Ok((record, is_old))
+    }
+
+    /// The heads that a device before has left, in no order.
+    pub fn left(&self) -> impl Iterator<Item = u16> + '_ {
+        self.left.iter().map(|(_, head)| *head)
+    }
+
+    /// The first of those that a device before has left.
+    pub fn first_left(&self) -> Option<u16> {
+        self.left.last().map(|(_, head)| *head)
+    }
+
+    /// The first of them was taken.
+    pub fn take_left(&mut self) {
+        self.left.pop();
+    }
+
+    #[inline]
+    pub fn popped(&mut self, head: u16) {
+        let entry = self.queue.entry(head);
+        self.queue.write(entry + COUNTER_AT, self.counter);
+        self.counter = self.counter.wrapping_add(1);
+        self.queue.write(entry, 1_u8);
+    }
+
+    pub fn unpopped(&self, head: u16) {
+        self.queue.write(self.queue.entry(head), 0_u8);
+    }
+
+    #[inline]
+    pub fn pushed(&mut self, head: u16) {
+        self.queue.write(self.queue.entry(head) + NEXT_AT, self.last_batch_head);
+        self.queue.write(LAST_BATCH_HEAD_AT, head);
+        self.last_batch_head = head;
+        self.batch.push(head);
+    }
+
+    /// All that was pushed is visible, up to this used index.
+    #[inline]
+    pub fn published(&mut self, used: u16) {
+        compiler_fence(Ordering::SeqCst);
+        for head in self.batch.drain(..) {
+            self.queue.write(self.queue.entry(head), 0_u8);
+        }
+        self.queue.write(USED_AT, used);
+    }
+
+    fn recover(&mut self, ring: u32, size: u16, used: u16) -> Result<(), QueueError> {
+        let wrong = |reason| QueueError::Inflight { ring, reason };
+        let queue = &self.queue;
+        self.last_batch_head = queue.read(LAST_BATCH_HEAD_AT);
+        let batch = used.wrapping_sub(queue.read(USED_AT));
+        if batch > size {
+            return Err(wrong("its used index is not of this ring"));
+        }
+        let mut head = self.last_batch_head;
+        for _ in 0..batch {
+            if head >= size {
+                return Err(wrong("its last batch has what the ring has not"));
+            }
+            queue.write(queue.entry(head), 0_u8);
+            head = queue.read(queue.entry(head) + NEXT_AT);
+        }
+        queue.write(USED_AT, used);
+        let recorded = queue.recorded().filter(|head| *head < size);
+        self.left = recorded.map(|head| (queue.read(queue.entry(head) + COUNTER_AT), head)).collect();
+        self.left.sort_unstable_by(|one, other| other.cmp(one));
+        self.counter = self.left.first().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        Ok(())
+    }
+}

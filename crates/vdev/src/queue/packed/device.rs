@@ -1,0 +1,244 @@
+//! The device's side of a packed ring.
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::{Cursor, DO_NOT_TELL, EVENT_DESCRIPTOR, EVENT_FLAGS, TELL, TELL_OF_ONE, is_wanted};
+use crate::queue::chain::{Chain, ChainId, NO_ENTRY};
+use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::queue::device::RingPlace;
+use crate::queue::error::QueueError;
+use crate::queue::inflight::{InflightQueue, PackedRecord};
+use crate::queue::layout::DESCRIPTOR_BYTES;
+
+/// The device's side of a packed ring: all that it knows for itself.
+#[derive(Debug)]
+pub(in crate::queue) struct Device {
+    /// The next available descriptor.
+    next: Cursor,
+    /// The next used descriptor to write.
+    used: Cursor,
+    /// What was pushed since anything was published.
+    pushed: Vec<(ChainId, u32)>,
+    in_flight: u16,
+    /// The descriptors of what is in flight, or was pushed and not published.
+    descriptors: u16,
+    record: Option<PackedRecord>,
+}
+
+impl Device {
+    pub fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
+        let size = place.layout.size;
+        let next = Cursor::from_bits((base & 0xffff) as u16);
+        // Some frontends say nothing of the used half: then all that was available was used.
+        let used = if base >> 16 == 0 { next } else { Cursor::from_bits((base >> 16) as u16) };
+        let is_there = next.index < size && used.index < size;
+        if !is_there || used.distance(next, size) > size.into() {
+            return Err(QueueError::Base { ring: place.index, base });
+        }
+        let pushed = Vec::with_capacity(size.into());
+        Ok(Self { next, used, pushed, in_flight: 0, descriptors: 0, record: None })
+    }
+
+    #[inline]
+    pub fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+        // What the driver wrote before the flags is there once they are.
+        let flags = place.areas.descriptors.load_u16(self.next.flags_at(), Ordering::Acquire);
+        if !self.next.is_available(flags) {
+            return Ok(false);
+        }
+        let (number, descriptors) = self.walk(place, chain)?;
+        let entry = self.record.as_mut().map_or(NO_ENTRY, |record| record.popped(&chain.descriptors));
+        chain.id = ChainId { number, descriptors, entry };
+        self.next = self.next.advanced(descriptors, place.layout.size);
+        self.in_flight += 1;
+        self.descriptors += descriptors;
+        Ok(true)
+    }
+
+    pub fn unpop(&mut self, place: &RingPlace, id: ChainId) {
+        self.next = self.next.retreated(id.descriptors, place.layout.size);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.descriptors = self.descriptors.saturating_sub(id.descriptors);
+        if let Some(record) = &mut self.record {
+            record.unpopped(id.entry);
+        }
+    }
+
+    #[inline]
+    pub fn push(&mut self, id: ChainId, written: u32) {
+        self.pushed.push((id, written));
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    #[inline]
+    pub fn publish(&mut self, place: &RingPlace) -> bool {
+        if self.pushed.is_empty() {
+            return false;
+        }
+        let descriptors = if self.record.is_some() { self.publish_recorded(place) } else { self.publish_batch(place) };
+        self.descriptors = self.descriptors.saturating_sub(descriptors);
+        is_wanted(&place.areas.driver, &place.layout, self.used, descriptors)
+    }
+
+    /// The driver looks at the first one, and goes on to the others once its flags are there.
+    #[inline]
+    fn publish_batch(&mut self, place: &RingPlace) -> u16 {
+        let first = self.used;
+        let mut first_flags = None;
+        let mut descriptors: u16 = 0;
+        for (id, written) in self.pushed.drain(..) {
+            let flags = write_used(place, self.used, id, written);
+            if first_flags.is_none() {
+                first_flags = Some(flags);
+            } else {
+                place.store_descriptor_u16(self.used.flags_at(), flags, Ordering::Relaxed);
+            }
+            self.used = self.used.advanced(id.descriptors, place.layout.size);
+            descriptors = descriptors.saturating_add(id.descriptors);
+        }
+        if let Some(flags) = first_flags {
+            place.store_descriptor_u16(first.flags_at(), flags, Ordering::Release);
+        }
+        descriptors
+    }
+
+    /// One by one, so that there is no moment in which a device that is lost leaves half a batch.
+    fn publish_recorded(&mut self, place: &RingPlace) -> u16 {
+        let mut descriptors: u16 = 0;
+        for (id, written) in self.pushed.drain(..) {
+            let at = self.used;
+            self.used = at.advanced(id.descriptors, place.layout.size);
+            let show = || {
+                let flags = write_used(place, at, id, written);
+                place.store_descriptor_u16(at.flags_at(), flags, Ordering::Release);
+            };
+            match &mut self.record {
+                Some(record) => record.publish(id.entry, self.used, show),
+                None => show(),
+            }
+            descriptors = descriptors.saturating_add(id.descriptors);
+        }
+        descriptors
+    }
+
+    pub fn disable_kicks(&self, place: &RingPlace) {
+        place.store_device_u16(EVENT_FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+    }
+
+    pub fn enable_kicks(&self, place: &RingPlace) -> bool {
+        if place.layout.event_idx {
+            place.store_device_u16(EVENT_DESCRIPTOR, self.next.bits(), Ordering::Relaxed);
+            place.store_device_u16(EVENT_FLAGS, TELL_OF_ONE, Ordering::Release);
+        } else {
+            place.store_device_u16(EVENT_FLAGS, TELL, Ordering::Relaxed);
+        }
+        // Either the driver sees that we ask, or we see what it has made available.
+        fence(Ordering::SeqCst);
+        self.next.is_available(place.areas.descriptors.load_u16(self.next.flags_at(), Ordering::Relaxed))
+    }
+
+    pub fn base(&self) -> u32 {
+        u32::from(self.next.bits()) | u32::from(self.used.bits()) << 16
+    }
+
+    pub fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
+        let ring = place.index;
+        if self.in_flight > 0 || !self.pushed.is_empty() {
+            return Err(QueueError::Inflight { ring, reason: "requests are under way that it lacks" });
+        }
+        let (record, is_old) = PackedRecord::open(queue, ring, &place.layout, &place.areas.descriptors, self.used)?;
+        if is_old {
+            (self.in_flight, self.descriptors) = record.left();
+            self.used = record.used();
+            self.next = self.used.advanced(self.descriptors, place.layout.size);
+        }
+        self.record = Some(record);
+        Ok(())
+    }
+
+    pub fn resubmit(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+        let Some(record) = &mut self.record else { return Ok(false) };
+        let Some(entry) = record.first_left() else { return Ok(false) };
+        let mut id = ChainId { number: 0, descriptors: 0, entry };
+        for descriptor in record.descriptors(entry) {
+            add(place, entry, descriptor, id.descriptors == 0, chain)?;
+            id = ChainId { number: descriptor.small[0], descriptors: id.descriptors + 1, entry };
+        }
+        chain.id = id;
+        record.take_left();
+        Ok(true)
+    }
+
+    pub const fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Adds the buffers of the next chain, and says what its id is and how many descriptors it takes.
+    #[inline]
+    fn walk(&self, place: &RingPlace, chain: &mut Chain) -> Result<(u16, u16), QueueError> {
+        let (ring, size) = (place.index, place.layout.size);
+        let head = self.next.index;
+        let mut at = self.next;
+        // Behind these, the ring is still the device's.
+        let free = size - self.descriptors.min(size);
+        for count in 1..=free {
+            let descriptor = Descriptor::load(&place.areas.descriptors, usize::from(at.index));
+            let [id, flags] = descriptor.small;
+            if !at.is_available(flags) {
+                return Err(QueueError::Unfinished { ring, head });
+            }
+            chain.descriptors.push(descriptor);
+            add(place, head, descriptor, count == 1, chain)?;
+            if flags & NEXT == 0 {
+                return Ok((id, count));
+            }
+            at = at.advanced(1, size);
+        }
+        Err(if free == size { QueueError::Endless { ring, head } } else { QueueError::AvailableTwice { ring, head } })
+    }
+}
+
+/// Adds the buffer of a descriptor, or those of its table, which is a chain's only descriptor.
+#[inline]
+fn add(
+    place: &RingPlace,
+    head: u16,
+    descriptor: Descriptor,
+    is_first: bool,
+    chain: &mut Chain,
+) -> Result<(), QueueError> {
+    let (ring, [_, flags]) = (place.index, descriptor.small);
+    if flags & INDIRECT == 0 {
+        return chain.add(ring, head, descriptor, flags & WRITE != 0);
+    }
+    if flags & NEXT != 0 || !is_first {
+        return Err(QueueError::IndirectWithNext { ring });
+    }
+    add_table(place, head, descriptor, chain)
+}
+
+/// Adds the buffers of an indirect table: all of it, one after the other. Whether the device writes is all that counts of
+/// their flags (section 2.8.7).
+fn add_table(place: &RingPlace, head: u16, table: Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
+    let ring = place.index;
+    if !place.layout.indirect {
+        return Err(QueueError::IndirectNotNegotiated { ring });
+    }
+    let entries = chain.load_table(ring, table, place.layout.table_max())?;
+    for entry in 0..entries {
+        let descriptor = chain.table_entry(entry);
+        let [_, flags] = descriptor.small;
+        chain.add(ring, head, descriptor, flags & WRITE != 0)?;
+    }
+    Ok(())
+}
+
+/// Writes length and id of a used descriptor, and says what its flags are to be. Until they are there, the flags say what
+/// the driver wrote: that is how a device that recovers knows that they were not.
+#[inline]
+fn write_used(place: &RingPlace, at: Cursor, id: ChainId, written: u32) -> u16 {
+    let start = usize::from(at.index) * DESCRIPTOR_BYTES;
+    place.write_descriptor(start + 8, written.to_le());
+    place.write_descriptor(start + 12, id.number.to_le());
+    at.used() | if written > 0 { WRITE } else { 0 }
+}

@@ -1,0 +1,132 @@
+//! Packed rings (VIRTIO 1.2, section 2.8).
+//!
+//! ```text
+//!   descriptors   16 bytes each: address, length, id, flags     written by the driver, then by the device
+//!   driver area   which used descriptor the driver wants to be called for
+//!   device area   which available descriptor the device wants to be kicked for
+//! ```
+//! Both sides go round the ring. Two bits of each descriptor's flags say who wrote it last, and their meaning turns over
+//! with each lap.
+
+mod device;
+mod driver;
+
+pub(super) use device::Device;
+pub(super) use driver::Driver;
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::device::is_event_in;
+use super::layout::{DESCRIPTOR_BYTES, RingLayout};
+use crate::memory::Area;
+
+/// `VIRTQ_DESC_F_AVAIL`.
+const AVAILABLE: u16 = 1 << 7;
+/// `VIRTQ_DESC_F_USED`.
+const USED: u16 = 1 << 15;
+
+/// Where in an event area the descriptor is, in the form of [`Cursor::bits`].
+const EVENT_DESCRIPTOR: usize = 0;
+/// Where in an event area it says whether that counts.
+const EVENT_FLAGS: usize = 2;
+/// `RING_EVENT_FLAGS_ENABLE`: tell always.
+const TELL: u16 = 0;
+/// `RING_EVENT_FLAGS_DISABLE`: tell never.
+const DO_NOT_TELL: u16 = 1;
+/// `RING_EVENT_FLAGS_DESC`: tell of one descriptor.
+const TELL_OF_ONE: u16 = 2;
+
+/// A place in the ring, and whether the lap is one of those in which a set bit means yes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub index: u16,
+    pub lap: bool,
+}
+
+impl Cursor {
+    /// Where both sides begin.
+    pub const START: Self = Self { index: 0, lap: true };
+
+    /// As `SET_VRING_BASE` and event areas have it.
+    pub const fn bits(self) -> u16 {
+        self.index | (self.lap as u16) << 15
+    }
+
+    pub const fn from_bits(bits: u16) -> Self {
+        Self { index: bits & !(1 << 15), lap: bits >> 15 == 1 }
+    }
+
+    /// So many descriptors on, at most a lap.
+    #[must_use]
+    pub const fn advanced(self, descriptors: u16, size: u16) -> Self {
+        let (size, descriptors) = (size as u32, descriptors as u32);
+        let index = self.index as u32 + if descriptors < size { descriptors } else { size };
+        if index < size {
+            Self { index: index as u16, lap: self.lap }
+        } else {
+            Self { index: (index - size) as u16, lap: !self.lap }
+        }
+    }
+
+    #[must_use]
+    pub const fn retreated(self, descriptors: u16, size: u16) -> Self {
+        // A whole lap forward, and less back.
+        let forward = self.advanced(size - descriptors, size);
+        Self { index: forward.index, lap: !forward.lap }
+    }
+
+    /// How far it is to another place that is less than two laps ahead.
+    pub const fn distance(self, to: Self, size: u16) -> u32 {
+        let (from, to_index) = (self.index as u32, to.index as u32);
+        if self.lap == to.lap && to_index >= from {
+            to_index - from
+        } else if self.lap != to.lap {
+            to_index + size as u32 - from
+        } else {
+            to_index + 2 * size as u32 - from
+        }
+    }
+
+    /// Flags of a descriptor that the driver has written here.
+    pub const fn available(self) -> u16 {
+        if self.lap { AVAILABLE } else { USED }
+    }
+
+    /// Flags of a descriptor that the device has written here.
+    pub const fn used(self) -> u16 {
+        if self.lap { AVAILABLE | USED } else { 0 }
+    }
+
+    /// Flags of a descriptor that nobody has written here in this lap.
+    pub const fn untouched(self) -> u16 {
+        if self.lap { 0 } else { AVAILABLE | USED }
+    }
+
+    pub const fn is_available(self, flags: u16) -> bool {
+        flags & (AVAILABLE | USED) == self.available()
+    }
+
+    pub const fn is_used(self, flags: u16) -> bool {
+        flags & (AVAILABLE | USED) == self.used()
+    }
+
+    /// Where the flags of its descriptor are.
+    pub const fn flags_at(self) -> usize {
+        self.index as usize * DESCRIPTOR_BYTES + 14
+    }
+}
+
+/// Whether the other side wants to be told of the last `descriptors` before `new`. What was written before is visible to
+/// whoever asked too late for this to see it.
+fn is_wanted(area: &Area, layout: &RingLayout, new: Cursor, descriptors: u16) -> bool {
+    fence(Ordering::SeqCst);
+    match area.load_u16(EVENT_FLAGS, Ordering::Acquire) & 3 {
+        DO_NOT_TELL => false,
+        TELL_OF_ONE if layout.event_idx => {
+            let at = Cursor::from_bits(area.load_u16(EVENT_DESCRIPTOR, Ordering::Relaxed));
+            let event = if at.lap == new.lap { at.index } else { at.index.wrapping_sub(layout.size) };
+            is_event_in(event, new.index, new.index.wrapping_sub(descriptors))
+        }
+        _ => true,
+    }
+}
