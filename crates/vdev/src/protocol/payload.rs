@@ -374,9 +374,9 @@ pub struct Inflight {
     pub queue_size: u16,
 }
 
-/// The size of the C struct, whose last four bytes are padding; libvhost-user and DPDK send 24, rust-vmm 20 or 24.
+/// The size of the C struct, whose last four bytes are padding. QEMU and libvhost-user send and take only this.
 const INFLIGHT_BYTES: usize = 24;
-/// The same struct, packed.
+/// The same struct, packed, as some backends send it.
 const INFLIGHT_BYTES_PACKED: usize = 20;
 
 impl Payload for Inflight {
@@ -385,6 +385,7 @@ impl Payload for Inflight {
         self.mmap_offset.encode(to);
         to.extend_from_slice(&self.num_queues.to_ne_bytes());
         to.extend_from_slice(&self.queue_size.to_ne_bytes());
+        to.extend_from_slice(&[0; INFLIGHT_BYTES - INFLIGHT_BYTES_PACKED]);
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, PayloadError> {
