@@ -32,5 +32,5 @@ pub use device_state::DEVICE_STATE_BYTES_MAX;
 pub use error::FrontendError;
 pub use inflight::{INFLIGHT_BYTES_MAX, InflightFile};
 pub use memory_table::SharedRegion;
-pub use options::{Negotiated, Options, Wish, feature};
+pub use options::{Negotiated, Options, Wish};
 pub use session::Frontend;
