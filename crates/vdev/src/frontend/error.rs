@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::memory::MemoryError;
+use crate::queue::QueueError;
 use crate::socket::SocketError;
 
 /// Why a request of a frontend's came to nothing.
@@ -123,6 +124,66 @@ pub enum FrontendError {
         /// Why.
         source: io::Error,
     },
+    /// A ring can't be made, or the backend lies in it.
+    #[error("`{socket}`: {what}")]
+    Queue {
+        /// The socket.
+        socket: String,
+        /// What is wrong, and with which ring.
+        what: QueueError,
+    },
+    /// The backend told that it can't work with a ring.
+    #[error("`{socket}` reports an error of ring {ring}")]
+    RingFailed {
+        /// The socket.
+        socket: String,
+        /// The ring.
+        ring: u32,
+    },
+    /// Requests of a ring were not done in time.
+    #[error("`{socket}` was done with none of {outstanding} requests of ring {ring} within {waited:?}")]
+    RingTimeout {
+        /// The socket.
+        socket: String,
+        /// The ring.
+        ring: u32,
+        /// How many it has.
+        outstanding: u16,
+        /// How long we waited.
+        waited: Duration,
+    },
+    /// The backend has gone while it had requests of a ring.
+    #[error("`{socket}` was closed by its peer, which has {outstanding} requests of ring {ring}")]
+    RingLost {
+        /// The socket.
+        socket: String,
+        /// The ring.
+        ring: u32,
+        /// How many it has.
+        outstanding: u16,
+    },
+    /// The device did a request otherwise than it may, or not at all.
+    #[error("`{socket}`: ring {ring}: the device answered {request} with {what}")]
+    Device {
+        /// The socket.
+        socket: String,
+        /// The ring.
+        ring: u32,
+        /// The kind of request.
+        request: &'static str,
+        /// What it answered.
+        what: String,
+    },
+    /// A request that the device does not take.
+    #[error("`{socket}`: the device takes no {request} of {what}")]
+    NoRequest {
+        /// The socket.
+        socket: String,
+        /// The kind of request.
+        request: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A new connection was wanted and this session was not made by path.
     #[error("`{socket}` has no path to connect to again")]
     NoPath {
@@ -161,12 +222,12 @@ impl FrontendError {
 
     /// Whether the backend closed the connection.
     pub fn is_closed(&self) -> bool {
-        self.socket_error().is_some_and(SocketError::is_closed)
+        matches!(self, Self::RingLost { .. }) || self.socket_error().is_some_and(SocketError::is_closed)
     }
 
     /// Whether time ran out.
     pub fn is_timeout(&self) -> bool {
-        self.socket_error().is_some_and(SocketError::is_timeout)
+        matches!(self, Self::RingTimeout { .. }) || self.socket_error().is_some_and(SocketError::is_timeout)
     }
 
     /// The number that the backend refused with (`REPLY_ACK`).

@@ -1,7 +1,7 @@
 //! Who owns the session, what each side can do, and what of it is used.
 
 use super::error::FrontendError;
-use super::options::{Negotiated, Wish, feature};
+use super::options::{Negotiated, Wish};
 use super::session::Frontend;
 use crate::protocol::{
     Config, Empty, ProtocolFeatures,
@@ -10,6 +10,7 @@ use crate::protocol::{
         SetProtocolFeatures,
     },
 };
+use crate::virtio::feature;
 
 impl Frontend {
     /// Everything that comes before memory and rings: owner, features, protocol features, the number of queues and of
@@ -74,7 +75,7 @@ impl Frontend {
             return Ok(());
         }
         let (socket, request) = (self.name().to_owned(), "SET_FEATURES");
-        Err(FrontendError::NotOffered { socket, request, bits: format!("{missing:#x}") })
+        Err(FrontendError::NotOffered { socket, request, bits: names(missing) })
     }
 
     fn require_protocol(&self, wish: &Wish, offered: ProtocolFeatures) -> Result<(), FrontendError> {
@@ -129,7 +130,7 @@ impl Frontend {
         let foreign = features & !offered;
         if foreign != 0 {
             let (socket, request) = (self.name().to_owned(), "SET_FEATURES");
-            return Err(FrontendError::NotOffered { socket, request, bits: format!("{foreign:#x}") });
+            return Err(FrontendError::NotOffered { socket, request, bits: names(foreign) });
         }
         self.tell(None, &SetFeatures(features), &[])?;
         self.said.features = Some(features);
@@ -210,4 +211,9 @@ impl Frontend {
         }
         Ok(reply.bytes)
     }
+}
+
+/// Virtio features by name; those of a device's own by their bit.
+pub(super) fn names(bits: u64) -> String {
+    feature::names(None, bits).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::error::FrontendError;
-use super::options::feature;
 use super::session::Frontend;
 use crate::memory::DirtyLog;
 use crate::protocol::{
     Empty, Log, Message as _, Payload as _, ProtocolFeatures,
     frontend::{SetLogBase, SetLogFd},
 };
+use crate::virtio::feature;
 
 impl Frontend {
     /// Starts logging: a new log for guest memory up to `guest_end`, handed to the backend, and `VHOST_F_LOG_ALL`

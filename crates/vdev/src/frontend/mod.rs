@@ -12,6 +12,7 @@
 //! While an answer is awaited, the backend's own channel is served, so that neither side waits for the other.
 
 mod backend_channel;
+pub mod blk;
 mod device_state;
 mod error;
 mod handshake;
@@ -21,6 +22,7 @@ mod memory_table;
 mod options;
 mod reconnect;
 mod requests;
+mod ring;
 mod session;
 mod vring;
 
@@ -32,5 +34,6 @@ pub use device_state::DEVICE_STATE_BYTES_MAX;
 pub use error::FrontendError;
 pub use inflight::{INFLIGHT_BYTES_MAX, InflightFile};
 pub use memory_table::SharedRegion;
-pub use options::{Negotiated, Options, Wish, feature};
+pub use options::{Negotiated, Options, Wish};
+pub use ring::Ring;
 pub use session::Frontend;

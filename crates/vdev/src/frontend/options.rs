@@ -3,26 +3,7 @@
 use std::time::Duration;
 
 use crate::protocol::ProtocolFeatures;
-
-/// Virtio feature bits that shape a session whatever the device is.
-pub mod feature {
-    /// The dirty log is kept (`VHOST_F_LOG_ALL`).
-    pub const LOG_ALL: u64 = 1 << 26;
-    /// Indirect descriptors.
-    pub const RING_INDIRECT_DESC: u64 = 1 << 28;
-    /// Notifications are suppressed by index.
-    pub const RING_EVENT_IDX: u64 = 1 << 29;
-    /// There are protocol features (`VHOST_USER_F_PROTOCOL_FEATURES`).
-    pub const PROTOCOL_FEATURES: u64 = 1 << 30;
-    /// VIRTIO 1.0 or later.
-    pub const VERSION_1: u64 = 1 << 32;
-    /// Addresses go through an IOMMU, whose translations `IOTLB_MSG` brings.
-    pub const ACCESS_PLATFORM: u64 = 1 << 33;
-    /// Packed rings.
-    pub const RING_PACKED: u64 = 1 << 34;
-    /// The bits that each kind of device gives a meaning of its own.
-    pub const DEVICE_BITS: u64 = (1 << 24) - 1;
-}
+use crate::virtio::feature;
 
 /// How patient a session is.
 #[derive(Debug, Clone)]
@@ -77,8 +58,11 @@ impl Wish {
         .union(ProtocolFeatures::SHARED_OBJECT)
         .union(ProtocolFeatures::DEVICE_STATE);
 
+    /// The feature bits of a device's own that leave its requests as VIRTIO 1.0 has them.
+    const DEVICE_BITS: u64 = (1 << 24) - 1;
+
     /// Features of an ordinary session with split rings.
-    pub const USUAL_FEATURES: u64 = feature::DEVICE_BITS
+    pub const USUAL_FEATURES: u64 = Self::DEVICE_BITS
         | feature::VERSION_1
         | feature::RING_EVENT_IDX
         | feature::RING_INDIRECT_DESC

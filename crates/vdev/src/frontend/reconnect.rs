@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::error::FrontendError;
+use super::handshake::names;
 use super::options::Wish;
 use super::session::Frontend;
 use crate::protocol::ProtocolFeatures;
@@ -66,7 +67,7 @@ impl Frontend {
             }
         };
         let what = if negotiated.features != before.features {
-            format!("virtio features {:#x}", before.features & !negotiated.features)
+            format!("the features {}", names(before.features & !negotiated.features))
         } else if negotiated.protocol_features != before.protocol_features {
             before.protocol_features.difference(negotiated.protocol_features).to_string()
         } else if negotiated.usable_queues() < before.usable_queues() {

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::error::FrontendError;
-use super::options::feature;
 use super::session::Frontend;
 use crate::protocol::{
     Config, CryptoSession, Empty, Iotlb, IotlbKind, IotlbPermission, ProtocolFeatures, SharedMemoryConfig,
@@ -13,6 +12,7 @@ use crate::protocol::{
         NetSetMtu, ResetDevice, SendRarp, SetConfig, SetStatus, SetVringEndian,
     },
 };
+use crate::virtio::feature;
 
 /// VIRTIO shared memory regions that a device may have: ids are one byte.
 const SHARED_MEMORY_REGIONS_MAX: usize = 256;

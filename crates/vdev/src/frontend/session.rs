@@ -9,10 +9,11 @@ use super::backend_channel::BackendSide;
 use super::error::FrontendError;
 use super::inflight::InflightFile;
 use super::memory_table::SharedRegion;
-use super::options::{Negotiated, Options, Wish, feature};
+use super::options::{Negotiated, Options, Wish};
 use super::vring::RingSteps;
 use crate::protocol::{Flags, Message, ProtocolFeatures, Request};
 use crate::socket::{Channel, SocketError, wait_readable};
+use crate::virtio::feature;
 
 /// Messages whose answers are outstanding at the same time in a batch: both sockets hold that many without anybody reading.
 const BATCH_MESSAGES: usize = 32;

@@ -4,12 +4,13 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::{Standin, TIMEOUT, session};
-use crate::frontend::{Frontend, FrontendError, Notice, Options, Wish, feature};
+use crate::frontend::{Frontend, FrontendError, Notice, Options, Wish};
 use crate::protocol::{
     Empty, Flags, Iotlb, IotlbKind, IotlbPermission, Message, Payload, ProtocolFeatures, SharedMemoryMap, SharedObject,
     VringArea, VringState, backend, frontend as message,
 };
 use crate::socket::Channel;
+use crate::virtio::feature;
 
 const FEATURES: u64 = feature::VERSION_1 | feature::PROTOCOL_FEATURES;
 const PROTOCOL: ProtocolFeatures = ProtocolFeatures::BACKEND_REQ

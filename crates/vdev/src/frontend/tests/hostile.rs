@@ -4,10 +4,11 @@ use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use super::{Standin, TIMEOUT, quick, session};
-use crate::frontend::{FrontendError, Options, Wish, feature};
+use crate::frontend::{FrontendError, Options, Wish};
 use crate::memory::{Region, SharedFile};
 use crate::protocol::{Config, Inflight, Payload, ProtocolFeatures, VringState, frontend as message};
 use crate::socket::SocketError;
+use crate::virtio::feature;
 
 const FEATURES: u64 = feature::VERSION_1 | feature::PROTOCOL_FEATURES;
 

@@ -3,13 +3,14 @@
 use std::os::fd::AsFd as _;
 
 use super::{Standin, TIMEOUT, session};
-use crate::frontend::{Frontend, FrontendError, Options, SharedRegion, Wish, feature};
+use crate::frontend::{Frontend, FrontendError, Options, SharedRegion, Wish};
 use crate::memory::Region;
 use crate::protocol::{
     Config, DeviceStateTransfer, Inflight, Log, MemoryRegion, ProtocolFeatures, VringAddress, VringState,
     frontend as message,
 };
 use crate::socket::{Event, Listener};
+use crate::virtio::feature;
 
 const FEATURES: u64 = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::LOG_ALL | 0b11;
 

@@ -1,0 +1,156 @@
+//! A ring with the events that belong to it, and how it is started, stopped and started again.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Duration;
+
+use super::error::FrontendError;
+use super::options::Negotiated;
+use super::session::Frontend;
+use crate::protocol::{ProtocolFeatures, VringAddress};
+use crate::queue::{Arena, DriverRing, QueueError, RingKind, RingLayout};
+use crate::socket::{Event, wait_readable};
+use crate::virtio::feature;
+
+/// A ring of ours.
+#[derive(Debug)]
+pub struct Ring {
+    /// The ring.
+    pub driver: DriverRing,
+    /// Tells the backend of new requests.
+    pub kick: Event,
+    /// Tells us of requests that are done.
+    pub call: Event,
+    /// Tells us that the backend can't work with the ring.
+    pub err: Event,
+}
+
+impl Negotiated {
+    /// The layout that rings of this size have by what was negotiated.
+    pub const fn ring_layout(&self, size: u16) -> RingLayout {
+        let kind = if self.has(feature::RING_PACKED) { RingKind::Packed } else { RingKind::Split };
+        let (event_idx, indirect) = (self.has(feature::RING_EVENT_IDX), self.has(feature::RING_INDIRECT_DESC));
+        RingLayout { kind, size, event_idx, indirect }
+    }
+}
+
+impl Ring {
+    /// Lays out a ring with new events.
+    ///
+    /// # Errors
+    /// Where there is no room for it, or the process has no descriptors left.
+    pub fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
+        let driver = DriverRing::create(index, layout, arena)?;
+        let event = || Event::new().map_err(|_| QueueError::Unsupported { ring: index, what: "descriptor left" });
+        Ok(Self { driver, kick: event()?, call: event()?, err: event()? })
+    }
+
+    /// Which ring it is.
+    pub const fn index(&self) -> u32 {
+        self.driver.index()
+    }
+}
+
+impl Frontend {
+    /// Lays out a ring in memory that is shared already, and starts it.
+    ///
+    /// # Errors
+    /// Where there is no room for it, or the backend refuses one of the messages.
+    pub fn set_up_ring(&mut self, index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Ring, FrontendError> {
+        let ring = Ring::create(index, layout, arena).map_err(|what| self.queue_error(what))?;
+        self.start_ring(&ring)?;
+        Ok(ring)
+    }
+
+    /// Starts a ring where it stands, on a connection that does not know it: size, addresses, base, events, enabled. The
+    /// backend is kicked once, as it may have missed what was published before.
+    ///
+    /// # Errors
+    /// Where the backend refuses one of the messages.
+    pub fn start_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
+        let in_band = self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS);
+        let event = |event| (!in_band).then_some(event);
+        let Ring { driver, kick, call, err } = ring;
+        let (index, size) = (driver.index(), driver.layout().size);
+        self.batched(|this| {
+            this.set_vring_num(index, size.into())?;
+            this.set_vring_addr(&this.ring_address(driver))?;
+            this.set_vring_base(index, driver.base())?;
+            this.set_vring_call(index, event(call.as_fd()))?;
+            this.set_vring_err(index, event(err.as_fd()))?;
+            this.set_vring_kick(index, event(kick.as_fd()))?;
+            if this.rings_are_enabled_by_message() {
+                this.set_vring_enable(index, true)?;
+            }
+            Ok(())
+        })?;
+        self.kick_ring(ring)
+    }
+
+    /// Tells the backend of new requests: by the ring's event, or by message where that was negotiated.
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    pub fn kick_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
+        if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
+            return self.vring_kick(ring.index());
+        }
+        ring.kick.signal().map_err(|source| self.system("kicking a ring", source))
+    }
+
+    /// Stops a ring and tells where the backend stands in it.
+    ///
+    /// # Errors
+    /// Where the backend does not answer.
+    pub fn stop_ring(&mut self, ring: &Ring) -> Result<u32, FrontendError> {
+        self.get_vring_base(ring.index())
+    }
+
+    /// Waits for the backend to call about a ring, by its event or by message. Returns whether it did in time.
+    ///
+    /// # Errors
+    /// Where the backend reports an error of the ring, or has gone.
+    pub fn wait_for_call(&mut self, ring: &Ring, timeout: Duration) -> Result<bool, FrontendError> {
+        if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
+            self.serve_backend_requests(timeout)?;
+            if self.take_ring_error(ring.index()) {
+                return Err(self.ring_failed(ring));
+            }
+            return Ok(self.take_call(ring.index()));
+        }
+        let fds: [BorrowedFd<'_>; 3] = [ring.call.as_fd(), ring.err.as_fd(), self.channel.as_fd()];
+        let ready = wait_readable(fds, Some(timeout)).map_err(|source| self.system("waiting for a call", source))?;
+        match ready {
+            [true, _, _] => ring.call.take().map_err(|source| self.system("taking a call", source)),
+            [_, true, _] => Err(self.ring_failed(ring)),
+            [_, _, true] => Err(FrontendError::RingLost {
+                socket: self.name().to_owned(),
+                ring: ring.index(),
+                outstanding: ring.driver.outstanding(),
+            }),
+            _ => Ok(false),
+        }
+    }
+
+    fn ring_failed(&self, ring: &Ring) -> FrontendError {
+        FrontendError::RingFailed { socket: self.name().to_owned(), ring: ring.index() }
+    }
+
+    /// Where a ring lies, in the addresses that were agreed on.
+    fn ring_address(&self, driver: &DriverRing) -> VringAddress {
+        let address = driver.address();
+        if !self.has_protocol(ProtocolFeatures::GPA_ADDRESSES) {
+            return address;
+        }
+        let areas = driver.areas();
+        VringAddress {
+            descriptor: areas.descriptors.guest_address(),
+            available: areas.driver.guest_address(),
+            used: areas.device.guest_address(),
+            ..address
+        }
+    }
+
+    pub(super) fn queue_error(&self, what: QueueError) -> FrontendError {
+        FrontendError::Queue { socket: self.name().to_owned(), what }
+    }
+}

@@ -1,0 +1,5 @@
+//! Our frontend on a real backend: QEMU's storage daemon.
+
+mod daemon;
+mod reconnect;
+mod rings;
