@@ -9,6 +9,7 @@
 
 pub mod backend;
 pub mod check;
+pub mod devices;
 pub mod memory;
 pub mod protocol;
 pub mod queue;
