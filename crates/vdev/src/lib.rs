@@ -5,7 +5,8 @@
 //!    socket     messages with descriptors and deadlines       queue    split and packed rings, both sides
 //!    virtio     devices by name: features, configuration      frontend the driver's side of a session
 //!    backend    the device's side, with devices to serve      mock     a backend that is wrong on purpose
-//!    check      conformance of a backend, case by case        tap      a decoding man in the middle
+//!    probe      who is behind a socket                        check    conformance of a backend, case by case
+//!    tap        a decoding man in the middle                  bench    latencies and rates; stress: many at once
 //! ```
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 

@@ -11,6 +11,7 @@ mod area;
 mod dirty_log;
 mod error;
 pub mod fault;
+pub mod file_io;
 mod guest_memory;
 mod region;
 
