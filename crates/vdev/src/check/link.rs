@@ -127,13 +127,7 @@ impl Link {
     }
 
     /// Sends any message and finds out what became of it: what comes before the answer to the question behind it.
-    pub fn ask_raw(
-        &mut self,
-        request: u32,
-        flags: Flags,
-        payload: &[u8],
-        fds: &[BorrowedFd<'_>],
-    ) -> Outcome<Answer> {
+    pub fn ask_raw(&mut self, request: u32, flags: Flags, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
         let sent = self.send_raw(request, flags, payload, fds);
         match sent {
             Ok(()) => self.settle(request),
@@ -174,7 +168,9 @@ impl Link {
         let answer = self.ask(message, fds)?;
         match answer {
             _ if answer.is_accepted() => Ok(()),
-            Answer { code: None, closed: true } => Err(Stop::Closed(format!("closed the connection at {}", M::REQUEST))),
+            Answer { code: None, closed: true } => {
+                Err(Stop::Closed(format!("closed the connection at {}", M::REQUEST)))
+            }
             _ => Stop::fail(format!("{answer} at {}", M::REQUEST)),
         }
     }

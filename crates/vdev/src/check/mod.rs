@@ -6,15 +6,30 @@
 //! ```
 //! A report also stands for the other direction, where a frontend is checked: the types are the same.
 
+mod case;
+mod cases;
+mod context;
+mod disk;
 mod expected;
 mod facts;
+mod guest;
 mod junit;
+mod link;
+mod outcome;
+mod process;
 mod report;
+mod ring;
+mod run;
+mod target;
 mod trace;
 mod verdict;
 
+pub use case::{Case, Need};
+pub use cases::all as cases;
 pub use expected::{ExpectedError, ExpectedFailures};
 pub use facts::Facts;
+pub use process::{CommandError, SpawnCommand};
 pub use report::{Counts, Report};
+pub use run::{CheckError, Options, run, selected};
 pub use trace::{Side, Trace, TraceLine, backend_message, backend_reply, frontend_message};
 pub use verdict::{CaseReport, Expectation, Level, Resources, UnknownLevel, Verdict};

@@ -74,6 +74,12 @@ impl SpawnCommand {
     }
 }
 
+impl std::fmt::Display for SpawnCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join(" "))
+    }
+}
+
 /// A backend that was started. It and all that it started are killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -302,7 +308,8 @@ mod tests {
         let directory = process.socket().parent().expect("lies in a folder").to_owned();
         assert!(resources(child).is_some() && processor_time(child).is_some());
         drop(process);
-        let is_gone = || !std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(" Z "));
+        let is_gone =
+            || !std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(" Z "));
         assert!(wait_until(Duration::from_secs(5), is_gone) && !directory.exists());
     }
 }

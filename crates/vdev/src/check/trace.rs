@@ -101,9 +101,9 @@ impl Trace {
         self.first.iter().map(ToString::to_string).chain(gap).chain(self.last.iter().map(ToString::to_string))
     }
 
-    /// Whether nothing was said.
-    pub fn is_empty(&self) -> bool {
-        self.first.is_empty()
+    /// Whether the peer has said anything.
+    pub fn has_received(&self) -> bool {
+        self.first.iter().chain(&self.last).any(|line| line.side == Side::Received)
     }
 }
 

@@ -1,0 +1,102 @@
+//! A case: one rule, what a backend must have for it to apply, and the function that finds out.
+
+use super::context::Context;
+use super::facts::Facts;
+use super::outcome::Outcome;
+use super::target::Target;
+use super::verdict::Level;
+use crate::protocol::ProtocolFeatures;
+use crate::virtio::DeviceKind;
+
+/// One rule.
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
+    /// Group and name: `features.never-offered-bit`.
+    pub id: &'static str,
+    /// How binding it is.
+    pub level: Level,
+    /// The specification's heading that it stands under; of QEMU's `docs/interop/vhost-user.rst` where it names no other.
+    pub section: &'static str,
+    /// Why it matters, in a line.
+    pub reason: &'static str,
+    /// What the backend must have for it to apply.
+    pub needs: &'static [Need],
+    /// Finds out.
+    pub run: fn(&mut Context<'_>) -> Outcome,
+}
+
+/// What a backend must have for a case to apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// It offers these protocol features.
+    Protocol(ProtocolFeatures),
+    /// It offers this virtio feature.
+    Feature(u64, &'static str),
+    /// It is such a device.
+    Kind(DeviceKind),
+    /// It is a device that the suite can have requests done by.
+    DataPath,
+    /// It takes writes.
+    Writes,
+    /// It serves so many queues.
+    Queues(u64),
+    /// It serves one client after the other.
+    ManyClients,
+    /// It was started by us.
+    Spawned,
+    /// Its process can be looked at.
+    Process,
+    /// It is allowed to be harmed.
+    Harm,
+}
+
+/// What the user allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed {
+    /// The disk's contents may be changed; they are put back.
+    pub writes: bool,
+    /// The backend may be harmed.
+    pub harm: bool,
+}
+
+impl Case {
+    /// The part of the id before the dot.
+    pub fn group(&self) -> &'static str {
+        self.id.split_once('.').map_or(self.id, |(group, _)| group)
+    }
+
+    /// Why it does not apply, if it does not.
+    pub fn lacks(
+        &self,
+        facts: &Facts,
+        device: Option<DeviceKind>,
+        target: &Target,
+        allowed: Allowed,
+    ) -> Option<String> {
+        self.needs.iter().find_map(|need| match *need {
+            Need::Protocol(features) if !facts.protocol_features.contains(features) => {
+                Some(format!("{} is not offered", features.difference(facts.protocol_features)))
+            }
+            Need::Feature(bit, name) if facts.features & bit == 0 => Some(format!("{name} is not offered")),
+            Need::Kind(kind) if device != Some(kind) => Some(format!("this is no {} device", kind.name())),
+            Need::DataPath if device != Some(DeviceKind::Blk) => {
+                Some("requests are made of blk devices only".to_owned())
+            }
+            Need::DataPath if facts.capacity_sectors() < super::disk::SECTORS_NEEDED => {
+                Some("the disk is too small".to_owned())
+            }
+            Need::Writes if facts.features & crate::virtio::feature::blk::RO != 0 => {
+                Some("the disk is read-only".to_owned())
+            }
+            Need::Writes if !allowed.writes => Some("writes are not allowed".to_owned()),
+            Need::Queues(queues) if facts.queues < queues => Some(format!("it serves {} queues", facts.queues)),
+            Need::ManyClients if facts.ends_with_client => Some("it serves one client only".to_owned()),
+            Need::Spawned if !target.is_spawned() => Some("it was not started with `--spawn`".to_owned()),
+            Need::Process if !target.is_spawned() && target.pid().is_none() => {
+                Some("its process can't be looked at".to_owned())
+            }
+            Need::Harm if !allowed.harm => Some("hostile cases are left out".to_owned()),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! The configuration space.
+
+use super::prelude::*;
+
+const CONFIG: Need = Need::Protocol(ProtocolFeatures::CONFIG);
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const GET: &str = "VHOST_USER_GET_CONFIG";
+const SET: &str = "VHOST_USER_SET_CONFIG";
+const BLK: Need = Need::Kind(DeviceKind::Blk);
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "config.whole", level: Must, section: GET, needs: &[CONFIG], run: whole,
+        reason: "\"vhost-user back-end's payload size MUST match the front-end's request\"" },
+    Case { id: "config.offset-echoed", level: Must, section: GET, needs: &[CONFIG], run: offset_echoed,
+        reason: "the reply is a config space description of the same place" },
+    Case { id: "config.part", level: Should, section: GET, needs: &[CONFIG], run: part,
+        reason: "a part of the space is what the whole has there" },
+    Case { id: "config.stable", level: Should, section: GET, needs: &[CONFIG], run: stable,
+        reason: "\"The front-end may cache the contents\"" },
+    Case { id: "config.beyond", level: Must, section: GET, needs: &[CONFIG], run: beyond,
+        reason: "what is not there is answered with \"zero length of payload to indicate an error\", or it is zeros of the size that was asked for" },
+    Case { id: "config.endless", level: Should, section: GET, needs: &[CONFIG], run: endless,
+        reason: "an offset and a size whose sum does not fit 32 bits are in no space" },
+    Case { id: "config.read-only-field", level: Must, section: SET, needs: &[CONFIG, ACK, BLK], run: read_only_field,
+        reason: "back-ends \"MUST NOT accept SET_CONFIG for read-only configuration space fields unless the live migration bit is set\"" },
+    Case { id: "config.read-only-field-kept", level: Must, section: SET, needs: &[CONFIG, BLK], run: read_only_field_kept,
+        reason: "a guest must not change the size of its disk" },
+    Case { id: "config.write-cache", level: Should, section: "VIRTIO 1.2, 5.2.5 Device Initialization", needs: &[CONFIG, ACK, BLK, Need::Feature(feature::blk::CONFIG_WCE, "VIRTIO_BLK_F_CONFIG_WCE")], run: write_cache,
+        reason: "with CONFIG_WCE the driver sets `writeback`, and the device does as it says" },
+    Case { id: "config.flags-unknown", level: Should, section: SET, needs: &[CONFIG, ACK], run: flags_unknown,
+        reason: "\"The vhost-user back-end must check the flags field\", which is 0 or 1" },
+    Case { id: "config.capacity", level: Must, section: "VIRTIO 1.2, 5.2.4 Device configuration layout", needs: &[CONFIG, BLK], run: capacity,
+        reason: "a disk has a size" },
+    Case { id: "config.queues-match", level: Should, section: "VIRTIO 1.2, 5.2.4 Device configuration layout", needs: &[CONFIG, BLK, Need::Feature(feature::blk::MQ, "VIRTIO_BLK_F_MQ"), Need::Protocol(ProtocolFeatures::MQ)], run: queues_match,
+        reason: "`num_queues` is what the guest sets up, GET_QUEUE_NUM what the VMM does" },
+];
+
+fn ask(offset: u32, bytes: usize) -> GetConfig {
+    GetConfig(Config { offset, flags: 0, bytes: vec![0; bytes] })
+}
+
+/// A size of configuration that the backend answers.
+fn known_bytes(context: &Context<'_>) -> Outcome<usize> {
+    match context.facts.config.len() {
+        0 => Stop::skip("GET_CONFIG was not answered for any size that devices have"),
+        bytes => Ok(bytes),
+    }
+}
+
+fn whole(context: &mut Context<'_>) -> Outcome {
+    let bytes = match known_bytes(context) {
+        Ok(bytes) => bytes,
+        Err(_) => return Stop::fail("CONFIG is offered, and GET_CONFIG is answered for no size that devices have"),
+    };
+    let reply = context.open_device()?.call(&ask(0, bytes))?;
+    if reply.bytes.len() == bytes {
+        Ok(())
+    } else {
+        Stop::fail(format!("{bytes} bytes were asked for, {} came", reply.bytes.len()))
+    }
+}
+
+fn offset_echoed(context: &mut Context<'_>) -> Outcome {
+    let bytes = known_bytes(context)?;
+    let mut link = context.open_device()?;
+    let reply = link.call(&ask(4, bytes - 4))?;
+    if reply.bytes.is_empty() {
+        return Stop::skip("parts of the space are not answered");
+    }
+    if (reply.offset, reply.bytes.len()) == (4, bytes - 4) {
+        return Ok(());
+    }
+    Stop::fail(format!("{} bytes at 4 were asked for, {} bytes at {} came", bytes - 4, reply.bytes.len(), reply.offset))
+}
+
+fn part(context: &mut Context<'_>) -> Outcome {
+    let bytes = known_bytes(context)?;
+    let mut link = context.open_device()?;
+    let whole = link.call(&ask(0, bytes))?.bytes;
+    for (offset, size) in [(0, 4), (4, 4), (bytes - 4, 4), (2, bytes - 2)] {
+        let found = link.call(&ask(u32::try_from(offset).unwrap_or(0), size))?.bytes;
+        if whole.get(offset..offset + size) != Some(&found[..]) {
+            return Stop::fail(format!(
+                "{size} bytes at {offset} are {found:02x?}, and in the whole {:02x?}",
+                &whole[offset..offset + size]
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn stable(context: &mut Context<'_>) -> Outcome {
+    let bytes = known_bytes(context)?;
+    let mut link = context.open_device()?;
+    let first = link.call(&ask(0, bytes))?.bytes;
+    let second = link.call(&ask(0, bytes))?.bytes;
+    if first == second { Ok(()) } else { Stop::fail("the configuration changed between two questions") }
+}
+
+/// What a backend says to a question that it can't answer: zeros of that size, nothing, or the end of the connection.
+fn is_error_or_zeros(context: &mut Context<'_>, question: &GetConfig) -> Outcome {
+    let mut link = context.open_device()?;
+    link.send(question, &[])?;
+    let reply = match link.reply_to(24) {
+        Ok(reply) => reply,
+        Err(Stop::Closed(_)) => return Stop::fail("closed the connection instead of an answer of no bytes"),
+        Err(stop) => return Err(stop),
+    };
+    let contents = reply.payload.get(12..).unwrap_or_default();
+    let asked = question.0.bytes.len();
+    if contents.is_empty() || contents.len() == asked && contents.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    Stop::fail(format!("{asked} bytes that are not there were asked for, and {} came", contents.len()))
+}
+
+fn beyond(context: &mut Context<'_>) -> Outcome {
+    is_error_or_zeros(context, &ask(200, 56))
+}
+
+fn endless(context: &mut Context<'_>) -> Outcome {
+    match is_error_or_zeros(context, &ask(u32::MAX - 3, 8)) {
+        // To close is an answer to what no frontend that is right asks for.
+        Err(Stop::Fail(because)) if because.starts_with("closed") => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Another size for the disk.
+fn other_capacity() -> SetConfig {
+    SetConfig(Config { offset: 0, flags: 0, bytes: 12345_u64.to_le_bytes().to_vec() })
+}
+
+fn read_only_field(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    link.require_refusal(&other_capacity(), &[], "SET_CONFIG of the capacity")
+}
+
+fn read_only_field_kept(context: &mut Context<'_>) -> Outcome {
+    let before = context.facts.config.clone();
+    let mut link = context.open_device()?;
+    let answer = link.ask(&other_capacity(), &[])?;
+    if answer.closed {
+        if context.facts.ends_with_client {
+            return Ok(());
+        }
+        drop(link);
+        link = context.open_again(USUAL)?;
+    }
+    let after = link.call(&ask(0, before.len()))?.bytes;
+    if after == before { Ok(()) } else { Stop::fail("SET_CONFIG has changed the capacity") }
+}
+
+fn write_cache(context: &mut Context<'_>) -> Outcome {
+    const WRITEBACK: usize = 32;
+    let bytes = known_bytes(context)?;
+    let mut link = context.open_device()?;
+    let writeback = |link: &mut Link| match link.call(&ask(0, bytes))?.bytes.get(WRITEBACK) {
+        Some(value) => Ok(*value),
+        None => Stop::skip("the configuration is too short"),
+    };
+    let before = writeback(&mut link)?;
+    for value in [0, 1, before] {
+        link.require(&SetConfig(Config { offset: 32, flags: 0, bytes: vec![value] }), &[])?;
+        let found = writeback(&mut link)?;
+        if found != value {
+            return Stop::fail(format!("`writeback` was set to {value} and reads {found}"));
+        }
+    }
+    Ok(())
+}
+
+fn flags_unknown(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let config = Config { offset: 0, flags: 0x8000_0000, bytes: vec![0; 4] };
+    link.require_refusal(&SetConfig(config), &[], "SET_CONFIG with flags that mean nothing")
+}
+
+fn capacity(context: &mut Context<'_>) -> Outcome {
+    known_bytes(context)?;
+    match context.facts.capacity_sectors() {
+        0 => Stop::fail("the disk has no sectors"),
+        _ => Ok(()),
+    }
+}
+
+fn queues_match(context: &mut Context<'_>) -> Outcome {
+    let Some(bytes) = context.facts.config.get(34..36) else { return Stop::skip("the configuration is too short") };
+    let told = u64::from(bytes[0]) | u64::from(bytes[1]) << 8;
+    if told == 0 || told > context.facts.queues {
+        return Stop::fail(format!("`num_queues` is {told}, and GET_QUEUE_NUM says {}", context.facts.queues));
+    }
+    Ok(())
+}

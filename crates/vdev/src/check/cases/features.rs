@@ -1,0 +1,251 @@
+//! What is offered, and what becomes of what is taken.
+
+use super::prelude::*;
+
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const MQ: Need = Need::Protocol(ProtocolFeatures::MQ);
+const PROTOCOL: Need = Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES");
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "features.version-1", level: Must, section: "VIRTIO 1.2, 6.2 Device Requirements: Reserved Feature Bits", needs: &[], run: version_1,
+        reason: "\"A device MUST offer VIRTIO_F_VERSION_1\"; without it a modern driver refuses the device" },
+    Case { id: "features.protocol-features", level: Should, section: "Communication", needs: &[], run: protocol_features,
+        reason: "every extension, acknowledgements included, is gated by VHOST_USER_F_PROTOCOL_FEATURES" },
+    Case { id: "features.reply-ack", level: Should, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: &[PROTOCOL], run: reply_ack,
+        reason: "without REPLY_ACK a frontend can't tell whether a command was carried out" },
+    Case { id: "features.mq", level: Should, section: "Multiple queue support", needs: &[PROTOCOL], run: mq,
+        reason: "\"Back-ends should always implement the VHOST_USER_PROTOCOL_F_MQ protocol feature\"" },
+    Case { id: "features.queue-num", level: Must, section: "VHOST_USER_GET_QUEUE_NUM", needs: &[MQ], run: queue_num,
+        reason: "a frontend sets up as many queues as this says" },
+    Case { id: "features.queues-of-device", level: Should, section: "Multiple queue support", needs: &[MQ], run: queues_of_device,
+        reason: "a device has at least the queues that make it useful" },
+    Case { id: "features.defined-protocol-features", level: Should, section: "Protocol features", needs: &[PROTOCOL], run: defined_protocol_features,
+        reason: "a bit without a meaning may get one that the backend does not know" },
+    Case { id: "features.protocol-features-stable", level: Should, section: "VHOST_USER_GET_PROTOCOL_FEATURES", needs: &[PROTOCOL], run: protocol_features_stable,
+        reason: "what is offered does not depend on what was taken" },
+    Case { id: "features.same-for-next-client", level: Should, section: "VHOST_USER_GET_FEATURES", needs: &[Need::ManyClients], run: same_for_next_client,
+        reason: "a frontend that reconnects must find what its guest has negotiated" },
+    Case { id: "features.none-taken-by-last-client", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: &[ACK, Need::ManyClients], run: none_taken_by_last_client,
+        reason: "what one session has negotiated must not hold in the next: a reply that nobody asked for is taken for another" },
+    Case { id: "features.offered-accepted", level: Should, section: "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits", needs: &[ACK], run: offered_accepted,
+        reason: "\"The device SHOULD accept any valid subset of features the driver accepts\"" },
+    Case { id: "features.fewest-accepted", level: Should, section: "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits", needs: &[ACK], run: fewest_accepted,
+        reason: "\"The device SHOULD accept any valid subset of features the driver accepts\"; VERSION_1 alone is one" },
+    Case { id: "features.never-offered-bit", level: Should, section: "VHOST_USER_SET_FEATURES", needs: &[ACK], run: never_offered_bit,
+        reason: "a guest that was promised a feature the device does not have loses data; \"incompatible features\" are an error" },
+    Case { id: "features.never-offered-protocol-bit", level: May, section: "VHOST_USER_SET_PROTOCOL_FEATURES", needs: &[ACK], run: never_offered_protocol_bit,
+        reason: "a frontend that takes what was not offered has a defect, which an error would show" },
+    Case { id: "features.set-again", level: Should, section: "Migration", needs: &[ACK], run: set_again,
+        reason: "logging is started and stopped by SET_FEATURES in the middle of a session" },
+    Case { id: "features.protocol-subset", level: Should, section: "VHOST_USER_SET_PROTOCOL_FEATURES", needs: &[ACK], run: protocol_subset,
+        reason: "a frontend takes what it knows of what is offered" },
+    Case { id: "features.no-protocol-features-taken", level: Should, section: "Protocol features", needs: &[PROTOCOL], run: no_protocol_features_taken,
+        reason: "extensions are optional for both sides; a frontend may take none" },
+    Case { id: "features.without-protocol-features", level: Must, section: "Communication", needs: &[], run: without_protocol_features,
+        reason: "\"Old vhost-user front-end and back-end implementations continue to work\": bit 30 need not be taken" },
+    Case { id: "features.inband-alone", level: Should, section: "In-band notifications", needs: &[Need::Protocol(ProtocolFeatures::INBAND_NOTIFICATIONS)], run: inband_alone,
+        reason: "the backend \"should close the connection\" where it is negotiated without BACKEND_REQ and REPLY_ACK" },
+    Case { id: "features.depend-on-offered", level: Should, section: "Protocol features", needs: &[PROTOCOL], run: depend_on_offered,
+        reason: "a protocol feature that needs another is of no use without it" },
+    Case { id: "features.config", level: Should, section: "VHOST_USER_GET_CONFIG", needs: &[PROTOCOL, Need::Kind(DeviceKind::Blk)], run: config,
+        reason: "a frontend learns the size of a disk by GET_CONFIG alone" },
+    Case { id: "features.enable-before-set", level: May, section: "VHOST_USER_SET_VRING_ENABLE", needs: &[ACK], run: enable_before_set,
+        reason: "QEMU's vhost-user-net enables rings before SET_FEATURES; a backend that refuses can't serve it" },
+];
+
+fn version_1(context: &mut Context<'_>) -> Outcome {
+    let offered = context.connect()?.features()?;
+    if offered & feature::VERSION_1 != 0 {
+        Ok(())
+    } else {
+        Stop::fail(format!("the features are {offered:#x}, without bit 32"))
+    }
+}
+
+fn protocol_features(context: &mut Context<'_>) -> Outcome {
+    let offered = context.connect()?.features()?;
+    if offered & feature::PROTOCOL_FEATURES != 0 {
+        Ok(())
+    } else {
+        Stop::fail(format!("the features are {offered:#x}, without bit 30"))
+    }
+}
+
+fn offered_protocol_features(context: &mut Context<'_>) -> Outcome<ProtocolFeatures> {
+    let mut link = context.connect()?;
+    link.features()?;
+    Ok(ProtocolFeatures::from_bits(link.call(&GetProtocolFeatures(Empty))?))
+}
+
+fn must_offer(context: &mut Context<'_>, wanted: ProtocolFeatures) -> Outcome {
+    let offered = offered_protocol_features(context)?;
+    if offered.contains(wanted) {
+        Ok(())
+    } else {
+        Stop::fail(format!("{wanted} is not among the protocol features: {offered}"))
+    }
+}
+
+fn reply_ack(context: &mut Context<'_>) -> Outcome {
+    must_offer(context, ProtocolFeatures::REPLY_ACK)
+}
+
+fn mq(context: &mut Context<'_>) -> Outcome {
+    must_offer(context, ProtocolFeatures::MQ)
+}
+
+fn config(context: &mut Context<'_>) -> Outcome {
+    must_offer(context, ProtocolFeatures::CONFIG)
+}
+
+fn queue_num(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    match link.call(&GetQueueNum(Empty))? {
+        0 => Stop::fail("GET_QUEUE_NUM says 0"),
+        // The index of a ring is 8 bits where its descriptors are sent.
+        queues @ 1..=256 => {
+            link.note(format!("it serves {queues} queues"));
+            Ok(())
+        }
+        queues => Stop::fail(format!("GET_QUEUE_NUM says {queues}, and SET_VRING_KICK has 8 bits for the index")),
+    }
+}
+
+fn queues_of_device(context: &mut Context<'_>) -> Outcome {
+    let Some(device) = context.device else { return Stop::skip("what kind of device it is nobody has said") };
+    let least = match device {
+        // The event queue is the VMM's own there.
+        DeviceKind::Vsock => 2,
+        _ => device.queues_default() as u64,
+    };
+    let queues = context.open()?.call(&GetQueueNum(Empty))?;
+    if queues >= least {
+        Ok(())
+    } else {
+        Stop::fail(format!("GET_QUEUE_NUM says {queues}, and a {} device has {least}", device.name()))
+    }
+}
+
+fn defined_protocol_features(context: &mut Context<'_>) -> Outcome {
+    let offered = offered_protocol_features(context)?;
+    match offered.undefined() {
+        0 => Ok(()),
+        bits => Stop::fail(format!("the protocol features have the bits {bits:#x}, which have no meaning")),
+    }
+}
+
+fn protocol_features_stable(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    link.features()?;
+    let first = link.call(&GetProtocolFeatures(Empty))?;
+    link.send(&SetProtocolFeatures(first & USUAL.bits()), &[])?;
+    let second = link.call(&GetProtocolFeatures(Empty))?;
+    if first == second {
+        Ok(())
+    } else {
+        Stop::fail(format!("GET_PROTOCOL_FEATURES was answered with {first:#x}, then with {second:#x}"))
+    }
+}
+
+fn same_for_next_client(context: &mut Context<'_>) -> Outcome {
+    let first = context.open_device()?.offered;
+    let second = context.open_again(USUAL)?.offered;
+    if first == second {
+        Ok(())
+    } else {
+        Stop::fail(format!("the first client is offered {first:#x}, the next {second:#x}"))
+    }
+}
+
+fn none_taken_by_last_client(context: &mut Context<'_>) -> Outcome {
+    drop(context.open_device()?);
+    let mut link = context.connect_again()?;
+    let answer = link.ask_raw(3, Flags::request(), &[], &[])?;
+    if answer == (Answer { code: None, closed: false }) {
+        Ok(())
+    } else {
+        Stop::fail(format!("the backend {answer} at the next client's SET_OWNER"))
+    }
+}
+
+fn offered_accepted(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    // What needs more than a bit to be taken is left out: translated addresses, and the log.
+    let features = link.offered & !(feature::ACCESS_PLATFORM | feature::LOG_ALL);
+    link.require(&SetFeatures(features), &[])
+}
+
+fn fewest_accepted(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let features = link.offered & (feature::VERSION_1 | feature::PROTOCOL_FEATURES);
+    link.require(&SetFeatures(features), &[])
+}
+
+fn never_offered_bit(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    // A bit that devices of no kind have, from the reserved ones.
+    let Some(bit) = (41..50).rev().find(|bit| link.offered >> bit & 1 == 0) else {
+        return Stop::skip("all reserved bits are offered");
+    };
+    let features = usual_features(link.offered) | 1 << bit;
+    link.require_refusal(&SetFeatures(features), &[], &format!("SET_FEATURES with bit {bit}, which was not offered"))
+}
+
+fn never_offered_protocol_bit(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let taken = link.protocol.bits() | 1 << 62;
+    link.require_refusal(&SetProtocolFeatures(taken), &[], "SET_PROTOCOL_FEATURES with bit 62, which was not offered")
+}
+
+fn set_again(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])
+}
+
+fn protocol_subset(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(ProtocolFeatures::REPLY_ACK)?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])
+}
+
+fn no_protocol_features_taken(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(ProtocolFeatures::empty())?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])
+}
+
+fn without_protocol_features(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    link.send(&SetOwner(Empty), &[])?;
+    link.offered = link.features()?;
+    let features = usual_features(link.offered) & !feature::PROTOCOL_FEATURES;
+    link.require(&SetFeatures(features), &[])
+}
+
+fn inband_alone(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(ProtocolFeatures::empty())?;
+    let answer = link.ask(&SetProtocolFeatures(ProtocolFeatures::INBAND_NOTIFICATIONS.bits()), &[])?;
+    if answer.closed { Ok(()) } else { Stop::fail(format!("INBAND_NOTIFICATIONS alone: the backend {answer}")) }
+}
+
+fn depend_on_offered(context: &mut Context<'_>) -> Outcome {
+    let offered = offered_protocol_features(context)?;
+    let needed = [
+        (ProtocolFeatures::GET_VRING_BASE_INFLIGHT, ProtocolFeatures::INFLIGHT_SHMFD),
+        (ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN, ProtocolFeatures::GET_VRING_BASE_INFLIGHT),
+        (ProtocolFeatures::INBAND_NOTIFICATIONS, ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::REPLY_ACK),
+        (ProtocolFeatures::BACKEND_SEND_FD, ProtocolFeatures::BACKEND_REQ),
+        (ProtocolFeatures::HOST_NOTIFIER, ProtocolFeatures::BACKEND_REQ),
+    ];
+    match needed.into_iter().find(|(one, other)| offered.contains(*one) && !offered.contains(*other)) {
+        None => Ok(()),
+        Some((one, other)) => Stop::fail(format!("{one} is offered without {other}, which it needs")),
+    }
+}
+
+fn enable_before_set(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    link.require(&SetVringEnable(VringState { index: 0, num: 1 }), &[])
+}

@@ -1,0 +1,348 @@
+//! The first words, and who answers what: headers, replies, acknowledgements.
+
+use std::os::fd::AsFd as _;
+use std::os::fd::BorrowedFd;
+
+use super::prelude::*;
+use crate::check::guest::Guest;
+use crate::check::ring::SplitRing;
+use crate::protocol::Header;
+
+const ACK: &[Need] = &[Need::Protocol(ProtocolFeatures::REPLY_ACK)];
+const PROTOCOL: &[Need] = &[Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES")];
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "handshake.features-answered", level: Must, section: "VHOST_USER_GET_FEATURES", needs: &[], run: features_answered,
+        reason: "the first question of every session has a reply of 8 bytes" },
+    Case { id: "handshake.features-before-owner", level: Should, section: "VHOST_USER_SET_OWNER", needs: &[], run: features_before_owner,
+        reason: "QEMU asks for features before it sends SET_OWNER" },
+    Case { id: "handshake.reply-flag", level: Must, section: "Header", needs: &[], run: reply_flag,
+        reason: "bit 2 \"needs to be sent on each reply from the back-end\"" },
+    Case { id: "handshake.reply-version", level: Must, section: "Header", needs: &[], run: reply_version,
+        reason: "the lower 2 bits of a reply's flags are the version, 1" },
+    Case { id: "handshake.reply-asks-nothing", level: Should, section: "Header", needs: ACK, run: reply_asks_nothing,
+        reason: "a reply asks for none, so need_reply is not copied into it; nor has it flags without a meaning" },
+    Case { id: "handshake.features-stable", level: Should, section: "VHOST_USER_GET_FEATURES", needs: &[], run: features_stable,
+        reason: "what a device offers does not change from one question to the next" },
+    Case { id: "handshake.header-in-pieces", level: Should, section: "Message Specification", needs: &[], run: header_in_pieces,
+        reason: "a stream has no borders: a header may arrive byte by byte" },
+    Case { id: "handshake.payload-apart", level: Should, section: "Message Specification", needs: ACK, run: payload_apart,
+        reason: "a stream has no borders: a payload may arrive after its header, in pieces" },
+    Case { id: "handshake.messages-in-one-piece", level: Must, section: "Communication", needs: &[], run: messages_in_one_piece,
+        reason: "most requests have no reply, so the next may follow in the same packet" },
+    Case { id: "handshake.many-questions-ahead", level: Should, section: "Communication", needs: &[], run: many_questions_ahead,
+        reason: "questions that are sent ahead are answered one by one, in order" },
+    Case { id: "handshake.owner-silent", level: Must, section: "Communication", needs: &[], run: owner_silent,
+        reason: "SET_OWNER is not in the list of messages that have a reply" },
+    Case { id: "handshake.owner-twice", level: May, section: "VHOST_USER_SET_OWNER", needs: &[], run: owner_twice,
+        reason: "a frontend that says twice whose session it is takes nothing from anybody" },
+    Case { id: "handshake.protocol-features-early", level: Must, section: "VHOST_USER_GET_PROTOCOL_FEATURES", needs: PROTOCOL, run: protocol_features_early,
+        reason: "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"" },
+    Case { id: "handshake.set-protocol-features-early", level: Must, section: "VHOST_USER_SET_PROTOCOL_FEATURES", needs: ACK, run: set_protocol_features_early,
+        reason: "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"" },
+    Case { id: "handshake.no-ack-before-negotiation", level: Should, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: &[], run: no_ack_before_negotiation,
+        reason: "only \"with this protocol extension negotiated\" does need_reply bring a reply; an unexpected one is taken for that of the next question" },
+    Case { id: "handshake.no-ack-unless-asked", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: no_ack_unless_asked,
+        reason: "a reply that nobody asked for is taken for that of the next question" },
+    Case { id: "handshake.question-answered-once", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: question_answered_once,
+        reason: "for messages that have a reply, need_reply \"brings no behavioural change\"" },
+    Case { id: "handshake.ack-owner", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_owner,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-features", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_features,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-mem-table", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_mem_table,
+        reason: "without it a frontend can't tell when memory is mapped" },
+    Case { id: "handshake.ack-vring-num", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_num,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-vring-base", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_base,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-vring-addr", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_addr,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-vring-call", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_call,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-vring-err", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_err,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-vring-kick", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_kick,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-vring-enable", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_enable,
+        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.ack-reset-owner", level: Must, section: "VHOST_USER_RESET_OWNER", needs: ACK, run: ack_reset_owner,
+        reason: "need_reply on \"any command\" brings a reply, also where the backend ignores the command, as is recommended" },
+    Case { id: "handshake.reset-owner-harmless", level: Should, section: "VHOST_USER_RESET_OWNER", needs: ACK, run: reset_owner_harmless,
+        reason: "\"It is recommended that back-ends either ignore this message, or use it to disable all rings\"" },
+];
+
+fn features_answered(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    link.send(&SetOwner(Empty), &[])?;
+    link.send(&GetFeatures(Empty), &[])?;
+    let reply = link.receive()?;
+    if reply.header.request != 1 {
+        return Stop::fail(format!("GET_FEATURES (1) was answered with message {}", reply.header.request));
+    }
+    if reply.payload.len() != 8 {
+        return Stop::fail(format!("the reply to GET_FEATURES has {} bytes, not 8", reply.payload.len()));
+    }
+    if !reply.fds.is_empty() {
+        return Stop::fail(format!("{} descriptors came with the reply to GET_FEATURES", reply.fds.len()));
+    }
+    Ok(())
+}
+
+fn features_before_owner(context: &mut Context<'_>) -> Outcome {
+    context.connect()?.features().map(drop)
+}
+
+fn first_reply_flags(context: &mut Context<'_>) -> Outcome<Flags> {
+    let mut link = context.connect()?;
+    link.send(&SetOwner(Empty), &[])?;
+    link.send(&GetFeatures(Empty), &[])?;
+    Ok(link.receive()?.header.flags)
+}
+
+fn reply_flag(context: &mut Context<'_>) -> Outcome {
+    let flags = first_reply_flags(context)?;
+    if flags.is_reply() {
+        Ok(())
+    } else {
+        Stop::fail(format!("the flags of a reply are {:#x}, without bit 2", flags.bits()))
+    }
+}
+
+fn reply_version(context: &mut Context<'_>) -> Outcome {
+    let flags = first_reply_flags(context)?;
+    if flags.version() == 1 { Ok(()) } else { Stop::fail(format!("a reply is of version {}", flags.version())) }
+}
+
+fn reply_asks_nothing(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    link.send_raw(3, Flags::request_with_reply(), &[], &[])?;
+    let acknowledgement = link.receive()?.header.flags;
+    link.send_raw(1, Flags::request_with_reply(), &[], &[])?;
+    let reply = link.receive()?.header.flags;
+    for flags in [acknowledgement, reply] {
+        if flags.needs_reply() || flags.reserved() != 0 {
+            return Stop::fail(format!("the flags of a reply are {:#x}, not 0x5", flags.bits()));
+        }
+    }
+    Ok(())
+}
+
+fn features_stable(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let again = link.features()?;
+    if again != link.offered {
+        return Stop::fail(format!("GET_FEATURES was answered with {:#x}, then with {again:#x}", link.offered));
+    }
+    Ok(())
+}
+
+fn header_in_pieces(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    let header = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode();
+    for (place, byte) in header.iter().enumerate() {
+        link.send_bytes(&[*byte], &[], &format!("byte {place} of GET_FEATURES"))?;
+    }
+    link.reply_to(1).map(drop)
+}
+
+fn payload_apart(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let header = Header { request: 2, flags: Flags::request_with_reply(), payload_bytes: 8 }.encode();
+    let payload = usual_features(link.offered).to_ne_bytes();
+    link.send_bytes(&header, &[], "the header of SET_FEATURES")?;
+    link.send_bytes(&payload[..3], &[], "3 bytes of its payload")?;
+    link.send_bytes(&payload[3..], &[], "the rest of its payload")?;
+    require_success(&link.reply_to(2)?.payload)
+}
+
+fn messages_in_one_piece(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    let message = |request| Header { request, flags: Flags::request(), payload_bytes: 0 }.encode();
+    let bytes = [message(3), message(1), message(1)].concat();
+    link.send_bytes(&bytes, &[], "SET_OWNER, GET_FEATURES, GET_FEATURES in one piece")?;
+    link.reply_to(1)?;
+    link.reply_to(1).map(drop)
+}
+
+fn many_questions_ahead(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    link.send(&SetOwner(Empty), &[])?;
+    for _ in 0..32 {
+        link.send(&GetFeatures(Empty), &[])?;
+    }
+    for _ in 0..32 {
+        link.reply_to(1)?;
+    }
+    Ok(())
+}
+
+fn owner_silent(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    let answer = link.ask_raw(3, Flags::request(), &[], &[])?;
+    if answer == (Answer { code: None, closed: false }) {
+        Ok(())
+    } else {
+        Stop::fail(format!("the backend {answer} at SET_OWNER"))
+    }
+}
+
+fn owner_twice(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    link.require(&SetOwner(Empty), &[])
+}
+
+fn protocol_features_early(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    link.features()?;
+    link.call(&GetProtocolFeatures(Empty)).map(drop)
+}
+
+fn set_protocol_features_early(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(ProtocolFeatures::REPLY_ACK)?;
+    // That it took hold is seen by an answer that only REPLY_ACK brings.
+    link.send_raw(3, Flags::request_with_reply(), &[], &[])?;
+    link.reply_to(3).map(drop)
+}
+
+fn no_ack_before_negotiation(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.connect()?;
+    let answer = link.ask_raw(3, Flags::request_with_reply(), &[], &[])?;
+    match answer {
+        Answer { code: None, closed: false } => Ok(()),
+        Answer { code: None, closed: true } => {
+            Stop::fail("need_reply on SET_OWNER without REPLY_ACK: the backend closed the connection")
+        }
+        answer => Stop::fail(format!("need_reply on SET_OWNER without REPLY_ACK: the backend {answer}")),
+    }
+}
+
+fn no_ack_unless_asked(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered);
+    let answer = link.ask_raw(2, Flags::request(), &features.to_ne_bytes(), &[])?;
+    if answer == (Answer { code: None, closed: false }) {
+        Ok(())
+    } else {
+        Stop::fail(format!("the backend {answer} at SET_FEATURES without need_reply"))
+    }
+}
+
+fn question_answered_once(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    link.send_raw(1, Flags::request_with_reply(), &[], &[])?;
+    let reply = link.reply_to(1)?;
+    if reply.payload != link.offered.to_ne_bytes() {
+        return Stop::fail("need_reply on GET_FEATURES brought something else than the features");
+    }
+    // A second reply would come before that of the next question.
+    link.call(&GetProtocolFeatures(Empty)).map(drop)
+}
+
+fn require_success(payload: &[u8]) -> Outcome {
+    match <[u8; 8]>::try_from(payload).map(u64::from_ne_bytes) {
+        Ok(0) => Ok(()),
+        Ok(code) => Stop::fail(format!("a message that is right was acknowledged with {code:#x}, not with 0")),
+        Err(_) => Stop::fail(format!("an acknowledgement has {} bytes, not 8", payload.len())),
+    }
+}
+
+/// Sends a right message with `need_reply`: exactly one acknowledgement comes, and says success.
+fn acknowledged<M: Message>(link: &mut Link, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
+    let number = M::REQUEST.number();
+    link.send_raw(number, Flags::request_with_reply(), &message.payload(), fds)?;
+    // A backend that does not answer would be waited for in vain: its answer to the next question comes instead.
+    link.send(&GetFeatures(Empty), &[])?;
+    let reply = link.receive()?;
+    if reply.header.request == 1 {
+        return Stop::fail(format!("{} with need_reply was not answered", M::REQUEST));
+    }
+    if reply.header.request != number {
+        return Stop::fail(format!("{} was answered as message {}", M::REQUEST, reply.header.request));
+    }
+    require_success(&reply.payload)?;
+    link.reply_to(1).map(drop)
+}
+
+fn ack_owner(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    acknowledged(&mut link, &SetOwner(Empty), &[])
+}
+
+fn ack_features(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered);
+    acknowledged(&mut link, &SetFeatures(features), &[])
+}
+
+fn ack_mem_table(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let guest = Guest::new()?;
+    acknowledged(&mut link, &guest.table(), &guest.fds())
+}
+
+/// A session up to where rings are set up.
+fn ring(context: &mut Context<'_>) -> Outcome<(Link, Guest, SplitRing)> {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
+    Ok((link, guest, ring))
+}
+
+fn ack_vring_num(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    acknowledged(&mut link, &SetVringNum(ring.state(64)), &[])
+}
+
+fn ack_vring_base(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    link.require(&SetVringNum(ring.state(64)), &[])?;
+    acknowledged(&mut link, &SetVringBase(ring.state(0)), &[])
+}
+
+fn ack_vring_addr(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    link.require(&SetVringNum(ring.state(64)), &[])?;
+    acknowledged(&mut link, &SetVringAddr(ring.address()), &[])
+}
+
+fn ack_vring_call(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    ring.place(&mut link)?;
+    acknowledged(&mut link, &SetVringCall(VringFile::with_descriptor(0)), &[ring.call.as_fd()])
+}
+
+fn ack_vring_err(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    ring.place(&mut link)?;
+    acknowledged(&mut link, &SetVringErr(VringFile::with_descriptor(0)), &[ring.call.as_fd()])
+}
+
+fn ack_vring_kick(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    ring.place(&mut link)?;
+    link.require(&SetVringCall(VringFile::with_descriptor(0)), &[ring.call.as_fd()])?;
+    acknowledged(&mut link, &SetVringKick(VringFile::with_descriptor(0)), &[ring.kick.as_fd()])
+}
+
+fn ack_vring_enable(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = ring(context)?;
+    ring.place(&mut link)?;
+    ring.connect(&mut link)?;
+    acknowledged(&mut link, &SetVringEnable(ring.state(1)), &[])
+}
+
+fn ack_reset_owner(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    acknowledged(&mut link, &ResetOwner(Empty), &[])
+}
+
+fn reset_owner_harmless(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    link.send(&ResetOwner(Empty), &[])?;
+    // The negotiated features still hold: the message after it is acknowledged.
+    link.send_raw(2, Flags::request_with_reply(), &usual_features(link.offered).to_ne_bytes(), &[])?;
+    require_success(&link.reply_to(2)?.payload)
+}

@@ -1,0 +1,330 @@
+//! The memory table, and regions that come and go one by one.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use super::prelude::*;
+use crate::check::guest::Guest;
+use crate::memory::SharedFile;
+
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const SLOTS: Need = Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+const MEM_TABLE: &str = "VHOST_USER_SET_MEM_TABLE";
+const ADD: &str = "VHOST_USER_ADD_MEM_REG";
+const REMOVE: &str = "VHOST_USER_REM_MEM_REG";
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "memory.one-region", level: Must, section: MEM_TABLE, needs: &[ACK], run: one_region,
+        reason: "a guest with one piece of memory is the simplest there is" },
+    Case { id: "memory.eight-regions", level: Must, section: "Memory regions description", needs: &[ACK], run: eight_regions,
+        reason: "a table has up to 8 regions, and a VMM uses them" },
+    Case { id: "memory.table-replaced", level: Must, section: MEM_TABLE, needs: &[ACK], run: table_replaced,
+        reason: "a VMM sends the whole table again when memory is plugged" },
+    Case { id: "memory.offset-in-file", level: Must, section: "Memory regions description", needs: &[ACK], run: offset_in_file,
+        reason: "\"mmap offset\" is where a region starts in its file; the memory below and above 4 GiB is one file in QEMU" },
+    Case { id: "memory.high-addresses", level: Should, section: "Memory regions description", needs: &[ACK], run: high_addresses,
+        reason: "addresses are 64-bit numbers; memory above 4 GiB is common, devices lie at 1 TiB and more" },
+    Case { id: "memory.table-after-rings", level: Should, section: "Ring states", needs: &[ACK], run: table_after_rings,
+        reason: "\"the back-end must support changing some configuration aspects on the fly\"" },
+    Case { id: "memory.table-filled-up", level: Should, section: "C structure", needs: &[ACK], run: table_filled_up,
+        reason: "a frontend may send the whole C struct; regions beyond the count mean nothing" },
+    Case { id: "memory.fd-missing", level: Should, section: MEM_TABLE, needs: &[ACK], run: fd_missing,
+        reason: "\"The size and ordering of the fds matches the number and ordering of memory regions\"; a success would be a lie" },
+    Case { id: "memory.fd-surplus", level: Should, section: MEM_TABLE, needs: &[ACK], run: fd_surplus,
+        reason: "\"The size and ordering of the fds matches the number and ordering of memory regions\"" },
+    Case { id: "memory.nine-regions", level: Should, section: "Memory regions description", needs: &[ACK], run: nine_regions,
+        reason: "there are at most 8; whoever takes more without an error has lost some" },
+    Case { id: "memory.no-memory-file", level: Should, section: MEM_TABLE, needs: &[ACK], run: no_memory_file,
+        reason: "what can't be mapped is an error, and \"the payload should be set to ... non-zero on failure\"" },
+    Case { id: "memory.past-file", level: Should, section: MEM_TABLE, needs: &[ACK], run: past_file,
+        reason: "memory beyond the end of its file is SIGBUS at the first access" },
+    Case { id: "memory.size-zero", level: Should, section: MEM_TABLE, needs: &[ACK], run: size_zero,
+        reason: "a region of no bytes can't be mapped, and is an error" },
+    Case { id: "memory.endless", level: Should, section: MEM_TABLE, needs: &[ACK], run: endless,
+        reason: "a region that ends beyond the last address defeats every check of bounds" },
+    Case { id: "memory.overlap", level: May, section: MEM_TABLE, needs: &[ACK], run: overlap,
+        reason: "an address in two regions means two things" },
+    Case { id: "memory.max-slots", level: Must, section: "VHOST_USER_GET_MAX_MEM_SLOTS", needs: &[SLOTS], run: max_slots,
+        reason: "a VMM plugs as much memory as this allows" },
+    Case { id: "memory.add-region", level: Must, section: ADD, needs: &[ACK, SLOTS], run: add_region,
+        reason: "the first region comes this way where the feature is negotiated" },
+    Case { id: "memory.add-all-slots", level: Should, section: "VHOST_USER_GET_MAX_MEM_SLOTS", needs: &[ACK, SLOTS], run: add_all_slots,
+        reason: "as many regions as GET_MAX_MEM_SLOTS says can be added" },
+    Case { id: "memory.add-without-fd", level: Should, section: ADD, needs: &[ACK, SLOTS], run: add_without_fd,
+        reason: "\"Exactly one file descriptor from which the memory is mapped is passed\"" },
+    Case { id: "memory.add-past-file", level: Should, section: ADD, needs: &[ACK, SLOTS], run: add_past_file,
+        reason: "memory beyond the end of its file is SIGBUS at the first access" },
+    Case { id: "memory.add-twice", level: Should, section: ADD, needs: &[ACK, SLOTS], run: add_twice,
+        reason: "a region that is there already can't be told from its double" },
+    Case { id: "memory.remove-region", level: Must, section: REMOVE, needs: &[ACK, SLOTS], run: remove_region,
+        reason: "memory that is unplugged is taken away by its addresses and size" },
+    Case { id: "memory.remove-ignores-offset", level: Must, section: REMOVE, needs: &[ACK, SLOTS], run: remove_ignores_offset,
+        reason: "\"The mmap offset is ignored\"" },
+    Case { id: "memory.remove-unknown", level: Should, section: REMOVE, needs: &[ACK, SLOTS], run: remove_unknown,
+        reason: "what is not there can't be removed; a success would hide that both sides differ" },
+    Case { id: "memory.remove-and-add", level: Must, section: REMOVE, needs: &[ACK, SLOTS], run: remove_and_add,
+        reason: "memory that was unplugged can be plugged again" },
+    Case { id: "memory.remove-unmaps", level: Must, section: REMOVE, needs: &[ACK, SLOTS, Need::Process], run: remove_unmaps,
+        reason: "a region \"which the back-end device must unmap\": whoever keeps it keeps the memory from being freed" },
+    Case { id: "memory.remove-closes-fd", level: Must, section: REMOVE, needs: &[ACK, SLOTS, Need::Process], run: remove_closes_fd,
+        reason: "\"If a file descriptor is passed, the back-end MUST close it without using it otherwise\"" },
+];
+
+/// A session, and a file of some pages.
+fn file(context: &mut Context<'_>) -> Outcome<(Link, SharedFile)> {
+    Ok((context.open_device()?, SharedFile::new(FILE_BYTES)?))
+}
+
+const FILE_BYTES: u64 = 1 << 20;
+
+const fn region(guest_address: u64, size: u64) -> MemoryRegion {
+    MemoryRegion { guest_address, size, user_address: 0x7000_0000_0000_u64.wrapping_add(guest_address), mmap_offset: 0 }
+}
+
+fn table(regions: &[MemoryRegion]) -> SetMemTable {
+    SetMemTable(MemoryTable(regions.to_vec()))
+}
+
+fn one_region(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    link.require(&table(&[region(0, FILE_BYTES)]), &[file.as_fd()])
+}
+
+fn eight_regions(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let places: Vec<_> = (0..8).map(|place| (place * 0x20_0000, 0x10_0000)).collect();
+    Guest::with_regions(&places)?.share(&mut link)
+}
+
+fn table_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    Guest::new()?.share(&mut link)?;
+    Guest::with_regions(&[(0, 1 << 20), (1 << 32, 1 << 20)])?.share(&mut link)
+}
+
+fn offset_in_file(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let below = region(0, FILE_BYTES / 2);
+    let above = MemoryRegion { mmap_offset: FILE_BYTES / 2, ..region(1 << 32, FILE_BYTES / 2) };
+    link.require(&table(&[below, above]), &[file.as_fd(), file.as_fd()])
+}
+
+fn high_addresses(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let high = MemoryRegion { user_address: 0x7fff_0000_0000, ..region(1 << 40, FILE_BYTES) };
+    link.require(&table(&[high]), &[file.as_fd()])
+}
+
+fn table_after_rings(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = crate::check::ring::SplitRing::new(&mut guest, 0, 64)?;
+    ring.start(&mut link)?;
+    // The ring's own memory stays; more comes.
+    guest.add(1 << 32, 1 << 20)?;
+    guest.share(&mut link)?;
+    ring.stop(&mut link).map(drop)
+}
+
+fn table_filled_up(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let mut payload = table(&[region(0, FILE_BYTES)]).payload();
+    payload.resize(8 + 8 * 32, 0);
+    let answer = link.ask_raw(5, Flags::request_with_reply(), &payload, &[file.as_fd()])?;
+    if answer.is_accepted() {
+        Ok(())
+    } else {
+        Stop::fail(format!("a table of 1 region in the space of 8: the backend {answer}"))
+    }
+}
+
+fn fd_missing(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let regions = [region(0, FILE_BYTES), region(1 << 32, FILE_BYTES)];
+    link.require_refusal(&table(&regions), &[file.as_fd()], "two regions with one descriptor")
+}
+
+fn fd_surplus(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    link.require_refusal(
+        &table(&[region(0, FILE_BYTES)]),
+        &[file.as_fd(), file.as_fd()],
+        "one region with two descriptors",
+    )
+}
+
+fn nine_regions(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let regions: Vec<_> = (0..9).map(|place| region(place << 32, FILE_BYTES)).collect();
+    link.require_refusal(&table(&regions), &[file.as_fd(); 9], "nine regions")
+}
+
+fn no_memory_file(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let (pipe, _other) = std::io::pipe()?;
+    let pipe = OwnedFd::from(pipe);
+    link.require_refusal(&table(&[region(0, FILE_BYTES)]), &[pipe.as_fd()], "a region in a pipe")
+}
+
+fn past_file(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let larger = region(0, FILE_BYTES + 4096);
+    link.require_refusal(&table(&[larger]), &[file.as_fd()], "a region that is larger than its file")
+}
+
+fn size_zero(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    link.require_refusal(&table(&[region(0, 0)]), &[file.as_fd()], "a region of no bytes")
+}
+
+fn endless(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let endless = MemoryRegion { user_address: u64::MAX - 4095, ..region(u64::MAX - 4095, FILE_BYTES) };
+    link.require_refusal(&table(&[endless]), &[file.as_fd()], "a region that ends beyond the last address")
+}
+
+fn overlap(context: &mut Context<'_>) -> Outcome {
+    let (mut link, file) = file(context)?;
+    let regions = [region(0, FILE_BYTES), region(FILE_BYTES / 2, FILE_BYTES)];
+    link.require_refusal(&table(&regions), &[file.as_fd(), file.as_fd()], "two regions that share addresses")
+}
+
+/// A session with memory slots.
+fn slots(context: &mut Context<'_>) -> Outcome<Link> {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::CONFIGURE_MEM_SLOTS)?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])?;
+    Ok(link)
+}
+
+fn max_slots(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    match link.call(&GetMaxMemSlots(Empty))? {
+        0 => Stop::fail("GET_MAX_MEM_SLOTS says 0"),
+        slots => {
+            link.note(format!("{slots} slots"));
+            Ok(())
+        }
+    }
+}
+
+const fn add(region: MemoryRegion) -> AddMemReg {
+    AddMemReg(SingleRegion(region))
+}
+
+const fn remove(region: MemoryRegion) -> RemMemReg {
+    RemMemReg(SingleRegion(region))
+}
+
+fn add_region(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])
+}
+
+fn add_all_slots(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(4096)?;
+    // A backend may allow as many as there is memory; more than any VMM has proves nothing.
+    let slots = link.call(&GetMaxMemSlots(Empty))?.min(64);
+    for slot in 0..slots {
+        link.require(&add(region(slot << 32, 4096)), &[file.as_fd()])?;
+    }
+    Ok(())
+}
+
+fn add_without_fd(context: &mut Context<'_>) -> Outcome {
+    slots(context)?.require_refusal(&add(region(0, FILE_BYTES)), &[], "ADD_MEM_REG without a descriptor")
+}
+
+fn add_past_file(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    link.require_refusal(&add(region(0, FILE_BYTES + 4096)), &[file.as_fd()], "a region that is larger than its file")
+}
+
+fn add_twice(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
+    link.require_refusal(&add(region(0, FILE_BYTES)), &[file.as_fd()], "a region that is there already")
+}
+
+fn remove_region(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
+    link.require(&remove(region(0, FILE_BYTES)), &[])
+}
+
+fn remove_ignores_offset(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    let region = MemoryRegion { mmap_offset: 4096, ..region(0, 4096) };
+    link.require(&add(region), &[file.as_fd()])?;
+    link.require(&remove(MemoryRegion { mmap_offset: 0, ..region }), &[])
+}
+
+fn remove_unknown(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
+    link.require_refusal(&remove(region(1 << 32, FILE_BYTES)), &[], "REM_MEM_REG of a region that is not there")
+}
+
+fn remove_and_add(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    for _ in 0..3 {
+        link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
+        link.require(&remove(region(0, FILE_BYTES)), &[])?;
+    }
+    Ok(())
+}
+
+fn remove_unmaps(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    let kept = SharedFile::new(FILE_BYTES)?;
+    link.require(&add(region(1 << 32, FILE_BYTES)), &[kept.as_fd()])?;
+    let before = guest_mappings(context)?;
+    link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
+    if guest_mappings(context)? == before {
+        return Stop::skip("the backend maps memory in a way that can't be seen");
+    }
+    link.require(&remove(region(0, FILE_BYTES)), &[])?;
+    let after = guest_mappings(context)?;
+    if after > before {
+        Stop::fail(format!("{before} mappings of guest memory before a region came and went, {after} after"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Mappings of our memory files that the backend has.
+fn guest_mappings(context: &Context<'_>) -> Outcome<usize> {
+    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process can't be looked at") };
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    Ok(maps.lines().filter(|line| line.contains("memfd:kiln-memory")).count())
+}
+
+fn remove_closes_fd(context: &mut Context<'_>) -> Outcome {
+    let mut link = slots(context)?;
+    let file = SharedFile::new(FILE_BYTES)?;
+    let before = context.resources()?.descriptors;
+    for _ in 0..10 {
+        link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
+        let answer = link.ask(&remove(region(0, FILE_BYTES)), &[file.as_fd()])?;
+        if !answer.is_accepted() {
+            // It MAY take a descriptor; whoever refuses must still not keep it.
+            break;
+        }
+    }
+    let after = context.descriptors_fall_to(before)?;
+    if after > before {
+        Stop::fail(format!("{before} descriptors before, {after} after 10 times REM_MEM_REG with one"))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! The rules, a file for each group.
+
+use super::case::Case;
+
+mod config;
+mod features;
+mod handshake;
+mod memory;
+mod rings;
+
+/// What every file of rules needs.
+mod prelude {
+    pub(super) use crate::check::Level::{May, Must, Should};
+    pub(super) use crate::check::case::{Case, Need};
+    pub(super) use crate::check::context::{Context, USUAL, usual_features};
+    pub(super) use crate::check::link::Link;
+    pub(super) use crate::check::outcome::{Answer, Outcome, Stop};
+    pub(super) use crate::protocol::frontend::*;
+    pub(super) use crate::protocol::{
+        Config, Empty, Flags, FrontendRequest, MemoryRegion, MemoryTable, Message, ProtocolFeatures, SingleRegion,
+        VringAddress, VringFile, VringState,
+    };
+    pub(super) use crate::virtio::{DeviceKind, feature};
+}
+
+const GROUPS: &[&[Case]] = &[handshake::CASES, features::CASES, memory::CASES, rings::CASES, config::CASES];
+
+/// Every rule, in the order in which they are run.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    GROUPS.iter().copied().flatten()
+}

@@ -1,0 +1,334 @@
+//! Rings without requests: sizes, places, indices, and the states that they go through.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use super::prelude::*;
+use crate::check::guest::Guest;
+use crate::check::ring::SplitRing;
+use crate::socket::Event;
+
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const PROTOCOL: Need = Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES");
+const NUM: &str = "VHOST_USER_SET_VRING_NUM";
+const ADDR: &str = "VHOST_USER_SET_VRING_ADDR";
+const GET_BASE: &str = "VHOST_USER_GET_VRING_BASE";
+const STATES: &str = "Ring states";
+const SIZES: &str = "VIRTIO 1.2, 2.7 Split Virtqueues";
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "rings.size-256", level: Must, section: NUM, needs: &[ACK], run: |context| takes_size(context, 256),
+        reason: "the size of most rings in use" },
+    Case { id: "rings.size-2", level: Should, section: NUM, needs: &[ACK], run: |context| takes_size(context, 2),
+        reason: "a queue size is any power of 2 up to what the device allows" },
+    Case { id: "rings.size-1", level: May, section: SIZES, needs: &[ACK], run: |context| takes_size(context, 1),
+        reason: "1 is a power of 2" },
+    Case { id: "rings.size-1024", level: Should, section: NUM, needs: &[ACK], run: |context| takes_size(context, 1024),
+        reason: "QEMU's largest ring, and its default on virtio-mmio, whatever the backend says" },
+    Case { id: "rings.size-zero", level: Should, section: SIZES, needs: &[ACK], run: |context| refuses_size(context, 0),
+        reason: "a ring without entries holds nothing, and an index is taken modulo its size" },
+    Case { id: "rings.size-no-power-of-2", level: Should, section: SIZES, needs: &[ACK], run: |context| refuses_size(context, 100),
+        reason: "\"Queue Size value is always a power of 2\" in a split ring; with another, indices go wrong when they wrap" },
+    Case { id: "rings.size-too-large", level: Should, section: SIZES, needs: &[ACK], run: |context| refuses_size(context, 65536),
+        reason: "\"The maximum Queue Size value is 32768\"; indices have 16 bits" },
+    Case { id: "rings.every-queue", level: Must, section: "Multiple queue support", needs: &[ACK], run: every_queue,
+        reason: "as many queues as GET_QUEUE_NUM says can be set up" },
+    Case { id: "rings.queues-apart", level: Must, section: "Multiple queue support", needs: &[ACK, Need::Queues(2)], run: queues_apart,
+        reason: "\"the front-end uses a unique index for each queue\": what one is told is nothing to another" },
+    Case { id: "rings.beyond-queue-num", level: Should, section: "VHOST_USER_GET_QUEUE_NUM", needs: &[ACK, Need::Protocol(ProtocolFeatures::MQ)], run: beyond_queue_num,
+        reason: "a ring that the backend does not serve would be waited for in vain" },
+    Case { id: "rings.base-kept", level: Must, section: GET_BASE, needs: &[ACK], run: base_kept,
+        reason: "a migrated device goes on at the index that SET_VRING_BASE gave; any other repeats or loses requests" },
+    Case { id: "rings.base-at-the-end", level: Must, section: GET_BASE, needs: &[ACK], run: base_at_the_end,
+        reason: "an index has 16 bits, whatever the size of its ring" },
+    Case { id: "rings.stop-answers-for-its-ring", level: Must, section: GET_BASE, needs: &[ACK], run: stop_answers,
+        reason: "the reply is a vring state description: this ring's index and base" },
+    Case { id: "rings.stop-before-start", level: Must, section: "Communication", needs: &[ACK], run: stop_before_start,
+        reason: "GET_VRING_BASE is in the list of messages that have a reply, whatever the state of the ring" },
+    Case { id: "rings.stop-twice", level: Should, section: GET_BASE, needs: &[ACK], run: stop_twice,
+        reason: "a ring that is stopped already still has a base" },
+    Case { id: "rings.start-again", level: Must, section: STATES, needs: &[ACK], run: start_again,
+        reason: "a guest that reboots stops its rings and starts them elsewhere in memory" },
+    Case { id: "rings.stop-forgets-kick", level: Should, section: STATES, needs: &[ACK], run: stop_forgets_kick,
+        reason: "a stopped ring is started by the next kick descriptor, so the old one is of no more use" },
+    Case { id: "rings.enable-and-disable", level: Must, section: "VHOST_USER_SET_VRING_ENABLE", needs: &[ACK, PROTOCOL], run: enable_and_disable,
+        reason: "\"Rings can be enabled or disabled by VHOST_USER_SET_VRING_ENABLE\"" },
+    Case { id: "rings.enable-before-kick", level: Should, section: STATES, needs: &[ACK, PROTOCOL], run: enable_before_kick,
+        reason: "whether a ring is enabled is kept while it is stopped" },
+    Case { id: "rings.kick-without-fd", level: Should, section: "VHOST_USER_SET_VRING_KICK", needs: &[ACK], run: |context| without_fd(context, 12),
+        reason: "bit 8: \"polling should be used instead of waiting for the kick\"" },
+    Case { id: "rings.call-without-fd", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[ACK], run: |context| without_fd(context, 13),
+        reason: "bit 8: \"polling will be used instead of waiting for the call\"; guests without interrupts do this" },
+    Case { id: "rings.err-without-fd", level: Should, section: "VHOST_USER_SET_VRING_ERR", needs: &[ACK], run: |context| without_fd(context, 14),
+        reason: "bit 8: \"there is no file descriptor in the ancillary data\"" },
+    Case { id: "rings.fd-promised", level: Should, section: "VHOST_USER_SET_VRING_CALL", needs: &[ACK], run: fd_promised,
+        reason: "without bit 8 a descriptor comes along; where it does not, calls would go nowhere" },
+    Case { id: "rings.call-before-size", level: Should, section: "VHOST_USER_SET_VRING_CALL", needs: &[ACK], run: call_before_size,
+        reason: "QEMU sends SET_VRING_CALL long before it sets up the ring" },
+    Case { id: "rings.call-changed-while-running", level: Must, section: STATES, needs: &[ACK], run: call_changed,
+        reason: "while processing rings \"the back-end must support changing some configuration aspects on the fly\"; guests mask interrupts this way" },
+    Case { id: "rings.outside-memory", level: Should, section: ADDR, needs: &[ACK], run: outside_memory,
+        reason: "\"User addresses map to the vhost memory region containing that user address\"; where there is none it is an error" },
+    Case { id: "rings.partly-outside-memory", level: Should, section: ADDR, needs: &[ACK], run: partly_outside_memory,
+        reason: "a ring that begins in memory and ends beyond it is read and written beyond it" },
+    Case { id: "rings.unaligned", level: May, section: SIZES, needs: &[ACK], run: unaligned,
+        reason: "descriptors lie at a multiple of 16, the used ring at a multiple of 4, the available ring at a multiple of 2" },
+    Case { id: "rings.address-before-memory", level: May, section: ADDR, needs: &[ACK], run: address_before_memory,
+        reason: "without memory no address means anything; a success is a promise that can't be kept" },
+    Case { id: "rings.endian-value", level: Should, section: "VHOST_USER_SET_VRING_ENDIAN", needs: &[ACK, Need::Protocol(ProtocolFeatures::CROSS_ENDIAN)], run: endian_value,
+        reason: "0 and 1 are byte orders, \"Other values are invalid\"" },
+    Case { id: "rings.reset-device", level: Must, section: "VHOST_USER_RESET_DEVICE", needs: &[ACK, Need::Protocol(ProtocolFeatures::RESET_DEVICE)], run: reset_device,
+        reason: "after a reset the device is \"ready to be reinitialized\"" },
+    Case { id: "rings.features-enable-all", level: Must, section: STATES, needs: &[ACK, PROTOCOL], run: legacy_start,
+        reason: "where bit 30 is not taken rings start enabled, without SET_VRING_ENABLE" },
+];
+
+/// A session with memory.
+fn open(context: &mut Context<'_>) -> Outcome<(Link, Guest)> {
+    let mut link = context.open_device()?;
+    let guest = Guest::new()?;
+    guest.share(&mut link)?;
+    Ok((link, guest))
+}
+
+/// A session with a ring that runs.
+fn running(context: &mut Context<'_>) -> Outcome<(Link, Guest, SplitRing)> {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.start(&mut link)?;
+    Ok((link, guest, ring))
+}
+
+fn takes_size(context: &mut Context<'_>, size: u16) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, size)?;
+    ring.start(&mut link)?;
+    ring.stop(&mut link).map(drop)
+}
+
+fn refuses_size(context: &mut Context<'_>, size: u32) -> Outcome {
+    let (mut link, _guest) = open(context)?;
+    link.require_refusal(&SetVringNum(VringState { index: 0, num: size }), &[], &format!("a ring of {size} entries"))
+}
+
+fn every_queue(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let queues = context.facts.queues.min(256);
+    let rings = (0..queues).map(|index| SplitRing::new(&mut guest, u32::try_from(index).unwrap_or(0), 64));
+    let rings = rings.collect::<Outcome<Vec<_>>>()?;
+    for ring in &rings {
+        ring.start(&mut link)?;
+    }
+    for ring in &rings {
+        ring.stop(&mut link)?;
+    }
+    Ok(())
+}
+
+fn queues_apart(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let mut rings = [SplitRing::new(&mut guest, 0, 64)?, SplitRing::new(&mut guest, 1, 128)?];
+    rings[0].start_at(7);
+    rings[1].start_at(19);
+    for ring in &rings {
+        ring.start(&mut link)?;
+    }
+    for ring in &rings {
+        let base = ring.stop(&mut link)?;
+        if base != u32::from(ring.offered) {
+            return Stop::fail(format!("ring {} was given base {} and has {base}", ring.index, ring.offered));
+        }
+    }
+    Ok(())
+}
+
+fn beyond_queue_num(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest) = open(context)?;
+    let index = u32::try_from(context.facts.queues).unwrap_or(u32::MAX);
+    link.require_refusal(&SetVringNum(VringState { index, num: 64 }), &[], &format!("ring {index} of {index} queues"))
+}
+
+fn base_kept(context: &mut Context<'_>) -> Outcome {
+    keeps_base(context, 5)
+}
+
+fn base_at_the_end(context: &mut Context<'_>) -> Outcome {
+    keeps_base(context, 65535)
+}
+
+fn keeps_base(context: &mut Context<'_>, base: u16) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let mut ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.start_at(base);
+    ring.start(&mut link)?;
+    let found = ring.stop(&mut link)?;
+    if found == u32::from(base) {
+        return Ok(());
+    }
+    Stop::fail(format!("the ring was given base {base}, did nothing, and GET_VRING_BASE says {found}"))
+}
+
+fn stop_answers(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = running(context)?;
+    // `stop` checks whose reply it is.
+    ring.stop(&mut link).map(drop)
+}
+
+fn stop_before_start(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.place(&mut link)?;
+    ring.stop(&mut link).map(drop)
+}
+
+fn stop_twice(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = running(context)?;
+    let first = ring.stop(&mut link)?;
+    let second = ring.stop(&mut link)?;
+    if first == second { Ok(()) } else { Stop::fail(format!("GET_VRING_BASE says {first}, then {second}")) }
+}
+
+fn start_again(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest, ring) = running(context)?;
+    ring.stop(&mut link)?;
+    let elsewhere = SplitRing::new(&mut guest, 0, 64)?;
+    elsewhere.start(&mut link)?;
+    elsewhere.stop(&mut link).map(drop)
+}
+
+fn stop_forgets_kick(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = running(context)?;
+    ring.stop(&mut link)?;
+    ring.kick()?;
+    link.features()?;
+    // Nobody may take the signal: whoever waits on a stopped ring would start it.
+    if ring.kick.take()? { Ok(()) } else { Stop::fail("the kick of a stopped ring was taken") }
+}
+
+fn enable_and_disable(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, ring) = running(context)?;
+    for enabled in [false, false, true, true, false] {
+        ring.enable(&mut link, enabled)?;
+    }
+    ring.stop(&mut link).map(drop)
+}
+
+fn enable_before_kick(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.enable(&mut link, true)?;
+    ring.place(&mut link)?;
+    ring.connect(&mut link)?;
+    ring.stop(&mut link).map(drop)
+}
+
+/// Sends one of `SET_VRING_KICK`, `_CALL`, `_ERR` without a descriptor.
+fn without_fd(context: &mut Context<'_>, request: u32) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.place(&mut link)?;
+    if request != 12 {
+        ring.connect(&mut link)?;
+    }
+    let polled = VringFile::polled(0);
+    match request {
+        12 => link.require(&SetVringKick(polled), &[]),
+        13 => link.require(&SetVringCall(polled), &[]),
+        _ => link.require(&SetVringErr(polled), &[]),
+    }
+}
+
+fn fd_promised(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.place(&mut link)?;
+    let promised = SetVringCall(VringFile::with_descriptor(0));
+    link.require_refusal(&promised, &[], "SET_VRING_CALL that promises a descriptor and has none")
+}
+
+fn call_before_size(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let call = Event::new()?;
+    link.require(&SetVringCall(VringFile::with_descriptor(0)), &[call.as_fd()])
+}
+
+fn call_changed(context: &mut Context<'_>) -> Outcome {
+    let (mut link, _guest, _ring) = running(context)?;
+    let calls = [Event::new()?, Event::new()?];
+    let fds: [BorrowedFd<'_>; 2] = calls.each_ref().map(|call| call.as_fd());
+    for fd in fds {
+        link.require(&SetVringCall(VringFile::with_descriptor(0)), &[fd])?;
+    }
+    Ok(())
+}
+
+fn outside_memory(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    link.require(&SetVringNum(ring.state(128)), &[])?;
+    let outside =
+        VringAddress { index: 0, descriptor: 0x1000, used: 0x3000, available: 0x2000, ..VringAddress::default() };
+    link.require_refusal(&SetVringAddr(outside), &[], "a ring that is nowhere in memory")
+}
+
+fn partly_outside_memory(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    link.require(&SetVringNum(ring.state(128)), &[])?;
+    let region = guest.region(0);
+    let descriptor = region.user_address + region.size - 64;
+    let outside = VringAddress { descriptor, ..ring.address() };
+    link.require_refusal(
+        &SetVringAddr(outside),
+        &[],
+        "a descriptor table of which 4 entries are in memory and 124 are not",
+    )
+}
+
+fn unaligned(context: &mut Context<'_>) -> Outcome {
+    let (mut link, mut guest) = open(context)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    link.require(&SetVringNum(ring.state(128)), &[])?;
+    let address = ring.address();
+    let unaligned = VringAddress { used: address.used + 1, ..address };
+    link.require_refusal(&SetVringAddr(unaligned), &[], "a used ring at an odd address")
+}
+
+fn address_before_memory(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    link.require(&SetVringNum(ring.state(128)), &[])?;
+    link.require_refusal(&SetVringAddr(ring.address()), &[], "a ring before there is memory")
+}
+
+fn endian_value(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::CROSS_ENDIAN)?;
+    link.require_refusal(&SetVringEndian(VringState { index: 0, num: 2 }), &[], "byte order 2")
+}
+
+fn reset_device(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::RESET_DEVICE)?;
+    let features = usual_features(link.offered);
+    for _ in 0..2 {
+        link.require(&SetFeatures(features), &[])?;
+        let mut guest = Guest::new()?;
+        guest.share(&mut link)?;
+        let ring = SplitRing::new(&mut guest, 0, 128)?;
+        ring.start(&mut link)?;
+        link.require(&ResetDevice(Empty), &[])?;
+    }
+    Ok(())
+}
+
+fn legacy_start(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered) & !feature::PROTOCOL_FEATURES;
+    link.require(&SetFeatures(features), &[])?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.place(&mut link)?;
+    ring.connect(&mut link)?;
+    ring.stop(&mut link).map(drop)
+}
