@@ -13,6 +13,7 @@ pub mod backend;
 pub mod check;
 pub mod frontend;
 pub mod memory;
+pub mod probe;
 pub mod protocol;
 pub mod queue;
 pub mod socket;
