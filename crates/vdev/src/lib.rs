@@ -15,6 +15,7 @@ pub mod check;
 pub mod devices;
 pub mod frontend;
 pub mod memory;
+pub mod probe;
 pub mod protocol;
 pub mod queue;
 pub mod socket;

@@ -1,0 +1,16 @@
+//! Who is behind a socket: what it offers, how many queues it has, what its configuration says, how it behaves at the edges.
+//!
+//! ```text
+//!   probe(path) ─▶ ask      one connection, questions only: features, queues, slots, configuration
+//!               ─▶ quirks   connections of their own, each with one thing that peers treat differently
+//!               ─▶ ProbeReport
+//! ```
+//! Asking harms nobody: no memory is shared and no ring is started. What may end a backend is done only where it was asked for.
+
+mod ask;
+mod quirks;
+mod report;
+
+pub use ask::{ProbeError, ProbeOptions, probe};
+pub use quirks::{Quirk, QuirkId};
+pub use report::{ConfigReport, DeviceReport, NamedBits, ProbeReport};
