@@ -39,4 +39,4 @@ watch: ## Run test-quick whenever a source file changes
 	@scripts/watch.sh
 
 install-deps: ## Install everything that the targets above need
-	@scripts/install.sh build run test fuzz coverage
+	@scripts/install.sh build run test backends fuzz coverage

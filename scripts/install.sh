@@ -1,16 +1,26 @@
 #!/usr/bin/env bash
-# Installs what is missing for the groups named: build run test fuzz coverage. What is there is left alone.
+# Installs what is missing for the groups named: build run test backends newer fuzz coverage. What is there is left alone.
+# `backends` are programs that tests of vhost-user talk to; `newer` are QEMU 10 and Linux 6.12 of Debian's backports, unpacked
+# below target/ and installed nowhere.
 # Where it may not install (not root, no apt, no cargo), it says what is missing and how to get it, and exits 69.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 packages=()   # Debian packages to install
 crates=()     # programs that cargo installs
 components=() # parts of the Rust toolchain
+tool_crates=() # programs that cargo installs below target/, for the tests alone
+get_newer=     # set where QEMU 10 and Linux 6.12 are to be unpacked
 lacking=()    # what this script can't install, and how to get it
+
+# Pinned: docs/ says how they answer, and another version may answer otherwise.
+readonly VIRTIOFSD=virtiofsd@1.14.0
+readonly VHOST_DEVICE_VSOCK=vhost-device-vsock@0.3.0
+readonly NEWER_SUITE=bookworm-backports
 
 need_program() { command -v "$1" >/dev/null || packages+=("$2"); }
 need_file() { [[ -e $1 ]] || packages+=("$2"); }
 need_crate() { command -v "$1" >/dev/null || crates+=("$1"); }
+need_tool_crate() { [[ $("$tools/bin/${1%@*}" --version 2>/dev/null) == *" ${1#*@}" ]] || tool_crates+=("$1"); }
 need_component() { "$2" --version >/dev/null 2>&1 || components+=("$1"); }
 
 lack() { lacking+=("missing: $1. Get it with:" "  $2"); }
@@ -55,6 +65,19 @@ collect() {
         need_program qemu-img qemu-utils
         need_crate cargo-nextest
         ;;
+    backends)
+        need_program qemu-storage-daemon qemu-system-common
+        need_program pkg-config pkg-config
+        need_file /usr/include/cap-ng.h libcap-ng-dev
+        need_file /usr/include/seccomp.h libseccomp-dev
+        need_tool_crate "$VIRTIOFSD"
+        need_tool_crate "$VHOST_DEVICE_VSOCK"
+        ;;
+    newer)
+        command -v apt-get >/dev/null || lack "apt-get, to unpack QEMU 10 and Linux 6.12 of $NEWER_SUITE" \
+            "set KILN_TEST_QEMU10 and KILN_TEST_LINUX612 to a qemu-system-x86_64 and a kernel package of your own"
+        [[ -x $newer/usr/bin/qemu-system-x86_64 && -e $newer/linux.deb ]] || get_newer=1
+        ;;
     fuzz) need_program g++ g++ ;;
     coverage) [[ -x $(llvm_tool llvm-cov) ]] || components+=(llvm-tools) ;;
     *)
@@ -88,6 +111,43 @@ install_packages() {
 
 install_crates() { cargo install --locked "${crates[@]}"; }
 
+# Tests wait for them, not for their speed: unoptimised, they are built in half the time.
+install_tool_crates() {
+    local code=0
+    CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR=$tools/build \
+        cargo install --locked --debug --force --root "$tools" "${tool_crates[@]}" || code=$?
+    rm -rf "$tools/build"
+    return "$code"
+}
+
+# apt with lists and a cache of its own: nothing of the system's is read or changed, so it needs no root.
+newer_apt() {
+    local program=$1
+    shift
+    "$program" --quiet -o Dir::Etc::SourceList="$newer/apt/sources.list" -o Dir::Etc::SourceParts=- \
+        -o Dir::State::Lists="$newer/apt/lists" -o Dir::Cache="$newer/apt/cache" -o Debug::NoLocking=1 "$@"
+}
+
+unpack_newer() {
+    local keyring=/usr/share/keyrings/debian-archive-keyring.gpg kernel package
+    rm -rf "$newer"
+    mkdir -p "$newer/apt/lists/partial" "$newer/apt/cache/archives/partial" "$newer/apt/packages"
+    echo "deb [signed-by=$keyring] http://deb.debian.org/debian $NEWER_SUITE main" >"$newer/apt/sources.list"
+    newer_apt apt-get update
+    kernel=$(newer_apt apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-6\.12\.\)/\1/p')
+    [[ -n $kernel ]] || { echo "$NEWER_SUITE has no Linux 6.12" >&2; return 1; }
+    (cd "$newer/apt/packages" && newer_apt apt-get download \
+        "$kernel" qemu-system-x86 qemu-system-common qemu-system-data seabios)
+    for package in "$newer"/apt/packages/*.deb; do
+        case ${package##*/} in
+        linux-image-*) mv "$package" "$newer/linux.deb" ;;
+        *) dpkg -x "$package" "$newer" ;;
+        esac
+    done
+    rm -rf "$newer/apt"
+    "$newer/usr/bin/qemu-system-x86_64" --version
+}
+
 # get WHAT COMMAND…: a step, after which the host has it or lacks it.
 get() { (step "install $1" "${@:2}") || exit "$EXIT_HOST_LACKS"; }
 
@@ -97,3 +157,5 @@ refuse_what_cannot_be_had
 ((!${#packages[@]})) || get "${packages[*]}" install_packages
 ((!${#components[@]})) || get "${components[*]}" rustup component add "${components[@]}"
 ((!${#crates[@]})) || get "${crates[*]}" install_crates
+((!${#tool_crates[@]})) || get "${tool_crates[*]} (for the tests)" install_tool_crates
+[[ -z $get_newer ]] || get "QEMU 10 and Linux 6.12 (for the tests)" unpack_newer

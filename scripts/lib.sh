@@ -18,8 +18,12 @@ target_dir=${CARGO_TARGET_DIR:-$root/target}
 export CARGO_TARGET_DIR=$target_dir
 
 static_agent=$target_dir/$GUEST_TARGET/agent/kiln-agent
+guest_tool=$target_dir/$GUEST_TARGET/debug/kiln-e2e-guest
+tools=$target_dir/tools # what scripts/install.sh puts there for the tests alone
+newer=$tools/newer      # a QEMU and a kernel beside Debian 12's own, where they were asked for
 user_home=${KILN_HOME:-$([[ $(id -u) == 0 ]] && echo /var/lib/kiln || echo "$HOME/.local/share/kiln")}
 test_home=$target_dir/kiln-home
+newer_home=$target_dir/kiln-home-newer
 
 # step TITLE COMMAND…: a success is one line, a failure is shown whole and ends the script.
 step() {
@@ -49,6 +53,12 @@ build_static_agent() {
         cargo build --locked --profile agent --target "$GUEST_TARGET" --package kiln-agent
 }
 
+# What tests run in guests that have nothing but busybox; static for the same reason.
+build_guest_tool() {
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --locked --target "$GUEST_TARGET" --package kiln-e2e-guest
+}
+
 # Every program and test of the workspace, in one go: one set of features, so nothing is compiled twice.
 build_tests() {
     cargo build --locked --workspace --bins --tests
@@ -67,16 +77,24 @@ share_downloads() {
     cp --archive --link --no-clobber "$from/." "$to/" 2>/dev/null || cp --archive --no-clobber "$from/." "$to/"
 }
 
-# test_image KILN: the one image that all tests share, in a $KILN_HOME of its own.
+# build_test_image KILN: the one image that all tests share, in a $KILN_HOME of its own.
 build_test_image() {
     share_downloads "$user_home" "$test_home"
     KILN_HOME=$test_home "$1" image build mini --agent "$static_agent"
+}
+
+# build_newer_image KILN PACKAGE: the same image with another kernel, in another home.
+build_newer_image() {
+    KILN_HOME=$newer_home "$1" image build mini --agent "$static_agent" --kernel-deb "$2"
 }
 
 # What the tests find in their environment: see CONTRIBUTING.md.
 export_test_environment() {
     export KILN_BIN=$1 KILN_AGENT_BIN=$2
     export KILN_HOME=$test_home
+    export KILN_TEST_GUEST_TOOL=$guest_tool
+    export KILN_TEST_VIRTIOFSD=${KILN_TEST_VIRTIOFSD:-$tools/bin/virtiofsd}
+    export KILN_TEST_VHOST_DEVICE_VSOCK=${KILN_TEST_VHOST_DEVICE_VSOCK:-$tools/bin/vhost-device-vsock}
 }
 
 # How nextest talks: failures whole, successes counted.

@@ -2,17 +2,43 @@
 # Every test there is. Everything is built once; what passes is a line, what fails is shown whole.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-scripts/install.sh build run test
+# with_newer WHAT VARIABLE=VALUE…: the tests of vhost-user in real VMs once more, with another QEMU or kernel.
+with_newer() {
+    echo "vhost-user once more, with $1"
+    env "${@:2}" cargo nextest run --locked --package kiln-e2e --test run --filterset 'test(/(^|::)vm_vhost/)' \
+        "${nextest_voice[@]}" </dev/null
+}
+
+# QEMU 10 and Linux 6.12, each where it is present.
+test_with_newer() {
+    local qemu=${KILN_TEST_QEMU10:-$newer/usr/bin/qemu-system-x86_64} linux=${KILN_TEST_LINUX612:-$newer/linux.deb}
+    if [[ -x $qemu ]]; then
+        with_newer "QEMU 10" KILN_QEMU="$qemu"
+    else
+        echo "skip  vhost-user with QEMU 10: none at $qemu (scripts/install.sh newer, or set KILN_TEST_QEMU10)"
+    fi
+    if [[ -e $linux ]]; then
+        step "image mini with Linux 6.12" build_newer_image "$target_dir/debug/kiln" "$linux"
+        with_newer "Linux 6.12" KILN_HOME="$newer_home"
+        [[ ! -x $qemu ]] || with_newer "QEMU 10 and Linux 6.12" KILN_QEMU="$qemu" KILN_HOME="$newer_home"
+    else
+        echo "skip  vhost-user with Linux 6.12: no package at $linux (scripts/install.sh newer, or set KILN_TEST_LINUX612)"
+    fi
+}
+
+scripts/install.sh build run test backends
 
 step "format" cargo fmt --all --check
 step "shell scripts" shellcheck --severity=warning --external-sources --source-path=SCRIPTDIR scripts/*.sh .ci/run
 step "clippy" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 step "repository rules" cargo xtask tidy
 step "guest agent, static" build_static_agent
+step "what tests run in guests, static" build_guest_tool
 step "kiln and the tests" build_tests
 step "image mini" build_test_image "$target_dir/debug/kiln"
 
 export_test_environment "$target_dir/debug/kiln" "$static_agent"
 cargo nextest run --locked --workspace "${nextest_voice[@]}" </dev/null
+test_with_newer
 step "doctests" cargo test --locked --workspace --doc
 echo "all tests passed in $SECONDS s"

@@ -9,12 +9,14 @@
 pub mod guest;
 
 mod agent;
+mod backend;
 mod home;
 mod kiln;
 mod raw;
 mod wait;
 
 pub use agent::{Agent, agent_binary};
+pub use backend::{Backend, guest_tool};
 pub use home::TestHome;
 pub use kiln::{KILN_DEADLINE, Kiln, Outcome, Running, is_running, kiln_binary, vm_dir};
 pub use raw::{RawFrame, RawLink};

@@ -10,3 +10,4 @@ mod vm_limits;
 mod vm_owner;
 mod vm_streams;
 mod vm_terminal;
+mod vm_vhost_user;

@@ -8,7 +8,7 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::problem::Problem;
 
 /// Each crate with those of ours that it may build on. Arrows point only down.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("kiln-wire", &[]),
     ("kiln-detect", &[]),
     ("kiln-api", &[]),
@@ -18,7 +18,20 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("kiln-lab", &["kiln-wire", "kiln-detect", "kiln-engine"]),
     ("kiln-server", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-engine", "kiln-lab"]),
     ("kiln-cli", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-vdev", "kiln-engine", "kiln-lab", "kiln-server"]),
-    ("kiln-e2e", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-vdev", "kiln-engine", "kiln-lab", "kiln-server"]),
+    ("kiln-e2e-guest", &[]),
+    (
+        "kiln-e2e",
+        &[
+            "kiln-wire",
+            "kiln-detect",
+            "kiln-api",
+            "kiln-vdev",
+            "kiln-engine",
+            "kiln-lab",
+            "kiln-server",
+            "kiln-e2e-guest",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
