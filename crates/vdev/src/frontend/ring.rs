@@ -40,7 +40,7 @@ impl Ring {
     /// Where there is no room for it, or the process has no descriptors left.
     pub fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
         let driver = DriverRing::create(index, layout, arena)?;
-        let event = || Event::new().map_err(|_| QueueError::Unsupported { ring: index, what: "descriptor left" });
+        let event = || Event::new().map_err(|_| QueueError::NoEvents { ring: index });
         Ok(Self { driver, kick: event()?, call: event()?, err: event()? })
     }
 

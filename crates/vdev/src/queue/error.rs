@@ -201,6 +201,12 @@ pub enum QueueError {
         /// What there was room for.
         writable: u64,
     },
+    /// The process has no descriptors left for its events.
+    #[error("no descriptors are left for the events of ring {ring}")]
+    NoEvents {
+        /// The ring.
+        ring: u32,
+    },
     /// An arena has no room left.
     #[error("an arena has no room for {bytes} bytes, {left} are left")]
     ArenaFull {

@@ -17,8 +17,8 @@ mod prelude {
     pub(super) use crate::check::outcome::{Answer, Outcome, Stop};
     pub(super) use crate::protocol::frontend::*;
     pub(super) use crate::protocol::{
-        Config, Empty, Flags, FrontendRequest, MemoryRegion, MemoryTable, Message, ProtocolFeatures, SingleRegion,
-        VringAddress, VringFile, VringState,
+        Config, Empty, Flags, MemoryRegion, MemoryTable, Message, ProtocolFeatures, SingleRegion, VringAddress,
+        VringFile, VringState,
     };
     pub(super) use crate::virtio::{DeviceKind, feature};
 }
