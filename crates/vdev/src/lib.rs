@@ -11,6 +11,7 @@
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
 pub mod backend;
+pub mod bench;
 pub mod check;
 pub mod devices;
 pub mod frontend;

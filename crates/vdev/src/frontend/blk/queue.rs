@@ -26,6 +26,13 @@ const LOOKS_PER_CLOCK: u32 = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub(super) u16);
 
+impl Slot {
+    /// Which one it is: less than [`BlkQueue::depth`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct SlotState {
     /// What the device was asked and has not given back.
@@ -108,6 +115,11 @@ impl BlkQueue {
     /// How many requests the device has.
     pub fn outstanding(&self) -> u16 {
         self.ring.driver.outstanding()
+    }
+
+    /// How many requests may be under way.
+    pub fn depth(&self) -> u16 {
+        u16::try_from(self.slots.len()).expect("was made of such a number")
     }
 
     /// A slot for the next request, where one is free.

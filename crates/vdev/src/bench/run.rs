@@ -1,0 +1,109 @@
+//! One run: handshakes, round trips, loads.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::handshake::{handshakes, round_trips};
+use super::load::{Load, run_load};
+use super::options::{BenchError, BenchOptions};
+use super::report::{DiskReport, LoadReport, Report};
+use crate::frontend::blk::{BlkDriver, BlkOptions};
+use crate::frontend::{Frontend, Wish};
+use crate::queue::RingKind;
+
+/// Bytes of a block at most.
+const BLOCK_BYTES_MAX: u32 = 16 << 20;
+
+/// Measures a backend. `seen` is told of each load as it ends. When `stop` is set, what was measured until then is
+/// reported.
+///
+/// # Errors
+/// Where the backend fails or lies, or can't be asked for this.
+pub fn run(options: &BenchOptions, stop: &AtomicBool, mut seen: impl FnMut(&LoadReport)) -> Result<Report, BenchError> {
+    let bytes = options.block_bytes;
+    if bytes == 0 || !bytes.is_multiple_of(512) || bytes > BLOCK_BYTES_MAX {
+        return Err(BenchError::BlockSize { bytes });
+    }
+    let mut notes = Vec::new();
+    let handshake = handshakes(options, stop, &mut notes)?;
+    let mut report = Report {
+        socket: options.socket.display().to_string(),
+        seed: options.seed,
+        handshake,
+        round_trip: Default::default(),
+        disk: None,
+        loads: Vec::new(),
+        stopped: false,
+        notes,
+    };
+    if options.disk {
+        run_disk(options, stop, &mut report, &mut seen)?;
+    } else {
+        let mut frontend = Frontend::connect(&options.socket, &options.session)?;
+        frontend.handshake(&Wish::default())?;
+        report.round_trip = round_trips(&mut frontend, options.round_trips, stop)?;
+    }
+    report.stopped = stop.load(Ordering::Relaxed);
+    Ok(report)
+}
+
+fn run_disk(
+    options: &BenchOptions,
+    stop: &AtomicBool,
+    report: &mut Report,
+    seen: &mut dyn FnMut(&LoadReport),
+) -> Result<(), BenchError> {
+    let deepest = options.depths.iter().copied().max().unwrap_or(1).max(1);
+    let rings = BlkOptions { depth: deepest, request_bytes: options.block_bytes, ..options.rings.clone() };
+    let rings = BlkOptions { queue_size: rings.queue_size.max(size_for(deepest)), ..rings };
+    let mut driver = BlkDriver::connect(&options.socket, &options.session, &rings)?;
+    report.round_trip = round_trips(driver.frontend_mut(), options.round_trips, stop)?;
+    let layout = driver.frontend().negotiated().ring_layout(rings.queue_size);
+    report.disk = Some(DiskReport {
+        capacity_bytes: driver.config().capacity.saturating_mul(512),
+        queues: u32::try_from(driver.queues_mut().len()).unwrap_or(u32::MAX),
+        queue_size: layout.size,
+        ring: match layout.kind {
+            RingKind::Split => "split".to_owned(),
+            RingKind::Packed => "packed".to_owned(),
+        },
+        indirect: layout.indirect,
+        event_idx: layout.event_idx,
+    });
+    for depth in &options.depths {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let load = Load {
+            pattern: options.pattern,
+            block_bytes: options.block_bytes,
+            depth: *depth,
+            time: options.time,
+            warm_up: options.warm_up,
+            seed: options.seed,
+        };
+        let done = run_load(&mut driver, &load, stop)?;
+        if done.short > 0 {
+            report
+                .notes
+                .push(format!("{} of {} requests came back with too small a length", done.short, done.requests));
+        }
+        seen(&done);
+        report.loads.push(done);
+    }
+    Ok(())
+}
+
+/// The smallest ring in which so many requests of three descriptors are under way.
+fn size_for(depth: u16) -> u16 {
+    depth.saturating_mul(3).min(1 << 15).checked_next_power_of_two().unwrap_or(1 << 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_has_room_for_the_depth() {
+        assert_eq!([1, 32, 128, u16::MAX].map(size_for), [4, 128, 512, 1 << 15]);
+    }
+}
