@@ -3,6 +3,7 @@
 use super::case::Case;
 
 mod config;
+mod data;
 mod features;
 mod handshake;
 mod memory;
@@ -17,13 +18,14 @@ mod prelude {
     pub(super) use crate::check::outcome::{Answer, Outcome, Stop};
     pub(super) use crate::protocol::frontend::*;
     pub(super) use crate::protocol::{
-        Config, Empty, Flags, FrontendRequest, MemoryRegion, MemoryTable, Message, ProtocolFeatures, SingleRegion,
-        VringAddress, VringFile, VringState,
+        Config, Empty, Flags, MemoryRegion, MemoryTable, Message, ProtocolFeatures, SingleRegion, VringAddress,
+        VringFile, VringState,
     };
     pub(super) use crate::virtio::{DeviceKind, feature};
 }
 
-const GROUPS: &[&[Case]] = &[handshake::CASES, features::CASES, memory::CASES, rings::CASES, config::CASES];
+const GROUPS: &[&[Case]] =
+    &[handshake::CASES, features::CASES, memory::CASES, rings::CASES, config::CASES, data::CASES];
 
 /// Every rule, in the order in which they are run.
 pub fn all() -> impl Iterator<Item = &'static Case> {
