@@ -149,7 +149,7 @@ impl SplitRing {
     /// `SET_VRING_NUM`, `_BASE`, `_ADDR`.
     pub fn place(&self, link: &mut Link) -> Outcome {
         link.require(&SetVringNum(self.state(self.size.into())), &[])?;
-        link.require(&SetVringBase(self.state(self.offered.into())), &[])?;
+        link.require(&SetVringBase(self.state(self.taken.into())), &[])?;
         link.require(&SetVringAddr(self.address()), &[])
     }
 

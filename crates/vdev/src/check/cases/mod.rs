@@ -3,6 +3,7 @@
 use super::case::Case;
 
 mod config;
+mod data;
 mod features;
 mod handshake;
 mod memory;
@@ -23,7 +24,8 @@ mod prelude {
     pub(super) use crate::virtio::{DeviceKind, feature};
 }
 
-const GROUPS: &[&[Case]] = &[handshake::CASES, features::CASES, memory::CASES, rings::CASES, config::CASES];
+const GROUPS: &[&[Case]] =
+    &[handshake::CASES, features::CASES, memory::CASES, rings::CASES, config::CASES, data::CASES];
 
 /// Every rule, in the order in which they are run.
 pub fn all() -> impl Iterator<Item = &'static Case> {
