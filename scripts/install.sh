@@ -15,7 +15,7 @@ lacking=()    # what this script can't install, and how to get it
 # Pinned: docs/ says how they answer, and another version may answer otherwise.
 readonly VIRTIOFSD=virtiofsd@1.14.0
 readonly VHOST_DEVICE_VSOCK=vhost-device-vsock@0.3.0
-readonly NEWER_SUITE=bookworm-backports
+readonly NEWER_SUITE=bookworm NEWER_POCKET=bookworm-backports
 
 need_program() { command -v "$1" >/dev/null || packages+=("$2"); }
 need_file() { [[ -e $1 ]] || packages+=("$2"); }
@@ -47,6 +47,13 @@ need_rust() {
     fi
 }
 
+# Where this host has its Debian 12 from; the backports are there, too.
+newer_mirror() {
+    # shellcheck disable=SC2016 # apt fills it in
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' "Codename: $NEWER_SUITE" \
+        2>/dev/null | head -n 1
+}
+
 collect() {
     case $1 in
     build)
@@ -74,7 +81,7 @@ collect() {
         need_tool_crate "$VHOST_DEVICE_VSOCK"
         ;;
     newer)
-        command -v apt-get >/dev/null || lack "apt-get, to unpack QEMU 10 and Linux 6.12 of $NEWER_SUITE" \
+        [[ -n $(newer_mirror) ]] || lack "an apt that knows Debian 12, for QEMU 10 and Linux 6.12 of $NEWER_POCKET" \
             "set KILN_TEST_QEMU10 and KILN_TEST_LINUX612 to a qemu-system-x86_64 and a kernel package of your own"
         [[ -x $newer/usr/bin/qemu-system-x86_64 && -e $newer/linux.deb ]] || get_newer=1
         ;;
@@ -129,13 +136,14 @@ newer_apt() {
 }
 
 unpack_newer() {
-    local keyring=/usr/share/keyrings/debian-archive-keyring.gpg kernel package
+    local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror kernel package
+    mirror=$(newer_mirror)
     rm -rf "$newer"
     mkdir -p "$newer/apt/lists/partial" "$newer/apt/cache/archives/partial" "$newer/apt/packages"
-    echo "deb [signed-by=$keyring] http://deb.debian.org/debian $NEWER_SUITE main" >"$newer/apt/sources.list"
+    echo "deb [signed-by=$keyring] $mirror $NEWER_POCKET main" >"$newer/apt/sources.list"
     newer_apt apt-get update
     kernel=$(newer_apt apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-6\.12\.\)/\1/p')
-    [[ -n $kernel ]] || { echo "$NEWER_SUITE has no Linux 6.12" >&2; return 1; }
+    [[ -n $kernel ]] || { echo "$NEWER_POCKET has no Linux 6.12" >&2; return 1; }
     (cd "$newer/apt/packages" && newer_apt apt-get download \
         "$kernel" qemu-system-x86 qemu-system-common qemu-system-data seabios)
     for package in "$newer"/apt/packages/*.deb; do

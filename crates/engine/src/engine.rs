@@ -182,8 +182,11 @@ impl LaunchError {
             }
             Self::NoKvm { hint, .. } => Some(hint.clone()),
             Self::Spec(SpecError::NoFile { what: "kernel" | "initramfs", .. }) => Some("kiln image build mini".into()),
-            Self::Spec(SpecError::Backend { .. }) | Self::Backend { .. } => {
-                Some("start the backend first, and wait until it listens; it serves one VM at a time".into())
+            Self::Spec(SpecError::Backend { .. }) => {
+                Some("start the backend first: it must listen there before the VM starts".into())
+            }
+            Self::Backend { .. } => {
+                Some("see what the backend says; `kiln vhost probe SOCKET` asks it what it can do".into())
             }
             Self::Directory { source, .. }
                 if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>

@@ -54,6 +54,52 @@ fn a_module_that_the_image_does_not_have_is_refused() {
 }
 
 #[test]
+fn a_device_that_is_none_is_refused_with_what_to_write() {
+    refused(&["run", "--vhost-user", "gpu:/x", "--", "true"], 2, &["`gpu`", "fs:SOCKET,tag=NAME"]);
+    refused(&["run", "--vhost-user", "fs:/x", "--", "true"], 2, &["tag=NAME"]);
+    refused(&["run", "--vhost-user", "vsock:/x,cid=5", "--", "true"], 2, &["CID", "backend"]);
+    refused(&["run", "--vhost-user", "blk:/x,queues=9999", "--", "true"], 2, &["1 to 64 queues", "9999"]);
+}
+
+#[test]
+fn a_backend_that_does_not_listen_is_named_with_its_socket() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let gone = folder.path().join("gone.sock");
+    drop(std::os::unix::net::UnixListener::bind(&gone).expect("is bound"));
+    let gone = gone.to_str().expect("UTF-8");
+    refused(&["run", "--vhost-user", "blk:/nowhere.sock", "--", "true"], 2, &["/nowhere.sock", "not there", "hint: "]);
+    refused(&["run", "--vhost-user", "net:/etc/passwd", "--", "true"], 2, &["/etc/passwd", "no socket"]);
+    for kind in ["blk", "net", "vsock"] {
+        let device = format!("{kind}:{gone}");
+        refused(&["run", "--vhost-user", &device, "--", "true"], 2, &[gone, "nobody who listens", "hint: "]);
+    }
+}
+
+#[test]
+fn a_backend_that_hangs_up_is_named_with_what_qemu_says_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("rude.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
+    // Each client is gone the moment it came; the thread ends with the test's process.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let socket = socket.to_str().expect("UTF-8");
+    for kind in ["blk", "vsock"] {
+        let device = format!("{kind}:{socket}");
+        refused(&["run", "--vhost-user", &device, "--", "true"], 69, &[socket, "kept the VM from starting", "hint: "]);
+    }
+}
+
+#[test]
+fn a_backend_that_says_nothing_is_given_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("mute.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
+    let socket = socket.to_str().expect("UTF-8");
+    let device = format!("blk:{socket}");
+    refused(&["run", "--vhost-user", &device, "--", "true"], 69, &[socket, "handshake in time", "hint: "]);
+}
+
+#[test]
 fn an_unknown_image_is_named_with_what_to_do() {
     refused(&["run", "--image", "no-such-image", "--", "true"], 69, &["no-such-image", "hint:"]);
 }

@@ -16,7 +16,8 @@ const BLOCKS: u64 = 4096;
 const PASSES: u64 = 2;
 const CID: u32 = 1234;
 const PORT: u32 = 5000;
-const PACKET_BYTES: usize = 64 << 10;
+/// Guests from Linux 6.12 on send what is over 32 KiB in three parts and more, and vhost-device-vsock takes two.
+const PACKET_BYTES: usize = 16 << 10;
 const PACKETS: u64 = 20;
 
 /// A folder with a disk of zeros in it.

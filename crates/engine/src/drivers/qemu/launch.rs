@@ -167,7 +167,9 @@ pub(super) async fn why_it_ended(
     source: QmpError,
 ) -> LaunchError {
     let program = binary.to_owned();
-    match tokio::time::timeout(END_DEADLINE, last_words(child, stderr)).await {
+    // One that has not spoken for so long does not end now; only a connection that ended tells of an end.
+    let patience = if matches!(source, QmpError::Deadline { .. }) { Duration::ZERO } else { END_DEADLINE };
+    match tokio::time::timeout(patience, last_words(child, stderr)).await {
         Ok(Ok((status, stderr))) => LaunchError::VmmFailed { program, status, stderr },
         Ok(Err(source)) => LaunchError::Spawn { program, source },
         Err(_) => LaunchError::Monitor { program, source },
