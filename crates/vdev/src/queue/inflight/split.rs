@@ -103,10 +103,12 @@ impl SplitRecord {
         let wrong = |reason| QueueError::Inflight { ring, reason };
         let queue = &self.queue;
         self.last_batch_head = queue.read(LAST_BATCH_HEAD_AT);
-        let batch = used.wrapping_sub(queue.read(USED_AT));
-        if batch > size {
-            return Err(wrong("its used index is not of this ring"));
-        }
+        let batch = match used.wrapping_sub(queue.read(USED_AT)) {
+            batch if batch <= size => batch,
+            // A frontend may lay out a ring anew and keep the region, which has nothing in flight then.
+            _ if queue.recorded().next().is_none() => 0,
+            _ => return Err(wrong("its used index is not of this ring")),
+        };
         let mut head = self.last_batch_head;
         for _ in 0..batch {
             if head >= size {

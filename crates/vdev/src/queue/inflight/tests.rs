@@ -264,7 +264,7 @@ fn what_can_not_be_is_refused() {
             RingKind::Split => &[
                 &|area| area.write(8, 2_u16),
                 &|area| area.write(10, 4_u16),
-                &|area| area.write(14, 100_u16),
+                &|area| (area.write(14, 100_u16), area.write(16, 1_u8)).0,
                 &|area| (area.write(14, 0xfffe_u16), area.write(12, 77_u16)).0,
             ],
             RingKind::Packed => &[
