@@ -15,6 +15,7 @@ mod device;
 pub mod fault;
 mod notify;
 mod observe;
+mod polling;
 mod queues;
 mod refusal;
 mod server;

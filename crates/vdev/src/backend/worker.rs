@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::device::{QueueHandler, Work};
 use super::notify::{Notify, Told};
 use super::observe::{Observer, SessionEvent};
+use super::polling::Polling;
 use super::queues::{OWN_TOKENS, Queue, Queues};
 use crate::memory::GuestMemory;
 use crate::queue::QueueError;
@@ -36,8 +37,6 @@ const WAKE: u64 = u64::MAX;
 const EVENTS_AT_ONCE: usize = 32;
 /// The longest that a ring without kicks is left alone: what bounds the cost of polling it.
 const POLL_PAUSE_MAX: Duration = Duration::from_millis(1);
-/// Looks between two chances for others to run.
-const LOOKS_PER_YIELD: u32 = 16;
 
 /// How a worker finds out that a ring has more.
 #[derive(Debug)]
@@ -131,7 +130,7 @@ impl Worker {
             states: Vec::new(),
             commands: received,
             waker: Arc::clone(&waker),
-            poll_time,
+            polling: Polling::new(poll_time),
             pause: Duration::ZERO,
             observer,
         };
@@ -192,7 +191,7 @@ struct Run {
     states: Vec<Option<State>>,
     commands: Receiver<(Option<Command>, SyncSender<Answer>)>,
     waker: Arc<Waker>,
-    poll_time: Duration,
+    polling: Polling,
     /// How long rings without kicks were left alone last.
     pause: Duration,
     observer: Arc<dyn Observer>,
@@ -402,8 +401,7 @@ impl Run {
     /// Serves all queues that may have something, until they have nothing and some time has passed, or there is
     /// something else to do.
     fn serve(&mut self) {
-        let mut give_up: Option<Instant> = None;
-        let mut looks = 0;
+        self.polling.begin();
         loop {
             let (mut worked, mut more, mut waiting) = (false, false, false);
             for place in 0..self.states.len() {
@@ -418,25 +416,16 @@ impl Run {
             }
             if worked {
                 self.pause = Duration::ZERO;
-                give_up = None;
+                self.polling.begin();
                 continue;
             }
-            if waiting && !self.poll_time.is_zero() {
-                let now = Instant::now();
-                if now < *give_up.get_or_insert(now + self.poll_time) {
-                    looks += 1;
-                    if looks % LOOKS_PER_YIELD == 0 {
-                        std::thread::yield_now();
-                    } else {
-                        std::hint::spin_loop();
-                    }
-                    continue;
-                }
+            if waiting && self.polling.goes_on() {
+                std::hint::spin_loop();
+                continue;
             }
             if !self.rest() {
                 return;
             }
-            give_up = None;
         }
     }
 

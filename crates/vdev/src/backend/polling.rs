@@ -1,0 +1,100 @@
+//! How long a worker that has nothing to do looks for more before it sleeps.
+//!
+//! Between two requests of a driver that waits for each, looking is much faster than sleeping: no kick, no wake-up. It is
+//! worse where others want the processor: whoever sleeps is woken at once, whoever looks waits for its turn. So a worker
+//! that finds out that it was not running while it looked gives it up for a while, for longer each time.
+
+use std::time::{Duration, Instant};
+
+/// Between two looks of a worker that runs passes less than this.
+const GAP_MAX: Duration = Duration::from_micros(40);
+/// How long looking is given up for at first, and at most.
+const REST: Duration = Duration::from_millis(50);
+const REST_MAX: Duration = Duration::from_secs(2);
+/// After so long without a gap, the next one counts as the first.
+const FORGET: Duration = Duration::from_secs(5);
+
+/// Decides whether to look once more.
+#[derive(Debug)]
+pub struct Polling {
+    time: Duration,
+    began: Option<Instant>,
+    last: Option<Instant>,
+    rest: Duration,
+    rests_until: Option<Instant>,
+}
+
+impl Polling {
+    /// Looks for so long; never, where there is no processor to spare.
+    pub fn new(time: Duration) -> Self {
+        let is_alone = std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+        let time = if is_alone { Duration::ZERO } else { time };
+        Self { time, began: None, last: None, rest: REST, rests_until: None }
+    }
+
+    /// Something was done: looking begins anew.
+    pub const fn begin(&mut self) {
+        self.began = None;
+        self.last = None;
+    }
+
+    /// Whether to look once more.
+    pub fn goes_on(&mut self) -> bool {
+        !self.time.is_zero() && self.goes_on_at(Instant::now())
+    }
+
+    fn goes_on_at(&mut self, now: Instant) -> bool {
+        if let Some(until) = self.rests_until {
+            if now < until {
+                return false;
+            }
+            if now > until + FORGET {
+                self.rests_until = None;
+                self.rest = REST;
+            }
+        }
+        if self.last.replace(now).is_some_and(|last| now - last > GAP_MAX) {
+            self.rests_until = Some(now + self.rest);
+            self.rest = (self.rest * 2).min(REST_MAX);
+            return false;
+        }
+        now - *self.began.get_or_insert(now) < self.time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_ends_when_its_time_is_over_and_begins_anew_after_work() {
+        let mut polling = Polling { time: Duration::from_micros(50), ..Polling::new(Duration::ZERO) };
+        let start = Instant::now();
+        let at = |micros| start + Duration::from_micros(micros);
+        assert!(polling.goes_on_at(at(0)) && polling.goes_on_at(at(30)));
+        assert!(!polling.goes_on_at(at(60)));
+        polling.begin();
+        assert!(polling.goes_on_at(at(200)));
+    }
+
+    #[test]
+    fn whoever_did_not_run_while_it_looked_gives_it_up_for_longer_each_time() {
+        let mut polling = Polling { time: Duration::from_micros(50), ..Polling::new(Duration::ZERO) };
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert!(polling.goes_on_at(at(0)));
+        assert!(!polling.goes_on_at(at(3)), "a gap");
+        polling.begin();
+        assert!(!polling.goes_on_at(at(52)), "it rests");
+        assert!(polling.goes_on_at(at(54)));
+        assert!(!polling.goes_on_at(at(60)), "another gap");
+        polling.begin();
+        assert!(!polling.goes_on_at(at(155)), "it rests for longer");
+        assert!(polling.goes_on_at(at(165)));
+    }
+
+    #[test]
+    fn without_a_time_nobody_looks() {
+        assert!(!Polling::new(Duration::ZERO).goes_on());
+    }
+}
