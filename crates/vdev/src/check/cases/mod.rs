@@ -6,6 +6,8 @@ mod config;
 mod data;
 mod features;
 mod handshake;
+mod hostile;
+mod hostile_rings;
 mod layouts;
 mod memory;
 mod notify;
@@ -35,6 +37,8 @@ const GROUPS: &[&[Case]] = &[
     data::CASES,
     layouts::CASES,
     notify::CASES,
+    hostile::CASES,
+    hostile_rings::CASES,
 ];
 
 /// Every rule, in the order in which they are run.
