@@ -33,6 +33,9 @@ const UNUSUAL: u64 = feature::LOG_ALL
     | feature::ADMIN_VQ
     | feature::NOTIFY_ON_EMPTY;
 
+/// How long a backend is given to fall over what lies in a ring.
+const REACTS_WITHIN: Duration = Duration::from_millis(30);
+
 /// What the function of a case works with.
 #[derive(Debug)]
 pub struct Context<'a> {
@@ -118,16 +121,26 @@ impl<'a> Context<'a> {
         if link.has_reply_ack() { Ok(link) } else { Stop::skip("REPLY_ACK is not offered") }
     }
 
-    /// After something hostile: the backend still answers here, or has closed this connection; then it serves a new
+    /// A session up to where rings are set up, after others.
+    pub fn open_again_device(&mut self) -> Outcome<Link> {
+        let mut link = if self.trace_is_one_sided() { self.open()? } else { self.open_again(USUAL)? };
+        let features = usual_features(link.offered);
+        link.require(&SetFeatures(features), &[])?;
+        Ok(link)
+    }
+
+    /// After a hostile message: the backend still answers here, or has closed this connection; then it serves a new
     /// client, or, if it is of the kind that serves one only, ends by itself.
-    pub fn survives(&mut self, mut link: Link) -> Outcome {
-        match link.features() {
-            // After half a message, what comes may be anything; that the backend lives is seen by the next client.
-            Ok(_) | Err(Stop::Closed(_) | Stop::Fail(_)) => {}
-            Err(stop) => return Err(stop),
-        }
+    pub fn survives_messages(&mut self, mut link: Link) -> Outcome {
+        link.is_alive()?;
         drop(link);
         self.serves_again()
+    }
+
+    /// After something hostile in memory, which the backend may find a little later.
+    pub fn survives_rings(&mut self, mut link: Link) -> Outcome {
+        link.channel().is_readable(REACTS_WITHIN)?;
+        self.survives_messages(link)
     }
 
     /// The backend serves a new client, or, if it is of the kind that serves one only, has ended without a crash.

@@ -12,6 +12,12 @@ use crate::protocol::frontend::GetFeatures;
 use crate::protocol::{Empty, Flags, FrontendRequest, Message, Payload as _, ProtocolFeatures};
 use crate::socket::{Channel, RawMessage, SocketError};
 
+/// A backend that acknowledges does it within this time; whether another does not at all is found out by asking it.
+const ANSWERS_SOON: Duration = Duration::from_millis(300);
+
+/// Answers that hostile messages may bring.
+const ANSWERS_TO_NOISE: usize = 64;
+
 /// The trace of a case, which all its connections write to.
 pub type SharedTrace = Rc<RefCell<Trace>>;
 
@@ -165,7 +171,7 @@ impl Link {
 
     /// Sends a message that the backend has to take.
     pub fn require<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
-        let answer = self.ask(message, fds)?;
+        let answer = if self.has_reply_ack() { self.acknowledgement(message, fds)? } else { self.ask(message, fds)? };
         match answer {
             _ if answer.is_accepted() => Ok(()),
             Answer { code: None, closed: true } => {
@@ -173,6 +179,18 @@ impl Link {
             }
             _ => Stop::fail(format!("{answer} at {}", M::REQUEST)),
         }
+    }
+
+    /// Sends a message with `need_reply`. Only a backend that does not answer soon is asked a question behind it.
+    fn acknowledgement<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
+        let number = M::REQUEST.number();
+        self.send_raw(number, Flags::request_with_reply(), &message.payload(), fds)?;
+        if !self.channel.is_readable(ANSWERS_SOON)? {
+            return self.settle(number);
+        }
+        let reply = self.reply_to(number)?;
+        let code = reply.payload.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        Ok(Answer { code: Some(code), closed: false })
     }
 
     /// Sends a message that the backend should refuse: with an error, or by closing.
@@ -190,6 +208,25 @@ impl Link {
             return Stop::skip("without REPLY_ACK nobody can say whether it was refused");
         }
         Stop::fail(format!("{what}: the backend {answer}"))
+    }
+
+    /// After something hostile, whether the backend still answers here; false where it has closed the connection. Answers
+    /// to what was hostile may come first.
+    pub fn is_alive(&mut self) -> Outcome<bool> {
+        match self.send(&GetFeatures(Empty), &[]) {
+            Err(Stop::Closed(_)) => return Ok(false),
+            sent => sent?,
+        }
+        // A backend that took several messages for questions answers each of them.
+        for _ in 0..ANSWERS_TO_NOISE {
+            match self.receive_for("the reply to GET_FEATURES, sent behind") {
+                Err(Stop::Closed(_)) => return Ok(false),
+                Ok(reply) if reply.header.request == 1 => return Ok(true),
+                Ok(_) => {}
+                Err(stop) => return Err(stop),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the backend says nothing for this long: true where time runs out, false where it closes; an error where it

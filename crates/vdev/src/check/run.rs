@@ -169,7 +169,7 @@ fn run_case(
         outcome = context.target.connect_served().map(drop).and_then(|()| (case.run)(&mut context));
     }
     report.trace = context.take_trace();
-    report.verdict = judge(outcome, target);
+    report.verdict = judge(outcome, target, &report.trace);
     let after = target.pid().and_then(resources);
     report.resources = before.zip(after).map(|(before, after)| [before, after]);
     if report.verdict.is_failure() {
@@ -188,12 +188,12 @@ fn ready(target: &mut Target) -> Result<(), Verdict> {
     if target.has_ended() { Err(Verdict::Skip("the backend is gone".to_owned())) } else { Ok(()) }
 }
 
-fn judge(outcome: Outcome, target: &mut Target) -> Verdict {
+fn judge(outcome: Outcome, target: &mut Target, trace: &Trace) -> Verdict {
     let soon = matches!(outcome, Err(Stop::Closed(_)));
     if let (Some(crash), false) = (target.crash(soon), matches!(outcome, Err(Stop::Skip(_)))) {
-        return Verdict::Crash(match outcome {
-            Err(Stop::Closed(what) | Stop::Fail(what)) => format!("{crash}; it {what}"),
-            _ => crash,
+        return Verdict::Crash(match trace.last_words() {
+            Some(words) => format!("{crash} after {words}"),
+            None => crash,
         });
     }
     match outcome {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::verdict::seconds;
+use crate::protocol::frontend::{SetVringCall, SetVringErr, SetVringKick};
 use crate::protocol::{BackendRequest, Flags, FrontendCall, FrontendRequest, Header, ProtocolFeatures};
 use crate::socket::RawMessage;
 
@@ -101,6 +102,15 @@ impl Trace {
         self.first.iter().map(ToString::to_string).chain(gap).chain(self.last.iter().map(ToString::to_string))
     }
 
+    /// The last that was sent, but for questions that only find out what became of it.
+    pub fn last_words(&self) -> Option<&str> {
+        let lines = self.last.iter().rev().chain(self.first.iter().rev());
+        let mut sent = lines.filter(|line| line.side == Side::Sent).map(|line| line.text.as_str());
+        let last = sent.next()?;
+        let is_question = |text: &str| matches!(text, "GET_FEATURES" | "GET_PROTOCOL_FEATURES");
+        if is_question(last) { sent.find(|text| !is_question(text)).or(Some(last)) } else { Some(last) }
+    }
+
     /// Whether the peer has said anything.
     pub fn has_received(&self) -> bool {
         self.first.iter().chain(&self.last).any(|line| line.side == Side::Received)
@@ -171,6 +181,13 @@ fn call_words(call: &FrontendCall) -> String {
         }
         FrontendCall::AddMemReg(region) => region_words(&region.0.0),
         FrontendCall::RemMemReg(region) => region_words(&region.0.0),
+        FrontendCall::SetVringKick(SetVringKick(file))
+        | FrontendCall::SetVringCall(SetVringCall(file))
+        | FrontendCall::SetVringErr(SetVringErr(file)) => {
+            let polled = if file.no_descriptor { ", polled" } else { "" };
+            let reserved = if file.reserved == 0 { String::new() } else { format!(", reserved {:#x}", file.reserved) };
+            format!("index {}{polled}{reserved}", file.index)
+        }
         FrontendCall::SetVringAddr(address) => {
             let address = address.0;
             format!(

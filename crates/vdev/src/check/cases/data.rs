@@ -519,5 +519,5 @@ fn removed_region(context: &mut Context<'_>) -> Outcome {
     if written {
         return Stop::fail("a region that was removed has been written");
     }
-    context.survives(disk.link)
+    context.survives_rings(disk.link)
 }

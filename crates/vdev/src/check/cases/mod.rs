@@ -6,7 +6,11 @@ mod config;
 mod data;
 mod features;
 mod handshake;
+mod hostile;
+mod hostile_rings;
+mod layouts;
 mod memory;
+mod notify;
 mod rings;
 
 /// What every file of rules needs.
@@ -24,8 +28,18 @@ mod prelude {
     pub(super) use crate::virtio::{DeviceKind, feature};
 }
 
-const GROUPS: &[&[Case]] =
-    &[handshake::CASES, features::CASES, memory::CASES, rings::CASES, config::CASES, data::CASES];
+const GROUPS: &[&[Case]] = &[
+    handshake::CASES,
+    features::CASES,
+    memory::CASES,
+    rings::CASES,
+    config::CASES,
+    data::CASES,
+    layouts::CASES,
+    notify::CASES,
+    hostile::CASES,
+    hostile_rings::CASES,
+];
 
 /// Every rule, in the order in which they are run.
 pub fn all() -> impl Iterator<Item = &'static Case> {
