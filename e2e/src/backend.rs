@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::kiln::kiln_binary;
 use crate::wait::until;
 
 /// `__SO_ACCEPTCON` as `/proc/net/unix` has it: the socket listens.
@@ -69,6 +70,36 @@ impl Backend {
         Self::start(tool("KILN_TEST_VHOST_DEVICE_VSOCK", "vhost-device-vsock"), arguments, socket)
     }
 
+    /// `kiln vhost mock` with a raw file as its disk.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn mock_disk(disk: &Path, socket: &Path) -> Self {
+        Self::mock("blk", &["--file".into(), disk.into()], socket)
+    }
+
+    /// `kiln vhost mock` with a network card, behind which one host answers pings at `address`.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn mock_host(address: &str, socket: &Path) -> Self {
+        Self::mock("net", &["--answer".into(), address.into()], socket)
+    }
+
+    /// `kiln vhost mock` with a vsock device, whose guest's ports are at `streams`, and its calls at `streams_PORT`.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn mock_vsock(cid: u32, streams: &Path, socket: &Path) -> Self {
+        Self::mock("vsock", &["--cid".into(), cid.to_string().into(), "--streams".into(), streams.into()], socket)
+    }
+
+    fn mock(device: &str, options: &[OsString], socket: &Path) -> Self {
+        let words = ["vhost", "mock", "--device", device, "--socket"].map(OsString::from);
+        let words = words.into_iter().chain([socket.into()]).chain(options.iter().cloned());
+        Self::start(kiln_binary(), words, socket)
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -90,7 +121,7 @@ impl Backend {
         until("a backend that listens", || {
             let ended = self.child.try_wait().expect("a child can be waited for");
             assert_eq!(ended, None, "{} ended at once", self.program.display());
-            listens(&self.socket).then_some(())
+            listens(self.child.id(), &self.socket).then_some(())
         });
     }
 }
@@ -115,9 +146,9 @@ fn flag(name: &str, path: &Path) -> OsString {
     flag
 }
 
-/// Found without a connection: a backend takes that for its client.
-fn listens(socket: &Path) -> bool {
-    let table = fs::read_to_string("/proc/net/unix").expect("the kernel has Unix sockets");
+/// Found without a connection: a backend takes that for its client. It may live in another network namespace.
+fn listens(pid: u32, socket: &Path) -> bool {
+    let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     table.lines().any(|line| {
         let mut words = line.split_ascii_whitespace();
         words.nth(3) == Some(LISTENS) && words.last().is_some_and(|path| Path::new(path) == socket)

@@ -3,6 +3,7 @@
 //! Tests in modules named `vm_…` boot a VM each.
 
 mod refused;
+mod vhost;
 mod vm_crash;
 mod vm_exit;
 mod vm_files;
@@ -10,4 +11,5 @@ mod vm_limits;
 mod vm_owner;
 mod vm_streams;
 mod vm_terminal;
+mod vm_vhost_mock;
 mod vm_vhost_user;
