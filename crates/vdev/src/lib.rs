@@ -16,6 +16,7 @@ pub mod check;
 pub mod devices;
 pub mod frontend;
 pub mod memory;
+pub mod mock;
 pub mod probe;
 pub mod protocol;
 pub mod queue;

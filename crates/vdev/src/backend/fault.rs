@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::queues::{Queue, StoppedQueue};
 use crate::protocol::{Flags, ProtocolFeatures};
 use crate::queue::{Chain, ChainId};
 
@@ -22,8 +23,6 @@ pub struct Offer {
 pub enum RingEvent {
     /// The driver has kicked.
     Kick,
-    /// The ring has been stopped.
-    Stop,
 }
 
 /// How a chain is said to be used.
@@ -32,15 +31,17 @@ pub struct Completion {
     /// Which chain.
     pub id: ChainId,
     /// How often it is put into the ring.
-    pub times: u8,
+    pub times: u32,
     /// The bytes that are said to be written.
     pub written: u32,
+    /// How many entries more than there are the ring is said to have.
+    pub jump: u16,
 }
 
 impl Completion {
     /// Once, with what was written.
     pub const fn as_it_is(id: ChainId, written: u32) -> Self {
-        Self { id, times: 1, written }
+        Self { id, times: 1, written, jump: 0 }
     }
 }
 
@@ -115,6 +116,12 @@ pub trait Faults: Send + Sync {
     fn completed(&self, _queue: u16, chain: &Chain, written: u32) -> Completion {
         Completion::as_it_is(chain.id(), written)
     }
+
+    /// A ring is to say that it has more used entries than it has.
+    fn jump(&self, _queue: &Queue, _by: u16) {}
+
+    /// A ring was stopped, and is let go when this is dropped.
+    fn stopped(&self, _queue: StoppedQueue) {}
 
     /// The driver is about to be told of used buffers: how often it is.
     fn calls(&self, _queue: u16) -> u32 {

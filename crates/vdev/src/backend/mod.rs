@@ -25,7 +25,7 @@ mod worker;
 
 pub use device::{ConfigWrite, Device, DeviceError, QueueHandler, STATE_BYTES_MAX, Work};
 pub use observe::{Nobody, Observer, SessionEvent};
-pub use queues::{Queue, Queues};
+pub use queues::{Queue, Queues, StoppedQueue};
 pub use refusal::{Refusal, SessionError};
 pub use rustix::event::epoll::EventFlags;
 pub use server::{Options, Server};

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::fault::Offer;
 use super::refusal::{Refusal, SessionError};
 use crate::protocol::{FrontendRequest, Header};
 use crate::queue::QueueError;
@@ -13,6 +14,11 @@ pub enum SessionEvent<'a> {
     Connected {
         /// Which.
         client: u64,
+    },
+    /// What the session offers.
+    Offered {
+        /// Features, protocol features, queues.
+        offer: &'a Offer,
     },
     /// A message has come.
     Received {

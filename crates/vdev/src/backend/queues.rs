@@ -9,7 +9,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::fault::{Completion, Faults, RingEvent};
 use super::notify::{Notify, Told};
 use crate::memory::GuestMemory;
-use crate::queue::{Chain, DeviceRing, QueueError};
+use crate::queue::{Chain, DeviceRing, QueueError, RingAreas, RingLayout};
 
 /// A ring that runs, as its handler sees it.
 pub struct Queue {
@@ -26,6 +26,8 @@ pub struct Queue {
     unpublished: bool,
     /// Whether there may be chains that were under way when another backend ended.
     pub(super) resubmits: bool,
+    /// Entries more than there are that the ring is to say it has.
+    jump: u16,
 }
 
 impl Queue {
@@ -40,6 +42,7 @@ impl Queue {
             taken: 0,
             unpublished: false,
             resubmits: false,
+            jump: 0,
         }
     }
 
@@ -89,6 +92,7 @@ impl Queue {
             self.ring.push_id(completion.id, completion.written);
             self.unpublished = true;
         }
+        self.jump = self.jump.wrapping_add(completion.jump);
     }
 
     /// Lets the driver see what was completed, and tells it where it wants to be told.
@@ -96,7 +100,12 @@ impl Queue {
         if !std::mem::take(&mut self.unpublished) {
             return;
         }
-        if self.ring.publish() {
+        let wants_call = self.ring.publish();
+        let jump = std::mem::take(&mut self.jump);
+        if let (1.., Some(faults)) = (jump, &self.faults) {
+            faults.jump(self, jump);
+        }
+        if wants_call {
             self.notify();
         }
         if let Some(event) = &self.log_changed {
@@ -127,8 +136,46 @@ impl Queue {
         self.ring.enable_kicks()
     }
 
+    /// How it is laid out.
+    pub const fn layout(&self) -> RingLayout {
+        self.ring.layout()
+    }
+
+    /// Its parts, for whoever writes wrong rings on purpose.
+    pub const fn areas(&self) -> &RingAreas {
+        self.ring.areas()
+    }
+
+    /// Where it stands, as `GET_VRING_BASE` says it.
+    pub fn base(&self) -> u32 {
+        self.ring.base()
+    }
+
     pub(super) const fn taken(&self) -> u64 {
         self.taken
+    }
+}
+
+/// A ring that was stopped, for whoever goes on writing to it on purpose.
+pub struct StoppedQueue(Box<Queue>);
+
+impl StoppedQueue {
+    pub(super) const fn new(queue: Box<Queue>) -> Self {
+        Self(queue)
+    }
+
+    /// Its place among the device's queues.
+    pub const fn index(&self) -> u16 {
+        self.0.index
+    }
+
+    /// Says that one more entry was used, and calls.
+    pub fn write_late(&self) {
+        if let Some(faults) = &self.0.faults {
+            faults.jump(&self.0, 1);
+        }
+        // The frontend may be gone by now.
+        let _ = self.0.call.tell(self.0.index, Told::Call);
     }
 }
 

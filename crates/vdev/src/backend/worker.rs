@@ -25,7 +25,7 @@ use super::device::{QueueHandler, Work};
 use super::notify::{Notify, Told};
 use super::observe::{Observer, SessionEvent};
 use super::polling::Polling;
-use super::queues::{OWN_TOKENS, Queue, Queues};
+use super::queues::{OWN_TOKENS, Queue, Queues, StoppedQueue};
 use crate::memory::GuestMemory;
 use crate::queue::QueueError;
 use crate::socket::Event;
@@ -365,7 +365,12 @@ impl Run {
                 running.flush();
             }
         }
-        self.queues.remove(queue).map_or(0, |stopped| stopped.ring.base())
+        let Some(stopped) = self.queues.remove(queue) else { return 0 };
+        let base = stopped.base();
+        if let Some(faults) = stopped.faults.clone() {
+            faults.stopped(StoppedQueue::new(stopped));
+        }
+        base
     }
 
     fn set_kick(&mut self, queue: u16, kick: Kick) -> Result<(), QueueError> {

@@ -107,6 +107,7 @@ impl<'a> Session<'a> {
 
     /// Takes messages until the frontend leaves or the server is told to stop.
     pub fn run(&mut self, stop: &Event, config_changed: &Event) -> Result<(), SessionError> {
+        self.options.observer.event(&SessionEvent::Offered { offer: &self.offer });
         loop {
             let waited = wait_readable([stop.as_fd(), config_changed.as_fd(), self.channel.as_fd()], None);
             let [is_stopped, is_changed, _] = waited.map_err(|error| self.io(error))?;

@@ -1,0 +1,180 @@
+//! Watches what a frontend does, and judges it: a conformance report of the other direction.
+//!
+//! ```text
+//!    Server ──SessionEvent──▶ Watch: what has been said so far ──▶ a rule holds, or is broken ──▶ check::Report
+//! ```
+//! A rule that never had an occasion is skipped; one that was broken once stays broken, with what was said before it.
+
+mod refused;
+mod rules;
+mod session;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rules::{About, Rule};
+use session::SessionView;
+
+use crate::backend::{Observer, SessionError, SessionEvent};
+use crate::check::{CaseReport, Expectation, Report, Side, Trace, Verdict, frontend_message};
+use crate::protocol::{FrontendCall, FrontendRequest, Header};
+use crate::socket::SocketError;
+
+/// Watches what frontends do.
+pub struct Watch {
+    target: String,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    outcomes: Outcomes,
+    session: SessionView,
+    frontends: u64,
+}
+
+/// How the rules stand.
+#[derive(Default)]
+pub struct Outcomes {
+    by_rule: BTreeMap<Rule, Outcome>,
+    /// What was said in this session.
+    said: Trace,
+}
+
+struct Outcome {
+    broken: Option<(String, Trace)>,
+}
+
+impl Outcomes {
+    /// The rule had an occasion, and was followed this time.
+    pub fn held(&mut self, rule: Rule) {
+        self.by_rule.entry(rule).or_insert(Outcome { broken: None });
+    }
+
+    /// The rule was broken. The first time is what counts.
+    pub fn broken(&mut self, rule: Rule, because: impl Into<String>) {
+        let outcome = self.by_rule.entry(rule).or_insert(Outcome { broken: None });
+        let said = &self.said;
+        outcome.broken.get_or_insert_with(|| (because.into(), said.clone()));
+    }
+
+    /// The rule had an occasion, and was followed or not.
+    pub fn judge(&mut self, rule: Rule, holds: bool, because: impl FnOnce() -> String) {
+        if holds {
+            self.held(rule);
+        } else {
+            self.broken(rule, because());
+        }
+    }
+}
+
+impl Watch {
+    /// Watches the frontends of a socket, by whose name the report is called.
+    pub fn new(target: impl Into<String>) -> Self {
+        Self { target: target.into(), began: Instant::now(), state: Mutex::default() }
+    }
+
+    /// What came of it so far.
+    pub fn report(&self) -> Report {
+        let state = self.lock();
+        let cases = Rule::ALL.iter().map(|rule| case(*rule, state.outcomes.by_rule.get(rule)));
+        Report { target: self.target.clone(), backend: None, cases: cases.collect(), duration: self.began.elapsed() }
+    }
+
+    /// How many frontends there were.
+    pub fn frontends(&self) -> u64 {
+        self.lock().frontends
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Watch {
+    fn event(&self, event: &SessionEvent<'_>) {
+        let mut state = self.lock();
+        let State { outcomes, session, frontends } = &mut *state;
+        match event {
+            SessionEvent::Connected { .. } => {
+                *session = SessionView::default();
+                outcomes.said = Trace::default();
+                *frontends += 1;
+            }
+            SessionEvent::Offered { offer } => session.offer = Some(**offer),
+            SessionEvent::Received { header, payload, fds } => {
+                received(outcomes, session, *header, payload, *fds);
+            }
+            SessionEvent::Handled { .. } => {}
+            SessionEvent::Refused { request, refusal, .. } => refused::judge(outcomes, *request, refusal),
+            SessionEvent::RingStarted { queue, .. } => session.started(*queue),
+            SessionEvent::RingStopped { queue, .. } => session.stopped(*queue, outcomes),
+            SessionEvent::Kicked { queue } => session.kicked(*queue, outcomes),
+            SessionEvent::RingBroke { error, .. } => refused::judge_ring(outcomes, error),
+            SessionEvent::KickLost { queue, error } => {
+                outcomes.broken(Rule::RingEvent, format!("the kick of ring {queue} is of no use: {error}"));
+            }
+            SessionEvent::Ended { error, .. } => ended(outcomes, session, *error),
+        }
+    }
+}
+
+fn received(outcomes: &mut Outcomes, session: &mut SessionView, header: Header, payload: &[u8], fds: usize) {
+    outcomes.said.push(Side::Received, frontend_message(header.request, header.flags, payload, fds));
+    outcomes.held(Rule::Header);
+    outcomes.held(Rule::Whole);
+    outcomes.held(Rule::InTime);
+    outcomes.judge(Rule::NoReply, !header.flags.is_reply(), || format!("message {} is a reply", header.request));
+    let request = FrontendRequest::from_number(header.request);
+    outcomes.judge(Rule::Known, request.is_some(), || format!("there is no message {}", header.request));
+    let Some(request) = request else { return };
+    let expected = request.descriptors();
+    outcomes.judge(Rule::Descriptors, expected.contains(&fds), || {
+        format!("{request} came with {fds} descriptors, not {} to {}", expected.start(), expected.end())
+    });
+    match FrontendCall::decode(request, payload) {
+        Ok(call) => {
+            outcomes.held(Rule::Payload);
+            session.message(&call, header, fds, outcomes);
+        }
+        Err(error) => outcomes.broken(Rule::Payload, format!("{request}: {error}")),
+    }
+}
+
+fn ended(outcomes: &mut Outcomes, session: &SessionView, error: Option<&SessionError>) {
+    match error {
+        Some(SessionError::Socket(SocketError::Header { source, .. })) => {
+            outcomes.broken(Rule::Header, source.to_string());
+        }
+        Some(SessionError::Socket(error @ SocketError::Cut { .. })) => outcomes.broken(Rule::Whole, error.to_string()),
+        Some(SessionError::Socket(error @ SocketError::Timeout { .. })) => {
+            outcomes.broken(Rule::InTime, error.to_string());
+        }
+        // Who was thrown out had no chance to stop its rings.
+        Some(_) => {}
+        None => session.left(outcomes),
+    }
+}
+
+fn case(rule: Rule, outcome: Option<&Outcome>) -> CaseReport {
+    let About { id, level, section, reason } = rule.about();
+    let (verdict, trace) = match outcome {
+        None => (Verdict::Skip("it had no occasion".to_owned()), Trace::default()),
+        Some(Outcome { broken: None }) => (Verdict::Pass, Trace::default()),
+        Some(Outcome { broken: Some((because, said)) }) => (Verdict::Fail(because.clone()), said.clone()),
+    };
+    CaseReport {
+        id,
+        level,
+        section,
+        reason,
+        verdict,
+        expectation: Expectation::None,
+        trace,
+        duration: std::time::Duration::ZERO,
+        resources: None,
+        stderr: Vec::new(),
+    }
+}
