@@ -180,7 +180,7 @@ impl Disk {
     pub fn request(&mut self, kind: u32, sector: u64, data: Option<Descriptor>) -> Outcome<(u8, Used)> {
         let header = Descriptor::readable(self.header(kind, sector), 16);
         let status = Descriptor::writable(self.status_at(), 1);
-        self.link.note(format!(
+        self.link.done(format!(
             "ring {}: request type {kind}, sector {sector}, {} bytes",
             self.ring.index,
             data.map_or(0, |data| data.bytes)
@@ -188,6 +188,15 @@ impl Disk {
         let chain: Vec<_> = [Some(header), data, Some(status)].into_iter().flatten().collect();
         let used = self.submit(&chain)?;
         Ok((self.status(), used))
+    }
+
+    /// Reads a sector by the chain at `first` of the table, for when the entries before are taken.
+    pub fn read_at(&mut self, first: u16, sector: u64) -> Outcome {
+        let header = Descriptor::readable(self.header(kind::IN, sector), 16);
+        let chain = [header, Descriptor::writable(self.data, 512), Descriptor::writable(self.status_at(), 1)];
+        self.ring.send(first, &chain)?;
+        self.complete(first.into())?;
+        require_status(self.status(), status::OK, "a read")
     }
 
     /// Reads sectors.

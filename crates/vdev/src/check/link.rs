@@ -48,6 +48,11 @@ impl Link {
         self.trace.borrow_mut().note(text);
     }
 
+    /// Adds a line about what was done in memory that both sides share.
+    pub fn done(&self, text: impl Into<String>) {
+        self.trace.borrow_mut().push(Side::Done, text.into());
+    }
+
     /// Whether `REPLY_ACK` was negotiated, so that every message can be answered.
     pub const fn has_reply_ack(&self) -> bool {
         self.protocol.contains(ProtocolFeatures::REPLY_ACK)
@@ -108,12 +113,16 @@ impl Link {
 
     /// Sends a message that has a reply and decodes it.
     pub fn call<M: Message>(&mut self, message: &M) -> Outcome<M::Reply> {
-        self.call_with_fds(message).map(|(reply, _)| reply)
+        self.call_with_fds(message, &[]).map(|(reply, _)| reply)
     }
 
-    /// As [`call`](Self::call), with the descriptors that came.
-    pub fn call_with_fds<M: Message>(&mut self, message: &M) -> Outcome<(M::Reply, Vec<OwnedFd>)> {
-        self.send(message, &[])?;
+    /// As [`call`](Self::call), with descriptors both ways.
+    pub fn call_with_fds<M: Message>(
+        &mut self,
+        message: &M,
+        fds: &[BorrowedFd<'_>],
+    ) -> Outcome<(M::Reply, Vec<OwnedFd>)> {
+        self.send(message, fds)?;
         let reply = self.reply_to(M::REQUEST.number())?;
         match M::Reply::decode(&reply.payload) {
             Ok(decoded) => Ok((decoded, reply.fds)),

@@ -1,7 +1,7 @@
 //! A split ring, laid out by hand: a conformance suite decides on every byte of it, right or wrong, so it shares no code
 //! with the rings of our own frontend and backends.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,25 @@ impl Descriptor {
         bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
         bytes[14..].copy_from_slice(&self.next.to_le_bytes());
         bytes
+    }
+}
+
+/// `0x1000+0x200 write next 4`.
+impl std::fmt::Display for Descriptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}+{:#x}", self.address, self.bytes)?;
+        for (flag, word) in [(WRITE, " write"), (INDIRECT, " indirect")] {
+            if self.flags & flag != 0 {
+                f.write_str(word)?;
+            }
+        }
+        if self.flags & NEXT != 0 {
+            write!(f, " next {}", self.next)?;
+        }
+        match self.flags & !(WRITE | INDIRECT | NEXT) {
+            0 => Ok(()),
+            unknown => write!(f, " flags {unknown:#x}"),
+        }
     }
 }
 
@@ -253,6 +272,18 @@ impl SplitRing {
         self.used.load_u16(2, Ordering::Acquire)
     }
 
+    /// Puts the device's index, in a device's stead.
+    pub fn set_used_index(&self, index: u16) {
+        self.used.store_u16(2, index, Ordering::Release);
+    }
+
+    /// Puts an entry of the used ring, in a device's stead.
+    pub fn put_used(&self, slot: u16, head: u32, written: u32) {
+        let at = 4 + 8 * usize::from(slot % self.size);
+        self.used.write(at, head.to_le_bytes());
+        self.used.write(at + 4, written.to_le_bytes());
+    }
+
     /// The next that the device gave back.
     pub fn take_used(&mut self) -> Option<Used> {
         if self.used_index() == self.taken {
@@ -293,10 +324,5 @@ impl SplitRing {
     /// Whether the device gives nothing back for this long.
     pub fn is_quiet_for(&self, time: Duration) -> bool {
         !wait_until(time, || self.used_index() != self.taken)
-    }
-
-    /// The descriptors of the kick and the call.
-    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.kick.as_fd(), self.call.as_fd()]
     }
 }

@@ -27,12 +27,14 @@ pub struct Target {
     peer: Option<u32>,
     /// Whether its process ends when its client leaves, so that this is no crash.
     pub ends_with_client: bool,
+    /// Whether the case that runs has asked it to end.
+    end_is_expected: bool,
 }
 
 impl Target {
     /// A backend at a socket, or one that a command starts.
     pub const fn new(command: Option<SpawnCommand>, socket: Option<PathBuf>, timeout: Duration) -> Self {
-        Self { command, socket, timeout, process: None, peer: None, ends_with_client: false }
+        Self { command, socket, timeout, process: None, peer: None, ends_with_client: false, end_is_expected: false }
     }
 
     /// The longest that anything is waited for.
@@ -65,6 +67,18 @@ impl Target {
     /// Ends the backend that was started.
     pub fn stop(&mut self) {
         self.process = None;
+        self.end_is_expected = false;
+    }
+
+    /// Kills the backend as a power cut would, and starts it again.
+    ///
+    /// # Errors
+    /// Where it can't be started.
+    pub fn kill_and_start(&mut self) -> std::io::Result<()> {
+        if let Some(process) = &mut self.process {
+            process.kill();
+        }
+        self.start()
     }
 
     /// The backend that was started.
@@ -139,9 +153,17 @@ impl Target {
         }
     }
 
+    /// Its process shall end now, so that this is no crash.
+    pub const fn expect_end(&mut self) {
+        self.end_is_expected = true;
+    }
+
     /// In words how its process ended where it should not have: by a signal, or at all while others still need it.
     /// `soon` waits for an end that a closed connection may announce.
     pub fn crash(&mut self, soon: bool) -> Option<String> {
+        if self.end_is_expected {
+            return None;
+        }
         let allowed = self.ends_with_client;
         match &mut self.process {
             Some(process) => {

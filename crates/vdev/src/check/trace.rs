@@ -26,7 +26,9 @@ pub enum Side {
     Sent,
     /// The peer.
     Received,
-    /// Nobody: something was done.
+    /// The suite, in memory that both sides share.
+    Done,
+    /// Nobody: a remark.
     Note,
 }
 
@@ -47,6 +49,7 @@ impl fmt::Display for TraceLine {
         let arrow = match self.side {
             Side::Sent => "->",
             Side::Received => "<-",
+            Side::Done => "=>",
             Side::Note => "  ",
         };
         write!(f, "{:>9.3} ms {arrow} {}", self.at.as_secs_f64() * 1e3, self.text)
@@ -102,10 +105,10 @@ impl Trace {
         self.first.iter().map(ToString::to_string).chain(gap).chain(self.last.iter().map(ToString::to_string))
     }
 
-    /// The last that was sent, but for questions that only find out what became of it.
+    /// The last that was sent or done, but for questions that only find out what became of it.
     pub fn last_words(&self) -> Option<&str> {
         let lines = self.last.iter().rev().chain(self.first.iter().rev());
-        let mut sent = lines.filter(|line| line.side == Side::Sent).map(|line| line.text.as_str());
+        let mut sent = lines.filter(|line| matches!(line.side, Side::Sent | Side::Done)).map(|line| line.text.as_str());
         let last = sent.next()?;
         let is_question = |text: &str| matches!(text, "GET_FEATURES" | "GET_PROTOCOL_FEATURES");
         if is_question(last) { sent.find(|text| !is_question(text)).or(Some(last)) } else { Some(last) }

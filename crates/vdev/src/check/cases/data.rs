@@ -338,7 +338,7 @@ fn writes_nothing(disk: &mut Disk, bytes: &[u8]) -> Outcome {
     let header = Descriptor::readable(disk.header(kind::OUT, disk.scratch), 16);
     let data = Descriptor::readable(disk.data_at(), size(bytes.len()));
     let status = Descriptor::writable(disk.status_at(), 1);
-    disk.link.note("a write is made available");
+    disk.link.done("a write is made available");
     disk.ring.send(0, &[header, data, status])?;
     // It may be used without effect, or not at all; there is no other sign of its having been seen.
     disk.ring.is_quiet_for(std::time::Duration::from_millis(50));
@@ -512,7 +512,7 @@ fn removed_region(context: &mut Context<'_>) -> Outcome {
     disk.link.require(&RemMemReg(SingleRegion(region)), &[])?;
     let header = Descriptor::readable(disk.header(kind::IN, 0), 16);
     let (data, at) = (Descriptor::writable(region.guest_address, 512), Descriptor::writable(disk.status_at(), 1));
-    disk.link.note("a read into the region that was removed");
+    disk.link.done("a read into the region that was removed");
     disk.ring.send(0, &[header, data, at])?;
     disk.ring.is_quiet_for(std::time::Duration::from_millis(50));
     let written = disk.guest.read(region.guest_address, 512) != [0xee; 512];

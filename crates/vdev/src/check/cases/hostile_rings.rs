@@ -18,55 +18,58 @@ const TABLES: &str = "VIRTIO 1.2, 2.7.5.3 Indirect Descriptors";
 const FRAMING: &str = "VIRTIO 1.2, 2.7.4 Message Framing";
 const MEMORY: &str = "Memory access";
 const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
+const CUT: &str =
+    "a frontend can cut the file short that it shares as memory; the SIGBUS that follows must not end a backend";
+const WAITS: &str = "a frontend may never take its calls; a backend that waits for that serves nobody else";
 /// How long a backend is given to do something about a ring.
 const REACTS_WITHIN: Duration = Duration::from_millis(40);
 
 macro_rules! hostile {
-    ($($id:literal, $section:expr, $run:expr;)*) => {
-        &[$(Case { id: concat!("hostile.", $id), level: Must, section: $section, reason: SURVIVES, needs: HARM, run: $run }),*]
+    ($($id:literal, $section:expr, $reason:expr, $run:expr;)*) => {
+        &[$(Case { id: concat!("hostile.", $id), level: Must, section: $section, reason: $reason, needs: HARM, run: $run }),*]
     };
 }
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = hostile! {
-    "chain-loops-at-once", DESCRIPTORS, |context| chain(context, &[(0, piece(NEXT, 0))]);
-    "chain-loops", DESCRIPTORS, |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT, 0))]);
-    "chain-loops-writable", DESCRIPTORS, |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT | WRITE, 2)), (2, piece(NEXT | WRITE, 1))]);
-    "next-beyond-table", DESCRIPTORS, |context| chain(context, &[(0, piece(NEXT, 5000))]);
-    "all-flags", DESCRIPTORS, |context| chain(context, &[(0, piece(u16::MAX, 1))]);
-    "head-beyond-table", AVAILABLE, head_beyond_table;
-    "index-jumps", AVAILABLE, |context| jump(context, 30000);
-    "index-goes-back", AVAILABLE, |context| jump(context, u16::MAX);
-    "same-head-twice", AVAILABLE, same_head_twice;
-    "address-outside", MEMORY, |context| place(context, 1 << 45, 512);
-    "address-overflows", MEMORY, |context| place(context, u64::MAX - 10, 512);
-    "length-largest", MEMORY, |context| place(context, 0, u32::MAX);
-    "length-over-the-end", MEMORY, |context| place(context, Guest::BYTES - 16, 4096);
-    "length-zero", DESCRIPTORS, |context| place(context, 0, 0);
-    "nothing-to-write", FRAMING, |context| chain(context, &[(0, piece(0, 0))]);
-    "nothing-to-read", FRAMING, |context| chain(context, &[(0, piece(WRITE, 0))]);
-    "write-before-read", FRAMING, |context| chain(context, &[(0, piece(WRITE | NEXT, 1)), (1, piece(NEXT, 2)), (2, piece(WRITE, 0))]);
-    "header-of-a-byte", FRAMING, header_of_a_byte;
-    "table-outside", TABLES, |context| chain(context, &[(0, Descriptor::indirect(1 << 45, 4))]);
-    "table-over-the-end", TABLES, |context| chain(context, &[(0, Descriptor::indirect(Guest::BYTES - 16, 64))]);
-    "table-of-odd-size", TABLES, |context| chain(context, &[(0, Descriptor { bytes: 33, ..Descriptor::indirect(0x8000, 0) })]);
-    "table-empty", TABLES, |context| chain(context, &[(0, Descriptor::indirect(0x8000, 0))]);
-    "table-largest", TABLES, |context| chain(context, &[(0, Descriptor { bytes: u32::MAX & !15, ..Descriptor::indirect(0x8000, 0) })]);
-    "table-and-next", TABLES, |context| chain(context, &[(0, Descriptor { flags: INDIRECT | NEXT, next: 1, ..Descriptor::indirect(0x8000, 1) }), (1, piece(WRITE, 0))]);
-    "table-in-table", TABLES, |context| table(context, &[piece(INDIRECT, 0)]);
-    "table-in-itself", TABLES, |context| table(context, &[Descriptor { address: TABLE, bytes: 16, flags: INDIRECT, next: 0 }]);
-    "table-loops", TABLES, |context| table(context, &[piece(NEXT, 1), piece(NEXT, 0)]);
-    "table-next-beyond", TABLES, |context| table(context, &[piece(NEXT, 5000)]);
-    "table-longer-than-ring", TABLES, |context| table(context, &vec![piece(NEXT, 1); 1000]);
-    "buffer-is-the-used-ring", MEMORY, |context| onto_itself(context, |address| address.used);
-    "buffer-is-the-descriptors", MEMORY, |context| onto_itself(context, |address| address.descriptor);
-    "buffer-is-the-available-ring", MEMORY, |context| onto_itself(context, |address| address.available);
-    "ring-of-noise", DESCRIPTORS, ring_of_noise;
-    "request-of-noise", FRAMING, request_of_noise;
-    "memory-cut-under-buffer", MEMORY, |context| cut(context, CUT_AT);
-    "memory-cut-under-ring", MEMORY, |context| cut(context, 0);
-    "call-is-full", "VHOST_USER_SET_VRING_CALL", call_is_full;
-    "call-is-a-full-pipe", "VHOST_USER_SET_VRING_CALL", call_is_a_full_pipe;
+    "chain-loops-at-once", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 0))]);
+    "chain-loops", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT, 0))]);
+    "chain-loops-writable", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT | WRITE, 2)), (2, piece(NEXT | WRITE, 1))]);
+    "next-beyond-table", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 5000))]);
+    "all-flags", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(u16::MAX, 1))]);
+    "head-beyond-table", AVAILABLE, SURVIVES, head_beyond_table;
+    "index-jumps", AVAILABLE, SURVIVES, |context| jump(context, 30000);
+    "index-goes-back", AVAILABLE, SURVIVES, |context| jump(context, u16::MAX);
+    "same-head-twice", AVAILABLE, SURVIVES, same_head_twice;
+    "address-outside", MEMORY, SURVIVES, |context| place(context, 1 << 45, 512);
+    "address-overflows", MEMORY, SURVIVES, |context| place(context, u64::MAX - 10, 512);
+    "length-largest", MEMORY, SURVIVES, |context| place(context, 0, u32::MAX);
+    "length-over-the-end", MEMORY, SURVIVES, |context| place(context, Guest::BYTES - 16, 4096);
+    "length-zero", DESCRIPTORS, SURVIVES, |context| place(context, 0, 0);
+    "nothing-to-write", FRAMING, SURVIVES, |context| chain(context, &[(0, piece(0, 0))]);
+    "nothing-to-read", FRAMING, SURVIVES, |context| chain(context, &[(0, piece(WRITE, 0))]);
+    "write-before-read", FRAMING, SURVIVES, |context| chain(context, &[(0, piece(WRITE | NEXT, 1)), (1, piece(NEXT, 2)), (2, piece(WRITE, 0))]);
+    "header-of-a-byte", FRAMING, SURVIVES, header_of_a_byte;
+    "table-outside", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(1 << 45, 4))]);
+    "table-over-the-end", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(Guest::BYTES - 16, 64))]);
+    "table-of-odd-size", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: 33, ..Descriptor::indirect(0x8000, 0) })]);
+    "table-empty", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(0x8000, 0))]);
+    "table-largest", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: u32::MAX & !15, ..Descriptor::indirect(0x8000, 0) })]);
+    "table-and-next", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { flags: INDIRECT | NEXT, next: 1, ..Descriptor::indirect(0x8000, 1) }), (1, piece(WRITE, 0))]);
+    "table-in-table", TABLES, SURVIVES, |context| table(context, &[piece(INDIRECT, 0)]);
+    "table-in-itself", TABLES, SURVIVES, |context| table(context, &[Descriptor { address: TABLE, bytes: 16, flags: INDIRECT, next: 0 }]);
+    "table-loops", TABLES, SURVIVES, |context| table(context, &[piece(NEXT, 1), piece(NEXT, 0)]);
+    "table-next-beyond", TABLES, SURVIVES, |context| table(context, &[piece(NEXT, 5000)]);
+    "table-longer-than-ring", TABLES, SURVIVES, |context| table(context, &vec![piece(NEXT, 1); 1000]);
+    "buffer-is-the-used-ring", MEMORY, SURVIVES, |context| onto_itself(context, |address| address.used);
+    "buffer-is-the-descriptors", MEMORY, SURVIVES, |context| onto_itself(context, |address| address.descriptor);
+    "buffer-is-the-available-ring", MEMORY, SURVIVES, |context| onto_itself(context, |address| address.available);
+    "ring-of-noise", DESCRIPTORS, SURVIVES, ring_of_noise;
+    "request-of-noise", FRAMING, SURVIVES, request_of_noise;
+    "memory-cut-under-buffer", MEMORY, CUT, |context| cut(context, CUT_AT);
+    "memory-cut-under-ring", MEMORY, CUT, |context| cut(context, 0);
+    "call-is-full", "VHOST_USER_SET_VRING_CALL", WAITS, call_is_full;
+    "call-is-a-full-pipe", "VHOST_USER_SET_VRING_CALL", WAITS, call_is_a_full_pipe;
 };
 
 /// Where tables of descriptors are put.
@@ -112,7 +115,7 @@ impl Rings {
 
     /// Shows the backend what was offered, waits until it does something about it, and whether it lives then.
     fn survived(mut self, context: &mut Context<'_>, what: &str) -> Outcome {
-        self.link.note(format!("ring {}: {what}", self.used));
+        self.link.done(format!("ring {}: {what}", self.used));
         self.ring().publish();
         self.ring().kick()?;
         self.react();
@@ -140,7 +143,8 @@ fn chain(context: &mut Context<'_>, descriptors: &[(u16, Descriptor)]) -> Outcom
         rings.ring().put(*place, *descriptor);
     }
     rings.ring().offer(0);
-    rings.survived(context, &format!("{descriptors:x?} is made available"))
+    let words: Vec<_> = descriptors.iter().map(|(place, descriptor)| format!("{place}: {descriptor}")).collect();
+    rings.survived(context, &format!("the chain at 0 of [{}] is made available", words.join(", ")))
 }
 
 /// Offers a table of these descriptors.
@@ -226,7 +230,7 @@ fn ring_of_noise(context: &mut Context<'_>) -> Outcome {
         ring.put(place, descriptor);
     }
     for head in 0..ring.size {
-        // A disk must not be written by chance: the second of each chain is the device's to write.
+        // What a disk finds there as a request is mostly zeros: a read.
         ring.offer(head);
     }
     rings.survived(context, "a ring of noise is made available")
@@ -270,7 +274,7 @@ fn cut(context: &mut Context<'_>, bytes: u64) -> Outcome {
     rings.ring().put_chain(0, &chain);
     rings.ring().offer(0);
     rings.ring().publish();
-    rings.link.note(format!("the file of the memory is cut to {bytes:#x} bytes"));
+    rings.link.done(format!("the file of the memory is cut to {bytes:#x} bytes"));
     file.set_len(bytes)?;
     rings.ring().kick()?;
     // What was cut can't be looked at from here either.

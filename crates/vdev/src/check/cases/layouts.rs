@@ -76,7 +76,7 @@ fn reads(
     for (place, descriptor) in (first..).zip(&descriptors) {
         disk.ring.put(place, *descriptor);
     }
-    disk.link.note(format!("{what}: {} descriptors from {first} on", descriptors.len()));
+    disk.link.done(format!("{what}: {} descriptors from {first} on", descriptors.len()));
     disk.ring.offer(first % disk.ring.size);
     disk.ring.publish();
     disk.ring.kick()?;
@@ -96,7 +96,7 @@ fn writes(
         let contents = pattern(11, bytes);
         let (header, at) = (disk.header(kind::OUT, disk.scratch), disk.status_at());
         let descriptors = layout(disk, header, &contents, at);
-        disk.link.note(format!("{what}: {} descriptors", descriptors.len()));
+        disk.link.done(format!("{what}: {} descriptors", descriptors.len()));
         disk.submit(&descriptors)?;
         require_status(disk.status(), status::OK, what)?;
         let sector = disk.scratch;
@@ -281,7 +281,7 @@ fn many(context: &mut Context<'_>, entries: u16, requests: u32, base: u16) -> Ou
     let batch = Batch::new(&mut disk.guest, &disk.ring);
     let at_once = Batch::count(&disk.ring);
     let mut left = requests;
-    disk.link.note(format!("{requests} reads, {at_once} at a time, from index {base} on"));
+    disk.link.done(format!("{requests} reads, {at_once} at a time, from index {base} on"));
     while left > 0 {
         let now = u16::try_from(left.min(u32::from(at_once))).expect("at most a ring");
         for place in 0..now {

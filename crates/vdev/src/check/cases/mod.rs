@@ -2,15 +2,20 @@
 
 use super::case::Case;
 
+mod channel;
 mod config;
 mod data;
 mod features;
 mod handshake;
 mod hostile;
 mod hostile_rings;
+mod inflight;
 mod layouts;
+mod lifecycle;
+mod log;
 mod memory;
 mod notify;
+mod resources;
 mod rings;
 
 /// What every file of rules needs.
@@ -37,8 +42,13 @@ const GROUPS: &[&[Case]] = &[
     data::CASES,
     layouts::CASES,
     notify::CASES,
+    log::CASES,
+    inflight::CASES,
+    channel::CASES,
+    lifecycle::CASES,
     hostile::CASES,
     hostile_rings::CASES,
+    resources::CASES,
 ];
 
 /// Every rule, in the order in which they are run.

@@ -1,0 +1,136 @@
+//! The channel on which a backend asks its frontend.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::prelude::*;
+use crate::check::guest::Guest;
+use crate::check::process::wait_until;
+use crate::check::ring::SplitRing;
+use crate::protocol::{BackendRequest, Header};
+use crate::socket::Channel;
+
+const CHANNEL: Need = Need::Protocol(ProtocolFeatures::BACKEND_REQ);
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const SECTION: &str = "VHOST_USER_SET_BACKEND_REQ_FD";
+const COMMUNICATION: &str = "Back-end communication";
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "channel.accepted", level: Must, section: SECTION, needs: &[CHANNEL, ACK], run: accepted,
+        reason: "with REPLY_ACK \"the back-end must respond with zero for success\"" },
+    Case { id: "channel.without-fd", level: Should, section: SECTION, needs: &[CHANNEL, ACK], run: without_fd,
+        reason: "\"The fd is provided via ... ancillary data\"; with REPLY_ACK the answer to a failure is \"non-zero otherwise\"" },
+    Case { id: "channel.replaced", level: Should, section: SECTION, needs: &[CHANNEL, ACK], run: replaced,
+        reason: "a frontend may give another; the old one is closed" },
+    Case { id: "channel.well-formed", level: Must, section: COMMUNICATION, needs: &[CHANNEL], run: well_formed,
+        reason: "what a backend says there is one of its requests, and no reply" },
+    Case { id: "channel.closed-with-session", level: Should, section: COMMUNICATION, needs: &[CHANNEL], run: closed_with_session,
+        reason: "the channel belongs to the session and ends with it" },
+    Case { id: "channel.hung-up", level: Must, section: COMMUNICATION, needs: &[CHANNEL, Need::Harm], run: hung_up,
+        reason: "a frontend that closes the channel has not closed the session" },
+    Case { id: "channel.noise", level: Must, section: COMMUNICATION, needs: &[CHANNEL, Need::Harm], run: noise,
+        reason: "answers that nobody asked for end no backend" },
+    Case { id: "channel.never-read", level: Must, section: COMMUNICATION, needs: &[CHANNEL, Need::Harm], run: never_read,
+        reason: "a frontend that does not listen there still is answered on its session" },
+];
+
+/// A session, and one that can have a channel.
+fn open(context: &mut Context<'_>) -> Outcome<Link> {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::BACKEND_SEND_FD)?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])?;
+    Ok(link)
+}
+
+/// A session whose backend has a channel; the frontend's end of it.
+fn with_channel(context: &mut Context<'_>) -> Outcome<(Link, UnixStream)> {
+    let mut link = open(context)?;
+    let (ours, theirs) = UnixStream::pair()?;
+    link.require(&SetBackendReqFd(Empty), &[theirs.as_fd()])?;
+    Ok((link, ours))
+}
+
+fn accepted(context: &mut Context<'_>) -> Outcome {
+    with_channel(context).map(drop)
+}
+
+fn without_fd(context: &mut Context<'_>) -> Outcome {
+    open(context)?.require_refusal(&SetBackendReqFd(Empty), &[], "SET_BACKEND_REQ_FD without a descriptor")
+}
+
+/// Whether the other end of a channel is closed within this time; what comes before is passed over.
+fn ends_within(mut ours: &UnixStream, time: Duration) -> Outcome<bool> {
+    ours.set_nonblocking(true)?;
+    let mut buffer = [0; 256];
+    Ok(wait_until(time, || matches!(ours.read(&mut buffer), Ok(0))))
+}
+
+fn replaced(context: &mut Context<'_>) -> Outcome {
+    let (mut link, first) = with_channel(context)?;
+    let (_ours, theirs) = UnixStream::pair()?;
+    link.require(&SetBackendReqFd(Empty), &[theirs.as_fd()])?;
+    drop(theirs);
+    if ends_within(&first, Duration::from_millis(300))? {
+        Ok(())
+    } else {
+        Stop::fail("a new channel was given, and the old one is still open after 300 ms")
+    }
+}
+
+fn well_formed(context: &mut Context<'_>) -> Outcome {
+    let (mut link, ours) = with_channel(context)?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
+    ring.start(&mut link)?;
+    ring.stop(&mut link)?;
+    let mut channel = Channel::new(ours, "backend channel", context.timeout());
+    // All that was said until now is there: the backend has answered since.
+    while channel.is_readable(Duration::ZERO)? {
+        let message = channel.receive_unchecked()?;
+        let Header { request, flags, .. } = message.header;
+        link.note(format!("on the channel: {}", crate::check::backend_message(&message)));
+        if message.header.check().is_err() || flags.is_reply() || BackendRequest::from_number(request).is_none() {
+            return Stop::fail(format!("on the channel came message {request} with flags {:#x}", flags.bits()));
+        }
+    }
+    Ok(())
+}
+
+fn closed_with_session(context: &mut Context<'_>) -> Outcome {
+    let (link, ours) = with_channel(context)?;
+    drop(link);
+    if ends_within(&ours, context.timeout())? {
+        Ok(())
+    } else {
+        Stop::fail("the session is over, and its channel is still open")
+    }
+}
+
+fn hung_up(context: &mut Context<'_>) -> Outcome {
+    let (mut link, ours) = with_channel(context)?;
+    link.done("the frontend's end of the channel is closed");
+    drop(ours);
+    link.features()?;
+    context.survives_rings(link)
+}
+
+fn noise(context: &mut Context<'_>) -> Outcome {
+    let (link, mut ours) = with_channel(context)?;
+    link.done("noise on the channel");
+    // A backend that has closed it already has made up its mind.
+    let _ = ours.write_all(&crate::check::disk::pattern(5, 2048));
+    context.survives_rings(link)
+}
+
+fn never_read(context: &mut Context<'_>) -> Outcome {
+    let (mut link, ours) = with_channel(context)?;
+    for _ in 0..100 {
+        link.features()?;
+    }
+    drop(ours);
+    context.survives_messages(link)
+}

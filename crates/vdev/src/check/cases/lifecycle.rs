@@ -1,0 +1,400 @@
+//! Clients that come and go, the program around the backend, and the device's own status and state.
+
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::data::Batch;
+use super::prelude::*;
+use crate::check::disk::{Disk, kind, on_scratch, pattern, require_status, status};
+use crate::check::guest::Guest;
+use crate::check::process::{end_words, wait_until};
+use crate::check::ring::SplitRing;
+use crate::protocol::{DeviceStateTransfer, Header};
+
+const MANY: Need = Need::ManyClients;
+const CONVENTIONS: &str = "Backend program conventions";
+const COMMUNICATION: &str = "Communication";
+const STATUS: Need = Need::Protocol(ProtocolFeatures::STATUS);
+const STATE: Need = Need::Protocol(ProtocolFeatures::DEVICE_STATE);
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "lifecycle.next-client", level: Should, section: COMMUNICATION, needs: &[MANY], run: next_client,
+        reason: "\"An optional reconnection mechanism can be implemented\": a VMM comes back without the backend being started again" },
+    Case { id: "lifecycle.fifty-clients", level: Should, section: COMMUNICATION, needs: &[MANY], run: fifty_clients,
+        reason: "the fiftieth client is served as the first was" },
+    Case { id: "lifecycle.first-client-undisturbed", level: Must, section: COMMUNICATION, needs: &[], run: first_client_undisturbed,
+        reason: "another that connects, by mistake or not, must not end a session" },
+    Case { id: "lifecycle.leaves-in-handshake", level: Must, section: COMMUNICATION, needs: &[], run: leaves_in_handshake,
+        reason: "a VMM may end at any time; the next is served" },
+    Case { id: "lifecycle.leaves-in-message", level: Must, section: COMMUNICATION, needs: &[Need::Harm], run: leaves_in_message,
+        reason: "a VMM may end at any time; half a message is the end of the session only" },
+    Case { id: "lifecycle.leaves-before-answer", level: Must, section: COMMUNICATION, needs: &[Need::Harm], run: leaves_before_answer,
+        reason: "an answer that nobody reads any more (SIGPIPE) ends no backend" },
+    Case { id: "lifecycle.leaves-with-rings", level: Must, section: COMMUNICATION, needs: &[], run: leaves_with_rings,
+        reason: "a VMM that is killed does not stop its rings" },
+    Case { id: "lifecycle.leaves-with-requests", level: Must, section: COMMUNICATION, needs: &[Need::DataPath], run: leaves_with_requests,
+        reason: "a VMM that is killed leaves requests behind; the next has its own" },
+    Case { id: "lifecycle.half-closed", level: Should, section: COMMUNICATION, needs: &[], run: half_closed,
+        reason: "a frontend that sends no more has ended; a session that is kept for it blocks the next" },
+    Case { id: "lifecycle.next-client-works", level: Should, section: COMMUNICATION, needs: &[MANY, Need::DataPath, Need::Writes], run: next_client_works,
+        reason: "what one client has written the next one reads" },
+    Case { id: "lifecycle.flushed-survives-kill", level: Must, section: "VIRTIO 1.2, 5.2.6.2 Device Requirements: Device Operation", needs: &[Need::DataPath, Need::Writes, Need::Spawned, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")], run: flushed_survives_kill,
+        reason: "what was flushed is there after a backend that was killed is started again" },
+    Case { id: "lifecycle.stays-in-foreground", level: Must, section: CONVENTIONS, needs: &[Need::Spawned], run: stays_in_foreground,
+        reason: "\"The back-end program must not daemonize itself\": whoever started it watches it" },
+    Case { id: "lifecycle.ends-at-sigterm", level: Must, section: CONVENTIONS, needs: &[Need::Spawned], run: ends_at_sigterm,
+        reason: "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\"" },
+    Case { id: "lifecycle.ends-at-sigterm-with-client", level: Must, section: CONVENTIONS, needs: &[Need::Spawned], run: ends_at_sigterm_with_client,
+        reason: "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\", also while it serves" },
+    Case { id: "lifecycle.print-capabilities", level: Should, section: CONVENTIONS, needs: &[Need::Spawned], run: print_capabilities,
+        reason: "`--print-capabilities` tells management what it starts, as JSON, \"and then exit successfully\"" },
+    Case { id: "lifecycle.status-kept", level: Must, section: "VHOST_USER_GET_STATUS", needs: &[STATUS], run: status_kept,
+        reason: "the status that a driver set is the one that it reads" },
+    Case { id: "lifecycle.status-reset", level: Must, section: "VHOST_USER_SET_STATUS", needs: &[STATUS], run: status_reset,
+        reason: "status 0 resets the device, \"as defined in the Virtio specification\"" },
+    Case { id: "lifecycle.state-saved", level: Must, section: "VHOST_USER_SET_DEVICE_STATE_FD", needs: &[STATE], run: state_saved,
+        reason: "a device that offers its state gives it, to the end, and says that all went well" },
+    Case { id: "lifecycle.state-loaded", level: Must, section: "VHOST_USER_CHECK_DEVICE_STATE", needs: &[STATE], run: state_loaded,
+        reason: "a state that was saved can be loaded" },
+    Case { id: "lifecycle.state-of-noise", level: Must, section: "VHOST_USER_CHECK_DEVICE_STATE", needs: &[STATE, Need::Harm], run: state_of_noise,
+        reason: "a state comes from another host; one that is none is refused and ends nobody" },
+    Case { id: "lifecycle.shmem-config", level: Must, section: "VHOST_USER_GET_SHMEM_CONFIG", needs: &[Need::Protocol(ProtocolFeatures::SHMEM)], run: shmem_config,
+        reason: "the sizes of VIRTIO shared memory regions, as many as it says" },
+];
+
+fn next_client(context: &mut Context<'_>) -> Outcome {
+    drop(context.open_device()?);
+    context.open_again_device().map(drop)
+}
+
+fn fifty_clients(context: &mut Context<'_>) -> Outcome {
+    drop(context.open_device()?);
+    for _ in 0..49 {
+        drop(context.connect_again()?);
+    }
+    context.open_again_device().map(drop)
+}
+
+fn first_client_undisturbed(context: &mut Context<'_>) -> Outcome {
+    let mut first = context.open_device()?;
+    let socket = context.target.socket();
+    // It may be queued or refused; both are fine.
+    let second = crate::socket::Channel::connect(&socket, context.timeout());
+    first.note(if second.is_ok() { "a second client is connected" } else { "a second client is refused" });
+    if let Ok(mut second) = second {
+        let question = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode();
+        // Whoever refuses may have closed it already.
+        let _ = second.send_bytes(&question, &[]);
+    }
+    for _ in 0..10 {
+        first.features()?;
+    }
+    Ok(())
+}
+
+fn leaves_in_handshake(context: &mut Context<'_>) -> Outcome {
+    drop(context.open()?);
+    context.serves_again()
+}
+
+fn leaves_in_message(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let header = Header { request: 9, flags: Flags::request(), payload_bytes: 40 }.encode();
+    link.send_bytes(&[&header[..], &[0; 10]].concat(), &[], "SET_VRING_ADDR, its first 10 bytes only")?;
+    drop(link);
+    context.serves_again()
+}
+
+fn leaves_before_answer(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    for _ in 0..20 {
+        link.send(&GetFeatures(Empty), &[])?;
+    }
+    drop(link);
+    context.serves_again()
+}
+
+fn leaves_with_rings(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    ring.start(&mut link)?;
+    drop(link);
+    context.serves_again()
+}
+
+fn leaves_with_requests(context: &mut Context<'_>) -> Outcome {
+    let mut disk = Disk::open(context)?;
+    let batch = Batch::new(&mut disk.guest, &disk.ring);
+    for place in 0..Batch::count(&disk.ring) {
+        let data = disk.data_at() + 512 * u64::from(place);
+        batch.offer(&disk.guest, &mut disk.ring, place, kind::IN, u64::from(place), data);
+    }
+    disk.ring.publish();
+    disk.ring.kick()?;
+    disk.link.done("42 reads are under way");
+    drop(disk);
+    context.serves_again()
+}
+
+fn half_closed(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    link.note("the frontend's direction is shut down");
+    link.channel().stream().shutdown(std::net::Shutdown::Write)?;
+    if link.is_closed_within(context.timeout())? { Ok(()) } else { Stop::fail("the session is still open") }
+}
+
+fn next_client_works(context: &mut Context<'_>) -> Outcome {
+    let bytes = pattern(21, 4096);
+    let (sector, kept) = {
+        let mut disk = Disk::open(context)?;
+        let sector = disk.scratch;
+        let kept = disk.read(sector, 4096)?;
+        disk.write(sector, &bytes)?;
+        (sector, kept)
+    };
+    let link = context.open_again(USUAL)?;
+    let mut disk = Disk::on(context, link, &Default::default())?;
+    disk.require_contents(sector, &bytes, "what the client before has written")?;
+    disk.write(sector, &kept)
+}
+
+fn flushed_survives_kill(context: &mut Context<'_>) -> Outcome {
+    let bytes = pattern(22, 64 << 10);
+    let mut sector = 0;
+    let mut disk = Disk::open(context)?;
+    sector += disk.scratch;
+    let kept = disk.read(sector, bytes.len())?;
+    disk.write(sector, &bytes)?;
+    let (found, _) = disk.request(kind::FLUSH, 0, None)?;
+    require_status(found, status::OK, "a flush")?;
+    disk.link.done("kill -9; the backend is started again");
+    context.target.kill_and_start()?;
+    on_scratch(context, &Default::default(), |disk| {
+        disk.require_contents(sector, &bytes, "what was flushed")?;
+        disk.write(sector, &kept)
+    })
+}
+
+fn stays_in_foreground(context: &mut Context<'_>) -> Outcome {
+    let _link = context.open()?;
+    match context.target.ended() {
+        None => Ok(()),
+        Some(status) => {
+            Stop::fail(format!("the process that was started has ended ({}), and somebody answers", end_words(status)))
+        }
+    }
+}
+
+fn ends_at_sigterm(context: &mut Context<'_>) -> Outcome {
+    if !context.facts.ends_with_client {
+        drop(context.connect_again()?);
+        return sigterm(context);
+    }
+    // It listens when it takes a connection; it has not been served one yet.
+    let link = context.connect()?;
+    let outcome = sigterm(context);
+    drop(link);
+    outcome
+}
+
+fn ends_at_sigterm_with_client(context: &mut Context<'_>) -> Outcome {
+    let link = context.open_device()?;
+    let outcome = sigterm(context);
+    drop(link);
+    outcome
+}
+
+fn sigterm(context: &mut Context<'_>) -> Outcome {
+    const AS_QUICKLY: Duration = Duration::from_secs(2);
+    context.note("SIGTERM");
+    context.target.expect_end();
+    let Some(process) = context.target.process() else { return Stop::skip("it was not started by us") };
+    let started = Instant::now();
+    match process.terminate(AS_QUICKLY) {
+        None => Stop::fail(format!("it has not ended {AS_QUICKLY:?} after SIGTERM")),
+        Some(status) => {
+            let words = end_words(status);
+            context.note(format!("ended after {:?}: {words}", started.elapsed()));
+            if matches!(words.as_str(), "SIGTERM (signal 15)") || words.starts_with("exit code") {
+                return Ok(());
+            }
+            Stop::fail(format!("SIGTERM ended it by {words}"))
+        }
+    }
+}
+
+fn print_capabilities(context: &mut Context<'_>) -> Outcome {
+    let Some(program) = context.target.command().map(|command| command.program().to_owned()) else {
+        return Stop::skip("it was not started by us");
+    };
+    let mut child = Command::new(&program)
+        .arg("--print-capabilities")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let ended = wait_until(context.timeout(), || matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+    if !ended {
+        // It runs as a backend, perhaps; nobody needs it.
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    let mut text = Vec::new();
+    if let Some(output) = child.stdout.take() {
+        output.take(64 << 10).read_to_end(&mut text)?;
+    }
+    if !ended {
+        return Stop::fail(format!("`{program} --print-capabilities` does not end"));
+    }
+    if !status.success() {
+        return Stop::fail(format!("`{program} --print-capabilities` ends with {}", end_words(status)));
+    }
+    let said: serde_json::Value = match serde_json::from_slice(&text) {
+        Ok(said) => said,
+        Err(error) => return Stop::fail(format!("what `{program} --print-capabilities` says is no JSON: {error}")),
+    };
+    if said["type"].is_string() { Ok(()) } else { Stop::fail("the capabilities have no `type`") }
+}
+
+/// A session with a status.
+fn with_status(context: &mut Context<'_>) -> Outcome<Link> {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::STATUS)?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])?;
+    Ok(link)
+}
+
+/// `ACKNOWLEDGE` and `DRIVER`.
+const DRIVER: u64 = 1 | 2;
+
+fn status_kept(context: &mut Context<'_>) -> Outcome {
+    let mut link = with_status(context)?;
+    for value in [1, DRIVER] {
+        link.require(&SetStatus(value), &[])?;
+        let found = link.call(&GetStatus(Empty))?;
+        if found != value {
+            return Stop::fail(format!("the status was set to {value} and reads {found}"));
+        }
+    }
+    Ok(())
+}
+
+fn status_reset(context: &mut Context<'_>) -> Outcome {
+    let mut link = with_status(context)?;
+    link.require(&SetStatus(DRIVER), &[])?;
+    link.require(&SetStatus(0), &[])?;
+    match link.call(&GetStatus(Empty))? {
+        0 => Ok(()),
+        found => Stop::fail(format!("the status was reset and reads {found}")),
+    }
+}
+
+/// Moves the device's state; returns whether the backend took the descriptor.
+fn transfer(link: &mut Link, direction: u32, fd: std::os::fd::BorrowedFd<'_>) -> Outcome {
+    /// There is no descriptor of the backend's own: ours is used.
+    const OURS: u64 = 1 << 8;
+    let message = SetDeviceStateFd(DeviceStateTransfer { direction, phase: 0 });
+    let (answer, _) = link.call_with_fds(&message, &[fd])?;
+    if answer & !OURS & 0xff == 0 {
+        Ok(())
+    } else {
+        Stop::fail(format!("SET_DEVICE_STATE_FD was answered with {answer:#x}"))
+    }
+}
+
+fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::DEVICE_STATE)?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])?;
+    let (reader, writer) = std::io::pipe()?;
+    transfer(&mut link, 0, writer.as_fd())?;
+    drop(writer);
+    let saved = read_to_end(reader, context.timeout())?;
+    link.note(format!("{} bytes of state", saved.len()));
+    match link.call(&CheckDeviceState(Empty))? {
+        0 => Ok((link, saved)),
+        code => Stop::fail(format!("after saving, CHECK_DEVICE_STATE says {code}")),
+    }
+}
+
+/// All that comes from a pipe, to its end.
+fn read_to_end(mut reader: std::io::PipeReader, timeout: Duration) -> Outcome<Vec<u8>> {
+    const STATE_BYTES_MAX: usize = 64 << 20;
+    let deadline = Instant::now() + timeout;
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let [ready] = crate::socket::wait_readable([reader.as_fd()], Some(left))?;
+        if !ready {
+            return Err(Stop::Hang("the device's state does not come to its end".to_owned()));
+        }
+        match reader.read(&mut buffer)? {
+            0 => return Ok(all),
+            count => all.extend_from_slice(&buffer[..count]),
+        }
+        if all.len() > STATE_BYTES_MAX {
+            return Stop::fail("the device's state has no end");
+        }
+    }
+}
+
+fn state_saved(context: &mut Context<'_>) -> Outcome {
+    state(context).map(drop)
+}
+
+/// Gives a device a state; what it says of it.
+fn load(link: &mut Link, bytes: &[u8], timeout: Duration) -> Outcome<u64> {
+    use std::io::Write as _;
+    let (reader, mut writer) = std::io::pipe()?;
+    transfer(link, 1, reader.as_fd())?;
+    drop(reader);
+    // A pipe holds 64 KiB; the backend reads while it is asked nothing.
+    let bytes = bytes.to_vec();
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // A backend that refuses early closes its end.
+        let _ = writer.write_all(&bytes);
+        drop(writer);
+        let _ = done.send(());
+    });
+    if is_done.recv_timeout(timeout).is_err() {
+        return Err(Stop::Hang("the backend does not read the state that it is given".to_owned()));
+    }
+    link.call(&CheckDeviceState(Empty))
+}
+
+fn state_loaded(context: &mut Context<'_>) -> Outcome {
+    let (mut link, saved) = state(context)?;
+    match load(&mut link, &saved, context.timeout())? {
+        0 => Ok(()),
+        code => Stop::fail(format!("the state that was just saved is refused with {code}")),
+    }
+}
+
+fn state_of_noise(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::DEVICE_STATE)?;
+    let features = usual_features(link.offered);
+    link.require(&SetFeatures(features), &[])?;
+    match load(&mut link, &pattern(31, 10_000), context.timeout()) {
+        Ok(0) => return Stop::fail("10,000 bytes of noise were taken for a state"),
+        Ok(_) | Err(Stop::Closed(_)) => {}
+        Err(stop) => return Err(stop),
+    }
+    context.survives_messages(link)
+}
+
+fn shmem_config(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::SHMEM)?;
+    let config = link.call(&GetShmemConfig(Empty))?;
+    let regions = config.sizes.iter().filter(|size| **size > 0).count();
+    if regions == config.regions as usize {
+        Ok(())
+    } else {
+        Stop::fail(format!("it says {} regions, and {regions} have a size", config.regions))
+    }
+}

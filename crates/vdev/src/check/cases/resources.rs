@@ -1,0 +1,405 @@
+//! What a backend holds: descriptors, memory, mappings, threads and time. Whoever keeps a little of each client or message
+//! ends some day, in the middle of somebody's work.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use super::prelude::*;
+use crate::check::guest::Guest;
+use crate::check::process::processor_time;
+use crate::check::ring::SplitRing;
+use crate::memory::{DirtyLog, SharedFile};
+use crate::protocol::Inflight;
+use crate::socket::Event;
+
+const PROCESS: Need = Need::Process;
+const MANY: Need = Need::ManyClients;
+const COMMUNICATION: &str = "Communication";
+/// Descriptors that a backend may open late, for reasons of its own.
+const SLACK: u64 = 4;
+/// Times that a message is repeated.
+const TIMES: usize = 50;
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "resources.descriptors-of-clients", level: Must, section: COMMUNICATION, needs: &[PROCESS, MANY], run: descriptors_of_clients,
+        reason: "50 clients that have left leave no descriptor behind" },
+    Case { id: "resources.mappings-of-clients", level: Must, section: "Memory access", needs: &[PROCESS, MANY], run: mappings_of_clients,
+        reason: "the memory of a guest that has gone is let go" },
+    Case { id: "resources.memory-of-clients", level: Must, section: COMMUNICATION, needs: &[PROCESS, MANY], run: memory_of_clients,
+        reason: "clients that have left leave no memory behind" },
+    Case { id: "resources.threads-of-clients", level: Must, section: COMMUNICATION, needs: &[PROCESS, MANY], run: threads_of_clients,
+        reason: "clients that have left leave no thread behind" },
+    Case { id: "resources.stray-descriptors", level: Must, section: COMMUNICATION, needs: &[PROCESS, Need::Harm], run: stray_descriptors,
+        reason: "GET_FEATURES carries no descriptor; one that comes along is closed, 50 are too" },
+    Case { id: "resources.stray-descriptors-on-commands", level: Must, section: COMMUNICATION, needs: &[PROCESS, Need::Harm], run: stray_on_commands,
+        reason: "SET_OWNER, SET_FEATURES and SET_VRING_NUM carry no descriptor; those that come along are closed" },
+    Case { id: "resources.surplus-of-table", level: Must, section: "VHOST_USER_SET_MEM_TABLE", needs: &[PROCESS, Need::Harm], run: surplus_of_table,
+        reason: "descriptors beyond the regions are closed" },
+    Case { id: "resources.refused-table", level: Must, section: "VHOST_USER_SET_MEM_TABLE", needs: &[PROCESS, MANY, Need::Harm], run: refused_table,
+        reason: "a table that is refused leaves neither descriptors nor mappings behind" },
+    Case { id: "resources.call-replaced", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[PROCESS], run: |context| replaced(context, 13),
+        reason: "a new descriptor takes the place of the old one, which is closed" },
+    Case { id: "resources.err-replaced", level: Must, section: "VHOST_USER_SET_VRING_ERR", needs: &[PROCESS], run: |context| replaced(context, 14),
+        reason: "a new descriptor takes the place of the old one, which is closed" },
+    Case { id: "resources.kick-replaced", level: Must, section: "VHOST_USER_SET_VRING_KICK", needs: &[PROCESS], run: kick_replaced,
+        reason: "a ring that is stopped and started again has one kick descriptor" },
+    Case { id: "resources.table-replaced", level: Must, section: "VHOST_USER_SET_MEM_TABLE", needs: &[PROCESS], run: table_replaced,
+        reason: "a new table takes the place of the old one, which is unmapped and closed" },
+    Case { id: "resources.log-replaced", level: Must, section: "VHOST_USER_SET_LOG_BASE", needs: &[PROCESS, Need::Protocol(ProtocolFeatures::LOG_SHMFD)], run: log_replaced,
+        reason: "a new log takes the place of the old one, which is unmapped and closed" },
+    Case { id: "resources.log-fd-replaced", level: Must, section: "VHOST_USER_SET_LOG_FD", needs: &[PROCESS], run: log_fd_replaced,
+        reason: "a new descriptor takes the place of the old one, which is closed" },
+    Case { id: "resources.inflight-replaced", level: Must, section: "VHOST_USER_GET_INFLIGHT_FD", needs: &[PROCESS, Need::Protocol(ProtocolFeatures::INFLIGHT_SHMFD)], run: inflight_replaced,
+        reason: "a buffer that is asked for again takes the place of the old one" },
+    Case { id: "resources.channel-replaced", level: Must, section: "VHOST_USER_SET_BACKEND_REQ_FD", needs: &[PROCESS, Need::Protocol(ProtocolFeatures::BACKEND_REQ)], run: channel_replaced,
+        reason: "a new channel takes the place of the old one, which is closed" },
+    Case { id: "resources.memory-of-messages", level: Must, section: COMMUNICATION, needs: &[PROCESS], run: memory_of_messages,
+        reason: "a session of 20,000 messages takes no more memory than one of a few" },
+    Case { id: "resources.idle-without-client", level: Should, section: COMMUNICATION, needs: &[PROCESS, MANY], run: idle_without_client,
+        reason: "a backend that serves nobody takes no processor" },
+    Case { id: "resources.idle-with-ring", level: Should, section: "Ring states", needs: &[PROCESS], run: idle_with_ring,
+        reason: "a ring with a kick descriptor is waited for, not polled" },
+    Case { id: "resources.idle-after-kick-ended", level: Must, section: "VHOST_USER_SET_VRING_KICK", needs: &[PROCESS, Need::Harm], run: idle_after_kick_ended,
+        reason: "a kick descriptor at its end is readable for ever; whoever reads it for ever takes a processor" },
+];
+
+/// Fails where there are more descriptors than before.
+fn no_more_descriptors(context: &Context<'_>, before: u64, what: &str) -> Outcome {
+    let after = context.descriptors_fall_to(before + SLACK)?;
+    if after > before + SLACK {
+        Stop::fail(format!("{before} descriptors before, {after} after {what}"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Some clients that come and leave, after one that has warmed the backend up.
+fn clients(context: &mut Context<'_>, count: usize) -> Outcome {
+    for _ in 0..count {
+        let mut link = context.open_again_device()?;
+        let mut guest = Guest::new()?;
+        guest.share(&mut link)?;
+        SplitRing::new(&mut guest, 0, 64)?.start(&mut link)?;
+    }
+    // The end of the last is seen when the next is served.
+    drop(context.connect_again()?);
+    Ok(())
+}
+
+fn descriptors_of_clients(context: &mut Context<'_>) -> Outcome {
+    clients(context, 2)?;
+    let before = context.resources()?.descriptors;
+    clients(context, 50)?;
+    no_more_descriptors(context, before, "50 clients")
+}
+
+fn mappings_of_clients(context: &mut Context<'_>) -> Outcome {
+    clients(context, 1)?;
+    clients(context, 30)?;
+    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process can't be looked at") };
+    let ours = || {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        maps.lines().filter(|line| line.contains("memfd:kiln-memory")).count()
+    };
+    crate::check::process::wait_until(Duration::from_millis(500), || ours() == 0);
+    match ours() {
+        0 => Ok(()),
+        left => Stop::fail(format!("30 guests have gone, and {left} mappings of their memory are left")),
+    }
+}
+
+fn memory_of_clients(context: &mut Context<'_>) -> Outcome {
+    const GROWTH_KIB: u64 = 4 << 10;
+    clients(context, 20)?;
+    let before = context.resources()?.resident_kib;
+    clients(context, 100)?;
+    let after = context.resources()?.resident_kib;
+    if after > before + GROWTH_KIB {
+        Stop::fail(format!("{before} KiB before, {after} KiB after 100 clients"))
+    } else {
+        Ok(())
+    }
+}
+
+fn threads_of_clients(context: &mut Context<'_>) -> Outcome {
+    clients(context, 5)?;
+    let before = context.resources()?.threads;
+    clients(context, 30)?;
+    let mut after = before;
+    crate::check::process::wait_until(Duration::from_millis(500), || {
+        after = context.resources().map_or(0, |resources| resources.threads);
+        after <= before + 8
+    });
+    // A pool of threads may still grow; thirty are one for each client.
+    if after > before + 8 { Stop::fail(format!("{before} threads before, {after} after 30 clients")) } else { Ok(()) }
+}
+
+/// Sends messages with a descriptor that they don't carry, on new connections where old ones are closed.
+fn stray(context: &mut Context<'_>, messages: &[(u32, &[u8])], what: &str) -> Outcome {
+    let file = Event::new()?;
+    let fds: [BorrowedFd<'_>; 1] = [file.as_fd()];
+    let mut link = context.open_device()?;
+    let before = context.resources()?.descriptors;
+    'messages: for _ in 0..TIMES {
+        for (request, payload) in messages {
+            link.send_raw(*request, Flags::request(), payload, &fds).or_else(|stop| match stop {
+                Stop::Closed(_) => Ok(()),
+                stop => Err(stop),
+            })?;
+            if link.is_alive()? {
+                continue;
+            }
+            if context.facts.ends_with_client {
+                break 'messages;
+            }
+            drop(link);
+            link = context.open_again_device()?;
+        }
+    }
+    // While its connection is open: the end of a session would hide what it held.
+    if context.target.has_ended() { Ok(()) } else { no_more_descriptors(context, before, what) }
+}
+
+fn stray_descriptors(context: &mut Context<'_>) -> Outcome {
+    stray(context, &[(1, &[])], "50 times GET_FEATURES with one")
+}
+
+fn stray_on_commands(context: &mut Context<'_>) -> Outcome {
+    let num = [[0; 4], 64_u32.to_ne_bytes()].concat();
+    let features = usual_features(context.facts.features).to_ne_bytes();
+    stray(
+        context,
+        &[(3, &[]), (2, &features), (8, &num)],
+        "50 times SET_OWNER, SET_FEATURES and SET_VRING_NUM with one",
+    )
+}
+
+fn surplus_of_table(context: &mut Context<'_>) -> Outcome {
+    let file = SharedFile::new(1 << 20)?;
+    let mut link = context.open_device()?;
+    let region = MemoryRegion { guest_address: 0, size: 1 << 20, user_address: 1 << 40, mmap_offset: 0 };
+    let table = SetMemTable(MemoryTable(vec![region]));
+    link.require(&table, &[file.as_fd()])?;
+    let before = context.resources()?.descriptors;
+    for _ in 0..TIMES {
+        let answer = link.ask(&table, &[file.as_fd(), file.as_fd(), file.as_fd()])?;
+        if answer.closed {
+            if context.facts.ends_with_client {
+                return Ok(());
+            }
+            drop(link);
+            link = context.open_again_device()?;
+        }
+    }
+    no_more_descriptors(context, before, "50 tables of 1 region with 3 descriptors each")
+}
+
+fn refused_table(context: &mut Context<'_>) -> Outcome {
+    let file = SharedFile::new(1 << 20)?;
+    clients(context, 2)?;
+    let before = context.resources()?;
+    for _ in 0..TIMES {
+        let mut link = context.open_again_device()?;
+        let good = MemoryRegion { guest_address: 0, size: 1 << 20, user_address: 1 << 40, mmap_offset: 0 };
+        let bad = MemoryRegion { guest_address: 1 << 32, size: 1 << 20, user_address: 1 << 41, mmap_offset: 1 << 50 };
+        let (pipe, _other) = std::io::pipe()?;
+        let pipe = OwnedFd::from(pipe);
+        link.ask(&SetMemTable(MemoryTable(vec![good, bad])), &[file.as_fd(), pipe.as_fd()])?;
+    }
+    drop(context.connect_again()?);
+    no_more_descriptors(context, before.descriptors, "50 tables that can't be mapped")?;
+    let after = context.resources()?.mappings;
+    if after > before.mappings + 20 {
+        Stop::fail(format!("{} mappings before, {after} after 50 tables that can't be mapped", before.mappings))
+    } else {
+        Ok(())
+    }
+}
+
+/// Replaces the call or error descriptor of a ring.
+fn replaced(context: &mut Context<'_>, request: u32) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut before = 0;
+    for time in 0..=TIMES {
+        let event = Event::new()?;
+        let file = VringFile::with_descriptor(0);
+        match request {
+            13 => link.require(&SetVringCall(file), &[event.as_fd()])?,
+            _ => link.require(&SetVringErr(file), &[event.as_fd()])?,
+        }
+        if time == 0 {
+            before = context.resources()?.descriptors;
+        }
+    }
+    no_more_descriptors(context, before, "50 more")
+}
+
+fn kick_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let mut before = 0;
+    for time in 0..=TIMES {
+        let ring = SplitRing::new(&mut guest, 0, 64)?;
+        ring.start(&mut link)?;
+        if time == 0 {
+            before = context.resources()?.descriptors;
+        }
+        ring.stop(&mut link)?;
+    }
+    no_more_descriptors(context, before, "50 times stopped and started again")
+}
+
+fn table_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut before = None;
+    for time in 0..=TIMES {
+        Guest::with_regions(&[(0, 1 << 20), (1 << 32, 1 << 20)])?.share(&mut link)?;
+        if time == 0 {
+            before = Some(context.resources()?);
+        }
+    }
+    let Some(before) = before else { return Ok(()) };
+    no_more_descriptors(context, before.descriptors, "50 more tables")?;
+    let after = context.resources()?.mappings;
+    if after > before.mappings + 20 {
+        Stop::fail(format!("{} mappings before, {after} after 50 more tables", before.mappings))
+    } else {
+        Ok(())
+    }
+}
+
+fn log_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::LOG_SHMFD)?;
+    let mut before = None;
+    for time in 0..=TIMES {
+        let (_log, description, file) = DirtyLog::create(Guest::BYTES)?;
+        link.call_with_fds(&SetLogBase(description), &[file.as_fd()])?;
+        if time == 0 {
+            before = Some(context.resources()?);
+        }
+    }
+    let Some(before) = before else { return Ok(()) };
+    no_more_descriptors(context, before.descriptors, "50 more logs")?;
+    let after = context.resources()?.mappings;
+    if after > before.mappings + 20 {
+        Stop::fail(format!("{} mappings before, {after} after 50 more logs", before.mappings))
+    } else {
+        Ok(())
+    }
+}
+
+fn log_fd_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut before = 0;
+    for time in 0..=TIMES {
+        let event = Event::new()?;
+        let answer = link.ask(&SetLogFd(Empty), &[event.as_fd()])?;
+        if answer.closed {
+            return Stop::skip("SET_LOG_FD is not taken");
+        }
+        if time == 0 {
+            before = context.resources()?.descriptors;
+        }
+    }
+    no_more_descriptors(context, before, "50 more")
+}
+
+fn inflight_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::INFLIGHT_SHMFD)?;
+    let wish = Inflight { num_queues: 1, queue_size: 128, ..Inflight::default() };
+    let mut before = 0;
+    for time in 0..=TIMES {
+        let (description, fds) = link.call_with_fds(&GetInflightFd(wish), &[])?;
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        link.require(&SetInflightFd(description), &fds)?;
+        if time == 0 {
+            before = context.resources()?.descriptors;
+        }
+    }
+    no_more_descriptors(context, before, "50 more")
+}
+
+fn channel_replaced(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_with(USUAL | ProtocolFeatures::BACKEND_REQ)?;
+    let mut before = 0;
+    for time in 0..=TIMES {
+        let (_ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        link.require(&SetBackendReqFd(Empty), &[theirs.as_fd()])?;
+        if time == 0 {
+            before = context.resources()?.descriptors;
+        }
+    }
+    no_more_descriptors(context, before, "50 more channels")
+}
+
+fn memory_of_messages(context: &mut Context<'_>) -> Outcome {
+    const GROWTH_KIB: u64 = 2 << 10;
+    let mut link = context.open_device()?;
+    let features = usual_features(link.offered);
+    let mut before = 0;
+    link.note("20,000 times SET_FEATURES, GET_FEATURES");
+    for time in 0..10_000 {
+        let channel = link.channel();
+        channel.send(&SetFeatures(features), &[])?;
+        channel.call(&GetFeatures(Empty), &[])?;
+        if time == 100 {
+            before = context.resources()?.resident_kib;
+        }
+    }
+    let after = context.resources()?.resident_kib;
+    if after > before + GROWTH_KIB {
+        Stop::fail(format!("{before} KiB before, {after} KiB after 20,000 messages"))
+    } else {
+        Ok(())
+    }
+}
+
+/// Fails where the backend's process works although there is nothing to do.
+fn idles(context: &Context<'_>, what: &str) -> Outcome {
+    const WATCHED: Duration = Duration::from_millis(150);
+    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process can't be looked at") };
+    // What it still does is done soon; what spins goes on.
+    std::thread::sleep(Duration::from_millis(20));
+    let Some(before) = processor_time(pid) else { return Stop::skip("the backend's process can't be looked at") };
+    std::thread::sleep(WATCHED);
+    let used = processor_time(pid).unwrap_or(before).saturating_sub(before);
+    if used > WATCHED / 3 {
+        Stop::fail(format!("{what}: it used {used:?} of processor time in {WATCHED:?}"))
+    } else {
+        Ok(())
+    }
+}
+
+fn idle_without_client(context: &mut Context<'_>) -> Outcome {
+    clients(context, 2)?;
+    idles(context, "nobody is connected")
+}
+
+fn idle_with_ring(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
+    ring.start(&mut link)?;
+    idles(context, "a ring is empty")
+}
+
+fn idle_after_kick_ended(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
+    ring.place(&mut link)?;
+    link.require(&SetVringCall(VringFile::with_descriptor(0)), &[ring.call.as_fd()])?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(writer);
+    let fds = [reader.as_fd()];
+    let answer = link.ask(&SetVringKick(VringFile::with_descriptor(0)), &fds)?;
+    if answer.is_refused() {
+        return context.survives_messages(link);
+    }
+    link.ask(&SetVringEnable(ring.state(1)), &[])?;
+    if context.target.has_ended() { Ok(()) } else { idles(context, "the kick descriptor is at its end") }
+}
