@@ -30,6 +30,13 @@ fn every_ping_at_a_host_behind_the_card_is_answered() {
 }
 
 #[test]
+#[ignore = "needs /dev/net/tun and a network namespace; `make test` runs it where it finds both"]
+fn every_ping_at_the_host_of_a_tap_is_answered() {
+    let place = Place::new();
+    vhost::every_ping_is_answered(&Backend::mock_tap(&place.socket()));
+}
+
+#[test]
 fn a_card_goes_on_with_a_backend_that_was_restarted() {
     let place = Place::new();
     let mut backend = Backend::mock_host("10.0.2.1", &place.socket());
