@@ -78,22 +78,22 @@ impl Backend {
         Self::mock("blk", &["--file".into(), disk.into()], socket)
     }
 
-    /// `kiln vhost mock` with a network card, behind which one host answers pings at `address`.
+    /// `kiln vhost mock` with a network card, behind which a host answers pings at 10.77.0.1.
     ///
     /// # Panics
     /// As [`start`](Self::start).
-    pub fn mock_host(address: &str, socket: &Path) -> Self {
-        Self::mock("net", &["--answer".into(), address.into()], socket)
+    pub fn mock_host(socket: &Path) -> Self {
+        Self::mock("net", &[], socket)
     }
 
     /// `kiln vhost mock` with a network card on a TAP device, in a network of its own where the kernel answers pings at
-    /// 10.0.2.1.
+    /// 10.77.0.1.
     ///
     /// # Panics
     /// As [`start`](Self::start).
     pub fn mock_tap(socket: &Path) -> Self {
         let script =
-            "ip tuntap add tap0 mode tap && ip addr add 10.0.2.1/24 dev tap0 && ip link set tap0 up && exec \"$@\"";
+            "ip tuntap add tap0 mode tap && ip addr add 10.77.0.1/24 dev tap0 && ip link set tap0 up && exec \"$@\"";
         let outer = ["--map-root-user", "--net", "sh", "-c", script, "sh"].map(OsString::from);
         let mock = mock_words("net", &["--tap".into(), "tap0".into()], socket);
         Self::start("unshare", outer.into_iter().chain([kiln_binary().into()]).chain(mock), socket)
@@ -104,7 +104,7 @@ impl Backend {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn mock_vsock(cid: u32, streams: &Path, socket: &Path) -> Self {
-        Self::mock("vsock", &["--cid".into(), cid.to_string().into(), "--streams".into(), streams.into()], socket)
+        Self::mock("vsock", &["--cid".into(), cid.to_string().into(), "--uds".into(), streams.into()], socket)
     }
 
     fn mock(device: &str, options: &[OsString], socket: &Path) -> Self {
