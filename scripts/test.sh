@@ -9,6 +9,16 @@ with_newer() {
         "${nextest_voice[@]}" </dev/null
 }
 
+# A card on a TAP device, where this user can have one in a network of its own.
+test_with_tap() {
+    if unshare --map-root-user --net ip tuntap add tap0 mode tap 2>/dev/null; then
+        cargo nextest run --locked --package kiln-e2e --test run --run-ignored only \
+            --filterset 'test(/(^|::)vm_vhost.*_tap_/)' "${nextest_voice[@]}" </dev/null
+    else
+        echo "skip  a card on a TAP device: no /dev/net/tun, or no network namespace for this user"
+    fi
+}
+
 # QEMU 10 and Linux 6.12, each where it is present.
 test_with_newer() {
     local qemu=${KILN_TEST_QEMU10:-$newer/usr/bin/qemu-system-x86_64} linux=${KILN_TEST_LINUX612:-$newer/linux.deb}
@@ -39,6 +49,7 @@ step "image mini" build_test_image "$target_dir/debug/kiln"
 
 export_test_environment "$target_dir/debug/kiln" "$static_agent"
 cargo nextest run --locked --workspace "${nextest_voice[@]}" </dev/null
+test_with_tap
 test_with_newer
 step "doctests" cargo test --locked --workspace --doc
 echo "all tests passed in $SECONDS s"

@@ -78,12 +78,25 @@ impl Backend {
         Self::mock("blk", &["--file".into(), disk.into()], socket)
     }
 
-    /// `kiln vhost mock` with a network card, behind which one host answers pings at `address`.
+    /// `kiln vhost mock` with a network card, behind which a host answers pings at 10.77.0.1.
     ///
     /// # Panics
     /// As [`start`](Self::start).
-    pub fn mock_host(address: &str, socket: &Path) -> Self {
-        Self::mock("net", &["--answer".into(), address.into()], socket)
+    pub fn mock_host(socket: &Path) -> Self {
+        Self::mock("net", &[], socket)
+    }
+
+    /// `kiln vhost mock` with a network card on a TAP device, in a network of its own where the kernel answers pings at
+    /// 10.77.0.1.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn mock_tap(socket: &Path) -> Self {
+        let script =
+            "ip tuntap add tap0 mode tap && ip addr add 10.77.0.1/24 dev tap0 && ip link set tap0 up && exec \"$@\"";
+        let outer = ["--map-root-user", "--net", "sh", "-c", script, "sh"].map(OsString::from);
+        let mock = mock_words("net", &["--tap".into(), "tap0".into()], socket);
+        Self::start("unshare", outer.into_iter().chain([kiln_binary().into()]).chain(mock), socket)
     }
 
     /// `kiln vhost mock` with a vsock device, whose guest's ports are at `streams`, and its calls at `streams_PORT`.
@@ -91,13 +104,11 @@ impl Backend {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn mock_vsock(cid: u32, streams: &Path, socket: &Path) -> Self {
-        Self::mock("vsock", &["--cid".into(), cid.to_string().into(), "--streams".into(), streams.into()], socket)
+        Self::mock("vsock", &["--cid".into(), cid.to_string().into(), "--uds".into(), streams.into()], socket)
     }
 
     fn mock(device: &str, options: &[OsString], socket: &Path) -> Self {
-        let words = ["vhost", "mock", "--device", device, "--socket"].map(OsString::from);
-        let words = words.into_iter().chain([socket.into()]).chain(options.iter().cloned());
-        Self::start(kiln_binary(), words, socket)
+        Self::start(kiln_binary(), mock_words(device, options, socket), socket)
     }
 
     /// Where it listens.
@@ -138,6 +149,11 @@ fn spawn(program: &Path, arguments: &[OsString]) -> Child {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     command.spawn().unwrap_or_else(|error| panic!("{} does not start: {error}", program.display()))
+}
+
+fn mock_words(device: &str, options: &[OsString], socket: &Path) -> Vec<OsString> {
+    let words = ["vhost", "mock", "--device", device, "--socket"].map(OsString::from);
+    words.into_iter().chain([socket.into()]).chain(options.iter().cloned()).collect()
 }
 
 fn flag(name: &str, path: &Path) -> OsString {

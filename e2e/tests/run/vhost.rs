@@ -156,9 +156,9 @@ fn call(streams: &Path, packet_bytes: usize) {
     }
 }
 
-/// The guest is 10.0.2.2, and every ping of it at 10.0.2.1 is answered.
+/// The guest is 10.77.0.2, and every ping of it at 10.77.0.1 is answered.
 pub fn every_ping_is_answered(backend: &Backend) {
-    let script = "ip addr add 10.0.2.2/24 dev eth0 && ip link set eth0 up && ping -c 20 -i 0.2 10.0.2.1";
+    let script = "ip addr add 10.77.0.2/24 dev eth0 && ip link set eth0 up && ping -c 20 -i 0.2 10.77.0.1";
     let outcome = Kiln::shell(&["--vhost-user", &device("net", backend.socket(), "")], script).run();
     let words = "20 packets transmitted, 20 packets received, 0% packet loss";
     assert!(outcome.code == 0 && outcome.text().contains(words), "{}{}", outcome.text(), outcome.stderr);
