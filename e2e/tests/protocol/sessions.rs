@@ -236,8 +236,9 @@ fn an_idle_session_ends_at_its_timeout() {
 fn a_session_that_writes_is_not_idle() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        let spec = SessionSpec { name: Some("busy".into()), idle_timeout_ms: Some(400), ..SessionSpec::default() };
-        let script = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5";
+        let spec = SessionSpec { name: Some("busy".into()), idle_timeout_ms: Some(2000), ..SessionSpec::default() };
+        // Far more often than that, also where other tests hold up each of its processes.
+        let script = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.04; done; exit 5";
         drop(link.exec(with_spec(script, spec)).await.expect("starts"));
         let info = wait_for(&link, "busy", |session| session.state != SessionState::Running).await;
         assert_eq!(info.state, SessionState::Exited { code: 5 }, "it ran for longer than its idle timeout");
