@@ -11,3 +11,4 @@ mkdir -p docs/benchmarks
 KILN_HOME=$test_home KILN_AGENT=$static_agent \
     "$target_dir/release/kiln" bench --out "docs/benchmarks/$(date -u +%Y-%m-%d).json"
 cargo bench --locked --package kiln-wire --bench decode
+cargo bench --locked --package kiln-vdev --bench vhost_frontend

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::backend_channel::BackendSide;
 use super::error::FrontendError;
@@ -229,7 +230,7 @@ impl Frontend {
         while let Some(Pending { request, ring }) = self.pending.pop_front() {
             let answered = match self.wait_for_answer(request, ring) {
                 Ok(()) => {
-                    let answer = self.channel.acknowledgement_of(request);
+                    let answer = self.channel.acknowledgement_of(request, self.pending.len());
                     self.at(ring, request, answer)
                 }
                 Err(error) => Err(error),
@@ -251,11 +252,11 @@ impl Frontend {
 
     /// Waits until there is something to read, and serves the backend's own channel meanwhile.
     pub(super) fn wait_for_answer(&mut self, request: Request, ring: Option<u32>) -> Result<(), FrontendError> {
-        let deadline = std::time::Instant::now() + self.options.timeout;
+        let deadline = Instant::now() + self.options.timeout;
         while let Some(backend) = self.backend.channel()
             && !self.channel.has_read_ahead()
         {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             let readable = if backend.has_read_ahead() {
                 Ok([false, true])
             } else {

@@ -24,6 +24,9 @@ use crate::protocol::{Flags, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, P
 /// what is beyond.
 const DESCRIPTORS_TAKEN: usize = 64;
 
+/// Bytes behind a header that are read along with it at most.
+const AHEAD_BYTES: usize = 640;
+
 /// A message as it was on the socket.
 #[derive(Debug)]
 pub struct RawMessage {
@@ -162,17 +165,19 @@ impl Channel {
     pub fn call_acknowledged<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), SocketError> {
         debug_assert!(!M::HAS_REPLY, "{} has a reply of its own", M::REQUEST);
         self.send_with(message, Flags::request_with_reply(), fds)?;
-        self.acknowledgement_of(M::REQUEST)
+        self.acknowledgement_of(M::REQUEST, 0)
     }
 
     /// Waits until the peer says that it did what it was asked with `need_reply`: the second half of
-    /// [`call_acknowledged`](Self::call_acknowledged), for whoever sends more before it waits.
+    /// [`call_acknowledged`](Self::call_acknowledged), for whoever sends more before it waits. `more` acknowledgements
+    /// are to come after it; those that are there are read along.
     ///
     /// # Errors
     /// As there.
-    pub fn acknowledgement_of(&mut self, request: Request) -> Result<(), SocketError> {
+    pub fn acknowledgement_of(&mut self, request: Request, more: usize) -> Result<(), SocketError> {
         let doing = || waiting_for(request.name());
-        let reply = self.receive_answer(request.number(), 8, &doing)?;
+        let expected = 8 + more * (HEADER_BYTES + 8);
+        let reply = self.receive_answer(request.number(), expected, &doing)?;
         match u64::decode(&reply.payload) {
             Ok(0) => Ok(()),
             Ok(code) => Err(SocketError::Refused { socket: self.name.clone(), doing: doing(), code }),
@@ -326,7 +331,7 @@ impl Channel {
     fn receive_any(&mut self, expected: usize, doing: &dyn Fn() -> String) -> Result<RawMessage, SocketError> {
         let started = Instant::now();
         let mut fds = Vec::new();
-        let mut buffer = [0; HEADER_BYTES + 64];
+        let mut buffer = [0; HEADER_BYTES + AHEAD_BYTES];
         let mut got = 0;
         while got < buffer.len() {
             let Some(byte) = self.ahead.pop_front() else { break };

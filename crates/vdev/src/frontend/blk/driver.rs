@@ -30,8 +30,6 @@ pub struct BlkDriver {
     frontend: Frontend,
     config: BlkConfig,
     queues: Vec<BlkQueue>,
-    /// The memory that all of it lies in.
-    _arena: Arena,
 }
 
 impl BlkDriver {
@@ -49,15 +47,16 @@ impl BlkDriver {
     /// As [`connect`](Self::connect).
     pub fn start(mut frontend: Frontend, wish: &Wish, options: &BlkOptions) -> Result<Self, FrontendError> {
         let wish = options.wish(wish.clone());
+        // The backend takes the connection meanwhile.
+        let bytes = BlkQueue::memory_bytes(options) * u64::from(options.queues.max(1));
+        let memory = Arena::new(GUEST_ADDRESS, bytes);
+        let (mut arena, file) = memory.map_err(|source| memory_error(&frontend, source))?;
         // All that is not answered with something we need is answered at the end.
-        let (config, queues, arena) = frontend.batched(|frontend| {
+        let (config, queues) = frontend.batched(|frontend| {
             let negotiated = frontend.handshake(&wish)?;
             let config = BlkConfig::of(&negotiated);
             let most = config.queues.map_or(1, u32::from).min(negotiated.usable_queues());
             let count = options.queues.min(most).max(1);
-            let bytes = BlkQueue::memory_bytes(options) * u64::from(count);
-            let (mut arena, file) =
-                Arena::new(GUEST_ADDRESS, bytes).map_err(|source| memory_error(frontend, source))?;
             let layout = negotiated.ring_layout(options.queue_size);
             let queues = (0..count)
                 .map(|index| {
@@ -74,9 +73,9 @@ impl BlkDriver {
             let region = *arena.region().description();
             frontend.share_memory(vec![SharedRegion { region, file }])?;
             start_queues(frontend, &queues)?;
-            Ok((config, queues, arena))
+            Ok((config, queues))
         })?;
-        Ok(Self { frontend, config, queues, _arena: arena })
+        Ok(Self { frontend, config, queues })
     }
 
     /// The session.

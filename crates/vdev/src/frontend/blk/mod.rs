@@ -9,6 +9,7 @@
 
 mod driver;
 mod options;
+mod patience;
 mod queue;
 mod request;
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::options::{BlkConfig, BlkOptions};
+use super::patience::{LOOKS_PER_CLOCK, Patience};
 use super::request::{BlkRequest, BlkStatus, Done, HEADER_BYTES, NO_STATUS, RANGE_BYTES};
 use crate::frontend::{FrontendError, Ring};
 use crate::memory::{Area, VolatileSlice};
@@ -19,8 +20,6 @@ const SEGMENTS_MAX: usize = 62;
 const STATUS_AT: usize = HEADER_BYTES as usize;
 const SLOT_BYTES: usize = 32;
 const PAGE_BYTES: u64 = 4096;
-/// Looks at the ring between two looks at the clock.
-const LOOKS_PER_CLOCK: u32 = 64;
 
 /// A place for one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +53,7 @@ pub struct BlkQueue {
     data_bytes: u32,
     segment_bytes: u32,
     segments_max: usize,
-    spin: Duration,
+    patience: Patience,
     timeout: Duration,
     pub(super) connection: OwnedFd,
     socket: String,
@@ -99,7 +98,7 @@ impl BlkQueue {
             data_bytes,
             segment_bytes: limit(wanted, config.size_max).max(1),
             segments_max: segments.min(room),
-            spin: options.spin,
+            patience: Patience::new(options.spin),
             timeout: options.timeout,
             connection,
             socket,
@@ -235,20 +234,21 @@ impl BlkQueue {
             return Ok(done);
         }
         let started = Instant::now();
-        if self.calls_enabled {
+        let spin = self.patience.looking_time(started, self.outstanding());
+        if self.calls_enabled && !spin.is_zero() {
             self.ring.driver.disable_calls();
             self.calls_enabled = false;
         }
-        loop {
+        let mut now = started;
+        while now.duration_since(started) < spin {
             for _ in 0..LOOKS_PER_CLOCK {
                 if let Some(done) = self.poll()? {
                     return Ok(done);
                 }
                 std::hint::spin_loop();
             }
-            if started.elapsed() >= self.spin {
-                break;
-            }
+            let before = std::mem::replace(&mut now, Instant::now());
+            self.patience.looked(before, now);
         }
         self.sleep(started)
     }
