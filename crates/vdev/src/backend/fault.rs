@@ -107,6 +107,11 @@ pub trait Faults: Send + Sync {
         None
     }
 
+    /// Whether workers look for more without being kicked, as far as the device does.
+    fn looks_unasked(&self) -> bool {
+        true
+    }
+
     /// Whether something that has happened on a ring is not seen.
     fn ignores(&self, _queue: u16, _event: RingEvent) -> bool {
         false

@@ -132,6 +132,11 @@ impl Faults for Misbehave {
         found
     }
 
+    fn looks_unasked(&self) -> bool {
+        // Whoever looks by itself hears a kick that it does not hear.
+        self.script.ring.iter().all(|rule| rule.on != RingOn::Kick)
+    }
+
     fn ignores(&self, queue: u16, event: RingEvent) -> bool {
         let RingEvent::Kick = event;
         self.ring_rules(RingOn::Kick, queue, None).count() > 0
@@ -200,7 +205,7 @@ fn sector_of(chain: &Chain) -> Option<u64> {
 
 /// Flips the bits of the first byte that was written.
 fn corrupt(chain: &Chain) {
-    let mut byte = [0];
+    let mut byte = [0_u8];
     if let Some(first) = chain.writable_part(0, 1).next()
         && let Ok(slice) = chain.memory().slice(first)
     {

@@ -1,12 +1,10 @@
 //! A frontend made of raw messages, and a server to talk to that ends with its test.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_vdev::backend::fault::Faults;
 use kiln_vdev::backend::{Device, Nobody, Observer, Options, Server, SessionEvent};
 use kiln_vdev::memory::{Area, SharedFile};
 use kiln_vdev::protocol::frontend::*;
@@ -27,11 +25,20 @@ pub struct Served {
 }
 
 /// What a server has told, as text.
-#[derive(Default)]
-pub struct Events(Mutex<Vec<String>>);
+pub struct Events {
+    seen: Mutex<Vec<String>>,
+    also: Arc<dyn Observer>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { seen: Mutex::default(), also: Arc::new(Nobody) }
+    }
+}
 
 impl Observer for Events {
     fn event(&self, event: &SessionEvent<'_>) {
+        self.also.event(event);
         let text = match event {
             SessionEvent::Refused { request, refusal, told } => format!("refused {request} ({told}): {refusal}"),
             SessionEvent::Ended { error: Some(error), .. } => format!("ended: {error}"),
@@ -40,7 +47,7 @@ impl Observer for Events {
             SessionEvent::RingStopped { queue, base } => format!("ring {queue} stopped at {base}"),
             _ => return,
         };
-        self.0.lock().expect("no panic").push(text);
+        self.seen.lock().expect("no panic").push(text);
     }
 }
 
@@ -48,7 +55,7 @@ impl Events {
     pub fn wait_for(&self, part: &str) -> String {
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            let seen = self.0.lock().expect("no panic").clone();
+            let seen = self.seen.lock().expect("no panic").clone();
             if let Some(found) = seen.iter().find(|text| text.contains(part)) {
                 return found.clone();
             }
@@ -60,21 +67,18 @@ impl Events {
 
 impl Served {
     pub fn new(device: impl Device + 'static) -> Self {
-        Self::with(device, None)
+        Self::of(Options::default(), Arc::new(device))
     }
 
-    pub fn with(device: impl Device + 'static, faults: Option<Arc<dyn Faults>>) -> Self {
+    /// A server with these options, but less patience; an observer of theirs is told, too.
+    pub fn of(options: Options, device: Arc<dyn Device>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let listener = Listener::bind(&directory.path().join("s")).expect("listens");
         let stop = Event::new().expect("an event");
-        let events = Arc::new(Events::default());
-        let options = Options {
-            message_timeout: Duration::from_millis(700),
-            observer: Arc::clone(&events) as Arc<dyn Observer>,
-            faults,
-            ..Options::default()
-        };
-        let server = Server::new(Arc::new(device), options).expect("a server");
+        let events = Arc::new(Events { also: options.observer, ..Events::default() });
+        let observer = Arc::clone(&events) as Arc<dyn Observer>;
+        let options = Options { message_timeout: Duration::from_millis(700), observer, ..options };
+        let server = Server::new(device, options).expect("a server");
         let config_changed = server.config_changed().expect("an event");
         let stopped = stop.try_clone().expect("clones");
         let thread = std::thread::spawn(move || server.serve(&listener, &stopped).expect("serves"));
@@ -93,10 +97,27 @@ impl Served {
         Frontend::new(self.connect())
     }
 
+    /// The next frontend, after this one has left.
+    pub fn connect_after(&self, before: Frontend) -> Frontend {
+        drop(before);
+        self.frontend()
+    }
+
     /// Ends it, and says how many frontends it has served.
-    pub fn stop(mut self) -> u64 {
+    pub fn stop(self) -> u64 {
+        self.stop_keeping_directory().1
+    }
+
+    pub fn stop_keeping_directory(mut self) -> (tempfile::TempDir, u64) {
         self.stop.signal().expect("is told");
-        self.thread.take().expect("runs").join().expect("no panic")
+        let served = self.thread.take().expect("runs").join().expect("no panic");
+        let empty = tempfile::tempdir().expect("a directory");
+        (std::mem::replace(&mut self.directory, empty), served)
+    }
+
+    /// Whether the last frontend has gone.
+    pub fn is_idle(&self) -> bool {
+        self.events.seen.lock().expect("no panic").last().is_some_and(|text| text.starts_with("ended"))
     }
 }
 
@@ -295,12 +316,4 @@ pub fn eventually(what: &str, is_true: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// A server of a device on a socket of its own, for whoever has a `stop`.
-pub fn serve_at(path: &Path, device: impl Device + 'static, stop: &Event) -> JoinHandle<u64> {
-    let listener = Listener::bind(path).expect("listens");
-    let server = Server::new(Arc::new(device), Options { observer: Arc::new(Nobody), ..Options::default() });
-    let (server, stop) = (server.expect("a server"), stop.try_clone().expect("clones"));
-    std::thread::spawn(move || server.serve(&listener, &stop).expect("serves"))
 }

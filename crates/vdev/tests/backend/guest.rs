@@ -1,10 +1,14 @@
 //! Real guests on our backends.
 
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
+use kiln_vdev::check::Level;
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
+use kiln_vdev::mock::{Mock, Watch};
 
-use super::frontend::Served;
+use super::frontend::{Served, eventually};
 
 /// Reads sector 1, writes it to sector 2, prints it to the serial port, and ends QEMU with 33; with 65 where that fails.
 const BOOT_SECTOR: &[u8] = &[
@@ -22,32 +26,71 @@ const BOOT_SECTOR: &[u8] = &[
 
 const TEXT: &[u8] = b"read from our disk\n\0";
 
-#[test]
-fn vm_a_guest_boots_from_our_disk_and_writes_to_it() {
+/// A disk that boots, its file, and what is to be on it.
+fn image() -> tempfile::NamedTempFile {
     let image = tempfile::NamedTempFile::new().expect("a file");
     let mut bytes = vec![0; 1 << 20];
     bytes[..BOOT_SECTOR.len()].copy_from_slice(BOOT_SECTOR);
     bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
     bytes[512..512 + TEXT.len()].copy_from_slice(TEXT);
     std::fs::write(image.path(), &bytes).expect("is written");
-    let disk = Blk::open(&BlkOptions::new(Backing::File(image.path().to_owned()))).expect("a disk");
-    let served = Served::new(disk);
+    image
+}
 
-    let chardev = format!("socket,id=c,path={}", served.socket().display());
-    let output = Command::new("timeout")
+/// Boots a guest from the disk at a socket, until it ends QEMU.
+fn boot(socket: &Path, options: &str) -> Output {
+    let chardev = format!("socket,id=c,path={}", socket.display());
+    let device = format!("vhost-user-blk-pci,chardev=c,bootindex=0{options}");
+    Command::new("timeout")
         .args(["60", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"])
         .args(["-M", "q35,memory-backend=m0", "-m", "256M", "-no-reboot"])
         .args(["-object", "memory-backend-memfd,id=m0,size=256M,share=on"])
-        .args(["-chardev", &chardev, "-device", "vhost-user-blk-pci,chardev=c,num-queues=1,bootindex=0"])
+        .args(["-chardev", &chardev, "-device", &device])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1"])
         .stdin(Stdio::null())
         .output()
-        .expect("QEMU runs");
+        .expect("QEMU runs")
+}
 
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(33), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("read from our disk"), "{said}");
-    let after = std::fs::read(image.path()).expect("is read");
-    assert_eq!(&after[1024..1024 + TEXT.len()], TEXT);
-    assert_eq!(served.stop(), 1);
+#[test]
+fn vm_a_guest_boots_from_our_disk_and_writes_to_it() {
+    for options in [",num-queues=1", ",num-queues=4,queue-size=256", ",num-queues=1,packed=on"] {
+        let image = image();
+        let disk = Blk::open(&BlkOptions::new(Backing::File(image.path().to_owned()))).expect("a disk");
+        let served = Served::new(disk);
+        let output = boot(&served.socket(), options);
+        let said = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(33), "{options}: {said}\n{errors}");
+        assert_eq!(errors, "", "{options}");
+        assert!(said.contains("read from our disk"), "{options}: {said}");
+        let after = std::fs::read(image.path()).expect("is read");
+        assert_eq!(&after[1024..1024 + TEXT.len()], TEXT, "{options}");
+        assert_eq!(served.stop(), 1);
+    }
+}
+
+#[test]
+fn vm_qemu_is_judged_as_a_frontend() {
+    let image = image();
+    let disk = || Arc::new(Blk::open(&BlkOptions::new(Backing::File(image.path().to_owned()))).expect("a disk"));
+    let watch = Arc::new(Watch::new("QEMU"));
+    let disk = disk();
+    let mut mock = Mock::new(Arc::clone(&disk) as _).observer(Arc::clone(&watch) as _);
+    let served = Served::of(mock.options_mut().clone(), disk);
+    let output = boot(&served.socket(), ",num-queues=1");
+    assert_eq!(output.status.code(), Some(33), "{}", String::from_utf8_lossy(&output.stderr));
+    eventually("it has gone", || served.is_idle());
+    let report = watch.report();
+    let failed = |level| {
+        let cases = report.cases.iter().filter(move |case| case.level == level && case.verdict.is_failure());
+        cases.map(|case| (case.id, case.verdict.because().unwrap_or_default())).collect::<Vec<_>>()
+    };
+    assert_eq!(failed(Level::Must), [], "{}", report.to_text());
+    // QEMU that is ended in the middle of a guest's life stops nothing.
+    let known = ["rings.stop-before-close", "rings.kick-after-start", "memory.whole-pages"];
+    let unknown: Vec<_> = failed(Level::Should).into_iter().filter(|(id, _)| !known.contains(id)).collect();
+    assert_eq!(unknown, []);
+    let passed = report.counts().passed;
+    assert!(passed >= 25, "{passed} rules had an occasion: {}", report.to_text());
 }

@@ -1,6 +1,12 @@
-//! Our backends, seen from outside: by a frontend made of raw messages, by hostile ones, and by real guests.
+//! Our backends, seen from outside: by a frontend made of raw messages, by our own frontend, by hostile ones, and by real
+//! guests.
 
 mod disk;
 mod frontend;
 mod guest;
+mod hostile;
+mod lifecycle;
+mod misbehave;
 mod protocol;
+mod rings;
+mod watch;

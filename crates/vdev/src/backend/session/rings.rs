@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FileType, fstat};
 
@@ -357,7 +358,9 @@ impl Session<'_> {
         }
         let handler = self.device.start(number, self.features())?;
         let name = format!("{}-{number}", self.device.kind().name());
-        let (poll_time, patience) = (self.device.poll_time(), self.options.stop_timeout);
+        let looks_unasked = self.options.faults.as_ref().is_none_or(|faults| faults.looks_unasked());
+        let poll_time = if looks_unasked { self.device.poll_time() } else { Duration::ZERO };
+        let patience = self.options.stop_timeout;
         let worker = Worker::start(name, handler, poll_time, patience, Arc::clone(&self.options.observer))?;
         self.workers.insert(number, worker);
         Ok(())
