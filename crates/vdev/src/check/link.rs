@@ -156,10 +156,9 @@ impl Link {
         let question = if request == 1 { FrontendRequest::GetProtocolFeatures } else { FrontendRequest::GetFeatures };
         let mut answer = Answer { code: None, closed: false };
         // A message that is refused by closing may be found closed only when the answer is awaited.
-        if let Err(stop) = self.send_raw(question.number(), Flags::request(), &[], &[]) {
-            if !matches!(stop, Stop::Closed(_)) {
-                return Err(stop);
-            }
+        match self.send_raw(question.number(), Flags::request(), &[], &[]) {
+            Ok(()) | Err(Stop::Closed(_)) => {}
+            Err(stop) => return Err(stop),
         }
         loop {
             match self.receive_for(&format!("the reply to {question}, sent behind")) {

@@ -38,6 +38,7 @@ impl From<SocketError> for Stop {
         let words = match &error {
             SocketError::Closed { doing, .. } => format!("closed the connection while {doing}"),
             SocketError::Timeout { doing, waited, .. } => format!("no answer within {waited:?} while {doing}"),
+            SocketError::Io { doing, .. } if error.is_closed() => format!("closed the connection while {doing}"),
             other => with_sources(other),
         };
         if error.is_closed() {

@@ -13,7 +13,7 @@ use crate::protocol::frontend::GetFeatures;
 use crate::socket::{Channel, SocketError};
 
 /// A crash is seen as a closed connection first; the end of the process follows within this time.
-const END_FOLLOWS: Duration = Duration::from_millis(500);
+const END_FOLLOWS: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Who is checked.
@@ -126,7 +126,8 @@ impl Target {
         let deadline = Instant::now() + self.timeout;
         loop {
             let mut channel = self.connect()?;
-            match channel.call(&GetFeatures(Empty), &[]) {
+            // Whether the answer is right is for the cases to say.
+            match channel.send(&GetFeatures(Empty), &[]).and_then(|()| channel.receive_unchecked()) {
                 Ok(_) => return Ok(channel),
                 Err(error) if error.is_closed() && Instant::now() < deadline && !self.has_ended() => {
                     std::thread::sleep(PAUSE);

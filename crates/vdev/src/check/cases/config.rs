@@ -49,9 +49,8 @@ fn known_bytes(context: &Context<'_>) -> Outcome<usize> {
 }
 
 fn whole(context: &mut Context<'_>) -> Outcome {
-    let bytes = match known_bytes(context) {
-        Ok(bytes) => bytes,
-        Err(_) => return Stop::fail("CONFIG is offered, and GET_CONFIG is answered for no size that devices have"),
+    let Ok(bytes) = known_bytes(context) else {
+        return Stop::fail("CONFIG is offered, and GET_CONFIG is answered for no size that devices have");
     };
     let reply = context.open_device()?.call(&ask(0, bytes))?;
     if reply.bytes.len() == bytes {

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use super::prelude::*;
 use crate::check::guest::Guest;
@@ -10,6 +11,9 @@ use crate::protocol::Header;
 
 const ACK: &[Need] = &[Need::Protocol(ProtocolFeatures::REPLY_ACK)];
 const PROTOCOL: &[Need] = &[Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES")];
+
+/// Between the pieces of a message: the backend has taken what came before, or has closed.
+const IN_PIECES: Duration = Duration::from_millis(25);
 
 #[rustfmt::skip]
 pub const CASES: &[Case] = &[
@@ -117,7 +121,7 @@ fn reply_version(context: &mut Context<'_>) -> Outcome {
 
 fn reply_asks_nothing(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open()?;
-    link.send_raw(3, Flags::request_with_reply(), &[], &[])?;
+    link.send_raw(2, Flags::request_with_reply(), &usual_features(link.offered).to_ne_bytes(), &[])?;
     let acknowledgement = link.receive()?.header.flags;
     link.send_raw(1, Flags::request_with_reply(), &[], &[])?;
     let reply = link.receive()?.header.flags;
@@ -143,6 +147,9 @@ fn header_in_pieces(context: &mut Context<'_>) -> Outcome {
     let header = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode();
     for (place, byte) in header.iter().enumerate() {
         link.send_bytes(&[*byte], &[], &format!("byte {place} of GET_FEATURES"))?;
+        if place % 4 == 0 {
+            link.channel().is_readable(IN_PIECES)?;
+        }
     }
     link.reply_to(1).map(drop)
 }
@@ -152,7 +159,9 @@ fn payload_apart(context: &mut Context<'_>) -> Outcome {
     let header = Header { request: 2, flags: Flags::request_with_reply(), payload_bytes: 8 }.encode();
     let payload = usual_features(link.offered).to_ne_bytes();
     link.send_bytes(&header, &[], "the header of SET_FEATURES")?;
+    link.channel().is_readable(IN_PIECES)?;
     link.send_bytes(&payload[..3], &[], "3 bytes of its payload")?;
+    link.channel().is_readable(IN_PIECES)?;
     link.send_bytes(&payload[3..], &[], "the rest of its payload")?;
     require_success(&link.reply_to(2)?.payload)
 }
@@ -202,8 +211,8 @@ fn protocol_features_early(context: &mut Context<'_>) -> Outcome {
 fn set_protocol_features_early(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_with(ProtocolFeatures::REPLY_ACK)?;
     // That it took hold is seen by an answer that only REPLY_ACK brings.
-    link.send_raw(3, Flags::request_with_reply(), &[], &[])?;
-    link.reply_to(3).map(drop)
+    let features = usual_features(link.offered);
+    acknowledged(&mut link, &SetFeatures(features), &[])
 }
 
 fn no_ack_before_negotiation(context: &mut Context<'_>) -> Outcome {
@@ -266,7 +275,11 @@ fn acknowledged<M: Message>(link: &mut Link, message: &M, fds: &[BorrowedFd<'_>]
 }
 
 fn ack_owner(context: &mut Context<'_>) -> Outcome {
-    let mut link = context.open()?;
+    // Protocol features may come first, as from QEMU; a second SET_OWNER would be another matter.
+    let mut link = context.connect()?;
+    link.features()?;
+    link.call(&GetProtocolFeatures(Empty))?;
+    link.send(&SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.bits()), &[])?;
     acknowledged(&mut link, &SetOwner(Empty), &[])
 }
 

@@ -54,7 +54,7 @@ pub const CASES: &[Case] = hostile! {
     "table-over-the-end", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(Guest::BYTES - 16, 64))]);
     "table-of-odd-size", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: 33, ..Descriptor::indirect(0x8000, 0) })]);
     "table-empty", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(0x8000, 0))]);
-    "table-largest", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: u32::MAX & !15, ..Descriptor::indirect(0x8000, 0) })]);
+    "table-largest", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: 0xffff_fff0, ..Descriptor::indirect(0x8000, 0) })]);
     "table-and-next", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { flags: INDIRECT | NEXT, next: 1, ..Descriptor::indirect(0x8000, 1) }), (1, piece(WRITE, 0))]);
     "table-in-table", TABLES, SURVIVES, |context| table(context, &[piece(INDIRECT, 0)]);
     "table-in-itself", TABLES, SURVIVES, |context| table(context, &[Descriptor { address: TABLE, bytes: 16, flags: INDIRECT, next: 0 }]);

@@ -275,7 +275,7 @@ fn log_replaced(context: &mut Context<'_>) -> Outcome {
     let mut before = None;
     for time in 0..=TIMES {
         let (_log, description, file) = DirtyLog::create(Guest::BYTES)?;
-        link.call_with_fds(&SetLogBase(description), &[file.as_fd()])?;
+        super::log::set_log_base(&mut link, description, &file)?;
         if time == 0 {
             before = Some(context.resources()?);
         }
