@@ -8,6 +8,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 
 use crate::run::parse_vhost_user;
+use crate::vhost::VhostArgs;
 
 /// Fires real virtual machines: a real kernel of its own for every command.
 #[derive(Debug, Parser)]
@@ -36,6 +37,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Measure what Kiln promises, on this host
     Bench(BenchArgs),
+    /// Talk to vhost-user backends, test them, and stand in for them
+    Vhost(Box<VhostArgs>),
 }
 
 /// Run a command in a VM of its own.
@@ -417,7 +420,7 @@ fn parse_samples(text: &str) -> Result<usize, String> {
 }
 
 /// `500ms`, `30s`, `2m`, `1h30m`; a number alone is seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("`{text}` is no time: write 500ms, 30s, 2m or 1h30m");
     let mut total_ms: u64 = 0;
     let mut rest = text.trim();
@@ -455,7 +458,7 @@ fn parse_size(text: &str, default: u64) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| format!("`{text}` is larger than any machine"))
 }
 
-fn parse_size_bytes(text: &str) -> Result<u64, String> {
+pub fn parse_size_bytes(text: &str) -> Result<u64, String> {
     parse_size(text, 1)
 }
 

@@ -14,6 +14,7 @@ mod run;
 mod scan;
 mod snapshot;
 mod verify;
+mod vhost;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Scan(args) => scan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Vhost(args) => vhost::run(*args),
     };
     let code = outcome.unwrap_or_else(|failure: Failure| {
         failure.print();

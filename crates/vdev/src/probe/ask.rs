@@ -104,9 +104,10 @@ pub(super) struct Beginning {
     pub protocol: Option<ProtocolFeatures>,
 }
 
-/// What is left of the time; never nothing, so that errors come from the socket and name it.
+/// What is left of the time, in whole milliseconds; never nothing, so that errors come from the socket and name it.
 pub(super) fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+    let left = deadline.saturating_duration_since(Instant::now());
+    Duration::from_millis(left.as_micros().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1))
 }
 
 /// Asks the backend behind a socket who it is.

@@ -153,7 +153,7 @@ fn of_reply(request: FrontendRequest, payload: &[u8], kind: Option<DeviceKind>) 
         Request::GetStatus => status(number()?),
         Request::GetVringBase | Request::GetVringBaseSkipDrain => ring(VringState::decode(payload)?, "base"),
         // Errors come as an answer without a payload.
-        Request::GetConfig if payload.is_empty() => vec![("error", Shown::Flag(true))],
+        Request::GetConfig if payload.is_empty() => vec![("refused", Shown::Flag(true))],
         Request::GetConfig => configuration(&Config::decode(payload)?, kind),
         Request::GetInflightFd => inflight(Inflight::decode(payload)?),
         Request::GetShmemConfig => {
@@ -383,12 +383,15 @@ impl fmt::Display for Shown {
     }
 }
 
-/// `index 0, num 256`; lists are only counted.
+/// `index 0, num 256`, `features 0x100000200: FLUSH VERSION_1`; lists are only counted.
 impl fmt::Display for ShownFields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, (name, value)) in self.0.iter().enumerate() {
-            let comma = if place == 0 { "" } else { ", " };
-            write!(f, "{comma}{name} {value}")?;
+            match (place, value) {
+                (0, _) => write!(f, "{name} {value}")?,
+                (_, Shown::Names(_)) => write!(f, ": {value}")?,
+                _ => write!(f, ", {name} {value}")?,
+            }
         }
         Ok(())
     }

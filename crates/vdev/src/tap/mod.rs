@@ -6,6 +6,7 @@
 //!                └─▶ recording ─▶       replay: the frontend's part again, to another backend; are the replies the same?
 //! ```
 
+mod compare;
 mod decode;
 mod descriptor;
 mod entry;

@@ -73,14 +73,18 @@ enum Stop {
 }
 
 impl Pipe<'_> {
-    /// Passes everything on until the source ends, the sink has gone, or the tap is stopped. The end is passed on too.
+    /// Passes everything on until the source ends, the sink has gone, or the tap is stopped.
     pub fn run(&self, inspect: &mut dyn FnMut(Passing<'_>)) -> Ending {
-        let how = match self.pump(inspect) {
+        match self.pump(inspect) {
             Ok(ending) => ending,
             Err(Stop::Stopped) => Ending::Stopped,
             Err(Stop::SinkGone) => Ending::PeerGone,
             Err(Stop::Failed) => Ending::Failed,
-        };
+        }
+    }
+
+    /// Passes the end on.
+    pub fn end(&self, how: Ending) {
         // A side that has gone already needs not be told.
         let _ = match how {
             Ending::HalfClosed => self.sink.shutdown(Shutdown::Write),
@@ -90,7 +94,6 @@ impl Pipe<'_> {
                 self.source.shutdown(Shutdown::Both).and(self.sink.shutdown(Shutdown::Both))
             }
         };
-        how
     }
 
     fn pump(&self, inspect: &mut dyn FnMut(Passing<'_>)) -> Result<Ending, Stop> {

@@ -12,6 +12,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
-use super::entry::{Recorded, Side, TapChannel, TapEvent};
+use super::entry::{Ending, Recorded, Side, TapChannel, TapEvent};
 use super::pipe::{Passing, Pipe};
 use super::recorder::{Recorder, RecorderEnd, RecorderError};
 use crate::protocol::{BackendRequest, FrontendRequest};
@@ -134,37 +135,52 @@ struct Session<'a> {
     number: u32,
     recorder: &'a Recorder,
     stop: &'a Event,
-    /// Ours and the frontend's socket of each, kept so that they end with the session.
-    backend_channels: Mutex<Vec<Arc<(UnixStream, UnixStream)>>>,
+    /// Kept so that they end with the session.
+    backend_channels: Mutex<Vec<Arc<Sockets>>>,
+}
+
+/// The two ends between which a backend channel is passed on.
+struct Sockets {
+    ours: UnixStream,
+    frontends: UnixStream,
+    is_closed: AtomicBool,
+}
+
+/// One direction of one connection.
+struct Way<'a> {
+    channel: TapChannel,
+    from: Side,
+    source: &'a UnixStream,
+    sink: &'a UnixStream,
+    /// One side has closed both directions.
+    is_closed: &'a AtomicBool,
 }
 
 impl Session<'_> {
     fn run(&self, frontend: &UnixStream, backend: &UnixStream) {
+        let is_closed = &AtomicBool::new(false);
+        let channel = TapChannel::Main;
+        let way = |from, source, sink| Way { channel, from, source, sink, is_closed };
+        let (there, back) = (way(Side::Frontend, frontend, backend), way(Side::Backend, backend, frontend));
         thread::scope(|scope| {
-            let back = scope.spawn(|| self.pass(scope, TapChannel::Main, Side::Backend, backend, frontend));
-            self.pass(scope, TapChannel::Main, Side::Frontend, frontend, backend);
+            let back = scope.spawn(move || self.pass(scope, &back));
+            self.pass(scope, &there);
             // A panic is passed on when the scope ends.
             let _ = back.join();
             for sockets in self.channels().iter() {
                 // Those that have ended need not be told.
-                let _ = sockets.0.shutdown(Shutdown::Both);
-                let _ = sockets.1.shutdown(Shutdown::Both);
+                let _ = sockets.ours.shutdown(Shutdown::Both);
+                let _ = sockets.frontends.shutdown(Shutdown::Both);
             }
         });
     }
 
-    fn channels(&self) -> std::sync::MutexGuard<'_, Vec<Arc<(UnixStream, UnixStream)>>> {
+    fn channels(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Sockets>>> {
         self.backend_channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pass<'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        channel: TapChannel,
-        from: Side,
-        source: &UnixStream,
-        sink: &UnixStream,
-    ) {
+    fn pass<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, way: &Way<'_>) {
+        let Way { channel, from, source, sink, .. } = *way;
         let pipe = Pipe { source, sink, stop: self.stop };
         let how = pipe.run(&mut |passing| match passing {
             Passing::Message(header, payload, descriptors, fds) => {
@@ -192,7 +208,16 @@ impl Session<'_> {
                 self.recorder.record(self.number, TapEvent::Bytes { channel, from, payload, bytes, fds, reason });
             }
         });
+        // Which side closed is known only of the first: the end of the other is what we made of it.
+        let how = match how {
+            Ending::Closed | Ending::HalfClosed if way.is_closed.load(Ordering::Acquire) => Ending::PeerGone,
+            how => how,
+        };
+        if how == Ending::Closed {
+            way.is_closed.store(true, Ordering::Release);
+        }
         self.recorder.record(self.number, TapEvent::Ended { channel, from, how });
+        pipe.end(how);
     }
 
     /// Puts a socket of ours in the place of the frontend's, and passes on what comes through it.
@@ -204,11 +229,16 @@ impl Session<'_> {
         // Where there are no descriptors left, the frontend's own is passed on.
         let Ok((ours, backends)) = UnixStream::pair() else { return };
         let frontends = UnixStream::from(std::mem::replace(fd, backends.into()));
-        let sockets = Arc::new((ours, frontends));
-        let other = Arc::clone(&sockets);
-        channels.push(Arc::clone(&sockets));
-        scope.spawn(move || self.pass(scope, TapChannel::Backend, Side::Backend, &sockets.0, &sockets.1));
-        scope.spawn(move || self.pass(scope, TapChannel::Backend, Side::Frontend, &other.1, &other.0));
+        let sockets = Arc::new(Sockets { ours, frontends, is_closed: AtomicBool::new(false) });
+        for from in [Side::Backend, Side::Frontend] {
+            let sockets = Arc::clone(&sockets);
+            scope.spawn(move || {
+                let Sockets { ours, frontends, is_closed } = &*sockets;
+                let (source, sink) = if from == Side::Backend { (ours, frontends) } else { (frontends, ours) };
+                self.pass(scope, &Way { channel: TapChannel::Backend, from, source, sink, is_closed });
+            });
+        }
+        channels.push(sockets);
     }
 }
 

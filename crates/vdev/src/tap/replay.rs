@@ -17,13 +17,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::decode::{ShownFields, decode};
-use super::descriptor::Descriptor;
+use super::compare::{differing, has_reply, kinds, name_of, seen, words};
 use super::entry::{Ending, Entry, Recorded, Side, TapChannel, TapEvent};
-use super::relay::request_name;
 use super::remake::{Memory, remake};
 use super::witness::{Violation, Witness};
-use crate::protocol::{Flags, FrontendCall, FrontendRequest, Payload as _, ProtocolFeatures};
+use crate::protocol::{Flags, FrontendCall, FrontendRequest, ProtocolFeatures};
 use crate::socket::{Channel, Event, RawMessage, SocketError, wait_readable};
 use crate::virtio::DeviceKind;
 
@@ -79,6 +77,8 @@ pub struct Difference {
     pub recorded: String,
     /// What happened now.
     pub replayed: String,
+    /// How often just this happened; where and when is the first time.
+    pub count: u64,
 }
 
 /// Plays recordings.
@@ -97,6 +97,8 @@ struct Live {
     memory: Memory,
     is_gpa: bool,
     last_request: String,
+    /// The backend took no more, which is a difference unless it did the same when it was recorded.
+    lost: Option<Difference>,
     ends: Vec<OwnedFd>,
     /// What this backend answered to `GET_INFLIGHT_FD`: it gets its own memory back.
     inflight: Option<RawMessage>,
@@ -167,21 +169,37 @@ impl Replay {
 
     fn say(&mut self, time_us: u64, message: &Recorded) -> Result<(), GivenUp> {
         let Some(live) = &mut self.live else { return Err(GivenUp) };
+        if live.lost.is_some() {
+            return Ok(());
+        }
         let name = name_of(message);
         live.last_request.clone_from(&name);
         let mut payload = message.payload.clone();
         let prepared = live.prepare(message, &mut payload);
         live.witness.see(time_us, message, &mut Vec::<Violation>::new());
         let flags = Flags::from_bits(message.flags);
-        let sent = prepared.map_err(|error| error.to_string()).and_then(|fds| {
-            let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
-            live.channel.send_raw(message.request, flags, &payload, &fds).map_err(|error| error.to_string())
-        });
         self.report.sent += 1;
-        sent.map_err(|error| {
-            self.differ(time_us, &name, "it was taken", error);
-            GivenUp
-        })
+        let fds = match prepared {
+            Ok(fds) => fds,
+            Err(error) => {
+                self.differ(time_us, &name, "it was taken", error.to_string());
+                return Err(GivenUp);
+            }
+        };
+        let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+        match live.channel.send_raw(message.request, flags, &payload, &fds) {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_closed() => {
+                let (recorded, replayed) = ("it was taken".to_owned(), "the connection is closed".to_owned());
+                let session = live.number;
+                live.lost = Some(Difference { session, time_us, request: name, recorded, replayed, count: 1 });
+                Ok(())
+            }
+            Err(error) => {
+                self.differ(time_us, &name, "it was taken", error.to_string());
+                Err(GivenUp)
+            }
+        }
     }
 
     fn say_bytes(&mut self, time_us: u64, payload: &[u8], bytes: u64) -> Result<(), GivenUp> {
@@ -198,6 +216,7 @@ impl Replay {
 
     fn hear(&mut self, time_us: u64, recorded: &Recorded) -> Result<(), GivenUp> {
         let name = name_of(recorded);
+        self.check_lost()?;
         for _ in 0..EXTRA_MAX {
             let Some(live) = &mut self.live else { return Err(GivenUp) };
             let reply = match live.channel.receive_unchecked() {
@@ -244,6 +263,8 @@ impl Replay {
     fn end_side(&mut self, time_us: u64, from: Side, how: Ending) -> Result<(), GivenUp> {
         let Some(live) = &mut self.live else { return Err(GivenUp) };
         match (from, how) {
+            // The backend had gone, which is told by what it did.
+            (Side::Frontend, Ending::PeerGone) => Ok(()),
             (Side::Frontend, Ending::HalfClosed) => {
                 // Where it fails the backend has gone, which the next message finds.
                 let _ = live.channel.stream().shutdown(Shutdown::Write);
@@ -254,6 +275,7 @@ impl Replay {
                 Ok(())
             }
             (Side::Backend, Ending::Closed | Ending::HalfClosed) => {
+                live.lost = None;
                 let name = live.last_request.clone();
                 for _ in 0..EXTRA_MAX {
                     let Some(live) = &mut self.live else { return Err(GivenUp) };
@@ -276,12 +298,28 @@ impl Replay {
         }
     }
 
+    /// Gives the session up where the backend took no more, and took more when it was recorded.
+    fn check_lost(&mut self) -> Result<(), GivenUp> {
+        match self.live.as_mut().and_then(|live| live.lost.take()) {
+            Some(lost) => {
+                self.add(lost);
+                Err(GivenUp)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Ends the session that is being played; what the backend still has to say is one answer too many.
     fn finish(&mut self, time_us: u64) {
+        if self.check_lost().is_err() {
+            self.live = None;
+        }
         for _ in 0..EXTRA_MAX {
             let Some(live) = &mut self.live else { break };
             live.channel.set_timeout(LAST_LOOK);
             match live.channel.receive_unchecked() {
+                // The frontend did not wait for it when it was recorded.
+                Ok(reply) if has_reply(reply.header.request) => {}
                 Ok(reply) => {
                     let extra = words(&seen(&reply), self.kind());
                     self.differ(time_us, &name_of(&seen(&reply)), "no answer", extra);
@@ -297,13 +335,25 @@ impl Replay {
     }
 
     fn differ(&mut self, time_us: u64, request: &str, recorded: impl Into<String>, replayed: String) {
+        let session = self.live.as_ref().map_or(0, |live| live.number);
+        let (request, recorded) = (request.to_owned(), recorded.into());
+        self.add(Difference { session, time_us, request, recorded, replayed, count: 1 });
+    }
+
+    fn add(&mut self, difference: Difference) {
+        let is_same = |known: &&mut Difference| {
+            (&known.request, &known.recorded, &known.replayed)
+                == (&difference.request, &difference.recorded, &difference.replayed)
+        };
+        if let Some(known) = self.report.differences.iter_mut().find(is_same) {
+            known.count += 1;
+            return;
+        }
         if self.report.differences.len() == DIFFERENCES_KEPT {
             self.report.more_differences += 1;
             return;
         }
-        let session = self.live.as_ref().map_or(0, |live| live.number);
-        let (request, recorded) = (request.to_owned(), recorded.into());
-        self.report.differences.push(Difference { session, time_us, request, recorded, replayed });
+        self.report.differences.push(difference);
     }
 }
 
@@ -316,6 +366,7 @@ impl Live {
             memory: Memory::default(),
             is_gpa: false,
             last_request: "connecting".to_owned(),
+            lost: None,
             ends: Vec::new(),
             inflight: None,
             backend_channel: None,
@@ -400,63 +451,4 @@ impl Drop for BackendChannel {
             let _ = thread.join();
         }
     }
-}
-
-fn seen(reply: &RawMessage) -> Recorded {
-    Recorded {
-        channel: TapChannel::Main,
-        from: Side::Backend,
-        request: reply.header.request,
-        name: String::new(),
-        flags: reply.header.flags.bits(),
-        payload: reply.payload.clone(),
-        fds: reply.fds.iter().map(Descriptor::of).collect(),
-    }
-}
-
-fn name_of(message: &Recorded) -> String {
-    match request_name(message.channel, message.request) {
-        "" => format!("request {}", message.request),
-        name => name.to_owned(),
-    }
-}
-
-/// What kind of thing each descriptor is; sizes are the payload's to tell.
-fn kinds(fds: &[Descriptor]) -> Vec<std::mem::Discriminant<Descriptor>> {
-    fds.iter().map(std::mem::discriminant).collect()
-}
-
-fn fields(message: &Recorded, kind: Option<DeviceKind>) -> ShownFields {
-    // An answer of 8 bytes to what has no answer of its own says whether it was done.
-    let has_reply = FrontendRequest::from_number(message.request).is_some_and(FrontendRequest::has_reply);
-    match u64::decode(&message.payload) {
-        Ok(code) if !has_reply => ShownFields(vec![("result", super::decode::Shown::Number(code))]),
-        _ => decode(message, kind).fields,
-    }
-}
-
-fn words(message: &Recorded, kind: Option<DeviceKind>) -> String {
-    let mut words = fields(message, kind).to_string();
-    if !message.fds.is_empty() {
-        let fds: Vec<_> = message.fds.iter().map(Descriptor::words).collect();
-        words = format!("{words} with {}", fds.join(", "));
-    }
-    if words.is_empty() { "an answer without a payload".to_owned() } else { words }
-}
-
-/// The fields that differ, then and now; everything where it is not a matter of fields.
-fn differing(then: &Recorded, now: &Recorded, kind: Option<DeviceKind>) -> (String, String) {
-    let (old, new) = (fields(then, kind), fields(now, kind));
-    let only = |these: &ShownFields, those: &ShownFields| {
-        ShownFields(these.0.iter().filter(|field| !those.0.contains(field)).cloned().collect()).to_string()
-    };
-    let (only_then, only_now) = (only(&old, &new), only(&new, &old));
-    if then.flags != now.flags {
-        return (format!("flags {:#x}", then.flags), format!("flags {:#x}", now.flags));
-    }
-    if (only_then.is_empty() && only_now.is_empty()) || kinds(&then.fds) != kinds(&now.fds) {
-        return (words(then, kind), words(now, kind));
-    }
-    let or_nothing = |words: String| if words.is_empty() { "nothing else".to_owned() } else { words };
-    (or_nothing(only_then), or_nothing(only_now))
 }

@@ -247,7 +247,7 @@ impl Story {
 
         self.summary.messages += 1;
         // Numbers that are no request's are one row, however many of them a recording has.
-        let number = if told.name.is_empty() { 0 } else { request };
+        let number = if told.name.is_empty() { u32::MAX } else { request };
         let counted = self.requests.entry((channel as u8, number, told.name)).or_default();
         if is_answer {
             counted.answered += 1;
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!((told.what, told.name, told.violations.len()), (ToldWhat::Request, "GET_FEATURES", 0));
         let told = story.tell(reply(142, 1, 1 << 32 | 1 << 9));
         assert_eq!((told.what, told.latency_us), (ToldWhat::Reply, Some(42)));
-        assert_eq!(told.fields.to_string(), "features 0x100000200, names FLUSH VERSION_1");
+        assert_eq!(told.fields.to_string(), "features 0x100000200: FLUSH VERSION_1");
         let summary = story.end();
         assert_eq!((summary.messages, summary.requests[0].p50_us), (2, Some(42)));
     }

@@ -172,7 +172,7 @@ impl Witness {
             pending.has_reply = false;
         }
         if flags.needs_reply() && !has_reply_ack {
-            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "need_reply is set, and REPLY_ACK was not negotiated");
+            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "need_reply, and REPLY_ACK was not negotiated");
         }
         let Some(request) = known else {
             findings.add("Front-end message types", format!("there is no request {}", message.request));
@@ -425,8 +425,7 @@ impl Witness {
         let asked = queue.pop_front()?;
         let is_acknowledgement = !asked.has_reply;
         if is_acknowledgement && !asked.with_reply_ack {
-            let what = format!("{} is answered, and REPLY_ACK was not negotiated", asked.name);
-            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", what);
+            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "answered, and REPLY_ACK was not negotiated");
         }
         if channel == TapChannel::Main {
             self.see_reply(&asked, is_acknowledgement, message, findings);

@@ -1,0 +1,120 @@
+//! `kiln vhost bench`: how fast a backend is.
+
+use comfy_table::{CellAlignment, Table, presets};
+use kiln_vdev::bench::{self, BenchError, BenchOptions, Latency, Report};
+use kiln_vdev::frontend;
+use kiln_vdev::frontend::blk::BlkOptions;
+use kiln_vdev::virtio::DeviceKind;
+
+use super::stop::Stop;
+use super::testing_args::BenchArgs;
+use crate::failure::{Failure, USAGE};
+use crate::output::{Progress, plain, print, print_json};
+
+/// Measures and prints.
+pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
+    let stop = Stop::new()?;
+    let mut options = BenchOptions::new(args.socket.clone());
+    options.session = frontend::Options { timeout: args.timeout, ..frontend::Options::default() };
+    options.disk = args.device == DeviceKind::Blk;
+    options.pattern = args.rw;
+    options.block_bytes = args.bs;
+    options.depths.clone_from(&args.qd);
+    options.time = args.time;
+    options.handshakes = args.handshakes;
+    options.seed = args.seed.unwrap_or(options.seed);
+    options.rings = BlkOptions {
+        queues: args.queues,
+        packed: args.packed,
+        indirect: !args.no_indirect,
+        event_idx: !args.no_event_idx,
+        timeout: args.timeout,
+        ..BlkOptions::default()
+    };
+    let progress = Progress::start("handshakes and round trips");
+    let report = bench::run(&options, &stop.flag(), |load| {
+        progress.say(format!("{} at depth {}: {:.0} requests/s", load.pattern, load.depth, load.iops));
+    });
+    drop(progress);
+    let report = report.map_err(of_bench)?;
+    match args.json {
+        true => print_json(&report)?,
+        false => show(&report)?,
+    }
+    Ok(stop.code().unwrap_or(0))
+}
+
+fn of_bench(error: BenchError) -> Failure {
+    match error {
+        BenchError::Frontend(error) => {
+            let words = format!("{:#}", anyhow::Error::new(error));
+            let hint =
+                words.contains("failed to connect").then(|| "start the backend first; it makes the socket".into());
+            Failure::words(1, words).maybe_hint(hint)
+        }
+        error => Failure::new(USAGE, error),
+    }
+}
+
+fn show(report: &Report) -> anyhow::Result<()> {
+    if let Some(disk) = &report.disk {
+        let words = |is: bool, word: &'static str| if is { word } else { "" };
+        print(format_args!(
+            "{}: {:.1} MiB, {} queues of {} descriptors, {}{}{}, seed {}",
+            plain(&report.socket),
+            disk.capacity_bytes as f64 / f64::from(1 << 20),
+            disk.queues,
+            disk.queue_size,
+            plain(&disk.ring),
+            words(disk.indirect, ", indirect"),
+            words(disk.event_idx, ", event idx"),
+            report.seed
+        ))?;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["", "IOPS", "MiB/s", "p50 µs", "p95 µs", "p99 µs", "max µs", "n"]);
+    let mut row = |name: String, rate: [String; 2], latency: &Latency| {
+        let micros = |nanos: u64| format!("{:.1}", nanos as f64 / 1e3);
+        let [iops, rate] = rate;
+        let Latency { n, p50_ns, p95_ns, p99_ns, max_ns, .. } = *latency;
+        table.add_row([
+            name,
+            iops,
+            rate,
+            micros(p50_ns),
+            micros(p95_ns),
+            micros(p99_ns),
+            micros(max_ns),
+            n.to_string(),
+        ]);
+    };
+    let none = || [String::new(), String::new()];
+    row(format!("handshake, until {}", plain(&report.handshake.until)), none(), &report.handshake.latency);
+    row("round trip".into(), none(), &report.round_trip);
+    for load in &report.loads {
+        let queues = if load.queues == 1 { String::new() } else { format!(" × {}", load.queues) };
+        let name = format!("{} {} at depth {}{queues}", size(load.block_bytes), load.pattern, load.depth);
+        let rate = [format!("{:.0}", load.iops), format!("{:.1}", load.bytes_per_second / f64::from(1 << 20))];
+        row(name, rate, &load.latency);
+    }
+    for column in 1..8 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    print(table)?;
+    for load in report.loads.iter().filter(|load| load.short > 0) {
+        print(format_args!("{} requests at depth {} wrote less than they must have", load.short, load.depth))?;
+    }
+    report.notes.iter().try_for_each(|note| print(plain(note)))?;
+    if report.stopped { print("stopped early; these are the figures until then") } else { Ok(()) }
+}
+
+fn size(bytes: u32) -> String {
+    match bytes {
+        bytes if bytes.is_multiple_of(1 << 20) => format!("{}M", bytes >> 20),
+        bytes if bytes.is_multiple_of(1 << 10) => format!("{}k", bytes >> 10),
+        bytes => bytes.to_string(),
+    }
+}

@@ -1,0 +1,103 @@
+//! `kiln vhost probe`: who a backend is.
+
+use kiln_vdev::probe::{NamedBits, ProbeError, ProbeOptions, ProbeReport, probe};
+use owo_colors::OwoColorize as _;
+
+use super::args::ProbeArgs;
+use super::failure::of_socket;
+use crate::failure::Failure;
+use crate::output::{Progress, plain, print, print_json};
+
+/// Where lines of names are broken.
+const WIDTH: usize = 100;
+
+/// Asks and prints.
+pub fn run(args: &ProbeArgs) -> Result<u8, Failure> {
+    let progress = Progress::start("asking");
+    let options = ProbeOptions { device: args.device, timeout: args.timeout, with_harm: args.quirks };
+    let report = probe(&args.socket, &options).map_err(|error| match error {
+        ProbeError::Socket(error) => of_socket(&args.socket, error),
+    })?;
+    drop(progress);
+    match args.json {
+        true => print_json(&report)?,
+        false => lines(&report).iter().try_for_each(print)?,
+    }
+    Ok(0)
+}
+
+fn lines(report: &ProbeReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut row = |name: &str, value: String| lines.push(format!("{name:<18} {}", plain(&value)));
+    row("socket", report.socket.clone());
+    row("device", device(report));
+    bits(&mut row, "features", &report.features);
+    match &report.protocol_features {
+        Some(features) => bits(&mut row, "protocol features", features),
+        None => row("protocol features", "the backend has none".into()),
+    }
+    let number = |number: Option<u64>| number.map(|number| number.to_string());
+    for (name, value) in [
+        ("queues", number(report.queues)),
+        ("memory slots", number(report.max_mem_slots)),
+        ("status", report.status.map(|status| format!("{status:#x}"))),
+    ] {
+        if let Some(value) = value {
+            row(name, value);
+        }
+    }
+    for (id, size) in &report.shared_memory {
+        row("shared memory", format!("region {id}: {size} bytes"));
+    }
+    if let Some(config) = &report.config {
+        row("configuration", format!("{} bytes", config.bytes.len()));
+        for field in &config.fields {
+            row("", field.to_string());
+        }
+    }
+    for (place, quirk) in report.quirks.iter().enumerate() {
+        row(if place == 0 { "behaviour" } else { "" }, format!("{}: {}", quirk.tried, quirk.behaviour));
+    }
+    for (place, problem) in report.problems.iter().enumerate() {
+        row(if place == 0 { "problems" } else { "" }, problem.clone());
+    }
+    let round_trip = report.round_trip_us.map_or(String::new(), |micros| format!(", GET_FEATURES {micros} µs"));
+    row("time", format!("handshake {} µs{round_trip}", report.handshake_us));
+    let width = 18;
+    lines.into_iter().map(|line| bold_name(&line, width)).collect()
+}
+
+fn bold_name(line: &str, width: usize) -> String {
+    match line.split_at_checked(width) {
+        Some((name, value)) => format!("{}{value}", name.bold()),
+        None => line.to_owned(),
+    }
+}
+
+fn device(report: &ProbeReport) -> String {
+    match &report.device {
+        Some(device) if device.is_guess => {
+            format!("{} (a guess: {})", device.kind, device.reason.as_deref().unwrap_or_default())
+        }
+        Some(device) => device.kind.clone(),
+        None => "unknown; --device says it".into(),
+    }
+}
+
+fn bits(row: &mut impl FnMut(&str, String), name: &str, bits: &NamedBits) {
+    row(name, format!("{:#x}", bits.bits));
+    let unknown = bits.unknown.iter().map(|bit| format!("bit {bit}"));
+    let mut line = String::new();
+    for word in bits.names.iter().map(ToString::to_string).chain(unknown) {
+        if line.len() + word.len() > WIDTH - 20 {
+            row("", std::mem::take(&mut line));
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(&word);
+    }
+    if !line.is_empty() {
+        row("", line);
+    }
+}

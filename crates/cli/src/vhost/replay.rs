@@ -1,0 +1,62 @@
+//! `kiln vhost replay`: the frontend's part again, to another backend.
+
+use kiln_vdev::tap::{Recording, RecordingError, Replay, ReplayOptions, ReplayReport};
+use owo_colors::OwoColorize as _;
+
+use super::FAILED;
+use super::args::ReplayArgs;
+use super::failure::of_socket;
+use super::show;
+use crate::failure::Failure;
+use crate::output::{Progress, plain, print, print_json, say};
+
+/// Plays a recording; exit code 100 where an answer differs.
+pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
+    let recording = Recording::open(&args.recording)?;
+    let progress = Progress::start("playing");
+    let options = ReplayOptions {
+        connect: args.connect.clone(),
+        timeout: args.timeout,
+        session: args.session,
+        device: args.device.or_else(|| show::guess(&args.recording)),
+    };
+    let mut replay = Replay::new(options);
+    for entry in recording {
+        match entry {
+            Ok(entry) => replay.play(&entry).map_err(|error| of_socket(&args.connect, error))?,
+            Err(error @ (RecordingError::Line { .. } | RecordingError::Cut { .. })) => {
+                say(format_args!("{} {}", "kiln:".yellow().bold(), plain(&error.to_string())));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let report = replay.end();
+    drop(progress);
+    if report.sessions == 0 {
+        return Err(Failure::words(1, "there is no session to play").hint("kiln vhost show lists what is recorded"));
+    }
+    match args.json {
+        true => print_json(&report)?,
+        false => print_report(&report)?,
+    }
+    Ok(if report.differences.is_empty() { 0 } else { FAILED })
+}
+
+fn print_report(report: &ReplayReport) -> anyhow::Result<()> {
+    let ReplayReport { sessions, sent, same, not_compared, differences, more_differences } = report;
+    for difference in differences {
+        let (seconds, micros) = (difference.time_us / 1_000_000, difference.time_us % 1_000_000);
+        let name = plain(&difference.request);
+        let times = if difference.count == 1 { String::new() } else { format!(", {} times", difference.count) };
+        print(format_args!("{} session {}, {seconds}.{micros:06}{times}", name.bold(), difference.session))?;
+        print(format_args!("  recorded: {}", plain(&difference.recorded)))?;
+        print(format_args!("  now:      {}", plain(&difference.replayed)))?;
+    }
+    if *more_differences > 0 {
+        print(format_args!("and {more_differences} more"))?;
+    }
+    let count = *more_differences + differences.iter().map(|difference| difference.count).sum::<u64>();
+    print(format_args!(
+        "{sessions} sessions, {sent} messages sent: {same} answers are the same, {count} differ, {not_compared} depend on data"
+    ))
+}
