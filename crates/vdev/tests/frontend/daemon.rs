@@ -1,29 +1,47 @@
-//! A storage daemon that serves a disk, and ends with the test.
+//! A process that serves a disk, and ends with the test: QEMU's storage daemon, or ours.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kiln_vdev::backend;
+use kiln_vdev::devices::blk;
 use kiln_vdev::frontend::blk::{BlkDriver, BlkOptions};
 use kiln_vdev::frontend::{Frontend, FrontendError, Options, Wish};
+use kiln_vdev::socket::{Event, Listener};
 use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A storage daemon with a disk of its own. It is killed when this is dropped.
+/// Starts a backend in its directory, with so many queues.
+type Spawn = fn(&Path, u32) -> Child;
+
+/// A backend's process with a disk of its own. It is killed when this is dropped.
 pub struct Daemon {
     dir: TempDir,
     child: Child,
+    spawn: Spawn,
     queues: u32,
 }
 
 impl Daemon {
+    /// QEMU's storage daemon.
     pub fn start(disk_bytes: u64, queues: u32) -> Self {
+        Self::start_with(spawn_qemu, disk_bytes, queues)
+    }
+
+    /// Our own backend.
+    pub fn start_own(disk_bytes: u64, queues: u32) -> Self {
+        Self::start_with(spawn_own, disk_bytes, queues)
+    }
+
+    fn start_with(spawn: Spawn, disk_bytes: u64, queues: u32) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = std::fs::File::create_new(dir.path().join("disk.img")).expect("a file");
         disk.set_len(disk_bytes).expect("grows");
         let child = spawn(dir.path(), queues);
-        let daemon = Self { dir, child, queues };
+        let daemon = Self { dir, child, spawn, queues };
         daemon.wait();
         daemon
     }
@@ -43,7 +61,7 @@ impl Daemon {
     /// Ends the daemon without a warning and starts it again on the same disk.
     pub fn kill_and_restart(&mut self) {
         self.end();
-        self.child = spawn(self.dir.path(), self.queues);
+        self.child = (self.spawn)(self.dir.path(), self.queues);
     }
 
     pub fn driver(&self, options: &BlkOptions) -> Result<BlkDriver, FrontendError> {
@@ -58,7 +76,7 @@ impl Daemon {
                 .and_then(|mut frontend| frontend.handshake(&Wish::default()));
             match shaken {
                 Ok(_) => return,
-                Err(error) => assert!(Instant::now() < deadline, "no storage daemon: {error:?}"),
+                Err(error) => assert!(Instant::now() < deadline, "no backend: {error:?}"),
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -81,7 +99,7 @@ pub fn session() -> Options {
     Options { timeout: TIMEOUT, reconnect_timeout: TIMEOUT, ..Options::default() }
 }
 
-fn spawn(dir: &Path, queues: u32) -> Child {
+fn spawn_qemu(dir: &Path, queues: u32) -> Child {
     let _ = std::fs::remove_file(dir.join("disk.sock"));
     Command::new("qemu-storage-daemon")
         .current_dir(dir)
@@ -93,4 +111,30 @@ fn spawn(dir: &Path, queues: u32) -> Child {
         .stdin(Stdio::null())
         .spawn()
         .expect("qemu-storage-daemon is installed")
+}
+
+/// Our backend has no program of its own here, so this one is started again, to run [`own_backend`] alone.
+fn spawn_own(dir: &Path, queues: u32) -> Child {
+    let _ = std::fs::remove_file(dir.join("disk.sock"));
+    Command::new(std::env::current_exe().expect("is a file"))
+        .current_dir(dir)
+        .args(["--exact", "daemon::own_backend", "--ignored", "--quiet"])
+        .env(QUEUES, queues.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starts")
+}
+
+const QUEUES: &str = "OWN_BACKEND_QUEUES";
+
+#[test]
+#[ignore = "is the process of our backend that other tests start and kill, not a test"]
+fn own_backend() {
+    let queues = std::env::var(QUEUES).expect("is started by another test").parse().expect("is a number");
+    let disk = blk::BlkOptions { queues, ..blk::BlkOptions::new(blk::Backing::File("disk.img".into())) };
+    let disk = blk::Blk::open(&disk).expect("opens");
+    let server = backend::Server::new(Arc::new(disk), backend::Options::default()).expect("starts");
+    let listener = Listener::bind("disk.sock".as_ref()).expect("listens");
+    server.serve(&listener, &Event::new().expect("an event")).expect("serves");
 }

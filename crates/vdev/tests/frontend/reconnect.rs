@@ -27,11 +27,33 @@ const fn word(block: u64, write: u64) -> u64 {
     block << 48 | write
 }
 
+fn options() -> BlkOptions {
+    BlkOptions { depth: 16, request_bytes: BLOCK, ..BlkOptions::default() }
+}
+
 #[test]
-fn a_backend_that_is_killed_under_load_loses_and_tears_no_write() {
-    let mut daemon = Daemon::start(DISK_BYTES, 1);
-    let options = BlkOptions { depth: 16, request_bytes: BLOCK, ..BlkOptions::default() };
-    let mut driver = daemon.driver(&options).expect("starts");
+fn a_storage_daemon_that_is_killed_under_load_loses_and_tears_no_write() {
+    survive(Daemon::start(DISK_BYTES, 1), &options(), false);
+}
+
+#[test]
+fn our_backend_killed_under_load_finds_what_was_under_way_in_a_split_ring() {
+    survive(Daemon::start_own(DISK_BYTES, 1), &options(), true);
+}
+
+#[test]
+fn our_backend_killed_under_load_finds_what_was_under_way_in_a_packed_ring() {
+    survive(Daemon::start_own(DISK_BYTES, 1), &BlkOptions { packed: true, ..options() }, true);
+}
+
+#[test]
+fn our_backend_killed_under_load_is_told_again_in_a_packed_ring_without_an_inflight_region() {
+    survive(Daemon::start_own(DISK_BYTES, 1), &BlkOptions { packed: true, inflight: false, ..options() }, false);
+}
+
+fn survive(mut daemon: Daemon, options: &BlkOptions, by_region: bool) {
+    let mut driver = daemon.driver(options).expect("starts");
+    assert_eq!(driver.frontend().inflight().is_some(), by_region);
     // Of each block, the last write that came back, and the one that is under way.
     let mut written = vec![0; BLOCKS as usize];
     let mut under_way = vec![None; BLOCKS as usize];

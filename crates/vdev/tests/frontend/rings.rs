@@ -75,6 +75,22 @@ fn blocks_come_back_through_many_queues() {
 }
 
 #[test]
+fn blocks_come_back_from_our_backend_in_every_kind_of_ring() {
+    let daemon = Daemon::start_own(DISK_BYTES, 2);
+    let mut round = 0;
+    for packed in [false, true] {
+        for (indirect, event_idx) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (queues, segment_bytes) in [(1, 1000), (2, 0)] {
+                let options =
+                    BlkOptions { packed, indirect, event_idx, segment_bytes, queues, ..BlkOptions::default() };
+                write_and_read_back(&daemon, &BlkOptions { depth: 5, ..options }, round);
+                round += 1;
+            }
+        }
+    }
+}
+
+#[test]
 fn packed_rings_are_used_where_they_are_offered_and_else_refused_by_name() {
     let daemon = Daemon::start(DISK_BYTES, 1);
     let error = daemon.driver(&BlkOptions { packed: true, ..BlkOptions::default() }).expect_err("has none");

@@ -269,15 +269,16 @@ impl BlkQueue {
                     self.ring.call.take().map_err(|source| self.system("taking a call", source))?;
                 }
                 [_, true, _] => return Err(FrontendError::RingFailed { socket, ring }),
-                // Nothing is asked while a queue is waited for, so nothing is answered: this is the end.
+                // Nothing is asked while a queue is waited for, so nothing is answered: this is the end. What was done
+                // before it counts, as does what the device did without a call.
                 [_, _, true] => {
-                    // What was done before it counts.
-                    return match self.poll()? {
-                        Some(done) => Ok(done),
-                        None => Err(FrontendError::RingLost { socket, ring, outstanding }),
-                    };
+                    let lost = FrontendError::RingLost { socket, ring, outstanding };
+                    return self.poll()?.ok_or(lost);
                 }
-                _ => return Err(FrontendError::RingTimeout { socket, ring, outstanding, waited: self.timeout }),
+                _ => {
+                    let late = FrontendError::RingTimeout { socket, ring, outstanding, waited: self.timeout };
+                    return self.poll()?.ok_or(late);
+                }
             }
         }
     }

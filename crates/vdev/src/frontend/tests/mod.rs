@@ -1,6 +1,7 @@
 //! Sessions against a stand-in that says what a test wants it to say: right, wrong, half, or nothing.
 
 mod backend_channel;
+mod blk;
 mod hostile;
 mod order;
 mod session;
