@@ -69,8 +69,8 @@ pub enum Refusal {
         /// Which.
         ring: u16,
     },
-    /// A ring can't be started before this was said of it.
-    #[error("`{missing}` of ring {ring} was not set")]
+    /// Something of a ring comes before what it stands on.
+    #[error("ring {ring} needs {missing} first")]
     NotSet {
         /// Which.
         ring: u16,

@@ -1,6 +1,7 @@
 //! Our backends, seen from outside: by a frontend made of raw messages, by our own frontend, by hostile ones, and by real
 //! guests.
 
+mod conformance;
 mod disk;
 mod frontend;
 mod guest;

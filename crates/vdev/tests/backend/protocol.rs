@@ -50,8 +50,7 @@ fn every_message_of_a_feature_that_was_not_negotiated_is_refused() {
         use FrontendRequest as R;
         matches!(
             request,
-            R::SetLogFd
-                | R::SendRarp
+            R::SendRarp
                 | R::NetSetMtu
                 | R::SetBackendReqFd
                 | R::SetVringEndian

@@ -86,6 +86,7 @@ fn a_ring_whose_kick_comes_before_its_addresses_starts_when_all_is_known() {
     let served = served();
     let mut frontend = served.frontend();
     frontend.negotiate();
+    frontend.share_memory();
     let driver = {
         let layout = frontend.layout(8);
         kiln_vdev::queue::DriverRing::create(0, layout, &mut frontend.arena).expect("a ring")
@@ -99,7 +100,6 @@ fn a_ring_whose_kick_comes_before_its_addresses_starts_when_all_is_known() {
     let data = frontend.arena.allocate(1 << 20, 4096).expect("has room");
     let mut ring = super::frontend::Ring { index: 0, driver, kick, call, error, data };
     submit(&mut ring);
-    frontend.share_memory();
     assert_eq!(ring.wait().written, 513);
 }
 

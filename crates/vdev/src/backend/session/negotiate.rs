@@ -45,7 +45,7 @@ const fn needed(request: FrontendRequest) -> Option<P> {
     use FrontendRequest as R;
     Some(match request {
         R::GetQueueNum => P::MQ,
-        R::SetLogBase | R::SetLogFd => P::LOG_SHMFD,
+        R::SetLogBase => P::LOG_SHMFD,
         R::SendRarp => P::RARP,
         R::NetSetMtu => P::NET_MTU,
         R::SetBackendReqFd => P::BACKEND_REQ,

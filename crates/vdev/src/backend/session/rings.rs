@@ -126,9 +126,10 @@ impl Session<'_> {
             self.update_logs()?;
             return Ok(Answer::Done);
         }
-        if let Some(size) = known.size
-            && !self.memory.regions().is_empty()
-        {
+        if self.memory.regions().is_empty() {
+            return Err(Refusal::NotSet { ring, missing: "SET_MEM_TABLE" });
+        }
+        if let Some(size) = known.size {
             RingAreas::find(&self.layout(size), &address, self.space(), &self.memory)?;
         }
         let before = self.rings[usize::from(ring)].address.replace(address);
