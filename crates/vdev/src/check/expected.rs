@@ -61,6 +61,14 @@ impl ExpectedFailures {
         }
     }
 
+    /// Reads a file about the cases for backends.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_for_backends(path: &Path) -> Result<Self, ExpectedError> {
+        Self::read(path, &mut |id| super::cases::all().any(|case| case.id == id))
+    }
+
     /// What a file of this text says: a table for each group, or ids in quotes.
     ///
     /// # Errors

@@ -237,7 +237,7 @@ pub fn resources(pid: u32) -> Option<Resources> {
     let status = std::fs::read_to_string(path("status")).ok()?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
+        line.split_whitespace().next()?.parse::<u64>().ok()
     };
     Some(Resources {
         descriptors: std::fs::read_dir(path("fd")).ok()?.count() as u64,
@@ -247,13 +247,15 @@ pub fn resources(pid: u32) -> Option<Resources> {
     })
 }
 
-/// The processor time that a process has used.
+/// The processor time that the threads of a process have used.
 pub fn processor_time(pid: u32) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, brackets and spaces too.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1)))
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let used = tasks.filter_map(|task| {
+        // A thread may end meanwhile.
+        let schedule = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        schedule.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Some(Duration::from_nanos(used.sum::<u64>()))
 }
 
 /// Waits until `is_so` holds; looks again ever less often.

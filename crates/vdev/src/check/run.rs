@@ -29,7 +29,7 @@ pub struct Options {
     pub device: Option<DeviceKind>,
     /// Rules that bind less are left out.
     pub level: Level,
-    /// Ids of the cases to run, with `*` for anything; all where there is none.
+    /// Ids of the cases to run, with `*` for anything, and of those to leave out, with `!` before; all where there is none.
     pub only: Vec<String>,
     /// Failures that are known.
     pub expected: ExpectedFailures,
@@ -116,10 +116,15 @@ pub fn run(options: &Options, on_case: &mut dyn FnMut(&CaseReport)) -> Result<Re
 }
 
 /// The cases that these options ask for.
-pub fn selected(options: &Options) -> impl Iterator<Item = &'static Case> {
-    let is_asked_for = |case: &&Case| {
+pub fn selected(options: &Options) -> impl Iterator<Item = &'static Case> + '_ {
+    let (left_out, wanted): (Vec<&str>, Vec<&str>) =
+        options.only.iter().map(String::as_str).partition(|pattern| pattern.starts_with('!'));
+    let matches_any =
+        |patterns: &[&str], id: &str| patterns.iter().any(|pattern| matches_glob(pattern.trim_start_matches('!'), id));
+    let is_asked_for = move |case: &&Case| {
         case.level <= options.level
-            && (options.only.is_empty() || options.only.iter().any(|pattern| matches_glob(pattern, case.id)))
+            && (wanted.is_empty() || matches_any(&wanted, case.id))
+            && !matches_any(&left_out, case.id)
     };
     cases::all().filter(is_asked_for)
 }
@@ -229,6 +234,18 @@ mod tests {
         let matching = ["a.b-c", "*", "a.*", "*-c", "a*c", "*b*"];
         assert!(matching.iter().all(|pattern| matches_glob(pattern, "a.b-c")));
         assert!(["a", "b*", "*b", "", "a.b-c*d", "*x*"].iter().all(|pattern| !matches_glob(pattern, "a.b-c")));
+    }
+
+    #[test]
+    fn cases_are_chosen_by_level_and_pattern() {
+        let chosen = |level, only: &[&str]| {
+            let only = only.iter().map(ToString::to_string).collect();
+            selected(&Options { level, only, ..Options::default() }).map(|case| case.id).collect::<Vec<_>>()
+        };
+        let all = chosen(Level::May, &[]);
+        assert!(chosen(Level::Must, &[]).len() < chosen(Level::Should, &[]).len());
+        assert_eq!(chosen(Level::May, &["data.read"]), ["data.read"]);
+        assert_eq!(chosen(Level::May, &["!data.*"]).len() + chosen(Level::May, &["data.*"]).len(), all.len());
     }
 
     #[test]

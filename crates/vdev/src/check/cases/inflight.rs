@@ -176,12 +176,28 @@ fn without_fd(context: &mut Context<'_>) -> Outcome {
     link.require_refusal(&message, &[], "SET_INFLIGHT_FD without a descriptor")
 }
 
-/// A disk with a record, whose ring is not started.
+/// A disk with a record of the same session, whose ring is not started.
 fn disk(context: &mut Context<'_>) -> Outcome<(Disk, Record)> {
-    let setup = Setup { size: SIZE, protocol: ProtocolFeatures::INFLIGHT_SHMFD, start: false, ..Setup::default() };
-    let mut disk = Disk::open_with(context, &setup)?;
+    let mut disk = Disk::open_with(context, &setup())?;
     let record = Record::ask(context, &mut disk.link)?;
     Ok((disk, record))
+}
+
+/// A disk with a record that a backend before has made, whose ring is not started.
+fn disk_of_another(context: &mut Context<'_>) -> Outcome<(Disk, Record)> {
+    let mut link = open(context)?;
+    let record = Record::ask(context, &mut link)?;
+    drop(link);
+    if context.facts.ends_with_client {
+        context.target.start()?;
+    } else {
+        drop(context.connect_again()?);
+    }
+    Ok((Disk::open_with(context, &setup())?, record))
+}
+
+fn setup() -> Setup {
+    Setup { size: SIZE, protocol: ProtocolFeatures::INFLIGHT_SHMFD, start: false, ..Setup::default() }
 }
 
 fn recorded(context: &mut Context<'_>) -> Outcome {
@@ -204,50 +220,50 @@ fn recorded(context: &mut Context<'_>) -> Outcome {
     }
 }
 
-/// Three reads that a backend before had taken; `done` of them it had done. The ring is started as a frontend does that
-/// knows no more than the used index.
-fn left_behind(context: &mut Context<'_>, done: u16, recorded_used: u16) -> Outcome<(Disk, Record, Batch)> {
-    let (mut disk, record) = disk(context)?;
+/// Three reads that a backend before had taken. It had done some, in this order, and recorded so many of these as done. The
+/// ring is started as a frontend does that knows no more than the used index.
+fn left_behind(context: &mut Context<'_>, done: &[u16], recorded: usize) -> Outcome<(Disk, Record, Batch)> {
+    let (mut disk, record) = disk_of_another(context)?;
     let batch = Batch::new(&mut disk.guest, &disk.ring);
     for place in 0..3 {
         let data = disk.data_at() + 512 * u64::from(place);
         batch.offer(&disk.guest, &mut disk.ring, place, kind::IN, 0, data);
     }
     disk.ring.publish();
-    record.initialise(recorded_used);
-    for place in 0..3 {
-        if place >= recorded_used {
-            record.set_under_way(3 * place, u64::from(place) + 1);
-        }
+    let count = |done: usize| u16::try_from(done).unwrap_or(u16::MAX);
+    record.initialise(count(recorded));
+    for place in (0..3).filter(|place| !done[..recorded].contains(place)) {
+        record.set_under_way(3 * place, u64::from(place) + 1);
     }
-    for place in 0..done {
-        disk.ring.put_used(place, u32::from(3 * place), 513);
-        if place >= recorded_used {
-            record.set_number(LAST_BATCH_AT, 3 * place);
-        }
+    for (slot, place) in (0..).zip(done) {
+        disk.ring.put_used(slot, u32::from(3 * place), 513);
     }
-    disk.ring.set_used_index(done);
-    disk.ring.taken = done;
-    disk.link
-        .done(format!("3 requests were taken, {done} of them done, {recorded_used} recorded as done; a new backend"));
+    for place in &done[recorded..] {
+        record.set_number(LAST_BATCH_AT, 3 * place);
+    }
+    disk.ring.set_used_index(count(done.len()));
+    disk.ring.taken = count(done.len());
+    disk.link.done(format!(
+        "3 requests were taken, {done:?} of them done, {recorded} of these recorded as done; then a new backend came"
+    ));
     record.bring(&mut disk.link)?;
     disk.ring.start(&mut disk.link)?;
     disk.ring.kick()?;
     Ok((disk, record, batch))
 }
 
-/// Exactly the requests from this one on are done, each once.
-fn are_done(context: &Context<'_>, disk: &mut Disk, batch: &Batch, from: u16) -> Outcome {
-    let mut heads = Vec::new();
-    for _ in from..3 {
-        heads.push(disk.ring.wait_used(&mut disk.link, context.timeout())?.head);
+/// Exactly those requests are done that were not, each once.
+fn are_done(context: &Context<'_>, disk: &mut Disk, batch: &Batch, done_before: &[u16]) -> Outcome {
+    let left: Vec<u16> = (0..3).filter(|place| !done_before.contains(place)).collect();
+    let mut places = Vec::new();
+    for _ in &left {
+        places.push(disk.ring.wait_used(&mut disk.link, context.timeout())?.head / 3);
     }
-    heads.sort_unstable();
-    let expected: Vec<u32> = (from..3).map(|place| u32::from(3 * place)).collect();
-    if heads != expected {
-        return Stop::fail(format!("the requests {expected:?} were under way, and {heads:?} were done"));
+    places.sort_unstable();
+    if !places.iter().copied().eq(left.iter().map(|place| u32::from(*place))) {
+        return Stop::fail(format!("the requests {left:?} were under way, and {places:?} were done"));
     }
-    for place in from..3 {
+    for place in left {
         require_status(batch.status(&disk.guest, place), status::OK, "a request that was done again")?;
     }
     // A fourth, and nothing else.
@@ -255,23 +271,26 @@ fn are_done(context: &Context<'_>, disk: &mut Disk, batch: &Batch, from: u16) ->
     disk.link.features()?;
     match disk.ring.take_used() {
         None => Ok(()),
-        Some(used) => Stop::fail(format!("the request {} was done twice", used.head)),
+        Some(used) => Stop::fail(format!("the request {} was done twice", used.head / 3)),
     }
 }
 
+/// Out of order: where the ring goes on, the used index alone does not tell.
+const SECOND_DONE: &[u16] = &[1];
+
 fn resubmits(context: &mut Context<'_>) -> Outcome {
-    let (mut disk, _record, batch) = left_behind(context, 1, 1)?;
-    are_done(context, &mut disk, &batch, 1)
+    let (mut disk, _record, batch) = left_behind(context, SECOND_DONE, 1)?;
+    are_done(context, &mut disk, &batch, SECOND_DONE)
 }
 
 fn last_batch_not_twice(context: &mut Context<'_>) -> Outcome {
-    let (mut disk, _record, batch) = left_behind(context, 1, 0)?;
-    are_done(context, &mut disk, &batch, 1)
+    let (mut disk, _record, batch) = left_behind(context, SECOND_DONE, 0)?;
+    are_done(context, &mut disk, &batch, SECOND_DONE)
 }
 
 fn nothing_under_way(context: &mut Context<'_>) -> Outcome {
-    let (mut disk, _record, batch) = left_behind(context, 3, 3)?;
-    are_done(context, &mut disk, &batch, 3)
+    let (mut disk, _record, batch) = left_behind(context, &[2, 0, 1], 3)?;
+    are_done(context, &mut disk, &batch, &[0, 1, 2])
 }
 
 fn region_of_noise(context: &mut Context<'_>) -> Outcome {
@@ -290,7 +309,6 @@ fn region_of_noise(context: &mut Context<'_>) -> Outcome {
 }
 
 fn killed_under_load(context: &mut Context<'_>) -> Outcome {
-    let setup = Setup { size: SIZE, protocol: ProtocolFeatures::INFLIGHT_SHMFD, start: false, ..Setup::default() };
     let (mut disk, record) = disk(context)?;
     record.bring(&mut disk.link)?;
     disk.ring.start(&mut disk.link)?;
@@ -316,7 +334,7 @@ fn killed_under_load(context: &mut Context<'_>) -> Outcome {
         let done_before = disk.ring.used_index().wrapping_sub(disk.ring.taken);
         let mut is_done = vec![false; usize::from(count)];
         mark_used(&mut disk, &mut is_done)?;
-        disk.link = context.open_with(USUAL | setup.protocol)?;
+        disk.link = context.open_with(USUAL | ProtocolFeatures::INFLIGHT_SHMFD)?;
         let features = usual_features(disk.link.offered);
         disk.link.require(&SetFeatures(features), &[])?;
         disk.link.note(format!("{done_before} were done before"));

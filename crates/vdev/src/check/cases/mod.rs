@@ -55,3 +55,48 @@ const GROUPS: &[&[Case]] = &[
 pub fn all() -> impl Iterator<Item = &'static Case> {
     GROUPS.iter().copied().flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::check::Level;
+
+    #[test]
+    fn every_rule_has_a_name_of_its_own_a_section_and_a_reason() {
+        let mut ids = BTreeSet::new();
+        for case in all() {
+            assert!(ids.insert(case.id), "`{}` is there twice", case.id);
+            let (group, name) = case.id.split_once('.').expect("group and name");
+            let is_word = |word: &str| {
+                !word.is_empty()
+                    && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            };
+            assert!(is_word(group) && is_word(name), "`{}` is no id", case.id);
+            assert!(!case.section.is_empty() && case.reason.len() > 20 && !case.reason.ends_with('.'), "`{}`", case.id);
+        }
+        assert!(ids.len() >= 120, "{} rules", ids.len());
+    }
+
+    #[test]
+    fn every_group_has_rules_that_bind() {
+        let groups = [
+            "handshake",
+            "features",
+            "memory",
+            "rings",
+            "config",
+            "data",
+            "inflight",
+            "channel",
+            "lifecycle",
+            "hostile",
+            "resources",
+        ];
+        for group in groups {
+            assert!(all().any(|case| case.group() == group && case.level == Level::Must), "{group}");
+        }
+        assert!(all().all(|case| groups.contains(&case.group())));
+    }
+}

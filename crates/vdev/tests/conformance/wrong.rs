@@ -1,0 +1,251 @@
+//! Backends that break one rule: the suite has to find that, and nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use kiln_vdev::backend::fault::{AnswerFault, Completion, Faults, Instead, MessageFault, Offer};
+use kiln_vdev::check::{Level, Verdict};
+use kiln_vdev::protocol::{Flags, FrontendRequest, ProtocolFeatures};
+use kiln_vdev::queue::Chain;
+use kiln_vdev::virtio::feature;
+
+use super::{backend, check, disk, failed, spawned, verdict};
+
+/// One way to be wrong.
+struct Wrong(&'static str);
+
+/// The ways to be wrong, by name.
+pub fn faults(name: &str) -> Option<Arc<dyn Faults>> {
+    if name.is_empty() || name == "forgets-writes" {
+        return None;
+    }
+    if name == "spins" {
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop()
+            }
+        });
+    }
+    Some(Arc::new(Wrong(name.to_owned().leak())))
+}
+
+fn answer(fault: AnswerFault) -> Option<MessageFault> {
+    Some(MessageFault { answer: fault, ..MessageFault::default() })
+}
+
+fn instead(instead: Instead) -> Option<MessageFault> {
+    Some(MessageFault { instead: Some(instead), ..MessageFault::default() })
+}
+
+impl Faults for Wrong {
+    fn offer(&self, offer: &mut Offer) {
+        match self.0 {
+            "is-legacy" => offer.features &= !feature::VERSION_1,
+            "has-no-mq" => offer.protocol_features = offer.protocol_features.difference(ProtocolFeatures::MQ),
+            "has-undefined-bits" => {
+                offer.protocol_features = offer.protocol_features | ProtocolFeatures::from_bits(1 << 61);
+            }
+            "has-no-queues" => offer.queues = 0,
+            _ => {}
+        }
+    }
+
+    fn config(&self, config: &mut Vec<u8>) {
+        static TIMES: AtomicU8 = AtomicU8::new(0);
+        match self.0 {
+            "config-changes" => config[20] = TIMES.fetch_add(1, Ordering::Relaxed),
+            "has-no-capacity" => config[..8].fill(0),
+            _ => {}
+        }
+    }
+
+    fn message(&self, request: u32) -> Option<MessageFault> {
+        use FrontendRequest as Request;
+        let known = FrontendRequest::from_number(request);
+        match (self.0, known) {
+            ("version-2", Some(Request::GetFeatures)) => {
+                answer(AnswerFault { flags: Some(Flags::from_bits(0b110)), ..AnswerFault::default() })
+            }
+            ("no-reply-flag", Some(Request::GetFeatures)) => {
+                answer(AnswerFault { flags: Some(Flags::from_bits(1)), ..AnswerFault::default() })
+            }
+            ("asks-back", Some(Request::SetFeatures)) => {
+                answer(AnswerFault { flags: Some(Flags::from_bits(0b1101)), ..AnswerFault::default() })
+            }
+            ("sends-descriptors", Some(Request::GetFeatures)) => {
+                answer(AnswerFault { extra_fds: 1, ..AnswerFault::default() })
+            }
+            ("mute-at-call", Some(Request::SetVringCall)) => {
+                answer(AnswerFault { silent: true, ..AnswerFault::default() })
+            }
+            ("twice-at-err", Some(Request::SetVringErr)) => {
+                answer(AnswerFault { twice: true, ..AnswerFault::default() })
+            }
+            ("wrong-name-at-base", Some(Request::SetVringBase)) => {
+                answer(AnswerFault { request: Some(9), ..AnswerFault::default() })
+            }
+            ("base-77", Some(Request::GetVringBase)) => {
+                let payload = [0_u32.to_ne_bytes(), 77_u32.to_ne_bytes()].concat();
+                answer(AnswerFault { payload: Some(payload), ..AnswerFault::default() })
+            }
+            ("status-is-4", Some(Request::GetStatus)) => {
+                answer(AnswerFault { payload: Some(4_u64.to_ne_bytes().to_vec()), ..AnswerFault::default() })
+            }
+            ("takes-any-memory", Some(Request::SetMemTable)) => instead(Instead::Ack),
+            ("takes-any-config", Some(Request::SetConfig)) => instead(Instead::Ack),
+            ("forgets-inflight", Some(Request::SetInflightFd)) => instead(Instead::Ack),
+            ("refuses-enable", Some(Request::SetVringEnable)) => instead(Instead::Nack(1)),
+            ("mute-at-slots", Some(Request::GetMaxMemSlots)) => instead(Instead::Ignore),
+            ("crashes-at-rarp", Some(Request::SendRarp)) => instead(Instead::Crash),
+            ("leaks-descriptors", Some(Request::GetFeatures)) => {
+                std::mem::forget(std::fs::File::open("/dev/null").expect("opens"));
+                None
+            }
+            ("leaks-memory", Some(Request::GetFeatures)) => {
+                Vec::leak(vec![1_u8; 4096]);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn completed(&self, _queue: u16, chain: &Chain, written: u32) -> Completion {
+        let right = Completion::as_it_is(chain.id(), written);
+        match self.0 {
+            "counts-one-more" => Completion { written: written + 1, ..right },
+            "uses-twice" => Completion { times: 2, ..right },
+            _ => right,
+        }
+    }
+
+    fn calls(&self, _queue: u16) -> u32 {
+        if self.0 == "never-calls" { 0 } else { 1 }
+    }
+}
+
+/// A backend that is wrong in this way fails exactly these of the cases that match.
+#[track_caller]
+fn finds(wrong: &str, among: &[&str], expected: &[&str]) {
+    let (_directory, disk) = disk();
+    let mut options = spawned(&backend::command(wrong, &disk));
+    options.device = Some(kiln_vdev::virtio::DeviceKind::Blk);
+    options.level = Level::Should;
+    options.timeout = Duration::from_secs(2);
+    options.only = among.iter().map(ToString::to_string).collect();
+    let report = check(&options);
+    assert_eq!(failed(&report), expected, "`{wrong}`\n{}", report.to_text());
+}
+
+#[test]
+fn wrong_replies_are_found() {
+    finds("version-2", &["handshake.*"], &["handshake.reply-version"]);
+    finds("no-reply-flag", &["handshake.reply-*"], &["handshake.reply-flag"]);
+    finds("asks-back", &["handshake.*"], &["handshake.reply-asks-nothing"]);
+    finds("sends-descriptors", &["handshake.*"], &["handshake.features-answered"]);
+}
+
+#[test]
+fn wrong_acknowledgements_are_found() {
+    finds(
+        "mute-at-call",
+        &["handshake.*", "!handshake.ack-vring-kick", "!handshake.ack-vring-enable"],
+        &["handshake.ack-vring-call"],
+    );
+    finds("twice-at-err", &["handshake.*"], &["handshake.ack-vring-err"]);
+    finds(
+        "wrong-name-at-base",
+        &["handshake.ack-vring-base", "handshake.ack-vring-num"],
+        &["handshake.ack-vring-base"],
+    );
+    finds("refuses-enable", &["handshake.*"], &["handshake.ack-vring-enable"]);
+}
+
+#[test]
+fn wrong_offers_are_found() {
+    finds("is-legacy", &["features.*"], &["features.version-1"]);
+    finds("has-no-mq", &["features.*"], &["features.mq"]);
+    finds("has-undefined-bits", &["features.*"], &["features.defined-protocol-features"]);
+    finds("has-no-queues", &["features.*"], &["features.queue-num", "features.queues-of-device"]);
+}
+
+#[test]
+fn wrong_memory_and_rings_are_found() {
+    let lies = [
+        "memory.fd-missing",
+        "memory.fd-surplus",
+        "memory.nine-regions",
+        "memory.no-memory-file",
+        "memory.past-file",
+        "memory.size-zero",
+        "memory.endless",
+    ];
+    finds("takes-any-memory", &["memory.*", "!memory.table-after-rings"], &lies);
+    finds("mute-at-slots", &["memory.*"], &["memory.max-slots", "memory.add-all-slots"]);
+    finds(
+        "base-77",
+        &["rings.*"],
+        &["rings.every-queue", "rings.queues-apart", "rings.base-kept", "rings.base-at-the-end"],
+    );
+}
+
+#[test]
+fn a_wrong_configuration_is_found() {
+    finds("config-changes", &["config.*"], &["config.part", "config.stable"]);
+    finds("takes-any-config", &["config.*"], &["config.read-only-field", "config.write-cache", "config.flags-unknown"]);
+    finds("has-no-capacity", &["config.*"], &["config.capacity"]);
+}
+
+#[test]
+fn wrong_requests_are_found() {
+    let counts = ["data.written-length-of-read", "data.written-length-of-write"];
+    finds("counts-one-more", &["data.*", "!data.log-*"], &counts);
+    finds("never-calls", &["data.call*", "data.*event-idx*"], &[]);
+    finds("uses-twice", &["data.many-at-once", "data.read", "data.stop-and-go-on"], &[]);
+    finds("forgets-writes", &["data.*"], &[]);
+}
+
+#[test]
+fn a_backend_that_forgets_what_is_under_way_is_found() {
+    let lost = ["inflight.too-small", "inflight.without-fd", "inflight.resubmits", "inflight.last-batch-not-twice"];
+    finds("forgets-inflight", &["inflight.*"], &lost);
+}
+
+#[test]
+fn a_backend_that_keeps_what_it_should_let_go_is_found() {
+    finds("leaks-memory", &["resources.memory-*"], &["resources.memory-of-messages"]);
+    let held =
+        ["resources.descriptors-of-clients", "resources.stray-descriptors", "resources.stray-descriptors-on-commands"];
+    finds("leaks-descriptors", &["resources.*descriptors*"], &held);
+    finds(
+        "spins",
+        &["resources.idle-*"],
+        &["resources.idle-without-client", "resources.idle-with-ring", "resources.idle-after-kick-ended"],
+    );
+    finds("status-is-4", &["lifecycle.status-*"], &["lifecycle.status-kept", "lifecycle.status-reset"]);
+}
+
+#[test]
+fn a_crash_and_its_message_are_named() {
+    let (_directory, disk) = disk();
+    let mut options = spawned(&backend::command("crashes-at-rarp", &disk));
+    options.only = vec!["hostile.every-request-zeros".to_owned()];
+    let report = check(&options);
+    let Verdict::Crash(how) = verdict(&report, "hostile.every-request-zeros") else { panic!("{}", report.to_text()) };
+    assert!(how.contains("after SEND_RARP"), "{how}");
+}
+
+#[test]
+fn whoever_does_not_end_at_sigterm_is_found_and_ended() {
+    let (_directory, disk) = disk();
+    let server = backend::command("", &disk).replace('\'', "");
+    let mut options = spawned(&format!("sh -c 'trap \"\" TERM; {server}'"));
+    options.only = vec!["lifecycle.*sigterm*".to_owned()];
+    let report = check(&options);
+    assert_eq!(
+        failed(&report),
+        ["lifecycle.ends-at-sigterm", "lifecycle.ends-at-sigterm-with-client"],
+        "{}",
+        report.to_text()
+    );
+}
