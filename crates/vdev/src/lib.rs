@@ -21,5 +21,6 @@ pub mod probe;
 pub mod protocol;
 pub mod queue;
 pub mod socket;
+pub mod stress;
 pub mod tap;
 pub mod virtio;

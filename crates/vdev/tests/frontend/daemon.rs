@@ -32,6 +32,10 @@ impl Daemon {
         self.dir.path().join("disk.sock")
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn disk(&self) -> Vec<u8> {
         std::fs::read(self.dir.path().join("disk.img")).expect("is there")
     }
