@@ -158,3 +158,22 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use crate::args::Args;
+
+    #[test]
+    fn short_help_of_every_command_fits_a_screen_and_long_help_has_an_example() {
+        let mut command = Args::command();
+        let vhost = command.find_subcommand_mut("vhost").expect("there is a vhost command");
+        for one in vhost.get_subcommands_mut() {
+            let lines = one.render_help().to_string().lines().count();
+            assert!(lines <= 50, "{}: {lines} lines", one.get_name());
+            let long = one.render_long_help().to_string();
+            assert!(long.contains("Examples:\n  kiln vhost"), "{}", one.get_name());
+        }
+    }
+}

@@ -69,7 +69,7 @@ fn write_reports(args: &CheckArgs, options: &Options, report: &Report) -> anyhow
 }
 
 /// Each line by itself, so that a peer's words end where their line does.
-fn plain_lines(text: &str) -> String {
+pub fn plain_lines(text: &str) -> String {
     text.lines().map(|line| plain(line) + "\n").collect()
 }
 

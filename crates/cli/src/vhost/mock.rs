@@ -7,20 +7,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use kiln_vdev::backend::{Device, Observer, Options, Server, SessionEvent};
+use kiln_vdev::backend::{Device, Observer, SessionEvent};
+use kiln_vdev::check::{ExpectedFailures, Report};
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
 use kiln_vdev::devices::net::{Behind, Net, NetOptions};
 use kiln_vdev::devices::vsock::Vsock;
 use kiln_vdev::memory::SharedFile;
-use kiln_vdev::socket::Listener;
+use kiln_vdev::mock::{Mock, MockError, Script, ScriptError, Watch};
 use kiln_vdev::virtio::{DeviceKind, feature};
 use tracing::{debug, info, warn};
 
+use super::FAILED;
+use super::check::plain_lines;
 use super::failure::of_socket;
 use super::stop::Stop;
 use super::testing_args::{MockArgs, MockDevice};
 use crate::failure::{Failure, USAGE};
-use crate::output::print_json;
+use crate::output::{print, print_json};
 
 /// Where the host behind a network card without a TAP is.
 const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -35,21 +38,62 @@ pub fn run(args: &MockArgs) -> Result<u8, Failure> {
     if args.print_capabilities {
         return print_capabilities(&*device);
     }
-    let stop = Stop::new()?;
-    let options = Options { observer: Arc::new(Log), ..Options::default() };
-    let server = Server::new(device, options).context("failed to make a server")?;
-    match (inherited, &args.socket) {
-        (Some(socket), _) => {
-            let number = socket.as_raw_fd();
-            server.serve_fd(socket, stop.event()).with_context(|| format!("failed to serve on descriptor {number}"))?;
-        }
-        (None, Some(path)) => {
-            let listener = Listener::bind(path).map_err(|error| of_socket(path, error))?;
-            server.serve(&listener, stop.event()).context("failed to wait for frontends")?;
-        }
-        (None, None) => return Err(Failure::words(USAGE, "there is nowhere to listen").hint("--socket or --fd")),
+    let watch = args.check.then(|| Arc::new(Watch::new(target(args))));
+    let expected = expected(args)?;
+    let mut mock = Mock::new(device).observer(Arc::new(Observers { watch: watch.clone() }));
+    if let Some(path) = &args.script {
+        let script: Script = fs_err::read_to_string(path)?.parse().map_err(|error| of_script(path, error))?;
+        mock = mock.script(&script).map_err(|error| of_script(path, error))?;
     }
-    Ok(stop.code().filter(|code| *code != TERMINATED).unwrap_or(0))
+    let stop = Stop::new()?;
+    let served = match (inherited, &args.socket) {
+        (Some(socket), _) => mock.serve_fd(socket, stop.event()),
+        (None, Some(path)) => mock.serve(path, stop.event()),
+        (None, None) => return Err(Failure::words(USAGE, "there is nowhere to listen").hint("--socket or --fd")),
+    };
+    served.map_err(|error| match error {
+        MockError::Listen(error) => of_socket(args.socket.as_deref().unwrap_or(Path::new("")), error),
+        error @ MockError::Serve(_) => error.into(),
+    })?;
+    let code = stop.code().filter(|code| *code != TERMINATED).unwrap_or(0);
+    match watch {
+        Some(watch) => report(args, &expected, watch.report(), code),
+        None => Ok(code),
+    }
+}
+
+fn target(args: &MockArgs) -> String {
+    match (&args.socket, args.fd) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(fd)) => format!("descriptor {fd}"),
+        (None, None) => String::new(),
+    }
+}
+
+fn of_script(path: &Path, error: ScriptError) -> Failure {
+    Failure::new(USAGE, anyhow::Error::new(error).context(format!("`{}` is no script", path.display())))
+}
+
+fn expected(args: &MockArgs) -> Result<ExpectedFailures, Failure> {
+    let Some(path) = &args.expect_failures else { return Ok(ExpectedFailures::default()) };
+    let rules = Watch::new("").report();
+    let mut is_known = |id: &str| rules.cases.iter().any(|case| case.id == id);
+    ExpectedFailures::read(path, &mut is_known).map_err(|error| Failure::new(USAGE, error))
+}
+
+/// Which rules the frontend kept.
+fn report(args: &MockArgs, expected: &ExpectedFailures, mut report: Report, code: u8) -> Result<u8, Failure> {
+    for case in &mut report.cases {
+        case.expectation = expected.judge(case.id, &case.verdict);
+    }
+    if let Some(path) = &args.junit {
+        fs_err::write(path, report.to_junit())?;
+    }
+    match args.json {
+        true => print_json(&report.to_json())?,
+        false => print(plain_lines(&report.to_text()).trim_end())?,
+    }
+    Ok(if report.is_as_expected(false) { code } else { FAILED })
 }
 
 /// A descriptor that this process was started with.
@@ -134,11 +178,16 @@ fn print_capabilities(device: &dyn Device) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Tells what happens, for `-v`.
-struct Log;
+/// Those who hear what happens: the log, and whoever judges the frontend.
+struct Observers {
+    watch: Option<Arc<Watch>>,
+}
 
-impl Observer for Log {
+impl Observer for Observers {
     fn event(&self, event: &SessionEvent<'_>) {
+        if let Some(watch) = &self.watch {
+            watch.event(event);
+        }
         match event {
             SessionEvent::Connected { client } => info!(client, "frontend connected"),
             SessionEvent::Received { header, payload, fds } => {
@@ -151,7 +200,7 @@ impl Observer for Log {
             SessionEvent::KickLost { queue, error } => warn!(queue, %error, "kick is of no use"),
             SessionEvent::Ended { client, error: Some(error) } => warn!(client, %error, "session ended"),
             SessionEvent::Ended { client, error: None } => info!(client, "frontend left"),
-            SessionEvent::Handled { .. } | SessionEvent::Kicked { .. } => {}
+            SessionEvent::Offered { .. } | SessionEvent::Handled { .. } | SessionEvent::Kicked { .. } => {}
         }
     }
 }

@@ -101,3 +101,53 @@ fn bits(row: &mut impl FnMut(&str, String), name: &str, bits: &NamedBits) {
         row("", line);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_vdev::probe::{ConfigReport, DeviceReport};
+    use kiln_vdev::protocol::ProtocolFeatures;
+    use kiln_vdev::virtio::{DeviceKind, feature};
+
+    use super::*;
+
+    fn report() -> ProbeReport {
+        let mut config = vec![0; 60];
+        config[..8].copy_from_slice(&131_072_u64.to_le_bytes());
+        config[20..24].copy_from_slice(&512_u32.to_le_bytes());
+        let kind = Some(DeviceKind::Blk);
+        let features = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::blk::BLK_SIZE | 1 << 57;
+        ProbeReport {
+            socket: "disk.sock".into(),
+            device: Some(DeviceReport { kind: "blk".into(), is_guess: true, reason: Some("it has blocks".into()) }),
+            features: NamedBits::features(kind, features),
+            protocol_features: Some(NamedBits::protocol_features(ProtocolFeatures::MQ | ProtocolFeatures::CONFIG)),
+            queues: Some(4),
+            max_mem_slots: Some(32),
+            status: None,
+            shared_memory: vec![(1, 4096)],
+            config: Some(ConfigReport::new(kind, features, config)),
+            quirks: Vec::new(),
+            handshake_us: 340,
+            round_trip_us: Some(16),
+            problems: vec!["`disk.sock` said \u{1b}[2J".into()],
+        }
+    }
+
+    fn plain_text(report: &ProbeReport) -> String {
+        let text = lines(report).join("\n");
+        anstream::adapter::strip_str(&text).to_string()
+    }
+
+    #[test]
+    fn a_disk_is_described() {
+        insta::assert_snapshot!(plain_text(&report()));
+    }
+
+    #[test]
+    fn json_has_names_and_sizes() {
+        let json = serde_json::to_value(report()).expect("plain data");
+        assert_eq!(json["features"]["names"].as_array().map(Vec::len), Some(3));
+        assert_eq!(json["features"]["unknown"], serde_json::json!([57]));
+        assert_eq!(json["config"]["capacity_bytes"], 67_108_864);
+    }
+}

@@ -209,3 +209,47 @@ fn summary_lines(summary: &Summary, with_gap: bool) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// QEMU 7.2 and its storage daemon: the firmware of a VM looks for a disk to boot.
+    const FIRMWARE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vdev/tests/fixtures/qemu-7.2-blk.recording");
+
+    fn told(flags: &[&str], recording: &str) -> String {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: ShowArgs,
+        }
+        let Line { args } = Line::parse_from(["show", recording].iter().chain(flags));
+        let recording = Recording::open(&args.recording).expect("a recording");
+        let mut out = Vec::new();
+        assert!(matches!(show(recording, &args, false, &mut out), Ok(0)));
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn the_session_of_a_real_qemu_is_told() {
+        insta::assert_snapshot!(told(&[], FIRMWARE));
+    }
+
+    #[test]
+    fn a_summary_alone_has_no_messages() {
+        let text = told(&["--summary"], FIRMWARE);
+        assert!(text.starts_with("1 sessions, 31 messages") && !text.contains('→'), "{text}");
+    }
+
+    #[test]
+    fn a_recording_can_steer_no_terminal() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("f");
+        let hostile = "{\"kiln_vhost_recording\":1}\n\
+            {\"time_us\":1,\"session\":1,\"event\":\"unreachable\",\"error\":\"\\u001b]0;owned\\u0007\\nkiln: all is well\"}\n";
+        std::fs::write(&path, hostile).expect("can be written");
+        let text = told(&[], path.to_str().expect("text"));
+        assert!(!text.contains('\u{1b}') && !text.contains("\nkiln:"), "{text}");
+    }
+}

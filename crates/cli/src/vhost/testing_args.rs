@@ -135,7 +135,9 @@ pub struct BenchArgs {
 #[command(after_help = "Examples:\n  \
     kiln vhost mock --device blk --socket disk.sock --file disk.img --queues 4\n  \
     kiln vhost mock --device net --socket net.sock --tap tap0\n  \
-    kiln vhost mock --device vsock --socket vs.sock --cid 3 --uds vm.vsock")]
+    kiln vhost mock --device vsock --socket vs.sock --cid 3 --uds vm.vsock\n  \
+    kiln vhost mock --socket disk.sock --script misbehave.toml    # what does the VMM do?\n  \
+    kiln vhost mock --socket disk.sock --check --junit vmm.xml    # does the VMM keep the rules?")]
 pub struct MockArgs {
     /// What to be
     #[arg(long, value_name = "KIND", default_value = "blk")]
@@ -149,6 +151,21 @@ pub struct MockArgs {
     /// Say what the backend can, as JSON, and end
     #[arg(long)]
     pub print_capabilities: bool,
+    /// Be wrong where this file says so; the guide has its format
+    #[arg(long, value_name = "TOML")]
+    pub script: Option<PathBuf>,
+    /// Watch the frontend and report at the end which rules it kept; exit code 100 where it broke one
+    #[arg(long)]
+    pub check: bool,
+    /// With --check: write a JUnit XML report
+    #[arg(long, value_name = "FILE", requires = "check")]
+    pub junit: Option<PathBuf>,
+    /// With --check: known failures, a TOML file
+    #[arg(long, value_name = "FILE", requires = "check")]
+    pub expect_failures: Option<PathBuf>,
+    /// With --check: print JSON
+    #[arg(long, requires = "check")]
+    pub json: bool,
     /// blk: a file or block device
     #[arg(long, value_name = "FILE", help_heading = "blk")]
     pub file: Option<PathBuf>,
