@@ -76,7 +76,9 @@ fn a_shell_on_a_terminal_is_idle_between_two_commands() {
             .expect("starts");
         expect(&mut exec, "now$ ").await;
         once(&link, |activity| activity.sessions.is_empty()).await;
-        exec.input.send(b"sleep 1000\n").await.expect("it takes input");
+        exec.input.send(b"sh -c 'echo on; exec sleep 1000'\n").await.expect("it takes input");
+        // A Ctrl-C before the command has the terminal would be the shell's.
+        expect(&mut exec, "'\r\non\r\n").await;
         once(&link, |activity| activity.sessions == ["shell"]).await;
         exec.input.send(b"\x03").await.expect("it takes input");
         once(&link, |activity| activity.sessions.is_empty()).await;
