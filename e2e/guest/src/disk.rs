@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   thread 0 ─ blocks 0, 4, 8 …  ┐  in an order of its own: write one, read back one that was written, one that is yet to be
-//!   thread 3 ─ blocks 3, 7, 11 … ┘
+//!   thread 3 ─ blocks 3, 7, 11 … ┘  (here with a depth of 4)
 //! ```
 
 use std::fs::File;
@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 
 use crate::pattern::{BLOCK_BYTES, check_block, fill_block};
 
-/// Requests on their way at once.
-pub const THREADS: u64 = 4;
 /// How often the first thread tells how far it is, in each pass.
 pub const TOLD_IN_A_PASS: u64 = 4;
 /// Odd, so that it visits every block of a power of two once.
@@ -31,20 +29,22 @@ pub struct Done {
     pub longest: Duration,
 }
 
-/// Writes `blocks` blocks, a power of two, in each of `passes` passes; calls `tell` as it goes on.
+/// Writes `blocks` blocks in each of `passes` passes, with `depth` requests on their way at once; both are powers of two.
+/// Calls `tell` as it goes on.
 ///
 /// # Errors
 /// The first error of the device, and the first block that is not what was written last.
-pub fn load(device: &Path, blocks: u64, passes: u64, tell: &(dyn Fn(u64, u64) + Sync)) -> io::Result<Done> {
-    if !blocks.is_power_of_two() || blocks < THREADS {
-        return Err(io::Error::other(format!("{blocks} blocks are no power of two from {THREADS} on")));
+pub fn load(device: &Path, blocks: u64, passes: u64, depth: u64, tell: &(dyn Fn(u64, u64) + Sync)) -> io::Result<Done> {
+    if !blocks.is_power_of_two() || !depth.is_power_of_two() || blocks < depth {
+        return Err(io::Error::other(format!("{blocks} blocks and a depth of {depth} are no powers of two")));
     }
     let file = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(device)?;
     let mut done = Done::default();
     std::thread::scope(|scope| {
-        let stripe = |thread| Stripe { file: &file, thread, blocks: blocks / THREADS, done: Done::default() };
+        let stripe =
+            |thread| Stripe { file: &file, thread, threads: depth, blocks: blocks / depth, done: Done::default() };
         let start = |thread| scope.spawn(move || stripe(thread).run(passes, tell));
-        let threads: Vec<_> = (0..THREADS).map(start).collect();
+        let threads: Vec<_> = (0..depth).map(start).collect();
         for thread in threads {
             let one = thread.join().expect("a thread reports its errors")?;
             done.writes += one.writes;
@@ -60,6 +60,7 @@ pub fn load(device: &Path, blocks: u64, passes: u64, tell: &(dyn Fn(u64, u64) + 
 struct Stripe<'a> {
     file: &'a File,
     thread: u64,
+    threads: u64,
     blocks: u64,
     done: Done,
 }
@@ -104,6 +105,6 @@ impl Stripe<'_> {
     }
 
     fn number(&self, step: u64) -> u64 {
-        (step.wrapping_mul(STRIDE) % self.blocks) * THREADS + self.thread
+        (step.wrapping_mul(STRIDE) % self.blocks) * self.threads + self.thread
     }
 }

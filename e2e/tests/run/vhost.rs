@@ -14,7 +14,7 @@ use tempfile::TempDir;
 const DISK_BYTES: u64 = 32 << 20;
 /// Far enough into the disk to be another part of it.
 const GUEST_PART_BYTES: u64 = 8 << 20;
-const BLOCKS: u64 = 2048;
+const BLOCKS: u64 = 1024;
 const PASSES: u64 = 2;
 const PORT: u32 = 5000;
 const PACKETS: u64 = 20;
@@ -69,10 +69,10 @@ pub fn disk_is_read_and_written(backend: &Backend, disk: &Path, options: &str) {
     assert!(written == guest_side, "the file has other bytes than the guest wrote");
 }
 
-/// The backend is killed with SIGKILL again and again while the guest writes and reads; no request fails, and every block
-/// is at last what was written last.
-pub fn disk_survives_kills_under_load(backend: &mut Backend, disk: &Path) {
-    let script = format!("/tool disk /dev/vda {BLOCKS} {PASSES}");
+/// The backend is killed with SIGKILL again and again while the guest writes and reads, `depth` requests at once; none
+/// fails, and every block is at last what was written last.
+pub fn disk_survives_kills_under_load(backend: &mut Backend, disk: &Path, depth: u64) {
+    let script = format!("/tool disk /dev/vda {BLOCKS} {PASSES} {depth}");
     let flags = ["--in", &tool_in(), "--vhost-user", &device("blk", backend.socket(), "")];
     let mut running = Kiln::shell(&flags, &script).start();
     let output = BufReader::new(running.0.stdout.take().expect("stdout is piped"));

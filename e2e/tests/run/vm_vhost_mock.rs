@@ -7,6 +7,8 @@ use kiln_e2e::{Backend, Kiln};
 use crate::vhost::{self, Place};
 
 const CID: u32 = 1234;
+/// Requests on their way when the backend is killed.
+const DEPTH: u64 = 4;
 const PACKET_BYTES: usize = 64 << 10;
 
 #[test]
@@ -20,7 +22,7 @@ fn a_disk_is_read_and_written_with_two_queues() {
 fn a_disk_killed_under_load_loses_and_tears_nothing() {
     let place = Place::new();
     let disk = place.disk();
-    vhost::disk_survives_kills_under_load(&mut Backend::mock_disk(&disk, &place.socket()), &disk);
+    vhost::disk_survives_kills_under_load(&mut Backend::mock_disk(&disk, &place.socket()), &disk, DEPTH);
 }
 
 #[test]
