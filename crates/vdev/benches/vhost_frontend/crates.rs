@@ -15,7 +15,7 @@ use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_driver::{VhostUser, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{BLOCK_BYTES, QUEUE_SIZE, TIME};
+use crate::{BLOCK_BYTES, QUEUE_SIZE, TIME, WARM_UP};
 
 /// Memory of a session with one request under way: rings and a slot, as much as ours shares.
 const MEMORY_BYTES: u64 = 256 << 10;
@@ -104,7 +104,7 @@ pub fn reads(socket: &Path, depth: u16, seed: u64, spin: Duration) -> (f64, Stri
         // SAFETY: the region is mapped until the end of this function, and each slot's part is read by one request.
         unsafe { queue.read_raw(offset, into, BLOCK_BYTES as usize, (slot, now)) }.expect("has room");
     };
-    let begin = Instant::now() + Duration::from_millis(100);
+    let begin = Instant::now() + WARM_UP;
     let end = begin + TIME;
     let mut histogram = Histogram::default();
     (0..usize::from(depth)).for_each(|slot| submit(queue, slot, Instant::now()));

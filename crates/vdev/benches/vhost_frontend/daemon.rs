@@ -1,20 +1,30 @@
-//! The storage daemon that all of them talk to; it ends with the bench.
+//! The backends that all of them talk to, both on the same disk; they end with the bench.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kiln_vdev::backend::{Options, Server};
 use kiln_vdev::bench::Random;
+use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
+use kiln_vdev::socket::{Event, Listener};
 use tempfile::TempDir;
 
 pub const DISK_MIB: usize = 256;
 
 pub struct Daemon {
+    /// The storage daemon's.
     pub socket: PathBuf,
+    /// Our backend's.
+    pub own_socket: PathBuf,
     pub version: String,
-    child: Child,
+    children: [Child; 2],
     _dir: TempDir,
 }
+
+/// What this program is told to be our backend, with a disk and a socket.
+pub const SERVE: &str = "serve";
 
 impl Daemon {
     pub fn start() -> Self {
@@ -35,10 +45,17 @@ impl Daemon {
             .stdin(Stdio::null())
             .spawn()
             .expect("is installed");
-        let daemon = Self { socket, version, child, _dir: dir };
+        let own_socket = dir.path().join("own.sock");
+        let own = Command::new(std::env::current_exe().expect("is a file"))
+            .current_dir(dir.path())
+            .args([SERVE, "disk.img", "own.sock"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("starts");
+        let daemon = Self { socket, own_socket, version, children: [child, own], _dir: dir };
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !daemon.socket.exists() {
-            assert!(Instant::now() < deadline, "the storage daemon does not listen");
+        while !(daemon.socket.exists() && daemon.own_socket.exists()) {
+            assert!(Instant::now() < deadline, "a backend does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
         daemon
@@ -47,8 +64,19 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // A child that has ended already is what is wanted.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in &mut self.children {
+            // A child that has ended already is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
+}
+
+/// Is our backend until it is killed.
+pub fn serve(disk: &str, socket: &str) {
+    let options = BlkOptions { read_only: true, queues: 1, ..BlkOptions::new(Backing::File(disk.into())) };
+    let disk = Blk::open(&options).expect("opens");
+    let server = Server::new(Arc::new(disk), Options::default()).expect("starts");
+    let listener = Listener::bind(socket.as_ref()).expect("listens");
+    server.serve(&listener, &Event::new().expect("an event")).expect("serves");
 }

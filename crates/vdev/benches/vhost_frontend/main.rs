@@ -1,5 +1,6 @@
 //! Our frontend beside one made of the crates that others use, on the same storage daemon and the same disk: handshakes
-//! beside `vhost`'s, 4 KiB reads beside `virtio-driver`'s. Both take turns, and medians of their turns are compared.
+//! beside `vhost`'s, 4 KiB reads beside `virtio-driver`'s. Then our backend beside the storage daemon, on the same disk
+//! and with our frontend. All take turns; the median of the rounds' ratios counts.
 //!
 //! `cargo bench --package kiln-vdev --bench vhost_frontend [-- ROUNDS]`
 
@@ -11,10 +12,11 @@ use std::time::Duration;
 
 use daemon::Daemon;
 
-/// Turns of each side, an odd number.
-const ROUNDS: usize = 9;
-const HANDSHAKES: u32 = 60;
-const TIME: Duration = Duration::from_millis(700);
+/// Turns of each side. They are short and many, so that all sides see the same of what else the machine does.
+const ROUNDS: usize = 31;
+const HANDSHAKES: u32 = 15;
+const TIME: Duration = Duration::from_millis(200);
+const WARM_UP: Duration = Duration::from_millis(30);
 const DEPTHS: [u16; 2] = [1, 32];
 const QUEUE_SIZE: u16 = 128;
 const BLOCK_BYTES: u32 = 4096;
@@ -22,12 +24,19 @@ const BLOCK_BYTES: u32 = 4096;
 const SPIN: Duration = Duration::from_micros(100);
 
 fn main() {
-    let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if let [daemon::SERVE, disk, socket] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return daemon::serve(disk, socket);
+    }
+    let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
     let daemon = Daemon::start();
     println!("storage daemon {}, disk of {} MiB in the page cache, {rounds} rounds", daemon.version, daemon::DISK_MIB);
     handshakes(&daemon, rounds);
     for depth in DEPTHS {
         reads(&daemon, rounds, depth);
+    }
+    for depth in DEPTHS {
+        backends(&daemon, rounds, depth);
     }
 }
 
@@ -77,6 +86,16 @@ fn reads(daemon: &Daemon, rounds: usize, depth: u16) {
     }
 }
 
+fn backends(daemon: &Daemon, rounds: usize, depth: u16) {
+    let title = format!("backends: 4 KiB reads anywhere, {depth} under way");
+    let mut table = Table::new(&title, "IOPS", true, &["kiln", "storage daemon"]);
+    for round in 0..rounds {
+        let socket = |side| if side == 0 { &daemon.own_socket } else { &daemon.socket };
+        table.turns(round, |side| ours::reads(socket(side), depth, round as u64).0);
+    }
+    table.print();
+}
+
 /// What each side came to in each round.
 struct Table {
     title: String,
@@ -104,10 +123,15 @@ impl Table {
 
     fn print(&self) {
         println!("\n{} ({})", self.title, self.unit);
-        let ours = quantile(&self.values[0], 0.5);
         for (name, values) in self.names.iter().zip(&self.values) {
             let [low, median, high] = [0.1, 0.5, 0.9].map(|at| quantile(values, at));
-            let ratio = if self.more_is_better { ours / median } else { median / ours };
+            // Of each round for itself: what slowed one side down there slowed the other one, too.
+            let ratios: Vec<_> = self.values[0]
+                .iter()
+                .zip(values)
+                .map(|(ours, theirs)| if self.more_is_better { ours / theirs } else { theirs / ours })
+                .collect();
+            let ratio = quantile(&ratios, 0.5);
             println!(
                 "  {name:<24} median {median:>9.0}   p10 {low:>9.0}   p90 {high:>9.0}   n {}   kiln is {ratio:.2} x",
                 values.len()

@@ -8,7 +8,7 @@ use kiln_vdev::bench::{Load, Pattern, run_load};
 use kiln_vdev::frontend::Options;
 use kiln_vdev::frontend::blk::{BlkDriver, BlkOptions};
 
-use crate::{BLOCK_BYTES, QUEUE_SIZE, SPIN, TIME};
+use crate::{BLOCK_BYTES, QUEUE_SIZE, SPIN, TIME, WARM_UP};
 
 fn options(depth: u16) -> BlkOptions {
     BlkOptions { queue_size: QUEUE_SIZE, depth, request_bytes: BLOCK_BYTES, spin: SPIN, ..BlkOptions::default() }
@@ -29,14 +29,7 @@ pub fn handshake(socket: &Path, acknowledged: bool) -> Duration {
 
 pub fn reads(socket: &Path, depth: u16, seed: u64) -> (f64, String) {
     let mut driver = BlkDriver::connect(socket, &Options::default(), &options(depth)).expect("starts");
-    let load = Load {
-        pattern: Pattern::RandRead,
-        block_bytes: BLOCK_BYTES,
-        depth,
-        time: TIME,
-        warm_up: Duration::from_millis(100),
-        seed,
-    };
+    let load = Load { pattern: Pattern::RandRead, block_bytes: BLOCK_BYTES, depth, time: TIME, warm_up: WARM_UP, seed };
     let report = run_load(&mut driver, &load, &AtomicBool::new(false)).expect("reads");
     let [p50, p95, p99] =
         [report.latency.p50_ns, report.latency.p95_ns, report.latency.p99_ns].map(|nanos| nanos as f64 / 1e3);

@@ -12,7 +12,7 @@ pub(super) const LOOKS_PER_CLOCK: u32 = 64;
 const AWAY: Duration = Duration::from_micros(200);
 /// How long a thread that was away does not look, the first time and at most.
 const REST_MIN: Duration = Duration::from_millis(20);
-const REST_MAX: Duration = Duration::from_millis(640);
+const REST_MAX: Duration = Duration::from_millis(160);
 
 /// When to look and when to sleep.
 #[derive(Debug)]

@@ -263,23 +263,29 @@ impl BlkQueue {
             let left = self.timeout.saturating_sub(started.elapsed());
             let fds = [self.ring.call.as_fd(), self.ring.err.as_fd(), self.connection.as_fd()];
             let ready = wait_readable(fds, Some(left)).map_err(|source| self.system("waiting for a call", source))?;
-            let (socket, ring, outstanding) = (self.socket.clone(), self.index(), self.outstanding());
-            match ready {
+            let error = match ready {
                 [true, _, _] => {
                     self.ring.call.take().map_err(|source| self.system("taking a call", source))?;
+                    continue;
                 }
-                [_, true, _] => return Err(FrontendError::RingFailed { socket, ring }),
-                // Nothing is asked while a queue is waited for, so nothing is answered: this is the end. What was done
-                // before it counts, as does what the device did without a call.
-                [_, _, true] => {
-                    let lost = FrontendError::RingLost { socket, ring, outstanding };
-                    return self.poll()?.ok_or(lost);
+                [_, true, _] => {
+                    return Err(FrontendError::RingFailed { socket: self.socket.clone(), ring: self.index() });
                 }
-                _ => {
-                    let late = FrontendError::RingTimeout { socket, ring, outstanding, waited: self.timeout };
-                    return self.poll()?.ok_or(late);
-                }
-            }
+                // Nothing is asked while a queue is waited for, so nothing is answered: this is the end.
+                [_, _, true] => FrontendError::RingLost {
+                    socket: self.socket.clone(),
+                    ring: self.index(),
+                    outstanding: self.outstanding(),
+                },
+                _ => FrontendError::RingTimeout {
+                    socket: self.socket.clone(),
+                    ring: self.index(),
+                    outstanding: self.outstanding(),
+                    waited: self.timeout,
+                },
+            };
+            // What was done before counts, as does what the device did without a call.
+            return self.poll()?.ok_or(error);
         }
     }
 
