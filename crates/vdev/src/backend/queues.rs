@@ -121,8 +121,11 @@ impl Queue {
             Some(faults) => faults.calls(self.index),
         };
         for _ in 0..calls {
-            // A frontend that can't be told any more is on its way out; its session ends by itself.
-            let _ = self.call.tell(self.index, Told::Call);
+            if self.call.tell(self.index, Told::Call).is_err() {
+                // It can't be told any more: it is on its way out, or takes no messages. It is not waited for again.
+                self.call = Notify::Never;
+                return;
+            }
         }
     }
 

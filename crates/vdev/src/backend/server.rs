@@ -29,7 +29,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             message_timeout: Duration::from_secs(3),
-            stop_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(10),
             observer: Arc::new(Nobody),
             faults: None,
         }

@@ -233,10 +233,8 @@ impl Run {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => unreachable!("an epoll of ours can be waited for: {error}"),
         }
-        if events.is_empty() {
-            for state in self.states.iter_mut().flatten() {
-                state.ready |= matches!(state.kick, Kick::Polled) && !state.broken;
-            }
+        for state in self.states.iter_mut().flatten() {
+            state.ready |= matches!(state.kick, Kick::Polled) && !state.broken;
         }
     }
 

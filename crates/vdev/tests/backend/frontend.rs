@@ -1,6 +1,8 @@
 //! A frontend made of raw messages, and a server to talk to that ends with its test.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -316,4 +318,45 @@ pub fn eventually(what: &str, is_true: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A test of this program again, in a process of its own that is killed with the test that started it.
+pub struct Killed(Child);
+
+impl Killed {
+    /// Starts the test of this name with these variables, by which it knows what it is.
+    pub fn start(test: &str, variables: &[(&str, &Path)]) -> Self {
+        let child = Command::new(std::env::current_exe().expect("is there"))
+            .args(["--exact", test])
+            .envs(variables.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.expect("starts"))
+    }
+
+    /// How it has ended by itself, which it must in time.
+    pub fn ended(mut self) -> ExitStatus {
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("is ours") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until somebody takes connections there. The file is there a moment before.
+pub fn wait_until_it_listens(socket: &Path) {
+    eventually("it listens", || std::os::unix::net::UnixStream::connect(socket).is_ok());
 }

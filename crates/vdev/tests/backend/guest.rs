@@ -88,7 +88,7 @@ fn vm_qemu_is_judged_as_a_frontend() {
     };
     assert_eq!(failed(Level::Must), [], "{}", report.to_text());
     // QEMU that is ended in the middle of a guest's life stops nothing.
-    let known = ["rings.stop-before-close", "rings.kick-after-start", "memory.whole-pages"];
+    let known = ["rings.stop-before-close"];
     let unknown: Vec<_> = failed(Level::Should).into_iter().filter(|(id, _)| !known.contains(id)).collect();
     assert_eq!(unknown, []);
     let passed = report.counts().passed;

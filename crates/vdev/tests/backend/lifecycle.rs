@@ -3,18 +3,19 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_vdev::backend::Server;
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
 use kiln_vdev::frontend::Options;
-use kiln_vdev::frontend::blk::{BlkDriver, BlkOptions as DriverOptions};
+use kiln_vdev::frontend::blk::{BlkDriver, BlkOptions as DriverOptions, BlkRequest};
 use kiln_vdev::protocol::Empty;
 use kiln_vdev::protocol::frontend::GetFeatures;
 use kiln_vdev::socket::{Channel, Event, Listener};
 
-use super::frontend::{Frontend, Served, TIMEOUT, eventually, open_descriptors};
+use super::frontend::{Frontend, Killed, Served, TIMEOUT, eventually, open_descriptors, wait_until_it_listens};
 
 fn disk() -> Blk {
     Blk::open(&BlkOptions::new(Backing::Null { bytes: 1 << 20 })).expect("a disk")
@@ -158,4 +159,70 @@ fn write_until_done(driver: &mut BlkDriver, sector: u64, data: &[u8]) {
         }
     }
     panic!("sector {sector} was not written");
+}
+
+/// A disk in another process: this test again, in a process whose environment says which file and where to listen.
+const SERVED_FILE: &str = "KILN_TEST_SERVED_FILE";
+const SERVED_SOCKET: &str = "KILN_TEST_SERVED_SOCKET";
+
+/// Serves that file on that socket in a process of its own.
+fn start(file: &Path, socket: &Path) -> Killed {
+    let variables = [(SERVED_FILE, file), (SERVED_SOCKET, socket)];
+    Killed::start("lifecycle::nothing_is_lost_or_torn_when_backends_are_killed_under_load", &variables)
+}
+
+#[test]
+fn nothing_is_lost_or_torn_when_backends_are_killed_under_load() {
+    if let (Some(file), Some(socket)) = (std::env::var_os(SERVED_FILE), std::env::var_os(SERVED_SOCKET)) {
+        let disk = Blk::open(&BlkOptions::new(Backing::File(file.into()))).expect("a disk");
+        let server = Server::new(Arc::new(disk), kiln_vdev::backend::Options::default()).expect("a server");
+        let listener = Listener::bind(socket.as_ref()).expect("listens");
+        server.serve(&listener, &Event::new().expect("an event")).expect("serves");
+        return;
+    }
+    const BLOCKS: u64 = 512;
+    for packed in [false, true] {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(BLOCKS * 4096).expect("grows");
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("s");
+        let mut backend = start(file.path(), &socket);
+        wait_until_it_listens(&socket);
+        let options = DriverOptions { packed, depth: 32, request_bytes: 4096, ..DriverOptions::default() };
+        let mut driver = BlkDriver::connect(&socket, &Options::default(), &options).expect("starts");
+        let (mut submitted, mut done, mut kills) = (0, 0, 0);
+        while done < 4 * BLOCKS {
+            let queue = &mut driver.queues_mut()[0];
+            while submitted < 4 * BLOCKS
+                && let Some(slot) = queue.reserve()
+            {
+                // Each block is written four times, the last time with its own number.
+                let block = submitted % BLOCKS;
+                let round = (submitted / BLOCKS) as u8;
+                queue.data(slot).copy_from(&[block as u8 ^ (3 - round); 4096]);
+                queue.submit(slot, BlkRequest::Write { sector: block * 8, bytes: 4096 }).expect("has room");
+                submitted += 1;
+            }
+            if kills < 3 && done >= (kills + 1) * BLOCKS {
+                kills += 1;
+                queue.publish().expect("kicks");
+                drop(backend);
+                backend = start(file.path(), &socket);
+            }
+            let queue = &mut driver.queues_mut()[0];
+            let next = queue.publish().and_then(|()| queue.next_done());
+            match next {
+                Ok(next) => {
+                    queue.release(next.slot);
+                    done += 1;
+                }
+                Err(error) if error.is_closed() => driver.recover().expect("comes back"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let bytes = std::fs::read(file.path()).expect("is read");
+        for (block, bytes) in bytes.chunks(4096).enumerate() {
+            assert!(bytes.iter().all(|byte| *byte == block as u8), "block {block}, packed: {packed}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Scripts that make a backend wrong, and our own frontend that reports it: each of `tests/scripts` is used here.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use kiln_vdev::mock::{Mock, Script};
 use kiln_vdev::queue::QueueError;
 use kiln_vdev::socket::{Event, Listener};
 
-use super::frontend::{Served, TIMEOUT};
+use super::frontend::{Killed, Served, TIMEOUT, wait_until_it_listens};
 
 fn script(name: &str) -> Script {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts").join(name).with_extension("toml");
@@ -201,20 +202,13 @@ fn a_backend_that_crashes_is_noticed_at_once() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("s");
-    let mut child = std::process::Command::new(std::env::current_exe().expect("is there"))
-        .args(["--exact", "misbehave::a_backend_that_crashes_is_noticed_at_once"])
-        .env(CRASHER, &socket)
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("starts");
-    super::frontend::eventually("it listens", || socket.exists());
+    let test = "misbehave::a_backend_that_crashes_is_noticed_at_once";
+    let child = Killed::start(test, &[(CRASHER, &socket)]);
+    wait_until_it_listens(&socket);
     let session = BlkDriver::connect(&socket, &patience(), &driver_options());
-    let status = child.wait().expect("ends");
     let error = session.expect_err("it crashes");
     assert!(error.is_closed(), "{error}");
-    use std::os::unix::process::ExitStatusExt as _;
-    assert_eq!(status.signal(), Some(6), "it was ended by its abort");
+    assert_eq!(child.ended().signal(), Some(6), "it was ended by its abort");
     // Nobody was left to remove it.
     assert!(Listener::bind(&socket).is_ok(), "the socket can be had again");
 }

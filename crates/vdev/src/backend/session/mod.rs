@@ -57,6 +57,9 @@ impl Answer {
 
 /// One frontend's session.
 pub struct Session<'a> {
+    /// By the device's numbers. They come first, so that they have ended before the frontend sees that the session has:
+    /// then nobody writes to its memory any more.
+    workers: BTreeMap<u16, Worker>,
     channel: Channel,
     device: &'a Arc<dyn Device>,
     options: &'a Options,
@@ -71,8 +74,6 @@ pub struct Session<'a> {
     inflight: Option<InflightRegion>,
     backend_channel: Option<Arc<BackendChannel>>,
     rings: Vec<Ring>,
-    /// By the device's numbers.
-    workers: BTreeMap<u16, Worker>,
     /// Where the state of another device comes from, until it is asked whether it was good.
     incoming_state: Option<OwnedFd>,
     /// Whether the state that was saved last has reached the frontend.
@@ -86,6 +87,7 @@ impl<'a> Session<'a> {
             faults.offer(&mut offer);
         }
         Self {
+            workers: BTreeMap::new(),
             channel,
             device,
             options,
@@ -99,7 +101,6 @@ impl<'a> Session<'a> {
             inflight: None,
             backend_channel: None,
             rings: (0..device.queues()).map(|_| Ring::default()).collect(),
-            workers: BTreeMap::new(),
             incoming_state: None,
             state_is_good: true,
         }
@@ -127,7 +128,7 @@ impl<'a> Session<'a> {
             let faults = self.options.faults.as_ref();
             match faults.and_then(|faults| faults.message(message.header.request)) {
                 None => self.take(message, &AnswerFault::default())?,
-                Some(fault) => self.take_wrong(message, &fault)?,
+                Some(fault) => self.take_wrong(message, &fault, stop)?,
             }
         }
     }

@@ -54,7 +54,7 @@ enum Teller {
 }
 
 const SPLIT_BASE_MAX: u32 = 0xffff;
-/// The user address that no ring begins at.
+/// What the flags of `SET_VRING_ADDR` may say.
 const FLAGS_KNOWN: u32 = VringAddress::LOG;
 
 impl Session<'_> {
@@ -147,9 +147,6 @@ impl Session<'_> {
 
     pub(super) fn get_vring_base(&mut self, state: VringState) -> Result<Answer, Refusal> {
         let ring = self.place(state.index)?;
-        if state.num != 0 {
-            return Err(Refusal::Value { field: "num", value: state.num.into() });
-        }
         self.stop(ring)?;
         Ok(Answer::of(&VringState { index: state.index, num: self.rings[usize::from(ring)].base }))
     }

@@ -6,11 +6,19 @@ use super::{DONE, Session};
 use crate::backend::fault::{AnswerFault, Instead, MessageFault};
 use crate::backend::refusal::{Refusal, SessionError};
 use crate::protocol::{Flags, HEADER_BYTES, Header, ProtocolFeatures};
-use crate::socket::{Event, RawMessage};
+use crate::socket::{Event, RawMessage, wait_readable};
 
 impl Session<'_> {
-    pub(super) fn take_wrong(&mut self, message: RawMessage, fault: &MessageFault) -> Result<(), SessionError> {
-        std::thread::sleep(fault.delay);
+    pub(super) fn take_wrong(
+        &mut self,
+        message: RawMessage,
+        fault: &MessageFault,
+        stop: &Event,
+    ) -> Result<(), SessionError> {
+        let waited = wait_readable([stop.as_fd()], Some(fault.delay)).map_err(|error| self.io(error))?;
+        if waited == [true] {
+            return Ok(());
+        }
         let Header { request, flags, .. } = message.header;
         let wants_reply = flags.needs_reply() && self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
         match fault.instead {
