@@ -71,6 +71,12 @@ pub const CASES: &[Case] = &[
         reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
     Case { id: "handshake.ack-vring-enable", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_enable,
         reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
+    Case { id: "handshake.unknown-request-fails", level: Should, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: unknown_request_fails,
+        reason: "the reply indicates success or failure; what the backend does not know it has not done" },
+    Case { id: "handshake.other-version", level: May, section: "Header", needs: ACK, run: |context| odd_flags(context, 0b1010),
+        reason: "the version is \"currently 0x01\"; a message of another may mean anything" },
+    Case { id: "handshake.unknown-flag", level: May, section: "Header", needs: ACK, run: |context| odd_flags(context, 1 << 31 | 0b1001),
+        reason: "a flag that has no meaning yet may get one that the backend does not know" },
     Case { id: "handshake.ack-reset-owner", level: Must, section: "VHOST_USER_RESET_OWNER", needs: ACK, run: ack_reset_owner,
         reason: "need_reply on \"any command\" brings a reply, also where the backend ignores the command, as is recommended" },
     Case { id: "handshake.reset-owner-harmless", level: Should, section: "VHOST_USER_RESET_OWNER", needs: ACK, run: reset_owner_harmless,
@@ -345,6 +351,20 @@ fn ack_vring_enable(context: &mut Context<'_>) -> Outcome {
     ring.place(&mut link)?;
     ring.connect(&mut link)?;
     acknowledged(&mut link, &SetVringEnable(ring.state(1)), &[])
+}
+
+fn unknown_request_fails(context: &mut Context<'_>) -> Outcome {
+    let mut link = context.open()?;
+    let answer = link.ask_raw(200, Flags::request_with_reply(), &[], &[])?;
+    link.judge_refusal(answer, "request 200, which there is not")
+}
+
+/// A right message with wrong flags.
+fn odd_flags(context: &mut Context<'_>, flags: u32) -> Outcome {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered);
+    let answer = link.ask_raw(2, Flags::from_bits(flags), &features.to_ne_bytes(), &[])?;
+    link.judge_refusal(answer, &format!("SET_FEATURES with the flags {flags:#x}"))
 }
 
 fn ack_reset_owner(context: &mut Context<'_>) -> Outcome {
