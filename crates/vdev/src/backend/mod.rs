@@ -13,6 +13,7 @@
 
 mod device;
 pub mod fault;
+mod interrupt;
 mod notify;
 mod observe;
 mod polling;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::protocol::backend::{ConfigChangeMsg, VringCall, VringErr};
@@ -9,16 +10,22 @@ use crate::protocol::{Empty, Flags, Message, VringState};
 use crate::socket::{Channel, Event, SocketError};
 
 /// The backend's own channel to the frontend ("Back-end communication"), shared by all who have something to say.
+///
+/// A frontend that has not taken one message, or not answered it, in time is told nothing more: else each would be waited
+/// for as long as the first.
 #[derive(Debug)]
 pub struct BackendChannel {
     channel: Mutex<Channel>,
+    is_over: AtomicBool,
     /// Whether `REPLY_ACK` was negotiated.
     acknowledged: bool,
 }
 
 impl BackendChannel {
     pub(super) fn new(stream: UnixStream, name: String, timeout: std::time::Duration, acknowledged: bool) -> Self {
-        Self { channel: Mutex::new(Channel::new(stream, name, timeout)), acknowledged }
+        // The frontend made the socket, and may have it still.
+        let channel = Mutex::new(Channel::from_peer(stream, name, timeout));
+        Self { channel, is_over: AtomicBool::new(false), acknowledged }
     }
 
     /// Says that the configuration has changed. Nobody waits for an answer: the frontend may be waiting for one of ours.
@@ -26,7 +33,7 @@ impl BackendChannel {
     /// # Errors
     /// Where the frontend does not take it in time.
     pub fn config_changed(&self) -> Result<(), SocketError> {
-        self.lock().send(&ConfigChangeMsg(Empty), &[])
+        self.say(|channel| channel.send(&ConfigChangeMsg(Empty), &[]))
     }
 
     /// Says something and waits until the frontend has done it, where it can say so.
@@ -34,8 +41,11 @@ impl BackendChannel {
     /// # Errors
     /// Where the frontend does not take it, or does not answer in time.
     pub fn tell<M: Message>(&self, message: &M) -> Result<(), SocketError> {
-        let mut channel = self.lock();
-        if self.acknowledged { channel.call_acknowledged(message, &[]) } else { channel.send(message, &[]) }
+        self.say(
+            |channel| {
+                if self.acknowledged { channel.call_acknowledged(message, &[]) } else { channel.send(message, &[]) }
+            },
+        )
     }
 
     /// Says anything at all.
@@ -43,11 +53,20 @@ impl BackendChannel {
     /// # Errors
     /// Where the frontend does not take it in time.
     pub fn send_raw(&self, request: u32, flags: Flags, payload: &[u8]) -> Result<(), SocketError> {
-        self.lock().send_raw(request, flags, payload, &[])
+        self.say(|channel| channel.send_raw(request, flags, payload, &[]))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Channel> {
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    fn say(&self, what: impl FnOnce(&mut Channel) -> Result<(), SocketError>) -> Result<(), SocketError> {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_over.load(Ordering::Acquire) {
+            return Err(SocketError::Closed { socket: channel.name().to_owned(), doing: "sending".to_owned() });
+        }
+        let said = what(&mut channel);
+        if said.as_ref().is_err_and(|error| !matches!(error, SocketError::Refused { .. })) {
+            self.is_over.store(true, Ordering::Release);
+            channel.shut_down();
+        }
+        said
     }
 }
 
@@ -81,7 +100,7 @@ impl Notify {
         let state = VringState { index: ring.into(), num: 0 };
         match (self, what) {
             (Self::Never, _) => Ok(()),
-            (Self::Event(event), _) => event.signal(),
+            (Self::Event(event), _) => event.signal_watched(),
             (Self::InBand(channel), Told::Call) => channel.tell(&VringCall(state)).map_err(io::Error::other),
             (Self::InBand(channel), Told::Error) => channel.tell(&VringErr(state)).map_err(io::Error::other),
         }

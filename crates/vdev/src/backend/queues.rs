@@ -28,6 +28,8 @@ pub struct Queue {
     pub(super) resubmits: bool,
     /// Entries more than there are that the ring is to say it has.
     jump: u16,
+    /// It can't be believed any more: no handler finds it.
+    pub(super) is_broken: bool,
 }
 
 impl Queue {
@@ -43,6 +45,7 @@ impl Queue {
             unpublished: false,
             resubmits: false,
             jump: 0,
+            is_broken: false,
         }
     }
 
@@ -110,7 +113,7 @@ impl Queue {
         }
         if let Some(event) = &self.log_changed {
             // Whoever waits for it reads the log anyway when it comes to an end.
-            let _ = event.signal();
+            let _ = event.signal_watched();
         }
     }
 
@@ -197,15 +200,16 @@ impl Queues {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, running: Vec::new() })
     }
 
-    /// A queue, where it runs.
+    /// A queue, where it runs and can be believed.
     pub fn get(&mut self, queue: u16) -> Option<&mut Queue> {
-        self.running.get_mut(usize::from(queue))?.as_deref_mut()
+        self.running.get_mut(usize::from(queue))?.as_deref_mut().filter(|queue| !queue.is_broken)
     }
 
     /// Two different queues, where both run.
     pub fn pair(&mut self, one: u16, other: u16) -> Option<(&mut Queue, &mut Queue)> {
         let [one, other] = self.running.get_disjoint_mut([usize::from(one), usize::from(other)]).ok()?;
-        Some((one.as_deref_mut()?, other.as_deref_mut()?))
+        let believed = |queue: &&mut Queue| !queue.is_broken;
+        Some((one.as_deref_mut().filter(believed)?, other.as_deref_mut().filter(believed)?))
     }
 
     /// Has the worker wait for a descriptor too; [`QueueHandler::ready`](super::QueueHandler::ready) is called with the

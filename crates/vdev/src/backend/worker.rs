@@ -13,7 +13,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 
 use super::device::{QueueHandler, Work};
+use super::interrupt::interrupt;
 use super::notify::{Notify, Told};
 use super::observe::{Observer, SessionEvent};
 use super::polling::Polling;
@@ -37,6 +38,10 @@ const WAKE: u64 = u64::MAX;
 const EVENTS_AT_ONCE: usize = 32;
 /// The longest that a ring without kicks is left alone: what bounds the cost of polling it.
 const POLL_PAUSE_MAX: Duration = Duration::from_millis(1);
+/// Times that queues are served before other descriptors and deadlines have their turn, however much a driver has.
+const ROUNDS_MAX: u32 = 64;
+/// How long a worker is waited for before it is interrupted for the first time; a peer may have it wait.
+const INTERRUPT_AFTER: Duration = Duration::from_millis(100);
 
 /// How a worker finds out that a ring has more.
 #[derive(Debug)]
@@ -141,10 +146,28 @@ impl Worker {
     /// Tells it what to do, and waits until it has.
     pub fn tell(&self, command: Command) -> Result<u32, WorkerError> {
         let answer = self.send(Some(command))?;
-        match answer.recv_timeout(self.patience) {
+        match self.wait_for(&answer) {
             Ok(answer) => Ok(answer?),
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(WorkerError::Stuck { waited: self.patience }),
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(WorkerError::Gone),
+            Err(RecvTimeoutError::Timeout) => Err(WorkerError::Stuck { waited: self.patience }),
+            Err(RecvTimeoutError::Disconnected) => Err(WorkerError::Gone),
+        }
+    }
+
+    /// Waits for an answer. A worker that lets one wait for it may be waiting for a peer, so it is interrupted now and
+    /// then; each time after twice as long, as one that is just slow should get on.
+    fn wait_for(&self, answer: &Receiver<Answer>) -> Result<Answer, RecvTimeoutError> {
+        let deadline = Instant::now() + self.patience;
+        let mut pause = INTERRUPT_AFTER;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match answer.recv_timeout(pause.min(left)) {
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() => {}
+                other => return other,
+            }
+            if let Some(thread) = &self.thread {
+                interrupt(thread);
+            }
+            pause *= 2;
         }
     }
 
@@ -164,9 +187,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // One that is stuck in the operating system ends as soon as it comes back: its commands have ended.
-        let ends = self.send(None).is_ok_and(|answer| {
-            !matches!(answer.recv_timeout(self.patience), Err(std::sync::mpsc::RecvTimeoutError::Timeout))
-        });
+        let ends =
+            self.send(None).is_ok_and(|answer| !matches!(self.wait_for(&answer), Err(RecvTimeoutError::Timeout)));
         if let (true, Some(thread)) = (ends, self.thread.take()) {
             // A panic was reported where it happened.
             let _ = thread.join();
@@ -405,6 +427,7 @@ impl Run {
     /// something else to do.
     fn serve(&mut self) {
         self.polling.begin();
+        let mut rounds = 0;
         loop {
             let (mut worked, mut more, mut waiting) = (false, false, false);
             for place in 0..self.states.len() {
@@ -420,6 +443,10 @@ impl Run {
             if worked {
                 self.pause = Duration::ZERO;
                 self.polling.begin();
+                rounds += 1;
+                if rounds == ROUNDS_MAX {
+                    return;
+                }
                 continue;
             }
             if waiting && self.polling.goes_on() {
@@ -480,8 +507,14 @@ impl Run {
         }
     }
 
-    /// A ring can't be believed: it is left alone from now on, and the frontend is told.
+    /// A ring can't be believed: it is left alone from now on, and the frontend is told. Which ring, the error knows best:
+    /// a handler may have looked at another than it was called for.
     fn broke(&mut self, queue: u16, error: &QueueError) {
+        let told = error.ring().and_then(|ring| u16::try_from(ring).ok());
+        let queue =
+            told.filter(|ring| self.states.get(usize::from(*ring)).is_some_and(Option::is_some)).unwrap_or(queue);
+        let Some(running) = self.queues.get(queue) else { return };
+        running.is_broken = true;
         self.observer.event(&SessionEvent::RingBroke { queue, error });
         let Some(Some(state)) = self.states.get_mut(usize::from(queue)) else { return };
         state.ready = false;

@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::event::PollFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::error::FrontendError;
@@ -14,7 +13,7 @@ use crate::protocol::{
     DeviceStateTransfer, Empty, ProtocolFeatures,
     frontend::{CheckDeviceState, SetDeviceStateFd},
 };
-use crate::socket::Event;
+use crate::socket::Flow;
 
 /// The most bytes of a backend's state that are taken.
 pub const DEVICE_STATE_BYTES_MAX: usize = 64 << 20;
@@ -38,19 +37,19 @@ impl Frontend {
         let (read, write) = self.pipe()?;
         let read = self.set_device_state_fd(SAVE, write)?.unwrap_or(read);
         let failed = |what: String| self.state_error("saved", what);
-        let read = non_blocking(read).map_err(|error| failed(error.to_string()))?;
+        let read = Flow::new(read).map_err(|error| failed(error.to_string()))?;
         let mut state = Vec::new();
         let mut piece = vec![0; 1 << 16];
         loop {
-            match rustix::io::read(&read, &mut piece) {
+            match read.read(&mut piece) {
                 Ok(0) => break,
                 Ok(count) if state.len() + count > DEVICE_STATE_BYTES_MAX => {
                     return Err(failed(format!("more than {DEVICE_STATE_BYTES_MAX} bytes")));
                 }
                 Ok(count) => state.extend_from_slice(&piece[..count]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    wait(&read, PollFlags::IN, deadline).map_err(|error| failed(error.to_string()))?;
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    read.wait(PollFlags::IN, deadline).map_err(|error| failed(error.to_string()))?;
                 }
                 Err(error) => return Err(failed(error.to_string())),
             }
@@ -72,14 +71,14 @@ impl Frontend {
         let (read, write) = self.pipe()?;
         let write = self.set_device_state_fd(LOAD, read)?.unwrap_or(write);
         let failed = |what: String| self.state_error("loaded", what);
-        let write = non_blocking(write).map_err(|error| failed(error.to_string()))?;
+        let write = Flow::new(write).map_err(|error| failed(error.to_string()))?;
         let mut left = state;
         while !left.is_empty() {
-            match rustix::io::write(&write, left) {
+            match write.write(left) {
                 Ok(count) => left = &left[count..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    wait(&write, PollFlags::OUT, deadline).map_err(|error| failed(error.to_string()))?;
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    write.wait(PollFlags::OUT, deadline).map_err(|error| failed(error.to_string()))?;
                 }
                 Err(error) => return Err(failed(error.to_string())),
             }
@@ -128,19 +127,5 @@ impl Frontend {
 
     fn state_error(&self, moved: &'static str, what: String) -> FrontendError {
         FrontendError::DeviceState { socket: self.name().to_owned(), moved, what }
-    }
-}
-
-fn non_blocking(fd: OwnedFd) -> io::Result<Event> {
-    Event::from_peer(fd)
-}
-
-fn wait(fd: &Event, flags: PollFlags, deadline: Instant) -> io::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout =
-        Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
-    match poll(&mut [PollFd::new(fd, flags)], Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }

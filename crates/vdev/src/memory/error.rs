@@ -73,6 +73,12 @@ pub enum MemoryError {
         /// How much was to be reached.
         bytes: u64,
     },
+    /// Its file has become shorter since it was shared.
+    #[error("the file of the memory region at guest address {guest_address:#x} was cut short")]
+    Cut {
+        /// Where it begins.
+        guest_address: u64,
+    },
     /// An address that must be a multiple.
     #[error("the address {address:#x} is not a multiple of {alignment}")]
     Unaligned {

@@ -140,9 +140,13 @@ impl GuestMemory {
     /// The bytes of a span that this memory has found.
     ///
     /// # Errors
-    /// Where the span is another memory's and there is nothing like it here.
+    /// Where the span is another memory's and there is nothing like it here, or a peer has cut its file short: then what
+    /// would be written is kept from growing in this process alone.
     pub fn slice(&self, span: Span) -> Result<VolatileSlice<'_>, MemoryError> {
         match self.regions.get(span.region) {
+            Some(region) if region.is_cut() => {
+                Err(MemoryError::Cut { guest_address: region.description().guest_address })
+            }
             Some(region) => region.slice(span.offset, span.bytes),
             None => Err(MemoryError::Outside { kind: "guest", address: 0, bytes: span.bytes as u64 }),
         }
@@ -268,13 +272,60 @@ mod tests {
         let shared = SharedFile::from_peer(file.try_clone().expect("clones").into());
         let region = MemoryRegion { guest_address: 0, size: 0x4000, user_address: 0, mmap_offset: 0 };
         let region = Region::map(region, shared).expect("maps");
-        region.slice(0x2000, 1).expect("fits").copy_from(&[7]);
+        region.slice(0x2000, 1).expect("fits").copy_from(&[7_u8]);
         file.set_len(0x1000).expect("shrinks");
         assert!(!region.is_cut());
         let mut byte = [1_u8];
         region.slice(0x2000, 1).expect("fits").copy_to(&mut byte);
         assert_eq!(byte, [0]);
         assert!(region.is_cut());
-        region.slice(0, 1).expect("fits").copy_from(&[7]);
+        region.slice(0, 1).expect("fits").copy_from(&[7_u8]);
+    }
+
+    /// What the kernel knows of this process's mappings at this file.
+    fn mappings_at(region: &Region) -> usize {
+        let address = region.slice(0, 1).expect("is there").ptr_guard().as_ptr() as usize;
+        let (start, end) = (address, address + usize::try_from(region.description().size).expect("fits"));
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("is there");
+        let number = |text: &str| usize::from_str_radix(text, 16).expect("a number");
+        let bounds = maps.lines().filter_map(|line| line.split_once(' ')?.0.split_once('-'));
+        bounds.filter(|(from, to)| number(from) < end && number(to) > start).count()
+    }
+
+    #[test]
+    fn however_a_file_is_cut_the_process_has_few_mappings_more() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(256 * 4096).expect("grows");
+        let region = MemoryRegion { guest_address: 0, size: 256 * 4096, user_address: 0, mmap_offset: 0 };
+        let shared = SharedFile::from_peer(file.try_clone().expect("clones").into());
+        let memory = GuestMemory::new(vec![Arc::new(Region::map(region, shared).expect("maps"))]).expect("memory");
+        // A page after the other, every second one, as a chain of buffers would have it.
+        for page in (1..256_u64).rev().step_by(2) {
+            file.set_len(page * 4096).expect("shrinks");
+            let region = &memory.regions()[0];
+            region.slice(page as usize * 4096, 1).expect("fits").copy_from(&[1_u8]);
+        }
+        assert!(mappings_at(&memory.regions()[0]) <= 3);
+        let span = memory.at_guest(0, 16).expect("is there");
+        assert!(matches!(memory.slice(span), Err(MemoryError::Cut { guest_address: 0 })));
+    }
+
+    #[test]
+    fn memory_in_huge_pages_that_are_not_there_ends_nobody_and_is_unmapped() {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+        const HUGE: u64 = 2 << 20;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let file = memfd_create("huge", flags).expect("a kernel with huge pages, if only none are set aside");
+        ftruncate(&file, HUGE * 2).expect("grows");
+        let place = MemoryRegion { guest_address: 0, size: 0x1000, user_address: 0, mmap_offset: HUGE - 0x1000 };
+        let region = Region::map(place, SharedFile::from_peer(file)).expect("maps, as nothing is set aside for it");
+        let address = region.slice(0, 1).expect("fits").ptr_guard().as_ptr() as usize;
+        region.slice(0, 4).expect("fits").copy_from(b"here");
+        let mut bytes = [0; 4];
+        region.slice(0, 4).expect("fits").copy_to(&mut bytes);
+        assert_eq!(&bytes, b"here");
+        drop(region);
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("is there");
+        assert!(!maps.contains("memfd:huge"), "nothing of it is left at {address:#x}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fstat, fstatfs, ftruncate, memfd_create};
 use vm_memory::volatile_memory::VolatileMemory as _;
 use vm_memory::{FileOffset, MmapRegion, VolatileSlice};
 
@@ -52,10 +52,11 @@ impl AsFd for SharedFile {
 #[derive(Debug)]
 pub struct Region {
     description: MemoryRegion,
+    // Before the mapping, and so dropped before it: the place may be another mapping's at once.
+    guard: Guard,
     mapping: MmapRegion<()>,
     /// Where the region begins in the mapping, which begins at a page.
     lead: usize,
-    guard: Guard,
 }
 
 impl Region {
@@ -83,15 +84,18 @@ impl Region {
             FileType::CharacterDevice => {}
             _ => return Err(MemoryError::NoFile { guest_address }),
         }
-        // Files of huge pages are mapped from the start of such a page.
-        let page = u64::try_from(stat.st_blksize).unwrap_or(0).next_power_of_two().clamp(4096, 1 << 30);
+        let (page, is_huge) = page_bytes(&file, guest_address)?;
         let start = mmap_offset & !(page - 1);
         let lead = mmap_offset - start;
-        let (Ok(lead), Ok(bytes)) = (usize::try_from(lead), usize::try_from(lead + size)) else { return Err(endless) };
+        // What lies in huge pages is mapped, and unmapped, in whole ones, of which such a file consists.
+        let bytes = if is_huge { (lead + size).checked_next_multiple_of(page) } else { lead.checked_add(size) };
+        let (Ok(lead), Some(Ok(bytes))) = (usize::try_from(lead), bytes.map(usize::try_from)) else {
+            return Err(endless);
+        };
         let mapping = MmapRegion::from_file(FileOffset::new(File::from(file.0), start), bytes)
             .map_err(|error| MemoryError::Map { guest_address, source: std::io::Error::other(error) })?;
-        let guard = Guard::new(mapping.as_ptr() as usize, mapping.size());
-        Ok(Self { description, mapping, lead, guard })
+        let guard = Guard::new(mapping.as_ptr() as usize, mapping.size(), page as usize);
+        Ok(Self { description, guard, mapping, lead })
     }
 
     /// New memory of zeros for a guest, and the file to share it by. Its user address is where this process has it.
@@ -116,7 +120,7 @@ impl Region {
         self.guard.is_cut()
     }
 
-    /// Some of its bytes, counted from its start.
+    /// Some of its bytes, counted from its start; zeros where it was cut short.
     ///
     /// # Errors
     /// Where they are not all in it.
@@ -130,5 +134,23 @@ impl Region {
             });
         }
         Ok(self.mapping.get_slice(self.lead + offset, bytes).expect("lies in the mapping, as was just checked"))
+    }
+}
+
+const PAGE_BYTES: u64 = 4096;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
+/// The size of a file's pages, and whether they are huge ones.
+fn page_bytes(file: &SharedFile, guest_address: u64) -> Result<(u64, bool), MemoryError> {
+    let stat = fstatfs(file).map_err(std::io::Error::from)?;
+    match stat.f_type as u64 {
+        HUGETLBFS_MAGIC => {
+            let page = u64::try_from(stat.f_bsize).unwrap_or(PAGE_BYTES);
+            Ok((if page.is_power_of_two() { page } else { PAGE_BYTES }, true))
+        }
+        // A peer may serve such a file itself, and whoever touches it waits for the peer, out of reach of any deadline.
+        FUSE_MAGIC => Err(MemoryError::NoFile { guest_address }),
+        _ => Ok((PAGE_BYTES, false)),
     }
 }

@@ -236,3 +236,36 @@ pub enum QueueError {
         reason: &'static str,
     },
 }
+
+impl QueueError {
+    /// The ring that it is about, where there is one.
+    pub const fn ring(&self) -> Option<u32> {
+        match self {
+            Self::Size { ring, .. }
+            | Self::RingOutside { ring, .. }
+            | Self::Unaligned { ring, .. }
+            | Self::Base { ring, .. }
+            | Self::Cut { ring, .. }
+            | Self::AvailableJump { ring, .. }
+            | Self::Descriptor { ring, .. }
+            | Self::Endless { ring, .. }
+            | Self::AvailableTwice { ring, .. }
+            | Self::Unfinished { ring, .. }
+            | Self::ReadableBehindWritable { ring, .. }
+            | Self::TooLong { ring, .. }
+            | Self::BufferOutside { ring, .. }
+            | Self::IndirectNotNegotiated { ring, .. }
+            | Self::IndirectWithNext { ring, .. }
+            | Self::IndirectNested { ring, .. }
+            | Self::IndirectSize { ring, .. }
+            | Self::Full { ring, .. }
+            | Self::Buffers { ring, .. }
+            | Self::UsedJump { ring, .. }
+            | Self::UnknownId { ring, .. }
+            | Self::UsedLength { ring, .. }
+            | Self::NoEvents { ring, .. }
+            | Self::Inflight { ring, .. } => Some(*ring),
+            Self::ArenaFull { .. } | Self::InflightRegion { .. } => None,
+        }
+    }
+}

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -46,6 +47,8 @@ pub struct Channel {
     timeout: Duration,
     /// The timeout that the socket has now.
     armed: Option<Duration>,
+    /// Whether a peer has this very socket too, and so can change how it waits.
+    is_shared: bool,
     /// Bytes that were read and belong to the next message: a peer answered less than its message has.
     ahead: VecDeque<u8>,
     /// Where messages are put together, kept so that sending allocates nothing.
@@ -85,7 +88,21 @@ impl Channel {
 
     /// A connection that is there already. `name` stands for it in errors.
     pub fn new(stream: UnixStream, name: impl Into<String>, timeout: Duration) -> Self {
-        Self { stream, name: name.into(), timeout, armed: None, ahead: VecDeque::new(), scratch: Vec::new() }
+        Self {
+            stream,
+            name: name.into(),
+            timeout,
+            armed: None,
+            is_shared: false,
+            ahead: VecDeque::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// A connection whose socket came from a peer, which may still have it: nothing that the peer does to it makes anybody
+    /// wait longer.
+    pub fn from_peer(stream: UnixStream, name: impl Into<String>, timeout: Duration) -> Self {
+        Self { is_shared: true, ..Self::new(stream, name, timeout) }
     }
 
     /// Two ends that are connected to each other.
@@ -258,12 +275,14 @@ impl Channel {
             if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
                 return Err(self.io_error("sending", io::ErrorKind::InvalidInput.into()));
             }
-            match sendmsg(&self.stream, &[IoSlice::new(left)], &mut control, SendFlags::NOSIGNAL) {
+            let wait = if self.is_shared { SendFlags::DONTWAIT } else { SendFlags::empty() };
+            match sendmsg(&self.stream, &[IoSlice::new(left)], &mut control, SendFlags::NOSIGNAL | wait) {
                 Ok(sent) => {
                     left = &left[sent..];
                     fds = &[];
                 }
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.is_shared => self.poll(PollFlags::OUT, started, "sending")?,
                 Err(Errno::AGAIN) => return Err(self.timed_out("sending".to_owned())),
                 Err(error) => return Err(self.io_error("sending", error.into())),
             }
@@ -385,7 +404,8 @@ impl Channel {
             })?;
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_TAKEN))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let flags = RecvFlags::CMSG_CLOEXEC;
+            let wait = if self.is_shared { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
+            let flags = RecvFlags::CMSG_CLOEXEC | wait;
             match recvmsg(&self.stream, &mut [IoSliceMut::new(into)], &mut control, flags) {
                 Ok(received) => {
                     for message in control.drain() {
@@ -398,6 +418,7 @@ impl Channel {
                     return Ok(received.bytes);
                 }
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.is_shared => self.poll(PollFlags::IN, started, "receiving")?,
                 Err(Errno::AGAIN) => return Err(self.timed_out(doing())),
                 // What a peer left unread when it closed.
                 Err(Errno::CONNRESET) => return Ok(0),
@@ -417,7 +438,7 @@ impl Channel {
         }
         // The clock of a wait that has just begun need not be set by the microsecond.
         let left = if elapsed < self.timeout / 64 { self.timeout } else { left.max(Duration::from_millis(1)) };
-        if self.armed != Some(left) {
+        if self.armed != Some(left) && !self.is_shared {
             for direction in [Timeout::Recv, Timeout::Send] {
                 set_socket_timeout(&self.stream, direction, Some(left))
                     .map_err(|error| self.io_error(doing, error.into()))?;
@@ -425,6 +446,17 @@ impl Channel {
             self.armed = Some(left);
         }
         Ok(())
+    }
+
+    /// Waits for the time that is left; whether that was enough is seen by trying again.
+    fn poll(&self, what: PollFlags, started: Instant, doing: &str) -> Result<(), SocketError> {
+        let left = self.timeout.saturating_sub(started.elapsed());
+        let timeout =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&self.stream, what)], Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(self.io_error(doing, error.into())),
+        }
     }
 
     fn cut(&self, got: usize, wanted: usize, doing: &dyn Fn() -> String) -> SocketError {

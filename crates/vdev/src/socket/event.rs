@@ -1,14 +1,14 @@
 //! Notifications between driver and device: eventfds, and waiting for several descriptors at once.
 //!
 //! Some peers set `O_NONBLOCK` on the eventfd that both sides share, so nobody here blocks in `read`: [`Event::wait`]
-//! polls, and taking what is there never waits.
+//! polls, and taking what is there never waits. A hostile peer takes it off again, so it is never what keeps us from waiting.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 /// A descriptor that one side writes and the other polls: an eventfd of ours, or what a peer sent.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl Event {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// A descriptor that came from a peer. It must not block whoever reads or writes it.
+    /// A descriptor that came from a peer.
     ///
     /// # Errors
     /// Where it can't be made non-blocking.
@@ -46,8 +46,23 @@ impl Event {
     /// # Errors
     /// Where the descriptor takes no 8-byte write.
     pub fn signal(&self) -> io::Result<()> {
+        // There is no write to an eventfd that is sure not to wait; this leaves a peer no more than a moment to fill it.
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], Some(&now)) {
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => self.signal_watched(),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// As [`signal`](Self::signal), with one call of the system less. A peer that fills the event and takes `O_NONBLOCK`
+    /// off has this wait until a signal comes, so it is for threads that somebody watches over.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn signal_watched(&self) -> io::Result<()> {
         match rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -58,7 +73,15 @@ impl Event {
     /// Where the descriptor can't be read, or has come to its end.
     pub fn take(&self) -> io::Result<bool> {
         let mut bytes = [0; 8];
-        match rustix::io::read(&self.0, &mut bytes) {
+        // "From where the file is" of a descriptor that has no place.
+        let nowhere = u64::MAX;
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        let read = match rustix::io::preadv2(&self.0, &mut into, nowhere, ReadWriteFlags::NOWAIT) {
+            // Some kinds of descriptors can't say that they won't wait.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => rustix::io::read(&self.0, &mut bytes),
+            read => read,
+        };
+        match read {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
@@ -123,5 +146,19 @@ mod tests {
         let event = Event::new().expect("an eventfd");
         rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).expect("fits");
         event.signal().expect("is no error");
+    }
+
+    #[test]
+    fn a_peer_that_makes_an_event_wait_makes_nobody_wait() {
+        let event = Event::new().expect("an eventfd");
+        rustix::fs::fcntl_setfl(&event, rustix::fs::OFlags::RDWR).expect("is set");
+        assert!(!event.take().expect("reads"));
+        rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).expect("fits");
+        event.signal().expect("is no error");
+        assert!(event.take().expect("reads"));
+        let (pipe, _writer) = std::io::pipe().expect("a pipe");
+        let pipe = Event::from_peer(pipe.into()).expect("is made non-blocking");
+        rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::RDONLY).expect("is set");
+        assert!(!pipe.take().expect("reads"));
     }
 }

@@ -10,7 +10,9 @@
 mod channel;
 mod error;
 mod event;
+mod flow;
 
 pub use channel::{Channel, Listener, RawMessage};
 pub use error::SocketError;
 pub use event::{Event, wait_readable};
+pub use flow::Flow;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::{Answer, DONE, REFUSED, Session};
@@ -13,6 +13,7 @@ use crate::backend::device::{ConfigWrite, STATE_BYTES_MAX};
 use crate::backend::notify::BackendChannel;
 use crate::backend::refusal::Refusal;
 use crate::protocol::{Config, DeviceStateTransfer, ProtocolFeatures as P};
+use crate::socket::Flow;
 
 /// In the answer to `SET_DEVICE_STATE_FD`: no descriptor comes with it.
 const NO_DESCRIPTOR: u64 = 1 << 8;
@@ -89,8 +90,6 @@ impl Session<'_> {
         if !is_stream {
             return Err(Refusal::DescriptorKind("Unix stream socket"));
         }
-        // The other end may have made it non-blocking; that would end every wait at once.
-        rustix::io::ioctl_fionbio(&fd, false).map_err(io::Error::from)?;
         let name = format!("{} (backend channel)", self.channel.name());
         let (timeout, acknowledged) = (self.options.message_timeout, self.has(P::REPLY_ACK));
         let channel = BackendChannel::new(UnixStream::from(fd), name, timeout, acknowledged);
@@ -105,13 +104,16 @@ impl Session<'_> {
         let begun = match (transfer.direction, fd) {
             _ if !is_suspended || transfer.phase != STOPPED => false,
             (SAVE, Some(fd)) => {
-                self.state_is_good = save(&fd, &self.device.save_state()).is_ok();
+                self.state_is_good = save(fd, &self.device.save_state()).is_ok();
                 true
             }
-            (LOAD, Some(fd)) => {
-                self.incoming_state = Some(fd);
-                true
-            }
+            (LOAD, Some(fd)) => match Flow::new(fd) {
+                Ok(flow) => {
+                    self.incoming_state = Some(flow);
+                    true
+                }
+                Err(_) => false,
+            },
             _ => false,
         };
         Answer::of(&(if begun { DONE } else { REFUSED } | NO_DESCRIPTOR))
@@ -121,8 +123,8 @@ impl Session<'_> {
     pub(super) fn check_device_state(&mut self) -> Answer {
         let good = match self.incoming_state.take() {
             None => std::mem::replace(&mut self.state_is_good, true),
-            Some(fd) => {
-                load(&fd, self.options.message_timeout).is_ok_and(|state| self.device.load_state(&state).is_ok())
+            Some(flow) => {
+                load(&flow, self.options.message_timeout).is_ok_and(|state| self.device.load_state(&state).is_ok())
             }
         };
         Answer::of(&if good { DONE } else { REFUSED })
@@ -130,34 +132,25 @@ impl Session<'_> {
 }
 
 /// Writes a state, which is smaller than what any pipe holds, and waits for nobody.
-fn save(fd: &OwnedFd, state: &[u8]) -> io::Result<()> {
+fn save(fd: OwnedFd, state: &[u8]) -> io::Result<()> {
     if state.is_empty() {
         return Ok(());
     }
-    rustix::io::ioctl_fionbio(fd, true)?;
-    let written = rustix::io::write(fd, state)?;
-    if written == state.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    if Flow::new(fd)?.write(state)? == state.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// Reads a state to its end, for no longer than this and no more than a state may have.
-fn load(fd: &OwnedFd, timeout: std::time::Duration) -> io::Result<Vec<u8>> {
-    rustix::io::ioctl_fionbio(fd, true)?;
+fn load(from: &Flow, timeout: std::time::Duration) -> io::Result<Vec<u8>> {
     let deadline = std::time::Instant::now() + timeout;
     let mut state = Vec::new();
     let mut buffer = [0; 1024];
     loop {
-        match rustix::io::read(fd, &mut buffer) {
+        match from.read(&mut buffer) {
             Ok(0) => return Ok(state),
             Ok(read) => state.extend_from_slice(&buffer[..read]),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => {
-                let left = deadline.saturating_duration_since(std::time::Instant::now());
-                let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-                if poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left))? == 0 {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => from.wait(PollFlags::IN, deadline)?,
+            Err(error) => return Err(error),
         }
         if state.len() > STATE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());

@@ -33,7 +33,7 @@ use super::worker::Worker;
 use crate::memory::{DirtyLog, GuestMemory};
 use crate::protocol::{FrontendCall, FrontendRequest, Header, Payload, ProtocolFeatures};
 use crate::queue::InflightRegion;
-use crate::socket::{Channel, Event, RawMessage, wait_readable};
+use crate::socket::{Channel, Event, Flow, RawMessage, wait_readable};
 
 /// What a message is answered where it has no answer of its own.
 const DONE: u64 = 0;
@@ -75,7 +75,7 @@ pub struct Session<'a> {
     backend_channel: Option<Arc<BackendChannel>>,
     rings: Vec<Ring>,
     /// Where the state of another device comes from, until it is asked whether it was good.
-    incoming_state: Option<OwnedFd>,
+    incoming_state: Option<Flow>,
     /// Whether the state that was saved last has reached the frontend.
     state_is_good: bool,
 }

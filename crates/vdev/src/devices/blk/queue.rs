@@ -13,6 +13,8 @@ use crate::virtio::feature;
 
 /// Requests between two looks at what else there is to do.
 const REQUESTS_AT_ONCE: u32 = 128;
+/// Bytes of requests after which others have their turn: a request may be long, and this thread may be told to stop.
+const BYTES_AT_ONCE: u64 = 64 << 20;
 /// Requests that the driver sees at once.
 const REQUESTS_PER_FLUSH: u32 = 8;
 
@@ -62,6 +64,7 @@ impl BlkQueue {
 impl QueueHandler for BlkQueue {
     fn process(&mut self, queues: &mut Queues, queue: u16) -> Result<Work, QueueError> {
         let Some(queue) = queues.get(queue) else { return Ok(Work::Left) };
+        let mut moved = 0;
         for done in 1..=REQUESTS_AT_ONCE {
             if !queue.pop(&mut self.chain)? {
                 return Ok(Work::Drained);
@@ -69,6 +72,10 @@ impl QueueHandler for BlkQueue {
             let request = Request { disk: &self.disk, features: self.features, chain: &self.chain };
             let written = request.serve();
             queue.complete(&self.chain, written);
+            moved += self.chain.readable_bytes() + self.chain.writable_bytes();
+            if moved > BYTES_AT_ONCE {
+                return Ok(Work::More);
+            }
             if done % REQUESTS_PER_FLUSH == 0 {
                 queue.flush();
             }

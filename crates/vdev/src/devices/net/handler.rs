@@ -22,6 +22,9 @@ const FRAMES_AT_ONCE: usize = 64;
 const ANSWERS_MAX: usize = 256;
 /// Buffers that one frame may take: more than the longest takes in buffers of 4 KiB.
 const BUFFERS_MAX: usize = 64;
+/// Looks for buffers beyond those that are there for one frame: a driver may add some while they are counted, and one that
+/// only says so is not believed for ever.
+const LOOKS_MAX: usize = 2 * BUFFERS_MAX;
 /// The token of the TAP.
 const TAP: u64 = 0;
 
@@ -135,12 +138,13 @@ impl Handler {
         None
     }
 
-    /// Puts one frame into the guest's buffers. Returns whether there was room; where there was not, no buffer was used.
+    /// Puts one frame into the guest's buffers. Returns whether there was room; where there was not, no buffer was used, and
+    /// the driver kicks when it has more.
     fn deliver(&mut self, queue: &mut Queue, frame: &[u8]) -> Result<bool, QueueError> {
         self.packet.clear();
         self.packet.resize(self.header_bytes, 0);
         self.packet.extend_from_slice(frame);
-        let (mut room, mut used) = (0, 0);
+        let (mut room, mut used, mut looks) = (0, 0, 0);
         while room < self.packet.len() as u64 {
             if used == self.chains.len() {
                 self.chains.push(Chain::new());
@@ -152,6 +156,11 @@ impl Handler {
                 return Ok(true);
             }
             if !queue.pop(&mut self.chains[used])? {
+                // While those that were taken count as taken: the driver kicks for what comes behind them.
+                looks += 1;
+                if looks < LOOKS_MAX && queue.enable_kicks() {
+                    continue;
+                }
                 for chain in self.chains[..used].iter().rev() {
                     queue.unpop(chain);
                 }
@@ -185,17 +194,10 @@ impl Handler {
         if !queue.is_enabled() {
             return Ok(());
         }
-        let mut starved;
-        loop {
-            starved = self.receive(queue)?;
-            queue.flush();
-            if !starved {
-                queue.disable_kicks();
-                break;
-            }
-            if !queue.enable_kicks() {
-                break;
-            }
+        let starved = self.receive(queue)?;
+        queue.flush();
+        if !starved {
+            queue.disable_kicks();
         }
         self.watch_tap(queues, !starved);
         Ok(())

@@ -50,6 +50,8 @@ pub(super) struct Handler {
     waiting: VecDeque<Ports>,
     /// Connections that are not there, and of which the guest is told that.
     resets: VecDeque<Ports>,
+    /// There was more to be given to the guest than one look gives.
+    has_more: bool,
     next_token: u64,
     next_port: u32,
     chain: Chain,
@@ -68,6 +70,7 @@ impl Handler {
             callers: Vec::new(),
             waiting: VecDeque::new(),
             resets: VecDeque::new(),
+            has_more: false,
             next_token: LISTENER + 1,
             next_port: HOST_PORTS,
             chain: Chain::new(),
@@ -203,17 +206,25 @@ impl Handler {
         if let Some(connection) = self.connections.remove(&ports) {
             queues.unwatch(&connection.stream);
             self.by_token.remove(&connection.token);
+            // A guest that calls, hangs up and calls again would be listed once for each call.
+            if connection.is_listed {
+                self.waiting.retain(|waiting| *waiting != ports);
+            }
         }
     }
 
     /// Gives packets to the guest while there are any and it has room: afterwards either there is nothing to tell, or the
     /// driver will kick when it has room.
     fn serve_receive(&mut self, queues: &mut Queues) -> Result<(), QueueError> {
+        self.has_more = false;
+        let mut left = PACKETS_AT_ONCE;
         loop {
-            let starved = self.receive(queues)?;
+            let starved = self.receive(queues, &mut left)?;
             let Some(queue) = queues.get(RECEIVE) else { return Ok(()) };
             queue.flush();
-            if !starved {
+            // A guest that takes them as fast as they come must not keep this thread from all else: it is asked again.
+            self.has_more = left == 0;
+            if !starved || left == 0 {
                 queue.disable_kicks();
                 return Ok(());
             }
@@ -223,9 +234,10 @@ impl Handler {
         }
     }
 
-    /// Returns whether room is what is missing.
-    fn receive(&mut self, queues: &mut Queues) -> Result<bool, QueueError> {
-        while !self.resets.is_empty() || !self.waiting.is_empty() {
+    /// Gives the guest so many packets at most. Returns whether room is what is missing.
+    fn receive(&mut self, queues: &mut Queues, left: &mut usize) -> Result<bool, QueueError> {
+        while *left > 0 && (!self.resets.is_empty() || !self.waiting.is_empty()) {
+            *left -= 1;
             let Some(queue) = queues.get(RECEIVE) else { return Ok(false) };
             if !queue.is_enabled() {
                 return Ok(false);
@@ -278,6 +290,9 @@ impl Handler {
             header.op = op::REQUEST;
         } else if std::mem::take(&mut owed.response) {
             header.op = op::RESPONSE;
+        } else if connection.can_send() && room == 0 {
+            // No byte fits beside the header: something must be told, else the buffer is asked for again.
+            connection.owed.credit = true;
         } else if connection.can_send() {
             header.op = op::RW;
             let most = room.min(PACKET_BYTES_MAX).min(connection.credit() as usize);
@@ -337,7 +352,9 @@ impl Handler {
 
     /// Takes callers of the host's.
     fn accept(&mut self, queues: &Queues) {
-        while let Ok(Some(stream)) = self.listener.accept_stream() {
+        // Those that are left are there to be accepted at once again.
+        for _ in 0..CALLERS_MAX {
+            let Ok(Some(stream)) = self.listener.accept_stream() else { return };
             // Whoever comes when there is no place finds the connection closed.
             if self.callers.len() >= CALLERS_MAX || self.connections.len() >= CONNECTIONS_MAX {
                 continue;
@@ -463,6 +480,9 @@ impl QueueHandler for Handler {
     }
 
     fn deadline(&self) -> Option<Instant> {
+        if self.has_more {
+            return Some(Instant::now());
+        }
         self.callers.iter().map(|caller| caller.since + LINE_TIMEOUT).min()
     }
 
@@ -475,6 +495,9 @@ impl QueueHandler for Handler {
             }
             stays
         });
+        if self.has_more {
+            self.serve_receive(queues).map_err(|error| (RECEIVE, error))?;
+        }
         Ok(())
     }
 }

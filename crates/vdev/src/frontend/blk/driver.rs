@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use super::options::{BlkConfig, BlkOptions};
 use super::queue::{BlkQueue, Slot};
@@ -190,9 +191,12 @@ impl BlkDriver {
     /// # Errors
     /// Where nothing comes back in time, the backend does not come back, or lies.
     pub fn next_done(&mut self, queue: usize) -> Result<Done, FrontendError> {
+        let queues = &self.queues[queue];
+        let deadline = Instant::now() + queues.timeout + self.frontend.options.reconnect_timeout;
         loop {
             match self.queues[queue].next_done() {
-                Err(FrontendError::RingLost { .. }) => self.recover()?,
+                // One that comes back and goes again, time after time, does nothing.
+                Err(FrontendError::RingLost { .. }) if Instant::now() < deadline => self.recover()?,
                 other => return other,
             }
         }

@@ -54,7 +54,7 @@ pub struct BlkQueue {
     segment_bytes: u32,
     segments_max: usize,
     patience: Patience,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     pub(super) connection: OwnedFd,
     socket: String,
     /// Whether the backend was asked to call.
@@ -264,7 +264,8 @@ impl BlkQueue {
             let fds = [self.ring.call.as_fd(), self.ring.err.as_fd(), self.connection.as_fd()];
             let ready = wait_readable(fds, Some(left)).map_err(|source| self.system("waiting for a call", source))?;
             let error = match ready {
-                [true, _, _] => {
+                // One that calls without end has not done anything either.
+                [true, _, _] if !left.is_zero() => {
                     self.ring.call.take().map_err(|source| self.system("taking a call", source))?;
                     continue;
                 }
