@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Subcommand};
 use kiln_vdev::virtio::DeviceKind;
 
-use super::testing_args::{BenchArgs, CheckArgs, MockArgs};
+use super::testing_args::{BenchArgs, CheckArgs, MockArgs, StressArgs};
 use crate::args::{parse_duration, parse_size_bytes};
 
 /// Talk to vhost-user backends, test them, and stand in for them.
@@ -32,6 +32,8 @@ pub enum VhostCommand {
     Check(CheckArgs),
     /// Measure a backend: handshake, round trip, a disk under load
     Bench(BenchArgs),
+    /// Send a backend many clients, good and bad ones
+    Stress(StressArgs),
     /// Be a backend: right by default, wrong on purpose by script
     Mock(MockArgs),
     /// Forward and record what a frontend and a backend say

@@ -6,6 +6,7 @@ use kiln_vdev::frontend;
 use kiln_vdev::frontend::blk::BlkOptions;
 use kiln_vdev::virtio::DeviceKind;
 
+use super::failure::of_frontend;
 use super::stop::Stop;
 use super::testing_args::BenchArgs;
 use crate::failure::{Failure, USAGE};
@@ -46,12 +47,7 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
 
 fn of_bench(error: BenchError) -> Failure {
     match error {
-        BenchError::Frontend(error) => {
-            let words = format!("{:#}", anyhow::Error::new(error));
-            let hint =
-                words.contains("failed to connect").then(|| "start the backend first; it makes the socket".into());
-            Failure::words(1, words).maybe_hint(hint)
-        }
+        BenchError::Frontend(error) => of_frontend(error),
         error => Failure::new(USAGE, error),
     }
 }

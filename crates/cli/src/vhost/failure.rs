@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use kiln_vdev::frontend::FrontendError;
 use kiln_vdev::socket::SocketError;
 
 use crate::failure::Failure;
@@ -10,6 +11,16 @@ use crate::failure::Failure;
 /// A failure with a hint where the cause is a usual one.
 pub fn of_socket(path: &Path, error: SocketError) -> Failure {
     let hint = hint(path, &error);
+    Failure::new(1, error).maybe_hint(hint)
+}
+
+/// A failure of our frontend's, with the hint that its cause has.
+pub fn of_frontend(error: FrontendError) -> Failure {
+    let error = anyhow::Error::new(error);
+    let is_absent = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref().is_some_and(|error: &std::io::Error| error.kind() == ErrorKind::NotFound)
+    };
+    let hint = error.chain().any(is_absent).then(|| "start the backend first; it makes the socket".to_owned());
     Failure::new(1, error).maybe_hint(hint)
 }
 

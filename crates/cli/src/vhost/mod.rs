@@ -9,6 +9,7 @@ mod probe;
 mod replay;
 mod show;
 mod stop;
+mod stress;
 mod tap;
 mod testing_args;
 
@@ -26,6 +27,7 @@ pub fn run(args: VhostArgs) -> Result<u8, Failure> {
         VhostCommand::Probe(args) => probe::run(&args),
         VhostCommand::Check(args) => check::run(&args),
         VhostCommand::Bench(args) => bench::run(&args),
+        VhostCommand::Stress(args) => stress::run(&args),
         VhostCommand::Mock(args) => mock::run(&args),
         VhostCommand::Tap(args) => tap::run(args),
         VhostCommand::Show(args) => show::run(&args),

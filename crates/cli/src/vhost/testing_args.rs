@@ -123,6 +123,43 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// Clients that come, go, stop half-way and say too much.
+///
+/// Each client does cycles of a kind that the seed chooses: whole sessions, handshakes cut anywhere, half messages, kicks
+/// without end, stray descriptors. Afterwards: does the backend still serve, and what does it hold that it did not before?
+///
+/// A backend that serves one client at a time is reported as such, and is no failure. Exit code 100 where it does not serve
+/// any more, or failed a client that kept the rules.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln vhost stress /tmp/s --clients 10 --cycles 1000\n  \
+    kiln vhost stress /tmp/s --seed 42 --json")]
+pub struct StressArgs {
+    /// The backend's socket
+    pub socket: PathBuf,
+    /// Clients at the same time
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub clients: u32,
+    /// Cycles of each
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cycles: u32,
+    /// What chooses the cycles [default: another each time; it is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// The kind of device
+    #[arg(long, value_name = "KIND", default_value = "blk")]
+    pub device: DeviceKind,
+    /// How long all of it may take
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pub time: Duration,
+    /// How long one client waits for an answer
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Be a backend: right by default, wrong on purpose by script.
 ///
 /// It serves one frontend after the other, QEMU or kiln's own, until SIGTERM or Ctrl-C. It keeps to what backend programs
