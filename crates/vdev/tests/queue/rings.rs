@@ -2,48 +2,21 @@
 
 use std::collections::HashMap;
 
-use kiln_vdev::memory::Area;
-use kiln_vdev::queue::{Arena, Buffer, Chain, DeviceRing, DriverRing, QueueError, RingKind, RingLayout, Used};
+use kiln_vdev::queue::{Buffer, Chain, QueueError, RingKind, RingLayout, Used};
 use proptest::prelude::*;
 
-struct Pair {
-    driver: DriverRing,
-    device: DeviceRing,
-    data: Area,
-}
-
-fn pair(layout: RingLayout) -> Pair {
-    let (mut arena, _file) = Arena::new(0x10_0000, 4 << 20).expect("memory");
-    let driver = DriverRing::create(0, layout, &mut arena).expect("a ring");
-    let device =
-        DeviceRing::new(0, layout, &driver.address(), driver.base(), arena.memory().clone()).expect("the other side");
-    let data = arena.allocate(1 << 20, 4096).expect("has room");
-    Pair { driver, device, data }
-}
-
-/// Every combination, at this size.
-fn layouts(size: u16) -> impl Iterator<Item = RingLayout> {
-    (0..8_u8).map(move |bits| RingLayout {
-        kind: if bits & 4 == 0 { RingKind::Split } else { RingKind::Packed },
-        size,
-        indirect: bits & 1 != 0,
-        event_idx: bits & 2 != 0,
-    })
-}
-
-fn buffer(data: &Area, at: u64, bytes: u32) -> Buffer {
-    Buffer { guest_address: data.guest_address() + at, bytes }
-}
+use super::{Pair, layouts};
 
 #[test]
 fn a_request_goes_there_and_back() {
     for layout in layouts(8) {
-        let Pair { mut driver, mut device, data } = pair(layout);
+        let pair = Pair::new(layout);
+        let readable = [pair.buffer(0, 2), pair.buffer(2, 4)];
+        let writable = [pair.buffer(0x1000, 3), pair.buffer(0x2000, 100)];
+        let Pair { mut driver, mut device, data, .. } = pair;
         let mut chain = Chain::new();
         assert_eq!(device.pop(&mut chain), Ok(false));
         data.slice(0, 6).copy_from(b"to ask");
-        let readable = [buffer(&data, 0, 2), buffer(&data, 2, 4)];
-        let writable = [buffer(&data, 0x1000, 3), buffer(&data, 0x2000, 100)];
         driver.add(&readable, &writable, 77).expect("has room");
         assert_eq!(device.pop(&mut chain), Ok(false), "{layout:?}");
         assert!(driver.publish(), "{layout:?}");
@@ -70,12 +43,13 @@ fn a_request_goes_there_and_back() {
 #[test]
 fn a_full_ring_says_so_and_has_room_again() {
     for layout in layouts(4) {
-        let Pair { mut driver, mut device, data } = pair(layout);
-        let one = [buffer(&data, 0, 1)];
+        let pair = Pair::new(layout);
+        let one = [pair.buffer(0, 1)];
+        let Pair { mut driver, mut device, .. } = pair;
         for token in 0..4 {
             driver.add(&one, &[], token).expect("has room");
         }
-        assert_eq!(driver.add(&one, &[], 4), Err(QueueError::Full { ring: 0 }));
+        assert_eq!(driver.add(&one, &[], 4), Err(QueueError::Full { ring: 7 }));
         assert!(matches!(driver.add(&[], &[], 4), Err(QueueError::Buffers { buffers: 0, .. })));
         assert!(driver.publish());
         let mut chain = Chain::new();
@@ -133,7 +107,7 @@ struct Run {
 impl Run {
     fn new(layout: RingLayout) -> Self {
         Self {
-            pair: pair(layout),
+            pair: Pair::new(layout),
             asked: HashMap::new(),
             written: HashMap::new(),
             popped: Vec::new(),
@@ -166,15 +140,15 @@ impl Run {
     }
 
     fn add(&mut self, readable: &[u32], writable: &[u32]) {
-        let Pair { driver, data, .. } = &mut self.pair;
+        let pair = &mut self.pair;
         let token = self.next_token;
         let place = (token % 256) * 8;
-        let mut buffers = vec![buffer(data, place, 8)];
-        buffers.extend(readable.iter().map(|bytes| buffer(data, 0x1_0000, *bytes)));
-        let room: Vec<_> = writable.iter().map(|bytes| buffer(data, 0x2_0000, *bytes)).collect();
-        match driver.add(&buffers, &room, token) {
+        let mut buffers = vec![pair.buffer(place, 8)];
+        buffers.extend(readable.iter().map(|bytes| pair.buffer(0x1_0000, *bytes)));
+        let room: Vec<_> = writable.iter().map(|bytes| pair.buffer(0x2_0000, *bytes)).collect();
+        match pair.driver.add(&buffers, &room, token) {
             Ok(()) => {
-                data.write(usize::try_from(place).expect("is small"), token.to_le());
+                pair.data.write(usize::try_from(place).expect("is small"), token.to_le());
                 let sum = |list: &[Buffer]| list.iter().map(|one| u64::from(one.bytes)).sum();
                 assert!(self.asked.insert(token, (sum(&buffers), sum(&room))).is_none());
                 self.next_token += 1;
