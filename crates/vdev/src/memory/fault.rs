@@ -89,7 +89,7 @@ impl Slot {
         let [start, end, page_bytes] =
             [&self.start, &self.end, &self.page_bytes].map(|number| number.load(Ordering::Relaxed));
         fence(Ordering::Acquire);
-        let is_whole = sequence % 2 == 0 && self.sequence.load(Ordering::Relaxed) == sequence;
+        let is_whole = sequence.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == sequence;
         let is_here = is_whole && start != 0 && address >= start && address < end;
         is_here.then(|| (address & !(page_bytes - 1), end, page_bytes))
     }

@@ -156,7 +156,7 @@ mod tests {
         rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).expect("fits");
         event.signal().expect("is no error");
         assert!(event.take().expect("reads"));
-        let (pipe, _writer) = std::io::pipe().expect("a pipe");
+        let (pipe, _writer) = io::pipe().expect("a pipe");
         let pipe = Event::from_peer(pipe.into()).expect("is made non-blocking");
         rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::RDONLY).expect("is set");
         assert!(!pipe.take().expect("reads"));

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_pipe_makes_nobody_wait_and_comes_to_its_end() {
-        let (read, mut write) = std::io::pipe().expect("a pipe");
+        let (read, mut write) = io::pipe().expect("a pipe");
         let flow = waiting(read.into(), OFlags::RDONLY);
         let mut bytes = [0; 8];
         would_block(flow.read(&mut bytes));
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_pipe_that_is_full_takes_no_more_and_loses_nothing() {
-        let (mut read, write) = std::io::pipe().expect("a pipe");
+        let (mut read, write) = io::pipe().expect("a pipe");
         let flow = waiting(write.into(), OFlags::WRONLY);
         let piece: Vec<u8> = (0..3000).map(|at| at as u8).collect();
         let mut sent = Vec::new();
