@@ -4,6 +4,7 @@ mod hostile;
 mod lies;
 mod memory;
 mod notifications;
+mod other_device;
 mod rings;
 mod threads;
 
