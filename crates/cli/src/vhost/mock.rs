@@ -4,7 +4,8 @@
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kiln_vdev::backend::{Device, Observer, SessionEvent};
@@ -27,6 +28,9 @@ use crate::output::{print, print_json};
 
 /// Where the host behind a network card without a TAP is.
 const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// Warnings that are written within [`WARNINGS_TIME`].
+const WARNINGS_MAX: u32 = 20;
+const WARNINGS_TIME: Duration = Duration::from_secs(10);
 /// SIGTERM, by which backends are ended: no failure.
 const TERMINATED: u8 = 143;
 
@@ -40,7 +44,7 @@ pub fn run(args: &MockArgs) -> Result<u8, Failure> {
     }
     let watch = args.check.then(|| Arc::new(Watch::new(target(args))));
     let expected = expected(args)?;
-    let mut mock = Mock::new(device).observer(Arc::new(Observers { watch: watch.clone() }));
+    let mut mock = Mock::new(device).observer(Arc::new(Observers::new(watch.clone())));
     if let Some(path) = &args.script {
         let script: Script = fs_err::read_to_string(path)?.parse().map_err(|error| of_script(path, error))?;
         mock = mock.script(&script).map_err(|error| of_script(path, error))?;
@@ -182,12 +186,39 @@ fn print_capabilities(device: &dyn Device) -> Result<u8, Failure> {
 /// Those who hear what happens: the log, and whoever judges the frontend.
 struct Observers {
     watch: Option<Arc<Watch>>,
+    /// Since when warnings are counted, and how many there were.
+    warned: Mutex<(Instant, u32)>,
+}
+
+impl Observers {
+    fn new(watch: Option<Arc<Watch>>) -> Self {
+        Self { watch, warned: Mutex::new((Instant::now(), 0)) }
+    }
+
+    /// Whether one more warning may be written: a frontend can cause as many as it likes.
+    fn may_warn(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = &mut *warned;
+        if since.elapsed() >= WARNINGS_TIME {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        *count <= WARNINGS_MAX
+    }
 }
 
 impl Observer for Observers {
     fn event(&self, event: &SessionEvent<'_>) {
         if let Some(watch) = &self.watch {
             watch.event(event);
+        }
+        let is_warning = match event {
+            SessionEvent::Refused { .. } | SessionEvent::RingBroke { .. } | SessionEvent::KickLost { .. } => true,
+            SessionEvent::Ended { error, .. } => error.is_some(),
+            _ => false,
+        };
+        if is_warning && !self.may_warn() {
+            return;
         }
         match event {
             SessionEvent::Connected { client } => info!(client, "frontend connected"),
