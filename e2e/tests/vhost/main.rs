@@ -2,10 +2,12 @@
 //!
 //! Tests in modules named `vm_…` start a VM's firmware.
 
+mod check;
 mod mock;
 mod place;
 mod probe;
 mod refused;
 mod stop;
+mod stress;
 mod tap;
 mod vm_tap;

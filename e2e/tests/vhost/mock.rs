@@ -52,3 +52,61 @@ fn a_socket_that_listens_may_be_inherited() {
     let outcome = vhost(&["probe", &place.text("m"), "--json"]);
     assert_eq!(json(&outcome)["device"]["kind"], "blk", "{}", outcome.stderr);
 }
+
+#[test]
+fn a_disk_that_nobody_named_survives_a_kill_and_is_removed_at_the_end() {
+    let place = Place::new();
+    let start = || {
+        let mock = Kiln::new(["vhost", "mock", "--socket", &place.text("m")]).start();
+        until("the mock's socket", || std::os::unix::net::UnixStream::connect(place.path("m")).ok().map(drop));
+        mock
+    };
+    drop(start());
+    assert!(place.path("m.disk").exists());
+    std::fs::write(place.path("m.disk"), b"kept").expect("can be written");
+    let mut mock = start();
+    assert!(std::fs::read(place.path("m.disk")).expect("is there").starts_with(b"kept"));
+    mock.signal(rustix::process::Signal::TERM);
+    assert_eq!(mock.wait(), 0);
+    assert!(!place.path("m.disk").exists() && !place.path("m").exists());
+}
+
+#[test]
+fn a_script_makes_a_mock_wrong_and_a_tap_sees_it() {
+    let place = Place::new();
+    let script = "[[message]]\nname = \"GET_FEATURES\"\nreply.size = 4\n";
+    std::fs::write(place.path("misbehave.toml"), script).expect("can be written");
+    let _mock =
+        Kiln::new(["vhost", "mock", "--socket", &place.text("m"), "--script", &place.text("misbehave.toml")]).start();
+    until("the mock's socket", || place.path("m").exists().then_some(()));
+    let outcome = vhost(&["probe", &place.text("m"), "--timeout", "2s"]);
+    assert_eq!(outcome.code, 1, "{}", outcome.text());
+    assert!(outcome.stderr.contains("GET_FEATURES") && outcome.stderr.contains(&place.text("m")), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_script_with_a_wrong_word_is_refused_with_what_was_meant() {
+    let place = Place::new();
+    std::fs::write(place.path("bad.toml"), "[[message]]\nname = \"GET_FEATURE\"\n").expect("can be written");
+    let outcome = vhost(&["mock", "--socket", &place.text("m"), "--script", &place.text("bad.toml")]);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("bad.toml") && outcome.stderr.contains("GET_FEATURES"), "{}", outcome.stderr);
+    assert!(!place.path("m").exists() && !place.path("m.disk").exists());
+}
+
+#[test]
+fn a_mock_says_which_rules_a_frontend_kept() {
+    let place = Place::new();
+    let junit = place.text("vmm.xml");
+    let flags = ["--check", "--level", "must", "--json", "--junit", &junit];
+    let mut mock = Kiln::new(["vhost", "mock", "--socket", &place.text("m")].iter().chain(&flags)).start();
+    until("the mock's socket", || place.path("m").exists().then_some(()));
+    let bench = vhost(&["bench", &place.text("m"), "--time", "100ms", "--handshakes", "1"]);
+    assert_eq!(bench.code, 0, "{}", bench.stderr);
+    mock.signal(rustix::process::Signal::TERM);
+    assert_eq!(mock.wait(), 0, "our own frontend keeps the rules");
+    let report: serde_json::Value =
+        serde_json::from_reader(mock.0.stdout.take().expect("stdout is piped")).expect("JSON");
+    assert!(report["counts"]["passed"].as_u64().is_some_and(|passed| passed > 10), "{report}");
+    assert!(std::fs::read_to_string(junit).expect("a report").contains("<testcase"));
+}

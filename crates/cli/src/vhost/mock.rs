@@ -2,17 +2,17 @@
 #![expect(unsafe_code, reason = "a descriptor is inherited by its number")]
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kiln_vdev::backend::{Device, Observer, SessionEvent};
 use kiln_vdev::check::{ExpectedFailures, Report};
-use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
+use kiln_vdev::devices::blk::{Backing, Blk, BlkError, BlkOptions};
 use kiln_vdev::devices::net::{Behind, Net, NetOptions};
 use kiln_vdev::devices::vsock::Vsock;
-use kiln_vdev::memory::SharedFile;
 use kiln_vdev::mock::{Mock, MockError, Script, ScriptError, Watch};
 use kiln_vdev::virtio::{DeviceKind, feature};
 use tracing::{debug, info, warn};
@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::FAILED;
 use super::check::plain_lines;
 use super::failure::of_socket;
+use super::own_disk::OwnDisk;
 use super::stop::Stop;
 use super::testing_args::{MockArgs, MockDevice};
 use crate::failure::{Failure, USAGE};
@@ -27,6 +28,9 @@ use crate::output::{print, print_json};
 
 /// Where the host behind a network card without a TAP is.
 const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// Warnings that are written within [`WARNINGS_TIME`].
+const WARNINGS_MAX: u32 = 20;
+const WARNINGS_TIME: Duration = Duration::from_secs(10);
 /// SIGTERM, by which backends are ended: no failure.
 const TERMINATED: u8 = 143;
 
@@ -34,13 +38,13 @@ const TERMINATED: u8 = 143;
 pub fn run(args: &MockArgs) -> Result<u8, Failure> {
     // First of all: later there may be descriptors of ours with that number.
     let inherited = args.fd.map(inherit).transpose()?;
-    let (device, _memory) = device(args)?;
+    let (device, _disk) = device(args)?;
     if args.print_capabilities {
         return print_capabilities(&*device);
     }
     let watch = args.check.then(|| Arc::new(Watch::new(target(args))));
     let expected = expected(args)?;
-    let mut mock = Mock::new(device).observer(Arc::new(Observers { watch: watch.clone() }));
+    let mut mock = Mock::new(device).observer(Arc::new(Observers::new(watch.clone())));
     if let Some(path) = &args.script {
         let script: Script = fs_err::read_to_string(path)?.parse().map_err(|error| of_script(path, error))?;
         mock = mock.script(&script).map_err(|error| of_script(path, error))?;
@@ -83,6 +87,7 @@ fn expected(args: &MockArgs) -> Result<ExpectedFailures, Failure> {
 
 /// Which rules the frontend kept.
 fn report(args: &MockArgs, expected: &ExpectedFailures, mut report: Report, code: u8) -> Result<u8, Failure> {
+    report.cases.retain(|case| case.level <= args.level);
     for case in &mut report.cases {
         case.expectation = expected.judge(case.id, &case.verdict);
     }
@@ -108,15 +113,19 @@ fn inherit(number: i32) -> Result<OwnedFd, Failure> {
     Ok(socket)
 }
 
-/// The device, and what must live as long as it.
-fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<SharedFile>), Failure> {
+/// The device, and the disk that must live as long as it and is removed then.
+fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<OwnDisk>), Failure> {
     Ok(match args.device {
         MockDevice::Blk => {
-            let mut memory = None;
-            let backing = match &args.file {
-                Some(path) => Backing::File(path.clone()),
-                None if args.null => Backing::Null { bytes: args.size },
-                None => Backing::File(in_memory(args.size, &mut memory)?),
+            let own = match (&args.file, args.null, &args.socket) {
+                (None, false, Some(socket)) => Some(OwnDisk::beside(socket, args.size)?),
+                (None, false, None) => Some(OwnDisk::in_memory(args.size)?),
+                _ => None,
+            };
+            let backing = match (&args.file, &own) {
+                (Some(path), _) => Backing::File(path.clone()),
+                (None, Some(own)) => Backing::File(own.path()),
+                (None, None) => Backing::Null { bytes: args.size },
             };
             let options = BlkOptions {
                 read_only: args.read_only,
@@ -124,7 +133,15 @@ fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<SharedFile>), Fail
                 queues: args.queues,
                 ..BlkOptions::new(backing)
             };
-            (Arc::new(Blk::open(&options)?), memory)
+            let disk = Blk::open(&options);
+            let disk = disk.map_err(|error| match (&own, &args.socket) {
+                // Its path means nothing to a person.
+                (Some(_), Some(socket)) if matches!(error, BlkError::InUse { .. }) => {
+                    Failure::words(1, format!("another mock serves `{}`", socket.display()))
+                }
+                _ => error.into(),
+            })?;
+            (Arc::new(disk), own.map(OwnDisk::remove_at_end))
         }
         MockDevice::Net => {
             let behind = match &args.tap {
@@ -135,26 +152,14 @@ fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<SharedFile>), Fail
             let options = NetOptions { behind, loss_permille: args.loss, ..NetOptions::default() };
             let name = args.tap.as_deref().unwrap_or_default();
             let net = Net::new(options).with_context(|| format!("failed to open the TAP device `{name}`"));
-            (
-                Arc::new(
-                    net.map_err(|error| Failure::new(1, error).hint("it takes root, or a TAP made for this user"))?,
-                ),
-                None,
-            )
+            let hint = "it takes root, or a TAP made for this user";
+            (Arc::new(net.map_err(|error| Failure::new(1, error).hint(hint))?), None)
         }
         MockDevice::Vsock => {
             let path = uds(args);
             (Arc::new(Vsock::new(args.cid, &path).map_err(|error| of_socket(&path, error))?), None)
         }
     })
-}
-
-/// A file that has no name but this process's.
-fn in_memory(bytes: u64, keep: &mut Option<SharedFile>) -> anyhow::Result<PathBuf> {
-    let file = SharedFile::new(bytes).context("failed to make a disk in memory")?;
-    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    *keep = Some(file);
-    Ok(path.into())
 }
 
 fn uds(args: &MockArgs) -> PathBuf {
@@ -181,12 +186,39 @@ fn print_capabilities(device: &dyn Device) -> Result<u8, Failure> {
 /// Those who hear what happens: the log, and whoever judges the frontend.
 struct Observers {
     watch: Option<Arc<Watch>>,
+    /// Since when warnings are counted, and how many there were.
+    warned: Mutex<(Instant, u32)>,
+}
+
+impl Observers {
+    fn new(watch: Option<Arc<Watch>>) -> Self {
+        Self { watch, warned: Mutex::new((Instant::now(), 0)) }
+    }
+
+    /// Whether one more warning may be written: a frontend can cause as many as it likes.
+    fn may_warn(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = &mut *warned;
+        if since.elapsed() >= WARNINGS_TIME {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        *count <= WARNINGS_MAX
+    }
 }
 
 impl Observer for Observers {
     fn event(&self, event: &SessionEvent<'_>) {
         if let Some(watch) = &self.watch {
             watch.event(event);
+        }
+        let is_warning = match event {
+            SessionEvent::Refused { .. } | SessionEvent::RingBroke { .. } | SessionEvent::KickLost { .. } => true,
+            SessionEvent::Ended { error, .. } => error.is_some(),
+            _ => false,
+        };
+        if is_warning && !self.may_warn() {
+            return;
         }
         match event {
             SessionEvent::Connected { client } => info!(client, "frontend connected"),

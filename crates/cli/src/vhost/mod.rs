@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod failure;
 mod mock;
+mod own_disk;
 mod probe;
 mod replay;
 mod show;

@@ -165,7 +165,7 @@ pub struct StressArgs {
 /// It serves one frontend after the other, QEMU or kiln's own, until SIGTERM or Ctrl-C. It keeps to what backend programs
 /// agree on: --socket-path, --fd, --print-capabilities, no daemonising.
 ///
-/// blk: without --file or --null a disk in memory that forgets when it ends. net: --tap, else a host that answers ARP and
+/// blk: without --file or --null a disk in SOCKET.disk, removed when the mock ends. net: --tap, else a host that answers ARP and
 /// pings at 10.77.0.1. vsock: Unix sockets with `CONNECT port`, as Firecracker has them.
 #[derive(Debug, ClapArgs)]
 #[command(group(ArgGroup::new("where").required(true).args(["socket", "fd", "print_capabilities"])))]
@@ -194,6 +194,9 @@ pub struct MockArgs {
     /// Watch the frontend and report at the end which rules it kept; exit code 100 where it broke one
     #[arg(long)]
     pub check: bool,
+    /// With --check: leave out rules that bind less: must, should
+    #[arg(long, value_name = "LEVEL", default_value = "should", requires = "check")]
+    pub level: Level,
     /// With --check: write a JUnit XML report
     #[arg(long, value_name = "FILE", requires = "check")]
     pub junit: Option<PathBuf>,
@@ -209,7 +212,7 @@ pub struct MockArgs {
     /// blk: no bytes at all; reads are zeros, writes are forgotten
     #[arg(long, conflicts_with = "file", help_heading = "blk")]
     pub null: bool,
-    /// blk: the size of a disk that is in memory or null
+    /// blk: the size of the disk without --file
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size_bytes, conflicts_with = "file", help_heading = "blk")]
     pub size: u64,
     /// blk: refuse writes

@@ -136,7 +136,7 @@ impl Finder {
         if let Some(second) = &mut waiting {
             behaviour = Some(match second.is_answered() {
                 true => "queued until the first ends",
-                false => "neither served nor refused, also when the first has ended",
+                false => "waits, and is not served when the first ends",
             });
         }
         if let Some(behaviour) = behaviour {
@@ -150,7 +150,7 @@ impl Finder {
     }
 
     fn run(&mut self, id: QuirkId, trial: Trial) {
-        let behaviour = self.first.another().and_then(|mut asker| trial(self, &mut asker));
+        let behaviour = self.connect_again().and_then(|mut asker| trial(self, &mut asker));
         let mut behaviour = behaviour.unwrap_or_else(|error| words(&error));
         let is_deadly = !self.is_alive();
         if is_deadly {
@@ -161,6 +161,17 @@ impl Finder {
 
     fn add(&mut self, id: QuirkId, behaviour: impl Into<String>, is_deadly: bool) {
         self.quirks.push(Quirk { id, tried: id.tried(), behaviour: behaviour.into(), is_deadly });
+    }
+
+    /// A new connection. Some backends make their socket anew when a client has left.
+    fn connect_again(&self) -> Result<Asker, SocketError> {
+        let until = (Instant::now() + 5 * PATIENCE).min(self.first.deadline());
+        loop {
+            match self.first.another() {
+                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                connected => return connected,
+            }
+        }
     }
 
     /// Whether somebody answers. A backend that serves one client after the other may need a moment for the last.
