@@ -16,6 +16,7 @@ mod guest;
 mod junit;
 mod link;
 mod outcome;
+mod packed_ring;
 mod process;
 mod report;
 mod ring;

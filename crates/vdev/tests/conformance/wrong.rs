@@ -23,7 +23,7 @@ pub fn faults(name: &str) -> Option<Arc<dyn Faults>> {
     if name == "spins" {
         std::thread::spawn(|| {
             loop {
-                std::hint::spin_loop()
+                std::hint::spin_loop();
             }
         });
     }
@@ -198,11 +198,26 @@ fn a_wrong_configuration_is_found() {
 
 #[test]
 fn wrong_requests_are_found() {
-    let counts = ["data.written-length-of-read", "data.written-length-of-write"];
+    let counts = [
+        "data.written-length-at-most",
+        "data.written-length-of-read",
+        "data.written-length-of-write",
+        "data.packed-written-length",
+    ];
     finds("counts-one-more", &["data.*", "!data.log-*"], &counts);
-    finds("never-calls", &["data.call*", "data.*event-idx*"], &[]);
-    finds("uses-twice", &["data.many-at-once", "data.read", "data.stop-and-go-on"], &[]);
-    finds("forgets-writes", &["data.*"], &[]);
+    let calls =
+        ["data.call", "data.call-changed", "data.event-idx", "data.event-idx-ignores-flags", "data.event-idx-wraps"];
+    finds("never-calls", &["data.call", "data.call-ch*", "data.event-idx*", "!data.*quiet"], &calls);
+    finds("uses-twice", &["data.many-at-once", "data.stop-and-go-on"], &["data.many-at-once", "data.stop-and-go-on"]);
+    let forgotten = [
+        "data.write-read-back",
+        "data.write-its-sectors-only",
+        "data.large",
+        "data.many-at-once",
+        "data.many-descriptors",
+        "data.packed-write-read-back",
+    ];
+    finds("forgets-writes", &["data.*write*", "data.large", "data.many*"], &forgotten);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod lifecycle;
 mod log;
 mod memory;
 mod notify;
+mod packed;
 mod resources;
 mod rings;
 
@@ -42,6 +43,7 @@ const GROUPS: &[&[Case]] = &[
     data::CASES,
     layouts::CASES,
     notify::CASES,
+    packed::CASES,
     log::CASES,
     inflight::CASES,
     channel::CASES,

@@ -1,0 +1,210 @@
+//! Packed rings, right and wrong.
+
+use std::time::Duration;
+
+use super::prelude::*;
+use crate::check::disk::{Disk, Setup, kind, pattern, require_status, same_bytes, size, status};
+use crate::check::packed_ring::{AVAIL, EVENT_DISABLE, PackedRing};
+use crate::check::ring::{Descriptor, INDIRECT, NEXT, WRITE};
+
+const DATA: Need = Need::DataPath;
+const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED");
+const SECTION: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
+const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
+
+#[rustfmt::skip]
+pub const CASES: &[Case] = &[
+    Case { id: "data.packed-write-read-back", level: Must, section: SECTION, needs: &[DATA, PACKED, Need::Writes], run: write_read_back,
+        reason: "with RING_PACKED requests are done by packed rings" },
+    Case { id: "data.packed-goes-around", level: Must, section: SECTION, needs: &[DATA, PACKED], run: |context| goes_around(context, 16),
+        reason: "the wrap counters turn each time that the ring is passed, in the middle of a chain too" },
+    Case { id: "data.packed-any-size", level: Must, section: SECTION, needs: &[DATA, PACKED], run: |context| goes_around(context, 13),
+        reason: "a packed ring may have any size up to 32768, not only powers of 2" },
+    Case { id: "data.packed-largest", level: Should, section: SECTION, needs: &[DATA, PACKED], run: |context| goes_around(context, 1024),
+        reason: "QEMU's largest ring works" },
+    Case { id: "data.packed-indirect", level: Must, section: "VIRTIO 1.2, 2.8 Packed Virtqueues, Indirect Flag: Scatter-Gather Support", needs: &[DATA, PACKED, Need::Feature(feature::RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC")], run: indirect,
+        reason: "a table of descriptors is read in its order, without NEXT" },
+    Case { id: "data.packed-written-length", level: Should, section: SECTION, needs: &[DATA, PACKED], run: written_length,
+        reason: "the used descriptor has the bytes that the device wrote" },
+    Case { id: "data.packed-stop-and-go-on", level: Must, section: "VHOST_USER_GET_VRING_BASE", needs: &[DATA, PACKED], run: stop_and_go_on,
+        reason: "the base of a packed ring has both indices and both wrap counters" },
+    Case { id: "data.packed-call-not-wanted", level: Should, section: "VIRTIO 1.2, 2.8 Packed Virtqueues, Event Suppression Structure Format", needs: &[DATA, PACKED], run: call_not_wanted,
+        reason: "the driver's area says whether it wants calls" },
+    Case { id: "hostile.packed-endless-chain", level: Must, section: SECTION, needs: &[PACKED, Need::Harm], run: endless_chain,
+        reason: SURVIVES },
+    Case { id: "hostile.packed-table-wild", level: Must, section: SECTION, needs: &[PACKED, Need::Harm], run: table_wild,
+        reason: SURVIVES },
+    Case { id: "hostile.packed-noise", level: Must, section: SECTION, needs: &[PACKED, Need::Harm], run: noise,
+        reason: SURVIVES },
+];
+
+/// A disk with a packed ring that runs.
+fn open(context: &mut Context<'_>, entries: u16) -> Outcome<(Disk, PackedRing)> {
+    let setup = Setup { features: feature::RING_PACKED, start: false, ..Setup::default() };
+    let mut disk = Disk::open_with(context, &setup)?;
+    let ring = PackedRing::new(&mut disk.guest, entries)?;
+    ring.start(&mut disk.link)?;
+    Ok((disk, ring))
+}
+
+/// Has a request done, in the usual layout.
+fn request(
+    disk: &mut Disk,
+    ring: &mut PackedRing,
+    id: u16,
+    kind: u32,
+    data: Descriptor,
+    timeout: Duration,
+) -> Outcome<u32> {
+    let header = Descriptor::readable(disk.header(kind, if kind == kind::OUT { disk.scratch } else { 0 }), 16);
+    let chain = [header, data, Descriptor::writable(disk.status_at(), 1)];
+    disk.link.done(format!("packed ring: request type {kind}, id {id}"));
+    ring.send(id, &chain)?;
+    let used = ring.wait_used(&mut disk.link, timeout)?;
+    require_status(disk.status(), status::OK, "a request by a packed ring")?;
+    Ok(used.written)
+}
+
+fn write_read_back(context: &mut Context<'_>) -> Outcome {
+    let timeout = context.timeout();
+    let (mut disk, mut ring) = open(context, 16)?;
+    let (data, sector) = (disk.data_at(), disk.scratch);
+    read_at(&mut disk, &mut ring, sector, timeout)?;
+    let kept = disk.guest.read(data, 4096);
+    for contents in [pattern(61, 4096), kept] {
+        disk.guest.write(data, &contents);
+        request(&mut disk, &mut ring, 0, kind::OUT, Descriptor::readable(data, 4096), timeout)?;
+        disk.guest.write(data, &[0xee; 4096]);
+        read_at(&mut disk, &mut ring, sector, timeout)?;
+        same_bytes(&disk.guest.read(data, 4096), &contents, "what was written by a packed ring")?;
+    }
+    Ok(())
+}
+
+fn read_at(disk: &mut Disk, ring: &mut PackedRing, sector: u64, timeout: Duration) -> Outcome {
+    let header = Descriptor::readable(disk.header(kind::IN, sector), 16);
+    let data = Descriptor::writable(disk.data_at(), 4096);
+    ring.send(1, &[header, data, Descriptor::writable(disk.status_at(), 1)])?;
+    ring.wait_used(&mut disk.link, timeout)?;
+    require_status(disk.status(), status::OK, "a read by a packed ring")
+}
+
+fn goes_around(context: &mut Context<'_>, entries: u16) -> Outcome {
+    let timeout = context.timeout();
+    let (mut disk, mut ring) = open(context, entries)?;
+    let expected = {
+        let data = Descriptor::writable(disk.data_at(), 512);
+        request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
+        disk.guest.read(disk.data_at(), 512)
+    };
+    for time in 0..2 * entries {
+        let data = disk.data_at();
+        disk.guest.write(data, &[0xee; 512]);
+        request(&mut disk, &mut ring, time % entries, kind::IN, Descriptor::writable(data, 512), timeout)?;
+        same_bytes(&disk.guest.read(data, 512), &expected, "a read by a packed ring")?;
+    }
+    Ok(())
+}
+
+fn indirect(context: &mut Context<'_>) -> Outcome {
+    let timeout = context.timeout();
+    let (mut disk, mut ring) = open(context, 16)?;
+    let header = Descriptor::readable(disk.header(kind::IN, 0), 16);
+    let chain = [header, Descriptor::writable(disk.data_at(), 512), Descriptor::writable(disk.status_at(), 1)];
+    let table: Vec<u8> = chain.iter().flat_map(|descriptor| descriptor.encode()).collect();
+    // In a table of a packed ring the last field is the flags, and the one before it the id, which counts for nothing.
+    let table: Vec<u8> =
+        table.chunks_exact(16).flat_map(|entry| [&entry[..12], &[0, 0], &entry[12..14]].concat()).collect();
+    let table = Descriptor::indirect(disk.guest.put(&table), size(chain.len()));
+    ring.send(7, &[table])?;
+    let used = ring.wait_used(&mut disk.link, timeout)?;
+    require_status(disk.status(), status::OK, "a read in a table")?;
+    if used.head == 7 { Ok(()) } else { Stop::fail(format!("id 7 was made available, and {} was used", used.head)) }
+}
+
+fn written_length(context: &mut Context<'_>) -> Outcome {
+    let timeout = context.timeout();
+    let (mut disk, mut ring) = open(context, 16)?;
+    let data = Descriptor::writable(disk.data_at(), 512);
+    match request(&mut disk, &mut ring, 0, kind::IN, data, timeout)? {
+        513 => Ok(()),
+        written => Stop::fail(format!("a read of 512 bytes says that {written} were written")),
+    }
+}
+
+fn stop_and_go_on(context: &mut Context<'_>) -> Outcome {
+    let timeout = context.timeout();
+    let (mut disk, mut ring) = open(context, 16)?;
+    let data = Descriptor::writable(disk.data_at(), 512);
+    // The ring is passed in the fourth round.
+    for _ in 0..8 {
+        request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
+        let (base, expected) = (ring.stop(&mut disk.link)?, ring.base());
+        if base != expected {
+            return Stop::fail(format!("the base should be {expected:#010x} and is {base:#010x}"));
+        }
+        ring.start(&mut disk.link)?;
+    }
+    Ok(())
+}
+
+fn call_not_wanted(context: &mut Context<'_>) -> Outcome {
+    let timeout = context.timeout();
+    let (mut disk, mut ring) = open(context, 16)?;
+    let data = Descriptor::writable(disk.data_at(), 512);
+    ring.set_event_flags(EVENT_DISABLE);
+    ring.call.take()?;
+    request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
+    if ring.call.wait(Duration::from_millis(20))? {
+        return Stop::fail("the driver wants no calls, and one came");
+    }
+    ring.set_event_flags(0);
+    request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
+    if ring.call.wait(timeout)? { Ok(()) } else { Stop::fail("the driver wants calls again, and none came") }
+}
+
+/// A session of any device with a packed ring.
+fn wild(context: &mut Context<'_>) -> Outcome<(Link, PackedRing)> {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered) | feature::RING_PACKED;
+    link.require(&SetFeatures(features), &[])?;
+    let mut guest = crate::check::guest::Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = PackedRing::new(&mut guest, 64)?;
+    ring.start(&mut link)?;
+    Ok((link, ring))
+}
+
+fn endless_chain(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = wild(context)?;
+    for place in 0..ring.size {
+        ring.put(place, Descriptor { flags: AVAIL | NEXT, ..Descriptor::readable(0x8_0000, 64) }, 0);
+    }
+    link.done("packed ring: every descriptor goes on with the next");
+    ring.kick()?;
+    context.survives_rings(link)
+}
+
+fn table_wild(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = wild(context)?;
+    for (place, bytes) in [(0, u32::MAX), (1, 0), (2, 33)] {
+        ring.put(place, Descriptor { address: 1 << 45, bytes, flags: AVAIL | INDIRECT, next: 0 }, place);
+    }
+    link.done("packed ring: tables that are nowhere");
+    ring.kick()?;
+    context.survives_rings(link)
+}
+
+fn noise(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = wild(context)?;
+    let noise = pattern(71, usize::from(ring.size) * 16);
+    for (place, bytes) in (0..ring.size).zip(noise.chunks_exact(16)) {
+        let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let flags = AVAIL | number(4) & (NEXT | WRITE | INDIRECT);
+        let descriptor = Descriptor { address: u64::from(number(0)) * 64, bytes: number(2).into(), flags, next: 0 };
+        ring.put(place, descriptor, number(6));
+    }
+    link.done("packed ring: noise");
+    ring.kick()?;
+    context.survives_rings(link)
+}
