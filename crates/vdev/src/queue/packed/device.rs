@@ -50,7 +50,7 @@ impl Device {
         let entry = self.record.as_mut().map_or(NO_ENTRY, |record| record.popped(&chain.descriptors));
         chain.id = ChainId { number, descriptors, entry };
         self.next = self.next.advanced(descriptors, place.layout.size);
-        self.in_flight += 1;
+        self.in_flight = self.in_flight.saturating_add(1);
         self.descriptors += descriptors;
         Ok(true)
     }

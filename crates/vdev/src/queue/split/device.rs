@@ -31,6 +31,10 @@ impl Device {
         let next = u16::try_from(base).map_err(|_| QueueError::Base { ring: place.index, base })?;
         // The base says nothing of the used ring, whose index only the device writes: it is where a device before left it.
         let used = place.areas.device.load_u16(INDEX, Ordering::Relaxed);
+        if place.layout.event_idx {
+            // They mean nothing now, and a device before may have left a 1.
+            place.store_device_u16(FLAGS, 0, Ordering::Relaxed);
+        }
         let is_in_flight = vec![false; usize::from(place.layout.size)].into_boxed_slice();
         Ok(Self { available: next, next, used, published: used, is_in_flight, in_flight: 0, record: None })
     }
