@@ -47,14 +47,20 @@ pub struct Chain {
     readable_bytes: u64,
     writable_bytes: u64,
     has_writable: bool,
+    buffers: usize,
     /// The descriptors of a packed ring that it was made of.
     pub(super) descriptors: Vec<Descriptor>,
     table: Vec<u8>,
     table_spans: Vec<Span>,
 }
 
-/// A chain's bytes at most (section 2.7.4).
-const CHAIN_BYTES_MAX: u64 = 1 << 32;
+/// A chain's bytes at most (section 2.7.5).
+const BYTES_MAX: u64 = 1 << 32;
+/// A chain's buffers at most, in a ring or a table of whatever size: a device may have such a bound (section 2.7.4.1), and
+/// this is QEMU's. Drivers, Linux's among them, make tables that are longer than their ring.
+const BUFFERS_MAX: usize = 1024;
+/// A chain's spans at most: buffers may lie over borders, and not all over all.
+const SPANS_MAX: usize = 2 * BUFFERS_MAX;
 
 impl Chain {
     /// A chain of nothing.
@@ -135,6 +141,7 @@ impl Chain {
         self.readable_bytes = 0;
         self.writable_bytes = 0;
         self.has_writable = false;
+        self.buffers = 0;
     }
 
     /// Adds a buffer of the chain that begins at `head`.
@@ -150,10 +157,14 @@ impl Chain {
         if self.has_writable && !is_writable {
             return Err(QueueError::ReadableBehindWritable { ring, head });
         }
-        if self.readable_bytes + self.writable_bytes + u64::from(bytes) > CHAIN_BYTES_MAX {
+        if self.readable_bytes + self.writable_bytes + u64::from(bytes) > BYTES_MAX {
             return Err(QueueError::TooLong { ring, head });
         }
         self.has_writable = is_writable;
+        self.buffers += 1;
+        if self.buffers > BUFFERS_MAX || self.readable.len() + self.writable.len() > SPANS_MAX {
+            return Err(QueueError::TooManyBuffers { ring, head, max: BUFFERS_MAX });
+        }
         let (spans, total) = if is_writable {
             (&mut self.writable, &mut self.writable_bytes)
         } else {
@@ -166,17 +177,12 @@ impl Chain {
     }
 
     /// Copies an indirect table, so that it is read once, and says how many descriptors it has.
-    pub(super) fn load_table(
-        &mut self,
-        ring: u32,
-        descriptor: Descriptor,
-        entries_max: usize,
-    ) -> Result<usize, QueueError> {
+    pub(super) fn load_table(&mut self, ring: u32, descriptor: Descriptor) -> Result<usize, QueueError> {
         let Descriptor { address, bytes, .. } = descriptor;
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         let entries = length / DESCRIPTOR_BYTES;
-        if !length.is_multiple_of(DESCRIPTOR_BYTES) || entries == 0 || entries > entries_max {
-            return Err(QueueError::IndirectSize { ring, bytes, max: entries_max });
+        if !length.is_multiple_of(DESCRIPTOR_BYTES) || entries == 0 || entries > BUFFERS_MAX {
+            return Err(QueueError::IndirectSize { ring, bytes, max: BUFFERS_MAX });
         }
         self.table_spans.clear();
         let outside = |_| QueueError::BufferOutside { ring, address, bytes };

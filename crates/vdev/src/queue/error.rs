@@ -113,6 +113,16 @@ pub enum QueueError {
         /// Its first descriptor.
         head: u16,
     },
+    /// A chain of more buffers than a device takes.
+    #[error("the chain at descriptor {head} of ring {ring} has more than {max} buffers")]
+    TooManyBuffers {
+        /// The ring.
+        ring: u32,
+        /// Its first descriptor.
+        head: u16,
+        /// How many it may have.
+        max: usize,
+    },
     /// A buffer that is not in guest memory.
     #[error("a buffer of ring {ring} is not in guest memory: {bytes} bytes at {address:#x}")]
     BufferOutside {
@@ -253,6 +263,7 @@ impl QueueError {
             | Self::Unfinished { ring, .. }
             | Self::ReadableBehindWritable { ring, .. }
             | Self::TooLong { ring, .. }
+            | Self::TooManyBuffers { ring, .. }
             | Self::BufferOutside { ring, .. }
             | Self::IndirectNotNegotiated { ring, .. }
             | Self::IndirectWithNext { ring, .. }

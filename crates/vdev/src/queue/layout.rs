@@ -37,9 +37,6 @@ pub enum AddressSpace {
 
 /// The most descriptors that a ring may have.
 const SIZE_MAX: u16 = 1 << 15;
-/// The longest indirect table that is accepted of rings that are shorter: drivers, Linux's among them, make tables longer
-/// than the ring, and QEMU has this bound.
-const TABLE_MAX: usize = 1024;
 
 pub(super) const DESCRIPTOR_BYTES: usize = 16;
 /// Bytes of a packed ring's event area.
@@ -56,11 +53,6 @@ impl RingLayout {
             RingKind::Packed => (1..=SIZE_MAX).contains(&self.size),
         };
         if is_allowed { Ok(()) } else { Err(QueueError::Size { ring, size: self.size }) }
-    }
-
-    /// Entries that an indirect table may have.
-    pub(super) fn table_max(&self) -> usize {
-        usize::from(self.size).max(TABLE_MAX)
     }
 
     /// The areas' sizes and alignments: descriptors, the driver's, the device's.

@@ -31,7 +31,7 @@ fn plausible(layout: RingLayout, start: u64, numbers: &[u32], area: &Area) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_device_survives_any_bytes_of_a_driver(

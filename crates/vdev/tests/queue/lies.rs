@@ -153,6 +153,26 @@ fn a_chain_of_more_than_4_gib_is_refused() {
 }
 
 #[test]
+fn a_chain_of_more_buffers_than_a_device_takes_is_refused() {
+    for layout in [split(2048), packed(2048)] {
+        for (buffers, expected) in [
+            (1024, Ok(true)),
+            (1025, Err(QueueError::TooManyBuffers { ring: 7, head: 0, max: 1024 })),
+            (2048, Err(QueueError::TooManyBuffers { ring: 7, head: 0, max: 1024 })),
+        ] {
+            let raw = |index: u16| {
+                let next = if index + 1 < buffers { NEXT } else { 0 };
+                match layout.kind {
+                    RingKind::Split => (0, 1, next, index + 1),
+                    RingKind::Packed => (0, 1, 0, AVAILABLE | next),
+                }
+            };
+            assert_eq!(device_finds(layout, &(0..buffers).map(raw).collect::<Vec<_>>(), &[]), expected);
+        }
+    }
+}
+
+#[test]
 fn an_available_index_that_jumps_is_found_out() {
     let Pair { driver, mut device, .. } = Pair::new(split(4));
     let mut chain = Chain::new();

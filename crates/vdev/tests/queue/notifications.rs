@@ -79,7 +79,7 @@ fn a_batch_over_the_entry_that_was_asked_for_is_told_of() {
 
 #[test]
 fn an_index_goes_round_its_16_bits() {
-    for layout in layouts(4) {
+    for layout in layouts(4).filter(|layout| layout.kind == RingKind::Split && !layout.indirect) {
         let mut pair = Pair::new(layout);
         for token in 0..66_000 {
             assert!(pair.ask(token), "{layout:?} {token}");

@@ -224,7 +224,7 @@ fn add_table(place: &RingPlace, head: u16, table: Descriptor, chain: &mut Chain)
     if !place.layout.indirect {
         return Err(QueueError::IndirectNotNegotiated { ring });
     }
-    let entries = chain.load_table(ring, table, place.layout.table_max())?;
+    let entries = chain.load_table(ring, table)?;
     for entry in 0..entries {
         let descriptor = chain.table_entry(entry);
         let [_, flags] = descriptor.small;

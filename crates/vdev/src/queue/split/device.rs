@@ -207,7 +207,7 @@ fn walk_table(place: &RingPlace, head: u16, table: Descriptor, chain: &mut Chain
     if table.small[0] & NEXT != 0 {
         return Err(QueueError::IndirectWithNext { ring });
     }
-    let size = chain.load_table(ring, table, place.layout.table_max())?;
+    let size = chain.load_table(ring, table)?;
     let mut index = 0;
     for _ in 0..size {
         let descriptor = chain.table_entry(index);
