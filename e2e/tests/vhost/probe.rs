@@ -1,5 +1,7 @@
 //! A real backend says who it is.
 
+use kiln_e2e::Backend;
+
 use crate::place::{DISK_BYTES, Place, json, vhost};
 
 #[test]
@@ -28,11 +30,7 @@ fn how_the_storage_daemon_behaves_at_the_edges_is_found_without_harming_it() {
     let place = Place::new();
     let mut daemon = place.storage_daemon();
     let report = json(&vhost(&["probe", &place.text("b"), "--json"]));
-    let quirk = |id: &str| {
-        let quirks = report["quirks"].as_array().expect("a list");
-        let found = quirks.iter().find(|quirk| quirk["id"] == id).unwrap_or_else(|| panic!("{id} in {quirks:?}"));
-        found["behaviour"].as_str().expect("words").to_owned()
-    };
+    let quirk = |id| behaviour(&report, id);
     assert_eq!(quirk("second_connection"), "queued until the first ends");
     assert_eq!(quirk("after_client_left"), "keeps listening");
     assert!(quirk("early_need_reply").starts_with("answers 0"));
@@ -46,13 +44,39 @@ fn a_ring_that_kills_the_storage_daemon_is_found_where_harm_is_asked_for() {
     let place = Place::new();
     let _daemon = place.storage_daemon();
     let report = json(&vhost(&["probe", &place.text("b"), "--quirks", "--timeout", "20s", "--json"]));
+    assert!(behaviour(&report, "stray_descriptors").ends_with("leaks them"));
+    assert!(behaviour(&report, "far_ring").ends_with("the backend is gone"));
+}
+
+#[test]
+fn virtiofsd_is_probed_and_ends_with_its_first_client() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("shared")).expect("can be made");
+    let _daemon = Backend::virtiofsd(&place.path("shared"), &place.path("v"));
+    let outcome = vhost(&["probe", &place.text("v"), "--device", "fs", "--json"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let report = json(&outcome);
+    assert_eq!((&report["queues"], &report["max_mem_slots"]), (&2.into(), &509.into()));
+    assert_eq!(behaviour(&report, "after_client_left"), "takes no more connections");
+}
+
+#[test]
+fn a_vsock_device_is_known_by_its_guests_number() {
+    let place = Place::new();
+    let _device = Backend::vsock_device(42, &place.path("u"), &place.path("w"));
+    let outcome = vhost(&["probe", &place.text("w"), "--json"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let report = json(&outcome);
+    assert_eq!((&report["device"]["kind"], &report["config"]["guest_cid"]), (&"vsock".into(), &42.into()));
+    assert_eq!(behaviour(&report, "second_connection"), "refused");
+    assert_eq!(behaviour(&report, "unknown_request"), "closes");
+}
+
+/// What a report says of something that was tried.
+fn behaviour(report: &serde_json::Value, id: &str) -> String {
     let quirks = report["quirks"].as_array().expect("a list");
-    let behaviour = |id: &str| {
-        let quirk = quirks.iter().find(|quirk| quirk["id"] == id).unwrap_or_else(|| panic!("{id} in {quirks:?}"));
-        quirk["behaviour"].as_str().expect("words")
-    };
-    assert!(behaviour("stray_descriptors").ends_with("leaks them"));
-    assert!(behaviour("far_ring").ends_with("the backend is gone"));
+    let found = quirks.iter().find(|quirk| quirk["id"] == id).unwrap_or_else(|| panic!("{id} in {quirks:?}"));
+    found["behaviour"].as_str().expect("words").to_owned()
 }
 
 #[test]

@@ -120,13 +120,17 @@ impl Finder {
     fn connections(&mut self) {
         let mut behaviour = None;
         let mut waiting = None;
-        if !self.first.is_over
-            && let Ok(mut second) = self.first.another()
+        if self.first.is_over
+            && let Ok(mut again) = self.connect_again()
+            && again.begin().is_ok()
         {
-            behaviour = Some(match second.ask_briefly() {
-                Outcome::Answered(_) => "served beside the first",
-                Outcome::Closed => "refused",
-                Outcome::Silent => {
+            self.first = again;
+        }
+        if !self.first.is_over {
+            behaviour = Some(match self.first.another().map(|mut second| (second.ask_briefly(), second)) {
+                Ok((Outcome::Answered(_), _)) => "served beside the first",
+                Ok((Outcome::Closed, _)) | Err(_) => "refused",
+                Ok((Outcome::Silent, second)) => {
                     waiting = Some(second);
                     "queued"
                 }
@@ -163,27 +167,25 @@ impl Finder {
         self.quirks.push(Quirk { id, tried: id.tried(), behaviour: behaviour.into(), is_deadly });
     }
 
-    /// A new connection. Some backends make their socket anew when a client has left.
+    /// A new connection that is served. Some backends make their socket anew when a client has left, so one that was
+    /// taken a moment before is closed without a word.
     fn connect_again(&self) -> Result<Asker, SocketError> {
         let until = (Instant::now() + 5 * PATIENCE).min(self.first.deadline());
         loop {
-            match self.first.another() {
-                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-                connected => return connected,
+            let connected = self.first.another();
+            let served = connected.map(|mut asker| (asker.is_answered(), asker));
+            match served {
+                Ok((true, asker)) => return Ok(asker),
+                Ok((false, asker)) if Instant::now() >= until => return Ok(asker),
+                Err(error) if Instant::now() >= until => return Err(error),
+                _ => std::thread::sleep(Duration::from_millis(5)),
             }
         }
     }
 
-    /// Whether somebody answers. A backend that serves one client after the other may need a moment for the last.
+    /// Whether somebody answers.
     fn is_alive(&self) -> bool {
-        let until = (Instant::now() + 5 * PATIENCE).min(self.first.deadline());
-        loop {
-            let answered = self.first.another().is_ok_and(|mut asker| asker.is_answered());
-            if answered || Instant::now() >= until {
-                return answered;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.connect_again().is_ok_and(|mut asker| asker.is_answered())
     }
 
     fn offers(&self, feature: ProtocolFeatures) -> bool {
