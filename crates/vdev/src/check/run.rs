@@ -29,7 +29,8 @@ pub struct Options {
     pub device: Option<DeviceKind>,
     /// Rules that bind less are left out.
     pub level: Level,
-    /// Ids of the cases to run, with `*` for anything, and of those to leave out, with `!` before; all where there is none.
+    /// Ids of the cases to run, with `*` for anything, and with `!` before it of those to leave out; all where there is
+    /// none.
     pub only: Vec<String>,
     /// Failures that are known.
     pub expected: ExpectedFailures,

@@ -2,6 +2,20 @@
 
 use super::case::Case;
 
+/// A table of rules: id, level, what the backend must have, the function; then section and reason.
+macro_rules! cases {
+    ($($id:literal $level:ident [$($need:expr),*] $run:expr, $section:expr => $reason:expr;)*) => {
+        pub const CASES: &[Case] = &[$(Case {
+            id: $id,
+            level: $level,
+            section: $section,
+            reason: $reason,
+            needs: &[$($need),*],
+            run: $run,
+        }),*];
+    };
+}
+
 mod channel;
 mod config;
 mod data;
