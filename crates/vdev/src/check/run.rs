@@ -191,7 +191,13 @@ fn ready(target: &mut Target) -> Result<(), Verdict> {
     if target.is_spawned() {
         return target.start().map_err(|error| Verdict::Crash(format!("failed to start the backend: {error}")));
     }
-    if target.has_ended() { Err(Verdict::Skip("the backend is gone".to_owned())) } else { Ok(()) }
+    match (target.has_ended(), target.ends_with_client) {
+        (false, _) => Ok(()),
+        (true, false) => Err(Verdict::Skip("the backend is gone".to_owned())),
+        (true, true) => {
+            Err(Verdict::Skip("the backend is gone: it ends with its client, and needs `--spawn`".to_owned()))
+        }
+    }
 }
 
 fn judge(outcome: Outcome, target: &mut Target, trace: &Trace) -> Verdict {

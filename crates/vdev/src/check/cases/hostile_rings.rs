@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::prelude::*;
 use crate::check::disk::{pattern, size};
 use crate::check::guest::Guest;
+use crate::check::packed_ring::{AVAIL, PackedRing};
 use crate::check::process::wait_until;
 use crate::check::ring::{Descriptor, INDIRECT, NEXT, SplitRing, WRITE};
 use crate::memory::SharedFile;
@@ -15,6 +16,8 @@ const HARM: Need = Need::Harm;
 const DESCRIPTORS: &str = "VIRTIO 1.2, 2.7.5 The Virtqueue Descriptor Table";
 const AVAILABLE: &str = "VIRTIO 1.2, 2.7.6 The Virtqueue Available Ring";
 const TABLES: &str = "VIRTIO 1.2, 2.7.5.3 Indirect Descriptors";
+const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED");
+const PACKED_RINGS: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
 const FRAMING: &str = "VIRTIO 1.2, 2.7.4 Message Framing";
 const MEMORY: &str = "Memory access";
 const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
@@ -100,14 +103,20 @@ cases! {
         DESCRIPTORS => SURVIVES;
     "hostile.request-of-noise" Must [HARM] request_of_noise,
         FRAMING => SURVIVES;
-    "hostile.memory-cut-under-buffer" Must [HARM] |context| cut(context, CUT_AT),
-        MEMORY => CUT;
-    "hostile.memory-cut-under-ring" Must [HARM] |context| cut(context, 0),
-        MEMORY => CUT;
     "hostile.call-is-full" Must [HARM] call_is_full,
         "VHOST_USER_SET_VRING_CALL" => WAITS;
     "hostile.call-is-a-full-pipe" Must [HARM] call_is_a_full_pipe,
         "VHOST_USER_SET_VRING_CALL" => WAITS;
+    "hostile.packed-endless-chain" Must [PACKED, HARM] packed_endless_chain,
+        PACKED_RINGS => SURVIVES;
+    "hostile.packed-table-wild" Must [PACKED, HARM] packed_table_wild,
+        PACKED_RINGS => SURVIVES;
+    "hostile.packed-noise" Must [PACKED, HARM] packed_noise,
+        PACKED_RINGS => SURVIVES;
+    "hostile.memory-cut-under-buffer" Must [HARM] |context| cut(context, CUT_AT),
+        MEMORY => CUT;
+    "hostile.memory-cut-under-ring" Must [HARM] |context| cut(context, 0),
+        MEMORY => CUT;
 }
 
 /// Where tables of descriptors are put.
@@ -347,4 +356,50 @@ fn calls_on(context: &mut Context<'_>, call: std::os::fd::BorrowedFd<'_>, what: 
     rings.ring().put_chain(0, &[Descriptor::readable(0x8_0000, 16), Descriptor::writable(0x9_0000, 513)]);
     rings.ring().offer(0);
     rings.survived(context, what)
+}
+
+/// A session of any device with a packed ring.
+fn packed(context: &mut Context<'_>) -> Outcome<(Link, PackedRing)> {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered) | feature::RING_PACKED;
+    link.require(&SetFeatures(features), &[])?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = PackedRing::new(&mut guest, 64)?;
+    ring.start(&mut link)?;
+    Ok((link, ring))
+}
+
+fn packed_endless_chain(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = packed(context)?;
+    for place in 0..ring.size {
+        ring.put(place, Descriptor { flags: AVAIL | NEXT, ..Descriptor::readable(0x8_0000, 64) }, 0);
+    }
+    link.done("packed ring: every descriptor goes on with the next");
+    ring.kick()?;
+    context.survives_rings(link)
+}
+
+fn packed_table_wild(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = packed(context)?;
+    for (place, bytes) in [(0, u32::MAX), (1, 0), (2, 33)] {
+        ring.put(place, Descriptor { address: 1 << 45, bytes, flags: AVAIL | INDIRECT, next: 0 }, place);
+    }
+    link.done("packed ring: tables that are nowhere");
+    ring.kick()?;
+    context.survives_rings(link)
+}
+
+fn packed_noise(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = packed(context)?;
+    let noise = pattern(71, usize::from(ring.size) * 16);
+    for (place, bytes) in (0..ring.size).zip(noise.chunks_exact(16)) {
+        let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let flags = AVAIL | number(4) & (NEXT | WRITE | INDIRECT);
+        let descriptor = Descriptor { address: u64::from(number(0)) * 64, bytes: number(2).into(), flags, next: 0 };
+        ring.put(place, descriptor, number(6));
+    }
+    link.done("packed ring: noise");
+    ring.kick()?;
+    context.survives_rings(link)
 }

@@ -1,16 +1,15 @@
-//! Packed rings, right and wrong.
+//! Packed rings.
 
 use std::time::Duration;
 
 use super::prelude::*;
 use crate::check::disk::{Disk, Setup, kind, pattern, require_status, same_bytes, size, status};
-use crate::check::packed_ring::{AVAIL, EVENT_DISABLE, PackedRing};
-use crate::check::ring::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::check::packed_ring::{EVENT_DISABLE, PackedRing};
+use crate::check::ring::Descriptor;
 
 const DATA: Need = Need::DataPath;
 const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED");
 const SECTION: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
-const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
 
 cases! {
     "data.packed-write-read-back" Must [DATA, PACKED, Need::Writes] write_read_back,
@@ -33,12 +32,6 @@ cases! {
     "data.packed-call-not-wanted" Should [DATA, PACKED] call_not_wanted,
         "VIRTIO 1.2, 2.8 Packed Virtqueues, Event Suppression Structure Format" =>
             "the driver's area says whether it wants calls";
-    "hostile.packed-endless-chain" Must [PACKED, Need::Harm] endless_chain,
-        SECTION => SURVIVES;
-    "hostile.packed-table-wild" Must [PACKED, Need::Harm] table_wild,
-        SECTION => SURVIVES;
-    "hostile.packed-noise" Must [PACKED, Need::Harm] noise,
-        SECTION => SURVIVES;
 }
 
 /// A disk with a packed ring that runs.
@@ -164,50 +157,4 @@ fn call_not_wanted(context: &mut Context<'_>) -> Outcome {
     ring.set_event_flags(0);
     request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
     if ring.call.wait(timeout)? { Ok(()) } else { Stop::fail("the driver wants calls again, and none came") }
-}
-
-/// A session of any device with a packed ring.
-fn wild(context: &mut Context<'_>) -> Outcome<(Link, PackedRing)> {
-    let mut link = context.open()?;
-    let features = usual_features(link.offered) | feature::RING_PACKED;
-    link.require(&SetFeatures(features), &[])?;
-    let mut guest = crate::check::guest::Guest::new()?;
-    guest.share(&mut link)?;
-    let ring = PackedRing::new(&mut guest, 64)?;
-    ring.start(&mut link)?;
-    Ok((link, ring))
-}
-
-fn endless_chain(context: &mut Context<'_>) -> Outcome {
-    let (link, ring) = wild(context)?;
-    for place in 0..ring.size {
-        ring.put(place, Descriptor { flags: AVAIL | NEXT, ..Descriptor::readable(0x8_0000, 64) }, 0);
-    }
-    link.done("packed ring: every descriptor goes on with the next");
-    ring.kick()?;
-    context.survives_rings(link)
-}
-
-fn table_wild(context: &mut Context<'_>) -> Outcome {
-    let (link, ring) = wild(context)?;
-    for (place, bytes) in [(0, u32::MAX), (1, 0), (2, 33)] {
-        ring.put(place, Descriptor { address: 1 << 45, bytes, flags: AVAIL | INDIRECT, next: 0 }, place);
-    }
-    link.done("packed ring: tables that are nowhere");
-    ring.kick()?;
-    context.survives_rings(link)
-}
-
-fn noise(context: &mut Context<'_>) -> Outcome {
-    let (link, ring) = wild(context)?;
-    let noise = pattern(71, usize::from(ring.size) * 16);
-    for (place, bytes) in (0..ring.size).zip(noise.chunks_exact(16)) {
-        let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        let flags = AVAIL | number(4) & (NEXT | WRITE | INDIRECT);
-        let descriptor = Descriptor { address: u64::from(number(0)) * 64, bytes: number(2).into(), flags, next: 0 };
-        ring.put(place, descriptor, number(6));
-    }
-    link.done("packed ring: noise");
-    ring.kick()?;
-    context.survives_rings(link)
 }
