@@ -37,7 +37,7 @@ cases! {
     "config.flags-unknown" Should [CONFIG, ACK] flags_unknown,
         SET => "\"The vhost-user back-end must check the flags field\", which is 0 or 1";
     "config.capacity" Must [CONFIG, BLK] capacity,
-        "VIRTIO 1.2, 5.2.4 Device configuration layout" => "a disk has a size";
+        "VIRTIO 1.2, 5.2.4 Device configuration layout" => "a disk has a size; a guest makes nothing of one without";
     "config.queues-match" Should
         [CONFIG, BLK, Need::Feature(feature::blk::MQ, "VIRTIO_BLK_F_MQ"), Need::Protocol(ProtocolFeatures::MQ)]
         queues_match,

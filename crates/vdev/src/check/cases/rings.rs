@@ -21,7 +21,7 @@ cases! {
     "rings.size-2" Should [ACK] |context| takes_size(context, 2),
         NUM => "a queue size is any power of 2 up to what the device allows";
     "rings.size-1" May [ACK] |context| takes_size(context, 1),
-        SIZES => "1 is a power of 2";
+        SIZES => "1 is a power of 2, and the smallest ring";
     "rings.size-1024" Should [ACK] |context| takes_size(context, 1024),
         NUM => "QEMU's largest ring, and its default on virtio-mmio, whatever the backend says";
     "rings.size-zero" Should [ACK] |context| refuses_size(context, 0),
