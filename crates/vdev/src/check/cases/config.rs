@@ -69,8 +69,16 @@ fn whole(context: &mut Context<'_>) -> Outcome {
     }
 }
 
+/// A size that has parts.
+fn divisible_bytes(context: &Context<'_>) -> Outcome<usize> {
+    match known_bytes(context)? {
+        0..8 => Stop::skip("the configuration is too short"),
+        bytes => Ok(bytes),
+    }
+}
+
 fn offset_echoed(context: &mut Context<'_>) -> Outcome {
-    let bytes = known_bytes(context)?;
+    let bytes = divisible_bytes(context)?;
     let mut link = context.open_device()?;
     let reply = link.call(&ask(4, bytes - 4))?;
     if reply.bytes.is_empty() {
@@ -83,16 +91,16 @@ fn offset_echoed(context: &mut Context<'_>) -> Outcome {
 }
 
 fn part(context: &mut Context<'_>) -> Outcome {
-    let bytes = known_bytes(context)?;
+    let bytes = divisible_bytes(context)?;
     let mut link = context.open_device()?;
     let whole = link.call(&ask(0, bytes))?.bytes;
     for (offset, size) in [(0, 4), (4, 4), (bytes - 4, 4), (2, bytes - 2)] {
         let found = link.call(&ask(u32::try_from(offset).unwrap_or(0), size))?.bytes;
-        if whole.get(offset..offset + size) != Some(&found[..]) {
-            return Stop::fail(format!(
-                "{size} bytes at {offset} are {found:02x?}, and in the whole {:02x?}",
-                &whole[offset..offset + size]
-            ));
+        let Some(expected) = whole.get(offset..offset + size) else {
+            return Stop::fail(format!("{bytes} bytes were asked for, {} came", whole.len()));
+        };
+        if expected != found {
+            return Stop::fail(format!("{size} bytes at {offset} are {found:02x?}, and in the whole {expected:02x?}"));
         }
     }
     Ok(())

@@ -171,7 +171,7 @@ fn read_over_the_end(context: &mut Context<'_>) -> Outcome {
 }
 
 fn write_out_of_range(context: &mut Context<'_>) -> Outcome {
-    fails(context, |disk| disk.capacity + 8, 512, true, "a write beyond the end")
+    fails(context, |disk| disk.capacity.saturating_add(8), 512, true, "a write beyond the end")
 }
 
 fn sector_overflow(context: &mut Context<'_>) -> Outcome {

@@ -88,6 +88,12 @@ impl Record {
         };
         let memory = GuestMemory::new(vec![std::sync::Arc::new(region)])?;
         let area = memory.area(memory.at_guest(0, needed)?)?;
+        if area.check_alignment(8).is_err() {
+            return Stop::fail(format!(
+                "the buffer begins at {:#x} of its file, where no number can",
+                place.mmap_offset
+            ));
+        }
         Ok(Self { description, file, area })
     }
 

@@ -1,9 +1,12 @@
 //! Clients that come and go, the program around the backend, and the device's own status and state.
 
-use std::io::Read as _;
-use std::os::fd::AsFd as _;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::data::Batch;
 use super::prelude::*;
@@ -246,23 +249,22 @@ fn print_capabilities(context: &mut Context<'_>) -> Outcome {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .process_group(0)
         .spawn()?;
+    let output = child.stdout.take().map(|output| read_to_end(output, "what it says", context.timeout()));
     let ended = wait_until(context.timeout(), || matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
     if !ended {
-        // It runs as a backend, perhaps; nobody needs it.
-        let _ = child.kill();
+        // It runs as a backend, perhaps, and has started others; nobody needs them.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
     let status = child.wait()?;
-    let mut text = Vec::new();
-    if let Some(output) = child.stdout.take() {
-        output.take(64 << 10).read_to_end(&mut text)?;
-    }
     if !ended {
         return Stop::fail(format!("`{program} --print-capabilities` does not end"));
     }
     if !status.success() {
         return Stop::fail(format!("`{program} --print-capabilities` ends with {}", end_words(status)));
     }
+    let text = output.transpose()?.unwrap_or_default();
     let said: serde_json::Value = match serde_json::from_slice(&text) {
         Ok(said) => said,
         Err(error) => return Stop::fail(format!("what `{program} --print-capabilities` says is no JSON: {error}")),
@@ -323,7 +325,7 @@ fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
     let (reader, writer) = std::io::pipe()?;
     transfer(&mut link, 0, writer.as_fd())?;
     drop(writer);
-    let saved = read_to_end(reader, context.timeout())?;
+    let saved = read_to_end(reader, "the device's state", context.timeout())?;
     link.note(format!("{} bytes of state", saved.len()));
     match link.call(&CheckDeviceState(Empty))? {
         0 => Ok((link, saved)),
@@ -332,22 +334,22 @@ fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
 }
 
 /// All that comes from a pipe, to its end.
-fn read_to_end(mut reader: std::io::PipeReader, timeout: Duration) -> Outcome<Vec<u8>> {
-    const STATE_BYTES_MAX: usize = 64 << 20;
+fn read_to_end(mut reader: impl Read + AsFd, what: &str, timeout: Duration) -> Outcome<Vec<u8>> {
+    const BYTES_MAX: usize = 64 << 20;
     let deadline = Instant::now() + timeout;
     let (mut all, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let [ready] = crate::socket::wait_readable([reader.as_fd()], Some(left))?;
         if !ready {
-            return Err(Stop::Hang("the device's state does not come to its end".to_owned()));
+            return Err(Stop::Hang(format!("{what} does not come to its end")));
         }
         match reader.read(&mut buffer)? {
             0 => return Ok(all),
             count => all.extend_from_slice(&buffer[..count]),
         }
-        if all.len() > STATE_BYTES_MAX {
-            return Stop::fail("the device's state has no end");
+        if all.len() > BYTES_MAX {
+            return Stop::fail(format!("{what} has no end"));
         }
     }
 }
