@@ -15,7 +15,7 @@ pub struct Case {
     pub id: &'static str,
     /// How binding it is.
     pub level: Level,
-    /// The specification's heading that it stands under; of QEMU's `docs/interop/vhost-user.rst` where it names no other.
+    /// The heading that it stands under; in QEMU's `docs/interop/vhost-user.rst` where it names no other.
     pub section: &'static str,
     /// Why it matters, in a line.
     pub reason: &'static str,

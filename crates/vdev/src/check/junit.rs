@@ -39,7 +39,8 @@ fn write_suite(xml: &mut String, group: &str, target: &str, cases: &[&CaseReport
     let seconds: f64 = cases.iter().map(|case| case.duration.as_secs_f64()).sum();
     let _ = writeln!(
         xml,
-        "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\" time=\"{seconds:.3}\">",
+        "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{failures}\" errors=\"0\" skipped=\"{skipped}\" \
+         time=\"{seconds:.3}\">",
         escaped(group),
         cases.len()
     );

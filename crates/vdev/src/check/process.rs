@@ -170,7 +170,10 @@ impl Process {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, second) = output.as_slices();
         let text = String::from_utf8_lossy(&[first, second].concat()).into_owned();
-        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        // What a terminal would do with them is not for a backend to say.
+        let plain =
+            |line: &str| line.replace(|character: char| character.is_control() && character != '\t', "\u{fffd}");
+        let lines: Vec<_> = text.lines().map(plain).collect();
         lines[lines.len().saturating_sub(OUTPUT_LINES_SHOWN)..].to_vec()
     }
 

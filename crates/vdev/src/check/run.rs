@@ -29,7 +29,8 @@ pub struct Options {
     pub device: Option<DeviceKind>,
     /// Rules that bind less are left out.
     pub level: Level,
-    /// Ids of the cases to run, with `*` for anything, and of those to leave out, with `!` before; all where there is none.
+    /// Ids of the cases to run, with `*` for anything, and with `!` before it of those to leave out; all where there is
+    /// none.
     pub only: Vec<String>,
     /// Failures that are known.
     pub expected: ExpectedFailures,
@@ -190,7 +191,13 @@ fn ready(target: &mut Target) -> Result<(), Verdict> {
     if target.is_spawned() {
         return target.start().map_err(|error| Verdict::Crash(format!("failed to start the backend: {error}")));
     }
-    if target.has_ended() { Err(Verdict::Skip("the backend is gone".to_owned())) } else { Ok(()) }
+    match (target.has_ended(), target.ends_with_client) {
+        (false, _) => Ok(()),
+        (true, false) => Err(Verdict::Skip("the backend is gone".to_owned())),
+        (true, true) => {
+            Err(Verdict::Skip("the backend is gone: it ends with its client, and needs `--spawn`".to_owned()))
+        }
+    }
 }
 
 fn judge(outcome: Outcome, target: &mut Target, trace: &Trace) -> Verdict {

@@ -15,6 +15,8 @@ use crate::socket::RawMessage;
 const FIRST_LINES: usize = 40;
 /// Lines that are kept from its end.
 const LAST_LINES: usize = 40;
+/// Characters of a line that are kept.
+const LINE_CHARACTERS: usize = 240;
 /// Bytes of a payload that are shown where it has no meaning.
 const BYTES_SHOWN: usize = 24;
 
@@ -81,7 +83,11 @@ impl Default for Trace {
 
 impl Trace {
     /// Adds a line.
-    pub fn push(&mut self, side: Side, text: String) {
+    pub fn push(&mut self, side: Side, mut text: String) {
+        if let Some((end, _)) = text.char_indices().nth(LINE_CHARACTERS) {
+            text.truncate(end);
+            text.push_str(" ...");
+        }
         let line = TraceLine { at: self.started.elapsed(), side, text };
         if self.first.len() < FIRST_LINES {
             self.first.push(line);
@@ -182,6 +188,10 @@ fn call_words(call: &FrontendCall) -> String {
             let regions = table.0.0.iter().map(region_words).collect::<Vec<_>>();
             format!("{} regions: {}", regions.len(), regions.join("; "))
         }
+        FrontendCall::GetConfig(config) => format!("offset {}, {} bytes", config.0.offset, config.0.bytes.len()),
+        FrontendCall::SetConfig(config) => {
+            format!("offset {}, flags {:#x}, {}", config.0.offset, config.0.flags, hex(&config.0.bytes))
+        }
         FrontendCall::AddMemReg(region) => region_words(&region.0.0),
         FrontendCall::RemMemReg(region) => region_words(&region.0.0),
         FrontendCall::SetVringKick(SetVringKick(file))
@@ -256,9 +266,11 @@ mod tests {
         for line in 0..1000 {
             trace.note(format!("line {line}"));
         }
+        trace.note("\u{e9}".repeat(10_000));
         let lines: Vec<_> = trace.lines().collect();
         assert_eq!(lines.len(), FIRST_LINES + 1 + LAST_LINES);
-        assert!(lines[0].ends_with("line 0") && lines[80].ends_with("line 999"), "{lines:?}");
-        assert!(lines[40].ends_with("920 lines left out"), "{}", lines[40]);
+        assert!(lines[0].ends_with("line 0") && lines[79].ends_with("line 999"), "{lines:?}");
+        assert!(lines[40].ends_with("921 lines left out"), "{}", lines[40]);
+        assert!(lines[80].len() < 600 && lines[80].ends_with("\u{e9} ..."), "{}", lines[80]);
     }
 }

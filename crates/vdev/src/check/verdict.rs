@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::trace::Trace;
 
-/// How binding a rule is, by the specification's own words. What crashes, hangs or grows a peer counts as [`Must`](Self::Must).
+/// How binding a rule is, by the specification's own words. What crashes, hangs or grows a peer is
+/// a [`Must`](Self::Must).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {

@@ -17,25 +17,26 @@ const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
 const SECTION: &str = "VHOST_USER_SET_BACKEND_REQ_FD";
 const COMMUNICATION: &str = "Back-end communication";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "channel.accepted", level: Must, section: SECTION, needs: &[CHANNEL, ACK], run: accepted,
-        reason: "with REPLY_ACK \"the back-end must respond with zero for success\"" },
-    Case { id: "channel.without-fd", level: Should, section: SECTION, needs: &[CHANNEL, ACK], run: without_fd,
-        reason: "\"The fd is provided via ... ancillary data\"; with REPLY_ACK the answer to a failure is \"non-zero otherwise\"" },
-    Case { id: "channel.replaced", level: Should, section: SECTION, needs: &[CHANNEL, ACK], run: replaced,
-        reason: "a frontend may give another; the old one is closed" },
-    Case { id: "channel.well-formed", level: Must, section: COMMUNICATION, needs: &[CHANNEL], run: well_formed,
-        reason: "what a backend says there is one of its requests, and no reply" },
-    Case { id: "channel.closed-with-session", level: Should, section: COMMUNICATION, needs: &[CHANNEL], run: closed_with_session,
-        reason: "the channel belongs to the session and ends with it" },
-    Case { id: "channel.hung-up", level: Must, section: COMMUNICATION, needs: &[CHANNEL, Need::Harm], run: hung_up,
-        reason: "a frontend that closes the channel has not closed the session" },
-    Case { id: "channel.noise", level: Must, section: COMMUNICATION, needs: &[CHANNEL, Need::Harm], run: noise,
-        reason: "answers that nobody asked for end no backend" },
-    Case { id: "channel.never-read", level: Must, section: COMMUNICATION, needs: &[CHANNEL, Need::Harm], run: never_read,
-        reason: "a frontend that does not listen there still is answered on its session" },
-];
+cases! {
+    "channel.accepted" Must [CHANNEL, ACK] accepted,
+        SECTION => "with REPLY_ACK \"the back-end must respond with zero for success\"";
+    "channel.without-fd" Should [CHANNEL, ACK] without_fd,
+        SECTION =>
+            "\"The fd is provided via ... ancillary data\"; with REPLY_ACK the answer to a failure is \"non-zero \
+             otherwise\"";
+    "channel.replaced" Should [CHANNEL, ACK] replaced,
+        SECTION => "a frontend may give another; the old one is closed";
+    "channel.well-formed" Must [CHANNEL] well_formed,
+        COMMUNICATION => "what a backend says there is one of its requests, and no reply";
+    "channel.closed-with-session" Should [CHANNEL] closed_with_session,
+        COMMUNICATION => "the channel belongs to the session and ends with it";
+    "channel.hung-up" Must [CHANNEL, Need::Harm] hung_up,
+        COMMUNICATION => "a frontend that closes the channel has not closed the session";
+    "channel.noise" Must [CHANNEL, Need::Harm] noise,
+        COMMUNICATION => "answers that nobody asked for end no backend";
+    "channel.never-read" Must [CHANNEL, Need::Harm] never_read,
+        COMMUNICATION => "a frontend that does not listen there still is answered on its session";
+}
 
 /// A session, and one that can have a channel.
 fn open(context: &mut Context<'_>) -> Outcome<Link> {

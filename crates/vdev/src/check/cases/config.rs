@@ -8,33 +8,42 @@ const GET: &str = "VHOST_USER_GET_CONFIG";
 const SET: &str = "VHOST_USER_SET_CONFIG";
 const BLK: Need = Need::Kind(DeviceKind::Blk);
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "config.whole", level: Must, section: GET, needs: &[CONFIG], run: whole,
-        reason: "\"vhost-user back-end's payload size MUST match the front-end's request\"" },
-    Case { id: "config.offset-echoed", level: Must, section: GET, needs: &[CONFIG], run: offset_echoed,
-        reason: "the reply is a config space description of the same place" },
-    Case { id: "config.part", level: Should, section: GET, needs: &[CONFIG], run: part,
-        reason: "a part of the space is what the whole has there" },
-    Case { id: "config.stable", level: Should, section: GET, needs: &[CONFIG], run: stable,
-        reason: "\"The front-end may cache the contents\"" },
-    Case { id: "config.beyond", level: Must, section: GET, needs: &[CONFIG], run: beyond,
-        reason: "what is not there is answered with \"zero length of payload to indicate an error\", or it is zeros of the size that was asked for" },
-    Case { id: "config.endless", level: Should, section: GET, needs: &[CONFIG], run: endless,
-        reason: "an offset and a size whose sum does not fit 32 bits are in no space" },
-    Case { id: "config.read-only-field", level: Must, section: SET, needs: &[CONFIG, ACK, BLK], run: read_only_field,
-        reason: "back-ends \"MUST NOT accept SET_CONFIG for read-only configuration space fields unless the live migration bit is set\"" },
-    Case { id: "config.read-only-field-kept", level: Must, section: SET, needs: &[CONFIG, BLK], run: read_only_field_kept,
-        reason: "a guest must not change the size of its disk" },
-    Case { id: "config.write-cache", level: Should, section: "VIRTIO 1.2, 5.2.5 Device Initialization", needs: &[CONFIG, ACK, BLK, Need::Feature(feature::blk::CONFIG_WCE, "VIRTIO_BLK_F_CONFIG_WCE")], run: write_cache,
-        reason: "with CONFIG_WCE the driver sets `writeback`, and the device does as it says" },
-    Case { id: "config.flags-unknown", level: Should, section: SET, needs: &[CONFIG, ACK], run: flags_unknown,
-        reason: "\"The vhost-user back-end must check the flags field\", which is 0 or 1" },
-    Case { id: "config.capacity", level: Must, section: "VIRTIO 1.2, 5.2.4 Device configuration layout", needs: &[CONFIG, BLK], run: capacity,
-        reason: "a disk has a size" },
-    Case { id: "config.queues-match", level: Should, section: "VIRTIO 1.2, 5.2.4 Device configuration layout", needs: &[CONFIG, BLK, Need::Feature(feature::blk::MQ, "VIRTIO_BLK_F_MQ"), Need::Protocol(ProtocolFeatures::MQ)], run: queues_match,
-        reason: "`num_queues` is what the guest sets up, GET_QUEUE_NUM what the VMM does" },
-];
+cases! {
+    "config.whole" Must [CONFIG] whole,
+        GET => "\"vhost-user back-end's payload size MUST match the front-end's request\"";
+    "config.offset-echoed" Must [CONFIG] offset_echoed,
+        GET => "the reply is a config space description of the same place";
+    "config.part" Should [CONFIG] part,
+        GET => "a part of the space is what the whole has there";
+    "config.stable" Should [CONFIG] stable,
+        GET => "\"The front-end may cache the contents\"";
+    "config.beyond" Must [CONFIG] beyond,
+        GET =>
+            "what is not there is answered with \"zero length of payload to indicate an error\", or it is zeros of the \
+             size that was asked for";
+    "config.endless" Should [CONFIG] endless,
+        GET => "an offset and a size whose sum does not fit 32 bits are in no space";
+    "config.read-only-field" Must [CONFIG, ACK, BLK] read_only_field,
+        SET =>
+            "back-ends \"MUST NOT accept SET_CONFIG for read-only configuration space fields unless the live migration \
+             bit is set\"";
+    "config.read-only-field-kept" Must [CONFIG, BLK] read_only_field_kept,
+        SET => "a guest must not change the size of its disk";
+    "config.write-cache" Should
+        [CONFIG, ACK, BLK, Need::Feature(feature::blk::CONFIG_WCE, "VIRTIO_BLK_F_CONFIG_WCE")]
+        write_cache,
+        "VIRTIO 1.2, 5.2.5 Device Initialization" =>
+            "with CONFIG_WCE the driver sets `writeback`, and the device does as it says";
+    "config.flags-unknown" Should [CONFIG, ACK] flags_unknown,
+        SET => "\"The vhost-user back-end must check the flags field\", which is 0 or 1";
+    "config.capacity" Must [CONFIG, BLK] capacity,
+        "VIRTIO 1.2, 5.2.4 Device configuration layout" => "a disk has a size; a guest makes nothing of one without";
+    "config.queues-match" Should
+        [CONFIG, BLK, Need::Feature(feature::blk::MQ, "VIRTIO_BLK_F_MQ"), Need::Protocol(ProtocolFeatures::MQ)]
+        queues_match,
+        "VIRTIO 1.2, 5.2.4 Device configuration layout" =>
+            "`num_queues` is what the guest sets up, GET_QUEUE_NUM what the VMM does";
+}
 
 fn ask(offset: u32, bytes: usize) -> GetConfig {
     GetConfig(Config { offset, flags: 0, bytes: vec![0; bytes] })
@@ -60,8 +69,16 @@ fn whole(context: &mut Context<'_>) -> Outcome {
     }
 }
 
+/// A size that has parts.
+fn divisible_bytes(context: &Context<'_>) -> Outcome<usize> {
+    match known_bytes(context)? {
+        0..8 => Stop::skip("the configuration is too short"),
+        bytes => Ok(bytes),
+    }
+}
+
 fn offset_echoed(context: &mut Context<'_>) -> Outcome {
-    let bytes = known_bytes(context)?;
+    let bytes = divisible_bytes(context)?;
     let mut link = context.open_device()?;
     let reply = link.call(&ask(4, bytes - 4))?;
     if reply.bytes.is_empty() {
@@ -74,16 +91,16 @@ fn offset_echoed(context: &mut Context<'_>) -> Outcome {
 }
 
 fn part(context: &mut Context<'_>) -> Outcome {
-    let bytes = known_bytes(context)?;
+    let bytes = divisible_bytes(context)?;
     let mut link = context.open_device()?;
     let whole = link.call(&ask(0, bytes))?.bytes;
     for (offset, size) in [(0, 4), (4, 4), (bytes - 4, 4), (2, bytes - 2)] {
         let found = link.call(&ask(u32::try_from(offset).unwrap_or(0), size))?.bytes;
-        if whole.get(offset..offset + size) != Some(&found[..]) {
-            return Stop::fail(format!(
-                "{size} bytes at {offset} are {found:02x?}, and in the whole {:02x?}",
-                &whole[offset..offset + size]
-            ));
+        let Some(expected) = whole.get(offset..offset + size) else {
+            return Stop::fail(format!("{bytes} bytes were asked for, {} came", whole.len()));
+        };
+        if expected != found {
+            return Stop::fail(format!("{size} bytes at {offset} are {found:02x?}, and in the whole {expected:02x?}"));
         }
     }
     Ok(())

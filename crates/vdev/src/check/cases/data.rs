@@ -13,75 +13,83 @@ const REQUIREMENTS: &str = "VIRTIO 1.2, 5.2.6.2 Device Requirements: Device Oper
 const USED: &str = "VIRTIO 1.2, 2.7.8.2 Device Requirements: The Virtqueue Used Ring";
 const STATES: &str = "Ring states";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "data.read", level: Must, section: OPERATION, needs: &[DATA], run: read,
-        reason: "type 0 reads sectors, and says OK" },
-    Case { id: "data.write-read-back", level: Must, section: OPERATION, needs: &[DATA, WRITES], run: write_read_back,
-        reason: "what was written is read" },
-    Case { id: "data.write-its-sectors-only", level: Must, section: OPERATION, needs: &[DATA, WRITES], run: write_its_sectors_only,
-        reason: "a write changes its own sectors and no others" },
-    Case { id: "data.large", level: Must, section: OPERATION, needs: &[DATA, WRITES], run: large,
-        reason: "one descriptor of 256 KiB is one request" },
-    Case { id: "data.flush", level: Must, section: OPERATION, needs: &[DATA, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")], run: flush,
-        reason: "a guest that asks for its writes to last waits for the answer" },
-    Case { id: "data.get-id", level: Should, section: OPERATION, needs: &[DATA], run: get_id,
-        reason: "type 8 tells a name of 20 bytes, and says OK" },
-    Case { id: "data.unknown-type", level: Should, section: OPERATION, needs: &[DATA], run: unknown_type,
-        reason: "VIRTIO_BLK_S_UNSUPP is the status \"for a request unsupported by device\"; a guest stops sending such ones then" },
-    Case { id: "data.read-out-of-range", level: Must, section: REQUIREMENTS, needs: &[DATA], run: read_out_of_range,
-        reason: "sectors beyond the end are an error, never OK" },
-    Case { id: "data.read-over-the-end", level: Must, section: REQUIREMENTS, needs: &[DATA], run: read_over_the_end,
-        reason: "a request that begins on the disk and ends beyond it is an error" },
-    Case { id: "data.write-out-of-range", level: Must, section: REQUIREMENTS, needs: &[DATA, WRITES], run: write_out_of_range,
-        reason: "a write beyond the end must neither say OK nor make the file longer" },
-    Case { id: "data.sector-overflow", level: Must, section: REQUIREMENTS, needs: &[DATA], run: sector_overflow,
-        reason: "a sector whose byte offset does not fit 64 bits is beyond the end, not at its start" },
-    Case { id: "data.part-of-a-sector", level: Should, section: "VIRTIO 1.2, 5.2.6.1 Driver Requirements: Device Operation", needs: &[DATA], run: part_of_a_sector,
-        reason: "the length of data is a multiple of 512; another is an error that a guest must hear of" },
-    Case { id: "data.write-to-read-only", level: Must, section: REQUIREMENTS, needs: &[DATA, Need::Feature(feature::blk::RO, "VIRTIO_BLK_F_RO")], run: write_to_read_only,
-        reason: "a device that offers RO \"MUST set the status byte to VIRTIO_BLK_S_IOERR for a write request\", and \"MUST NOT write any data\"" },
-    Case { id: "data.discard", level: Should, section: OPERATION, needs: &[DATA, WRITES, Need::Feature(feature::blk::DISCARD, "VIRTIO_BLK_F_DISCARD")], run: discard,
-        reason: "with DISCARD type 11 is taken" },
-    Case { id: "data.write-zeroes", level: Must, section: OPERATION, needs: &[DATA, WRITES, Need::Feature(feature::blk::WRITE_ZEROES, "VIRTIO_BLK_F_WRITE_ZEROES")], run: write_zeroes,
-        reason: "with WRITE_ZEROES type 13 fills sectors with zeros, which are read then" },
-    Case { id: "data.written-length-at-most", level: Must, section: USED, needs: &[DATA, WRITES], run: written_length_at_most,
-        reason: "the device \"MUST write at least len bytes\": whoever says more lets a guest read what nobody wrote" },
-    Case { id: "data.written-length-of-read", level: Should, section: USED, needs: &[DATA], run: written_length_of_read,
-        reason: "`len` is what the device wrote: the data and the status, 513 bytes of a read of 512" },
-    Case { id: "data.written-length-of-write", level: Should, section: USED, needs: &[DATA, WRITES], run: written_length_of_write,
-        reason: "`len` is what the device wrote: of a write, the status alone" },
-    Case { id: "data.many-at-once", level: Must, section: USED, needs: &[DATA, WRITES], run: many_at_once,
-        reason: "a full ring of requests is done, each once, in any order" },
-    Case { id: "data.queues-at-once", level: Must, section: "Multiple queue support", needs: &[DATA, Need::Queues(2)], run: queues_at_once,
-        reason: "each queue does requests" },
-    Case { id: "data.disabled-from-the-start", level: Must, section: STATES, needs: &[DATA, WRITES], run: disabled_from_the_start,
-        reason: "a ring that was not enabled yet is processed \"without causing any side effects\": nothing is written" },
-    Case { id: "data.disabled-later", level: Must, section: STATES, needs: &[DATA, WRITES], run: disabled_later,
-        reason: "a ring that was disabled is processed \"without causing any side effects\": nothing is written" },
-    Case { id: "data.enabled-again", level: Must, section: STATES, needs: &[DATA], run: enabled_again,
-        reason: "a ring that is enabled again does requests" },
-    Case { id: "data.stopped", level: Must, section: STATES, needs: &[DATA], run: stopped,
-        reason: "\"stopped: the back-end must not process the ring at all\"" },
-    Case { id: "data.base-counts", level: Must, section: "VHOST_USER_GET_VRING_BASE", needs: &[DATA], run: base_counts,
-        reason: "where a migrated guest goes on: after 3 requests from 0 on it is 3" },
-    Case { id: "data.stop-and-go-on", level: Must, section: STATES, needs: &[DATA], run: stop_and_go_on,
-        reason: "a ring that was stopped goes on where it was, and repeats nothing" },
-    Case { id: "data.start-elsewhere", level: Must, section: STATES, needs: &[DATA], run: start_elsewhere,
-        reason: "after a reboot the ring lies elsewhere, with another size, from index 0 on" },
-    Case { id: "data.offered-before-start", level: Must, section: STATES, needs: &[DATA], run: offered_before_start,
-        reason: "what was made available before the ring started is done after the first kick" },
-    Case { id: "data.without-protocol-features", level: Must, section: STATES, needs: &[DATA], run: without_protocol_features,
-        reason: "where bit 30 is not taken \"the ring starts directly in the enabled state\"" },
-    Case { id: "data.second-region", level: Must, section: "Memory access", needs: &[DATA, WRITES], run: second_region,
-        reason: "\"Guest addresses map to the vhost memory region containing that guest address\", not only the first" },
-    Case { id: "data.over-two-regions", level: Should, section: "Memory access", needs: &[DATA], run: over_two_regions,
-        reason: "memory that is contiguous for the guest may be two regions; a buffer may lie in both" },
-    Case { id: "data.added-region", level: Must, section: "VHOST_USER_ADD_MEM_REG", needs: &[DATA, Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS)], run: added_region,
-        reason: "memory that was plugged holds data" },
-    Case { id: "data.removed-region", level: Must, section: "VHOST_USER_REM_MEM_REG", needs: &[DATA, Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS), Need::Harm], run: removed_region,
-        reason: "memory that was unplugged is not written any more" },
-];
+cases! {
+    "data.read" Must [DATA] read,
+        OPERATION => "type 0 reads sectors, and says OK";
+    "data.write-read-back" Must [DATA, WRITES] write_read_back,
+        OPERATION => "what was written is read";
+    "data.write-its-sectors-only" Must [DATA, WRITES] write_its_sectors_only,
+        OPERATION => "a write changes its own sectors and no others";
+    "data.large" Must [DATA, WRITES] large,
+        OPERATION => "one descriptor of 256 KiB is one request";
+    "data.flush" Must [DATA, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")] flush,
+        OPERATION => "a guest that asks for its writes to last waits for the answer";
+    "data.get-id" Should [DATA] get_id,
+        OPERATION => "type 8 tells a name of 20 bytes, and says OK";
+    "data.unknown-type" Should [DATA] unknown_type,
+        OPERATION =>
+            "VIRTIO_BLK_S_UNSUPP is the status \"for a request unsupported by device\"; a guest stops sending such \
+             ones then";
+    "data.read-out-of-range" Must [DATA] read_out_of_range,
+        REQUIREMENTS => "sectors beyond the end are an error, never OK";
+    "data.read-over-the-end" Must [DATA] read_over_the_end,
+        REQUIREMENTS => "a request that begins on the disk and ends beyond it is an error";
+    "data.write-out-of-range" Must [DATA, WRITES] write_out_of_range,
+        REQUIREMENTS => "a write beyond the end must neither say OK nor make the file longer";
+    "data.sector-overflow" Must [DATA] sector_overflow,
+        REQUIREMENTS => "a sector whose byte offset does not fit 64 bits is beyond the end, not at its start";
+    "data.part-of-a-sector" Should [DATA] part_of_a_sector,
+        "VIRTIO 1.2, 5.2.6.1 Driver Requirements: Device Operation" =>
+            "the length of data is a multiple of 512; another is an error that a guest must hear of";
+    "data.write-to-read-only" Must [DATA, Need::Feature(feature::blk::RO, "VIRTIO_BLK_F_RO")] write_to_read_only,
+        REQUIREMENTS =>
+            "a device that offers RO \"MUST set the status byte to VIRTIO_BLK_S_IOERR for a write request\", and \
+             \"MUST NOT write any data\"";
+    "data.discard" Should [DATA, WRITES, Need::Feature(feature::blk::DISCARD, "VIRTIO_BLK_F_DISCARD")] discard,
+        OPERATION => "with DISCARD type 11 is taken";
+    "data.write-zeroes" Must
+        [DATA, WRITES, Need::Feature(feature::blk::WRITE_ZEROES, "VIRTIO_BLK_F_WRITE_ZEROES")]
+        write_zeroes,
+        OPERATION => "with WRITE_ZEROES type 13 fills sectors with zeros, which are read then";
+    "data.written-length-at-most" Must [DATA, WRITES] written_length_at_most,
+        USED => "the device \"MUST write at least len bytes\": whoever says more lets a guest read what nobody wrote";
+    "data.written-length-of-read" Should [DATA] written_length_of_read,
+        USED => "`len` is what the device wrote: the data and the status, 513 bytes of a read of 512";
+    "data.written-length-of-write" Should [DATA, WRITES] written_length_of_write,
+        USED => "`len` is what the device wrote: of a write, the status alone";
+    "data.many-at-once" Must [DATA, WRITES] many_at_once,
+        USED => "a full ring of requests is done, each once, in any order";
+    "data.queues-at-once" Must [DATA, Need::Queues(2)] queues_at_once,
+        "Multiple queue support" => "each queue does requests";
+    "data.disabled-from-the-start" Must [DATA, WRITES] disabled_from_the_start,
+        STATES =>
+            "a ring that was not enabled yet is processed \"without causing any side effects\": nothing is written";
+    "data.disabled-later" Must [DATA, WRITES] disabled_later,
+        STATES => "a ring that was disabled is processed \"without causing any side effects\": nothing is written";
+    "data.enabled-again" Must [DATA] enabled_again,
+        STATES => "a ring that is enabled again does requests";
+    "data.stopped" Must [DATA] stopped,
+        STATES => "\"stopped: the back-end must not process the ring at all\"";
+    "data.base-counts" Must [DATA] base_counts,
+        "VHOST_USER_GET_VRING_BASE" => "where a migrated guest goes on: after 3 requests from 0 on it is 3";
+    "data.stop-and-go-on" Must [DATA] stop_and_go_on,
+        STATES => "a ring that was stopped goes on where it was, and repeats nothing";
+    "data.start-elsewhere" Must [DATA] start_elsewhere,
+        STATES => "after a reboot the ring lies elsewhere, with another size, from index 0 on";
+    "data.offered-before-start" Must [DATA] offered_before_start,
+        STATES => "what was made available before the ring started is done after the first kick";
+    "data.without-protocol-features" Must [DATA] without_protocol_features,
+        STATES => "where bit 30 is not taken \"the ring starts directly in the enabled state\"";
+    "data.second-region" Must [DATA, WRITES] second_region,
+        "Memory access" =>
+            "\"Guest addresses map to the vhost memory region containing that guest address\", not only the first";
+    "data.over-two-regions" Should [DATA] over_two_regions,
+        "Memory access" => "memory that is contiguous for the guest may be two regions; a buffer may lie in both";
+    "data.added-region" Must [DATA, Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS)] added_region,
+        "VHOST_USER_ADD_MEM_REG" => "memory that was plugged holds data";
+    "data.removed-region" Must [DATA, Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS), Need::Harm] removed_region,
+        "VHOST_USER_REM_MEM_REG" => "memory that was unplugged is not written any more";
+}
 
 fn read(context: &mut Context<'_>) -> Outcome {
     let mut disk = Disk::open(context)?;
@@ -163,7 +171,7 @@ fn read_over_the_end(context: &mut Context<'_>) -> Outcome {
 }
 
 fn write_out_of_range(context: &mut Context<'_>) -> Outcome {
-    fails(context, |disk| disk.capacity + 8, 512, true, "a write beyond the end")
+    fails(context, |disk| disk.capacity.saturating_add(8), 512, true, "a write beyond the end")
 }
 
 fn sector_overflow(context: &mut Context<'_>) -> Outcome {

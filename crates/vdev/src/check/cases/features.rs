@@ -6,53 +6,64 @@ const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
 const MQ: Need = Need::Protocol(ProtocolFeatures::MQ);
 const PROTOCOL: Need = Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES");
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "features.version-1", level: Must, section: "VIRTIO 1.2, 6.2 Device Requirements: Reserved Feature Bits", needs: &[], run: version_1,
-        reason: "\"A device MUST offer VIRTIO_F_VERSION_1\"; without it a modern driver refuses the device" },
-    Case { id: "features.protocol-features", level: Should, section: "Communication", needs: &[], run: protocol_features,
-        reason: "every extension, acknowledgements included, is gated by VHOST_USER_F_PROTOCOL_FEATURES" },
-    Case { id: "features.reply-ack", level: Should, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: &[PROTOCOL], run: reply_ack,
-        reason: "without REPLY_ACK a frontend can't tell whether a command was carried out" },
-    Case { id: "features.mq", level: Should, section: "Multiple queue support", needs: &[PROTOCOL], run: mq,
-        reason: "\"Back-ends should always implement the VHOST_USER_PROTOCOL_F_MQ protocol feature\"" },
-    Case { id: "features.queue-num", level: Must, section: "VHOST_USER_GET_QUEUE_NUM", needs: &[MQ], run: queue_num,
-        reason: "a frontend sets up as many queues as this says" },
-    Case { id: "features.queues-of-device", level: Should, section: "Multiple queue support", needs: &[MQ], run: queues_of_device,
-        reason: "a device has at least the queues that make it useful" },
-    Case { id: "features.defined-protocol-features", level: Should, section: "Protocol features", needs: &[PROTOCOL], run: defined_protocol_features,
-        reason: "a bit without a meaning may get one that the backend does not know" },
-    Case { id: "features.protocol-features-stable", level: Should, section: "VHOST_USER_GET_PROTOCOL_FEATURES", needs: &[PROTOCOL], run: protocol_features_stable,
-        reason: "what is offered does not depend on what was taken" },
-    Case { id: "features.same-for-next-client", level: Should, section: "VHOST_USER_GET_FEATURES", needs: &[Need::ManyClients], run: same_for_next_client,
-        reason: "a frontend that reconnects must find what its guest has negotiated" },
-    Case { id: "features.none-taken-by-last-client", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: &[ACK, Need::ManyClients], run: none_taken_by_last_client,
-        reason: "what one session has negotiated must not hold in the next: a reply that nobody asked for is taken for another" },
-    Case { id: "features.offered-accepted", level: Should, section: "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits", needs: &[ACK], run: offered_accepted,
-        reason: "\"The device SHOULD accept any valid subset of features the driver accepts\"" },
-    Case { id: "features.fewest-accepted", level: Should, section: "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits", needs: &[ACK], run: fewest_accepted,
-        reason: "\"The device SHOULD accept any valid subset of features the driver accepts\"; VERSION_1 alone is one" },
-    Case { id: "features.never-offered-bit", level: Should, section: "VHOST_USER_SET_FEATURES", needs: &[ACK], run: never_offered_bit,
-        reason: "a guest that was promised a feature the device does not have loses data; \"incompatible features\" are an error" },
-    Case { id: "features.never-offered-protocol-bit", level: May, section: "VHOST_USER_SET_PROTOCOL_FEATURES", needs: &[ACK], run: never_offered_protocol_bit,
-        reason: "a frontend that takes what was not offered has a defect, which an error would show" },
-    Case { id: "features.set-again", level: Should, section: "Migration", needs: &[ACK], run: set_again,
-        reason: "logging is started and stopped by SET_FEATURES in the middle of a session" },
-    Case { id: "features.protocol-subset", level: Should, section: "VHOST_USER_SET_PROTOCOL_FEATURES", needs: &[ACK], run: protocol_subset,
-        reason: "a frontend takes what it knows of what is offered" },
-    Case { id: "features.no-protocol-features-taken", level: Should, section: "Protocol features", needs: &[PROTOCOL], run: no_protocol_features_taken,
-        reason: "extensions are optional for both sides; a frontend may take none" },
-    Case { id: "features.without-protocol-features", level: Must, section: "Communication", needs: &[], run: without_protocol_features,
-        reason: "\"Old vhost-user front-end and back-end implementations continue to work\": bit 30 need not be taken" },
-    Case { id: "features.inband-alone", level: Should, section: "In-band notifications", needs: &[Need::Protocol(ProtocolFeatures::INBAND_NOTIFICATIONS)], run: inband_alone,
-        reason: "the backend \"should close the connection\" where it is negotiated without BACKEND_REQ and REPLY_ACK" },
-    Case { id: "features.depend-on-offered", level: Should, section: "Protocol features", needs: &[PROTOCOL], run: depend_on_offered,
-        reason: "a protocol feature that needs another is of no use without it" },
-    Case { id: "features.config", level: Should, section: "VHOST_USER_GET_CONFIG", needs: &[PROTOCOL, Need::Kind(DeviceKind::Blk)], run: config,
-        reason: "a frontend learns the size of a disk by GET_CONFIG alone" },
-    Case { id: "features.enable-before-set", level: May, section: "VHOST_USER_SET_VRING_ENABLE", needs: &[ACK], run: enable_before_set,
-        reason: "QEMU's vhost-user-net enables rings before SET_FEATURES; a backend that refuses can't serve it" },
-];
+cases! {
+    "features.version-1" Must [] version_1,
+        "VIRTIO 1.2, 6.2 Device Requirements: Reserved Feature Bits" =>
+            "\"A device MUST offer VIRTIO_F_VERSION_1\"; without it a modern driver refuses the device";
+    "features.protocol-features" Should [] protocol_features,
+        "Communication" => "every extension, acknowledgements included, is gated by VHOST_USER_F_PROTOCOL_FEATURES";
+    "features.reply-ack" Should [PROTOCOL] reply_ack,
+        "VHOST_USER_PROTOCOL_F_REPLY_ACK" =>
+            "without REPLY_ACK a frontend can't tell whether a command was carried out";
+    "features.mq" Should [PROTOCOL] mq,
+        "Multiple queue support" =>
+            "\"Back-ends should always implement the VHOST_USER_PROTOCOL_F_MQ protocol feature\"";
+    "features.queue-num" Must [MQ] queue_num,
+        "VHOST_USER_GET_QUEUE_NUM" => "a frontend sets up as many queues as this says";
+    "features.queues-of-device" Should [MQ] queues_of_device,
+        "Multiple queue support" => "a device has at least the queues that make it useful";
+    "features.defined-protocol-features" Should [PROTOCOL] defined_protocol_features,
+        "Protocol features" => "a bit without a meaning may get one that the backend does not know";
+    "features.protocol-features-stable" Should [PROTOCOL] protocol_features_stable,
+        "VHOST_USER_GET_PROTOCOL_FEATURES" => "what is offered does not depend on what was taken";
+    "features.same-for-next-client" Should [Need::ManyClients] same_for_next_client,
+        "VHOST_USER_GET_FEATURES" => "a frontend that reconnects must find what its guest has negotiated";
+    "features.none-taken-by-last-client" Must [ACK, Need::ManyClients] none_taken_by_last_client,
+        "VHOST_USER_PROTOCOL_F_REPLY_ACK" =>
+            "what one session has negotiated must not hold in the next: a reply that nobody asked for is taken for another";
+    "features.offered-accepted" Should [ACK] offered_accepted,
+        "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits" =>
+            "\"The device SHOULD accept any valid subset of features the driver accepts\"";
+    "features.fewest-accepted" Should [ACK] fewest_accepted,
+        "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits" =>
+            "\"The device SHOULD accept any valid subset of features the driver accepts\"; VERSION_1 alone is one";
+    "features.never-offered-bit" Should [ACK] never_offered_bit,
+        "VHOST_USER_SET_FEATURES" =>
+            "a guest that was promised a feature the device does not have loses data; \"incompatible features\" are an \
+             error";
+    "features.never-offered-protocol-bit" May [ACK] never_offered_protocol_bit,
+        "VHOST_USER_SET_PROTOCOL_FEATURES" =>
+            "a frontend that takes what was not offered has a defect, which an error would show";
+    "features.set-again" Should [ACK] set_again,
+        "Migration" => "logging is started and stopped by SET_FEATURES in the middle of a session";
+    "features.protocol-subset" Should [ACK] protocol_subset,
+        "VHOST_USER_SET_PROTOCOL_FEATURES" => "a frontend takes what it knows of what is offered";
+    "features.no-protocol-features-taken" Should [PROTOCOL] no_protocol_features_taken,
+        "Protocol features" => "extensions are optional for both sides; a frontend may take none";
+    "features.without-protocol-features" Must [] without_protocol_features,
+        "Communication" =>
+            "\"Old vhost-user front-end and back-end implementations continue to work\": bit 30 need not be taken";
+    "features.inband-alone" Should [Need::Protocol(ProtocolFeatures::INBAND_NOTIFICATIONS)] inband_alone,
+        "In-band notifications" =>
+            "the backend \"should close the connection\" where it is negotiated without BACKEND_REQ and REPLY_ACK";
+    "features.depend-on-offered" Should [PROTOCOL] depend_on_offered,
+        "Protocol features" => "a protocol feature that needs another is of no use without it";
+    "features.config" Should [PROTOCOL, Need::Kind(DeviceKind::Blk)] config,
+        "VHOST_USER_GET_CONFIG" => "a frontend learns the size of a disk by GET_CONFIG alone";
+    "features.enable-before-set" May [ACK] enable_before_set,
+        "VHOST_USER_SET_VRING_ENABLE" =>
+            "QEMU's vhost-user-net enables rings before SET_FEATURES; a backend that refuses can't serve it";
+}
 
 fn version_1(context: &mut Context<'_>) -> Outcome {
     let offered = context.connect()?.features()?;

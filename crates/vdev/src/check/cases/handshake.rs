@@ -9,79 +9,89 @@ use crate::check::guest::Guest;
 use crate::check::ring::SplitRing;
 use crate::protocol::Header;
 
-const ACK: &[Need] = &[Need::Protocol(ProtocolFeatures::REPLY_ACK)];
-const PROTOCOL: &[Need] = &[Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES")];
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const PROTOCOL: Need = Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES");
+
+const REPLY_ACK: &str = "VHOST_USER_PROTOCOL_F_REPLY_ACK";
+const MUST_RESPOND: &str = "need_reply on \"any command\": the backend MUST respond, with zero on success";
 
 /// Between the pieces of a message: the backend has taken what came before, or has closed.
 const IN_PIECES: Duration = Duration::from_millis(25);
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "handshake.features-answered", level: Must, section: "VHOST_USER_GET_FEATURES", needs: &[], run: features_answered,
-        reason: "the first question of every session has a reply of 8 bytes" },
-    Case { id: "handshake.features-before-owner", level: Should, section: "VHOST_USER_SET_OWNER", needs: &[], run: features_before_owner,
-        reason: "QEMU asks for features before it sends SET_OWNER" },
-    Case { id: "handshake.reply-flag", level: Must, section: "Header", needs: &[], run: reply_flag,
-        reason: "bit 2 \"needs to be sent on each reply from the back-end\"" },
-    Case { id: "handshake.reply-version", level: Must, section: "Header", needs: &[], run: reply_version,
-        reason: "the lower 2 bits of a reply's flags are the version, 1" },
-    Case { id: "handshake.reply-asks-nothing", level: Should, section: "Header", needs: ACK, run: reply_asks_nothing,
-        reason: "a reply asks for none, so need_reply is not copied into it; nor has it flags without a meaning" },
-    Case { id: "handshake.features-stable", level: Should, section: "VHOST_USER_GET_FEATURES", needs: &[], run: features_stable,
-        reason: "what a device offers does not change from one question to the next" },
-    Case { id: "handshake.header-in-pieces", level: Should, section: "Message Specification", needs: &[], run: header_in_pieces,
-        reason: "a stream has no borders: a header may arrive byte by byte" },
-    Case { id: "handshake.payload-apart", level: Should, section: "Message Specification", needs: ACK, run: payload_apart,
-        reason: "a stream has no borders: a payload may arrive after its header, in pieces" },
-    Case { id: "handshake.messages-in-one-piece", level: Must, section: "Communication", needs: &[], run: messages_in_one_piece,
-        reason: "most requests have no reply, so the next may follow in the same packet" },
-    Case { id: "handshake.many-questions-ahead", level: Should, section: "Communication", needs: &[], run: many_questions_ahead,
-        reason: "questions that are sent ahead are answered one by one, in order" },
-    Case { id: "handshake.owner-silent", level: Must, section: "Communication", needs: &[], run: owner_silent,
-        reason: "SET_OWNER is not in the list of messages that have a reply" },
-    Case { id: "handshake.owner-twice", level: May, section: "VHOST_USER_SET_OWNER", needs: &[], run: owner_twice,
-        reason: "a frontend that says twice whose session it is takes nothing from anybody" },
-    Case { id: "handshake.protocol-features-early", level: Must, section: "VHOST_USER_GET_PROTOCOL_FEATURES", needs: PROTOCOL, run: protocol_features_early,
-        reason: "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"" },
-    Case { id: "handshake.set-protocol-features-early", level: Must, section: "VHOST_USER_SET_PROTOCOL_FEATURES", needs: ACK, run: set_protocol_features_early,
-        reason: "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"" },
-    Case { id: "handshake.no-ack-before-negotiation", level: Should, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: &[], run: no_ack_before_negotiation,
-        reason: "only \"with this protocol extension negotiated\" does need_reply bring a reply; an unexpected one is taken for that of the next question" },
-    Case { id: "handshake.no-ack-unless-asked", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: no_ack_unless_asked,
-        reason: "a reply that nobody asked for is taken for that of the next question" },
-    Case { id: "handshake.question-answered-once", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: question_answered_once,
-        reason: "for messages that have a reply, need_reply \"brings no behavioural change\"" },
-    Case { id: "handshake.ack-owner", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_owner,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-features", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_features,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-mem-table", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_mem_table,
-        reason: "without it a frontend can't tell when memory is mapped" },
-    Case { id: "handshake.ack-vring-num", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_num,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-vring-base", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_base,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-vring-addr", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_addr,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-vring-call", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_call,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-vring-err", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_err,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-vring-kick", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_kick,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.ack-vring-enable", level: Must, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: ack_vring_enable,
-        reason: "need_reply on \"any command\": the backend MUST respond, with zero on success" },
-    Case { id: "handshake.unknown-request-fails", level: Should, section: "VHOST_USER_PROTOCOL_F_REPLY_ACK", needs: ACK, run: unknown_request_fails,
-        reason: "the reply indicates success or failure; what the backend does not know it has not done" },
-    Case { id: "handshake.other-version", level: May, section: "Header", needs: ACK, run: |context| odd_flags(context, 0b1010),
-        reason: "the version is \"currently 0x01\"; a message of another may mean anything" },
-    Case { id: "handshake.unknown-flag", level: May, section: "Header", needs: ACK, run: |context| odd_flags(context, 1 << 31 | 0b1001),
-        reason: "a flag that has no meaning yet may get one that the backend does not know" },
-    Case { id: "handshake.ack-reset-owner", level: Must, section: "VHOST_USER_RESET_OWNER", needs: ACK, run: ack_reset_owner,
-        reason: "need_reply on \"any command\" brings a reply, also where the backend ignores the command, as is recommended" },
-    Case { id: "handshake.reset-owner-harmless", level: Should, section: "VHOST_USER_RESET_OWNER", needs: ACK, run: reset_owner_harmless,
-        reason: "\"It is recommended that back-ends either ignore this message, or use it to disable all rings\"" },
-];
+cases! {
+    "handshake.features-answered" Must [] features_answered,
+        "VHOST_USER_GET_FEATURES" => "the first question of every session has a reply of 8 bytes";
+    "handshake.features-before-owner" Should [] features_before_owner,
+        "VHOST_USER_SET_OWNER" => "QEMU asks for features before it sends SET_OWNER";
+    "handshake.reply-flag" Must [] reply_flag,
+        "Header" => "bit 2 \"needs to be sent on each reply from the back-end\"";
+    "handshake.reply-version" Must [] reply_version,
+        "Header" => "the lower 2 bits of a reply's flags are the version, 1";
+    "handshake.reply-asks-nothing" Should [ACK] reply_asks_nothing,
+        "Header" => "a reply asks for none, so need_reply is not copied into it; nor has it flags without a meaning";
+    "handshake.features-stable" Should [] features_stable,
+        "VHOST_USER_GET_FEATURES" => "what a device offers does not change from one question to the next";
+    "handshake.header-in-pieces" Should [] header_in_pieces,
+        "Message Specification" => "a stream has no borders: a header may arrive byte by byte";
+    "handshake.payload-apart" Should [ACK] payload_apart,
+        "Message Specification" => "a stream has no borders: a payload may arrive after its header, in pieces";
+    "handshake.messages-in-one-piece" Must [] messages_in_one_piece,
+        "Communication" => "most requests have no reply, so the next may follow in the same packet";
+    "handshake.many-questions-ahead" Should [] many_questions_ahead,
+        "Communication" => "questions that are sent ahead are answered one by one, in order";
+    "handshake.owner-silent" Must [] owner_silent,
+        "Communication" => "SET_OWNER is not in the list of messages that have a reply";
+    "handshake.owner-twice" May [] owner_twice,
+        "VHOST_USER_SET_OWNER" => "a frontend that says twice whose session it is takes nothing from anybody";
+    "handshake.protocol-features-early" Must [PROTOCOL] protocol_features_early,
+        "VHOST_USER_GET_PROTOCOL_FEATURES" =>
+            "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"";
+    "handshake.set-protocol-features-early" Must [ACK] set_protocol_features_early,
+        "VHOST_USER_SET_PROTOCOL_FEATURES" =>
+            "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"";
+    "handshake.no-ack-before-negotiation" Should [] no_ack_before_negotiation,
+        REPLY_ACK =>
+            "only \"with this protocol extension negotiated\" does need_reply bring a reply; an unexpected one is \
+             taken for that of the next question";
+    "handshake.no-ack-unless-asked" Must [ACK] no_ack_unless_asked,
+        REPLY_ACK => "a reply that nobody asked for is taken for that of the next question";
+    "handshake.question-answered-once" Must [ACK] question_answered_once,
+        REPLY_ACK =>
+            "for messages that have a reply, need_reply \"brings no behavioural change\"";
+    "handshake.ack-owner" Must [ACK] ack_owner,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-features" Must [ACK] ack_features,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-mem-table" Must [ACK] ack_mem_table,
+        REPLY_ACK => "without it a frontend can't tell when memory is mapped";
+    "handshake.ack-vring-num" Must [ACK] ack_vring_num,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-vring-base" Must [ACK] ack_vring_base,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-vring-addr" Must [ACK] ack_vring_addr,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-vring-call" Must [ACK] ack_vring_call,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-vring-err" Must [ACK] ack_vring_err,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-vring-kick" Must [ACK] ack_vring_kick,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.ack-vring-enable" Must [ACK] ack_vring_enable,
+        REPLY_ACK => MUST_RESPOND;
+    "handshake.unknown-request-fails" Should [ACK] unknown_request_fails,
+        REPLY_ACK =>
+            "the reply indicates success or failure; what the backend does not know it has not done";
+    "handshake.other-version" May [ACK] |context| odd_flags(context, 0b1010),
+        "Header" => "the version is \"currently 0x01\"; a message of another may mean anything";
+    "handshake.unknown-flag" May [ACK] |context| odd_flags(context, 1 << 31 | 0b1001),
+        "Header" => "a flag that has no meaning yet may get one that the backend does not know";
+    "handshake.ack-reset-owner" Must [ACK] ack_reset_owner,
+        "VHOST_USER_RESET_OWNER" =>
+            "need_reply on \"any command\" brings a reply, also where the backend ignores the command, as is recommended";
+    "handshake.reset-owner-harmless" Should [ACK] reset_owner_harmless,
+        "VHOST_USER_RESET_OWNER" =>
+            "\"It is recommended that back-ends either ignore this message, or use it to disable all rings\"";
+}
 
 fn features_answered(context: &mut Context<'_>) -> Outcome {
     let mut link = context.connect()?;
@@ -154,10 +164,19 @@ fn header_in_pieces(context: &mut Context<'_>) -> Outcome {
     for (place, byte) in header.iter().enumerate() {
         link.send_bytes(&[*byte], &[], &format!("byte {place} of GET_FEATURES"))?;
         if place % 4 == 0 {
-            link.channel().is_readable(IN_PIECES)?;
+            waits_for_more(&mut link)?;
         }
     }
-    link.reply_to(1).map(drop)
+    link.reply_to(1)?;
+    link.features().map(drop)
+}
+
+/// In the middle of a message, a backend neither answers nor closes.
+fn waits_for_more(link: &mut Link) -> Outcome {
+    if link.is_silent_for(IN_PIECES)? {
+        return Ok(());
+    }
+    Err(Stop::Closed("closed the connection in the middle of a message".to_owned()))
 }
 
 fn payload_apart(context: &mut Context<'_>) -> Outcome {
@@ -165,9 +184,9 @@ fn payload_apart(context: &mut Context<'_>) -> Outcome {
     let header = Header { request: 2, flags: Flags::request_with_reply(), payload_bytes: 8 }.encode();
     let payload = usual_features(link.offered).to_ne_bytes();
     link.send_bytes(&header, &[], "the header of SET_FEATURES")?;
-    link.channel().is_readable(IN_PIECES)?;
+    waits_for_more(&mut link)?;
     link.send_bytes(&payload[..3], &[], "3 bytes of its payload")?;
-    link.channel().is_readable(IN_PIECES)?;
+    waits_for_more(&mut link)?;
     link.send_bytes(&payload[3..], &[], "the rest of its payload")?;
     require_success(&link.reply_to(2)?.payload)
 }

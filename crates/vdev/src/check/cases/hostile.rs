@@ -9,75 +9,125 @@ use crate::memory::SharedFile;
 use crate::protocol::{Header, Inflight, Log};
 use crate::socket::Event;
 
-const HARM: &[Need] = &[Need::Harm];
+const HARM: Need = Need::Harm;
 const MESSAGES: &str = "Message Specification";
 const HEADER: &str = "Header";
 const STATE: &str = "A vring state description";
 const SURVIVES: &str =
     "no message ends a backend: it would end a guest's disk or network, and those of others that it serves";
 
-macro_rules! hostile {
-    ($($id:literal, $section:expr, $run:expr;)*) => {
-        &[$(Case { id: concat!("hostile.", $id), level: Must, section: $section, reason: SURVIVES, needs: HARM, run: $run }),*]
-    };
+cases! {
+    "hostile.unknown-request" Must [HARM] |context| message(context, 200, Flags::request(), &[0; 8]),
+        MESSAGES => SURVIVES;
+    "hostile.unknown-request-asks" Must [HARM] |context| message(context, 200, Flags::request_with_reply(), &[0; 8]),
+        "VHOST_USER_PROTOCOL_F_REPLY_ACK" => SURVIVES;
+    "hostile.request-zero" Must [HARM] |context| message(context, 0, Flags::request(), &[]),
+        MESSAGES => SURVIVES;
+    "hostile.request-largest" Must [HARM] |context| message(context, u32::MAX, Flags::request(), &[]),
+        MESSAGES => SURVIVES;
+    "hostile.version-zero" Must [HARM] |context| message(context, 1, Flags::from_bits(0), &[]),
+        HEADER => SURVIVES;
+    "hostile.version-two" Must [HARM] |context| message(context, 1, Flags::from_bits(2), &[]),
+        HEADER => SURVIVES;
+    "hostile.reserved-flags" Must [HARM] |context| message(context, 1, Flags::from_bits(0xffff_fff1), &[]),
+        HEADER => SURVIVES;
+    "hostile.reply-flag" Must [HARM] |context| message(context, 1, Flags::reply(), &[]),
+        HEADER => SURVIVES;
+    "hostile.payload-missing" Must [HARM] payload_missing,
+        MESSAGES => SURVIVES;
+    "hostile.payload-short" Must [HARM] payload_short,
+        MESSAGES => SURVIVES;
+    "hostile.payload-long" Must [HARM] payload_long,
+        MESSAGES => SURVIVES;
+    "hostile.payload-on-question" Must [HARM] |context| message(context, 1, Flags::request(), &[0xff; 64]),
+        MESSAGES => SURVIVES;
+    "hostile.size-huge" Must [HARM] size_huge,
+        MESSAGES => SURVIVES;
+    "hostile.size-largest" Must [HARM]
+        |context| bytes(context, &Header { request: 5, flags: Flags::request(), payload_bytes: u32::MAX }.encode()),
+        MESSAGES => SURVIVES;
+    "hostile.half-a-header" Must [HARM] |context| bytes(context, &[1, 0, 0, 0, 1]),
+        MESSAGES => SURVIVES;
+    "hostile.half-a-message" Must [HARM] half_a_message,
+        MESSAGES => SURVIVES;
+    "hostile.noise" Must [HARM] |context| bytes(context, &crate::check::disk::pattern(99, 4096)),
+        MESSAGES => SURVIVES;
+    "hostile.zeros" Must [HARM] |context| bytes(context, &[0; 4096]),
+        MESSAGES => SURVIVES;
+    "hostile.every-request-empty" Must [HARM] |context| every_request(context, &[]),
+        MESSAGES => SURVIVES;
+    "hostile.every-request-ones" Must [HARM] |context| every_request(context, &[0xff; 40]),
+        MESSAGES => SURVIVES;
+    "hostile.every-request-zeros" Must [HARM] |context| every_request(context, &[0; 40]),
+        MESSAGES => SURVIVES;
+    "hostile.index-set-vring-num" Must [HARM] |context| index(context, 8),
+        STATE => SURVIVES;
+    "hostile.index-set-vring-base" Must [HARM] |context| index(context, 10),
+        STATE => SURVIVES;
+    "hostile.index-get-vring-base" Must [HARM] |context| index(context, 11),
+        STATE => SURVIVES;
+    "hostile.index-set-vring-enable" Must [HARM] |context| index(context, 18),
+        STATE => SURVIVES;
+    "hostile.index-set-vring-addr" Must [HARM] index_address,
+        "A vring address description" => SURVIVES;
+    "hostile.index-set-vring-kick" Must [HARM] |context| index_file(context, 12),
+        "VHOST_USER_SET_VRING_KICK" => SURVIVES;
+    "hostile.index-set-vring-call" Must [HARM] |context| index_file(context, 13),
+        "VHOST_USER_SET_VRING_CALL" => SURVIVES;
+    "hostile.index-set-vring-err" Must [HARM] |context| index_file(context, 14),
+        "VHOST_USER_SET_VRING_ERR" => SURVIVES;
+    "hostile.index-negative" Must [HARM]
+        |context| message(context, 8, Flags::request(), &[0xff, 0xff, 0xff, 0xff, 64, 0, 0, 0]),
+        STATE => SURVIVES;
+    "hostile.regions-count" Must [HARM] regions_count,
+        "Memory regions description" => SURVIVES;
+    "hostile.regions-overflow" Must [HARM] regions_overflow,
+        "Memory regions description" => SURVIVES;
+    "hostile.region-in-a-pipe" Must [HARM] region_in_a_pipe,
+        "Memory regions description" => SURVIVES;
+    "hostile.region-is-the-socket" Must [HARM] region_is_the_socket,
+        "Memory regions description" => SURVIVES;
+    "hostile.memory-gone-under-ring" Must [HARM] memory_gone,
+        "Memory access" => SURVIVES;
+    "hostile.enable-nothing" Must [HARM] |context| message(context, 18, Flags::request(), &[0, 0, 0, 0, 1, 0, 0, 0]),
+        "VHOST_USER_SET_VRING_ENABLE" => SURVIVES;
+    "hostile.enable-with-wild-value" Must [HARM]
+        |context| message(context, 18, Flags::request(), &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]),
+        "VHOST_USER_SET_VRING_ENABLE" => SURVIVES;
+    "hostile.kick-before-address" Must [HARM] kick_before_address,
+        "Ring states" => SURVIVES;
+    "hostile.kick-is-a-file" Must [HARM] kick_is_a_file,
+        "VHOST_USER_SET_VRING_KICK" => SURVIVES;
+    "hostile.kick-has-ended" Must [HARM] kick_has_ended,
+        "VHOST_USER_SET_VRING_KICK" => SURVIVES;
+    "hostile.call-is-a-file" Must [HARM] call_is_a_file,
+        "VHOST_USER_SET_VRING_CALL" => SURVIVES;
+    "hostile.config-size-lies" Must [HARM] config_size_lies,
+        "Virtio device config space" => SURVIVES;
+    "hostile.config-huge" Must [HARM] config_huge,
+        "Virtio device config space" => SURVIVES;
+    "hostile.inflight-wild" Must [HARM] inflight_wild,
+        "Inflight description" => SURVIVES;
+    "hostile.inflight-no-memory" Must [HARM] inflight_no_memory,
+        "VHOST_USER_SET_INFLIGHT_FD" => SURVIVES;
+    "hostile.log-past-file" Must [HARM] log_past_file,
+        "Log description" => SURVIVES;
+    "hostile.log-without-memory" Must [HARM] log_without_memory,
+        "Log description" => SURVIVES;
+    "hostile.backend-channel-no-socket" Must [HARM] backend_channel_no_socket,
+        "Back-end communication" => SURVIVES;
+    "hostile.set-features-all" Must [HARM] |context| message(context, 2, Flags::request(), &u64::MAX.to_ne_bytes()),
+        "VHOST_USER_SET_FEATURES" => SURVIVES;
+    "hostile.set-protocol-features-all" Must [HARM]
+        |context| message(context, 16, Flags::request(), &u64::MAX.to_ne_bytes()),
+        "VHOST_USER_SET_PROTOCOL_FEATURES" => SURVIVES;
+    "hostile.postcopy-uninvited" Must [HARM] postcopy_uninvited,
+        "VHOST_USER_POSTCOPY_LISTEN" => SURVIVES;
+    "hostile.many-descriptors" Must [HARM] many_descriptors,
+        "Communication" => SURVIVES;
+    "hostile.flood-unread" Must [HARM] flood_unread,
+        "Communication" => SURVIVES;
 }
-
-#[rustfmt::skip]
-pub const CASES: &[Case] = hostile! {
-    "unknown-request", MESSAGES, |context| message(context, 200, Flags::request(), &[0; 8]);
-    "unknown-request-asks", "VHOST_USER_PROTOCOL_F_REPLY_ACK", |context| message(context, 200, Flags::request_with_reply(), &[0; 8]);
-    "request-zero", MESSAGES, |context| message(context, 0, Flags::request(), &[]);
-    "request-largest", MESSAGES, |context| message(context, u32::MAX, Flags::request(), &[]);
-    "version-zero", HEADER, |context| message(context, 1, Flags::from_bits(0), &[]);
-    "version-two", HEADER, |context| message(context, 1, Flags::from_bits(2), &[]);
-    "reserved-flags", HEADER, |context| message(context, 1, Flags::from_bits(0xffff_fff1), &[]);
-    "reply-flag", HEADER, |context| message(context, 1, Flags::reply(), &[]);
-    "payload-missing", MESSAGES, payload_missing;
-    "payload-short", MESSAGES, payload_short;
-    "payload-long", MESSAGES, payload_long;
-    "payload-on-question", MESSAGES, |context| message(context, 1, Flags::request(), &[0xff; 64]);
-    "size-huge", MESSAGES, size_huge;
-    "size-largest", MESSAGES, |context| bytes(context, &Header { request: 5, flags: Flags::request(), payload_bytes: u32::MAX }.encode());
-    "half-a-header", MESSAGES, |context| bytes(context, &[1, 0, 0, 0, 1]);
-    "half-a-message", MESSAGES, half_a_message;
-    "noise", MESSAGES, |context| bytes(context, &crate::check::disk::pattern(99, 4096));
-    "zeros", MESSAGES, |context| bytes(context, &[0; 4096]);
-    "every-request-empty", MESSAGES, |context| every_request(context, &[]);
-    "every-request-ones", MESSAGES, |context| every_request(context, &[0xff; 40]);
-    "every-request-zeros", MESSAGES, |context| every_request(context, &[0; 40]);
-    "index-set-vring-num", STATE, |context| index(context, 8);
-    "index-set-vring-base", STATE, |context| index(context, 10);
-    "index-get-vring-base", STATE, |context| index(context, 11);
-    "index-set-vring-enable", STATE, |context| index(context, 18);
-    "index-set-vring-addr", "A vring address description", index_address;
-    "index-set-vring-kick", "VHOST_USER_SET_VRING_KICK", |context| index_file(context, 12);
-    "index-set-vring-call", "VHOST_USER_SET_VRING_CALL", |context| index_file(context, 13);
-    "index-set-vring-err", "VHOST_USER_SET_VRING_ERR", |context| index_file(context, 14);
-    "index-negative", STATE, |context| message(context, 8, Flags::request(), &[0xff, 0xff, 0xff, 0xff, 64, 0, 0, 0]);
-    "regions-count", "Memory regions description", regions_count;
-    "regions-overflow", "Memory regions description", regions_overflow;
-    "region-in-a-pipe", "Memory regions description", region_in_a_pipe;
-    "region-is-the-socket", "Memory regions description", region_is_the_socket;
-    "memory-gone-under-ring", "Memory access", memory_gone;
-    "enable-nothing", "VHOST_USER_SET_VRING_ENABLE", |context| message(context, 18, Flags::request(), &[0, 0, 0, 0, 1, 0, 0, 0]);
-    "enable-with-wild-value", "VHOST_USER_SET_VRING_ENABLE", |context| message(context, 18, Flags::request(), &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
-    "kick-before-address", "Ring states", kick_before_address;
-    "kick-is-a-file", "VHOST_USER_SET_VRING_KICK", kick_is_a_file;
-    "kick-has-ended", "VHOST_USER_SET_VRING_KICK", kick_has_ended;
-    "call-is-a-file", "VHOST_USER_SET_VRING_CALL", call_is_a_file;
-    "config-size-lies", "Virtio device config space", config_size_lies;
-    "config-huge", "Virtio device config space", config_huge;
-    "inflight-wild", "Inflight description", inflight_wild;
-    "inflight-no-memory", "VHOST_USER_SET_INFLIGHT_FD", inflight_no_memory;
-    "log-past-file", "Log description", log_past_file;
-    "log-without-memory", "Log description", log_without_memory;
-    "backend-channel-no-socket", "Back-end communication", backend_channel_no_socket;
-    "set-features-all", "VHOST_USER_SET_FEATURES", |context| message(context, 2, Flags::request(), &u64::MAX.to_ne_bytes());
-    "set-protocol-features-all", "VHOST_USER_SET_PROTOCOL_FEATURES", |context| message(context, 16, Flags::request(), &u64::MAX.to_ne_bytes());
-    "postcopy-uninvited", "VHOST_USER_POSTCOPY_LISTEN", postcopy_uninvited;
-    "many-descriptors", "Communication", many_descriptors;
-    "flood-unread", "Communication", flood_unread;
-};
 
 /// A message, on a session that has negotiated the usual.
 fn message(context: &mut Context<'_>, request: u32, flags: Flags, payload: &[u8]) -> Outcome {

@@ -7,14 +7,17 @@ use std::time::Duration;
 use super::prelude::*;
 use crate::check::disk::{pattern, size};
 use crate::check::guest::Guest;
+use crate::check::packed_ring::{AVAIL, PackedRing};
 use crate::check::process::wait_until;
 use crate::check::ring::{Descriptor, INDIRECT, NEXT, SplitRing, WRITE};
 use crate::memory::SharedFile;
 
-const HARM: &[Need] = &[Need::Harm];
+const HARM: Need = Need::Harm;
 const DESCRIPTORS: &str = "VIRTIO 1.2, 2.7.5 The Virtqueue Descriptor Table";
 const AVAILABLE: &str = "VIRTIO 1.2, 2.7.6 The Virtqueue Available Ring";
 const TABLES: &str = "VIRTIO 1.2, 2.7.5.3 Indirect Descriptors";
+const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED");
+const PACKED_RINGS: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
 const FRAMING: &str = "VIRTIO 1.2, 2.7.4 Message Framing";
 const MEMORY: &str = "Memory access";
 const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
@@ -24,58 +27,105 @@ const WAITS: &str = "a frontend may never take its calls; a backend that waits f
 /// How long a backend is given to do something about a ring.
 const REACTS_WITHIN: Duration = Duration::from_millis(40);
 
-macro_rules! hostile {
-    ($($id:literal, $section:expr, $reason:expr, $run:expr;)*) => {
-        &[$(Case { id: concat!("hostile.", $id), level: Must, section: $section, reason: $reason, needs: HARM, run: $run }),*]
-    };
+cases! {
+    "hostile.chain-loops-at-once" Must [HARM] |context| chain(context, &[(0, piece(NEXT, 0))]),
+        DESCRIPTORS => SURVIVES;
+    "hostile.chain-loops" Must [HARM] |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT, 0))]),
+        DESCRIPTORS => SURVIVES;
+    "hostile.chain-loops-writable" Must [HARM]
+        |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT | WRITE, 2)), (2, piece(NEXT | WRITE, 1))]),
+        DESCRIPTORS => SURVIVES;
+    "hostile.next-beyond-table" Must [HARM] |context| chain(context, &[(0, piece(NEXT, 5000))]),
+        DESCRIPTORS => SURVIVES;
+    "hostile.all-flags" Must [HARM] |context| chain(context, &[(0, piece(u16::MAX, 1))]),
+        DESCRIPTORS => SURVIVES;
+    "hostile.head-beyond-table" Must [HARM] head_beyond_table,
+        AVAILABLE => SURVIVES;
+    "hostile.index-jumps" Must [HARM] |context| jump(context, 30000),
+        AVAILABLE => SURVIVES;
+    "hostile.index-goes-back" Must [HARM] |context| jump(context, u16::MAX),
+        AVAILABLE => SURVIVES;
+    "hostile.same-head-twice" Must [HARM] same_head_twice,
+        AVAILABLE => SURVIVES;
+    "hostile.address-outside" Must [HARM] |context| place(context, 1 << 45, 512),
+        MEMORY => SURVIVES;
+    "hostile.address-overflows" Must [HARM] |context| place(context, u64::MAX - 10, 512),
+        MEMORY => SURVIVES;
+    "hostile.length-largest" Must [HARM] |context| place(context, 0, u32::MAX),
+        MEMORY => SURVIVES;
+    "hostile.length-over-the-end" Must [HARM] |context| place(context, Guest::BYTES - 16, 4096),
+        MEMORY => SURVIVES;
+    "hostile.length-zero" Must [HARM] |context| place(context, 0, 0),
+        DESCRIPTORS => SURVIVES;
+    "hostile.nothing-to-write" Must [HARM] |context| chain(context, &[(0, piece(0, 0))]),
+        FRAMING => SURVIVES;
+    "hostile.nothing-to-read" Must [HARM] |context| chain(context, &[(0, piece(WRITE, 0))]),
+        FRAMING => SURVIVES;
+    "hostile.write-before-read" Must [HARM]
+        |context| chain(context, &[(0, piece(WRITE | NEXT, 1)), (1, piece(NEXT, 2)), (2, piece(WRITE, 0))]),
+        FRAMING => SURVIVES;
+    "hostile.header-of-a-byte" Must [HARM] header_of_a_byte,
+        FRAMING => SURVIVES;
+    "hostile.table-outside" Must [HARM] |context| chain(context, &[(0, Descriptor::indirect(1 << 45, 4))]),
+        TABLES => SURVIVES;
+    "hostile.table-over-the-end" Must [HARM]
+        |context| chain(context, &[(0, Descriptor::indirect(Guest::BYTES - 16, 64))]),
+        TABLES => SURVIVES;
+    "hostile.table-of-odd-size" Must [HARM]
+        |context| chain(context, &[(0, Descriptor { bytes: 33, ..Descriptor::indirect(0x8000, 0) })]),
+        TABLES => SURVIVES;
+    "hostile.table-empty" Must [HARM] |context| chain(context, &[(0, Descriptor::indirect(0x8000, 0))]),
+        TABLES => SURVIVES;
+    "hostile.table-largest" Must [HARM]
+        |context| chain(context, &[(0, Descriptor { bytes: 0xffff_fff0, ..Descriptor::indirect(0x8000, 0) })]),
+        TABLES => SURVIVES;
+    "hostile.table-and-next" Must [HARM]
+        |context| chain(context, &[(0, TABLE_AND_NEXT), (1, piece(WRITE, 0))]),
+        TABLES => SURVIVES;
+    "hostile.table-in-table" Must [HARM] |context| table(context, &[piece(INDIRECT, 0)]),
+        TABLES => SURVIVES;
+    "hostile.table-in-itself" Must [HARM]
+        |context| table(context, &[Descriptor { address: TABLE, bytes: 16, flags: INDIRECT, next: 0 }]),
+        TABLES => SURVIVES;
+    "hostile.table-loops" Must [HARM] |context| table(context, &[piece(NEXT, 1), piece(NEXT, 0)]),
+        TABLES => SURVIVES;
+    "hostile.table-next-beyond" Must [HARM] |context| table(context, &[piece(NEXT, 5000)]),
+        TABLES => SURVIVES;
+    "hostile.table-longer-than-ring" Must [HARM] |context| table(context, &vec![piece(NEXT, 1); 1000]),
+        TABLES => SURVIVES;
+    "hostile.buffer-is-the-used-ring" Must [HARM] |context| onto_itself(context, |address| address.used),
+        MEMORY => SURVIVES;
+    "hostile.buffer-is-the-descriptors" Must [HARM] |context| onto_itself(context, |address| address.descriptor),
+        MEMORY => SURVIVES;
+    "hostile.buffer-is-the-available-ring" Must [HARM] |context| onto_itself(context, |address| address.available),
+        MEMORY => SURVIVES;
+    "hostile.ring-of-noise" Must [HARM] ring_of_noise,
+        DESCRIPTORS => SURVIVES;
+    "hostile.request-of-noise" Must [HARM] request_of_noise,
+        FRAMING => SURVIVES;
+    "hostile.call-is-full" Must [HARM] call_is_full,
+        "VHOST_USER_SET_VRING_CALL" => WAITS;
+    "hostile.call-is-a-full-pipe" Must [HARM] call_is_a_full_pipe,
+        "VHOST_USER_SET_VRING_CALL" => WAITS;
+    "hostile.packed-endless-chain" Must [PACKED, HARM] packed_endless_chain,
+        PACKED_RINGS => SURVIVES;
+    "hostile.packed-table-wild" Must [PACKED, HARM] packed_table_wild,
+        PACKED_RINGS => SURVIVES;
+    "hostile.packed-noise" Must [PACKED, HARM] packed_noise,
+        PACKED_RINGS => SURVIVES;
+    "hostile.memory-cut-under-buffer" Must [HARM] |context| cut(context, CUT_AT),
+        MEMORY => CUT;
+    "hostile.memory-cut-under-ring" Must [HARM] |context| cut(context, 0),
+        MEMORY => CUT;
 }
-
-#[rustfmt::skip]
-pub const CASES: &[Case] = hostile! {
-    "chain-loops-at-once", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 0))]);
-    "chain-loops", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT, 0))]);
-    "chain-loops-writable", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 1)), (1, piece(NEXT | WRITE, 2)), (2, piece(NEXT | WRITE, 1))]);
-    "next-beyond-table", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(NEXT, 5000))]);
-    "all-flags", DESCRIPTORS, SURVIVES, |context| chain(context, &[(0, piece(u16::MAX, 1))]);
-    "head-beyond-table", AVAILABLE, SURVIVES, head_beyond_table;
-    "index-jumps", AVAILABLE, SURVIVES, |context| jump(context, 30000);
-    "index-goes-back", AVAILABLE, SURVIVES, |context| jump(context, u16::MAX);
-    "same-head-twice", AVAILABLE, SURVIVES, same_head_twice;
-    "address-outside", MEMORY, SURVIVES, |context| place(context, 1 << 45, 512);
-    "address-overflows", MEMORY, SURVIVES, |context| place(context, u64::MAX - 10, 512);
-    "length-largest", MEMORY, SURVIVES, |context| place(context, 0, u32::MAX);
-    "length-over-the-end", MEMORY, SURVIVES, |context| place(context, Guest::BYTES - 16, 4096);
-    "length-zero", DESCRIPTORS, SURVIVES, |context| place(context, 0, 0);
-    "nothing-to-write", FRAMING, SURVIVES, |context| chain(context, &[(0, piece(0, 0))]);
-    "nothing-to-read", FRAMING, SURVIVES, |context| chain(context, &[(0, piece(WRITE, 0))]);
-    "write-before-read", FRAMING, SURVIVES, |context| chain(context, &[(0, piece(WRITE | NEXT, 1)), (1, piece(NEXT, 2)), (2, piece(WRITE, 0))]);
-    "header-of-a-byte", FRAMING, SURVIVES, header_of_a_byte;
-    "table-outside", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(1 << 45, 4))]);
-    "table-over-the-end", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(Guest::BYTES - 16, 64))]);
-    "table-of-odd-size", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: 33, ..Descriptor::indirect(0x8000, 0) })]);
-    "table-empty", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor::indirect(0x8000, 0))]);
-    "table-largest", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { bytes: 0xffff_fff0, ..Descriptor::indirect(0x8000, 0) })]);
-    "table-and-next", TABLES, SURVIVES, |context| chain(context, &[(0, Descriptor { flags: INDIRECT | NEXT, next: 1, ..Descriptor::indirect(0x8000, 1) }), (1, piece(WRITE, 0))]);
-    "table-in-table", TABLES, SURVIVES, |context| table(context, &[piece(INDIRECT, 0)]);
-    "table-in-itself", TABLES, SURVIVES, |context| table(context, &[Descriptor { address: TABLE, bytes: 16, flags: INDIRECT, next: 0 }]);
-    "table-loops", TABLES, SURVIVES, |context| table(context, &[piece(NEXT, 1), piece(NEXT, 0)]);
-    "table-next-beyond", TABLES, SURVIVES, |context| table(context, &[piece(NEXT, 5000)]);
-    "table-longer-than-ring", TABLES, SURVIVES, |context| table(context, &vec![piece(NEXT, 1); 1000]);
-    "buffer-is-the-used-ring", MEMORY, SURVIVES, |context| onto_itself(context, |address| address.used);
-    "buffer-is-the-descriptors", MEMORY, SURVIVES, |context| onto_itself(context, |address| address.descriptor);
-    "buffer-is-the-available-ring", MEMORY, SURVIVES, |context| onto_itself(context, |address| address.available);
-    "ring-of-noise", DESCRIPTORS, SURVIVES, ring_of_noise;
-    "request-of-noise", FRAMING, SURVIVES, request_of_noise;
-    "memory-cut-under-buffer", MEMORY, CUT, |context| cut(context, CUT_AT);
-    "memory-cut-under-ring", MEMORY, CUT, |context| cut(context, 0);
-    "call-is-full", "VHOST_USER_SET_VRING_CALL", WAITS, call_is_full;
-    "call-is-a-full-pipe", "VHOST_USER_SET_VRING_CALL", WAITS, call_is_a_full_pipe;
-};
 
 /// Where tables of descriptors are put.
 const TABLE: u64 = 0x10_0000;
 /// Where memory ends after it was cut, if the rings stay.
 const CUT_AT: u64 = 0x20_0000;
+
+/// A table, and a descriptor after it.
+const TABLE_AND_NEXT: Descriptor = Descriptor { address: 0x8000, bytes: 16, flags: INDIRECT | NEXT, next: 1 };
 
 /// A small piece of memory that is there.
 const fn piece(flags: u16, next: u16) -> Descriptor {
@@ -306,4 +356,50 @@ fn calls_on(context: &mut Context<'_>, call: std::os::fd::BorrowedFd<'_>, what: 
     rings.ring().put_chain(0, &[Descriptor::readable(0x8_0000, 16), Descriptor::writable(0x9_0000, 513)]);
     rings.ring().offer(0);
     rings.survived(context, what)
+}
+
+/// A session of any device with a packed ring.
+fn packed(context: &mut Context<'_>) -> Outcome<(Link, PackedRing)> {
+    let mut link = context.open()?;
+    let features = usual_features(link.offered) | feature::RING_PACKED;
+    link.require(&SetFeatures(features), &[])?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let ring = PackedRing::new(&mut guest, 64)?;
+    ring.start(&mut link)?;
+    Ok((link, ring))
+}
+
+fn packed_endless_chain(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = packed(context)?;
+    for place in 0..ring.size {
+        ring.put(place, Descriptor { flags: AVAIL | NEXT, ..Descriptor::readable(0x8_0000, 64) }, 0);
+    }
+    link.done("packed ring: every descriptor goes on with the next");
+    ring.kick()?;
+    context.survives_rings(link)
+}
+
+fn packed_table_wild(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = packed(context)?;
+    for (place, bytes) in [(0, u32::MAX), (1, 0), (2, 33)] {
+        ring.put(place, Descriptor { address: 1 << 45, bytes, flags: AVAIL | INDIRECT, next: 0 }, place);
+    }
+    link.done("packed ring: tables that are nowhere");
+    ring.kick()?;
+    context.survives_rings(link)
+}
+
+fn packed_noise(context: &mut Context<'_>) -> Outcome {
+    let (link, ring) = packed(context)?;
+    let noise = pattern(71, usize::from(ring.size) * 16);
+    for (place, bytes) in (0..ring.size).zip(noise.chunks_exact(16)) {
+        let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let flags = AVAIL | number(4) & (NEXT | WRITE | INDIRECT);
+        let descriptor = Descriptor { address: u64::from(number(0)) * 64, bytes: number(2).into(), flags, next: 0 };
+        ring.put(place, descriptor, number(6));
+    }
+    link.done("packed ring: noise");
+    ring.kick()?;
+    context.survives_rings(link)
 }

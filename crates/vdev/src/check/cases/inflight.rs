@@ -18,31 +18,31 @@ const GET: &str = "VHOST_USER_GET_INFLIGHT_FD";
 const SET: &str = "VHOST_USER_SET_INFLIGHT_FD";
 const TRACKING: &str = "Inflight I/O tracking";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "inflight.buffer", level: Must, section: GET, needs: &[INFLIGHT], run: buffer,
-        reason: "the reply has a descriptor of memory that holds a region for each queue" },
-    Case { id: "inflight.buffer-unused", level: Should, section: TRACKING, needs: &[INFLIGHT], run: buffer_unused,
-        reason: "\"Zero value indicates an uninitialized buffer\": a new one says that nothing is under way" },
-    Case { id: "inflight.accepted", level: Must, section: SET, needs: &[INFLIGHT, ACK], run: accepted,
-        reason: "the buffer that a backend gave is taken back" },
-    Case { id: "inflight.too-small", level: Should, section: SET, needs: &[INFLIGHT, ACK], run: too_small,
-        reason: "a buffer that does not hold its queues would be written beyond its end" },
-    Case { id: "inflight.without-fd", level: Should, section: SET, needs: &[INFLIGHT, ACK], run: without_fd,
-        reason: "without a descriptor there is no buffer" },
-    Case { id: "inflight.recorded", level: Must, section: TRACKING, needs: &[INFLIGHT, DATA], run: recorded,
-        reason: "after requests are done the region has version 1, its size, the used index, and nothing under way" },
-    Case { id: "inflight.resubmits", level: Must, section: TRACKING, needs: &[INFLIGHT, DATA], run: resubmits,
-        reason: "\"Resubmit inflight DescStateSplit entries\": what a backend before had taken and not done is done" },
-    Case { id: "inflight.last-batch-not-twice", level: Must, section: TRACKING, needs: &[INFLIGHT, DATA], run: last_batch_not_twice,
-        reason: "what was used just before the crash is in the last batch list, and is not done again" },
-    Case { id: "inflight.nothing-under-way", level: Must, section: TRACKING, needs: &[INFLIGHT, DATA], run: nothing_under_way,
-        reason: "a new backend with a region in which all is done goes on with the next request" },
-    Case { id: "inflight.region-of-noise", level: Must, section: TRACKING, needs: &[INFLIGHT, DATA, Need::Harm], run: region_of_noise,
-        reason: "the region is shared memory: what lies in it ends no backend" },
-    Case { id: "inflight.killed-under-load", level: Must, section: TRACKING, needs: &[INFLIGHT, DATA, Need::Writes, Need::Spawned], run: killed_under_load,
-        reason: "a backend that is killed and started again loses no request, does none twice, and tears no write" },
-];
+cases! {
+    "inflight.buffer" Must [INFLIGHT] buffer,
+        GET => "the reply has a descriptor of memory that holds a region for each queue";
+    "inflight.buffer-unused" Should [INFLIGHT] buffer_unused,
+        TRACKING => "\"Zero value indicates an uninitialized buffer\": a new one says that nothing is under way";
+    "inflight.accepted" Must [INFLIGHT, ACK] accepted,
+        SET => "the buffer that a backend gave is taken back";
+    "inflight.too-small" Should [INFLIGHT, ACK] too_small,
+        SET => "a buffer that does not hold its queues would be written beyond its end";
+    "inflight.without-fd" Should [INFLIGHT, ACK] without_fd,
+        SET => "without a descriptor there is no buffer";
+    "inflight.recorded" Must [INFLIGHT, DATA] recorded,
+        TRACKING => "after requests are done the region has version 1, its size, the used index, and nothing under way";
+    "inflight.resubmits" Must [INFLIGHT, DATA] resubmits,
+        TRACKING =>
+            "\"Resubmit inflight DescStateSplit entries\": what a backend before had taken and not done is done";
+    "inflight.last-batch-not-twice" Must [INFLIGHT, DATA] last_batch_not_twice,
+        TRACKING => "what was used just before the crash is in the last batch list, and is not done again";
+    "inflight.nothing-under-way" Must [INFLIGHT, DATA] nothing_under_way,
+        TRACKING => "a new backend with a region in which all is done goes on with the next request";
+    "inflight.region-of-noise" Must [INFLIGHT, DATA, Need::Harm] region_of_noise,
+        TRACKING => "the region is shared memory: what lies in it ends no backend";
+    "inflight.killed-under-load" Must [INFLIGHT, DATA, Need::Writes, Need::Spawned] killed_under_load,
+        TRACKING => "a backend that is killed and started again loses no request, does none twice, and tears no write";
+}
 
 /// What is recorded of one split ring, as the specification lays it out.
 struct Record {
@@ -88,6 +88,12 @@ impl Record {
         };
         let memory = GuestMemory::new(vec![std::sync::Arc::new(region)])?;
         let area = memory.area(memory.at_guest(0, needed)?)?;
+        if area.check_alignment(8).is_err() {
+            return Stop::fail(format!(
+                "the buffer begins at {:#x} of its file, where no number can",
+                place.mmap_offset
+            ));
+        }
         Ok(Self { description, file, area })
     }
 

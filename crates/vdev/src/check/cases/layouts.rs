@@ -15,51 +15,54 @@ const FRAMING: &str = "VIRTIO 1.2, 2.7.4.1 Device Requirements: Message Framing"
 const TABLES: &str = "VIRTIO 1.2, 2.7.5.3.2 Device Requirements: Indirect Descriptors";
 const SPLIT: &str = "VIRTIO 1.2, 2.7 Split Virtqueues";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "data.split-header", level: Must, section: FRAMING, needs: &[DATA], run: split_header,
-        reason: "a header in two descriptors is a header" },
-    Case { id: "data.header-byte-by-byte", level: Must, section: FRAMING, needs: &[DATA], run: header_byte_by_byte,
-        reason: "a header in 16 descriptors is a header" },
-    Case { id: "data.header-with-data", level: Must, section: FRAMING, needs: &[DATA, WRITES], run: header_with_data,
-        reason: "a write may have its header and data in one descriptor" },
-    Case { id: "data.status-with-data", level: Must, section: FRAMING, needs: &[DATA], run: status_with_data,
-        reason: "a read may have its data and status in one descriptor" },
-    Case { id: "data.many-descriptors", level: Must, section: FRAMING, needs: &[DATA, WRITES], run: many_descriptors,
-        reason: "guests with scattered memory send a page a descriptor" },
-    Case { id: "data.odd-sizes", level: Must, section: FRAMING, needs: &[DATA, WRITES], run: odd_sizes,
-        reason: "descriptors need not end where sectors do" },
-    Case { id: "data.unaligned-buffers", level: Must, section: FRAMING, needs: &[DATA, WRITES], run: unaligned_buffers,
-        reason: "buffers begin at any address" },
-    Case { id: "data.chain-backwards", level: Must, section: SPLIT, needs: &[DATA], run: chain_backwards,
-        reason: "`next` may point anywhere in the table, not only at the next entry" },
-    Case { id: "data.chain-over-the-end", level: Must, section: SPLIT, needs: &[DATA], run: chain_over_the_end,
-        reason: "a chain may begin at the last entry and go on at the first" },
-    Case { id: "data.whole-table", level: Must, section: SPLIT, needs: &[DATA], run: whole_table,
-        reason: "one chain may have as many descriptors as the ring" },
-    Case { id: "data.indirect", level: Must, section: TABLES, needs: &[DATA, INDIRECT_OFFERED], run: indirect,
-        reason: "with INDIRECT_DESC a request may lie in a table of its own" },
-    Case { id: "data.indirect-large", level: Must, section: TABLES, needs: &[DATA, WRITES, INDIRECT_OFFERED], run: indirect_large,
-        reason: "tables make requests of many pieces possible in a small ring" },
-    Case { id: "data.indirect-after-direct", level: Must, section: TABLES, needs: &[DATA, INDIRECT_OFFERED], run: indirect_after_direct,
-        reason: "\"The device MUST handle the case of zero or more normal chained descriptors followed by a single descriptor with flags&VIRTQ_DESC_F_INDIRECT\"" },
-    Case { id: "data.indirect-ignores-write", level: Must, section: TABLES, needs: &[DATA, INDIRECT_OFFERED], run: indirect_ignores_write,
-        reason: "\"The device MUST ignore the write-only flag (flags&VIRTQ_DESC_F_WRITE) in the descriptor that refers to an indirect table\"" },
-    Case { id: "data.ring-of-2", level: Should, section: SPLIT, needs: &[DATA, INDIRECT_OFFERED], run: |context| ring_of(context, 2),
-        reason: "a small ring works, with requests in tables" },
-    Case { id: "data.ring-of-1", level: May, section: SPLIT, needs: &[DATA, INDIRECT_OFFERED], run: |context| ring_of(context, 1),
-        reason: "the smallest ring works, with requests in tables" },
-    Case { id: "data.ring-of-256", level: Must, section: SPLIT, needs: &[DATA], run: |context| goes_around(context, 256),
-        reason: "the size of most rings in use works, when it wraps around too" },
-    Case { id: "data.ring-of-1024", level: Should, section: SPLIT, needs: &[DATA], run: |context| goes_around(context, 1024),
-        reason: "QEMU's largest ring works, when it wraps around too" },
-    Case { id: "data.ring-of-4", level: Must, section: SPLIT, needs: &[DATA], run: |context| goes_around(context, 4),
-        reason: "a ring that wraps around at every other request works" },
-    Case { id: "data.index-wraps", level: Must, section: SPLIT, needs: &[DATA], run: index_wraps,
-        reason: "the index goes from 65535 to 0" },
-    Case { id: "data.more-than-65536", level: Must, section: SPLIT, needs: &[DATA], run: more_than_65536,
-        reason: "after 65536 requests every index has been used once; those after it are others" },
-];
+cases! {
+    "data.split-header" Must [DATA] split_header,
+        FRAMING => "a header in two descriptors is a header";
+    "data.header-byte-by-byte" Must [DATA] header_byte_by_byte,
+        FRAMING => "a header in 16 descriptors is a header";
+    "data.header-with-data" Must [DATA, WRITES] header_with_data,
+        FRAMING => "a write may have its header and data in one descriptor";
+    "data.status-with-data" Must [DATA] status_with_data,
+        FRAMING => "a read may have its data and status in one descriptor";
+    "data.many-descriptors" Must [DATA, WRITES] many_descriptors,
+        FRAMING => "guests with scattered memory send a page a descriptor";
+    "data.odd-sizes" Must [DATA, WRITES] odd_sizes,
+        FRAMING => "descriptors need not end where sectors do";
+    "data.unaligned-buffers" Must [DATA, WRITES] unaligned_buffers,
+        FRAMING => "buffers begin at any address";
+    "data.chain-backwards" Must [DATA] chain_backwards,
+        SPLIT => "`next` may point anywhere in the table, not only at the next entry";
+    "data.chain-over-the-end" Must [DATA] chain_over_the_end,
+        SPLIT => "a chain may begin at the last entry and go on at the first";
+    "data.whole-table" Must [DATA] whole_table,
+        SPLIT => "one chain may have as many descriptors as the ring";
+    "data.indirect" Must [DATA, INDIRECT_OFFERED] indirect,
+        TABLES => "with INDIRECT_DESC a request may lie in a table of its own";
+    "data.indirect-large" Must [DATA, WRITES, INDIRECT_OFFERED] indirect_large,
+        TABLES => "tables make requests of many pieces possible in a small ring";
+    "data.indirect-after-direct" Must [DATA, INDIRECT_OFFERED] indirect_after_direct,
+        TABLES =>
+            "\"The device MUST handle the case of zero or more normal chained descriptors followed by a single \
+             descriptor with flags&VIRTQ_DESC_F_INDIRECT\"";
+    "data.indirect-ignores-write" Must [DATA, INDIRECT_OFFERED] indirect_ignores_write,
+        TABLES =>
+            "\"The device MUST ignore the write-only flag (flags&VIRTQ_DESC_F_WRITE) in the descriptor that refers to \
+             an indirect table\"";
+    "data.ring-of-2" Should [DATA, INDIRECT_OFFERED] |context| ring_of(context, 2),
+        SPLIT => "a small ring works, with requests in tables";
+    "data.ring-of-1" May [DATA, INDIRECT_OFFERED] |context| ring_of(context, 1),
+        SPLIT => "the smallest ring works, with requests in tables";
+    "data.ring-of-256" Must [DATA] |context| goes_around(context, 256),
+        SPLIT => "the size of most rings in use works, when it wraps around too";
+    "data.ring-of-1024" Should [DATA] |context| goes_around(context, 1024),
+        SPLIT => "QEMU's largest ring works, when it wraps around too";
+    "data.ring-of-4" Must [DATA] |context| goes_around(context, 4),
+        SPLIT => "a ring that wraps around at every other request works";
+    "data.index-wraps" Must [DATA] index_wraps,
+        SPLIT => "the index goes from 65535 to 0";
+    "data.more-than-65536" Must [DATA] more_than_65536,
+        SPLIT => "after 65536 requests every index has been used once; those after it are others";
+}
 
 /// Reads 4096 bytes of sector 0 with what `layout` makes of header, data and status; compares with an ordinary read.
 fn reads(

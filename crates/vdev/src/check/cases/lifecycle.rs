@@ -1,9 +1,12 @@
 //! Clients that come and go, the program around the backend, and the device's own status and state.
 
-use std::io::Read as _;
-use std::os::fd::AsFd as _;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::data::Batch;
 use super::prelude::*;
@@ -19,51 +22,60 @@ const COMMUNICATION: &str = "Communication";
 const STATUS: Need = Need::Protocol(ProtocolFeatures::STATUS);
 const STATE: Need = Need::Protocol(ProtocolFeatures::DEVICE_STATE);
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "lifecycle.next-client", level: Should, section: COMMUNICATION, needs: &[MANY], run: next_client,
-        reason: "\"An optional reconnection mechanism can be implemented\": a VMM comes back without the backend being started again" },
-    Case { id: "lifecycle.fifty-clients", level: Should, section: COMMUNICATION, needs: &[MANY], run: fifty_clients,
-        reason: "the fiftieth client is served as the first was" },
-    Case { id: "lifecycle.first-client-undisturbed", level: Must, section: COMMUNICATION, needs: &[], run: first_client_undisturbed,
-        reason: "another that connects, by mistake or not, must not end a session" },
-    Case { id: "lifecycle.leaves-in-handshake", level: Must, section: COMMUNICATION, needs: &[], run: leaves_in_handshake,
-        reason: "a VMM may end at any time; the next is served" },
-    Case { id: "lifecycle.leaves-in-message", level: Must, section: COMMUNICATION, needs: &[Need::Harm], run: leaves_in_message,
-        reason: "a VMM may end at any time; half a message is the end of the session only" },
-    Case { id: "lifecycle.leaves-before-answer", level: Must, section: COMMUNICATION, needs: &[Need::Harm], run: leaves_before_answer,
-        reason: "an answer that nobody reads any more (SIGPIPE) ends no backend" },
-    Case { id: "lifecycle.leaves-with-rings", level: Must, section: COMMUNICATION, needs: &[], run: leaves_with_rings,
-        reason: "a VMM that is killed does not stop its rings" },
-    Case { id: "lifecycle.leaves-with-requests", level: Must, section: COMMUNICATION, needs: &[Need::DataPath], run: leaves_with_requests,
-        reason: "a VMM that is killed leaves requests behind; the next has its own" },
-    Case { id: "lifecycle.half-closed", level: Should, section: COMMUNICATION, needs: &[], run: half_closed,
-        reason: "a frontend that sends no more has ended; a session that is kept for it blocks the next" },
-    Case { id: "lifecycle.next-client-works", level: Should, section: COMMUNICATION, needs: &[MANY, Need::DataPath, Need::Writes], run: next_client_works,
-        reason: "what one client has written the next one reads" },
-    Case { id: "lifecycle.flushed-survives-kill", level: Must, section: "VIRTIO 1.2, 5.2.6.2 Device Requirements: Device Operation", needs: &[Need::DataPath, Need::Writes, Need::Spawned, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")], run: flushed_survives_kill,
-        reason: "what was flushed is there after a backend that was killed is started again" },
-    Case { id: "lifecycle.stays-in-foreground", level: Must, section: CONVENTIONS, needs: &[Need::Spawned], run: stays_in_foreground,
-        reason: "\"The back-end program must not daemonize itself\": whoever started it watches it" },
-    Case { id: "lifecycle.ends-at-sigterm", level: Must, section: CONVENTIONS, needs: &[Need::Spawned], run: ends_at_sigterm,
-        reason: "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\"" },
-    Case { id: "lifecycle.ends-at-sigterm-with-client", level: Must, section: CONVENTIONS, needs: &[Need::Spawned], run: ends_at_sigterm_with_client,
-        reason: "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\", also while it serves" },
-    Case { id: "lifecycle.print-capabilities", level: Should, section: CONVENTIONS, needs: &[Need::Spawned], run: print_capabilities,
-        reason: "`--print-capabilities` tells management what it starts, as JSON, \"and then exit successfully\"" },
-    Case { id: "lifecycle.status-kept", level: Must, section: "VHOST_USER_GET_STATUS", needs: &[STATUS], run: status_kept,
-        reason: "the status that a driver set is the one that it reads" },
-    Case { id: "lifecycle.status-reset", level: Must, section: "VHOST_USER_SET_STATUS", needs: &[STATUS], run: status_reset,
-        reason: "status 0 resets the device, \"as defined in the Virtio specification\"" },
-    Case { id: "lifecycle.state-saved", level: Must, section: "VHOST_USER_SET_DEVICE_STATE_FD", needs: &[STATE], run: state_saved,
-        reason: "a device that offers its state gives it, to the end, and says that all went well" },
-    Case { id: "lifecycle.state-loaded", level: Must, section: "VHOST_USER_CHECK_DEVICE_STATE", needs: &[STATE], run: state_loaded,
-        reason: "a state that was saved can be loaded" },
-    Case { id: "lifecycle.state-of-noise", level: Must, section: "VHOST_USER_CHECK_DEVICE_STATE", needs: &[STATE, Need::Harm], run: state_of_noise,
-        reason: "a state comes from another host; one that is none is refused and ends nobody" },
-    Case { id: "lifecycle.shmem-config", level: Must, section: "VHOST_USER_GET_SHMEM_CONFIG", needs: &[Need::Protocol(ProtocolFeatures::SHMEM)], run: shmem_config,
-        reason: "the sizes of VIRTIO shared memory regions, as many as it says" },
-];
+cases! {
+    "lifecycle.next-client" Should [MANY] next_client,
+        COMMUNICATION =>
+            "\"An optional reconnection mechanism can be implemented\": a VMM comes back without the backend being \
+             started again";
+    "lifecycle.fifty-clients" Should [MANY] fifty_clients,
+        COMMUNICATION => "the fiftieth client is served as the first was";
+    "lifecycle.first-client-undisturbed" Must [] first_client_undisturbed,
+        COMMUNICATION => "another that connects, by mistake or not, must not end a session";
+    "lifecycle.leaves-in-handshake" Must [] leaves_in_handshake,
+        COMMUNICATION => "a VMM may end at any time; the next is served";
+    "lifecycle.leaves-in-message" Must [Need::Harm] leaves_in_message,
+        COMMUNICATION => "a VMM may end at any time; half a message is the end of the session only";
+    "lifecycle.leaves-before-answer" Must [Need::Harm] leaves_before_answer,
+        COMMUNICATION => "an answer that nobody reads any more (SIGPIPE) ends no backend";
+    "lifecycle.leaves-with-rings" Must [] leaves_with_rings,
+        COMMUNICATION => "a VMM that is killed does not stop its rings";
+    "lifecycle.leaves-with-requests" Must [Need::DataPath] leaves_with_requests,
+        COMMUNICATION => "a VMM that is killed leaves requests behind; the next has its own";
+    "lifecycle.half-closed" Should [] half_closed,
+        COMMUNICATION => "a frontend that sends no more has ended; a session that is kept for it blocks the next";
+    "lifecycle.next-client-works" Should [MANY, Need::DataPath, Need::Writes] next_client_works,
+        COMMUNICATION => "what one client has written the next one reads";
+    "lifecycle.flushed-survives-kill" Must
+        [Need::DataPath, Need::Writes, Need::Spawned, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")]
+        flushed_survives_kill,
+        "VIRTIO 1.2, 5.2.6.2 Device Requirements: Device Operation" =>
+            "what was flushed is there after a backend that was killed is started again";
+    "lifecycle.stays-in-foreground" Must [Need::Spawned] stays_in_foreground,
+        CONVENTIONS => "\"The back-end program must not daemonize itself\": whoever started it watches it";
+    "lifecycle.ends-at-sigterm" Must [Need::Spawned] ends_at_sigterm,
+        CONVENTIONS => "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\"";
+    "lifecycle.ends-at-sigterm-with-client" Must [Need::Spawned] ends_at_sigterm_with_client,
+        CONVENTIONS =>
+            "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\", also while it \
+             serves";
+    "lifecycle.print-capabilities" Should [Need::Spawned] print_capabilities,
+        CONVENTIONS =>
+            "`--print-capabilities` tells management what it starts, as JSON, \"and then exit successfully\"";
+    "lifecycle.status-kept" Must [STATUS] status_kept,
+        "VHOST_USER_GET_STATUS" => "the status that a driver set is the one that it reads";
+    "lifecycle.status-reset" Must [STATUS] status_reset,
+        "VHOST_USER_SET_STATUS" => "status 0 resets the device, \"as defined in the Virtio specification\"";
+    "lifecycle.state-saved" Must [STATE] state_saved,
+        "VHOST_USER_SET_DEVICE_STATE_FD" =>
+            "a device that offers its state gives it, to the end, and says that all went well";
+    "lifecycle.state-loaded" Must [STATE] state_loaded,
+        "VHOST_USER_CHECK_DEVICE_STATE" => "a state that was saved can be loaded";
+    "lifecycle.state-of-noise" Must [STATE, Need::Harm] state_of_noise,
+        "VHOST_USER_CHECK_DEVICE_STATE" =>
+            "a state comes from another host; one that is none is refused and ends nobody";
+    "lifecycle.shmem-config" Must [Need::Protocol(ProtocolFeatures::SHMEM)] shmem_config,
+        "VHOST_USER_GET_SHMEM_CONFIG" => "the sizes of VIRTIO shared memory regions, as many as it says";
+}
 
 fn next_client(context: &mut Context<'_>) -> Outcome {
     drop(context.open_device()?);
@@ -237,23 +249,22 @@ fn print_capabilities(context: &mut Context<'_>) -> Outcome {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
+        .process_group(0)
         .spawn()?;
+    let output = child.stdout.take().map(|output| read_to_end(output, "what it says", context.timeout()));
     let ended = wait_until(context.timeout(), || matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
     if !ended {
-        // It runs as a backend, perhaps; nobody needs it.
-        let _ = child.kill();
+        // It runs as a backend, perhaps, and has started others; nobody needs them.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
     let status = child.wait()?;
-    let mut text = Vec::new();
-    if let Some(output) = child.stdout.take() {
-        output.take(64 << 10).read_to_end(&mut text)?;
-    }
     if !ended {
         return Stop::fail(format!("`{program} --print-capabilities` does not end"));
     }
     if !status.success() {
         return Stop::fail(format!("`{program} --print-capabilities` ends with {}", end_words(status)));
     }
+    let text = output.transpose()?.unwrap_or_default();
     let said: serde_json::Value = match serde_json::from_slice(&text) {
         Ok(said) => said,
         Err(error) => return Stop::fail(format!("what `{program} --print-capabilities` says is no JSON: {error}")),
@@ -314,7 +325,7 @@ fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
     let (reader, writer) = std::io::pipe()?;
     transfer(&mut link, 0, writer.as_fd())?;
     drop(writer);
-    let saved = read_to_end(reader, context.timeout())?;
+    let saved = read_to_end(reader, "the device's state", context.timeout())?;
     link.note(format!("{} bytes of state", saved.len()));
     match link.call(&CheckDeviceState(Empty))? {
         0 => Ok((link, saved)),
@@ -323,22 +334,22 @@ fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
 }
 
 /// All that comes from a pipe, to its end.
-fn read_to_end(mut reader: std::io::PipeReader, timeout: Duration) -> Outcome<Vec<u8>> {
-    const STATE_BYTES_MAX: usize = 64 << 20;
+fn read_to_end(mut reader: impl Read + AsFd, what: &str, timeout: Duration) -> Outcome<Vec<u8>> {
+    const BYTES_MAX: usize = 64 << 20;
     let deadline = Instant::now() + timeout;
     let (mut all, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let [ready] = crate::socket::wait_readable([reader.as_fd()], Some(left))?;
         if !ready {
-            return Err(Stop::Hang("the device's state does not come to its end".to_owned()));
+            return Err(Stop::Hang(format!("{what} does not come to its end")));
         }
         match reader.read(&mut buffer)? {
             0 => return Ok(all),
             count => all.extend_from_slice(&buffer[..count]),
         }
-        if all.len() > STATE_BYTES_MAX {
-            return Stop::fail("the device's state has no end");
+        if all.len() > BYTES_MAX {
+            return Stop::fail(format!("{what} has no end"));
         }
     }
 }

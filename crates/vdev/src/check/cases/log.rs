@@ -12,19 +12,18 @@ const SHMFD: Need = Need::Protocol(ProtocolFeatures::LOG_SHMFD);
 const LOG_ALL: Need = Need::Feature(feature::LOG_ALL, "VHOST_F_LOG_ALL");
 const MIGRATION: &str = "Migration";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "data.log-base-answered", level: Must, section: "Communication", needs: &[SHMFD], run: log_base_answered,
-        reason: "SET_LOG_BASE is in the list of messages that have a reply, if LOG_SHMFD is negotiated" },
-    Case { id: "data.log-fd-accepted", level: May, section: "VHOST_USER_SET_LOG_FD", needs: &[Need::Protocol(ProtocolFeatures::REPLY_ACK)], run: log_fd_accepted,
-        reason: "\"an optional message with an eventfd\"" },
-    Case { id: "data.log-marks-data", level: Must, section: MIGRATION, needs: &[Need::DataPath, SHMFD, LOG_ALL], run: log_marks_data,
-        reason: "a page that is not marked is not sent again: the guest wakes up elsewhere with old data" },
-    Case { id: "data.log-marks-used-ring", level: Must, section: MIGRATION, needs: &[Need::DataPath, SHMFD, LOG_ALL], run: log_marks_used_ring,
-        reason: "with VHOST_VRING_F_LOG writes to the used ring are marked at `log_guest_addr`" },
-    Case { id: "data.log-stops", level: Should, section: MIGRATION, needs: &[Need::DataPath, SHMFD, LOG_ALL], run: log_stops,
-        reason: "without VHOST_F_LOG_ALL nothing more is marked: a migration that was cancelled costs nothing" },
-];
+cases! {
+    "data.log-base-answered" Must [SHMFD] log_base_answered,
+        "Communication" => "SET_LOG_BASE is in the list of messages that have a reply, if LOG_SHMFD is negotiated";
+    "data.log-fd-accepted" May [Need::Protocol(ProtocolFeatures::REPLY_ACK)] log_fd_accepted,
+        "VHOST_USER_SET_LOG_FD" => "\"an optional message with an eventfd\"";
+    "data.log-marks-data" Must [Need::DataPath, SHMFD, LOG_ALL] log_marks_data,
+        MIGRATION => "a page that is not marked is not sent again: the guest wakes up elsewhere with old data";
+    "data.log-marks-used-ring" Must [Need::DataPath, SHMFD, LOG_ALL] log_marks_used_ring,
+        MIGRATION => "with VHOST_VRING_F_LOG writes to the used ring are marked at `log_guest_addr`";
+    "data.log-stops" Should [Need::DataPath, SHMFD, LOG_ALL] log_stops,
+        MIGRATION => "without VHOST_F_LOG_ALL nothing more is marked: a migration that was cancelled costs nothing";
+}
 
 fn log_base_answered(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_with(USUAL | ProtocolFeatures::LOG_SHMFD)?;

@@ -12,63 +12,67 @@ const MEM_TABLE: &str = "VHOST_USER_SET_MEM_TABLE";
 const ADD: &str = "VHOST_USER_ADD_MEM_REG";
 const REMOVE: &str = "VHOST_USER_REM_MEM_REG";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "memory.one-region", level: Must, section: MEM_TABLE, needs: &[ACK], run: one_region,
-        reason: "a guest with one piece of memory is the simplest there is" },
-    Case { id: "memory.eight-regions", level: Must, section: "Memory regions description", needs: &[ACK], run: eight_regions,
-        reason: "a table has up to 8 regions, and a VMM uses them" },
-    Case { id: "memory.table-replaced", level: Must, section: MEM_TABLE, needs: &[ACK], run: table_replaced,
-        reason: "a VMM sends the whole table again when memory is plugged" },
-    Case { id: "memory.offset-in-file", level: Must, section: "Memory regions description", needs: &[ACK], run: offset_in_file,
-        reason: "\"mmap offset\" is where a region starts in its file; the memory below and above 4 GiB is one file in QEMU" },
-    Case { id: "memory.high-addresses", level: Should, section: "Memory regions description", needs: &[ACK], run: high_addresses,
-        reason: "addresses are 64-bit numbers; memory above 4 GiB is common, devices lie at 1 TiB and more" },
-    Case { id: "memory.table-after-rings", level: Should, section: "Ring states", needs: &[ACK], run: table_after_rings,
-        reason: "\"the back-end must support changing some configuration aspects on the fly\"" },
-    Case { id: "memory.table-filled-up", level: May, section: "C structure", needs: &[ACK], run: table_filled_up,
-        reason: "a frontend may send the whole C struct; regions beyond the count mean nothing" },
-    Case { id: "memory.fd-missing", level: Should, section: MEM_TABLE, needs: &[ACK], run: fd_missing,
-        reason: "\"The size and ordering of the fds matches the number and ordering of memory regions\"; a success would be a lie" },
-    Case { id: "memory.fd-surplus", level: Should, section: MEM_TABLE, needs: &[ACK], run: fd_surplus,
-        reason: "\"The size and ordering of the fds matches the number and ordering of memory regions\"" },
-    Case { id: "memory.nine-regions", level: Should, section: "Memory regions description", needs: &[ACK], run: nine_regions,
-        reason: "there are at most 8; whoever takes more without an error has lost some" },
-    Case { id: "memory.no-memory-file", level: Should, section: MEM_TABLE, needs: &[ACK], run: no_memory_file,
-        reason: "what can't be mapped is an error, and \"the payload should be set to ... non-zero on failure\"" },
-    Case { id: "memory.past-file", level: Should, section: MEM_TABLE, needs: &[ACK], run: past_file,
-        reason: "memory beyond the end of its file is SIGBUS at the first access" },
-    Case { id: "memory.size-zero", level: Should, section: MEM_TABLE, needs: &[ACK], run: size_zero,
-        reason: "a region of no bytes can't be mapped, and is an error" },
-    Case { id: "memory.endless", level: Should, section: MEM_TABLE, needs: &[ACK], run: endless,
-        reason: "a region that ends beyond the last address defeats every check of bounds" },
-    Case { id: "memory.overlap", level: May, section: MEM_TABLE, needs: &[ACK], run: overlap,
-        reason: "an address in two regions means two things" },
-    Case { id: "memory.max-slots", level: Must, section: "VHOST_USER_GET_MAX_MEM_SLOTS", needs: &[SLOTS], run: max_slots,
-        reason: "a VMM plugs as much memory as this allows" },
-    Case { id: "memory.add-region", level: Must, section: ADD, needs: &[ACK, SLOTS], run: add_region,
-        reason: "the first region comes this way where the feature is negotiated" },
-    Case { id: "memory.add-all-slots", level: Should, section: "VHOST_USER_GET_MAX_MEM_SLOTS", needs: &[ACK, SLOTS], run: add_all_slots,
-        reason: "as many regions as GET_MAX_MEM_SLOTS says can be added" },
-    Case { id: "memory.add-without-fd", level: Should, section: ADD, needs: &[ACK, SLOTS], run: add_without_fd,
-        reason: "\"Exactly one file descriptor from which the memory is mapped is passed\"" },
-    Case { id: "memory.add-past-file", level: Should, section: ADD, needs: &[ACK, SLOTS], run: add_past_file,
-        reason: "memory beyond the end of its file is SIGBUS at the first access" },
-    Case { id: "memory.add-twice", level: Should, section: ADD, needs: &[ACK, SLOTS], run: add_twice,
-        reason: "a region that is there already can't be told from its double" },
-    Case { id: "memory.remove-region", level: Must, section: REMOVE, needs: &[ACK, SLOTS], run: remove_region,
-        reason: "memory that is unplugged is taken away by its addresses and size" },
-    Case { id: "memory.remove-ignores-offset", level: Must, section: REMOVE, needs: &[ACK, SLOTS], run: remove_ignores_offset,
-        reason: "\"The mmap offset is ignored\"" },
-    Case { id: "memory.remove-unknown", level: Should, section: REMOVE, needs: &[ACK, SLOTS], run: remove_unknown,
-        reason: "what is not there can't be removed; a success would hide that both sides differ" },
-    Case { id: "memory.remove-and-add", level: Must, section: REMOVE, needs: &[ACK, SLOTS], run: remove_and_add,
-        reason: "memory that was unplugged can be plugged again" },
-    Case { id: "memory.remove-unmaps", level: Must, section: REMOVE, needs: &[ACK, SLOTS, Need::Process], run: remove_unmaps,
-        reason: "a region \"which the back-end device must unmap\": whoever keeps it keeps the memory from being freed" },
-    Case { id: "memory.remove-closes-fd", level: Must, section: REMOVE, needs: &[ACK, SLOTS, Need::Process], run: remove_closes_fd,
-        reason: "\"If a file descriptor is passed, the back-end MUST close it without using it otherwise\"" },
-];
+cases! {
+    "memory.one-region" Must [ACK] one_region,
+        MEM_TABLE => "a guest with one piece of memory is the simplest there is";
+    "memory.eight-regions" Must [ACK] eight_regions,
+        "Memory regions description" => "a table has up to 8 regions, and a VMM uses them";
+    "memory.table-replaced" Must [ACK] table_replaced,
+        MEM_TABLE => "a VMM sends the whole table again when memory is plugged";
+    "memory.offset-in-file" Must [ACK] offset_in_file,
+        "Memory regions description" =>
+            "\"mmap offset\" is where a region starts in its file; the memory below and above 4 GiB is one file in QEMU";
+    "memory.high-addresses" Should [ACK] high_addresses,
+        "Memory regions description" =>
+            "addresses are 64-bit numbers; memory above 4 GiB is common, devices lie at 1 TiB and more";
+    "memory.table-after-rings" Should [ACK] table_after_rings,
+        "Ring states" => "\"the back-end must support changing some configuration aspects on the fly\"";
+    "memory.table-filled-up" May [ACK] table_filled_up,
+        "C structure" => "a frontend may send the whole C struct; regions beyond the count mean nothing";
+    "memory.fd-missing" Should [ACK] fd_missing,
+        MEM_TABLE =>
+            "\"The size and ordering of the fds matches the number and ordering of memory regions\"; a success would \
+             be a lie";
+    "memory.fd-surplus" Should [ACK] fd_surplus,
+        MEM_TABLE => "\"The size and ordering of the fds matches the number and ordering of memory regions\"";
+    "memory.nine-regions" Should [ACK] nine_regions,
+        "Memory regions description" => "there are at most 8; whoever takes more without an error has lost some";
+    "memory.no-memory-file" Should [ACK] no_memory_file,
+        MEM_TABLE => "what can't be mapped is an error, and \"the payload should be set to ... non-zero on failure\"";
+    "memory.past-file" Should [ACK] past_file,
+        MEM_TABLE => "memory beyond the end of its file is SIGBUS at the first access";
+    "memory.size-zero" Should [ACK] size_zero,
+        MEM_TABLE => "a region of no bytes can't be mapped, and is an error";
+    "memory.endless" Should [ACK] endless,
+        MEM_TABLE => "a region that ends beyond the last address defeats every check of bounds";
+    "memory.overlap" May [ACK] overlap,
+        MEM_TABLE => "an address in two regions means two things";
+    "memory.max-slots" Must [SLOTS] max_slots,
+        "VHOST_USER_GET_MAX_MEM_SLOTS" => "a VMM plugs as much memory as this allows";
+    "memory.add-region" Must [ACK, SLOTS] add_region,
+        ADD => "the first region comes this way where the feature is negotiated";
+    "memory.add-all-slots" Should [ACK, SLOTS] add_all_slots,
+        "VHOST_USER_GET_MAX_MEM_SLOTS" => "as many regions as GET_MAX_MEM_SLOTS says can be added";
+    "memory.add-without-fd" Should [ACK, SLOTS] add_without_fd,
+        ADD => "\"Exactly one file descriptor from which the memory is mapped is passed\"";
+    "memory.add-past-file" Should [ACK, SLOTS] add_past_file,
+        ADD => "memory beyond the end of its file is SIGBUS at the first access";
+    "memory.add-twice" Should [ACK, SLOTS] add_twice,
+        ADD => "a region that is there already can't be told from its double";
+    "memory.remove-region" Must [ACK, SLOTS] remove_region,
+        REMOVE => "memory that is unplugged is taken away by its addresses and size";
+    "memory.remove-ignores-offset" Must [ACK, SLOTS] remove_ignores_offset,
+        REMOVE => "\"The mmap offset is ignored\"";
+    "memory.remove-unknown" Should [ACK, SLOTS] remove_unknown,
+        REMOVE => "what is not there can't be removed; a success would hide that both sides differ";
+    "memory.remove-and-add" Must [ACK, SLOTS] remove_and_add,
+        REMOVE => "memory that was unplugged can be plugged again";
+    "memory.remove-unmaps" Must [ACK, SLOTS, Need::Process] remove_unmaps,
+        REMOVE =>
+            "a region \"which the back-end device must unmap\": whoever keeps it keeps the memory from being freed";
+    "memory.remove-closes-fd" Must [ACK, SLOTS, Need::Process] remove_closes_fd,
+        REMOVE => "\"If a file descriptor is passed, the back-end MUST close it without using it otherwise\"";
+}
 
 /// A session, and a file of some pages.
 fn file(context: &mut Context<'_>) -> Outcome<(Link, SharedFile)> {

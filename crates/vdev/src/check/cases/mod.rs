@@ -2,6 +2,20 @@
 
 use super::case::Case;
 
+/// A table of rules: id, level, what the backend must have, the function; then section and reason.
+macro_rules! cases {
+    ($($id:literal $level:ident [$($need:expr),*] $run:expr, $section:expr => $reason:expr;)*) => {
+        pub const CASES: &[Case] = &[$(Case {
+            id: $id,
+            level: $level,
+            section: $section,
+            reason: $reason,
+            needs: &[$($need),*],
+            run: $run,
+        }),*];
+    };
+}
+
 mod channel;
 mod config;
 mod data;
@@ -48,12 +62,12 @@ const GROUPS: &[&[Case]] = &[
     inflight::CASES,
     channel::CASES,
     lifecycle::CASES,
+    resources::CASES,
     hostile::CASES,
     hostile_rings::CASES,
-    resources::CASES,
 ];
 
-/// Every rule, in the order in which they are run.
+/// Every rule, in the order in which they are run: a backend that is not started afresh ends at the last ones, if at any.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     GROUPS.iter().copied().flatten()
 }

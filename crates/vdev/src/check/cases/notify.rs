@@ -15,35 +15,36 @@ const SUPPRESSION: &str = "VIRTIO 1.2, 2.7.7.2 Device Requirements: Used Buffer 
 /// How long a call is waited for that shall not come.
 const QUIET: Duration = Duration::from_millis(20);
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "data.call", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[DATA], run: call,
-        reason: "the call descriptor is signalled \"when buffers are used\"" },
-    Case { id: "data.call-changed", level: Must, section: "Ring states", needs: &[DATA], run: call_changed,
-        reason: "a VMM changes the call descriptor while the ring runs; the new one is signalled" },
-    Case { id: "data.call-not-wanted", level: Should, section: SUPPRESSION, needs: &[DATA], run: call_not_wanted,
-        reason: "with flags 1 in the available ring \"the device SHOULD NOT send a notification\"" },
-    Case { id: "data.call-without-fd", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[DATA], run: call_without_fd,
-        reason: "bit 8: the driver polls the used ring, which goes on" },
-    Case { id: "data.call-again-after-polling", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[DATA], run: call_again,
-        reason: "a descriptor that comes later is signalled from then on" },
-    Case { id: "data.kick-without-fd", level: Should, section: "VHOST_USER_SET_VRING_KICK", needs: &[DATA], run: kick_without_fd,
-        reason: "bit 8: \"polling should be used instead of waiting for the kick\"" },
-    Case { id: "data.one-kick-for-many", level: Must, section: "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device", needs: &[DATA], run: one_kick_for_many,
-        reason: "one notification stands for all that was made available before it" },
-    Case { id: "data.kick-without-request", level: Must, section: "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device", needs: &[DATA], run: kick_without_request,
-        reason: "a notification may find nothing new" },
-    Case { id: "data.offered-while-working", level: Must, section: "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device", needs: &[DATA], run: offered_while_working,
-        reason: "requests that come while others are done are not forgotten" },
-    Case { id: "data.event-idx", level: Must, section: SUPPRESSION, needs: &[DATA, EVENT_IDX], run: event_idx,
-        reason: "with EVENT_IDX the device \"MUST send a notification\" when the used index passes `used_event`" },
-    Case { id: "data.event-idx-quiet", level: Should, section: SUPPRESSION, needs: &[DATA, EVENT_IDX], run: event_idx_quiet,
-        reason: "with EVENT_IDX the device SHOULD NOT notify before the used index passes `used_event`" },
-    Case { id: "data.event-idx-ignores-flags", level: Must, section: SUPPRESSION, needs: &[DATA, EVENT_IDX], run: event_idx_ignores_flags,
-        reason: "with EVENT_IDX \"the device MUST ignore the lower bit of flags\"" },
-    Case { id: "data.event-idx-wraps", level: Must, section: SUPPRESSION, needs: &[DATA, EVENT_IDX], run: event_idx_wraps,
-        reason: "`used_event` is passed at index 65535 too" },
-];
+cases! {
+    "data.call" Must [DATA] call,
+        "VHOST_USER_SET_VRING_CALL" => "the call descriptor is signalled \"when buffers are used\"";
+    "data.call-changed" Must [DATA] call_changed,
+        "Ring states" => "a VMM changes the call descriptor while the ring runs; the new one is signalled";
+    "data.call-not-wanted" Should [DATA] call_not_wanted,
+        SUPPRESSION => "with flags 1 in the available ring \"the device SHOULD NOT send a notification\"";
+    "data.call-without-fd" Must [DATA] call_without_fd,
+        "VHOST_USER_SET_VRING_CALL" => "bit 8: the driver polls the used ring, which goes on";
+    "data.call-again-after-polling" Must [DATA] call_again,
+        "VHOST_USER_SET_VRING_CALL" => "a descriptor that comes later is signalled from then on";
+    "data.kick-without-fd" Should [DATA] kick_without_fd,
+        "VHOST_USER_SET_VRING_KICK" => "bit 8: \"polling should be used instead of waiting for the kick\"";
+    "data.one-kick-for-many" Must [DATA] one_kick_for_many,
+        "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" =>
+            "one notification stands for all that was made available before it";
+    "data.kick-without-request" Must [DATA] kick_without_request,
+        "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" => "a notification may find nothing new";
+    "data.offered-while-working" Must [DATA] offered_while_working,
+        "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" =>
+            "requests that come while others are done are not forgotten";
+    "data.event-idx" Must [DATA, EVENT_IDX] event_idx,
+        SUPPRESSION => "with EVENT_IDX the device \"MUST send a notification\" when the used index passes `used_event`";
+    "data.event-idx-quiet" Should [DATA, EVENT_IDX] event_idx_quiet,
+        SUPPRESSION => "with EVENT_IDX the device SHOULD NOT notify before the used index passes `used_event`";
+    "data.event-idx-ignores-flags" Must [DATA, EVENT_IDX] event_idx_ignores_flags,
+        SUPPRESSION => "with EVENT_IDX \"the device MUST ignore the lower bit of flags\"";
+    "data.event-idx-wraps" Must [DATA, EVENT_IDX] event_idx_wraps,
+        SUPPRESSION => "`used_event` is passed at index 65535 too";
+}
 
 /// A read that is done and found by polling.
 fn polled_read(disk: &mut Disk, timeout: Duration) -> Outcome {

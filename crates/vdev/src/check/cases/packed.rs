@@ -1,42 +1,38 @@
-//! Packed rings, right and wrong.
+//! Packed rings.
 
 use std::time::Duration;
 
 use super::prelude::*;
 use crate::check::disk::{Disk, Setup, kind, pattern, require_status, same_bytes, size, status};
-use crate::check::packed_ring::{AVAIL, EVENT_DISABLE, PackedRing};
-use crate::check::ring::{Descriptor, INDIRECT, NEXT, WRITE};
+use crate::check::packed_ring::{EVENT_DISABLE, PackedRing};
+use crate::check::ring::Descriptor;
 
 const DATA: Need = Need::DataPath;
 const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED");
 const SECTION: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
-const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "data.packed-write-read-back", level: Must, section: SECTION, needs: &[DATA, PACKED, Need::Writes], run: write_read_back,
-        reason: "with RING_PACKED requests are done by packed rings" },
-    Case { id: "data.packed-goes-around", level: Must, section: SECTION, needs: &[DATA, PACKED], run: |context| goes_around(context, 16),
-        reason: "the wrap counters turn each time that the ring is passed, in the middle of a chain too" },
-    Case { id: "data.packed-any-size", level: Must, section: SECTION, needs: &[DATA, PACKED], run: |context| goes_around(context, 13),
-        reason: "a packed ring may have any size up to 32768, not only powers of 2" },
-    Case { id: "data.packed-largest", level: Should, section: SECTION, needs: &[DATA, PACKED], run: |context| goes_around(context, 1024),
-        reason: "QEMU's largest ring works" },
-    Case { id: "data.packed-indirect", level: Must, section: "VIRTIO 1.2, 2.8 Packed Virtqueues, Indirect Flag: Scatter-Gather Support", needs: &[DATA, PACKED, Need::Feature(feature::RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC")], run: indirect,
-        reason: "a table of descriptors is read in its order, without NEXT" },
-    Case { id: "data.packed-written-length", level: Should, section: SECTION, needs: &[DATA, PACKED], run: written_length,
-        reason: "the used descriptor has the bytes that the device wrote" },
-    Case { id: "data.packed-stop-and-go-on", level: Must, section: "VHOST_USER_GET_VRING_BASE", needs: &[DATA, PACKED], run: stop_and_go_on,
-        reason: "the base of a packed ring has both indices and both wrap counters" },
-    Case { id: "data.packed-call-not-wanted", level: Should, section: "VIRTIO 1.2, 2.8 Packed Virtqueues, Event Suppression Structure Format", needs: &[DATA, PACKED], run: call_not_wanted,
-        reason: "the driver's area says whether it wants calls" },
-    Case { id: "hostile.packed-endless-chain", level: Must, section: SECTION, needs: &[PACKED, Need::Harm], run: endless_chain,
-        reason: SURVIVES },
-    Case { id: "hostile.packed-table-wild", level: Must, section: SECTION, needs: &[PACKED, Need::Harm], run: table_wild,
-        reason: SURVIVES },
-    Case { id: "hostile.packed-noise", level: Must, section: SECTION, needs: &[PACKED, Need::Harm], run: noise,
-        reason: SURVIVES },
-];
+cases! {
+    "data.packed-write-read-back" Must [DATA, PACKED, Need::Writes] write_read_back,
+        SECTION => "with RING_PACKED requests are done by packed rings";
+    "data.packed-goes-around" Must [DATA, PACKED] |context| goes_around(context, 16),
+        SECTION => "the wrap counters turn each time that the ring is passed, in the middle of a chain too";
+    "data.packed-any-size" Must [DATA, PACKED] |context| goes_around(context, 13),
+        SECTION => "a packed ring may have any size up to 32768, not only powers of 2";
+    "data.packed-largest" Should [DATA, PACKED] |context| goes_around(context, 1024),
+        SECTION => "QEMU's largest ring works";
+    "data.packed-indirect" Must
+        [DATA, PACKED, Need::Feature(feature::RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC")]
+        indirect,
+        "VIRTIO 1.2, 2.8 Packed Virtqueues, Indirect Flag: Scatter-Gather Support" =>
+            "a table of descriptors is read in its order, without NEXT";
+    "data.packed-written-length" Should [DATA, PACKED] written_length,
+        SECTION => "the used descriptor has the bytes that the device wrote";
+    "data.packed-stop-and-go-on" Must [DATA, PACKED] stop_and_go_on,
+        "VHOST_USER_GET_VRING_BASE" => "the base of a packed ring has both indices and both wrap counters";
+    "data.packed-call-not-wanted" Should [DATA, PACKED] call_not_wanted,
+        "VIRTIO 1.2, 2.8 Packed Virtqueues, Event Suppression Structure Format" =>
+            "the driver's area says whether it wants calls";
+}
 
 /// A disk with a packed ring that runs.
 fn open(context: &mut Context<'_>, entries: u16) -> Outcome<(Disk, PackedRing)> {
@@ -161,50 +157,4 @@ fn call_not_wanted(context: &mut Context<'_>) -> Outcome {
     ring.set_event_flags(0);
     request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
     if ring.call.wait(timeout)? { Ok(()) } else { Stop::fail("the driver wants calls again, and none came") }
-}
-
-/// A session of any device with a packed ring.
-fn wild(context: &mut Context<'_>) -> Outcome<(Link, PackedRing)> {
-    let mut link = context.open()?;
-    let features = usual_features(link.offered) | feature::RING_PACKED;
-    link.require(&SetFeatures(features), &[])?;
-    let mut guest = crate::check::guest::Guest::new()?;
-    guest.share(&mut link)?;
-    let ring = PackedRing::new(&mut guest, 64)?;
-    ring.start(&mut link)?;
-    Ok((link, ring))
-}
-
-fn endless_chain(context: &mut Context<'_>) -> Outcome {
-    let (link, ring) = wild(context)?;
-    for place in 0..ring.size {
-        ring.put(place, Descriptor { flags: AVAIL | NEXT, ..Descriptor::readable(0x8_0000, 64) }, 0);
-    }
-    link.done("packed ring: every descriptor goes on with the next");
-    ring.kick()?;
-    context.survives_rings(link)
-}
-
-fn table_wild(context: &mut Context<'_>) -> Outcome {
-    let (link, ring) = wild(context)?;
-    for (place, bytes) in [(0, u32::MAX), (1, 0), (2, 33)] {
-        ring.put(place, Descriptor { address: 1 << 45, bytes, flags: AVAIL | INDIRECT, next: 0 }, place);
-    }
-    link.done("packed ring: tables that are nowhere");
-    ring.kick()?;
-    context.survives_rings(link)
-}
-
-fn noise(context: &mut Context<'_>) -> Outcome {
-    let (link, ring) = wild(context)?;
-    let noise = pattern(71, usize::from(ring.size) * 16);
-    for (place, bytes) in (0..ring.size).zip(noise.chunks_exact(16)) {
-        let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        let flags = AVAIL | number(4) & (NEXT | WRITE | INDIRECT);
-        let descriptor = Descriptor { address: u64::from(number(0)) * 64, bytes: number(2).into(), flags, next: 0 };
-        ring.put(place, descriptor, number(6));
-    }
-    link.done("packed ring: noise");
-    ring.kick()?;
-    context.survives_rings(link)
 }

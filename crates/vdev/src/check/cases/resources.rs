@@ -20,49 +20,50 @@ const SLACK: u64 = 4;
 /// Times that a message is repeated.
 const TIMES: usize = 50;
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "resources.descriptors-of-clients", level: Must, section: COMMUNICATION, needs: &[PROCESS, MANY], run: descriptors_of_clients,
-        reason: "50 clients that have left leave no descriptor behind" },
-    Case { id: "resources.mappings-of-clients", level: Must, section: "Memory access", needs: &[PROCESS, MANY], run: mappings_of_clients,
-        reason: "the memory of a guest that has gone is let go" },
-    Case { id: "resources.memory-of-clients", level: Must, section: COMMUNICATION, needs: &[PROCESS, MANY], run: memory_of_clients,
-        reason: "clients that have left leave no memory behind" },
-    Case { id: "resources.threads-of-clients", level: Must, section: COMMUNICATION, needs: &[PROCESS, MANY], run: threads_of_clients,
-        reason: "clients that have left leave no thread behind" },
-    Case { id: "resources.stray-descriptors", level: Must, section: COMMUNICATION, needs: &[PROCESS, Need::Harm], run: stray_descriptors,
-        reason: "GET_FEATURES carries no descriptor; one that comes along is closed, 50 are too" },
-    Case { id: "resources.stray-descriptors-on-commands", level: Must, section: COMMUNICATION, needs: &[PROCESS, Need::Harm], run: stray_on_commands,
-        reason: "SET_OWNER, SET_FEATURES and SET_VRING_NUM carry no descriptor; those that come along are closed" },
-    Case { id: "resources.surplus-of-table", level: Must, section: "VHOST_USER_SET_MEM_TABLE", needs: &[PROCESS, Need::Harm], run: surplus_of_table,
-        reason: "descriptors beyond the regions are closed" },
-    Case { id: "resources.refused-table", level: Must, section: "VHOST_USER_SET_MEM_TABLE", needs: &[PROCESS, MANY, Need::Harm], run: refused_table,
-        reason: "a table that is refused leaves neither descriptors nor mappings behind" },
-    Case { id: "resources.call-replaced", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[PROCESS], run: |context| replaced(context, 13),
-        reason: "a new descriptor takes the place of the old one, which is closed" },
-    Case { id: "resources.err-replaced", level: Must, section: "VHOST_USER_SET_VRING_ERR", needs: &[PROCESS], run: |context| replaced(context, 14),
-        reason: "a new descriptor takes the place of the old one, which is closed" },
-    Case { id: "resources.kick-replaced", level: Must, section: "VHOST_USER_SET_VRING_KICK", needs: &[PROCESS], run: kick_replaced,
-        reason: "a ring that is stopped and started again has one kick descriptor" },
-    Case { id: "resources.table-replaced", level: Must, section: "VHOST_USER_SET_MEM_TABLE", needs: &[PROCESS], run: table_replaced,
-        reason: "a new table takes the place of the old one, which is unmapped and closed" },
-    Case { id: "resources.log-replaced", level: Must, section: "VHOST_USER_SET_LOG_BASE", needs: &[PROCESS, Need::Protocol(ProtocolFeatures::LOG_SHMFD)], run: log_replaced,
-        reason: "a new log takes the place of the old one, which is unmapped and closed" },
-    Case { id: "resources.log-fd-replaced", level: Must, section: "VHOST_USER_SET_LOG_FD", needs: &[PROCESS], run: log_fd_replaced,
-        reason: "a new descriptor takes the place of the old one, which is closed" },
-    Case { id: "resources.inflight-replaced", level: Must, section: "VHOST_USER_GET_INFLIGHT_FD", needs: &[PROCESS, Need::Protocol(ProtocolFeatures::INFLIGHT_SHMFD)], run: inflight_replaced,
-        reason: "a buffer that is asked for again takes the place of the old one" },
-    Case { id: "resources.channel-replaced", level: Must, section: "VHOST_USER_SET_BACKEND_REQ_FD", needs: &[PROCESS, Need::Protocol(ProtocolFeatures::BACKEND_REQ)], run: channel_replaced,
-        reason: "a new channel takes the place of the old one, which is closed" },
-    Case { id: "resources.memory-of-messages", level: Must, section: COMMUNICATION, needs: &[PROCESS], run: memory_of_messages,
-        reason: "a session of 20,000 messages takes no more memory than one of a few" },
-    Case { id: "resources.idle-without-client", level: Should, section: COMMUNICATION, needs: &[PROCESS, MANY], run: idle_without_client,
-        reason: "a backend that serves nobody takes no processor" },
-    Case { id: "resources.idle-with-ring", level: Should, section: "Ring states", needs: &[PROCESS], run: idle_with_ring,
-        reason: "a ring with a kick descriptor is waited for, not polled" },
-    Case { id: "resources.idle-after-kick-ended", level: Must, section: "VHOST_USER_SET_VRING_KICK", needs: &[PROCESS, Need::Harm], run: idle_after_kick_ended,
-        reason: "a kick descriptor at its end is readable for ever; whoever reads it for ever takes a processor" },
-];
+cases! {
+    "resources.descriptors-of-clients" Must [PROCESS, MANY] descriptors_of_clients,
+        COMMUNICATION => "50 clients that have left leave no descriptor behind";
+    "resources.mappings-of-clients" Must [PROCESS, MANY] mappings_of_clients,
+        "Memory access" => "the memory of a guest that has gone is let go";
+    "resources.memory-of-clients" Must [PROCESS, MANY] memory_of_clients,
+        COMMUNICATION => "clients that have left leave no memory behind";
+    "resources.threads-of-clients" Must [PROCESS, MANY] threads_of_clients,
+        COMMUNICATION => "clients that have left leave no thread behind";
+    "resources.stray-descriptors" Must [PROCESS, Need::Harm] stray_descriptors,
+        COMMUNICATION => "GET_FEATURES carries no descriptor; one that comes along is closed, 50 are too";
+    "resources.stray-descriptors-on-commands" Must [PROCESS, Need::Harm] stray_on_commands,
+        COMMUNICATION =>
+            "SET_OWNER, SET_FEATURES and SET_VRING_NUM carry no descriptor; those that come along are closed";
+    "resources.surplus-of-table" Must [PROCESS, Need::Harm] surplus_of_table,
+        "VHOST_USER_SET_MEM_TABLE" => "descriptors beyond the regions are closed";
+    "resources.refused-table" Must [PROCESS, MANY, Need::Harm] refused_table,
+        "VHOST_USER_SET_MEM_TABLE" => "a table that is refused leaves neither descriptors nor mappings behind";
+    "resources.call-replaced" Must [PROCESS] |context| replaced(context, 13),
+        "VHOST_USER_SET_VRING_CALL" => "a new descriptor takes the place of the old one, which is closed";
+    "resources.err-replaced" Must [PROCESS] |context| replaced(context, 14),
+        "VHOST_USER_SET_VRING_ERR" => "a new descriptor takes the place of the old one, which is closed";
+    "resources.kick-replaced" Must [PROCESS] kick_replaced,
+        "VHOST_USER_SET_VRING_KICK" => "a ring that is stopped and started again has one kick descriptor";
+    "resources.table-replaced" Must [PROCESS] table_replaced,
+        "VHOST_USER_SET_MEM_TABLE" => "a new table takes the place of the old one, which is unmapped and closed";
+    "resources.log-replaced" Must [PROCESS, Need::Protocol(ProtocolFeatures::LOG_SHMFD)] log_replaced,
+        "VHOST_USER_SET_LOG_BASE" => "a new log takes the place of the old one, which is unmapped and closed";
+    "resources.log-fd-replaced" Must [PROCESS] log_fd_replaced,
+        "VHOST_USER_SET_LOG_FD" => "a new descriptor takes the place of the old one, which is closed";
+    "resources.inflight-replaced" Must [PROCESS, Need::Protocol(ProtocolFeatures::INFLIGHT_SHMFD)] inflight_replaced,
+        "VHOST_USER_GET_INFLIGHT_FD" => "a buffer that is asked for again takes the place of the old one";
+    "resources.channel-replaced" Must [PROCESS, Need::Protocol(ProtocolFeatures::BACKEND_REQ)] channel_replaced,
+        "VHOST_USER_SET_BACKEND_REQ_FD" => "a new channel takes the place of the old one, which is closed";
+    "resources.memory-of-messages" Must [PROCESS] memory_of_messages,
+        COMMUNICATION => "a session of 20,000 messages takes no more memory than one of a few";
+    "resources.idle-without-client" Should [PROCESS, MANY] idle_without_client,
+        COMMUNICATION => "a backend that serves nobody takes no processor";
+    "resources.idle-with-ring" Should [PROCESS] idle_with_ring,
+        "Ring states" => "a ring with a kick descriptor is waited for, not polled";
+    "resources.idle-after-kick-ended" Must [PROCESS, Need::Harm] idle_after_kick_ended,
+        "VHOST_USER_SET_VRING_KICK" =>
+            "a kick descriptor at its end is readable for ever; whoever reads it for ever takes a processor";
+}
 
 /// Fails where there are more descriptors than before.
 fn no_more_descriptors(context: &Context<'_>, before: u64, what: &str) -> Outcome {

@@ -15,73 +15,83 @@ const GET_BASE: &str = "VHOST_USER_GET_VRING_BASE";
 const STATES: &str = "Ring states";
 const SIZES: &str = "VIRTIO 1.2, 2.7 Split Virtqueues";
 
-#[rustfmt::skip]
-pub const CASES: &[Case] = &[
-    Case { id: "rings.size-256", level: Must, section: NUM, needs: &[ACK], run: |context| takes_size(context, 256),
-        reason: "the size of most rings in use" },
-    Case { id: "rings.size-2", level: Should, section: NUM, needs: &[ACK], run: |context| takes_size(context, 2),
-        reason: "a queue size is any power of 2 up to what the device allows" },
-    Case { id: "rings.size-1", level: May, section: SIZES, needs: &[ACK], run: |context| takes_size(context, 1),
-        reason: "1 is a power of 2" },
-    Case { id: "rings.size-1024", level: Should, section: NUM, needs: &[ACK], run: |context| takes_size(context, 1024),
-        reason: "QEMU's largest ring, and its default on virtio-mmio, whatever the backend says" },
-    Case { id: "rings.size-zero", level: Should, section: SIZES, needs: &[ACK], run: |context| refuses_size(context, 0),
-        reason: "a ring without entries holds nothing, and an index is taken modulo its size" },
-    Case { id: "rings.size-no-power-of-2", level: Should, section: SIZES, needs: &[ACK], run: |context| refuses_size(context, 100),
-        reason: "\"Queue Size value is always a power of 2\" in a split ring; with another, indices go wrong when they wrap" },
-    Case { id: "rings.size-too-large", level: Should, section: SIZES, needs: &[ACK], run: |context| refuses_size(context, 65536),
-        reason: "\"The maximum Queue Size value is 32768\"; indices have 16 bits" },
-    Case { id: "rings.every-queue", level: Must, section: "Multiple queue support", needs: &[ACK], run: every_queue,
-        reason: "as many queues as GET_QUEUE_NUM says can be set up" },
-    Case { id: "rings.queues-apart", level: Must, section: "Multiple queue support", needs: &[ACK, Need::Queues(2)], run: queues_apart,
-        reason: "\"the front-end uses a unique index for each queue\": what one is told is nothing to another" },
-    Case { id: "rings.beyond-queue-num", level: Should, section: "VHOST_USER_GET_QUEUE_NUM", needs: &[ACK, Need::Protocol(ProtocolFeatures::MQ)], run: beyond_queue_num,
-        reason: "a ring that the backend does not serve would be waited for in vain" },
-    Case { id: "rings.base-kept", level: Must, section: GET_BASE, needs: &[ACK], run: base_kept,
-        reason: "a migrated device goes on at the index that SET_VRING_BASE gave; any other repeats or loses requests" },
-    Case { id: "rings.base-at-the-end", level: Must, section: GET_BASE, needs: &[ACK], run: base_at_the_end,
-        reason: "an index has 16 bits, whatever the size of its ring" },
-    Case { id: "rings.stop-answers-for-its-ring", level: Must, section: GET_BASE, needs: &[ACK], run: stop_answers,
-        reason: "the reply is a vring state description: this ring's index and base" },
-    Case { id: "rings.stop-before-start", level: Must, section: "Communication", needs: &[ACK], run: stop_before_start,
-        reason: "GET_VRING_BASE is in the list of messages that have a reply, whatever the state of the ring" },
-    Case { id: "rings.stop-twice", level: Should, section: GET_BASE, needs: &[ACK], run: stop_twice,
-        reason: "a ring that is stopped already still has a base" },
-    Case { id: "rings.start-again", level: Must, section: STATES, needs: &[ACK], run: start_again,
-        reason: "a guest that reboots stops its rings and starts them elsewhere in memory" },
-    Case { id: "rings.stop-forgets-kick", level: Should, section: STATES, needs: &[ACK], run: stop_forgets_kick,
-        reason: "a stopped ring is started by the next kick descriptor, so the old one is of no more use" },
-    Case { id: "rings.enable-and-disable", level: Must, section: "VHOST_USER_SET_VRING_ENABLE", needs: &[ACK, PROTOCOL], run: enable_and_disable,
-        reason: "\"Rings can be enabled or disabled by VHOST_USER_SET_VRING_ENABLE\"" },
-    Case { id: "rings.enable-before-kick", level: Should, section: STATES, needs: &[ACK, PROTOCOL], run: enable_before_kick,
-        reason: "whether a ring is enabled is kept while it is stopped" },
-    Case { id: "rings.kick-without-fd", level: Should, section: "VHOST_USER_SET_VRING_KICK", needs: &[ACK], run: |context| without_fd(context, 12),
-        reason: "bit 8: \"polling should be used instead of waiting for the kick\"" },
-    Case { id: "rings.call-without-fd", level: Must, section: "VHOST_USER_SET_VRING_CALL", needs: &[ACK], run: |context| without_fd(context, 13),
-        reason: "bit 8: \"polling will be used instead of waiting for the call\"; guests without interrupts do this" },
-    Case { id: "rings.err-without-fd", level: Should, section: "VHOST_USER_SET_VRING_ERR", needs: &[ACK], run: |context| without_fd(context, 14),
-        reason: "bit 8: \"there is no file descriptor in the ancillary data\"" },
-    Case { id: "rings.fd-promised", level: Should, section: "VHOST_USER_SET_VRING_CALL", needs: &[ACK], run: fd_promised,
-        reason: "without bit 8 a descriptor comes along; where it does not, calls would go nowhere" },
-    Case { id: "rings.call-before-size", level: Should, section: "VHOST_USER_SET_VRING_CALL", needs: &[ACK], run: call_before_size,
-        reason: "QEMU sends SET_VRING_CALL long before it sets up the ring" },
-    Case { id: "rings.call-changed-while-running", level: Must, section: STATES, needs: &[ACK], run: call_changed,
-        reason: "while processing rings \"the back-end must support changing some configuration aspects on the fly\"; guests mask interrupts this way" },
-    Case { id: "rings.outside-memory", level: Should, section: ADDR, needs: &[ACK], run: outside_memory,
-        reason: "\"User addresses map to the vhost memory region containing that user address\"; where there is none it is an error" },
-    Case { id: "rings.partly-outside-memory", level: Should, section: ADDR, needs: &[ACK], run: partly_outside_memory,
-        reason: "a ring that begins in memory and ends beyond it is read and written beyond it" },
-    Case { id: "rings.unaligned", level: May, section: SIZES, needs: &[ACK], run: unaligned,
-        reason: "descriptors lie at a multiple of 16, the used ring at a multiple of 4, the available ring at a multiple of 2" },
-    Case { id: "rings.address-before-memory", level: May, section: ADDR, needs: &[ACK], run: address_before_memory,
-        reason: "without memory no address means anything; a success is a promise that can't be kept" },
-    Case { id: "rings.endian-value", level: Should, section: "VHOST_USER_SET_VRING_ENDIAN", needs: &[ACK, Need::Protocol(ProtocolFeatures::CROSS_ENDIAN)], run: endian_value,
-        reason: "0 and 1 are byte orders, \"Other values are invalid\"" },
-    Case { id: "rings.reset-device", level: Must, section: "VHOST_USER_RESET_DEVICE", needs: &[ACK, Need::Protocol(ProtocolFeatures::RESET_DEVICE)], run: reset_device,
-        reason: "after a reset the device is \"ready to be reinitialized\"" },
-    Case { id: "rings.features-enable-all", level: Must, section: STATES, needs: &[ACK, PROTOCOL], run: legacy_start,
-        reason: "where bit 30 is not taken rings start enabled, without SET_VRING_ENABLE" },
-];
+cases! {
+    "rings.size-256" Must [ACK] |context| takes_size(context, 256),
+        NUM => "the size of most rings in use";
+    "rings.size-2" Should [ACK] |context| takes_size(context, 2),
+        NUM => "a queue size is any power of 2 up to what the device allows";
+    "rings.size-1" May [ACK] |context| takes_size(context, 1),
+        SIZES => "1 is a power of 2, and the smallest ring";
+    "rings.size-1024" Should [ACK] |context| takes_size(context, 1024),
+        NUM => "QEMU's largest ring, and its default on virtio-mmio, whatever the backend says";
+    "rings.size-zero" Should [ACK] |context| refuses_size(context, 0),
+        SIZES => "a ring without entries holds nothing, and an index is taken modulo its size";
+    "rings.size-no-power-of-2" Should [ACK] |context| refuses_size(context, 100),
+        SIZES =>
+            "\"Queue Size value is always a power of 2\" in a split ring; with another, indices go wrong when they wrap";
+    "rings.size-too-large" Should [ACK] |context| refuses_size(context, 65536),
+        SIZES => "\"The maximum Queue Size value is 32768\"; indices have 16 bits";
+    "rings.every-queue" Must [ACK] every_queue,
+        "Multiple queue support" => "as many queues as GET_QUEUE_NUM says can be set up";
+    "rings.queues-apart" Must [ACK, Need::Queues(2)] queues_apart,
+        "Multiple queue support" =>
+            "\"the front-end uses a unique index for each queue\": what one is told is nothing to another";
+    "rings.beyond-queue-num" Should [ACK, Need::Protocol(ProtocolFeatures::MQ)] beyond_queue_num,
+        "VHOST_USER_GET_QUEUE_NUM" => "a ring that the backend does not serve would be waited for in vain";
+    "rings.base-kept" Must [ACK] base_kept,
+        GET_BASE =>
+            "a migrated device goes on at the index that SET_VRING_BASE gave; any other repeats or loses requests";
+    "rings.base-at-the-end" Must [ACK] base_at_the_end,
+        GET_BASE => "an index has 16 bits, whatever the size of its ring";
+    "rings.stop-answers-for-its-ring" Must [ACK] stop_answers,
+        GET_BASE => "the reply is a vring state description: this ring's index and base";
+    "rings.stop-before-start" Must [ACK] stop_before_start,
+        "Communication" =>
+            "GET_VRING_BASE is in the list of messages that have a reply, whatever the state of the ring";
+    "rings.stop-twice" Should [ACK] stop_twice,
+        GET_BASE => "a ring that is stopped already still has a base";
+    "rings.start-again" Must [ACK] start_again,
+        STATES => "a guest that reboots stops its rings and starts them elsewhere in memory";
+    "rings.stop-forgets-kick" Should [ACK] stop_forgets_kick,
+        STATES => "a stopped ring is started by the next kick descriptor, so the old one is of no more use";
+    "rings.enable-and-disable" Must [ACK, PROTOCOL] enable_and_disable,
+        "VHOST_USER_SET_VRING_ENABLE" => "\"Rings can be enabled or disabled by VHOST_USER_SET_VRING_ENABLE\"";
+    "rings.enable-before-kick" Should [ACK, PROTOCOL] enable_before_kick,
+        STATES => "whether a ring is enabled is kept while it is stopped";
+    "rings.kick-without-fd" Should [ACK] |context| without_fd(context, 12),
+        "VHOST_USER_SET_VRING_KICK" => "bit 8: \"polling should be used instead of waiting for the kick\"";
+    "rings.call-without-fd" Must [ACK] |context| without_fd(context, 13),
+        "VHOST_USER_SET_VRING_CALL" =>
+            "bit 8: \"polling will be used instead of waiting for the call\"; guests without interrupts do this";
+    "rings.err-without-fd" Should [ACK] |context| without_fd(context, 14),
+        "VHOST_USER_SET_VRING_ERR" => "bit 8: \"there is no file descriptor in the ancillary data\"";
+    "rings.fd-promised" Should [ACK] fd_promised,
+        "VHOST_USER_SET_VRING_CALL" =>
+            "without bit 8 a descriptor comes along; where it does not, calls would go nowhere";
+    "rings.call-before-size" Should [ACK] call_before_size,
+        "VHOST_USER_SET_VRING_CALL" => "QEMU sends SET_VRING_CALL long before it sets up the ring";
+    "rings.call-changed-while-running" Must [ACK] call_changed,
+        STATES =>
+            "while processing rings \"the back-end must support changing some configuration aspects on the fly\"; \
+             guests mask interrupts this way";
+    "rings.outside-memory" Should [ACK] outside_memory,
+        ADDR =>
+            "\"User addresses map to the vhost memory region containing that user address\"; where there is none it is \
+             an error";
+    "rings.partly-outside-memory" Should [ACK] partly_outside_memory,
+        ADDR => "a ring that begins in memory and ends beyond it is read and written beyond it";
+    "rings.unaligned" May [ACK] unaligned,
+        SIZES =>
+            "descriptors lie at a multiple of 16, the used ring at a multiple of 4, the available ring at a multiple of 2";
+    "rings.address-before-memory" May [ACK] address_before_memory,
+        ADDR => "without memory no address means anything; a success is a promise that can't be kept";
+    "rings.endian-value" Should [ACK, Need::Protocol(ProtocolFeatures::CROSS_ENDIAN)] endian_value,
+        "VHOST_USER_SET_VRING_ENDIAN" => "0 and 1 are byte orders, \"Other values are invalid\"";
+    "rings.reset-device" Must [ACK, Need::Protocol(ProtocolFeatures::RESET_DEVICE)] reset_device,
+        "VHOST_USER_RESET_DEVICE" => "after a reset the device is \"ready to be reinitialized\"";
+    "rings.features-enable-all" Must [ACK, PROTOCOL] legacy_start,
+        STATES => "where bit 30 is not taken rings start enabled, without SET_VRING_ENABLE";
+}
 
 /// A session with memory.
 fn open(context: &mut Context<'_>) -> Outcome<(Link, Guest)> {
