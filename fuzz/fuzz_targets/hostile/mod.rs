@@ -159,6 +159,7 @@ impl Stage {
             }
             Act::Clog(place) => {
                 let event = &self.descriptors.events[place % EVENTS];
+                let _ = fcntl_setfl(event, OFlags::RDWR | OFlags::NONBLOCK);
                 let _ = rustix::io::write(event, &(u64::MAX - 1).to_ne_bytes());
                 let _ = fcntl_setfl(event, OFlags::RDWR);
             }

@@ -155,7 +155,8 @@ impl Plan {
             }
         }
         if how & 2 != 0 {
-            fds = input.bytes(usize::from(input.u8() % 4)).iter().map(|place| usize::from(*place)).collect();
+            let count = usize::from(input.u8() % 4);
+            fds = input.bytes(count).iter().map(|place| usize::from(*place)).collect();
         }
         let flags = if how & 4 != 0 { PLAIN } else { NEED_REPLY };
         self.messages.push(Said { number: request.number(), flags, payload, fds });
