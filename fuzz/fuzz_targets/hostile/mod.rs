@@ -240,6 +240,7 @@ pub struct Theatre {
 
 impl Theatre {
     pub fn new() -> Self {
+        ignore_broken_pipes();
         let directory = tempfile::tempdir().expect("a directory");
         let vsock_path = directory.path().join("v");
         let host_listener = UnixListener::bind(directory.path().join(format!("v_{HOST_PORT}"))).expect("listens");
@@ -293,6 +294,14 @@ impl Theatre {
         let took = started.elapsed();
         assert!(took < SESSION_BOUND, "the session took {took:?}");
         self.stage.end();
+    }
+}
+
+/// As the start of every Rust program does, but for those that a fuzzer starts.
+fn ignore_broken_pipes() {
+    // SAFETY: sets a signal to be ignored.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
     }
 }
 

@@ -172,7 +172,7 @@ impl Peer<'_> {
 
     fn half_a_message(&mut self) {
         let _ = self.channel.send_bytes(&[12, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 1], &[]);
-        if self.dice.next() % 4 == 0 {
+        if self.dice.next().is_multiple_of(4) {
             // Until the server has had enough.
             let _ = self.channel.receive();
         }
@@ -227,7 +227,7 @@ impl Peer<'_> {
         self.say(&SetVringKick(VringFile::with_descriptor(index)), &[ring.kick.as_fd()]);
         self.say(&SetVringEnable(state(1)), &[]);
         then(self, file.as_fd(), &ring);
-        if self.dice.next() % 2 == 0 {
+        if self.dice.next().is_multiple_of(2) {
             self.say(&GetVringBase(state(0)), &[]);
         }
     }
