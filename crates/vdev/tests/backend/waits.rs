@@ -9,6 +9,7 @@ use kiln_vdev::devices::net::{Net, NetOptions};
 use kiln_vdev::protocol::frontend::{CheckDeviceState, SetBackendReqFd, SetDeviceStateFd};
 use kiln_vdev::protocol::{DeviceStateTransfer, Empty, ProtocolFeatures};
 use kiln_vdev::virtio::feature;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
@@ -105,4 +106,31 @@ fn a_ring_that_lies_is_the_one_that_is_given_up() {
         assert_eq!(transmit.wait().token, token);
     }
     assert!(served.events.wait_for("broke").contains("ring 0 broke"));
+}
+
+#[test]
+fn a_kick_that_never_ends_takes_little_of_a_processor() {
+    let served = disk();
+    let mut frontend = served.frontend();
+    frontend.negotiate();
+    frontend.share_memory();
+    let mut ring = frontend.prepare(0, 8);
+    // Read, it is one less each time, and there to be read again.
+    let flags = EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+    ring.kick = kiln_vdev::socket::Event::from_peer(eventfd(u32::MAX, flags).expect("an event")).expect("is one");
+    frontend.start(&ring);
+    // What the system says that all threads of this process have used, in hundredths of a second.
+    let used = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("is there");
+        let numbers: Vec<u64> =
+            stat.rsplit(')').next().expect("is there").split_whitespace().flat_map(str::parse).collect();
+        numbers[10] + numbers[11]
+    };
+    submit(&mut ring);
+    eventually("the request is done", || ring.driver.take_used().expect("is true").is_some());
+    std::thread::sleep(Duration::from_millis(300));
+    let before = used();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(used() - before < 50, "of a second of one processor");
+    assert_eq!(frontend.base(0), 1);
 }
