@@ -22,7 +22,9 @@ fuzz_target!(|bytes: &[u8]| {
         let (without, protocol) = (input.u8(), input.u8());
         let bits = [26, 34, 29, 28, 30, 32].iter().enumerate();
         let without = bits.fold(0, |all, (place, bit)| all | u64::from(!without >> place & 1) << bit);
-        plan.begin(without ^ 0x0001_0000_7000_0000, u64::from(!protocol) << 12);
+        let bits = [14, 21, 3, 12].iter().enumerate();
+        let without_protocol = bits.fold(0, |all, (place, bit)| all | u64::from(!protocol >> place & 1) << bit);
+        plan.begin(without ^ 0x0001_7000_0000, without_protocol ^ (1 << 3 | 1 << 12));
     }
     if how & 4 != 0 {
         for index in 0..1 + how % 3 {

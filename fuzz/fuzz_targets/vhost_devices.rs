@@ -19,6 +19,9 @@ thread_local! {
 const BUFFERS: u64 = 0x4000;
 const RING_SIZE: u16 = 16;
 const ROUNDS_MAX: usize = 10;
+/// Protocol features that a session begins without.
+const IN_BAND: u64 = 1 << 14;
+const GUEST_ADDRESSES: u64 = 1 << 21;
 const WRITE: u16 = 2;
 const NEXT: u16 = 1;
 
@@ -28,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut plan = Plan::default();
     // Split rings, told by events, at user addresses; events and indirect tables as the input has it.
     let without = 1 << 34 | 1 << 26 | u64::from(how & 3) << 28;
-    plan.begin(without, 1 << 14 | 1 << 19 | 1 << 18);
+    plan.begin(without, IN_BAND | GUEST_ADDRESSES);
     let mut rings = [Guest::default(), Guest::default()];
     for index in 0..2 {
         plan.ring(index, RING_SIZE, 0);

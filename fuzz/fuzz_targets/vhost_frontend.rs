@@ -48,8 +48,7 @@ fn options(packed: bool) -> BlkOptions {
 }
 
 fn wish() -> Wish {
-    let more = ProtocolFeatures::SHMEM | ProtocolFeatures::INBAND_NOTIFICATIONS;
-    Wish { protocol_features: Wish::USUAL_PROTOCOL_FEATURES | more, ..Wish::default() }
+    Wish { protocol_features: Wish::USUAL_PROTOCOL_FEATURES | ProtocolFeatures::SHMEM, ..Wish::default() }
 }
 
 /// An honest session with one of our own disks, between which sits whoever takes down the answers.

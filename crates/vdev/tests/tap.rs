@@ -53,7 +53,15 @@ impl Bed {
     }
 
     fn connect(&self) -> (Channel, Channel) {
-        let frontend = Channel::connect(&self.path("a"), DEADLINE).expect("the tap listens");
+        let started = Instant::now();
+        // A socket has its name a moment before it listens.
+        let frontend = loop {
+            match Channel::connect(&self.path("a"), DEADLINE) {
+                Ok(frontend) => break frontend,
+                Err(error) => assert!(started.elapsed() < DEADLINE, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
         let (backend, _) = self.backend.accept().expect("the tap connects");
         (frontend, Channel::new(backend, "backend", DEADLINE))
     }
@@ -252,4 +260,19 @@ fn a_frontend_is_turned_away_where_the_backend_is_not_there_and_the_next_is_take
             .iter()
             .any(|entry| matches!(&entry.event, TapEvent::Unreachable { error } if error.contains("No such")))
     );
+}
+
+#[test]
+fn descriptors_beyond_those_of_any_message_end_the_connection() {
+    let bed = Bed::new(1 << 20);
+    let (mut frontend, mut backend) = bed.connect();
+    let event = Event::new().expect("an event");
+    for byte in [1, 0, 0, 0, 1] {
+        // It may end in the middle.
+        let _ = frontend.send_bytes(&[byte], &[event.as_fd(); 60]);
+    }
+    assert!(frontend.receive().expect_err("it ended").is_closed());
+    assert!(backend.receive().is_err());
+    drop((frontend, backend));
+    bed.end();
 }

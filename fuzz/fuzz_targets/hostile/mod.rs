@@ -159,6 +159,7 @@ impl Stage {
             }
             Act::Clog(place) => {
                 let event = &self.descriptors.events[place % EVENTS];
+                let _ = fcntl_setfl(event, OFlags::RDWR | OFlags::NONBLOCK);
                 let _ = rustix::io::write(event, &(u64::MAX - 1).to_ne_bytes());
                 let _ = fcntl_setfl(event, OFlags::RDWR);
             }
@@ -223,6 +224,7 @@ impl Observer for Stage {
                     }),
                 ..
             } => panic!("message {request}: {error}"),
+            event if std::env::var_os("KILN_FUZZ_TELL").is_some() => eprintln!("{event:?}"),
             _ => {}
         }
     }
@@ -238,6 +240,7 @@ pub struct Theatre {
 
 impl Theatre {
     pub fn new() -> Self {
+        ignore_broken_pipes();
         let directory = tempfile::tempdir().expect("a directory");
         let vsock_path = directory.path().join("v");
         let host_listener = UnixListener::bind(directory.path().join(format!("v_{HOST_PORT}"))).expect("listens");
@@ -291,6 +294,14 @@ impl Theatre {
         let took = started.elapsed();
         assert!(took < SESSION_BOUND, "the session took {took:?}");
         self.stage.end();
+    }
+}
+
+/// As the start of every Rust program does, but for those that a fuzzer starts.
+fn ignore_broken_pipes() {
+    // SAFETY: sets a signal to be ignored.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
     }
 }
 

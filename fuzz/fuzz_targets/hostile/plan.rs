@@ -155,7 +155,8 @@ impl Plan {
             }
         }
         if how & 2 != 0 {
-            fds = input.bytes(usize::from(input.u8() % 4)).iter().map(|place| usize::from(*place)).collect();
+            let count = usize::from(input.u8() % 4);
+            fds = input.bytes(count).iter().map(|place| usize::from(*place)).collect();
         }
         let flags = if how & 4 != 0 { PLAIN } else { NEED_REPLY };
         self.messages.push(Said { number: request.number(), flags, payload, fds });
@@ -184,7 +185,7 @@ impl Plan {
             let how = input.u8();
             let bytes = if how & 8 == 0 { u32::from(input.u8()) * 8 } else { input.odd() as u32 };
             let at = if how & 16 == 0 { 0x4000 + u64::from(input.u8()) * 0x80 } else { input.odd() };
-            table.extend_from_slice(&(GUEST + at).to_le_bytes());
+            table.extend_from_slice(&GUEST.wrapping_add(at).to_le_bytes());
             table.extend_from_slice(&bytes.to_le_bytes());
             let flags = u16::from(how & 7);
             if self.packed {

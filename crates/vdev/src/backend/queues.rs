@@ -240,6 +240,11 @@ impl Queues {
         Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token), interest)?)
     }
 
+    /// Chains that were ever taken from the rings that run.
+    pub(super) fn taken(&self) -> u64 {
+        self.running.iter().flatten().fold(0, |all, queue| all.wrapping_add(queue.taken()))
+    }
+
     pub(super) fn epoll(&self) -> &OwnedFd {
         &self.epoll
     }

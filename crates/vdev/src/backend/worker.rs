@@ -40,6 +40,9 @@ const EVENTS_AT_ONCE: usize = 32;
 const POLL_PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Times that queues are served before other descriptors and deadlines have their turn, however much a driver has.
 const ROUNDS_MAX: u32 = 64;
+/// Kicks in a row for which there was nothing to do, after which they are looked at no more often than rings without kicks:
+/// some descriptors are ready for ever, such as a semaphore that is full.
+const IDLE_KICKS_MAX: u32 = 256;
 /// How long a worker is waited for before it is interrupted for the first time; a peer may have it wait.
 const INTERRUPT_AFTER: Duration = Duration::from_millis(100);
 
@@ -137,6 +140,8 @@ impl Worker {
             waker: Arc::clone(&waker),
             polling: Polling::new(poll_time),
             pause: Duration::ZERO,
+            idle_kicks: 0,
+            taken: 0,
             observer,
         };
         let thread = std::thread::Builder::new().name(name).spawn(move || run.run()).map_err(WorkerError::Start)?;
@@ -216,6 +221,9 @@ struct Run {
     polling: Polling,
     /// How long rings without kicks were left alone last.
     pause: Duration,
+    /// Kicks in a row after which no chain was taken, and how many had been taken before.
+    idle_kicks: u32,
+    taken: u64,
     observer: Arc<dyn Observer>,
 }
 
@@ -241,6 +249,19 @@ impl Run {
                 }
             }
             self.serve();
+            if events.iter().any(|event| (KICK..WAKE).contains(&event.data.u64())) {
+                self.after_kick();
+            }
+        }
+    }
+
+    /// Leaves rings alone for a moment that are kicked again and again for nothing.
+    fn after_kick(&mut self) {
+        let taken = self.queues.taken();
+        self.idle_kicks = if taken == self.taken { self.idle_kicks.saturating_add(1) } else { 0 };
+        self.taken = taken;
+        if self.idle_kicks > IDLE_KICKS_MAX {
+            std::thread::sleep(POLL_PAUSE_MAX);
         }
     }
 

@@ -166,6 +166,10 @@ impl Pipe<'_> {
         if !fds.is_empty() {
             pending.descriptors.extend(fds.iter().map(Descriptor::of));
             pending.fds.push((start, fds));
+            // Each byte of a message can bring as many as one call takes; that many are more than any message has.
+            if pending.descriptors.len() > DESCRIPTORS_PASSED {
+                return Err(Stop::Failed);
+            }
         }
         match received {
             Ok(received) if received.bytes == 0 => Ok(Read::Over),

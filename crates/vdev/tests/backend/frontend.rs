@@ -234,6 +234,23 @@ impl Frontend {
         ring
     }
 
+    /// A ring that is kicked and calls by message.
+    pub fn in_band_ring(&mut self, index: u32, size: u16) -> Ring {
+        let layout = self.layout(size);
+        let driver = DriverRing::create(index, layout, &mut self.arena).expect("a ring");
+        let [kick, call, error] = [(); 3].map(|()| Event::new().expect("an event"));
+        self.must(&SetVringNum(VringState { index, num: size.into() }), &[]);
+        self.must(&SetVringAddr(driver.address()), &[]);
+        self.must(&SetVringBase(VringState { index, num: driver.base() }), &[]);
+        self.must(&SetVringEnable(VringState { index, num: 1 }), &[]);
+        let data = self.arena.allocate(1 << 20, 4096).expect("has room");
+        Ring { index, driver, kick, call, error, data }
+    }
+
+    pub fn kick_in_band(&mut self, index: u32) {
+        self.must(&VringKick(VringState { index, num: 0 }), &[]);
+    }
+
     pub fn base(&mut self, index: u32) -> u32 {
         self.channel.call(&GetVringBase(VringState { index, num: 0 }), &[]).expect("is answered").0.num
     }
@@ -312,7 +329,7 @@ pub fn open_descriptors() -> usize {
 }
 
 /// Waits until something is true.
-pub fn eventually(what: &str, is_true: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + TIMEOUT;
     while !is_true() {
         assert!(Instant::now() < deadline, "{what}");

@@ -10,4 +10,5 @@ mod lifecycle;
 mod misbehave;
 mod protocol;
 mod rings;
+mod waits;
 mod watch;

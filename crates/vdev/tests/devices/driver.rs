@@ -59,6 +59,7 @@ pub struct Driver {
     buffers: Vec<Area>,
     outgoing: Area,
     received: VecDeque<Vec<u8>>,
+    arena: Arena,
 }
 
 impl Driver {
@@ -88,7 +89,8 @@ impl Driver {
         let [receive, transmit] = rings.each_mut().map(|ring| ring.take().expect("was made"));
         let buffers = (0..buffers).map(|_| arena.allocate(BUFFER_BYTES, 64).expect("has room")).collect();
         let outgoing = arena.allocate(128 << 10, 64).expect("has room");
-        let mut driver = Self { _frontend: frontend, receive, transmit, buffers, outgoing, received: VecDeque::new() };
+        let mut driver =
+            Self { _frontend: frontend, receive, transmit, buffers, outgoing, received: VecDeque::new(), arena };
         for token in 0..driver.buffers.len() {
             driver.offer(token);
         }
@@ -99,6 +101,13 @@ impl Driver {
     fn offer(&mut self, token: usize) {
         let buffer = Buffer { guest_address: self.buffers[token].guest_address(), bytes: BUFFER_BYTES as u32 };
         self.receive.ring.add(&[], &[buffer], token as u64).expect("has room");
+    }
+
+    /// One buffer more to receive into.
+    pub fn give_buffer(&mut self) {
+        self.buffers.push(self.arena.allocate(BUFFER_BYTES, 64).expect("has room"));
+        self.offer(self.buffers.len() - 1);
+        self.kick_receive();
     }
 
     fn kick_receive(&mut self) {

@@ -72,6 +72,25 @@ fn frames_that_find_no_room_wait_and_come_in_order() {
     }
 }
 
+#[test]
+fn a_frame_waits_for_the_buffers_that_it_lacks_and_holds_up_nothing_else() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("net");
+    let _served = Served::new(Net::new(card(Behind::Reflection, 0)).expect("a card"), &socket);
+    let mut driver = Driver::with(&socket, 1);
+    let sent = frame(1, 10_000);
+    driver.send(&sent, 1);
+    // Sent and taken while the first one lacks two buffers.
+    driver.send(&frame(2, 60), 1);
+    assert_eq!(driver.receive(Duration::from_millis(20)), None);
+    driver.give_buffer();
+    assert_eq!(driver.receive(Duration::from_millis(20)), None);
+    driver.give_buffer();
+    let whole: Vec<u8> = (0..3).flat_map(|_| driver.receive(DEADLINE).expect("comes back whole")).collect();
+    assert_eq!(whole[HEADER + 12..], sent[HEADER + 12..]);
+    assert_eq!(driver.receive(DEADLINE).expect("comes back")[HEADER + 14], 2);
+}
+
 /// A sender that numbers its frames and sends each again until it is answered gets all of them over, also where one in
 /// three is lost.
 #[test]

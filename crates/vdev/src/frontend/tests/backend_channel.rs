@@ -1,7 +1,7 @@
 //! What a backend asks of us, and what it gets.
 
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Standin, TIMEOUT, session};
 use crate::frontend::{Frontend, FrontendError, Notice, Options, Wish};
@@ -165,5 +165,23 @@ fn a_channel_that_the_backend_closes_is_no_error() {
         frontend.serve_backend_requests(Duration::from_millis(10)).expect("is no error");
         assert_eq!(frontend.take_notice(), Some(Notice::Closed));
         assert_eq!(frontend.serve_backend_requests(Duration::from_secs(9)).expect("there is none"), 0);
+    });
+}
+
+#[test]
+fn a_backend_that_asks_without_end_is_one_that_does_not_answer() {
+    let backend = |mut standin: Standin| {
+        let mut own = standin.handshake(FEATURES, PROTOCOL).expect("was negotiated");
+        standin.expect::<message::GetFeatures>();
+        let started = Instant::now();
+        while own.send(&backend::ConfigChangeMsg(Empty), &[]).is_ok() {
+            assert!(started.elapsed() < TIMEOUT, "nobody has had enough of it");
+        }
+    };
+    session(&super::quick(), backend, |frontend| {
+        frontend.handshake(&wish()).expect("all is well");
+        assert!(frontend.get_features().expect_err("is not answered").is_timeout());
+        // The session is of no use any more, and the stand-in is told so.
+        frontend.backend.close();
     });
 }
