@@ -1,26 +1,36 @@
-//! A process that serves a disk of ours, right or wrong: this test binary, started again as one test of it.
+//! A process that serves a device of ours, right or wrong: this test binary, started again as one test of it.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use kiln_vdev::backend::{Options, Server};
+use kiln_vdev::backend::{Device, Options, Server};
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
+use kiln_vdev::devices::net::{Behind, Net, NetOptions};
+use kiln_vdev::devices::vsock::Vsock;
 use kiln_vdev::socket::{Event, Listener};
+use kiln_vdev::virtio::DeviceKind;
 
 use super::wrong;
 
 const SOCKET: &str = "KILN_TEST_SERVE_SOCKET";
 const DISK: &str = "KILN_TEST_SERVE_DISK";
+const KIND: &str = "KILN_TEST_SERVE_KIND";
 const WRONG: &str = "KILN_TEST_SERVE_WRONG";
-const ARGUMENTS: [&str; 4] = ["backend::serves_a_disk", "--exact", "--ignored", "--nocapture"];
+const ARGUMENTS: [&str; 4] = ["backend::serves_a_device", "--exact", "--ignored", "--nocapture"];
 
 /// The command that serves a disk, wrong in this way; right where it is empty.
 pub fn command(wrong: &str, disk: &Path) -> String {
+    serve(DeviceKind::Blk, wrong, &disk.display().to_string())
+}
+
+/// The command that serves a device of this kind. `beside` is the disk's file, or another device's socket.
+pub fn serve(kind: DeviceKind, wrong: &str, beside: &str) -> String {
     let program = std::env::current_exe().expect("we run");
     format!(
-        "env {SOCKET}={{socket}} {DISK}='{}' {WRONG}={wrong} '{}' {}",
-        disk.display(),
+        "env {SOCKET}={{socket}} {DISK}='{beside}' {KIND}={} {WRONG}={wrong} '{}' {}",
+        kind.name(),
         program.display(),
         ARGUMENTS.join(" ")
     )
@@ -32,6 +42,7 @@ pub fn start(socket: &Path, disk: &Path) -> Child {
         .args(ARGUMENTS)
         .env(SOCKET, socket)
         .env(DISK, disk)
+        .env(KIND, DeviceKind::Blk.name())
         .env(WRONG, "")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -41,15 +52,26 @@ pub fn start(socket: &Path, disk: &Path) -> Child {
 
 #[test]
 #[ignore = "is the backend that other tests start"]
-fn serves_a_disk() {
+fn serves_a_device() {
     let variable = |name| std::env::var(name).expect("is started by another test");
-    let disk = PathBuf::from(variable(DISK));
+    let beside = PathBuf::from(variable(DISK));
     let wrong = variable(WRONG);
-    let backing = if wrong == "forgets-writes" { Backing::Null { bytes: 16 << 20 } } else { Backing::File(disk) };
-    let device = Blk::open(&BlkOptions::new(backing)).expect("a disk");
+    let device: Arc<dyn Device> = match variable(KIND).parse().expect("a kind") {
+        DeviceKind::Net => {
+            let behind = Behind::Host(Ipv4Addr::new(10, 0, 0, 1));
+            Arc::new(Net::new(NetOptions { behind, ..NetOptions::default() }).expect("a card"))
+        }
+        DeviceKind::Vsock => Arc::new(Vsock::new(7, &beside).expect("a vsock")),
+        _ if wrong == "forgets-writes" => disk(Backing::Null { bytes: 16 << 20 }),
+        _ => disk(Backing::File(beside)),
+    };
     let options = Options { faults: wrong::faults(&wrong), ..Options::default() };
-    let server = Server::new(Arc::new(device), options).expect("a server");
+    let server = Server::new(device, options).expect("a server");
     let listener = Listener::bind(Path::new(&variable(SOCKET))).expect("listens");
     let never = Event::new().expect("an event");
     server.serve(&listener, &never).expect("serves until it is killed");
+}
+
+fn disk(backing: Backing) -> Arc<dyn Device> {
+    Arc::new(Blk::open(&BlkOptions::new(backing)).expect("a disk"))
 }
