@@ -11,8 +11,10 @@ mod channel;
 mod error;
 mod event;
 mod flow;
+mod listener;
 
-pub use channel::{Channel, Listener, RawMessage};
+pub use channel::{Channel, RawMessage};
 pub use error::SocketError;
 pub use event::{Event, wait_readable};
 pub use flow::Flow;
+pub use listener::Listener;
