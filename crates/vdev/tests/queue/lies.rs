@@ -1,7 +1,9 @@
 //! Each lie that one side can tell the other has its name; nothing is taken of it, and it is the same the next time.
 
 use kiln_vdev::memory::Area;
-use kiln_vdev::queue::{Arena, Chain, ChainId, DeviceRing, DriverRing, QueueError, RingKind, RingLayout};
+use kiln_vdev::queue::{
+    Arena, Chain, ChainId, DeviceRing, DriverRing, InflightRegion, QueueError, RingKind, RingLayout,
+};
 
 use super::{Pair, packed, split};
 
@@ -260,6 +262,37 @@ fn what_came_back_does_not_come_back_again() {
         let _ = pair.device.publish();
         assert_eq!(pair.driver.take_used().expect("is right").map(|used| used.token), Some(5));
         assert_eq!(pair.driver.take_used(), Err(QueueError::UnknownId { ring: 7, id: chain.id().number().into() }));
+    }
+}
+
+#[test]
+fn a_recorded_device_that_gives_back_what_it_has_not_goes_on() {
+    for layout in [split(4), packed(4)] {
+        let mut pair = Pair::new(layout);
+        let (region, _file) = InflightRegion::create(layout.kind, 1, layout.size).expect("memory");
+        pair.device.set_inflight(region.queue(0).expect("is there")).expect("is right");
+        let descriptors = &pair.driver.areas().descriptors;
+        let mut chain = Chain::new();
+        let mut popped = 0;
+        for lap in 0..8_u16 {
+            for slot in 0..4 {
+                let available = if lap % 2 == 0 { AVAILABLE } else { USED };
+                let raw = if layout.kind == RingKind::Split { (0, 1, 0, 0) } else { (0, 1, slot, available) };
+                write(descriptors, usize::from(slot), pair.data.guest_address(), raw);
+                if layout.kind == RingKind::Split {
+                    pair.driver.areas().driver.write(4 + usize::from(slot) * 2, slot.to_le());
+                }
+            }
+            if layout.kind == RingKind::Split {
+                pair.driver.areas().driver.write(2, (4 * (lap + 1)).to_le());
+            }
+            while pair.device.pop(&mut chain) == Ok(true) {
+                popped += 1;
+            }
+            (0..4).for_each(|_| pair.device.push_id(ChainId::forged(77, 1), 0));
+            let _ = pair.device.publish();
+        }
+        assert_eq!(popped, 4, "it has no more than the ring has");
     }
 }
 

@@ -42,6 +42,7 @@ pub(in crate::queue) struct PackedRecord {
     counter: u64,
     /// The first free entry; the number of entries where there is none.
     free_head: u16,
+    free_count: u16,
     /// Of each entry, the next one that is free or in the same chain.
     next: Box<[u16]>,
     /// Of each entry, the chain that begins there.
@@ -76,6 +77,7 @@ impl PackedRecord {
             queue,
             counter: 0,
             free_head: 0,
+            free_count: size,
             next: (1..=size).collect(),
             chains: vec![Recorded::default(); usize::from(size)].into_boxed_slice(),
             used,
@@ -123,7 +125,12 @@ impl PackedRecord {
         })
     }
 
-    /// Records a chain, and says in which entry. There are as many entries as the ring has descriptors, or more.
+    /// How many descriptors it has room for: as many as the ring has, less those of chains that were not published.
+    pub const fn room(&self) -> u16 {
+        self.free_count
+    }
+
+    /// Records a chain that it has room for, and says in which entry.
     pub fn popped(&mut self, descriptors: &[Descriptor]) -> u16 {
         let head = self.free_head;
         let head_at = self.queue.entry(head);
@@ -141,6 +148,7 @@ impl PackedRecord {
             self.queue.write(head_at + NUM_AT, count);
             self.write_entry(entry, *descriptor);
             self.free_head = self.next[usize::from(entry)];
+            self.free_count -= 1;
             self.queue.write(FREE_HEAD_AT, self.free_head);
             self.chains[usize::from(head)] = Recorded { last, descriptors: count };
         }
@@ -180,6 +188,7 @@ impl PackedRecord {
         self.next[usize::from(chain.last)] = self.free_head;
         self.queue.write(FREE_HEAD_AT, entry);
         self.free_head = entry;
+        self.free_count += chain.descriptors;
         true
     }
 
@@ -273,6 +282,7 @@ impl PackedRecord {
         if is_taken.contains(&false) {
             return Err("an entry is neither free nor in a chain");
         }
+        self.free_count = self.queue.size - all;
         self.left.sort_unstable_by(|one, other| other.cmp(one));
         self.counter = self.left.first().map_or(0, |(counter, _)| counter.wrapping_add(1));
         Ok(())

@@ -180,7 +180,8 @@ impl Device {
         let head = self.next.index;
         let mut at = self.next;
         // Behind these, the ring is still the device's.
-        let free = size - self.descriptors.min(size);
+        let room = self.record.as_ref().map_or(size, PackedRecord::room);
+        let free = (size - self.descriptors.min(size)).min(room);
         for count in 1..=free {
             let descriptor = Descriptor::load(&place.areas.descriptors, usize::from(at.index));
             let [id, flags] = descriptor.small;
