@@ -1,4 +1,8 @@
 //! A backend that is started for one case and watched: its end, its descriptors, its memory, its last words.
+#![expect(
+    unsafe_code,
+    reason = "one system call between fork and exec: a backend ends with the thread that started it"
+)]
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _};
@@ -9,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal};
 
 use super::verdict::Resources;
 use crate::socket::wait_readable;
@@ -109,13 +113,19 @@ impl Process {
             word.replace("{socket}", &socket.to_string_lossy()).replace("{dir}", &directory.path().to_string_lossy())
         };
         let (reader, writer) = io::pipe()?;
-        let child = Command::new(filled(&command.0[0]))
+        let mut program = Command::new(filled(&command.0[0]));
+        program
             .args(command.0[1..].iter().map(filled))
             .stdin(Stdio::null())
             .stdout(writer.try_clone()?)
             .stderr(writer)
-            .process_group(0)
-            .spawn()?;
+            .process_group(0);
+        // SAFETY: between fork and exec only this system call is made, which neither allocates nor takes a lock.
+        unsafe {
+            program.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
+        let child = program.spawn()?;
+        drop(program);
         let pid = Pid::from_child(&child);
         let output = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&output);
@@ -301,6 +311,22 @@ mod tests {
         let has_all = || process.last_words().last().is_some_and(|line| line == "5000");
         assert!(wait_until(Duration::from_secs(5), has_all), "{:?}", process.last_words());
         assert_eq!(process.last_words().len(), OUTPUT_LINES_SHOWN);
+    }
+
+    #[test]
+    fn a_backend_ends_with_whoever_started_it() {
+        let starter = std::thread::spawn(|| {
+            let process = Process::start(&"sleep 1000".parse().expect("is one"), None).expect("starts");
+            let left = (process.pid(), process.socket().parent().expect("lies in a folder").to_owned());
+            // Nobody drops it: the thread is lost, as a process that is killed is.
+            std::mem::forget(process);
+            left
+        });
+        let (pid, directory) = starter.join().expect("no panic");
+        let stat = format!("/proc/{pid}/stat");
+        let is_gone = || !std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(" Z "));
+        assert!(wait_until(Duration::from_secs(5), is_gone));
+        std::fs::remove_dir_all(directory).expect("is still there");
     }
 
     #[test]

@@ -36,9 +36,20 @@ pub fn serve(kind: DeviceKind, wrong: &str, beside: &str) -> String {
     )
 }
 
+/// A backend that was started without the suite; ends with this.
+pub struct Started(Child);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts it without the suite.
-pub fn start(socket: &Path, disk: &Path) -> Child {
-    Command::new(std::env::current_exe().expect("we run"))
+pub fn start(socket: &Path, disk: &Path) -> Started {
+    let child = Command::new(std::env::current_exe().expect("we run"))
         .args(ARGUMENTS)
         .env(SOCKET, socket)
         .env(DISK, disk)
@@ -46,8 +57,8 @@ pub fn start(socket: &Path, disk: &Path) -> Child {
         .env(WRONG, "")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()
-        .expect("starts")
+        .spawn();
+    Started(child.expect("starts"))
 }
 
 #[test]
