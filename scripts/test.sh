@@ -37,6 +37,8 @@ test_with_newer() {
 }
 
 scripts/install.sh build run test backends
+# Where Debian's backports can't be had, the tests that need them say that they are skipped.
+scripts/install.sh newer || echo "no QEMU 10 and Linux 6.12 from Debian's backports"
 
 step "format" cargo fmt --all --check
 step "shell scripts" shellcheck --severity=warning --external-sources --source-path=SCRIPTDIR scripts/*.sh .ci/run
