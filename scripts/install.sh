@@ -75,6 +75,7 @@ collect() {
     backends)
         need_program qemu-storage-daemon qemu-system-common
         need_program ip iproute2
+        need_program ip iproute2
         need_program pkg-config pkg-config
         need_file /usr/include/cap-ng.h libcap-ng-dev
         need_file /usr/include/seccomp.h libseccomp-dev
