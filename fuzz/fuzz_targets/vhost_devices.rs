@@ -7,8 +7,8 @@ mod hostile;
 use hostile::input::Input;
 use hostile::plan::Plan;
 use hostile::{Act, GUEST, GUEST_CID, HOST_PORT, RING_BYTES, Theatre};
-use kiln_vdev::protocol::frontend::{GetVringBase, SetVringEnable};
 use kiln_vdev::protocol::VringState;
+use kiln_vdev::protocol::frontend::{GetVringBase, SetVringEnable};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {

@@ -270,7 +270,9 @@ fn payload(request: FrontendRequest, input: &mut Input<'_>) -> (Vec<u8>, Vec<usi
             let inflight = Inflight { mmap_size: 0x4000, mmap_offset: 0x8000, num_queues: 4, queue_size: 64 };
             (GetInflightFd(inflight).payload(), if request == R::SetInflightFd { vec![MEMORY] } else { vec![] })
         }
-        R::AddMemReg => (AddMemReg(SingleRegion(region(input))).payload(), vec![[MEMORY, LARGE][usize::from(input.u8() & 1)]]),
+        R::AddMemReg => {
+            (AddMemReg(SingleRegion(region(input))).payload(), vec![[MEMORY, LARGE][usize::from(input.u8() & 1)]])
+        }
         R::RemMemReg => (RemMemReg(SingleRegion(region(input))).payload(), vec![]),
         R::SetStatus => (SetStatus(input.odd()).payload(), vec![]),
         R::SetDeviceStateFd => {
