@@ -204,6 +204,10 @@ impl Worker<'_> {
             Pattern::Read | Pattern::RandRead => false,
             Pattern::RandRw => self.random.number() & 1 == 1,
         };
+        if writes && pattern == Pattern::RandRw {
+            // What was read into the slot last may be zeroes.
+            self.fill(slot);
+        }
         let request = if writes { BlkRequest::Write { sector, bytes } } else { BlkRequest::Read { sector, bytes } };
         self.submitted[slot.index()] = now;
         Ok(self.queue.submit(slot, request)?)
