@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Looks at the ring between two looks at the clock.
 pub(super) const LOOKS_PER_CLOCK: u32 = 64;
+/// With more requests under way than this, nobody looks: their ends come in batches anyway, and each look delays one.
+const LOOKING_MAX: u16 = 8;
 /// Between two looks at the clock passes far less, unless the thread was taken off its processor.
 const AWAY: Duration = Duration::from_micros(200);
 /// How long a thread that was away does not look, the first time and at most.
@@ -33,6 +35,7 @@ impl Patience {
     pub fn looking_time(&self, now: Instant, outstanding: u16) -> Duration {
         match self.rested {
             Some(rested) if now < rested => Duration::ZERO,
+            _ if outstanding > LOOKING_MAX => Duration::ZERO,
             _ => self.spin / u32::from(outstanding.max(1)),
         }
     }
