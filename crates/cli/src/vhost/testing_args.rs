@@ -41,7 +41,7 @@ pub struct CheckArgs {
     /// Run only these cases; * stands for anything
     #[arg(long = "case", value_name = "ID")]
     pub cases: Vec<String>,
-    /// Known failures, a TOML file: [group] case = \"what it means\"
+    /// Known failures, a TOML file: [group] case = "what it means"
     #[arg(long, value_name = "FILE")]
     pub expect_failures: Option<PathBuf>,
     /// Write such a file of what fails now; meanings that are known are kept
