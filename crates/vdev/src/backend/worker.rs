@@ -11,6 +11,7 @@
 //! ```
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -29,7 +30,7 @@ use super::polling::Polling;
 use super::queues::{OWN_TOKENS, Queue, Queues, StoppedQueue};
 use crate::memory::GuestMemory;
 use crate::queue::QueueError;
-use crate::socket::Event;
+use crate::socket::{Event, wait_readable};
 
 /// Tokens of the worker's own descriptors: the kick of a queue, and the session's wake.
 const KICK: u64 = OWN_TOKENS;
@@ -399,6 +400,10 @@ impl Run {
         let Some(Some(state)) = self.states.get_mut(usize::from(queue)).map(Option::take) else { return 0 };
         if let Kick::Event(event) = &state.kick {
             self.queues.unwatch(event);
+            // A kick that came just before is the frontend's all the same. It stays in the event, for the next start.
+            if wait_readable([event.as_fd()], Some(Duration::ZERO)).is_ok_and(|[kicked]| kicked) {
+                self.observer.event(&SessionEvent::Kicked { queue });
+            }
         }
         if !state.broken {
             self.handler.stopping(&mut self.queues, queue);

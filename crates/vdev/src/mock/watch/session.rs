@@ -97,9 +97,9 @@ impl SessionView {
         }
     }
 
-    /// A ring runs.
+    /// A ring runs. Its worker may have seen a kick just before that is known here.
     pub fn started(&mut self, queue: u16) {
-        self.ring(queue.into(), |ring| (ring.runs, ring.was_kicked) = (true, false));
+        self.ring(queue.into(), |ring| ring.runs = true);
     }
 
     /// A ring was stopped.
