@@ -90,6 +90,9 @@ fn run_disk(
         seen(&done);
         report.loads.push(done);
     }
+    if let Err(error) = driver.stop() {
+        report.notes.push(format!("the rings did not stop: {error}"));
+    }
     Ok(())
 }
 

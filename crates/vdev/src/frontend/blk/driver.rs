@@ -202,6 +202,16 @@ impl BlkDriver {
         }
     }
 
+    /// Stops all rings, as a frontend does before it leaves. What is under way is finished by the backend first.
+    ///
+    /// # Errors
+    /// Where the backend does not answer.
+    pub fn stop(&mut self) -> Result<(), FrontendError> {
+        let queues = &self.queues;
+        let frontend = &mut self.frontend;
+        queues.iter().try_for_each(|queue| frontend.stop_ring(&queue.ring).map(drop))
+    }
+
     /// After the backend has gone: waits until it is back, tells it all that the last one knew, and has requests under
     /// way done again. With an inflight region the backend finds them there; without one we begin the rings anew with
     /// what was not given back. A request may be done twice, and it is never forgotten: what it writes is the same.
