@@ -20,6 +20,7 @@ pub mod mock;
 pub mod probe;
 pub mod protocol;
 pub mod queue;
+pub mod random;
 pub mod socket;
 pub mod stress;
 pub mod tap;

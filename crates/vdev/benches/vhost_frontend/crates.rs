@@ -6,8 +6,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kiln_vdev::bench::{Histogram, Random};
+use kiln_vdev::bench::Histogram;
 use kiln_vdev::memory::Region;
+use kiln_vdev::random::Random;
 use kiln_vdev::socket::wait_readable;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_vdev::backend::{Options, Server};
-use kiln_vdev::bench::Random;
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
+use kiln_vdev::random::Random;
 use kiln_vdev::socket::{Event, Listener};
 use tempfile::TempDir;
 

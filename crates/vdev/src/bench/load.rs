@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::histogram::Histogram;
 use super::options::{BenchError, Pattern};
-use super::random::Random;
 use super::report::{Latency, LoadReport};
 use crate::frontend::blk::{BlkDriver, BlkQueue, BlkRequest, BlkStatus, Done, Slot};
+use crate::random::Random;
 
 /// What a disk has to do.
 #[derive(Debug, Clone, Copy)]

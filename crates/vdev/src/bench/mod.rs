@@ -10,13 +10,11 @@ mod handshake;
 mod histogram;
 mod load;
 mod options;
-mod random;
 mod report;
 mod run;
 
 pub use histogram::Histogram;
 pub use load::{Load, run_load};
 pub use options::{BenchError, BenchOptions, Pattern, UnknownPattern};
-pub use random::Random;
 pub use report::{DiskReport, HandshakeReport, Latency, LoadReport, Report};
 pub use run::run;

@@ -113,7 +113,7 @@ impl BenchOptions {
             time: Duration::from_secs(5),
             warm_up: Duration::from_millis(200),
             rings: BlkOptions::default(),
-            seed: super::Random::fresh_seed(),
+            seed: crate::random::Random::fresh_seed(),
             handshakes: 100,
             round_trips: 1000,
         }

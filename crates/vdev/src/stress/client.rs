@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::cycle::{CycleKind, Outcome, Surroundings};
 use super::report::{FAILURES_TOLD, Failure, KindReport};
-use crate::bench::{Histogram, Random};
+use crate::bench::Histogram;
+use crate::random::Random;
 
 /// How long a backend may be away before a client gives up.
 const GONE_MAX: Duration = Duration::from_secs(2);

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::Random;
 use crate::frontend::blk::{BlkDriver, BlkOptions};
 use crate::frontend::{Frontend, FrontendError, Options, SharedRegion, Wish};
 use crate::protocol::{Flags, FrontendRequest, HEADER_BYTES, Header, ProtocolFeatures, REGIONS_MAX};
 use crate::queue::Arena;
+use crate::random::Random;
 use crate::socket::{Channel, Event, SocketError};
 
 /// Kicks of one storm.

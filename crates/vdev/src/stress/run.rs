@@ -8,8 +8,9 @@ use super::client::{self, Tally, whole};
 use super::cycle::{CycleKind, Surroundings};
 use super::process::{ProcessFacts, peer};
 use super::report::{Concurrency, Failure, ProcessReport, StressReport};
-use crate::bench::{Latency, Random};
+use crate::bench::Latency;
 use crate::frontend::{Frontend, FrontendError, Options, Wish};
+use crate::random::Random;
 
 /// Clients at the same time at most.
 pub const CLIENTS_MAX: u32 = 256;

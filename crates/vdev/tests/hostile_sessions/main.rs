@@ -15,6 +15,7 @@ use kiln_vdev::protocol::{
     DeviceStateTransfer, Empty, Flags, Inflight, Log, MemoryRegion, MemoryTable, Message, ProtocolFeatures,
     VringAddress, VringFile, VringState,
 };
+use kiln_vdev::random::Random;
 use kiln_vdev::socket::{Channel, Event, Listener};
 use kiln_vdev::virtio::feature;
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, ftruncate, memfd_create};
@@ -49,7 +50,7 @@ fn campaign(sessions: u64) {
     let stop = Event::new().expect("an event");
     let stopped = stop.try_clone().expect("clones");
     let thread = std::thread::spawn(move || server.serve(&listener, &stopped).expect("serves"));
-    let mut dice = Dice(1);
+    let mut dice = Dice(Random::new(1));
     let mut held = None;
     for session in 0..sessions {
         if session == SESSIONS_BEFORE {
@@ -108,16 +109,12 @@ impl Held {
     }
 }
 
-/// SplitMix64, so that every run is the same.
-struct Dice(u64);
+/// The same in every run.
+struct Dice(Random);
 
 impl Dice {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.number()
     }
 
     fn bytes(&mut self, count: usize) -> Vec<u8> {

@@ -9,6 +9,7 @@ use super::wire::Wire;
 use super::{FRAME_BYTES_MAX, NetOptions, RECEIVE, TRANSMIT};
 use crate::backend::{EventFlags, Queue, QueueHandler, Queues, Work};
 use crate::queue::{Chain, QueueError};
+use crate::random::Random;
 use crate::virtio::feature;
 
 /// The header before each frame with `VERSION_1` or `MRG_RXBUF`, and without.
@@ -64,7 +65,7 @@ impl Handler {
             chains: Vec::new(),
             tap_watched: false,
             tap_ended: false,
-            loss: Loss { permille: options.loss_permille, state: options.seed },
+            loss: Loss { permille: options.loss_permille, random: Random::new(options.seed) },
         }
     }
 
@@ -264,19 +265,12 @@ impl QueueHandler for Handler {
 /// Decides which frames are lost.
 struct Loss {
     permille: u16,
-    state: u64,
+    random: Random,
 }
 
 impl Loss {
-    /// Whether the next frame is lost: SplitMix64, so that a seed tells all.
+    /// Whether the next frame is lost.
     fn strikes(&mut self) -> bool {
-        if self.permille == 0 {
-            return false;
-        }
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % 1000 < u64::from(self.permille)
+        self.permille > 0 && self.random.below(1000) < u64::from(self.permille)
     }
 }

@@ -1,4 +1,5 @@
-//! Numbers that look random and come from a seed, so that a run can be had again.
+//! Numbers that look random and come from a seed, so that a run can be had again: of a bench, of stress, of a card that
+//! loses frames.
 
 /// A sequence of numbers that is given by its seed (SplitMix64).
 #[derive(Debug, Clone)]
