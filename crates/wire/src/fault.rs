@@ -1,6 +1,6 @@
 //! Errors that one side tells the other.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Ends a stream that did not go well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -8,24 +8,35 @@ use serde::{Deserialize, Serialize};
 pub struct Fault {
     /// For programs.
     pub code: ErrorCode,
-    /// For people: lower case, names the thing.
+    /// For people: lower case, names the thing. Cut on either side, where it is made and where it arrives.
+    #[serde(deserialize_with = "cut_words")]
     pub message: String,
 }
 
-/// Words of a fault are cut after this many bytes: they may quote the peer, whose names can fill a whole frame.
-const MESSAGE_BYTES_MAX: usize = 2 << 10;
+/// Words for people are cut after this many bytes: they may quote the peer, whose names can fill a whole frame.
+pub const WORDS_BYTES_MAX: usize = 2 << 10;
 
 impl Fault {
     /// A fault with its words. Very long ones are cut, so that a fault always fits into a frame.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if message.len() > MESSAGE_BYTES_MAX {
-            let end = (0..=MESSAGE_BYTES_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
-            message.truncate(end);
-            message.push('…');
-        }
-        Self { code, message }
+        Self { code, message: cut(message.into()) }
     }
+}
+
+/// Words of at most [`WORDS_BYTES_MAX`], and an ellipsis if there were more.
+pub(crate) fn cut(mut words: String) -> String {
+    if words.len() > WORDS_BYTES_MAX {
+        words.truncate((0..=WORDS_BYTES_MAX).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0));
+        words.push('…');
+        // Whoever keeps an error does not keep the frame that it came in.
+        words.shrink_to_fit();
+    }
+    words
+}
+
+/// Reads words of the peer, cut.
+pub(crate) fn cut_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(cut)
 }
 
 macro_rules! codes {
@@ -135,5 +146,15 @@ mod tests {
         for code in ErrorCode::ALL {
             assert_eq!(serde_json::to_string(code).expect("a code is JSON"), format!("\"{}\"", code.name()));
         }
+    }
+
+    #[test]
+    fn words_of_the_peer_are_cut_where_they_arrive() {
+        let long = "ü".repeat(WORDS_BYTES_MAX);
+        let sent = format!(r#"{{"code":"io","message":"{long}"}}"#);
+        let arrived: Fault = serde_json::from_str(&sent).expect("is a fault");
+        assert!((WORDS_BYTES_MAX..WORDS_BYTES_MAX + 4).contains(&arrived.message.len()), "{}", arrived.message.len());
+        assert_eq!(arrived, Fault::new(ErrorCode::Io, long));
+        assert_eq!(cut(arrived.message.clone()), arrived.message, "what is cut stays as it is");
     }
 }

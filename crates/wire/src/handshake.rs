@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::fault::cut_words;
+
 /// Version of the protocol that this crate speaks.
 pub const VERSION: u16 = 1;
 /// An agent that asks for a token closes the link after this long without one.
@@ -29,12 +31,13 @@ pub struct Hello {
     /// [`VERSION`] of the sender.
     pub version: u16,
     /// Program and version, for people.
+    #[serde(deserialize_with = "cut_words")]
     pub agent: String,
     /// What the sender can do; see [`Capability`]. Unknown ones are ignored.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
     /// The kernel's boot id; empty from the host.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "cut_words")]
     pub boot_id: String,
 }
 
@@ -134,7 +137,7 @@ pub enum GoodbyeReason {
     Unauthorized,
     /// The byte stream can't be followed any more.
     #[error("protocol error: {0}")]
-    Protocol(String),
+    Protocol(#[serde(deserialize_with = "cut_words")] String),
     /// A newer link took its place.
     #[error("replaced by a newer link")]
     Replaced,

@@ -23,6 +23,7 @@ mod handshake;
 mod message;
 mod service;
 mod session;
+mod shown;
 mod text;
 
 pub mod credit;
@@ -31,7 +32,7 @@ pub mod reset;
 pub use activity::{Activity, LEASE_SECONDS_MAX, LEASES_MAX, Lease};
 pub use decode::{Decoder, EndError};
 pub use exec::{ExecRequest, ExitStatus, Exited, Limits, Resize, Signal, Started, Stdin, Tty};
-pub use fault::{ErrorCode, Fault};
+pub use fault::{ErrorCode, Fault, WORDS_BYTES_MAX};
 pub use file::{Done, Entry, FileKind, FileRequest, FileStat, FilesRequest, ListPage, Owner, ReadRange, WriteMode};
 pub use frame::{
     Frame, FrameError, HEADER_BYTES, Kind, LENGTH_MAX, LENGTH_MIN, PAYLOAD_MAX, StreamId, WRITE_CHUNK_BYTES, encode,
@@ -49,4 +50,5 @@ pub use session::{
     AttachRequest, Attached, Lagged, OnDetach, SESSION_RING_BYTES, SESSION_RING_BYTES_MAX, SessionInfo, SessionSpec,
     SessionState, SessionsRequest,
 };
+pub use shown::{Shown, is_hidden, shown};
 pub use text::Text;

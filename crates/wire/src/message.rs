@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::activity::Activity;
 use crate::exec::{ExecRequest, Exited, Resize, Signal, Started};
-use crate::fault::{ErrorCode, Fault};
+use crate::fault::{ErrorCode, Fault, cut};
 use crate::file::{Done, FileStat, FilesRequest, ListPage};
 use crate::frame::{Frame, FrameError, Kind, StreamId, encode};
 use crate::handshake::{Auth, Goodbye, Hello, Sync};
@@ -255,7 +255,7 @@ impl<'a> Message<'a> {
 }
 
 fn json<T: DeserializeOwned>(kind: Kind, payload: &[u8]) -> Result<T, MessageError> {
-    serde_json::from_slice(payload).map_err(|error| MessageError::Payload { kind, reason: error.to_string() })
+    serde_json::from_slice(payload).map_err(|error| MessageError::Payload { kind, reason: cut(error.to_string()) })
 }
 
 fn to_json<T: Serialize>(body: &T) -> Vec<u8> {
