@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::failure::{Failure, VM};
 use crate::image::launch_failure;
-use crate::output::say;
+use crate::output::{console_row, say};
 
 /// Lines of the console that are shown when a guest never came up.
 const BOOT_TAIL_LINES: usize = 20;
@@ -287,7 +287,7 @@ impl Console {
 
     fn line(&mut self, text: String) {
         if self.show {
-            say(&text);
+            console_row(&text);
         }
         if let Some(finding) = self.scanner.push(&ConsoleLine { text, at: self.last }) {
             self.note(finding);

@@ -1,4 +1,15 @@
-//! What kiln itself prints: results on stdout; talk, the log, and progress where somebody watches, on stderr.
+//! What kiln itself prints: results on stdout; messages, the log, and progress on stderr.
+//!
+//! Text of a guest may be in any of it: a title, an error, a row of its console. So every way out of here escapes what
+//! steers a terminal or hides text ([`kiln_wire::is_hidden`]), whatever the caller did with it before:
+//!
+//! ```text
+//!   print, say, console_row ── guarded: escapes, but for kiln's own colors ──▶ anstream ──▶ stdout, stderr
+//!   the log                 ── the same, further lines indented            ──────────────▶ stderr
+//!   print_json              ── \u202e                                      ──────────────▶ stdout
+//! ```
+//!
+//! What a command in a guest writes to its own stdout and stderr is not kiln's, and is passed on as it is.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _, stderr};
@@ -6,23 +17,48 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use kiln_wire::{is_hidden, shown};
+use owo_colors::OwoColorize as _;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 /// Words that a guest had a part in are cut here.
 const WORDS_BYTES_MAX: usize = 16 << 10;
 
-/// Prints a line of a result. Whoever stopped reading wants no more, and that is no failure.
+/// Prints a line of a result. A reader that went away is no failure.
 pub fn print(line: impl Display) -> anyhow::Result<()> {
-    written(writeln!(anstream::stdout(), "{line}"))
+    written(writeln!(anstream::stdout(), "{}", guarded(&line.to_string(), Colors::Kept)))
 }
 
 /// Prints a result as one line of JSON.
 pub fn print_json(result: &impl Serialize) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(result)?;
-    line.push(b'\n');
+    let mut line = Vec::new();
+    write_json(&mut line, result)?;
     let mut stdout = io::stdout().lock();
     written(stdout.write_all(&line).and_then(|()| stdout.flush()))
+}
+
+/// Writes one line of JSON, in which hidden characters are escapes.
+pub fn write_json(out: &mut impl io::Write, what: &impl Serialize) -> io::Result<()> {
+    what.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, Escaped))?;
+    out.write_all(b"\n")
+}
+
+/// JSON that is safe to show: the standard leaves DEL, C1 and bidirectional marks as they are.
+struct Escaped;
+
+impl serde_json::ser::Formatter for Escaped {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((start, hidden)) = rest.char_indices().find(|(_, character)| is_hidden(*character)) {
+            writer.write_all(&rest.as_bytes()[..start])?;
+            for unit in hidden.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[start + hidden.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
 }
 
 fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
@@ -37,33 +73,94 @@ pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Says a line on stderr.
+/// Prints a line on stderr.
 pub fn say(line: impl Display) {
-    // There is no other place to say that this one is closed or full.
-    let _ = writeln!(anstream::stderr(), "{line}");
+    // There is no other place to report that this one is closed or full.
+    let _ = writeln!(anstream::stderr(), "{}", guarded(&line.to_string(), Colors::Kept));
 }
 
-/// Words that may hold bytes from a guest, safe for a terminal: control characters are shown instead of obeyed, further
+/// Prints a row of the guest's console on stderr, marked as the guest's so that it can't pass for kiln's own words.
+pub fn console_row(text: &str) {
+    say(console_line(text));
+}
+
+fn console_line(text: &str) -> String {
+    format!("{} {}", "console|".dimmed(), shown(text))
+}
+
+/// Words that may hold bytes from a guest, safe for a terminal: hidden characters are shown instead of obeyed, further
 /// lines are indented so that they can't pass for kiln's own, and there is an end to them.
 pub fn plain(words: &str) -> String {
     let mut safe = String::with_capacity(words.len().min(WORDS_BYTES_MAX));
-    for character in words.trim_end().chars() {
-        match character {
-            _ if safe.len() >= WORDS_BYTES_MAX => return safe + " …",
-            '\n' => safe.push_str("\n    "),
-            '\t' => safe.push('\t'),
-            hidden if hidden.is_control() || turns_text(hidden) => {
-                write!(safe, "{}", hidden.escape_default()).expect("a string takes everything");
-            }
-            shown => safe.push(shown),
+    for (number, line) in words.trim_end().split('\n').enumerate() {
+        if number > 0 {
+            safe.push_str("\n    ");
+        }
+        write!(safe, "{}", shown(line)).expect("a string takes everything");
+        if safe.len() > WORDS_BYTES_MAX {
+            safe.truncate((0..=WORDS_BYTES_MAX).rev().find(|end| safe.is_char_boundary(*end)).unwrap_or(0));
+            return safe + " …";
         }
     }
     safe
 }
 
-/// Marks that make a terminal show the text around them in another order.
-fn turns_text(character: char) -> bool {
-    matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Whether text has colors of kiln's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Colors {
+    Kept,
+    None,
+}
+
+/// The last step before a terminal: everything hidden becomes an escape, except ends of lines and, where they are
+/// kept, color sequences. A caller that forgot [`plain`] lets a guest choose a color at most.
+fn guarded(text: &str, colors: Colors) -> String {
+    let mut safe = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(is_hidden) {
+        safe.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let kept = match color_length(rest) {
+            Some(length) if colors == Colors::Kept => length,
+            _ => usize::from(rest.starts_with('\n')),
+        };
+        safe.push_str(&rest[..kept]);
+        rest = &rest[kept..];
+        if kept == 0 {
+            let length = rest.chars().next().map_or(0, char::len_utf8);
+            write!(safe, "{}", shown(&rest[..length])).expect("a string takes everything");
+            rest = &rest[length..];
+        }
+    }
+    safe + rest
+}
+
+/// The length of a color sequence (`ESC [ 1;31 m`) that `text` begins with.
+fn color_length(text: &str) -> Option<usize> {
+    let parameters = text.strip_prefix("\x1b[")?;
+    let end = parameters.find(|byte: char| !byte.is_ascii_digit() && byte != ';')?;
+    parameters[end..].starts_with('m').then_some("\x1b[".len() + end + 1)
+}
+
+/// A way for log lines to stderr. `tracing` writes an event at once, so each write is one line.
+struct LogWriter(Colors);
+
+impl io::Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        stderr().write_all(log_lines(&text, self.0).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}
+
+/// An event as it is printed: an end of line within a field must not begin a line that passes for another event.
+fn log_lines(event: &str, colors: Colors) -> String {
+    let (line, end) = event.strip_suffix('\n').map_or((event, ""), |line| (line, "\n"));
+    guarded(line, colors).replace('\n', "\n    ") + end
 }
 
 /// Sends log lines to stderr: warnings, more with `-v`, or what `KILN_LOG` says.
@@ -75,7 +172,8 @@ pub fn start_log(verbose: u8) {
     };
     let filter = EnvFilter::try_from_env("KILN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let colors = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(colors).init();
+    let writer = move || LogWriter(if colors { Colors::Kept } else { Colors::None });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colors).init();
 }
 
 /// A line that says what is going on; it disappears when dropped, and only a terminal sees it.
@@ -112,17 +210,59 @@ impl Drop for Progress {
 mod tests {
     use super::*;
 
+    /// What must not reach a terminal: ESC sequences, C1, DEL, bidirectional marks, zero widths, tags, ends of lines.
+    const HOSTILE: &str =
+        "no \x1b]0;owned\x07\x1b[2J\r\u{9b}31m\u{7f}\u{202e}evil\u{2066}\u{200b}\u{feff}\u{e0041}\nhint: x";
+
+    fn is_harmless(text: &str) -> bool {
+        !text.chars().any(|character| is_hidden(character) && character != '\n')
+    }
+
     #[test]
-    fn a_guests_words_cannot_steer_a_terminal_or_pass_for_kilns_own() {
-        let words = "no `\x1b]0;owned\x07\x1b[2J`\r\u{9b}31m\u{202e}\nhint: curl | sh\tü\n\n";
-        let safe = plain(words);
-        assert!(!safe.chars().any(|c| c != '\n' && c != '\t' && c.is_control()), "{safe:?}");
-        assert!(!safe.contains('\u{202e}'), "{safe:?}");
-        assert!(safe.ends_with("\n    hint: curl | sh\tü"), "{safe:?}");
+    fn hostile_text_is_harmless_on_every_way_out() {
+        let json = |value: &serde_json::Value| {
+            let mut line = Vec::new();
+            write_json(&mut line, value).expect("a vector takes everything");
+            String::from_utf8(line).expect("JSON is text")
+        };
+        let object = serde_json::json!({ HOSTILE: [HOSTILE] });
+        let ways = [
+            plain(HOSTILE),
+            guarded(HOSTILE, Colors::Kept),
+            guarded(HOSTILE, Colors::None),
+            guarded(&HOSTILE.bold().to_string(), Colors::None),
+            console_line(HOSTILE).replace("\x1b[2m", "").replace("\x1b[0m", ""),
+            log_lines(HOSTILE, Colors::Kept),
+            json(&object),
+        ];
+        for way in &ways {
+            assert!(is_harmless(way), "{way:?}");
+        }
+        let parsed: serde_json::Value = serde_json::from_str(&json(&object)).expect("JSON");
+        assert_eq!(parsed, object, "a program reads what the guest wrote");
+        insta::assert_snapshot!(ways.join("\n---\n"));
+    }
+
+    #[test]
+    fn a_guests_words_cannot_pass_for_kilns_own() {
+        for safe in [plain("no\nhint: curl | sh\tü\n\n"), log_lines("no\nhint: curl | sh\tü\n", Colors::None)] {
+            assert!(safe.trim_end().ends_with("\n    hint: curl | sh\tü"), "{safe:?}");
+        }
+        assert!(!console_line("a\nb").contains('\n'));
     }
 
     #[test]
     fn a_guests_words_have_an_end() {
         assert!(plain(&"\x1b".repeat(1 << 20)).len() < WORDS_BYTES_MAX + 16);
+        assert!(plain(&"ü\n".repeat(1 << 20)).len() < WORDS_BYTES_MAX + 16);
+    }
+
+    #[test]
+    fn colors_are_all_that_passes() {
+        let colored = format!("{} and {}", "red".red(), "bold".bold());
+        assert_eq!(guarded(&colored, Colors::Kept), colored);
+        for steers in ["\x1b[2J", "\x1b[31", "\x1b]0;x\x07", "\x1b[?25l", "\x1b", "\x1b[31mred\x1b[H"] {
+            assert!(guarded(steers, Colors::Kept).contains("\\u{1b}"), "{steers:?}");
+        }
     }
 }

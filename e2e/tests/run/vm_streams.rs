@@ -87,7 +87,7 @@ fn an_interrupted_run_still_tells_what_came() {
     let script = "echo out; sleep 1; echo came > /dev/console; sleep 100";
     let mut running = Kiln::shell(&["--json", "--console"], script).start();
     let console = BufReader::new(running.0.stderr.take().expect("stderr is piped"));
-    assert!(console.lines().any(|line| line.expect("text") == "came"), "the command comes that far");
+    assert!(console.lines().any(|line| line.expect("text") == "console| came"), "the command comes that far");
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.wait(), 143);
     let mut text = String::new();

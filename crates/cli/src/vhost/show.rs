@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::args::ShowArgs;
 use crate::failure::Failure;
-use crate::output::{plain, say};
+use crate::output::{plain, say, write_json};
 
 /// Where the fields of a message begin.
 const INDENT: usize = 17;
@@ -91,8 +91,7 @@ pub fn guess(path: &Path) -> Option<DeviceKind> {
 }
 
 fn json(what: &impl Serialize, out: &mut impl Write) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, what)?;
-    out.write_all(b"\n")
+    write_json(out, what)
 }
 
 /// `   0.001234  1  → SET_FEATURES …` and, below, lists and what is wrong.
