@@ -25,7 +25,7 @@ pub struct ExecRequest {
     /// Working directory; the user's home, else `/`, where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<Text>,
-    /// `name`, `uid` or `uid:gid`; the agent's own user where absent.
+    /// See [`UserRef`](crate::UserRef) for how it is written; the agent's own user if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Where stdin comes from.

@@ -25,6 +25,7 @@ mod service;
 mod session;
 mod shown;
 mod text;
+mod user;
 
 pub mod credit;
 pub mod reset;
@@ -52,3 +53,4 @@ pub use session::{
 };
 pub use shown::{Shown, is_hidden, shown};
 pub use text::Text;
+pub use user::{ID_MAX, NameOrId, UserRef, UserRefError, parse_id};

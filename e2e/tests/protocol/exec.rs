@@ -254,9 +254,11 @@ fn a_relative_program_is_taken_from_the_working_directory() {
 fn a_user_that_does_not_exist_is_unknown() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        let fault = refusal(&link, ExecRequest { user: Some("no-such-user".into()), ..sh("true") }).await;
-        assert_eq!(fault.code, ErrorCode::UnknownUser);
-        assert!(fault.message.contains("no-such-user"), "{fault}");
+        for user in ["no-such-one", "0:no-such-one", ":no-such-one"] {
+            let fault = refusal(&link, ExecRequest { user: Some(user.into()), ..sh("true") }).await;
+            assert_eq!(fault.code, ErrorCode::UnknownUser, "{user}");
+            assert!(fault.message.contains("`no-such-one`"), "{fault}");
+        }
     });
 }
 
@@ -264,7 +266,7 @@ fn a_user_that_does_not_exist_is_unknown() {
 fn what_can_be_no_user_is_invalid() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        for user in ["", ":", "0:", ":0", "0:x", "1:2:3", "-1:0", "99999999999"] {
+        for user in ["", ":", "0:", "1:2:3", "-1:0", "99999999999", "4294967295", "0:4294967295", ":4294967295"] {
             let fault = refusal(&link, ExecRequest { user: Some(user.into()), ..sh("true") }).await;
             assert_eq!(fault.code, ErrorCode::InvalidRequest, "{user}: {fault}");
         }
@@ -275,9 +277,11 @@ fn what_can_be_no_user_is_invalid() {
 fn the_own_user_may_be_named_in_every_way() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        let own = stdout(&link, "id -un; id -u; id -g").await;
+        let own = stdout(&link, "id -un; id -u; id -g; id -gn").await;
         let own: Vec<&str> = own.lines().collect();
-        for user in [own[0].to_owned(), own[1].to_owned(), format!("{}:{}", own[1], own[2])] {
+        let [name, uid, gid, group] = own[..] else { panic!("four lines: {own:?}") };
+        let both = [format!("{uid}:{gid}"), format!("{name}:{group}"), format!(":{group}"), format!(":{gid}")];
+        for user in both.into_iter().chain([name.to_owned(), uid.to_owned()]) {
             let request = ExecRequest { user: Some(user.clone()), ..command(&["id", "-u"]) };
             assert_eq!(run(&link, request).await.stdout, format!("{}\n", own[1]).into_bytes(), "{user}");
         }

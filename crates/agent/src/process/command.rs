@@ -24,18 +24,9 @@ pub struct Defaults {
 impl Defaults {
     /// The defaults of PID 1, or of a service that keeps the PATH it was given.
     pub fn new(pid_1: bool) -> Self {
-        let uid = rustix::process::geteuid().as_raw();
-        let user = users::find(&uid.to_string()).unwrap_or_else(|_| User {
-            uid,
-            gid: rustix::process::getegid().as_raw(),
-            groups: vec![],
-            name: "root".into(),
-            home: "/".into(),
-            shell: "/bin/sh".into(),
-        });
         let own = if pid_1 { None } else { std::env::var_os("PATH") };
         let path = own.map_or_else(|| PATH_DEFAULT.into(), std::os::unix::ffi::OsStringExt::into_vec);
-        Self { path, user }
+        Self { path, user: users::own() }
     }
 }
 

@@ -103,8 +103,8 @@ impl Job {
             Some(cgroups) => Some(cgroups.take(&request.limits).map_err(|error| io_fault("control group", &error))?),
             None => None,
         };
-        let (ends, child_ends) =
-            stdio::open(request, output, agent.null()).map_err(|error| io_fault("stdin, stdout and stderr", &error))?;
+        let (ends, child_ends) = stdio::open(request, command.user.as_ref(), output, agent.null())
+            .map_err(|error| io_fault("stdin, stdout and stderr", &error))?;
         let setup = Setup {
             ends: child_ends,
             terminal: request.tty.is_some(),

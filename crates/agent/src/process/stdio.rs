@@ -10,6 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::Winsize;
 
+use super::users::User;
 use crate::watched::{Watched, watch, watch_reading};
 
 /// The agent's ends.
@@ -62,22 +63,25 @@ pub enum Output {
     Together,
 }
 
-/// Makes both ends.
-pub(super) fn open(request: &ExecRequest, output: Output, null: BorrowedFd<'_>) -> io::Result<(Ends, ChildEnds)> {
+/// Makes both ends; a terminal belongs to `user`.
+pub(super) fn open(
+    request: &ExecRequest,
+    user: Option<&User>,
+    output: Output,
+    null: BorrowedFd<'_>,
+) -> io::Result<(Ends, ChildEnds)> {
     match &request.tty {
-        Some(tty) => open_terminal(request, Resize { rows: tty.rows, cols: tty.cols }),
+        Some(tty) => open_terminal(request, user, Resize { rows: tty.rows, cols: tty.cols }),
         None => open_pipes(request, output, null),
     }
 }
 
-fn open_terminal(request: &ExecRequest, size: Resize) -> io::Result<(Ends, ChildEnds)> {
+fn open_terminal(request: &ExecRequest, user: Option<&User>, size: Resize) -> io::Result<(Ends, ChildEnds)> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     unlockpt(&master)?;
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     set_size(&master, size)?;
-    if let Some(user) = &request.user
-        && let Ok(user) = super::users::find(user)
-    {
+    if let Some(user) = user {
         // Programs open their terminal again by name. As another user than root this fails, as it should.
         let _ = rustix::fs::fchown(&slave, Some(rustix::process::Uid::from_raw(user.uid)), None);
     }

@@ -1,10 +1,14 @@
 //! Users and groups of the guest, read from `/etc/passwd` and `/etc/group`: a static program can't load the C library's
 //! name services.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 
-use kiln_wire::{ErrorCode, Fault};
+use kiln_wire::{ErrorCode, Fault, NameOrId, UserRef, UserRefError, parse_id};
+use rustix::fs::{Mode, OFlags};
 
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
 /// Larger files are not read.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -25,57 +29,83 @@ pub struct User {
     pub shell: String,
 }
 
-/// Finds `name`, `uid` or `uid:gid`.
+/// Finds who a request asks for, see [`UserRef`] for how that is written.
 ///
 /// # Errors
-/// `unknown_user` where nobody has the name, `invalid_request` for text that can't be a user.
+/// `unknown_user` if the guest has no such user or group, `invalid_request` for text that can't be one.
 pub fn find(wanted: &str) -> Result<User, Fault> {
-    let read = |path: &str| match fs::metadata(path) {
-        Ok(meta) if meta.len() <= FILE_BYTES_MAX => fs::read(path).unwrap_or_default(),
-        _ => Vec::new(),
-    };
-    let passwd = read("/etc/passwd");
-    let group = read("/etc/group");
-    look_up(wanted, &String::from_utf8_lossy(&passwd), &String::from_utf8_lossy(&group))
+    let wanted =
+        wanted.parse().map_err(|error: UserRefError| Fault::new(ErrorCode::InvalidRequest, error.to_string()))?;
+    look_up(&wanted, own_uid(), &read(PASSWD), &read(GROUP))
 }
 
-fn look_up(wanted: &str, passwd: &str, group: &str) -> Result<User, Fault> {
-    let unknown = || Fault::new(ErrorCode::UnknownUser, format!("no user `{wanted}` in the guest"));
-    let invalid = || Fault::new(ErrorCode::InvalidRequest, format!("`{wanted}` is no user: name, uid or uid:gid"));
-    let (user, asked_gid) = match wanted.split_once(':') {
-        Some((user, gid)) => (user, Some(gid.parse::<u32>().map_err(|_| invalid())?)),
-        None => (wanted, None),
+/// The agent's own user.
+pub fn own() -> User {
+    by_id(own_uid(), &read(PASSWD))
+}
+
+fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Reads a file that commands of root can put anything in place of: nothing of what is not a plain file or too long, and
+/// no wait for the other end of a FIFO.
+fn read(path: &str) -> String {
+    let open = || {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let mut bytes = Vec::new();
+        if file.metadata()?.is_file() {
+            file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        }
+        Ok::<_, std::io::Error>(bytes)
     };
-    let mut entries = passwd.lines().filter_map(entry);
-    let mut found = if user.is_empty() {
-        return Err(invalid());
-    } else if user.bytes().all(|byte| byte.is_ascii_digit()) {
-        let uid = user.parse::<u32>().map_err(|_| invalid())?;
-        entries.find(|entry| entry.uid == uid).unwrap_or_else(|| User {
-            uid,
-            gid: uid,
-            groups: vec![],
-            name: String::new(),
-            home: "/".into(),
-            shell: "/bin/sh".into(),
-        })
-    } else if asked_gid.is_some() {
-        return Err(invalid());
-    } else {
-        entries.find(|entry| entry.name == user).ok_or_else(unknown)?
+    let bytes = open().ok().filter(|bytes| bytes.len() as u64 <= FILE_BYTES_MAX).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn look_up(wanted: &UserRef, own_uid: u32, passwd: &str, group: &str) -> Result<User, Fault> {
+    let mut found = match &wanted.user {
+        None => by_id(own_uid, passwd),
+        Some(NameOrId::Id(uid)) => by_id(*uid, passwd),
+        Some(NameOrId::Name(name)) => passwd
+            .lines()
+            .filter_map(entry)
+            .find(|entry| entry.name == *name)
+            .ok_or_else(|| Fault::new(ErrorCode::UnknownUser, format!("no user `{name}` in the guest")))?,
     };
-    match asked_gid {
-        Some(gid) => found.gid = gid,
+    match &wanted.group {
         None => found.groups = groups_of(&found.name, group),
+        Some(NameOrId::Id(gid)) => found.gid = *gid,
+        Some(NameOrId::Name(name)) => {
+            let gid = group.lines().find_map(|line| group_entry(line).filter(|(found, ..)| found == name));
+            let (_, gid, _) =
+                gid.ok_or_else(|| Fault::new(ErrorCode::UnknownUser, format!("no group `{name}` in the guest")))?;
+            found.gid = gid;
+        }
     }
     Ok(found)
 }
 
+/// The user of a number, which needs no entry.
+fn by_id(uid: u32, passwd: &str) -> User {
+    passwd.lines().filter_map(entry).find(|entry| entry.uid == uid).unwrap_or_else(|| User {
+        uid,
+        gid: uid,
+        groups: vec![],
+        name: String::new(),
+        home: "/".into(),
+        shell: "/bin/sh".into(),
+    })
+}
+
+/// One line of `/etc/passwd`. A line with an id that the kernel would not change to is none: with it, a command that
+/// asked for that user would run as root.
 fn entry(line: &str) -> Option<User> {
     let mut fields = line.split(':');
     let name = fields.next()?.to_owned();
-    let uid = fields.nth(1)?.parse().ok()?;
-    let gid = fields.next()?.parse().ok()?;
+    let uid = parse_id(fields.nth(1)?)?;
+    let gid = parse_id(fields.next()?)?;
     let home = fields.nth(1)?;
     let shell = fields.next().unwrap_or_default().trim_end();
     Some(User {
@@ -88,45 +118,92 @@ fn entry(line: &str) -> Option<User> {
     })
 }
 
+/// Name, id and members of one line of `/etc/group`.
+fn group_entry(line: &str) -> Option<(&str, u32, &str)> {
+    let mut fields = line.split(':');
+    let name = fields.next()?;
+    let gid = parse_id(fields.nth(1)?)?;
+    Some((name, gid, fields.next().unwrap_or_default().trim_end()))
+}
+
 fn groups_of(name: &str, group: &str) -> Vec<u32> {
     const GROUPS_MAX: usize = 65_536;
-    let of_line = |line: &str| {
-        let mut fields = line.split(':');
-        let gid = fields.nth(2)?.parse().ok()?;
-        let members = fields.next()?.trim_end();
-        members.split(',').any(|member| member == name).then_some(gid)
-    };
-    if name.is_empty() { vec![] } else { group.lines().filter_map(of_line).take(GROUPS_MAX).collect() }
+    let has_member = |(_, gid, members): (_, u32, &str)| members.split(',').any(|member| member == name).then_some(gid);
+    if name.is_empty() {
+        return vec![];
+    }
+    group.lines().filter_map(group_entry).filter_map(has_member).take(GROUPS_MAX).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbad line\njob:x:1000:1001:,,,:/home/job:\n";
-    const GROUP: &str = "root:x:0:\ndisk:x:6:job\nmany:x:7:a,job,b\nother:x:8:jobs\n";
+    const OWN: u32 = 0;
+
+    fn find(wanted: &str) -> Result<User, Fault> {
+        const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbad line\njob:x:1000:1001:,,,:/home/job:\n\
+            ghost:x:4294967295:1001::/:\nspirit:x:1002:-1::/:\n";
+        const GROUP: &str = "root:x:0:\ndisk:x:6:job\nmany:x:7:a,job,b\nother:x:8:jobs\nghosts:x:4294967295:job\n";
+        match wanted.parse() {
+            Ok(wanted) => look_up(&wanted, OWN, PASSWD, GROUP),
+            Err(_) => super::find(wanted),
+        }
+    }
 
     #[test]
     fn a_name_brings_its_groups_and_home() {
-        let user = look_up("job", PASSWD, GROUP).expect("job is known");
+        let user = find("job").expect("job is known");
         assert_eq!((user.uid, user.gid, user.groups), (1000, 1001, vec![6, 7]));
         assert_eq!((user.home.as_str(), user.shell.as_str()), ("/home/job", "/bin/sh"));
     }
 
     #[test]
     fn a_number_needs_no_entry() {
-        let user = look_up("4242", PASSWD, GROUP).expect("any number will do");
+        let user = find("4242").expect("any number will do");
         assert_eq!((user.uid, user.gid, user.home.as_str()), (4242, 4242, "/"));
-        let user = look_up("1000:5", PASSWD, GROUP).expect("a group may be given");
+        let user = find("1000:5").expect("a group may be given");
         assert_eq!((user.uid, user.gid, user.groups), (1000, 5, vec![]));
     }
 
     #[test]
+    fn a_group_goes_by_its_name_too() {
+        let ids = |wanted| find(wanted).map(|user| (user.uid, user.gid, user.groups));
+        assert_eq!(ids("job:disk"), Ok((1000, 6, vec![])));
+        assert_eq!(ids("job:4"), Ok((1000, 4, vec![])));
+        assert_eq!(ids("4242:many"), Ok((4242, 7, vec![])));
+        assert_eq!(ids(":many"), Ok((OWN, 7, vec![])), "the agent's own user");
+    }
+
+    #[test]
     fn what_is_no_user_is_told_apart_from_one_that_is_missing() {
-        let code = |wanted| look_up(wanted, PASSWD, GROUP).expect_err("refused").code;
-        assert_eq!(code("nobody-here"), ErrorCode::UnknownUser);
-        for wrong in ["", ":", "1:", ":1", "1:x", "job:1", "99999999999"] {
+        let code = |wanted| find(wanted).expect_err("refused").code;
+        for missing in ["nobody-here", "nobody-here:0", "job:nobody-here", ":nobody-here"] {
+            assert_eq!(code(missing), ErrorCode::UnknownUser, "{missing}");
+        }
+        for wrong in ["", ":", "1:", "job:", "99999999999", "-1"] {
             assert_eq!(code(wrong), ErrorCode::InvalidRequest, "{wrong}");
         }
+    }
+
+    #[test]
+    fn no_command_gets_the_id_that_changes_nothing() {
+        for wanted in ["4294967295", "1000:4294967295", ":4294967295", "job:4294967295"] {
+            assert_eq!(find(wanted).expect_err("refused").code, ErrorCode::InvalidRequest, "{wanted}");
+        }
+        // Nor by a name that the guest gave it.
+        for wanted in ["ghost", "spirit", "job:ghosts"] {
+            assert_eq!(find(wanted).expect_err("refused").code, ErrorCode::UnknownUser, "{wanted}");
+        }
+        assert_eq!(find("job").expect("known").groups, [6, 7], "a group of that id is nobody's");
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fifo = folder.path().join("passwd");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).expect("a FIFO");
+        assert_eq!(read(fifo.to_str().expect("UTF-8")), "");
+        assert_eq!(read("/dev/zero"), "");
     }
 }
