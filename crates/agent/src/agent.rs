@@ -125,7 +125,7 @@ impl Agent {
     pub fn capabilities(&self) -> Vec<Capability> {
         let cgroups = self.setup.cgroups.is_some().then_some(Capability::Cgroups);
         let init = self.setup.pid_1.then_some(Capability::Init);
-        cgroups.into_iter().chain(init).collect()
+        cgroups.into_iter().chain(init).chain([Capability::Grace]).collect()
     }
 
     /// What commands start from.

@@ -76,6 +76,10 @@ pub struct Limits {
     /// Time since the start, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall_ms: Option<u64>,
+    /// How long a command that reached `wall_ms` or `cpu_ms` may still run after a SIGTERM, in milliseconds. Killed at
+    /// once if absent or 0. An agent of before this field refuses it by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
     /// Memory of the whole group, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
@@ -116,7 +120,7 @@ pub struct Exited {
     /// The kernel killed a process of the group for want of memory.
     #[serde(default)]
     pub oom_killed: bool,
-    /// `wall_ms` or `cpu_ms` ended it.
+    /// `wall_ms` or `cpu_ms` ended it; `status` is its own if it ended within the grace.
     #[serde(default)]
     pub timed_out: bool,
     /// Output was dropped at `output_bytes`.

@@ -55,6 +55,8 @@ pub enum Capability {
     Code,
     /// Trace streams.
     Trace,
+    /// Commands whose time is up get a SIGTERM first; see [`Limits::grace_ms`](crate::Limits::grace_ms).
+    Grace,
     /// One that this version does not name.
     #[serde(other)]
     Unknown,

@@ -29,7 +29,7 @@ fn an_agent_says_who_it_is() {
     assert!(hello.agent.starts_with("kiln-agent "), "{}", hello.agent);
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux has one");
     assert_eq!(hello.boot_id, boot_id.trim());
-    assert_eq!(hello.capabilities, [], "an ordinary process can't do what PID 1 can");
+    assert_eq!(hello.capabilities, [Capability::Grace], "an ordinary process can't do what PID 1 can");
 }
 
 #[test]

@@ -29,6 +29,48 @@ fn a_wall_limit_ends_a_command_and_says_so() {
 }
 
 #[test]
+fn a_command_that_handles_sigterm_ends_by_itself_within_the_grace() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { wall_ms: Some(300), grace_ms: Some(60_000), ..Limits::default() };
+        let output = run(&link, limited("trap 'echo bye; exit 7' TERM; while :; do sleep 0.01; done", limits)).await;
+        assert_eq!((output.exited.status, output.exited.timed_out), (ExitStatus::Code(7), true));
+        assert_eq!(output.stdout, b"bye\n");
+    });
+}
+
+#[test]
+fn a_command_that_is_stopped_hears_that_its_time_is_up() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { wall_ms: Some(300), grace_ms: Some(60_000), ..Limits::default() };
+        let exited = run(&link, limited("trap 'exit 7' TERM; kill -STOP $$; sleep 1000", limits)).await.exited;
+        assert_eq!((exited.status, exited.timed_out), (ExitStatus::Code(7), true));
+    });
+}
+
+#[test]
+fn a_command_that_ignores_sigterm_is_killed_after_the_grace() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { wall_ms: Some(100), grace_ms: Some(200), ..Limits::default() };
+        let exited = run(&link, limited("trap '' TERM; while :; do sleep 0.01; done", limits)).await.exited;
+        assert_eq!((exited.status, exited.timed_out), (ExitStatus::Signal(9), true));
+        assert!(Duration::from_micros(exited.wall_us) >= Duration::from_millis(300), "{exited:?}");
+    });
+}
+
+#[test]
+fn cpu_time_that_is_used_up_has_its_grace_too() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { cpu_ms: Some(100), grace_ms: Some(60_000), ..Limits::default() };
+        let exited = run(&link, limited("trap 'exit 7' TERM; while :; do :; done", limits)).await.exited;
+        assert_eq!((exited.status, exited.timed_out), (ExitStatus::Code(7), true));
+    });
+}
+
+#[test]
 fn a_command_that_keeps_its_wall_limit_is_not_timed_out() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
@@ -74,7 +116,7 @@ fn limits_of_any_size_are_taken() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let most = Some(u64::MAX);
-        let limits = Limits { cpu_ms: most, wall_ms: most, output_bytes: most, ..Limits::default() };
+        let limits = Limits { cpu_ms: most, wall_ms: most, grace_ms: most, output_bytes: most, ..Limits::default() };
         assert_eq!(run(&link, limited("exit 4", limits)).await.exited.status, ExitStatus::Code(4));
     });
 }

@@ -146,6 +146,13 @@ impl Job {
         let _ = tree::signal_group(self.pid, signal);
     }
 
+    /// Asks every process of the group to end, stopped ones too.
+    pub(super) fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+        // A stopped process would only see it when it goes on.
+        self.signal(libc::SIGCONT);
+    }
+
     /// CPU time so far: of the whole group, or without control groups of the command itself.
     pub(super) fn cpu_used(&self) -> Duration {
         self.group.as_ref().map_or_else(|| tree::cpu_of(self.pid), |group| group.cpu())

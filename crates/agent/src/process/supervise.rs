@@ -3,7 +3,8 @@
 //! ```text
 //!   running ──▶ exited, output open ──▶ over
 //!      │           (drain: 200 ms, then whoever holds the pipes is killed)
-//!      └─ cancel, link loss, limit: everything is killed, then as above
+//!      ├─ limit of time: SIGTERM, and after the grace everything is killed, then as above
+//!      └─ cancel, link loss: everything is killed, then as above
 //! ```
 
 use std::future::poll_fn;
@@ -93,6 +94,8 @@ struct Watch<'a> {
     /// The exit was waited for in vain.
     lost: bool,
     killed_at: Option<Instant>,
+    /// Its time is up and it was asked to end; then it is killed.
+    grace_until: Option<Instant>,
     drain_until: Option<Instant>,
     wall_until: Option<Instant>,
     cpu_look_at: Option<Instant>,
@@ -132,6 +135,7 @@ impl<'a> Watch<'a> {
             exit: None,
             lost: false,
             killed_at: None,
+            grace_until: None,
             drain_until: None,
             wall_until: job.limits.wall_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms))),
             cpu_look_at: job.limits.cpu_ms.map(|ms| started + Duration::from_millis(ms).min(CPU_POLL_MIN)),
@@ -151,7 +155,12 @@ impl<'a> Watch<'a> {
     fn deadline(&self) -> Option<Instant> {
         let death = self.killed_at.filter(|_| self.exit.is_none()).map(|at| at + DEATH_DEADLINE);
         let drain = self.drain_until.filter(|_| self.outputs.iter().any(|pump| pump.owed == 0));
-        let limits = if self.killed_at.is_none() { [self.wall_until, self.cpu_look_at] } else { [None; 2] };
+        let limits = match self.grace_until {
+            // They bound a command that runs. A deadline that has passed and that nothing answers would spin.
+            _ if self.killed_at.is_some() || self.exit.is_some() => [None; 2],
+            Some(until) => [Some(until), None],
+            None => [self.wall_until, self.cpu_look_at],
+        };
         [death, drain].into_iter().chain(limits).flatten().min()
     }
 
@@ -170,7 +179,11 @@ impl<'a> Watch<'a> {
         if self.killed_at.is_some() || self.exit.is_some() {
             return;
         }
-        if self.wall_until.is_some_and(|until| now >= until) {
+        if let Some(until) = self.grace_until {
+            if now >= until {
+                self.kill();
+            }
+        } else if self.wall_until.is_some_and(|until| now >= until) {
             self.time_out();
         } else if self.cpu_look_at.is_some_and(|at| now >= at) {
             let allowed = Duration::from_millis(self.job.limits.cpu_ms.unwrap_or(u64::MAX));
@@ -187,6 +200,18 @@ impl<'a> Watch<'a> {
 
     fn time_out(&mut self) {
         self.timed_out = true;
+        let grace = Duration::from_millis(self.job.limits.grace_ms.unwrap_or(0));
+        match Instant::now().checked_add(grace) {
+            Some(until) if !grace.is_zero() => {
+                self.grace_until = Some(until);
+                self.job.terminate();
+            }
+            // A grace without end would be no limit.
+            _ => self.kill(),
+        }
+    }
+
+    fn kill(&mut self) {
         self.killed_at = Some(Instant::now());
         self.job.kill();
     }

@@ -36,6 +36,7 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
         limits: Limits {
             wall_ms: args.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             cpu_ms: args.limit_cpu.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            grace_ms: None,
             memory_bytes: args.limit_memory,
             pids: args.limit_pids,
             output_bytes: args.limit_output,

@@ -111,6 +111,7 @@ fn capability() -> impl Strategy<Value = Capability> {
             Capability::Init,
             Capability::Code,
             Capability::Trace,
+            Capability::Grace,
             Capability::Unknown,
         ][..],
     )
@@ -169,10 +170,11 @@ fn exec() -> impl Strategy<Value = ExecRequest> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let number = || option::of(any::<u64>());
-    (number(), number(), number(), number(), number(), number()).prop_map(
-        |(cpu_ms, wall_ms, memory_bytes, pids, output_bytes, files)| Limits {
+    (number(), number(), number(), number(), number(), number(), number()).prop_map(
+        |(cpu_ms, wall_ms, grace_ms, memory_bytes, pids, output_bytes, files)| Limits {
             cpu_ms,
             wall_ms,
+            grace_ms,
             memory_bytes,
             pids,
             output_bytes,
