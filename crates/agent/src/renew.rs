@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +13,8 @@ use kiln_wire::{ErrorCode, Fault, Identity, MACS_MAX, Sync};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::agent::Agent;
-use crate::init::network;
+use crate::init::{boot_id, hosts, network};
+use crate::log::note;
 
 /// Bytes of a seed.
 const SEED_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
@@ -31,7 +32,7 @@ const SECOND_NS: u64 = 1_000_000_000;
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 
-/// Sets the clock, credits randomness, names the machine and its interfaces, and thaws commands that are frozen.
+/// Sets the clock, credits randomness, names the machine, its boot and its interfaces, and thaws commands that are frozen.
 ///
 /// # Errors
 /// The agent is not PID 1, a value is no such value, or the kernel refuses.
@@ -52,6 +53,7 @@ pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
     add_entropy(&seed).map_err(|error| failed("randomness", &error))?;
     if let Some(identity) = &sync.identity {
         name_machine(identity)?;
+        boot_id::renew().map_err(|error| failed("the boot id", &error))?;
     }
     for (interface, mac) in &addresses {
         let failed = |error| failed(&format!("the address of `{interface}`"), &error);
@@ -155,16 +157,23 @@ fn add_entropy(seed: &[u8]) -> io::Result<()> {
 
 fn name_machine(identity: &Identity) -> Result<(), Fault> {
     let Identity { hostname, machine_id, .. } = identity;
+    let before = rustix::system::uname().nodename().to_string_lossy().into_owned();
     rustix::system::sethostname(hostname.as_bytes()).map_err(|error| failed("the host name", &error.into()))?;
     for (path, value) in [("/etc/hostname", hostname), ("/etc/machine-id", machine_id)] {
         overwrite(path, &format!("{value}\n")).map_err(|error| failed(&format!("`{path}`"), &error))?;
+    }
+    // A guest that keeps the file from being written has its reasons; it is no twin for that.
+    if let Err(error) = hosts::rename(&before, hostname) {
+        note(format!("the name `{hostname}` does not resolve: {error}"));
     }
     Ok(())
 }
 
 /// Writes a file in place: the page that it has stays, which is some milliseconds less of a fork's first moments.
 fn overwrite(path: &str, content: &str) -> io::Result<()> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    // A pipe that somebody has put there is not waited for.
+    let options = File::options().write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).clone();
+    let file = options.open(path)?;
     file.write_all_at(content.as_bytes(), 0)?;
     if file.metadata()?.len() > content.len() as u64 { file.set_len(content.len() as u64) } else { Ok(()) }
 }

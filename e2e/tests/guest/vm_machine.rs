@@ -2,7 +2,7 @@
 
 use kiln_e2e::guest::{Guest, in_vm};
 use kiln_engine::{ExitReason, Vm};
-use kiln_wire::{Identity, Sync};
+use kiln_wire::{ExecRequest, Identity, SessionSpec, Sync, Text};
 
 #[test]
 fn a_guest_has_what_programs_expect() {
@@ -44,7 +44,72 @@ fn sync_sets_the_clock_and_the_names() {
         guest.link.sync(Sync { host_time_ns, seed, identity: Some(identity) }).await.expect("all of it is done");
         let seen = guest.text("date +%s | cut -c1-8; hostname; cat /etc/machine-id").await;
         assert_eq!(seen, "19000000\nother\n0123456789abcdef0123456789abcdef");
+        let seen = guest.text("hostname -i; grep -c kiln /etc/hosts; grep -w 127.0.0.1 /etc/hosts").await;
+        assert_eq!(seen, "127.0.1.1\n0\n127.0.0.1\tlocalhost");
     });
+}
+
+#[test]
+fn the_root_is_the_administrators_and_the_machines_name_resolves() {
+    in_vm(async {
+        let guest = Guest::boot(|_| {}).await;
+        let seen = guest.text("stat -c %a /; hostname; hostname -i; ping -c 1 -W 5 localhost | head -n 1").await;
+        assert!(seen.starts_with("755\nkiln\n127.0.1.1\nPING localhost ("), "{seen}");
+    });
+}
+
+#[test]
+fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
+    const ID: &str = "/proc/sys/kernel/random/boot_id";
+    // The same seed each time: nothing else is to make a difference.
+    let sync = |identity: Option<Identity>| Sync {
+        host_time_ns: 1_900_000_000_000_000_000,
+        seed: format!("{}=", "A".repeat(43)),
+        identity,
+    };
+    let named = |hostname: &str| {
+        Some(Identity {
+            hostname: hostname.into(),
+            machine_id: "0123456789abcdef0123456789abcdef".into(),
+            macs: vec![],
+        })
+    };
+    in_vm(async {
+        let guest = Guest::boot(|_| {}).await;
+        let before = guest.text(&format!("cat {ID}")).await;
+        assert!(before.len() == 36 && before.matches('-').count() == 4, "a UUID: {before}");
+        guest.shell(&format!("echo x > {ID}")).await.expect("it runs");
+        assert_eq!(guest.text(&format!("cat {ID}")).await, before, "nobody writes there, and it stays for a boot");
+        // It reads the id again when it is told to, in a mount namespace from before the fork.
+        let script = format!(
+            "mkfifo /tmp/go; exec unshare -m sh -c 'touch /tmp/ready; read -r go < /tmp/go; cat {ID} > /tmp/seen'"
+        );
+        drop(guest.link.exec(in_a_session(&script)).await.expect("it starts"));
+        guest.text("until [ -e /tmp/ready ]; do usleep 10000; done").await;
+        guest.link.sync(sync(named("one"))).await.expect("is done");
+        let after = guest.text(&format!("cat {ID}")).await;
+        assert_ne!(after, before);
+        let fresh = guest.text(&format!("echo > /tmp/go; unshare -m cat {ID}")).await;
+        assert_eq!(fresh, after, "a mount namespace has the id of its machine");
+        let seen = guest.text("until [ -s /tmp/seen ]; do usleep 10000; done; cat /tmp/seen").await;
+        assert_eq!(seen, after, "so has an older one");
+
+        // Resumed and not forked, it is the same machine.
+        guest.link.sync(sync(None)).await.expect("is done");
+        assert_eq!(guest.text(&format!("cat {ID}")).await, after);
+
+        guest.text(&format!("umount {ID}")).await;
+        guest.link.sync(sync(named("two"))).await.expect("is done");
+        let covered = guest.text(&format!("cat {ID}; mount | grep -c boot_id")).await;
+        assert!(!covered.starts_with(&after) && covered.ends_with("\n1"), "{covered}");
+    });
+}
+
+/// A command that goes on when its caller has gone.
+fn in_a_session(script: &str) -> ExecRequest {
+    let session = SessionSpec { name: Some("reader".into()), ..SessionSpec::default() };
+    let argv = ["sh", "-c", script].map(Text::from).into();
+    ExecRequest { argv, session: Some(session), ..ExecRequest::default() }
 }
 
 #[test]

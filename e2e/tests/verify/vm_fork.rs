@@ -5,12 +5,13 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 /// What it proves.
-const CLAIMS: [&str; 16] = [
+const CLAIMS: [&str; 17] = [
     "forks answer",
     "random bytes differ",
     "uuids differ",
     "random draws of a process that goes on differ",
     "machine ids differ",
+    "boot ids differ",
     "host names differ",
     "network addresses differ",
     "clocks are the host's",
@@ -55,7 +56,8 @@ fn people_get_a_line_for_each_check_and_nothing_on_stderr() {
     for claim in CLAIMS {
         assert!(text.lines().any(|line| line.starts_with(&format!("ok    {claim} "))), "{claim}: {text}");
     }
-    assert!(text.contains("16 of 16 checks hold, with 2 forks of mini"), "{text}");
+    assert!(text.contains("17 of 17 checks hold, with 2 forks of mini"), "{text}");
+    assert!(text.contains("PID 1"), "it says what forks share: {text}");
     nothing_is_left(&home);
 }
 

@@ -9,7 +9,9 @@
 //!
 //! What comes before the link is part of every boot's price, so it is only what the link needs.
 
+pub(crate) mod boot_id;
 mod boot_options;
+pub(crate) mod hosts;
 mod modules;
 mod mounts;
 pub(crate) mod network;
@@ -42,7 +44,7 @@ use modules::Modules;
 /// The very first output: what boots are timed by.
 const FIRST_LINE: &[u8] = b"kiln-agent: init\n";
 /// Name of a guest that was given none.
-const HOSTNAME: &[u8] = b"kiln";
+const HOSTNAME: &str = "kiln";
 /// Open files that a command may raise its limit to.
 const FILES_MAX: u64 = 524_288;
 /// Without these there is no link.
@@ -79,7 +81,7 @@ async fn guest() -> io::Result<()> {
     for name in LINK_MODULES {
         modules.load(name);
     }
-    let _ = rustix::system::sethostname(HOSTNAME);
+    let _ = rustix::system::sethostname(HOSTNAME.as_bytes());
     network::loopback_up();
     raise_limits();
     let mut drivers_wait = true;
@@ -87,6 +89,10 @@ async fn guest() -> io::Result<()> {
         modules.for_devices().iter().chain(&options.modules).for_each(|name| modules.load(name));
         drivers_wait = false;
         root::switch(root, &modules).await?;
+        // A disk need not know the name; the initramfs does.
+        if let Err(error) = hosts::rename(HOSTNAME, HOSTNAME) {
+            note(format!("the name `{HOSTNAME}` does not resolve: {error}"));
+        }
     }
     // Before the first command, and before the agent's own children, which would inherit it.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");

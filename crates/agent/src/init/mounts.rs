@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 
 use rustix::mount::{MountFlags, mount};
 
+use super::boot_id;
 use crate::activity::LEASES;
 use crate::log::note;
 
@@ -58,6 +59,13 @@ pub(super) fn mount_all() {
     }
     if let Err(error) = leases() {
         note(format!("no leases in `{LEASES}`: {error}"));
+    }
+    if let Err(error) = boot_id::cover() {
+        note(format!("forks will share their boot id: {error}"));
+    }
+    // The kernel makes the root of an initramfs so that all may write to it.
+    if let Err(error) = fs::set_permissions("/", fs::Permissions::from_mode(0o755)) {
+        note(format!("`/` keeps its mode: {error}"));
     }
 }
 

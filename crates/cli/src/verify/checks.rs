@@ -45,6 +45,7 @@ pub fn judge(seen: &Seen) -> Vec<Check> {
         ("uuids differ", differ(|facts| &facts.look.uuid)),
         ("random draws of a process that goes on differ", draws(seen)),
         ("machine ids differ", differ(|facts| &facts.look.machine_id)),
+        ("boot ids differ", differ(|facts| &facts.look.boot_id)),
         ("host names differ", differ(|facts| &facts.look.hostname)),
         ("network addresses differ", differ(|facts| &facts.look.mac)),
         ("clocks are the host's", clocks(&everybody)),

@@ -47,6 +47,8 @@ pub struct Look {
     /// A fresh UUID of the kernel.
     pub uuid: String,
     pub machine_id: String,
+    /// The boot id that programs read.
+    pub boot_id: String,
     pub hostname: String,
     /// Address of its first network card.
     pub mac: String,
@@ -89,6 +91,7 @@ impl Look {
             random: value("random"),
             uuid: value("uuid"),
             machine_id: value("machine-id"),
+            boot_id: value("boot-id"),
             hostname: value("hostname"),
             mac: value("mac"),
             unsynced: value("unsynced"),

@@ -49,6 +49,7 @@ const LOOK: &str = r#"cd "$0"
 echo random $(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n')
 read -r uuid < /proc/sys/kernel/random/uuid; echo uuid $uuid
 [ ! -e /etc/machine-id ] || read -r id < /etc/machine-id; echo machine-id $id
+read -r boot < /proc/sys/kernel/random/boot_id; echo boot-id $boot
 echo hostname $(hostname)
 for card in /sys/class/net/e*/address; do [ ! -e $card ] || read -r mac < $card; break; done; echo mac $mac
 echo unsynced $(sha256sum < unsynced)

@@ -10,12 +10,18 @@ use super::proof::Times;
 use crate::args::VerifyForkArgs;
 use crate::output::{plain, print, print_json};
 
+/// What no fork can have of its own: a process that goes on is one because it is the same.
+const ALIKE: &str = "alike in all forks, as it must be: PID 1 and every process that goes on, and what they had in memory \
+                     when they were saved (keys, seeds, a boot id read earlier)";
+
 /// A proof that came to its end.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Every check holds.
     pub ok: bool,
     checks: Vec<Check>,
+    /// What forks share on purpose.
+    alike: &'static str,
     image: String,
     accel: &'static str,
     forks: usize,
@@ -35,6 +41,7 @@ impl Report {
         Self {
             ok: checks.iter().all(|check| check.ok),
             checks,
+            alike: ALIKE,
             image: args.image.clone(),
             accel,
             forks: args.forks,
@@ -64,6 +71,7 @@ impl Report {
             "{held} of {} checks hold, with {forks} forks of {image} under {accel}",
             self.checks.len()
         ))?;
+        print(ALIKE)?;
         print(format_args!(
             "boot {boot_ms:.0} ms · save {save_ms:.0} ms · fork p50 {fork_p50_ms:.0} ms, max {fork_max_ms:.0} ms · \
              all {:.1} s",

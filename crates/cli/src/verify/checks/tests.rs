@@ -18,6 +18,7 @@ fn machine(who: &str, rounds: u64, at: i64) -> Facts {
             random: own("random"),
             uuid: own("uuid"),
             machine_id: own("id"),
+            boot_id: own("boot"),
             hostname: own("name"),
             mac: own("mac"),
             unsynced: "digest".into(),
