@@ -4,22 +4,33 @@
 //!   child, before exec ──its own /proc/self/stat──▶ vms/<id>/pid ──▶ Orphan::find ──▶ kill, or Child::adopt
 //! ```
 //! The child writes the file itself, while it still shares its owner's lock on the directory: whoever finds that lock free
-//! finds the file whole. A pid alone could be another process by now; with its start time it can't.
+//! finds the file whole. A pid alone could be another process by now; with its start time it can't, as long as the host
+//! has not been started anew. But a file is only what somebody wrote: a home that was copied, restored from a backup or
+//! made up names processes that have nothing to do with it. So a process counts as the VMM only if it has the VM's own
+//! console or error FIFO open, which no process has by chance and which every VMM is started with. One that is named and
+//! can't be proved is neither killed nor taken for gone: then the VM is left as it is, with an error that names both.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::time::Duration;
 
 use camino::Utf8Path;
+use fs_err as fs;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::fifo::{CONSOLE_FIFO, STDERR_FIFO};
 use crate::plain_file;
 
 /// Name of the file in a VM's directory.
 pub(crate) const PID_FILE: &str = "pid";
 /// A process that was killed ends as soon as it is scheduled and its memory is given back.
 pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// A process that ends has closed its files a moment before it is gone.
+const CLOSING_DEADLINE: Duration = Duration::from_secs(1);
+/// What each VMM has as its standard output and error.
+const FIFOS: [&str; 2] = [CONSOLE_FIFO, STDERR_FIFO];
 /// More than any line of proc(5) `stat`.
 const STAT_BYTES_MAX: u64 = 4096;
 
@@ -38,8 +49,25 @@ struct PidRecord {
 }
 
 impl Orphan {
-    /// The process that the pid file of a VM names. `None` where there is no such file, or that process has ended.
+    /// The VMM of the VM in `directory`. `None` if no pid file is there, or the process that it names has ended.
+    ///
+    /// # Errors
+    /// The process that it names lives, and is not proved to be this VM's.
     pub(crate) fn find(directory: &Utf8Path) -> io::Result<Option<Self>> {
+        let Some(this) = Self::named(directory)? else { return Ok(None) };
+        if has_a_fifo_of(this.pid, directory)? {
+            return Ok(Some(this));
+        }
+        if this.ends_within(CLOSING_DEADLINE)? {
+            return Ok(None);
+        }
+        let Self { pid, .. } = this;
+        let words = format!("`{directory}/{PID_FILE}` names the process {pid}, which has no file of that VM open");
+        Err(io::Error::other(words))
+    }
+
+    /// The process that the pid file of a VM names, whatever it is.
+    pub(crate) fn named(directory: &Utf8Path) -> io::Result<Option<Self>> {
         let Some(record) = read(&directory.join(PID_FILE))? else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(record.pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
@@ -76,6 +104,24 @@ pub(crate) fn ends_within(pidfd: &OwnedFd, deadline: Duration) -> io::Result<boo
     Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)))? > 0)
 }
 
+/// Whether a process has a FIFO open that lies in this directory. One that may not be looked at does not belong to this
+/// user, so it has none.
+fn has_a_fifo_of(pid: u32, directory: &Utf8Path) -> io::Result<bool> {
+    let mut own = Vec::new();
+    for name in FIFOS {
+        match fs::symlink_metadata(directory.join(name)) {
+            Ok(found) if found.file_type().is_fifo() => own.push((found.dev(), found.ino())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(false) };
+    // A descriptor may be closed while the others are looked at.
+    let mut open = open.flatten().filter_map(|entry| fs::metadata(entry.path()).ok());
+    Ok(open.any(|found| own.contains(&(found.dev(), found.ino()))))
+}
+
 /// `None` for a file that is not there or that holds something else: then nobody is named by it.
 fn read(path: &Utf8Path) -> io::Result<Option<PidRecord>> {
     match plain_file::read(path, STAT_BYTES_MAX) {
@@ -97,9 +143,26 @@ fn parse(stat: &str) -> Option<PidRecord> {
 }
 
 #[cfg(test)]
-mod tests {
-    use fs_err as fs;
+pub(crate) mod testing {
+    //! Processes that are VMMs by all that can be seen of them.
 
+    use std::process::{Child, Command};
+
+    use rustix::fs::{CWD, FileType, Mode};
+
+    use super::*;
+
+    /// Starts a process that has a new FIFO as its standard output.
+    pub(crate) fn sleeper_with(fifo: &Utf8Path) -> Child {
+        rustix::fs::mknodat(CWD, fifo.as_std_path(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+        let stdout = fs::File::options().read(true).write(true).open(fifo).expect("opens");
+        Command::new("sleep").arg("1000").stdout(stdout.into_file()).spawn().expect("starts")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::sleeper_with;
     use super::*;
 
     fn scratch() -> (tempfile::TempDir, camino::Utf8PathBuf) {
@@ -119,7 +182,7 @@ mod tests {
     #[test]
     fn the_process_that_a_pid_file_names_is_found_and_ended() {
         let (_scratch, path) = scratch();
-        let mut vmm = sleeper();
+        let mut vmm = sleeper_with(&path.join(CONSOLE_FIFO));
         fs::write(path.join(PID_FILE), stat(vmm.id())).expect("written");
         let orphan = Orphan::find(&path).expect("looks").expect("is there");
         assert_eq!(orphan.pid, vmm.id());
@@ -132,7 +195,7 @@ mod tests {
     #[test]
     fn a_stranger_with_that_pid_is_not_the_one() {
         let (_scratch, path) = scratch();
-        let mut stranger = sleeper();
+        let mut stranger = sleeper_with(&path.join(STDERR_FIFO));
         let real = stat(stranger.id());
         let start = parse(&real).expect("parses").start_time;
         let skewed = real.replace(&format!(" {start} "), &format!(" {} ", start - 1));
@@ -140,6 +203,31 @@ mod tests {
         assert!(Orphan::find(&path).expect("looks").is_none());
         stranger.kill().expect("killed");
         stranger.wait().expect("ends");
+    }
+
+    #[test]
+    fn a_process_that_is_named_and_has_no_file_of_the_vm_is_left_alone() {
+        let (_scratch, path) = scratch();
+        let (_other, elsewhere) = scratch();
+        let mut innocents = [sleeper(), sleeper_with(&elsewhere.join(CONSOLE_FIFO))];
+        let console = path.join(CONSOLE_FIFO);
+        let nothing = || ();
+        let file = || fs::write(&console, "").expect("written");
+        let link = || std::os::unix::fs::symlink(elsewhere.join(CONSOLE_FIFO), &console).expect("made");
+        for make in [&nothing as &dyn Fn(), &file, &link] {
+            make();
+            for innocent in &mut innocents {
+                fs::write(path.join(PID_FILE), stat(innocent.id())).expect("written");
+                let error = Orphan::find(&path).expect_err("is not proved").to_string();
+                assert!(error.contains(&innocent.id().to_string()) && error.contains(path.as_str()), "{error}");
+                assert!(innocent.try_wait().expect("looks").is_none(), "it runs on");
+            }
+            drop(fs::remove_file(&console));
+        }
+        for mut innocent in innocents {
+            innocent.kill().expect("killed");
+            innocent.wait().expect("ends");
+        }
     }
 
     #[test]

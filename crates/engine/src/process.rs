@@ -382,7 +382,7 @@ mod tests {
         let path = camino::Utf8Path::from_path(directory.path()).expect("UTF-8");
         let find = |pid: &str| {
             fs_err::copy(format!("/proc/{pid}/stat"), path.join(orphan::PID_FILE)).expect("runs");
-            Orphan::find(path).expect("looks").expect("runs")
+            Orphan::named(path).expect("looks").expect("runs")
         };
         let [killed, kept] = [0, 1].map(|index| find(ready.split(' ').nth(index).expect("two pids")));
         owner.kill().expect("SIGKILL");
@@ -403,6 +403,6 @@ mod tests {
         let path = camino::Utf8Path::from_path(directory.path()).expect("UTF-8");
         let pid_file = fs_err::File::create(path.join(orphan::PID_FILE)).expect("made").into_file().into();
         let child = spawn(Program { pid_file: Some(pid_file), ..shell("exec sleep 1000") }).await.expect("starts");
-        assert_eq!(Orphan::find(path).expect("looks").expect("runs").pid, child.pid());
+        assert_eq!(Orphan::named(path).expect("looks").expect("runs").pid, child.pid());
     }
 }

@@ -5,7 +5,9 @@ use std::process::{Child, Command};
 use camino::Utf8PathBuf;
 
 use super::*;
+use crate::fifo::CONSOLE_FIFO;
 use crate::orphan::PID_FILE;
+use crate::orphan::testing::sleeper_with;
 use crate::snapshot::{MachineIdentity, MemoryKind, SNAPSHOT_FORMAT};
 use crate::vm_dir::{ReopenError, VmDir};
 use crate::vm_spec::VmSpec;
@@ -16,12 +18,14 @@ struct Scene {
     home: Home,
 }
 
-/// What stands for a VMM. Killed and reaped at the end.
-struct Vmm(Child);
+/// What stands for a VMM, with the FIFO that it writes to. Killed and reaped at the end.
+struct Vmm(Child, Utf8PathBuf, #[expect(dead_code, reason = "removes the FIFO at the end")] tempfile::TempDir);
 
 impl Vmm {
     fn start() -> Self {
-        Self(Command::new("sleep").arg("1000").spawn().expect("starts"))
+        let directory = tempfile::tempdir().expect("a directory");
+        let fifo = Utf8PathBuf::try_from(directory.path().join(CONSOLE_FIFO)).expect("UTF-8");
+        Self(sleeper_with(&fifo), fifo, directory)
     }
 
     fn is_alive(&mut self) -> bool {
@@ -56,6 +60,7 @@ impl Scene {
         if let Some(vmm) = vmm {
             let stat = fs::read_to_string(format!("/proc/{}/stat", vmm.0.id())).expect("runs");
             fs::write(dir.path().join(PID_FILE), stat).expect("written");
+            std::fs::hard_link(&vmm.1, dir.path().join(CONSOLE_FIFO)).expect("the VMM writes to it");
         }
         let (id, path) = (dir.id().clone(), dir.path().to_owned());
         // A reopened directory stays when it is dropped, as all do when their owner is killed.
