@@ -57,6 +57,15 @@ impl Kiln {
         self
     }
 
+    /// Gives kiln a umask of its own.
+    pub fn umask(self, umask: u32) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("umask {umask:o} && exec \"$0\" \"$@\""));
+        shell.arg(self.0.get_program()).args(self.0.get_args());
+        shell.envs(self.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self(shell)
+    }
+
     /// Runs it to its end.
     ///
     /// # Panics

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use comfy_table::{Table, presets};
-use kiln_engine::home::{Home, remembered_digest};
+use kiln_engine::home::{Home, HomeError, remembered_digest};
 use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI};
 use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
 use kiln_engine::{Acceleration, LaunchError, QemuEngine, Renew, VmSpec};
@@ -33,9 +33,21 @@ pub fn run(args: ImageArgs) -> Result<u8, Failure> {
     }
 }
 
-/// `$KILN_HOME`.
+/// `$KILN_HOME`, if nobody else can have put anything there.
 pub fn home() -> Result<Home, Failure> {
-    Home::from_env().map_err(|error| Failure::new(USAGE, error))
+    let home = home_of_anybody()?;
+    home.check().map_err(home_failure)?;
+    Ok(home)
+}
+
+/// `$KILN_HOME`, for those who leave it alone if others can change it.
+pub fn home_of_anybody() -> Result<Home, Failure> {
+    Home::from_env().map_err(home_failure)
+}
+
+fn home_failure(error: HomeError) -> Failure {
+    let hint = error.hint();
+    Failure::new(if error.is_usage() { USAGE } else { HOST }, error).hint(hint)
 }
 
 /// The engine that runs VMs here.

@@ -18,6 +18,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use tokio::sync::mpsc;
 
+use crate::private_file;
 use crate::vm::VmEvent;
 
 /// Console bytes that stay in memory for [`Vm::console_tail`](crate::Vm::console_tail).
@@ -57,7 +58,7 @@ impl ConsoleLog {
     pub(crate) fn open(directory: &Utf8Path) -> io::Result<Self> {
         let [head, _, tail] = CONSOLE_LOGS;
         let open = |part, name| {
-            let file = fs::File::options().create(true).append(true).open(directory.join(name))?;
+            let file = private_file::append(&directory.join(name))?;
             let written = file.metadata()?.len();
             Ok(Self { directory: directory.into(), part, file, written })
         };
@@ -90,7 +91,7 @@ impl ConsoleLog {
         if self.part == Part::Tail {
             fs::rename(&tail, before)?;
         }
-        self.file = fs::File::create(tail)?;
+        self.file = private_file::restart(&tail)?;
         self.part = Part::Tail;
         self.written = 0;
         Ok(())

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::drivers::qemu::QmpError;
 use crate::fork::{Fork, ForkSpec};
+use crate::home::HomeError;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::{Vm, VmmStatus};
 use crate::vm_dir::VmId;
@@ -104,6 +105,9 @@ pub enum LaunchError {
     /// The spec can't be started on this host.
     #[error("the VM can't be started as asked for")]
     Spec(#[from] SpecError),
+    /// Other users could have put anything into the home.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// This engine's guests don't have what the spec asks for.
     #[error("the {driver} engine has no {what}")]
     Unsupported {
@@ -181,6 +185,7 @@ impl LaunchError {
                 Some("apt-get install --no-install-recommends qemu-system-x86".into())
             }
             Self::NoKvm { hint, .. } => Some(hint.clone()),
+            Self::Home(error) => Some(error.hint()),
             Self::Spec(SpecError::NoFile { what: "kernel" | "initramfs", .. }) => Some("kiln image build mini".into()),
             Self::Spec(SpecError::Backend { .. }) => {
                 Some("start the backend first: it must listen there before the VM starts".into())

@@ -16,6 +16,8 @@ use camino::Utf8Path;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::net::unix::pipe;
 
+use crate::private_file::FILE_MODE;
+
 /// Name of the console's FIFO in a VM's directory.
 pub(crate) const CONSOLE_FIFO: &str = "console.fifo";
 /// Name of the FIFO of the VMM's own words.
@@ -36,7 +38,9 @@ impl Fifo {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        rustix::fs::mknodat(CWD, path.as_std_path(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+        rustix::fs::mknodat(CWD, path.as_std_path(), FileType::Fifo, FILE_MODE, 0)?;
+        // A umask may have taken what the owner needs to open it.
+        rustix::fs::chmod(path.as_std_path(), FILE_MODE)?;
         // In this order: a write end that does not wait can't be opened without a reader.
         let reader = open_reader(path)?;
         let writer = open(path, OFlags::WRONLY)?;

@@ -16,6 +16,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::plain_file;
+use crate::private_file;
 
 /// A fact has a few hundred bytes.
 const FACT_BYTES_MAX: u64 = 16 << 10;
@@ -70,6 +71,7 @@ impl Witness {
 /// The memory of facts, below a home's cache.
 #[derive(Debug, Clone)]
 pub(crate) struct FileFacts {
+    cache: Utf8PathBuf,
     directory: Utf8PathBuf,
 }
 
@@ -84,7 +86,7 @@ struct Fact {
 impl FileFacts {
     /// The memory below `home`.
     pub(crate) fn new(home: &Utf8Path) -> Self {
-        Self { directory: home.join("cache/facts") }
+        Self { cache: home.join("cache"), directory: home.join("cache/facts") }
     }
 
     /// The blake3 of a file, as hex digits.
@@ -128,10 +130,8 @@ impl FileFacts {
     pub(crate) fn remember(&self, path: &Utf8Path, name: &str, witness: Witness, value: &str) {
         let fact = Fact { path: path.into(), name: name.into(), witness, value: value.into() };
         let write = || {
-            fs::create_dir_all(&self.directory)?;
-            let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
-            serde_json::to_writer(&mut file, &fact)?;
-            file.persist(self.file(path, name)).map_err(|error| error.error)
+            private_file::create_dir_all(&self.directory)?;
+            private_file::replace(&self.file(path, name), &self.cache, &serde_json::to_vec(&fact)?)
         };
         if let Err(error) = write() {
             tracing::debug!(%path, name, %error, "failed to remember a fact");

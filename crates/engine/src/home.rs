@@ -5,10 +5,13 @@
 //!                          │ dropped: removed
 //!                          │ crashed: the lock is free, so the next Home::sweep_partials removes it
 //! ```
+//! A home is used only if [`Home::check`] finds that nobody else could have put anything there.
+
+mod trust;
 
 use std::env;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -16,6 +19,8 @@ use fs_err as fs;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use crate::file_facts::FileFacts;
+use crate::plain_file;
+use crate::private_file;
 
 /// What a directory or file that is not whole yet ends with.
 pub const PARTIAL_SUFFIX: &str = ".partial";
@@ -42,6 +47,76 @@ pub enum HomeError {
         /// Its value.
         value: String,
     },
+    /// Another user owns the home, or a directory or link on the way to it.
+    #[error(
+        "`{path}` is owned by {owner}, not by {user}{}: Kiln uses only a home that nobody else can change",
+        way_words(path, home)
+    )]
+    Foreign {
+        /// What has another owner.
+        path: Utf8PathBuf,
+        /// The home.
+        home: Utf8PathBuf,
+        /// Its owner, for people.
+        owner: String,
+        /// This user, for people.
+        user: String,
+    },
+    /// Other users may change the home, or put another directory in its place.
+    #[error(
+        "other users may write to `{path}` (mode {mode:04o}, owned by {owner}){}: Kiln uses only a home that nobody else can change",
+        way_words(path, home)
+    )]
+    WritableByOthers {
+        /// Where they may write.
+        path: Utf8PathBuf,
+        /// The home.
+        home: Utf8PathBuf,
+        /// The mode of that directory.
+        mode: u32,
+        /// Its owner, for people.
+        owner: String,
+    },
+    /// Something else is in the way.
+    #[error("`{path}` is not a directory")]
+    NotADirectory {
+        /// What is there.
+        path: Utf8PathBuf,
+    },
+    /// It can't be looked at.
+    #[error("failed to look at `{path}`")]
+    Io {
+        /// What.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn way_words(path: &Utf8Path, home: &Utf8Path) -> String {
+    if path == home { String::new() } else { format!(", and the home is `{home}`") }
+}
+
+impl HomeError {
+    /// Whether it is the value of a variable that is wrong, not what is there.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Unset | Self::NotAbsolute { .. })
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> String {
+        let another = "export KILN_HOME=/a/directory/of/yours";
+        match self {
+            Self::WritableByOthers { path, .. } => {
+                format!("chmod go-w {path}, if you know all that is in there, or: {another}")
+            }
+            Self::Unset | Self::NotAbsolute { .. } | Self::Foreign { .. } | Self::NotADirectory { .. } => {
+                another.into()
+            }
+            Self::Io { .. } => format!("kiln doctor says more, or: {another}"),
+        }
+    }
 }
 
 impl Home {
@@ -69,6 +144,20 @@ impl Home {
     /// The home at a given path.
     pub fn at(path: impl Into<Utf8PathBuf>) -> Self {
         Self(path.into())
+    }
+
+    /// Checks that nobody but this user and root can have put anything into the home, or can put another one in its place.
+    /// A home that does not exist yet will be made so. Changes nothing.
+    ///
+    /// # Errors
+    /// [`HomeError`] names what is owned by others or can be written by them.
+    pub fn check(&self) -> Result<(), HomeError> {
+        let user = rustix::process::geteuid().as_raw();
+        trust::check(&self.0, &self.parts(), user, &trust::Accounts::read())
+    }
+
+    fn parts(&self) -> [Utf8PathBuf; 4] {
+        [self.images(), self.vms(), self.snapshots(), self.cache()]
     }
 
     /// The directory itself.
@@ -102,7 +191,7 @@ impl Home {
     /// The first directory that can't be read or removed.
     pub fn sweep_partials(&self) -> io::Result<Vec<Utf8PathBuf>> {
         let mut removed = Vec::new();
-        for parent in [self.images(), self.vms(), self.snapshots(), self.cache()] {
+        for parent in self.parts() {
             for path in partials(&parent)? {
                 if sweep(&path)? {
                     removed.push(path);
@@ -152,10 +241,11 @@ pub(crate) fn sweep(path: &Utf8Path) -> io::Result<bool> {
         Ok(metadata) => metadata,
         Err(error) => return gone(error).map(|()| false),
     };
-    if metadata.is_symlink() {
+    if !metadata.is_dir() && !metadata.is_file() {
+        // A link is not followed, and a pipe is not waited for.
         return fs::remove_file(path).or_else(gone).map(|()| true);
     }
-    let handle = match fs::File::open(path) {
+    let handle = match plain_file::open_any(path) {
         Ok(handle) => handle,
         Err(error) => return gone(error).map(|()| false),
     };
@@ -166,8 +256,8 @@ pub(crate) fn sweep(path: &Utf8Path) -> io::Result<bool> {
     removal.or_else(gone).map(|()| true)
 }
 
-fn try_lock(file: &fs::File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+fn try_lock(file: impl AsFd) -> io::Result<bool> {
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
@@ -189,11 +279,14 @@ impl Partial {
     /// # Errors
     /// The directory can't be made or locked.
     pub fn create(parent: &Utf8Path, name: &str) -> io::Result<Self> {
-        fs::create_dir_all(parent)?;
+        private_file::create_dir_all(parent)?;
         for _ in 0..PARTIAL_ATTEMPTS_MAX {
             let path = parent.join(format!("{name}-{}{PARTIAL_SUFFIX}", random_suffix()));
-            fs::create_dir(&path)?;
             // A sweeper may come between any two of these steps: then it has the lock, or the directory is gone.
+            match private_file::create_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            }
             let Ok(lock) = fs::File::open(&path) else { continue };
             if try_lock(&lock)? && is_still(&lock, &path) {
                 return Ok(Self { path, published: false, lock });

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::acceleration::{self, KvmState};
 use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
+use crate::home::{Home, HomeError};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
 
 pub use self::facts::{HostFacts, limits, proportional_set_bytes};
@@ -63,9 +64,11 @@ impl HostReport {
 }
 
 /// Looks at this host. With a `guest` to boot, KVM is tried with it unless the answer is remembered; that may take
-/// [`PROBE_DEADLINE`](acceleration::PROBE_DEADLINE).
+/// [`PROBE_DEADLINE`](acceleration::PROBE_DEADLINE). A home that others can change is left alone.
 pub async fn inspect(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
-    let engine = QemuEngine::find(home);
+    let trusted = Home::at(home).check();
+    let guest = guest.filter(|_| trusted.is_ok());
+    let engine = QemuEngine::find_unchecked(home);
     let (qemu, version) = match &engine {
         Ok(engine) => (Some(engine.binary().to_owned()), engine.ask_version().await),
         Err(_) => (None, None),
@@ -86,7 +89,7 @@ pub async fn inspect(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
         memory_finding(&facts),
         kernel_finding(&facts),
         tsc_finding(&facts),
-        home_finding(home),
+        home_finding(home, trusted),
     ];
     findings.extend(tools::findings());
     HostReport { facts, kvm, findings }
@@ -154,8 +157,11 @@ fn tsc_finding(facts: &HostFacts) -> HostFinding {
     HostFinding::new("tsc", FindingStatus::Ok, format!("{stable}, the host's clock is `{source}`"))
 }
 
-fn home_finding(home: &Utf8Path) -> HostFinding {
+fn home_finding(home: &Utf8Path, trusted: Result<(), HomeError>) -> HostFinding {
     let finding = |status, detail: String| HostFinding::new("home", status, detail);
+    if let Err(error) = trusted {
+        return finding(FindingStatus::Missing, error.to_string()).hint(error.hint());
+    }
     // The home is made when it is first used: until then, what counts is where it will be.
     let Some(existing) = home.ancestors().find(|path| path.is_dir()) else {
         return finding(FindingStatus::Missing, format!("`{home}` is on no directory"));
@@ -199,7 +205,7 @@ mod tests {
     fn a_home_that_is_not_there_yet_is_judged_by_its_place() {
         let directory = tempfile::tempdir().expect("a directory");
         let home = Utf8Path::from_path(directory.path()).expect("UTF-8").join("a/b/c");
-        let finding = home_finding(&home);
+        let finding = home_finding(&home, Home::at(&home).check());
         assert_ne!(finding.status, FindingStatus::Missing, "{finding:?}");
         assert!(finding.detail.contains(home.as_str()), "{finding:?}");
     }

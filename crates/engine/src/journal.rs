@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::history::History;
 
+use crate::private_file;
 use crate::snapshot::{SnapshotError, SnapshotId};
 use crate::vm_dir::SPEC_FILE;
 
@@ -163,7 +164,7 @@ impl Journal {
     /// Starts the journal of a new VM.
     pub(crate) fn create(directory: &Utf8Path) -> Result<Self, JournalError> {
         let path = directory.join(JOURNAL_FILE);
-        let file = fs::File::options().append(true).create_new(true).open(&path);
+        let file = private_file::write_new(&path, b"").and_then(|()| private_file::append_existing(&path));
         let file = file.map_err(io_error("create", directory))?;
         Ok(Self::new(directory, file, History::default()))
     }
@@ -174,7 +175,7 @@ impl Journal {
         if let Some(problem) = history.problem {
             return Err(JournalError::Broken { path: directory.join(JOURNAL_FILE), problem });
         }
-        let file = fs::File::options().append(true).open(directory.join(JOURNAL_FILE));
+        let file = private_file::append_existing(&directory.join(JOURNAL_FILE));
         let file = file.map_err(io_error("open", directory))?;
         file.file().set_len(history.bytes).map_err(io_error("cut", directory))?;
         Ok(Self::new(directory, file, history))
@@ -336,12 +337,12 @@ fn rewrite(directory: &Utf8Path, records: &[Record]) -> Result<(fs::File, u64), 
     let write = || {
         let new = directory.join(format!("{JOURNAL_FILE}.new"));
         let bytes: Vec<u8> = records.iter().flat_map(line).collect();
-        let mut file = fs::File::create(&new)?;
+        let mut file = private_file::restart(&new)?;
         file.write_all(&bytes)?;
         file.sync_data()?;
         let path = directory.join(JOURNAL_FILE);
         fs::rename(&new, &path)?;
-        Ok((fs::File::options().append(true).open(path)?, bytes.len() as u64))
+        Ok((private_file::append_existing(&path)?, bytes.len() as u64))
     };
     write().map_err(io_error("rewrite", directory))
 }

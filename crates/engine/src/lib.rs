@@ -26,6 +26,7 @@ mod mac_address;
 mod orphan;
 mod owner;
 mod plain_file;
+mod private_file;
 mod process;
 mod ready;
 mod recover;

@@ -22,6 +22,15 @@ pub(crate) fn open(path: &Utf8Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
 }
 
+/// Opens a file or directory for reading, to lock it. A pipe is not waited for, and a link is not followed.
+///
+/// # Errors
+/// It can't be opened, or is a link.
+pub(crate) fn open_any(path: &Utf8Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(path.as_std_path(), flags, Mode::empty())?))
+}
+
 /// Reads an ordinary file's first `bytes_max` bytes.
 ///
 /// # Errors

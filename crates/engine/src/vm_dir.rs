@@ -31,6 +31,7 @@ use crate::console::CONSOLE_LOGS;
 use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
 use crate::orphan::PID_FILE;
 use crate::plain_file;
+use crate::private_file::{self, DIRECTORY_MODE, FILE_MODE};
 use crate::snapshot::SnapshotId;
 use crate::vm_spec::VmSpec;
 
@@ -186,10 +187,10 @@ impl VmDir {
     }
 
     fn create_as(vms: &Utf8Path, spec: &VmSpec, state: State) -> io::Result<Self> {
-        fs::create_dir_all(vms)?;
+        private_file::create_dir_all(vms)?;
         let made = (0..CREATE_ATTEMPTS_MAX).find_map(|_| Self::make_and_lock(vms).transpose());
         let this = made.ok_or_else(|| io::Error::other(format!("no directory stays in `{vms}`")))??;
-        fs::write(this.path.join(SPEC_FILE), serde_json::to_vec_pretty(spec)?)?;
+        private_file::write_new(&this.path.join(SPEC_FILE), &serde_json::to_vec_pretty(spec)?)?;
         this.journal.append(state)?;
         Ok(this)
     }
@@ -248,9 +249,12 @@ impl VmDir {
     fn make_and_lock(vms: &Utf8Path) -> io::Result<Option<Self>> {
         let id = VmId::random();
         let path = vms.join(id.as_str());
-        fs::create_dir(&path)?;
+        match private_file::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        }
         let Some(lock) = try_lock(&path)? else { return Ok(None) };
-        rustix::fs::fchmod(&lock, Mode::RWXU)?;
+        rustix::fs::fchmod(&lock, DIRECTORY_MODE)?;
         let journal = Journal::create(&path)?;
         Ok(Some(Self { id, path, journal, fate: OnDrop::Remove.into(), _lock: lock }))
     }
@@ -282,7 +286,7 @@ impl VmDir {
 
     /// Where the next VMM's process writes which it is, see [`Program::pid_file`](crate::process::Program::pid_file).
     pub(crate) fn pid_file(&self) -> io::Result<OwnedFd> {
-        Ok(fs::File::create(self.path.join(PID_FILE))?.into_file().into())
+        Ok(private_file::restart(&self.path.join(PID_FILE))?.into_file().into())
     }
 }
 
@@ -339,7 +343,10 @@ pub(crate) struct SocketDir {
 
 impl SocketDir {
     pub(crate) fn listen(&self, name: &str) -> io::Result<UnixListener> {
-        UnixListener::bind(self.address(name))
+        let address = self.address(name);
+        let listener = UnixListener::bind(&address)?;
+        rustix::fs::chmod(address.as_std_path(), FILE_MODE)?;
+        Ok(listener)
     }
 
     pub(crate) fn connect(&self, name: &str) -> io::Result<UnixStream> {
@@ -373,7 +380,11 @@ pub(crate) fn try_lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
 }
 
 fn open_directory(path: &Utf8Path, flags: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path.as_std_path(), flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        path.as_std_path(),
+        flags | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use super::{KvmState, open_kvm};
 use crate::drivers::qemu::QemuEngine;
 use crate::engine::Engine as _;
 use crate::file_facts::FileFacts;
+use crate::plain_file;
+use crate::private_file;
 use crate::vm::{Vm, VmEvent, VmEvents};
 use crate::vm_spec::{AccelerationRequest, OwnerLoss, VmSpec};
 
@@ -29,6 +31,8 @@ const LOCK_DEADLINE: Duration = Duration::from_secs(30);
 const ANSWERS_FILE: &str = "probe.json";
 /// Answers that are remembered; a host has few kernels.
 const ANSWERS_MAX: usize = 16;
+/// Each has a few hundred bytes.
+const ANSWERS_BYTES_MAX: u64 = 64 << 10;
 /// Console bytes that are searched; the marks come long before.
 const CONSOLE_BYTES_MAX: usize = 256 << 10;
 /// Memory of the probe guest.
@@ -151,9 +155,9 @@ async fn watch(vm: &Vm, mut events: VmEvents) -> Result<(), String> {
 async fn lock(path: Utf8PathBuf) -> Option<fs::File> {
     let wait = tokio::task::spawn_blocking(move || -> io::Result<fs::File> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
+            private_file::create_dir_all(directory)?;
         }
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        let file = private_file::lock_file(&path)?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
         Ok(file)
     });
@@ -174,7 +178,10 @@ impl Key {
 impl Answers {
     /// What is remembered; nothing where the file is not there or not ours.
     fn load(file: &Utf8Path) -> Self {
-        fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        plain_file::read(file, ANSWERS_BYTES_MAX)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
     }
 
     fn find(&self, key: &Key) -> Option<KvmState> {
@@ -191,10 +198,9 @@ impl Answers {
 
     fn store(&self, file: &Utf8Path) -> io::Result<()> {
         let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let partial = tempfile::NamedTempFile::new_in(directory)?;
-        fs::write(partial.path(), serde_json::to_vec_pretty(self)?)?;
-        partial.persist(file)?;
-        Ok(())
+        let scratch = directory.join("cache");
+        private_file::create_dir_all(&scratch)?;
+        private_file::replace(file, &scratch, &serde_json::to_vec_pretty(self)?)
     }
 }
 

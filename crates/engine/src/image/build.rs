@@ -15,6 +15,7 @@ use super::recipe::{self, MINI};
 use super::store::{FileEntry, Image, ImageError, ImageStore, Manifest};
 use super::{kernel, modules, space};
 use crate::home::Partial;
+use crate::private_file;
 
 /// A build takes seconds, plus the time of its downloads.
 const LOCK_DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -158,8 +159,8 @@ impl ImageStore {
         progress(BuildStep::Writing { bytes });
         let write = || {
             let partial = Partial::create(&images, MINI)?;
-            fs::write(partial.path().join(&manifest.kernel.file), kernel)?;
-            fs::write(partial.path().join(&manifest.initramfs.file), initramfs)?;
+            private_file::write_new(&partial.path().join(&manifest.kernel.file), kernel)?;
+            private_file::write_new(&partial.path().join(&manifest.initramfs.file), initramfs)?;
             manifest.write(partial.path())?;
             partial.publish(&final_dir)
         };
@@ -177,9 +178,9 @@ impl ImageStore {
         progress: &mut dyn FnMut(BuildStep),
     ) -> Result<fs::File, ImageError> {
         let directory = self.home.images().join("locks");
-        fs::create_dir_all(&directory).map_err(ImageError::io(&directory))?;
+        private_file::create_dir_all(&directory).map_err(ImageError::io(&directory))?;
         let path = directory.join(name);
-        let file = fs::File::create(&path).map_err(ImageError::io(&path))?;
+        let file = private_file::lock_file(&path).map_err(ImageError::io(&path))?;
         let start = Instant::now();
         let mut told = false;
         loop {

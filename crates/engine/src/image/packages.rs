@@ -15,6 +15,7 @@ use super::elf::Elf;
 use super::modules::ModuleFiles;
 use super::space::{self, NoSpace};
 use crate::home::Partial;
+use crate::private_file;
 
 /// Depends on the newest kernel package of the release.
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -194,7 +195,7 @@ fn fetch(package: &str, cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Res
     if path.is_file() {
         return Ok(path);
     }
-    fs::create_dir_all(cache).map_err(io_error)?;
+    private_file::create_dir_all(cache).map_err(io_error)?;
     space::check(cache, bytes)?;
     download(file);
     let partial = Partial::create(cache, "download").map_err(io_error)?;

@@ -1,8 +1,7 @@
 //! Images that were built: `images/<digest>/` with its `image.json`, and the names that point to them.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Read as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
@@ -15,6 +14,7 @@ use super::packages::SourceError;
 use super::recipe::MINI;
 use super::space::NoSpace;
 use crate::home::{Home, Partial};
+use crate::private_file;
 
 /// Version of `image.json` and of what the digest covers.
 const FORMAT: u32 = 1;
@@ -230,7 +230,7 @@ impl Manifest {
     pub(super) fn write(&self, dir: &Utf8Path) -> io::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        fs::write(dir.join(MANIFEST), text)
+        private_file::write_new(&dir.join(MANIFEST), &text)
     }
 
     fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
@@ -382,14 +382,9 @@ impl ImageStore {
         }
         let directory = self.names_dir();
         let write = || -> io::Result<()> {
-            fs::create_dir_all(&directory)?;
-            let mut file = tempfile::Builder::new()
-                .prefix(".")
-                .permissions(PermissionsExt::from_mode(0o644))
-                .tempfile_in(&directory)?;
-            writeln!(file, "{digest}")?;
-            file.as_file().sync_all()?;
-            file.persist(directory.join(name))?;
+            private_file::create_dir_all(&directory)?;
+            let scratch = self.home.images();
+            private_file::replace(&directory.join(name), &scratch, format!("{digest}\n").as_bytes())?;
             fs::File::open(&directory)?.sync_all()
         };
         write().map_err(ImageError::io(&directory.join(name)))

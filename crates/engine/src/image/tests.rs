@@ -251,9 +251,14 @@ fn applets_come_from_a_busybox_that_is_not_installed_too() {
 }
 
 #[test]
-fn other_users_can_read_a_name() {
+fn an_image_is_for_this_user_alone() {
     let scene = Scene::new();
-    scene.build().expect("builds");
-    let metadata = fs::metadata(scene.root.join("home/images/names/mini")).expect("is there");
-    assert_eq!(metadata.permissions().mode() & 0o777, 0o644);
+    let (image, _) = scene.build().expect("builds");
+    let mode = |path: &Utf8Path| fs::metadata(path).expect("is there").permissions().mode() & 0o777;
+    for directory in [&scene.root.join("home"), &scene.root.join("home/images/names"), &image.dir] {
+        assert_eq!(mode(directory), 0o700, "{directory}");
+    }
+    for file in [&scene.root.join("home/images/names/mini"), &image.kernel, &image.dir.join("image.json")] {
+        assert_eq!(mode(file), 0o600, "{file}");
+    }
 }

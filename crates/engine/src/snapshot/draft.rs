@@ -21,6 +21,7 @@ use super::store::{OPEN_PATIENCE, SnapshotStore};
 use super::verified::broken;
 use crate::failpoint;
 use crate::home::Partial;
+use crate::private_file;
 use crate::vm_spec::VmSpec;
 
 /// Guest memory is its owner's alone.
@@ -168,7 +169,7 @@ pub(super) fn finish_files(id: &SnapshotId, directory: &Utf8Path) -> Result<Vec<
 pub(super) fn write_pending(directory: &Utf8Path, manifest: &Manifest) -> Result<(), SnapshotError> {
     let path = directory.join(MANIFEST_FILE);
     let bytes = serde_json::to_vec_pretty(manifest).expect("a manifest has no maps with odd keys");
-    fs::write(&path, bytes).map_err(|error| SnapshotError::io("write", path, error))
+    private_file::write_new(&path, &bytes).map_err(|error| SnapshotError::io("write", path, error))
 }
 
 /// The parent itself, or what a compaction has put in its place: the locks must be those of what is there.

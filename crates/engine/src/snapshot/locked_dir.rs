@@ -18,6 +18,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::private_file::FILE_MODE;
+
 /// First and longest pause between two attempts at a lock. The kernel has no wait for one with a deadline.
 const LOCK_PAUSE_MIN: Duration = Duration::from_millis(1);
 const LOCK_PAUSE_MAX: Duration = Duration::from_millis(50);
@@ -127,7 +129,9 @@ impl LockedDir {
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(&self.fd, &unfinished, flags, Mode::RUSR | Mode::WUSR)?);
+        let mut file = File::from(rustix::fs::openat(&self.fd, &unfinished, flags, FILE_MODE)?);
+        // A umask may have taken what the owner needs to read it.
+        rustix::fs::fchmod(&file, FILE_MODE)?;
         file.write_all(contents)?;
         file.sync_all()?;
         rustix::fs::renameat(&self.fd, &unfinished, &self.fd, name)?;

@@ -17,6 +17,7 @@ use camino::Utf8Path;
 use fs_err as fs;
 use fs_err::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
+use crate::private_file;
 use crate::vm_spec::DiskFormat;
 
 /// An overlay's disk is not larger: from here on QEMU would need a larger refcount table than one cluster.
@@ -58,7 +59,7 @@ pub(crate) fn create(path: &Utf8Path, disk_bytes: u64) -> io::Result<()> {
         let problem = format!("`{path}` would be an overlay of {disk_bytes} bytes, of at most {OVERLAY_BYTES_MAX}");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
     }
-    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let file = private_file::create_new(path)?;
     write_empty(&file, disk_bytes.next_multiple_of(SECTOR_BYTES)).inspect_err(|_| {
         // The first error says why. What is left of the file goes with the VM's directory.
         let _ = fs::remove_file(path);

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,8 +21,8 @@ use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::{Hold, is_at, lock_until};
 use super::store::SnapshotStore;
-use crate::home::PARTIAL_SUFFIX;
 use crate::plain_file;
+use crate::private_file;
 
 /// Hex digits of a key.
 const KEY_DIGITS: usize = 64;
@@ -30,8 +30,6 @@ const KEY_DIGITS: usize = 64;
 const OLD_SUFFIX: &str = ".old";
 /// A ready-made name holds an id, and perhaps a line break.
 const NAME_BYTES_MAX: u64 = 64;
-/// A sweeper can take a new file before it is locked.
-const WRITE_ATTEMPTS_MAX: usize = 16;
 
 /// Names what a ready-made snapshot is of: 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -146,10 +144,10 @@ impl SnapshotStore {
             io::ErrorKind::WouldBlock => SnapshotError::Locked { path: path.clone(), waited: patience },
             _ => SnapshotError::io("lock", &path, error),
         };
-        fs::create_dir_all(self.ready_directory()).map_err(failed)?;
+        private_file::create_dir_all(&self.ready_directory()).map_err(failed)?;
         let deadline = Instant::now() + patience;
         loop {
-            let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+            let file = private_file::lock_file(&path).map_err(failed)?;
             lock_until(&file, Hold::Exclusive, deadline).map_err(failed)?;
             if is_at(&file, &path).map_err(failed)? {
                 return Ok(ReadyLock { path, _file: file });
@@ -170,7 +168,7 @@ impl SnapshotStore {
             }
             Err(SnapshotError::InUse { by, .. }) => {
                 tracing::debug!(snapshot = %id, by, "a ready-made snapshot that was replaced stays for now");
-                fs::write(&note, "").map_err(|error| SnapshotError::io("write", note, error))
+                private_file::lock_file(&note).map(drop).map_err(|error| SnapshotError::io("write", note, error))
             }
             Err(error) => Err(error),
         }
@@ -274,19 +272,8 @@ impl SnapshotStore {
     }
 
     fn write_ready(&self, path: &Utf8PathBuf, id: &SnapshotId) -> io::Result<()> {
-        fs::create_dir_all(self.ready_directory())?;
-        for _ in 0..WRITE_ATTEMPTS_MAX {
-            // Beside the snapshots, where a sweep finds what a crash leaves of it.
-            let mut file = tempfile::Builder::new().suffix(PARTIAL_SUFFIX).tempfile_in(self.directory())?;
-            lock_until(file.as_file(), Hold::Exclusive, Instant::now() + Duration::from_secs(1))?;
-            writeln!(file, "{id}")?;
-            match file.persist(path) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.error),
-            }
-        }
-        Err(io::Error::other("no new file stays there"))
+        private_file::create_dir_all(&self.ready_directory())?;
+        private_file::replace(path, self.directory(), format!("{id}\n").as_bytes())
     }
 
     fn ready_directory(&self) -> Utf8PathBuf {

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
@@ -21,8 +21,9 @@ use super::id::SnapshotId;
 use super::locked_dir::LockedDir;
 use super::manifest::{FileEntry, Manifest};
 use crate::file_facts::Witness;
-use crate::home::{Home, PARTIAL_SUFFIX};
+use crate::home::Home;
 use crate::plain_file;
+use crate::private_file;
 
 /// Some dozens of files with 200 bytes each.
 const MEMORY_BYTES_MAX: u64 = 64 << 10;
@@ -100,12 +101,8 @@ impl Verified {
     /// Remembers what was found. It can be found again, so a failure is not one of the caller's.
     pub(super) fn remember(&self, id: &SnapshotId, known: &KnownFiles) {
         let write = || -> io::Result<()> {
-            fs::create_dir_all(&self.directory)?;
-            // Here a sweep finds what a crash leaves of it.
-            let mut file = tempfile::Builder::new().suffix(PARTIAL_SUFFIX).tempfile_in(&self.cache)?;
-            file.write_all(&serde_json::to_vec(known)?)?;
-            file.persist(self.file(id)).map_err(|error| error.error)?;
-            Ok(())
+            private_file::create_dir_all(&self.directory)?;
+            private_file::replace(&self.file(id), &self.cache, &serde_json::to_vec(known)?)
         };
         if let Err(error) = write() {
             tracing::debug!(snapshot = %id, %error, "failed to remember that a snapshot was checked");

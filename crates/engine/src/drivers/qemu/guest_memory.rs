@@ -4,6 +4,7 @@ use std::fs::File;
 
 use camino::Utf8Path;
 
+use crate::private_file;
 use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
 use crate::snapshot::{Snapshot, SnapshotError};
 
@@ -29,7 +30,7 @@ pub(super) fn apply_diffs(pid: u32, mapped: &File, snapshot: &Snapshot) -> Resul
 /// Copies a file that is mostly holes.
 pub(super) fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
     let source = fs_err::File::open(from).map_err(|error| SnapshotError::io("open", from, error))?;
-    let target = fs_err::File::create_new(to).map_err(|error| SnapshotError::io("create", to, error))?;
+    let target = private_file::create_new(to).map_err(|error| SnapshotError::io("create", to, error))?;
     memory::copy_sparse(source.file(), target.file()).map_err(|error| SnapshotError::io("copy to", to, error))
 }
 

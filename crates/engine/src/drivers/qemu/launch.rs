@@ -25,6 +25,7 @@ use crate::engine::LaunchError;
 use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::owner::{self, Parts};
+use crate::private_file;
 use crate::process::{self, Child, Program, Sink};
 use crate::vhost_user::VhostUser;
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
@@ -181,7 +182,7 @@ pub(super) async fn why_it_ended(
 pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, LaunchError> {
     let path = dir.path().join(MEMORY_FILE);
     let make = || {
-        let file = fs_err::File::create_new(&path)?;
+        let file = private_file::create_new(&path)?;
         let bytes = spec.memory_mib << 20;
         file.set_len(bytes)?;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {

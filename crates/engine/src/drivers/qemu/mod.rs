@@ -64,8 +64,15 @@ impl QemuEngine {
     /// An engine that keeps its VMs below `home` (`$KILN_HOME`), with the QEMU named by `$KILN_QEMU` or found on `PATH`.
     ///
     /// # Errors
-    /// [`LaunchError::VmmMissing`].
+    /// [`LaunchError::VmmMissing`]; or the home is one that others can change ([`Home::check`]).
     pub fn find(home: impl Into<Utf8PathBuf>) -> Result<Self, LaunchError> {
+        let home = home.into();
+        Home::at(&home).check()?;
+        Self::find_unchecked(home)
+    }
+
+    /// [`find`](Self::find) for a home that may be anybody's, and that must be left alone then.
+    pub(crate) fn find_unchecked(home: impl Into<Utf8PathBuf>) -> Result<Self, LaunchError> {
         let program = std::env::var(QEMU_VARIABLE).unwrap_or_else(|_| QEMU_PROGRAM.into());
         let binary = host::find_program(Utf8Path::new(&program));
         let binary = binary.ok_or_else(|| LaunchError::VmmMissing { program: program.into() })?;

@@ -13,10 +13,13 @@ use super::error::MemoryError;
 use super::page_file::PAGE_BYTES;
 use super::page_runs::{BATCH_BYTES, batches, page_count};
 
+use crate::private_file;
+
 /// Writes the chain's memory to a new file at `path`, with holes where it is zero. On a filesystem that shares blocks
 /// it costs the diffs' pages alone.
 pub(crate) fn flatten(chain: &ChainMemory, path: &Utf8Path) -> Result<(), MemoryError> {
-    let file = File::create_new(path).map_err(MemoryError::file("create", path))?;
+    let file =
+        private_file::create_new(path).map(fs_err::File::into_file).map_err(MemoryError::file("create", path))?;
     copy_sparse(chain.root(), &file).map_err(MemoryError::file("copy the root's memory to", path))?;
     file.set_len(chain.guest_bytes()).map_err(MemoryError::file("resize", path))?;
     let mut buffer = vec![0; BATCH_BYTES];

@@ -1,6 +1,5 @@
 //! Writes the page file of a diff snapshot from a paused VMM's memory.
 
-use std::fs::File;
 use std::ops::Range;
 
 use camino::Utf8Path;
@@ -11,6 +10,8 @@ use super::mapping::Mapping;
 use super::page_file::{PAGE_BYTES, PageFileWriter, is_zero};
 use super::page_runs::{BATCH_BYTES, batches, page_count, pages, union};
 use super::process_memory;
+
+use crate::private_file;
 
 /// What became of the pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,8 @@ pub(crate) fn save(
     path: &Utf8Path,
 ) -> Result<SavedPages, MemoryError> {
     check_size(pid, mapping, parent)?;
-    let file = File::create_new(path).map_err(MemoryError::file("create", path))?;
+    let file =
+        private_file::create_new(path).map(fs_err::File::into_file).map_err(MemoryError::file("create", path))?;
     let mut writer = PageFileWriter::new(file, mapping.pages()).map_err(MemoryError::file("write", path))?;
     let mut saved = SavedPages { own: page_count(own), changed: 0, zero: 0, bytes: 0 };
     let (mut new, mut old) = (vec![0; BATCH_BYTES], vec![0; BATCH_BYTES]);

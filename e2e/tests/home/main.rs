@@ -1,0 +1,5 @@
+//! A `$KILN_HOME` that others could change, or have filled.
+
+mod refused;
+mod vm_planted;
+mod vm_umask;
