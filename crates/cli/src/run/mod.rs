@@ -184,7 +184,8 @@ impl Job {
             Err(error) => return Err(self.not_started(guest, error).await),
         };
         let raw = if self.args.tty { Some(terminal::RawMode::enter()?) } else { None };
-        let mut sink = if self.args.json { Sink::Capture(pump::Captured::default()) } else { Sink::pass() };
+        let limit = self.args.limit_output;
+        let mut sink = if self.args.json { Sink::capture(limit) } else { Sink::pass(limit) };
         let mut interrupted = false;
         let ended = {
             let input = exec.input.clone();
@@ -203,7 +204,7 @@ impl Job {
             }
         };
         drop(raw);
-        if let Sink::Capture(captured) = sink {
+        if let Some(captured) = sink.captured() {
             report.output(captured);
         }
         let ended = match ended {

@@ -25,8 +25,16 @@ pub enum End {
     OutputFailed(io::Error),
 }
 
-/// Where a command's output goes.
-pub enum Sink {
+/// Where a command's output goes. At most `--limit-output` of it: the agent counts too, but the agent is the guest's.
+pub struct Sink {
+    target: Target,
+    /// Bytes of stdout and stderr together that may still be passed on.
+    left: u64,
+    /// Something came after that, and was dropped.
+    dropped: bool,
+}
+
+enum Target {
     /// To kiln's own stdout and stderr, as it comes.
     Pass(Stdout, Stderr),
     /// Into memory, up to [`CAPTURE_BYTES_MAX`] each.
@@ -43,21 +51,46 @@ pub struct Captured {
 }
 
 impl Sink {
-    pub fn pass() -> Self {
-        Self::Pass(tokio::io::stdout(), tokio::io::stderr())
+    /// To kiln's own stdout and stderr; at most `limit_bytes`.
+    pub fn pass(limit_bytes: Option<u64>) -> Self {
+        Self::new(Target::Pass(tokio::io::stdout(), tokio::io::stderr()), limit_bytes)
+    }
+
+    /// Into memory; at most `limit_bytes`.
+    pub fn capture(limit_bytes: Option<u64>) -> Self {
+        Self::new(Target::Capture(Captured::default()), limit_bytes)
+    }
+
+    fn new(target: Target, limit_bytes: Option<u64>) -> Self {
+        Self { target, left: limit_bytes.unwrap_or(u64::MAX), dropped: false }
+    }
+
+    /// What was captured, if it was.
+    pub fn captured(self) -> Option<Captured> {
+        match self.target {
+            Target::Pass(..) => None,
+            Target::Capture(mut captured) => {
+                captured.truncated |= self.dropped;
+                Some(captured)
+            }
+        }
     }
 
     async fn take(&mut self, channel: Channel, bytes: &[u8]) -> io::Result<()> {
-        match (self, channel) {
-            (Self::Pass(_, stderr), Channel::Err) => {
+        let passed = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= passed as u64;
+        self.dropped |= passed < bytes.len();
+        let bytes = &bytes[..passed];
+        match (&mut self.target, channel) {
+            (Target::Pass(_, stderr), Channel::Err) => {
                 stderr.write_all(bytes).await?;
                 stderr.flush().await
             }
-            (Self::Pass(stdout, _), _) => {
+            (Target::Pass(stdout, _), _) => {
                 stdout.write_all(bytes).await?;
                 stdout.flush().await
             }
-            (Self::Capture(captured), channel) => {
+            (Target::Capture(captured), channel) => {
                 let into = if channel == Channel::Err { &mut captured.stderr } else { &mut captured.stdout };
                 let kept = bytes.len().min(CAPTURE_BYTES_MAX - into.len());
                 into.extend_from_slice(&bytes[..kept]);
@@ -79,7 +112,10 @@ pub async fn output(receiver: &mut StreamReceiver, sink: &mut Sink) -> Result<En
                 Err(error) => return Ok(End::OutputFailed(error)),
             },
             Event::Eof => {}
-            Event::Exited(exited) => return Ok(End::Exited(exited)),
+            Event::Exited(mut exited) => {
+                exited.truncated |= sink.dropped;
+                return Ok(End::Exited(exited));
+            }
             other => return Err(StreamError::Unexpected(format!("{other:?}"))),
         }
     }
@@ -112,4 +148,26 @@ pub async fn stdin(sender: StreamSender) {
     }
     // The command has ended where this fails.
     let _ = sender.eof().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn output_is_cut_at_the_limit_whatever_the_agent_sends() {
+        let mut sink = Sink::capture(Some(1000));
+        for channel in [Channel::Out, Channel::Err, Channel::Out, Channel::Err] {
+            sink.take(channel, &[b'x'; 400]).await.expect("memory takes it");
+        }
+        let captured = sink.captured().expect("it was captured");
+        assert_eq!((captured.stdout.len(), captured.stderr.len(), captured.truncated), (600, 400, true));
+    }
+
+    #[tokio::test]
+    async fn output_that_just_fits_is_whole() {
+        let mut sink = Sink::capture(Some(1000));
+        sink.take(Channel::Out, &[b'x'; 1000]).await.expect("memory takes it");
+        assert!(!sink.captured().expect("it was captured").truncated);
+    }
 }
