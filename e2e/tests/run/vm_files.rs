@@ -74,3 +74,15 @@ fn a_result_over_the_limit_leaves_nothing() {
     assert!(outcome.stderr.contains("--out-limit"), "{}", outcome.stderr);
     assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
 }
+
+#[test]
+fn one_missing_result_loses_no_other_and_each_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let host = |name: &str| folder.path().join(name).display().to_string();
+    let flags = [format!("/no/a:{}", host("a")), format!("/tmp/b:{}", host("b")), format!("/no/c:{}", host("c"))];
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--out", flag]).collect();
+    let outcome = Kiln::shell(&flags, "echo b > /tmp/b").run();
+    assert_eq!(outcome.code, 125, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/no/a") && outcome.stderr.contains("/no/c"), "{}", outcome.stderr);
+    assert_eq!(fs::read_to_string(folder.path().join("b")).expect("it came out"), "b\n");
+}

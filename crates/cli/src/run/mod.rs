@@ -146,16 +146,8 @@ impl Job {
             code = interrupts.any() => return Ok(code),
         }
         let code = self.exec(guest, interrupts, report).await?;
-        let fetched = async {
-            let mut left = self.args.out_limit;
-            for copy in &self.copy_out {
-                let taken = transfer::copy_out(&guest.link, copy, left).await;
-                left = left.saturating_sub(taken.map_err(|error| Failure::new(VM, error))?);
-            }
-            Ok::<_, Failure>(())
-        };
         let fetched = tokio::select! {
-            fetched = fetched => fetched,
+            fetched = transfer::copy_all_out(&guest.link, &self.copy_out, self.args.out_limit) => fetched,
             gone = guest.gone() => Err(guest::cut_off(&gone)),
             code = interrupts.any() => return Ok(code),
         };

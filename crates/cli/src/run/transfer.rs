@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::request::Copy;
 use super::unpack::{Piece, unpack};
+use crate::failure::{Failure, VM};
 
 /// Pieces of an archive between the thread that packs or unpacks and the link.
 const PIECES: usize = 8;
@@ -62,8 +63,22 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     answered.map(drop).with_context(|| format!("failed to unpack into `{}` in the guest", copy.guest))
 }
 
+/// Copies everything of `--out`, which together may take `limit_bytes`. One that fails loses no other: the failure names
+/// all that did.
+pub async fn copy_all_out(link: &GuestLink, copies: &[Copy], limit_bytes: u64) -> Result<(), Failure> {
+    let mut left = limit_bytes;
+    let mut failures = Vec::new();
+    for copy in copies {
+        match copy_out(link, copy, left).await {
+            Ok(taken) => left = left.saturating_sub(taken),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Failure::words(VM, failures.join("\n"))) }
+}
+
 /// Copies a file or directory out of the guest; at most `limit_bytes` of archive are taken. Says how many were.
-pub async fn copy_out(link: &GuestLink, copy: &Copy, limit_bytes: u64) -> anyhow::Result<u64> {
+async fn copy_out(link: &GuestLink, copy: &Copy, limit_bytes: u64) -> anyhow::Result<u64> {
     let (_sender, mut receiver) = link.files(FileRequest::TarOut { path: copy.guest.clone() })?;
     let (pieces, arriving) = mpsc::channel(PIECES);
     let host = copy.host.clone();
