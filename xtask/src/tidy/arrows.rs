@@ -8,16 +8,29 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::problem::Problem;
 
 /// Each crate with those of ours that it may build on. Arrows point only down.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("kiln-wire", &[]),
     ("kiln-detect", &[]),
     ("kiln-api", &[]),
-    ("kiln-agent", &["kiln-wire"]),
+    ("kiln-archive", &[]),
+    ("kiln-agent", &["kiln-wire", "kiln-archive"]),
     ("kiln-vdev", &[]),
     ("kiln-engine", &["kiln-wire", "kiln-vdev"]),
     ("kiln-lab", &["kiln-wire", "kiln-detect", "kiln-engine"]),
     ("kiln-server", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-engine", "kiln-lab"]),
-    ("kiln-cli", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-vdev", "kiln-engine", "kiln-lab", "kiln-server"]),
+    (
+        "kiln-cli",
+        &[
+            "kiln-wire",
+            "kiln-archive",
+            "kiln-detect",
+            "kiln-api",
+            "kiln-vdev",
+            "kiln-engine",
+            "kiln-lab",
+            "kiln-server",
+        ],
+    ),
     ("kiln-e2e-guest", &[]),
     (
         "kiln-e2e",
