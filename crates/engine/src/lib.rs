@@ -3,11 +3,13 @@
 //! ```text
 //!   VmSpec ──▶ Engine::launch ──▶ Vm ──▶ VmEvents: Started, Console …, Exited
 //!                                  └───▶ link_stream ──▶ link::GuestLink
+//!   VmSpec or Snapshot ──▶ Guest: a VM whose agent answers, its findings, how it ended
 //! ```
 //! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
 
 pub mod acceleration;
 pub mod failpoint;
+pub mod guest;
 pub mod home;
 pub mod host;
 pub mod image;
@@ -43,6 +45,7 @@ pub use drivers::qemu::{
 };
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
+pub use guest::Guest;
 pub use mac_address::{MacAddress, NoMacAddress};
 pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};

@@ -15,7 +15,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("kiln-archive", &[]),
     ("kiln-agent", &["kiln-wire", "kiln-archive"]),
     ("kiln-vdev", &[]),
-    ("kiln-engine", &["kiln-wire", "kiln-vdev"]),
+    ("kiln-engine", &["kiln-wire", "kiln-detect", "kiln-vdev"]),
     ("kiln-lab", &["kiln-wire", "kiln-detect", "kiln-engine"]),
     ("kiln-server", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-engine", "kiln-lab"]),
     (

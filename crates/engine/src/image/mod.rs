@@ -23,6 +23,7 @@ mod space;
 mod store;
 #[cfg(test)]
 mod tests;
+mod vm_spec;
 
 pub use build::{BuildOptions, BuildStep};
 pub use command::CommandError;
@@ -31,3 +32,4 @@ pub use packages::{KernelSource, SourceError};
 pub use recipe::MINI;
 pub use space::NoSpace;
 pub use store::{Image, ImageError, ImageStore};
+pub use vm_spec::NoModule;

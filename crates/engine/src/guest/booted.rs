@@ -1,0 +1,207 @@
+//! From a spec or a snapshot to a guest whose agent answers.
+
+use std::time::Duration;
+
+use kiln_detect::{Finding, Lines};
+use tokio::time::{Instant, timeout};
+
+use super::watch::{CRASH_GRACE, End, Gone, Watch};
+use crate::engine::{Engine, LaunchError};
+use crate::fork::{Fork, ForkSpec};
+use crate::link::{GuestLink, LinkError, LinkOptions};
+use crate::snapshot::{Snapshot, SnapshotError};
+use crate::vm::{PortError, Vm};
+use crate::vm_spec::VmSpec;
+
+/// Rows of the console that come with a [`BootError`].
+pub const BOOT_TAIL_ROWS: usize = 20;
+
+/// A VM whose agent answers. Dropping it kills the VM.
+///
+/// ```no_run
+/// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+/// use kiln_engine::Guest;
+/// use kiln_engine::guest::Watch;
+/// use std::time::Duration;
+///
+/// let guest = Guest::start(engine, spec, Duration::from_secs(60), Watch::default()).await?;
+/// tokio::select! {
+///     round_trip = guest.link.ping() => println!("it answers after {:?}", round_trip?),
+///     gone = guest.gone() => println!("it is gone: {gone}"),
+/// }
+/// guest.vm.kill().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Guest {
+    /// The VM.
+    pub vm: Vm,
+    /// The link to its agent.
+    pub link: GuestLink,
+    /// Time from the request for a VM to the agent's answer, in a fork also to its being a machine of its own.
+    pub boot: Duration,
+    watch: Watch,
+    end: End,
+}
+
+/// Why a guest did not come up. Its VM is gone.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// Its VM did not start.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Its VMM did not even start in time.
+    #[error("the guest did not come up within {waited:?}: no console yet, its VMM still starts")]
+    NoVmm {
+        /// The deadline.
+        waited: Duration,
+    },
+    /// Its agent's port can't be reached.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Its agent does not answer.
+    #[error("the guest did not come up")]
+    Link {
+        /// Why.
+        #[source]
+        source: LinkError,
+        /// The last rows of its console.
+        console: Vec<String>,
+    },
+    /// It ended before its agent answered.
+    #[error("the guest ended while it booted: {gone}")]
+    Gone {
+        /// How.
+        gone: Gone,
+        /// The last rows of its console.
+        console: Vec<String>,
+    },
+}
+
+impl Guest {
+    /// Starts a VM and waits for its agent, all within `boot_timeout`. What happens meanwhile is in `watch`.
+    ///
+    /// # Errors
+    /// [`BootError`]; nothing is left behind then.
+    pub async fn start(
+        engine: &dyn Engine,
+        spec: VmSpec,
+        boot_timeout: Duration,
+        watch: Watch,
+    ) -> Result<Self, BootError> {
+        let started = Instant::now();
+        let launched = timeout(boot_timeout, engine.launch(spec)).await;
+        let mut vm = launched.map_err(|_| BootError::NoVmm { waited: boot_timeout })??;
+        let end = follow(&mut vm, &watch);
+        let stream = vm.link_stream().await?;
+        let left = boot_timeout.saturating_sub(started.elapsed());
+        let linked = tokio::select! {
+            linked = GuestLink::connect(stream, LinkOptions::virtio_serial(left)) => linked,
+            gone = end.gone() => return Err(BootError::Gone { gone, console: console_rows(&vm, BOOT_TAIL_ROWS) }),
+        };
+        match linked {
+            Ok(link) => Ok(Self { vm, link, boot: started.elapsed(), watch, end }),
+            Err(source) => Err(not_up(&vm, source, &end).await),
+        }
+    }
+
+    /// Forks a snapshot once. What its console printed before it was saved is not printed again.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; nothing is left behind then.
+    pub async fn fork(
+        engine: &dyn Engine,
+        snapshot: &Snapshot,
+        forks: ForkSpec,
+        watch: Watch,
+    ) -> Result<Self, SnapshotError> {
+        let started = Instant::now();
+        let forks = engine.restore(snapshot, ForkSpec { count: 1, ..forks }).await?;
+        let fork = forks.into_iter().next().expect("all that were asked for are there");
+        Ok(Self::of(fork, started.elapsed(), watch))
+    }
+
+    /// Watches a fork that runs. `boot` is the time that it took.
+    ///
+    /// # Panics
+    /// If its VM's events were taken before.
+    pub fn of(fork: Fork, boot: Duration, watch: Watch) -> Self {
+        let Fork { mut vm, link } = fork;
+        let end = follow(&mut vm, &watch);
+        Self { vm, link, boot, watch, end }
+    }
+
+    /// Its events and findings.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// What its kernel has reported so far.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.watch.findings()
+    }
+
+    /// The last rows of its console, oldest first, as a terminal may have them; also after its end.
+    pub fn console_tail(&self, rows: usize) -> Vec<String> {
+        console_rows(&self.vm, rows)
+    }
+
+    /// Waits until the guest is gone. Safe to cancel, and to call more than once.
+    pub async fn gone(&self) -> Gone {
+        self.end.gone().await
+    }
+
+    /// Why the link was lost, if the VM ended with it; waits a moment for that to show.
+    pub async fn gone_soon(&self) -> Option<Gone> {
+        gone_soon(&self.end).await
+    }
+}
+
+fn follow(vm: &mut Vm, watch: &Watch) -> End {
+    watch.follow(vm.take_events().expect("nobody else took this VM's events"))
+}
+
+async fn gone_soon(end: &End) -> Option<Gone> {
+    // A crash takes the grace to show, and some time to be printed.
+    timeout(2 * CRASH_GRACE, end.gone()).await.ok()
+}
+
+async fn not_up(vm: &Vm, source: LinkError, end: &End) -> BootError {
+    let gone = match source {
+        LinkError::Closed { .. } | LinkError::Io(_) => gone_soon(end).await,
+        _ => end.now(),
+    };
+    let console = console_rows(vm, BOOT_TAIL_ROWS);
+    match gone {
+        Some(gone) => BootError::Gone { gone, console },
+        None => BootError::Link { source, console },
+    }
+}
+
+fn console_rows(vm: &Vm, rows: usize) -> Vec<String> {
+    last_rows(&vm.console_tail(rows), rows)
+}
+
+/// The last rows of a console as a terminal may have them: a guest that draws or steers it made any number of each line.
+fn last_rows(raw: &[String], count: usize) -> Vec<String> {
+    let mut lines = Lines::new();
+    let mut rows: Vec<String> = raw.iter().flat_map(|line| lines.push(format!("{line}\n").as_bytes())).collect();
+    rows.drain(..rows.len().saturating_sub(count));
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_console_cannot_steer_the_terminal_of_its_reader() {
+        let mut raw = vec!["\x1b]0;title\x07boot\r\x1b[2Jok".to_owned()];
+        raw.extend((0..BOOT_TAIL_ROWS).map(|number| format!("\x1b[31m{number}\rx")));
+        let rows = last_rows(&raw, BOOT_TAIL_ROWS);
+        assert_eq!(rows.len(), BOOT_TAIL_ROWS);
+        assert!(rows.iter().all(|row| !row.contains('\x1b') && !row.contains('\r')), "{rows:?}");
+        assert_eq!(rows.last().map(String::as_str), Some("x"));
+    }
+}

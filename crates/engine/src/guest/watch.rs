@@ -1,0 +1,318 @@
+//! The watch on a guest: its VM's events become rows, findings and, in the end, how it ended.
+//!
+//! A [`Watch`] can follow several VMs one after the other: a guest that was saved and restored is one guest, so its
+//! findings, the numbers of its events and a report that its kernel had begun go on.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kiln_detect::{ConsoleLine, Finding, Lines, Scanner, Severity};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::events::{EventLog, Events, GuestEvent};
+use super::findings::Findings;
+use crate::vm::{VmEvent, VmEvents, VmExit};
+
+/// After a fatal report, a VM has this long to end on its own, so that its log is whole. A fatal report that has begun
+/// counts as complete after the console was silent for as long.
+pub(super) const CRASH_GRACE: Duration = Duration::from_secs(2);
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gone {
+    /// Its kernel reported something that it does not survive. Its VM may still be there.
+    Crashed(Box<Finding>),
+    /// It powered off, reset, or its VMM ended.
+    Exited(VmExit),
+}
+
+impl std::fmt::Display for Gone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Crashed(finding) => f.write_str(&finding.title),
+            Self::Exited(exit) => exit.fmt(f),
+        }
+    }
+}
+
+/// What happens in a guest: its events and what its kernel reported. Clones are the same watch.
+#[derive(Debug, Clone, Default)]
+pub struct Watch(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    log: EventLog,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    lines: Lines,
+    scanner: Scanner,
+    findings: Findings,
+    /// The first finding that the guest does not survive.
+    crash: Option<Finding>,
+    /// The guest's own time so far: what its VMs before this one have lived.
+    before: Duration,
+    /// Of the last console bytes.
+    last: Duration,
+    /// The VM that ends next is restored later: a row or report that it has begun goes on then.
+    goes_on: bool,
+}
+
+/// How one VM ends, once it does.
+#[derive(Debug, Clone)]
+pub(crate) struct End(watch::Receiver<Option<Gone>>);
+
+impl Watch {
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        self.0.log.from(self.0.log.next())
+    }
+
+    /// What has happened since the entry with this number, and from now on. If that has left the log, the reader is told
+    /// how many it missed.
+    pub fn events_since(&self, number: u64) -> Events {
+        self.0.log.from(number)
+    }
+
+    /// All that is kept, and what happens from now on.
+    pub fn events_kept(&self) -> Events {
+        self.0.log.from(self.0.log.oldest())
+    }
+
+    /// What the kernel has reported, in order: the first findings and the newest.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.seen().findings.kept()
+    }
+
+    /// How many findings there were, also those that are no longer kept.
+    pub fn findings_total(&self) -> u64 {
+        self.seen().findings.total()
+    }
+
+    /// Follows a VM to its end. A watch follows one VM at a time.
+    pub(crate) fn follow(&self, events: VmEvents) -> End {
+        {
+            let mut seen = self.seen();
+            seen.before = seen.last;
+            seen.goes_on = false;
+        }
+        let (sender, end) = watch::channel(None);
+        tokio::spawn(self.clone().read(events, sender));
+        End(end)
+    }
+
+    /// Reads a VM's events to their end.
+    async fn read(self, mut events: VmEvents, end: watch::Sender<Option<Gone>>) {
+        // When a fatal report is the end of the guest.
+        let mut due: Option<Instant> = None;
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = until(due) => {
+                    due = None;
+                    if let Some(crash) = self.crash() {
+                        end.send_replace(Some(Gone::Crashed(Box::new(crash))));
+                    }
+                    continue;
+                }
+            };
+            match event {
+                Some(VmEvent::Console { bytes, at }) => {
+                    let crashed_before = due.is_some() && self.seen().crash.is_some();
+                    self.console(&bytes, at);
+                    if end.borrow().is_none() && !crashed_before {
+                        due = Some(Instant::now() + CRASH_GRACE);
+                    }
+                }
+                Some(VmEvent::Started { pid }) => self.0.log.push(GuestEvent::Started { pid }),
+                Some(VmEvent::Paused) => self.0.log.push(GuestEvent::Paused),
+                Some(VmEvent::Resumed) => self.0.log.push(GuestEvent::Resumed),
+                Some(VmEvent::Exited(exit)) => {
+                    let crash = self.ended();
+                    self.0.log.push(GuestEvent::Exited(exit.clone()));
+                    end.send_if_modified(|end| {
+                        let first = end.is_none();
+                        if first {
+                            *end = Some(crash.map_or(Gone::Exited(exit), |crash| Gone::Crashed(Box::new(crash))));
+                        }
+                        first
+                    });
+                    return;
+                }
+                // The owner is gone with its runtime, and so is who waits.
+                None => return,
+            }
+        }
+    }
+
+    fn console(&self, bytes: &[u8], at: Duration) {
+        let mut seen = self.seen();
+        seen.last = seen.before + at;
+        for text in seen.lines.push(bytes) {
+            seen.row(&self.0.log, text);
+        }
+    }
+
+    /// The finding that the guest does not survive, also if its report has no end.
+    fn crash(&self) -> Option<Finding> {
+        let mut seen = self.seen();
+        let fatal = |finding: &Finding| finding.severity == Severity::Fatal;
+        if seen.crash.is_none() && seen.scanner.pending().as_ref().is_some_and(fatal) {
+            seen.finish_reports(&self.0.log);
+        }
+        seen.crash.clone()
+    }
+
+    /// Its VM has ended.
+    fn ended(&self) -> Option<Finding> {
+        let mut seen = self.seen();
+        if !seen.goes_on {
+            if let Some(text) = seen.lines.finish() {
+                seen.row(&self.0.log, text);
+            }
+            seen.finish_reports(&self.0.log);
+        }
+        seen.crash.clone()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn row(&mut self, log: &EventLog, text: String) {
+        log.push(GuestEvent::Console(text.clone()));
+        if let Some(finding) = self.scanner.push(&ConsoleLine { text, at: self.last }) {
+            self.note(log, finding);
+        }
+    }
+
+    fn finish_reports(&mut self, log: &EventLog) {
+        for finding in self.scanner.finish() {
+            self.note(log, finding);
+        }
+    }
+
+    fn note(&mut self, log: &EventLog, finding: Finding) {
+        if finding.severity == Severity::Fatal && self.crash.is_none() {
+            self.crash = Some(finding.clone());
+        }
+        log.push(GuestEvent::Finding(Arc::new(finding.clone())));
+        self.findings.push(finding);
+    }
+}
+
+impl End {
+    /// Waits for it. Safe to cancel.
+    pub(crate) async fn gone(&self) -> Gone {
+        let mut end = self.0.clone();
+        let gone = end.wait_for(Option::is_some).await.ok().and_then(|gone| gone.clone());
+        match gone {
+            Some(gone) => gone,
+            // The task ends only after it has set this, except with the runtime.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn now(&self) -> Option<Gone> {
+        self.0.borrow().clone()
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::vm::{ExitReason, VmmStatus};
+
+    const PANIC: &str = "[    1.000000] Kernel panic - not syncing: No working init found.\r\n";
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn console(text: &str) -> VmEvent {
+        VmEvent::Console { at: Duration::from_secs(1), bytes: Bytes::copy_from_slice(text.as_bytes()) }
+    }
+
+    fn killed() -> VmExit {
+        VmExit { status: VmmStatus::Signal(9), reason: ExitReason::Killed }
+    }
+
+    async fn follow(watch: &Watch, events: impl IntoIterator<Item = VmEvent>) -> (End, mpsc::Sender<VmEvent>) {
+        let (sender, receiver) = mpsc::channel(64);
+        let end = watch.follow(VmEvents(receiver));
+        for event in events {
+            sender.send(event).await.expect("it is read");
+        }
+        (end, sender)
+    }
+
+    async fn gone(end: &End) -> Gone {
+        timeout(DEADLINE, end.gone()).await.expect("it ends in time")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_the_end_even_if_the_vm_stays() {
+        let watch = Watch::default();
+        let mut events = watch.events();
+        let (end, _vm) = follow(&watch, [console(PANIC)]).await;
+        let Gone::Crashed(finding) = gone(&end).await else { panic!("it crashed") };
+        assert_eq!(finding.title, "kernel panic: No working init found");
+        assert_eq!(watch.findings(), [*finding.clone()]);
+        let row = events.next().await.expect("it is there").expect("nothing was missed");
+        assert_eq!((row.number, row.event), (0, GuestEvent::Console(PANIC.trim_end().into())));
+        let found = events.next().await.expect("it is there").expect("nothing was missed");
+        assert_eq!(found.event, GuestEvent::Finding(Arc::new(*finding)));
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_ends_after_its_panic_has_crashed() {
+        let watch = Watch::default();
+        let (end, _vm) = follow(&watch, [console(PANIC), VmEvent::Exited(killed())]).await;
+        assert!(matches!(gone(&end).await, Gone::Crashed(_)));
+    }
+
+    #[tokio::test]
+    async fn a_vm_that_ends_without_a_report_has_exited_and_ends_its_events() {
+        let watch = Watch::default();
+        let mut events = watch.events_kept();
+        let (end, vm) = follow(&watch, [console("login: "), VmEvent::Exited(killed())]).await;
+        assert_eq!(gone(&end).await, Gone::Exited(killed()));
+        drop((watch, vm));
+        let mut seen = Vec::new();
+        while let Some(entry) = timeout(DEADLINE, events.next()).await.expect("it ends in time") {
+            seen.push(entry.expect("nothing was missed").event);
+        }
+        assert_eq!(seen, [GuestEvent::Console("login: ".into()), GuestEvent::Exited(killed())]);
+    }
+
+    #[tokio::test]
+    async fn a_row_that_a_save_has_cut_is_one_row_after_the_restore() {
+        let watch = Watch::default();
+        let mut events = watch.events_kept();
+        let (first, second) = PANIC.split_at(30);
+        let (end, _vm) = follow(&watch, [console(first)]).await;
+        watch.seen().goes_on = true;
+        _vm.send(VmEvent::Exited(killed())).await.expect("it is read");
+        assert_eq!(gone(&end).await, Gone::Exited(killed()));
+        let (end, _vm) = follow(&watch, [console(second)]).await;
+        let Gone::Crashed(finding) = gone(&end).await else { panic!("it crashed") };
+        assert_eq!(finding.at, Duration::from_secs(2), "its time goes on");
+        let all: Vec<GuestEvent> =
+            std::iter::from_fn(|| events.read()).map(|entry| entry.expect("kept").event).collect();
+        assert!(all.contains(&GuestEvent::Console(PANIC.trim_end().into())), "{all:?}");
+    }
+}
