@@ -3,7 +3,7 @@
 use kiln_engine::acceleration;
 use kiln_engine::home::Home;
 use kiln_engine::host::{FindingStatus, HostFinding, HostReport, inspect};
-use kiln_engine::image::MINI;
+use kiln_engine::image::{Image, MINI};
 use kiln_engine::snapshot::SnapshotStore;
 use owo_colors::OwoColorize as _;
 
@@ -22,7 +22,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     let progress = Progress::start("looking at this host; trying KVM may take 10 s");
     // Without an image there is no guest to try KVM with; the report says so.
     let image = if trusted { image::find(&home, MINI).ok() } else { None };
-    let guest = image.as_ref().map(image::spec);
+    let guest = image.as_ref().map(Image::vm_spec);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = runtime.block_on(inspect(home.path(), guest.as_ref()));
     if trusted {

@@ -59,11 +59,6 @@ impl Failure {
         }
     }
 
-    /// The error alone, for work that is not at the edge.
-    pub fn into_error(self) -> anyhow::Error {
-        self.error
-    }
-
     /// The chain in one line, for JSON.
     pub fn message(&self) -> String {
         format!("{:#}", self.error)

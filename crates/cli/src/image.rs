@@ -209,7 +209,8 @@ fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     let progress = Progress::start("finding the image");
     let image = find_or_build(&home, &args.name, &progress)?;
     check_modules(&image, &args.modules)?;
-    let mut spec = VmSpec { memory_mib: args.memory, cpus: args.cpus, modules: args.modules.clone(), ..spec(&image) };
+    let (memory_mib, cpus, modules) = (args.memory, args.cpus, args.modules.clone());
+    let mut spec = VmSpec { memory_mib, cpus, modules, ..image.vm_spec() };
     spec.acceleration = args.accel.into();
     let engine = engine(&home)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -262,22 +263,12 @@ pub const fn accel_name(acceleration: Acceleration) -> &'static str {
     }
 }
 
-/// A VM of an image, with the defaults of [`VmSpec`].
-pub fn spec(image: &Image) -> VmSpec {
-    VmSpec { cmdline: image.cmdline.clone(), ..VmSpec::new(&image.kernel, &image.initramfs) }
-}
-
-/// Refuses modules that an image does not have: its guest would only say so on its console.
+/// Refuses modules that an image does not have.
 pub fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
-    // The kernel takes both for the same.
-    let plain = |name: &str| name.replace('-', "_");
-    match wanted.iter().find(|wanted| !image.modules.iter().any(|module| plain(module) == plain(wanted))) {
-        None => Ok(()),
-        Some(missing) => {
-            let words = format!("the image `{}` has no module `{missing}`", image.name);
-            Err(Failure::words(USAGE, words).hint(format!("it has: {}", image.modules.join(", "))))
-        }
-    }
+    image.check_modules(wanted).map_err(|error| {
+        let hint = format!("it has: {}", error.has.join(", "));
+        Failure::new(USAGE, error).hint(hint)
+    })
 }
 
 fn image_failure(error: ImageError) -> Failure {

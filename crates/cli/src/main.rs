@@ -3,6 +3,7 @@
 mod agent_binary;
 mod args;
 mod bench;
+mod console;
 mod doctor;
 mod failure;
 mod guest;

@@ -13,15 +13,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use comfy_table::{CellAlignment, Table, presets};
+use kiln_engine::guest::Watch;
 use kiln_engine::host::HostFacts;
 use kiln_engine::image::{Image, MINI};
-use kiln_engine::{QemuEngine, VmSpec};
+use kiln_engine::{Guest, QemuEngine, VmSpec};
 use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
 use crate::args::{BenchArgs, BenchGroup};
 use crate::failure::Failure;
-use crate::guest::Guest;
 use crate::image;
 use crate::output::{Progress, print, print_json, say};
 use machine::Machine;
@@ -105,7 +105,7 @@ impl Bench {
     }
 
     fn spec(&self) -> VmSpec {
-        let mut spec = image::spec(&self.image);
+        let mut spec = self.image.vm_spec();
         spec.memory_mib = MEMORY_MIB;
         spec.cpus = CPUS;
         spec.acceleration = self.acceleration;
@@ -116,7 +116,7 @@ impl Bench {
     async fn start(&self, ports: &[&str]) -> anyhow::Result<Guest> {
         let mut spec = self.spec();
         spec.extra_ports = ports.iter().map(ToString::to_string).collect();
-        Guest::start(&self.engine, spec, BOOT_TIMEOUT, false).await.map_err(Failure::into_error)
+        Ok(Guest::start(&self.engine, spec, BOOT_TIMEOUT, Watch::default()).await?)
     }
 
     async fn machine(&self) -> anyhow::Result<Machine> {

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use kiln_detect::Severity;
+use kiln_engine::Guest;
 use kiln_engine::link::{StreamError, StreamSender};
 use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Exited};
 use owo_colors::OwoColorize as _;
@@ -26,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::RunArgs;
 use crate::failure::{Failure, INTERRUPTED, TIMED_OUT, USAGE, VM};
-use crate::guest::{self, Guest};
+use crate::guest;
 use crate::image;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
@@ -109,7 +110,7 @@ impl Job {
         let progress = Progress::start("finding the image");
         let image = image::find_or_build(&home, &self.args.image, &progress)?;
         image::check_modules(&image, &self.args.modules)?;
-        let mut spec = image::spec(&image);
+        let mut spec = image.vm_spec();
         spec.memory_mib = self.args.memory;
         spec.cpus = self.args.cpus;
         spec.modules = self.args.modules.clone();
@@ -127,7 +128,7 @@ impl Job {
         report.accel = image::accel_name(guest.vm.acceleration()).into();
         drop(progress);
         let outcome = self.in_guest(&guest, &mut interrupts, report).await;
-        report.findings = guest.findings.all().into_iter().map(Into::into).collect();
+        report.findings = guest.findings().into_iter().map(Into::into).collect();
         warn_of_findings(&guest, &outcome);
         guest.vm.kill().await;
         outcome
@@ -314,7 +315,7 @@ async fn follow_size(input: StreamSender, tty: bool) {
 fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     let crashed = outcome.is_err();
     let mut titles = BTreeMap::<String, usize>::new();
-    for finding in guest.findings.all() {
+    for finding in guest.findings() {
         if finding.severity != Severity::Fatal || !crashed {
             *titles.entry(finding.title).or_default() += 1;
         }

@@ -8,14 +8,15 @@
 
 use std::time::Instant;
 
-use kiln_engine::{ForkSpec, QemuEngine, Renew, VmSpec};
+use kiln_engine::{ForkSpec, Guest, QemuEngine, Renew, VmSpec};
 use owo_colors::OwoColorize as _;
 
 use super::Times;
 use super::report::Start;
 use crate::args::RunArgs;
+use crate::console;
 use crate::failure::Failure;
-use crate::guest::Guest;
+use crate::guest::boot_failure;
 use crate::image::launch_failure;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
@@ -66,7 +67,9 @@ pub async fn start(
     }
     progress.say("booting");
     let guest = tokio::select! {
-        guest = Guest::start(engine, spec, args.boot_timeout, args.console) => guest?,
+        guest = Guest::start(engine, spec, args.boot_timeout, console::watch(args.console)) => {
+            guest.map_err(|error| boot_failure(error, args.boot_timeout))?
+        }
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
     Ok(Started::Guest(Box::new(guest), Start::Boot))
@@ -80,7 +83,7 @@ async fn fork(
 ) -> Result<Started, Failure> {
     let forks = ForkSpec { deadline: args.boot_timeout, ..ForkSpec::default() };
     let forked = tokio::select! {
-        forked = Guest::fork(engine, &made.snapshot, forks, args.console) => forked,
+        forked = Guest::fork(engine, &made.snapshot, forks, console::watch(args.console)) => forked,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
     Ok(Started::Guest(Box::new(forked.map_err(ready::snapshot_failure)?), Start::Fork))

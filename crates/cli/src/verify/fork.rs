@@ -45,7 +45,7 @@ async fn prove(args: &VerifyForkArgs) -> Result<Report, Stop> {
     let image = image::find_or_build(&home, &args.image, &progress)?;
     let engine = Arc::new(image::engine(&home)?);
     let mut interrupts = Interrupts::new().map_err(Failure::from)?;
-    let mut spec = VmSpec { acceleration: args.accel.into(), forkable: true, ..image::spec(&image) };
+    let mut spec = VmSpec { acceleration: args.accel.into(), forkable: true, ..image.vm_spec() };
     spec.nics.push(Nic { mac: MacAddress::random() });
     progress.say("finding out what KVM does here");
     let decided = engine.decide(&spec);

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use kiln_engine::guest::Watch;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotRequest};
-use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine, Vm, VmSpec};
+use kiln_engine::{Engine as _, Fork, ForkSpec, Guest, QemuEngine, Vm, VmSpec};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -22,7 +23,7 @@ use super::facts::{Facts, Seen};
 use super::guest;
 use super::kept::{Kept, LABEL};
 use crate::failure::{Failure, HOST, VM};
-use crate::guest::Guest;
+use crate::guest::boot_failure;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
 
@@ -88,8 +89,9 @@ impl Proof<'_> {
     /// Boots, prepares and saves the VM that everything is forked from.
     async fn original(&mut self) -> Result<(Facts, Snapshot), Stop> {
         self.progress.say("booting");
-        let booted = Guest::start(&*self.engine, self.spec.clone(), BOOT_TIMEOUT, false);
-        let original = unless(self.interrupts, async { booted.await.map_err(host_fails) }).await?;
+        let booted = Guest::start(&*self.engine, self.spec.clone(), BOOT_TIMEOUT, Watch::default());
+        let booted = async { booted.await.map_err(|error| host_fails(boot_failure(error, BOOT_TIMEOUT))) };
+        let original = unless(self.interrupts, booted).await?;
         self.times.boot = original.boot;
         self.progress.say("preparing the VM that will be saved");
         let prepared = async {

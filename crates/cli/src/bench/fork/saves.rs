@@ -9,9 +9,10 @@
 
 use std::time::Instant;
 
-use kiln_engine::VmSpec;
+use kiln_engine::guest::Watch;
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
+use kiln_engine::{Guest, VmSpec};
 
 use super::super::Results;
 use super::super::samples::{Promise, Sense, Series, Unit};
@@ -20,8 +21,6 @@ use super::raw::{RawLine, RawVm};
 use super::scratch::Scratch;
 use super::{Lab, TRUE, blocking, dirty, ms_since, run};
 use crate::bench::BOOT_TIMEOUT;
-use crate::failure::Failure;
-use crate::guest::Guest;
 
 /// Memory of a guest that is saved whole, and what the table calls its figures.
 struct Size {
@@ -67,8 +66,7 @@ async fn whole(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
         for (size, [saved, alone, all]) in SIZES.iter().zip(&mut series) {
             let scratch = Scratch::new(&lab.store);
             let spec = VmSpec { memory_mib: size.memory_mib, forkable: true, ..lab.bench.spec() };
-            let started = Guest::start(&lab.bench.engine, spec, BOOT_TIMEOUT, false).await;
-            let guest = started.map_err(Failure::into_error)?;
+            let guest = Guest::start(&lab.bench.engine, spec, BOOT_TIMEOUT, Watch::default()).await?;
             for _ in 0..lab.bench.warm_up {
                 run(&guest.link, &[TRUE]).await?;
             }
