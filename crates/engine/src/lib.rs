@@ -17,6 +17,7 @@ pub mod kept;
 pub mod link;
 pub mod snapshot;
 
+mod confine;
 mod console;
 mod drivers;
 mod engine;

@@ -1,32 +1,28 @@
 //! VMM processes, which outlive the process that started them only where that was asked for.
 //!
 //! ```text
-//!   spawn(Program) ──▶ spawner thread ──fork──▶ child: setsid, pid file, PDEATHSIG, keep its descriptors, exec
+//!   spawn(Program) ──▶ spawner thread ──fork──▶ child: see `confine::exec`
 //!        ◀── Child { pid, pidfd } ──┘
 //! ```
 //! The kernel sends the parent-death signal when the *thread* that forked ends, so all forks come from one thread that
 //! lives as long as the process. A child is its own session, so a Ctrl-C at the terminal reaches Kiln alone.
-#![expect(
-    unsafe_code,
-    reason = "what happens between fork and exec has no safe interface, nor has waiting for a pidfd"
-)]
+#![expect(unsafe_code, reason = "waiting for a pidfd has no safe interface")]
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use rustix::fs::{Mode, OFlags};
-use rustix::io::FdFlags;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::confine::{Launch, Request, Steps};
 use crate::orphan::{self, KILL_DEADLINE, Orphan};
 use crate::vm::VmmStatus;
 use crate::vm_spec::OwnerLoss;
@@ -35,15 +31,18 @@ use crate::vm_spec::OwnerLoss;
 const SPAWN_QUEUE: usize = 16;
 /// From the request to the exec, behind others; each takes some milliseconds.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
-
-/// More than any line of proc(5) `stat`.
-const STAT_BYTES_MAX: usize = 1024;
+/// Where programs look for others. The caller's own may lead to directories of others.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to start.
 #[derive(Debug)]
 pub(crate) struct Program {
     pub(crate) path: Utf8PathBuf,
     pub(crate) arguments: Vec<OsString>,
+    /// All of it: the child has none of ours. See [`own_environment`].
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// Where it works. Programs look for files there that nobody named.
+    pub(crate) directory: Utf8PathBuf,
     /// Descriptors that the child keeps, under the same numbers. They stay close-on-exec in this process.
     pub(crate) inherit: Vec<OwnedFd>,
     pub(crate) stdout: Sink,
@@ -51,6 +50,11 @@ pub(crate) struct Program {
     /// Where the child writes which process it is, see [`Orphan::find`].
     pub(crate) pid_file: Option<OwnedFd>,
     pub(crate) owner_loss: OwnerLoss,
+}
+
+/// What a program finds that is to have nothing of Kiln's caller: no token, no library to load before others.
+pub(crate) fn own_environment() -> Vec<(OsString, OsString)> {
+    vec![("PATH".into(), PATH.into())]
 }
 
 /// What becomes of what a program writes.
@@ -98,14 +102,14 @@ pub(crate) async fn spawn(program: Program) -> io::Result<Child> {
     tokio::time::timeout(SPAWN_DEADLINE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-type Request = (Program, oneshot::Sender<io::Result<Child>>);
+type Order = (Program, oneshot::Sender<io::Result<Child>>);
 
-fn spawner() -> io::Result<&'static mpsc::Sender<Request>> {
-    static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
+fn spawner() -> io::Result<&'static mpsc::Sender<Order>> {
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
     if let Some(spawner) = SPAWNER.get() {
         return Ok(spawner);
     }
-    let (sender, mut requests) = mpsc::channel::<Request>(SPAWN_QUEUE);
+    let (sender, mut requests) = mpsc::channel::<Order>(SPAWN_QUEUE);
     std::thread::Builder::new().name("kiln-spawner".into()).spawn(move || {
         while let Some((program, reply)) = requests.blocking_recv() {
             // When nobody waits any more, the answer comes back here and its drop kills the child.
@@ -117,79 +121,39 @@ fn spawner() -> io::Result<&'static mpsc::Sender<Request>> {
 }
 
 fn fork_and_exec(program: Program) -> io::Result<Child> {
-    let Program { path, arguments, inherit, stdout, stderr, pid_file, owner_loss } = program;
-    let mut command = Command::new(&path);
-    command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-    let parent = std::process::id();
-    // SAFETY: the closure runs between fork and exec and makes system calls alone: it neither allocates nor locks.
-    // It owns `inherit` and `pid_file`, so those descriptors are open when the fork happens.
-    unsafe {
-        command.pre_exec(move || become_child(parent, owner_loss, pid_file.as_ref(), &inherit));
-    }
-    let mut child = command.spawn()?;
-    // Closes our copies of what the child inherited.
-    drop(command);
-    let pid = child.id();
-    let stderr = child.stderr.take().map(OwnedFd::from);
-    let pid_checked = Pid::from_raw(pid.cast_signed()).expect("a child's pid is above zero");
-    match rustix::process::pidfd_open(pid_checked, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Child { pid, pidfd: Arc::new(pidfd), kin: Kin::Own, status: None, stderr }),
-        Err(error) => {
-            child.kill()?;
-            child.wait()?;
-            Err(error.into())
-        }
-    }
+    let Program { path, arguments, environment, directory, inherit, stdout, stderr, pid_file, owner_loss } = program;
+    let (stdout, _) = stdout.open()?;
+    let (stderr, words) = stderr.open()?;
+    let launch = Launch::new(Request {
+        program: &path,
+        arguments,
+        environment,
+        directory: &directory,
+        stdout,
+        stderr,
+        keep: inherit,
+        pid_file,
+        owner_loss,
+        steps: Steps::default(),
+    })?;
+    let (pid, pidfd) = launch.start()??;
+    let pid = pid.as_raw_nonzero().get().cast_unsigned();
+    Ok(Child { pid, pidfd: Arc::new(pidfd), kin: Kin::Own, status: None, stderr: words })
 }
 
-fn become_child(parent: u32, owner_loss: OwnerLoss, pid_file: Option<&OwnedFd>, keep: &[OwnedFd]) -> io::Result<()> {
-    rustix::process::setsid()?;
-    if let Some(pid_file) = pid_file {
-        write_own_stat(pid_file)?;
-    }
-    match owner_loss {
-        OwnerLoss::Kill => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?,
-        // Without an owner nobody reads what the program writes, which is no reason for it to end.
-        OwnerLoss::KeepRunning => ignore_broken_pipes()?,
-    }
-    // The parent may have died before the signal was set, which nobody would send then; and one that died while its VM
-    // started handed it to nobody.
-    if rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get().cast_unsigned() != parent) {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    // A crashed VMM would leave its guest's memory, secrets and all, in a core file.
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    for fd in keep {
-        rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
-    }
-    Ok(())
-}
-
-fn ignore_broken_pipes() -> io::Result<()> {
-    // SAFETY: ignoring a signal installs no handler that could run; the exec leaves it ignored.
-    match unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) } == libc::SIG_ERR {
-        true => Err(io::Error::last_os_error()),
-        false => Ok(()),
-    }
-}
-
-/// Copies `/proc/self/stat`. Allocates nothing: it runs between fork and exec.
-fn write_own_stat(pid_file: &OwnedFd) -> io::Result<()> {
-    let stat = rustix::fs::open(c"/proc/self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut line = [0; STAT_BYTES_MAX];
-    let count = rustix::io::read(&stat, &mut line[..])?;
-    match rustix::io::write(pid_file, &line[..count])? {
-        written if written == count => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-    }
-}
-
-impl From<Sink> for Stdio {
-    fn from(sink: Sink) -> Self {
-        match sink {
-            Sink::Null => Self::null(),
-            Sink::Pipe => Self::piped(),
-            Sink::To(fd) => fd.into(),
+impl Sink {
+    /// The child's end, and ours if there is one.
+    fn open(self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        match self {
+            Self::Null => {
+                let null = rustix::fs::open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+                Ok((null, None))
+            }
+            Self::Pipe => {
+                let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+                Ok((writer, Some(reader)))
+            }
+            Self::To(fd) => Ok((fd, None)),
         }
     }
 }
@@ -290,6 +254,7 @@ fn reap(pidfd: &OwnedFd, options: WaitIdOptions) -> io::Result<Option<VmmStatus>
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd as _;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -298,6 +263,8 @@ mod tests {
         Program {
             path: "/bin/sh".into(),
             arguments,
+            environment: own_environment(),
+            directory: "/".into(),
             inherit: Vec::new(),
             stdout: Sink::Null,
             stderr: Sink::Pipe,
@@ -353,6 +320,22 @@ mod tests {
         let stderr = child.take_stderr().expect("piped");
         std::fs::File::from(stderr).read_to_string(&mut session).expect("reads");
         assert_eq!(session.trim(), child.pid().to_string());
+    }
+
+    #[tokio::test]
+    async fn a_child_has_nothing_of_what_its_owner_was_given() {
+        use std::io::Read as _;
+        let leaked = fs_err::File::open("/dev/null").expect("opens");
+        // Inherited by whatever is started, unless that is prevented.
+        let dup = |number| rustix::io::dup(&leaked).unwrap_or_else(|error| panic!("the {number}th: {error}"));
+        let _leaked = (3..300).map(dup).collect::<Vec<_>>();
+        assert!(std::env::vars_os().count() > 1, "there is something to inherit");
+        let script = "ls /proc/$$/fd | tr '\\n' ' ' >&2; pwd >&2; cat /proc/$$/environ >&2";
+        let mut child = spawn(shell(script)).await.expect("starts");
+        assert_eq!(end(&mut child).await, VmmStatus::Code(0));
+        let mut found = String::new();
+        std::fs::File::from(child.take_stderr().expect("piped")).read_to_string(&mut found).expect("reads");
+        assert_eq!(found, format!("0 1 2 /\nPATH={PATH}\0"));
     }
 
     #[tokio::test]

@@ -61,6 +61,9 @@ impl FakeEngine {
         let program = Program {
             path: self.agent.clone(),
             arguments: vec!["--listen".into(), socket.into_string().into()],
+            // A process for tests: what they set for it is theirs to set.
+            environment: std::env::vars_os().collect(),
+            directory: ".".into(),
             inherit: Vec::new(),
             stdout: Sink::Null,
             stderr: Sink::Pipe,

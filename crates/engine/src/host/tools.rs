@@ -49,13 +49,18 @@ const ELF_HEAD_BYTES: u64 = 4096;
 
 /// Where a program is: itself if it names a file, else the first of that name on `PATH`.
 pub fn find_program(name: &Utf8Path) -> Option<Utf8PathBuf> {
+    // It may be started from another directory than this one.
+    let absolute = |path: &Utf8Path| Utf8PathBuf::try_from(std::path::absolute(path).ok()?).ok();
     if name.as_str().contains('/') {
-        return is_executable(name).then(|| name.to_owned());
+        return is_executable(name).then(|| absolute(name)).flatten();
     }
     // Tools of the administrator are not on every user's PATH.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let directories = path.split(':').filter(|directory| !directory.is_empty());
-    directories.map(|directory| Utf8Path::new(directory).join(name)).find(|path| is_executable(path))
+    directories
+        .map(|directory| Utf8Path::new(directory).join(name))
+        .find(|path| is_executable(path))
+        .and_then(|path| absolute(&path))
 }
 
 fn is_executable(path: &Utf8Path) -> bool {

@@ -78,6 +78,9 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
     let program = Program {
         path: plan.binary.into(),
         arguments,
+        environment: process::own_environment(),
+        // QEMU looks for each of its data files here first, and here are none.
+        directory: dir.path().to_owned(),
         inherit,
         stdout: Sink::To(console.writer),
         stderr: Sink::To(stderr.writer),

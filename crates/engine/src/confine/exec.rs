@@ -1,0 +1,546 @@
+//! From the fork to the exec of a VMM.
+//!
+//! ```text
+//!   Launch::new: strings, descriptors ──clone3──▶ child: own session, namespaces, cgroup, directory, user, limits,
+//!        │                                              Landlock, descriptors ──exec──▶ the program
+//!        └──◀── status pipe: closed by the exec, or the step that failed and its errno ──┘
+//! ```
+//! The child is a copy of one thread of a process that has many: a lock that another thread held is held for ever in it.
+//! So between fork and exec it makes system calls alone. It allocates nothing and calls no function of libc that could
+//! lock or that keeps state of its own; above all not `setresuid`, which in glibc signals threads that are not there. All
+//! strings and tables are made before.
+#![expect(unsafe_code, reason = "what happens between fork and exec has no safe interface")]
+
+use std::ffi::{CStr, CString, OsString, c_char, c_int, c_long};
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::ptr;
+
+use camino::Utf8Path;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::{Errno, FdFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
+
+use crate::vm_spec::OwnerLoss;
+
+/// More than any line of proc(5) `stat`.
+const STAT_BYTES_MAX: usize = 1024;
+/// Descriptors that a child closes one by one, on a host whose kernel can't do it at once.
+const DESCRIPTORS_MAX: u64 = 1 << 16;
+/// Signals of Linux.
+const SIGNALS: c_int = 64;
+/// How a child ends that did not become its program. Nobody sees it but a debugger.
+const NOT_STARTED: c_int = 127;
+
+/// All that a child needs, made before it is.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    program: CString,
+    arguments: Strings,
+    environment: Strings,
+    directory: CString,
+    /// Standard input, output and error.
+    standard: [OwnedFd; 3],
+    keep: Vec<OwnedFd>,
+    pid_file: Option<OwnedFd>,
+    owner_loss: OwnerLoss,
+    steps: Steps,
+}
+
+/// What confines the child, beside what confines every child.
+#[derive(Debug, Default)]
+pub(crate) struct Steps {
+    /// `CLONE_NEW…`.
+    pub(crate) namespaces: c_int,
+    /// What is written to `uid_map` and `gid_map` of a user namespace.
+    pub(crate) maps: Option<[String; 2]>,
+    /// `cgroup.procs` of each cgroup.
+    pub(crate) cgroups: Vec<OwnedFd>,
+    /// In a mount namespace of its own, everything but the directory is read-only.
+    pub(crate) read_only: bool,
+    /// Another user: uid and gid, and the groups beside.
+    pub(crate) user: Option<(u32, Vec<u32>)>,
+    pub(crate) limits: Vec<(Resource, u64)>,
+    pub(crate) landlock: Option<OwnedFd>,
+}
+
+/// Where a child is on its way. Each step that a [measure](super::Measure) needs is named, because a host that refuses it
+/// gets the child without that measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    Fork,
+    Session,
+    PidFile,
+    Namespaces,
+    Mounts,
+    Cgroup,
+    Directory,
+    User,
+    OwnerLoss,
+    Limits,
+    Landlock,
+    Descriptors,
+    Exec,
+}
+
+const STEPS: [Step; 13] = [
+    Step::Fork,
+    Step::Session,
+    Step::PidFile,
+    Step::Namespaces,
+    Step::Mounts,
+    Step::Cgroup,
+    Step::Directory,
+    Step::User,
+    Step::OwnerLoss,
+    Step::Limits,
+    Step::Landlock,
+    Step::Descriptors,
+    Step::Exec,
+];
+
+/// A child that did not become its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) step: Step,
+    pub(crate) errno: Errno,
+}
+
+impl Step {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Fork => "fork",
+            Self::Session => "begin a session",
+            Self::PidFile => "write its pid file",
+            Self::Namespaces => "enter namespaces of its own",
+            Self::Mounts => "make its mounts read-only",
+            Self::Cgroup => "enter its cgroup",
+            Self::Directory => "enter its directory",
+            Self::User => "become another user",
+            Self::OwnerLoss => "tie its life to its owner's",
+            Self::Limits => "limit its resources",
+            Self::Landlock => "restrict itself with Landlock",
+            Self::Descriptors => "arrange its descriptors",
+            Self::Exec => "run its program",
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the child could not {}: {}", self.step.what(), io::Error::from(self.errno))
+    }
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        match failure.step {
+            // Callers tell a program that is not there from others by its kind.
+            Step::Exec => failure.errno.into(),
+            _ => Self::other(failure.to_string()),
+        }
+    }
+}
+
+/// Strings as exec wants them.
+#[derive(Debug)]
+struct Strings {
+    pointers: Vec<*const c_char>,
+    _strings: Vec<CString>,
+}
+
+// SAFETY: the pointers lead into `_strings`, whose heap blocks move with it and are never written.
+unsafe impl Send for Strings {}
+
+impl Strings {
+    fn new(strings: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
+        let strings = strings.into_iter().map(|string| CString::new(string.into_vec()));
+        let strings = strings.collect::<Result<Vec<_>, _>>()?;
+        let pointers = strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect();
+        Ok(Self { pointers, _strings: strings })
+    }
+}
+
+/// What is started, as its caller has it.
+pub(crate) struct Request<'a> {
+    pub(crate) program: &'a Utf8Path,
+    pub(crate) arguments: Vec<OsString>,
+    /// Whole: the child has nothing of ours.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    pub(crate) directory: &'a Utf8Path,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    /// What the child keeps, under the same numbers.
+    pub(crate) keep: Vec<OwnedFd>,
+    pub(crate) pid_file: Option<OwnedFd>,
+    pub(crate) owner_loss: OwnerLoss,
+    pub(crate) steps: Steps,
+}
+
+impl Launch {
+    pub(crate) fn new(request: Request<'_>) -> io::Result<Self> {
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let arguments = [request.program.as_str().into()].into_iter().chain(request.arguments);
+        let environment = request.environment.into_iter().map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            name
+        });
+        Ok(Self {
+            program: CString::new(request.program.as_str())?,
+            arguments: Strings::new(arguments)?,
+            environment: Strings::new(environment)?,
+            directory: CString::new(request.directory.as_str())?,
+            standard: [null, request.stdout, request.stderr],
+            keep: request.keep,
+            pid_file: request.pid_file,
+            owner_loss: request.owner_loss,
+            steps: request.steps,
+        })
+    }
+
+    /// Starts it; returns when the child is its program. Blocks for as long as that takes, some milliseconds.
+    pub(crate) fn start(&self) -> io::Result<Result<(Pid, OwnedFd), Failure>> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        let parent = std::process::id();
+        let (pid, pidfd) = match self.fork(&writer, parent) {
+            Ok(child) => child,
+            Err(errno) => {
+                let step = if self.steps.namespaces == 0 { Step::Fork } else { Step::Namespaces };
+                return Ok(Err(Failure { step, errno }));
+            }
+        };
+        drop(writer);
+        let mut word = Vec::new();
+        // Ends when the exec closes the child's end, or the child has ended.
+        let read = std::fs::File::from(reader).read_to_end(&mut word);
+        let failure = match (read, word.as_slice()) {
+            (Ok(_), []) => return Ok(Ok((pid, pidfd))),
+            (Ok(_), &[step, a, b, c, d]) => STEPS
+                .get(usize::from(step))
+                .map(|step| Failure { step: *step, errno: Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])) }),
+            _ => None,
+        };
+        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()))?;
+        failure.map(Err).ok_or_else(|| io::Error::other("the child ended before it was its program"))
+    }
+
+    fn fork(&self, status: &OwnedFd, parent: u32) -> Result<(Pid, OwnedFd), Errno> {
+        // Until its handlers are gone, a signal to the child would run one of ours, which writes to pipes that we share.
+        let blocked = SignalMask::block_all();
+        let mut pidfd: c_int = -1;
+        let pid = clone(self.steps.namespaces, &mut pidfd)?;
+        if pid == 0 {
+            self.become_program(status.as_raw_fd(), parent);
+        }
+        drop(blocked);
+        let pid = Pid::from_raw(pid).expect("a child's pid is above zero");
+        if pidfd >= 0 {
+            // SAFETY: the kernel has just opened it for us.
+            return Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }));
+        }
+        // The child is not reaped yet, so its pid is not another's.
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok((pid, pidfd)),
+            Err(errno) => {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+                let _ = rustix::io::retry_on_intr(|| {
+                    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
+                });
+                Err(errno)
+            }
+        }
+    }
+
+    /// The child's side.
+    fn become_program(&self, status: RawFd, parent: u32) -> ! {
+        let Failure { step, errno } = match self.prepare(parent) {
+            Err(failure) => failure,
+            Ok(()) => self.exec(),
+        };
+        let [a, b, c, d] = errno.raw_os_error().to_ne_bytes();
+        // SAFETY: the descriptor is the write end of the status pipe, which this copy of the process holds until its end.
+        let status = unsafe { BorrowedFd::borrow_raw(status) };
+        let _ = rustix::io::write(status, &[step as u8, a, b, c, d]);
+        // SAFETY: ends this process at once; nothing of the parent's is flushed or dropped.
+        unsafe { libc::_exit(NOT_STARTED) }
+    }
+
+    fn prepare(&self, parent: u32) -> Result<(), Failure> {
+        let steps = &self.steps;
+        at(Step::Session, reset_signals(self.owner_loss).and_then(|()| rustix::process::setsid().map(drop)))?;
+        // While it is still what its parent is: /proc has its line for everyone, but not its directory in each case.
+        at(Step::PidFile, self.pid_file.as_ref().map_or(Ok(()), write_own_stat))?;
+        if let Some(maps) = &steps.maps {
+            at(Step::Namespaces, write_maps(maps))?;
+        }
+        for cgroup in &steps.cgroups {
+            // Zero is whoever writes.
+            at(Step::Cgroup, rustix::io::write(cgroup, b"0\n").map(drop))?;
+        }
+        if steps.read_only {
+            at(Step::Mounts, make_read_only(&self.directory))?;
+        }
+        at(Step::Directory, rustix::process::chdir(self.directory.as_c_str()))?;
+        if let Some((user, groups)) = &steps.user {
+            at(Step::User, become_user(*user, groups))?;
+        }
+        // After the change of user, which clears it.
+        at(Step::OwnerLoss, self.tie_to_owner(parent))?;
+        for (resource, limit) in &steps.limits {
+            at(Step::Limits, limit_to(*resource, *limit))?;
+        }
+        // A crashed VMM would leave its guest's memory, secrets and all, in a core file.
+        at(Step::Limits, limit_to(Resource::Core, 0))?;
+        at(Step::Limits, rustix::thread::set_no_new_privs(true))?;
+        if let Some(ruleset) = &steps.landlock {
+            // SAFETY: the call takes numbers alone.
+            at(Step::Landlock, unsafe { call(libc::SYS_landlock_restrict_self, [fd_arg(ruleset), 0, 0, 0, 0]) })?;
+        }
+        at(Step::Descriptors, self.arrange_descriptors())
+    }
+
+    fn tie_to_owner(&self, parent: u32) -> Result<(), Errno> {
+        if self.owner_loss == OwnerLoss::Kill {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        }
+        // The parent may have died before the signal was set, which nobody would send then; and one that died while its
+        // VM started handed it to nobody. The parent's pid comes from /proc: in a pid namespace `getppid` has no answer.
+        let mut stat = [0; STAT_BYTES_MAX];
+        let stat = read_own_stat(&mut stat)?;
+        if parent_in(stat) == Some(parent) { Ok(()) } else { Err(Errno::SRCH) }
+    }
+
+    fn arrange_descriptors(&self) -> Result<(), Errno> {
+        for (number, fd) in (0..).zip(&self.standard) {
+            // SAFETY: the call takes numbers alone; what the number meant before is this process's own copy.
+            unsafe { call(libc::SYS_dup3, [fd_arg(fd), number, 0, 0, 0]) }?;
+        }
+        // The status pipe has to stay until the exec, so all are closed by that.
+        close_on_exec_from(3)?;
+        self.keep.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty()))
+    }
+
+    fn exec(&self) -> Failure {
+        SignalMask::unblock_all();
+        // SAFETY: the three are strings and tables of strings that end with a null, and live until the exec.
+        unsafe {
+            libc::execve(self.program.as_ptr(), self.arguments.pointers.as_ptr(), self.environment.pointers.as_ptr());
+        }
+        Failure { step: Step::Exec, errno: last_errno() }
+    }
+}
+
+fn at<T>(step: Step, result: Result<T, Errno>) -> Result<T, Failure> {
+    result.map_err(|errno| Failure { step, errno })
+}
+
+/// Forks. `pidfd` stays as it was on a kernel that has no `clone3`, or a host that forbids it.
+fn clone(namespaces: c_int, pidfd: &mut c_int) -> Result<i32, Errno> {
+    // SAFETY: all zeros is a valid value of this structure of numbers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::from((libc::CLONE_PIDFD | namespaces).cast_unsigned());
+    arguments.pidfd = ptr::from_mut(pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    let size = size_of::<libc::clone_args>() as c_long;
+    // SAFETY: without `CLONE_VM` this is a fork: the child has a copy of all memory and goes on from here on a copy of this
+    // stack. It keeps to what this module says of it. `pidfd` is written before the call returns.
+    match unsafe { call(libc::SYS_clone3, [ptr::from_mut(&mut arguments) as c_long, size, 0, 0, 0]) } {
+        Ok(pid) => Ok(i32::try_from(pid).expect("a pid is an int")),
+        Err(Errno::NOSYS) if namespaces == 0 => {
+            // SAFETY: as above.
+            match unsafe { libc::fork() } {
+                -1 => Err(last_errno()),
+                pid => Ok(pid),
+            }
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+/// All signals do what they do in a new program, but for the one of a pipe that nobody reads: without an owner nobody reads
+/// what the VMM writes, which is no reason for it to end. Nor is a file that is as large as it may be.
+fn reset_signals(owner_loss: OwnerLoss) -> Result<(), Errno> {
+    for signal in 1..=SIGNALS {
+        let ignored = signal == libc::SIGXFSZ || signal == libc::SIGPIPE && owner_loss == OwnerLoss::KeepRunning;
+        let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: neither action runs code of ours. Signals that can't be set, and libc's own two, are refused.
+        unsafe { libc::signal(signal, action) };
+    }
+    Ok(())
+}
+
+/// Blocks all signals of this thread until it is dropped.
+struct SignalMask(libc::sigset_t);
+
+impl SignalMask {
+    fn block_all() -> Self {
+        // SAFETY: both sets are this function's, and `sigfillset` makes the first valid before it is used.
+        unsafe {
+            let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            Self(before)
+        }
+    }
+
+    /// For the child: a new program starts with none blocked, whatever the thread that forked had.
+    fn unblock_all() {
+        // SAFETY: the set is this function's, and `sigemptyset` makes it valid before it is used.
+        unsafe {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+        }
+    }
+}
+
+impl Drop for SignalMask {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that `block_all` was given.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
+    }
+}
+
+fn read_own_stat(line: &mut [u8; STAT_BYTES_MAX]) -> Result<&[u8], Errno> {
+    let stat = rustix::fs::open(c"/proc/self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let count = rustix::io::read(&stat, &mut line[..])?;
+    Ok(&line[..count])
+}
+
+fn write_own_stat(pid_file: &OwnedFd) -> Result<(), Errno> {
+    let mut line = [0; STAT_BYTES_MAX];
+    let line = read_own_stat(&mut line)?;
+    // A child that was started before, with more measures than this host allows, may have left its line.
+    rustix::fs::ftruncate(pid_file, 0)?;
+    if rustix::io::pwrite(pid_file, line, 0)? == line.len() { Ok(()) } else { Err(Errno::NOSPC) }
+}
+
+/// The parent's pid in a line of proc(5) `stat`: the second field after the name, which may hold anything.
+fn parent_in(stat: &[u8]) -> Option<u32> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = stat[end + 1..].split(|byte| *byte == b' ').filter(|field| !field.is_empty());
+    std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()
+}
+
+/// Makes this user who it was, in a user namespace, and nobody else.
+fn write_maps([users, groups]: &[String; 2]) -> Result<(), Errno> {
+    // The files below /proc belong to root while this process can't be dumped, as Kiln can't.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
+    // A group that a file denies something to must not be given up, so the kernel asks for this first.
+    write_file(c"/proc/self/setgroups", b"deny")?;
+    write_file(c"/proc/self/uid_map", users.as_bytes())?;
+    write_file(c"/proc/self/gid_map", groups.as_bytes())
+}
+
+fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, bytes).map(drop)
+}
+
+/// Makes every mount read-only for this process, but for a new one of the directory itself.
+fn make_read_only(directory: &CStr) -> Result<(), Errno> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let writable = open_tree(CWD, directory, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    // SAFETY: all zeros is a valid value of this structure of numbers.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID;
+    // What we mount here must not appear in the host's namespace.
+    attributes.propagation = libc::MS_PRIVATE;
+    let size = size_of::<libc::mount_attr>() as c_long;
+    let root = c"/".as_ptr() as c_long;
+    let flags = libc::AT_RECURSIVE.into();
+    // SAFETY: the path and the structure are valid during the call, which only reads them.
+    unsafe {
+        call(
+            libc::SYS_mount_setattr,
+            [libc::AT_FDCWD.into(), root, flags, ptr::from_ref(&attributes) as c_long, size],
+        )?;
+    }
+    move_mount(&writable, c"", CWD, directory, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// Gives up root. The kernel takes all capabilities with it.
+fn become_user(user: u32, groups: &[u32]) -> Result<(), Errno> {
+    let (user, count) = (c_long::from(user), groups.len() as c_long);
+    // SAFETY: the table of groups is valid during the call; the others take numbers alone. They change this one thread,
+    // which is the whole process.
+    unsafe {
+        call(libc::SYS_setgroups, [count, groups.as_ptr() as c_long, 0, 0, 0])?;
+        call(libc::SYS_setresgid, [user, user, user, 0, 0])?;
+        call(libc::SYS_setresuid, [user, user, user, 0, 0])?;
+    }
+    Ok(())
+}
+
+/// Limits a resource, never above what this process was limited to.
+fn limit_to(resource: Resource, limit: u64) -> Result<(), Errno> {
+    let limit = rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+    rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
+}
+
+fn close_on_exec_from(first: c_int) -> Result<(), Errno> {
+    let flags = c_long::from(libc::CLOSE_RANGE_CLOEXEC.cast_signed());
+    // SAFETY: the call takes numbers alone.
+    match unsafe { call(libc::SYS_close_range, [first.into(), u32::MAX.into(), flags, 0, 0]) } {
+        // Before Linux 5.11.
+        Err(Errno::NOSYS | Errno::INVAL) => {
+            let open = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS_MAX);
+            for number in first..c_int::try_from(open.min(DESCRIPTORS_MAX)).unwrap_or(c_int::MAX) {
+                // SAFETY: sets a flag of a descriptor, if it is one.
+                unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
+fn fd_arg(fd: &OwnedFd) -> c_long {
+    fd.as_raw_fd().into()
+}
+
+/// A system call as it is, without what libc does around it.
+///
+/// # Safety
+/// As the call says of its arguments.
+unsafe fn call(number: c_long, [a, b, c, d, e]: [c_long; 5]) -> Result<c_long, Errno> {
+    // SAFETY: the caller's part.
+    match unsafe { libc::syscall(number, a, b, c, d, e) } {
+        -1 => Err(last_errno()),
+        result => Ok(result),
+    }
+}
+
+fn last_errno() -> Errno {
+    // SAFETY: points to this thread's number, which in a child is the copy of it.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_found_behind_any_name() {
+        for (line, parent) in [
+            ("7 (qemu) S 42 7 7 0", Some(42)),
+            ("7 (a) S 1) R 43 7", Some(43)),
+            ("7 (x) S", None),
+            ("7 (x) S y", None),
+            ("", None),
+        ] {
+            assert_eq!(parent_in(line.as_bytes()), parent, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_step_has_its_number() {
+        for (number, step) in STEPS.into_iter().enumerate() {
+            assert_eq!(step as usize, number, "{step:?}");
+        }
+    }
+}
