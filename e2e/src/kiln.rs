@@ -66,6 +66,12 @@ impl Kiln {
         Self(shell)
     }
 
+    /// Starts it in that directory.
+    pub fn in_directory(mut self, path: &Path) -> Self {
+        self.0.current_dir(path);
+        self
+    }
+
     /// Runs it to its end.
     ///
     /// # Panics

@@ -4,6 +4,7 @@
 
 mod refused;
 mod vhost;
+mod vm_border;
 mod vm_crash;
 mod vm_exit;
 mod vm_files;

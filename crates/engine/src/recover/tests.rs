@@ -86,6 +86,7 @@ impl Scene {
             vmm: String::new(),
             acceleration: String::new(),
             cpu: String::new(),
+            machine: String::new(),
             firmware: String::new(),
             kernel: String::new(),
             kernel_release: String::new(),

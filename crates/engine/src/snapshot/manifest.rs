@@ -60,7 +60,10 @@ pub struct MachineIdentity {
     pub acceleration: String,
     /// The CPU model, and under KVM the host's.
     pub cpu: String,
-    /// The firmware, such as `qboot.rom`; empty for the VMM's own choice.
+    /// The machine and which of its devices are there; empty for one of a Kiln that did not write it down.
+    #[serde(default)]
+    pub machine: String,
+    /// The firmware: its name, and a digest of all that the machine loads of it; empty where the VMM doesn't say.
     pub firmware: String,
     /// blake3 of the kernel's file.
     pub kernel: String,
@@ -69,7 +72,7 @@ pub struct MachineIdentity {
 }
 
 /// The parts of a [`MachineIdentity`], as errors name them.
-pub const MACHINE_FIELDS: [&str; 5] = ["VMM", "acceleration", "CPU", "firmware", "kernel"];
+pub const MACHINE_FIELDS: [&str; 6] = ["VMM", "acceleration", "CPU", "machine", "firmware", "kernel"];
 
 /// What the memory file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,7 +159,8 @@ pub enum Seal {
 impl MachineIdentity {
     /// The first part that differs, with both values: name, own, other's.
     pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
-        let values = |of: &Self| [&of.vmm, &of.acceleration, &of.cpu, &of.firmware, &of.kernel].map(Clone::clone);
+        let values =
+            |of: &Self| [&of.vmm, &of.acceleration, &of.cpu, &of.machine, &of.firmware, &of.kernel].map(Clone::clone);
         let pairs = values(self).into_iter().zip(values(other));
         let (name, (ours, theirs)) =
             MACHINE_FIELDS.into_iter().zip(pairs).find(|(_, (ours, theirs))| ours != theirs)?;
@@ -181,6 +185,7 @@ mod tests {
             vmm: "QEMU 7.2".into(),
             acceleration: "tcg".into(),
             cpu: "max".into(),
+            machine: String::new(),
             firmware: String::new(),
             kernel: "a".repeat(64),
             kernel_release: "6.1.0".into(),

@@ -42,6 +42,7 @@ pub(crate) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot 
         vmm: "QEMU 7.2".into(),
         acceleration: "tcg".into(),
         cpu: "max".into(),
+        machine: String::new(),
         firmware: String::new(),
         kernel: "a".repeat(64),
         kernel_release: "6.1.0".into(),

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::blockdev::blockdev;
+use super::firmware::Firmware;
 use super::version::{KernelVersion, QemuVersion};
 use crate::vhost_user::{VhostUser, VhostUserDevice};
 use crate::vm_spec::{AGENT_PORT, VmSpec};
@@ -33,8 +34,9 @@ const QEMU_WITH_MSIX_FOR_CARDS: QemuVersion = QemuVersion { major: 10, minor: 0 
 pub const TCG_CPU: &str = "max,-erms,-fsrm";
 const TCG_CPU_NO_CX16: &str = "max,-erms,-fsrm,-cx16";
 
-/// Name of QEMU's small firmware.
-pub(crate) const QBOOT: &str = "qboot.rom";
+/// The machine, without what no guest of ours needs: a SATA and an SMBus controller, keyboard and mouse, a second clock, and
+/// VMware's port. Each is code of the VMM that a guest could reach. A snapshot is bound to it.
+pub(crate) const MACHINE: &str = "q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off";
 
 /// What runs the guest's instructions, once that is decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,11 +61,10 @@ pub(crate) struct Sockets {
 }
 
 /// What is known beside the spec.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) accelerator: Accelerator,
-    /// QEMU's small firmware is there: it starts a kernel 50 ms sooner than the BIOS, under TCG.
-    pub(crate) qboot: bool,
+    pub(crate) firmware: Firmware,
     /// Unknown versions get the careful arguments.
     pub(crate) qemu: Option<QemuVersion>,
     pub(crate) kernel: Option<KernelVersion>,
@@ -137,13 +138,16 @@ pub(crate) fn arguments(
 
 fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
     // The description of the device state is for people; QEMU complains where it is missing, unless told.
-    let machine = match memory {
-        Memory::Anonymous => "q35,suppress-vmdesc=on",
-        Memory::Shared(_) | Memory::Private(_) => "q35,suppress-vmdesc=on,memory-backend=memory",
+    let backend = match memory {
+        Memory::Anonymous => "",
+        Memory::Shared(_) | Memory::Private(_) => ",memory-backend=memory",
     };
-    line.option("-machine", machine);
-    if facts.qboot {
-        line.option("-bios", QBOOT);
+    line.option("-machine", &format!("{MACHINE},suppress-vmdesc=on{backend}"));
+    for directory in &facts.firmware.directories {
+        line.option("-L", directory.as_str());
+    }
+    if let Some(bios) = &facts.firmware.bios {
+        line.option("-bios", bios.as_str());
     }
     line.option("-accel", if facts.accelerator == Accelerator::Tcg { "tcg,thread=multi" } else { "kvm" });
     line.option("-cpu", cpu(facts));
@@ -295,9 +299,13 @@ mod tests {
         VmSpec { cpus: 2, memory_mib: 512, cmdline: "quiet".into(), ..VmSpec::new("/i/vmlinuz", "/i/initramfs") }
     }
 
+    fn firmware() -> Firmware {
+        Firmware { bios: Some("/d/bios".into()), directories: vec!["/d".into()], identity: "bios".into() }
+    }
+
     fn facts(accelerator: Accelerator) -> Facts {
         let kernel = Some(KernelVersion { major: 6, minor: 1 });
-        Facts { accelerator, qboot: false, qemu: Some(QemuVersion { major: 7, minor: 2 }), kernel }
+        Facts { accelerator, firmware: firmware(), qemu: Some(QemuVersion { major: 7, minor: 2 }), kernel }
     }
 
     fn line(spec: &VmSpec, facts: &Facts) -> String {
@@ -314,7 +322,8 @@ mod tests {
             line(&spec(), &facts(Accelerator::Tcg)),
             "-nodefaults -no-user-config -no-reboot -display none \
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny -nic none \
-             -machine q35,suppress-vmdesc=on -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 512M \
+             -machine q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off,suppress-vmdesc=on \
+             -L /d -bios /d/bios -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 512M \
              -kernel /i/vmlinuz -initrd /i/initramfs -append quiet console=ttyS0 panic=-1 \
              -chardev socket,id=monitor,fd=10,server=on,wait=off -mon chardev=monitor,mode=control \
              -chardev stdio,id=console,signal=off -serial chardev:console \
@@ -345,7 +354,7 @@ mod tests {
             (None, version(6, 1), false),
         ];
         for (qemu, kernel, guarded) in cases {
-            let facts = Facts { accelerator: Accelerator::Tcg, qboot: false, qemu, kernel };
+            let facts = Facts { accelerator: Accelerator::Tcg, firmware: firmware(), qemu, kernel };
             assert_eq!(line(&spec(), &facts).contains("-cpu max,-erms,-fsrm,-cx16"), guarded, "{facts:?}");
         }
     }
@@ -367,7 +376,7 @@ mod tests {
             words.into_iter().map(|word| word.into_string().expect("UTF-8")).collect::<Vec<_>>().join(" ")
         };
         let old = line(7, 2);
-        assert!(old.contains("-machine q35,suppress-vmdesc=on,memory-backend=memory "), "{old}");
+        assert!(old.contains(",suppress-vmdesc=on,memory-backend=memory "), "{old}");
         assert!(old.contains("id=memory,size=512M,mem-path=/s/a,,b/memory,share=off "), "{old}");
         assert!(
             old.contains("-incoming defer -S -global migration.send-configuration=off -global migration.x-events=on "),

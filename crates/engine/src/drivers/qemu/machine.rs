@@ -3,6 +3,7 @@
 use camino::Utf8Path;
 
 use super::args::{self, Accelerator, Facts};
+use super::firmware::{Firmware, Prefer};
 use super::version::{self, QemuVersion};
 use crate::file_facts::{FileFacts, Witness};
 use crate::host;
@@ -15,8 +16,9 @@ pub(super) async fn facts(home: &Utf8Path, binary: &Utf8Path, spec: &VmSpec, acc
     let kernel = version::parse_release(&kernel);
     let qemu = qemu_version(home, binary).await;
     // Only what was measured: under KVM the BIOS takes no time that counts.
-    let qboot = accelerator == Accelerator::Tcg && has_firmware(binary, args::QBOOT);
-    Facts { accelerator, qboot, qemu, kernel }
+    let prefer = if accelerator == Accelerator::Tcg { Prefer::Small } else { Prefer::Bios };
+    let firmware = Firmware::find(home, binary, prefer).await;
+    Facts { accelerator, firmware, qemu, kernel }
 }
 
 /// QEMU's version: asking costs a process, so it is remembered.
@@ -53,7 +55,8 @@ pub(super) fn identity(home: &Utf8Path, spec: &VmSpec, facts: &Facts) -> std::io
         vmm: facts.qemu.map_or_else(|| "QEMU".into(), |version| format!("QEMU {version}")),
         acceleration: acceleration.into(),
         cpu,
-        firmware: if facts.qboot { args::QBOOT.into() } else { String::new() },
+        machine: args::MACHINE.into(),
+        firmware: facts.firmware.identity.clone(),
         kernel: memory.digest(&spec.kernel)?,
         kernel_release: kernel_release(&memory, &spec.kernel),
     })
@@ -66,10 +69,4 @@ fn kernel_release(memory: &FileFacts, kernel: &Utf8Path) -> String {
         tracing::warn!(%error, "failed to read the kernel's version");
         String::new()
     })
-}
-
-/// Whether a firmware lies where this QEMU looks for it.
-fn has_firmware(binary: &Utf8Path, name: &str) -> bool {
-    let prefix = binary.parent().and_then(Utf8Path::parent);
-    prefix.is_some_and(|prefix| prefix.join("share/qemu").join(name).is_file())
 }

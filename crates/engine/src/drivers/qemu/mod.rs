@@ -9,6 +9,7 @@
 mod adopt;
 mod args;
 mod blockdev;
+mod firmware;
 mod guest_memory;
 mod launch;
 mod machine;
@@ -191,7 +192,7 @@ impl QemuEngine {
             _ => SavedMemory::None,
         };
         let binary = &self.binary;
-        let plan = Plan { binary, spec, facts, memory, start: Start::Boot, inherit: Vec::new() };
+        let plan = Plan { binary, spec, facts: facts.clone(), memory, start: Start::Boot, inherit: Vec::new() };
         let started = launch::start(&dir, plan).await?;
         let saver = Saver::new(&self.home, spec, facts, started.child.pid(), saved_memory);
         dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;

@@ -326,7 +326,7 @@ impl Waiting {
         let plan = Plan {
             binary: &common.binary,
             spec,
-            facts: common.facts,
+            facts: common.facts.clone(),
             memory: Memory::Private(snapshot.memory_root()),
             start: Start::Restore { disks },
             inherit,
@@ -355,7 +355,7 @@ impl Waiting {
         failpoint::hit("restore.loaded")?;
         let base = common.snapshot.id().clone();
         let memory = SavedMemory::Fork { base, mapped: self.mapped, overlays: self.overlays };
-        let saver = Saver::new(&common.home, &common.spec, common.facts, pid, memory);
+        let saver = Saver::new(&common.home, &common.spec, common.facts.clone(), pid, memory);
         let path = self.dir.path().to_owned();
         let vm = launch::own(self.dir, self.started, &common.spec, common.facts.accelerator, saver)
             .map_err(|source| LaunchError::Directory { path, source })?;

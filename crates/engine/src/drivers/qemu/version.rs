@@ -8,8 +8,9 @@ use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
 use crate::image;
+use crate::process;
 
-/// `qemu --version` takes some 30 ms; a hung one is no QEMU.
+/// A question takes some 30 ms; a hung program is no QEMU.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 /// Where a bzImage keeps its magic (`HdrS`), see the kernel's Documentation/arch/x86/boot.rst.
 const BZIMAGE_MAGIC_OFFSET: usize = 0x202;
@@ -42,10 +43,16 @@ pub(crate) struct KernelVersion {
 
 /// Asks a QEMU for its version.
 pub(crate) async fn qemu_version(binary: &Utf8Path) -> io::Result<Option<QemuVersion>> {
+    ask(binary, &["--version"]).await.map(|words| parse_qemu(&words))
+}
+
+/// What a QEMU says when it is asked and does nothing else. It gets no more of the caller than a VMM does.
+pub(super) async fn ask(binary: &Utf8Path, question: &[&str]) -> io::Result<String> {
     let mut command = tokio::process::Command::new(binary);
-    command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.args(question).env_clear().envs(process::own_environment()).current_dir("/");
+    command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     match tokio::time::timeout(VERSION_DEADLINE, command.output()).await {
-        Ok(output) => output.map(|output| parse_qemu(&String::from_utf8_lossy(&output.stdout))),
+        Ok(output) => output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()),
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
