@@ -139,7 +139,8 @@ impl RawLink {
         loop {
             let frame = self.frame_of(stream);
             if frame.kind.is_data() {
-                self.send(stream, &Message::Credit(u32::try_from(frame.payload.len()).expect("a frame is small")));
+                let cost = kiln_wire::credit::frame_cost(frame.payload.len());
+                self.send(stream, &Message::Credit(u32::try_from(cost).expect("a frame is small")));
             }
             let ends = frame.kind.ends();
             frames.push(frame);

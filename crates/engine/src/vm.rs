@@ -450,7 +450,7 @@ async fn save(
     if let Some(link) = link
         && let Err(error) = link.freeze().await
     {
-        if matches!(error, StreamError::LinkLost(_)) {
+        if matches!(error, StreamError::LinkLost(_) | StreamError::NoAnswer { .. }) {
             // It may have been frozen after its answer was given up.
             let link = link.clone();
             tokio::spawn(async move { drop(link.thaw().await) });

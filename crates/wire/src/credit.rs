@@ -6,11 +6,21 @@
 //!
 //! A receiver that has the memory may let the window of a stream that flows grow to [`WINDOW_BYTES_MAX`], by one credit
 //! that is larger than what it took: a long transfer then doesn't stand still for the way of its credits.
+//!
+//! A frame costs its payload, and at least [`FRAME_COST_MIN`]: a receiver keeps something for each frame that it queues,
+//! so frames that were free, or nearly, would let a peer fill its memory with queue entries. Both sides count in cost.
 
 /// Window of each direction at the start of a stream.
 pub const WINDOW_BYTES: u32 = 256 << 10;
 /// The most that is ever outstanding.
 pub const WINDOW_BYTES_MAX: u32 = 1 << 20;
+/// What the smallest data frame takes of the window, an empty one too: about what a queue spends on an entry.
+pub const FRAME_COST_MIN: usize = 32;
+
+/// What a data frame with this many bytes takes of the window.
+pub const fn frame_cost(payload_bytes: usize) -> usize {
+    if payload_bytes < FRAME_COST_MIN { FRAME_COST_MIN } else { payload_bytes }
+}
 
 /// What a sender may still send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,16 +35,31 @@ impl Default for SendWindow {
 }
 
 impl SendWindow {
-    /// Bytes that may be sent now.
+    /// What is left of the window.
     pub const fn available(&self) -> usize {
         self.available as usize
     }
 
-    /// Takes up to `wanted` bytes from the window and says how many it gave.
+    /// The most bytes that one frame may carry now: 0 if not even the smallest frame may be sent.
+    pub const fn frame_room(&self) -> usize {
+        if (self.available as usize) < FRAME_COST_MIN { 0 } else { self.available as usize }
+    }
+
+    /// Pays for one frame of up to `wanted` bytes and returns how many it may carry. 0 if there is no window for a
+    /// frame, and nothing is paid then.
     pub fn take(&mut self, wanted: usize) -> usize {
-        let given = self.available.min(u32::try_from(wanted).unwrap_or(u32::MAX));
-        self.available -= given;
-        given as usize
+        let given = self.frame_room().min(wanted);
+        self.spend(if given == 0 { 0 } else { frame_cost(given) });
+        given
+    }
+
+    /// Pays for `more` bytes in a frame that was paid for with `paid` bytes and has not been sent.
+    pub fn take_more(&mut self, paid: usize, more: usize) {
+        self.spend(frame_cost(paid + more) - frame_cost(paid));
+    }
+
+    fn spend(&mut self, cost: usize) {
+        self.available = self.available.saturating_sub(u32::try_from(cost).unwrap_or(u32::MAX));
     }
 
     /// Adds the peer's credit. More than the largest window can't be outstanding, so a hostile peer can't raise it
@@ -46,11 +71,11 @@ impl SendWindow {
 
 /// The peer sent more than its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{received} bytes of data where the window allowed {allowed}")]
+#[error("a data frame that costs {cost} came when the window allowed {allowed}")]
 pub struct Overrun {
-    /// Bytes that came.
-    pub received: usize,
-    /// Bytes that were allowed.
+    /// What the frame that came costs.
+    pub cost: usize,
+    /// What was left of the window.
     pub allowed: u32,
 }
 
@@ -79,25 +104,26 @@ impl ReceiveWindow {
         Self { size_later: WINDOW_BYTES_MAX, ..Self::default() }
     }
 
-    /// Counts data that arrived.
+    /// Counts one data frame that arrived.
     ///
     /// # Errors
     /// The peer ignores its window: end the stream with `flow_control`.
     pub fn received(&mut self, bytes: usize) -> Result<(), Overrun> {
-        match u32::try_from(bytes).ok().and_then(|bytes| self.allowed.checked_sub(bytes)) {
+        let cost = frame_cost(bytes);
+        match u32::try_from(cost).ok().and_then(|cost| self.allowed.checked_sub(cost)) {
             Some(left) => {
                 self.allowed = left;
                 Ok(())
             }
-            None => Err(Overrun { received: bytes, allowed: self.allowed }),
+            None => Err(Overrun { cost, allowed: self.allowed }),
         }
     }
 
-    /// Counts data that was passed on, and says what to credit: a quarter of the window at a time, so that credit
-    /// frames are few and the sender never runs dry.
-    pub fn consumed(&mut self, bytes: usize) -> Option<u32> {
+    /// Counts what frames that were passed on had cost, and returns what to credit: a quarter of the window at a time,
+    /// so that credit frames are few and the sender never runs dry.
+    pub fn consumed(&mut self, cost: usize) -> Option<u32> {
         let outstanding = self.size - self.allowed - self.owed;
-        self.owed += u32::try_from(bytes).unwrap_or(u32::MAX).min(outstanding);
+        self.owed += u32::try_from(cost).unwrap_or(u32::MAX).min(outstanding);
         if self.owed < self.size / 4 {
             return None;
         }
@@ -118,7 +144,9 @@ mod tests {
         assert_eq!(window.take(usize::MAX), WINDOW_BYTES as usize);
         assert_eq!(window.take(1), 0);
         window.credit(10);
-        assert_eq!(window.take(100), 10);
+        assert_eq!(window.take(100), 0, "less than a frame costs");
+        window.credit(100);
+        assert_eq!(window.take(200), 110);
     }
 
     #[test]
@@ -145,7 +173,39 @@ mod tests {
     fn an_overrun_is_named() {
         let mut window = ReceiveWindow::default();
         assert_eq!(window.received(WINDOW_BYTES as usize), Ok(()));
-        assert_eq!(window.received(1), Err(Overrun { received: 1, allowed: 0 }));
+        assert_eq!(window.received(1), Err(Overrun { cost: FRAME_COST_MIN, allowed: 0 }));
+    }
+
+    #[test]
+    fn empty_and_tiny_frames_are_not_free() {
+        for bytes in [0, 1, FRAME_COST_MIN] {
+            let mut window = ReceiveWindow::default();
+            let frames = WINDOW_BYTES as usize / FRAME_COST_MIN;
+            for _ in 0..frames {
+                assert_eq!(window.received(bytes), Ok(()));
+            }
+            assert!(window.received(bytes).is_err(), "{frames} frames of {bytes} bytes fill the window");
+        }
+    }
+
+    #[test]
+    fn a_rest_that_is_smaller_than_a_frame_costs_is_not_sent() {
+        let mut window = SendWindow::default();
+        assert_eq!(window.take(WINDOW_BYTES as usize - FRAME_COST_MIN + 1), WINDOW_BYTES as usize - FRAME_COST_MIN + 1);
+        assert_eq!((window.frame_room(), window.take(1)), (0, 0));
+        window.credit(1);
+        assert_eq!(window.take(1), 1);
+        assert_eq!(window.available(), 0);
+    }
+
+    #[test]
+    fn bytes_that_join_a_frame_are_paid_as_if_they_had_come_in_it() {
+        let mut window = SendWindow::default();
+        assert_eq!(window.take(10), 10);
+        window.take_more(10, 10);
+        assert_eq!(window.available(), WINDOW_BYTES as usize - FRAME_COST_MIN);
+        window.take_more(20, 20);
+        assert_eq!(window.available(), WINDOW_BYTES as usize - 40);
     }
 
     #[test]

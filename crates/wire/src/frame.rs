@@ -65,7 +65,7 @@ kinds! {
     HELLO = 0x01,
     /// Proof that the host may talk to this agent.
     AUTH = 0x02,
-    /// Asks for an echo; raw bytes.
+    /// Asks for an echo; raw bytes. Frames are taken in order, so all that was sent before has arrived once the echo comes.
     PING = 0x03,
     /// The echo.
     PONG = 0x04,
@@ -137,9 +137,10 @@ impl Kind {
         matches!(self, Self::DATA_IN | Self::DATA_OUT | Self::DATA_ERR)
     }
 
-    /// Whether a frame of this kind opens a stream.
+    /// Whether a frame of this kind opens a stream. `Auth` and `Sync` do too: their answer comes on a stream of its own,
+    /// so it can't be taken for the answer to another request.
     pub const fn opens(self) -> bool {
-        self.0 >= 0x10 && self.0 < 0x20
+        matches!(self, Self::AUTH | Self::SYNC) || (self.0 >= 0x10 && self.0 < 0x20)
     }
 
     /// Whether a frame of this kind ends its stream.

@@ -6,10 +6,10 @@
 //!    │ ◀── the marker again                  │
 //!    │ Hello ───────────────────────────────▶ │
 //!    │ ◀─────────────────────────────── Hello │  or Goodbye{version} naming both versions
-//!    │ Auth{token} ─────────────────────────▶ │  where the agent's Hello says `auth`; within 5 s
+//!    │ Auth{token} ─────────────────────────▶ │  where the agent's Hello says `auth`; within 5 s; a stream of its own
 //!    │ ◀───────────────────────── Done | Error │
-//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else; thaws a frozen guest
-//!    │ ◀───────────────────────── Done | Error │
+//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else; thaws a frozen guest; a stream
+//!    │ ◀───────────────────────── Done | Error │  of its own
 //!    │ streams …                              │
 //!    │ Goodbye ─────────────────────────────▶ │
 //! ```
@@ -21,7 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::fault::cut_words;
 
 /// Version of the protocol that this crate speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// An agent that asks for a token closes the link after this long without one.
 pub const AUTH_DEADLINE: Duration = Duration::from_secs(5);
 

@@ -2,6 +2,7 @@
 
 use kiln_e2e::{Agent, bounded, until};
 use kiln_engine::link::{Event, Exec, GuestLink};
+use kiln_wire::credit::{FRAME_COST_MIN, WINDOW_BYTES, frame_cost};
 use kiln_wire::{Channel, ErrorCode, ExecRequest, ExitStatus, Exited, Kind, Message, Signal, Stdin};
 
 use crate::common::{run, runs, sh};
@@ -207,19 +208,20 @@ fn a_child_that_lets_go_of_the_output_is_left_alone_by_the_drain() {
 fn output_that_nobody_takes_does_not_keep_the_exit_from_being_known() {
     let (_agent, mut raw) = Agent::greeted();
     // More than the window, less than window and pipe: the command ends, its output waits.
-    let count = kiln_wire::credit::WINDOW_BYTES + 4096;
+    let count = WINDOW_BYTES + 4096;
     raw.send(1, &Message::Exec(Box::new(sh(&format!("head -c {count} /dev/zero; exit 6")))));
-    let mut received = 0;
-    while received < kiln_wire::credit::WINDOW_BYTES {
-        received += match raw.frame_of(1) {
-            frame if frame.kind.is_data() => frame.payload.len() as u32,
-            _ => 0,
-        };
+    let (mut received, mut cost) = (0, 0);
+    while cost + FRAME_COST_MIN <= WINDOW_BYTES as usize {
+        let frame = raw.frame_of(1);
+        if frame.kind.is_data() {
+            received += frame.payload.len();
+            cost += frame_cost(frame.payload.len());
+        }
     }
-    raw.send(1, &Message::Credit(kiln_wire::credit::WINDOW_BYTES));
+    raw.send(1, &Message::Credit(WINDOW_BYTES));
     let frames = raw.to_the_end_of(1);
     let rest: usize = frames.iter().filter(|frame| frame.kind.is_data()).map(|frame| frame.payload.len()).sum();
-    assert_eq!(rest, 4096);
+    assert_eq!(received + rest, count as usize);
     let Some(Message::Exited(exited)) = frames.last().map(|frame| frame.message()) else { panic!("{frames:?}") };
     assert_eq!(exited.status, ExitStatus::Code(6));
 }

@@ -117,8 +117,8 @@ fn a_wrong_token_is_told_and_ends_the_link() {
     for token in ["", "s3cre", "s3crets", "S3CRET"] {
         let agent = Agent::listening_with_token("s3cret");
         let mut raw = agent.raw();
-        raw.send(0, &auth(token));
-        assert_eq!(raw.frame().fault().code, ErrorCode::Unauthorized);
+        raw.send(7, &auth(token));
+        assert_eq!(raw.frame_of(7).fault().code, ErrorCode::Unauthorized);
         assert_eq!(goodbye(&mut raw), GoodbyeReason::Unauthorized);
     }
 }
@@ -233,7 +233,10 @@ fn an_agent_that_listens_serves_one_link_after_the_other() {
 fn a_sync_is_not_for_an_agent_that_is_no_init() {
     let (_agent, mut raw) = Agent::greeted();
     let seed = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into();
-    raw.send(0, &Message::Sync(Sync { host_time_ns: 1, seed, identity: None }));
-    assert_eq!(raw.frame().fault().code, ErrorCode::Unsupported, "and the clock is not touched");
+    let sync = Message::Sync(Sync { host_time_ns: 1, seed, identity: None });
+    raw.send(5, &sync);
+    assert_eq!(raw.frame_of(5).fault().code, ErrorCode::Unsupported, "and the clock is not touched");
+    raw.send(0, &sync);
+    assert_eq!(raw.frame_of(0).fault().code, ErrorCode::StreamRefused, "an answer needs a stream of its own");
     assert_runs(&mut raw, 1);
 }

@@ -294,7 +294,7 @@ fn a_viewer_that_stalls_is_told_what_it_missed_and_holds_up_nobody() {
         let frame = raw.frame_of(3);
         assert!(frame.kind.is_data(), "{frame:?}");
         offset += frame.payload.len() as u64;
-        raw.send(3, &Message::Credit(frame.payload.len() as u32));
+        raw.send(3, &Message::Credit(kiln_wire::credit::frame_cost(frame.payload.len()) as u32));
     }
     assert_eq!(offset, count + 4);
 }
@@ -333,7 +333,7 @@ fn lagged(raw: &mut RawLink, received: &mut u64) -> (u64, u64) {
             },
             Message::Data(_, bytes) => {
                 *received += bytes.len() as u64;
-                raw.send(3, &Message::Credit(bytes.len() as u32));
+                raw.send(3, &Message::Credit(kiln_wire::credit::frame_cost(bytes.len()) as u32));
             }
             other => panic!("{other:?}"),
         }

@@ -24,7 +24,7 @@ fn a_link_without_a_token_is_ended_at_the_deadline() {
 fn a_link_with_its_token_outlives_the_deadline() {
     let agent = Agent::listening_with_token("s3cret");
     let mut raw = agent.raw();
-    raw.send(0, &Message::Auth(Auth { token: "s3cret".into() }));
+    raw.send(1, &Message::Auth(Auth { token: "s3cret".into() }));
     assert_eq!(raw.frame().kind, Kind::DONE);
     std::thread::sleep(AUTH_DEADLINE + Duration::from_millis(300));
     raw.ping();

@@ -83,13 +83,6 @@ impl Streams {
     pub(super) fn message(&mut self, stream: StreamId, message: Message<'_>) {
         match message {
             Message::Ping(bytes) => self.outbox.link(stream, &Message::Pong(bytes)),
-            Message::Sync(sync) => {
-                let answer = match crate::renew::sync(&self.agent, &sync) {
-                    Ok(()) => Message::Done(Done::default()),
-                    Err(fault) => Message::Error(fault),
-                };
-                self.outbox.link(stream, &answer);
-            }
             Message::Credit(bytes) => self.outbox.credit(stream, bytes),
             Message::Data(Channel::In, bytes) => {
                 if let Some(inbox) = self.inbox(stream)
@@ -123,7 +116,8 @@ impl Streams {
             | Message::Sessions(_)
             | Message::Freeze
             | Message::Thaw
-            | Message::Activity => self.open(stream, message),
+            | Message::Activity
+            | Message::Sync(_) => self.open(stream, message),
             Message::Hello(_)
             | Message::Auth(_)
             | Message::Goodbye(_)
@@ -190,6 +184,11 @@ impl Streams {
             Message::Forward(request) => self.spawn(crate::forward::serve(agent, stream, request)),
             Message::Metrics(request) => self.spawn(crate::metrics::serve(agent, stream, request)),
             Message::Logs(request) => self.spawn(crate::logs::serve(agent, stream, request)),
+            // Done before anything that follows it is looked at.
+            Message::Sync(sync) => match crate::renew::sync(&self.agent, &sync) {
+                Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
+                Err(fault) => stream.outlet.fail(fault),
+            },
             Message::Freeze => self.spawn(crate::freeze::freeze(agent, stream)),
             Message::Thaw => self.spawn(crate::freeze::thaw(agent, stream)),
             Message::Activity => self.spawn(crate::activity::serve(agent, stream)),

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-use kiln_wire::credit::{Overrun, ReceiveWindow, WINDOW_BYTES};
+use kiln_wire::credit::{Overrun, ReceiveWindow, WINDOW_BYTES, frame_cost};
 use kiln_wire::{Fault, Message, Resize, StreamId};
 
 use super::outbox::Outbox;
@@ -84,6 +84,12 @@ impl Inbox {
     pub fn data(&self, bytes: &[u8]) -> Result<(), Overrun> {
         self.state.borrow_mut().window.received(bytes.len())?;
         self.put(bytes);
+        // What a small frame costs beyond its bytes is given back at once: it is joined to the chunk before it, so two
+        // chunks that follow each other hold more than `CHUNK_JOIN_BYTES`, and there are few of them.
+        let surcharge = frame_cost(bytes.len()) - bytes.len();
+        if surcharge > 0 {
+            self.consumed(surcharge);
+        }
         Ok(())
     }
 
@@ -94,7 +100,10 @@ impl Inbox {
             if state.bytes < WINDOW_BYTES as usize || state.closed {
                 return Poll::Ready(());
             }
-            state.putters.push(context.waker().clone());
+            // A task that is polled again for another reason waits once, however often that is.
+            if !state.putters.iter().any(|waker| waker.will_wake(context.waker())) {
+                state.putters.push(context.waker().clone());
+            }
             Poll::Pending
         })
         .await;
@@ -306,6 +315,12 @@ mod tests {
         }
     }
 
+    struct Quiet;
+
+    impl std::task::Wake for Quiet {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+
     fn inbox() -> Rc<Inbox> {
         Inbox::of_stream(&Rc::default(), StreamId(1), ReceiveWindow::default())
     }
@@ -326,6 +341,30 @@ mod tests {
         for _ in 0..64 {
             assert_eq!(inbox.data(&[0; 65_536]), Ok(()));
         }
+    }
+
+    #[test]
+    fn empty_and_tiny_data_costs_little_and_is_credited() {
+        let outbox = Rc::new(Outbox::default());
+        let inbox = Inbox::of_stream(&outbox, StreamId(1), ReceiveWindow::default());
+        for _ in 0..WINDOW_BYTES {
+            assert_eq!(inbox.data(b""), Ok(()), "nothing of it waits");
+        }
+        let taken = (0..).take_while(|_| inbox.data(b"x").is_ok()).count();
+        assert!((WINDOW_BYTES as usize / 2..=WINDOW_BYTES as usize).contains(&taken), "its bytes alone wait: {taken}");
+        assert!(inbox.state.borrow().chunks.len() <= WINDOW_BYTES as usize / CHUNK_JOIN_BYTES);
+    }
+
+    #[test]
+    fn one_who_waits_for_room_again_and_again_waits_once() {
+        let inbox = Inbox::shared();
+        inbox.put(&vec![0; WINDOW_BYTES as usize]);
+        // Not the waker that does nothing: its copies are not known to be alike.
+        let waker = Waker::from(std::sync::Arc::new(Quiet));
+        for _ in 0..1000 {
+            assert_eq!(pin!(inbox.room()).poll(&mut Context::from_waker(&waker)), Poll::Pending);
+        }
+        assert_eq!(inbox.state.borrow().putters.len(), 1);
     }
 
     #[test]

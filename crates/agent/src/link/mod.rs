@@ -50,6 +50,7 @@ pub async fn serve(agent: Rc<Agent>, transport: Transport) -> std::io::Result<()
         nonce: None,
         writer: None,
         auth_by: None,
+        behind: false,
     };
     server.start();
     let result = server.run().await;
@@ -66,6 +67,16 @@ struct Server {
     nonce: Option<Nonce>,
     writer: Option<JoinHandle<()>>,
     auth_by: Option<Instant>,
+    /// Frames that came wait in the decoder until the host has read answers.
+    behind: bool,
+}
+
+/// What there is to do next.
+enum Turn {
+    /// So many bytes were read, 0 where the host is away.
+    Bytes(usize),
+    /// There is room for the answers of frames that wait.
+    Frames,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,78 +115,86 @@ impl Server {
         let agent = Rc::clone(&self.agent);
         let mut ending = pin!(agent.ending());
         loop {
+            let outbox = Rc::clone(self.streams.outbox());
             let expected = decoder.missing_bytes().unwrap_or(0);
-            let count = tokio::select! {
-                biased;
-                count = self.transport.read(&mut decoder.space(READ_BYTES)[..READ_BYTES], expected) => count?,
-                () = until(self.auth_by) => {
-                    self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
-                    if self.transport.is_port() { continue } else { return Ok(()) }
+            let turn = async {
+                if self.behind {
+                    outbox.link_room().await;
+                    return Ok(Turn::Frames);
                 }
+                let buffer = &mut decoder.space(READ_BYTES)[..READ_BYTES];
+                self.transport.read(buffer, expected).await.map(Turn::Bytes)
+            };
+            let turn = tokio::select! {
+                biased;
                 reason = &mut ending => {
                     self.farewell(Farewell::Say(reason)).await;
                     return Ok(());
                 }
+                () = until(self.auth_by) => {
+                    self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
+                    if self.transport.is_port() { continue } else { return Ok(()) }
+                }
+                turn = turn => turn?,
             };
-            if count == 0 {
-                if !self.transport.is_port() {
-                    return Ok(());
+            match turn {
+                Turn::Bytes(0) if !self.transport.is_port() => return Ok(()),
+                Turn::Bytes(0) => {
+                    if self.phase != Phase::Silent || self.nonce.is_some() {
+                        note("the host is gone".into());
+                        self.silence();
+                        self.nonce = None;
+                    }
+                    self.transport.changed().await?;
+                    continue;
                 }
-                if self.phase != Phase::Silent || self.nonce.is_some() {
-                    note("the host is gone".into());
-                    self.silence();
-                    self.nonce = None;
+                Turn::Frames => {}
+                Turn::Bytes(count) if self.phase != Phase::Silent && scanner.is_plain(decoder.offered(count)) => {
+                    decoder.fill(count);
                 }
-                self.transport.changed().await?;
+                Turn::Bytes(count) => {
+                    let read = decoder.offered(count).to_vec();
+                    let mut input = &read[..];
+                    while let Some(piece) = scanner.next(&mut input) {
+                        match piece {
+                            Piece::Reset(nonce) if self.nonce == Some(nonce) => {}
+                            Piece::Reset(nonce) => {
+                                decoder.clear();
+                                self.reset(nonce);
+                            }
+                            Piece::Bytes(_) if self.phase == Phase::Silent => {}
+                            Piece::Bytes(bytes) => {
+                                decoder.push(bytes);
+                                if self.follow(&mut decoder).await == Next::Nothing {
+                                    return Ok(());
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            if self.phase == Phase::Silent {
                 continue;
             }
-            let read = decoder.offered(count);
-            if self.phase != Phase::Silent && scanner.is_plain(read) {
-                decoder.fill(count);
+            if self.follow(&mut decoder).await == Next::Nothing {
+                return Ok(());
+            }
+            if self.phase != Phase::Silent
+                && !self.behind
+                && let Some(bytes) = scanner.release(decoder.missing_bytes())
+            {
+                decoder.push(bytes);
                 if self.follow(&mut decoder).await == Next::Nothing {
                     return Ok(());
                 }
-                self.streams.outbox().link_room().await;
-                continue;
             }
-            let read = read.to_vec();
-            let mut input = &read[..];
-            while let Some(piece) = scanner.next(&mut input) {
-                match piece {
-                    Piece::Reset(nonce) => {
-                        if self.nonce == Some(nonce) {
-                            continue;
-                        }
-                        decoder.clear();
-                        self.reset(nonce);
-                    }
-                    Piece::Bytes(_) if self.phase == Phase::Silent => {}
-                    Piece::Bytes(bytes) => {
-                        if self.bytes(bytes, &mut decoder).await == Next::Nothing {
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-            if self.phase != Phase::Silent
-                && let Some(bytes) = scanner.release(decoder.missing_bytes())
-                && self.bytes(bytes, &mut decoder).await == Next::Nothing
-            {
-                return Ok(());
-            }
-            self.streams.outbox().link_room().await;
         }
     }
 
-    /// Takes bytes of the link, and says what can follow.
-    async fn bytes(&mut self, bytes: &[u8], decoder: &mut Decoder) -> Next {
-        decoder.push(bytes);
-        self.follow(decoder).await
-    }
-
-    /// Serves the frames that are whole, and says what can follow.
+    /// Serves the frames that are whole, as far as there is room for their answers, and says what can follow.
     async fn follow(&mut self, decoder: &mut Decoder) -> Next {
         let Err(farewell) = self.frames(decoder) else { return Next::Bytes };
+        self.behind = false;
         decoder.clear();
         self.farewell(farewell).await;
         if self.transport.is_port() { Next::Bytes } else { Next::Nothing }
@@ -217,6 +236,7 @@ impl Server {
     fn silence(&mut self) {
         self.phase = Phase::Silent;
         self.auth_by = None;
+        self.behind = false;
         self.streams.end_all();
         self.streams.outbox().close();
         if let Some(writer) = self.writer.take() {
@@ -255,24 +275,30 @@ impl Server {
 
     fn frames(&mut self, decoder: &mut Decoder) -> Result<(), Farewell> {
         loop {
+            // Looked at before each frame: a read can hold thousands of small requests.
+            self.behind = !self.streams.outbox().has_link_room();
+            if self.behind {
+                return Ok(());
+            }
             let frame = match decoder.next() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
                 Err(error) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
             };
+            let stream = frame.stream;
             let message = Message::parse(frame);
             if self.phase == Phase::Open {
                 match message {
                     Ok(Message::Goodbye(goodbye)) => return Err(Farewell::Heard(goodbye.reason)),
-                    Ok(message) => self.streams.message(frame.stream, message),
-                    Err(error) => self.streams.unreadable(frame.stream, &error),
+                    Ok(message) => self.streams.message(stream, message),
+                    Err(error) => self.streams.unreadable(stream, &error),
                 }
                 continue;
             }
             match (self.phase, message) {
                 (_, Ok(Message::Goodbye(goodbye))) => return Err(Farewell::Heard(goodbye.reason)),
                 (Phase::Hello, Ok(Message::Hello(hello))) => self.hello(&hello)?,
-                (Phase::Auth, Ok(Message::Auth(auth))) => self.auth(&auth.token)?,
+                (Phase::Auth, Ok(Message::Auth(auth))) => self.auth(stream, &auth.token)?,
                 (Phase::Auth, _) => return Err(Farewell::Say(GoodbyeReason::Unauthorized)),
                 (_, Err(error)) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
                 (_, Ok(message)) => {
@@ -302,16 +328,17 @@ impl Server {
         Ok(())
     }
 
-    fn auth(&mut self, token: &str) -> Result<(), Farewell> {
+    /// Answers on the stream that the request opened.
+    fn auth(&mut self, stream: StreamId, token: &str) -> Result<(), Farewell> {
         let outbox = self.streams.outbox();
         if self.agent.token().is_some_and(|expected| token_matches(expected, token)) {
-            outbox.link(StreamId::LINK, &Message::Done(Done::default()));
+            outbox.link(stream, &Message::Done(Done::default()));
             self.phase = Phase::Open;
             self.auth_by = None;
             Ok(())
         } else {
             let fault = Fault::new(ErrorCode::Unauthorized, "the token is wrong");
-            outbox.link(StreamId::LINK, &Message::Error(fault));
+            outbox.link(stream, &Message::Error(fault));
             Err(Farewell::Say(GoodbyeReason::Unauthorized))
         }
     }

@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Data waits for its stream's window before it is queued, so a lane holds at most one window, and a host that does not
-//! read one stream stops nothing but that stream. All lanes together hold at most [`QUEUED_BYTES_MAX`] and a frame.
+//! read one stream stops nothing but that stream. All lanes together hold at most [`QUEUED_BYTES_MAX`], a frame, and one
+//! end for each of [`LANES_MAX`] streams. A frame counts as its bytes and [`ENTRY_BYTES`], so that tiny ones are bounded
+//! as large ones are.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -22,6 +24,11 @@ use kiln_wire::{Channel, ErrorCode, Fault, HEADER_BYTES, Kind, Message, StreamId
 const QUEUED_BYTES_MAX: usize = 1 << 20;
 /// Bytes of the link's own lane before the reader waits for the writer.
 const LINK_BYTES_MAX: usize = 256 << 10;
+/// What a frame costs beside its bytes: its place in a queue, and what the allocator spends on it.
+const ENTRY_BYTES: usize = 64;
+/// Streams that have a lane, those that ended and whose end is not written yet too, before the reader waits for the
+/// writer: twice as many as may be open, so that ends which the host reads always make room.
+const LANES_MAX: usize = 512;
 /// Bytes of one lane before its next message waits.
 const LANE_BYTES_MAX: usize = 512 << 10;
 /// A data frame is at most this long with its header: two writes of the port driver, and no rest.
@@ -96,11 +103,17 @@ impl Outbox {
         self.state.borrow_mut().push_link(bytes);
     }
 
-    /// Waits until the link's own lane is short enough to read more requests that it answers.
+    /// Whether one more request may be taken: its answer has a place.
+    pub fn has_link_room(&self) -> bool {
+        let state = self.state.borrow();
+        state.life != Life::Open || state.has_link_room()
+    }
+
+    /// Waits until one more request may be taken.
     pub async fn link_room(&self) {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
-            if state.life != Life::Open || state.link_bytes < LINK_BYTES_MAX {
+            if state.life != Life::Open || state.has_link_room() {
                 return Poll::Ready(());
             }
             state.reader = Some(context.waker().clone());
@@ -177,16 +190,20 @@ impl Outbox {
 }
 
 impl State {
+    fn has_link_room(&self) -> bool {
+        self.link_bytes < LINK_BYTES_MAX && self.lanes.len() < LANES_MAX
+    }
+
     fn push_link(&mut self, frame: Vec<u8>) {
-        self.link_bytes += frame.len();
+        self.link_bytes += cost(&frame);
         self.link.push_back(frame);
         wake(&mut self.writer);
     }
 
     fn push(&mut self, stream: StreamId, frame: Vec<u8>) {
         let Some(lane) = self.lanes.get_mut(&stream) else { return };
-        lane.bytes += frame.len();
-        self.queued_bytes += frame.len();
+        lane.bytes += cost(&frame);
+        self.queued_bytes += cost(&frame);
         if lane.frames.is_empty() {
             self.turn.push_back(stream);
         }
@@ -201,8 +218,8 @@ impl State {
                 return None;
             }
             let frame = self.link.pop_front()?;
-            self.link_bytes -= frame.len();
-            if self.link_bytes < LINK_BYTES_MAX {
+            self.link_bytes -= cost(&frame);
+            if self.has_link_room() {
                 wake(&mut self.reader);
             }
             return Some(frame);
@@ -213,16 +230,19 @@ impl State {
             return None;
         }
         let frame = lane.frames.pop_front()?;
-        lane.bytes -= frame.len();
+        lane.bytes -= cost(&frame);
         wake(&mut lane.waker);
         self.turn.pop_front();
         if !lane.frames.is_empty() {
             self.turn.push_back(stream);
         } else if lane.ended {
             self.lanes.remove(&stream);
+            if self.has_link_room() {
+                wake(&mut self.reader);
+            }
         }
         let was_full = self.queued_bytes >= QUEUED_BYTES_MAX;
-        self.queued_bytes -= frame.len();
+        self.queued_bytes -= cost(&frame);
         if was_full && self.queued_bytes < QUEUED_BYTES_MAX {
             self.lanes.values_mut().for_each(|lane| wake(&mut lane.waker));
         }
@@ -243,6 +263,10 @@ impl State {
             _ => Err(Gone),
         }
     }
+}
+
+fn cost(frame: &[u8]) -> usize {
+    frame.len() + ENTRY_BYTES
 }
 
 fn wake(waker: &mut Option<Waker>) {
@@ -286,7 +310,7 @@ impl Outlet {
         let mut state = self.outbox.state.borrow_mut();
         let full = state.queued_bytes >= QUEUED_BYTES_MAX;
         let lane = state.lane(self.stream)?;
-        let available = lane.window.available();
+        let available = lane.window.frame_room();
         if available >= bytes && !full {
             return Poll::Ready(Ok(available));
         }
@@ -303,17 +327,18 @@ impl Outlet {
             && !self.ended.get()
             && let Ok(lane) = state.lane(self.stream)
         {
-            let taken = lane.window.take(bytes);
-            debug_assert_eq!(taken, bytes, "the caller has seen room for it");
             if let Some(last) = lane.frames.back_mut()
                 && last[4] == channel.kind().0
                 && last.len() + bytes <= FRAME_BYTES
             {
+                lane.window.take_more(last.len() - HEADER_BYTES, bytes);
                 last.extend_from_slice(&frame[HEADER_BYTES..]);
                 seal(last, channel.kind(), self.stream);
                 lane.bytes += bytes;
                 state.queued_bytes += bytes;
             } else {
+                let taken = lane.window.take(bytes);
+                debug_assert_eq!(taken, bytes, "the caller has seen room for it");
                 seal(frame, channel.kind(), self.stream);
                 // A buffer that is mostly empty stays with its owner.
                 let whole = if bytes >= CHUNK_BYTES / 2 {
@@ -367,8 +392,9 @@ impl Outlet {
     pub async fn send(&self, message: &Message<'_>) -> Result<(), Gone> {
         poll_fn(|context| {
             let mut state = self.outbox.state.borrow_mut();
+            let full = state.queued_bytes >= QUEUED_BYTES_MAX;
             let lane = state.lane(self.stream)?;
-            if lane.bytes < LANE_BYTES_MAX {
+            if lane.bytes < LANE_BYTES_MAX && !full {
                 return Poll::Ready(Ok(()));
             }
             lane.waker = Some(context.waker().clone());
@@ -443,7 +469,7 @@ mod tests {
     use std::pin::pin;
 
     use kiln_wire::Decoder;
-    use kiln_wire::credit::WINDOW_BYTES;
+    use kiln_wire::credit::{FRAME_COST_MIN, WINDOW_BYTES};
 
     use super::*;
 
@@ -506,8 +532,10 @@ mod tests {
         assert_eq!(written(&outbox).iter().map(|(.., bytes)| bytes).sum::<usize>(), sent);
         assert_eq!(now(a.room()), None, "writing alone opens no window");
         outbox.credit(StreamId(1), 10);
-        assert_eq!(now(a.room()), Some(Ok(10)));
-        assert_eq!(now(a.room_for(11)), None);
+        assert_eq!(now(a.room()), None, "less than the smallest frame costs");
+        outbox.credit(StreamId(1), 90);
+        assert_eq!(now(a.room()), Some(Ok(100)));
+        assert_eq!(now(a.room_for(101)), None);
     }
 
     #[test]
@@ -524,6 +552,47 @@ mod tests {
         assert!(queued <= QUEUED_BYTES_MAX + FRAME_BYTES, "{queued}");
         written(&outbox);
         assert!(matches!(now(outlets[99].room()), Some(Ok(_))), "what was written makes room again");
+    }
+
+    #[test]
+    fn data_of_two_channels_in_turn_is_bounded_by_the_window() {
+        let outbox = Rc::new(Outbox::default());
+        let a = outlet(&outbox, 1);
+        let mut frames = 0;
+        while let Some(Ok(1..)) = now(a.room()) {
+            let mut frame = frame_buffer();
+            frame.push(7);
+            a.data(if frames % 2 == 0 { Channel::Out } else { Channel::Err }, &mut frame);
+            frames += 1;
+        }
+        assert_eq!(frames, WINDOW_BYTES as usize / FRAME_COST_MIN);
+        assert!(outbox.state.borrow().queued_bytes <= QUEUED_BYTES_MAX + ENTRY_BYTES + HEADER_BYTES + 1);
+    }
+
+    #[test]
+    fn messages_of_all_streams_together_are_bounded() {
+        let outbox = Rc::new(Outbox::default());
+        let outlets: Vec<_> = (0..100).map(|index| outlet(&outbox, 2 * index + 1)).collect();
+        for outlet in &outlets {
+            while now(outlet.send(&Message::Eof)) == Some(Ok(())) {}
+        }
+        assert!(outbox.state.borrow().queued_bytes <= QUEUED_BYTES_MAX + ENTRY_BYTES + HEADER_BYTES);
+        written(&outbox);
+        assert_eq!(now(outlets[99].send(&Message::Eof)), Some(Ok(())));
+    }
+
+    #[test]
+    fn ends_that_nobody_reads_stop_the_reader() {
+        let outbox = Rc::new(Outbox::default());
+        let mut opened = 0;
+        while outbox.has_link_room() {
+            outlet(&outbox, 2 * opened + 1).end(&Message::Done(kiln_wire::Done::default()));
+            opened += 1;
+        }
+        assert_eq!(opened as usize, LANES_MAX);
+        assert_eq!(now(outbox.link_room()), None);
+        assert!(now(outbox.next()).is_some(), "the host reads");
+        assert_eq!(now(outbox.link_room()), Some(()));
     }
 
     #[test]

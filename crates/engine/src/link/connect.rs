@@ -122,6 +122,9 @@ pub enum LinkError {
     /// The token is wrong.
     #[error("the agent did not accept the token")]
     Unauthorized,
+    /// The link ended before the agent accepted the token.
+    #[error("failed to show the agent its token")]
+    Auth(#[source] StreamError),
     /// The guest could not be made a machine of its own.
     #[error("failed to sync the guest's clock, randomness and names")]
     Sync(#[source] StreamError),
@@ -148,7 +151,7 @@ impl GuestLink {
             let asked = timeout_at(deadline, link.ask(&Message::Auth(Auth { token }), "auth")).await;
             asked.map_err(|_| late("answer to the token"))?.map_err(|error| match error {
                 StreamError::Fault(fault) if fault.code == ErrorCode::Unauthorized => LinkError::Unauthorized,
-                other => LinkError::Garbage(other.to_string()),
+                other => LinkError::Auth(other),
             })?;
         }
         if let Some(renewal) = options.renewal {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kiln_wire::{Channel, ExecRequest, Exited, Message, Started, Stdin};
 
-use super::stream::{Event, StreamError, StreamReceiver, StreamSender};
+use super::stream::{Event, StreamError, StreamReceiver, StreamSender, beside};
 use super::transport::GuestLink;
 
 /// A command that runs. Dropping it kills the command and everything it left.
@@ -62,8 +62,7 @@ impl GuestLink {
                 let _ = input.eof().await;
             }
         };
-        let (_, collected) = tokio::join!(feed, collect(&mut output, limit_bytes));
-        collected
+        beside(collect(&mut output, limit_bytes), feed).await
     }
 }
 

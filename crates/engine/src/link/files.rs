@@ -2,7 +2,7 @@
 
 use kiln_wire::{Done, FileRequest, FileStat, FilesRequest, Message, ReadRange, Reply, Text, WriteMode};
 
-use super::stream::{Event, StreamError, StreamReceiver, StreamSender};
+use super::stream::{Event, StreamError, StreamReceiver, StreamSender, beside};
 use super::transport::GuestLink;
 
 impl GuestLink {
@@ -57,8 +57,7 @@ impl GuestLink {
             let _ = sender.send(content).await;
             let _ = sender.eof().await;
         };
-        let (_, done) = tokio::join!(feed, receiver.done());
-        done
+        beside(receiver.done(), feed).await
     }
 
     /// What is at a path.

@@ -15,7 +15,7 @@ impl GuestLink {
     /// The agent's fault: `unsupported` without control groups, `timed_out` where a command does not stand still, `busy`
     /// while another request freezes. Commands go on then, and so they do where the answer does not come in time.
     pub async fn freeze(&self) -> Result<(), StreamError> {
-        self.order(&Message::Freeze, "freeze").await
+        self.ask(&Message::Freeze, "freeze").await
     }
 
     /// Lets a frozen guest's commands go on; nothing happens to one that is not frozen.
@@ -23,7 +23,7 @@ impl GuestLink {
     /// # Errors
     /// The link is lost, or the guest's kernel refuses.
     pub async fn thaw(&self) -> Result<(), StreamError> {
-        self.order(&Message::Thaw, "thaw").await
+        self.ask(&Message::Thaw, "thaw").await
     }
 
     /// What runs, what is open and what programs of the guest declare.
@@ -37,15 +37,6 @@ impl GuestLink {
             Ok(Ok(other)) => Err(StreamError::Unexpected(format!("{other:?}"))),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.no_answer("activity")),
-        }
-    }
-
-    async fn order(&self, request: &Message<'_>, name: &str) -> Result<(), StreamError> {
-        // Dropped early, the stream asks the agent to give up.
-        let (_sender, mut receiver) = self.open(request)?;
-        match timeout(ANSWER_DEADLINE, receiver.done()).await {
-            Ok(outcome) => outcome.map(drop),
-            Err(_) => Err(self.no_answer(name)),
         }
     }
 }

@@ -1,19 +1,23 @@
 //! What one stream has received and nobody has taken yet.
+//!
+//! The guest fills it, so everything in it is bounded: data by the window, in which each frame has its cost; answers by
+//! their number and their bytes as they came. They are parsed when they are taken, because a parsed answer can be much
+//! larger than its bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use kiln_wire::credit::{ReceiveWindow, SendWindow};
-use kiln_wire::{Channel, ErrorCode, Fault};
+use kiln_wire::credit::{ReceiveWindow, SendWindow, frame_cost};
+use kiln_wire::{Channel, ErrorCode, Fault, Frame, Kind, Message, StreamId};
 use tokio::sync::Notify;
 
 use super::stream::{Event, StreamError};
 
 /// Answers that may wait besides data, which its window bounds.
 const ANSWERS_MAX: usize = 4096;
-/// And their size together.
-const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// And their size together: a few of the longest.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Frames are joined up to this size; larger ones would be copied again and again.
 const JOINED_BYTES_MAX: usize = 16 << 10;
@@ -34,16 +38,28 @@ struct State {
     answers: usize,
     answer_bytes: usize,
     end: Option<StreamError>,
-    ended: bool,
+    life: Life,
     receive: ReceiveWindow,
     send: SendWindow,
 }
 
+/// Nothing is taken in and nothing is sent once a stream is not open any more.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    #[default]
+    Open,
+    /// Given up on this side, for what the agent did or because the link is lost. The agent may still serve it.
+    GivenUp,
+    /// The agent ended it.
+    Over,
+}
+
 #[derive(Debug)]
 enum Waiting {
-    Event(Event, usize),
+    /// An answer as it came.
+    Answer(Kind, Box<[u8]>),
     /// Small neighbouring data frames of one channel are joined, so that tiny ones don't cost more than their bytes.
-    Data(Channel, BytesMut),
+    Data { channel: Channel, bytes: BytesMut, cost: usize },
 }
 
 impl Inbox {
@@ -55,53 +71,39 @@ impl Inbox {
 
     /// Takes in one data frame.
     pub(super) fn push_data(&self, channel: Channel, bytes: &[u8]) {
-        let mut state = self.lock();
-        if state.ended {
-            return;
-        }
-        if let Err(overrun) = state.receive.received(bytes.len()) {
-            state.finish(StreamError::Fault(Fault::new(ErrorCode::FlowControl, overrun.to_string())));
-        } else if let Some(Waiting::Data(last, joined)) = state.queue.back_mut()
-            && *last == channel
-            && joined.len() + bytes.len() <= JOINED_BYTES_MAX
-        {
-            joined.extend_from_slice(bytes);
-        } else {
-            state.queue.push_back(Waiting::Data(channel, BytesMut::from(bytes)));
-        }
-        drop(state);
-        self.arrived.notify_one();
+        self.change(|state| match state.receive.received(bytes.len()) {
+            Err(overrun) => {
+                let fault = Fault::new(ErrorCode::FlowControl, overrun.to_string());
+                state.finish(Life::GivenUp, StreamError::Fault(fault));
+            }
+            Ok(()) => state.push_data(channel, bytes),
+        });
     }
 
-    /// Takes in one answer, which came in a frame of `bytes`.
-    pub(super) fn push_event(&self, event: Event, bytes: usize) {
-        let mut state = self.lock();
-        if state.ended {
-            return;
-        }
-        if state.answers == ANSWERS_MAX || state.answer_bytes + bytes > ANSWER_BYTES_MAX {
-            let words = format!("{} answers of {} bytes wait unread", state.answers, state.answer_bytes);
-            state.finish(StreamError::Fault(Fault::new(ErrorCode::LimitExceeded, words)));
-        } else {
-            state.ended = event.ends();
+    /// Takes in one answer.
+    pub(super) fn push_answer(&self, kind: Kind, payload: &[u8]) {
+        self.change(|state| {
+            if state.answers == ANSWERS_MAX || state.answer_bytes + payload.len() > ANSWER_BYTES_MAX {
+                let words = format!("{} answers of {} bytes wait unread", state.answers, state.answer_bytes);
+                return state.finish(Life::GivenUp, Fault::new(ErrorCode::LimitExceeded, words).into());
+            }
+            if kind.ends() {
+                state.life = Life::Over;
+            }
             state.answers += 1;
-            state.answer_bytes += bytes;
-            state.queue.push_back(Waiting::Event(event, bytes));
-        }
-        drop(state);
-        self.arrived.notify_one();
-        self.credited.notify_waiters();
+            state.answer_bytes += payload.len();
+            state.queue.push_back(Waiting::Answer(kind, payload.into()));
+        });
     }
 
-    /// Ends the stream; what arrived before can still be taken.
-    pub(super) fn end(&self, error: StreamError) {
-        let mut state = self.lock();
-        if !state.ended {
-            state.finish(error);
-        }
-        drop(state);
-        self.arrived.notify_one();
-        self.credited.notify_waiters();
+    /// Ends the stream as the agent did; what arrived before can still be taken.
+    pub(super) fn fail(&self, fault: Fault) {
+        self.change(|state| state.finish(Life::Over, fault.into()));
+    }
+
+    /// Gives the stream up; what arrived before can still be taken.
+    pub(super) fn give_up(&self, error: StreamError) {
+        self.change(|state| state.finish(Life::GivenUp, error));
     }
 
     pub(super) fn credit(&self, bytes: u32) {
@@ -109,37 +111,72 @@ impl Inbox {
         self.credited.notify_waiters();
     }
 
-    /// Whether the last frame of the stream came.
+    /// Whether the stream takes and sends nothing more.
     pub(super) fn ended(&self) -> bool {
-        self.lock().ended
+        self.lock().life != Life::Open
+    }
+
+    /// Whether the agent has ended the stream.
+    pub(super) fn ended_there(&self) -> bool {
+        self.lock().life == Life::Over
+    }
+
+    /// Waits until the stream takes and sends nothing more.
+    pub(super) async fn end(&self) {
+        self.until(|state| (state.life != Life::Open).then_some(())).await;
     }
 
     /// The next thing that arrived, and the credit that taking it earns the peer.
     pub(super) async fn next(&self) -> (Result<Event, StreamError>, Option<u32>) {
         loop {
             // `notify_one` stores a permit, so an arrival between the look and the wait is not missed.
-            if let Some(taken) = self.lock().take() {
-                return taken;
+            let taken = self.lock().take();
+            match taken {
+                Some((Err(error), _)) => {
+                    // It may be this very answer that ends the stream.
+                    self.credited.notify_waiters();
+                    return (Err(error), None);
+                }
+                Some(taken) => return taken,
+                None => self.arrived.notified().await,
             }
-            self.arrived.notified().await;
         }
     }
 
-    /// Waits until data may be sent and takes up to `wanted` bytes of the window; 0 where the stream ended.
+    /// Waits until data may be sent and pays for a frame of up to `wanted` bytes; 0 once the stream has ended.
     pub(super) async fn take_window(&self, wanted: usize) -> usize {
+        self.until(|state| match state.life {
+            Life::Open => Some(state.send.take(wanted)).filter(|given| *given > 0),
+            Life::GivenUp | Life::Over => Some(0),
+        })
+        .await
+    }
+
+    /// Changes a stream that has not ended, and wakes all who may wait for it: each way to an end goes through here, so
+    /// that none can forget one of them.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let ended = {
+            let mut state = self.lock();
+            if state.life != Life::Open {
+                return;
+            }
+            change(&mut state);
+            state.life != Life::Open
+        };
+        self.arrived.notify_one();
+        if ended {
+            self.credited.notify_waiters();
+        }
+    }
+
+    /// Waits until `look` finds something, for the sending half.
+    async fn until<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let credited = self.credited.notified();
             tokio::pin!(credited);
             credited.as_mut().enable();
-            {
-                let mut state = self.lock();
-                if state.ended {
-                    return 0;
-                }
-                let given = state.send.take(wanted);
-                if given > 0 {
-                    return given;
-                }
+            if let Some(found) = look(&mut self.lock()) {
+                return found;
             }
             credited.await;
         }
@@ -151,41 +188,80 @@ impl Inbox {
 }
 
 impl State {
-    fn finish(&mut self, error: StreamError) {
-        self.ended = true;
+    fn push_data(&mut self, channel: Channel, bytes: &[u8]) {
+        let cost = frame_cost(bytes.len());
+        if let Some(Waiting::Data { channel: last, bytes: joined, cost: paid }) = self.queue.back_mut()
+            && *last == channel
+            && joined.len() + bytes.len() <= JOINED_BYTES_MAX
+        {
+            joined.extend_from_slice(bytes);
+            *paid += cost;
+        } else {
+            self.queue.push_back(Waiting::Data { channel, bytes: BytesMut::from(bytes), cost });
+        }
+    }
+
+    fn finish(&mut self, life: Life, error: StreamError) {
+        self.life = life;
         self.end = Some(error);
     }
 
     fn take(&mut self) -> Option<(Result<Event, StreamError>, Option<u32>)> {
         match self.queue.pop_front() {
-            Some(Waiting::Event(event, bytes)) => {
+            Some(Waiting::Answer(kind, payload)) => {
                 self.answers -= 1;
-                self.answer_bytes -= bytes;
-                Some((Ok(event), None))
+                self.answer_bytes -= payload.len();
+                let event = event(kind, &payload);
+                if let Err(error) = &event {
+                    // Nothing that follows an answer which can't be read has a meaning.
+                    self.queue.clear();
+                    self.end = Some(error.clone());
+                    if self.life == Life::Open {
+                        self.life = Life::GivenUp;
+                    }
+                }
+                Some((event, None))
             }
-            Some(Waiting::Data(channel, bytes)) => {
-                let credit = self.receive.consumed(bytes.len());
-                Some((Ok(Event::Data(channel, Bytes::from(bytes))), credit.filter(|_| !self.ended)))
+            Some(Waiting::Data { channel, bytes, cost }) => {
+                let credit = self.receive.consumed(cost);
+                let credit = credit.filter(|_| self.life == Life::Open);
+                Some((Ok(Event::Data(channel, Bytes::from(bytes))), credit))
             }
-            None if self.ended => Some((Err(self.end.clone().unwrap_or(StreamError::Ended)), None)),
+            None if self.life != Life::Open => Some((Err(self.end.clone().unwrap_or(StreamError::Ended)), None)),
             None => None,
         }
+    }
+}
+
+/// Reads an answer.
+fn event(kind: Kind, payload: &[u8]) -> Result<Event, StreamError> {
+    // Only its kind and payload count; the stream is known.
+    let message = Message::parse(Frame { kind, stream: StreamId::default(), payload });
+    match message.map_err(|error| StreamError::Unexpected(error.to_string()))? {
+        Message::Started(started) => Ok(Event::Started(started)),
+        Message::Reply(reply) => Ok(Event::Reply(reply)),
+        Message::Eof => Ok(Event::Eof),
+        Message::Exited(exited) => Ok(Event::Exited(exited)),
+        Message::Done(done) => Ok(Event::Done(done)),
+        other => Err(StreamError::Unexpected(format!("{:?}", other.kind()))),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_wire::Done;
-    use kiln_wire::credit::{WINDOW_BYTES, WINDOW_BYTES_MAX};
+    use kiln_wire::credit::{FRAME_COST_MIN, WINDOW_BYTES, WINDOW_BYTES_MAX};
+
+    fn done() -> (Kind, &'static [u8]) {
+        (Kind::DONE, b"{}")
+    }
 
     #[tokio::test]
-    async fn tiny_frames_are_joined_and_the_window_grows_with_the_first_credit() {
+    async fn small_frames_are_joined_and_the_window_grows_with_the_first_credit() {
         let inbox = Inbox::new();
-        for _ in 0..WINDOW_BYTES {
-            inbox.push_data(Channel::Out, b"x");
+        for _ in 0..WINDOW_BYTES as usize / FRAME_COST_MIN {
+            inbox.push_data(Channel::Out, &[7; FRAME_COST_MIN]);
         }
-        inbox.push_data(Channel::Err, b"");
         let (mut credits, mut pieces, mut total) = (Vec::new(), 0, 0);
         while total < WINDOW_BYTES as usize {
             let (event, credit) = inbox.next().await;
@@ -205,13 +281,32 @@ mod tests {
         inbox.push_data(Channel::Out, b"x");
         assert!(matches!(inbox.next().await.0, Ok(Event::Data(..))));
         assert!(matches!(inbox.next().await.0, Err(StreamError::Fault(fault)) if fault.code == ErrorCode::FlowControl));
+        assert!(!inbox.ended_there(), "the agent is to be told");
+    }
+
+    #[tokio::test]
+    async fn empty_frames_and_frames_of_two_channels_in_turn_are_bounded() {
+        for bytes in [&b""[..], b"x"] {
+            let inbox = Inbox::new();
+            let mut taken = 0;
+            while !inbox.ended() {
+                inbox.push_data(if taken % 2 == 0 { Channel::Out } else { Channel::Err }, bytes);
+                taken += 1;
+            }
+            assert_eq!(taken, WINDOW_BYTES as usize / FRAME_COST_MIN + 1);
+        }
     }
 
     #[tokio::test]
     async fn endless_answers_end_the_stream() {
         let inbox = Inbox::new();
         for _ in 0..=ANSWERS_MAX {
-            inbox.push_event(Event::Eof, 0);
+            inbox.push_answer(Kind::EOF, b"");
+        }
+        assert!(inbox.ended());
+        let inbox = Inbox::new();
+        for _ in 0..=ANSWER_BYTES_MAX / (1 << 20) {
+            inbox.push_answer(Kind::REPLY, &[b' '; 1 << 20]);
         }
         assert!(inbox.ended());
     }
@@ -219,10 +314,49 @@ mod tests {
     #[tokio::test]
     async fn nothing_comes_after_the_end() {
         let inbox = Inbox::new();
-        inbox.push_event(Event::Done(Done::default()), 2);
+        let (kind, payload) = done();
+        inbox.push_answer(kind, payload);
         inbox.push_data(Channel::Out, b"late");
         assert!(matches!(inbox.next().await.0, Ok(Event::Done(_))));
         assert!(matches!(inbox.next().await.0, Err(StreamError::Ended)));
         assert_eq!(inbox.take_window(1).await, 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_can_not_be_read_ends_the_stream() {
+        let inbox = Inbox::new();
+        inbox.push_answer(Kind::REPLY, b"{\"what\":1}");
+        inbox.push_data(Channel::Out, b"after it");
+        for _ in 0..2 {
+            assert!(matches!(inbox.next().await.0, Err(StreamError::Unexpected(_))));
+        }
+        assert!(inbox.ended() && !inbox.ended_there());
+    }
+
+    /// Each way to the end of a stream, and who has to wake: a sender that waits for credit, one that waits for its end,
+    /// and the receiver.
+    #[tokio::test]
+    async fn each_way_to_an_end_wakes_all_who_wait() {
+        type Way = fn(&Inbox);
+        let ways: [Way; 7] = [
+            |inbox| inbox.push_data(Channel::Out, &vec![0; WINDOW_BYTES as usize + 1]),
+            |inbox| inbox.push_answer(Kind::REPLY, &vec![0; ANSWER_BYTES_MAX + 1]),
+            |inbox| inbox.push_answer(Kind::DONE, b"{}"),
+            |inbox| inbox.push_answer(Kind::DONE, b"no JSON"),
+            |inbox| inbox.push_answer(Kind::STARTED, b"no JSON"),
+            |inbox| inbox.fail(Fault::new(ErrorCode::Io, "")),
+            |inbox| inbox.give_up(StreamError::LinkLost(String::new())),
+        ];
+        for (number, way) in ways.iter().enumerate() {
+            let inbox = Inbox::new();
+            assert_eq!(inbox.take_window(WINDOW_BYTES as usize).await, WINDOW_BYTES as usize);
+            let all = async { tokio::join!(inbox.take_window(1), inbox.end(), inbox.next()) };
+            tokio::pin!(all);
+            let early = tokio::time::timeout(std::time::Duration::ZERO, &mut all).await;
+            assert!(early.is_err(), "{number}: nothing has ended yet");
+            way(&inbox);
+            let woken = tokio::time::timeout(std::time::Duration::from_secs(5), all).await;
+            assert_eq!(woken.expect("all of them wake").0, 0, "{number}");
+        }
     }
 }

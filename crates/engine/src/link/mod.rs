@@ -7,12 +7,16 @@
 //!
 //! Nothing above this module knows what carries the bytes. Control frames overtake data, data is paced by credit per
 //! stream, and what a stream has not consumed is bounded by its window: one stuck stream stops nobody else.
+//!
+//! A guest is hostile. Each queue that it can fill has a bound in entries and in bytes, and each end of a stream or of
+//! the link wakes all who wait for it.
 
 mod connect;
 mod exec;
 mod files;
 mod freeze;
 mod inbox;
+mod outbox;
 mod stream;
 mod transport;
 

@@ -1,6 +1,7 @@
 //! One stream of a link, in two halves.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kiln_wire::reset::split_at_magic;
@@ -45,6 +46,14 @@ pub enum StreamError {
     /// The link ended under it.
     #[error("the link to the guest was lost: {0}")]
     LinkLost(String),
+    /// The agent did not answer a request in time. The link is up, and the answer counts no more if it comes.
+    #[error("no answer to {request} from the agent within {waited:?}")]
+    NoAnswer {
+        /// The request.
+        request: &'static str,
+        /// Its deadline.
+        waited: Duration,
+    },
     /// It has ended already.
     #[error("the stream has ended")]
     Ended,
@@ -59,7 +68,7 @@ pub enum StreamError {
     Unexpected(String),
 }
 
-/// Dropped together, or when both halves are gone: asks the agent to end what still runs.
+/// Dropped with the last half of its stream: asks the agent to end what still runs there.
 #[derive(Debug)]
 pub(super) struct StreamGuard {
     pub(super) id: StreamId,
@@ -69,7 +78,7 @@ pub(super) struct StreamGuard {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.shared.close(self.id, !self.inbox.ended());
+        self.shared.close(self.id, !self.inbox.ended_there());
     }
 }
 
@@ -92,7 +101,7 @@ impl StreamSender {
                 return Err(self.lost());
             }
             let (now, later) = data.split_at(given);
-            self.guard.shared.send_data(self.guard.id, now).await.map_err(|()| self.lost())?;
+            self.unless_ended(self.guard.shared.send_data(self.guard.id, now)).await?;
             data = later;
         }
         Ok(())
@@ -104,10 +113,11 @@ impl StreamSender {
     /// The stream or the link ended.
     pub async fn eof(&self) -> Result<(), StreamError> {
         // Not a control frame: it must not overtake the data before it.
-        self.guard.shared.send_after_data(self.guard.id, &Message::Eof).await.map_err(|()| self.lost())
+        self.unless_ended(self.guard.shared.send_after_data(self.guard.id, &Message::Eof)).await
     }
 
-    /// Sends a signal to the command's process group.
+    /// Sends a signal to the command's process group. Once a [`ping`](super::GuestLink::ping) that is sent after it is
+    /// answered, the signal has reached the agent.
     ///
     /// # Errors
     /// The stream or the link ended.
@@ -136,6 +146,15 @@ impl StreamSender {
             return Err(StreamError::Ended);
         }
         self.guard.shared.send_control(self.guard.id, message)
+    }
+
+    /// Waits for a place in the queue to the agent, which an agent that reads nothing never has, or for the stream's end.
+    async fn unless_ended(&self, sent: impl Future<Output = Result<(), ()>>) -> Result<(), StreamError> {
+        tokio::select! {
+            biased;
+            () = self.guard.inbox.end() => Err(self.lost()),
+            sent = sent => sent.map_err(|()| self.lost()),
+        }
     }
 
     fn lost(&self) -> StreamError {
@@ -195,5 +214,16 @@ impl StreamReceiver {
                 other => return Err(StreamError::Unexpected(format!("{other:?}"))),
             }
         }
+    }
+}
+
+/// Drives `feed` for as long as `answer` takes and no longer: whatever ends a stream on the receiving side, an answer
+/// that does not belong there too, nobody waits for its sender after that.
+pub(super) async fn beside<T>(answer: impl Future<Output = T>, feed: impl Future<Output = ()>) -> T {
+    tokio::pin!(answer);
+    tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        () = feed => answer.await,
     }
 }

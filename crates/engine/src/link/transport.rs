@@ -1,29 +1,30 @@
 //! The tasks that own the byte stream, and the state they share with streams.
+//!
+//! ```text
+//!   open ──▶ lost: the guest closed, a protocol error, an agent that reads nothing, the last handle dropped
+//! ```
+//!
+//! A link is lost once, with one reason, and everything that waits on it wakes with that: streams, pings, senders.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kiln_wire::{Channel, Decoder, Done, Fault, Frame, Goodbye, GoodbyeReason, Hello, Message, StreamId, Sync, encode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use kiln_wire::{Channel, Decoder, Frame, Goodbye, GoodbyeReason, Hello, Kind, Message, StreamId, Sync, encode};
+use tokio::io::AsyncReadExt;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::inbox::Inbox;
-use super::stream::{Event, StreamError, StreamGuard, StreamReceiver, StreamSender};
+use super::outbox::Outbox;
+use super::stream::{StreamError, StreamGuard, StreamReceiver, StreamSender};
 
-/// Control frames that wait for an agent that does not read; one more ends the link.
-const CONTROL_QUEUE_FRAMES: usize = 4096;
-/// Data frames that wait. Few, so that streams take turns and `Cancel` is never far behind.
-const DATA_QUEUE_FRAMES: usize = 4;
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 /// Longest ping that is answered. Answers wait for an agent that does not read them, so large ones would add up.
 const PING_BYTES_MAX: usize = 1024;
-/// Control frames are joined into writes of about this size.
-const CONTROL_WRITE_BYTES: usize = 64 << 10;
 /// An agent that does not answer a request that needs no time of its own within this is given up.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the last frame of a link may take to leave.
@@ -38,12 +39,15 @@ pub struct GuestLink {
 
 #[derive(Debug)]
 struct Tasks {
+    shared: Arc<Shared>,
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
+        // Streams may outlive the last handle of their link: those who wait on them are told first.
+        self.shared.lose("its last handle was dropped".into());
         self.reader.abort();
         self.writer.abort();
     }
@@ -52,8 +56,7 @@ impl Drop for Tasks {
 #[derive(Debug)]
 pub(super) struct Shared {
     hello: Hello,
-    control: mpsc::Sender<Vec<u8>>,
-    data: mpsc::Sender<Vec<u8>>,
+    outbox: Outbox,
     table: Mutex<Table>,
     lost: watch::Sender<Option<String>>,
     ping_count: AtomicU64,
@@ -64,19 +67,15 @@ struct Table {
     streams: HashMap<u32, Arc<Inbox>>,
     last_id: Option<u32>,
     pongs: HashMap<u64, oneshot::Sender<()>>,
-    /// Who waits for the link's own answers, in the order asked.
-    answers: VecDeque<oneshot::Sender<Result<Done, Fault>>>,
 }
 
 impl GuestLink {
     /// Starts the tasks of a link whose Hellos have been exchanged.
     pub(super) fn start(read: OwnedReadHalf, write: OwnedWriteHalf, decoder: Decoder, hello: Hello) -> Self {
-        let (control, control_queue) = mpsc::channel(CONTROL_QUEUE_FRAMES);
-        let (data, data_queue) = mpsc::channel(DATA_QUEUE_FRAMES);
+        let (outbox, data) = Outbox::new();
         let shared = Arc::new(Shared {
             hello,
-            control,
-            data,
+            outbox,
             table: Mutex::default(),
             lost: watch::Sender::new(None),
             ping_count: AtomicU64::new(0),
@@ -84,19 +83,24 @@ impl GuestLink {
         let reader = tokio::spawn({
             let shared = Arc::clone(&shared);
             async move {
-                let why = read_frames(read, decoder, &shared).await;
+                let why = tokio::select! {
+                    why = read_frames(read, decoder, &shared) => why,
+                    why = shared.until_lost() => why,
+                };
                 shared.lose(why);
             }
         });
         let writer = tokio::spawn({
             let shared = Arc::clone(&shared);
             async move {
-                if let Err(error) = write_frames(write, control_queue, data_queue).await {
-                    shared.lose(format!("write failed: {error}"));
-                }
+                let why = tokio::select! {
+                    error = shared.outbox.write_to(write, data) => format!("write failed: {error}"),
+                    why = shared.until_lost() => why,
+                };
+                shared.lose(why);
             }
         });
-        Self { shared, tasks: Arc::new(Tasks { reader, writer }) }
+        Self { shared: Arc::clone(&shared), tasks: Arc::new(Tasks { shared, reader, writer }) }
     }
 
     /// What the agent said of itself.
@@ -120,21 +124,25 @@ impl GuestLink {
         Ok((StreamSender { guard: Arc::clone(&guard) }, StreamReceiver { guard }))
     }
 
-    /// Time that one byte takes to the agent and back.
+    /// Time that one byte takes to the agent and back. The agent takes frames in order: all control frames that were sent
+    /// before, like a signal or a cancel, have reached it once this returns.
+    ///
+    /// # Errors
+    /// The link is lost, or no answer came within ten seconds.
+    pub async fn ping(&self) -> Result<Duration, StreamError> {
+        self.ping_within(ANSWER_DEADLINE).await
+    }
+
+    /// As [`ping`](Self::ping), with a deadline of the caller's.
     ///
     /// # Errors
     /// The link is lost, or no answer came in time.
-    pub async fn ping(&self) -> Result<Duration, StreamError> {
-        let number = self.shared.ping_count.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        self.shared.table().pongs.insert(number, answer);
+    pub async fn ping_within(&self, deadline: Duration) -> Result<Duration, StreamError> {
         let start = Instant::now();
-        self.shared.send_control(StreamId::LINK, &Message::Ping(&number.to_be_bytes()))?;
-        let outcome = tokio::time::timeout(ANSWER_DEADLINE, answered).await;
-        self.shared.table().pongs.remove(&number);
-        match outcome {
+        let (_forgets, answered) = PingGuard::new(&self.shared)?;
+        match tokio::time::timeout(deadline, answered).await {
             Ok(Ok(())) => Ok(start.elapsed()),
-            _ => Err(self.shared.no_answer("ping")),
+            _ => Err(self.shared.no_answer("ping", deadline)),
         }
     }
 
@@ -146,18 +154,14 @@ impl GuestLink {
         self.ask(&Message::Sync(sync), "sync").await
     }
 
-    /// Sends a request of the link itself and waits for its `Done`.
-    pub(super) async fn ask(&self, request: &Message<'_>, name: &str) -> Result<(), StreamError> {
-        let answered = {
-            let mut table = self.shared.table();
-            let (answer, answered) = oneshot::channel();
-            table.answers.push_back(answer);
-            self.shared.send_control(StreamId::LINK, request)?;
-            answered
-        };
-        match tokio::time::timeout(ANSWER_DEADLINE, answered).await {
-            Ok(Ok(outcome)) => outcome.map(drop).map_err(StreamError::Fault),
-            _ => Err(self.shared.no_answer(name)),
+    /// Sends a request that is answered with `Done` alone and waits for that. Each request has a stream of its own, so an
+    /// answer that comes too late is nobody's, and not the next one's.
+    pub(super) async fn ask(&self, request: &Message<'_>, name: &'static str) -> Result<(), StreamError> {
+        // Dropped early, the stream asks the agent to give up.
+        let (_sender, mut receiver) = self.open(request)?;
+        match tokio::time::timeout(ANSWER_DEADLINE, receiver.done()).await {
+            Ok(outcome) => outcome.map(drop),
+            Err(_) => Err(self.no_answer(name)),
         }
     }
 
@@ -166,8 +170,8 @@ impl GuestLink {
         self.shared.table().streams.values().filter(|inbox| !inbox.ended()).count()
     }
 
-    pub(super) fn no_answer(&self, request: &str) -> StreamError {
-        self.shared.no_answer(request)
+    pub(super) fn no_answer(&self, request: &'static str) -> StreamError {
+        self.shared.no_answer(request, ANSWER_DEADLINE)
     }
 
     /// Whether the link is lost.
@@ -177,8 +181,7 @@ impl GuestLink {
 
     /// Waits until the link is lost and says why.
     pub async fn closed(&self) -> String {
-        let mut lost = self.shared.lost.subscribe();
-        lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()).unwrap_or_default()
+        self.shared.until_lost().await
     }
 
     /// Tells the agent to shut the guest down and ends the link.
@@ -192,6 +195,29 @@ impl GuestLink {
     }
 }
 
+/// A ping that waits. Dropped, it waits no more, however that came.
+struct PingGuard<'a> {
+    shared: &'a Shared,
+    number: u64,
+}
+
+impl<'a> PingGuard<'a> {
+    fn new(shared: &'a Shared) -> Result<(Self, oneshot::Receiver<()>), StreamError> {
+        let number = shared.ping_count.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        shared.table().pongs.insert(number, answer);
+        let guard = Self { shared, number };
+        shared.send_control(StreamId::LINK, &Message::Ping(&number.to_be_bytes()))?;
+        Ok((guard, answered))
+    }
+}
+
+impl Drop for PingGuard<'_> {
+    fn drop(&mut self) {
+        self.shared.table().pongs.remove(&self.number);
+    }
+}
+
 impl Shared {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -199,6 +225,7 @@ impl Shared {
 
     fn register(&self, inbox: &Arc<Inbox>) -> Result<StreamId, StreamError> {
         let mut table = self.table();
+        // `lose` notes the loss before it takes the table: either it is seen here, or this stream is in what it takes.
         if let Some(why) = self.lost() {
             return Err(StreamError::LinkLost(why));
         }
@@ -209,11 +236,11 @@ impl Shared {
         Ok(StreamId(id))
     }
 
-    /// Forgets a stream that nobody holds any more.
+    /// Forgets a stream that nobody holds any more, and asks the agent to end it if it has not.
     pub(super) fn close(&self, id: StreamId, cancel: bool) {
         self.table().streams.remove(&id.0);
         if cancel && self.lost().is_none() {
-            // Where even this can't be queued the link is lost, and the agent ends the stream by itself.
+            // The link is lost if this can't be queued, and an agent ends the streams of a lost link.
             let _ = self.send_control(id, &Message::Cancel);
         }
     }
@@ -223,85 +250,80 @@ impl Shared {
         self.lost.borrow().clone()
     }
 
+    async fn until_lost(&self) -> String {
+        let mut lost = self.lost.subscribe();
+        // It has a sender for as long as there is a `Shared`.
+        lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+
+    /// Ends the link. Only the first reason counts.
     fn lose(&self, why: String) {
         self.lost.send_if_modified(|lost| {
             let first = lost.is_none();
             lost.get_or_insert(why);
             first
         });
-        let mut table = self.table();
-        table.pongs.clear();
-        table.answers.clear();
-        let streams = std::mem::take(&mut table.streams);
-        drop(table);
+        let (streams, pongs) = {
+            let mut table = self.table();
+            (std::mem::take(&mut table.streams), std::mem::take(&mut table.pongs))
+        };
+        drop(pongs);
         let why = self.lost().unwrap_or_default();
         for inbox in streams.into_values() {
-            inbox.end(StreamError::LinkLost(why.clone()));
+            inbox.give_up(StreamError::LinkLost(why.clone()));
         }
     }
 
-    fn no_answer(&self, request: &str) -> StreamError {
-        let silence = || format!("no answer to {request} within {ANSWER_DEADLINE:?}");
-        StreamError::LinkLost(self.lost().unwrap_or_else(silence))
+    fn no_answer(&self, request: &'static str, waited: Duration) -> StreamError {
+        self.lost().map_or(StreamError::NoAnswer { request, waited }, StreamError::LinkLost)
     }
 
     pub(super) fn send_control(&self, id: StreamId, message: &Message<'_>) -> Result<(), StreamError> {
         let frame = encoded(id, message)?;
-        self.control.try_send(frame).map_err(|error| {
-            let why = match error {
-                mpsc::error::TrySendError::Full(_) => {
-                    format!("the agent reads nothing: {CONTROL_QUEUE_FRAMES} frames wait")
-                }
-                mpsc::error::TrySendError::Closed(_) => self.lost().unwrap_or_else(|| "closed".into()),
-            };
-            StreamError::LinkLost(why)
+        if let Some(why) = self.lost() {
+            return Err(StreamError::LinkLost(why));
+        }
+        self.outbox.control(frame).map_err(|unread| {
+            self.lose(unread.to_string());
+            StreamError::LinkLost(self.lost().unwrap_or_default())
         })
     }
 
+    /// Queues data that a window has been taken for.
     pub(super) async fn send_data(&self, id: StreamId, data: &[u8]) -> Result<(), ()> {
         let mut frame = Vec::new();
         encode(Channel::In.kind(), id, data, &mut frame).map_err(drop)?;
-        self.data.send(frame).await.map_err(drop)
+        self.outbox.data(frame).await
     }
 
     /// Queues a frame that must not overtake data.
     pub(super) async fn send_after_data(&self, id: StreamId, message: &Message<'_>) -> Result<(), ()> {
         let frame = encoded(id, message).map_err(drop)?;
-        self.data.send(frame).await.map_err(drop)
+        self.outbox.data(frame).await
     }
 
-    /// Gives a frame to whom it belongs.
+    /// Gives a frame to whom it belongs. A later agent may send kinds that we don't know: on the link they mean nothing
+    /// to us, and what breaks a stream of ours ends that stream.
     ///
     /// # Errors
     /// Why the link ends with it.
     fn route(&self, frame: Frame<'_>) -> Result<(), String> {
-        let size = frame.payload.len();
-        let stream = frame.stream;
-        let message = match Message::parse(frame) {
-            Ok(message) => message,
-            // A later agent may send kinds that we don't know; what breaks a stream of ours ends that stream.
-            Err(error) => {
-                if let Some(inbox) = self.table().streams.get(&stream.0) {
-                    inbox.end(StreamError::Unexpected(error.to_string()));
-                }
-                return Ok(());
-            }
-        };
+        let Frame { kind, stream, payload } = frame;
         if stream == StreamId::LINK {
-            return self.route_link(&message);
+            return Message::parse(frame).map_or(Ok(()), |message| self.route_link(&message));
         }
         // A frame for a stream that was closed here was on its way already.
         let Some(inbox) = self.table().streams.get(&stream.0).cloned() else { return Ok(()) };
-        match message {
-            Message::Data(channel, bytes) if channel != Channel::In => inbox.push_data(channel, bytes),
-            Message::Credit(bytes) => inbox.credit(bytes),
-            Message::Started(started) => inbox.push_event(Event::Started(started), size),
-            Message::Reply(reply) => inbox.push_event(Event::Reply(reply), size),
-            Message::Eof => inbox.push_event(Event::Eof, size),
-            Message::Exited(exited) => inbox.push_event(Event::Exited(exited), size),
-            Message::Done(done) => inbox.push_event(Event::Done(done), size),
-            Message::Error(fault) => inbox.end(StreamError::Fault(fault)),
-            other => inbox.end(StreamError::Unexpected(format!("{:?}", other.kind()))),
+        match kind {
+            Kind::DATA_OUT => inbox.push_data(Channel::Out, payload),
+            Kind::DATA_ERR => inbox.push_data(Channel::Err, payload),
+            Kind::STARTED | Kind::REPLY | Kind::EOF | Kind::EXITED | Kind::DONE => inbox.push_answer(kind, payload),
+            _ => match Message::parse(frame) {
+                Ok(Message::Credit(bytes)) => inbox.credit(bytes),
+                Ok(Message::Error(fault)) => inbox.fail(fault),
+                Ok(other) => inbox.give_up(StreamError::Unexpected(format!("{:?}", other.kind()))),
+                Err(error) => inbox.give_up(StreamError::Unexpected(error.to_string())),
+            },
         }
         Ok(())
     }
@@ -314,25 +336,14 @@ impl Shared {
                     // Nobody waits any more where this fails.
                     let _ = answer.send(());
                 }
+                Ok(())
             }
-            Message::Ping(bytes) if bytes.len() > PING_BYTES_MAX => {
-                return Err(format!("a ping of {} bytes", bytes.len()));
-            }
+            Message::Ping(bytes) if bytes.len() > PING_BYTES_MAX => Err(format!("a ping of {} bytes", bytes.len())),
             Message::Ping(bytes) => {
-                self.send_control(StreamId::LINK, &Message::Pong(bytes)).map_err(|error| error.to_string())?;
+                self.send_control(StreamId::LINK, &Message::Pong(bytes)).map_err(|error| error.to_string())
             }
-            Message::Done(done) => self.answer(Ok(*done)),
-            Message::Error(fault) => self.answer(Err(fault.clone())),
-            Message::Goodbye(goodbye) => return Err(goodbye.to_string()),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn answer(&self, outcome: Result<Done, Fault>) {
-        if let Some(answer) = self.table().answers.pop_front() {
-            // Nobody waits any more where this fails.
-            let _ = answer.send(outcome);
+            Message::Goodbye(goodbye) => Err(goodbye.to_string()),
+            _ => Ok(()),
         }
     }
 }
@@ -370,27 +381,5 @@ async fn read_frames(mut read: OwnedReadHalf, mut decoder: Decoder, shared: &Sha
             Ok(count) => decoder.fill(count),
             Err(error) => return format!("read failed: {error}"),
         }
-    }
-}
-
-/// Writes until every handle is gone. Control frames go first.
-async fn write_frames(
-    mut write: OwnedWriteHalf,
-    mut control: mpsc::Receiver<Vec<u8>>,
-    mut data: mpsc::Receiver<Vec<u8>>,
-) -> std::io::Result<()> {
-    loop {
-        let mut bytes = tokio::select! {
-            biased;
-            frame = control.recv() => match frame { Some(frame) => frame, None => return Ok(()) },
-            frame = data.recv() => match frame { Some(frame) => frame, None => return Ok(()) },
-        };
-        while bytes.len() < CONTROL_WRITE_BYTES {
-            match control.try_recv() {
-                Ok(frame) => bytes.extend_from_slice(&frame),
-                Err(_) => break,
-            }
-        }
-        write.write_all(&bytes).await?;
     }
 }

@@ -1,4 +1,4 @@
-//! The host's end of the link against agents that lie, stall and break off. The real agent is met in `e2e/`.
+//! Agents that lie, stall and break off, one rule each.
 
 use std::time::Duration;
 
@@ -6,76 +6,12 @@ use kiln_engine::link::{Event, GuestLink, LinkError, LinkOptions, REPLIES_MAX, R
 use kiln_wire::credit::WINDOW_BYTES;
 use kiln_wire::reset::{MAGIC, MARKER_BYTES};
 use kiln_wire::{
-    Channel, Decoder, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Identity, Kind, Message,
-    MetricsRequest, Reply, Started, StreamId, Sync, VERSION, encode,
+    Channel, Done, ErrorCode, ExecRequest, Goodbye, GoodbyeReason, Hello, Identity, Kind, Message, MetricsRequest,
+    Reply, Started, StreamId, Sync, VERSION, encode,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::AsyncReadExt;
 
-/// No step of these tests takes this long, unless it hangs.
-const DEADLINE: Duration = Duration::from_secs(10);
-
-/// The agent's end, frame by frame.
-struct Peer {
-    stream: UnixStream,
-    decoder: Decoder,
-}
-
-impl Peer {
-    async fn send(&mut self, stream: u32, message: Message<'_>) {
-        let mut bytes = Vec::new();
-        message.encode(StreamId(stream), &mut bytes).expect("test messages fit");
-        self.send_raw(&bytes).await;
-    }
-
-    async fn send_raw(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.expect("the host reads");
-    }
-
-    async fn next(&mut self) -> (Kind, u32, Vec<u8>) {
-        let mut buffer = [0; 4096];
-        loop {
-            if let Some(frame) = self.decoder.next().expect("the host sends frames") {
-                return (frame.kind, frame.stream.0, frame.payload.to_vec());
-            }
-            let read = tokio::time::timeout(DEADLINE, self.stream.read(&mut buffer)).await;
-            let count = read.expect("the host sends in time").expect("the socket reads");
-            assert!(count > 0, "the host closed the link");
-            self.decoder.push(&buffer[..count]);
-        }
-    }
-
-    /// Skips frames up to one of this kind.
-    async fn next_of(&mut self, kind: Kind) -> (u32, Vec<u8>) {
-        loop {
-            let (found, stream, payload) = self.next().await;
-            if found == kind {
-                return (stream, payload);
-            }
-        }
-    }
-}
-
-fn pair() -> (UnixStream, Peer) {
-    let (host, guest) = UnixStream::pair().expect("a socket pair");
-    (host, Peer { stream: guest, decoder: Decoder::new() })
-}
-
-fn hello(version: u16) -> Message<'static> {
-    Message::Hello(Hello { version, agent: "peer".into(), capabilities: vec![], boot_id: "b".into() })
-}
-
-fn options() -> LinkOptions {
-    LinkOptions::unix_socket(DEADLINE)
-}
-
-async fn linked() -> (GuestLink, Peer) {
-    let (host, mut peer) = pair();
-    peer.send(0, hello(VERSION)).await;
-    let link = GuestLink::connect(host, options()).await.expect("the peer greets");
-    assert_eq!(peer.next().await.0, Kind::HELLO);
-    (link, peer)
-}
+use crate::peer::{DEADLINE, Peer, hello, linked, options, pair};
 
 fn started() -> Message<'static> {
     Message::Started(Started { pid: 1, session: None })
@@ -86,7 +22,11 @@ async fn another_version_is_refused_with_both_named() {
     let (host, mut peer) = pair();
     peer.send(0, hello(VERSION + 6)).await;
     let refused = GuestLink::connect(host, options()).await;
-    assert!(matches!(refused, Err(LinkError::Version { ours: VERSION, theirs: 7 })), "{refused:?}");
+    let theirs = VERSION + 6;
+    assert!(
+        matches!(refused, Err(LinkError::Version { ours: VERSION, theirs: found }) if found == theirs),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
@@ -152,8 +92,9 @@ async fn an_agent_that_asks_for_a_token_gets_it_or_none() {
     let (host, mut peer) = pair();
     peer.send(0, Message::Hello(hello())).await;
     let link = tokio::spawn(GuestLink::connect(host, LinkOptions { token: Some("t".into()), ..options() }));
-    assert_eq!(peer.next_of(Kind::AUTH).await.1, br#"{"token":"t"}"#);
-    peer.send(0, Message::Error(kiln_wire::Fault::new(ErrorCode::Unauthorized, "no"))).await;
+    let (stream, token) = peer.next_of(Kind::AUTH).await;
+    assert_eq!(token, br#"{"token":"t"}"#);
+    peer.send(stream, Message::Error(kiln_wire::Fault::new(ErrorCode::Unauthorized, "no"))).await;
     assert!(matches!(link.await.expect("no panic"), Err(LinkError::Unauthorized)));
 }
 
@@ -312,12 +253,12 @@ async fn synced(peer: &mut Peer, slow: usize, renewed: impl Future<Output = Resu
     let mut syncs: Vec<Sync> = Vec::new();
     let answers = async {
         loop {
-            let (_, payload) = peer.next_of(Kind::SYNC).await;
+            let (stream, payload) = peer.next_of(Kind::SYNC).await;
             syncs.push(serde_json::from_slice(&payload).expect("a sync"));
             if syncs.len() <= slow {
                 tokio::time::sleep(Duration::from_millis(60)).await;
             }
-            peer.send(0, Message::Done(Done::default())).await;
+            peer.send(stream, Message::Done(Done::default())).await;
         }
     };
     tokio::select! {
@@ -346,4 +287,34 @@ async fn a_guest_that_is_never_in_time_is_told_the_time_five_times() {
     let (link, mut peer) = linked().await;
     let syncs = synced(&mut peer, usize::MAX, link.renew(Renewal::default())).await;
     assert_eq!(syncs.len(), 5);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
+    let (link, mut peer) = linked().await;
+    let sync = || Sync { host_time_ns: 1, seed: String::new(), identity: None };
+    let given_up = tokio::time::timeout(Duration::from_millis(20), link.sync(sync())).await;
+    assert!(given_up.is_err(), "nobody answers");
+    let (first, _) = peer.next_of(Kind::SYNC).await;
+    let second = tokio::spawn({
+        let link = link.clone();
+        async move { link.sync(sync()).await }
+    });
+    let (stream, _) = peer.next_of(Kind::SYNC).await;
+    peer.send(first, Message::Done(Done::default())).await;
+    peer.send(stream, Message::Error(kiln_wire::Fault::new(ErrorCode::Unsupported, "no"))).await;
+    let outcome = tokio::time::timeout(DEADLINE, second).await.expect("ends in time").expect("no panic");
+    assert!(matches!(&outcome, Err(StreamError::Fault(fault)) if fault.code == ErrorCode::Unsupported), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_the_host_gives_up_is_cancelled_in_the_guest() {
+    let (link, mut peer) = linked().await;
+    let (sender, mut receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
+    peer.send(1, Message::Data(Channel::Out, &vec![7; WINDOW_BYTES as usize + 1])).await;
+    let fault = receiver.next().await;
+    assert!(matches!(fault, Err(StreamError::Fault(fault)) if fault.code == ErrorCode::FlowControl));
+    drop((sender, receiver));
+    let (stream, _) = tokio::time::timeout(DEADLINE, peer.next_of(Kind::CANCEL)).await.expect("it is told");
+    assert_eq!(stream, 1);
 }
