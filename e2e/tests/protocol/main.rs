@@ -10,6 +10,7 @@ mod exec_data;
 mod exec_end;
 mod files;
 mod files_errors;
+mod floods;
 mod forward;
 mod freeze;
 mod handshake;
