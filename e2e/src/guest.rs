@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kiln_engine::home::Home;
 use kiln_engine::image::{ImageStore, MINI};
-use kiln_engine::link::{ExecOutput, GuestLink, LinkOptions, StreamError};
+use kiln_engine::link::{ExecOutput, GuestLink, StreamError};
 use kiln_engine::{AccelerationRequest, Engine as _, QemuEngine, Vm, VmSpec};
 use kiln_wire::{ExecRequest, Text};
 
@@ -46,8 +46,7 @@ impl Guest {
     /// # Panics
     /// Where the agent does not answer.
     pub async fn link(vm: &Vm) -> GuestLink {
-        let stream = vm.link_stream().await.expect("the port takes a connection");
-        let linked = GuestLink::connect(stream, LinkOptions::virtio_serial(BOOT_DEADLINE)).await;
+        let linked = vm.connect(BOOT_DEADLINE).await;
         linked.unwrap_or_else(|error| panic!("no link: {error}; console: {:#?}", vm.console_tail(30)))
     }
 

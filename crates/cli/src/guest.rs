@@ -15,7 +15,6 @@ pub fn boot_failure(error: BootError, boot_timeout: Duration) -> Failure {
     match error {
         BootError::Launch(error) => launch_failure(error),
         error @ BootError::NoVmm { .. } => Failure::new(VM, error).hint("give it longer with --boot-timeout"),
-        error @ BootError::Port(_) => Failure::new(VM, error),
         BootError::Link { source, console } => not_up(source, &console, boot_timeout),
         BootError::Gone { ref gone, ref console } => {
             match gone {

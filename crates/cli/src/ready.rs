@@ -88,7 +88,7 @@ pub fn a_boot_may_do(error: &ReadyError) -> bool {
         ReadyError::Launch(error) => matches!(error, LaunchError::Directory { .. }),
         // One that ends as it boots does so again, and shows its console then.
         ReadyError::Link(error) => !matches!(error, LinkError::TimedOut { .. } | LinkError::Version { .. }),
-        ReadyError::Port(_) | ReadyError::WarmUp(_) | ReadyError::Snapshot(_) => true,
+        ReadyError::WarmUp(_) | ReadyError::Snapshot(_) => true,
     }
 }
 

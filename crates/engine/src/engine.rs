@@ -6,13 +6,13 @@ use std::pin::Pin;
 use camino::Utf8PathBuf;
 use serde::Serialize;
 
-use crate::drivers::qemu::QmpError;
 use crate::fork::{Fork, ForkSpec};
 use crate::home::HomeError;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::{Vm, VmmStatus};
 use crate::vm_dir::VmId;
 use crate::vm_spec::{SpecError, VmSpec};
+use crate::vmm::VmmError;
 
 /// A future behind a pointer, so that [`Engine`] can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -33,15 +33,13 @@ pub trait Engine: Send + Sync {
     ///
     /// ```no_run
     /// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
-    /// use kiln_engine::link::{GuestLink, LinkOptions};
     /// use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
     /// use kiln_engine::{ForkSpec, VmSpec};
     /// use std::time::Duration;
     ///
     /// // Boot once, prepare once …
     /// let vm = engine.launch(VmSpec { forkable: true, ..spec }).await?;
-    /// let options = LinkOptions::virtio_serial(Duration::from_secs(60));
-    /// let link = GuestLink::connect(vm.link_stream().await?, options).await?;
+    /// let link = vm.connect(Duration::from_secs(60)).await?;
     /// // … save it, and fork it many times.
     /// let request = SnapshotRequest { link: Some(&link), then: AfterSave::End, label: "prepared".into() };
     /// let snapshot = vm.snapshot(request).await?;
@@ -173,7 +171,7 @@ pub enum LaunchError {
         program: Utf8PathBuf,
         /// Why.
         #[source]
-        source: QmpError,
+        source: VmmError,
     },
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   VmSpec ──▶ Engine::launch ──▶ Vm ──▶ VmEvents: Started, Console …, Exited
-//!                                  └───▶ link_stream ──▶ link::GuestLink
+//!                                  └───▶ connect ──▶ link::GuestLink
 //!   VmSpec or Snapshot ──▶ Guest: a VM whose agent answers, its findings, how it ended
 //! ```
 //! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
@@ -37,12 +37,12 @@ mod vhost_user;
 mod vm;
 mod vm_dir;
 mod vm_spec;
+mod vmm;
 
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
 pub use drivers::fake::FakeEngine;
 pub use drivers::qemu::{
-    AdoptError, ForkPool, POOL_MAX, PoolSpec, PoolStatus, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion,
-    QmpError, TCG_CPU,
+    AdoptError, ForkPool, POOL_MAX, PoolSpec, PoolStatus, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU,
 };
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
@@ -57,3 +57,4 @@ pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,
     HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VmSpec,
 };
+pub use vmm::VmmError;

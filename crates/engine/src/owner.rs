@@ -1,5 +1,6 @@
 //! The task that owns a VM: its process, monitor, console and directory.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,13 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use rustix::process::Signal;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
-use crate::drivers::qemu::{Qmp, QmpEvent, Saver};
+use crate::drivers::qemu::Saver;
 use crate::failpoint;
 use crate::journal::{Journal, State};
 use crate::process::Child;
@@ -22,6 +22,7 @@ use crate::vm::{
     Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
 };
 use crate::vm_dir::{SocketDir, VmDir, VmId};
+use crate::vmm::{Monitor, MonitorEvent, MonitorEvents, Transport, VmmError};
 
 /// Console and monitor bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -45,7 +46,9 @@ pub(crate) struct Parts {
     pub(crate) child: Child,
     pub(crate) stderr: Option<pipe::Receiver>,
     pub(crate) console: Option<pipe::Receiver>,
-    pub(crate) monitor: Option<(Qmp, mpsc::Receiver<QmpEvent>)>,
+    pub(crate) monitor: Arc<dyn Monitor>,
+    pub(crate) monitor_events: Box<dyn MonitorEvents>,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) started: Instant,
     pub(crate) acceleration: Acceleration,
     pub(crate) ports: Vec<String>,
@@ -56,7 +59,8 @@ pub(crate) struct Parts {
 /// Starts the owner's task. Where that fails a child is killed, and an adopted process goes on.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
     let opened = parts.open();
-    let Parts { dir, child, stderr, console, monitor, started, acceleration, ports, saver } = parts;
+    let Parts { dir, child, stderr, console, monitor, monitor_events, transport, started, acceleration, ports, saver } =
+        parts;
     let (sockets, log, watch) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -76,16 +80,15 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         ring: ConsoleRing::default(),
         dropped_console_bytes: Arc::new(AtomicU64::new(0)),
     });
-    let (qmp, qmp_events) = monitor.unzip();
     let (id, path, pid) = (dir.id().clone(), dir.path().to_owned(), child.pid());
     let owner = Owner {
         events: EventQueue::new(sender, Arc::clone(&shared.dropped_console_bytes)),
         shared: Arc::clone(&shared),
         child,
         dir,
-        qmp,
+        monitor,
         saver: saver.map(Arc::new),
-        qmp_events,
+        monitor_events: Some(monitor_events),
         console,
         console_due: tokio::time::Instant::now(),
         stderr,
@@ -98,7 +101,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
     tracing::info!(vm = %id, pid, ?acceleration, "started vm");
     tokio::spawn(owner.run(id.clone(), watch, inbox, exit_sender));
     let events = Some(VmEvents(receiver));
-    Ok(Vm { id, path, pid, acceleration, ports, sockets, shared, commands, events, exit })
+    Ok(Vm { id, path, pid, acceleration, ports, sockets, transport, shared, commands, events, exit })
 }
 
 impl Parts {
@@ -116,9 +119,9 @@ struct Owner {
     child: Child,
     dir: VmDir,
     shared: Arc<Shared>,
-    qmp: Option<Qmp>,
+    monitor: Arc<dyn Monitor>,
     saver: Option<Arc<Saver>>,
-    qmp_events: Option<mpsc::Receiver<QmpEvent>>,
+    monitor_events: Option<Box<dyn MonitorEvents>>,
     console: Option<pipe::Receiver>,
     /// Not before then is it read again.
     console_due: tokio::time::Instant,
@@ -157,9 +160,9 @@ impl Owner {
                     if !alive { self.stderr = None; }
                     self.trim_last_words();
                 }
-                event = next(&mut self.qmp_events) => match event {
-                    Some(event) => self.monitor_event(&event),
-                    None => self.qmp_events = None,
+                event = next(&mut self.monitor_events) => match event {
+                    Some(event) => self.monitor_event(event),
+                    None => self.monitor_events = None,
                 },
                 () = self.events.room(), if self.events.is_waiting() => self.events.flush(),
                 () = finished(&mut self.busy) => self.busy = None,
@@ -210,8 +213,8 @@ impl Owner {
 
     /// Reads what the VMM left behind.
     async fn drain(&mut self, console_buffer: &mut BytesMut) {
-        while let Some(event) = next_or_end(&mut self.qmp_events).await {
-            self.monitor_event(&event);
+        while let Some(event) = next_or_end(&mut self.monitor_events).await {
+            self.monitor_event(event);
         }
         while self.console.is_some() {
             if !read(&mut self.console, console_buffer).await {
@@ -248,51 +251,35 @@ impl Owner {
         drop(self.last_words.split_to(excess));
     }
 
-    fn monitor_event(&mut self, event: &QmpEvent) {
-        match event.name.as_str() {
-            "STOP" => self.events.push(VmEvent::Paused),
-            "RESUME" => self.events.push(VmEvent::Resumed),
-            "SHUTDOWN" => {
-                self.end_seen = match event.data["reason"].as_str() {
-                    Some("guest-shutdown") => Some(ExitReason::GuestPoweredOff),
-                    Some("guest-reset") => Some(ExitReason::GuestReset),
-                    Some("guest-panic") => Some(ExitReason::GuestPanicked),
-                    _ => None,
-                };
-            }
-            _ => {}
+    fn monitor_event(&mut self, event: MonitorEvent) {
+        match event {
+            MonitorEvent::Paused => self.events.push(VmEvent::Paused),
+            MonitorEvent::Resumed => self.events.push(VmEvent::Resumed),
+            MonitorEvent::Ended(reason) => self.end_seen = Some(reason),
         }
     }
 
     fn start_command(&mut self, command: Command) {
-        let Some(qmp) = self.qmp.clone() else {
-            match command {
-                Command::Pause(reply) | Command::Resume(reply) => {
-                    drop(reply.send(Err(ControlError::Unsupported)));
-                }
-                Command::Save(_, reply) => drop(reply.send(Err(ControlError::Unsupported.into()))),
-                Command::PowerDown => {
-                    self.shared.killed.store(true, Ordering::Release);
-                    self.shared.killer.signal(Signal::TERM);
-                }
-            }
-            return;
-        };
-        let (saver, shared, journal) = (self.saver.clone(), Arc::clone(&self.shared), self.dir.journal().clone());
+        let (monitor, saver) = (Arc::clone(&self.monitor), self.saver.clone());
+        let (shared, journal) = (Arc::clone(&self.shared), self.dir.journal().clone());
         self.busy = Some(Box::pin(async move {
             match command {
                 Command::Save(order, reply) => {
                     let saved = match saver {
-                        Some(saver) => saver.save(&qmp, &journal, order, &shared).await,
+                        Some(saver) => saver.save(&journal, order, &shared).await,
                         None => Err(ControlError::Unsupported.into()),
                     };
                     // The asker may have given up.
                     drop(reply.send(saved));
                 }
-                Command::Pause(reply) => answer(reply, &qmp, "stop", &journal, State::Paused).await,
-                Command::Resume(reply) => answer(reply, &qmp, "cont", &journal, State::Running).await,
+                Command::Pause(reply) => {
+                    answer(reply, monitor.pause(MONITOR_DEADLINE).await, &journal, State::Paused);
+                }
+                Command::Resume(reply) => {
+                    answer(reply, monitor.resume(MONITOR_DEADLINE).await, &journal, State::Running);
+                }
                 Command::PowerDown => {
-                    if let Err(error) = qmp.execute("system_powerdown", None, MONITOR_DEADLINE).await {
+                    if let Err(error) = monitor.power_down(MONITOR_DEADLINE).await {
                         tracing::warn!(%error, "failed to press the power button");
                     }
                 }
@@ -329,14 +316,12 @@ fn stop_for_good(dir: VmDir, snapshot: SnapshotId) -> io::Result<()> {
     dir.keep()
 }
 
-async fn answer(
+fn answer(
     reply: oneshot::Sender<Result<(), ControlError>>,
-    qmp: &Qmp,
-    command: &'static str,
+    result: Result<(), VmmError>,
     journal: &Journal,
     state: State,
 ) {
-    let result = qmp.execute(command, None, MONITOR_DEADLINE).await;
     if result.is_ok()
         && let Err(error) = journal.enter(state)
     {
@@ -344,7 +329,7 @@ async fn answer(
         tracing::warn!(%error, "failed to write down what the VM does");
     }
     // The asker may have given up.
-    drop(reply.send(result.map(|_| ()).map_err(ControlError::from)));
+    drop(reply.send(result.map_err(ControlError::from)));
 }
 
 /// Reads some bytes; false at the end. Never ready without a source. Safe to cancel.
@@ -372,15 +357,16 @@ async fn read_from(
     read(source, buffer).await
 }
 
-async fn next(events: &mut Option<mpsc::Receiver<QmpEvent>>) -> Option<QmpEvent> {
+async fn next(events: &mut Option<Box<dyn MonitorEvents>>) -> Option<MonitorEvent> {
     match events {
-        Some(events) => events.recv().await,
+        Some(events) => poll_fn(|context| events.poll_next(context)).await,
         None => std::future::pending().await,
     }
 }
 
-async fn next_or_end(events: &mut Option<mpsc::Receiver<QmpEvent>>) -> Option<QmpEvent> {
-    events.as_mut()?.recv().await
+async fn next_or_end(events: &mut Option<Box<dyn MonitorEvents>>) -> Option<MonitorEvent> {
+    let events = events.as_mut()?;
+    poll_fn(|context| events.poll_next(context)).await
 }
 
 async fn finished(busy: &mut Option<Busy>) {

@@ -236,6 +236,11 @@ impl Killer {
         self.signal(Signal::KILL);
     }
 
+    /// Whether the process has ended. When in doubt, it has not.
+    pub(crate) fn has_ended(&self) -> bool {
+        orphan::ends_within(&self.0, Duration::ZERO).unwrap_or(false)
+    }
+
     /// Waits for the process's end, where it was killed. Blocks.
     pub(crate) fn wait(&self) -> io::Result<()> {
         if orphan::ends_within(&self.0, KILL_DEADLINE)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }

@@ -14,9 +14,9 @@ use crate::drivers::qemu::QemuEngine;
 use crate::engine::{Engine as _, LaunchError};
 use crate::file_facts::FileFacts;
 use crate::home::Home;
-use crate::link::{GuestLink, LinkError, LinkOptions, StreamError};
+use crate::link::{LinkError, StreamError};
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
-use crate::vm::{PortError, Vm};
+use crate::vm::Vm;
 use crate::vm_spec::{OwnerLoss, VmSpec};
 
 /// Ready-made snapshots of one home: each takes the memory that its guest has used, some 100 MiB.
@@ -41,9 +41,6 @@ pub enum ReadyError {
     /// Its guest did not come up.
     #[error("the guest that is to be saved did not come up")]
     Link(#[from] LinkError),
-    /// Its guest's agent can't be reached.
-    #[error("the guest that is to be saved can't be reached")]
-    Port(#[from] PortError),
     /// Its guest runs no commands.
     #[error("the guest that is to be saved does not run `{WARM_UP}`")]
     WarmUp(#[source] StreamError),
@@ -191,7 +188,7 @@ async fn save(
     boot_deadline: Duration,
     progress: &mut (dyn FnMut(ReadyStep) + Send),
 ) -> Result<Snapshot, ReadyError> {
-    let link = GuestLink::connect(vm.link_stream().await?, LinkOptions::virtio_serial(boot_deadline)).await?;
+    let link = vm.connect(boot_deadline).await?;
     for _ in 0..WARM_UPS {
         let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
         let ran = tokio::time::timeout(boot_deadline, link.run(request, b"", 0)).await;

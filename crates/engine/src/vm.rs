@@ -17,14 +17,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::console::ConsoleRing;
-use crate::drivers::qemu::QmpError;
-use crate::link::{GuestLink, StreamError};
+use crate::link::{GuestLink, LinkError, StreamError};
 use crate::process::Killer;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
 use crate::vm_dir::{Fate, SocketDir, VmId};
 use crate::vm_spec::AccelerationRequest;
+use crate::vmm::{Transport, VmmError};
 
 /// Commands that may wait for the owner.
 pub(crate) const COMMAND_QUEUE: usize = 16;
@@ -146,11 +147,11 @@ pub enum ControlError {
     #[error("the VM has ended")]
     Ended,
     /// Guests of this driver can't do that.
-    #[error("guests of this engine can't be paused")]
+    #[error("guests of this engine can't be saved")]
     Unsupported,
     /// The VMM did not do it.
     #[error("the VMM did not do it")]
-    Monitor(#[from] QmpError),
+    Monitor(#[from] VmmError),
 }
 
 /// Why there is no connection to a guest's port.
@@ -250,6 +251,7 @@ pub struct Vm {
     pub(crate) acceleration: Acceleration,
     pub(crate) ports: Vec<String>,
     pub(crate) sockets: SocketDir,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) events: Option<VmEvents>,
@@ -392,12 +394,27 @@ impl Vm {
         self.shared.dropped_console_bytes.load(Ordering::Relaxed)
     }
 
-    /// A new connection to the agent's port. The VMM serves one at a time; a second one waits for the first one's end.
+    /// A bare stream to the agent, for those who speak its protocol themselves.
     ///
     /// # Errors
     /// When the VM has ended.
-    pub async fn link_stream(&self) -> Result<UnixStream, PortError> {
-        self.connect(AGENT_SOCKET, AGENT_SOCKET).await
+    pub async fn dial(&self) -> io::Result<UnixStream> {
+        self.transport.dial(&self.sockets).await
+    }
+
+    /// A new link to the agent, which may still be booting. An agent serves one link at a time: where the transport lets
+    /// a second one in, it ends the first, and elsewhere the second one waits for the first one's end.
+    ///
+    /// # Errors
+    /// [`LinkError`]: the agent does not answer within the deadline, or the VM has ended.
+    pub async fn connect(&self, deadline: Duration) -> Result<GuestLink, LinkError> {
+        let until = Instant::now() + deadline;
+        let stream = match tokio::time::timeout_at(until, self.dial()).await {
+            Ok(dialed) => dialed?,
+            Err(_) => return Err(LinkError::TimedOut { waiting_for: "connection", waited: deadline }),
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        GuestLink::connect(stream, self.transport.link_options(left)).await
     }
 
     /// A new connection to one of [`VmSpec::extra_ports`](crate::VmSpec::extra_ports).
@@ -407,11 +424,7 @@ impl Vm {
     pub async fn port_stream(&self, name: &str) -> Result<UnixStream, PortError> {
         let index = self.ports.iter().position(|port| port == name);
         let index = index.ok_or_else(|| PortError::Unknown { name: name.into() })?;
-        self.connect(name, &port_socket(index)).await
-    }
-
-    async fn connect(&self, name: &str, socket: &str) -> Result<UnixStream, PortError> {
-        let stream = UnixStream::connect(self.sockets.address(socket)).await;
+        let stream = UnixStream::connect(self.sockets.address(&port_socket(index))).await;
         stream.map_err(|source| PortError::Connect { name: name.into(), source })
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use kiln_engine::home::Home;
-use kiln_engine::link::{GuestLink, LinkOptions};
+use kiln_engine::link::GuestLink;
 use kiln_engine::{
     AccelerationRequest, AdoptError, Engine as _, ExitReason, Outcome, OwnerLoss, QemuEngine, ReopenError, Vm, VmId,
     VmSpec, VmmStatus, recover,
@@ -78,8 +78,7 @@ fn ready_line(owner: &mut Child) -> String {
 }
 
 async fn link(vm: &Vm) -> GuestLink {
-    let stream = vm.link_stream().await.expect("connects");
-    GuestLink::connect(stream, LinkOptions::virtio_serial(STEP_DEADLINE)).await.expect("the agent answers")
+    vm.connect(STEP_DEADLINE).await.expect("the agent answers")
 }
 
 async fn shell(link: &GuestLink, script: &str) -> String {

@@ -58,7 +58,7 @@ async fn vm_that_is_killed_leaves_nothing() {
     assert_eq!(vm.kill().await.reason, ExitReason::Killed);
     assert!(!is_alive(vm.pid()));
     assert_eq!(lab.vms(), [""; 0]);
-    vm.link_stream().await.expect_err("its sockets are gone");
+    vm.dial().await.expect_err("its sockets are gone");
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn vm_takes_connections_to_its_ports_from_the_start() {
     let lab = Lab::new();
     let spec = VmSpec { extra_ports: vec!["bench.0".into()], ..lab.spec("idle") };
     let vm = lab.engine().launch(spec).await.expect("starts");
-    vm.link_stream().await.expect("connects");
+    vm.dial().await.expect("connects");
     vm.port_stream("bench.0").await.expect("connects");
     let error = vm.port_stream("other").await.expect_err("there is none");
     assert_eq!(error.to_string(), "the VM has no port `other`");

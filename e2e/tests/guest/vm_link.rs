@@ -12,7 +12,7 @@ fn a_link_that_died_inside_a_frame_is_followed_by_a_working_one() {
         let Guest { vm, link } = Guest::boot(|_| {}).await;
         drop(link);
         for cut in [1, 4, 9, 500] {
-            let mut stale = vm.link_stream().await.expect("the port takes a connection");
+            let mut stale = vm.dial().await.expect("the port takes a connection");
             let mut frame = Vec::new();
             encode(Kind::DATA_IN, StreamId(1), &[0x55; 1000], &mut frame).expect("it fits");
             stale.write_all(&frame[..cut]).await.expect("the port takes bytes");
@@ -31,7 +31,7 @@ fn garbage_on_the_port_does_not_end_the_agent() {
         let before = pid_one.text("cat /proc/1/stat | cut -d' ' -f22").await;
         let Guest { vm, link } = pid_one;
         drop(link);
-        let mut stream = vm.link_stream().await.expect("the port takes a connection");
+        let mut stream = vm.dial().await.expect("the port takes a connection");
         let garbage: Vec<u8> = (0..300_000u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
         stream.write_all(&garbage).await.expect("the port takes bytes");
         stream.write_all(&MAGIC).await.expect("the port takes bytes");
@@ -80,7 +80,7 @@ fn sessions_survive_a_new_link_and_plain_commands_do_not() {
 fn a_second_link_waits_until_the_first_one_ends() {
     in_vm(async {
         let Guest { vm, link } = Guest::boot(|_| {}).await;
-        let stream = vm.link_stream().await.expect("the port takes a connection");
+        let stream = vm.dial().await.expect("the port takes a connection");
         let waiting = tokio::spawn(GuestLink::connect(stream, LinkOptions::virtio_serial(BOOT_DEADLINE)));
         assert!(link.ping().await.is_ok(), "the first one is not disturbed");
         drop(link);

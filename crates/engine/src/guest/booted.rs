@@ -8,9 +8,9 @@ use tokio::time::{Instant, timeout};
 use super::watch::{CRASH_GRACE, End, Gone, Watch};
 use crate::engine::{Engine, LaunchError};
 use crate::fork::{Fork, ForkSpec};
-use crate::link::{GuestLink, LinkError, LinkOptions};
+use crate::link::{GuestLink, LinkError};
 use crate::snapshot::{Snapshot, SnapshotError};
-use crate::vm::{PortError, Vm};
+use crate::vm::Vm;
 use crate::vm_spec::VmSpec;
 
 /// Rows of the console that come with a [`BootError`].
@@ -57,9 +57,6 @@ pub enum BootError {
         /// The deadline.
         waited: Duration,
     },
-    /// Its agent's port can't be reached.
-    #[error(transparent)]
-    Port(#[from] PortError),
     /// Its agent does not answer.
     #[error("the guest did not come up")]
     Link {
@@ -94,10 +91,9 @@ impl Guest {
         let launched = timeout(boot_timeout, engine.launch(spec)).await;
         let mut vm = launched.map_err(|_| BootError::NoVmm { waited: boot_timeout })??;
         let end = follow(&mut vm, &watch);
-        let stream = vm.link_stream().await?;
         let left = boot_timeout.saturating_sub(started.elapsed());
         let linked = tokio::select! {
-            linked = GuestLink::connect(stream, LinkOptions::virtio_serial(left)) => linked,
+            linked = vm.connect(left) => linked,
             gone = end.gone() => return Err(BootError::Gone { gone, console: console_rows(&vm, BOOT_TAIL_ROWS) }),
         };
         match linked {

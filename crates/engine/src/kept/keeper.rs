@@ -14,9 +14,9 @@ use super::activity::{self, Activity};
 use super::policy::{KeepPolicy, Temperature};
 use crate::engine::Engine;
 use crate::fork::Fork;
-use crate::link::{GuestLink, LinkError, LinkOptions, Renewal};
+use crate::link::{GuestLink, LinkError, Renewal};
 use crate::snapshot::{AfterSave, SnapshotError, SnapshotRequest};
-use crate::vm::{ControlError, PortError, Vm, VmExit};
+use crate::vm::{ControlError, Vm, VmExit};
 use crate::vm_dir::VmId;
 
 /// Requests that may wait for the task.
@@ -53,9 +53,6 @@ pub enum WarmError {
     /// The VMM did not do it.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The agent's port can't be reached.
-    #[error(transparent)]
-    Port(#[from] PortError),
     /// The agent does not answer, or could not set the clock.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -428,8 +425,7 @@ async fn go_on(fork: &mut Fork) -> Result<(), WarmError> {
 /// Links the agent anew where the link was lost.
 async fn mend_link(fork: &mut Fork) -> Result<(), WarmError> {
     if fork.link.is_lost() {
-        let stream = fork.vm.link_stream().await?;
-        fork.link = GuestLink::connect(stream, LinkOptions::virtio_serial(LINK_DEADLINE)).await?;
+        fork.link = fork.vm.connect(LINK_DEADLINE).await?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
-use kiln_engine::link::{GuestLink, LinkOptions};
+use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotId, SnapshotRequest, SnapshotStore};
 use kiln_engine::{AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, Renew, Vm, VmSpec};
 use kiln_wire::{ExecRequest, SessionSpec};
@@ -77,8 +77,7 @@ pub fn open(home: &Utf8Path, id: &SnapshotId) -> Result<Snapshot, SnapshotError>
 }
 
 pub async fn connect(vm: &Vm) -> GuestLink {
-    let stream = vm.link_stream().await.expect("connects");
-    GuestLink::connect(stream, LinkOptions::virtio_serial(BOOT_DEADLINE)).await.expect("the agent answers")
+    vm.connect(BOOT_DEADLINE).await.expect("the agent answers")
 }
 
 /// One fork.

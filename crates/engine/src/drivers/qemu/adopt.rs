@@ -8,6 +8,7 @@
 //! fails: the VM has no owner then, as before, and [`recover`](crate::recover) looks after it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
@@ -15,8 +16,10 @@ use serde_json::Value;
 
 use super::args::Accelerator;
 use super::launch::{GREETING_DEADLINE, connect};
-use super::qmp::{Qmp, QmpError};
+use super::monitor::GuestEvents;
+use super::qmp::Qmp;
 use super::save::{SavedMemory, Saver, blocking};
+use super::transport::VirtioSerial;
 use super::{QemuEngine, machine};
 use crate::failpoint;
 use crate::fifo::{self, CONSOLE_FIFO, STDERR_FIFO};
@@ -31,6 +34,7 @@ use crate::snapshot::memory::Mapping;
 use crate::vm::{Acceleration, Vm};
 use crate::vm_dir::{MEMORY_FILE, ReopenError, VmDir, VmId};
 use crate::vm_spec::VmSpec;
+use crate::vmm::{Monitor as _, VmmError};
 
 /// QEMU answers what it is and goes on in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -46,7 +50,7 @@ pub enum AdoptError {
     NotAdoptable(VmId),
     /// Its monitor does not answer.
     #[error("the VM's monitor does not answer")]
-    Monitor(#[from] QmpError),
+    Monitor(#[from] VmmError),
     /// Its new state can't be written down.
     #[error("failed to write down that the VM runs")]
     Journal(#[from] JournalError),
@@ -66,7 +70,7 @@ impl QemuEngine {
     /// [`recover`](crate::recover) names it [`Adoptable`](crate::Outcome::Adoptable). From then on it is this process's
     /// VM: dropping the handle ends it.
     ///
-    /// The guest link is begun anew with [`Vm::link_stream`]. Where the owner was lost in the middle of a save, the guest's
+    /// The guest link is begun anew with [`Vm::connect`]. Where the owner was lost in the middle of a save, the guest's
     /// commands may still be frozen for it: send `Thaw` before anything else, which does no harm elsewhere. Console bytes
     /// from before are in the log; those that were printed while there was no owner are lost. How the VMM exits will be
     /// unknown, because it is not this process's child.
@@ -98,13 +102,16 @@ impl QemuEngine {
         failpoint::hit("adopt.resumed").map_err(|error| failed(error.into()))?;
 
         let fate = dir.fate().clone();
-        let saver = self.saver_of(&dir, &spec, acceleration, vmm.pid).await;
+        let (qmp, events) = monitor;
+        let saver = self.saver_of(&dir, &spec, acceleration, &qmp, vmm.pid).await;
         let parts = Parts {
             dir,
             child: Child::adopt(vmm),
             stderr: Some(stderr),
             console: Some(console),
-            monitor: Some(monitor),
+            monitor: Arc::new(qmp),
+            monitor_events: Box::new(GuestEvents(events)),
+            transport: Arc::new(VirtioSerial),
             started: Instant::now(),
             acceleration,
             ports: spec.extra_ports,
@@ -116,7 +123,14 @@ impl QemuEngine {
     }
 
     /// What saves an adopted VM: its memory is a file of its own, or that of the snapshot that it is a fork of.
-    async fn saver_of(&self, dir: &VmDir, spec: &VmSpec, acceleration: Acceleration, pid: u32) -> Option<Saver> {
+    async fn saver_of(
+        &self,
+        dir: &VmDir,
+        spec: &VmSpec,
+        acceleration: Acceleration,
+        qmp: &Qmp,
+        pid: u32,
+    ) -> Option<Saver> {
         let accelerator = match acceleration {
             Acceleration::Kvm => Accelerator::Kvm,
             Acceleration::Tcg | Acceleration::Native => Accelerator::Tcg,
@@ -136,7 +150,7 @@ impl QemuEngine {
                 SavedMemory::Fork { base: snapshot.id().clone(), mapped, overlays }
             }
         };
-        Some(Saver::new(&self.home, spec, facts, pid, memory))
+        Some(Saver::new(&self.home, spec, facts, qmp.clone(), pid, memory))
     }
 
     /// Ends what the lost owner began, and makes the journal say what the VM does.
@@ -148,14 +162,10 @@ impl QemuEngine {
                 tracing::warn!(vm = %dir.id(), %error, "failed to sweep an interrupted snapshot");
             }
         }
-        let runs = async || {
-            let status = qmp.execute("query-status", None, ANSWER_DEADLINE).await?;
-            Ok::<bool, QmpError>(status["running"] == Value::Bool(true))
-        };
-        if saved && !runs().await? {
-            qmp.execute("cont", None, ANSWER_DEADLINE).await?;
+        if saved && !qmp.is_running(ANSWER_DEADLINE).await? {
+            qmp.resume(ANSWER_DEADLINE).await?;
         }
-        let state = if runs().await? { State::Running } else { State::Paused };
+        let state = if qmp.is_running(ANSWER_DEADLINE).await? { State::Running } else { State::Paused };
         dir.journal().enter(state)?;
         Ok(())
     }

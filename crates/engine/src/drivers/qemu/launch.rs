@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -19,8 +20,10 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
 use super::args::{self, Accelerator, Facts, Memory, Sockets, Start};
-use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::monitor::GuestEvents;
+use super::qmp::{Qmp, QmpEvent};
 use super::save::Saver;
+use super::transport::VirtioSerial;
 use crate::engine::LaunchError;
 use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
@@ -31,6 +34,7 @@ use crate::vhost_user::VhostUser;
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 use crate::vm_spec::VmSpec;
+use crate::vmm::VmmError;
 
 /// From the start of the process to QMP's greeting: 30 ms on an idle host.
 pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(20);
@@ -145,7 +149,7 @@ pub(super) fn own(
     accelerator: Accelerator,
     saver: Saver,
 ) -> io::Result<Vm> {
-    let Started { child, stderr, console, monitor, at } = started;
+    let Started { child, stderr, console, monitor: (qmp, events), at } = started;
     let acceleration = match accelerator {
         Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => Acceleration::Kvm,
         Accelerator::Tcg => Acceleration::Tcg,
@@ -155,7 +159,9 @@ pub(super) fn own(
         child,
         stderr,
         console,
-        monitor: Some(monitor),
+        monitor: Arc::new(qmp),
+        monitor_events: Box::new(GuestEvents(events)),
+        transport: Arc::new(VirtioSerial),
         started: at,
         acceleration,
         ports: spec.extra_ports.clone(),
@@ -168,11 +174,11 @@ pub(super) async fn why_it_ended(
     binary: &Utf8Path,
     child: &mut Child,
     stderr: &mut Option<pipe::Receiver>,
-    source: QmpError,
+    source: VmmError,
 ) -> LaunchError {
     let program = binary.to_owned();
     // One that has not spoken for so long does not end now; only a connection that ended tells of an end.
-    let patience = if matches!(source, QmpError::Deadline { .. }) { Duration::ZERO } else { END_DEADLINE };
+    let patience = if matches!(source, VmmError::Deadline { .. }) { Duration::ZERO } else { END_DEADLINE };
     match tokio::time::timeout(patience, last_words(child, stderr)).await {
         Ok(Ok((status, stderr))) => LaunchError::VmmFailed { program, status, stderr },
         Ok(Err(source)) => LaunchError::Spawn { program, source },
@@ -274,7 +280,7 @@ mod tests {
     fn a_silent_vmm_is_blamed_on_its_backends_where_it_has_some() {
         let silent = || LaunchError::Monitor {
             program: "qemu".into(),
-            source: QmpError::Deadline { command: "greeting".into(), waited: GREETING_DEADLINE },
+            source: VmmError::Deadline { command: "greeting".into(), waited: GREETING_DEADLINE },
         };
         let error = blame_backend(&spec(2), silent()).to_string();
         assert!(error.contains("`/s0` or ") && error.contains("`/s1`"), "{error}");

@@ -13,10 +13,12 @@ mod firmware;
 mod guest_memory;
 mod launch;
 mod machine;
+mod monitor;
 mod pool;
 mod qmp;
 mod restore;
 mod save;
+mod transport;
 mod version;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -25,8 +27,6 @@ use tokio::sync::OnceCell;
 pub use self::adopt::AdoptError;
 pub use self::args::TCG_CPU;
 pub use self::pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
-pub use self::qmp::QmpError;
-pub(crate) use self::qmp::{Qmp, QmpEvent};
 pub(crate) use self::save::Saver;
 pub use self::version::QemuVersion;
 
@@ -194,7 +194,8 @@ impl QemuEngine {
         let binary = &self.binary;
         let plan = Plan { binary, spec, facts: facts.clone(), memory, start: Start::Boot, inherit: Vec::new() };
         let started = launch::start(&dir, plan).await?;
-        let saver = Saver::new(&self.home, spec, facts, started.child.pid(), saved_memory);
+        let (qmp, pid) = (started.monitor.0.clone(), started.child.pid());
+        let saver = Saver::new(&self.home, spec, facts, qmp, pid, saved_memory);
         dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         failpoint::hit("launch.running").map_err(|error| no_directory(error.into()))?;
         launch::own(dir, started, spec, accelerator, saver).map_err(no_directory)

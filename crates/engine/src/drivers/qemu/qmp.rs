@@ -19,6 +19,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::vmm::VmmError;
+
 /// Longest line that is read; QEMU's own longest answers are well below.
 const LINE_BYTES_MAX: usize = 1 << 20;
 /// Bytes asked of the socket at a time.
@@ -29,36 +31,6 @@ const COMMANDS_MAX: usize = 16;
 const EVENT_QUEUE: usize = 64;
 /// Bytes of a line that is not QMP that its error shows.
 const GARBAGE_BYTES_SHOWN: usize = 80;
-
-/// Why QEMU did not do what it was told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum QmpError {
-    /// QEMU understood and refused.
-    #[error("`{command}` was refused: {description}")]
-    Refused {
-        /// The command.
-        command: String,
-        /// QEMU's words.
-        description: String,
-    },
-    /// No answer in time.
-    #[error("`{command}` got no answer within {waited:?}")]
-    Deadline {
-        /// The command, or `greeting`.
-        command: String,
-        /// How long it was waited for.
-        waited: Duration,
-    },
-    /// The connection ended.
-    #[error("the monitor connection ended: {reason}")]
-    Closed {
-        /// Why it ended.
-        reason: String,
-    },
-    /// More commands than this client keeps at once.
-    #[error("more than {COMMANDS_MAX} commands wait for an answer")]
-    TooMany,
-}
 
 /// Something that happened to the VM.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -83,7 +55,7 @@ struct Request {
     reply: Reply,
 }
 
-type Reply = oneshot::Sender<Result<Value, QmpError>>;
+type Reply = oneshot::Sender<Result<Value, VmmError>>;
 
 /// One line from QEMU.
 #[derive(Debug, Deserialize)]
@@ -115,13 +87,13 @@ impl Qmp {
     pub(crate) async fn handshake(
         stream: UnixStream,
         deadline: Duration,
-    ) -> Result<(Self, mpsc::Receiver<QmpEvent>), QmpError> {
+    ) -> Result<(Self, mpsc::Receiver<QmpEvent>), VmmError> {
         let mut connection = Connection { stream, buffer: BytesMut::new() };
-        let late = |_| QmpError::Deadline { command: "greeting".into(), waited: deadline };
+        let late = |_| VmmError::Deadline { command: "greeting".into(), waited: deadline };
         let greeting = tokio::time::timeout(deadline, connection.next()).await.map_err(late)?;
-        match greeting.map_err(|reason| QmpError::Closed { reason })? {
+        match greeting.map_err(|reason| VmmError::Closed { reason })? {
             Line::Greeting { .. } => {}
-            other => return Err(QmpError::Closed { reason: format!("`{other:?}` is no greeting") }),
+            other => return Err(VmmError::Closed { reason: format!("`{other:?}` is no greeting") }),
         }
         let (requests, inbox) = mpsc::channel(COMMANDS_MAX);
         let (events, outbox) = mpsc::channel(EVENT_QUEUE);
@@ -141,20 +113,20 @@ impl Qmp {
         command: &'static str,
         arguments: Option<Value>,
         deadline: Duration,
-    ) -> Result<Value, QmpError> {
+    ) -> Result<Value, VmmError> {
         let (reply, answer) = oneshot::channel();
         let exchange = async {
             let request = Request { command, arguments, reply };
             self.requests.send(request).await.map_err(|_| self.closed())?;
             answer.await.map_err(|_| self.closed())?
         };
-        let late = |_| QmpError::Deadline { command: command.into(), waited: deadline };
+        let late = |_| VmmError::Deadline { command: command.into(), waited: deadline };
         tokio::time::timeout(deadline, exchange).await.map_err(late)?
     }
 
-    fn closed(&self) -> QmpError {
+    fn closed(&self) -> VmmError {
         let reason = self.ended.get().cloned().unwrap_or_else(|| "the VM has ended".into());
-        QmpError::Closed { reason }
+        VmmError::Closed { reason }
     }
 }
 
@@ -184,7 +156,7 @@ impl Task {
         tracing::debug!(%reason, "the monitor connection ended");
         for (_, (_, reply)) in self.waiting.drain() {
             // The asker may have given up; there is nobody to tell then.
-            drop(reply.send(Err(QmpError::Closed { reason: reason.clone() })));
+            drop(reply.send(Err(VmmError::Closed { reason: reason.clone() })));
         }
         // Set before `inbox` closes, so whoever finds it closed finds the reason.
         drop(self.ended.set(reason));
@@ -195,7 +167,7 @@ impl Task {
         // Answers to askers that gave up at their deadline may still come, or never.
         self.waiting.retain(|_, (_, reply)| !reply.is_closed());
         if self.waiting.len() >= COMMANDS_MAX {
-            drop(reply.send(Err(QmpError::TooMany)));
+            drop(reply.send(Err(VmmError::TooMany { max: COMMANDS_MAX })));
             return Ok(());
         }
         self.next_id += 1;
@@ -222,7 +194,7 @@ impl Task {
         let id = id.ok_or("an answer without an id")?;
         // An answer without an asker is one that came after its deadline.
         if let Some((command, reply)) = self.waiting.remove(&id) {
-            let refused = |description| QmpError::Refused { command: command.into(), description };
+            let refused = |description| VmmError::Refused { command: command.into(), description };
             drop(reply.send(result.map_err(refused)));
         }
         Ok(())
@@ -302,7 +274,7 @@ mod tests {
             assert_eq!(answer["status"], "paused");
             assert_eq!(events.recv().await.expect("an event").name, "STOP");
             let refused = qmp.execute("quit", Some(json!({"now": true})), SOON).await.expect_err("refused");
-            assert_eq!(refused, QmpError::Refused { command: "quit".into(), description: "not now".into() });
+            assert_eq!(refused, VmmError::Refused { command: "quit".into(), description: "not now".into() });
         };
         let refusal = r#"{"error": {"class": "GenericError", "desc": "not now"}, "id": 3}"#.to_owned() + "\n";
         let answers = [READY, answer, &refusal];
@@ -316,7 +288,7 @@ mod tests {
         for garbage in ["hello\x07", "[]", "{}", r#"{"return": {}}"#, "\u{0}"] {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
             let (_, result) = tokio::join!(peer(theirs, garbage, &[]), Qmp::handshake(ours, SOON));
-            assert!(matches!(result, Err(QmpError::Closed { .. })), "{garbage:?}");
+            assert!(matches!(result, Err(VmmError::Closed { .. })), "{garbage:?}");
         }
     }
 
@@ -352,7 +324,7 @@ mod tests {
         let waited = Duration::from_millis(20);
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
         let error = Qmp::handshake(ours, waited).await.expect_err("nobody greets");
-        assert_eq!(error, QmpError::Deadline { command: "greeting".into(), waited });
+        assert_eq!(error, VmmError::Deadline { command: "greeting".into(), waited });
     }
 
     #[tokio::test]
@@ -363,6 +335,6 @@ mod tests {
             qmp.execute("stop", None, SOON).await.expect_err("gone")
         };
         let (_, error) = tokio::join!(peer(theirs, GREETING, &[READY]), client);
-        assert!(matches!(error, QmpError::Closed { .. }), "{error}");
+        assert!(matches!(error, VmmError::Closed { .. }), "{error}");
     }
 }

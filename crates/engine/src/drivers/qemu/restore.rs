@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::args::{self, Accelerator, Facts, Memory, Start};
 use super::blockdev::blockdev;
 use super::launch::{self, Plan, Started};
-use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::qmp::{Qmp, QmpEvent};
 use super::save::{SavedMemory, Saver, blocking};
 use super::{QemuEngine, guest_memory, machine};
 use crate::acceleration;
@@ -32,11 +32,12 @@ use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
 use crate::home::Home;
 use crate::host;
 use crate::journal::{Journal, State};
-use crate::link::{GuestLink, LinkOptions, Renewal};
+use crate::link::{GuestLink, Renewal};
 use crate::snapshot::{MANIFEST_FILE, Snapshot, SnapshotError, SnapshotStore, overlay};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{VmDir, VmId};
 use crate::vm_spec::{Disk, DiskFormat, VmSpec};
+use crate::vmm::VmmError;
 
 /// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
 /// take, and some.
@@ -207,12 +208,10 @@ impl Linked {
         let journal = waiting.dir.journal().clone();
         let qmp = waiting.started.monitor.0.clone();
         let vm = waiting.load(common).await?;
-        let stream = vm.link_stream().await.map_err(|error| SnapshotError::Link(io::Error::other(error).into()))?;
         let left = deadline.saturating_duration_since(Instant::now());
         // QEMU answers `cont` when the guest lets it, some milliseconds into the guest's first work.
         let run = async { Ok(qmp.execute("cont", None, LOAD_DEADLINE).await.map_err(ControlError::from)?) };
-        let link =
-            async { Ok::<_, SnapshotError>(GuestLink::connect(stream, LinkOptions::virtio_serial(left)).await?) };
+        let link = async { Ok::<_, SnapshotError>(vm.connect(left).await?) };
         let (_, link) = tokio::try_join!(run, link)?;
         Ok(Self { vm, link, journal })
     }
@@ -348,14 +347,15 @@ impl Waiting {
             let Started { child, stderr, .. } = &mut self.started;
             return Err(match error {
                 // QEMU ends where it can't load a state, and its own words say why.
-                QmpError::Closed { .. } => launch::why_it_ended(&common.binary, child, stderr, error).await.into(),
+                VmmError::Closed { .. } => launch::why_it_ended(&common.binary, child, stderr, error).await.into(),
                 other => ControlError::from(other).into(),
             });
         }
         failpoint::hit("restore.loaded")?;
         let base = common.snapshot.id().clone();
         let memory = SavedMemory::Fork { base, mapped: self.mapped, overlays: self.overlays };
-        let saver = Saver::new(&common.home, &common.spec, common.facts.clone(), pid, memory);
+        let qmp = self.started.monitor.0.clone();
+        let saver = Saver::new(&common.home, &common.spec, common.facts.clone(), qmp, pid, memory);
         let path = self.dir.path().to_owned();
         let vm = launch::own(self.dir, self.started, &common.spec, common.facts.accelerator, saver)
             .map_err(|source| LaunchError::Directory { path, source })?;
@@ -364,7 +364,7 @@ impl Waiting {
 }
 
 /// Loads the state of the devices.
-async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -> Result<(), QmpError> {
+async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -> Result<(), VmmError> {
     let (qmp, events) = monitor;
     let from = json!({"uri": format!("fd:{device_fd}")});
     qmp.execute("migrate-incoming", Some(from), LOAD_DEADLINE).await?;
@@ -376,9 +376,9 @@ async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -
                 _ => {}
             }
         }
-        Err(QmpError::Closed { reason: "the state of the devices was not loaded".into() })
+        Err(VmmError::Closed { reason: "the state of the devices was not loaded".into() })
     };
-    let late = |_| QmpError::Deadline { command: "migrate-incoming".into(), waited: LOAD_DEADLINE };
+    let late = |_| VmmError::Deadline { command: "migrate-incoming".into(), waited: LOAD_DEADLINE };
     tokio::time::timeout(LOAD_DEADLINE, loaded).await.map_err(late)?
 }
 

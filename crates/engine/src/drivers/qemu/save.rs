@@ -16,7 +16,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::json;
 
 use super::args::Facts;
-use super::qmp::{Qmp, QmpError};
+use super::qmp::Qmp;
 use super::{guest_memory, machine};
 use crate::failpoint;
 use crate::home::Home;
@@ -28,6 +28,7 @@ use crate::snapshot::{
 };
 use crate::vm::{ControlError, Shared};
 use crate::vm_spec::VmSpec;
+use crate::vmm::VmmError;
 
 /// A VMM answers `stop` and `cont` in milliseconds, and a flush of a busy disk may come before that.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
@@ -64,6 +65,7 @@ pub(crate) struct Saver {
     store: SnapshotStore,
     spec: VmSpec,
     facts: Facts,
+    qmp: Qmp,
     pid: u32,
     memory: SavedMemory,
 }
@@ -78,19 +80,19 @@ enum Give {
 }
 
 impl Saver {
-    pub(super) fn new(home: &Utf8Path, spec: &VmSpec, facts: Facts, pid: u32, memory: SavedMemory) -> Self {
+    pub(super) fn new(home: &Utf8Path, spec: &VmSpec, facts: Facts, qmp: Qmp, pid: u32, memory: SavedMemory) -> Self {
         let store = SnapshotStore::new(&Home::at(home));
-        Self { home: home.into(), store, spec: spec.clone(), facts, pid, memory }
+        Self { home: home.into(), store, spec: spec.clone(), facts, qmp, pid, memory }
     }
 
     /// Saves the VM. On failure it goes on as before.
     pub(crate) async fn save(
         self: &Arc<Self>,
-        qmp: &Qmp,
         journal: &Journal,
         order: SaveOrder,
         shared: &Shared,
     ) -> Result<Snapshot, SnapshotError> {
+        let qmp = &self.qmp;
         if let Some(device) = self.spec.unmigratable() {
             return Err(SnapshotError::Unmigratable { device });
         }
@@ -273,8 +275,8 @@ fn check_room(path: &Utf8Path) -> Result<(), SnapshotError> {
 async fn check_migratable(qmp: &Qmp) -> Result<(), SnapshotError> {
     let nowhere = json!({"uri": format!("fd:{NO_DESCRIPTOR}")});
     match qmp.execute("migrate", Some(nowhere), COMMAND_DEADLINE).await {
-        Err(QmpError::Refused { description, .. }) if description.contains(NO_DESCRIPTOR) => Ok(()),
-        Err(QmpError::Refused { description, .. }) => {
+        Err(VmmError::Refused { description, .. }) if description.contains(NO_DESCRIPTOR) => Ok(()),
+        Err(VmmError::Refused { description, .. }) => {
             Err(SnapshotError::Unmigratable { device: format!("what QEMU says of it: {description}") })
         }
         Err(error) => Err(ControlError::from(error).into()),

@@ -2,21 +2,29 @@
 //!
 //! It says what it is: no kernel, no console, no isolation. What only passes here is not done.
 
+mod monitor;
+
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
+use self::monitor::FakeMonitor;
 use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 use crate::fork::{Fork, ForkSpec};
 use crate::host;
 use crate::journal::State;
+use crate::link::LinkOptions;
 use crate::owner::{self, Parts};
 use crate::process::{self, Program, Sink};
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm_dir::{SocketDir, VmDir, VmId};
 use crate::vm_spec::{OwnerLoss, VmSpec};
+use crate::vmm::Transport;
 
 /// Until the agent listens; it takes a few milliseconds.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
@@ -72,7 +80,7 @@ impl FakeEngine {
         };
         let started = Instant::now();
         let mut child = process::spawn(program).await.map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => LaunchError::VmmMissing { program: self.agent.clone() },
+            io::ErrorKind::NotFound => LaunchError::VmmMissing { program: self.agent.clone() },
             _ => spawn_error(source),
         })?;
         let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose().map_err(spawn_error)?;
@@ -89,12 +97,15 @@ impl FakeEngine {
             }
             tokio::time::sleep(LISTEN_PAUSE).await;
         }
+        let (monitor, events) = FakeMonitor::new(child.pid(), child.killer());
         let parts = Parts {
             dir,
             child,
             stderr,
             console: None,
-            monitor: None,
+            monitor: Arc::new(monitor),
+            monitor_events: Box::new(events),
+            transport: Arc::new(UnixSocket),
             started,
             acceleration: Acceleration::Native,
             ports: Vec::new(),
@@ -105,13 +116,27 @@ impl FakeEngine {
     }
 }
 
+/// The agent's own socket.
+#[derive(Debug)]
+struct UnixSocket;
+
+impl Transport for UnixSocket {
+    fn dial<'a>(&'a self, sockets: &'a SocketDir) -> BoxFuture<'a, io::Result<UnixStream>> {
+        Box::pin(async { UnixStream::connect(sockets.address(AGENT_SOCKET)).await })
+    }
+
+    fn link_options(&self, deadline: Duration) -> LinkOptions {
+        LinkOptions::unix_socket(deadline)
+    }
+}
+
 impl Engine for FakeEngine {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             driver: "fake",
             kernel: false,
             console: false,
-            pause: false,
+            pause: true,
             disks: false,
             snapshots: false,
             isolation: Isolation::Process,

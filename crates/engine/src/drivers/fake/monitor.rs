@@ -1,0 +1,190 @@
+//! What stands in for a VMM's monitor: signals to the agent and to all that it has started.
+//!
+//! Processes are stopped from the agent down. A parent that stands still reaps no child, so the ids of its children stay
+//! theirs while they are looked up, and it starts no new ones. What left the tree, because its parent ended, comes back
+//! as a child of the agent, which adopts orphans.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+use tokio::sync::mpsc;
+
+use crate::engine::BoxFuture;
+use crate::process::Killer;
+use crate::vm::ExitReason;
+use crate::vmm::{Monitor, MonitorEvent, MonitorEvents, VmmError};
+
+/// Events that may wait for the owner, who is told of each pause, resume and end.
+const EVENT_QUEUE: usize = 16;
+/// Between two looks at whether a process stands still. The kernel has no wait for that but the parent's.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+/// Processes of one guest that are looked at; a test that needs more is no test for this engine.
+const PROCESSES_MAX: usize = 1024;
+
+/// Pauses a fake guest, and ends it.
+#[derive(Debug)]
+pub(super) struct FakeMonitor {
+    agent: u32,
+    killer: Killer,
+    events: mpsc::Sender<MonitorEvent>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) struct FakeEvents {
+    events: mpsc::Receiver<MonitorEvent>,
+    agent: Killer,
+}
+
+impl FakeMonitor {
+    /// Of the agent with this id.
+    pub(super) fn new(agent: u32, killer: Killer) -> (Self, FakeEvents) {
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let reported = FakeEvents { events: receiver, agent: killer.clone() };
+        (Self { agent, killer, events }, reported)
+    }
+
+    async fn tell(&self, event: MonitorEvent) {
+        // The owner has ended, and with it whoever would hear of this.
+        drop(self.events.send(event).await);
+    }
+
+    /// Stops or continues the agent and all below it, from the top down.
+    async fn signal(&self, signal: Signal, deadline: Duration) -> Result<(), VmmError> {
+        let until = Instant::now() + deadline;
+        let command = if signal == Signal::STOP { "stop" } else { "continue" };
+        let mut waiting = vec![self.agent];
+        let mut seen = 0;
+        while let Some(pid) = waiting.pop() {
+            seen += 1;
+            if seen > PROCESSES_MAX {
+                let description = format!("the guest has more than {PROCESSES_MAX} processes");
+                return Err(VmmError::Refused { command: command.into(), description });
+            }
+            let refused =
+                |error: io::Error| VmmError::Refused { command: command.into(), description: error.to_string() };
+            let Some(process) = open(pid).map_err(refused)? else { continue };
+            // Children are listed while their parent stands still: before it goes on, after it stopped.
+            if signal == Signal::CONT {
+                waiting.extend(children(pid).map_err(refused)?);
+            }
+            match rustix::process::pidfd_send_signal(process.as_fd(), signal) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::SRCH) => continue,
+                Err(error) => return Err(refused(error.into())),
+            }
+            if signal == Signal::STOP {
+                while !stands_still(pid).map_err(refused)? {
+                    if Instant::now() >= until {
+                        return Err(VmmError::Deadline { command: command.into(), waited: deadline });
+                    }
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                }
+                waiting.extend(children(pid).map_err(refused)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Monitor for FakeMonitor {
+    fn pause(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            if let Err(error) = self.signal(Signal::STOP, deadline).await {
+                // What stands still already goes on: a guest is paused whole or not at all.
+                drop(self.signal(Signal::CONT, deadline).await);
+                return Err(error);
+            }
+            self.tell(MonitorEvent::Paused).await;
+            Ok(())
+        })
+    }
+
+    fn resume(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            self.signal(Signal::CONT, deadline).await?;
+            self.tell(MonitorEvent::Resumed).await;
+            Ok(())
+        })
+    }
+
+    fn power_down(&self, _: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            // A process cannot tell an end that it was asked for from any other.
+            self.tell(MonitorEvent::Ended(ExitReason::Killed)).await;
+            self.killer.signal(Signal::TERM);
+            // One that is stopped gets it only then.
+            self.killer.signal(Signal::CONT);
+            Ok(())
+        })
+    }
+
+    fn is_running(&self, _: Duration) -> BoxFuture<'_, Result<bool, VmmError>> {
+        Box::pin(async move {
+            let state = state(self.agent).map_err(|error| VmmError::Closed { reason: error.to_string() })?;
+            state.map(|state| state != STOPPED).ok_or_else(|| VmmError::Closed { reason: "the agent has ended".into() })
+        })
+    }
+}
+
+impl MonitorEvents for FakeEvents {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<MonitorEvent>> {
+        match self.events.poll_recv(context) {
+            // The monitor lives as long as the owner does, so its end does not say that no more will come.
+            Poll::Pending if self.agent.has_ended() => Poll::Ready(None),
+            other => other,
+        }
+    }
+}
+
+/// proc(5) `stat` of a stopped process.
+const STOPPED: char = 'T';
+
+/// Whether a process is stopped or gone.
+fn stands_still(pid: u32) -> io::Result<bool> {
+    Ok(state(pid)?.is_none_or(|state| matches!(state, STOPPED | 'Z' | 'X')))
+}
+
+fn state(pid: u32) -> io::Result<Option<char>> {
+    let stat = match fs_err::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // The name before it may hold anything, parentheses too.
+    Ok(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()))
+}
+
+/// The processes that a process has started and not reaped, by any of its threads.
+fn children(pid: u32) -> io::Result<Vec<u32>> {
+    let threads = match fs_err::read_dir(format!("/proc/{pid}/task")) {
+        Ok(threads) => threads,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for thread in threads {
+        match fs_err::read_to_string(thread?.path().join("children")) {
+            Ok(line) => found.extend(line.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok())),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => Ok(Some(process)),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
