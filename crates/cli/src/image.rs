@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use kiln_engine::home::{Home, HomeError, remembered_digest};
 use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI};
 use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
-use kiln_engine::{Acceleration, LaunchError, QemuEngine, Renew, VmSpec};
+use kiln_engine::{Acceleration, Engine as _, LaunchError, QemuEngine, Renew, VmSpec};
 use serde::Serialize;
 
 use crate::agent_binary;

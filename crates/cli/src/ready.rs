@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kiln_engine::link::LinkError;
 use kiln_engine::snapshot::{Snapshot, SnapshotError};
-use kiln_engine::{LaunchError, QemuEngine, ReadyError, ReadyStep, Renew, VmSpec};
+use kiln_engine::{Engine, LaunchError, ReadyError, ReadyRequest, ReadyStep, Renew, VmSpec};
 
 use crate::failure::{Failure, HOST, VM};
 use crate::image::launch_failure;
@@ -47,7 +47,7 @@ pub enum NotMade {
 
 /// The ready-made snapshot of a spec, made where it is not there.
 pub async fn get(
-    engine: &QemuEngine,
+    engine: &dyn Engine,
     wanted: Wanted<'_>,
     interrupts: &mut Interrupts,
     progress: &Progress,
@@ -63,7 +63,8 @@ pub async fn get(
         });
         saving.fetch_or(step != ReadyStep::Booting, Ordering::Relaxed);
     };
-    let mut making = std::pin::pin!(engine.ready(spec, label, renew, boot_timeout, &mut say));
+    let request = ReadyRequest { spec, label, renew, boot_deadline: boot_timeout, progress: Some(&mut say) };
+    let mut making = engine.ready(request);
     let code = tokio::select! {
         made = &mut making => {
             let new = begun.load(Ordering::Relaxed);

@@ -1,18 +1,22 @@
-//! The one thing every driver does: turn a [`VmSpec`] into a running [`Vm`].
+//! The one thing every driver does: turn a [`VmSpec`] into a running [`Vm`], and snapshots into more of them.
 
 use std::io;
 use std::pin::Pin;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
+use crate::adopt::{self, AdoptError};
+use crate::driver::{Driver, VmmError};
 use crate::fork::{Fork, ForkSpec};
 use crate::home::HomeError;
+use crate::ready::{self, ReadyError, ReadyRequest};
+use crate::recover;
+use crate::restore::{self, Template};
 use crate::snapshot::{Snapshot, SnapshotError};
-use crate::vm::{Vm, VmmStatus};
+use crate::vm::{Acceleration, Vm, VmmStatus};
 use crate::vm_dir::VmId;
 use crate::vm_spec::{SpecError, VmSpec};
-use crate::vmm::VmmError;
 
 /// A future behind a pointer, so that [`Engine`] can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -21,6 +25,17 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait Engine: Send + Sync {
     /// What guests of this engine have.
     fn capabilities(&self) -> Capabilities;
+
+    /// Where it keeps its VMs: `$KILN_HOME`.
+    fn home(&self) -> &Utf8Path;
+
+    /// What would run this spec's instructions. Decides
+    /// [`AccelerationRequest::Auto`](crate::AccelerationRequest::Auto), which takes a probe guest of a few seconds once;
+    /// [`launch`](Self::launch) does the same if this was not asked before.
+    ///
+    /// # Errors
+    /// The spec can't be started on this host.
+    fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>>;
 
     /// Starts a VM. Ready means that the VMM runs and answers; the guest may still be booting.
     ///
@@ -64,6 +79,95 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`SnapshotError`]; the VM is stopped as before then.
     fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>>;
+
+    /// Makes a snapshot ready to be forked time and again, for a [`ForkPool`](crate::ForkPool), say: what it takes to
+    /// find out whether it fits this host is paid once. `forks.count` is not looked at.
+    ///
+    /// # Errors
+    /// The snapshot can't be restored on this host.
+    fn template<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        forks: ForkSpec,
+    ) -> BoxFuture<'a, Result<Template, SnapshotError>>;
+
+    /// The ready-made snapshot of a spec's VM, made if it is not there: a boot of some seconds, once. Afterwards it takes
+    /// a few looks at files.
+    ///
+    /// It is kept for as long as image, kernel, VMM, acceleration, CPUs, memory and all else of the spec are the same.
+    ///
+    /// # Errors
+    /// [`ReadyError`]
+    fn ready<'a>(&'a self, request: ReadyRequest<'a>) -> BoxFuture<'a, Result<Snapshot, ReadyError>>;
+
+    /// Takes over a VM with [`OwnerLoss::KeepRunning`](crate::OwnerLoss::KeepRunning) whose owner is gone, as
+    /// [`recover`](crate::recover) names it [`Adoptable`](crate::Outcome::Adoptable). From then on it is this process's
+    /// VM: dropping the handle ends it.
+    ///
+    /// The guest link is begun anew with [`Vm::connect`]. If the owner was lost in the middle of a save, the guest's
+    /// commands may still be frozen for it: send `Thaw` before anything else, which does no harm elsewhere. Console bytes
+    /// from before are in the log; those that were printed while there was no owner are lost. How the VMM exits will be
+    /// unknown, because it is not this process's child.
+    ///
+    /// # Errors
+    /// [`AdoptError`]; the VM is then as it was.
+    fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>>;
+}
+
+impl<D: Driver> Engine for D {
+    fn capabilities(&self) -> Capabilities {
+        Driver::capabilities(self)
+    }
+
+    fn home(&self) -> &Utf8Path {
+        Driver::home(self)
+    }
+
+    fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>> {
+        Box::pin(decide(self, spec))
+    }
+
+    fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
+        Box::pin(async move {
+            let acceleration = decide(self, &spec).await?;
+            self.boot(&spec, acceleration).await
+        })
+    }
+
+    fn restore<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        forks: ForkSpec,
+    ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
+        Box::pin(restore::restore(self, snapshot, forks))
+    }
+
+    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
+        Box::pin(restore::resume(self, vm))
+    }
+
+    fn template<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        forks: ForkSpec,
+    ) -> BoxFuture<'a, Result<Template, SnapshotError>> {
+        Box::pin(async move { restore::prepare(self, snapshot, &forks).await })
+    }
+
+    fn ready<'a>(&'a self, request: ReadyRequest<'a>) -> BoxFuture<'a, Result<Snapshot, ReadyError>> {
+        Box::pin(ready::ready(self, request))
+    }
+
+    fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>> {
+        Box::pin(adopt::adopt(self, vm))
+    }
+}
+
+/// Checks a spec, clears up after earlier processes, and decides what runs the spec's instructions.
+pub(crate) async fn decide(driver: &dyn Driver, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
+    driver.validate(spec)?;
+    recover::once(driver).await;
+    driver.decide(spec).await
 }
 
 /// How far a guest is from the host.

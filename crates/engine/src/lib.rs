@@ -17,8 +17,10 @@ pub mod kept;
 pub mod link;
 pub mod snapshot;
 
+mod adopt;
 mod confine;
 mod console;
+mod driver;
 mod drivers;
 mod engine;
 mod fifo;
@@ -29,27 +31,31 @@ mod mac_address;
 mod orphan;
 mod owner;
 mod plain_file;
+mod pool;
 mod private_file;
 mod process;
 mod ready;
 mod recover;
+mod restore;
+mod save;
 mod vhost_user;
 mod vm;
 mod vm_dir;
 mod vm_spec;
-mod vmm;
 
+pub use adopt::AdoptError;
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
+pub use driver::VmmError;
 pub use drivers::fake::FakeEngine;
-pub use drivers::qemu::{
-    AdoptError, ForkPool, POOL_MAX, PoolSpec, PoolStatus, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU,
-};
+pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
 pub use guest::Guest;
 pub use mac_address::{MacAddress, NoMacAddress};
-pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyStep, Renew};
+pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
+pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
+pub use restore::Template;
 pub use vhost_user::{QUEUES_MAX, SHARES_MAX, VhostUser, VhostUserDevice};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 pub use vm_dir::{NoVmId, ReopenError, VmId};
@@ -57,4 +63,3 @@ pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,
     HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VmSpec,
 };
-pub use vmm::VmmError;

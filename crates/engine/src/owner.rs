@@ -8,21 +8,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use camino::Utf8PathBuf;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
-use crate::drivers::qemu::Saver;
+use crate::driver::{Monitor, MonitorEvent, MonitorEvents, Saver, Transport, VmmError};
 use crate::failpoint;
 use crate::journal::{Journal, State};
 use crate::process::Child;
+use crate::save::Save;
 use crate::snapshot::SnapshotId;
 use crate::vm::{
     Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
 };
 use crate::vm_dir::{SocketDir, VmDir, VmId};
-use crate::vmm::{Monitor, MonitorEvent, MonitorEvents, Transport, VmmError};
+use crate::vm_spec::VmSpec;
 
 /// Console and monitor bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -31,8 +33,8 @@ const READ_BYTES: usize = 16 << 10;
 const CONSOLE_PAUSE: Duration = Duration::from_millis(5);
 /// The end of the VMM's words that is kept.
 const STDERR_BYTES_MAX: usize = 8 << 10;
-/// A VMM answers `stop` and `cont` in milliseconds.
-const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
+/// A VMM pauses and resumes in milliseconds.
+pub(crate) const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
 /// After the VMM's end, for the command that it ended in: its monitor is gone, so a save has no more than its files to do.
 const FINISH_DEADLINE: Duration = Duration::from_secs(20);
 /// After the VMM's end, for what it still left in its sockets.
@@ -40,27 +42,36 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// What a Linux kernel prints when it gives up.
 const PANIC_MARK: &[u8] = b"Kernel panic - not syncing";
 
-/// What a driver hands over once its VMM runs.
+/// A VM that runs, as it comes to its owner.
 pub(crate) struct Parts {
+    /// `$KILN_HOME`.
+    pub(crate) home: Utf8PathBuf,
     pub(crate) dir: VmDir,
     pub(crate) child: Child,
+    pub(crate) spec: VmSpec,
+    pub(crate) started: Instant,
+    pub(crate) ends: Ends,
+}
+
+/// Our ends of what leads to a VMM.
+pub(crate) struct Ends {
     pub(crate) stderr: Option<pipe::Receiver>,
     pub(crate) console: Option<pipe::Receiver>,
     pub(crate) monitor: Arc<dyn Monitor>,
     pub(crate) monitor_events: Box<dyn MonitorEvents>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) started: Instant,
     pub(crate) acceleration: Acceleration,
-    pub(crate) ports: Vec<String>,
-    /// Saves the VM, where its driver can.
-    pub(crate) saver: Option<Saver>,
+    /// Saves the VM, if its driver can.
+    pub(crate) saver: Option<Arc<dyn Saver>>,
 }
 
 /// Starts the owner's task. Where that fails a child is killed, and an adopted process goes on.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
     let opened = parts.open();
-    let Parts { dir, child, stderr, console, monitor, monitor_events, transport, started, acceleration, ports, saver } =
-        parts;
+    let Parts { home, dir, child, spec, started, ends } = parts;
+    let Ends { stderr, console, monitor, monitor_events, transport, acceleration, saver } = ends;
+    let save = |saver| Arc::new(Save::new(dir.path(), &home, &spec, Arc::clone(&monitor), saver));
+    let save = saver.map(save);
     let (sockets, log, watch) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -87,7 +98,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         child,
         dir,
         monitor,
-        saver: saver.map(Arc::new),
+        save,
         monitor_events: Some(monitor_events),
         console,
         console_due: tokio::time::Instant::now(),
@@ -101,13 +112,14 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
     tracing::info!(vm = %id, pid, ?acceleration, "started vm");
     tokio::spawn(owner.run(id.clone(), watch, inbox, exit_sender));
     let events = Some(VmEvents(receiver));
+    let ports = spec.extra_ports;
     Ok(Vm { id, path, pid, acceleration, ports, sockets, transport, shared, commands, events, exit })
 }
 
 impl Parts {
     /// All that can fail.
     fn open(&self) -> io::Result<(SocketDir, Option<ConsoleLog>, ExitWatch)> {
-        let log = self.console.as_ref().map(|_| ConsoleLog::open(self.dir.path())).transpose()?;
+        let log = self.ends.console.as_ref().map(|_| ConsoleLog::open(self.dir.path())).transpose()?;
         Ok((self.dir.sockets()?, log, self.child.watch()?))
     }
 }
@@ -120,7 +132,7 @@ struct Owner {
     dir: VmDir,
     shared: Arc<Shared>,
     monitor: Arc<dyn Monitor>,
-    saver: Option<Arc<Saver>>,
+    save: Option<Arc<Save>>,
     monitor_events: Option<Box<dyn MonitorEvents>>,
     console: Option<pipe::Receiver>,
     /// Not before then is it read again.
@@ -260,13 +272,13 @@ impl Owner {
     }
 
     fn start_command(&mut self, command: Command) {
-        let (monitor, saver) = (Arc::clone(&self.monitor), self.saver.clone());
+        let (monitor, save) = (Arc::clone(&self.monitor), self.save.clone());
         let (shared, journal) = (Arc::clone(&self.shared), self.dir.journal().clone());
         self.busy = Some(Box::pin(async move {
             match command {
                 Command::Save(order, reply) => {
-                    let saved = match saver {
-                        Some(saver) => saver.save(&journal, order, &shared).await,
+                    let saved = match save {
+                        Some(save) => save.run(&journal, order, &shared).await,
                         None => Err(ControlError::Unsupported.into()),
                     };
                     // The asker may have given up.
@@ -275,8 +287,8 @@ impl Owner {
                 Command::Pause(reply) => {
                     answer(reply, monitor.pause(MONITOR_DEADLINE).await, &journal, State::Paused);
                 }
-                Command::Resume(reply) => {
-                    answer(reply, monitor.resume(MONITOR_DEADLINE).await, &journal, State::Running);
+                Command::Resume(deadline, reply) => {
+                    answer(reply, monitor.resume(deadline).await, &journal, State::Running);
                 }
                 Command::PowerDown => {
                     if let Err(error) = monitor.power_down(MONITOR_DEADLINE).await {

@@ -6,15 +6,17 @@
 //! ```
 //! One process makes it while others wait. They are trimmed to a bound, the longest unused first.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use kiln_wire::{ExecRequest, Text};
 
-use crate::drivers::qemu::QemuEngine;
-use crate::engine::{Engine as _, LaunchError};
+use crate::driver::Driver;
+use crate::engine::{self, LaunchError};
 use crate::file_facts::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
+use crate::save::blocking;
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::vm::Vm;
 use crate::vm_spec::{OwnerLoss, VmSpec};
@@ -49,7 +51,7 @@ pub enum ReadyError {
     Snapshot(#[from] SnapshotError),
 }
 
-/// What [`QemuEngine::ready`] does for longer than a moment.
+/// What [`Engine::ready`](crate::Engine::ready) does for longer than a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyStep {
     /// Waits for another process that makes it, or boots its guest.
@@ -69,71 +71,88 @@ pub enum Renew {
     Always,
 }
 
-impl QemuEngine {
-    /// The ready-made snapshot of a spec's VM, made where it is not there: a boot of some seconds, once. Afterwards it
-    /// takes a few looks at files.
-    ///
-    /// It is kept for as long as image, kernel, VMM, acceleration, CPUs, memory and all else of the spec are the same.
-    ///
-    /// # Errors
-    /// [`ReadyError`]
-    pub async fn ready(
-        &self,
-        spec: &VmSpec,
-        label: &str,
-        renew: Renew,
-        boot_deadline: Duration,
-        progress: &mut (dyn FnMut(ReadyStep) + Send),
-    ) -> Result<Snapshot, ReadyError> {
-        // What becomes of a fork at its owner's end is the fork's own matter.
-        let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, ..spec.clone() };
-        let acceleration = self.decide(&spec).await?;
-        let spec = VmSpec { acceleration: acceleration.into(), ..spec };
-        let key = self.ready_key(&spec).await?;
-        let store = SnapshotStore::new(&Home::at(self.home()));
-        if renew == Renew::IfNeeded
-            && let Some(found) = find(&store, &key).await?
-        {
-            return Ok(found);
-        }
-        progress(ReadyStep::Booting);
-        let _lock = lock(&store, &key).await?;
-        if renew == Renew::IfNeeded
-            && let Some(found) = find(&store, &key).await?
-        {
-            return Ok(found);
-        }
-        let vm = self.launch(spec).await?;
-        let snapshot = save(&vm, label, boot_deadline, progress).await?;
-        progress(ReadyStep::Sealing);
-        let made = snapshot.clone();
-        blocking(move || {
-            // Named before it is sealed, which takes a while: one that nobody can name would stay for ever.
-            let before = store.set_ready(&key, made.id())?;
-            made.seal()?;
-            if let Some(before) = before {
-                store.retire(&before)?;
-            }
-            store.trim_ready(READY_SNAPSHOTS_MAX)
-        })
-        .await?;
-        Ok(snapshot)
-    }
+/// What ready-made snapshot is asked for.
+pub struct ReadyRequest<'a> {
+    /// What VM it is of.
+    pub spec: &'a VmSpec,
+    /// For people: what it is of.
+    pub label: &'a str,
+    /// Whether one that is there will do.
+    pub renew: Renew,
+    /// For the boot of its guest, and for each of the commands that it runs then.
+    pub boot_deadline: Duration,
+    /// Is told of what takes longer than a moment.
+    pub progress: Option<&'a mut (dyn FnMut(ReadyStep) + Send)>,
+}
 
-    async fn ready_key(&self, spec: &VmSpec) -> Result<ReadyKey, SnapshotError> {
-        let machine = self.machine_of(spec).await?;
-        let facts = FileFacts::new(self.home());
-        let initramfs = match &spec.initramfs {
-            None => String::new(),
-            Some(path) => facts.digest(path).map_err(|source| SnapshotError::io("read", path, source))?,
-        };
-        let json =
-            |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
-        // Where the image lies is no part of what it is.
-        let spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
-        let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
-        Ok(ReadyKey::of(&[env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs]))
+impl<'a> ReadyRequest<'a> {
+    /// Asks for one that is there or is made now, and tells nobody on the way.
+    pub fn new(spec: &'a VmSpec, label: &'a str, boot_deadline: Duration) -> Self {
+        Self { spec, label, renew: Renew::IfNeeded, boot_deadline, progress: None }
     }
+}
+
+impl fmt::Debug for ReadyRequest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spec, label, renew, boot_deadline, progress: _ } = self;
+        let mut shown = f.debug_struct("ReadyRequest");
+        shown.field("spec", spec).field("label", label).field("renew", renew).field("boot_deadline", boot_deadline);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// The ready-made snapshot of a spec's VM, see [`Engine::ready`](crate::Engine::ready).
+pub(crate) async fn ready(driver: &dyn Driver, request: ReadyRequest<'_>) -> Result<Snapshot, ReadyError> {
+    let ReadyRequest { spec, label, renew, boot_deadline, progress } = request;
+    let mut silent = |_| {};
+    let progress = progress.unwrap_or(&mut silent);
+    // What becomes of a fork at its owner's end is the fork's own matter.
+    let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, ..spec.clone() };
+    let acceleration = engine::decide(driver, &spec).await?;
+    let spec = VmSpec { acceleration: acceleration.into(), ..spec };
+    let key = ready_key(driver, &spec).await?;
+    let store = SnapshotStore::new(&Home::at(driver.home()));
+    if renew == Renew::IfNeeded
+        && let Some(found) = find(&store, &key).await?
+    {
+        return Ok(found);
+    }
+    progress(ReadyStep::Booting);
+    let _lock = lock(&store, &key).await?;
+    if renew == Renew::IfNeeded
+        && let Some(found) = find(&store, &key).await?
+    {
+        return Ok(found);
+    }
+    let vm = driver.boot(&spec, acceleration).await?;
+    let snapshot = save(&vm, label, boot_deadline, progress).await?;
+    progress(ReadyStep::Sealing);
+    let made = snapshot.clone();
+    blocking(move || {
+        // Named before it is sealed, which takes a while: one that nobody can name would stay for ever.
+        let before = store.set_ready(&key, made.id())?;
+        made.seal()?;
+        if let Some(before) = before {
+            store.retire(&before)?;
+        }
+        store.trim_ready(READY_SNAPSHOTS_MAX)
+    })
+    .await?;
+    Ok(snapshot)
+}
+
+async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, SnapshotError> {
+    let machine = driver.machine(spec).await?;
+    let facts = FileFacts::new(driver.home());
+    let initramfs = match &spec.initramfs {
+        None => String::new(),
+        Some(path) => facts.digest(path).map_err(|source| SnapshotError::io("read", path, source))?,
+    };
+    let json = |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
+    // Where the image lies is no part of what it is.
+    let spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
+    let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
+    Ok(ReadyKey::of(&[env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs]))
 }
 
 /// The one that is there, unless it is broken: then it is removed.
@@ -199,10 +218,4 @@ async fn save(
     progress(ReadyStep::Saving);
     let request = SnapshotRequest { link: Some(&link), then: AfterSave::End, label: label.into() };
     Ok(vm.snapshot(request).await?)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
-) -> Result<T, SnapshotError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(crate::vm::ControlError::Ended.into()))
 }

@@ -1,7 +1,7 @@
 //! What becomes of VMs whose owner is gone.
 //!
 //! ```text
-//!   vms/<id>/, lock free ──▶ journal, spec, pid ──decide──▶ Adopt               left running, for `QemuEngine::adopt`
+//!   vms/<id>/, lock free ──▶ journal, spec, pid ──decide──▶ Adopt               left running, for `Engine::adopt`
 //!                                                    ├────▶ Stop { snapshot }   VMM killed; Lost (why), Stopped
 //!                                                    ├────▶ Lose { reason }     VMM killed; Lost
 //!                                                    └────▶ Remove              VMM killed, directory removed
@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt as _;
 use camino::Utf8Path;
 use fs_err as fs;
 
+use crate::driver::Driver;
 use crate::failpoint;
 use crate::home::Home;
 use crate::journal::{History, Journal, JournalError, State, Then};
@@ -43,7 +44,7 @@ pub struct Recovered {
 /// What became of a VM whose owner is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It runs on, or stands still, and waits for [`QemuEngine::adopt`](crate::QemuEngine::adopt).
+    /// It runs on, or stands still, and waits for [`Engine::adopt`](crate::Engine::adopt).
     Adoptable,
     /// It has no VMM and can be resumed from its last whole snapshot.
     Stopped {
@@ -59,6 +60,26 @@ pub enum Outcome {
     },
     /// It ended, nobody asked to keep it, and its directory is gone.
     Removed,
+}
+
+/// [`recover`], once for each engine; a failure of that keeps no VM from starting.
+pub(crate) async fn once(driver: &dyn Driver) {
+    let home = Home::at(driver.home());
+    driver.recovered().get_or_init(|| look_after(home)).await;
+}
+
+async fn look_after(home: Home) {
+    match tokio::task::spawn_blocking(move || recover(&home)).await {
+        Ok(Ok(recovered)) => {
+            for Recovered { id, outcome } in recovered {
+                if outcome == Outcome::Removed {
+                    tracing::info!(vm = %id, "removed a vm without an owner");
+                }
+            }
+        }
+        Ok(Err(error)) => tracing::warn!(%error, "failed to look for vms without an owner"),
+        Err(error) => tracing::warn!(%error, "looking for vms without an owner was cut short"),
+    }
 }
 
 /// Looks after every VM below `home` whose owner is gone, and sweeps what crashed builders left

@@ -20,12 +20,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::console::ConsoleRing;
+use crate::driver::{Transport, VmmError};
 use crate::link::{GuestLink, LinkError, StreamError};
+use crate::owner::MONITOR_DEADLINE;
 use crate::process::Killer;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
 use crate::vm_dir::{Fate, SocketDir, VmId};
 use crate::vm_spec::AccelerationRequest;
-use crate::vmm::{Transport, VmmError};
 
 /// Commands that may wait for the owner.
 pub(crate) const COMMAND_QUEUE: usize = 16;
@@ -176,7 +177,8 @@ pub enum PortError {
 
 pub(crate) enum Command {
     Pause(oneshot::Sender<Result<(), ControlError>>),
-    Resume(oneshot::Sender<Result<(), ControlError>>),
+    /// By then the VMM has done it, or it has failed.
+    Resume(Duration, oneshot::Sender<Result<(), ControlError>>),
     Save(SaveOrder, oneshot::Sender<Result<Snapshot, SnapshotError>>),
     PowerDown,
 }
@@ -300,7 +302,11 @@ impl Vm {
     /// # Errors
     /// As for [`Vm::pause`].
     pub async fn resume(&self) -> Result<(), ControlError> {
-        self.command(Command::Resume).await
+        self.resume_within(MONITOR_DEADLINE).await
+    }
+
+    pub(crate) async fn resume_within(&self, deadline: Duration) -> Result<(), ControlError> {
+        self.command(|reply| Command::Resume(deadline, reply)).await
     }
 
     /// Presses the power button, and kills the VM if it still runs at the deadline.

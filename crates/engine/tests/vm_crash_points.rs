@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use kiln_engine::failpoint::FAIL_POINTS;
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, SnapshotId, SnapshotStore};
-use kiln_engine::{Outcome, OwnerLoss, VmId};
+use kiln_engine::{Engine as _, Outcome, OwnerLoss, VmId};
 
 use support::crash::{self, Scene, assert_noted};
 use support::guest::{self, connect, names, save, shell, start_process, vmms};

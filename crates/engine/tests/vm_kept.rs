@@ -12,7 +12,7 @@ use kiln_engine::kept::{Activity, KeepPolicy, KeptVm, Temperature, WakeError};
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use kiln_engine::{
-    AccelerationRequest, Engine, Fork, ForkPool, ForkSpec, PoolSpec, QemuEngine, Renew, VmSpec, discard,
+    AccelerationRequest, Engine, Fork, ForkPool, ForkSpec, PoolSpec, QemuEngine, ReadyRequest, VmSpec, discard,
 };
 use kiln_wire::{ExecRequest, SessionSpec, Stdin, Text};
 use support::STEP_DEADLINE;
@@ -33,7 +33,8 @@ async fn ready(engine: &QemuEngine) -> Snapshot {
         acceleration: AccelerationRequest::Tcg,
         ..VmSpec::new(image.kernel, image.initramfs)
     };
-    engine.ready(&spec, "mini", Renew::IfNeeded, BOOT_DEADLINE, &mut |_| {}).await.expect("a ready-made snapshot")
+    let request = ReadyRequest::new(&spec, "mini", BOOT_DEADLINE);
+    engine.ready(request).await.expect("a ready-made snapshot")
 }
 
 async fn fork(engine: &QemuEngine) -> Fork {
@@ -72,7 +73,7 @@ async fn vm_a_pool_hands_out_machines_of_their_own_and_refills() {
     let engine = engine();
     let snapshot = ready(&engine).await;
     let spec = PoolSpec { ready: 2, bytes_max: 1 << 30 };
-    let pool = ForkPool::start(&engine, &snapshot, ForkSpec::default(), spec).await.expect("starts");
+    let pool = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), spec).await.expect("starts");
     let filled = timeout(STEP_DEADLINE, pool.filled()).await.expect("in time");
     assert_eq!((filled.ready, filled.problem), (2, None));
     assert!(filled.bytes > 0);
@@ -108,11 +109,11 @@ async fn vm_a_pool_keeps_to_its_bounds() {
     let snapshot = ready(&engine).await;
     for count in [0, kiln_engine::POOL_MAX + 1] {
         let spec = PoolSpec { ready: count, bytes_max: 1 << 30 };
-        let refused = ForkPool::start(&engine, &snapshot, ForkSpec::default(), spec).await;
+        let refused = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), spec).await;
         assert!(matches!(refused, Err(SnapshotError::Budget { .. })), "{count}");
     }
     let spec = PoolSpec { ready: 4, bytes_max: 1 };
-    let pool = ForkPool::start(&engine, &snapshot, ForkSpec::default(), spec).await.expect("starts");
+    let pool = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), spec).await.expect("starts");
     assert_eq!(timeout(STEP_DEADLINE, pool.filled()).await.expect("in time").ready, 1);
 }
 

@@ -7,7 +7,7 @@ use kiln_engine::home::Home;
 use kiln_engine::image::{ImageStore, MINI};
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest, SnapshotStore};
-use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine, Renew, VmSpec};
+use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, VmSpec};
 
 /// Steps after which the VM begins anew, so that its files don't fill it.
 const STEPS_OF_A_LIFE: u64 = 60;
@@ -59,7 +59,7 @@ impl<'a> Life<'a> {
     async fn begin(engine: &'a QemuEngine, store: &'a SnapshotStore) -> Self {
         let image = ImageStore::new(&Home::at(engine.home())).find(MINI).expect("the image is built");
         let spec = VmSpec { cmdline: image.cmdline, ..VmSpec::new(image.kernel, image.initramfs) };
-        let base = engine.ready(&spec, MINI, Renew::IfNeeded, BOOT_DEADLINE, &mut |_| {}).await.expect("ready");
+        let base = engine.ready(ReadyRequest::new(&spec, MINI, BOOT_DEADLINE)).await.expect("ready");
         let fork = restore(engine, &base).await;
         Self { engine, store, fork, model: Model::default(), saved: Vec::new() }
     }

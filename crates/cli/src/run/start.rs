@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use kiln_engine::{ForkSpec, Guest, QemuEngine, Renew, VmSpec};
+use kiln_engine::{Engine as _, ForkSpec, Guest, QemuEngine, Renew, VmSpec};
 use owo_colors::OwoColorize as _;
 
 use super::Times;

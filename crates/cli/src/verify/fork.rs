@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_engine::{MacAddress, Nic, VmSpec};
+use kiln_engine::{Engine as _, MacAddress, Nic, VmSpec};
 
 use super::checks::judge;
 use super::kept::Kept;

@@ -13,7 +13,9 @@ use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotId, SnapshotRequest, SnapshotStore};
-use kiln_engine::{AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, Renew, Vm, VmSpec};
+use kiln_engine::{
+    AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, Vm, VmSpec,
+};
 use kiln_wire::{ExecRequest, SessionSpec};
 
 use super::{STEP_DEADLINE, mini};
@@ -58,7 +60,7 @@ pub async fn base(home: &Utf8Path) -> Snapshot {
     make_disk(&path);
     let spec = VmSpec { disks: vec![disk(&path, DiskFormat::Raw)], ..spec() };
     let engine = QemuEngine::find(shared.path()).expect("QEMU is installed");
-    let ready = engine.ready(&spec, "engine tests", Renew::IfNeeded, BOOT_DEADLINE, &mut |_| {}).await;
+    let ready = engine.ready(ReadyRequest::new(&spec, "engine tests", BOOT_DEADLINE)).await;
     let ready = ready.expect("boots");
     let snapshots = home.join("snapshots");
     std::fs::create_dir_all(&snapshots).expect("made");

@@ -28,7 +28,7 @@ use anyhow::{Context as _, ensure};
 use kiln_engine::home::Home;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{Snapshot, SnapshotStore};
-use kiln_engine::{Engine as _, Fork, ForkSpec, Renew};
+use kiln_engine::{Engine as _, Fork, ForkSpec, ReadyRequest};
 use kiln_wire::{ExecRequest, ExitStatus, Text};
 
 use super::{BOOT_TIMEOUT, Bench, Results};
@@ -47,7 +47,7 @@ struct Lab<'a> {
 /// Measures everything about snapshots and forks.
 pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
     let store = SnapshotStore::new(&Home::at(bench.engine.home()));
-    let base = bench.engine.ready(&bench.spec(), "bench", Renew::IfNeeded, BOOT_TIMEOUT, &mut |_| {}).await?;
+    let base = bench.engine.ready(ReadyRequest::new(&bench.spec(), "bench", BOOT_TIMEOUT)).await?;
     let lab = Lab { bench, store, base };
     single::measure(&lab, results).await?;
     crowd::measure(&lab, results).await?;

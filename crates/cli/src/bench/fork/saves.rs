@@ -12,7 +12,7 @@ use std::time::Instant;
 use kiln_engine::guest::Watch;
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
-use kiln_engine::{Guest, VmSpec};
+use kiln_engine::{Engine as _, Guest, VmSpec};
 
 use super::super::Results;
 use super::super::samples::{Promise, Sense, Series, Unit};

@@ -8,24 +8,28 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::sync::OnceCell;
 
 use self::monitor::FakeMonitor;
-use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
-use crate::fork::{Fork, ForkSpec};
+use crate::adopt::AdoptError;
+use crate::driver::{Driver, Restorer, Transport};
+use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
 use crate::host;
 use crate::journal::State;
 use crate::link::LinkOptions;
-use crate::owner::{self, Parts};
+use crate::orphan::Orphan;
+use crate::owner::{self, Ends, Parts};
 use crate::process::{self, Program, Sink};
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::{MachineIdentity, Snapshot, SnapshotError};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
-use crate::vm_dir::{SocketDir, VmDir, VmId};
+use crate::vm_dir::{SocketDir, VmDir};
 use crate::vm_spec::{OwnerLoss, VmSpec};
-use crate::vmm::Transport;
 
+/// Its name, in errors and capabilities.
+const DRIVER: &str = "fake";
 /// Until the agent listens; it takes a few milliseconds.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks at whether it listens. The agent binds its own socket, so there is nothing to wait on.
@@ -36,33 +40,20 @@ const LISTEN_PAUSE: Duration = Duration::from_millis(2);
 pub struct FakeEngine {
     home: Utf8PathBuf,
     agent: Utf8PathBuf,
+    recovered: OnceCell<()>,
 }
 
 impl FakeEngine {
     /// An engine that keeps its guests below `home` and starts this agent binary.
     pub fn new(home: impl Into<Utf8PathBuf>, agent: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), agent: agent.into() }
+        Self { home: home.into(), agent: agent.into(), recovered: OnceCell::new() }
     }
 
-    async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
-        spec.validate_size(host::limits())?;
-        let asks_for = [
-            (!spec.disks.is_empty(), "disks"),
-            (!spec.extra_ports.is_empty(), "ports"),
-            (!spec.modules.is_empty(), "kernel modules"),
-            (spec.root.is_some(), "root filesystem"),
-            (!spec.nics.is_empty(), "network cards"),
-            (!spec.vhost_user.is_empty(), "vhost-user devices"),
-            (spec.forkable, "snapshots"),
-            (spec.owner_loss == OwnerLoss::KeepRunning, "guests that outlive their owner"),
-        ];
-        if let Some((_, what)) = asks_for.into_iter().find(|(asked, _)| *asked) {
-            return Err(LaunchError::Unsupported { driver: "fake", what });
-        }
+    async fn start(&self, spec: &VmSpec) -> Result<Vm, LaunchError> {
         let vms = self.home.join("vms");
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let spawn_error = |source| LaunchError::Spawn { program: self.agent.clone(), source };
-        let dir = VmDir::create(&vms, &spec).map_err(no_directory)?;
+        let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
         let sockets = dir.sockets().map_err(no_directory)?;
         // Too long a path for an address is refused by the agent itself, in its own words.
         let socket = dir.path().join(format!("{AGENT_SOCKET}.sock"));
@@ -98,20 +89,17 @@ impl FakeEngine {
             tokio::time::sleep(LISTEN_PAUSE).await;
         }
         let (monitor, events) = FakeMonitor::new(child.pid(), child.killer());
-        let parts = Parts {
-            dir,
-            child,
+        let ends = Ends {
             stderr,
             console: None,
             monitor: Arc::new(monitor),
             monitor_events: Box::new(events),
             transport: Arc::new(UnixSocket),
-            started,
             acceleration: Acceleration::Native,
-            ports: Vec::new(),
             saver: None,
         };
-        parts.dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
+        dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
+        let parts = Parts { home: self.home.clone(), dir, child, spec: spec.clone(), started, ends };
         owner::start(parts).map_err(no_directory)
     }
 }
@@ -130,10 +118,14 @@ impl Transport for UnixSocket {
     }
 }
 
-impl Engine for FakeEngine {
+impl Driver for FakeEngine {
+    fn home(&self) -> &Utf8Path {
+        &self.home
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            driver: "fake",
+            driver: DRIVER,
             kernel: false,
             console: false,
             pause: true,
@@ -143,15 +135,49 @@ impl Engine for FakeEngine {
         }
     }
 
-    fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
-        Box::pin(self.launch_spec(spec))
+    fn recovered(&self) -> &OnceCell<()> {
+        &self.recovered
     }
 
-    fn restore<'a>(&'a self, _: &'a Snapshot, _: ForkSpec) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
-        Box::pin(async { Err(SnapshotError::Unsupported { driver: "fake" }) })
+    fn validate(&self, spec: &VmSpec) -> Result<(), LaunchError> {
+        spec.validate_size(host::limits())?;
+        let asks_for = [
+            (!spec.disks.is_empty(), "disks"),
+            (!spec.extra_ports.is_empty(), "ports"),
+            (!spec.modules.is_empty(), "kernel modules"),
+            (spec.root.is_some(), "root filesystem"),
+            (!spec.nics.is_empty(), "network cards"),
+            (!spec.vhost_user.is_empty(), "vhost-user devices"),
+            (spec.forkable, "snapshots"),
+            (spec.owner_loss == OwnerLoss::KeepRunning, "guests that outlive their owner"),
+        ];
+        match asks_for.into_iter().find(|(asked, _)| *asked) {
+            Some((_, what)) => Err(LaunchError::Unsupported { driver: DRIVER, what }),
+            None => Ok(()),
+        }
     }
 
-    fn resume<'a>(&'a self, _: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
-        Box::pin(async { Err(SnapshotError::Unsupported { driver: "fake" }) })
+    fn decide<'a>(&'a self, _: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>> {
+        Box::pin(async { Ok(Acceleration::Native) })
+    }
+
+    fn machine<'a>(&'a self, _: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, SnapshotError>> {
+        Box::pin(async { Err(SnapshotError::Unsupported { driver: DRIVER }) })
+    }
+
+    fn boot<'a>(&'a self, spec: &'a VmSpec, _: Acceleration) -> BoxFuture<'a, Result<Vm, LaunchError>> {
+        Box::pin(self.start(spec))
+    }
+
+    fn restorer<'a>(
+        &'a self,
+        _: &'a Snapshot,
+        _: &'a VmSpec,
+    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, SnapshotError>> {
+        Box::pin(async { Err(SnapshotError::Unsupported { driver: DRIVER }) })
+    }
+
+    fn reattach<'a>(&'a self, _: &'a VmDir, _: &'a VmSpec, _: &'a Orphan) -> BoxFuture<'a, Result<Ends, AdoptError>> {
+        Box::pin(async { Err(AdoptError::Unsupported { driver: DRIVER }) })
     }
 }

@@ -4,7 +4,6 @@ use std::fs::File;
 
 use camino::Utf8Path;
 
-use crate::private_file;
 use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
 use crate::snapshot::{Snapshot, SnapshotError};
 
@@ -25,13 +24,6 @@ pub(super) fn apply_diffs(pid: u32, mapped: &File, snapshot: &Snapshot) -> Resul
     find(pid, mapped, snapshot)
         .and_then(|mapping| memory::apply(pid, mapping, &chain))
         .map_err(|error| in_words(snapshot, error))
-}
-
-/// Copies a file that is mostly holes.
-pub(super) fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
-    let source = fs_err::File::open(from).map_err(|error| SnapshotError::io("open", from, error))?;
-    let target = private_file::create_new(to).map_err(|error| SnapshotError::io("create", to, error))?;
-    memory::copy_sparse(source.file(), target.file()).map_err(|error| SnapshotError::io("copy to", to, error))
 }
 
 fn chain(snapshot: &Snapshot) -> Result<ChainMemory, SnapshotError> {

@@ -22,19 +22,19 @@ use tokio::sync::mpsc;
 use super::args::{self, Accelerator, Facts, Memory, Sockets, Start};
 use super::monitor::GuestEvents;
 use super::qmp::{Qmp, QmpEvent};
-use super::save::Saver;
+use super::save::QemuSaver;
 use super::transport::VirtioSerial;
+use crate::driver::VmmError;
 use crate::engine::LaunchError;
 use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
-use crate::owner::{self, Parts};
+use crate::owner::{self, Ends, Parts};
 use crate::private_file;
 use crate::process::{self, Child, Program, Sink};
 use crate::vhost_user::VhostUser;
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 use crate::vm_spec::VmSpec;
-use crate::vmm::VmmError;
 
 /// From the start of the process to QMP's greeting: 30 ms on an idle host.
 pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(20);
@@ -143,30 +143,28 @@ fn names_backend(words: &str, id: &str) -> bool {
 
 /// Hands a VM over to the task that owns it.
 pub(super) fn own(
+    home: &Utf8Path,
     dir: VmDir,
     started: Started,
     spec: &VmSpec,
     accelerator: Accelerator,
-    saver: Saver,
+    saver: QemuSaver,
 ) -> io::Result<Vm> {
     let Started { child, stderr, console, monitor: (qmp, events), at } = started;
     let acceleration = match accelerator {
         Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => Acceleration::Kvm,
         Accelerator::Tcg => Acceleration::Tcg,
     };
-    owner::start(Parts {
-        dir,
-        child,
+    let ends = Ends {
         stderr,
         console,
         monitor: Arc::new(qmp),
         monitor_events: Box::new(GuestEvents(events)),
         transport: Arc::new(VirtioSerial),
-        started: at,
         acceleration,
-        ports: spec.extra_ports.clone(),
-        saver: Some(saver),
-    })
+        saver: Some(Arc::new(saver)),
+    };
+    owner::start(Parts { home: home.into(), dir, child, spec: spec.clone(), started: at, ends })
 }
 
 /// QEMU's own words say more than a monitor that does not answer.

@@ -14,36 +14,37 @@ mod guest_memory;
 mod launch;
 mod machine;
 mod monitor;
-mod pool;
 mod qmp;
 mod restore;
 mod save;
 mod transport;
 mod version;
 
+use std::sync::Arc;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::OnceCell;
 
-pub use self::adopt::AdoptError;
 pub use self::args::TCG_CPU;
-pub use self::pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
-pub(crate) use self::save::Saver;
 pub use self::version::QemuVersion;
 
 use self::args::{Accelerator, Memory, Start};
 use self::launch::Plan;
-use self::save::SavedMemory;
+use self::restore::QemuRestorer;
+use self::save::{QemuSaver, SavedMemory};
 use crate::acceleration;
-use crate::engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
+use crate::adopt::AdoptError;
+use crate::driver::{Driver, Restorer};
+use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
 use crate::failpoint;
-use crate::fork::{Fork, ForkSpec};
 use crate::home::Home;
 use crate::host;
 use crate::journal::State;
-use crate::recover::{self, Outcome, Recovered};
+use crate::orphan::Orphan;
+use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot, SnapshotError, overlay};
 use crate::vm::{Acceleration, Vm};
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm_dir::VmDir;
 use crate::vm_spec::{AccelerationRequest, Disk, SpecError, VmSpec};
 
 /// Name of the program.
@@ -90,11 +91,6 @@ impl QemuEngine {
         &self.binary
     }
 
-    /// Where it keeps its VMs.
-    pub fn home(&self) -> &Utf8Path {
-        &self.home
-    }
-
     /// QEMU's version, remembered for as long as the program is the same. `None` for a program that doesn't say.
     pub async fn version(&self) -> Option<QemuVersion> {
         machine::qemu_version(&self.home, &self.binary).await
@@ -103,62 +99,6 @@ impl QemuEngine {
     /// [`version`](Self::version), asked of the program itself: nothing is remembered, so the home is left alone.
     pub(crate) async fn ask_version(&self) -> Option<QemuVersion> {
         version::qemu_version(&self.binary).await.ok().flatten()
-    }
-
-    /// What would run this spec's instructions. Decides [`AccelerationRequest::Auto`], which takes a probe guest of a
-    /// few seconds once; [`launch`](Engine::launch) does the same where this was not asked before.
-    ///
-    /// # Errors
-    /// The spec can't be started on this host.
-    pub async fn decide(&self, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
-        spec.validate(host::limits())?;
-        self.recover_once().await;
-        let kvm = match spec.acceleration {
-            AccelerationRequest::Tcg => false,
-            AccelerationRequest::Kvm => match acceleration::open_kvm() {
-                Ok(()) => true,
-                Err(state) => return Err(LaunchError::NoKvm { reason: state.reason(), hint: state.hint() }),
-            },
-            AccelerationRequest::Auto => acceleration::kvm_works(self, spec).await.works(),
-        };
-        Ok(if kvm { Acceleration::Kvm } else { Acceleration::Tcg })
-    }
-
-    /// What a VM of this spec, whose acceleration is decided, runs on.
-    pub(crate) async fn machine_of(&self, spec: &VmSpec) -> Result<MachineIdentity, SnapshotError> {
-        let accelerator = match spec.acceleration {
-            AccelerationRequest::Kvm => Accelerator::Kvm,
-            AccelerationRequest::Auto | AccelerationRequest::Tcg => Accelerator::Tcg,
-        };
-        let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;
-        machine::identity(&self.home, spec, &facts).map_err(|source| SnapshotError::io("read", &spec.kernel, source))
-    }
-
-    async fn launch_spec(&self, spec: VmSpec) -> Result<Vm, LaunchError> {
-        match self.decide(&spec).await? {
-            Acceleration::Kvm => self.launch_kvm(&spec).await,
-            Acceleration::Tcg | Acceleration::Native => self.launch_with(&spec, Accelerator::Tcg).await,
-        }
-    }
-
-    /// Clears up after earlier processes, once; a failure of that keeps no VM from starting.
-    async fn recover_once(&self) {
-        self.recovered.get_or_init(|| self.recover()).await;
-    }
-
-    async fn recover(&self) {
-        let home = Home::at(&self.home);
-        match tokio::task::spawn_blocking(move || recover::recover(&home)).await {
-            Ok(Ok(recovered)) => {
-                for Recovered { id, outcome } in recovered {
-                    if outcome == Outcome::Removed {
-                        tracing::info!(vm = %id, "removed a vm without an owner");
-                    }
-                }
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "failed to look for vms without an owner"),
-            Err(error) => tracing::warn!(%error, "looking for vms without an owner was cut short"),
-        }
     }
 
     async fn launch_kvm(&self, spec: &VmSpec) -> Result<Vm, LaunchError> {
@@ -195,14 +135,18 @@ impl QemuEngine {
         let plan = Plan { binary, spec, facts: facts.clone(), memory, start: Start::Boot, inherit: Vec::new() };
         let started = launch::start(&dir, plan).await?;
         let (qmp, pid) = (started.monitor.0.clone(), started.child.pid());
-        let saver = Saver::new(&self.home, spec, facts, qmp, pid, saved_memory);
+        let saver = QemuSaver::new(&self.home, spec, facts, qmp, pid, saved_memory);
         dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         failpoint::hit("launch.running").map_err(|error| no_directory(error.into()))?;
-        launch::own(dir, started, spec, accelerator, saver).map_err(no_directory)
+        launch::own(&self.home, dir, started, spec, accelerator, saver).map_err(no_directory)
     }
 }
 
-impl Engine for QemuEngine {
+impl Driver for QemuEngine {
+    fn home(&self) -> &Utf8Path {
+        &self.home
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             driver: "qemu",
@@ -215,19 +159,63 @@ impl Engine for QemuEngine {
         }
     }
 
-    fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
-        Box::pin(self.launch_spec(spec))
+    fn recovered(&self) -> &OnceCell<()> {
+        &self.recovered
     }
 
-    fn restore<'a>(
+    fn validate(&self, spec: &VmSpec) -> Result<(), LaunchError> {
+        Ok(spec.validate(host::limits())?)
+    }
+
+    fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>> {
+        Box::pin(async move {
+            let kvm = match spec.acceleration {
+                AccelerationRequest::Tcg => false,
+                AccelerationRequest::Kvm => match acceleration::open_kvm() {
+                    Ok(()) => true,
+                    Err(state) => return Err(LaunchError::NoKvm { reason: state.reason(), hint: state.hint() }),
+                },
+                AccelerationRequest::Auto => acceleration::kvm_works(self, spec).await.works(),
+            };
+            Ok(if kvm { Acceleration::Kvm } else { Acceleration::Tcg })
+        })
+    }
+
+    fn machine<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, SnapshotError>> {
+        Box::pin(async move {
+            let accelerator = match spec.acceleration {
+                AccelerationRequest::Kvm => Accelerator::Kvm,
+                AccelerationRequest::Auto | AccelerationRequest::Tcg => Accelerator::Tcg,
+            };
+            let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;
+            let identity = machine::identity(&self.home, spec, &facts);
+            identity.map_err(|source| SnapshotError::io("read", &spec.kernel, source))
+        })
+    }
+
+    fn boot<'a>(&'a self, spec: &'a VmSpec, on: Acceleration) -> BoxFuture<'a, Result<Vm, LaunchError>> {
+        Box::pin(async move {
+            match on {
+                Acceleration::Kvm => self.launch_kvm(spec).await,
+                Acceleration::Tcg | Acceleration::Native => self.launch_with(spec, Accelerator::Tcg).await,
+            }
+        })
+    }
+
+    fn restorer<'a>(
         &'a self,
         snapshot: &'a Snapshot,
-        forks: ForkSpec,
-    ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
-        Box::pin(restore::restore(self, snapshot, forks))
+        spec: &'a VmSpec,
+    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, SnapshotError>> {
+        Box::pin(async move { Ok(Arc::new(QemuRestorer::new(self, snapshot, spec).await?) as Arc<dyn Restorer>) })
     }
 
-    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
-        Box::pin(restore::resume(self, vm))
+    fn reattach<'a>(
+        &'a self,
+        dir: &'a VmDir,
+        spec: &'a VmSpec,
+        vmm: &'a Orphan,
+    ) -> BoxFuture<'a, Result<Ends, AdoptError>> {
+        Box::pin(self.reattach_to(dir, spec, vmm))
     }
 }

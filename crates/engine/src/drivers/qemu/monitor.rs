@@ -7,9 +7,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::qmp::{Qmp, QmpEvent};
+use crate::driver::{Monitor, MonitorEvent, MonitorEvents, VmmError};
 use crate::engine::BoxFuture;
 use crate::vm::ExitReason;
-use crate::vmm::{Monitor, MonitorEvent, MonitorEvents, VmmError};
 
 impl Monitor for Qmp {
     fn pause(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {

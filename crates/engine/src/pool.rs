@@ -16,10 +16,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::QemuEngine;
-use super::restore::{self, Common, Held};
+use crate::engine::Engine;
 use crate::fork::{Fork, ForkSpec};
 use crate::host;
+use crate::restore::{self, Held, Template};
 use crate::snapshot::{Snapshot, SnapshotError};
 
 /// Forks of one pool; more would wait for a burst that no host of this kind can run.
@@ -52,7 +52,7 @@ pub struct PoolStatus {
 /// Keeps forks of one snapshot ready. Dropped, it ends those that nobody took.
 ///
 /// ```no_run
-/// # async fn example(engine: &kiln_engine::QemuEngine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::{ForkPool, ForkSpec, PoolSpec};
 ///
 /// let spec = PoolSpec { ready: 4, bytes_max: 256 << 20 };
@@ -70,7 +70,7 @@ pub struct ForkPool {
 
 #[derive(Debug)]
 struct Shared {
-    common: Common,
+    template: Template,
     spec: PoolSpec,
     state: Mutex<State>,
     /// One was taken.
@@ -91,7 +91,7 @@ impl ForkPool {
     /// # Errors
     /// [`SnapshotError::Budget`]; or the snapshot can't be restored on this host.
     pub async fn start(
-        engine: &QemuEngine,
+        engine: &dyn Engine,
         snapshot: &Snapshot,
         forks: ForkSpec,
         spec: PoolSpec,
@@ -101,9 +101,9 @@ impl ForkPool {
             return Err(SnapshotError::Budget { count: spec.ready, why });
         }
         restore::check_budget(spec.ready)?;
-        let common = restore::prepare(engine, snapshot, &forks).await?;
+        let template = engine.template(snapshot, forks).await?;
         let shared =
-            Arc::new(Shared { common, spec, state: Mutex::default(), taken: Notify::new(), changed: Notify::new() });
+            Arc::new(Shared { template, spec, state: Mutex::default(), taken: Notify::new(), changed: Notify::new() });
         let filler = tokio::spawn(fill(Arc::clone(&shared)));
         Ok(Self { shared, filler })
     }
@@ -115,8 +115,8 @@ impl ForkPool {
     pub async fn take(&self) -> Result<Fork, SnapshotError> {
         loop {
             let held = self.shared.state().held.pop_front();
-            let Some((held, _)) = held else { return restore::new_fork(&self.shared.common).await };
-            let taken = held.take(&self.shared.common).await;
+            let Some((held, _)) = held else { return self.shared.template.fork().await };
+            let taken = held.take(&self.shared.template).await;
             self.shared.taken.notify_one();
             match taken {
                 Ok(fork) => return Ok(fork),
@@ -177,7 +177,7 @@ async fn fill(shared: Arc<Shared>) {
             tokio::time::sleep(REFILL_PAUSE).await;
             continue;
         }
-        let made = Held::new(&shared.common).await;
+        let made = Held::new(&shared.template).await;
         let failed = made.is_err();
         {
             let mut state = shared.state();

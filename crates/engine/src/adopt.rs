@@ -1,0 +1,103 @@
+//! Taking over a VM that outlived its owner.
+//!
+//! ```text
+//!   vms/<id>/ ──lock──▶ journal, pid ──decide──▶ Driver::reattach ──▶ settle ──▶ Parts ──▶ Vm
+//! ```
+//! A VM that an interrupted save left standing goes on; one that its user paused stays so. Nothing is killed when this
+//! fails: the VM has no owner then, as before, and [`recover`](crate::recover) looks after it.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use camino::Utf8PathBuf;
+
+use crate::driver::{Driver, Monitor, VmmError};
+use crate::failpoint;
+use crate::home::Home;
+use crate::journal::{JournalError, State};
+use crate::orphan::Orphan;
+use crate::owner::{self, Parts};
+use crate::process::Child;
+use crate::recover::{self, Decision};
+use crate::vm::Vm;
+use crate::vm_dir::{ReopenError, VmDir, VmId};
+
+/// A VMM answers what it does and goes on in milliseconds.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a VM was not adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// It is not there, or belongs to another process.
+    #[error("failed to take over the VM's directory")]
+    Directory(#[from] ReopenError),
+    /// It does not run, or was not asked to outlive its owner.
+    #[error("the VM `{0}` can't be adopted: it does not run, or ends with its owner")]
+    NotAdoptable(VmId),
+    /// Its monitor does not answer.
+    #[error("the VM's monitor does not answer")]
+    Monitor(#[from] VmmError),
+    /// Its new state can't be written down.
+    #[error("failed to write down that the VM runs")]
+    Journal(#[from] JournalError),
+    /// VMs of this engine end with their owner.
+    #[error("guests of the {driver} engine can't be adopted")]
+    Unsupported {
+        /// Name of the driver.
+        driver: &'static str,
+    },
+    /// Its sockets or files can't be opened.
+    #[error("failed to open what is in `{path}`")]
+    Io {
+        /// The VM's directory.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Takes over a VM, see [`Engine::adopt`](crate::Engine::adopt).
+pub(crate) async fn adopt(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
+    let home = Home::at(driver.home());
+    let (vms, wanted) = (home.vms(), id.clone());
+    let reopened = tokio::task::spawn_blocking(move || VmDir::reopen(&vms, &wanted)).await;
+    let dir = reopened.expect("opening a directory does not panic, and nobody aborts it")?;
+    let path = dir.path().to_owned();
+    let failed = |source| AdoptError::Io { path: path.clone(), source };
+    let vmm = Orphan::find(dir.path()).map_err(failed)?;
+    let history = dir.journal().history();
+    let (Decision::Adopt, Some(vmm)) = (recover::decide(&home, dir.path(), &history, vmm.is_some()), vmm) else {
+        return Err(AdoptError::NotAdoptable(id.clone()));
+    };
+    let spec = dir.spec().map_err(failed)?;
+    let ends = driver.reattach(&dir, &spec, &vmm).await?;
+    failpoint::hit("adopt.connected").map_err(|error| failed(error.into()))?;
+    settle(&home, &dir, &*ends.monitor).await?;
+    failpoint::hit("adopt.resumed").map_err(|error| failed(error.into()))?;
+
+    let fate = dir.fate().clone();
+    // Not before: dropped, a child is killed, and whatever fails above leaves the VM as it was.
+    let child = Child::adopt(vmm);
+    let vm = owner::start(Parts { home: driver.home().into(), dir, child, spec, started: Instant::now(), ends });
+    let vm = vm.map_err(failed)?;
+    fate.remove_on_drop();
+    Ok(vm)
+}
+
+/// Ends what the lost owner began, and makes the journal say what the VM does.
+async fn settle(home: &Home, dir: &VmDir, monitor: &dyn Monitor) -> Result<(), AdoptError> {
+    let saved = dir.journal().last().is_some_and(|last| matches!(last.state, State::Saving { .. }));
+    if saved {
+        // Its snapshot never became whole, and nobody will finish it.
+        if let Err(error) = home.sweep_partials() {
+            tracing::warn!(vm = %dir.id(), %error, "failed to sweep an interrupted snapshot");
+        }
+    }
+    if saved && !monitor.is_running(ANSWER_DEADLINE).await? {
+        monitor.resume(ANSWER_DEADLINE).await?;
+    }
+    let state = if monitor.is_running(ANSWER_DEADLINE).await? { State::Running } else { State::Paused };
+    dir.journal().enter(state)?;
+    Ok(())
+}

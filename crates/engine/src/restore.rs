@@ -1,0 +1,325 @@
+//! Restoring a snapshot: new VMMs that have its memory and load the state of its devices.
+//!
+//! ```text
+//!   check machine, budget ─▶ for each fork: VmDir ─▶ Restorer: a VMM, waiting ─▶ state loaded
+//!       ─▶ resume ─▶ link with Sync: clock, randomness, names ─▶ Fork
+//! ```
+//! How a VMM comes to the snapshot's memory, disks and devices is the driver's matter, see [`Restorer`]. That a fork is its
+//! own machine before anybody gets it, and that nothing is left of one that failed, is decided here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::Utf8PathBuf;
+use kiln_wire::{ExecRequest, Text};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::driver::{Driver, Restorer, Waiting};
+use crate::engine::LaunchError;
+use crate::failpoint;
+use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
+use crate::home::Home;
+use crate::host;
+use crate::journal::{Journal, State};
+use crate::link::{GuestLink, Renewal};
+use crate::recover;
+use crate::save::blocking;
+use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
+use crate::vm::{ControlError, Vm};
+use crate::vm_dir::{VmDir, VmId};
+use crate::vm_spec::VmSpec;
+
+/// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
+/// take, and some.
+const FORK_MEMORY_MIB: u64 = 48;
+/// Memory that forks leave to the host.
+const HOST_MEMORY_MIB: u64 = 256;
+/// What a held fork runs before it is taken.
+const WARM_UP: &str = "/bin/true";
+/// A VMM answers when the guest lets it, some milliseconds into the guest's first work.
+const RESUME_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A snapshot that was found to fit this host, ready to be forked any number of times.
+///
+/// ```no_run
+/// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
+/// use kiln_engine::ForkSpec;
+///
+/// let template = engine.template(snapshot, ForkSpec::default()).await?;
+/// let one = template.fork().await?;
+/// let other = template.fork().await?;
+/// assert_ne!(one.vm.id(), other.vm.id());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Template {
+    vms: Utf8PathBuf,
+    snapshot: Snapshot,
+    spec: VmSpec,
+    restorer: Arc<dyn Restorer>,
+    identity: ForkIdentity,
+    deadline: Duration,
+}
+
+/// Restores a snapshot.
+pub(crate) async fn restore(
+    driver: &dyn Driver,
+    snapshot: &Snapshot,
+    forks: ForkSpec,
+) -> Result<Vec<Fork>, SnapshotError> {
+    check_budget(forks.count)?;
+    let template = Arc::new(prepare(driver, snapshot, &forks).await?);
+    if forks.count == 1 {
+        return Ok(vec![template.fork().await?]);
+    }
+    // More at once would only wait for a CPU.
+    let at_once = Arc::new(Semaphore::new(2 * host::limits().cpus as usize));
+    let mut tasks = JoinSet::new();
+    for _ in 0..forks.count {
+        let (template, at_once) = (Arc::clone(&template), Arc::clone(&at_once));
+        tasks.spawn(async move {
+            let _permit = at_once.acquire_owned().await;
+            template.fork().await
+        });
+    }
+    let mut ready = Vec::with_capacity(forks.count);
+    while let Some(joined) = tasks.join_next().await {
+        // The first failure drops the forks that are ready, and so ends them.
+        ready.push(joined.map_err(|_| ControlError::Ended)??);
+    }
+    Ok(ready)
+}
+
+/// Goes on with a stopped VM.
+pub(crate) async fn resume(driver: &dyn Driver, id: &VmId) -> Result<Fork, SnapshotError> {
+    recover::once(driver).await;
+    let home = Home::at(driver.home());
+    let (vms, wanted) = (home.vms(), id.clone());
+    let dir = blocking(move || Ok(VmDir::reopen(&vms, &wanted)?)).await?;
+    let Some(State::Stopped { snapshot: stopped }) = dir.journal().last().map(|last| last.state) else {
+        return Err(SnapshotError::NotStopped(id.clone()));
+    };
+    let (store, wanted) = (SnapshotStore::new(&home), stopped.clone());
+    let snapshot = blocking(move || store.open(&wanted)).await?;
+    let path = dir.path().to_owned();
+    let spec = dir.spec().map_err(|source| SnapshotError::io("read the spec in", path, source))?;
+    let forks = ForkSpec { identity: ForkIdentity::Keep, owner_loss: spec.owner_loss, ..ForkSpec::default() };
+    let template = prepare(driver, &snapshot, &forks).await?;
+    dir.journal().append(State::Restoring { snapshot: stopped })?;
+    dir.stay_stopped_on_drop();
+    template.fork_in(dir).await
+}
+
+/// Refuses more forks than this host can hold.
+pub(crate) fn check_budget(count: usize) -> Result<(), SnapshotError> {
+    let refuse = |why: String| Err(SnapshotError::Budget { count, why });
+    if count == 0 {
+        return refuse("at least 1".into());
+    }
+    if count > FORKS_MAX {
+        return refuse(format!("at most {FORKS_MAX} at a time"));
+    }
+    let (wanted, free) = (count as u64 * FORK_MEMORY_MIB + HOST_MEMORY_MIB, host::memory_available_mib());
+    match free {
+        Some(free) if free < wanted => {
+            refuse(format!("they would take about {wanted} MiB of memory, and this host has {free} MiB available"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Finds out whether a snapshot can be restored on this host.
+pub(crate) async fn prepare(
+    driver: &dyn Driver,
+    snapshot: &Snapshot,
+    forks: &ForkSpec,
+) -> Result<Template, SnapshotError> {
+    let manifest = snapshot.manifest();
+    let spec = VmSpec { owner_loss: forks.owner_loss, ..manifest.spec.clone() };
+    check_spec(&spec)?;
+    let restorer = driver.restorer(snapshot, &spec).await?;
+    if let Some((what, saved, here)) = manifest.machine.difference(restorer.machine()) {
+        return Err(SnapshotError::OtherMachine { id: snapshot.id().clone(), what, saved, here });
+    }
+    for disk in &manifest.external {
+        disk.check(snapshot.id())?;
+    }
+    recover::once(driver).await;
+    Ok(Template {
+        vms: Home::at(driver.home()).vms(),
+        snapshot: snapshot.clone(),
+        spec,
+        restorer,
+        identity: forks.identity,
+        deadline: forks.deadline,
+    })
+}
+
+/// The spec came from the disk, and makes arguments of a VMM.
+fn check_spec(spec: &VmSpec) -> Result<(), SnapshotError> {
+    if let Some(device) = spec.unmigratable() {
+        return Err(SnapshotError::Unmigratable { device });
+    }
+    spec.validate_size(host::limits()).and_then(|()| spec.validate_names()).map_err(LaunchError::from)?;
+    Ok(())
+}
+
+impl Template {
+    /// One more VM.
+    ///
+    /// # Errors
+    /// As for [`Engine::restore`](crate::Engine::restore).
+    pub async fn fork(&self) -> Result<Fork, SnapshotError> {
+        self.fork_in(self.new_dir()?).await
+    }
+
+    /// One fork, from its directory to its own identity.
+    async fn fork_in(&self, dir: VmDir) -> Result<Fork, SnapshotError> {
+        let deadline = Instant::now() + self.deadline;
+        Started::new(self, dir).await?.link(deadline).await?.renew(self).await
+    }
+
+    fn new_dir(&self) -> Result<VmDir, SnapshotError> {
+        let dir = VmDir::create_fork(&self.vms, &self.spec, self.snapshot.id().clone());
+        let dir = dir.map_err(|source| LaunchError::Directory { path: self.vms.clone(), source })?;
+        failpoint::hit("restore.dir")?;
+        Ok(dir)
+    }
+}
+
+/// A fork whose VMM waits.
+#[derive(Debug)]
+pub(crate) struct Started {
+    vmm: Box<dyn Waiting>,
+    journal: Journal,
+}
+
+impl Started {
+    async fn new(template: &Template, dir: VmDir) -> Result<Self, SnapshotError> {
+        let journal = dir.journal().clone();
+        Ok(Self { vmm: template.restorer.start(dir).await?, journal })
+    }
+
+    /// Loads its state and lets it run until its agent answers.
+    async fn link(self, deadline: Instant) -> Result<Linked, SnapshotError> {
+        let Self { vmm, journal } = self;
+        let vm = vmm.load().await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let run = async { Ok::<_, SnapshotError>(vm.resume_within(RESUME_DEADLINE).await?) };
+        let link = async { Ok::<_, SnapshotError>(vm.connect(left).await?) };
+        let ((), link) = tokio::try_join!(run, link)?;
+        Ok(Linked { vm, link, journal })
+    }
+}
+
+/// A fork whose agent answers, and that is not its own machine yet.
+#[derive(Debug)]
+struct Linked {
+    vm: Vm,
+    link: GuestLink,
+    journal: Journal,
+}
+
+impl Linked {
+    async fn renew(self, template: &Template) -> Result<Fork, SnapshotError> {
+        let Self { vm, link, journal } = self;
+        let identity = match template.identity {
+            ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &template.spec)),
+            ForkIdentity::Keep => None,
+        };
+        link.renew(Renewal { identity }).await?;
+        // Not before: a recovery must not take for a machine what is none yet.
+        journal.append(State::Running)?;
+        failpoint::hit("restore.running")?;
+        vm.shared.fate.remove_on_drop();
+        Ok(Fork { vm, link })
+    }
+}
+
+/// A fork that waits for somebody who takes it.
+#[derive(Debug)]
+pub(crate) enum Held {
+    /// It is its own machine, has run a command, and stands still with all others frozen as they were saved.
+    Warm(Box<Fork>),
+    /// Its commands would run before it is its own machine, so it has not begun to.
+    Waiting(Started),
+}
+
+impl Held {
+    /// Makes one more.
+    pub(crate) async fn new(template: &Template) -> Result<Self, SnapshotError> {
+        let deadline = Instant::now() + template.deadline;
+        let started = Started::new(template, template.new_dir()?).await?;
+        if !template.snapshot.manifest().frozen {
+            return Ok(Self::Waiting(started));
+        }
+        let fork = started.link(deadline).await?.renew(template).await?;
+        // Under TCG the code of a first command is translated first, which takes ten times as long as the command.
+        let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
+        match tokio::time::timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
+            Ok(Err(error)) => tracing::debug!(%error, "a held fork did not run its first command"),
+            Err(_) => tracing::debug!("the first command of a held fork does not end"),
+            Ok(Ok(_)) => {}
+        }
+        fork.link.freeze().await.map_err(SnapshotError::Freeze)?;
+        fork.vm.pause().await?;
+        Ok(Self::Warm(Box::new(fork)))
+    }
+
+    /// Lets it run.
+    pub(crate) async fn take(self, template: &Template) -> Result<Fork, SnapshotError> {
+        match self {
+            Self::Warm(fork) => {
+                fork.vm.resume().await?;
+                // The time as it is now, fresh randomness, and then its commands go on.
+                fork.link.renew(Renewal::default()).await?;
+                Ok(*fork)
+            }
+            Self::Waiting(started) => {
+                let deadline = Instant::now() + template.deadline;
+                started.link(deadline).await?.renew(template).await
+            }
+        }
+    }
+
+    /// Its VMM.
+    pub(crate) fn pid(&self) -> u32 {
+        match self {
+            Self::Warm(fork) => fork.vm.pid(),
+            Self::Waiting(started) => started.vmm.pid(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vhost_user::{VhostUser, VhostUserDevice};
+    use crate::vm_spec::SpecError;
+
+    #[test]
+    fn a_spec_that_would_add_arguments_to_the_vmm_is_refused() {
+        let good = VmSpec { memory_mib: 256, ..VmSpec::new("/k", "/i") };
+        check_spec(&good).expect("is fine, also where its files are gone");
+        let port = VmSpec { extra_ports: vec!["a,chardev=monitor".into()], ..good.clone() };
+        let error = check_spec(&port).expect_err("has a comma");
+        assert!(matches!(error, SnapshotError::Launch(LaunchError::Spec(SpecError::Name { .. }))), "{error:?}");
+        let large = VmSpec { memory_mib: u64::MAX, ..good };
+        assert!(matches!(check_spec(&large), Err(SnapshotError::Launch(LaunchError::Spec(SpecError::Memory { .. })))));
+    }
+
+    #[test]
+    fn a_spec_with_a_device_of_another_process_is_refused_whatever_it_is() {
+        let mac = "52:54:00:12:34:56".parse().expect("an address");
+        let share = VhostUserDevice::Fs { tag: "share".into() };
+        for kind in [VhostUserDevice::Blk, VhostUserDevice::Net { mac }, VhostUserDevice::Vsock, share] {
+            let name = kind.name();
+            let spec = VmSpec { vhost_user: vec![VhostUser::new(kind, "/s")], ..VmSpec::new("/k", "/i") };
+            let error = check_spec(&spec).expect_err("no VMM saves that");
+            assert_eq!(error.to_string(), format!("a VM with the {name} device `/s` can't be saved"));
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Saving a VM: its CPUs stand still while the state of its devices is written and its memory is put aside.
+//!
+//! ```text
+//!   can it be saved? ─▶ pause ─▶ Saver: devices, memory, disks ─▶ publish ─▶ resume (or the end) ─▶ seal, in the background
+//!                         └──────── any failure: the draft is removed, resume ────────▶ error
+//! ```
+//! What is written is the driver's matter, see [`Saver`]; when, and what the journal says of it, is decided here.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::driver::{Files, Monitor, Saver, Written};
+use crate::failpoint;
+use crate::home::Home;
+use crate::journal::{Journal, State, Then};
+use crate::private_file;
+use crate::process::Killer;
+use crate::snapshot::{
+    AfterSave, Draft, ExternalDisk, NewSnapshot, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotStore, memory,
+};
+use crate::vm::{ControlError, Shared};
+use crate::vm_dir::MEMORY_FILE;
+use crate::vm_spec::VmSpec;
+
+/// A VMM pauses and resumes in milliseconds, and a flush of a busy disk may come before that.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
+/// Links of the chain of a VM that stops and goes on; each costs a restore some milliseconds for its pages.
+const STOPPED_CHAIN_MAX: usize = 8;
+
+/// Saves one VM, at the command of its owner.
+#[derive(Debug)]
+pub(crate) struct Save {
+    /// The VM's.
+    pub(crate) directory: Utf8PathBuf,
+    pub(crate) store: SnapshotStore,
+    pub(crate) spec: VmSpec,
+    pub(crate) monitor: Arc<dyn Monitor>,
+    pub(crate) saver: Arc<dyn Saver>,
+}
+
+impl Save {
+    /// For the VM of a directory.
+    pub(crate) fn new(
+        directory: &Utf8Path,
+        home: &Utf8Path,
+        spec: &VmSpec,
+        monitor: Arc<dyn Monitor>,
+        saver: Arc<dyn Saver>,
+    ) -> Self {
+        let store = SnapshotStore::new(&Home::at(home));
+        Self { directory: directory.into(), store, spec: spec.clone(), monitor, saver }
+    }
+
+    /// Saves the VM. On failure it goes on as before.
+    pub(crate) async fn run(
+        self: &Arc<Self>,
+        journal: &Journal,
+        order: SaveOrder,
+        shared: &Shared,
+    ) -> Result<Snapshot, SnapshotError> {
+        if let Some(device) = self.spec.unmigratable() {
+            return Err(SnapshotError::Unmigratable { device });
+        }
+        let store = self.store.clone();
+        let draft = blocking(move || store.draft()).await?;
+        self.saver.check().await?;
+        let was_running = self.monitor.is_running(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
+        let before = if was_running { State::Running } else { State::Paused };
+        let after = order.then;
+        // After a save whose end could not be written down.
+        journal.enter(before.clone())?;
+        let generation = journal.append(State::Saving { snapshot: draft.id().clone(), then: after.into() })?;
+        let saved = match failpoint::hit("save.begun") {
+            Ok(()) => self.save_paused(draft, order, was_running, generation).await,
+            Err(error) => Err(error.into()),
+        };
+        let snapshot = match saved {
+            Ok(snapshot) if after != AfterSave::GoOn => {
+                // The memory is the snapshot's alone from now on.
+                if let Err(error) = fs_err::remove_file(self.directory.join(MEMORY_FILE))
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, "failed to unlink the memory of a vm that was saved");
+                }
+                if after == AfterSave::Stop {
+                    shared.keep_as(snapshot.id().clone());
+                }
+                shared.kill();
+                snapshot
+            }
+            other => match (other, self.go_on(journal, before).await) {
+                (Ok(snapshot), Ok(())) => snapshot,
+                (Ok(snapshot), Err(error)) => {
+                    let this = Arc::clone(self);
+                    return blocking(move || Err(this.discard(snapshot, error))).await;
+                }
+                // Why it was not saved says more than what followed from that.
+                (Err(error), _) => return Err(error),
+            },
+        };
+        let vmm = (after != AfterSave::GoOn).then(|| shared.killer.clone());
+        let earlier = if after == AfterSave::Stop { journal.history().stopped_snapshots() } else { Vec::new() };
+        tidy_later(self.store.clone(), snapshot.clone(), vmm, earlier);
+        Ok(snapshot)
+    }
+
+    async fn save_paused(
+        self: &Arc<Self>,
+        draft: Draft,
+        order: SaveOrder,
+        was_running: bool,
+        generation: u64,
+    ) -> Result<Snapshot, SnapshotError> {
+        if was_running {
+            self.monitor.pause(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
+        }
+        failpoint::hit("save.paused")?;
+        let files = if order.then == AfterSave::GoOn { Files::Copy } else { Files::Link };
+        let written = Arc::clone(&self.saver).write(draft, files).await?;
+        let this = Arc::clone(self);
+        blocking(move || this.publish(written, order, generation)).await
+    }
+
+    fn publish(&self, written: Written, order: SaveOrder, generation: u64) -> Result<Snapshot, SnapshotError> {
+        let Written { draft, parent, memory, disks, machine } = written;
+        let external = self.spec.disks.iter().filter(|disk| disk.read_only).map(|disk| ExternalDisk::of(&disk.path));
+        let snapshot = draft.publish(NewSnapshot {
+            parent,
+            generation,
+            label: order.label,
+            spec: self.spec.clone(),
+            machine,
+            frozen: order.frozen,
+            memory,
+            disks,
+            external: external.collect::<Result<_, _>>()?,
+        })?;
+        match failpoint::hit("save.published") {
+            Ok(()) => Ok(snapshot),
+            Err(error) => Err(self.discard(snapshot, error.into())),
+        }
+    }
+
+    /// Lets a VM that stands still for a save do what it did before.
+    async fn go_on(&self, journal: &Journal, before: State) -> Result<(), SnapshotError> {
+        if before == State::Running {
+            self.monitor.resume(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
+        }
+        failpoint::hit("save.resumed")?;
+        journal.append(before)?;
+        Ok(())
+    }
+
+    /// Removes what was published in vain: nobody learns its name, and the VM may go on writing to files that it has.
+    fn discard(&self, snapshot: Snapshot, why: SnapshotError) -> SnapshotError {
+        let id = snapshot.id().clone();
+        drop(snapshot);
+        if let Err(error) = self.store.remove(&id) {
+            tracing::warn!(snapshot = %id, %error, "failed to remove the snapshot of a save that failed");
+        }
+        why
+    }
+}
+
+/// Puts one of a VM's files into a draft.
+pub(crate) fn put(files: Files, from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
+    match files {
+        Files::Link => match fs_err::hard_link(from, to) {
+            // The VM stands still from now on, so a copy is as good.
+            Err(error) if has_no_links(error.kind()) => copy(from, to),
+            linked => linked.map_err(|source| SnapshotError::io("link", from, source)),
+        },
+        Files::Copy => copy(from, to),
+    }
+}
+
+/// Copies a file that is mostly holes.
+fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
+    let source = fs_err::File::open(from).map_err(|error| SnapshotError::io("open", from, error))?;
+    let target = private_file::create_new(to).map_err(|error| SnapshotError::io("create", to, error))?;
+    memory::copy_sparse(source.file(), target.file()).map_err(|error| SnapshotError::io("copy to", to, error))
+}
+
+/// Whether a filesystem, or two of them, have no links.
+fn has_no_links(error: io::ErrorKind) -> bool {
+    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
+    matches!(error, CrossesDevices | PermissionDenied | TooManyLinks | Unsupported)
+}
+
+/// [`tidy`], in the background.
+fn tidy_later(store: SnapshotStore, snapshot: Snapshot, vmm: Option<Killer>, earlier: Vec<SnapshotId>) {
+    tokio::task::spawn_blocking(move || tidy(&store, snapshot, vmm.as_ref(), &earlier));
+}
+
+/// Seals a snapshot while its owner goes on, once the VMM whose memory it has is gone. One that is not sealed when the
+/// process ends is whole for the next that opens it on this boot of the host. A VM that stops time and again would lie on a
+/// longer chain each time: a long one is made short, and where the VM stood before is forgotten.
+fn tidy(store: &SnapshotStore, snapshot: Snapshot, vmm: Option<&Killer>, earlier: &[SnapshotId]) {
+    let id = snapshot.id().clone();
+    let long = !earlier.is_empty() && snapshot.links().len() > STOPPED_CHAIN_MAX;
+    let gone = vmm.map_or(Ok(()), Killer::wait);
+    let sealed = gone.map_err(|error| SnapshotError::io("wait for the VMM that wrote to", id.as_str(), error));
+    let sealed = sealed.and_then(|()| snapshot.seal());
+    let sealed = sealed.and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
+    drop(snapshot);
+    // Until now this task held what a compaction has replaced, here or below: nobody else looks for it.
+    store.sweep();
+    match sealed {
+        Ok(()) => forget(store, earlier, &id),
+        // Where it stood before may be all that outlives the host.
+        Err(error) => tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot"),
+    }
+}
+
+/// Removes where a VM stood before, oldest first in `earlier`.
+fn forget(store: &SnapshotStore, earlier: &[SnapshotId], now: &SnapshotId) {
+    // Each lies on the one before it, so the newest goes first.
+    for old in earlier.iter().rev().filter(|old| *old != now) {
+        // Refused while anything lies on it.
+        if let Err(error) = store.remove(old) {
+            tracing::debug!(snapshot = %old, %error, "where a vm stood before stays");
+        }
+    }
+}
+
+impl From<AfterSave> for Then {
+    fn from(after: AfterSave) -> Self {
+        match after {
+            AfterSave::GoOn => Self::GoOn,
+            AfterSave::Stop => Self::Stop,
+            AfterSave::End => Self::End,
+        }
+    }
+}
+
+/// Runs what blocks on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, SnapshotError> {
+    // The runtime that is being shut down is the only reason for a task's end without its result.
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ControlError::Ended.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::MemoryKind;
+
+    #[test]
+    fn where_a_vm_stood_before_is_forgotten_from_the_newest_on() {
+        let place = crate::snapshot::testing::place();
+        let root = place.full("root");
+        let middle = place.diff(&root, 1, "middle");
+        let now = place.diff(&middle, 2, "now");
+        let [root, middle, now] = [root, middle, now].map(|snapshot| snapshot.id().clone());
+        let earlier = [root, middle];
+        forget(&place.store, &earlier, &now);
+        assert_eq!(place.store.open(&now).expect("lies on both").links().len(), 3);
+
+        place.store.compact(&now).expect("compacts");
+        forget(&place.store, &earlier, &now);
+        assert_eq!(place.names(), [now.as_str()]);
+    }
+
+    #[test]
+    fn the_old_form_of_what_a_stop_has_compacted_goes_also_where_nothing_is_forgotten() {
+        let place = crate::snapshot::testing::place();
+        let mut chain = vec![place.full_with_disk("root")];
+        for number in 1..=STOPPED_CHAIN_MAX as u64 {
+            chain.push(place.diff(&chain[chain.len() - 1], number, "stop"));
+        }
+        // Layers of a disk stay, and so does all that they lie in.
+        let mut ids: Vec<_> = chain.iter().map(|snapshot| snapshot.id().clone()).collect();
+        let now = chain.pop().expect("has links");
+        drop(chain);
+        tidy(&place.store, now, None, &ids[1..]);
+
+        let now = place.store.open(&ids[STOPPED_CHAIN_MAX]).expect("is whole");
+        assert_eq!((now.manifest().memory, now.links().len()), (MemoryKind::Full, ids.len()));
+        ids.sort();
+        assert_eq!(place.names(), ids.iter().map(SnapshotId::as_str).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_is_given_as_a_copy_where_there_are_no_links() {
+        let memory = Utf8Path::new("/dev/shm");
+        let place = crate::snapshot::testing::place();
+        let from = tempfile::NamedTempFile::new_in(memory).expect("another filesystem");
+        fs_err::write(from.path(), "the guest's").expect("written");
+        fs_err::create_dir_all(place.home.path()).expect("made");
+        let to = place.home.path().join("memory");
+        let from = Utf8Path::from_path(from.path()).expect("UTF-8");
+        put(Files::Link, from, &to).expect("is copied");
+        assert_eq!(fs_err::read_to_string(to).expect("reads"), "the guest's");
+    }
+}
