@@ -60,7 +60,8 @@ impl KvmState {
         match self {
             Self::Missing => "modprobe kvm_intel || modprobe kvm_amd (in a VM: turn on nested virtualisation)".into(),
             Self::Denied => "usermod -aG kvm \"$USER\", then log in again".into(),
-            Self::Unusable { .. } | Self::Lies { .. } => "use TCG: --accel tcg, or auto".into(),
+            Self::Unusable { .. } => "use TCG: --accel tcg, or auto".into(),
+            Self::Lies { .. } => "use TCG: --accel tcg, or auto; kiln doctor --probe tries KVM again".into(),
             Self::Opens | Self::Works => String::new(),
         }
     }

@@ -13,12 +13,12 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::{KvmState, open_kvm};
+use crate::driver::Driver as _;
 use crate::drivers::qemu::QemuEngine;
-use crate::engine::Engine as _;
 use crate::file_facts::FileFacts;
 use crate::plain_file;
 use crate::private_file;
-use crate::vm::{Vm, VmEvent, VmEvents};
+use crate::vm::{Acceleration, Vm, VmEvent, VmEvents};
 use crate::vm_spec::{AccelerationRequest, OwnerLoss, VmSpec};
 
 /// A working KVM has the agent up in a second or two.
@@ -120,7 +120,9 @@ async fn probe(engine: &QemuEngine, spec: &VmSpec) -> Result<(), String> {
         cmdline_extra: vec!["earlycon=uart8250,io,0x3f8,115200".into(), "ignore_loglevel".into()],
         ..spec.clone()
     };
-    let mut vm = engine.launch(probe).await.map_err(|error| error.to_string())?;
+    // Not by a launch, which would ask whether KVM works.
+    engine.validate(&probe).map_err(|error| error.to_string())?;
+    let mut vm = engine.boot(&probe, Acceleration::Kvm).await.map_err(|error| error.to_string())?;
     let events = vm.take_events().expect("a new VM has its events");
     let result = tokio::time::timeout(PROBE_DEADLINE, watch(&vm, events)).await;
     vm.kill().await;

@@ -32,7 +32,7 @@ use self::args::{Accelerator, Memory, Start};
 use self::launch::Plan;
 use self::restore::QemuRestorer;
 use self::save::{QemuSaver, SavedMemory};
-use crate::acceleration;
+use crate::acceleration::{self, KvmState};
 use crate::adopt::AdoptError;
 use crate::driver::{Driver, Restorer};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
@@ -171,9 +171,10 @@ impl Driver for QemuEngine {
         Box::pin(async move {
             let kvm = match spec.acceleration {
                 AccelerationRequest::Tcg => false,
-                AccelerationRequest::Kvm => match acceleration::open_kvm() {
-                    Ok(()) => true,
-                    Err(state) => return Err(LaunchError::NoKvm { reason: state.reason(), hint: state.hint() }),
+                // A guest that never starts would only end by its own deadline.
+                AccelerationRequest::Kvm => match acceleration::kvm_works(self, spec).await {
+                    KvmState::Works => true,
+                    state => return Err(LaunchError::NoKvm { reason: state.reason(), hint: state.hint() }),
                 },
                 AccelerationRequest::Auto => acceleration::kvm_works(self, spec).await.works(),
             };
