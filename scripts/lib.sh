@@ -80,7 +80,7 @@ share_downloads() {
 # build_test_image KILN: the one image that all tests share, in a $KILN_HOME of its own.
 build_test_image() {
     share_downloads "$user_home" "$test_home"
-    KILN_HOME=$test_home "$1" image build mini --agent "$static_agent"
+    KILN_HOME=$test_home "$1" image build mini --cached --agent "$static_agent"
 }
 
 # build_newer_image KILN PACKAGE: the same image with another kernel, in another home.

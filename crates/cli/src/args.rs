@@ -221,8 +221,11 @@ pub struct ImageBuildArgs {
     /// A Debian kernel package to use
     #[arg(long, value_name = "DEB")]
     pub kernel_deb: Option<Utf8PathBuf>,
-    /// Ask apt for the newest kernel, even where an older package was downloaded before
+    /// Use the newest kernel package that was downloaded before, and ask apt only if there is none
     #[arg(long, conflicts_with = "kernel_deb")]
+    pub cached: bool,
+    /// Ask apt for the newest kernel, which is the default
+    #[arg(long, hide = true, conflicts_with_all = ["kernel_deb", "cached"])]
     pub latest: bool,
     /// Print JSON
     #[arg(long)]

@@ -77,7 +77,9 @@ pub fn find_or_build(home: &Home, name: &str, progress: &Progress) -> Result<Ima
     let Some(agent) = agent_binary::beside_kiln() else { return found.map_err(image_failure) };
     match found {
         Ok(image) if image.agent_digest == remembered_digest(home, &agent)? => Ok(image),
-        Ok(_) | Err(ImageError::Unknown { .. }) => build_mini(&store, agent, KernelSource::Auto, progress),
+        Ok(_) | Err(ImageError::Unknown { .. } | ImageError::Damaged { .. }) => {
+            build_mini(&store, agent, KernelSource::Auto, progress)
+        }
         Err(error) => Err(image_failure(error)),
     }
 }
@@ -89,8 +91,9 @@ fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
     }
     let kernel = match args.kernel_deb {
         Some(package) => KernelSource::Deb(package),
-        None if args.latest => KernelSource::Latest,
-        None => KernelSource::Auto,
+        None if args.cached && !args.latest => KernelSource::Auto,
+        // Who asks for an image wants the newest; `kiln run`, which builds one on its way, takes what is there.
+        None => KernelSource::Latest,
     };
     let progress = Progress::start("building mini");
     let image = build_mini(&ImageStore::new(&home()?), agent_binary::find(args.agent)?, kernel, &progress)?;

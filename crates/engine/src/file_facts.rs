@@ -109,6 +109,8 @@ impl FileFacts {
             return Ok(known);
         }
         let before = Witness::of(path)?;
+        // Else a write that comes at once could leave the file with the same times.
+        before.settle();
         let value = find_out()?;
         // What a file was that changed meanwhile is not worth remembering.
         if Witness::of(path)? == before {

@@ -49,6 +49,18 @@ pub enum BuildStep {
         /// Its file.
         file: String,
     },
+    /// A package that is in the cache is not used.
+    Refused {
+        /// Its file.
+        file: String,
+        /// Why.
+        problem: &'static str,
+    },
+    /// This image was built already, and is no longer what was built: it is built again.
+    Repairing {
+        /// What is wrong.
+        problem: String,
+    },
     /// This image is there already.
     Unchanged,
     /// Kernel and modules are read.
@@ -75,6 +87,8 @@ impl fmt::Display for BuildStep {
         match self {
             Self::Waiting { lock } => write!(f, "waiting for another build (it holds `{lock}`)"),
             Self::Downloading { file } => write!(f, "downloading {file}"),
+            Self::Refused { file, problem } => write!(f, "{file} {problem}"),
+            Self::Repairing { problem } => write!(f, "{problem}"),
             Self::Unchanged => f.write_str("nothing has changed"),
             Self::Unpacking { path } => write!(f, "unpacking {path}"),
             Self::Packing { kernel_version, modules } => {
@@ -97,12 +111,11 @@ impl ImageStore {
         let _lock = self.lock(MINI, LOCK_DEADLINE, progress)?;
 
         let cache = self.home.cache();
-        let mut download = |file: &str| progress(BuildStep::Downloading { file: file.into() });
-        let package = packages::find_kernel(&source, &cache, &mut download)?;
-        let busybox = packages::find_busybox(&cache, &mut download)?;
+        let package = packages::find_kernel(&source, &cache, progress)?;
+        let busybox = packages::find_busybox(&cache, progress)?;
         let agent_digest = blake3::hash(&agent).to_hex().to_string();
         let inputs = inputs(&package.digest()?, &agent_digest, &busybox.bytes);
-        if let Some(image) = self.made_from(&inputs)? {
+        if let Some(image) = self.made_from(&inputs, progress)? {
             progress(BuildStep::Unchanged);
             self.set_name(MINI, &image.digest)?;
             return Ok(image);
@@ -116,7 +129,6 @@ impl ImageStore {
         drop(files.modules);
         progress(BuildStep::Packing { kernel_version: release.clone(), modules: chosen.names.len() });
         let kernel = kernel::unpack(files.vmlinuz).ok_or_else(|| ImageError::NoKernel { release: release.clone() })?;
-        let busybox = packages::with_applets(busybox, &self.home.images())?;
         let initramfs = recipe::initramfs(agent, busybox, &release, &chosen).to_cpio()?;
 
         let kernel_entry = FileEntry::of(kernel.format.file_name(), &kernel.bytes);

@@ -10,7 +10,10 @@
 //! An image's digest covers kernel, initramfs and command line, and nothing else: the same parts give the same image on
 //! every machine.
 
+mod apt;
 mod build;
+mod busybox;
+mod cache;
 mod command;
 mod cpio;
 mod elf;
@@ -23,6 +26,7 @@ mod space;
 mod store;
 #[cfg(test)]
 mod tests;
+mod version;
 mod vm_spec;
 
 pub use build::{BuildOptions, BuildStep};

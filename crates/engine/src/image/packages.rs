@@ -1,42 +1,32 @@
 //! Finds the parts of an image that Kiln does not make itself, the kernel and busybox, without root and without fetching
-//! anything twice: what is in the cache, else what apt can download, else what is installed.
+//! anything twice: what is in the cache, else what apt can download, else what is installed. A package is used only if it
+//! is what apt's lists say, or was named by the user. Nothing that is in one is run.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 
+use super::apt;
+use super::build::BuildStep;
+use super::busybox;
+use super::cache::PackageCache;
 use super::command::{self, CommandError};
-use super::elf::Elf;
 use super::modules::ModuleFiles;
-use super::space::{self, NoSpace};
-use crate::home::Partial;
-use crate::private_file;
+use super::space::NoSpace;
+use super::version::version_key;
 
-/// Depends on the newest kernel package of the release.
-const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
 const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 const KERNEL_PACKAGE_SUFFIX: &str = "-cloud-amd64";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 const BUSYBOX_PATHS: [&str; 3] = ["/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox"];
 
-/// For questions to apt's own files.
-const QUERY_DEADLINE: Duration = Duration::from_secs(60);
-/// For a download; apt gives up on a silent server by itself long before.
-const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(15 * 60);
 const UNPACK_DEADLINE: Duration = Duration::from_secs(5 * 60);
-const QUERY_BYTES_MAX: u64 = 1 << 20;
 /// All that is kept of one package. Debian's cloud kernel has 105 MiB of kernel and modules.
 const PACKAGE_BYTES_MAX: u64 = 1 << 30;
-const BUSYBOX_BYTES_MAX: u64 = 64 << 20;
-/// Debian's `busybox-static` has some 270 applets.
-const APPLETS_MAX: usize = 4096;
-const BUSY_ATTEMPTS_MAX: usize = 20;
-const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Where an image's kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,18 +50,24 @@ pub enum KernelSource {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No kernel in any of the places.
-    #[error("no Debian cloud kernel: none in `{cache}`, none installed in `/boot`, and apt can't download one: {apt}")]
+    #[error(
+        "no Debian cloud kernel: none in `{cache}`{refused}, none installed in `/boot`, and apt can't download one: {apt}"
+    )]
     NoKernel {
         /// The cache that was looked into.
         cache: Utf8PathBuf,
+        /// What was there and could not be used, for people.
+        refused: String,
         /// Why apt could not help.
         apt: String,
     },
     /// No static busybox in any of the places.
-    #[error("no static busybox: none in `{cache}`, none installed, and apt can't download one: {apt}")]
+    #[error("no static busybox: none in `{cache}`{refused}, none installed, and apt can't download one: {apt}")]
     NoBusybox {
         /// The cache that was looked into.
         cache: Utf8PathBuf,
+        /// What was there and could not be used, for people.
+        refused: String,
         /// Why apt could not help.
         apt: String,
     },
@@ -129,119 +125,45 @@ pub(crate) struct KernelFiles {
     pub(crate) modules: ModuleFiles,
 }
 
-/// Finds the kernel. `download` is told what is about to be fetched.
+/// Finds the kernel. `progress` is told what is about to be fetched, and what can't be used.
 pub(crate) fn find_kernel(
     source: &KernelSource,
     cache: &Utf8Path,
-    download: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(BuildStep),
 ) -> Result<KernelPackage, SourceError> {
-    let cached = || newest_deb(cache, is_kernel_package);
+    let mut cache = PackageCache::new(cache, progress);
     match source {
         KernelSource::Deb(path) => return Ok(KernelPackage::Deb(path.clone())),
         KernelSource::Files { vmlinuz, modules_dir } => {
             return Ok(KernelPackage::Files { vmlinuz: vmlinuz.clone(), modules_dir: modules_dir.clone() });
         }
         KernelSource::Auto => {
-            if let Some(path) = cached()? {
+            if let Some(path) = cache.newest(is_kernel_package)? {
                 return Ok(KernelPackage::Deb(path));
             }
         }
         KernelSource::Latest => {}
     }
-    let apt = match newest_kernel_package().and_then(|package| fetch(&package, cache, download)) {
+    let apt = match apt::newest_kernel().and_then(|package| cache.fetch(&package)) {
         Ok(path) => return Ok(KernelPackage::Deb(path)),
         Err(SourceError::NoSpace(error)) => return Err(error.into()),
         Err(error) => error.to_string(),
     };
-    match (cached()?, installed_kernel()) {
+    let cached = match source {
+        // It was looked for above.
+        KernelSource::Auto => None,
+        _ => cache.newest(is_kernel_package)?,
+    };
+    match (cached, installed_kernel()) {
         (Some(path), _) => Ok(KernelPackage::Deb(path)),
         (None, Some(found)) => Ok(found),
-        (None, None) => Err(SourceError::NoKernel { cache: cache.into(), apt }),
+        (None, None) => Err(SourceError::NoKernel { cache: cache.directory().into(), refused: cache.refused(), apt }),
     }
 }
 
-fn is_kernel_package(package: &str) -> bool {
+pub(super) fn is_kernel_package(package: &str) -> bool {
     let middle = package.strip_prefix(KERNEL_PACKAGE_PREFIX).and_then(|rest| rest.strip_suffix(KERNEL_PACKAGE_SUFFIX));
     middle.is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit()))
-}
-
-fn newest_kernel_package() -> Result<String, SourceError> {
-    let text = command::output(
-        Command::new("apt-cache").args(["depends", KERNEL_META_PACKAGE]),
-        QUERY_DEADLINE,
-        QUERY_BYTES_MAX,
-    )?;
-    let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).map(str::trim);
-    let kernels = depends.filter(|name| is_kernel_package(name));
-    kernels.max_by_key(|name| version_key(name)).map(str::to_owned).ok_or(SourceError::Unusable {
-        path: KERNEL_META_PACKAGE.into(),
-        problem: "names no kernel package; are apt's lists up to date (`apt-get update`)?",
-    })
-}
-
-/// Downloads a package into the cache, unless it is there.
-fn fetch(package: &str, cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Result<Utf8PathBuf, SourceError> {
-    let io_error = |source| SourceError::Io { path: cache.into(), source };
-    let uris = command::output(
-        Command::new("apt-get").args(["download", "--print-uris", package]),
-        QUERY_DEADLINE,
-        QUERY_BYTES_MAX,
-    )?;
-    let (file, bytes) = uris.lines().find_map(download_line).ok_or(SourceError::Unusable {
-        path: package.into(),
-        problem: "can't be downloaded: apt knows no file for it",
-    })?;
-    let path = cache.join(file);
-    if path.is_file() {
-        return Ok(path);
-    }
-    private_file::create_dir_all(cache).map_err(io_error)?;
-    space::check(cache, bytes)?;
-    download(file);
-    let partial = Partial::create(cache, "download").map_err(io_error)?;
-    command::stream(
-        Command::new("apt-get").args(["download", "-q", package]).current_dir(partial.path()),
-        DOWNLOAD_DEADLINE,
-        |_| Ok(()),
-    )?;
-    fs::rename(partial.path().join(file), &path).map_err(io_error)?;
-    Ok(path)
-}
-
-/// A line of `--print-uris`: 'address' file bytes digest.
-fn download_line(line: &str) -> Option<(&str, u64)> {
-    let mut words = line.strip_prefix('\'')?.split(' ').skip(1);
-    let (file, bytes) = (words.next()?, words.next()?.parse().ok()?);
-    (file.ends_with(".deb") && !file.contains('/')).then_some((file, bytes))
-}
-
-/// The newest package file in the cache whose package name is wanted.
-fn newest_deb(cache: &Utf8Path, wanted: impl Fn(&str) -> bool) -> Result<Option<Utf8PathBuf>, SourceError> {
-    let entries = match cache.read_dir_utf8() {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(SourceError::Io { path: cache.into(), source }),
-    };
-    let debs = entries.filter_map(Result::ok).map(camino::Utf8DirEntry::into_path).filter(|path| {
-        let package = path.file_name().and_then(|file| file.split_once('_'));
-        path.extension() == Some("deb") && package.is_some_and(|(package, _)| wanted(package)) && path.is_file()
-    });
-    Ok(debs.max_by_key(|path| version_key(path.file_name().unwrap_or_default())))
-}
-
-/// Orders names by their numbers: `6.1.0-9` is before `6.1.0-44`.
-fn version_key(name: &str) -> Vec<(u64, String)> {
-    let mut key = Vec::new();
-    let mut rest = name;
-    while !rest.is_empty() {
-        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let (text, after) = rest.split_at(text_end);
-        let number_end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
-        let (number, after) = after.split_at(number_end);
-        key.push((number.parse().unwrap_or(0), text.to_owned()));
-        rest = after;
-    }
-    key
 }
 
 fn installed_kernel() -> Option<KernelPackage> {
@@ -371,14 +293,6 @@ fn read_package(
     Ok(files)
 }
 
-/// A static busybox, before it was asked for its applets.
-#[derive(Debug)]
-pub(crate) struct BusyboxFile {
-    pub(crate) bytes: Vec<u8>,
-    /// Where it is installed, if it is.
-    pub(crate) installed: Option<Utf8PathBuf>,
-}
-
 /// A static busybox.
 #[derive(Debug)]
 pub(crate) struct Busybox {
@@ -388,106 +302,60 @@ pub(crate) struct Busybox {
 }
 
 /// Finds busybox: the installed one, else one from the cache, else one that apt can download.
-pub(crate) fn find_busybox(cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Result<BusyboxFile, SourceError> {
+pub(crate) fn find_busybox(cache: &Utf8Path, progress: &mut dyn FnMut(BuildStep)) -> Result<Busybox, SourceError> {
     for path in BUSYBOX_PATHS {
         if let Ok(bytes) = fs::read(path)
-            && is_static(&bytes)
+            && busybox::is_static(&bytes)
         {
-            return Ok(BusyboxFile { bytes, installed: Some(path.into()) });
+            return with_applets(bytes, path.into());
         }
     }
-    busybox_from_package(cache, download)
+    busybox_from_package(&mut PackageCache::new(cache, progress))
 }
 
-fn busybox_from_package(cache: &Utf8Path, download: &mut dyn FnMut(&str)) -> Result<BusyboxFile, SourceError> {
-    let deb = match newest_deb(cache, |name| name == BUSYBOX_PACKAGE)? {
+fn busybox_from_package(cache: &mut PackageCache<'_>) -> Result<Busybox, SourceError> {
+    let deb = match cache.newest(|name| name == BUSYBOX_PACKAGE)? {
         Some(deb) => deb,
-        None => match fetch(BUSYBOX_PACKAGE, cache, download) {
+        None => match cache.fetch(BUSYBOX_PACKAGE) {
             Err(SourceError::NoSpace(error)) => return Err(error.into()),
-            other => other.map_err(|error| SourceError::NoBusybox { cache: cache.into(), apt: error.to_string() })?,
+            other => other.map_err(|error| {
+                let (cache, refused) = (cache.directory().into(), cache.refused());
+                SourceError::NoBusybox { cache, refused, apt: error.to_string() }
+            })?,
         },
     };
     let files = read_package(&deb, |path| path.file_name() == Some("busybox") && path.as_str().contains("bin/"))?;
-    let bytes = files.into_values().find(|bytes| is_static(bytes));
-    let bytes = bytes.ok_or(SourceError::Unusable { path: deb, problem: "has no static busybox" })?;
-    Ok(BusyboxFile { bytes, installed: None })
-}
-
-fn is_static(bytes: &[u8]) -> bool {
-    bytes.len() as u64 <= BUSYBOX_BYTES_MAX && Elf::parse(bytes).is_some_and(|elf| !elf.has_interpreter())
-}
-
-/// Asks a busybox for its applets. One that is not installed is put below `scratch` for as long as that takes.
-pub(crate) fn with_applets(busybox: BusyboxFile, scratch: &Utf8Path) -> Result<Busybox, SourceError> {
-    let BusyboxFile { bytes, installed } = busybox;
-    let list = match installed {
-        Some(program) => applet_list(&program)?,
-        None => {
-            let io_error = |source| SourceError::Io { path: scratch.into(), source };
-            let partial = Partial::create(scratch, "busybox").map_err(io_error)?;
-            let program = partial.path().join("busybox");
-            fs::write(&program, &bytes).map_err(io_error)?;
-            fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).map_err(io_error)?;
-            applet_list(&program)?
-        }
-    };
-    let in_bin = |path: &&Utf8Path| {
-        let directory = path.parent().map(Utf8Path::as_str);
-        matches!(directory, Some("bin" | "sbin" | "usr/bin" | "usr/sbin")) && path.file_name() != Some("busybox")
-    };
-    let applets: Vec<_> = list.lines().map(Utf8Path::new).filter(in_bin).map(Utf8Path::to_owned).collect();
-    if applets.is_empty() || applets.len() > APPLETS_MAX {
-        return Err(SourceError::Unusable { path: "busybox".into(), problem: "names no applets" });
+    match files.into_values().find(|bytes| busybox::is_static(bytes)) {
+        Some(bytes) => with_applets(bytes, deb),
+        None => Err(SourceError::Unusable { path: deb, problem: "has no static busybox" }),
     }
-    Ok(Busybox { bytes, applets })
 }
 
-fn applet_list(program: &Utf8Path) -> Result<String, CommandError> {
-    for _ in 1..BUSY_ATTEMPTS_MAX {
-        match command::output(Command::new(program).arg("--list-full"), QUERY_DEADLINE, QUERY_BYTES_MAX) {
-            // Another thread has forked while the program was being written, and has not run its own program yet.
-            Err(CommandError::Io { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
-                std::thread::sleep(BUSY_INTERVAL);
-            }
-            other => return other,
-        }
+fn with_applets(bytes: Vec<u8>, path: Utf8PathBuf) -> Result<Busybox, SourceError> {
+    match busybox::applets(&bytes) {
+        Some(applets) => Ok(Busybox { bytes, applets }),
+        None => Err(SourceError::Unusable { path, problem: "has no table of a busybox's programs" }),
     }
-    command::output(Command::new(program).arg("--list-full"), QUERY_DEADLINE, QUERY_BYTES_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn newest(names: &[&str]) -> Option<String> {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let cache = Utf8PathBuf::from_path_buf(dir.path().into()).expect("UTF-8");
-        for name in names {
-            fs::write(cache.join(name), "").expect("is written");
-        }
-        let found = newest_deb(&cache, is_kernel_package).expect("reads");
-        found.and_then(|path| path.file_name().map(str::to_owned))
-    }
-
     #[test]
     fn the_newest_kernel_package_is_the_one_with_the_highest_numbers() {
         let old = "linux-image-6.1.0-9-cloud-amd64_6.1.27-1_amd64.deb";
         let new = "linux-image-6.1.0-44-cloud-amd64_6.1.164-1_amd64.deb";
         let newer = "linux-image-6.12.3-cloud-amd64_6.12.3-1_amd64.deb";
-        assert_eq!(newest(&[new, old]).as_deref(), Some(new));
-        assert_eq!(newest(&[old, newer, new]).as_deref(), Some(newer));
+        assert!(version_key(old) < version_key(new) && version_key(new) < version_key(newer));
     }
 
     #[test]
-    fn other_packages_and_half_ones_are_no_kernels() {
-        let others = [
-            "linux-image-cloud-amd64_6.1.1_amd64.deb",
-            "linux-image-6.1.0-9-amd64_6.1.27-1_amd64.deb",
-            "linux-image-6.1.0-9-cloud-amd64_6.1.27-1_amd64.deb.partial",
-            "busybox-static_1.35_amd64.deb",
-        ];
-        assert_eq!(newest(&others), None);
-        assert_eq!(newest(&[]), None);
+    fn other_packages_are_no_kernels() {
+        assert!(is_kernel_package("linux-image-6.1.0-9-cloud-amd64"));
+        for other in ["linux-image-cloud-amd64", "linux-image-6.1.0-9-amd64", "busybox-static", ""] {
+            assert!(!is_kernel_package(other), "{other}");
+        }
     }
 
     #[test]
@@ -502,8 +370,16 @@ mod tests {
 
     #[test]
     fn a_missing_kernel_says_what_to_install() {
-        let error = SourceError::NoKernel { cache: "/c".into(), apt: "`apt-get` was not found".into() };
+        let error = SourceError::NoKernel {
+            cache: "/c".into(),
+            refused: " (`x.deb` is damaged)".into(),
+            apt: "`apt-get` was not found".into(),
+        };
         assert!(error.hint().is_some_and(|hint| hint.contains("apt-get install linux-image-cloud-amd64")));
-        assert!(error.to_string().contains("`apt-get` was not found"));
+        let words = error.to_string();
+        assert!(
+            words.contains("`apt-get` was not found") && words.contains("none in `/c` (`x.deb` is damaged)"),
+            "{words}"
+        );
     }
 }

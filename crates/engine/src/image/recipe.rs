@@ -7,7 +7,7 @@ use super::packages::Busybox;
 /// Name of the image that this recipe makes.
 pub const MINI: &str = "mini";
 /// Goes up whenever the same inputs give another image.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The kernel command line, less what the engine adds. Each word is measured in docs/design/0002-boot-time.md: messages
 /// of an ordinary boot stay in `dmesg` (warnings and worse go to the console), the kernel's cryptography is not tested at
 /// each boot, and code is not rewritten for a guest that happens to have one CPU.

@@ -7,12 +7,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
+use super::build::BuildStep;
 use super::cpio::TooLarge;
 use super::kernel::KernelFormat;
 use super::modules::ModulesError;
 use super::packages::SourceError;
 use super::recipe::MINI;
 use super::space::NoSpace;
+use crate::file_facts::FileFacts;
 use crate::home::{Home, Partial};
 use crate::private_file;
 
@@ -151,8 +153,7 @@ impl ImageError {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unknown { .. } => Some(format!("kiln image build {MINI}")),
-            Self::Damaged { .. } => Some(format!("remove the directory, then: kiln image build {MINI}")),
+            Self::Unknown { .. } | Self::Damaged { .. } => Some(format!("kiln image build {MINI}")),
             Self::NoSpace(_) => Some("free some space, or point `KILN_HOME` to another filesystem".into()),
             Self::Source(SourceError::NoSpace(_)) => {
                 Some("free some space, or point `KILN_HOME` to another filesystem".into())
@@ -161,6 +162,10 @@ impl ImageError {
             Self::Agent { .. } => Some("RUSTFLAGS=\"-C target-feature=+crt-static\" builds a static agent".into()),
             _ => None,
         }
+    }
+
+    fn changed(dir: &Utf8Path, entry: &FileEntry) -> Self {
+        Self::Damaged { dir: dir.into(), problem: format!("`{}` is not what was built", entry.file) }
     }
 
     pub(super) fn modules(release: &str, error: &ModulesError) -> Self {
@@ -293,8 +298,7 @@ impl Image {
             let mut file = fs::File::open(&path).map_err(ImageError::io(&path))?;
             io::copy(&mut file, &mut hasher).map_err(ImageError::io(&path))?;
             if hasher.finalize().to_hex().as_str() != entry.blake3 {
-                let problem = format!("`{}` is not what was built", entry.file);
-                return Err(ImageError::Damaged { dir: self.dir.clone(), problem });
+                return Err(ImageError::changed(&self.dir, entry));
             }
         }
         Ok(())
@@ -313,13 +317,17 @@ impl ImageStore {
         Self { home: home.clone() }
     }
 
-    /// Finds an image by its name, its digest, or an unambiguous beginning of the digest.
+    /// Finds an image by its name, its digest, or an unambiguous beginning of the digest. Its files are those that were
+    /// built: they are read once, and again when they have changed.
     ///
     /// # Errors
-    /// [`ImageError::Unknown`] lists the names there are.
+    /// [`ImageError::Unknown`] lists the names there are; [`ImageError::Damaged`] names the file that changed.
     pub fn find(&self, name_or_digest: &str) -> Result<Image, ImageError> {
         let digest = self.resolve(name_or_digest)?;
-        self.load(&digest)
+        let dir = self.dir(&digest);
+        let manifest = Manifest::read(&dir)?;
+        self.check_files(&manifest, &dir)?;
+        Ok(manifest.into_image(&dir))
     }
 
     /// All images, by name and age, the newest first.
@@ -390,17 +398,37 @@ impl ImageStore {
         write().map_err(ImageError::io(&directory.join(name)))
     }
 
-    /// The image that was made from these inputs.
-    pub(super) fn made_from(&self, inputs: &str) -> Result<Option<Image>, ImageError> {
+    /// The image that was made from these inputs, if it is still what was made.
+    pub(super) fn made_from(
+        &self,
+        inputs: &str,
+        progress: &mut dyn FnMut(BuildStep),
+    ) -> Result<Option<Image>, ImageError> {
         for digest in self.digests()? {
             let dir = self.dir(&digest);
             if let Ok(manifest) = Manifest::read(&dir)
                 && manifest.inputs == inputs
             {
-                return Ok(Some(manifest.into_image(&dir)));
+                match self.check_files(&manifest, &dir) {
+                    Ok(()) => return Ok(Some(manifest.into_image(&dir))),
+                    Err(error) => progress(BuildStep::Repairing { problem: error.to_string() }),
+                }
             }
         }
         Ok(None)
+    }
+
+    /// Compares kernel and initramfs with the manifest. What was found is remembered for as long as a file is the same,
+    /// so that each launch can ask.
+    fn check_files(&self, manifest: &Manifest, dir: &Utf8Path) -> Result<(), ImageError> {
+        let facts = FileFacts::new(self.home.path());
+        for entry in [&manifest.kernel, &manifest.initramfs] {
+            let path = dir.join(&entry.file);
+            if facts.digest(&path).map_err(ImageError::io(&path))? != entry.blake3 {
+                return Err(ImageError::changed(dir, entry));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn load(&self, digest: &str) -> Result<Image, ImageError> {

@@ -1,6 +1,5 @@
 //! The store and the builder on kernels small enough for a unit test. Real ones are booted by the end-to-end tests.
 
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::thread;
@@ -115,6 +114,12 @@ fn a_damaged_image_is_told_apart_and_built_anew() {
     fs::write(&image.initramfs, &bytes).expect("is written");
     let words = image.verify().expect_err("is damaged").to_string();
     assert!(words.contains("`initramfs`"), "{words}");
+    let error = scene.store.find(MINI).expect_err("no VM is started with it");
+    assert!(matches!(error, ImageError::Damaged { .. }) && error.to_string() == words, "{error}");
+    let (repaired, steps) = scene.build().expect("builds");
+    assert!(matches!(&steps[0], BuildStep::Repairing { problem } if *problem == words), "{steps:?}");
+    assert_eq!(scene.store.find(MINI).expect("is whole").digest, image.digest);
+    repaired.verify().expect("is whole");
 
     fs::write(&image.initramfs, &bytes[1..]).expect("is written");
     let error = scene.store.find(MINI).expect_err("is damaged");
@@ -235,19 +240,6 @@ fn agents_that_can_not_run_in_a_guest_are_refused_before_anything_is_made() {
     fs::remove_file(scene.root.join("agent")).expect("is removed");
     assert!(scene.build().expect_err("is missing").to_string().contains("agent"));
     assert!(!scene.root.join("home").exists());
-}
-
-#[test]
-fn applets_come_from_a_busybox_that_is_not_installed_too() {
-    let scene = Scene::new();
-    let mut script = fs::File::create(scene.root.join("busybox")).expect("is made");
-    writeln!(script, "#!/bin/sh\nprintf 'bin/sh\\nlinuxrc\\nusr/bin/awk\\n../x\\nbin/busybox\\n'").expect("is written");
-    drop(script);
-    let bytes = fs::read(scene.root.join("busybox")).expect("reads");
-    let scratch = scene.root.join("scratch");
-    let found = packages::with_applets(packages::BusyboxFile { bytes, installed: None }, &scratch).expect("answers");
-    assert_eq!(found.applets, [Utf8Path::new("bin/sh"), Utf8Path::new("usr/bin/awk")]);
-    assert_eq!(scratch.read_dir_utf8().expect("is there").count(), 0);
 }
 
 #[test]
