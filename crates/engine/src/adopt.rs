@@ -7,10 +7,12 @@
 //! fails: the VM has no owner then, as before, and [`recover`](crate::recover) looks after it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 
+use crate::blocking::operation;
 use crate::driver::{Driver, Monitor, VmmError};
 use crate::failpoint;
 use crate::home::Home;
@@ -58,11 +60,13 @@ pub enum AdoptError {
 }
 
 /// Takes over a VM, see [`Engine::adopt`](crate::Engine::adopt).
-pub(crate) async fn adopt(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
+pub(crate) async fn adopt(driver: Arc<dyn Driver>, id: VmId) -> Result<Vm, AdoptError> {
+    operation(async move { adopt_here(&*driver, &id).await }).await
+}
+
+async fn adopt_here(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
     let home = Home::at(driver.home());
-    let (vms, wanted) = (home.vms(), id.clone());
-    let reopened = tokio::task::spawn_blocking(move || VmDir::reopen(&vms, &wanted)).await;
-    let dir = reopened.expect("opening a directory does not panic, and nobody aborts it")?;
+    let dir = VmDir::reopen(&home.vms(), id)?;
     let path = dir.path().to_owned();
     let failed = |source| AdoptError::Io { path: path.clone(), source };
     let vmm = Orphan::find(dir.path()).map_err(failed)?;

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
 use crate::adopt::{self, AdoptError};
+use crate::blocking::operation;
 use crate::driver::{Driver, VmmError};
 use crate::fork::{Fork, ForkSpec};
 use crate::home::HomeError;
@@ -114,7 +116,8 @@ pub trait Engine: Send + Sync {
     fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>>;
 }
 
-impl<D: Driver> Engine for D {
+/// All that a driver does for an engine may block: each is an [`operation`].
+impl<D: Driver + Clone + 'static> Engine for D {
     fn capabilities(&self) -> Capabilities {
         Driver::capabilities(self)
     }
@@ -124,14 +127,11 @@ impl<D: Driver> Engine for D {
     }
 
     fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>> {
-        Box::pin(decide(self, spec))
+        Box::pin(decide(shared(self), spec.clone()))
     }
 
     fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
-        Box::pin(async move {
-            let acceleration = decide(self, &spec).await?;
-            self.boot(&spec, acceleration).await
-        })
+        Box::pin(launch(shared(self), spec))
     }
 
     fn restore<'a>(
@@ -139,11 +139,11 @@ impl<D: Driver> Engine for D {
         snapshot: &'a Snapshot,
         forks: ForkSpec,
     ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
-        Box::pin(restore::restore(self, snapshot, forks))
+        Box::pin(restore::restore(shared(self), snapshot.clone(), forks))
     }
 
     fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
-        Box::pin(restore::resume(self, vm))
+        Box::pin(restore::resume(shared(self), vm.clone()))
     }
 
     fn template<'a>(
@@ -151,23 +151,40 @@ impl<D: Driver> Engine for D {
         snapshot: &'a Snapshot,
         forks: ForkSpec,
     ) -> BoxFuture<'a, Result<Template, SnapshotError>> {
-        Box::pin(async move { restore::prepare(self, snapshot, &forks).await })
+        Box::pin(restore::template(shared(self), snapshot.clone(), forks))
     }
 
     fn ready<'a>(&'a self, request: ReadyRequest<'a>) -> BoxFuture<'a, Result<Snapshot, ReadyError>> {
-        Box::pin(ready::ready(self, request))
+        Box::pin(ready::ready(shared(self), request))
     }
 
     fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>> {
-        Box::pin(adopt::adopt(self, vm))
+        Box::pin(adopt::adopt(shared(self), vm.clone()))
     }
 }
 
 /// Checks a spec, clears up after earlier processes, and decides what runs the spec's instructions.
-pub(crate) async fn decide(driver: &dyn Driver, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
+pub(crate) async fn decide(driver: Arc<dyn Driver>, spec: VmSpec) -> Result<Acceleration, LaunchError> {
+    operation(async move { decide_here(&*driver, &spec).await }).await
+}
+
+async fn decide_here(driver: &dyn Driver, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
     driver.validate(spec)?;
     recover::once(driver).await;
     driver.decide(spec).await
+}
+
+async fn launch(driver: Arc<dyn Driver>, spec: VmSpec) -> Result<Vm, LaunchError> {
+    operation(async move {
+        let acceleration = decide_here(&*driver, &spec).await?;
+        driver.boot(&spec, acceleration).await
+    })
+    .await
+}
+
+/// The driver, for as long as an operation needs it.
+fn shared<D: Driver + Clone + 'static>(driver: &D) -> Arc<dyn Driver> {
+    Arc::new(driver.clone())
 }
 
 /// How far a guest is from the host.

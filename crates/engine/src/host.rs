@@ -7,6 +7,7 @@ use camino::Utf8Path;
 use serde::Serialize;
 
 use crate::acceleration::{self, KvmState};
+use crate::blocking::operation;
 use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
 use crate::home::{Home, HomeError};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
@@ -66,6 +67,11 @@ impl HostReport {
 /// Looks at this host. With a `guest` to boot, KVM is tried with it unless the answer is remembered; that may take
 /// [`PROBE_DEADLINE`](acceleration::PROBE_DEADLINE). A home that others can change is left alone.
 pub async fn inspect(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
+    let (home, guest) = (home.to_owned(), guest.cloned());
+    operation(async move { look(&home, guest.as_ref()).await }).await
+}
+
+async fn look(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
     let trusted = Home::at(home).check();
     let guest = guest.filter(|_| trusted.is_ok());
     let engine = QemuEngine::find_unchecked(home);

@@ -18,6 +18,7 @@ pub mod link;
 pub mod snapshot;
 
 mod adopt;
+mod blocking;
 mod confine;
 mod console;
 mod driver;
@@ -27,6 +28,7 @@ mod fifo;
 mod file_facts;
 mod fork;
 mod journal;
+mod log_writer;
 mod mac_address;
 mod orphan;
 mod owner;
@@ -44,6 +46,7 @@ mod vm_dir;
 mod vm_spec;
 
 pub use adopt::AdoptError;
+pub use blocking::blocking;
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
 pub use driver::VmmError;
 pub use drivers::fake::FakeEngine;

@@ -13,10 +13,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::blocking::{blocking, operation};
 use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
 use crate::driver::{Monitor, MonitorEvent, MonitorEvents, Saver, Transport, VmmError};
 use crate::failpoint;
 use crate::journal::{Journal, State};
+use crate::log_writer::LogWriter;
 use crate::process::Child;
 use crate::save::Save;
 use crate::snapshot::SnapshotId;
@@ -118,9 +120,9 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
 
 impl Parts {
     /// All that can fail.
-    fn open(&self) -> io::Result<(SocketDir, Option<ConsoleLog>, ExitWatch)> {
+    fn open(&self) -> io::Result<(SocketDir, Option<LogWriter>, ExitWatch)> {
         let log = self.ends.console.as_ref().map(|_| ConsoleLog::open(self.dir.path())).transpose()?;
-        Ok((self.dir.sockets()?, log, self.child.watch()?))
+        Ok((self.dir.sockets()?, log.map(LogWriter::new), self.child.watch()?))
     }
 }
 
@@ -138,7 +140,7 @@ struct Owner {
     /// Not before then is it read again.
     console_due: tokio::time::Instant,
     stderr: Option<pipe::Receiver>,
-    log: Option<ConsoleLog>,
+    log: Option<LogWriter>,
     events: EventQueue,
     started: Instant,
     last_words: BytesMut,
@@ -176,6 +178,7 @@ impl Owner {
                     Some(event) => self.monitor_event(event),
                     None => self.monitor_events = None,
                 },
+                written = written(&mut self.log) => self.log_written(written),
                 () = self.events.room(), if self.events.is_waiting() => self.events.flush(),
                 () = finished(&mut self.busy) => self.busy = None,
                 command = inbox.recv(), if self.busy.is_none() && !handle_dropped => match command {
@@ -204,18 +207,21 @@ impl Owner {
         let exit = self.exit();
         tracing::info!(vm = %id, %exit, "vm ended");
         let Self { child, dir, mut events, shared, .. } = self;
-        drop(child);
-        let stopped = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match stopped {
-            Some(snapshot) => {
-                if let Err(error) = stop_for_good(dir, snapshot.clone()) {
-                    tracing::warn!(vm = %id, %error, "failed to write down that a vm has stopped");
-                    // Whoever stopped it sees by this that it is left to the next recovery.
-                    shared.keep_as(snapshot);
+        blocking(move || {
+            drop(child);
+            let stopped = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match stopped {
+                Some(snapshot) => {
+                    if let Err(error) = stop_for_good(dir, snapshot.clone()) {
+                        tracing::warn!(vm = %id, %error, "failed to write down that a vm has stopped");
+                        // Whoever stopped it sees by this that it is left to the next recovery.
+                        shared.keep_as(snapshot);
+                    }
                 }
+                None => drop(dir),
             }
-            None => drop(dir),
-        }
+        })
+        .await;
         events.push(VmEvent::Exited(exit.clone()));
         drop(inbox);
         // The handle may be gone already.
@@ -240,6 +246,10 @@ impl Owner {
             }
             self.trim_last_words();
         }
+        if let Some(log) = &mut self.log {
+            let written = log.finish().await;
+            self.log_written(written);
+        }
     }
 
     fn console_bytes(&mut self, buffer: &mut BytesMut) {
@@ -247,15 +257,19 @@ impl Owner {
             return;
         }
         self.shared.ring.push(buffer);
-        if let Some(log) = &mut self.log
-            && let Err(error) = log.append(buffer)
-        {
+        if let Some(log) = &mut self.log {
+            log.push(buffer);
+        }
+        self.events.push_console(self.started.elapsed(), buffer);
+        buffer.clear();
+    }
+
+    fn log_written(&mut self, written: io::Result<()>) {
+        if let Err(error) = written {
             // A full disk must not end a VM; its events and last lines are still there.
             tracing::warn!(path = %self.dir.path(), %error, "failed to write the console log, it ends here");
             self.log = None;
         }
-        self.events.push_console(self.started.elapsed(), buffer);
-        buffer.clear();
     }
 
     fn trim_last_words(&mut self) {
@@ -278,17 +292,17 @@ impl Owner {
             match command {
                 Command::Save(order, reply) => {
                     let saved = match save {
-                        Some(save) => save.run(&journal, order, &shared).await,
+                        Some(save) => operation(async move { save.run(&journal, order, &shared).await }).await,
                         None => Err(ControlError::Unsupported.into()),
                     };
                     // The asker may have given up.
                     drop(reply.send(saved));
                 }
                 Command::Pause(reply) => {
-                    answer(reply, monitor.pause(MONITOR_DEADLINE).await, &journal, State::Paused);
+                    answer(reply, monitor.pause(MONITOR_DEADLINE).await, journal, State::Paused).await;
                 }
                 Command::Resume(deadline, reply) => {
-                    answer(reply, monitor.resume(deadline).await, &journal, State::Running);
+                    answer(reply, monitor.resume(deadline).await, journal, State::Running).await;
                 }
                 Command::PowerDown => {
                     if let Err(error) = monitor.power_down(MONITOR_DEADLINE).await {
@@ -328,14 +342,14 @@ fn stop_for_good(dir: VmDir, snapshot: SnapshotId) -> io::Result<()> {
     dir.keep()
 }
 
-fn answer(
+async fn answer(
     reply: oneshot::Sender<Result<(), ControlError>>,
     result: Result<(), VmmError>,
-    journal: &Journal,
+    journal: Journal,
     state: State,
 ) {
     if result.is_ok()
-        && let Err(error) = journal.enter(state)
+        && let Err(error) = blocking(move || journal.enter(state)).await
     {
         // Recovery treats both states alike, and an adopter asks the VMM.
         tracing::warn!(%error, "failed to write down what the VM does");
@@ -367,6 +381,13 @@ async fn read_from(
         tokio::time::sleep_until(due).await;
     }
     read(source, buffer).await
+}
+
+async fn written(log: &mut Option<LogWriter>) -> io::Result<()> {
+    match log {
+        Some(log) => log.written().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn next(events: &mut Option<Box<dyn MonitorEvents>>) -> Option<MonitorEvent> {

@@ -7,16 +7,17 @@
 //! One process makes it while others wait. They are trimmed to a bound, the longest unused first.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_wire::{ExecRequest, Text};
 
+use crate::blocking::{blocking, operation};
 use crate::driver::Driver;
 use crate::engine::{self, LaunchError};
 use crate::file_facts::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
-use crate::save::blocking;
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::vm::Vm;
 use crate::vm_spec::{OwnerLoss, VmSpec};
@@ -102,15 +103,18 @@ impl fmt::Debug for ReadyRequest<'_> {
 }
 
 /// The ready-made snapshot of a spec's VM, see [`Engine::ready`](crate::Engine::ready).
-pub(crate) async fn ready(driver: &dyn Driver, request: ReadyRequest<'_>) -> Result<Snapshot, ReadyError> {
+pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) -> Result<Snapshot, ReadyError> {
     let ReadyRequest { spec, label, renew, boot_deadline, progress } = request;
     let mut silent = |_| {};
     let progress = progress.unwrap_or(&mut silent);
     // What becomes of a fork at its owner's end is the fork's own matter.
     let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, ..spec.clone() };
-    let acceleration = engine::decide(driver, &spec).await?;
+    let acceleration = engine::decide(Arc::clone(&driver), spec.clone()).await?;
     let spec = VmSpec { acceleration: acceleration.into(), ..spec };
-    let key = ready_key(driver, &spec).await?;
+    let key = {
+        let (driver, spec) = (Arc::clone(&driver), spec.clone());
+        operation(async move { ready_key(&*driver, &spec).await }).await?
+    };
     let store = SnapshotStore::new(&Home::at(driver.home()));
     if renew == Renew::IfNeeded
         && let Some(found) = find(&store, &key).await?
@@ -124,7 +128,7 @@ pub(crate) async fn ready(driver: &dyn Driver, request: ReadyRequest<'_>) -> Res
     {
         return Ok(found);
     }
-    let vm = driver.boot(&spec, acceleration).await?;
+    let vm = operation(async move { driver.boot(&spec, acceleration).await }).await?;
     let snapshot = save(&vm, label, boot_deadline, progress).await?;
     progress(ReadyStep::Sealing);
     let made = snapshot.clone();

@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt as _;
 use camino::Utf8Path;
 use fs_err as fs;
 
+use crate::blocking;
 use crate::driver::Driver;
 use crate::failpoint;
 use crate::home::Home;
@@ -69,16 +70,15 @@ pub(crate) async fn once(driver: &dyn Driver) {
 }
 
 async fn look_after(home: Home) {
-    match tokio::task::spawn_blocking(move || recover(&home)).await {
-        Ok(Ok(recovered)) => {
+    match blocking(move || recover(&home)).await {
+        Ok(recovered) => {
             for Recovered { id, outcome } in recovered {
                 if outcome == Outcome::Removed {
                     tracing::info!(vm = %id, "removed a vm without an owner");
                 }
             }
         }
-        Ok(Err(error)) => tracing::warn!(%error, "failed to look for vms without an owner"),
-        Err(error) => tracing::warn!(%error, "looking for vms without an owner was cut short"),
+        Err(error) => tracing::warn!(%error, "failed to look for vms without an owner"),
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::blocking::{OffRuntime, blocking, operation};
 use crate::driver::{Driver, Restorer, Waiting};
 use crate::engine::LaunchError;
 use crate::failpoint;
@@ -25,7 +26,6 @@ use crate::host;
 use crate::journal::{Journal, State};
 use crate::link::{GuestLink, Renewal};
 use crate::recover;
-use crate::save::blocking;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{VmDir, VmId};
@@ -66,12 +66,13 @@ pub struct Template {
 
 /// Restores a snapshot.
 pub(crate) async fn restore(
-    driver: &dyn Driver,
-    snapshot: &Snapshot,
+    driver: Arc<dyn Driver>,
+    snapshot: Snapshot,
     forks: ForkSpec,
 ) -> Result<Vec<Fork>, SnapshotError> {
-    check_budget(forks.count)?;
-    let template = Arc::new(prepare(driver, snapshot, &forks).await?);
+    let count = forks.count;
+    blocking(move || check_budget(count)).await?;
+    let template = Arc::new(template(driver, snapshot, forks.clone()).await?);
     if forks.count == 1 {
         return Ok(vec![template.fork().await?]);
     }
@@ -94,23 +95,27 @@ pub(crate) async fn restore(
 }
 
 /// Goes on with a stopped VM.
-pub(crate) async fn resume(driver: &dyn Driver, id: &VmId) -> Result<Fork, SnapshotError> {
+pub(crate) async fn resume(driver: Arc<dyn Driver>, id: VmId) -> Result<Fork, SnapshotError> {
+    let (template, dir) = operation(async move { reopen(&*driver, &id).await }).await?;
+    template.fork_in(dir).await
+}
+
+/// Takes over the directory of a stopped VM, and makes ready what it stopped at.
+async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, OffRuntime<VmDir>), SnapshotError> {
     recover::once(driver).await;
     let home = Home::at(driver.home());
-    let (vms, wanted) = (home.vms(), id.clone());
-    let dir = blocking(move || Ok(VmDir::reopen(&vms, &wanted)?)).await?;
+    let dir = VmDir::reopen(&home.vms(), id)?;
     let Some(State::Stopped { snapshot: stopped }) = dir.journal().last().map(|last| last.state) else {
         return Err(SnapshotError::NotStopped(id.clone()));
     };
-    let (store, wanted) = (SnapshotStore::new(&home), stopped.clone());
-    let snapshot = blocking(move || store.open(&wanted)).await?;
+    let snapshot = SnapshotStore::new(&home).open(&stopped)?;
     let path = dir.path().to_owned();
     let spec = dir.spec().map_err(|source| SnapshotError::io("read the spec in", path, source))?;
     let forks = ForkSpec { identity: ForkIdentity::Keep, owner_loss: spec.owner_loss, ..ForkSpec::default() };
     let template = prepare(driver, &snapshot, &forks).await?;
     dir.journal().append(State::Restoring { snapshot: stopped })?;
     dir.stay_stopped_on_drop();
-    template.fork_in(dir).await
+    Ok((template, OffRuntime::new(dir)))
 }
 
 /// Refuses more forks than this host can hold.
@@ -132,11 +137,15 @@ pub(crate) fn check_budget(count: usize) -> Result<(), SnapshotError> {
 }
 
 /// Finds out whether a snapshot can be restored on this host.
-pub(crate) async fn prepare(
-    driver: &dyn Driver,
-    snapshot: &Snapshot,
-    forks: &ForkSpec,
+pub(crate) async fn template(
+    driver: Arc<dyn Driver>,
+    snapshot: Snapshot,
+    forks: ForkSpec,
 ) -> Result<Template, SnapshotError> {
+    operation(async move { prepare(&*driver, &snapshot, &forks).await }).await
+}
+
+async fn prepare(driver: &dyn Driver, snapshot: &Snapshot, forks: &ForkSpec) -> Result<Template, SnapshotError> {
     let manifest = snapshot.manifest();
     let spec = VmSpec { owner_loss: forks.owner_loss, ..manifest.spec.clone() };
     check_spec(&spec)?;
@@ -173,40 +182,46 @@ impl Template {
     /// # Errors
     /// As for [`Engine::restore`](crate::Engine::restore).
     pub async fn fork(&self) -> Result<Fork, SnapshotError> {
-        self.fork_in(self.new_dir()?).await
+        self.fork_in(self.new_dir().await?).await
     }
 
     /// One fork, from its directory to its own identity.
-    async fn fork_in(&self, dir: VmDir) -> Result<Fork, SnapshotError> {
+    async fn fork_in(&self, dir: OffRuntime<VmDir>) -> Result<Fork, SnapshotError> {
         let deadline = Instant::now() + self.deadline;
         Started::new(self, dir).await?.link(deadline).await?.renew(self).await
     }
 
-    fn new_dir(&self) -> Result<VmDir, SnapshotError> {
-        let dir = VmDir::create_fork(&self.vms, &self.spec, self.snapshot.id().clone());
-        let dir = dir.map_err(|source| LaunchError::Directory { path: self.vms.clone(), source })?;
-        failpoint::hit("restore.dir")?;
-        Ok(dir)
+    async fn new_dir(&self) -> Result<OffRuntime<VmDir>, SnapshotError> {
+        let (vms, spec, snapshot) = (self.vms.clone(), self.spec.clone(), self.snapshot.id().clone());
+        blocking(move || {
+            let dir = VmDir::create_fork(&vms, &spec, snapshot);
+            let dir = dir.map_err(|source| LaunchError::Directory { path: vms, source })?;
+            failpoint::hit("restore.dir")?;
+            Ok(OffRuntime::new(dir))
+        })
+        .await
     }
 }
 
 /// A fork whose VMM waits.
 #[derive(Debug)]
 pub(crate) struct Started {
-    vmm: Box<dyn Waiting>,
+    // Dropped, it ends its process and removes its directory.
+    vmm: OffRuntime<Box<dyn Waiting>>,
     journal: Journal,
 }
 
 impl Started {
-    async fn new(template: &Template, dir: VmDir) -> Result<Self, SnapshotError> {
-        let journal = dir.journal().clone();
-        Ok(Self { vmm: template.restorer.start(dir).await?, journal })
+    async fn new(template: &Template, dir: OffRuntime<VmDir>) -> Result<Self, SnapshotError> {
+        let (journal, restorer) = (dir.journal().clone(), Arc::clone(&template.restorer));
+        let vmm = operation(async move { restorer.start(dir.into_inner()).await.map(OffRuntime::new) }).await?;
+        Ok(Self { vmm, journal })
     }
 
     /// Loads its state and lets it run until its agent answers.
     async fn link(self, deadline: Instant) -> Result<Linked, SnapshotError> {
         let Self { vmm, journal } = self;
-        let vm = vmm.load().await?;
+        let vm = operation(async move { vmm.into_inner().load().await }).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let run = async { Ok::<_, SnapshotError>(vm.resume_within(RESUME_DEADLINE).await?) };
         let link = async { Ok::<_, SnapshotError>(vm.connect(left).await?) };
@@ -232,8 +247,11 @@ impl Linked {
         };
         link.renew(Renewal { identity }).await?;
         // Not before: a recovery must not take for a machine what is none yet.
-        journal.append(State::Running)?;
-        failpoint::hit("restore.running")?;
+        blocking(move || {
+            journal.append(State::Running)?;
+            Ok::<_, SnapshotError>(failpoint::hit("restore.running")?)
+        })
+        .await?;
         vm.shared.fate.remove_on_drop();
         Ok(Fork { vm, link })
     }
@@ -252,7 +270,7 @@ impl Held {
     /// Makes one more.
     pub(crate) async fn new(template: &Template) -> Result<Self, SnapshotError> {
         let deadline = Instant::now() + template.deadline;
-        let started = Started::new(template, template.new_dir()?).await?;
+        let started = Started::new(template, template.new_dir().await?).await?;
         if !template.snapshot.manifest().frozen {
             return Ok(Self::Waiting(started));
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::blocking::{blocking, in_background};
 use crate::driver::{Files, Monitor, Saver, Written};
 use crate::failpoint;
 use crate::home::Home;
@@ -192,7 +193,7 @@ fn has_no_links(error: io::ErrorKind) -> bool {
 
 /// [`tidy`], in the background.
 fn tidy_later(store: SnapshotStore, snapshot: Snapshot, vmm: Option<Killer>, earlier: Vec<SnapshotId>) {
-    tokio::task::spawn_blocking(move || tidy(&store, snapshot, vmm.as_ref(), &earlier));
+    in_background(move || tidy(&store, snapshot, vmm.as_ref(), &earlier));
 }
 
 /// Seals a snapshot while its owner goes on, once the VMM whose memory it has is gone. One that is not sealed when the
@@ -234,14 +235,6 @@ impl From<AfterSave> for Then {
             AfterSave::End => Self::End,
         }
     }
-}
-
-/// Runs what blocks on a thread of its own.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
-) -> Result<T, SnapshotError> {
-    // The runtime that is being shut down is the only reason for a task's end without its result.
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ControlError::Ended.into()))
 }
 
 #[cfg(test)]

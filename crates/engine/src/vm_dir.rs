@@ -27,6 +27,7 @@ use fs_err as fs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::assert_may_block;
 use crate::console::CONSOLE_LOGS;
 use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
 use crate::orphan::PID_FILE;
@@ -187,6 +188,7 @@ impl VmDir {
     }
 
     fn create_as(vms: &Utf8Path, spec: &VmSpec, state: State) -> io::Result<Self> {
+        assert_may_block();
         private_file::create_dir_all(vms)?;
         let made = (0..CREATE_ATTEMPTS_MAX).find_map(|_| Self::make_and_lock(vms).transpose());
         let this = made.ok_or_else(|| io::Error::other(format!("no directory stays in `{vms}`")))??;

@@ -13,6 +13,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::{KvmState, open_kvm};
+use crate::blocking::{blocking, operation};
 use crate::driver::Driver as _;
 use crate::drivers::qemu::QemuEngine;
 use crate::file_facts::FileFacts;
@@ -65,6 +66,11 @@ struct Key {
 
 /// Whether KVM runs this spec's kernel, from memory or by a probe guest of a few seconds.
 pub async fn kvm_works(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
+    let (engine, spec) = (engine.clone(), spec.clone());
+    operation(async move { find_out(&engine, &spec).await }).await
+}
+
+async fn find_out(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
     if let Err(state) = open_kvm() {
         return state;
     }
@@ -155,7 +161,7 @@ async fn watch(vm: &Vm, mut events: VmEvents) -> Result<(), String> {
 
 /// Held while probing. Without it two processes would only do the same work twice, so failing to get it is no error.
 async fn lock(path: Utf8PathBuf) -> Option<fs::File> {
-    let wait = tokio::task::spawn_blocking(move || -> io::Result<fs::File> {
+    let wait = blocking(move || -> io::Result<fs::File> {
         if let Some(directory) = path.parent() {
             private_file::create_dir_all(directory)?;
         }
@@ -163,7 +169,7 @@ async fn lock(path: Utf8PathBuf) -> Option<fs::File> {
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
         Ok(file)
     });
-    tokio::time::timeout(LOCK_DEADLINE, wait).await.ok()?.ok()?.ok()
+    tokio::time::timeout(LOCK_DEADLINE, wait).await.ok()?.ok()
 }
 
 impl Key {

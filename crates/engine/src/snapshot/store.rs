@@ -1,4 +1,4 @@
-//! Where snapshots are kept: `$KILN_HOME/snapshots/<id>/`. All of it blocks; async callers use `spawn_blocking`.
+//! Where snapshots are kept: `$KILN_HOME/snapshots/<id>/`. All of it blocks; async callers use [`blocking`](crate::blocking).
 //!
 //! ```text
 //!   draft ──files──▶ publish ──▶ snapshots/<id>/ ◀──▶ open, seal, verify, list

@@ -25,6 +25,7 @@ mod scratch;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use kiln_engine::blocking;
 use kiln_engine::home::Home;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{Snapshot, SnapshotStore};
@@ -76,11 +77,6 @@ async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<()> {
 /// Fills a file of the guest's memory with bytes unlike any that were there.
 async fn dirty(link: &GuestLink, file: &str, mib: u64) -> anyhow::Result<()> {
     run(link, &["dd", "if=/dev/urandom", &format!("of={file}"), "bs=1M", &format!("count={mib}")]).await
-}
-
-/// Work that blocks, on a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await?
 }
 
 fn ms_since(start: Instant) -> f64 {

@@ -36,17 +36,17 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 const LISTEN_PAUSE: Duration = Duration::from_millis(2);
 
 /// Starts the agent in its test mode.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FakeEngine {
     home: Utf8PathBuf,
     agent: Utf8PathBuf,
-    recovered: OnceCell<()>,
+    recovered: Arc<OnceCell<()>>,
 }
 
 impl FakeEngine {
     /// An engine that keeps its guests below `home` and starts this agent binary.
     pub fn new(home: impl Into<Utf8PathBuf>, agent: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), agent: agent.into(), recovered: OnceCell::new() }
+        Self { home: home.into(), agent: agent.into(), recovered: Arc::default() }
     }
 
     async fn start(&self, spec: &VmSpec) -> Result<Vm, LaunchError> {

@@ -24,6 +24,7 @@ use super::monitor::GuestEvents;
 use super::qmp::{Qmp, QmpEvent};
 use super::save::QemuSaver;
 use super::transport::VirtioSerial;
+use crate::blocking::assert_may_block;
 use crate::driver::VmmError;
 use crate::engine::LaunchError;
 use crate::failpoint;
@@ -187,6 +188,7 @@ pub(super) async fn why_it_ended(
 /// Makes the file that a guest's memory is, with room for all of it: a guest that writes where the disk has no room left
 /// would die of it.
 pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, LaunchError> {
+    assert_may_block();
     let path = dir.path().join(MEMORY_FILE);
     let make = || {
         let file = private_file::create_new(&path)?;

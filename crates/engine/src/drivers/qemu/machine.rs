@@ -5,6 +5,7 @@ use camino::Utf8Path;
 use super::args::{self, Accelerator, Facts};
 use super::firmware::{Firmware, Prefer};
 use super::version::{self, QemuVersion};
+use crate::blocking::assert_may_block;
 use crate::file_facts::{FileFacts, Witness};
 use crate::host;
 use crate::snapshot::MachineIdentity;
@@ -44,6 +45,7 @@ pub(super) async fn qemu_version(home: &Utf8Path, binary: &Utf8Path) -> Option<Q
 
 /// What of all this a restored VM needs to find again.
 pub(super) fn identity(home: &Utf8Path, spec: &VmSpec, facts: &Facts) -> std::io::Result<MachineIdentity> {
+    assert_may_block();
     let (acceleration, cpu) = match facts.accelerator {
         Accelerator::Tcg => ("tcg", args::cpu(facts).to_owned()),
         Accelerator::Kvm | Accelerator::KvmWithoutArchCapabilities => {

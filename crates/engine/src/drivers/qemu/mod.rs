@@ -34,6 +34,7 @@ use self::restore::QemuRestorer;
 use self::save::{QemuSaver, SavedMemory};
 use crate::acceleration::{self, KvmState};
 use crate::adopt::AdoptError;
+use crate::blocking::operation;
 use crate::driver::{Driver, Restorer};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
 use crate::failpoint;
@@ -55,11 +56,11 @@ pub const QEMU_VARIABLE: &str = "KILN_QEMU";
 const MSR_FAILURE: &str = "failed to set MSR";
 
 /// Starts VMs with QEMU.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct QemuEngine {
     home: Utf8PathBuf,
     binary: Utf8PathBuf,
-    recovered: OnceCell<()>,
+    recovered: Arc<OnceCell<()>>,
 }
 
 impl QemuEngine {
@@ -83,7 +84,7 @@ impl QemuEngine {
 
     /// An engine with a certain QEMU.
     pub fn new(home: impl Into<Utf8PathBuf>, binary: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), binary: binary.into(), recovered: OnceCell::new() }
+        Self { home: home.into(), binary: binary.into(), recovered: Arc::default() }
     }
 
     /// The program that it starts.
@@ -93,7 +94,8 @@ impl QemuEngine {
 
     /// QEMU's version, remembered for as long as the program is the same. `None` for a program that doesn't say.
     pub async fn version(&self) -> Option<QemuVersion> {
-        machine::qemu_version(&self.home, &self.binary).await
+        let (home, binary) = (self.home.clone(), self.binary.clone());
+        operation(async move { machine::qemu_version(&home, &binary).await }).await
     }
 
     /// [`version`](Self::version), asked of the program itself: nothing is remembered, so the home is left alone.

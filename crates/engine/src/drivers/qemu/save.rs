@@ -13,11 +13,12 @@ use serde_json::json;
 use super::args::Facts;
 use super::qmp::Qmp;
 use super::{guest_memory, machine};
+use crate::blocking;
 use crate::driver::{Files, Saver, VmmError, Written};
 use crate::engine::BoxFuture;
 use crate::failpoint;
 use crate::home::Home;
-use crate::save::{blocking, put};
+use crate::save::put;
 use crate::snapshot::{
     DEVICE_FILE, DiskLayer, Draft, MEMORY_FILE, MemoryKind, PAGES_FILE, Snapshot, SnapshotError, SnapshotId,
     SnapshotStore,
