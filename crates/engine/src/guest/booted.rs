@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::watch::{CRASH_GRACE, End, Gone, Watch};
 use crate::engine::{Engine, LaunchError};
 use crate::fork::{Fork, ForkSpec};
-use crate::link::{GuestLink, LinkError};
+use crate::link::{Command, GuestLink, LinkError};
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::Vm;
 use crate::vm_spec::VmSpec;
@@ -126,6 +126,11 @@ impl Guest {
         let Fork { mut vm, link } = fork;
         let end = follow(&mut vm, &watch);
         Self { vm, link, boot, watch, end }
+    }
+
+    /// A command to run in it.
+    pub fn command(&self, program: impl Into<kiln_wire::Text>) -> Command {
+        self.link.command(program)
     }
 
     /// Its events and findings.

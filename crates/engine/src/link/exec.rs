@@ -1,7 +1,7 @@
 //! Commands in the guest.
 
 use bytes::Bytes;
-use kiln_wire::{Channel, ExecRequest, Exited, Message, Started, Stdin};
+use kiln_wire::{Channel, ExecRequest, ExitStatus, Exited, Message, Started, Stdin};
 
 use super::stream::{Event, StreamError, StreamReceiver, StreamSender, beside};
 use super::transport::GuestLink;
@@ -26,6 +26,21 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
     /// How it ended.
     pub exited: Exited,
+}
+
+impl ExecOutput {
+    /// Whether it returned 0.
+    pub fn success(&self) -> bool {
+        self.exited.status == ExitStatus::Code(0)
+    }
+
+    /// The code that it returned; `None` if a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        match self.exited.status {
+            ExitStatus::Code(code) => Some(code),
+            ExitStatus::Signal(_) => None,
+        }
+    }
 }
 
 impl GuestLink {

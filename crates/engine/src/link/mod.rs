@@ -11,6 +11,7 @@
 //! A guest is hostile. Each queue that it can fill has a bound in entries and in bytes, and each end of a stream or of
 //! the link wakes all who wait for it.
 
+mod command;
 mod connect;
 mod exec;
 mod files;
@@ -20,6 +21,7 @@ mod outbox;
 mod stream;
 mod transport;
 
+pub use command::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Input, OUTPUT_BYTES_DEFAULT};
 pub use connect::{LinkError, LinkOptions, Renewal};
 pub use exec::{Exec, ExecOutput};
 pub use stream::{Event, REPLIES_MAX, StreamError, StreamReceiver, StreamSender};
