@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::console::ConsoleRing;
 use crate::driver::{Transport, VmmError};
-use crate::link::{GuestLink, LinkError, StreamError};
+use crate::link::{GuestLink, LinkError, Renewal, StreamError};
 use crate::owner::MONITOR_DEADLINE;
 use crate::process::Killer;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
@@ -484,13 +484,26 @@ async fn save(
     if let Some(link) = link
         && (then == AfterSave::GoOn || saved.is_err())
     {
-        let thawed = link.thaw().await;
+        let thawed = thaw(link).await;
         // A VM that has ended needs no thaw, and says so itself.
         if saved.is_ok() {
             thawed.map_err(SnapshotError::Freeze)?;
         }
     }
     saved
+}
+
+/// Lets the commands of a guest that was paused for a save go on. Its clock stood still meanwhile, so it gets the time
+/// first.
+async fn thaw(link: &GuestLink) -> Result<(), StreamError> {
+    match link.renew(Renewal::default()).await {
+        // The agent thaws once all of it is done.
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "failed to set the clock of a guest that was saved");
+            link.thaw().await
+        }
+    }
 }
 
 /// Socket of an extra port. Ports are numbered on disk: their names may be longer than a socket's address.
