@@ -13,6 +13,7 @@
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use fs_err as fs;
@@ -24,9 +25,14 @@ use crate::home::Home;
 use crate::journal::{History, Journal, JournalError, State, Then};
 use crate::orphan::Orphan;
 use crate::plain_file;
-use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotId};
+use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotError, SnapshotId, SnapshotStore};
 use crate::vm_dir::{self, MEMORY_FILE, ReopenError, VmDir, VmId};
 use crate::vm_spec::OwnerLoss;
+
+/// For the seal of a snapshot that is to be removed: it reads what was saved once more.
+const SEAL_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries.
+const SEAL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Longest manifest that is read.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -123,6 +129,38 @@ pub fn discard(home: &Home, id: &VmId) -> Result<(), ReopenError> {
     ended
         .and_then(|()| fs::remove_dir_all(dir.path()))
         .map_err(|source| ReopenError::Io { path: dir.path().into(), source })
+}
+
+/// [`discard`], and with it the snapshots that the VM stopped at. Those that something else lies on stay.
+pub(crate) fn discard_with_stops(home: &Home, id: &VmId) -> Result<(), ReopenError> {
+    // Without a journal that can be read nothing more can be found.
+    let stops = History::read(&home.vms().join(id.as_str())).map(|history| history.stopped_snapshots());
+    match discard(home, id) {
+        Ok(()) | Err(ReopenError::Unknown(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let store = SnapshotStore::new(home);
+    // Each lies on the one before it, so the newest goes first.
+    for stop in stops.unwrap_or_default().iter().rev() {
+        if let Err(error) = remove_stop(&store, stop) {
+            tracing::debug!(vm = %id, snapshot = %stop, %error, "where a discarded vm stopped stays");
+        }
+    }
+    Ok(())
+}
+
+/// Whoever stopped the VM just now may still seal the snapshot.
+fn remove_stop(store: &SnapshotStore, stop: &SnapshotId) -> Result<(), SnapshotError> {
+    let deadline = Instant::now() + SEAL_PATIENCE;
+    loop {
+        match store.remove(stop) {
+            Err(SnapshotError::InUse { .. }) if Instant::now() < deadline && !store.is_parent(stop)? => {
+                std::thread::sleep(SEAL_PAUSE);
+            }
+            Err(SnapshotError::Unknown(_)) => return Ok(()),
+            other => return other,
+        }
+    }
 }
 
 /// `None` for a VM that has an owner.

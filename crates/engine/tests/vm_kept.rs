@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8Path;
+use kiln_engine::failpoint::FAIL_POINT_VARIABLE;
+use kiln_engine::guest::{Events, GuestEvent};
 use kiln_engine::home::Home;
 use kiln_engine::image::{ImageStore, MINI};
-use kiln_engine::kept::{Activity, KeepPolicy, KeptVm, Temperature, WakeError};
+use kiln_engine::kept::{Activity, Ended, KeepPolicy, KeptState, KeptVm, Temperature, WakeError};
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use kiln_engine::{
@@ -248,6 +250,261 @@ async fn vm_one_that_ended_is_not_woken() {
     };
     timeout(STEP_DEADLINE, noticed).await.expect("its end is noticed");
     assert!(matches!(kept.ensure_hot().await, Err(WakeError::Ended(_))));
+}
+
+/// What is in a log now; its numbers have no gaps.
+fn all(mut events: Events) -> Vec<GuestEvent> {
+    let entries: Vec<_> =
+        std::iter::from_fn(|| events.read()).map(|entry| entry.expect("nothing was missed")).collect();
+    for (index, entry) in entries.iter().enumerate() {
+        assert_eq!(entry.number, entries[0].number + index as u64);
+    }
+    entries.into_iter().map(|entry| entry.event).collect()
+}
+
+#[tokio::test]
+async fn vm_a_crash_after_a_wake_is_found_and_is_the_reason_of_its_end() {
+    let engine = engine();
+    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
+    let mut told = kept.watch().events_kept();
+    let hot = kept.ensure_hot().await.expect("hot");
+    hot.command("sh").args(["-c", "echo before > /dev/kmsg"]).status().await.expect("runs");
+    drop(hot);
+    kept.cool(Temperature::Cold).await.expect("cools");
+    let hot = kept.ensure_hot().await.expect("wakes");
+    let pid = hot.command("cat").arg("/proc/sys/kernel/random/boot_id").output().await.expect("runs");
+    assert!(pid.success());
+    let crash = hot.command("sh").args(["-c", "echo c > /proc/sysrq-trigger"]).status().await;
+    assert!(crash.is_err(), "{crash:?}");
+    drop(hot);
+
+    let ended = timeout(STEP_DEADLINE, kept.ended()).await.expect("is noticed");
+    let Ended::Crashed(finding) = &ended else { panic!("{ended:?}") };
+    assert_eq!(kept.state(), KeptState::Ended(ended.clone()));
+    assert!(kept.watch().findings().contains(finding), "{finding:?}");
+    let Err(WakeError::Ended(reason)) = kept.ensure_hot().await else { panic!("it is over") };
+    assert_eq!(reason, ended);
+    let problem = kept.inspect().await.expect("kept").problem;
+    assert!(problem.is_some_and(|problem| problem.contains(&finding.title)));
+
+    // One log for both lives, in order.
+    let events = all(kept.watch().events_kept());
+    let at = |wanted: &dyn Fn(&GuestEvent) -> bool| events.iter().position(wanted).expect("is in the log");
+    let starts = events.iter().filter(|event| matches!(event, GuestEvent::Started { .. })).count();
+    assert_eq!(starts, 2, "{events:?}");
+    let stopped = at(&|event| *event == GuestEvent::Stopped);
+    let found = at(&|event| matches!(event, GuestEvent::Finding(found) if **found == **finding));
+    let exited = at(&|event| matches!(event, GuestEvent::Exited(_)));
+    assert!(stopped < found && found < exited, "{events:?}");
+    assert_eq!(
+        told.read().map(|first| first.map(|first| first.number)),
+        Some(Ok(0)),
+        "a reader from the start has all"
+    );
+
+    // Its end is not forgotten by a destroy.
+    kept.destroy().await.expect("nothing is left to remove");
+    assert_eq!(kept.state(), KeptState::Ended(ended));
+}
+
+#[tokio::test]
+async fn vm_a_destroyed_one_is_gone_and_leaves_nothing() {
+    let engine = engine();
+    for cold in [false, true] {
+        let fork = fork(&engine).await;
+        let (id, pid, directory) = (fork.vm.id().clone(), fork.vm.pid(), fork.vm.dir().to_owned());
+        let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork, KeepPolicy::default());
+        let used = if cold {
+            kept.cool(Temperature::Cold).await.expect("cools");
+            None
+        } else {
+            Some(kept.ensure_hot().await.expect("hot"))
+        };
+        timeout(STEP_DEADLINE, kept.destroy()).await.expect("in time").expect("destroyed");
+        assert!(!exists(pid) && !directory.exists());
+        assert_eq!(kept.state(), KeptState::Ended(Ended::Destroyed));
+        assert!(matches!(kept.ensure_hot().await, Err(WakeError::Ended(Ended::Destroyed))));
+        kept.destroy().await.expect("twice is no error");
+        drop(used);
+        let store = SnapshotStore::new(&Home::at(engine.home()));
+        let left = store.list().expect("lists").into_iter().filter_map(|one| one.manifest);
+        assert!(!left.into_iter().any(|manifest| manifest.label.contains(id.as_str())), "where it stopped is gone too");
+    }
+}
+
+#[tokio::test]
+async fn vm_a_kept_one_is_forked_and_goes_on() {
+    let engine = engine();
+    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
+    let hot = kept.ensure_hot().await.expect("hot");
+    sh(hot.link(), "echo parent > /root/file").await;
+    let (snapshot, forks) = kept.fork(ForkSpec { count: 2, ..ForkSpec::default() }).await.expect("forks");
+    assert_eq!(kept.state(), KeptState::Hot);
+    let mut names = vec![sh(hot.link(), "hostname; cat /root/file").await];
+    for fork in &forks {
+        names.push(sh(&fork.link, "hostname; cat /root/file").await);
+    }
+    assert!(names.iter().all(|name| name.ends_with("\nparent")), "{names:?}");
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 3, "{names:?}");
+    let events = all(kept.watch().events_kept());
+    let paused = events.iter().filter(|event| **event == GuestEvent::Paused).count();
+    assert_eq!((paused, events.contains(&GuestEvent::Stopped)), (1, false), "{events:?}");
+
+    let id = snapshot.id().clone();
+    drop((forks, snapshot, hot));
+    kept.destroy().await.expect("destroyed");
+    let store = SnapshotStore::new(&Home::at(engine.home()));
+    let removed = async {
+        while store.remove(&id).is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(STEP_DEADLINE, removed).await.expect("nothing holds it");
+}
+
+/// Runs a test of this file in a process of its own, with a fail point armed.
+async fn act(name: &str, point: &str) {
+    let mut helper = tokio::process::Command::new(std::env::current_exe().expect("this binary"));
+    helper.args(["--exact", name, "--nocapture", "--ignored"]).env(FAIL_POINT_VARIABLE, point).kill_on_drop(true);
+    let output = timeout(3 * STEP_DEADLINE, helper.output()).await.expect("in time").expect("runs");
+    let words = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && words.contains("1 passed"), "{words}\n{errors}");
+}
+
+/// The file with which a fail point says that it waits.
+fn waiting() -> camino::Utf8PathBuf {
+    let point = std::env::var(FAIL_POINT_VARIABLE).expect("it is armed");
+    point.split_once(":wait-").expect("it waits").1.into()
+}
+
+async fn until_it_waits() -> camino::Utf8PathBuf {
+    let path = waiting();
+    let reached = async {
+        while !path.exists() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(STEP_DEADLINE, reached).await.expect("it comes there");
+    path
+}
+
+fn wait_point(point: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let point = format!("{point}:wait-{}", directory.path().join("here").display());
+    (directory, point)
+}
+
+#[tokio::test]
+async fn vm_a_question_never_waits_behind_a_save() {
+    let (_directory, point) = wait_point("save.memory");
+    act("ask_while_it_is_saved", &point).await;
+}
+
+#[tokio::test]
+#[ignore = "the other half of the test above, started by it in a process of its own"]
+async fn ask_while_it_is_saved() {
+    const AT_ONCE: Duration = Duration::from_secs(5);
+    let engine = engine();
+    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
+    let cooling = tokio::spawn({
+        let kept = kept.clone();
+        async move { kept.cool(Temperature::Cold).await }
+    });
+    let file = until_it_waits().await;
+    // A save that does not end, and requests that wait for it.
+    let requests: Vec<_> = (0..200)
+        .map(|_| {
+            let kept = kept.clone();
+            tokio::spawn(async move { kept.ensure_hot().await })
+        })
+        .collect();
+    for _ in 0..50 {
+        let inspection = timeout(AT_ONCE, kept.inspect()).await.expect("at once").expect("kept");
+        assert_eq!((inspection.state, inspection.temperature), (KeptState::Cooling, Temperature::Hot));
+        assert_eq!(kept.state(), KeptState::Cooling);
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!cooling.is_finished() && requests.iter().all(|request| !request.is_finished()));
+    std::fs::remove_file(file).expect("it waits");
+    timeout(STEP_DEADLINE, cooling).await.expect("in time").expect("no panic").expect("cools");
+    for request in requests {
+        let hot = timeout(STEP_DEADLINE, request).await.expect("in time").expect("no panic").expect("hot");
+        drop(hot);
+    }
+    timeout(STEP_DEADLINE, kept.destroy()).await.expect("in time").expect("destroyed");
+}
+
+#[tokio::test]
+async fn vm_an_order_to_destroy_overtakes_a_save() {
+    let (_directory, point) = wait_point("save.device");
+    act("destroy_while_it_is_saved", &point).await;
+}
+
+#[tokio::test]
+#[ignore = "the other half of the test above, started by it in a process of its own"]
+async fn destroy_while_it_is_saved() {
+    let engine = engine();
+    let fork = fork(&engine).await;
+    let (pid, directory) = (fork.vm.pid(), fork.vm.dir().to_owned());
+    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork, KeepPolicy::default());
+    let saving = tokio::spawn({
+        let kept = kept.clone();
+        async move { kept.snapshot("never").await }
+    });
+    let remove = std::thread::spawn(move || {
+        let path = waiting();
+        while !path.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        std::fs::remove_file(path).expect("it waits");
+    });
+    sleep(Duration::from_millis(50)).await;
+    timeout(STEP_DEADLINE, kept.destroy()).await.expect("in time").expect("destroyed");
+    assert!(!exists(pid) && !directory.exists());
+    assert_eq!(kept.state(), KeptState::Ended(Ended::Destroyed));
+    drop(timeout(STEP_DEADLINE, saving).await.expect("in time").expect("no panic"));
+    remove.join().expect("no panic");
+}
+
+#[tokio::test]
+async fn vm_one_that_could_not_be_cooled_has_the_time() {
+    act("fail_to_cool", "save.memory:error").await;
+}
+
+#[tokio::test]
+#[ignore = "the other half of the test above, started by it in a process of its own"]
+async fn fail_to_cool() {
+    let engine = engine();
+    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
+    // Notes the time each tenth of a second, whoever else looks.
+    let session = SessionSpec { name: Some("clock".into()), ..SessionSpec::default() };
+    let script = "while sleep 0.1; do date +%s; done > /root/times";
+    let argv = ["sh", "-c", script].map(Text::from).to_vec();
+    let hot = kept.ensure_hot().await.expect("hot");
+    drop(
+        hot.link().exec(ExecRequest { argv, session: Some(session), ..ExecRequest::default() }).await.expect("starts"),
+    );
+    sleep(Duration::from_secs(1)).await;
+    drop(hot);
+    kept.cool(Temperature::Warm).await.expect("cools");
+    let warm = now();
+    sleep(Duration::from_secs(6)).await;
+    kept.cool(Temperature::Cold).await.expect_err("it is made to fail");
+    assert_eq!(kept.state(), KeptState::Hot);
+    let hot = kept.ensure_hot().await.expect("goes on");
+    sleep(Duration::from_secs(1)).await;
+    let times = sh(hot.link(), "cat /root/times; date +%s").await;
+    let times: Vec<i64> = times.lines().map(|line| line.parse().expect("seconds")).collect();
+    assert!((now() - 2..=now() + 1).contains(times.last().expect("one at least")), "{times:?}, now {}", now());
+    // Nothing in it ever saw the seconds after it was paused by its old clock.
+    let old: Vec<_> = times.iter().filter(|time| (warm + 2..warm + 5).contains(*time)).collect();
+    assert!(old.is_empty(), "{old:?} of {times:?}, warm at {warm}");
+    drop(hot);
+    timeout(STEP_DEADLINE, kept.destroy()).await.expect("in time").expect("destroyed");
 }
 
 fn now() -> i64 {

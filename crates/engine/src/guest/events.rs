@@ -36,6 +36,8 @@ pub enum GuestEvent {
     Paused,
     /// Its CPUs were resumed.
     Resumed,
+    /// It was saved, and its VM ended with that. It is restored when somebody needs it.
+    Stopped,
     /// It is over.
     Exited(VmExit),
 }
@@ -170,7 +172,11 @@ fn bytes_of(event: &GuestEvent) -> usize {
     let text = match event {
         GuestEvent::Console(row) => row.len(),
         GuestEvent::Finding(finding) => findings::bytes_of(finding),
-        GuestEvent::Started { .. } | GuestEvent::Paused | GuestEvent::Resumed | GuestEvent::Exited(_) => 0,
+        GuestEvent::Started { .. }
+        | GuestEvent::Paused
+        | GuestEvent::Resumed
+        | GuestEvent::Stopped
+        | GuestEvent::Exited(_) => 0,
     };
     text + ENTRY_BYTES
 }

@@ -92,6 +92,11 @@ impl Watch {
         self.seen().findings.total()
     }
 
+    /// Whether the VM that ends next is restored later, see [`GuestEvent::Stopped`].
+    pub(crate) fn expect_return(&self, returns: bool) {
+        self.seen().goes_on = returns;
+    }
+
     /// Follows a VM to its end. A watch follows one VM at a time.
     pub(crate) fn follow(&self, events: VmEvents) -> End {
         {
@@ -131,8 +136,8 @@ impl Watch {
                 Some(VmEvent::Paused) => self.0.log.push(GuestEvent::Paused),
                 Some(VmEvent::Resumed) => self.0.log.push(GuestEvent::Resumed),
                 Some(VmEvent::Exited(exit)) => {
-                    let crash = self.ended();
-                    self.0.log.push(GuestEvent::Exited(exit.clone()));
+                    let (crash, returns) = self.ended();
+                    self.0.log.push(if returns { GuestEvent::Stopped } else { GuestEvent::Exited(exit.clone()) });
                     end.send_if_modified(|end| {
                         let first = end.is_none();
                         if first {
@@ -166,8 +171,8 @@ impl Watch {
         seen.crash.clone()
     }
 
-    /// Its VM has ended.
-    fn ended(&self) -> Option<Finding> {
+    /// Its VM has ended: what it did not survive, and whether it is restored later.
+    fn ended(&self) -> (Option<Finding>, bool) {
         let mut seen = self.seen();
         if !seen.goes_on {
             if let Some(text) = seen.lines.finish() {
@@ -175,7 +180,7 @@ impl Watch {
             }
             seen.finish_reports(&self.0.log);
         }
-        seen.crash.clone()
+        (seen.crash.clone(), seen.goes_on)
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -305,7 +310,7 @@ mod tests {
         let mut events = watch.events_kept();
         let (first, second) = PANIC.split_at(30);
         let (end, _vm) = follow(&watch, [console(first)]).await;
-        watch.seen().goes_on = true;
+        watch.expect_return(true);
         _vm.send(VmEvent::Exited(killed())).await.expect("it is read");
         assert_eq!(gone(&end).await, Gone::Exited(killed()));
         let (end, _vm) = follow(&watch, [console(second)]).await;
@@ -313,6 +318,6 @@ mod tests {
         assert_eq!(finding.at, Duration::from_secs(2), "its time goes on");
         let all: Vec<GuestEvent> =
             std::iter::from_fn(|| events.read()).map(|entry| entry.expect("kept").event).collect();
-        assert!(all.contains(&GuestEvent::Console(PANIC.trim_end().into())), "{all:?}");
+        assert_eq!(all[..2], [GuestEvent::Stopped, GuestEvent::Console(PANIC.trim_end().into())]);
     }
 }

@@ -1,26 +1,30 @@
-//! The task that owns a kept VM, and the handle on it.
+//! The task that owns a kept VM.
+//!
+//! It does one thing after the other, and publishes a [`Status`] before and after each. An order to destroy the VM
+//! overtakes what waits: it kills the VMM at once, which ends a save that runs, and is carried out as soon as that is over.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_wire::Activity as Report;
-use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::activity::{self, Activity};
+use super::handle::{Ask, Uses};
 use super::policy::{KeepPolicy, Temperature};
+use super::state::{DestroyError, Ended, KeptState, Status, WakeError, WarmError};
+use crate::blocking;
 use crate::engine::Engine;
-use crate::fork::Fork;
-use crate::link::{GuestLink, LinkError, Renewal};
-use crate::snapshot::{AfterSave, SnapshotError, SnapshotRequest};
-use crate::vm::{ControlError, Vm, VmExit};
+use crate::guest::{Gone, Guest, Watch};
+use crate::home::Home;
+use crate::link::Renewal;
+use crate::recover::discard_with_stops;
+use crate::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotRequest};
+use crate::vm::{ControlError, Shared};
 use crate::vm_dir::VmId;
 
-/// Requests that may wait for the task.
-const QUEUE: usize = 64;
 /// For a new link to a VM that runs.
 const LINK_DEADLINE: Duration = Duration::from_secs(30);
 /// For the answer whether it is idle. Requests wait meanwhile, so it is short: a guest that needs longer is at work.
@@ -30,184 +34,7 @@ const CPU_WINDOW_MS: u64 = 400;
 /// After a VM could not be cooled.
 const COOL_RETRY: Duration = Duration::from_secs(30);
 
-/// Why a kept VM does not run.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum WakeError {
-    /// It is over.
-    #[error("the VM has ended: {0}")]
-    Ended(VmExit),
-    /// Its CPUs did not go on, or its agent does not answer.
-    #[error("failed to let the VM go on")]
-    Warm(#[source] Arc<WarmError>),
-    /// It was not restored; it is still there.
-    #[error("failed to restore the VM")]
-    Cold(#[source] Arc<SnapshotError>),
-    /// Its keeper was dropped.
-    #[error("nobody keeps the VM any more")]
-    Dropped,
-}
-
-/// Why a VM that stood still did not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum WarmError {
-    /// The VMM did not do it.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// The agent does not answer, or could not set the clock.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-}
-
-/// What a kept VM does, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Inspection {
-    /// How far it is from running.
-    pub temperature: Temperature,
-    /// Since when nobody has needed it.
-    pub idle: Duration,
-    /// Why it is not idle; empty where it is.
-    pub activity: Vec<Activity>,
-    /// Why it could not be cooled, where that failed.
-    pub problem: Option<String>,
-}
-
-/// A handle on a kept VM. The VM ends when the last one, and the last [`HotVm`], is dropped; one that is cold stays.
-///
-/// ```no_run
-/// # async fn example(engine: std::sync::Arc<dyn kiln_engine::Engine>, fork: kiln_engine::Fork) -> Result<(), Box<dyn std::error::Error>> {
-/// use kiln_engine::kept::{KeepPolicy, KeptVm};
-/// use std::time::Duration;
-///
-/// let minute = Duration::from_secs(60);
-/// let policy = KeepPolicy { idle_to_warm: Some(minute), idle_to_cold: Some(10 * minute), ..KeepPolicy::default() };
-/// let kept = KeptVm::keep(engine, fork, policy);
-/// let hot = kept.ensure_hot().await?; // at once, or after a wake
-/// hot.link().ping().await?;
-/// drop(hot); // from here on it may cool
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug, Clone)]
-pub struct KeptVm {
-    id: VmId,
-    asks: mpsc::Sender<Ask>,
-}
-
-/// A kept VM that runs, for as long as this is held.
-#[derive(Debug)]
-pub struct HotVm {
-    link: GuestLink,
-    // Held, never read.
-    _use: Use,
-    // Keeps the task, and so the VM, there.
-    _asks: mpsc::Sender<Ask>,
-}
-
-#[derive(Debug)]
-enum Ask {
-    Hot(oneshot::Sender<Result<(GuestLink, Use), WakeError>>),
-    Cool(Temperature, oneshot::Sender<Result<(), SnapshotError>>),
-    Inspect(oneshot::Sender<Inspection>),
-}
-
-/// Counts who uses the VM.
-#[derive(Debug, Default)]
-struct Uses(Arc<AtomicUsize>);
-
-/// One who uses it, until it is dropped: also as an answer that nobody took.
-#[derive(Debug)]
-struct Use(Arc<AtomicUsize>);
-
-impl KeptVm {
-    /// Keeps a VM that runs.
-    pub fn keep(engine: Arc<dyn Engine>, fork: Fork, policy: KeepPolicy) -> Self {
-        let id = fork.vm.id().clone();
-        Self::start(engine, id, Place::Hot(fork), policy)
-    }
-
-    /// Keeps a VM that is stopped.
-    pub fn keep_stopped(engine: Arc<dyn Engine>, id: VmId, policy: KeepPolicy) -> Self {
-        Self::start(engine, id, Place::Cold, policy)
-    }
-
-    fn start(engine: Arc<dyn Engine>, id: VmId, place: Place, policy: KeepPolicy) -> Self {
-        let (asks, inbox) = mpsc::channel(QUEUE);
-        let keeper = Keeper {
-            engine,
-            id: id.clone(),
-            place,
-            policy,
-            uses: Uses::default(),
-            needed: Instant::now(),
-            report: None,
-            activity: Vec::new(),
-            problem: None,
-        };
-        tokio::spawn(keeper.run(inbox));
-        Self { id, asks }
-    }
-
-    /// Names the VM.
-    pub fn id(&self) -> &VmId {
-        &self.id
-    }
-
-    /// The VM, running: at once where it is hot, after its CPUs went on where it is warm, restored where it is cold. It
-    /// stays hot for as long as the answer is held.
-    ///
-    /// # Errors
-    /// [`WakeError`]
-    pub async fn ensure_hot(&self) -> Result<HotVm, WakeError> {
-        let (reply, answer) = oneshot::channel();
-        self.asks.send(Ask::Hot(reply)).await.map_err(|_| WakeError::Dropped)?;
-        let (link, in_use) = answer.await.map_err(|_| WakeError::Dropped)??;
-        Ok(HotVm { link, _use: in_use, _asks: self.asks.clone() })
-    }
-
-    /// Cools the VM now, whatever its policy says. A colder one stays as it is.
-    ///
-    /// # Errors
-    /// [`SnapshotError::Busy`] while somebody holds it hot; or it can't be saved, and goes on.
-    pub async fn cool(&self, to: Temperature) -> Result<(), SnapshotError> {
-        let (reply, answer) = oneshot::channel();
-        self.asks.send(Ask::Cool(to, reply)).await.map_err(|_| ControlError::Ended)?;
-        answer.await.map_err(|_| ControlError::Ended)?
-    }
-
-    /// What it does, and why it is still hot.
-    ///
-    /// # Errors
-    /// [`WakeError::Dropped`]
-    pub async fn inspect(&self) -> Result<Inspection, WakeError> {
-        let (reply, answer) = oneshot::channel();
-        self.asks.send(Ask::Inspect(reply)).await.map_err(|_| WakeError::Dropped)?;
-        answer.await.map_err(|_| WakeError::Dropped)
-    }
-}
-
-impl HotVm {
-    /// The link to its agent.
-    pub fn link(&self) -> &GuestLink {
-        &self.link
-    }
-}
-
-impl Drop for Use {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Uses {
-    fn one(&self) -> Use {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Use(Arc::clone(&self.0))
-    }
-
-    fn count(&self) -> usize {
-        self.0.load(Ordering::Acquire)
-    }
-}
+type Destroys = mpsc::Receiver<oneshot::Sender<Result<(), DestroyError>>>;
 
 /// Whether a guest's CPU time counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,29 +43,61 @@ enum CpuTime {
     Skip,
 }
 
+/// What the keeper does next.
+enum Step {
+    Answer(Ask),
+    Look,
+    End(Gone),
+    Destroy(oneshot::Sender<Result<(), DestroyError>>),
+}
+
 /// Where the VM is.
 enum Place {
-    Hot(Fork),
-    Warm(Fork),
+    Hot(Guest),
+    Warm(Guest),
     Cold,
-    Ended(VmExit),
+    Ended(Ended),
 }
 
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Hot(_) => "hot",
-            Self::Warm(_) => "warm",
-            Self::Cold => "cold",
-            Self::Ended(_) => "ended",
-        })
+        fmt::Debug::fmt(&self.state(), f)
     }
 }
 
-struct Keeper {
+impl Place {
+    fn state(&self) -> KeptState {
+        match self {
+            Self::Hot(_) => KeptState::Hot,
+            Self::Warm(_) => KeptState::Warm,
+            Self::Cold => KeptState::Cold,
+            Self::Ended(ended) => KeptState::Ended(ended.clone()),
+        }
+    }
+}
+
+/// Kills the VMM that runs now, from outside of what the keeper does.
+#[derive(Debug, Clone, Default)]
+struct Axe(Arc<Mutex<Option<Arc<Shared>>>>);
+
+impl Axe {
+    fn aim(&self, guest: &Guest) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&guest.vm.shared));
+    }
+
+    fn fall(&self) {
+        if let Some(vmm) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            vmm.kill();
+        }
+    }
+}
+
+pub(super) struct Keeper {
     engine: Arc<dyn Engine>,
     id: VmId,
     place: Place,
+    watch: Watch,
+    axe: Axe,
     policy: KeepPolicy,
     uses: Uses,
     /// When it was needed last.
@@ -247,28 +106,85 @@ struct Keeper {
     report: Option<Report>,
     activity: Vec<Activity>,
     problem: Option<String>,
+    status: watch::Sender<Status>,
 }
 
 impl Keeper {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Ask>) {
-        let mut look_at = self.policy.look_every().map(|every| Instant::now() + every);
+    pub(super) fn new(
+        engine: Arc<dyn Engine>,
+        id: VmId,
+        guest: Option<Guest>,
+        watch: Watch,
+        policy: KeepPolicy,
+    ) -> (Self, watch::Receiver<Status>) {
+        let axe = Axe::default();
+        if let Some(guest) = &guest {
+            axe.aim(guest);
+        }
+        let place = guest.map_or(Place::Cold, Place::Hot);
+        let temperature = if matches!(place, Place::Hot(_)) { Temperature::Hot } else { Temperature::Cold };
+        let needed = Instant::now();
+        let status = Status { state: place.state(), temperature, needed, activity: Vec::new(), problem: None };
+        let (status, receiver) = watch::channel(status);
+        let (uses, report, activity, problem) = (Uses::default(), None, Vec::new(), None);
+        (Self { engine, id, place, watch, axe, policy, uses, needed, report, activity, problem, status }, receiver)
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Ask>, mut destroys: Destroys) {
+        let axe = self.axe.clone();
+        let mut look_at = self.look_next();
         loop {
-            tokio::select! {
+            let step = tokio::select! {
+                biased;
+                Some(reply) = destroys.recv() => Step::Destroy(reply),
+                gone = gone(&self.place) => Step::End(gone),
                 ask = inbox.recv() => match ask {
-                    Some(ask) => self.answer(ask).await,
+                    Some(ask) => Step::Answer(ask),
                     None => return,
                 },
-                () = until(look_at) => {
-                    self.look().await;
-                    let pause = if self.problem.is_some() { Some(COOL_RETRY) } else { self.policy.look_every() };
-                    look_at = pause.map(|pause| Instant::now() + pause);
+                () = until(look_at) => Step::Look,
+            };
+            let looks = matches!(step, Step::Look);
+            let overtaken = {
+                // Never dropped half way: it has the guest.
+                let mut work = std::pin::pin!(self.act(step));
+                tokio::select! {
+                    biased;
+                    () = &mut work => None,
+                    Some(reply) = destroys.recv() => {
+                        axe.fall();
+                        work.await;
+                        Some(reply)
+                    }
                 }
-                exit = end(&self.place) => {
-                    tracing::info!(vm = %self.id, %exit, "a kept vm ended");
-                    self.place = Place::Ended(exit);
-                }
+            };
+            if let Some(reply) = overtaken {
+                self.act(Step::Destroy(reply)).await;
+            }
+            if looks {
+                look_at = self.look_next();
             }
         }
+    }
+
+    /// When to look whether it is idle.
+    fn look_next(&self) -> Option<Instant> {
+        let pause = if self.problem.is_some() { Some(COOL_RETRY) } else { self.policy.look_every() };
+        pause.map(|pause| Instant::now() + pause)
+    }
+
+    async fn act(&mut self, step: Step) {
+        match step {
+            Step::Answer(ask) => self.answer(ask).await,
+            Step::Look => self.look().await,
+            Step::End(gone) => self.end(gone).await,
+            Step::Destroy(reply) => {
+                let destroyed = self.destroy().await;
+                self.publish(self.place.state());
+                drop(reply.send(destroyed));
+            }
+        }
+        self.publish(self.place.state());
     }
 
     async fn answer(&mut self, ask: Ask) {
@@ -277,65 +193,110 @@ impl Keeper {
                 // Counted before anybody is told: nothing cools it in between.
                 let in_use = self.uses.one();
                 self.needed = Instant::now();
-                let woken = self.wake().await.map(|link| (link, in_use));
+                let woken = self.wake().await.map(|guest| (guest.link.clone(), in_use));
+                self.publish(self.place.state());
                 // The asker may have given up.
                 drop(reply.send(woken));
             }
             Ask::Cool(to, reply) => {
                 let cooled = if self.uses.count() > 0 { Err(SnapshotError::Busy) } else { self.cool(to).await };
+                self.publish(self.place.state());
                 drop(reply.send(cooled));
+            }
+            Ask::Save(label, reply) => {
+                self.needed = Instant::now();
+                let saved = self.save(label).await;
+                self.publish(self.place.state());
+                drop(reply.send(saved));
             }
             Ask::Inspect(reply) => {
                 // Being asked is work too, and not what a guest is kept hot for.
                 self.take_stock(CpuTime::Skip).await;
-                drop(reply.send(self.inspection()));
+                self.publish(self.place.state());
+                drop(reply.send(self.status.borrow().inspection()));
             }
         }
     }
 
-    fn inspection(&self) -> Inspection {
-        let temperature = match self.place {
-            Place::Hot(_) => Temperature::Hot,
-            Place::Warm(_) => Temperature::Warm,
-            Place::Cold | Place::Ended(_) => Temperature::Cold,
-        };
-        let problem = match &self.place {
-            Place::Ended(exit) => Some(exit.to_string()),
-            _ => self.problem.clone(),
-        };
-        Inspection { temperature, idle: self.needed.elapsed(), activity: self.activity.clone(), problem }
+    fn publish(&self, state: KeptState) {
+        self.status.send_modify(|status| {
+            status.temperature = match state {
+                KeptState::Hot => Temperature::Hot,
+                KeptState::Warm => Temperature::Warm,
+                KeptState::Cold | KeptState::Ended(_) => Temperature::Cold,
+                KeptState::Waking | KeptState::Cooling | KeptState::Saving => status.temperature,
+            };
+            status.state = state;
+            status.needed = self.needed;
+            status.activity.clone_from(&self.activity);
+            status.problem.clone_from(&self.problem);
+        });
     }
 
     /// Makes it run.
-    async fn wake(&mut self) -> Result<GuestLink, WakeError> {
-        let fork = match std::mem::replace(&mut self.place, Place::Cold) {
-            Place::Ended(exit) => {
-                self.place = Place::Ended(exit.clone());
-                return Err(WakeError::Ended(exit));
+    async fn wake(&mut self) -> Result<&Guest, WakeError> {
+        let guest = match std::mem::replace(&mut self.place, Place::Cold) {
+            Place::Ended(ended) => {
+                self.place = Place::Ended(ended.clone());
+                return Err(WakeError::Ended(ended));
             }
-            Place::Cold => self.engine.resume(&self.id).await.map_err(|error| WakeError::Cold(Arc::new(error)))?,
-            Place::Warm(mut fork) => match go_on(&mut fork).await {
-                Ok(()) => fork,
-                Err(error) => {
-                    self.place = Place::Warm(fork);
-                    return Err(WakeError::Warm(Arc::new(error)));
+            Place::Cold => {
+                self.publish(KeptState::Waking);
+                let from = Instant::now();
+                let resumed = self.engine.resume(&self.id).await;
+                let fork = resumed.map_err(|error| WakeError::Cold(Arc::new(error)))?;
+                let guest = Guest::of(fork, from.elapsed(), self.watch.clone());
+                self.axe.aim(&guest);
+                guest
+            }
+            Place::Warm(mut guest) => {
+                self.publish(KeptState::Waking);
+                match go_on(&mut guest).await {
+                    Ok(()) => guest,
+                    Err(error) => {
+                        self.place = Place::Warm(guest);
+                        return Err(WakeError::Warm(Arc::new(error)));
+                    }
                 }
-            },
-            Place::Hot(mut fork) => match mend_link(&mut fork).await {
-                Ok(()) => fork,
+            }
+            Place::Hot(mut guest) => match mend_link(&mut guest).await {
+                Ok(()) => guest,
                 Err(error) => {
-                    self.place = Place::Hot(fork);
+                    self.place = Place::Hot(guest);
                     return Err(WakeError::Warm(Arc::new(error)));
                 }
             },
         };
-        let link = fork.link.clone();
-        self.place = Place::Hot(fork);
         self.report = None;
-        Ok(link)
+        self.place = Place::Hot(guest);
+        match &self.place {
+            Place::Hot(guest) => Ok(guest),
+            _ => unreachable!("it was made hot"),
+        }
     }
 
-    /// Looks whether it is idle, and cools it where it has been for long enough.
+    /// Saves it, and lets it go on.
+    async fn save(&mut self, label: String) -> Result<Snapshot, SnapshotError> {
+        if let Err(error) = self.wake().await {
+            return Err(match error {
+                WakeError::Cold(error) => match Arc::try_unwrap(error) {
+                    Ok(error) => error,
+                    Err(_) => ControlError::Ended.into(),
+                },
+                WakeError::Warm(error) => match Arc::try_unwrap(error) {
+                    Ok(WarmError::Control(error)) => error.into(),
+                    Ok(WarmError::Link(error)) => error.into(),
+                    Err(_) => ControlError::Ended.into(),
+                },
+                WakeError::Ended(_) | WakeError::Dropped => ControlError::Ended.into(),
+            });
+        }
+        let Place::Hot(guest) = &self.place else { return Err(ControlError::Ended.into()) };
+        self.publish(KeptState::Saving);
+        guest.vm.snapshot(SnapshotRequest { link: Some(&guest.link), then: AfterSave::GoOn, label }).await
+    }
+
+    /// Looks whether it is idle, and cools it if it has been for long enough.
     async fn look(&mut self) {
         self.take_stock(CpuTime::Count).await;
         let wanted = self.policy.wanted(self.needed.elapsed());
@@ -347,15 +308,15 @@ impl Keeper {
         }
     }
 
-    /// Asks who needs it, where it runs.
+    /// Asks who needs it, if it runs.
     async fn take_stock(&mut self, cpu_time: CpuTime) {
-        let Place::Hot(fork) = &self.place else {
+        let Place::Hot(guest) = &self.place else {
             self.activity.clear();
             return;
         };
         // Before the question, which is a stream too.
-        self.activity = activity::of_host(self.uses.count(), fork.link.streams_open());
-        match timeout(ACTIVITY_DEADLINE, fork.link.activity()).await {
+        self.activity = activity::of_host(self.uses.count(), guest.link.streams_open());
+        match timeout(ACTIVITY_DEADLINE, guest.link.activity()).await {
             Ok(Ok(report)) => {
                 let window = |before: &&Report| {
                     report.uptime_ms.saturating_sub(before.uptime_ms) >= CPU_WINDOW_MS && cpu_time == CpuTime::Count
@@ -379,53 +340,106 @@ impl Keeper {
     }
 
     async fn cool(&mut self, to: Temperature) -> Result<(), SnapshotError> {
-        let fork = match std::mem::replace(&mut self.place, Place::Cold) {
-            Place::Hot(fork) if to == Temperature::Warm => {
-                let paused = fork.vm.pause().await;
-                self.place = if paused.is_ok() { Place::Warm(fork) } else { Place::Hot(fork) };
+        let mut guest = match std::mem::replace(&mut self.place, Place::Cold) {
+            Place::Hot(guest) if to == Temperature::Warm => {
+                self.publish(KeptState::Cooling);
+                let paused = pause(&guest).await;
+                self.place = if paused.is_ok() { Place::Warm(guest) } else { Place::Hot(guest) };
                 return Ok(paused?);
             }
-            Place::Warm(fork) if to == Temperature::Cold => {
-                // Its agent has to run to freeze what else runs.
-                if let Err(error) = fork.vm.resume().await {
-                    self.place = Place::Warm(fork);
+            Place::Warm(guest) if to == Temperature::Cold => {
+                self.publish(KeptState::Cooling);
+                // Its agent has to run to answer; all else in it stays frozen.
+                if let Err(error) = guest.vm.resume().await {
+                    self.place = Place::Warm(guest);
                     return Err(error.into());
                 }
-                fork
+                guest
             }
-            Place::Hot(fork) if to == Temperature::Cold => fork,
+            Place::Hot(guest) if to == Temperature::Cold => {
+                self.publish(KeptState::Cooling);
+                guest
+            }
             other => {
                 self.place = other;
                 return Ok(());
             }
         };
         let label = format!("vm {}, stopped", self.id);
-        let request = SnapshotRequest { link: Some(&fork.link), then: AfterSave::Stop, label };
-        match fork.vm.snapshot(request).await {
-            Ok(_) => {
-                self.problem = None;
-                Ok(())
+        let request = SnapshotRequest { link: Some(&guest.link), then: AfterSave::Stop, label };
+        self.watch.expect_return(true);
+        let saved = guest.vm.snapshot(request).await;
+        if let Err(error) = saved {
+            self.watch.expect_return(false);
+            // It goes on, and has been paused: for the save, or for the hours that it was warm.
+            if let Err(error) = set_right(&mut guest).await {
+                tracing::warn!(vm = %self.id, %error, "failed to set the clock of a vm that could not be cooled");
             }
-            Err(error) => {
-                self.place = Place::Hot(fork);
-                Err(error)
-            }
+            self.place = Place::Hot(guest);
+            return Err(error);
         }
+        self.problem = None;
+        Ok(())
+    }
+
+    /// It is gone.
+    async fn end(&mut self, gone: Gone) {
+        if let Place::Hot(guest) | Place::Warm(guest) = &self.place {
+            // One that has crashed may still be there.
+            guest.vm.kill().await;
+        }
+        let ended = Ended::from(gone);
+        tracing::info!(vm = %self.id, %ended, "a kept vm ended");
+        self.activity.clear();
+        self.place = Place::Ended(ended);
+    }
+
+    async fn destroy(&mut self) -> Result<(), DestroyError> {
+        match &self.place {
+            Place::Hot(guest) | Place::Warm(guest) => drop(guest.vm.kill().await),
+            Place::Cold => {
+                let (home, id) = (Home::at(self.engine.home()), self.id.clone());
+                blocking(move || discard_with_stops(&home, &id)).await?;
+            }
+            Place::Ended(_) => return Ok(()),
+        }
+        tracing::info!(vm = %self.id, "destroyed a kept vm");
+        self.activity.clear();
+        self.place = Place::Ended(Ended::Destroyed);
+        Ok(())
     }
 }
 
-/// Lets a VM that stood still go on, with the time as it is now.
-async fn go_on(fork: &mut Fork) -> Result<(), WarmError> {
-    fork.vm.resume().await?;
-    mend_link(fork).await?;
-    fork.link.renew(Renewal::default()).await?;
+/// Pauses a VM with its commands frozen: when its CPUs go on, nothing but its agent runs before it has the time.
+async fn pause(guest: &Guest) -> Result<(), ControlError> {
+    if let Err(error) = guest.link.freeze().await {
+        tracing::debug!(vm = %guest.vm.id(), %error, "a guest is paused without being frozen");
+    }
+    let paused = guest.vm.pause().await;
+    if paused.is_err() {
+        // Also an agent that froze after all.
+        drop(guest.link.thaw().await);
+    }
+    paused
+}
+
+/// Lets a paused VM go on, with the time as it is now.
+async fn go_on(guest: &mut Guest) -> Result<(), WarmError> {
+    guest.vm.resume().await?;
+    set_right(guest).await
+}
+
+/// Gives a VM the time as it is now, and lets its commands go on.
+async fn set_right(guest: &mut Guest) -> Result<(), WarmError> {
+    mend_link(guest).await?;
+    guest.link.renew(Renewal::default()).await?;
     Ok(())
 }
 
-/// Links the agent anew where the link was lost.
-async fn mend_link(fork: &mut Fork) -> Result<(), WarmError> {
-    if fork.link.is_lost() {
-        fork.link = fork.vm.connect(LINK_DEADLINE).await?;
+/// Links the agent anew if the link was lost.
+async fn mend_link(guest: &mut Guest) -> Result<(), WarmError> {
+    if guest.link.is_lost() {
+        guest.link = guest.vm.connect(LINK_DEADLINE).await?;
     }
     Ok(())
 }
@@ -437,25 +451,9 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-async fn end(place: &Place) -> VmExit {
-    let vm: &Vm = match place {
-        Place::Hot(fork) | Place::Warm(fork) => &fork.vm,
-        Place::Cold | Place::Ended(_) => return std::future::pending().await,
-    };
-    vm.wait().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_that_nobody_took_is_no_use() {
-        let uses = Uses::default();
-        let (reply, answer) = oneshot::channel();
-        reply.send(uses.one()).expect("somebody waits");
-        assert_eq!(uses.count(), 1);
-        drop(answer);
-        assert_eq!(uses.count(), 0);
+async fn gone(place: &Place) -> Gone {
+    match place {
+        Place::Hot(guest) | Place::Warm(guest) => guest.gone().await,
+        Place::Cold | Place::Ended(_) => std::future::pending().await,
     }
 }

@@ -133,6 +133,11 @@ impl SnapshotStore {
         Ok(())
     }
 
+    /// Whether other snapshots lie on it.
+    pub(crate) fn is_parent(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
+        Ok(self.children()?.get(id).is_some_and(|children| !children.is_empty()))
+    }
+
     /// Removes what nobody holds any more: old forms of compacted snapshots, drafts of processes that are gone.
     pub(crate) fn sweep(&self) {
         let swept = partials(&self.directory).and_then(|found| found.iter().try_for_each(|path| sweep(path).map(drop)));
