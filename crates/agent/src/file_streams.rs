@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::agent::Agent;
 use crate::exec::cancelled;
-use crate::files::{self, Answer, Append, AtomicWrite, Job, Packer, Reader, Unpacker};
+use crate::files::{self, Answer, Append, AtomicWrite, Job, LeftOut, Packer, Reader, Unpacker};
 use crate::link::{End, FRAME_BYTES, Gone, Outlet, Stream};
 
 /// Frames that one turn reads.
@@ -212,7 +212,8 @@ async fn pack(outlet: &Outlet, packer: Packer) -> Result<Done, Fault> {
     }
     let packed = finished(packed).await?;
     outlet.send(&Message::Eof).await.map_err(|Gone| cancelled())?;
-    Ok(Done { bytes, entries: packed.entries, ..Done::default() })
+    let LeftOut { faults, more, .. } = packed.left_out;
+    Ok(Done { bytes, entries: packed.entries, left_out: faults, left_out_more: more, ..Done::default() })
 }
 
 async fn unpack(stream: &Stream, unpacker: Unpacker) -> Result<Done, Fault> {

@@ -1,5 +1,6 @@
 //! Where a file has data; what is between is holes.
 
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use rustix::fs::SeekFrom;
@@ -23,6 +24,11 @@ impl Extent {
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.bytes
     }
+}
+
+/// The parts of a file that have data, in order, up to a size. They are at most 4096; small holes count as data then.
+pub fn data_parts(file: impl AsFd, size: u64) -> impl Iterator<Item = Range<u64>> {
+    of_file(file, size).into_iter().map(|extent| extent.offset..extent.end())
 }
 
 /// The parts of a file that have data, in order, up to a size.

@@ -27,11 +27,15 @@ mod pax;
 mod writer;
 
 pub use error::{ArchiveError, WriteError};
-pub use extents::EXTENTS_MAX;
+pub use extents::{EXTENTS_MAX, data_parts};
 pub use members::{Data, Member, Members};
 pub use pax::EXTENSION_BYTES_MAX;
 pub use tar::EntryType;
 pub use writer::{Attributes, END_BYTES, SPOOL_BYTES_MAX, Writer};
+
+/// Types of file systems that are views of the kernel: reading them may wait or change things, and there is no end to
+/// some. Where one is mounted below what is packed, its directory is packed and nothing in it.
+pub const KERNEL_FILE_SYSTEMS: [i64; 6] = [0x9fa0, 0x6265_6572, 0x6367_7270, 0x0027_e0eb, 0x6462_6720, 0x7472_6163];
 
 /// A tar archive is made of these.
 const BLOCK_BYTES: usize = 512;

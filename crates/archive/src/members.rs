@@ -92,10 +92,12 @@ impl<R: Read> Members<R> {
     #[expect(clippy::should_implement_trait, reason = "an error ends an archive, and the data is read between two")]
     pub fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extension = Extension::default();
+        let mut described = false;
         while !self.ended {
             let Some(header) = self.next_header()? else { break };
             let kind = header.entry_type();
             let size = size_of(&header)?;
+            described |= matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader);
             match kind {
                 EntryType::GNULongName => extension.path = Some(self.text(size)?),
                 EntryType::GNULongLink => extension.link = Some(self.text(size)?),
@@ -103,6 +105,9 @@ impl<R: Read> Members<R> {
                 EntryType::XGlobalHeader => drop(self.body(size)?),
                 kind => return self.member(&header, kind, size, extension).map(Some),
             }
+        }
+        if described {
+            return Err(malformed("the archive ends behind a name that belongs to nothing"));
         }
         self.drain()?;
         Ok(None)

@@ -12,6 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::Fault;
 use crate::text::Text;
 
 /// Payload of `Files`.
@@ -258,7 +259,7 @@ pub struct ListPage {
 }
 
 /// Payload of `Done`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Done {
     /// Data bytes that were passed in the stream's direction.
     #[serde(default)]
@@ -269,4 +270,16 @@ pub struct Done {
     /// A bound of the request cut the data.
     #[serde(default)]
     pub truncated: bool,
+    /// What an archive has not got, each with its name. `not_a_file` is for what has no content to copy (devices, FIFOs,
+    /// sockets, mounts of the kernel's file systems); all others are files that could not be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Fault>,
+    /// How many more it has not got, for which there was no room.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out_more: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }

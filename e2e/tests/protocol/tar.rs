@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -217,5 +217,69 @@ fn a_path_of_an_archive_that_can_not_be_one_is_named() {
         fs::write(agent.path("file"), "x").expect("ours");
         assert_eq!(code(tar_in(&link, &agent.path("file"), b"").await), ErrorCode::NotADirectory);
         assert_eq!(code(tar_out(&link, &agent.path("missing")).await), ErrorCode::NotFound);
+    });
+}
+
+#[test]
+fn holes_stay_holes_in_every_dialect() {
+    const SIZE: u64 = 20 << 30;
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        let file = fs::File::create(agent.path("f")).expect("ours");
+        file.write_all_at(b"middle", SIZE / 2).expect("ours");
+        file.set_len(SIZE).expect("ours");
+        let check = |path: &str| {
+            let metadata = fs::metadata(path).expect("it is there");
+            assert_eq!(metadata.len(), SIZE);
+            assert!(metadata.blocks() < 1000, "{} blocks", metadata.blocks());
+            let mut middle = [0; 8];
+            let copy = fs::File::open(path).expect("it is there");
+            copy.read_exact_at(&mut middle, SIZE / 2 - 1).expect("it is long enough");
+            assert_eq!(&middle, b"\0middle\0");
+        };
+        for dialect in ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"] {
+            let format = if dialect.contains("gnu") { dialect } else { "--format=pax" };
+            let archive = packed(agent.directory(), &["-S", format, dialect, "f"]);
+            tar_in(&link, &agent.path(dialect), &archive).await.expect(dialect);
+            check(&agent.path(&format!("{dialect}/f")));
+        }
+        let (archive, done) = tar_out(&link, &agent.path("f")).await.expect("packed");
+        assert!(done.bytes < 200_000, "{} bytes", done.bytes);
+        unpack(&archive, &agent.directory().join("out"));
+        check(&agent.path("out/f"));
+    });
+}
+
+#[test]
+fn what_an_archive_has_not_got_is_named() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        fs::create_dir(agent.path("d")).expect("ours");
+        fs::write(agent.path("d/f"), "x").expect("ours");
+        rustix::fs::mkfifoat(rustix::fs::CWD, agent.path("d/p"), rustix::fs::Mode::RUSR).expect("ours");
+        let (_, done) = tar_out(&link, &agent.path("d")).await.expect("packed");
+        assert_eq!((done.entries, done.left_out.len(), done.left_out_more), (2, 1, 0));
+        assert_eq!(done.left_out[0].code, ErrorCode::NotAFile);
+        assert!(done.left_out[0].message.contains("d/p` is a FIFO"), "{}", done.left_out[0].message);
+        // Memory of the agent: some of it can't be read, and everything beside it comes.
+        let (_, done) = tar_out(&link, "/proc/self/task").await.expect("packed");
+        let unreadable = done.left_out.iter().find(|fault| fault.message.contains("/mem`")).expect("it is named");
+        assert_ne!(unreadable.code, ErrorCode::NotAFile);
+    });
+}
+
+#[test]
+fn files_without_a_size_come_out_whole() {
+    bounded(async {
+        let (agent, link) = Agent::linked().await;
+        for path in ["/proc/filesystems", "/proc/kallsyms", "/sys/class/net/lo/mtu"] {
+            let Ok(content) = fs::read(path) else { continue };
+            let (archive, _) = tar_out(&link, path).await.expect("packed");
+            let out = agent.directory().join("out");
+            unpack(&archive, &out);
+            let name = Path::new(path).file_name().expect("a name");
+            assert!(fs::read(out.join(name)).expect("unpacked") == content, "{path}");
+        }
+        assert!(agent.directory().join("out/filesystems").is_file());
     });
 }

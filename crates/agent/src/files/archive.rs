@@ -1,33 +1,23 @@
-//! Packing a file or a tree into a tar archive (GNU format: names of any bytes and any length).
+//! Packing a file or a tree into an archive.
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 
+use kiln_archive::{Attributes, END_BYTES, KERNEL_FILE_SYSTEMS, WriteError, Writer};
 use kiln_wire::{ErrorCode, Fault, FileKind, Text};
-use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, Stat};
+use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
-use tar::{EntryType, Header};
 
 use super::fault::{fault_from_errno, fault_from_stream};
+use super::left_out::LeftOut;
 use super::list::link_target;
 use super::place::{Place, Root, reopen};
-use super::stat::{PERMISSIONS_MAX, kind_of, noun, size_of};
+use super::stat::{PERMISSIONS_MAX, kind_of, noun};
 use super::walk::{Purpose, Walk};
 
 const OPERATION: &str = "pack";
-/// Names of what was left out that a result carries; the count goes on.
-pub const SKIPPED_NAMES_MAX: usize = 16;
-/// Bytes of a file in memory.
-const PACK_BUFFER_BYTES: usize = 64 * 1024;
-/// A tar archive is made of these.
-pub(super) const BLOCK_BYTES: usize = 512;
-/// Name of the entries that carry a name too long for a header.
-const LONG_NAME: &[u8] = b"././@LongLink";
-/// File systems that are views of the kernel: sizes lie and reading may wait or change things.
-const KERNEL_FILE_SYSTEMS: [i64; 6] =
-    [PROC_SUPER_MAGIC, 0x6265_6572, 0x6367_7270, 0x0027_e0eb, 0x6462_6720, 0x7472_6163];
 
 /// A path that is about to be packed.
 #[derive(Debug)]
@@ -45,12 +35,8 @@ pub struct Packed {
     pub entries: u64,
     /// Bytes of the archive.
     pub bytes: u64,
-    /// Files that changed their size meanwhile: cut, or filled with zeros, to the size they had first.
-    pub resized: u64,
-    /// Devices, FIFOs, sockets and mounts of the kernel's own file systems, which are left out.
-    pub skipped: u64,
-    /// The first [`SKIPPED_NAMES_MAX`] of them.
-    pub skipped_names: Vec<Text>,
+    /// Devices, FIFOs, sockets and mounts of the kernel's own file systems, and what could not be read.
+    pub left_out: LeftOut,
 }
 
 impl Packer {
@@ -70,70 +56,42 @@ impl Packer {
             FileKind::Directory => {}
             _ if place.directory_only => return Err(fail(Errno::NOTDIR)),
             FileKind::File | FileKind::Symlink => {}
-            kind => return Err(Fault::new(ErrorCode::NotAFile, format!("`{path}` is {}", noun(kind)))),
+            kind => return Err(special(path, kind)),
         }
         Ok(Self { path: path.clone(), place, base })
     }
 
-    /// Writes the archive. Hard links become files of their own; other file systems below are packed, too.
+    /// Writes the archive. Hard links become files of their own; other file systems below are packed, too. What can't be
+    /// packed is left out and named; only the path itself must be there.
     ///
     /// # Errors
-    /// What reading says, naming the entry; a [`Fault`] in the stream's error as it is.
+    /// What reading the path itself says; a [`Fault`] in the stream's error as it is.
     pub fn write_to(self, output: impl Write) -> Result<Packed, Fault> {
-        let mut archive = Archive { output, packed: Packed::default(), buffer: vec![0; PACK_BUFFER_BYTES] };
+        let mut archive = Archive { writer: Writer::new(output), left_out: LeftOut::default() };
         let Self { path, place, base } = self;
-        let found = archive
-            .put(place.parent.as_fd(), &place.name, &base)
-            .map_err(|refused| refused.into_fault(|errno| fault_from_errno(&path, OPERATION, errno)))?;
-        match found {
+        match archive.put(place.parent.as_fd(), &place.name, &base, || path.clone())? {
             Found::Directory => archive.put_tree(place.parent.as_fd(), &place.name, &base, &path)?,
             Found::Gone => return Err(fault_from_errno(&path, OPERATION, Errno::NOENT)),
             Found::Packed => {}
-            Found::Skipped => return Err(Fault::new(ErrorCode::NotAFile, format!("`{path}` is no plain file"))),
+            Found::LeftOut(fault) => return Err(fault),
         }
-        archive.write(&[0; 2 * BLOCK_BYTES])?;
-        archive.output.flush().map_err(|error| fault_from_stream("archive", error))?;
-        Ok(archive.packed)
+        let (entries, bytes) = (archive.writer.entries(), archive.writer.bytes() + END_BYTES);
+        archive.writer.finish().map_err(broken)?;
+        Ok(Packed { entries, bytes, left_out: archive.left_out })
     }
 }
 
 enum Found {
     Packed,
     Directory,
-    Skipped,
+    /// Why.
+    LeftOut(Fault),
     Gone,
 }
 
-/// Why an entry was not packed.
-enum Refused {
-    Errno(Errno),
-    Fault(Fault),
-}
-
-impl Refused {
-    fn into_fault(self, name: impl FnOnce(Errno) -> Fault) -> Fault {
-        match self {
-            Self::Errno(errno) => name(errno),
-            Self::Fault(fault) => fault,
-        }
-    }
-}
-
-impl From<Errno> for Refused {
-    fn from(errno: Errno) -> Self {
-        Self::Errno(errno)
-    }
-}
-impl From<Fault> for Refused {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
 struct Archive<W> {
-    output: W,
-    packed: Packed,
-    buffer: Vec<u8>,
+    writer: Writer<W>,
+    left_out: LeftOut,
 }
 
 impl<W: Write> Archive<W> {
@@ -142,19 +100,21 @@ impl<W: Write> Archive<W> {
         let mut walk = Walk::start(parent, name, path, Purpose::Reading)
             .map_err(|errno| fault_from_errno(path, OPERATION, errno))?;
         loop {
-            let Some((name, _)) = walk.next()? else {
-                match walk.leave()? {
-                    Some(_) => continue,
-                    None => return Ok(()),
+            let name = match walk.next() {
+                Ok(Some((name, _))) => name,
+                end => {
+                    // A directory that can't be read any further has what was read of it.
+                    end.map_or_else(|fault| self.left_out.add(fault), |_| ());
+                    match walk.leave()? {
+                        Some(_) => continue,
+                        None => return Ok(()),
+                    }
                 }
             };
             let member = join(&[base, walk.path(), name.to_bytes()]);
-            let found = self
-                .put(walk.directory(), &name, &member)
-                .map_err(|refused| refused.into_fault(|errno| walk.fault(Some(&name), OPERATION, errno)))?;
-            match found {
+            match self.put(walk.directory(), &name, &member, || walk.shown(Some(&name)))? {
                 Found::Directory => self.enter(&mut walk, &name)?,
-                Found::Skipped => self.skip(&walk.shown(Some(&name))),
+                Found::LeftOut(fault) => self.left_out.add(fault),
                 Found::Packed | Found::Gone => {}
             }
         }
@@ -164,146 +124,84 @@ impl<W: Write> Archive<W> {
         match walk.enter(name) {
             Ok(()) => {}
             Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(walk.fault(Some(name), OPERATION, errno)),
+            Err(errno) => {
+                self.left_out.add(walk.fault(Some(name), OPERATION, errno));
+                return Ok(());
+            }
         }
         if walk.is_mount() {
             let system = rustix::fs::fstatfs(walk.directory()).map_err(|errno| walk.fault(None, OPERATION, errno))?;
             if KERNEL_FILE_SYSTEMS.contains(&system.f_type) {
-                self.skip(&walk.shown(None));
+                let shown = walk.shown(None);
+                let words = format!("`{shown}` is a file system of the kernel: only its directory is packed");
+                self.left_out.add(Fault::new(ErrorCode::NotAFile, words));
                 walk.leave()?;
             }
         }
         Ok(())
     }
 
-    fn skip(&mut self, shown: &Text) {
-        self.packed.skipped += 1;
-        if self.packed.skipped_names.len() < SKIPPED_NAMES_MAX {
-            self.packed.skipped_names.push(shown.clone());
-        }
-    }
-
     /// Packs one entry of a directory under a name.
-    fn put(&mut self, directory: BorrowedFd<'_>, name: &CStr, member: &[u8]) -> Result<Found, Refused> {
+    fn put(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &CStr,
+        member: &[u8],
+        shown: impl Fn() -> Text,
+    ) -> Result<Found, Fault> {
+        let unreadable = |error: io::Error| Ok(Found::LeftOut(fault_from_errno(shown(), OPERATION, error)));
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let handle = match rustix::fs::openat(directory, name, flags, Mode::empty()) {
-            Ok(handle) => handle,
+        let opened = rustix::fs::openat(directory, name, flags, Mode::empty())
+            .and_then(|handle| rustix::fs::fstat(&handle).map(|stat| (handle, stat)));
+        let (handle, stat) = match opened {
+            Ok(opened) => opened,
             Err(Errno::NOENT) => return Ok(Found::Gone),
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return unreadable(errno.into()),
         };
-        let stat = rustix::fs::fstat(&handle)?;
+        let attributes = attributes(&stat);
         match kind_of(&stat) {
             FileKind::Directory => {
-                let member = [member, b"/"].concat();
-                self.header(&stat, EntryType::Directory, &member, b"", 0)?;
+                self.writer.directory(member, &attributes).map_err(broken)?;
                 Ok(Found::Directory)
             }
-            FileKind::Symlink => {
-                let target = link_target(&handle)?;
-                self.header(&stat, EntryType::Symlink, member, target.as_bytes(), 0)?;
-                Ok(Found::Packed)
-            }
+            FileKind::Symlink => match link_target(&handle) {
+                Ok(target) => {
+                    self.writer.symlink(member, target.as_bytes(), &attributes).map_err(broken)?;
+                    Ok(Found::Packed)
+                }
+                Err(errno) => unreadable(errno.into()),
+            },
             FileKind::File => {
-                self.file(&handle, &stat, member)?;
-                Ok(Found::Packed)
+                let mut file = match reopen(&handle, OFlags::RDONLY) {
+                    Ok(file) => File::from(file),
+                    Err(errno) => return unreadable(errno.into()),
+                };
+                match self.writer.file(member, &attributes, &mut file) {
+                    Ok(()) => Ok(Found::Packed),
+                    Err(WriteError::File(error)) => unreadable(error),
+                    Err(WriteError::Output(error)) => Err(broken(error)),
+                }
             }
-            _ => Ok(Found::Skipped),
+            kind => Ok(Found::LeftOut(special(&shown(), kind))),
         }
-    }
-
-    /// Packs a plain file: exactly as many bytes as its header says, whatever happens to it meanwhile.
-    fn file(&mut self, handle: &OwnedFd, stat: &Stat, member: &[u8]) -> Result<(), Refused> {
-        let mut file = File::from(reopen(handle, OFlags::RDONLY)?);
-        let size = size_of(stat);
-        self.header(stat, EntryType::Regular, member, b"", size)?;
-        let mut left = size;
-        while left > 0 {
-            let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let count = match file.read(&mut self.buffer[..want]) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO).into()),
-            };
-            if count == 0 {
-                break;
-            }
-            self.write_buffer(count)?;
-            left -= count as u64;
-        }
-        let grew = left == 0 && size_of(&rustix::fs::fstat(&file)?) > size;
-        self.packed.resized += u64::from(left > 0 || grew);
-        self.zeros(left.saturating_add(padding(size)))?;
-        Ok(())
-    }
-
-    fn header(&mut self, stat: &Stat, kind: EntryType, member: &[u8], target: &[u8], size: u64) -> Result<(), Fault> {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_mode(stat.st_mode & PERMISSIONS_MAX);
-        header.set_uid(u64::from(stat.st_uid));
-        header.set_gid(u64::from(stat.st_gid));
-        // Times before 1970 have no form that every program reads.
-        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
-        header.set_size(size);
-        for (long, text) in [(EntryType::GNULongName, member), (EntryType::GNULongLink, target)] {
-            let old = header.as_old_mut();
-            let field = if long == EntryType::GNULongName { &mut old.name } else { &mut old.linkname };
-            let short = &text[..text.len().min(field.len())];
-            field[..short.len()].copy_from_slice(short);
-            if text.len() > short.len() {
-                self.long(long, text)?;
-            }
-        }
-        header.set_cksum();
-        self.write(header.as_bytes())?;
-        self.packed.entries += 1;
-        Ok(())
-    }
-
-    /// An entry before an entry, with a name that has no room in its header.
-    fn long(&mut self, kind: EntryType, text: &[u8]) -> Result<(), Fault> {
-        let mut header = Header::new_gnu();
-        header.as_old_mut().name[..LONG_NAME.len()].copy_from_slice(LONG_NAME);
-        header.set_entry_type(kind);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        let size = text.len() as u64 + 1;
-        header.set_size(size);
-        header.set_cksum();
-        self.write(header.as_bytes())?;
-        self.write(text)?;
-        self.zeros(1 + padding(size))
-    }
-
-    fn zeros(&mut self, mut count: u64) -> Result<(), Fault> {
-        self.buffer.fill(0);
-        while count > 0 {
-            let some = self.buffer.len().min(usize::try_from(count).unwrap_or(usize::MAX));
-            self.write_buffer(some)?;
-            count -= some as u64;
-        }
-        Ok(())
-    }
-
-    fn write_buffer(&mut self, count: usize) -> Result<(), Fault> {
-        self.output.write_all(&self.buffer[..count]).map_err(|error| fault_from_stream("archive", error))?;
-        self.packed.bytes += count as u64;
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        self.output.write_all(bytes).map_err(|error| fault_from_stream("archive", error))?;
-        self.packed.bytes += bytes.len() as u64;
-        Ok(())
     }
 }
 
-/// What fills a member's data up to a whole block.
-pub(super) fn padding(size: u64) -> u64 {
-    let block = BLOCK_BYTES as u64;
-    (block - size % block) % block
+fn special(path: &Text, kind: FileKind) -> Fault {
+    Fault::new(ErrorCode::NotAFile, format!("`{path}` is {}, which is not copied", noun(kind)))
+}
+
+fn broken(error: io::Error) -> Fault {
+    fault_from_stream("archive", error)
+}
+
+fn attributes(stat: &Stat) -> Attributes {
+    Attributes {
+        permissions: stat.st_mode & PERMISSIONS_MAX,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        modified: stat.st_mtime,
+    }
 }
 
 fn join(parts: &[&[u8]]) -> Vec<u8> {

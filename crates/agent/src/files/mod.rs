@@ -27,7 +27,7 @@ mod tree;
 mod walk;
 
 mod archive;
-mod member;
+mod left_out;
 mod unpack;
 
 mod watch;
@@ -35,8 +35,9 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{Packed, Packer, SKIPPED_NAMES_MAX};
+pub use archive::{Packed, Packer};
 pub use fault::fault_from_errno;
+pub use left_out::LeftOut;
 pub use list::{LIST_LIMIT_MAX, list, stat};
 pub use place::Root;
 pub use read::Reader;

@@ -2,16 +2,16 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt as _;
 
+use kiln_archive::{ArchiveError, EntryType, Member, Members};
 use kiln_wire::{ErrorCode, Fault, FileKind, Text};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
 use rustix::io::Errno;
-use tar::EntryType;
 
-use super::fault::{fault_from_errno, invalid};
-use super::member::{Member, Members};
+use super::fault::{fault_from_errno, fault_from_stream, invalid};
 use super::place::{Place, Root, stat_at};
 use super::remove::unlink;
 use super::stat::{identity, kind_of};
@@ -34,6 +34,25 @@ pub enum Owners {
     Process,
 }
 
+/// A member whose names are as the protocol has them.
+#[derive(Debug, Clone)]
+struct Entry {
+    path: Text,
+    link: Text,
+    kind: EntryType,
+    permissions: u32,
+    uid: i64,
+    gid: i64,
+    modified: (i64, i64),
+}
+
+impl Entry {
+    fn new(member: Member) -> Self {
+        let Member { path, link, kind, permissions, uid, gid, modified, .. } = member;
+        Self { path: path.into(), link: link.into(), kind, permissions, uid, gid, modified }
+    }
+}
+
 /// What came out of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unpacked {
@@ -49,7 +68,7 @@ pub struct Unpacker {
     inside: Root,
     made: bool,
     owners: Owners,
-    pending: Vec<Member>,
+    pending: Vec<Entry>,
     pending_bytes: usize,
 }
 
@@ -76,8 +95,8 @@ impl Unpacker {
         let mut members = Members::new(input);
         let mut entries = 0;
         let mut buffer = vec![0; UNPACK_BUFFER_BYTES];
-        while let Some(member) = members.next()? {
-            self.put(&member, &mut members, &mut buffer)
+        while let Some(member) = members.next().map_err(fault_from_archive)? {
+            self.put(&Entry::new(member), &mut members, &mut buffer)
                 .map_err(|fault| Fault::new(fault.code, format!("archive entry: {}", fault.message)))?;
             entries += 1;
         }
@@ -85,7 +104,7 @@ impl Unpacker {
         Ok(Unpacked { entries, bytes: members.bytes() })
     }
 
-    fn put<R: Read>(&mut self, member: &Member, members: &mut Members<R>, buffer: &mut [u8]) -> Result<(), Fault> {
+    fn put<R: Read>(&mut self, member: &Entry, members: &mut Members<R>, buffer: &mut [u8]) -> Result<(), Fault> {
         let path = &member.path;
         expect_inside(path, path)?;
         match member.kind {
@@ -125,7 +144,7 @@ impl Unpacker {
         self.inside.place(path, OPERATION)
     }
 
-    fn directory(&mut self, member: &Member) -> Result<(), Fault> {
+    fn directory(&mut self, member: &Entry) -> Result<(), Fault> {
         let path = &member.path;
         let place = self.place(path)?;
         if place.is_nameless() {
@@ -148,7 +167,7 @@ impl Unpacker {
 
     fn file<R: Read>(
         &self,
-        member: &Member,
+        member: &Entry,
         place: &Place,
         members: &mut Members<R>,
         buffer: &mut [u8],
@@ -157,18 +176,8 @@ impl Unpacker {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = take_name(place, || rustix::fs::openat(&place.parent, &place.name, flags, Mode::RUSR | Mode::WUSR))
             .map_err(fail)?;
-        let mut file = File::from(file);
-        let filled = loop {
-            match members.read(buffer) {
-                Ok(0) => break Ok(()),
-                Ok(count) => {
-                    if let Err(error) = file.write_all(&buffer[..count]) {
-                        break Err(fault_from_errno(&member.path, OPERATION, error));
-                    }
-                }
-                Err(fault) => break Err(Fault::new(fault.code, format!("`{}`: {}", member.path, fault.message))),
-            }
-        };
+        let file = File::from(file);
+        let filled = fill(&file, member, members, buffer);
         if let Err(fault) = filled {
             // Half a file is worse than none; the fault is what matters if this fails, too.
             let _ = rustix::fs::unlinkat(&place.parent, &place.name, AtFlags::empty());
@@ -181,7 +190,7 @@ impl Unpacker {
         rustix::fs::futimens(&file, &times(member)).map_err(fail)
     }
 
-    fn symlink(&self, member: &Member, place: &Place) -> Result<(), Fault> {
+    fn symlink(&self, member: &Entry, place: &Place) -> Result<(), Fault> {
         if member.link.is_empty() || member.link.as_bytes().contains(&0) {
             return Err(invalid(format!("`{}` is a symlink to nothing", member.path)));
         }
@@ -192,8 +201,8 @@ impl Unpacker {
         rustix::fs::utimensat(parent, name, &times(member), AtFlags::SYMLINK_NOFOLLOW).map_err(fail)
     }
 
-    fn hard_link(&self, member: &Member, place: &Place) -> Result<(), Fault> {
-        let Member { path, link, .. } = member;
+    fn hard_link(&self, member: &Entry, place: &Place) -> Result<(), Fault> {
+        let Entry { path, link, .. } = member;
         expect_inside(link, path)?;
         let operation = format!("link `{path}` to");
         let fail = |errno: Errno| fault_from_errno(link, &operation, errno);
@@ -212,8 +221,8 @@ impl Unpacker {
     }
 
     /// Remembers a directory: its permissions may forbid what is still to come, and its time will change.
-    fn wait(&mut self, member: &Member) -> Result<(), Fault> {
-        self.pending_bytes += member.path.as_bytes().len() + size_of::<Member>();
+    fn wait(&mut self, member: &Entry) -> Result<(), Fault> {
+        self.pending_bytes += member.path.as_bytes().len() + size_of::<Entry>();
         self.pending.push(member.clone());
         if self.pending_bytes > PENDING_BYTES_MAX {
             self.settle()?;
@@ -248,13 +257,13 @@ impl Unpacker {
         Ok(())
     }
 
-    fn own(&self, member: &Member, place: &Place) -> Result<(), Fault> {
+    fn own(&self, member: &Entry, place: &Place) -> Result<(), Fault> {
         let Some((uid, gid)) = self.owner(member)? else { return Ok(()) };
         rustix::fs::chownat(&place.parent, &place.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|errno| fault_from_errno(&member.path, OPERATION, errno))
     }
 
-    fn owner(&self, member: &Member) -> Result<Option<(Uid, Gid)>, Fault> {
+    fn owner(&self, member: &Entry) -> Result<Option<(Uid, Gid)>, Fault> {
         if self.owners == Owners::Process {
             return Ok(None);
         }
@@ -264,6 +273,30 @@ impl Unpacker {
             return Err(invalid(format!("`{}` has the owner {}:{}", member.path, member.uid, member.gid)));
         };
         Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
+    }
+}
+
+/// Writes a file's data to where it belongs. Holes are left as holes, and the file is as long as it was when it was read.
+fn fill<R: Read>(file: &File, member: &Entry, members: &mut Members<R>, buffer: &mut [u8]) -> Result<(), Fault> {
+    let broken = |error: ArchiveError| {
+        let fault = fault_from_archive(error);
+        Fault::new(fault.code, format!("`{}`: {}", member.path, fault.message))
+    };
+    let fail = |error| fault_from_errno(&member.path, OPERATION, error);
+    let mut end = 0;
+    while let Some(data) = members.read(buffer).map_err(broken)? {
+        file.write_all_at(&buffer[..data.bytes], data.offset).map_err(fail)?;
+        end = data.offset + data.bytes as u64;
+    }
+    let length = members.length().map_err(broken)?;
+    if length == end { Ok(()) } else { file.set_len(length).map_err(fail) }
+}
+
+fn fault_from_archive(error: ArchiveError) -> Fault {
+    match error {
+        ArchiveError::Input(error) => fault_from_stream("archive", error),
+        ArchiveError::Malformed(words) => invalid(words),
+        ArchiveError::TooLarge(words) => Fault::new(ErrorCode::LimitExceeded, words),
     }
 }
 
@@ -302,7 +335,8 @@ fn take_name<T>(place: &Place, mut make: impl FnMut() -> Result<T, Errno>) -> Re
     Err(Errno::BUSY)
 }
 
-fn times(member: &Member) -> Timestamps {
+fn times(member: &Entry) -> Timestamps {
     let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    Timestamps { last_access: omit, last_modification: member.modified }
+    let (tv_sec, tv_nsec) = member.modified;
+    Timestamps { last_access: omit, last_modification: Timespec { tv_sec, tv_nsec } }
 }

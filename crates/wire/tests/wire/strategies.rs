@@ -251,17 +251,21 @@ fn answer() -> impl Strategy<Value = Message<'static>> {
                 Exited { status, wall_us, user_us, sys_us, max_rss_bytes, oom_killed, timed_out, truncated, pipes_held }
             },
         );
-    let fault = (select(ErrorCode::ALL), name()).prop_map(|(code, message)| Fault { code, message });
+    let fault = || (select(ErrorCode::ALL), name()).prop_map(|(code, message)| Fault { code, message });
+    let counts = (any::<u64>(), any::<u64>(), any::<bool>(), any::<u64>());
+    let done = (counts, vec(fault(), 0..4)).prop_map(|((bytes, entries, truncated, left_out_more), left_out)| Done {
+        bytes,
+        entries,
+        truncated,
+        left_out,
+        left_out_more,
+    });
     prop_oneof![
         (any::<u32>(), option::of(name())).prop_map(|(pid, session)| Message::Started(Started { pid, session })),
         reply().prop_map(|reply| Message::Reply(Box::new(reply))),
         exited.prop_map(Message::Exited),
-        (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(|(bytes, entries, truncated)| Message::Done(Done {
-            bytes,
-            entries,
-            truncated
-        })),
-        fault.prop_map(Message::Error),
+        done.prop_map(Message::Done),
+        fault().prop_map(Message::Error),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use kiln_wire::{ErrorCode, Fault, Text};
 use proptest::prelude::*;
 
 use super::{Yard, fifo, link, refused, socket};
-use crate::files::{Owners, Packed, Packer, Root, SKIPPED_NAMES_MAX, Unpacked, Unpacker};
+use crate::files::{Owners, Packed, Packer, Root, Unpacked, Unpacker};
 
 fn pack(yard: &Yard, path: &str) -> (Vec<u8>, Packed) {
     let mut archive = Vec::new();
@@ -167,8 +167,11 @@ fn what_no_archive_holds_is_left_out_and_told() {
     let _listener = socket(&yard.path("d/s"));
     let (archive, packed) = pack(&yard, "d");
     assert_eq!(member_names(&archive), [b"d/".to_vec(), b"d/f".to_vec()]);
-    assert_eq!((packed.entries, packed.skipped, packed.skipped_names.len()), (2, 21, SKIPPED_NAMES_MAX));
-    assert!(packed.skipped_names[0].to_string().starts_with("d/"));
+    assert_eq!((packed.entries, packed.left_out.faults.len(), packed.left_out.more), (2, 21, 0));
+    for name in (0..20).map(|number| format!("`d/p{number}` is a FIFO")).chain(["`d/s` is a socket".to_owned()]) {
+        let named = packed.left_out.faults.iter().find(|fault| fault.message.starts_with(&name)).expect(&name);
+        assert_eq!(named.code, ErrorCode::NotAFile);
+    }
     let message = refused(Packer::open(&yard.root, &"d/p0".into()), ErrorCode::NotAFile);
     assert!(message.contains("a FIFO"), "{message}");
     refused(Packer::open(&yard.root, &"none".into()), ErrorCode::NotFound);
@@ -181,7 +184,7 @@ fn a_view_of_the_kernel_is_packed_when_it_is_asked_for_by_name() {
     let mut walked = Vec::new();
     let packer = Packer::open(&root, &"/proc/self/fdinfo".into()).expect("it was asked for by name");
     let packed = packer.write_to(&mut walked).expect("it is packed");
-    assert!(packed.entries > 1 && packed.skipped == 0);
+    assert!(packed.entries > 1 && packed.left_out.faults.is_empty());
 }
 
 /// Changes a file as soon as its header is out.
@@ -205,8 +208,9 @@ impl<F: FnMut()> Write for Meddler<F> {
 }
 
 #[test]
-fn a_file_that_shrinks_or_grows_meanwhile_keeps_its_first_size() {
-    for new_bytes in [10, 500_000] {
+fn a_file_that_shrinks_or_grows_meanwhile_is_as_long_as_it_was_read() {
+    // What is read before the header is 64 KiB; of the rest there is what is there when its turn comes.
+    for (new_bytes, read) in [(10, 65_536), (100_000, 100_000), (500_000, 200_000)] {
         let yard = Yard::new();
         yard.plant("f", vec![7; 200_000]);
         let path = yard.path("f");
@@ -220,13 +224,65 @@ fn a_file_that_shrinks_or_grows_meanwhile_keeps_its_first_size() {
         let mut meddler = Meddler { archive: Vec::new(), meddle: Some(meddle) };
         let packer = Packer::open(&yard.root, &"f".into()).expect("it can be packed");
         let packed = packer.write_to(&mut meddler).expect("it is packed");
-        assert_eq!((packed.entries, packed.resized), (1, 1));
+        assert_eq!((packed.entries, packed.left_out.faults.len()), (1, 0));
         unpack(&yard, "out", &meddler.archive);
-        let out = yard.content("out/f");
-        let kept = usize::try_from(new_bytes).expect("small").min(200_000);
-        assert_eq!(out.len(), 200_000);
-        assert!(out[..kept].iter().all(|byte| *byte == 7) && out[kept..].iter().all(|byte| *byte == 0));
+        assert!(yard.content("out/f") == vec![7; read], "{new_bytes}: {} bytes", yard.content("out/f").len());
+        // Other programs find the first size, and zeros in what is missing.
+        let mut archive = tar::Archive::new(meddler.archive.as_slice());
+        let mut member = archive.entries().expect("an archive").next().expect("a member").expect("a whole one");
+        let mut content = Vec::new();
+        member.read_to_end(&mut content).expect("memory");
+        assert!(content[..read].iter().all(|byte| *byte == 7) && content[read..].iter().all(|byte| *byte == 0));
+        assert_eq!(content.len(), 200_000);
     }
+}
+
+#[test]
+fn files_of_the_kernel_are_packed_to_their_end_whatever_size_they_say() {
+    let root = Root::new(None).expect("there is a /");
+    let yard = Yard::new();
+    // One that says 0 and is short, one that says 0 and is long, one that says 4096 and is short.
+    for path in ["/proc/self/limits", "/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+        let Ok(content) = std::fs::read(path) else { continue };
+        let mut archive = Vec::new();
+        let packer = Packer::open(&root, &path.into()).expect("it can be packed");
+        packer.write_to(&mut archive).expect("it is packed");
+        unpack(&yard, "out", &archive);
+        let name = Path::new(path).file_name().expect("a name").to_str().expect("text");
+        assert!(yard.content(&format!("out/{name}")) == content, "{path}");
+    }
+    assert!(yard.path("out/limits").is_file());
+}
+
+#[test]
+fn what_can_not_be_read_is_named_and_the_rest_is_packed() {
+    // Root may open every file; but nobody can read memory at an address where there is none.
+    let root = Root::new(None).expect("there is a /");
+    let mut archive = Vec::new();
+    let packer = Packer::open(&root, &"/proc/self/task".into()).expect("it can be packed");
+    let packed = packer.write_to(&mut archive).expect("it is packed");
+    let mem = packed.left_out.faults.iter().find(|fault| fault.message.contains("/mem`")).expect("it is named");
+    assert_ne!(mem.code, ErrorCode::NotAFile);
+    assert!(packed.entries > 10);
+}
+
+#[test]
+fn holes_stay_holes_on_the_way_in_and_out() {
+    let yard = Yard::new();
+    let size = 64_u64 << 30;
+    let file = std::fs::File::create(yard.path("f")).expect("the yard is writable");
+    std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 5 << 30).expect("it is ours");
+    file.set_len(size).expect("it is ours");
+    let (archive, packed) = pack(&yard, "f");
+    assert!(packed.bytes < 1 << 20, "{} bytes", packed.bytes);
+    unpack(&yard, "out", &archive);
+    let metadata = std::fs::metadata(yard.path("out/f")).expect("it is there");
+    assert_eq!(metadata.len(), size);
+    assert!(metadata.blocks() < 1 << 11, "{} blocks", metadata.blocks());
+    let copy = std::fs::File::open(yard.path("out/f")).expect("it is there");
+    let mut middle = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&copy, &mut middle, (5 << 30) - 1).expect("it has that much");
+    assert_eq!(&middle, b"\0middle\0");
 }
 
 #[test]
