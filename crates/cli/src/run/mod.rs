@@ -6,13 +6,14 @@
 //!
 //! Whatever happens on the way, the VM is gone before kiln is.
 
+mod out;
+mod pack;
 mod pump;
 mod report;
 mod request;
 mod start;
 mod terminal;
 mod transfer;
-mod unpack;
 mod vhost_user;
 
 use std::collections::BTreeMap;
@@ -99,7 +100,7 @@ fn check(args: RunArgs) -> Result<Job, Failure> {
     Ok(Job {
         exec: request::exec_request(&args, terminal)?,
         copy_in: args.copy_in.iter().map(request::copy_in).collect::<Result<_, _>>()?,
-        copy_out: args.copy_out.iter().map(request::copy_out).collect::<Result<_, _>>()?,
+        copy_out: args.copy_out.iter().map(|given| request::copy_out(given, args.json)).collect::<Result<_, _>>()?,
         args,
     })
 }

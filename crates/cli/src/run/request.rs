@@ -2,12 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty};
 use rustix::fs::{Access, access};
 
-use super::unpack::folder_of;
+use super::out::Target;
 use crate::args::RunArgs;
 use crate::failure::{Failure, USAGE};
 
@@ -85,8 +85,9 @@ pub fn copy_in(given: &OsString) -> Result<Copy, Failure> {
     Ok(Copy { host, guest: guest.as_os_str().into() })
 }
 
-/// `GUEST:HOST` of `--out`; the host's folder must exist, and take new files.
-pub fn copy_out(given: &OsString) -> Result<Copy, Failure> {
+/// `GUEST:HOST` of `--out`: what is there must be something that can be written to, or its folder must be there and take
+/// new files. With `--json` stdout is taken.
+pub fn copy_out(given: &OsString, json: bool) -> Result<Copy, Failure> {
     let (guest, host) = split("--out", "GUEST:HOST", given)?;
     let host = PathBuf::from(host);
     let parent = host.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -95,8 +96,13 @@ pub fn copy_out(given: &OsString) -> Result<Copy, Failure> {
     {
         return Err(Failure::words(USAGE, format!("--out: no folder `{}` here", parent.display())));
     }
-    let folder: &Path = folder_of(&host);
-    if let Err(error) = access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+    let target = Target::find(&host).map_err(|why| Failure::words(USAGE, format!("--out: {why}")))?;
+    if json && target.is_stdout() {
+        return Err(Failure::words(USAGE, "--out: stdout has the report of --json").hint("name a file or a FIFO"));
+    }
+    if let Some(folder) = target.folder()
+        && let Err(error) = access(folder, Access::WRITE_OK | Access::EXEC_OK)
+    {
         let why = std::io::Error::from(error);
         return Err(Failure::words(USAGE, format!("--out: can't write to `{}`: {why}", folder.display())));
     }
@@ -167,12 +173,28 @@ mod tests {
     }
 
     #[test]
+    fn what_can_not_be_written_to_is_refused_before_anything_starts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (socket, link) = (folder.path().join("socket"), folder.path().join("link"));
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        std::os::unix::fs::symlink("nowhere", &link).expect("a link");
+        for bad in [socket, link, folder.path().join("no/folder")] {
+            let failure = copy_out(&format!("/x:{}", bad.display()).into(), false).expect_err("refused");
+            assert_eq!(failure.code, USAGE, "{}", failure.message());
+        }
+        for fine in ["-", "/dev/stdout", "/dev/stderr", "/dev/null"] {
+            copy_out(&format!("/x:{fine}").into(), false).expect(fine);
+        }
+        assert!(copy_out(&"/x:-".into(), true).expect_err("stdout is taken").message().contains("--json"));
+    }
+
+    #[test]
     fn copies_need_both_sides() {
         for bad in ["", ":", "a:", ":b", "a"] {
-            assert!(copy_out(&bad.into()).is_err(), "{bad}");
+            assert!(copy_out(&bad.into(), false).is_err(), "{bad}");
         }
         assert!(copy_in(&"/surely/not/here:/x".into()).is_err());
-        let copy = copy_out(&"/a:b:./c".into()).expect("the last colon splits");
+        let copy = copy_out(&"/a:b:./c".into(), false).expect("the last colon splits");
         assert_eq!(copy, Copy { host: "./c".into(), guest: "/a:b".into() });
     }
 }

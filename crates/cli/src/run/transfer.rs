@@ -1,5 +1,6 @@
 //! `--in` and `--out`: files as a tar archive over one stream. Both ends are bounded.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,17 +8,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use kiln_engine::link::{Event, GuestLink, StreamError};
-use kiln_wire::{FileRequest, Text};
+use kiln_wire::{Done, ErrorCode, FileRequest, Text};
+use owo_colors::OwoColorize as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::out::{self, Budget, Piece, Target};
+use super::pack::{LeftOut, pack};
 use super::request::Copy;
-use super::unpack::{Piece, unpack};
 use crate::failure::{Failure, VM};
+use crate::output::{plain, say};
 
 /// Pieces of an archive between the thread that packs or unpacks and the link.
 const PIECES: usize = 8;
 const PIECE_BYTES: usize = 64 << 10;
+/// What a guest says it left out is named up to here.
+const LEFT_OUT_NAMES_MAX: usize = 256;
 /// A guest that takes or gives nothing for this long has stopped.
 const STALL_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -26,7 +32,10 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     let (folder, name) = split_target(&copy.guest, &copy.host);
     let (pieces, mut packed) = mpsc::channel::<Bytes>(PIECES);
     let host = copy.host.clone();
-    let packing = tokio::task::spawn_blocking(move || pack(&host, name.as_deref(), pieces));
+    let packing = tokio::task::spawn_blocking(move || {
+        let mut output = io::BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
+        pack(&host, name.as_deref(), &mut output)
+    });
     let (sender, mut receiver) = link.files(FileRequest::TarIn { path: folder })?;
     let feed = async move {
         while let Some(piece) = packed.recv().await {
@@ -54,63 +63,91 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     let answered = answered.await;
     // It ends at once where the guest takes no more: the other end of its channel is gone.
     let packed = packing.await.expect("packing does not panic");
-    let packed = packed.with_context(|| format!("failed to pack `{}`", copy.host.display()));
-    if let Err(error) = packed
-        && (answered.is_ok() || !is_broken_pipe(&error))
-    {
-        return Err(error);
-    }
-    answered.map(drop).with_context(|| format!("failed to unpack into `{}` in the guest", copy.guest))
+    let left_out = match packed {
+        Ok(left_out) => left_out,
+        Err(error) if answered.is_err() && error.kind() == io::ErrorKind::BrokenPipe => LeftOut::default(),
+        Err(error) => return Err(error).with_context(|| format!("failed to pack `{}`", copy.host.display())),
+    };
+    answered.map(drop).with_context(|| format!("failed to unpack into `{}` in the guest", copy.guest))?;
+    warn(&left_out.special);
+    whole(&copy.host.display(), &left_out.unreadable)
 }
 
 /// Copies everything of `--out`, which together may take `limit_bytes`. One that fails loses no other: the failure names
 /// all that did.
 pub async fn copy_all_out(link: &GuestLink, copies: &[Copy], limit_bytes: u64) -> Result<(), Failure> {
-    let mut left = limit_bytes;
+    let mut budget = Budget::new(limit_bytes);
     let mut failures = Vec::new();
     for copy in copies {
-        match copy_out(link, copy, left).await {
-            Ok(taken) => left = left.saturating_sub(taken),
-            Err(error) => failures.push(format!("{error:#}")),
+        if let Err(error) = copy_out(link, copy, &mut budget).await {
+            failures.push(format!("{error:#}"));
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(Failure::words(VM, failures.join("\n"))) }
 }
 
-/// Copies a file or directory out of the guest; at most `limit_bytes` of archive are taken. Says how many were.
-async fn copy_out(link: &GuestLink, copy: &Copy, limit_bytes: u64) -> anyhow::Result<u64> {
+/// Copies a file or directory out of the guest, as far as the budget goes. What could not be copied of a directory is an
+/// error, after all that could be is there.
+async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow::Result<()> {
+    // Looked at again: the command may have run for hours since the arguments were checked.
+    let target = Target::find(&copy.host).map_err(anyhow::Error::msg)?;
     let (_sender, mut receiver) = link.files(FileRequest::TarOut { path: copy.guest.clone() })?;
     let (pieces, arriving) = mpsc::channel(PIECES);
-    let host = copy.host.clone();
-    let unpacking = tokio::task::spawn_blocking(move || unpack(arriving, &host, limit_bytes));
-    let arrived: Result<(), StreamError> = async {
+    let mut spent = budget.clone();
+    let taking = tokio::task::spawn_blocking(move || (out::take(arriving, &target, &mut spent), spent));
+    let arrived: Result<Option<Done>, StreamError> = async {
         loop {
-            let piece = match timeout(STALL_DEADLINE, receiver.next()).await.unwrap_or_else(|_| Err(stalled()))? {
-                Event::Data(_, bytes) => Piece::Bytes(bytes),
-                Event::Reply(_) | Event::Eof => continue,
-                Event::Done(_) => Piece::End,
-                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
-            };
-            let ended = matches!(piece, Piece::End);
+            let (piece, done) =
+                match timeout(STALL_DEADLINE, receiver.next()).await.unwrap_or_else(|_| Err(stalled()))? {
+                    Event::Data(_, bytes) => (Piece::Bytes(bytes), None),
+                    Event::Reply(_) | Event::Eof => continue,
+                    Event::Done(done) => (Piece::End, Some(done)),
+                    other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+                };
             // The unpacking thread has stopped where this fails, and says why.
-            if pieces.send(piece).await.is_err() || ended {
-                return Ok(());
+            if pieces.send(piece).await.is_err() || done.is_some() {
+                return Ok(done);
             }
         }
     }
     .await;
     drop(pieces);
-    let unpacked = unpacking.await.expect("unpacking does not panic");
-    arrived.with_context(|| format!("failed to read `{}` in the guest", copy.guest))?;
-    unpacked.with_context(|| format!("failed to write `{}`", copy.host.display()))
+    let (taken, spent) = taking.await.expect("unpacking does not panic");
+    *budget = spent;
+    let done = arrived.with_context(|| format!("failed to read `{}` in the guest", copy.guest))?;
+    let taken = taken.with_context(|| format!("failed to write `{}`", copy.host.display()))?;
+    let Done { left_out, left_out_more, .. } = done.unwrap_or_default();
+    let (special, unreadable): (Vec<_>, Vec<_>) =
+        left_out.into_iter().take(LEFT_OUT_NAMES_MAX).partition(|fault| fault.code == ErrorCode::NotAFile);
+    let mut special: Vec<_> = special.into_iter().map(|fault| fault.message).collect();
+    if left_out_more > 0 {
+        special.push(format!("{left_out_more} more were left out of `{}`", copy.guest));
+    }
+    warn(&special);
+    let mut failed: Vec<_> = unreadable.into_iter().map(|fault| fault.message).chain(taken.words).collect();
+    if taken.more > 0 {
+        failed.push(format!("{} more lead out of what is copied", taken.more));
+    }
+    whole(&copy.guest, &failed)
+}
+
+/// Names what has no content to copy: that is worth a word, and no failure.
+fn warn(special: &[String]) {
+    for words in special {
+        say(format_args!("{} {}", "kiln:".yellow().bold(), plain(words)));
+    }
+}
+
+/// An error that names what is missing in a copy, if anything is.
+fn whole(copied: &dyn Display, missing: &[String]) -> anyhow::Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("some of `{copied}` was not copied:\n{}", missing.join("\n")))
 }
 
 fn stalled() -> StreamError {
     StreamError::LinkLost(format!("nothing moved for {STALL_DEADLINE:?}"))
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The guest's folder to unpack into, and the name that a single file gets there.
@@ -125,18 +162,6 @@ fn split_target(guest: &Text, host: &Path) -> (Text, Option<PathBuf>) {
     let path = guest.as_path();
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("/"));
     (folder.into(), path.file_name().map(PathBuf::from).or(own_name))
-}
-
-fn pack(host: &Path, name: Option<&Path>, pieces: mpsc::Sender<Bytes>) -> io::Result<()> {
-    let sink = io::BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
-    let mut archive = tar::Builder::new(sink);
-    archive.follow_symlinks(false);
-    match name {
-        // The one file that was named may be a symlink to it.
-        Some(name) => archive.append_file(name, &mut fs_err::File::open(host)?.into_parts().0)?,
-        None => archive.append_dir_all("", host)?,
-    }
-    archive.into_inner()?.flush()
 }
 
 /// A writer whose bytes go to the link.

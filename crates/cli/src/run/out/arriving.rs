@@ -1,0 +1,47 @@
+//! An archive as it arrives from the link, counted.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::budget::Budget;
+
+/// A piece of an archive, or its end: a stream that only stops was cut off.
+#[derive(Debug)]
+pub enum Piece {
+    /// Its next bytes.
+    Bytes(Bytes),
+    /// The agent says that this was all.
+    End,
+}
+
+/// A reader of bytes from the link. Each takes from the budget, whatever it is for.
+pub struct Arriving<'a> {
+    pieces: mpsc::Receiver<Piece>,
+    rest: Bytes,
+    ended: bool,
+    pub budget: &'a mut Budget,
+}
+
+impl<'a> Arriving<'a> {
+    pub fn new(pieces: mpsc::Receiver<Piece>, budget: &'a mut Budget) -> Self {
+        Self { pieces, rest: Bytes::new(), ended: false, budget }
+    }
+}
+
+impl Read for Arriving<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() && !self.ended {
+            match self.pieces.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => self.rest = bytes,
+                Some(Piece::End) => self.ended = true,
+                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive was cut off")),
+            }
+        }
+        let count = buffer.len().min(self.rest.len());
+        self.budget.bytes(count as u64)?;
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        Ok(count)
+    }
+}
