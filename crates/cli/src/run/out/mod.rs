@@ -17,6 +17,9 @@ mod stream;
 mod target;
 mod unpack;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 use tokio::sync::mpsc;
