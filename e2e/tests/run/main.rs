@@ -8,6 +8,7 @@ mod vm_border;
 mod vm_crash;
 mod vm_exit;
 mod vm_files;
+mod vm_files_kinds;
 mod vm_limits;
 mod vm_owner;
 mod vm_streams;

@@ -56,12 +56,18 @@ fn links_that_lead_out_and_bits_that_lend_rights_stay_in_the_guest() {
     let folder = tempfile::tempdir().expect("a folder");
     let (tool, linked) = (folder.path().join("tool"), folder.path().join("linked"));
     let flags = [format!("/tmp/tool:{}", tool.display()), format!("/tmp/d:{}", linked.display())];
-    let script = "echo x > /tmp/tool; chmod 6755 /tmp/tool; mkdir /tmp/d; ln -s /etc/passwd /tmp/d/l";
+    let script =
+        "echo x > /tmp/tool; chmod 6755 /tmp/tool; mkdir /tmp/d; echo x > /tmp/d/f; ln -s /etc/passwd /tmp/d/l";
     let outcome = Kiln::shell(&["--out", &flags[0], "--out", &flags[1]], script).run();
     assert_eq!(outcome.code, 125, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("d/l") && outcome.stderr.contains("/etc/passwd"), "{}", outcome.stderr);
     assert_eq!(fs::metadata(tool).expect("it came out").permissions().mode() & 0o7777, 0o755);
-    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1);
+    // The rest of what was asked for is there.
+    assert_eq!(fs::read_to_string(linked.join("f")).expect("it came out"), "x\n");
+    assert_eq!(
+        (fs::read_dir(&linked).expect("readable").count(), fs::read_dir(folder.path()).expect("ours").count()),
+        (1, 2)
+    );
 }
 
 #[test]
