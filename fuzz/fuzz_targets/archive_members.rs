@@ -1,0 +1,26 @@
+//! Any bytes as a tar archive: members with data inside their size and in order, or an error, in memory that is bounded.
+#![no_main]
+
+use kiln_archive::Members;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let mut members = Members::new(input);
+    let mut buffer = [0; 700];
+    while let Ok(Some(member)) = members.next() {
+        let (mut end, mut sum) = (0, 0);
+        while let Ok(Some(data)) = members.read(&mut buffer) {
+            assert!(data.bytes > 0 && data.bytes <= buffer.len());
+            assert!(data.offset >= end, "parts come in order");
+            end = data.offset + data.bytes as u64;
+            sum += data.bytes as u64;
+            assert!(end <= member.size, "data is inside its file");
+        }
+        assert!(sum <= input.len() as u64);
+        match members.length() {
+            Ok(length) => assert!(length <= member.size),
+            Err(_) => break,
+        }
+    }
+    assert!(members.bytes() <= input.len() as u64);
+});
