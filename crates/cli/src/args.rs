@@ -80,9 +80,14 @@ pub struct RunArgs {
     #[arg(long = "in", value_name = "HOST:GUEST")]
     pub copy_in: Vec<OsString>,
     /// Copy a file or directory out of the guest after the command ended
+    ///
+    /// What is there keeps its kind: a file its permissions, a folder is merged into, a device, a FIFO or `-` (stdout) is
+    /// written into.
     #[arg(long = "out", value_name = "GUEST:HOST")]
     pub copy_out: Vec<OsString>,
     /// The most that all of --out may write here
+    ///
+    /// Each file, folder and symlink counts 16 KiB beside its bytes.
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size_bytes)]
     pub out_limit: u64,
     /// Image to boot; see `kiln image ls`
