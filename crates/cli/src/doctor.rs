@@ -3,7 +3,7 @@
 use kiln_engine::acceleration;
 use kiln_engine::home::Home;
 use kiln_engine::host::{FindingStatus, HostFinding, HostReport, inspect};
-use kiln_engine::image::{Image, MINI};
+use kiln_engine::image::{Image, KernelNews, MINI};
 use kiln_engine::snapshot::SnapshotStore;
 use owo_colors::OwoColorize as _;
 
@@ -28,6 +28,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     if trusted {
         report.findings.push(snapshots(&home));
     }
+    report.findings.extend(image.as_ref().map(guest_kernel));
     drop(progress);
     if args.json {
         print_json(&report)?;
@@ -35,6 +36,22 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
         show(&report)?;
     }
     Ok(if report.is_ready() { 0 } else { HOST })
+}
+
+/// Whether apt knows a newer kernel than the one that guests have.
+fn guest_kernel(image: &Image) -> HostFinding {
+    let version = &image.kernel_version;
+    let (status, detail, hint) = match image.kernel_news() {
+        KernelNews::Newest => (FindingStatus::Ok, format!("{version} in {}, apt knows no newer one", image.name), None),
+        KernelNews::Newer { package } => {
+            let detail = format!("{version} in {}, apt knows a newer one: {package}", image.name);
+            (FindingStatus::Warn, detail, Some(format!("kiln image build {}", image.name)))
+        }
+        KernelNews::Unknown { reason } => {
+            (FindingStatus::Ok, format!("{version} in {}, whether there is a newer one: {reason}", image.name), None)
+        }
+    };
+    HostFinding { name: "guest kernel".into(), status, detail, hint }
 }
 
 /// What snapshots take, and whether some are broken.

@@ -8,13 +8,14 @@ use kiln_engine::home::{Home, HomeError, remembered_digest};
 use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI};
 use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
 use kiln_engine::{Acceleration, Engine as _, LaunchError, QemuEngine, Renew, VmSpec};
+use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
 use crate::agent_binary;
 use crate::args::{ImageArgs, ImageBuildArgs, ImageCommand, ImageWarmArgs};
 use crate::failure::{Failure, HOST, USAGE};
 use crate::interrupt::Interrupts;
-use crate::output::{Progress, mebibytes, print, print_json, say};
+use crate::output::{Progress, mebibytes, plain, print, print_json, say};
 use crate::ready::{self, NotMade, Wanted, ready_failure, snapshot_failure};
 
 /// Enough to tell the images of one host apart.
@@ -78,7 +79,7 @@ pub fn find_or_build(home: &Home, name: &str, progress: &Progress) -> Result<Ima
     match found {
         Ok(image) if image.agent_digest == remembered_digest(home, &agent)? => Ok(image),
         Ok(_) | Err(ImageError::Unknown { .. } | ImageError::Damaged { .. }) => {
-            build_mini(&store, agent, KernelSource::Auto, progress)
+            build_mini(&store, home, agent, KernelSource::Auto, progress)
         }
         Err(error) => Err(image_failure(error)),
     }
@@ -95,8 +96,9 @@ fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
         // Who asks for an image wants the newest; `kiln run`, which builds one on its way, takes what is there.
         None => KernelSource::Latest,
     };
+    let home = home()?;
     let progress = Progress::start("building mini");
-    let image = build_mini(&ImageStore::new(&home()?), agent_binary::find(args.agent)?, kernel, &progress)?;
+    let image = build_mini(&ImageStore::new(&home), &home, agent_binary::find(args.agent)?, kernel, &progress)?;
     drop(progress);
     if args.json {
         print_json(&Listed::from(&image))?;
@@ -109,12 +111,42 @@ fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
 
 fn build_mini(
     store: &ImageStore,
+    home: &Home,
     agent: Utf8PathBuf,
     kernel: KernelSource,
     progress: &Progress,
 ) -> Result<Image, Failure> {
     let mut say = |step: BuildStep| progress.say(format!("building mini: {step}"));
-    store.build_mini(BuildOptions { agent, kernel, progress: &mut say }).map_err(image_failure)
+    let image = store.build_mini(BuildOptions { agent, kernel, progress: &mut say }).map_err(image_failure)?;
+    // Without QEMU there is nothing to boot it with: the one who comes to need it is told so.
+    let Ok(engine) = QemuEngine::find(home.path()) else { return Ok(image) };
+    Ok(measure_memory(store, &engine, image, progress))
+}
+
+/// Finds out how little memory an image boots with. That it can't be found out keeps nobody from using it.
+fn measure_memory(store: &ImageStore, engine: &QemuEngine, image: Image, progress: &Progress) -> Image {
+    let known = image.clone();
+    let mut steps = |step: BuildStep| progress.say(format!("finding out how little memory it needs: {step}"));
+    let measured = on_a_thread(store.measure_memory(engine, image, &mut steps));
+    measured.unwrap_or_else(|error| {
+        let failure = image_failure(error);
+        say(format_args!("{} {}", "kiln:".yellow().bold(), plain(&failure.message())));
+        known
+    })
+}
+
+/// Waits for a future on a thread of its own, for callers who may be in a runtime already.
+fn on_a_thread<T: Send>(future: impl Future<Output = T> + Send) -> T {
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("this process has had one, or has one");
+            let done = runtime.block_on(future);
+            runtime.shutdown_timeout(THREADS_DEADLINE);
+            done
+        });
+        waiter.join().expect("a panic there is one here")
+    })
 }
 
 /// An image as `--json` has it.
@@ -125,6 +157,7 @@ struct Listed {
     kernel: String,
     agent_digest: String,
     modules: Vec<String>,
+    memory_mib_min: Option<u64>,
     created_unix_seconds: u64,
     size_bytes: u64,
     dir: Utf8PathBuf,
@@ -139,6 +172,7 @@ impl From<&Image> for Listed {
             kernel: image.kernel_version,
             agent_digest: image.agent_digest,
             modules: image.modules,
+            memory_mib_min: image.memory_mib_min,
             created_unix_seconds: image.created_unix_seconds,
             size_bytes: image.size_bytes,
             dir: image.dir,
@@ -212,6 +246,7 @@ fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     let progress = Progress::start("finding the image");
     let image = find_or_build(&home, &args.name, &progress)?;
     check_modules(&image, &args.modules)?;
+    check_memory(&image, args.memory, args.cpus)?;
     let (memory_mib, cpus, modules) = (args.memory, args.cpus, args.modules.clone());
     let mut spec = VmSpec { memory_mib, cpus, modules, ..image.vm_spec() };
     spec.acceleration = args.accel.into();
@@ -270,6 +305,14 @@ pub const fn accel_name(acceleration: Acceleration) -> &'static str {
 pub fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
     image.check_modules(wanted).map_err(|error| {
         let hint = format!("it has: {}", error.has.join(", "));
+        Failure::new(USAGE, error).hint(hint)
+    })
+}
+
+/// Refuses a size with which an image does not boot.
+pub fn check_memory(image: &Image, memory_mib: u64, cpus: u32) -> Result<(), Failure> {
+    image.check_memory(memory_mib, cpus).map_err(|error| {
+        let hint = format!("--memory {}", error.needed_mib);
         Failure::new(USAGE, error).hint(hint)
     })
 }

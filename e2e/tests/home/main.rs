@@ -2,5 +2,6 @@
 
 mod refused;
 mod vm_damaged;
+mod vm_memory;
 mod vm_planted;
 mod vm_umask;

@@ -72,6 +72,19 @@ fn a_damaged_package_is_fetched_again_and_a_whole_one_is_not() {
 }
 
 #[test]
+fn doctor_names_a_newer_kernel_and_the_command_that_takes_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let newer = directory.path().join("linux-image-6.99.0-1-cloud-amd64_6.99.1-1_amd64.deb");
+    fs::write(&newer, "not looked into").expect("written");
+    let path = format!("{}:{}", directory.path().join("bin").display(), std::env::var("PATH").expect("a PATH"));
+    fake_apt(directory.path(), &newer);
+    let home = TestHome::with_image();
+    let doctor = home.kiln(["doctor"]).env("PATH", &path).run().text();
+    assert!(doctor.contains("apt knows a newer one: linux-image-6.99.0-1-cloud-amd64_6.99.1-1_amd64.deb"), "{doctor}");
+    assert!(doctor.contains("→ kiln image build mini"), "{doctor}");
+}
+
+#[test]
 fn an_image_that_was_changed_starts_no_vm_and_is_built_anew() {
     let home = TestHome::with_image();
     let images = home.kiln(["image", "ls", "--json"]).run();

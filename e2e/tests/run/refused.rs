@@ -1,6 +1,7 @@
 //! What is refused before a VM starts, with words that name it.
 
 use kiln_e2e::Kiln;
+use serde_json::Value;
 
 fn refused(args: &[&str], code: i32, words: &[&str]) {
     let outcome = Kiln::new(args).run();
@@ -106,7 +107,10 @@ fn an_unknown_image_is_named_with_what_to_do() {
 
 #[test]
 fn impossible_sizes_are_refused_with_their_bounds() {
-    refused(&["run", "-m", "0", "--", "true"], 2, &["memory", "80 MiB"]);
+    let images: Value = serde_json::from_slice(&Kiln::new(["image", "ls", "--json"]).run().stdout).expect("a list");
+    let least = format!("{} MiB", images[0]["memory_mib_min"]);
+    refused(&["run", "-m", "0", "--", "true"], 2, &["memory", &least]);
+    refused(&["run", "-m", "80", "--", "true"], 2, &["memory", &least]);
     refused(&["run", "-m", "1T", "--", "true"], 2, &["memory", "1048576 MiB"]);
     refused(&["run", "-m", "9999999999", "--", "true"], 2, &["9999999999"]);
     refused(&["run", "-c", "0", "--", "true"], 2, &["cpus", "not 0"]);
@@ -131,7 +135,7 @@ fn a_vmm_that_is_none_is_reported_in_its_own_words() {
 #[test]
 fn errors_are_json_too() {
     let outcome = Kiln::new(["run", "--json", "-m", "0", "--", "true"]).run();
-    let report: serde_json::Value = serde_json::from_slice(&outcome.stdout).expect("one JSON object");
+    let report: Value = serde_json::from_slice(&outcome.stdout).expect("one JSON object");
     assert_eq!(outcome.code, 2);
     assert_eq!(report["exit_code"], 2);
     assert!(report["error"].as_str().is_some_and(|words| words.contains("memory")), "{report}");

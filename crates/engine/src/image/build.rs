@@ -75,6 +75,11 @@ pub enum BuildStep {
         /// How many modules go in.
         modules: usize,
     },
+    /// The image is booted, to find out whether so little memory is enough.
+    Booting {
+        /// The guest's memory.
+        memory_mib: u64,
+    },
     /// The image is written.
     Writing {
         /// Its size.
@@ -94,6 +99,7 @@ impl fmt::Display for BuildStep {
             Self::Packing { kernel_version, modules } => {
                 write!(f, "packing Linux {kernel_version} with {modules} modules")
             }
+            Self::Booting { memory_mib } => write!(f, "booting it with {memory_mib} MiB"),
             Self::Writing { bytes } => write!(f, "writing {} MiB", bytes.div_ceil(1 << 20)),
         }
     }
@@ -143,6 +149,8 @@ impl ImageStore {
             initramfs: initramfs_entry,
             cmdline: recipe::CMDLINE.into(),
             agent_digest,
+            kernel_package: package.is_from(&cache).then(|| package.path().file_name().map(str::to_owned)).flatten(),
+            memory_mib_min: None,
             inputs,
             modules: chosen.names,
             created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),

@@ -181,6 +181,11 @@ fn installed_kernel() -> Option<KernelPackage> {
 }
 
 impl KernelPackage {
+    /// Whether it is a package of the cache, whose name is the one that apt gave it.
+    pub(crate) fn is_from(&self, cache: &Utf8Path) -> bool {
+        matches!(self, Self::Deb(path) if path.parent() == Some(cache))
+    }
+
     /// Names it to people.
     pub(crate) fn path(&self) -> &Utf8Path {
         match self {

@@ -51,6 +51,10 @@ pub struct Image {
     pub agent_digest: String,
     /// The modules within, sorted.
     pub modules: Vec<String>,
+    /// The package that its kernel came from, if apt downloaded it.
+    pub kernel_package: Option<String>,
+    /// The least memory that it boots with, if it was booted to find that out.
+    pub memory_mib_min: Option<u64>,
     /// When it was built.
     pub created_unix_seconds: u64,
     /// Bytes of kernel and initramfs.
@@ -119,6 +123,16 @@ pub enum ImageError {
     #[error("the image can't be made: {problem}")]
     TooLarge {
         /// Which, and why.
+        problem: String,
+    },
+    /// An image that boots with no size that was tried.
+    #[error("the image `{image}` does not boot, not even with {memory_mib} MiB: {problem}")]
+    DoesNotBoot {
+        /// The image's name.
+        image: String,
+        /// The most memory that it was tried with.
+        memory_mib: u64,
+        /// How the last attempt ended.
         problem: String,
     },
     /// No room for the image.
@@ -200,6 +214,11 @@ pub(super) struct Manifest {
     pub(super) initramfs: FileEntry,
     pub(super) cmdline: String,
     pub(super) agent_digest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kernel_package: Option<String>,
+    /// Found out after the image was built. The digest does not cover it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) memory_mib_min: Option<u64>,
     /// Stands for all that the image was made from, so that it is not made again.
     pub(super) inputs: String,
     pub(super) modules: Vec<String>,
@@ -233,9 +252,13 @@ impl Manifest {
     }
 
     pub(super) fn write(&self, dir: &Utf8Path) -> io::Result<()> {
+        private_file::write_new(&dir.join(MANIFEST), &self.to_text()?)
+    }
+
+    fn to_text(&self) -> io::Result<Vec<u8>> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        private_file::write_new(&dir.join(MANIFEST), &text)
+        Ok(text)
     }
 
     fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
@@ -280,6 +303,8 @@ impl Manifest {
             kernel_format: self.kernel_format,
             agent_digest: self.agent_digest,
             modules: self.modules,
+            kernel_package: self.kernel_package,
+            memory_mib_min: self.memory_mib_min,
             created_unix_seconds: self.created_unix_seconds,
         }
     }
@@ -396,6 +421,20 @@ impl ImageStore {
             fs::File::open(&directory)?.sync_all()
         };
         write().map_err(ImageError::io(&directory.join(name)))
+    }
+
+    /// The least memory that another image of this name boots with, the newest that is known.
+    pub(super) fn measured_before(&self, name: &str) -> Result<Option<u64>, ImageError> {
+        Ok(self.list()?.into_iter().filter(|image| image.name == name).find_map(|image| image.memory_mib_min))
+    }
+
+    /// Writes into an image's manifest how little memory it boots with.
+    pub(super) fn set_memory_min(&self, image: &Image, memory_mib: u64) -> Result<Image, ImageError> {
+        let manifest = Manifest { memory_mib_min: Some(memory_mib), ..Manifest::read(&image.dir)? };
+        let path = image.dir.join(MANIFEST);
+        let write = || private_file::replace(&path, &self.home.images(), &manifest.to_text()?);
+        write().map_err(ImageError::io(&path))?;
+        Ok(manifest.into_image(&image.dir))
     }
 
     /// The image that was made from these inputs, if it is still what was made.

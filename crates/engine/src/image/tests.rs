@@ -143,6 +143,25 @@ fn an_unknown_image_is_refused_with_the_known_ones_and_what_to_do() {
 }
 
 #[test]
+fn a_size_below_the_measured_least_is_refused_with_the_least() {
+    let scene = Scene::new();
+    let (image, _) = scene.build().expect("builds");
+    image.check_memory(1, 1).expect("nobody has measured it");
+    assert_eq!(scene.store.measured_before(MINI).expect("reads"), None);
+
+    let measured = scene.store.set_memory_min(&image, 96).expect("is written");
+    assert_eq!(scene.store.find(MINI).expect("is whole"), measured);
+    assert_eq!((measured.digest.as_str(), measured.memory_mib_min), (image.digest.as_str(), Some(96)));
+    assert_eq!(scene.store.measured_before(MINI).expect("reads"), Some(96));
+    assert_eq!(scene.build().expect("builds").0, measured, "it is not measured twice");
+    for (memory, cpus, good) in [(96, 1, true), (95, 1, false), (98, 4, false), (99, 4, true), (u64::MAX, 64, true)] {
+        assert_eq!(measured.check_memory(memory, cpus).is_ok(), good, "{memory} MiB, {cpus} CPUs");
+    }
+    let words = measured.check_memory(80, 1).expect_err("is too little").to_string();
+    assert_eq!(words, "the image `mini` needs 96 MiB of memory with 1 CPU, not 80 MiB");
+}
+
+#[test]
 fn a_removed_image_is_gone_with_its_names() {
     let scene = Scene::new();
     let (image, _) = scene.build().expect("builds");

@@ -1,0 +1,81 @@
+//! Whether apt knows a newer kernel than the one in an image.
+
+use super::apt;
+use super::packages::SourceError;
+use super::store::Image;
+use super::version::version_key;
+
+/// What apt knows of the kernel of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelNews {
+    /// Nothing newer.
+    Newest,
+    /// This package, which `kiln image build` takes.
+    Newer {
+        /// The package's file, with its version.
+        package: String,
+    },
+    /// apt can't be asked, or names no kernel.
+    Unknown {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Image {
+    /// Asks apt whether there is a newer kernel than this image's. Takes some seconds, changes nothing, and knows what
+    /// the last `apt-get update` has learnt.
+    pub fn kernel_news(&self) -> KernelNews {
+        let newest = apt::newest_kernel().and_then(|package| apt::candidate(&package)).map(|candidate| candidate.file);
+        news(self.kernel_package.as_deref(), &self.kernel_version, newest)
+    }
+}
+
+/// A package has its own version beside that of the kernel in its name: a rebuilt kernel keeps its name.
+fn news(package: Option<&str>, release: &str, newest: Result<String, SourceError>) -> KernelNews {
+    let newest = match newest {
+        Ok(newest) => newest,
+        Err(error) => return KernelNews::Unknown { reason: error.to_string() },
+    };
+    let is_newer = match package {
+        Some(package) => version_key(&newest) > version_key(package),
+        None => {
+            version_key(newest.split('_').next().unwrap_or_default()) > version_key(&format!("linux-image-{release}"))
+        }
+    };
+    if is_newer { KernelNews::Newer { package: newest } } else { KernelNews::Newest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "linux-image-6.1.0-48-cloud-amd64_6.1.172-1_amd64.deb";
+    const REBUILT: &str = "linux-image-6.1.0-48-cloud-amd64_6.1.172-2_amd64.deb";
+    const NEW: &str = "linux-image-6.1.0-49-cloud-amd64_6.1.176-1_amd64.deb";
+    const RELEASE: &str = "6.1.0-48-cloud-amd64";
+
+    #[test]
+    fn a_newer_kernel_is_told_by_its_package() {
+        for newer in [REBUILT, NEW] {
+            assert_eq!(news(Some(OLD), RELEASE, Ok(newer.into())), KernelNews::Newer { package: newer.into() });
+        }
+        for other in [OLD, REBUILT] {
+            assert_eq!(news(Some(REBUILT), RELEASE, Ok(other.into())), KernelNews::Newest);
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_came_from_no_package_is_told_by_its_release() {
+        assert_eq!(news(None, RELEASE, Ok(NEW.into())), KernelNews::Newer { package: NEW.into() });
+        assert_eq!(news(None, RELEASE, Ok(REBUILT.into())), KernelNews::Newest);
+        assert_eq!(news(None, "6.12.3-cloud-amd64", Ok(NEW.into())), KernelNews::Newest);
+    }
+
+    #[test]
+    fn an_apt_that_can_not_be_asked_is_no_news() {
+        let missing = SourceError::Unusable { path: "apt-cache".into(), problem: "was not found" };
+        let expected = KernelNews::Unknown { reason: "`apt-cache` was not found".into() };
+        assert_eq!(news(Some(OLD), RELEASE, Err(missing)), expected);
+    }
+}
