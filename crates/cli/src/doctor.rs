@@ -9,6 +9,7 @@ use owo_colors::OwoColorize as _;
 
 use crate::args::DoctorArgs;
 use crate::failure::{Failure, HOST};
+use crate::hints;
 use crate::image;
 use crate::output::{Progress, mebibytes, print, print_json};
 
@@ -59,7 +60,7 @@ fn snapshots(home: &Home) -> HostFinding {
     let finding = |status, detail, hint| HostFinding { name: "snapshots".into(), status, detail, hint };
     let listed = match SnapshotStore::new(home).list() {
         Ok(listed) => listed,
-        Err(error) => return finding(FindingStatus::Warn, error.to_string(), error.hint()),
+        Err(error) => return finding(FindingStatus::Warn, error.to_string(), hints::snapshot(&error)),
     };
     let space = mebibytes(listed.iter().map(|one| one.bytes_on_disk).sum());
     let ready = listed.iter().filter(|one| one.ready_for.is_some()).count();

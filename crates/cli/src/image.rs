@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::agent_binary;
 use crate::args::{ImageArgs, ImageBuildArgs, ImageCommand, ImageWarmArgs};
 use crate::failure::{Failure, HOST, USAGE};
+use crate::hints;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, mebibytes, plain, print, print_json, say};
 use crate::ready::{self, NotMade, Wanted, ready_failure, snapshot_failure};
@@ -59,7 +60,7 @@ pub fn engine(home: &Home) -> Result<QemuEngine, Failure> {
 /// A failure to launch, with what the user can do.
 pub fn launch_failure(error: LaunchError) -> Failure {
     let code = if matches!(error, LaunchError::Spec(_)) { USAGE } else { HOST };
-    let hint = error.hint();
+    let hint = hints::launch(&error);
     Failure::new(code, error).maybe_hint(hint)
 }
 

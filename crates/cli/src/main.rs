@@ -7,6 +7,7 @@ mod console;
 mod doctor;
 mod failure;
 mod guest;
+mod hints;
 mod image;
 mod interrupt;
 mod output;

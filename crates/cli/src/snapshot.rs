@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::{SnapshotArgs, SnapshotCommand};
 use crate::failure::{Failure, USAGE};
+use crate::hints;
 use crate::image::home;
 use crate::output::{Progress, mebibytes, plain, print, print_json, say};
 use crate::ready::snapshot_failure;
@@ -164,7 +165,7 @@ fn verify(store: &SnapshotStore, given: &[String], all: bool) -> Result<u8, Fail
         None => Ok(0),
         Some(only) if ids.len() == 1 => Err(snapshot_failure(only)),
         Some(first) => {
-            let hint = first.hint();
+            let hint = hints::snapshot(&first);
             Err(Failure::words(1, format!("{count} of {} snapshots can't be restored", ids.len())).maybe_hint(hint))
         }
     }

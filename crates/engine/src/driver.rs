@@ -22,10 +22,11 @@ use tokio::sync::OnceCell;
 
 use crate::adopt::AdoptError;
 use crate::engine::{BoxFuture, Capabilities, LaunchError};
+use crate::error::{RestoreError, SaveError};
 use crate::link::LinkOptions;
 use crate::orphan::Orphan;
 use crate::owner::Ends;
-use crate::snapshot::{DiskLayer, Draft, MachineIdentity, MemoryKind, Snapshot, SnapshotError};
+use crate::snapshot::{DiskLayer, Draft, MachineIdentity, MemoryKind, Snapshot};
 use crate::vm::{Acceleration, ExitReason, Vm};
 use crate::vm_dir::{SocketDir, VmDir};
 use crate::vm_spec::VmSpec;
@@ -48,7 +49,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>>;
 
     /// What a VM of this spec, whose acceleration is decided, runs on.
-    fn machine<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, SnapshotError>>;
+    fn machine<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, LaunchError>>;
 
     /// Boots a VM of a spec that was checked.
     fn boot<'a>(&'a self, spec: &'a VmSpec, on: Acceleration) -> BoxFuture<'a, Result<Vm, LaunchError>>;
@@ -58,7 +59,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
         &'a self,
         snapshot: &'a Snapshot,
         spec: &'a VmSpec,
-    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, SnapshotError>>;
+    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, RestoreError>>;
 
     /// Connects to a VMM that outlived its owner. On failure the VMM goes on as it did.
     fn reattach<'a>(
@@ -76,7 +77,7 @@ pub(crate) trait Restorer: fmt::Debug + Send + Sync {
 
     /// Starts a VMM for the VM of `dir`, which is told of everything but not to load the state of the devices: what it
     /// takes so far is time that a pool spends ahead.
-    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, SnapshotError>>;
+    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>>;
 }
 
 /// A VMM that waits to load its state.
@@ -85,7 +86,7 @@ pub(crate) trait Waiting: fmt::Debug + Send + Sync {
     fn pid(&self) -> u32;
 
     /// Loads the state, and hands the VM over to the task that owns it. The guest is paused.
-    fn load(self: Box<Self>) -> BoxFuture<'static, Result<Vm, SnapshotError>>;
+    fn load(self: Box<Self>) -> BoxFuture<'static, Result<Vm, RestoreError>>;
 }
 
 /// Controls one VMM. Every call ends at its deadline.
@@ -124,10 +125,10 @@ pub(crate) enum MonitorEvent {
 /// Saves one VM.
 pub(crate) trait Saver: fmt::Debug + Send + Sync {
     /// Whether the VMM can save the guest as it is. Nothing is changed, and the guest may run.
-    fn check(&self) -> BoxFuture<'_, Result<(), SnapshotError>>;
+    fn check(&self) -> BoxFuture<'_, Result<(), SaveError>>;
 
     /// Writes memory, devices and writable disks of a paused guest into the draft. The caller publishes it.
-    fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SnapshotError>>;
+    fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SaveError>>;
 }
 
 /// What becomes of a VM's own files when they are put into a snapshot.

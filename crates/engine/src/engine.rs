@@ -7,15 +7,17 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Serialize;
 
+use crate::acceleration::KvmState;
 use crate::adopt::{self, AdoptError};
 use crate::blocking::operation;
 use crate::driver::{Driver, VmmError};
+use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
 use crate::home::HomeError;
 use crate::ready::{self, ReadyError, ReadyRequest};
 use crate::recover;
 use crate::restore::{self, Template};
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::Snapshot;
 use crate::vm::{Acceleration, Vm, VmmStatus};
 use crate::vm_dir::VmId;
 use crate::vm_spec::{SpecError, VmSpec};
@@ -68,30 +70,24 @@ pub trait Engine: Send + Sync {
     /// ```
     ///
     /// # Errors
-    /// [`SnapshotError`]; nothing is left behind then.
-    fn restore<'a>(
-        &'a self,
-        snapshot: &'a Snapshot,
-        forks: ForkSpec,
-    ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>>;
+    /// [`RestoreError`]; nothing is left behind then.
+    fn restore<'a>(&'a self, snapshot: &'a Snapshot, forks: ForkSpec)
+    -> BoxFuture<'a, Result<Vec<Fork>, RestoreError>>;
 
     /// Goes on with a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
     /// same id.
     ///
     /// # Errors
-    /// [`SnapshotError`]; the VM is stopped as before then.
-    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>>;
+    /// [`RestoreError`]; the VM is stopped as before then.
+    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, RestoreError>>;
 
     /// Makes a snapshot ready to be forked time and again, for a [`ForkPool`](crate::ForkPool), say: what it takes to
     /// find out whether it fits this host is paid once. `forks.count` is not looked at.
     ///
     /// # Errors
     /// The snapshot can't be restored on this host.
-    fn template<'a>(
-        &'a self,
-        snapshot: &'a Snapshot,
-        forks: ForkSpec,
-    ) -> BoxFuture<'a, Result<Template, SnapshotError>>;
+    fn template<'a>(&'a self, snapshot: &'a Snapshot, forks: ForkSpec)
+    -> BoxFuture<'a, Result<Template, RestoreError>>;
 
     /// The ready-made snapshot of a spec's VM, made if it is not there: a boot of some seconds, once. Afterwards it takes
     /// a few looks at files.
@@ -138,11 +134,11 @@ impl<D: Driver + Clone + 'static> Engine for D {
         &'a self,
         snapshot: &'a Snapshot,
         forks: ForkSpec,
-    ) -> BoxFuture<'a, Result<Vec<Fork>, SnapshotError>> {
+    ) -> BoxFuture<'a, Result<Vec<Fork>, RestoreError>> {
         Box::pin(restore::restore(shared(self), snapshot.clone(), forks))
     }
 
-    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, SnapshotError>> {
+    fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, RestoreError>> {
         Box::pin(restore::resume(shared(self), vm.clone()))
     }
 
@@ -150,7 +146,7 @@ impl<D: Driver + Clone + 'static> Engine for D {
         &'a self,
         snapshot: &'a Snapshot,
         forks: ForkSpec,
-    ) -> BoxFuture<'a, Result<Template, SnapshotError>> {
+    ) -> BoxFuture<'a, Result<Template, RestoreError>> {
         Box::pin(restore::template(shared(self), snapshot.clone(), forks))
     }
 
@@ -242,12 +238,16 @@ pub enum LaunchError {
         program: Utf8PathBuf,
     },
     /// KVM was asked for and can't run guests here.
-    #[error("KVM can't be used: {reason}")]
-    NoKvm {
-        /// What was found.
-        reason: String,
-        /// What the user can do about it.
-        hint: String,
+    #[error("KVM can't be used: {}", .0.reason())]
+    NoKvm(KvmState),
+    /// The kernel, the initramfs or a disk can't be read.
+    #[error("failed to read `{path}`")]
+    Image {
+        /// Which.
+        path: Utf8PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The VM's directory could not be made.
     #[error("failed to make the VM's directory below `{path}`")]
@@ -294,30 +294,4 @@ pub enum LaunchError {
         #[source]
         source: VmmError,
     },
-}
-
-impl LaunchError {
-    /// What the user can do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::VmmMissing { program } if program.as_str().contains("qemu") => {
-                Some("apt-get install --no-install-recommends qemu-system-x86".into())
-            }
-            Self::NoKvm { hint, .. } => Some(hint.clone()),
-            Self::Home(error) => Some(error.hint()),
-            Self::Spec(SpecError::NoFile { what: "kernel" | "initramfs", .. }) => Some("kiln image build mini".into()),
-            Self::Spec(SpecError::Backend { .. }) => {
-                Some("start the backend first: it must listen there before the VM starts".into())
-            }
-            Self::Backend { .. } => {
-                Some("see what the backend says; `kiln vhost probe SOCKET` asks it what it can do".into())
-            }
-            Self::Directory { source, .. }
-                if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
-            {
-                Some("set KILN_HOME to a directory that you may write to".into())
-            }
-            _ => None,
-        }
-    }
 }

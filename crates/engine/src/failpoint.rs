@@ -9,8 +9,6 @@
 
 use std::io;
 
-use crate::snapshot::SnapshotError;
-
 /// Names one fail point, and what happens there: `name`, `name:kill`, `name:error` or `name:wait-PATH`, which makes that file
 /// and goes on once somebody has removed it.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
@@ -47,17 +45,11 @@ pub const FAIL_POINTS: &[&str] = &[
 /// A step that was made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("stopped at the fail point `{0}`")]
-pub(crate) struct FailPoint(pub(crate) &'static str);
+pub struct FailPoint(pub(crate) &'static str);
 
 impl From<FailPoint> for io::Error {
     fn from(error: FailPoint) -> Self {
         Self::other(error)
-    }
-}
-
-impl From<FailPoint> for SnapshotError {
-    fn from(FailPoint(name): FailPoint) -> Self {
-        Self::FailPoint(name)
     }
 }
 

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::history::History;
 
 use crate::private_file;
-use crate::snapshot::{SnapshotError, SnapshotId};
+use crate::snapshot::SnapshotId;
 use crate::vm_dir::SPEC_FILE;
 
 /// Name of the file.
@@ -133,16 +133,6 @@ impl From<JournalError> for io::Error {
         match error {
             JournalError::Io { ref source, .. } => Self::new(source.kind(), error),
             other => Self::other(other),
-        }
-    }
-}
-
-impl From<JournalError> for SnapshotError {
-    fn from(error: JournalError) -> Self {
-        match error {
-            JournalError::Io { what, path, source } => Self::io(what, path, source),
-            JournalError::Broken { ref path, .. } => Self::io("go on with", path.clone(), io::Error::other(error)),
-            JournalError::Illegal { .. } => Self::io("append to", JOURNAL_FILE, io::Error::other(error)),
         }
     }
 }

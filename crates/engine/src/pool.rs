@@ -17,10 +17,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::engine::Engine;
+use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
 use crate::host;
 use crate::restore::{self, Held, Template};
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::Snapshot;
 
 /// Forks of one pool; more would wait for a burst that no host of this kind can run.
 pub const POOL_MAX: usize = 64;
@@ -89,16 +90,16 @@ impl ForkPool {
     /// Starts to fill a pool. `forks.count` is not looked at.
     ///
     /// # Errors
-    /// [`SnapshotError::Budget`]; or the snapshot can't be restored on this host.
+    /// [`RestoreError::Budget`]; or the snapshot can't be restored on this host.
     pub async fn start(
         engine: &dyn Engine,
         snapshot: &Snapshot,
         forks: ForkSpec,
         spec: PoolSpec,
-    ) -> Result<Self, SnapshotError> {
+    ) -> Result<Self, RestoreError> {
         if !(1..=POOL_MAX).contains(&spec.ready) {
             let why = format!("a pool keeps 1 to {POOL_MAX} ready");
-            return Err(SnapshotError::Budget { count: spec.ready, why });
+            return Err(RestoreError::Budget { count: spec.ready, why });
         }
         restore::check_budget(spec.ready)?;
         let template = engine.template(snapshot, forks).await?;
@@ -112,7 +113,7 @@ impl ForkPool {
     ///
     /// # Errors
     /// As [`Engine::restore`](crate::Engine::restore).
-    pub async fn take(&self) -> Result<Fork, SnapshotError> {
+    pub async fn take(&self) -> Result<Fork, RestoreError> {
         loop {
             let held = self.shared.state().held.pop_front();
             let Some((held, _)) = held else { return self.shared.template.fork().await };

@@ -15,6 +15,7 @@ use kiln_wire::{ExecRequest, Text};
 use crate::blocking::{blocking, operation};
 use crate::driver::Driver;
 use crate::engine::{self, LaunchError};
+use crate::error::SaveError;
 use crate::file_facts::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
@@ -47,7 +48,10 @@ pub enum ReadyError {
     /// Its guest runs no commands.
     #[error("the guest that is to be saved does not run `{WARM_UP}`")]
     WarmUp(#[source] StreamError),
-    /// It can't be saved or read.
+    /// Its guest can't be saved.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// It can't be read or written.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
 }
@@ -132,7 +136,7 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     let snapshot = save(&vm, label, boot_deadline, progress).await?;
     progress(ReadyStep::Sealing);
     let made = snapshot.clone();
-    blocking(move || {
+    let named = blocking(move || {
         // Named before it is sealed, which takes a while: one that nobody can name would stay for ever.
         let before = store.set_ready(&key, made.id())?;
         made.seal()?;
@@ -140,17 +144,17 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
             store.retire(&before)?;
         }
         store.trim_ready(READY_SNAPSHOTS_MAX)
-    })
-    .await?;
+    });
+    named.await?;
     Ok(snapshot)
 }
 
-async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, SnapshotError> {
+async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, LaunchError> {
     let machine = driver.machine(spec).await?;
     let facts = FileFacts::new(driver.home());
     let initramfs = match &spec.initramfs {
         None => String::new(),
-        Some(path) => facts.digest(path).map_err(|source| SnapshotError::io("read", path, source))?,
+        Some(path) => facts.digest(path).map_err(|source| LaunchError::Image { path: path.clone(), source })?,
     };
     let json = |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
     // Where the image lies is no part of what it is.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::blocking::{OffRuntime, blocking, operation};
 use crate::driver::{Driver, Restorer, Waiting};
 use crate::engine::LaunchError;
+use crate::error::RestoreError;
 use crate::failpoint;
 use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
 use crate::home::Home;
@@ -69,7 +70,7 @@ pub(crate) async fn restore(
     driver: Arc<dyn Driver>,
     snapshot: Snapshot,
     forks: ForkSpec,
-) -> Result<Vec<Fork>, SnapshotError> {
+) -> Result<Vec<Fork>, RestoreError> {
     let count = forks.count;
     blocking(move || check_budget(count)).await?;
     let template = Arc::new(template(driver, snapshot, forks.clone()).await?);
@@ -95,18 +96,18 @@ pub(crate) async fn restore(
 }
 
 /// Goes on with a stopped VM.
-pub(crate) async fn resume(driver: Arc<dyn Driver>, id: VmId) -> Result<Fork, SnapshotError> {
+pub(crate) async fn resume(driver: Arc<dyn Driver>, id: VmId) -> Result<Fork, RestoreError> {
     let (template, dir) = operation(async move { reopen(&*driver, &id).await }).await?;
     template.fork_in(dir).await
 }
 
 /// Takes over the directory of a stopped VM, and makes ready what it stopped at.
-async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, OffRuntime<VmDir>), SnapshotError> {
+async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, OffRuntime<VmDir>), RestoreError> {
     recover::once(driver).await;
     let home = Home::at(driver.home());
     let dir = VmDir::reopen(&home.vms(), id)?;
     let Some(State::Stopped { snapshot: stopped }) = dir.journal().last().map(|last| last.state) else {
-        return Err(SnapshotError::NotStopped(id.clone()));
+        return Err(RestoreError::NotStopped(id.clone()));
     };
     let snapshot = SnapshotStore::new(&home).open(&stopped)?;
     let path = dir.path().to_owned();
@@ -119,8 +120,8 @@ async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, OffRuntime<
 }
 
 /// Refuses more forks than this host can hold.
-pub(crate) fn check_budget(count: usize) -> Result<(), SnapshotError> {
-    let refuse = |why: String| Err(SnapshotError::Budget { count, why });
+pub(crate) fn check_budget(count: usize) -> Result<(), RestoreError> {
+    let refuse = |why: String| Err(RestoreError::Budget { count, why });
     if count == 0 {
         return refuse("at least 1".into());
     }
@@ -141,20 +142,20 @@ pub(crate) async fn template(
     driver: Arc<dyn Driver>,
     snapshot: Snapshot,
     forks: ForkSpec,
-) -> Result<Template, SnapshotError> {
+) -> Result<Template, RestoreError> {
     operation(async move { prepare(&*driver, &snapshot, &forks).await }).await
 }
 
-async fn prepare(driver: &dyn Driver, snapshot: &Snapshot, forks: &ForkSpec) -> Result<Template, SnapshotError> {
+async fn prepare(driver: &dyn Driver, snapshot: &Snapshot, forks: &ForkSpec) -> Result<Template, RestoreError> {
     let manifest = snapshot.manifest();
     let spec = VmSpec { owner_loss: forks.owner_loss, ..manifest.spec.clone() };
     check_spec(&spec)?;
     let restorer = driver.restorer(snapshot, &spec).await?;
     if let Some((what, saved, here)) = manifest.machine.difference(restorer.machine()) {
-        return Err(SnapshotError::OtherMachine { id: snapshot.id().clone(), what, saved, here });
+        return Err(RestoreError::OtherMachine { id: snapshot.id().clone(), what, saved, here });
     }
-    for disk in &manifest.external {
-        disk.check(snapshot.id())?;
+    if let Some(disk) = manifest.external.iter().find(|disk| !disk.is_unchanged()) {
+        return Err(RestoreError::DiskMoved { id: snapshot.id().clone(), path: disk.path.clone() });
     }
     recover::once(driver).await;
     Ok(Template {
@@ -168,9 +169,9 @@ async fn prepare(driver: &dyn Driver, snapshot: &Snapshot, forks: &ForkSpec) -> 
 }
 
 /// The spec came from the disk, and makes arguments of a VMM.
-fn check_spec(spec: &VmSpec) -> Result<(), SnapshotError> {
+fn check_spec(spec: &VmSpec) -> Result<(), RestoreError> {
     if let Some(device) = spec.unmigratable() {
-        return Err(SnapshotError::Unmigratable { device });
+        return Err(RestoreError::Unmigratable { device });
     }
     spec.validate_size(host::limits()).and_then(|()| spec.validate_names()).map_err(LaunchError::from)?;
     Ok(())
@@ -181,17 +182,17 @@ impl Template {
     ///
     /// # Errors
     /// As for [`Engine::restore`](crate::Engine::restore).
-    pub async fn fork(&self) -> Result<Fork, SnapshotError> {
+    pub async fn fork(&self) -> Result<Fork, RestoreError> {
         self.fork_in(self.new_dir().await?).await
     }
 
     /// One fork, from its directory to its own identity.
-    async fn fork_in(&self, dir: OffRuntime<VmDir>) -> Result<Fork, SnapshotError> {
+    async fn fork_in(&self, dir: OffRuntime<VmDir>) -> Result<Fork, RestoreError> {
         let deadline = Instant::now() + self.deadline;
         Started::new(self, dir).await?.link(deadline).await?.renew(self).await
     }
 
-    async fn new_dir(&self) -> Result<OffRuntime<VmDir>, SnapshotError> {
+    async fn new_dir(&self) -> Result<OffRuntime<VmDir>, RestoreError> {
         let (vms, spec, snapshot) = (self.vms.clone(), self.spec.clone(), self.snapshot.id().clone());
         blocking(move || {
             let dir = VmDir::create_fork(&vms, &spec, snapshot);
@@ -212,19 +213,19 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    async fn new(template: &Template, dir: OffRuntime<VmDir>) -> Result<Self, SnapshotError> {
+    async fn new(template: &Template, dir: OffRuntime<VmDir>) -> Result<Self, RestoreError> {
         let (journal, restorer) = (dir.journal().clone(), Arc::clone(&template.restorer));
         let vmm = operation(async move { restorer.start(dir.into_inner()).await.map(OffRuntime::new) }).await?;
         Ok(Self { vmm, journal })
     }
 
     /// Loads its state and lets it run until its agent answers.
-    async fn link(self, deadline: Instant) -> Result<Linked, SnapshotError> {
+    async fn link(self, deadline: Instant) -> Result<Linked, RestoreError> {
         let Self { vmm, journal } = self;
         let vm = operation(async move { vmm.into_inner().load().await }).await?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let run = async { Ok::<_, SnapshotError>(vm.resume_within(RESUME_DEADLINE).await?) };
-        let link = async { Ok::<_, SnapshotError>(vm.connect(left).await?) };
+        let run = async { Ok::<_, RestoreError>(vm.resume_within(RESUME_DEADLINE).await?) };
+        let link = async { Ok::<_, RestoreError>(vm.connect(left).await?) };
         let ((), link) = tokio::try_join!(run, link)?;
         Ok(Linked { vm, link, journal })
     }
@@ -239,7 +240,7 @@ struct Linked {
 }
 
 impl Linked {
-    async fn renew(self, template: &Template) -> Result<Fork, SnapshotError> {
+    async fn renew(self, template: &Template) -> Result<Fork, RestoreError> {
         let Self { vm, link, journal } = self;
         let identity = match template.identity {
             ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &template.spec)),
@@ -249,7 +250,7 @@ impl Linked {
         // Not before: a recovery must not take for a machine what is none yet.
         blocking(move || {
             journal.append(State::Running)?;
-            Ok::<_, SnapshotError>(failpoint::hit("restore.running")?)
+            Ok::<_, RestoreError>(failpoint::hit("restore.running")?)
         })
         .await?;
         vm.shared.fate.remove_on_drop();
@@ -268,7 +269,7 @@ pub(crate) enum Held {
 
 impl Held {
     /// Makes one more.
-    pub(crate) async fn new(template: &Template) -> Result<Self, SnapshotError> {
+    pub(crate) async fn new(template: &Template) -> Result<Self, RestoreError> {
         let deadline = Instant::now() + template.deadline;
         let started = Started::new(template, template.new_dir().await?).await?;
         if !template.snapshot.manifest().frozen {
@@ -282,13 +283,13 @@ impl Held {
             Err(_) => tracing::debug!("the first command of a held fork does not end"),
             Ok(Ok(_)) => {}
         }
-        fork.link.freeze().await.map_err(SnapshotError::Freeze)?;
+        fork.link.freeze().await.map_err(RestoreError::Freeze)?;
         fork.vm.pause().await?;
         Ok(Self::Warm(Box::new(fork)))
     }
 
     /// Lets it run.
-    pub(crate) async fn take(self, template: &Template) -> Result<Fork, SnapshotError> {
+    pub(crate) async fn take(self, template: &Template) -> Result<Fork, RestoreError> {
         match self {
             Self::Warm(fork) => {
                 fork.vm.resume().await?;
@@ -324,9 +325,9 @@ mod tests {
         check_spec(&good).expect("is fine, also where its files are gone");
         let port = VmSpec { extra_ports: vec!["a,chardev=monitor".into()], ..good.clone() };
         let error = check_spec(&port).expect_err("has a comma");
-        assert!(matches!(error, SnapshotError::Launch(LaunchError::Spec(SpecError::Name { .. }))), "{error:?}");
+        assert!(matches!(error, RestoreError::Launch(LaunchError::Spec(SpecError::Name { .. }))), "{error:?}");
         let large = VmSpec { memory_mib: u64::MAX, ..good };
-        assert!(matches!(check_spec(&large), Err(SnapshotError::Launch(LaunchError::Spec(SpecError::Memory { .. })))));
+        assert!(matches!(check_spec(&large), Err(RestoreError::Launch(LaunchError::Spec(SpecError::Memory { .. })))));
     }
 
     #[test]

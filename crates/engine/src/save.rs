@@ -14,6 +14,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::blocking::{blocking, in_background};
 use crate::driver::{Files, Monitor, Saver, Written};
+use crate::error::SaveError;
 use crate::failpoint;
 use crate::home::Home;
 use crate::journal::{Journal, State, Then};
@@ -61,9 +62,9 @@ impl Save {
         journal: &Journal,
         order: SaveOrder,
         shared: &Shared,
-    ) -> Result<Snapshot, SnapshotError> {
+    ) -> Result<Snapshot, SaveError> {
         if let Some(device) = self.spec.unmigratable() {
-            return Err(SnapshotError::Unmigratable { device });
+            return Err(SaveError::Unmigratable { device });
         }
         let store = self.store.clone();
         let draft = blocking(move || store.draft()).await?;
@@ -114,7 +115,7 @@ impl Save {
         order: SaveOrder,
         was_running: bool,
         generation: u64,
-    ) -> Result<Snapshot, SnapshotError> {
+    ) -> Result<Snapshot, SaveError> {
         if was_running {
             self.monitor.pause(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
         }
@@ -125,7 +126,7 @@ impl Save {
         blocking(move || this.publish(written, order, generation)).await
     }
 
-    fn publish(&self, written: Written, order: SaveOrder, generation: u64) -> Result<Snapshot, SnapshotError> {
+    fn publish(&self, written: Written, order: SaveOrder, generation: u64) -> Result<Snapshot, SaveError> {
         let Written { draft, parent, memory, disks, machine } = written;
         let external = self.spec.disks.iter().filter(|disk| disk.read_only).map(|disk| ExternalDisk::of(&disk.path));
         let snapshot = draft.publish(NewSnapshot {
@@ -137,7 +138,7 @@ impl Save {
             frozen: order.frozen,
             memory,
             disks,
-            external: external.collect::<Result<_, _>>()?,
+            external: external.collect::<Result<_, SnapshotError>>()?,
         })?;
         match failpoint::hit("save.published") {
             Ok(()) => Ok(snapshot),
@@ -146,7 +147,7 @@ impl Save {
     }
 
     /// Lets a VM that stands still for a save do what it did before.
-    async fn go_on(&self, journal: &Journal, before: State) -> Result<(), SnapshotError> {
+    async fn go_on(&self, journal: &Journal, before: State) -> Result<(), SaveError> {
         if before == State::Running {
             self.monitor.resume(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
         }
@@ -156,7 +157,7 @@ impl Save {
     }
 
     /// Removes what was published in vain: nobody learns its name, and the VM may go on writing to files that it has.
-    fn discard(&self, snapshot: Snapshot, why: SnapshotError) -> SnapshotError {
+    fn discard(&self, snapshot: Snapshot, why: SaveError) -> SaveError {
         let id = snapshot.id().clone();
         drop(snapshot);
         if let Err(error) = self.store.remove(&id) {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::console::ConsoleRing;
 use crate::driver::{Transport, VmmError};
+use crate::error::SaveError;
 use crate::link::{GuestLink, LinkError, Renewal, StreamError};
 use crate::owner::MONITOR_DEADLINE;
 use crate::process::Killer;
@@ -179,7 +180,7 @@ pub(crate) enum Command {
     Pause(oneshot::Sender<Result<(), ControlError>>),
     /// By then the VMM has done it, or it has failed.
     Resume(Duration, oneshot::Sender<Result<(), ControlError>>),
-    Save(SaveOrder, oneshot::Sender<Result<Snapshot, SnapshotError>>),
+    Save(SaveOrder, oneshot::Sender<Result<Snapshot, SaveError>>),
     PowerDown,
 }
 
@@ -348,10 +349,10 @@ impl Vm {
     /// ```
     ///
     /// # Errors
-    /// [`SnapshotError`]
-    pub async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Snapshot, SnapshotError> {
+    /// [`SaveError`]
+    pub async fn snapshot(&self, request: SnapshotRequest<'_>) -> Result<Snapshot, SaveError> {
         if self.shared.saving.swap(true, Ordering::AcqRel) {
-            return Err(SnapshotError::Busy);
+            return Err(SaveError::Busy);
         }
         let saving = Saving(Arc::clone(&self.shared));
         let commands = self.commands.clone();
@@ -368,7 +369,7 @@ impl Vm {
         }
         if self.shared.is_kept() {
             let source = io::Error::other("it is stopped once its home is recovered");
-            return Err(SnapshotError::io("write down the stop of the VM in", &self.path, source));
+            return Err(SnapshotError::io("write down the stop of the VM in", &self.path, source).into());
         }
         Ok(snapshot)
     }
@@ -464,7 +465,7 @@ async fn save(
     commands: &mpsc::Sender<Command>,
     link: Option<&GuestLink>,
     order: SaveOrder,
-) -> Result<Snapshot, SnapshotError> {
+) -> Result<Snapshot, SaveError> {
     let then = order.then;
     if let Some(link) = link
         && let Err(error) = link.freeze().await
@@ -474,7 +475,7 @@ async fn save(
             let link = link.clone();
             tokio::spawn(async move { drop(link.thaw().await) });
         }
-        return Err(SnapshotError::Freeze(error));
+        return Err(SaveError::Freeze(error));
     }
     let (reply, answer) = oneshot::channel();
     let saved = match commands.send(Command::Save(order, reply)).await {
@@ -487,7 +488,7 @@ async fn save(
         let thawed = thaw(link).await;
         // A VM that has ended needs no thaw, and says so itself.
         if saved.is_ok() {
-            thawed.map_err(SnapshotError::Freeze)?;
+            thawed.map_err(SaveError::Freeze)?;
         }
     }
     saved

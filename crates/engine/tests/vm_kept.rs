@@ -12,9 +12,10 @@ use kiln_engine::home::Home;
 use kiln_engine::image::{ImageStore, MINI};
 use kiln_engine::kept::{Activity, Ended, KeepPolicy, KeptState, KeptVm, Temperature, WakeError};
 use kiln_engine::link::GuestLink;
-use kiln_engine::snapshot::{Snapshot, SnapshotError, SnapshotStore};
+use kiln_engine::snapshot::{Snapshot, SnapshotStore};
 use kiln_engine::{
-    AccelerationRequest, Engine, Fork, ForkPool, ForkSpec, PoolSpec, QemuEngine, ReadyRequest, VmSpec, discard,
+    AccelerationRequest, Engine, Fork, ForkPool, ForkSpec, PoolSpec, QemuEngine, ReadyRequest, RestoreError, SaveError,
+    VmSpec, discard,
 };
 use kiln_wire::{ExecRequest, SessionSpec, Stdin, Text};
 use support::STEP_DEADLINE;
@@ -112,7 +113,7 @@ async fn vm_a_pool_keeps_to_its_bounds() {
     for count in [0, kiln_engine::POOL_MAX + 1] {
         let spec = PoolSpec { ready: count, bytes_max: 1 << 30 };
         let refused = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), spec).await;
-        assert!(matches!(refused, Err(SnapshotError::Budget { .. })), "{count}");
+        assert!(matches!(refused, Err(RestoreError::Budget { .. })), "{count}");
     }
     let spec = PoolSpec { ready: 4, bytes_max: 1 };
     let pool = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), spec).await.expect("starts");
@@ -184,7 +185,7 @@ async fn vm_a_thousand_requests_wake_a_cold_vm_once() {
     }
     let inspection = kept.inspect().await.expect("kept");
     assert!(inspection.activity.contains(&Activity::InUse(1000)), "{inspection:?}");
-    assert!(matches!(kept.cool(Temperature::Warm).await, Err(SnapshotError::Busy)));
+    assert!(matches!(kept.cool(Temperature::Warm).await, Err(SaveError::Busy)));
     assert_eq!(sh(boots[0].link(), "echo once").await, "once");
     drop(boots);
     drop(kept);

@@ -166,7 +166,6 @@ async fn vm_without_a_vmm_says_what_to_install() {
     let engine = QemuEngine::new(lab.home(), "/nowhere/qemu-system-x86_64");
     let error = engine.launch(lab.spec("idle")).await.expect_err("there is none");
     assert!(matches!(error, LaunchError::VmmMissing { .. }), "{error:?}");
-    assert!(error.hint().is_some_and(|hint| hint.contains("apt-get install")), "{error:?}");
     assert_eq!(lab.vms(), [""; 0]);
 }
 

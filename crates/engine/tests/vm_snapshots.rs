@@ -7,7 +7,7 @@ use std::process::Command;
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, MemoryKind, Snapshot, SnapshotError, SnapshotId, SnapshotStore};
-use kiln_engine::{Disk, DiskFormat, Engine as _, ForkSpec, QemuEngine, VmSpec};
+use kiln_engine::{Disk, DiskFormat, Engine as _, ForkSpec, QemuEngine, RestoreError, VmSpec};
 
 use support::guest::{base, connect, disk, fork, make_disk, note, noted, open, save, shell, spec, start_process, tell};
 use support::{Lab, is_alive};
@@ -188,10 +188,10 @@ async fn vm_with_a_read_only_disk_that_was_written_since_is_not_restored() {
 
     std::fs::write(&path, vec![b'x'; 1 << 20]).expect("written");
     let error = engine.restore(&snapshot, ForkSpec::default()).await.expect_err("it is another disk");
-    assert!(matches!(&error, SnapshotError::DiskMoved { id, path: moved } if id == snapshot.id() && *moved == path));
+    assert!(matches!(&error, RestoreError::DiskMoved { id, path: moved } if id == snapshot.id() && *moved == path));
     std::fs::remove_file(&path).expect("removed");
     let error = engine.restore(&snapshot, ForkSpec::default()).await.expect_err("it is gone");
-    assert!(matches!(error, SnapshotError::DiskMoved { .. }));
+    assert!(matches!(error, RestoreError::DiskMoved { .. }));
     assert_eq!(lab.vms(), [""; 0]);
 }
 

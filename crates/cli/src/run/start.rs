@@ -86,7 +86,7 @@ async fn fork(
         forked = Guest::fork(engine, &made.snapshot, forks, console::watch(args.console)) => forked,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
-    Ok(Started::Guest(Box::new(forked.map_err(ready::snapshot_failure)?), Start::Fork))
+    Ok(Started::Guest(Box::new(forked.map_err(ready::restore_failure)?), Start::Fork))
 }
 
 fn warn(failure: &Failure) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use kiln_engine::guest::Watch;
 use kiln_engine::link::GuestLink;
-use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotRequest};
+use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
 use kiln_engine::{Engine as _, Fork, ForkSpec, Guest, QemuEngine, Vm, VmSpec};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -26,6 +26,7 @@ use crate::failure::{Failure, HOST, VM};
 use crate::guest::boot_failure;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
+use crate::ready::{restore_failure, save_failure};
 
 /// A cold boot on a busy host, and some.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -151,7 +152,7 @@ impl Proof<'_> {
 
     async fn save(&mut self, vm: &Vm, link: &GuestLink) -> Result<Snapshot, Failure> {
         let request = SnapshotRequest { link: Some(link), then: AfterSave::End, label: LABEL.into() };
-        let snapshot = vm.snapshot(request).await.map_err(failed)?;
+        let snapshot = vm.snapshot(request).await.map_err(save_failure)?;
         self.kept.add(snapshot.clone());
         Ok(snapshot)
     }
@@ -203,7 +204,7 @@ async fn members(
 
 async fn make(engine: &QemuEngine, snapshot: &Snapshot) -> Result<Made, Failure> {
     let (asked, from) = (guest::now_ns(), Instant::now());
-    let mut forks = engine.restore(snapshot, ForkSpec::default()).await.map_err(failed)?;
+    let mut forks = engine.restore(snapshot, ForkSpec::default()).await.map_err(restore_failure)?;
     let fork = forks.pop().expect("one was asked for, and all are given or none");
     Ok(Made { fork, asked, took: from.elapsed() })
 }
@@ -225,11 +226,4 @@ fn host_fails(mut failure: Failure) -> Failure {
         failure.code = HOST;
     }
     failure
-}
-
-fn failed(error: SnapshotError) -> Failure {
-    let of_host =
-        matches!(error, SnapshotError::Launch(_) | SnapshotError::Budget { .. } | SnapshotError::NoSpace { .. });
-    let hint = error.hint();
-    Failure::new(if of_host { HOST } else { 1 }, error).maybe_hint(hint)
 }

@@ -7,9 +7,10 @@ use tokio::time::{Instant, timeout};
 
 use super::watch::{CRASH_GRACE, End, Gone, Watch};
 use crate::engine::{Engine, LaunchError};
+use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
 use crate::link::{Command, GuestLink, LinkError};
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::Snapshot;
 use crate::vm::Vm;
 use crate::vm_spec::VmSpec;
 
@@ -105,13 +106,13 @@ impl Guest {
     /// Forks a snapshot once. What its console printed before it was saved is not printed again.
     ///
     /// # Errors
-    /// [`SnapshotError`]; nothing is left behind then.
+    /// [`RestoreError`]; nothing is left behind then.
     pub async fn fork(
         engine: &dyn Engine,
         snapshot: &Snapshot,
         forks: ForkSpec,
         watch: Watch,
-    ) -> Result<Self, SnapshotError> {
+    ) -> Result<Self, RestoreError> {
         let started = Instant::now();
         let forks = engine.restore(snapshot, ForkSpec { count: 1, ..forks }).await?;
         let fork = forks.into_iter().next().expect("all that were asked for are there");

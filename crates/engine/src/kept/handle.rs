@@ -8,12 +8,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::keeper::Keeper;
 use super::policy::{KeepPolicy, Temperature};
-use super::state::{DestroyError, Ended, Inspection, KeptState, Status, WakeError};
+use super::state::{DestroyError, Ended, Inspection, KeptError, KeptState, Status, WakeError};
 use crate::engine::Engine;
+use crate::error::SaveError;
 use crate::fork::{Fork, ForkSpec};
 use crate::guest::{Guest, Watch};
 use crate::link::{Command, GuestLink};
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::Snapshot;
 use crate::vm::ControlError;
 use crate::vm_dir::VmId;
 
@@ -83,8 +84,8 @@ impl std::fmt::Debug for EngineRef {
 #[derive(Debug)]
 pub(super) enum Ask {
     Hot(oneshot::Sender<Result<(GuestLink, Use), WakeError>>),
-    Cool(Temperature, oneshot::Sender<Result<(), SnapshotError>>),
-    Save(String, oneshot::Sender<Result<Snapshot, SnapshotError>>),
+    Cool(Temperature, oneshot::Sender<Result<(), SaveError>>),
+    Save(String, oneshot::Sender<Result<Snapshot, KeptError>>),
     Inspect(oneshot::Sender<Inspection>),
 }
 
@@ -166,8 +167,8 @@ impl KeptVm {
     /// Cools the VM now, whatever its policy says. A colder one stays as it is.
     ///
     /// # Errors
-    /// [`SnapshotError::Busy`] while somebody holds it hot; or it can't be saved, and goes on.
-    pub async fn cool(&self, to: Temperature) -> Result<(), SnapshotError> {
+    /// [`SaveError::Busy`] while somebody holds it hot; or it can't be saved, and goes on.
+    pub async fn cool(&self, to: Temperature) -> Result<(), SaveError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Cool(to, reply)).await.map_err(|_| ControlError::Ended)?;
         answer.await.map_err(|_| ControlError::Ended)?
@@ -176,18 +177,18 @@ impl KeptVm {
     /// Saves the VM as it is now; it goes on, hot. One that is cold or warm is woken first.
     ///
     /// # Errors
-    /// [`SnapshotError`]; the VM goes on as before then.
-    pub async fn snapshot(&self, label: impl Into<String>) -> Result<Snapshot, SnapshotError> {
+    /// [`KeptError`]; the VM goes on as before then.
+    pub async fn snapshot(&self, label: impl Into<String>) -> Result<Snapshot, KeptError> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(Ask::Save(label.into(), reply)).await.map_err(|_| ControlError::Ended)?;
-        answer.await.map_err(|_| ControlError::Ended)?
+        self.asks.send(Ask::Save(label.into(), reply)).await.map_err(|_| WakeError::Dropped)?;
+        answer.await.map_err(|_| WakeError::Dropped)?
     }
 
     /// Forks the VM as it is now. The snapshot that the forks lie on stays until it is removed.
     ///
     /// # Errors
-    /// [`SnapshotError`]; the VM goes on as before then.
-    pub async fn fork(&self, forks: ForkSpec) -> Result<(Snapshot, Vec<Fork>), SnapshotError> {
+    /// [`KeptError`]; the VM goes on as before then.
+    pub async fn fork(&self, forks: ForkSpec) -> Result<(Snapshot, Vec<Fork>), KeptError> {
         let snapshot = self.snapshot(format!("vm {}, forked", self.id)).await?;
         let forks = self.engine.0.restore(&snapshot, forks).await?;
         Ok((snapshot, forks))

@@ -14,14 +14,15 @@ use tokio::time::{Instant, timeout};
 use super::activity::{self, Activity};
 use super::handle::{Ask, Uses};
 use super::policy::{KeepPolicy, Temperature};
-use super::state::{DestroyError, Ended, KeptState, Status, WakeError, WarmError};
+use super::state::{DestroyError, Ended, KeptError, KeptState, Status, WakeError, WarmError};
 use crate::blocking;
 use crate::engine::Engine;
+use crate::error::SaveError;
 use crate::guest::{Gone, Guest, Watch};
 use crate::home::Home;
 use crate::link::Renewal;
 use crate::recover::discard_with_stops;
-use crate::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotRequest};
+use crate::snapshot::{AfterSave, Snapshot, SnapshotRequest};
 use crate::vm::{ControlError, Shared};
 use crate::vm_dir::VmId;
 
@@ -199,7 +200,7 @@ impl Keeper {
                 drop(reply.send(woken));
             }
             Ask::Cool(to, reply) => {
-                let cooled = if self.uses.count() > 0 { Err(SnapshotError::Busy) } else { self.cool(to).await };
+                let cooled = if self.uses.count() > 0 { Err(SaveError::Busy) } else { self.cool(to).await };
                 self.publish(self.place.state());
                 drop(reply.send(cooled));
             }
@@ -276,24 +277,11 @@ impl Keeper {
     }
 
     /// Saves it, and lets it go on.
-    async fn save(&mut self, label: String) -> Result<Snapshot, SnapshotError> {
-        if let Err(error) = self.wake().await {
-            return Err(match error {
-                WakeError::Cold(error) => match Arc::try_unwrap(error) {
-                    Ok(error) => error,
-                    Err(_) => ControlError::Ended.into(),
-                },
-                WakeError::Warm(error) => match Arc::try_unwrap(error) {
-                    Ok(WarmError::Control(error)) => error.into(),
-                    Ok(WarmError::Link(error)) => error.into(),
-                    Err(_) => ControlError::Ended.into(),
-                },
-                WakeError::Ended(_) | WakeError::Dropped => ControlError::Ended.into(),
-            });
-        }
-        let Place::Hot(guest) = &self.place else { return Err(ControlError::Ended.into()) };
+    async fn save(&mut self, label: String) -> Result<Snapshot, KeptError> {
+        self.wake().await?;
+        let Place::Hot(guest) = &self.place else { return Err(SaveError::from(ControlError::Ended).into()) };
         self.publish(KeptState::Saving);
-        guest.vm.snapshot(SnapshotRequest { link: Some(&guest.link), then: AfterSave::GoOn, label }).await
+        Ok(guest.vm.snapshot(SnapshotRequest { link: Some(&guest.link), then: AfterSave::GoOn, label }).await?)
     }
 
     /// Looks whether it is idle, and cools it if it has been for long enough.
@@ -339,7 +327,7 @@ impl Keeper {
         }
     }
 
-    async fn cool(&mut self, to: Temperature) -> Result<(), SnapshotError> {
+    async fn cool(&mut self, to: Temperature) -> Result<(), SaveError> {
         let mut guest = match std::mem::replace(&mut self.place, Place::Cold) {
             Place::Hot(guest) if to == Temperature::Warm => {
                 self.publish(KeptState::Cooling);

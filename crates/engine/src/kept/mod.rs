@@ -23,4 +23,4 @@ mod state;
 pub use activity::Activity;
 pub use handle::{HotVm, KeptVm};
 pub use policy::{KeepPolicy, Temperature};
-pub use state::{DestroyError, Ended, Inspection, KeptState, WakeError, WarmError};
+pub use state::{DestroyError, Ended, Inspection, KeptError, KeptState, WakeError, WarmError};

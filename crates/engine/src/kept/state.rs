@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::policy::Temperature;
+use crate::error::{RestoreError, SaveError};
 use crate::guest::Gone;
 use crate::link::LinkError;
-use crate::snapshot::SnapshotError;
 use crate::vm::{ControlError, VmExit};
 use crate::vm_dir::ReopenError;
 
@@ -100,10 +100,24 @@ pub enum WakeError {
     Warm(#[source] Arc<WarmError>),
     /// It was not restored; it is still there.
     #[error("failed to restore the VM")]
-    Cold(#[source] Arc<SnapshotError>),
+    Cold(#[source] Arc<RestoreError>),
     /// Its keeper was dropped.
     #[error("nobody keeps the VM any more")]
     Dropped,
+}
+
+/// Why a kept VM was not saved or forked. It goes on as before, unless it has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// It does not run.
+    #[error(transparent)]
+    Wake(#[from] WakeError),
+    /// It was not saved.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// What was saved of it was not forked.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
 }
 
 /// Why a paused VM did not go on.

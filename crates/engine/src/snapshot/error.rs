@@ -6,12 +6,10 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 
 use super::id::SnapshotId;
-use crate::engine::LaunchError;
-use crate::link::{LinkError, StreamError};
-use crate::vm::ControlError;
-use crate::vm_dir::{ReopenError, VmId};
+use crate::failpoint::FailPoint;
 
-/// Why a snapshot was not taken, restored, checked or removed.
+/// Why a snapshot was not written, opened, checked, listed or removed. What keeps one from being restored says
+/// [`RestoreError`](crate::RestoreError), what keeps a VM from being saved [`SaveError`](crate::SaveError).
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// No snapshot of that id.
@@ -34,18 +32,6 @@ pub enum SnapshotError {
         file: String,
         /// What is wrong with it.
         problem: String,
-    },
-    /// Its machine is not the one here.
-    #[error("snapshot `{id}` was taken with {what} {saved}, here it is {here}")]
-    OtherMachine {
-        /// The snapshot.
-        id: SnapshotId,
-        /// Which part.
-        what: &'static str,
-        /// In the snapshot.
-        saved: String,
-        /// On this host.
-        here: String,
     },
     /// It can't go away.
     #[error("snapshot `{id}` is in use {by}")]
@@ -71,32 +57,6 @@ pub enum SnapshotError {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// A device that no VMM can save.
-    #[error("a VM with {device} can't be saved")]
-    Unmigratable {
-        /// The device.
-        device: String,
-    },
-    /// The VM's memory is not a file.
-    #[error("the VM can't be saved: it was launched without `forkable`")]
-    NotForkable,
-    /// This engine has no snapshots.
-    #[error("the {driver} engine has no snapshots")]
-    Unsupported {
-        /// Name of the driver.
-        driver: &'static str,
-    },
-    /// Another snapshot of the same VM is being taken.
-    #[error("a snapshot of this VM is being taken already")]
-    Busy,
-    /// More than this host can hold, or none.
-    #[error("{count} forks can't be started: {why}")]
-    Budget {
-        /// How many were asked for.
-        count: usize,
-        /// The bound.
-        why: String,
-    },
     /// There is not enough room on the disk.
     #[error("no space for the snapshot below `{path}`")]
     NoSpace {
@@ -117,38 +77,9 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
-    /// The guest's commands did not stand still, or did not go on.
-    #[error("the guest's agent did not freeze its commands, or did not let them go on")]
-    Freeze(#[source] StreamError),
-    /// The VMM's memory is not what it should be.
-    #[error("the guest's memory can't be saved or restored: {0}")]
-    Memory(String),
-    /// A disk that was not saved with it has changed since.
-    #[error("snapshot `{id}` needs the disk `{path}` as it was, and it has changed")]
-    DiskMoved {
-        /// The snapshot.
-        id: SnapshotId,
-        /// The disk.
-        path: Utf8PathBuf,
-    },
-    /// There is no such VM, or it has an owner.
-    #[error("failed to take over the stopped VM")]
-    Directory(#[from] ReopenError),
-    /// The VM runs, or was lost.
-    #[error("the VM `{0}` is not stopped")]
-    NotStopped(VmId),
-    /// The VMM did not do it.
-    #[error("the VMM did not save or load its state")]
-    Vmm(#[from] ControlError),
-    /// The fork's VMM did not start.
-    #[error("failed to start a fork")]
-    Launch(#[from] LaunchError),
-    /// The fork's agent could not be reached, or not be made its own machine.
-    #[error("the fork's agent did not answer")]
-    Link(#[from] LinkError),
     /// A fail point stopped it; tests alone have them.
-    #[error("stopped at the fail point `{0}`")]
-    FailPoint(&'static str),
+    #[error(transparent)]
+    FailPoint(#[from] FailPoint),
 }
 
 impl SnapshotError {
@@ -158,21 +89,6 @@ impl SnapshotError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path, source },
             _ => Self::Io { what, path, source },
-        }
-    }
-
-    /// What the user can do about it, where there is something.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unknown(_) => Some("kiln snapshot ls".into()),
-            Self::Broken { id, .. } | Self::MissingLink { of: id, .. } => {
-                Some(format!("kiln snapshot rm {id}; the ready-made ones of images are made again when needed"))
-            }
-            Self::ChainTooLong { id, .. } => Some(format!("kiln snapshot compact {id}")),
-            Self::OtherMachine { .. } => Some("boot a VM with --cold, or take the snapshot anew".into()),
-            Self::NoSpace { .. } => Some("kiln snapshot ls shows what takes space, kiln snapshot rm frees it".into()),
-            Self::Launch(error) => error.hint(),
-            _ => None,
         }
     }
 }

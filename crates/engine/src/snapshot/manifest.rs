@@ -119,15 +119,9 @@ impl ExternalDisk {
         Ok(Self { path: path.into(), bytes: meta.size(), modified_ns })
     }
 
-    /// Refuses a disk that has been written since.
-    ///
-    /// # Errors
-    /// [`SnapshotError::DiskMoved`]
-    pub(crate) fn check(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
-        match Self::of(&self.path) {
-            Ok(now) if now == *self => Ok(()),
-            _ => Err(SnapshotError::DiskMoved { id: id.clone(), path: self.path.clone() }),
-        }
+    /// Whether it is there, and nobody has written to it since.
+    pub(crate) fn is_unchanged(&self) -> bool {
+        Self::of(&self.path).is_ok_and(|now| now == *self)
     }
 }
 

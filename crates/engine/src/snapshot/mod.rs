@@ -39,6 +39,7 @@ pub use manifest::{
     DiskLayer, ExternalDisk, FileEntry, MACHINE_FIELDS, MANIFEST_FILE, MachineIdentity, Manifest, MemoryKind,
     SNAPSHOT_FORMAT, Seal,
 };
+pub use memory::MemoryError;
 #[doc(hidden)]
 pub use memory::read_page_file;
 pub use ready::{NoReadyKey, ReadyKey, ReadyLock};

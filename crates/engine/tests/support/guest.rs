@@ -14,7 +14,7 @@ use kiln_engine::home::Home;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotId, SnapshotRequest, SnapshotStore};
 use kiln_engine::{
-    AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, Vm, VmSpec,
+    AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, SaveError, Vm, VmSpec,
 };
 use kiln_wire::{ExecRequest, SessionSpec};
 
@@ -92,7 +92,7 @@ pub async fn fork_as(engine: &QemuEngine, snapshot: &Snapshot, forks: ForkSpec) 
 }
 
 /// Saves a VM whose guest has the link.
-pub async fn save(vm: &Vm, link: &GuestLink, then: AfterSave) -> Result<Snapshot, SnapshotError> {
+pub async fn save(vm: &Vm, link: &GuestLink, then: AfterSave) -> Result<Snapshot, SaveError> {
     vm.snapshot(SnapshotRequest { link: Some(link), then, label: "test".into() }).await
 }
 

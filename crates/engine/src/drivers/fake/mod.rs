@@ -17,13 +17,14 @@ use self::monitor::FakeMonitor;
 use crate::adopt::AdoptError;
 use crate::driver::{Driver, Restorer, Transport};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
+use crate::error::RestoreError;
 use crate::host;
 use crate::journal::State;
 use crate::link::LinkOptions;
 use crate::orphan::Orphan;
 use crate::owner::{self, Ends, Parts};
 use crate::process::{self, Program, Sink};
-use crate::snapshot::{MachineIdentity, Snapshot, SnapshotError};
+use crate::snapshot::{MachineIdentity, Snapshot};
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
 use crate::vm_dir::{SocketDir, VmDir};
 use crate::vm_spec::{OwnerLoss, VmSpec};
@@ -161,8 +162,8 @@ impl Driver for FakeEngine {
         Box::pin(async { Ok(Acceleration::Native) })
     }
 
-    fn machine<'a>(&'a self, _: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, SnapshotError>> {
-        Box::pin(async { Err(SnapshotError::Unsupported { driver: DRIVER }) })
+    fn machine<'a>(&'a self, _: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, LaunchError>> {
+        Box::pin(async { Err(LaunchError::Unsupported { driver: DRIVER, what: "snapshots" }) })
     }
 
     fn boot<'a>(&'a self, spec: &'a VmSpec, _: Acceleration) -> BoxFuture<'a, Result<Vm, LaunchError>> {
@@ -173,8 +174,8 @@ impl Driver for FakeEngine {
         &'a self,
         _: &'a Snapshot,
         _: &'a VmSpec,
-    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, SnapshotError>> {
-        Box::pin(async { Err(SnapshotError::Unsupported { driver: DRIVER }) })
+    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, RestoreError>> {
+        Box::pin(async { Err(LaunchError::Unsupported { driver: DRIVER, what: "snapshots" }.into()) })
     }
 
     fn reattach<'a>(&'a self, _: &'a VmDir, _: &'a VmSpec, _: &'a Orphan) -> BoxFuture<'a, Result<Ends, AdoptError>> {

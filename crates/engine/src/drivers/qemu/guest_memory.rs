@@ -4,31 +4,31 @@ use std::fs::File;
 
 use camino::Utf8Path;
 
+use crate::error::{RestoreError, SaveError};
 use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
 use crate::snapshot::{Snapshot, SnapshotError};
 
 /// Writes what a fork's memory differs from its base's in to a new page file.
-pub(super) fn save_pages(pid: u32, mapped: &File, base: &Snapshot, to: &Utf8Path) -> Result<(), SnapshotError> {
-    let chain = chain(base)?;
+pub(super) fn save_pages(pid: u32, mapped: &File, base: &Snapshot, to: &Utf8Path) -> Result<(), SaveError> {
+    let chain = chain(base).map_err(|error| blame::<SaveError>(base, error))?;
     let saved = find(pid, mapped, base)
         .and_then(|mapping| Ok((mapping, memory::own_pages(pid, mapping)?)))
         .and_then(|(mapping, own)| memory::save(pid, mapping, &own, &chain, to))
-        .map_err(|error| in_words(base, error))?;
+        .map_err(|error| blame::<SaveError>(base, error))?;
     tracing::debug!(pid, own = saved.own, changed = saved.changed, zero = saved.zero, "saved the pages of a fork");
     Ok(())
 }
 
 /// Writes the pages of a snapshot's diffs into the memory of a QEMU that maps its root.
-pub(super) fn apply_diffs(pid: u32, mapped: &File, snapshot: &Snapshot) -> Result<(), SnapshotError> {
-    let chain = chain(snapshot)?;
+pub(super) fn apply_diffs(pid: u32, mapped: &File, snapshot: &Snapshot) -> Result<(), RestoreError> {
+    let chain = chain(snapshot).map_err(|error| blame::<RestoreError>(snapshot, error))?;
     find(pid, mapped, snapshot)
         .and_then(|mapping| memory::apply(pid, mapping, &chain))
-        .map_err(|error| in_words(snapshot, error))
+        .map_err(|error| blame(snapshot, error))
 }
 
-fn chain(snapshot: &Snapshot) -> Result<ChainMemory, SnapshotError> {
+fn chain(snapshot: &Snapshot) -> Result<ChainMemory, MemoryError> {
     ChainMemory::open(&snapshot.memory_root(), &snapshot.page_files(), guest_bytes(snapshot))
-        .map_err(|error| in_words(snapshot, error))
 }
 
 fn find(pid: u32, mapped: &File, snapshot: &Snapshot) -> Result<Mapping, MemoryError> {
@@ -39,15 +39,14 @@ fn guest_bytes(snapshot: &Snapshot) -> u64 {
     snapshot.manifest().spec.memory_mib << 20
 }
 
-fn in_words(snapshot: &Snapshot, error: MemoryError) -> SnapshotError {
+/// Files that are not what was saved are the snapshot's fault, and named by its id.
+fn blame<E: From<SnapshotError> + From<MemoryError>>(snapshot: &Snapshot, error: MemoryError) -> E {
     match error {
         MemoryError::Broken { path, problem } => {
             let file = path.file_name().unwrap_or(path.as_str()).to_owned();
-            SnapshotError::Broken { id: snapshot.id().clone(), file, problem }
+            SnapshotError::Broken { id: snapshot.id().clone(), file, problem }.into()
         }
-        MemoryError::File { what, path, source } => SnapshotError::io(what, path, source),
-        other @ (MemoryError::Process { .. } | MemoryError::NotMapped { .. } | MemoryError::OtherSize { .. }) => {
-            SnapshotError::Memory(other.to_string())
-        }
+        MemoryError::File { what, path, source } => SnapshotError::io(what, path, source).into(),
+        other => other.into(),
     }
 }

@@ -37,13 +37,14 @@ use crate::adopt::AdoptError;
 use crate::blocking::operation;
 use crate::driver::{Driver, Restorer};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
+use crate::error::RestoreError;
 use crate::failpoint;
 use crate::home::Home;
 use crate::host;
 use crate::journal::State;
 use crate::orphan::Orphan;
 use crate::owner::Ends;
-use crate::snapshot::{MachineIdentity, Snapshot, SnapshotError, overlay};
+use crate::snapshot::{MachineIdentity, Snapshot, overlay};
 use crate::vm::{Acceleration, Vm};
 use crate::vm_dir::VmDir;
 use crate::vm_spec::{AccelerationRequest, Disk, SpecError, VmSpec};
@@ -176,7 +177,7 @@ impl Driver for QemuEngine {
                 // A guest that never starts would only end by its own deadline.
                 AccelerationRequest::Kvm => match acceleration::kvm_works(self, spec).await {
                     KvmState::Works => true,
-                    state => return Err(LaunchError::NoKvm { reason: state.reason(), hint: state.hint() }),
+                    state => return Err(LaunchError::NoKvm(state)),
                 },
                 AccelerationRequest::Auto => acceleration::kvm_works(self, spec).await.works(),
             };
@@ -184,7 +185,7 @@ impl Driver for QemuEngine {
         })
     }
 
-    fn machine<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, SnapshotError>> {
+    fn machine<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, LaunchError>> {
         Box::pin(async move {
             let accelerator = match spec.acceleration {
                 AccelerationRequest::Kvm => Accelerator::Kvm,
@@ -192,7 +193,7 @@ impl Driver for QemuEngine {
             };
             let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;
             let identity = machine::identity(&self.home, spec, &facts);
-            identity.map_err(|source| SnapshotError::io("read", &spec.kernel, source))
+            identity.map_err(|source| LaunchError::Image { path: spec.kernel.clone(), source })
         })
     }
 
@@ -209,7 +210,7 @@ impl Driver for QemuEngine {
         &'a self,
         snapshot: &'a Snapshot,
         spec: &'a VmSpec,
-    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, SnapshotError>> {
+    ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, RestoreError>> {
         Box::pin(async move { Ok(Arc::new(QemuRestorer::new(self, snapshot, spec).await?) as Arc<dyn Restorer>) })
     }
 

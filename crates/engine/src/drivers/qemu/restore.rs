@@ -25,6 +25,7 @@ use crate::acceleration;
 use crate::blocking;
 use crate::driver::{Restorer, VmmError, Waiting};
 use crate::engine::{BoxFuture, LaunchError};
+use crate::error::RestoreError;
 use crate::failpoint;
 use crate::snapshot::{MANIFEST_FILE, MachineIdentity, Snapshot, SnapshotError, overlay};
 use crate::vm::{ControlError, Vm};
@@ -53,7 +54,7 @@ pub(super) struct QemuRestorer {
 
 impl QemuRestorer {
     /// For a snapshot, on the machine that QEMU is here.
-    pub(super) async fn new(engine: &QemuEngine, snapshot: &Snapshot, spec: &VmSpec) -> Result<Self, SnapshotError> {
+    pub(super) async fn new(engine: &QemuEngine, snapshot: &Snapshot, spec: &VmSpec) -> Result<Self, RestoreError> {
         let saved = &snapshot.manifest().machine;
         let accelerator = match saved.acceleration.as_str() {
             "kvm" if saved.cpu.starts_with("host,-arch-capabilities") => Accelerator::KvmWithoutArchCapabilities,
@@ -62,7 +63,7 @@ impl QemuRestorer {
         };
         if accelerator != Accelerator::Tcg && acceleration::open_kvm().is_err() {
             let (id, what) = (snapshot.id().clone(), "acceleration");
-            return Err(SnapshotError::OtherMachine { id, what, saved: "kvm".into(), here: "tcg".into() });
+            return Err(RestoreError::OtherMachine { id, what, saved: "kvm".into(), here: "tcg".into() });
         }
         let (home, binary) = (engine.home.clone(), engine.binary.clone());
         let facts = machine::facts(&home, &binary, spec, accelerator).await;
@@ -78,7 +79,7 @@ impl Restorer for QemuRestorer {
         &self.machine
     }
 
-    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, SnapshotError>> {
+    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>> {
         Box::pin(async { Ok(Box::new(WaitingQemu::start(Arc::clone(&self.common), dir).await?) as Box<dyn Waiting>) })
     }
 }
@@ -98,7 +99,7 @@ struct WaitingQemu {
 }
 
 impl WaitingQemu {
-    async fn start(common: Arc<Common>, dir: VmDir) -> Result<Self, SnapshotError> {
+    async fn start(common: Arc<Common>, dir: VmDir) -> Result<Self, RestoreError> {
         let (spec, snapshot) = (&common.spec, &common.snapshot);
         let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
         let overlays = make_overlays(&dir, &common)?;
@@ -133,7 +134,7 @@ impl WaitingQemu {
     }
 
     /// Gives it the pages of the diffs and the state of its devices. It stands still yet.
-    async fn load_state(mut self) -> Result<Vm, SnapshotError> {
+    async fn load_state(mut self) -> Result<Vm, RestoreError> {
         let (pid, common) = (self.started.child.pid(), Arc::clone(&self.common));
         if !common.snapshot.page_files().is_empty() {
             let snapshot = common.snapshot.clone();
@@ -166,7 +167,7 @@ impl Waiting for WaitingQemu {
         self.started.child.pid()
     }
 
-    fn load(self: Box<Self>) -> BoxFuture<'static, Result<Vm, SnapshotError>> {
+    fn load(self: Box<Self>) -> BoxFuture<'static, Result<Vm, RestoreError>> {
         Box::pin(self.load_state())
     }
 }

@@ -16,6 +16,7 @@ use super::{guest_memory, machine};
 use crate::blocking;
 use crate::driver::{Files, Saver, VmmError, Written};
 use crate::engine::BoxFuture;
+use crate::error::SaveError;
 use crate::failpoint;
 use crate::home::Home;
 use crate::save::put;
@@ -68,7 +69,7 @@ impl QemuSaver {
     }
 
     /// Writes the state of the devices.
-    async fn save_devices(&self, to: &Utf8Path) -> Result<(), SnapshotError> {
+    async fn save_devices(&self, to: &Utf8Path) -> Result<(), SaveError> {
         let device = json!({"filename": to, "live": false});
         if let Err(error) = self.qmp.execute("xen-save-devices-state", Some(device), COMMAND_DEADLINE).await {
             // QEMU says that writing failed, and not why.
@@ -78,7 +79,7 @@ impl QemuSaver {
         Ok(())
     }
 
-    fn save_files(&self, draft: Draft, files: Files) -> Result<Written, SnapshotError> {
+    fn save_files(&self, draft: Draft, files: Files) -> Result<Written, SaveError> {
         let (memory, parent) = self.save_memory(&draft, files)?;
         failpoint::hit("save.memory")?;
         let disks = self.save_disks(&draft, files)?;
@@ -88,9 +89,9 @@ impl QemuSaver {
         Ok(Written { draft, parent, memory, disks, machine })
     }
 
-    fn save_memory(&self, draft: &Draft, files: Files) -> Result<(MemoryKind, Option<Snapshot>), SnapshotError> {
+    fn save_memory(&self, draft: &Draft, files: Files) -> Result<(MemoryKind, Option<Snapshot>), SaveError> {
         match &self.memory {
-            SavedMemory::None => Err(SnapshotError::NotForkable),
+            SavedMemory::None => Err(SaveError::NotForkable),
             SavedMemory::Whole(file) => {
                 put(files, file, &draft.path(MEMORY_FILE))?;
                 Ok((MemoryKind::Full, None))
@@ -126,16 +127,16 @@ impl QemuSaver {
 
 impl Saver for QemuSaver {
     /// Asks QEMU itself whether anything in the machine can't be saved.
-    fn check(&self) -> BoxFuture<'_, Result<(), SnapshotError>> {
+    fn check(&self) -> BoxFuture<'_, Result<(), SaveError>> {
         Box::pin(async move {
             if matches!(self.memory, SavedMemory::None) {
-                return Err(SnapshotError::NotForkable);
+                return Err(SaveError::NotForkable);
             }
             let nowhere = json!({"uri": format!("fd:{NO_DESCRIPTOR}")});
             match self.qmp.execute("migrate", Some(nowhere), COMMAND_DEADLINE).await {
                 Err(VmmError::Refused { description, .. }) if description.contains(NO_DESCRIPTOR) => Ok(()),
                 Err(VmmError::Refused { description, .. }) => {
-                    Err(SnapshotError::Unmigratable { device: format!("what QEMU says of it: {description}") })
+                    Err(SaveError::Unmigratable { device: format!("what QEMU says of it: {description}") })
                 }
                 Err(error) => Err(ControlError::from(error).into()),
                 Ok(_) => Ok(()),
@@ -143,7 +144,7 @@ impl Saver for QemuSaver {
         })
     }
 
-    fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SnapshotError>> {
+    fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SaveError>> {
         Box::pin(async move {
             self.save_devices(&draft.path(DEVICE_FILE)).await?;
             failpoint::hit("save.device")?;

@@ -6,32 +6,57 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 /// Why memory was not found, saved or restored.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum MemoryError {
+pub enum MemoryError {
     /// A file is not what was saved; the problem reads on after the file's name.
     #[error("`{path}` {problem}")]
-    Broken { path: Utf8PathBuf, problem: String },
+    Broken {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file can't be read or written.
     #[error("failed to {what} `{path}`")]
     File {
+        /// What was tried.
         what: &'static str,
+        /// With which file.
         path: Utf8PathBuf,
+        /// Why.
         #[source]
         source: io::Error,
     },
     /// The VMM's memory can't be looked at or changed.
     #[error("failed to {what} process {pid}")]
     Process {
+        /// What was tried.
         what: &'static str,
+        /// With which process.
         pid: u32,
+        /// Why.
         #[source]
         source: io::Error,
     },
     /// The VMM has no such mapping.
     #[error("process {pid} does not map `{path}` as its memory: {problem}")]
-    NotMapped { pid: u32, path: Utf8PathBuf, problem: String },
+    NotMapped {
+        /// The VMM.
+        pid: u32,
+        /// The file that should be its memory.
+        path: Utf8PathBuf,
+        /// What was found.
+        problem: String,
+    },
     /// The mapping is not one of that snapshot's memory.
     #[error("process {pid} maps {mapped} bytes of memory, the snapshot has {saved}")]
-    OtherSize { pid: u32, mapped: u64, saved: u64 },
+    OtherSize {
+        /// The VMM.
+        pid: u32,
+        /// Bytes that it maps.
+        mapped: u64,
+        /// Bytes of the snapshot's memory.
+        saved: u64,
+    },
 }
 
 impl MemoryError {

@@ -28,7 +28,7 @@ mod testing;
 pub(crate) use apply::apply;
 pub(crate) use chain::ChainMemory;
 pub(crate) use copy::{copy_sparse, data_extents, punch_zeros};
-pub(crate) use error::MemoryError;
+pub use error::MemoryError;
 pub(crate) use flatten::flatten;
 pub(crate) use mapping::{Mapping, Sharing};
 #[cfg(test)]
