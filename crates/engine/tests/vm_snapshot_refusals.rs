@@ -238,7 +238,8 @@ const SMALL_DISK_MIB: u64 = 160;
 #[ignore = "the other half of the test below, started by it with a small disk of its own"]
 async fn save_on_a_small_disk() {
     let home = Utf8PathBuf::from(std::env::var(HOME_VARIABLE).expect("started by the test below"));
-    let size = format!("size={SMALL_DISK_MIB}m");
+    // A home that others may write to is refused.
+    let size = format!("size={SMALL_DISK_MIB}m,mode=0700");
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none", home.as_str()]).status();
     assert!(mounted.expect("mount runs").success());
     let engine = QemuEngine::find(&home).expect("QEMU is installed");
