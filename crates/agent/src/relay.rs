@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
@@ -14,7 +15,7 @@ use crate::watched::Watched;
 pub enum ShortRead {
     /// As with pipes and sockets.
     Empties,
-    /// As with terminals, which hand out a line at a time.
+    /// As with the kernel's log, which hands out a record at a time.
     SaysNothing,
 }
 
@@ -42,8 +43,12 @@ pub fn poll_read(
     }
 }
 
+/// Reads up to `room` bytes behind what `frame` holds. 0 is the end.
+///
+/// # Errors
+/// The source has nothing now, or breaks.
 #[expect(unsafe_code, reason = "a bounded read into spare capacity has to be counted")]
-fn read(source: &Watched, frame: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
+pub fn read(source: impl AsFd, frame: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
     frame.reserve(room);
     let (filled, _) = rustix::io::read(source, &mut frame.spare_capacity_mut()[..room])?;
     let count = filled.len();

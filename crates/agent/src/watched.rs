@@ -26,6 +26,14 @@ pub fn watch_reading(descriptor: OwnedFd) -> io::Result<Watched> {
     register(descriptor, Interest::READABLE)
 }
 
+/// Watches a descriptor for writing alone.
+///
+/// # Errors
+/// It can't be watched, as plain files can't.
+pub fn watch_writing(descriptor: OwnedFd) -> io::Result<Watched> {
+    register(descriptor, Interest::WRITABLE)
+}
+
 fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<Watched> {
     // SAFETY: an `OwnedFd` gives the same open descriptor for as long as it lives, and `AsyncFd` owns it that long.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)

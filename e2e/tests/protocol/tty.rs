@@ -2,7 +2,7 @@
 
 use kiln_e2e::{Agent, bounded};
 use kiln_engine::link::{Event, Exec};
-use kiln_wire::{Channel, ExecRequest, ExitStatus, Exited, Stdin, Tty};
+use kiln_wire::{Channel, ExecRequest, ExitStatus, Exited, Kind, Message, Stdin, Tty};
 
 use crate::common::{run, sh};
 
@@ -155,5 +155,33 @@ fn a_resize_without_a_terminal_harms_nothing() {
         let exec = link.exec(sh("sleep 1000")).await.expect("starts");
         exec.input.resize(10, 10).expect("it runs");
         assert_eq!(run(&link, sh("echo fine")).await.stdout, b"fine\n");
+    });
+}
+
+#[test]
+fn what_a_chatty_command_writes_to_a_terminal_comes_in_few_frames() {
+    const LINES: usize = 20_000;
+    let (_agent, mut raw) = Agent::greeted();
+    let script = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); done");
+    raw.send(1, &Message::Exec(Box::new(on_tty(&script, 24, 80, ""))));
+    let frames = raw.to_the_end_of(1);
+    let data: Vec<_> = frames.iter().filter(|frame| frame.kind == Kind::DATA_OUT).collect();
+    let lines: usize = data.iter().map(|frame| frame.payload.iter().filter(|byte| **byte == b'\n').count()).sum();
+    assert_eq!(lines, LINES);
+    // A frame for each line at worst, and for some milliseconds of lines as it should be.
+    assert!(data.len() <= LINES / 10, "{} frames", data.len());
+}
+
+#[test]
+fn a_key_is_echoed_while_the_terminal_is_left_alone() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let mut exec = link.exec(on_tty("stty -icanon; echo ready; cat", 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        for key in ["a", "b", "c", "d"] {
+            exec.input.send(key.as_bytes()).await.expect("it runs");
+            // Its echo, and `cat`'s copy.
+            expect(&mut exec, &key.repeat(2)).await;
+        }
     });
 }

@@ -8,6 +8,7 @@
 
 mod child;
 mod command;
+mod gather;
 mod job;
 mod stdio;
 mod supervise;

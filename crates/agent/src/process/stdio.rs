@@ -1,7 +1,7 @@
 //! The ends of a command's stdin, stdout and stderr: the child's, which are closed once it runs, and the agent's.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use kiln_wire::{Channel, ExecRequest, Resize, Stdin};
@@ -10,16 +10,33 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::Winsize;
 
+use super::gather::Gathered;
 use super::users::User;
-use crate::watched::{Watched, watch, watch_reading};
+use crate::watched::{Watched, watch, watch_reading, watch_writing};
 
 /// The agent's ends.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     pub stdin: Option<Rc<Watched>>,
     /// At most two, each with the channel that its data goes to.
-    pub outputs: Vec<(Channel, Rc<Watched>)>,
+    pub outputs: Vec<(Channel, Source)>,
     pub terminal: Option<Terminal>,
+}
+
+/// Where a command's output is read.
+#[derive(Debug)]
+pub(super) enum Source {
+    Pipe(Watched),
+    Terminal(Gathered),
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Pipe(pipe) => pipe.get_ref().as_fd(),
+            Self::Terminal(terminal) => terminal.as_fd(),
+        }
+    }
 }
 
 /// The master side of a command's terminal.
@@ -86,11 +103,12 @@ fn open_terminal(request: &ExecRequest, user: Option<&User>, size: Resize) -> io
         let _ = rustix::fs::fchown(&slave, Some(rustix::process::Uid::from_raw(user.uid)), None);
     }
     fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
-    let master = Rc::new(watch(master)?);
+    let source = Source::Terminal(Gathered::new(master.try_clone()?));
+    let master = Rc::new(watch_writing(master)?);
     let fd = slave.as_raw_fd();
     let ends = Ends {
         stdin: (request.stdin == Stdin::Stream).then(|| Rc::clone(&master)),
-        outputs: vec![(Channel::Out, Rc::clone(&master))],
+        outputs: vec![(Channel::Out, source)],
         terminal: Some(Terminal(master)),
     };
     Ok((ends, ChildEnds { held: vec![slave], stdio: [fd; 3] }))
@@ -110,7 +128,7 @@ fn open_pipes(request: &ExecRequest, output: Output, null: BorrowedFd<'_>) -> io
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         // The flag belongs to the open end, so the child's one stays blocking.
         fcntl_setfl(&read, OFlags::NONBLOCK)?;
-        ends.outputs.push((channel, Rc::new(watch_reading(read)?)));
+        ends.outputs.push((channel, Source::Pipe(watch_reading(read)?)));
         let fd = write.as_raw_fd();
         child.held.push(write);
         Ok(fd)

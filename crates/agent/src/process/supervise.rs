@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::job::Job;
 use super::reaper::Exit;
+use super::stdio::Source;
 use crate::agent::Agent;
 use crate::link::{CHUNK_BYTES, Control, End, Gone, Inbox};
 use crate::relay::{self, ShortRead};
@@ -110,8 +111,7 @@ struct Watch<'a> {
 /// One output of the command.
 struct Pump {
     channel: Channel,
-    descriptor: Rc<Watched>,
-    terminal: bool,
+    source: Source,
     /// What was in the pipe when the command ended and has to be passed on however long it takes.
     owed: u64,
 }
@@ -127,8 +127,7 @@ struct Chunk {
 impl<'a> Watch<'a> {
     fn new(job: &'a mut Job) -> Self {
         let started = Instant::from_std(job.started);
-        let terminal = job.ends.terminal.is_some();
-        let pump = |(channel, descriptor)| Pump { channel, descriptor, terminal, owed: 0 };
+        let pump = |(channel, source)| Pump { channel, source, owed: 0 };
         Self {
             stdin: job.ends.stdin.take(),
             outputs: std::mem::take(&mut job.ends.outputs).into_iter().map(pump).collect(),
@@ -233,7 +232,10 @@ impl<'a> Watch<'a> {
         self.stdin = None;
         self.drain_until = Some(Instant::now() + DRAIN);
         for pump in &mut self.outputs {
-            pump.owed = rustix::io::ioctl_fionread(pump.descriptor.get_ref()).unwrap_or(0);
+            pump.owed = rustix::io::ioctl_fionread(&pump.source).unwrap_or(0);
+            if let Source::Terminal(terminal) = &pump.source {
+                terminal.finish();
+            }
         }
     }
 
@@ -272,6 +274,12 @@ impl<'a> Watch<'a> {
             inbox.discard();
             return;
         };
+        for pump in &self.outputs {
+            if let Source::Terminal(terminal) = &pump.source {
+                // It is echoed, or answered.
+                terminal.hurry();
+            }
+        }
         match fed {
             Ok(()) if inbox.is_drained() => {
                 if self.job.ends.terminal.is_some() {
@@ -328,8 +336,10 @@ async fn pump(outputs: &[Pump], agent: &Agent, dropping: bool, sink: &impl Sink)
 
 impl Pump {
     fn poll_read(&self, context: &mut Context<'_>, frame: &mut Vec<u8>, room: usize) -> Poll<Result<usize, Errno>> {
-        let short = if self.terminal { ShortRead::SaysNothing } else { ShortRead::Empties };
-        relay::poll_read(&self.descriptor, context, frame, room, short)
+        match &self.source {
+            Source::Pipe(pipe) => relay::poll_read(pipe, context, frame, room, ShortRead::Empties),
+            Source::Terminal(terminal) => terminal.poll_read(context, frame, room),
+        }
     }
 }
 
