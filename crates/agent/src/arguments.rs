@@ -24,6 +24,13 @@ pub enum Mode {
         /// Program and arguments.
         argv: Vec<OsString>,
     },
+    /// Times `count` × `argv` on a terminal.
+    TerminalBench {
+        /// How often.
+        count: usize,
+        /// Program and arguments.
+        argv: Vec<OsString>,
+    },
     /// Prints the version.
     Version,
 }
@@ -49,14 +56,15 @@ pub enum UsageError {
         value: String,
     },
     /// Nothing to run.
-    #[error("`--spawn-bench` needs a command after `--`")]
-    NoCommand,
+    #[error("`{0}` needs a command after `--`")]
+    NoCommand(&'static str),
 }
 
 /// One screen of help.
 pub const USAGE: &str = "usage: kiln-agent --socket-fd N
        kiln-agent --listen PATH [--token-file FILE]
        kiln-agent --spawn-bench N -- COMMAND [ARGUMENT]...
+       kiln-agent --terminal-bench N -- COMMAND [ARGUMENT]...
        kiln-agent --version
 As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`.
 ";
@@ -90,17 +98,29 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid_1: bool) -> Resu
             }
         }
         Some("--spawn-bench") => {
-            let count = number("--spawn-bench", rest.next())?;
-            match rest.next() {
-                Some(dashes) if dashes == "--" => {}
-                Some(other) => return Err(unknown(&other)),
-                None => return Err(UsageError::NoCommand),
-            }
-            let argv: Vec<OsString> = rest.collect();
-            if argv.is_empty() { Err(UsageError::NoCommand) } else { Ok(Mode::SpawnBench { count, argv }) }
+            let (count, argv) = count_and_command("--spawn-bench", rest)?;
+            Ok(Mode::SpawnBench { count, argv })
+        }
+        Some("--terminal-bench") => {
+            let (count, argv) = count_and_command("--terminal-bench", rest)?;
+            Ok(Mode::TerminalBench { count, argv })
         }
         _ => Err(unknown(&first)),
     }
+}
+
+fn count_and_command(
+    option: &'static str,
+    mut rest: impl Iterator<Item = OsString>,
+) -> Result<(usize, Vec<OsString>), UsageError> {
+    let count = number(option, rest.next())?;
+    match rest.next() {
+        Some(dashes) if dashes == "--" => {}
+        Some(other) => return Err(unknown(&other)),
+        None => return Err(UsageError::NoCommand(option)),
+    }
+    let argv: Vec<OsString> = rest.collect();
+    if argv.is_empty() { Err(UsageError::NoCommand(option)) } else { Ok((count, argv)) }
 }
 
 fn number<T: std::str::FromStr>(option: &'static str, value: Option<OsString>) -> Result<T, UsageError> {
@@ -134,6 +154,10 @@ mod tests {
             of(&["--spawn-bench", "3", "--", "true"]),
             Ok(Mode::SpawnBench { count: 3, argv: vec!["true".into()] })
         );
+        assert_eq!(
+            of(&["--terminal-bench", "1", "--", "seq", "9"]),
+            Ok(Mode::TerminalBench { count: 1, argv: vec!["seq".into(), "9".into()] })
+        );
     }
 
     #[test]
@@ -146,7 +170,8 @@ mod tests {
         assert_eq!(of(&[]), Err(UsageError::NoMode));
         assert_eq!(of(&["--nope"]), Err(UsageError::Unknown("--nope".into())));
         assert_eq!(of(&["--listen"]), Err(UsageError::MissingValue("--listen")));
-        assert_eq!(of(&["--spawn-bench", "3"]), Err(UsageError::NoCommand));
+        assert_eq!(of(&["--spawn-bench", "3"]), Err(UsageError::NoCommand("--spawn-bench")));
+        assert_eq!(of(&["--terminal-bench", "3", "--"]), Err(UsageError::NoCommand("--terminal-bench")));
         assert_eq!(of(&["--socket-fd", "x"]), Err(UsageError::NotANumber { option: "--socket-fd", value: "x".into() }));
     }
 }

@@ -1,10 +1,15 @@
-//! `--spawn-bench`: the guest's own price of a command, as the floor that execs are compared with.
+//! The guest's own price of a command, as the floor that execs are compared with: `--spawn-bench` of one that says
+//! nothing, `--terminal-bench` of one that writes to a terminal.
 #![expect(unsafe_code, reason = "the floor is a plain fork, execvp and waitpid")]
 
 use std::ffi::{CString, OsString, c_char};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::time::Instant;
+
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 
 /// Times `count` × fork + exec + wait of `argv` and prints a JSON array of nanoseconds.
 ///
@@ -24,6 +29,45 @@ pub fn spawn(count: usize, argv: &[OsString]) -> io::Result<()> {
     }
     println!("{}", serde_json::to_string(&samples).map_err(io::Error::other)?);
     Ok(())
+}
+
+/// Times `count` × `argv` on a terminal that is read here, as fast as it can be, and prints a JSON array of nanoseconds.
+///
+/// # Errors
+/// The command can't be run, or there is no terminal.
+pub fn terminal(count: usize, argv: &[OsString]) -> io::Result<()> {
+    let mut samples = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        let (mut master, slave) = open_terminal()?;
+        let mut child = std::process::Command::new(&argv[0])
+            .args(&argv[1..])
+            .stdin(slave.try_clone()?)
+            .stdout(slave.try_clone()?)
+            .stderr(slave)
+            .spawn()?;
+        let mut buffer = [0; 4096];
+        loop {
+            match master.read(&mut buffer) {
+                Ok(1..) => {}
+                // What a terminal reads as whose last user is gone.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
+                Ok(0) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        child.wait()?;
+        samples.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+    println!("{}", serde_json::to_string(&samples).map_err(io::Error::other)?);
+    Ok(())
+}
+
+fn open_terminal() -> io::Result<(File, OwnedFd)> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    unlockpt(&master)?;
+    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    Ok((File::from(master), slave))
 }
 
 fn once(argv: &[*const c_char]) -> io::Result<i32> {

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Mode::SocketFd(fd) => serve::socket(fd),
         Mode::Listen { path, token_file } => serve::listen(&path, token_file.as_deref()),
         Mode::SpawnBench { count, argv } => bench::spawn(count, &argv),
+        Mode::TerminalBench { count, argv } => bench::terminal(count, &argv),
         Mode::Version => {
             println!("kiln-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -399,6 +399,8 @@ pub enum BenchGroup {
     Boot,
     /// Commands
     Exec,
+    /// Commands on a terminal
+    Terminal,
     /// Files in and out
     Files,
     /// The agent's size
@@ -409,7 +411,7 @@ pub enum BenchGroup {
 
 impl BenchGroup {
     /// All groups, in the order they run.
-    pub const ALL: [Self; 5] = [Self::Boot, Self::Exec, Self::Files, Self::Agent, Self::Fork];
+    pub const ALL: [Self; 6] = [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork];
 }
 
 /// One fork is no twin of anybody.

@@ -7,6 +7,7 @@ mod files;
 mod fork;
 mod machine;
 mod samples;
+mod terminal;
 
 use std::time::{Duration, SystemTime};
 
@@ -96,6 +97,7 @@ impl Bench {
             match group {
                 BenchGroup::Boot => boot::measure(self, &mut results).await?,
                 BenchGroup::Exec => exec::measure(self, &mut results).await?,
+                BenchGroup::Terminal => terminal::measure(self, &mut results).await?,
                 BenchGroup::Files => files::measure(self, &mut results).await?,
                 BenchGroup::Agent => agent::measure(self, &mut results).await?,
                 BenchGroup::Fork => fork::measure(self, &mut results).await?,

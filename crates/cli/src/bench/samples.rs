@@ -23,6 +23,8 @@ pub enum Unit {
     MibPerS,
     /// MiB.
     Mib,
+    /// One measurement against another of the same round.
+    Ratio,
 }
 
 impl Unit {
@@ -32,6 +34,7 @@ impl Unit {
             Self::Ms => "ms",
             Self::MibPerS => "MiB/s",
             Self::Mib => "MiB",
+            Self::Ratio => "×",
         }
     }
 }

@@ -1,0 +1,145 @@
+//! Commands on a terminal beside the same commands without one.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail, ensure};
+use kiln_engine::link::{Event, Exec, GuestLink};
+use kiln_wire::{Channel, ExecRequest, ExitStatus, Stdin, Text, Tty};
+
+use super::samples::{Promise, Sense, Series, Unit};
+use super::{Bench, Results};
+
+/// What a terminal may take of the time without one.
+const RATIO_MAX: f64 = 2.0;
+/// A program that writes line by line where it writes to a terminal.
+const SEQ: &[&str] = &["seq", "20000"];
+const SEQ_LINES: usize = 20_000;
+/// A shell writes each line at once, wherever it writes to.
+const LOOP: &[&str] = &["sh", "-c", "i=0; while [ $i -lt 5000 ]; do echo $i; i=$((i+1)); done"];
+const LOOP_LINES: usize = 5000;
+
+/// Measures terminals in one guest.
+pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
+    let guest = bench.start(&[]).await?;
+    let link = &guest.link;
+    let mut seq = Pair::new("seq 20000 on a terminal", "seq 20000 without one", "seq 20000, with / without");
+    let mut own = Series::new("seq 20000 on a terminal of the guest's own", Unit::Ms);
+    let mut against_own = Series::new("seq 20000 on a terminal / on the guest's own", Unit::Ratio);
+    let mut echoes = Pair::new("5000 × echo on a terminal", "5000 × echo without one", "5000 × echo, with / without");
+    // The first of each does not count.
+    for round in 0..=bench.samples.div_ceil(4) {
+        for (pair, argv, lines) in [(&mut seq, SEQ, SEQ_LINES), (&mut echoes, LOOP, LOOP_LINES)] {
+            // What a busy moment leaves behind hits both of a pair as often.
+            let (with, without) = if round % 2 == 0 {
+                (timed(link, argv, lines, true).await?, timed(link, argv, lines, false).await?)
+            } else {
+                let without = timed(link, argv, lines, false).await?;
+                (timed(link, argv, lines, true).await?, without)
+            };
+            if round > 0 {
+                pair.push(with, without);
+            }
+        }
+        let alone = in_guest(link, SEQ).await?;
+        if let Some(with) = seq.with.samples.last().filter(|_| round > 0) {
+            against_own.samples.push(with / alone);
+            own.samples.push(alone);
+        }
+    }
+    for (claim, ratio) in [
+        // Not against its time without: a program writes each line to a terminal and 4 KiB at once elsewhere, and what the
+        // guest's kernel takes for that is not ours.
+        ("`seq 20000` on a terminal ≤ 2 × on a terminal that is read in the guest (median of ratios)", &against_own),
+        ("a shell's 5000 × `echo` on a terminal ≤ 2 × its time without (median of ratios)", &echoes.ratio),
+    ] {
+        results.promises.push(Promise { claim, seen: ratio.p50(), bound: RATIO_MAX, sense: Sense::AtMost });
+    }
+    results.series.extend([seq.with, seq.without, seq.ratio, own, against_own]);
+    results.series.extend([echoes.with, echoes.without, echoes.ratio]);
+    results.series.push(keys(bench, link).await?);
+    guest.vm.kill().await;
+    Ok(())
+}
+
+/// A command with a terminal and without, round by round.
+struct Pair {
+    with: Series,
+    without: Series,
+    ratio: Series,
+}
+
+impl Pair {
+    fn new(with: &'static str, without: &'static str, ratio: &'static str) -> Self {
+        Self {
+            with: Series::new(with, Unit::Ms),
+            without: Series::new(without, Unit::Ms),
+            ratio: Series::new(ratio, Unit::Ratio),
+        }
+    }
+
+    fn push(&mut self, with: f64, without: f64) {
+        self.with.samples.push(with);
+        self.without.samples.push(without);
+        self.ratio.samples.push(with / without);
+    }
+}
+
+fn request(argv: &[&str], terminal: bool) -> ExecRequest {
+    ExecRequest {
+        argv: argv.iter().copied().map(Text::from).collect(),
+        stdin: if terminal { Stdin::Stream } else { Stdin::None },
+        tty: terminal.then(|| Tty { rows: 24, cols: 80, term: String::new() }),
+        ..ExecRequest::default()
+    }
+}
+
+/// Runs a command to its end and returns how long that took, with all of its output.
+async fn timed(link: &GuestLink, argv: &[&str], lines: usize, terminal: bool) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let mut exec = link.exec(request(argv, terminal)).await?;
+    let mut seen = 0;
+    loop {
+        match exec.output.next().await? {
+            Event::Data(_, bytes) => seen += bytes.iter().filter(|byte| **byte == b'\n').count(),
+            Event::Exited(exited) => {
+                ensure!(exited.status == ExitStatus::Code(0), "`{}` ended with {:?}", argv[0], exited.status);
+                ensure!(seen == lines, "{seen} lines of {lines} came");
+                return Ok(start.elapsed().as_secs_f64() * 1e3);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A command on a terminal that a program in the guest reads, as that program timed it.
+async fn in_guest(link: &GuestLink, argv: &[&str]) -> anyhow::Result<f64> {
+    let bench = ["/init", "--terminal-bench", "1", "--"];
+    let request = request(&[&bench[..], argv].concat(), false);
+    let output = link.run(request, b"", 4096).await?;
+    let samples: Vec<f64> = serde_json::from_slice(&output.stdout).context("the guest's timing is not JSON")?;
+    Ok(samples.first().context("the guest timed nothing")? / 1e6)
+}
+
+/// From a key to its echo, on a terminal that nothing else writes to.
+async fn keys(bench: &Bench, link: &GuestLink) -> anyhow::Result<Series> {
+    let mut echoed = Series::new("a key's echo on a terminal", Unit::Ms);
+    let mut exec = link.exec(request(&["cat"], true)).await?;
+    for _ in 0..bench.samples + bench.warm_up {
+        let start = Instant::now();
+        exec.input.send(b"x").await?;
+        echo(&mut exec).await?;
+        echoed.samples.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    echoed.samples.drain(..bench.warm_up);
+    Ok(echoed)
+}
+
+async fn echo(exec: &mut Exec) -> anyhow::Result<()> {
+    loop {
+        match exec.output.next().await? {
+            Event::Data(Channel::Out, bytes) if bytes.contains(&b'x') => return Ok(()),
+            Event::Data(..) => {}
+            other => bail!("no echo, but {other:?}"),
+        }
+    }
+}
