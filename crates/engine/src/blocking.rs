@@ -40,6 +40,7 @@ thread_local! {
 /// If the work does.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = oneshot::channel();
+    #[expect(clippy::disallowed_methods, reason = "the one way to a thread")]
     let task = spawn_blocking(move || {
         here(move || {
             let result = catch_unwind(AssertUnwindSafe(work));
@@ -80,6 +81,7 @@ pub(crate) async fn operation<T: Send + 'static>(work: impl Future<Output = T> +
 /// Runs what blocks on a thread of its own, and nobody waits for it. A runtime that ends waits for it, or drops it without
 /// having begun.
 pub(crate) fn in_background(work: impl FnOnce() + Send + 'static) {
+    #[expect(clippy::disallowed_methods, reason = "the one way to a thread")]
     drop(spawn_blocking(move || here(work)));
 }
 
@@ -145,6 +147,7 @@ impl<T: Send + 'static> Drop for OffRuntime<T> {
         }
         // A runtime that is being shut down drops the closure without running it, and the value with it, there and then:
         // nothing else runs on that runtime any more. It is dropped exactly once either way.
+        #[expect(clippy::disallowed_methods, reason = "a drop can't wait")]
         let task = spawn_blocking(move || here(|| drop(value)));
         drop(task);
     }

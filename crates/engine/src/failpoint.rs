@@ -67,6 +67,7 @@ pub(crate) fn hit(name: &'static str) -> Result<(), FailPoint> {
 }
 
 #[cfg(feature = "failpoints")]
+#[expect(clippy::disallowed_methods, reason = "a test that stops a thread here wants that")]
 mod armed {
     use std::sync::OnceLock;
     use std::time::{Duration, Instant};

@@ -7,43 +7,63 @@
 //! ```
 //! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
 
+// What blocks, and where it may: see `clippy.toml` beside this crate's manifest. Tests may wait for what they like.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 pub mod acceleration;
 pub mod failpoint;
 pub mod guest;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod home;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 pub mod host;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod image;
 pub mod kept;
 pub mod link;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod snapshot;
 
 mod adopt;
 mod blocking;
 mod confine;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod console;
 mod driver;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod drivers;
 mod engine;
 mod error;
 mod fifo;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod file_facts;
 mod fork;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod journal;
 mod log_writer;
 mod mac_address;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod orphan;
 mod owner;
 mod plain_file;
 mod pool;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod private_file;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod process;
 mod ready;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod recover;
 mod restore;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod save;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod vhost_user;
 mod vm;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod vm_dir;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod vm_spec;
 
 pub use adopt::AdoptError;
