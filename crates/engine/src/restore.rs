@@ -189,7 +189,10 @@ impl Template {
     /// One fork, from its directory to its own identity.
     async fn fork_in(&self, dir: OffRuntime<VmDir>) -> Result<Fork, RestoreError> {
         let deadline = Instant::now() + self.deadline;
-        Started::new(self, dir).await?.link(deadline).await?.renew(self).await
+        let (journal, restorer) = (dir.journal().clone(), Arc::clone(&self.restorer));
+        // One operation: each way to a thread and back takes time that a fork does not have.
+        let vm = operation(async move { restorer.start(dir.into_inner()).await?.load().await }).await?;
+        Linked::new(vm, journal, deadline).await?.renew(self).await
     }
 
     async fn new_dir(&self) -> Result<OffRuntime<VmDir>, RestoreError> {
@@ -223,11 +226,7 @@ impl Started {
     async fn link(self, deadline: Instant) -> Result<Linked, RestoreError> {
         let Self { vmm, journal } = self;
         let vm = operation(async move { vmm.into_inner().load().await }).await?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let run = async { Ok::<_, RestoreError>(vm.resume_within(RESUME_DEADLINE).await?) };
-        let link = async { Ok::<_, RestoreError>(vm.connect(left).await?) };
-        let ((), link) = tokio::try_join!(run, link)?;
-        Ok(Linked { vm, link, journal })
+        Linked::new(vm, journal, deadline).await
     }
 }
 
@@ -240,6 +239,15 @@ struct Linked {
 }
 
 impl Linked {
+    /// Lets a fork run until its agent answers.
+    async fn new(vm: Vm, journal: Journal, deadline: Instant) -> Result<Self, RestoreError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let run = async { Ok::<_, RestoreError>(vm.resume_within(RESUME_DEADLINE).await?) };
+        let link = async { Ok::<_, RestoreError>(vm.connect(left).await?) };
+        let ((), link) = tokio::try_join!(run, link)?;
+        Ok(Self { vm, link, journal })
+    }
+
     async fn renew(self, template: &Template) -> Result<Fork, RestoreError> {
         let Self { vm, link, journal } = self;
         let identity = match template.identity {
