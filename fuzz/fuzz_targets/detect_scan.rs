@@ -1,9 +1,9 @@
-//! Any bytes on a console: lines and findings stay bounded, and how the bytes were cut changes nothing.
+//! Any bytes on a console, live or saved: lines and findings stay bounded, and how the bytes were cut changes nothing.
 #![no_main]
 
 use std::time::Duration;
 
-use kiln_detect::{ConsoleLine, EXTRACT_LINES_MAX, Finding, LINE_BYTES_MAX, Lines, Scanner};
+use kiln_detect::{ConsoleLine, EXTRACT_LINES_MAX, Finding, LINE_BYTES_MAX, Lines, SavedLog, Scanner};
 use libfuzzer_sys::fuzz_target;
 
 /// Odd, so that cuts fall everywhere in rows.
@@ -13,7 +13,15 @@ fuzz_target!(|console: &[u8]| {
     let whole = findings(&[console]);
     let pieces: Vec<&[u8]> = console.chunks(CUT_BYTES).collect();
     assert_eq!(whole, findings(&pieces));
+    assert_eq!(saved(&[console]), saved(&pieces));
 });
+
+fn saved(pieces: &[&[u8]]) -> Vec<Finding> {
+    let mut log = SavedLog::new();
+    let mut found: Vec<Finding> = pieces.iter().flat_map(|piece| log.push(piece)).collect();
+    found.extend(log.finish());
+    found
+}
 
 fn findings(pieces: &[&[u8]]) -> Vec<Finding> {
     let mut lines = Lines::new();

@@ -88,13 +88,13 @@ fn next_prefix(text: &str) -> Option<usize> {
 }
 
 /// `<6>`
-fn level(text: &str) -> Option<(u8, &str)> {
+pub(crate) fn level(text: &str) -> Option<(u8, &str)> {
     let (digits, rest) = text.strip_prefix('<')?.split_once('>')?;
     Some((decimal(digits)?, rest))
 }
 
 /// `[   12.345678]`
-fn stamp(text: &str) -> Option<(Duration, &str)> {
+pub(crate) fn stamp(text: &str) -> Option<(Duration, &str)> {
     let (inner, rest) = text.strip_prefix('[')?.split_once(']')?;
     let (seconds, fraction) = inner.trim_start_matches(' ').split_once('.')?;
     if fraction.len() != STAMP_FRACTION_DIGITS {
@@ -105,7 +105,7 @@ fn stamp(text: &str) -> Option<(Duration, &str)> {
 }
 
 /// `[  T123]` or `[    C0]`, next to the stamp.
-fn caller(text: &str) -> Option<(Caller, &str)> {
+pub(crate) fn caller(text: &str) -> Option<(Caller, &str)> {
     let (inner, rest) = text.strip_prefix('[')?.split_once(']')?;
     let inner = inner.trim_start_matches(' ');
     let caller = match inner.strip_prefix('T') {
@@ -116,7 +116,7 @@ fn caller(text: &str) -> Option<(Caller, &str)> {
 }
 
 /// Digits alone: `parse` would take a sign too.
-fn decimal<Number: std::str::FromStr>(digits: &str) -> Option<Number> {
+pub(crate) fn decimal<Number: std::str::FromStr>(digits: &str) -> Option<Number> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 

@@ -24,6 +24,8 @@
 //! assert_eq!(findings[0].severity, Severity::Fatal);
 //! ```
 //!
+//! A log that was saved by something else than a console (`dmesg -T`, a journal, syslog) goes through [`SavedLog`].
+//!
 //! # Whose words are these?
 //! A serial console carries the kernel's lines and whatever programs print, and nothing on it says which is which.
 //! What can be told apart is told apart by the kernel's time stamp (`[   12.345678]`):
@@ -38,16 +40,20 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod clock;
 mod console;
 mod finding;
 mod frames;
 mod lines;
 mod pattern;
 mod report;
+mod row;
+mod saved;
 mod scanner;
 mod signatures;
 
 pub use console::{Caller, ConsoleLine, KernelLine};
 pub use finding::{EXTRACT_LINES_MAX, Finding, Kind, Severity};
 pub use lines::{LINE_BYTES_MAX, Lines};
+pub use saved::SavedLog;
 pub use scanner::{OPEN_REPORTS_MAX, REPORT_LINES_MAX, REPORT_QUIET, Scanner};

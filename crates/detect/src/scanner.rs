@@ -41,8 +41,10 @@ pub struct Scanner {
     open: Vec<Report>,
     ready: VecDeque<Finding>,
     boot: Boot,
-    /// The kernel stamps its lines, so what has no stamp is not the kernel's.
-    stamped: bool,
+    /// The kernel's lines are marked (on a console by their stamps), so what has no mark is not the kernel's.
+    marked: bool,
+    /// See [`forgive_reboots`](Self::forgive_reboots).
+    reboots_forgiven: bool,
 }
 
 impl Scanner {
@@ -54,14 +56,34 @@ impl Scanner {
 
     /// Takes a row of the console. Returns a finding if a report is complete, one for each push at most.
     pub fn push(&mut self, row: &ConsoleLine) -> Option<Finding> {
-        self.close_if(|report| report.last + REPORT_QUIET < row.at);
         for line in KernelLine::split(&row.text) {
-            self.stamped |= line.stamp.is_some();
-            if line.stamp.is_some() || !self.stamped {
-                self.take(&line, row.at);
-            }
+            self.push_line(&line, row.at, line.stamp.is_some());
         }
+        self.next_finding()
+    }
+
+    /// Takes a line; one that nothing marks as the kernel's counts until one comes that is marked.
+    pub(crate) fn push_line(&mut self, line: &KernelLine<'_>, at: Duration, is_marked: bool) {
+        self.close_if(|report| report.last + REPORT_QUIET < at);
+        self.marked |= is_marked;
+        if is_marked || !self.marked {
+            self.take(line, at);
+        }
+    }
+
+    /// A report that is complete.
+    pub(crate) fn next_finding(&mut self) -> Option<Finding> {
         self.ready.pop_front()
+    }
+
+    /// Whether a line was marked as the kernel's, so that others are not.
+    pub(crate) fn knows_the_kernel(&self) -> bool {
+        self.marked
+    }
+
+    /// For a log whose keeper ends before the kernel says that it restarts: no restart is then unexpected.
+    pub(crate) fn forgive_reboots(&mut self, forgiven: bool) {
+        self.reboots_forgiven = forgiven;
     }
 
     /// The worst of what is known and not handed out, complete or not: for when the machine is gone.
@@ -134,7 +156,7 @@ impl Scanner {
             fatal |= self.close(0);
         }
         self.boot.fatal = false;
-        if !orderly && !fatal {
+        if !orderly && !fatal && !self.reboots_forgiven {
             self.hand_out(Finding {
                 title: "unexpected reboot".to_owned(),
                 kind: Kind::Reboot,

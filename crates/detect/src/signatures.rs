@@ -6,6 +6,7 @@
 
 use crate::finding::{Kind, Severity};
 use crate::frames::Blame;
+use crate::pattern::Text;
 
 /// One way for a report to begin.
 #[derive(Debug)]
@@ -91,6 +92,40 @@ pub(crate) const OTHER_CPU: &str = "NMI backtrace for cpu ";
 
 /// What the kernel prints where its log overran: lines of this report may be missing.
 pub(crate) const DROPPED: &str = "printk messages dropped";
+
+/// Ordinary lines of a kernel. By these a log is known that has no stamps, tags or reports.
+#[rustfmt::skip]
+const ORDINARY: &[&str] = &[
+    BANNER, "^Command line: ", "^Kernel command line: ", "^BIOS-e820: ", "^BIOS-provided physical RAM map", "^ACPI: ",
+    "^DMI: ", "^Memory: {}K/{}K available", "^PCI: ", "^NET: Registered", "^TCP: ", "^IPv6: ADDRCONF", "^Freeing {}memory: ",
+    "^Run /{} as init process", "^EXT4-fs (", "^EXT4-fs: ", "^XFS (", "^BTRFS ", "^SCSI subsystem initialized", "^random: crng",
+    "^clocksource: ", "^audit: type=", "^rcu: ", "^smpboot: ", "^tsc: ", "^sched_clock: ", "^devtmpfs: ", "^workingset: ",
+    "^input: {} as /devices/", "^usbcore: ", "^Spectre V", "^Speculative ", "^CPU: {} PID: ", "^CPU: {} UID: ", "^Call Trace:",
+    "^Modules linked in:", "^RIP: ", "^RSP: ", "^RAX: ", "^Hardware name: ", "^------------[ cut here ]", "^---[ end ",
+    "^Kernel Offset: ", "^device-mapper: ", "^virtio_{}: ", "^systemd[1]: ", "^[UFW ", "^traps: ", "^kauditd_printk_skb: ",
+    "^x86/fpu: ", "^NMI watchdog: ", "^INFO: NMI handler ", "^microcode: ", "^PM: suspend ", "^e1000e: ", "^nvme nvme",
+    "^loop: module loaded", "^loop{}: detected capacity", "{} entered promiscuous mode", "{}: link becomes ready",
+    "{} module verification failed: ", "{} loading out-of-tree module", "{}: segfault at {} ip {} sp ", "^process '{}' started with",
+];
+
+/// Whether an unmarked line is surely a kernel's: one of [`ORDINARY`], a message of a device on a bus
+/// (`pci 0000:00:1f.2: [8086:2922]`), or a frame of a stack.
+pub(crate) fn is_ordinary(text: &str) -> bool {
+    Text::new(text).is_any(ORDINARY) || names_a_device(text) || crate::frames::frame(text).is_some()
+}
+
+/// `driver device: text`, with an address on a bus as the device.
+fn names_a_device(text: &str) -> bool {
+    let Some((driver, rest)) = text.trim_start().split_once(' ') else { return false };
+    let Some((device, _)) = rest.split_once(": ") else { return false };
+    let is_driver =
+        driver.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte));
+    let is_address = device.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.-".contains(&byte));
+    let colons = device.bytes().filter(|byte| *byte == b':').count();
+    // Two numbers are a version, three with colons a time of day.
+    let is_on_a_bus = driver == "usb" || colons >= 3 || (colons >= 1 && device.contains('.'));
+    !driver.is_empty() && is_driver && is_address && is_on_a_bus
+}
 
 use Blame::{Allocation, Entry, LockSite, Waiter};
 use Kind::*;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use kiln_detect::{
-    ConsoleLine, EXTRACT_LINES_MAX, Finding, LINE_BYTES_MAX, Lines, OPEN_REPORTS_MAX, REPORT_LINES_MAX, Scanner,
+    ConsoleLine, EXTRACT_LINES_MAX, Finding, LINE_BYTES_MAX, Lines, OPEN_REPORTS_MAX, REPORT_LINES_MAX, SavedLog,
+    Scanner,
 };
 use proptest::prelude::*;
 
@@ -64,6 +65,33 @@ fn row() -> impl Strategy<Value = Vec<u8>> {
     (prop_oneof![4 => text, 1 => noise], end).prop_map(|(text, end)| [text.as_slice(), end.as_bytes()].concat())
 }
 
+/// What programs that save logs put before a row, and what is nearly that.
+fn saved_prefix() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        Just("<4>"),
+        Just("1 "),
+        Just("Nov  1 12:00:00 "),
+        Just("Nov 1 12:0"),
+        Just("2026-11-01T12:00:00.5+01:00 "),
+        Just("[Sun Nov  1 12:00:00 2026] "),
+        Just("[    1.000000 <    0.1>] "),
+        Just("Sun 2026-11-01 12:00:00 UTC "),
+        Just("1793534400.123456 "),
+        Just("kern  :warn  : "),
+        Just("4,339,5,-,caller=C0;"),
+        Just("web-1 "),
+        Just("kern.warn "),
+        Just("kernel: "),
+        Just("app[7]: "),
+        Just("    1.000000] "),
+        Just("[ T1] "),
+        Just("é. 1 12:00:00 "),
+        Just("- - - "),
+        Just("[+"),
+    ];
+    prop::collection::vec(part, 0..5).prop_map(|parts| parts.concat())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -72,6 +100,22 @@ proptest! {
         let console = rows.concat();
         let pieces: Vec<&[u8]> = console.chunks(cut_bytes).collect();
         prop_assert_eq!(findings(&pieces), findings(&[&console]));
+    }
+
+    #[test]
+    fn a_saved_log_may_hold_anything_and_come_in_any_pieces(
+        rows in prop::collection::vec((saved_prefix(), row()), 0..40),
+        cut_bytes in 1_usize..50,
+    ) {
+        let log: Vec<u8> = rows.into_iter().flat_map(|(prefix, row)| [prefix.as_bytes(), &row].concat()).collect();
+        let scan = |pieces: &[&[u8]]| {
+            let mut saved = SavedLog::new();
+            let mut found: Vec<Finding> = pieces.iter().flat_map(|piece| saved.push(piece)).collect();
+            found.extend(saved.finish());
+            (found, saved.has_kernel_lines())
+        };
+        let pieces: Vec<&[u8]> = log.chunks(cut_bytes).collect();
+        prop_assert_eq!(scan(&pieces), scan(&[&log]));
     }
 
     #[test]

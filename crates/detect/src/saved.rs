@@ -1,0 +1,112 @@
+//! A saved log: bytes in, findings out, whatever program saved it.
+//!
+//! ```text
+//!   bytes ── Lines ──▶ row ── Form ──▶ Kernel(line) ───────────────────▶ Scanner
+//!                                     Console(text) ── KernelLine::split ──▶ (its stamped lines, or all if none has one)
+//!                                     Program ──▶ dropped
+//! ```
+//!
+//! The rule of the live console ([whose words are these?](crate)) holds for what looks like a console. Rows that a daemon
+//! or `dmesg` marks as the kernel's are believed, since these know who wrote them; once there is one, rows without a mark
+//! are not the kernel's.
+
+use std::time::Duration;
+
+use crate::console::KernelLine;
+use crate::finding::Finding;
+use crate::lines::Lines;
+use crate::row::{self, Form, Row};
+use crate::scanner::Scanner;
+use crate::signatures;
+
+/// Reads a saved kernel log in any of its usual forms: a console, `dmesg` with any of its options, `journalctl -k`,
+/// syslog; with or without times of the host, levels (`<4>`) and callers (`[T1]`).
+///
+/// ```
+/// let mut log = kiln_detect::SavedLog::new();
+/// let rows = b"Nov  1 12:00:00 web1 kernel: Kernel panic - not syncing: No working init found.\n";
+/// let mut findings = log.push(rows);
+/// findings.extend(log.finish());
+/// assert_eq!(findings[0].title, "kernel panic: No working init found");
+/// ```
+#[derive(Debug, Default)]
+pub struct SavedLog {
+    lines: Lines,
+    form: Form,
+    scanner: Scanner,
+    /// The first time of day; others count from it.
+    began: Option<Duration>,
+    last: Duration,
+    has_kernel_lines: bool,
+}
+
+impl SavedLog {
+    /// Starts without having seen a row.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes bytes as they came and returns the findings they complete.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for row in self.lines.push(bytes) {
+            findings.extend(self.row(&row));
+        }
+        findings
+    }
+
+    /// The log is at its end: returns the findings that were open.
+    pub fn finish(&mut self) -> Vec<Finding> {
+        let last = self.lines.finish().and_then(|row| self.row(&row));
+        let mut findings: Vec<Finding> = last.into_iter().collect();
+        findings.extend(self.scanner.finish());
+        self.has_kernel_lines |= !findings.is_empty();
+        findings
+    }
+
+    /// Whether any row so far was the kernel's. A log without one is not a kernel log, so that nothing was found in it
+    /// means nothing.
+    #[must_use]
+    pub fn has_kernel_lines(&self) -> bool {
+        self.has_kernel_lines
+    }
+
+    fn row(&mut self, row: &str) -> Option<Finding> {
+        match self.form.read(row) {
+            Row::Program => {}
+            Row::Kernel { time, mut line } => {
+                let time = time.map(|time| self.since_begin(time));
+                line.stamp = line.stamp.or(time);
+                self.take(&line, true);
+            }
+            Row::Console { time, rest } => {
+                let time = time.map(|time| self.since_begin(time));
+                for line in KernelLine::split(rest) {
+                    if line.stamp.is_some() {
+                        self.take(&row::text(line.text, line.stamp, line.level, line.caller), true);
+                    } else if !self.scanner.knows_the_kernel() {
+                        let mut line = row::message(line.text, None, line.level);
+                        line.stamp = line.stamp.or(time);
+                        self.take(&line, false);
+                    }
+                }
+            }
+        }
+        let finding = self.scanner.next_finding();
+        self.has_kernel_lines |= finding.is_some();
+        finding
+    }
+
+    /// Hands a line to the scanner; `is_marked` if something says that it is the kernel's.
+    fn take(&mut self, line: &KernelLine<'_>, is_marked: bool) {
+        self.last = line.stamp.unwrap_or(self.last);
+        self.has_kernel_lines = self.has_kernel_lines || is_marked || signatures::is_ordinary(line.text);
+        self.scanner.forgive_reboots(self.form.is_tagged());
+        self.scanner.push_line(line, self.last, is_marked);
+    }
+
+    fn since_begin(&mut self, time: Duration) -> Duration {
+        time.saturating_sub(*self.began.get_or_insert(time))
+    }
+}
