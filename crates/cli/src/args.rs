@@ -327,8 +327,13 @@ pub enum SnapshotCommand {
 
 /// Find crashes in a saved kernel log.
 ///
-/// Exit code 100 where something at least as bad as an error is found.
+/// Reads what consoles, `dmesg` (with any of its options), `journalctl -k` and syslog write, also packed by gzip, xz or
+/// zstd. Exit code 100 if something at least as bad as an error is found, 2 if this is not a kernel log.
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    dmesg -T | kiln scan -\n  \
+    journalctl -k -b -1 | kiln scan -\n  \
+    kiln scan --json /var/log/kern.log.2.gz")]
 pub struct ScanArgs {
     /// The log; - for stdin
     pub log: Utf8PathBuf,

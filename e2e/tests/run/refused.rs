@@ -140,3 +140,41 @@ fn errors_are_json_too() {
     assert_eq!(report["exit_code"], 2);
     assert!(report["error"].as_str().is_some_and(|words| words.contains("memory")), "{report}");
 }
+
+#[test]
+fn a_packed_syslog_is_scanned_and_its_text_can_not_steer_the_terminal() {
+    let log = "Nov  1 12:00:00 web-1 kernel: kernel BUG at fs/\u{202e}evil\u{9b}.c:12!\n\
+               Nov  1 12:00:00 web-1 kernel: RIP: 0010:f\u{2066}oo+0x1/0x2\n\
+               Nov  1 12:00:00 web-1 kernel: Call Trace:\nNov  1 12:00:00 web-1 kernel:  bar+0x1/0x2\n";
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("kern.log");
+    std::fs::write(&path, log).expect("written");
+    let packed = std::process::Command::new("gzip").arg(&path).status().expect("gzip is there");
+    assert!(packed.success());
+    for json in [&[][..], &["--json"]] {
+        let packed = path.with_extension("log.gz");
+        let args = [&["scan", packed.to_str().expect("UTF-8")][..], json].concat();
+        let outcome = Kiln::new(args).run();
+        assert_eq!(outcome.code, 100, "{}", outcome.stderr);
+        let text = outcome.text();
+        assert!(text.contains("kernel BUG in") && text.contains("202e"), "{text}");
+        assert!(!text.contains(['\u{202e}', '\u{9b}', '\u{2066}']), "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_a_kernel_log_is_no_clean_one() {
+    for (log, words) in [
+        (&b""[..], "`stdin` is empty"),
+        (b"# A page\n\nof words\n", "no line of a kernel log"),
+        (b"\0\x01\x02\x03\xff\xfe", "not text"),
+        (b"BZh91AY&SY", "bzcat stdin | kiln scan -"),
+    ] {
+        let outcome = Kiln::new(["scan", "-"]).run_with(log);
+        assert_eq!(outcome.code, 2, "{words}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(words) && outcome.stderr.contains("hint: "), "{words}: {}", outcome.stderr);
+        assert!(outcome.stdout.is_empty());
+    }
+    let outcome = Kiln::new(["scan", "-"]).run_with(b"[    1.000000] usb 1-1: new device\n");
+    assert_eq!((outcome.code, outcome.text().as_str()), (0, "nothing found"));
+}
