@@ -1,5 +1,7 @@
 //! What can be typed. `-h` fits a screen, `--help` teaches.
 
+pub mod docker;
+
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -39,6 +41,41 @@ pub enum Command {
     Bench(BenchArgs),
     /// Talk to vhost-user backends, test them, and stand in for them
     Vhost(Box<VhostArgs>),
+    /// Print the completion of a shell
+    Completion(CompletionArgs),
+    /// Print kiln's man page, or write those of all commands
+    Man(ManArgs),
+    /// Print the version
+    Version(VersionArgs),
+}
+
+/// Print the completion of a shell.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln completion bash > ~/.local/share/bash-completion/completions/kiln\n  \
+    kiln completion zsh > ~/.zfunc/_kiln\n  \
+    kiln completion fish > ~/.config/fish/completions/kiln.fish")]
+pub struct CompletionArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Print kiln's man page, or write those of all commands.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln man | man -l -\n  \
+    kiln man ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// Directory to write to; it is made if it is missing
+    #[arg(value_name = "DIR")]
+    pub folder: Option<Utf8PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct VersionArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Run a command in a VM of its own.
@@ -71,7 +108,7 @@ pub struct RunArgs {
     #[arg(short, long)]
     pub user: Option<String>,
     /// Pass stdin to the command
-    #[arg(short = 'i', long = "stdin")]
+    #[arg(short = 'i', long = "stdin", alias = "interactive")]
     pub stdin: bool,
     /// Give the command a terminal (implies --stdin)
     #[arg(short, long)]
@@ -137,7 +174,9 @@ pub struct RunArgs {
     /// Boot the VM instead of forking the image's ready-made snapshot
     #[arg(long)]
     pub cold: bool,
-    /// Show the guest's console on stderr as it comes
+    #[command(flatten)]
+    pub docker: docker::DockerArgs,
+    /// Show the guest's console on stderr as it comes, each row behind `console|`
     #[arg(long)]
     pub console: bool,
     /// Print one JSON object instead of the command's output
@@ -194,6 +233,7 @@ pub enum ImageCommand {
     /// Boot an image once and save it, to be forked by `kiln run`
     Warm(ImageWarmArgs),
     /// List images
+    #[command(visible_alias = "list")]
     Ls {
         /// Print JSON
         #[arg(long)]
@@ -244,7 +284,7 @@ pub struct ImageBuildArgs {
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln image warm mini\n  \
-    kiln image warm mini --memory 512 --cpus 2 --module dummy")]
+    kiln image warm mini --memory 512 --cpus 2 --module tun")]
 pub struct ImageWarmArgs {
     /// Name or digest of the image
     pub name: String,
@@ -289,6 +329,7 @@ pub enum SnapshotCommand {
     ///
     /// A ready-made one is what `kiln run` forks. One that is not sealed yet is whole for as long as this host runs: its
     /// checksums are still to come. No file is read for the list; `kiln snapshot verify` reads them.
+    #[command(visible_alias = "list")]
     Ls {
         /// Print JSON
         #[arg(long)]
@@ -498,6 +539,41 @@ mod tests {
         let run = command.find_subcommand_mut("run").expect("there is a run command");
         let lines = run.render_help().to_string().lines().count();
         assert!(lines <= 50, "{lines} lines");
+    }
+
+    /// The words of a shell's line: quotes are taken off, and what goes to or comes from a file is left out.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for character in line.chars() {
+            match character {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                '<' | '>' if !quoted => break,
+                other => words.last_mut().expect("there is one").push(other),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let own = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let parts = own.split(['\n', '|']).map(str::trim).filter(|part| part.starts_with("kiln "));
+        let mut all: Vec<String> = parts.map(str::to_owned).collect();
+        all.extend(command.get_subcommands().flat_map(examples));
+        all
+    }
+
+    #[test]
+    fn every_example_of_the_help_is_a_good_line() {
+        let examples = examples(&Args::command());
+        assert!(examples.len() > 10, "{examples:?}");
+        for example in examples {
+            if let Err(error) = Args::try_parse_from(words(&example)) {
+                panic!("{example}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use owo_colors::OwoColorize as _;
 
-use crate::output::{plain, say};
+use serde::Serialize;
+
+use crate::output::{plain, print_json, say};
 
 /// The command line is wrong.
 pub const USAGE: u8 = 2;
@@ -69,6 +71,14 @@ impl Failure {
         self.hint.as_deref()
     }
 
+    /// Prints one object: the code, the chain in one line and the hint. `kiln run` has these fields among others.
+    pub fn print_json(&self) {
+        let report = FailureReport { exit_code: self.code, error: self.message(), hint: self.hint_words() };
+        if let Err(error) = print_json(&report) {
+            say(format_args!("{} {}", "kiln:".red().bold(), plain(&format!("{error:#}"))));
+        }
+    }
+
     /// Prints the chain and the hint, once.
     pub fn print(&self) {
         say(format_args!("{} {}", "kiln:".red().bold(), plain(&self.message())));
@@ -76,6 +86,14 @@ impl Failure {
             say(format_args!("{} {}", "hint:".cyan(), plain(hint)));
         }
     }
+}
+
+/// A failure for programs.
+#[derive(Debug, Serialize)]
+struct FailureReport<'a> {
+    exit_code: u8,
+    error: String,
+    hint: Option<&'a str>,
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {

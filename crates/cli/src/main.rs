@@ -6,6 +6,7 @@ mod bench;
 mod console;
 mod doctor;
 mod failure;
+mod generated;
 mod guest;
 mod hints;
 mod image;
@@ -15,20 +16,45 @@ mod ready;
 mod run;
 mod scan;
 mod snapshot;
+mod usage;
 mod verify;
 mod vhost;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Args, Command};
-use failure::Failure;
+use args::{Args, Command, docker};
+use failure::{Failure, INTERRUPTED};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let json = usage::wants_json(&words);
+    let outcome = match Args::try_parse_from(&words) {
+        Ok(args) => run(args),
+        Err(error) => usage::refused(&error, &words, json),
+    };
+    let code = outcome.unwrap_or_else(|failure| {
+        if json {
+            failure.print_json();
+        } else {
+            failure.print();
+        }
+        failure.code
+    });
+    // A command that was interrupted has nothing to print, and a program that asked for JSON gets an object all the same.
+    if json && !output::has_printed_json() {
+        Failure::words(code, if code == INTERRUPTED { "interrupted" } else { "ended without a result" }).print_json();
+    }
+    // Not a return from main: a thread may still be blocked in a read of stdin, and must not hold up the end.
+    std::process::exit(i32::from(code))
+}
+
+fn run(args: Args) -> Result<u8, Failure> {
     output::start_log(args.verbose);
-    let outcome = match args.command {
+    match args.command {
+        Command::Run(run) if docker::is_volume(args.verbose, &run.command) => Err(docker::Habit::Volume.refuse()),
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Image(args) => image::run(args),
@@ -37,11 +63,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Vhost(args) => vhost::run(*args),
-    };
-    let code = outcome.unwrap_or_else(|failure: Failure| {
-        failure.print();
-        failure.code
-    });
-    // Not a return from main: a thread may still be blocked in a read of stdin, and must not hold up the end.
-    std::process::exit(i32::from(code))
+        Command::Completion(args) => generated::completion(&args),
+        Command::Man(args) => generated::man(&args),
+        Command::Version(args) => generated::version(&args),
+    }
 }

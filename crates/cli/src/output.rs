@@ -13,6 +13,7 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _, stderr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -38,8 +39,17 @@ pub fn print_json(result: &impl Serialize) -> anyhow::Result<()> {
     written(stdout.write_all(&line).and_then(|()| stdout.flush()))
 }
 
+/// Whether a line of JSON was printed.
+static HAS_PRINTED_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether a result was printed as JSON, all or some of it.
+pub fn has_printed_json() -> bool {
+    HAS_PRINTED_JSON.load(Ordering::Relaxed)
+}
+
 /// Writes one line of JSON, in which hidden characters are escapes.
 pub fn write_json(out: &mut impl io::Write, what: &impl Serialize) -> io::Result<()> {
+    HAS_PRINTED_JSON.store(true, Ordering::Relaxed);
     what.serialize(&mut serde_json::Serializer::with_formatter(&mut *out, Escaped))?;
     out.write_all(b"\n")
 }

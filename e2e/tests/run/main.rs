@@ -9,6 +9,7 @@ mod vm_crash;
 mod vm_exit;
 mod vm_files;
 mod vm_files_kinds;
+mod vm_habits;
 mod vm_limits;
 mod vm_owner;
 mod vm_streams;

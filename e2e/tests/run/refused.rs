@@ -132,13 +132,105 @@ fn a_vmm_that_is_none_is_reported_in_its_own_words() {
     assert!(outcome.stderr.contains("/bin/false"), "{}", outcome.stderr);
 }
 
+/// What a command that failed prints for programs: one object, and nothing else.
+fn failure_object(args: &[&str], code: i32) -> serde_json::Value {
+    let outcome = Kiln::new(args).run();
+    assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
+    let report: serde_json::Value =
+        serde_json::from_slice(&outcome.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", outcome.text()));
+    assert_eq!(report["exit_code"], code, "{args:?}: {report}");
+    assert!(report["error"].as_str().is_some_and(|words| !words.is_empty()), "{args:?}: {report}");
+    report
+}
+
 #[test]
 fn errors_are_json_too() {
-    let outcome = Kiln::new(["run", "--json", "-m", "0", "--", "true"]).run();
-    let report: Value = serde_json::from_slice(&outcome.stdout).expect("one JSON object");
-    assert_eq!(outcome.code, 2);
-    assert_eq!(report["exit_code"], 2);
+    let report = failure_object(&["run", "--json", "-m", "0", "--", "true"], 2);
     assert!(report["error"].as_str().is_some_and(|words| words.contains("memory")), "{report}");
+    assert!(report["accel"].is_null() && report["command_exit_code"].is_null(), "{report}");
+    let report = failure_object(&["run", "--json", "--image", "no-such-image", "--", "true"], 69);
+    assert!(report["hint"].is_string(), "{report}");
+}
+
+#[test]
+fn every_command_that_has_json_answers_a_wrong_line_with_an_object() {
+    for args in [
+        &["run", "--json", "--no-such-flag", "--", "true"][..],
+        &["run", "--json"],
+        &["run", "--json", "-t", "--", "true"],
+        &["run", "--json", "--timeout", "soon", "--", "true"],
+        &["fly", "--json"],
+        &["doctor", "--json", "x"],
+        &["image", "ls", "--json", "x"],
+        &["image", "build", "--json"],
+        &["image", "warm", "--json"],
+        &["snapshot", "ls", "--json", "x"],
+        &["scan", "--json"],
+        &["verify", "fork", "--json", "--forks", "1"],
+        &["bench", "--json", "no-such-group"],
+        &["version", "--json", "x"],
+        &["vhost", "probe", "--json"],
+        &["vhost", "check", "--json", "--level", "no-such-level"],
+        &["vhost", "bench", "--json"],
+        &["vhost", "stress", "--json"],
+        &["vhost", "mock", "--json"],
+        &["vhost", "show", "--json"],
+        &["vhost", "replay", "--json"],
+    ] {
+        failure_object(args, 2);
+    }
+}
+
+#[test]
+fn a_command_that_fails_answers_with_an_object() {
+    failure_object(&["scan", "--json", "/surely/not/here"], 1);
+    failure_object(&["image", "build", "--json", "no-such-recipe"], 2);
+    failure_object(&["image", "warm", "--json", "no-such-image"], 69);
+    failure_object(&["verify", "fork", "--json", "--image", "no-such-image"], 69);
+    failure_object(&["vhost", "probe", "--json", "/surely/not/here.sock"], 1);
+    failure_object(&["vhost", "show", "--json", "/surely/not/here"], 1);
+    let plain = Kiln::new(["run", "--image", "no-such-image", "--", "echo", "--json"]).run();
+    assert!(plain.stdout.is_empty() && plain.stderr.contains("no-such-image"), "{}", plain.stderr);
+}
+
+#[test]
+fn habits_of_docker_are_answered_with_what_to_use() {
+    for (args, words) in [
+        (&["run", "-v", "./a:/b", "alpine", "sh"][..], "--in"),
+        (&["run", "-v./a:/b", "alpine"], "--in"),
+        (&["run", "--volume", "a:/b", "--", "sh"], "--in"),
+        (&["run", "--mount", "type=bind", "--", "sh"], "--in"),
+        (&["run", "-p", "80:80", "--", "sh"], "network"),
+        (&["run", "-d", "--", "sh"], "&"),
+        (&["run", "--entrypoint", "sh", "--", "-c"], "whole command"),
+        (&["run", "--net", "host", "--", "sh"], "--in"),
+        (&["ps"], "kiln image ls"),
+        (&["list"], "kiln image ls"),
+        (&["images"], "kiln image ls"),
+        (&["exec", "x", "sh"], "kiln run -- COMMAND"),
+    ] {
+        refused(args, 2, &["hint: ", words]);
+    }
+}
+
+#[test]
+fn lists_and_the_version_have_the_names_that_people_try() {
+    for args in [&["image", "list"][..], &["snapshot", "list"], &["version"], &["completion", "bash"], &["man"]] {
+        let outcome = Kiln::new(args).run();
+        assert_eq!(outcome.code, 0, "{args:?}: {}", outcome.stderr);
+        assert!(!outcome.stdout.is_empty(), "{args:?}");
+    }
+    assert_eq!(Kiln::new(["version"]).run().text(), Kiln::new(["--version"]).run().text());
+}
+
+#[test]
+fn a_file_of_variables_that_is_wrong_is_named() {
+    refused(&["run", "--env-file", "/surely/not/here", "--", "true"], 2, &["--env-file", "/surely/not/here"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("env");
+    std::fs::write(&path, "A=1\n=2\n").expect("written");
+    refused(&["run", "--env-file", path.to_str().expect("UTF-8"), "--", "true"], 2, &["line 2", "NAME=VALUE"]);
+    refused(&["run", "--hostname", "a_b", "--", "true"], 2, &["`a_b` is not a host name"]);
 }
 
 #[test]

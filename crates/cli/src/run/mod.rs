@@ -6,6 +6,7 @@
 //!
 //! Whatever happens on the way, the VM is gone before kiln is.
 
+mod env_file;
 mod out;
 mod pack;
 mod pump;
@@ -20,9 +21,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use kiln_detect::Severity;
-use kiln_engine::Guest;
-use kiln_engine::link::{StreamError, StreamSender};
-use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Exited};
+use kiln_engine::link::{GuestLink, Renewal, StreamError, StreamSender};
+use kiln_engine::{Acceleration, Guest};
+use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Exited, Identity};
 use owo_colors::OwoColorize as _;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -51,9 +52,11 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// For threads that still tidy up a copy. One that is blocked in a write to a stdout that nobody reads is left.
 const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What is known of a run's times.
+/// What is known of how a run went, however far it came.
 pub struct Times {
     start: Instant,
+    /// What runs the VM's CPUs, once that is decided.
+    accel: Option<Acceleration>,
     /// Making the ready-made snapshot, where it was not there.
     ready: Option<Duration>,
 }
@@ -70,8 +73,8 @@ struct Job {
 pub fn run(args: RunArgs) -> Result<u8, Failure> {
     let start = Instant::now();
     let json = args.json;
-    let mut report = Report { image: args.image.clone(), ..Report::default() };
-    let mut times = Times { start, ready: None };
+    let mut report = Report::of(&args);
+    let mut times = Times { start, accel: None, ready: None };
     let outcome = check(args).and_then(|job| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(job.run(&mut times, &mut report));
@@ -85,7 +88,7 @@ pub fn run(args: RunArgs) -> Result<u8, Failure> {
     let code = match outcome {
         Ok(code) => code,
         Err(failure) => {
-            report.error = Some(failure.message());
+            report.failed(&failure);
             failure.code
         }
     };
@@ -96,6 +99,7 @@ pub fn run(args: RunArgs) -> Result<u8, Failure> {
 }
 
 fn check(args: RunArgs) -> Result<Job, Failure> {
+    args.docker.check()?;
     let terminal = args.tty.then(terminal::describe);
     Ok(Job {
         exec: request::exec_request(&args, terminal)?,
@@ -127,7 +131,6 @@ impl Job {
             Started::Interrupted(code) => return Ok(code),
         };
         report.started(start, guest.boot);
-        report.accel = image::accel_name(guest.vm.acceleration()).into();
         drop(progress);
         let outcome = self.in_guest(&guest, &mut interrupts, report).await;
         report.findings = guest.findings().into_iter().map(Into::into).collect();
@@ -138,6 +141,9 @@ impl Job {
 
     async fn in_guest(&self, guest: &Guest, interrupts: &mut Interrupts, report: &mut Report) -> Result<u8, Failure> {
         let copied = async {
+            if let Some(name) = &self.args.docker.hostname {
+                rename(&guest.link, name).await?;
+            }
             for copy in &self.copy_in {
                 transfer::copy_in(&guest.link, copy).await.map_err(|error| Failure::new(VM, error))?;
             }
@@ -157,7 +163,11 @@ impl Job {
         match fetched {
             // The command's own failure matters more than that its result is missing.
             Err(failure) if code != 0 => {
-                failure.print();
+                if self.args.json {
+                    report.failed(&failure);
+                } else {
+                    failure.print();
+                }
                 Ok(code)
             }
             other => other.map(|()| code),
@@ -264,7 +274,10 @@ impl Job {
                     ErrorCode::NotExecutable => NOT_EXECUTABLE,
                     _ => VM,
                 };
-                Failure::words(code, fault.message)
+                match fault.code {
+                    ErrorCode::CommandNotFound => self.not_found(),
+                    _ => Failure::words(code, fault.message),
+                }
             }
             StreamError::LinkLost(why) => match guest.gone_soon().await {
                 Some(gone) => guest::cut_off(&gone),
@@ -273,6 +286,16 @@ impl Job {
             StreamError::TooLarge { .. } => Failure::new(USAGE, error),
             other => Failure::new(VM, other),
         }
+    }
+
+    /// What people mean who write `kiln run alpine sh`.
+    fn not_found(&self) -> Failure {
+        let program = self.args.command.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+        let failure = Failure::words(NOT_FOUND, format!("`{program}` was not found in the guest"));
+        if program.starts_with(['/', '.']) || program.chars().any(char::is_whitespace) {
+            return failure.hint(format!("it must be in the image `{}`, or come with --in", self.args.image));
+        }
+        failure.hint(format!("did you mean `--image {program}`? kiln image ls lists the images that are here"))
     }
 
     fn overdue(&self) -> Failure {
@@ -290,6 +313,18 @@ impl Job {
             say(format_args!("{} {}", "kiln:".red().bold(), plain(words)));
         }
     }
+}
+
+/// Gives the machine a name of the user's. It keeps its addresses, and gets a machine id that nothing has seen yet.
+async fn rename(link: &GuestLink, hostname: &str) -> Result<(), Failure> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    let machine_id = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let identity = Identity { hostname: hostname.to_owned(), machine_id, macs: vec![] };
+    let renamed = link.renew(Renewal { identity: Some(identity) }).await;
+    renamed.map_err(|error| {
+        Failure::new(VM, anyhow::Error::new(error).context(format!("failed to name the machine `{hostname}`")))
+    })
 }
 
 /// Ends when a guest that does not keep to `--timeout` is given up; never without one.

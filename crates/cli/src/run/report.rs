@@ -1,5 +1,6 @@
 //! What `kiln run --json` prints: one object, whatever happened.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kiln_detect::{Finding, Severity};
@@ -8,6 +9,10 @@ use serde::Serialize;
 
 use super::Times;
 use super::pump::Captured;
+use crate::args::RunArgs;
+use crate::args::docker::DockerArgs;
+use crate::failure::Failure;
+use crate::image::accel_name;
 use crate::output::print_json;
 
 /// One run.
@@ -15,10 +20,15 @@ use crate::output::print_json;
 pub struct Report {
     /// The exit code of kiln itself.
     pub exit_code: u8,
+    /// The command's own, 128 + n for signal n; `None` if it did not end. It differs from `exit_code` if something else
+    /// went wrong, such as --out.
+    pub command_exit_code: Option<i32>,
     /// The signal that ended the command.
     pub signal: Option<i32>,
-    /// Why there is no exit code of the command's own.
+    /// What went wrong, if it was not the command.
     pub error: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
     /// A string, or `{"base64": …}` where it is no UTF-8.
     pub stdout: Text,
     /// As `stdout`.
@@ -31,8 +41,12 @@ pub struct Report {
     pub pipes_held: bool,
     /// Use of the command, where it ended.
     pub usage: Option<Usage>,
+    /// From --name and --label.
+    pub name: Option<String>,
+    pub labels: BTreeMap<String, String>,
     pub image: String,
-    pub accel: String,
+    /// `kvm` or `tcg`; `None` if no VM came to be.
+    pub accel: Option<&'static str>,
     /// How its VM came to be; `None` where there is none.
     pub start: Option<Start>,
     /// From the request for the VM to its agent's answer, where it was forked.
@@ -80,7 +94,23 @@ impl From<Finding> for FindingReport {
 }
 
 impl Report {
+    /// Of a run that has not begun.
+    pub fn of(args: &RunArgs) -> Self {
+        let DockerArgs { name, labels, .. } = &args.docker;
+        let labels = labels.iter().cloned().collect();
+        Self { image: args.image.clone(), name: name.clone(), labels, ..Self::default() }
+    }
+
+    pub fn failed(&mut self, failure: &Failure) {
+        self.error = Some(failure.message());
+        self.hint = failure.hint_words().map(str::to_owned);
+    }
+
     pub fn exited(&mut self, exited: &Exited) {
+        self.command_exit_code = Some(match exited.status {
+            ExitStatus::Code(code) => code & 0xff,
+            signal @ ExitStatus::Signal(_) => signal.shell_code().clamp(0, 255),
+        });
         if let ExitStatus::Signal(signal) = exited.status {
             self.signal = Some(signal);
         }
@@ -112,6 +142,7 @@ impl Report {
     }
 
     pub fn times(&mut self, times: &Times) {
+        self.accel = times.accel.map(accel_name);
         self.ready_ms = times.ready.map(ms);
         self.total_ms = ms(times.start.elapsed());
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty};
 use rustix::fs::{Access, access};
 
+use super::env_file;
 use super::out::Target;
 use crate::args::RunArgs;
 use crate::failure::{Failure, USAGE};
@@ -27,7 +28,7 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
     }
     let request = ExecRequest {
         argv: args.command.iter().map(|word| Text::from(word.as_os_str())).collect(),
-        env: args.env.iter().map(|pair| variable(pair)).collect::<Result<_, _>>()?,
+        env: variables(args)?,
         env_clear: false,
         cwd: args.workdir.as_deref().map(Text::from),
         user: args.user.clone(),
@@ -51,6 +52,18 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
             Err(Failure::words(USAGE, words).hint("pass long input with --stdin or --in"))
         }
     }
+}
+
+/// Those of --env-file, then those of --env, so that the latter win.
+fn variables(args: &RunArgs) -> Result<Vec<(Text, Text)>, Failure> {
+    let mut variables = Vec::new();
+    for file in &args.docker.env_file {
+        variables.extend(env_file::read(file)?);
+    }
+    for pair in &args.env {
+        variables.push(variable(pair)?);
+    }
+    Ok(variables)
 }
 
 fn variable(given: &OsStr) -> Result<(Text, Text), Failure> {

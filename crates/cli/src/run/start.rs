@@ -42,6 +42,7 @@ pub async fn start(
         decided = engine.decide(&spec) => decided.map_err(launch_failure)?,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
+    times.accel = Some(decided);
     spec.acceleration = decided.into();
     // A fork would be of a snapshot, which a VM with a device of another process never becomes.
     if !args.cold && spec.vhost_user.is_empty() {
