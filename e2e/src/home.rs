@@ -30,6 +30,16 @@ impl TestHome {
         this
     }
 
+    /// With the image, and what it is built from: nothing is downloaded where it is built again.
+    ///
+    /// # Panics
+    /// As [`with_image`](Self::with_image).
+    pub fn with_downloads() -> Self {
+        let this = Self::with_image();
+        copy(&shared().join("cache"), this.path());
+        this
+    }
+
     /// With the image and the ready-made snapshot that `kiln run` forks where no flag says otherwise.
     ///
     /// # Panics
