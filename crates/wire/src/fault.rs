@@ -24,7 +24,8 @@ impl Fault {
 }
 
 /// Words of at most [`WORDS_BYTES_MAX`], and an ellipsis if there were more.
-pub(crate) fn cut(mut words: String) -> String {
+#[must_use]
+pub fn cut(mut words: String) -> String {
     if words.len() > WORDS_BYTES_MAX {
         words.truncate((0..=WORDS_BYTES_MAX).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0));
         words.push('…');

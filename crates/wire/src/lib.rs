@@ -33,7 +33,7 @@ pub mod reset;
 pub use activity::{Activity, LEASE_SECONDS_MAX, LEASES_MAX, Lease};
 pub use decode::{Decoder, EndError};
 pub use exec::{ExecRequest, ExitStatus, Exited, Limits, Resize, Signal, Started, Stdin, Tty};
-pub use fault::{ErrorCode, Fault, WORDS_BYTES_MAX};
+pub use fault::{ErrorCode, Fault, WORDS_BYTES_MAX, cut};
 pub use file::{Done, Entry, FileKind, FileRequest, FileStat, FilesRequest, ListPage, Owner, ReadRange, WriteMode};
 pub use frame::{
     Frame, FrameError, HEADER_BYTES, Kind, LENGTH_MAX, LENGTH_MIN, PAYLOAD_MAX, StreamId, WRITE_CHUNK_BYTES, encode,

@@ -116,7 +116,7 @@ pub async fn output(receiver: &mut StreamReceiver, sink: &mut Sink) -> Result<En
                 exited.truncated |= sink.dropped;
                 return Ok(End::Exited(exited));
             }
-            other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+            other => return Err(StreamError::unexpected(&other)),
         }
     }
 }

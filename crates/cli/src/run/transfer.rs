@@ -102,7 +102,7 @@ async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow:
                     Event::Data(_, bytes) => (Piece::Bytes(bytes), None),
                     Event::Reply(_) | Event::Eof => continue,
                     Event::Done(done) => (Piece::End, Some(done)),
-                    other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+                    other => return Err(StreamError::unexpected(&other)),
                 };
             // The unpacking thread has stopped where this fails, and says why.
             if pieces.send(piece).await.is_err() || done.is_some() {

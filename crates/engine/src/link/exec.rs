@@ -52,7 +52,7 @@ impl GuestLink {
         let (input, mut output) = self.open(&Message::Exec(Box::new(request)))?;
         match output.next().await? {
             Event::Started(started) => Ok(Exec { started, input, output }),
-            other => Err(StreamError::Unexpected(format!("{other:?} before Started"))),
+            other => Err(StreamError::unexpected(&other)),
         }
     }
 
@@ -93,7 +93,7 @@ async fn collect(output: &mut StreamReceiver, limit_bytes: u64) -> Result<ExecOu
             }
             Event::Eof => {}
             Event::Exited(exited) => return Ok(ExecOutput { stdout, stderr, exited }),
-            other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+            other => return Err(StreamError::unexpected(&other)),
         }
     }
 }

@@ -35,7 +35,7 @@ impl GuestLink {
                 }
                 Event::Eof => {}
                 Event::Done(_) => return Ok(content),
-                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+                other => return Err(StreamError::unexpected(&other)),
             }
         }
     }
@@ -68,7 +68,7 @@ impl GuestLink {
         let (_sender, receiver) = self.files(FileRequest::Stat { path: path.into(), follow })?;
         match receiver.reply().await? {
             Reply::Stat(stat) => Ok(stat),
-            other => Err(StreamError::Unexpected(format!("{other:?}"))),
+            other => Err(StreamError::unexpected(&other)),
         }
     }
 }
@@ -83,7 +83,7 @@ impl StreamReceiver {
             match self.next().await? {
                 Event::Done(done) => return Ok(done),
                 Event::Reply(_) | Event::Eof => {}
-                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+                other => return Err(StreamError::unexpected(&other)),
             }
         }
     }

@@ -34,7 +34,7 @@ impl GuestLink {
         let (_sender, receiver) = self.open(&Message::Activity)?;
         match timeout(ANSWER_DEADLINE, receiver.reply()).await {
             Ok(Ok(Reply::Activity(activity))) => Ok(*activity),
-            Ok(Ok(other)) => Err(StreamError::Unexpected(format!("{other:?}"))),
+            Ok(Ok(other)) => Err(StreamError::unexpected(&other)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.no_answer("activity")),
         }

@@ -1,5 +1,6 @@
 //! One stream of a link, in two halves.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,14 @@ pub enum StreamError {
     /// The agent answered something that this stream does not have.
     #[error("unexpected answer from the agent: {0}")]
     Unexpected(String),
+}
+
+impl StreamError {
+    /// Of an event or reply that has no place where it came. It can hold a whole frame of the guest's bytes, and an error
+    /// is kept, logged and printed, so it is cut here.
+    pub fn unexpected(what: &impl Debug) -> Self {
+        Self::Unexpected(kiln_wire::cut(format!("{what:?}")))
+    }
 }
 
 /// Dropped with the last half of its stream: asks the agent to end what still runs there.
@@ -196,7 +205,7 @@ impl StreamReceiver {
                 }
                 Event::Reply(reply) => replies.push(*reply),
                 Event::Done(_) => return Ok(replies),
-                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+                other => return Err(StreamError::unexpected(&other)),
             }
         }
     }
@@ -211,7 +220,7 @@ impl StreamReceiver {
             match self.next().await? {
                 Event::Reply(first) if reply.is_none() => reply = Some(*first),
                 Event::Done(_) => return reply.ok_or_else(|| StreamError::Unexpected("an end without a reply".into())),
-                other => return Err(StreamError::Unexpected(format!("{other:?}"))),
+                other => return Err(StreamError::unexpected(&other)),
             }
         }
     }
@@ -225,5 +234,17 @@ pub(super) async fn beside<T>(answer: impl Future<Output = T>, feed: impl Future
         biased;
         answer = &mut answer => answer,
         () = feed => answer.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_does_not_hold_a_whole_frame_of_the_guest() {
+        let event = Event::Data(Channel::Out, Bytes::from(vec![0xff; 1 << 20]));
+        let words = StreamError::unexpected(&event).to_string();
+        assert!(words.len() < kiln_wire::WORDS_BYTES_MAX + 64, "{} bytes", words.len());
     }
 }
