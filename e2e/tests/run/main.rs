@@ -16,3 +16,4 @@ mod vm_streams;
 mod vm_terminal;
 mod vm_vhost_mock;
 mod vm_vhost_user;
+mod vm_words;

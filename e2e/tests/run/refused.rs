@@ -133,10 +133,10 @@ fn a_vmm_that_is_none_is_reported_in_its_own_words() {
 }
 
 /// What a command that failed prints for programs: one object, and nothing else.
-fn failure_object(args: &[&str], code: i32) -> serde_json::Value {
+fn failure_object(args: &[&str], code: i32) -> Value {
     let outcome = Kiln::new(args).run();
     assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
-    let report: serde_json::Value =
+    let report: Value =
         serde_json::from_slice(&outcome.stdout).unwrap_or_else(|error| panic!("{args:?}: {error}: {}", outcome.text()));
     assert_eq!(report["exit_code"], code, "{args:?}: {report}");
     assert!(report["error"].as_str().is_some_and(|words| !words.is_empty()), "{args:?}: {report}");
