@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kiln_wire::Identity;
 
+use crate::deadlines::BOOT_DEADLINE;
 use crate::link::GuestLink;
 use crate::mac_address::MacAddress;
 use crate::vm::Vm;
@@ -12,8 +13,6 @@ use crate::vm_spec::{OwnerLoss, VmSpec};
 
 /// Forks of one request; more than this is a mistake, whatever the host can hold.
 pub const FORKS_MAX: usize = 1000;
-/// From the start of a fork's VMM to its agent's answer: 60 ms on an idle host, a second where twenty start at once.
-const FORK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How to restore a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +23,7 @@ pub struct ForkSpec {
     pub identity: ForkIdentity,
     /// What becomes of them when their owner is lost.
     pub owner_loss: OwnerLoss,
-    /// For each of them, from the start of its VMM to its agent's answer.
+    /// For each of them, from the start of its VMM to its own clock, randomness and names.
     pub deadline: Duration,
 }
 
@@ -39,7 +38,7 @@ pub enum ForkIdentity {
 
 impl Default for ForkSpec {
     fn default() -> Self {
-        Self { count: 1, identity: ForkIdentity::Fresh, owner_loss: OwnerLoss::Kill, deadline: FORK_DEADLINE }
+        Self { count: 1, identity: ForkIdentity::Fresh, owner_loss: OwnerLoss::Kill, deadline: BOOT_DEADLINE }
     }
 }
 

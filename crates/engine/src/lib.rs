@@ -12,6 +12,7 @@
 
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 pub mod acceleration;
+pub mod deadlines;
 pub mod failpoint;
 pub mod guest;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]

@@ -14,7 +14,7 @@ use camino::Utf8PathBuf;
 use kiln_wire::{ExecRequest, Text};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::blocking::{OffRuntime, blocking, operation};
 use crate::driver::{Driver, Restorer, Waiting};
@@ -25,7 +25,7 @@ use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
 use crate::home::Home;
 use crate::host;
 use crate::journal::{Journal, State};
-use crate::link::{GuestLink, Renewal};
+use crate::link::{GuestLink, LinkError, Renewal};
 use crate::recover;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::vm::{ControlError, Vm};
@@ -190,9 +190,16 @@ impl Template {
     async fn fork_in(&self, dir: OffRuntime<VmDir>) -> Result<Fork, RestoreError> {
         let deadline = Instant::now() + self.deadline;
         let (journal, restorer) = (dir.journal().clone(), Arc::clone(&self.restorer));
-        // One operation: each way to a thread and back takes time that a fork does not have.
-        let vm = operation(async move { restorer.start(dir.into_inner()).await?.load().await }).await?;
-        Linked::new(vm, journal, deadline).await?.renew(self).await
+        let forked = async {
+            // One operation: each way to a thread and back takes time that a fork does not have.
+            let vm = operation(async move { restorer.start(dir.into_inner()).await?.load().await }).await?;
+            Linked::new(vm, journal, deadline).await?.renew(self, deadline).await
+        };
+        // A VMM has its own bounds, which add up to more than a short deadline.
+        match timeout_at(deadline, forked).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(LinkError::TimedOut { waiting_for: "answer", waited: self.deadline }.into()),
+        }
     }
 
     async fn new_dir(&self) -> Result<OffRuntime<VmDir>, RestoreError> {
@@ -248,13 +255,13 @@ impl Linked {
         Ok(Self { vm, link, journal })
     }
 
-    async fn renew(self, template: &Template) -> Result<Fork, RestoreError> {
+    async fn renew(self, template: &Template, deadline: Instant) -> Result<Fork, RestoreError> {
         let Self { vm, link, journal } = self;
         let identity = match template.identity {
             ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &template.spec)),
             ForkIdentity::Keep => None,
         };
-        link.renew(Renewal { identity }).await?;
+        link.renew(Renewal { identity }, deadline.saturating_duration_since(Instant::now())).await?;
         // Not before: a recovery must not take for a machine what is none yet.
         blocking(move || {
             journal.append(State::Running)?;
@@ -283,10 +290,10 @@ impl Held {
         if !template.snapshot.manifest().frozen {
             return Ok(Self::Waiting(started));
         }
-        let fork = started.link(deadline).await?.renew(template).await?;
+        let fork = started.link(deadline).await?.renew(template, deadline).await?;
         // Under TCG the code of a first command is translated first, which takes ten times as long as the command.
         let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
-        match tokio::time::timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
+        match timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
             Ok(Err(error)) => tracing::debug!(%error, "a held fork did not run its first command"),
             Err(_) => tracing::debug!("the first command of a held fork does not end"),
             Ok(Ok(_)) => {}
@@ -302,12 +309,12 @@ impl Held {
             Self::Warm(fork) => {
                 fork.vm.resume().await?;
                 // The time as it is now, fresh randomness, and then its commands go on.
-                fork.link.renew(Renewal::default()).await?;
+                fork.link.renew(Renewal::default(), template.deadline).await?;
                 Ok(*fork)
             }
             Self::Waiting(started) => {
                 let deadline = Instant::now() + template.deadline;
-                started.link(deadline).await?.renew(template).await
+                started.link(deadline).await?.renew(template, deadline).await
             }
         }
     }

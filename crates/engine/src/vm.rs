@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::console::ConsoleRing;
+use crate::deadlines::RENEW_DEADLINE;
 use crate::driver::{Transport, VmmError};
 use crate::error::SaveError;
 use crate::link::{GuestLink, LinkError, Renewal, StreamError};
@@ -497,7 +498,7 @@ async fn save(
 /// Lets the commands of a guest that was paused for a save go on. Its clock stood still meanwhile, so it gets the time
 /// first.
 async fn thaw(link: &GuestLink) -> Result<(), StreamError> {
-    match link.renew(Renewal::default()).await {
+    match link.renew(Renewal::default(), RENEW_DEADLINE).await {
         // The agent thaws once all of it is done.
         Ok(()) => Ok(()),
         Err(error) => {

@@ -16,6 +16,7 @@ use super::handle::{Ask, Uses};
 use super::policy::{KeepPolicy, Temperature};
 use super::state::{DestroyError, Ended, KeptError, KeptState, Status, WakeError, WarmError};
 use crate::blocking;
+use crate::deadlines::RENEW_DEADLINE;
 use crate::engine::Engine;
 use crate::error::SaveError;
 use crate::guest::{Gone, Guest, Watch};
@@ -420,7 +421,7 @@ async fn go_on(guest: &mut Guest) -> Result<(), WarmError> {
 /// Gives a VM the time as it is now, and lets its commands go on.
 async fn set_right(guest: &mut Guest) -> Result<(), WarmError> {
     mend_link(guest).await?;
-    guest.link.renew(Renewal::default()).await?;
+    guest.link.renew(Renewal::default(), RENEW_DEADLINE).await?;
     Ok(())
 }
 

@@ -155,25 +155,31 @@ impl GuestLink {
             })?;
         }
         if let Some(renewal) = options.renewal {
-            let asked = timeout_at(deadline, link.renew(renewal)).await;
-            asked.map_err(|_| late("answer to sync"))??;
+            link.renew_by(renewal, deadline, options.deadline).await?;
         }
         Ok(link)
     }
 }
 
 impl GuestLink {
-    /// Makes a restored guest its own machine, as of now.
+    /// Makes a restored guest its own machine, as of now. All of it ends at the deadline.
     ///
     /// # Errors
-    /// [`LinkError::Sync`]: the guest must not be used then.
-    pub async fn renew(&self, mut renewal: Renewal) -> Result<(), LinkError> {
+    /// [`LinkError::Sync`] and [`LinkError::TimedOut`]: the guest must not be used then.
+    pub async fn renew(&self, renewal: Renewal, deadline: Duration) -> Result<(), LinkError> {
+        self.renew_by(renewal, Instant::now() + deadline, deadline).await
+    }
+
+    async fn renew_by(&self, mut renewal: Renewal, until: Instant, waited: Duration) -> Result<(), LinkError> {
         for attempt in 1..=SYNC_ATTEMPTS_MAX {
             let from = Instant::now();
-            self.sync(renewal.sync()?).await.map_err(LinkError::Sync)?;
+            let synced = timeout_at(until, self.sync(renewal.sync()?)).await;
+            let late = |_| LinkError::TimedOut { waiting_for: "answer to sync", waited };
+            synced.map_err(late)?.map_err(LinkError::Sync)?;
             let took = from.elapsed();
             tracing::debug!(attempt, ?took, "synced a guest");
-            if took <= SYNC_LAG_MAX {
+            // A clock that is late is better than a fork that is not there, so no attempt is begun that may be too long.
+            if took <= SYNC_LAG_MAX || Instant::now() + 2 * took > until {
                 break;
             }
             // It has its names, and they stay.

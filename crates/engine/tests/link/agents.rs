@@ -273,7 +273,7 @@ async fn a_guest_that_was_told_the_time_too_slowly_is_told_again_with_fresh_rand
     let (link, mut peer) = linked().await;
     let identity = Identity { hostname: "fork".into(), machine_id: "0".repeat(32), macs: vec![] };
     let renewal = Renewal { identity: Some(identity.clone()) };
-    let syncs = synced(&mut peer, 2, link.renew(renewal)).await;
+    let syncs = synced(&mut peer, 2, link.renew(renewal, DEADLINE)).await;
     assert!(syncs.len() >= 3, "{syncs:?}");
     assert_eq!(syncs[0].identity, Some(identity));
     for pair in syncs.windows(2) {
@@ -285,7 +285,7 @@ async fn a_guest_that_was_told_the_time_too_slowly_is_told_again_with_fresh_rand
 #[tokio::test]
 async fn a_guest_that_is_never_in_time_is_told_the_time_five_times() {
     let (link, mut peer) = linked().await;
-    let syncs = synced(&mut peer, usize::MAX, link.renew(Renewal::default())).await;
+    let syncs = synced(&mut peer, usize::MAX, link.renew(Renewal::default(), DEADLINE)).await;
     assert_eq!(syncs.len(), 5);
 }
 

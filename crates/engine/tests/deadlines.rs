@@ -1,0 +1,101 @@
+//! No step of a link's start outlasts its deadline, whether the agent stalls or sends a byte now and then. The steps of a
+//! run that follow are walked in the same way by the tests of `kiln run`.
+
+use std::time::{Duration, Instant};
+
+use kiln_engine::link::{GuestLink, LinkError, LinkOptions, Renewal};
+use kiln_wire::reset::MARKER_BYTES;
+use kiln_wire::{Capability, Hello, Message, StreamId, VERSION};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// How far it may be missed.
+const SLACK: Duration = Duration::from_secs(1);
+/// Between two bytes of an agent that dribbles.
+const DRIBBLE: Duration = Duration::from_millis(50);
+
+/// What an agent does when it has come to where it stops.
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    Stall,
+    Dribble,
+}
+
+/// What an agent has done when it stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum After {
+    Nothing,
+    Marker,
+    Hello,
+}
+
+/// The agent, which never ends on its own.
+async fn agent(mut stream: UnixStream, after: After, capabilities: Vec<Capability>, then: Then) -> std::io::Result<()> {
+    if after >= After::Marker {
+        let mut marker = [0; MARKER_BYTES];
+        stream.read_exact(&mut marker).await?;
+        stream.write_all(&marker).await?;
+    }
+    if after >= After::Hello {
+        let hello = Hello { version: VERSION, agent: "hostile".into(), capabilities, boot_id: "b".into() };
+        let mut bytes = Vec::new();
+        Message::Hello(hello).encode(StreamId::LINK, &mut bytes).expect("small");
+        stream.write_all(&bytes).await?;
+    }
+    let (mut read, mut write) = stream.into_split();
+    let dribble = async {
+        // The beginning of a frame of 256 bytes that never comes to its end.
+        let mut byte = [0, 0, 1, 0, 4].into_iter().chain(std::iter::repeat(0));
+        loop {
+            match then {
+                Then::Stall => std::future::pending().await,
+                Then::Dribble => write.write_all(&[byte.next().expect("it is endless")]).await?,
+            }
+            tokio::time::sleep(DRIBBLE).await;
+        }
+    };
+    let mut nobody = tokio::io::sink();
+    tokio::select! {
+        end = dribble => end,
+        end = tokio::io::copy(&mut read, &mut nobody) => end.map(drop),
+    }
+}
+
+async fn late(after: After, capabilities: &[Capability], options: LinkOptions, waiting: &str) {
+    for then in [Then::Stall, Then::Dribble] {
+        let (host, guest) = UnixStream::pair().expect("a socket pair");
+        let agent = tokio::spawn(agent(guest, after, capabilities.to_vec(), then));
+        let from = Instant::now();
+        let linked = GuestLink::connect(host, options.clone()).await;
+        let took = from.elapsed();
+        agent.abort();
+        match linked {
+            Err(LinkError::TimedOut { waiting_for, .. }) => assert_eq!(waiting_for, waiting),
+            other => panic!("after {after:?}, {then:?}: {other:?}"),
+        }
+        assert!(took >= DEADLINE && took < DEADLINE + SLACK, "after {after:?}, {then:?}: {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_return_the_marker_is_late() {
+    late(After::Nothing, &[], LinkOptions::virtio_serial(DEADLINE), "answer").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_say_hello_is_late() {
+    late(After::Marker, &[], LinkOptions::virtio_serial(DEADLINE), "hello").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_judge_a_token_is_late() {
+    let options = LinkOptions { token: Some("t".into()), ..LinkOptions::virtio_serial(DEADLINE) };
+    late(After::Hello, &[Capability::Auth], options, "answer to the token").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_sync_is_late() {
+    let options = LinkOptions { renewal: Some(Renewal::default()), ..LinkOptions::virtio_serial(DEADLINE) };
+    late(After::Hello, &[], options, "answer to sync").await;
+}
