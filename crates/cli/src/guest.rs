@@ -19,7 +19,7 @@ pub fn boot_failure(error: BootError, boot_timeout: Duration) -> Failure {
         BootError::Gone { ref gone, ref console } => {
             match gone {
                 Gone::Crashed(finding) => print_extract(finding),
-                Gone::Exited(_) => print_tail(console),
+                Gone::Exited(_) | Gone::Halted | Gone::Silent(_) => print_tail(console),
             }
             Failure::new(VM, error)
         }
@@ -34,6 +34,7 @@ pub fn cut_off(gone: &Gone) -> Failure {
             Failure::words(VM, format!("the guest crashed: {}", finding.title))
         }
         Gone::Exited(exit) => Failure::words(VM, format!("the guest ended before the command did: {exit}")),
+        Gone::Halted | Gone::Silent(_) => Failure::words(VM, gone.to_string()),
     }
 }
 

@@ -102,6 +102,9 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync {
 
     /// Whether the guest's CPUs run.
     fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
+
+    /// Whether the guest's CPUs are all halted with interrupts off, which only a reset ends. False if the VMM can't tell.
+    fn is_halted(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 }
 
 /// What a VMM reports on its own, in order.

@@ -53,6 +53,7 @@ mod pool;
 mod private_file;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod process;
+mod pulse;
 mod ready;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod recover;

@@ -20,6 +20,7 @@ use crate::failpoint;
 use crate::journal::{Journal, State};
 use crate::log_writer::LogWriter;
 use crate::process::Child;
+use crate::pulse::Cpus;
 use crate::save::Save;
 use crate::snapshot::SnapshotId;
 use crate::vm::{
@@ -304,6 +305,7 @@ impl Owner {
                 Command::Resume(deadline, reply) => {
                     answer(reply, monitor.resume(deadline).await, journal, State::Running).await;
                 }
+                Command::Cpus(reply) => drop(reply.send(cpus(&*monitor).await)),
                 Command::PowerDown => {
                     if let Err(error) = monitor.power_down(MONITOR_DEADLINE).await {
                         tracing::warn!(%error, "failed to press the power button");
@@ -331,6 +333,16 @@ impl Owner {
         };
         VmExit { status, reason }
     }
+}
+
+async fn cpus(monitor: &dyn Monitor) -> Cpus {
+    match monitor.is_running(MONITOR_DEADLINE).await {
+        Ok(false) => return Cpus::Paused,
+        Ok(true) => {}
+        // A VMM that does not answer says nothing of its guest.
+        Err(_) => return Cpus::Running,
+    }
+    if monitor.is_halted(MONITOR_DEADLINE).await.unwrap_or(false) { Cpus::Halted } else { Cpus::Running }
 }
 
 /// Leaves the directory of a VM that was saved to stop, once its VMM is gone. Where that fails all of it stays: recovery

@@ -26,6 +26,7 @@ use crate::error::SaveError;
 use crate::link::{GuestLink, LinkError, Renewal, StreamError};
 use crate::owner::MONITOR_DEADLINE;
 use crate::process::Killer;
+use crate::pulse::Cpus;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
 use crate::vm_dir::{Fate, SocketDir, VmId};
 use crate::vm_spec::AccelerationRequest;
@@ -183,6 +184,7 @@ pub(crate) enum Command {
     Resume(Duration, oneshot::Sender<Result<(), ControlError>>),
     Save(SaveOrder, oneshot::Sender<Result<Snapshot, SaveError>>),
     PowerDown,
+    Cpus(oneshot::Sender<Cpus>),
 }
 
 /// What the handle and the owner both see.

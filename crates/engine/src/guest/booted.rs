@@ -5,6 +5,7 @@ use std::time::Duration;
 use kiln_detect::{Finding, Lines};
 use tokio::time::{Instant, timeout};
 
+use super::vitals::Vitals;
 use super::watch::{CRASH_GRACE, End, Gone, Watch};
 use crate::engine::{Engine, LaunchError};
 use crate::error::RestoreError;
@@ -44,6 +45,7 @@ pub struct Guest {
     pub boot: Duration,
     watch: Watch,
     end: End,
+    vitals: Vitals,
 }
 
 /// Why a guest did not come up. Its VM is gone.
@@ -98,7 +100,10 @@ impl Guest {
             gone = end.gone() => return Err(BootError::Gone { gone, console: console_rows(&vm, BOOT_TAIL_ROWS) }),
         };
         match linked {
-            Ok(link) => Ok(Self { vm, link, boot: started.elapsed(), watch, end }),
+            Ok(link) => {
+                let vitals = Vitals::watch(&vm, &link);
+                Ok(Self { vm, link, boot: started.elapsed(), watch, end, vitals })
+            }
             Err(source) => Err(not_up(&vm, source, &end).await),
         }
     }
@@ -126,7 +131,8 @@ impl Guest {
     pub fn of(fork: Fork, boot: Duration, watch: Watch) -> Self {
         let Fork { mut vm, link } = fork;
         let end = follow(&mut vm, &watch);
-        Self { vm, link, boot, watch, end }
+        let vitals = Vitals::watch(&vm, &link);
+        Self { vm, link, boot, watch, end, vitals }
     }
 
     /// A command to run in it.
@@ -149,9 +155,25 @@ impl Guest {
         console_rows(&self.vm, rows)
     }
 
-    /// Waits until the guest is gone. Safe to cancel, and to call more than once.
+    /// Links its agent anew, after the link was lost.
+    ///
+    /// # Errors
+    /// The agent does not answer; the guest keeps the link that it had.
+    pub async fn relink(&mut self, deadline: Duration) -> Result<(), LinkError> {
+        self.link = self.vm.connect(deadline).await?;
+        self.vitals = Vitals::watch(&self.vm, &self.link);
+        Ok(())
+    }
+
+    /// Waits until the guest is gone: its VM ended, its kernel reported that it does not go on, its CPUs are halted for
+    /// good, or its agent has been silent for too long. Safe to cancel, and to call more than once.
     pub async fn gone(&self) -> Gone {
-        self.end.gone().await
+        tokio::select! {
+            // What its kernel or its VMM reported says more.
+            biased;
+            gone = self.end.gone() => gone,
+            over = self.vitals.over() => over.into(),
+        }
     }
 
     /// Why the link was lost, if the VM ended with it; waits a moment for that to show.

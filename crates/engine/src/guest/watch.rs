@@ -25,6 +25,10 @@ pub enum Gone {
     Crashed(Box<Finding>),
     /// It powered off, reset, or its VMM ended.
     Exited(VmExit),
+    /// All of its CPUs are halted with interrupts off. Its VM is still there.
+    Halted,
+    /// Its agent has answered nothing for this long. Its VM is still there.
+    Silent(Duration),
 }
 
 impl std::fmt::Display for Gone {
@@ -32,6 +36,8 @@ impl std::fmt::Display for Gone {
         match self {
             Self::Crashed(finding) => f.write_str(&finding.title),
             Self::Exited(exit) => exit.fmt(f),
+            Self::Halted => f.write_str("the guest halted: its CPUs stand still with interrupts off"),
+            Self::Silent(time) => write!(f, "the guest's agent has not answered for {} s", time.as_secs()),
         }
     }
 }

@@ -428,7 +428,7 @@ async fn set_right(guest: &mut Guest) -> Result<(), WarmError> {
 /// Links the agent anew if the link was lost.
 async fn mend_link(guest: &mut Guest) -> Result<(), WarmError> {
     if guest.link.is_lost() {
-        guest.link = guest.vm.connect(LINK_DEADLINE).await?;
+        guest.relink(LINK_DEADLINE).await?;
     }
     Ok(())
 }

@@ -51,6 +51,10 @@ pub enum Ended {
     Crashed(Box<Finding>),
     /// It powered off, reset, or its VMM ended.
     Exited(VmExit),
+    /// All of its CPUs were halted with interrupts off.
+    Halted,
+    /// Its agent did not answer for this long.
+    Silent(Duration),
     /// [`KeptVm::destroy`](super::KeptVm::destroy).
     Destroyed,
 }
@@ -60,6 +64,8 @@ impl From<Gone> for Ended {
         match gone {
             Gone::Crashed(finding) => Self::Crashed(finding),
             Gone::Exited(exit) => Self::Exited(exit),
+            Gone::Halted => Self::Halted,
+            Gone::Silent(time) => Self::Silent(time),
         }
     }
 }
@@ -69,6 +75,8 @@ impl fmt::Display for Ended {
         match self {
             Self::Crashed(finding) => write!(f, "the guest crashed: {}", finding.title),
             Self::Exited(exit) => exit.fmt(f),
+            Self::Halted => Gone::Halted.fmt(f),
+            Self::Silent(time) => Gone::Silent(*time).fmt(f),
             Self::Destroyed => f.write_str("the VM was destroyed"),
         }
     }

@@ -128,6 +128,11 @@ impl Monitor for FakeMonitor {
             state.map(|state| state != STOPPED).ok_or_else(|| VmmError::Closed { reason: "the agent has ended".into() })
         })
     }
+
+    fn is_halted(&self, _: Duration) -> BoxFuture<'_, Result<bool, VmmError>> {
+        // A process has no such state.
+        Box::pin(async { Ok(false) })
+    }
 }
 
 impl MonitorEvents for FakeEvents {

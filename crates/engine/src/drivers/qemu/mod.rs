@@ -9,6 +9,7 @@
 mod adopt;
 mod args;
 mod blockdev;
+mod cpus;
 mod firmware;
 mod guest_memory;
 mod launch;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
+use super::cpus;
 use super::qmp::{Qmp, QmpEvent};
 use crate::driver::{Monitor, MonitorEvent, MonitorEvents, VmmError};
 use crate::engine::BoxFuture;
@@ -29,6 +30,10 @@ impl Monitor for Qmp {
             let status = self.execute("query-status", None, deadline).await?;
             Ok(status["running"] == Value::Bool(true))
         })
+    }
+
+    fn is_halted(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>> {
+        Box::pin(cpus::all_halted(self, deadline))
     }
 }
 

@@ -1,0 +1,194 @@
+//! Whether a guest that says nothing is still there.
+//!
+//! ```text
+//!   ping every 5 s ── answered ──▶ it lives
+//!        └─ not within 2 s ─▶ look: its CPUs and the host ─▶ ping …
+//!                               │ twice: halted for good          ▶ Over::Halted
+//!                               └ silent for 30 s that were its own ▶ Over::Silent
+//! ```
+//! A busy guest must not be taken for a dead one. Its agent has most of the CPU when it is scarce and memory that nothing
+//! takes away, so it answers in milliseconds beside fork bombs. What it can't make up for is a host that gives the VM no
+//! CPU: time in which the VM's threads waited for one is not counted against it, up to a bound. Nor is time in which Kiln
+//! itself stood still, which is why looks are counted and not hours: after a suspend all clocks are late at once.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::watch::Gone;
+use crate::link::GuestLink;
+use crate::pulse::{Cpus, Pulse};
+use crate::vm::Vm;
+
+/// Between two pings of a guest that answers.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// An agent that needs longer is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// Silence that is a guest's own before it is over.
+pub const SILENCE_DEADLINE: Duration = Duration::from_secs(30);
+/// Silence after which it is over whatever the host did.
+pub const SILENCE_MAX: Duration = Duration::from_secs(300);
+/// Looks in a row that find every CPU halted. One might fall into the moment of a CPU that goes offline.
+const HALTED_LOOKS: u32 = 2;
+
+/// Why a guest is over although its VMM still runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// All of its CPUs are halted with their interrupts off.
+    Halted,
+    /// Its agent has not answered for so long.
+    Silent(Duration),
+}
+
+impl From<Over> for Gone {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Halted => Self::Halted,
+            Over::Silent(time) => Self::Silent(time),
+        }
+    }
+}
+
+/// What one look at a silent guest finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    cpus: Cpus,
+    /// The part of the look in which the host had no CPU for it.
+    starved: Duration,
+}
+
+/// What is known of a guest that does not answer.
+#[derive(Debug, Default)]
+struct Silence {
+    total: Duration,
+    starved: Duration,
+    halted: u32,
+}
+
+impl Silence {
+    /// Takes what a look of [`LOOK`] found; says when that is enough.
+    fn add(&mut self, look: Look) -> Option<Over> {
+        if look.cpus == Cpus::Paused {
+            *self = Self::default();
+            return None;
+        }
+        self.total += LOOK;
+        self.starved += look.starved.min(LOOK);
+        self.halted = if look.cpus == Cpus::Halted { self.halted + 1 } else { 0 };
+        if self.halted >= HALTED_LOOKS {
+            return Some(Over::Halted);
+        }
+        let over = self.total.saturating_sub(self.starved) >= SILENCE_DEADLINE || self.total >= SILENCE_MAX;
+        over.then_some(Over::Silent(self.total))
+    }
+}
+
+/// The watch on one guest. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Vitals {
+    over: watch::Receiver<Option<Over>>,
+    task: JoinHandle<()>,
+}
+
+impl Vitals {
+    /// Begins to watch.
+    pub(super) fn watch(vm: &Vm, link: &GuestLink) -> Self {
+        let (sender, over) = watch::channel(None);
+        let (pulse, link) = (Pulse::of(vm), link.clone());
+        let task = tokio::spawn(async move {
+            let over = watched(&pulse, &link).await;
+            sender.send_replace(Some(over));
+        });
+        Self { over, task }
+    }
+
+    /// Waits until the guest is over. Safe to cancel.
+    pub(super) async fn over(&self) -> Over {
+        let mut over = self.over.clone();
+        let seen = over.wait_for(Option::is_some).await.map(|over| *over);
+        match seen {
+            Ok(over) => over.expect("it was waited for"),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Vitals {
+    fn drop(&mut self) {
+        // It holds a handle on the link, which would not end by itself.
+        self.task.abort();
+    }
+}
+
+/// Never returns for a link that is lost: what became of that is the business of the streams on it.
+async fn watched(pulse: &Pulse, link: &GuestLink) -> Over {
+    loop {
+        sleep(PING_INTERVAL).await;
+        let mut silence = Silence::default();
+        let mut waited = pulse.waited_for_a_cpu().await;
+        while link.ping_within(LOOK).await.is_err() {
+            if link.is_lost() {
+                return std::future::pending().await;
+            }
+            let now = pulse.waited_for_a_cpu().await;
+            let cpus = pulse.cpus(LOOK).await;
+            if let Some(over) = silence.add(Look { cpus, starved: now.saturating_sub(waited) }) {
+                return over;
+            }
+            if cpus == Cpus::Paused {
+                // Pings would only pile up before a guest that does not run.
+                while pulse.cpus(LOOK).await == Cpus::Paused {
+                    sleep(PING_INTERVAL).await;
+                }
+            }
+            waited = pulse.waited_for_a_cpu().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUSY: Look = Look { cpus: Cpus::Running, starved: Duration::ZERO };
+
+    fn looks(look: Look) -> (usize, Over) {
+        let mut silence = Silence::default();
+        let over = (1..1000).find_map(|count| silence.add(look).map(|over| (count, over)));
+        over.expect("every silence has an end")
+    }
+
+    #[test]
+    fn a_silent_guest_is_over_at_the_deadline() {
+        let (count, over) = looks(BUSY);
+        assert_eq!(
+            (LOOK * u32::try_from(count).expect("few"), over),
+            (SILENCE_DEADLINE, Over::Silent(SILENCE_DEADLINE))
+        );
+    }
+
+    #[test]
+    fn a_guest_that_the_host_starves_gets_longer_and_not_for_ever() {
+        let (_, over) = looks(Look { starved: LOOK / 2, ..BUSY });
+        assert_eq!(over, Over::Silent(2 * SILENCE_DEADLINE));
+        let (_, over) = looks(Look { starved: 8 * LOOK, ..BUSY });
+        assert_eq!(over, Over::Silent(SILENCE_MAX), "threads of several CPUs wait for more than the time that passes");
+    }
+
+    #[test]
+    fn a_halted_guest_is_over_at_the_second_look() {
+        assert_eq!(looks(Look { cpus: Cpus::Halted, ..BUSY }), (2, Over::Halted));
+    }
+
+    #[test]
+    fn a_guest_that_is_paused_is_not_silent() {
+        let mut silence = Silence::default();
+        for _ in 0..10 {
+            assert_eq!(silence.add(BUSY), None);
+        }
+        assert_eq!(silence.add(Look { cpus: Cpus::Paused, ..BUSY }), None);
+        assert_eq!((silence.total, silence.halted), (Duration::ZERO, 0));
+    }
+}

@@ -1,0 +1,69 @@
+//! Looking at a VM from beside, while others hold it: what its CPUs do, and whether the host lets them.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::blocking::blocking;
+use crate::vm::{Command, Shared, Vm};
+
+/// Threads that are asked how long they waited. A VMM has few, and may be anything once its guest has taken it over.
+const THREADS_MAX: usize = 256;
+
+/// What a guest's CPUs do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cpus {
+    /// They were stopped: the VM is paused, or is being saved.
+    Paused,
+    /// They run, or wait for something.
+    Running,
+    /// They stand still for good.
+    Halted,
+}
+
+/// A look at a VM. It does not keep the VM alive.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    pid: u32,
+    shared: Arc<Shared>,
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl Pulse {
+    pub(crate) fn of(vm: &Vm) -> Self {
+        Self { pid: vm.pid, shared: Arc::clone(&vm.shared), commands: vm.commands.downgrade() }
+    }
+
+    /// What the CPUs do; running, if there is no answer by the deadline.
+    pub(crate) async fn cpus(&self, deadline: Duration) -> Cpus {
+        if self.shared.saving.load(Ordering::Acquire) {
+            return Cpus::Paused;
+        }
+        let ask = async {
+            let (reply, answer) = oneshot::channel();
+            self.commands.upgrade()?.send(Command::Cpus(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        timeout(deadline, ask).await.ok().flatten().unwrap_or(Cpus::Running)
+    }
+
+    /// How long the VMM's threads have waited for a CPU of the host that others had, all of them together and since they
+    /// began. Only the growth says something.
+    pub(crate) async fn waited_for_a_cpu(&self) -> Duration {
+        let pid = self.pid;
+        blocking(move || waited_for_a_cpu(pid)).await
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "called by `blocking`")]
+fn waited_for_a_cpu(pid: u32) -> Duration {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Duration::ZERO };
+    let waited = |text: String| text.split_whitespace().nth(1)?.parse().ok();
+    let threads = threads.flatten().take(THREADS_MAX);
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+    Duration::from_nanos(stats.filter_map(waited).fold(0, u64::saturating_add))
+}
