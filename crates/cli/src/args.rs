@@ -104,7 +104,7 @@ pub struct RunArgs {
     /// Working directory in the guest
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<OsString>,
-    /// User in the guest: a name, UID or UID:GID
+    /// User in the guest: USER, USER:GROUP or :GROUP, each a name or an id
     #[arg(short, long)]
     pub user: Option<String>,
     /// Pass stdin to the command
@@ -136,9 +136,15 @@ pub struct RunArgs {
     /// CPUs of the VM
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// End the command after this long: 30s, 2m, 1h30m, 500ms
+    /// End the run this long after its VM is there: 30s, 2m, 1h30m, 500ms
+    ///
+    /// It bounds --in, the command and --out. A command that reaches it is ended as by --grace, and what it has left is
+    /// still copied out. Kiln ends with 124.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// What a command gets between SIGTERM and SIGKILL when its time is up, or when a signal ends kiln; 0 kills it at once
+    #[arg(long, value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace)]
+    pub grace: Duration,
     /// Give up on a VM that has not come up after this long
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
     pub boot_timeout: Duration,
@@ -477,9 +483,23 @@ fn parse_samples(text: &str) -> Result<usize, String> {
 
 /// `500ms`, `30s`, `2m`, `1h30m`; a number alone is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    match parse_grace(text)? {
+        Duration::ZERO => Err(format!("`{text}` is no time over zero")),
+        time => Ok(time),
+    }
+}
+
+/// Ten years.
+const TIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// As [`parse_duration`], where 0 is a time too.
+fn parse_grace(text: &str) -> Result<Duration, String> {
     let bad = || format!("`{text}` is no time: write 500ms, 30s, 2m or 1h30m");
     let mut total_ms: u64 = 0;
     let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(bad());
+    }
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
@@ -495,7 +515,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         rest = &rest[letters..];
         total_ms = number.checked_mul(unit_ms).and_then(|ms| total_ms.checked_add(ms)).ok_or_else(bad)?;
     }
-    if total_ms == 0 { Err(format!("`{text}` is no time over zero")) } else { Ok(Duration::from_millis(total_ms)) }
+    match Duration::from_millis(total_ms) {
+        // Beyond it, a deadline may be further away than a clock can count.
+        time if time > TIME_MAX => Err(format!("`{text}` is too long: the longest is {} h", TIME_MAX.as_secs() / 3600)),
+        time => Ok(time),
+    }
 }
 
 /// A number with K, M, G or T; `default` is the unit of a bare number.
@@ -581,7 +605,7 @@ mod tests {
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
-        for bad in ["", "0", "-1s", "5x", "s", "99999999999999999999s", "9999999999999999h", "1.5s"] {
+        for bad in ["", "0", "-1s", "5x", "s", "99999999999999999999s", "9999999999999999h", "87601h", "1.5s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use kiln_detect::Finding;
-use kiln_engine::guest::{BootError, Gone};
+use kiln_engine::Guest;
+use kiln_engine::guest::{BOOT_TAIL_ROWS, BootError, Gone};
 use kiln_engine::link::LinkError;
 
 use crate::failure::{Failure, VM};
@@ -27,14 +28,17 @@ pub fn boot_failure(error: BootError, boot_timeout: Duration) -> Failure {
 }
 
 /// Prints a crash report or the reason of an end, for a command that was cut off by it.
-pub fn cut_off(gone: &Gone) -> Failure {
+pub fn cut_off(guest: &Guest, gone: &Gone) -> Failure {
     match gone {
         Gone::Crashed(finding) => {
             print_extract(finding);
             Failure::words(VM, format!("the guest crashed: {}", finding.title))
         }
         Gone::Exited(exit) => Failure::words(VM, format!("the guest ended before the command did: {exit}")),
-        Gone::Halted | Gone::Silent(_) => Failure::words(VM, gone.to_string()),
+        Gone::Halted | Gone::Silent(_) => {
+            print_tail(&guest.console_tail(BOOT_TAIL_ROWS));
+            Failure::words(VM, gone.to_string())
+        }
     }
 }
 

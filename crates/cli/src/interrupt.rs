@@ -1,14 +1,17 @@
-//! Signals to kiln itself: the first Ctrl-C goes to the guest's command, the second ends the VM.
+//! Signals to kiln itself: the first one goes to the guest's command, the second ends the VM.
 
 use std::task::Poll;
 use std::time::Duration;
 
-use kiln_engine::link::StreamSender;
+use kiln_engine::deadlines::SIGNAL_DEADLINE;
+use kiln_engine::link::{GuestLink, StreamSender};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
 
-/// A command that ignores Ctrl-C is killed after this long.
-const GRACE: Duration = Duration::from_secs(2);
-const SIGINT: i32 = 2;
+/// A shell's exit code of a command that a signal ended, less the signal.
+const SIGNAL_CODES: u8 = 128;
+/// Between two questions whether a guest whose command is to end is still there.
+const PING_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The signals that end kiln, and the exit codes that they end it with.
 const ENDING: [(SignalKind, u8); 3] =
@@ -38,22 +41,41 @@ impl Interrupts {
         .await
     }
 
-    /// Passes the first Ctrl-C on to the command, kills it where it does not end by that, and returns at the second,
-    /// or at a signal that ends kiln at once. `interrupted` is set at the first.
-    pub async fn pass_on(&mut self, input: &StreamSender, interrupted: &mut bool) -> u8 {
-        let first = self.any().await;
-        if first != 130 {
-            return first;
+    /// Passes the first signal on to the command, gives it the grace to end, and then has it killed. Returns the exit code
+    /// with which the VM is to be ended at once: at the second signal, if there is no grace, or if the guest's agent does
+    /// not confirm the signal, or the kill, in time. `first` is set to the exit code of the first signal.
+    pub async fn pass_on(
+        &mut self,
+        link: &GuestLink,
+        input: &StreamSender,
+        grace: Duration,
+        first: &mut Option<u8>,
+    ) -> u8 {
+        let code = self.any().await;
+        *first = Some(code);
+        if grace.is_zero() {
+            return code;
         }
-        *interrupted = true;
-        // Where the command has ended meanwhile there is nothing to tell it.
-        let _ = input.signal(SIGINT);
+        let ending = async {
+            // If the command has ended meanwhile, its end is on the way.
+            let _ = input.signal(i32::from(code - SIGNAL_CODES));
+            let since = Instant::now();
+            // The agent takes frames in order, so an answer shows that the signal has arrived. Asked again, it shows that
+            // the guest is still there to end its command.
+            while link.ping_within(SIGNAL_DEADLINE).await.is_ok() {
+                let left = grace.saturating_sub(since.elapsed());
+                if left.is_zero() {
+                    let _ = input.cancel();
+                    // The command's stream ends with it, and with the stream this.
+                    return sleep(SIGNAL_DEADLINE).await;
+                }
+                sleep(left.min(PING_INTERVAL)).await;
+            }
+        };
         tokio::select! {
-            code = self.any() => return code,
-            () = tokio::time::sleep(GRACE) => {}
+            second = self.any() => second,
+            () = ending => code,
         }
-        let _ = input.cancel();
-        self.any().await
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Times;
 use super::pump::Captured;
+use super::step::Phase;
 use crate::args::RunArgs;
 use crate::args::docker::DockerArgs;
 use crate::failure::Failure;
@@ -36,6 +37,8 @@ pub struct Report {
     /// Output was dropped.
     pub truncated: bool,
     pub timed_out: bool,
+    /// What `--timeout` ended, unless the agent ended the command by itself.
+    pub timed_out_in: Option<Phase>,
     pub oom_killed: bool,
     /// Something outlived the command and was killed.
     pub pipes_held: bool,
@@ -125,6 +128,11 @@ impl Report {
             sys_ms: ms(exited.sys_us),
             max_rss_bytes: exited.max_rss_bytes,
         });
+    }
+
+    pub fn timed_out_in(&mut self, phase: Phase) {
+        self.timed_out = true;
+        self.timed_out_in = Some(phase);
     }
 
     pub fn output(&mut self, captured: Captured) {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
-use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty};
+use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty, UserRef};
 use rustix::fs::{Access, access};
 
 use super::env_file;
@@ -26,6 +26,9 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
     if args.command.first().is_some_and(|program| program.is_empty()) {
         return Err(Failure::words(USAGE, "the name of the command is empty"));
     }
+    if let Some(user) = &args.user {
+        user.parse::<UserRef>().map_err(|error| Failure::new(USAGE, anyhow::Error::new(error).context("--user")))?;
+    }
     let request = ExecRequest {
         argv: args.command.iter().map(|word| Text::from(word.as_os_str())).collect(),
         env: variables(args)?,
@@ -35,8 +38,10 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
         stdin: if args.stdin || args.tty { Stdin::Stream } else { Stdin::None },
         tty: terminal,
         limits: Limits {
-            wall_ms: args.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            // What is left of it when the command starts.
+            wall_ms: None,
             cpu_ms: args.limit_cpu.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            // What the agent of the guest can do is not known yet.
             grace_ms: None,
             memory_bytes: args.limit_memory,
             pids: args.limit_pids,
@@ -171,6 +176,17 @@ mod tests {
         assert_eq!(failure.code, USAGE);
         let failure = exec_request(&parse(&["echo", &"x".repeat(2 << 20)]), None).expect_err("too long");
         assert_eq!(failure.code, USAGE);
+    }
+
+    #[test]
+    fn a_user_that_can_not_be_one_is_refused() {
+        for bad in ["", ":", "a:", "a:b:c", "4294967295", "0:4294967295", "-1"] {
+            let failure = exec_request(&parse(&[&format!("--user={bad}"), "true"]), None).expect_err("refused");
+            assert_eq!(failure.code, USAGE, "{bad}");
+        }
+        for good in ["root", "0", "job:team", ":5", "1000:1000"] {
+            exec_request(&parse(&["-u", good, "true"]), None).expect("a user");
+        }
     }
 
     #[test]

@@ -6,16 +6,17 @@
 //!              └──── a warning ─────┴──────▶ boot ──▶ Guest ◀── --cold, --vhost-user
 //! ```
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use kiln_engine::{Engine as _, ForkSpec, Guest, QemuEngine, Renew, VmSpec};
+use kiln_engine::link::LinkError;
+use kiln_engine::{Engine as _, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
 use owo_colors::OwoColorize as _;
 
 use super::Times;
 use super::report::Start;
 use crate::args::RunArgs;
 use crate::console;
-use crate::failure::Failure;
+use crate::failure::{Failure, VM};
 use crate::guest::boot_failure;
 use crate::image::launch_failure;
 use crate::interrupt::Interrupts;
@@ -44,6 +45,7 @@ pub async fn start(
     };
     times.accel = Some(decided);
     spec.acceleration = decided.into();
+    let mut left = args.boot_timeout;
     // A fork would be of a snapshot, which a VM with a device of another process never becomes.
     if !args.cold && spec.vhost_user.is_empty() {
         let wanted =
@@ -54,9 +56,17 @@ pub async fn start(
             Ok(made) => {
                 times.ready = made.new.then(|| since.elapsed());
                 progress.say("forking");
+                let forking = Instant::now();
                 match fork(engine, made, args, interrupts).await {
                     Ok(started) => return Ok(started),
-                    Err(failure) => warn(&failure),
+                    Err(failure) => {
+                        // One bound for both: who waits for a VM does not ask how it comes.
+                        left = left.saturating_sub(forking.elapsed());
+                        if left.is_zero() {
+                            return Err(failure);
+                        }
+                        warn(&failure);
+                    }
                 }
             }
             Err(NotMade::Interrupted(code)) => return Ok(Started::Interrupted(code)),
@@ -68,7 +78,7 @@ pub async fn start(
     }
     progress.say("booting");
     let guest = tokio::select! {
-        guest = Guest::start(engine, spec, args.boot_timeout, console::watch(args.console)) => {
+        guest = Guest::start(engine, spec, left, console::watch(args.console)) => {
             guest.map_err(|error| boot_failure(error, args.boot_timeout))?
         }
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
@@ -87,7 +97,17 @@ async fn fork(
         forked = Guest::fork(engine, &made.snapshot, forks, console::watch(args.console)) => forked,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
-    Ok(Started::Guest(Box::new(forked.map_err(ready::restore_failure)?), Start::Fork))
+    Ok(Started::Guest(Box::new(forked.map_err(|error| fork_failure(error, args.boot_timeout))?), Start::Fork))
+}
+
+fn fork_failure(error: RestoreError, boot_timeout: Duration) -> Failure {
+    match error {
+        RestoreError::Link(LinkError::TimedOut { .. }) => {
+            Failure::words(VM, format!("the guest did not come up within {boot_timeout:?}"))
+                .hint("give it longer with --boot-timeout")
+        }
+        other => ready::restore_failure(other),
+    }
 }
 
 fn warn(failure: &Failure) {

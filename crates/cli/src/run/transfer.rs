@@ -3,15 +3,14 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use kiln_engine::deadlines::{Pace, TooSlow};
 use kiln_engine::link::{Event, GuestLink, StreamError};
 use kiln_wire::{Done, ErrorCode, FileRequest, Text};
 use owo_colors::OwoColorize as _;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::out::{self, Budget, Piece, Target};
 use super::pack::{LeftOut, pack};
@@ -24,8 +23,6 @@ const PIECES: usize = 8;
 const PIECE_BYTES: usize = 64 << 10;
 /// What a guest says it left out is named up to here.
 const LEFT_OUT_NAMES_MAX: usize = 256;
-/// A guest that takes or gives nothing for this long has stopped.
-const STALL_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Copies a file or directory into the guest. A directory's content lands in the guest's path, a file lands as it.
 pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
@@ -38,26 +35,24 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     });
     let (sender, mut receiver) = link.files(FileRequest::TarIn { path: folder })?;
     let feed = async move {
+        let mut pace = Pace::default();
         while let Some(piece) = packed.recv().await {
-            match timeout(STALL_DEADLINE, sender.send(&piece)).await {
-                Ok(Ok(())) => {}
+            match pace.wait(sender.send(&piece)).await? {
+                Ok(()) => pace.moved(piece.len()),
                 // Why it ended is in the answer.
-                Ok(Err(_)) => break,
-                Err(_) => return Err(stalled()),
+                Err(_) => break,
             }
         }
-        let _ = sender.eof().await;
-        Ok(())
+        pace.finish();
+        let _ = pace.wait(sender.eof()).await?;
+        Ok::<_, TooSlow>(pace)
     };
     let answered = async {
         let answer = receiver.done();
         tokio::pin!(answer);
         tokio::select! {
-            answer = &mut answer => answer,
-            fed = feed => {
-                fed?;
-                timeout(STALL_DEADLINE, answer).await.unwrap_or_else(|_| Err(stalled()))
-            }
+            answer = &mut answer => Ok(answer?),
+            fed = feed => Ok::<_, anyhow::Error>(fed?.wait(answer).await??),
         }
     };
     let answered = answered.await;
@@ -95,15 +90,18 @@ async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow:
     let (pieces, arriving) = mpsc::channel(PIECES);
     let mut spent = budget.clone();
     let taking = tokio::task::spawn_blocking(move || (out::take(arriving, &target, &mut spent), spent));
-    let arrived: Result<Option<Done>, StreamError> = async {
+    let arrived: anyhow::Result<Option<Done>> = async {
+        let mut pace = Pace::default();
         loop {
-            let (piece, done) =
-                match timeout(STALL_DEADLINE, receiver.next()).await.unwrap_or_else(|_| Err(stalled()))? {
-                    Event::Data(_, bytes) => (Piece::Bytes(bytes), None),
-                    Event::Reply(_) | Event::Eof => continue,
-                    Event::Done(done) => (Piece::End, Some(done)),
-                    other => return Err(StreamError::unexpected(&other)),
-                };
+            let (piece, done) = match pace.wait(receiver.next()).await?? {
+                Event::Data(_, bytes) => {
+                    pace.moved(bytes.len());
+                    (Piece::Bytes(bytes), None)
+                }
+                Event::Reply(_) | Event::Eof => continue,
+                Event::Done(done) => (Piece::End, Some(done)),
+                other => return Err(StreamError::unexpected(&other).into()),
+            };
             // The unpacking thread has stopped where this fails, and says why.
             if pieces.send(piece).await.is_err() || done.is_some() {
                 return Ok(done);
@@ -144,10 +142,6 @@ fn whole(copied: &dyn Display, missing: &[String]) -> anyhow::Result<()> {
         return Ok(());
     }
     Err(anyhow::anyhow!("some of `{copied}` was not copied:\n{}", missing.join("\n")))
-}
-
-fn stalled() -> StreamError {
-    StreamError::LinkLost(format!("nothing moved for {STALL_DEADLINE:?}"))
 }
 
 /// The guest's folder to unpack into, and the name that a single file gets there.
