@@ -5,7 +5,7 @@ use kiln_wire::is_hidden;
 
 /// A guest that says hostile things on its console, in its kernel's log, and in the error of a file.
 const SCRIPT: &str = "printf 'row \\342\\200\\256evil\\342\\201\\246 \\302\\23331m \\033[2J \\177\\n' > /dev/console; \
-     printf '<4>WARNING: CPU: 0 PID: 1 at fs/a.c:1 f\\342\\200\\256oo+0x1/0x2\\n' > /dev/kmsg; \
+     printf '<4>BUG: using sm\\342\\200\\256p() in preemptible [00000000] code: a/1\\n' > /dev/kmsg; \
      printf '<4> g\\342\\200\\213+0x1/0x2\\n<4>---[ end trace 0 ]---\\n' > /dev/kmsg; sleep 1; exit 3";
 /// What `--out` asks for, and the guest does not have.
 const MISSING: &str = "/tmp/\u{202e}missing\u{9b}2J\u{7f}:/tmp/kiln-test-never-made";
@@ -19,7 +19,11 @@ fn a_guest_steers_no_terminal_and_hides_no_text() {
     let outcome = Kiln::shell(&["-vv", "--console", "--out", MISSING], SCRIPT).run();
     assert_eq!(outcome.code, 3, "{}", outcome.stderr);
     assert!(!has_hidden(&outcome.stderr), "{:?}", outcome.stderr);
-    for words in [r"console| row \u{202e}evil\u{2066} 31m", r"WARNING in f", r"\u{202e}missing\u{9b}2J\u{7f}"] {
+    for words in [
+        r"console| row \u{202e}evil\u{2066} 31m",
+        r"reported: BUG: using sm\u{202e}p() in preemptible code",
+        r"\u{202e}missing\u{9b}2J\u{7f}",
+    ] {
         assert!(outcome.stderr.contains(words), "no `{words}` in {}", outcome.stderr);
     }
 }
