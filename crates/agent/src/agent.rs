@@ -41,6 +41,10 @@ pub struct Setup {
     pub cgroups: Option<Cgroups>,
     /// Where programs leave their leases.
     pub leases: Option<PathBuf>,
+    /// It stands in for a guest in tests: what it runs starts in here, a sync names it in `etc/hostname` and
+    /// `etc/machine-id` below, and a freeze holds back commands that are asked for. The host's clock, randomness and
+    /// names are left alone, and commands that run go on.
+    pub stand_in: Option<PathBuf>,
 }
 
 /// Which drivers of the guest's devices are loaded.
@@ -85,7 +89,7 @@ impl Agent {
     pub fn new(setup: Setup) -> io::Result<Rc<Self>> {
         let pid_1 = setup.pid_1;
         Ok(Rc::new(Self {
-            defaults: Defaults::new(pid_1),
+            defaults: Defaults::new(pid_1, setup.stand_in.as_deref()),
             boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
             null: rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?,
             oom_exempt: oom_score_adj() < 0,
@@ -109,6 +113,11 @@ impl Agent {
     /// Whether this is PID 1.
     pub fn is_pid_1(&self) -> bool {
         self.setup.pid_1
+    }
+
+    /// The files of the guest that it stands in for, if it does.
+    pub fn stand_in(&self) -> Option<&Path> {
+        self.setup.stand_in.as_deref()
     }
 
     /// What a link has to show.

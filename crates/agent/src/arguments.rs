@@ -11,12 +11,7 @@ pub enum Mode {
     /// Serves one link on an inherited, connected Unix stream socket, then ends.
     SocketFd(i32),
     /// Serves a Unix socket; a newer link replaces the older one.
-    Listen {
-        /// Where the socket is made.
-        path: PathBuf,
-        /// Holds the token that links must show.
-        token_file: Option<PathBuf>,
-    },
+    Listen(Listen),
     /// Times `count` × fork + exec + wait of `argv`.
     SpawnBench {
         /// How often.
@@ -33,6 +28,17 @@ pub enum Mode {
     },
     /// Prints the version.
     Version,
+}
+
+/// What a served Unix socket is for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Listen {
+    /// Where the socket is made.
+    pub path: PathBuf,
+    /// Holds the token that links must show.
+    pub token_file: Option<PathBuf>,
+    /// The agent stands in for a guest whose files are in here, see [`Setup`](crate::agent::Setup).
+    pub stand_in: Option<PathBuf>,
 }
 
 /// A command line that means nothing.
@@ -62,7 +68,7 @@ pub enum UsageError {
 
 /// One screen of help.
 pub const USAGE: &str = "usage: kiln-agent --socket-fd N
-       kiln-agent --listen PATH [--token-file FILE]
+       kiln-agent --listen PATH [--token-file FILE] [--stand-in DIRECTORY]
        kiln-agent --spawn-bench N -- COMMAND [ARGUMENT]...
        kiln-agent --terminal-bench N -- COMMAND [ARGUMENT]...
        kiln-agent --version
@@ -84,18 +90,20 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid_1: bool) -> Resu
         Some("--version") => Ok(Mode::Version),
         Some("--socket-fd") => Ok(Mode::SocketFd(number("--socket-fd", rest.next())?)),
         Some("--listen") => {
-            let path = rest.next().ok_or(UsageError::MissingValue("--listen"))?.into();
-            let token_file = match rest.next() {
-                None => None,
-                Some(option) if option == "--token-file" => {
-                    Some(rest.next().ok_or(UsageError::MissingValue("--token-file"))?.into())
+            let mut listen =
+                Listen { path: rest.next().ok_or(UsageError::MissingValue("--listen"))?.into(), ..Listen::default() };
+            while let Some(option) = rest.next() {
+                let (name, place) = match option.to_str() {
+                    Some("--token-file") => ("--token-file", &mut listen.token_file),
+                    Some("--stand-in") => ("--stand-in", &mut listen.stand_in),
+                    _ => return Err(unknown(&option)),
+                };
+                match place.replace(rest.next().ok_or(UsageError::MissingValue(name))?.into()) {
+                    None => {}
+                    Some(_) => return Err(unknown(&option)),
                 }
-                Some(other) => return Err(unknown(&other)),
-            };
-            match rest.next() {
-                None => Ok(Mode::Listen { path, token_file }),
-                Some(other) => Err(unknown(&other)),
             }
+            Ok(Mode::Listen(listen))
         }
         Some("--spawn-bench") => {
             let (count, argv) = count_and_command("--spawn-bench", rest)?;
@@ -145,11 +153,10 @@ mod tests {
     fn each_mode_is_read() {
         assert_eq!(of(&["--version"]), Ok(Mode::Version));
         assert_eq!(of(&["--socket-fd", "7"]), Ok(Mode::SocketFd(7)));
-        assert_eq!(of(&["--listen", "/s"]), Ok(Mode::Listen { path: "/s".into(), token_file: None }));
-        assert_eq!(
-            of(&["--listen", "/s", "--token-file", "/t"]),
-            Ok(Mode::Listen { path: "/s".into(), token_file: Some("/t".into()) })
-        );
+        let plain = || Listen { path: "/s".into(), ..Listen::default() };
+        assert_eq!(of(&["--listen", "/s"]), Ok(Mode::Listen(plain())));
+        let all = Listen { token_file: Some("/t".into()), stand_in: Some("/g".into()), ..plain() };
+        assert_eq!(of(&["--listen", "/s", "--stand-in", "/g", "--token-file", "/t"]), Ok(Mode::Listen(all)));
         assert_eq!(
             of(&["--spawn-bench", "3", "--", "true"]),
             Ok(Mode::SpawnBench { count: 3, argv: vec!["true".into()] })
@@ -170,6 +177,9 @@ mod tests {
         assert_eq!(of(&[]), Err(UsageError::NoMode));
         assert_eq!(of(&["--nope"]), Err(UsageError::Unknown("--nope".into())));
         assert_eq!(of(&["--listen"]), Err(UsageError::MissingValue("--listen")));
+        assert_eq!(of(&["--listen", "/s", "--stand-in"]), Err(UsageError::MissingValue("--stand-in")));
+        let twice = ["--listen", "/s", "--stand-in", "/g", "--stand-in", "/h"];
+        assert_eq!(of(&twice), Err(UsageError::Unknown("--stand-in".into())));
         assert_eq!(of(&["--spawn-bench", "3"]), Err(UsageError::NoCommand("--spawn-bench")));
         assert_eq!(of(&["--terminal-bench", "3", "--"]), Err(UsageError::NoCommand("--terminal-bench")));
         assert_eq!(of(&["--socket-fd", "x"]), Err(UsageError::NotANumber { option: "--socket-fd", value: "x".into() }));

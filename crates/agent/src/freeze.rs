@@ -97,6 +97,10 @@ impl Freezer {
     /// then.
     pub async fn freeze(&self, agent: &Agent) -> Result<(), Fault> {
         let Some(cgroups) = agent.cgroups() else {
+            if agent.stand_in().is_some() {
+                self.state.set(State::Frozen);
+                return Ok(());
+            }
             return Err(Fault::new(ErrorCode::Unsupported, "nothing can be frozen without control groups"));
         };
         match self.state.get() {
@@ -119,8 +123,10 @@ impl Freezer {
     /// # Errors
     /// The kernel refuses; commands still stand then.
     pub fn thaw(&self, cgroups: Option<&Cgroups>) -> Result<(), Fault> {
-        if let (true, Some(cgroups)) = (self.is_closed(), cgroups) {
-            cgroups.thaw().map_err(|error| failed("thaw", &error))?;
+        if self.is_closed() {
+            if let Some(cgroups) = cgroups {
+                cgroups.thaw().map_err(|error| failed("thaw", &error))?;
+            }
             self.state.set(State::Thawed);
             self.thawed.notify_waiters();
         }

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let result = match mode {
         Mode::Init => init::run(),
         Mode::SocketFd(fd) => serve::socket(fd),
-        Mode::Listen { path, token_file } => serve::listen(&path, token_file.as_deref()),
+        Mode::Listen(listen) => serve::listen(&listen),
         Mode::SpawnBench { count, argv } => bench::spawn(count, &argv),
         Mode::TerminalBench { count, argv } => bench::terminal(count, &argv),
         Mode::Version => {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -37,6 +38,9 @@ const RNDRESEEDCRNG: u64 = 0x5207;
 /// # Errors
 /// The agent is not PID 1, a value is no such value, or the kernel refuses.
 pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
+    if let Some(home) = agent.stand_in() {
+        return sync_stand_in(agent, home, sync);
+    }
     if !agent.is_pid_1() {
         return Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced"));
     }
@@ -58,6 +62,24 @@ pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
     for (interface, mac) in &addresses {
         let failed = |error| failed(&format!("the address of `{interface}`"), &error);
         network::set_address(interface, *mac).map_err(failed)?;
+    }
+    agent.freezer().thaw(agent.cgroups())
+}
+
+/// What stands in for a guest has names, and no clock, randomness or interfaces that are its own.
+fn sync_stand_in(agent: &Agent, home: &Path, sync: &Sync) -> Result<(), Fault> {
+    seed(&sync.seed)?;
+    time(sync.host_time_ns)?;
+    if let Some(identity) = &sync.identity {
+        check(identity).and_then(|()| addresses(&identity.macs))?;
+        let etc = home.join("etc");
+        let name = |file: &str, value: &str| {
+            let written =
+                std::fs::create_dir_all(&etc).and_then(|()| std::fs::write(etc.join(file), format!("{value}\n")));
+            written.map_err(|error| failed(&format!("`etc/{file}`"), &error))
+        };
+        name("hostname", &identity.hostname)?;
+        name("machine-id", &identity.machine_id)?;
     }
     agent.freezer().thaw(agent.cgroups())
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use kiln_wire::GoodbyeReason;
@@ -15,6 +15,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::task::spawn_local;
 
 use crate::agent::{Agent, Setup, read_token};
+use crate::arguments::Listen;
 use crate::link;
 use crate::log::note;
 use crate::process::signals::{self, Signals};
@@ -61,12 +62,14 @@ pub fn socket(fd: RawFd) -> io::Result<()> {
     })
 }
 
-/// Serves a Unix socket at `path`. A newer link replaces the older one.
+/// Serves a Unix socket. A newer link replaces the older one.
 ///
 /// # Errors
 /// The socket can't be made, the token can't be read.
-pub fn listen(path: &Path, token_file: Option<&Path>) -> io::Result<()> {
-    let token = token_file.map(read_token).transpose()?;
+pub fn listen(listen: &Listen) -> io::Result<()> {
+    let path = &listen.path;
+    let token = listen.token_file.as_deref().map(read_token).transpose()?;
+    let stand_in = listen.stand_in.clone();
     if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) && UnixStream::connect(path).is_err() {
         fs::remove_file(path)?;
     }
@@ -74,7 +77,7 @@ pub fn listen(path: &Path, token_file: Option<&Path>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     prepare();
     let result = runtime()?.block_on(async {
-        let agent = Agent::new(Setup { token, leases: leases(), ..Setup::default() })?;
+        let agent = Agent::new(Setup { token, leases: leases(), stand_in, ..Setup::default() })?;
         let signals = Signals::new()?;
         let listener = tokio::net::UnixListener::from_std(listener)?;
         tokio::select! {

@@ -99,7 +99,7 @@ async fn guest() -> io::Result<()> {
     let cgroups = Cgroups::take_over(Path::new("/sys/fs/cgroup"))
         .inspect_err(|error| note(format!("no control groups: {error}")))
         .ok();
-    let agent = Agent::new(Setup { pid_1: true, token: None, cgroups, leases: Some(LEASES.into()) })?;
+    let agent = Agent::new(Setup { pid_1: true, cgroups, leases: Some(LEASES.into()), ..Setup::default() })?;
     spawn_local(janitor(Rc::clone(&agent)));
     if drivers_wait {
         spawn_local(drivers(Rc::clone(&agent), modules, options));

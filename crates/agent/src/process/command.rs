@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::path::Path;
 
 use kiln_wire::{ErrorCode, ExecRequest, Fault, Text};
 
@@ -22,11 +23,15 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// The defaults of PID 1, or of a service that keeps the PATH it was given.
-    pub fn new(pid_1: bool) -> Self {
+    /// The defaults of PID 1, or of a service that keeps the PATH it was given; perhaps with another home than its user's.
+    pub fn new(pid_1: bool, home: Option<&Path>) -> Self {
         let own = if pid_1 { None } else { std::env::var_os("PATH") };
         let path = own.map_or_else(|| PATH_DEFAULT.into(), std::os::unix::ffi::OsStringExt::into_vec);
-        Self { path, user: users::own() }
+        let mut user = users::own();
+        if let Some(home) = home {
+            user.home = home.to_string_lossy().into_owned();
+        }
+        Self { path, user }
     }
 }
 
@@ -168,7 +173,7 @@ mod tests {
     fn the_last_variable_of_a_name_wins_over_the_default() {
         let mut request = request(&["true"]);
         request.env = vec![("HOME".into(), "/a".into()), ("HOME".into(), "/b".into())];
-        let command = Command::new(&Defaults::new(true), &request).expect("a plain command");
+        let command = Command::new(&Defaults::new(true, None), &request).expect("a plain command");
         assert_eq!(env_of(&command, "HOME").as_deref(), Some("/b"));
         assert_eq!(env_of(&command, "PATH").as_deref(), Some(PATH_DEFAULT));
     }
@@ -178,7 +183,7 @@ mod tests {
         let mut request = request(&["prog"]);
         request.env_clear = true;
         request.env = vec![("PATH".into(), "/a:/b/::rel".into())];
-        let command = Command::new(&Defaults::new(true), &request).expect("a plain command");
+        let command = Command::new(&Defaults::new(true, None), &request).expect("a plain command");
         assert_eq!(command.env.len(), 1);
         let found: Vec<_> = command.candidates.iter().filter_map(|path| path.to_str().ok()).collect();
         assert_eq!(found, ["/a/prog", "/b/prog", "./prog", "rel/prog"]);
@@ -186,13 +191,14 @@ mod tests {
 
     #[test]
     fn a_program_with_a_slash_is_not_searched() {
-        let command = Command::new(&Defaults::new(true), &request(&["./x/y"])).expect("a plain command");
+        let command = Command::new(&Defaults::new(true, None), &request(&["./x/y"])).expect("a plain command");
         assert_eq!(command.candidates, [c"./x/y".to_owned()]);
     }
 
     #[test]
     fn what_can_not_be_executed_is_refused_by_name() {
-        let refused = |request: &ExecRequest| Command::new(&Defaults::new(true), request).expect_err("refused").message;
+        let refused =
+            |request: &ExecRequest| Command::new(&Defaults::new(true, None), request).expect_err("refused").message;
         assert!(refused(&request(&[])).contains("argv"));
         assert!(refused(&request(&[""])).contains("argv"));
         assert!(refused(&request(&["a\0b"])).contains("argv"));
