@@ -1,107 +1,102 @@
-//! The fake driver: the real agent as a process of this host, no VM. For tests of everything above the engine.
+//! The fake driver: the real agent as a process of this host, no VM. For tests of everything above the engine, in
+//! milliseconds.
 //!
-//! It says what it is: no kernel, no console, no isolation. What only passes here is not done.
+//! ```text
+//!   vms/<id>/guest/   what the guest's files are: its commands start here
+//!   save  ──▶ pause, guest/ as a tar archive in the snapshot's `memory`      restore ──▶ unpacked, a new agent
+//! ```
+//! What it is not, so that nobody takes a test on it for more than it is:
+//!
+//! - There is no kernel, no console and no isolation: commands run as this user and see this host.
+//! - A save holds the files below `guest/`, not processes: no command that ran goes on in a fork, no session is there.
+//!   What is not an ordinary file, a directory or a link is left out. `memory_mib` bounds the archive.
+//! - Every snapshot is a full one, so chains and diffs need a real VM.
+//! - A sync names the guest in `etc/hostname` and `etc/machine-id` below `guest/`, and leaves the host's clock alone.
+//! - A frozen guest starts no new commands; those that run go on.
+//!
+//! What only passes here is not done.
 
 mod monitor;
+mod process;
+mod saved;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::sync::OnceCell;
 
-use self::monitor::FakeMonitor;
+use self::process::Agent;
+use self::saved::FakeRestorer;
 use crate::adopt::AdoptError;
 use crate::driver::{Driver, Restorer, Transport};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
 use crate::error::RestoreError;
+use crate::file_facts::FileFacts;
 use crate::host;
 use crate::journal::State;
 use crate::link::LinkOptions;
 use crate::orphan::Orphan;
-use crate::owner::{self, Ends, Parts};
-use crate::process::{self, Program, Sink};
+use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot};
-use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
+use crate::vm::{AGENT_SOCKET, Acceleration, Vm};
 use crate::vm_dir::{SocketDir, VmDir};
 use crate::vm_spec::{OwnerLoss, VmSpec};
 
-/// Its name, in errors and capabilities.
+/// Its name, in errors, capabilities and snapshots.
 const DRIVER: &str = "fake";
-/// Until the agent listens; it takes a few milliseconds.
-const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks at whether it listens. The agent binds its own socket, so there is nothing to wait on.
-const LISTEN_PAUSE: Duration = Duration::from_millis(2);
+/// Below a VM's directory: the files of its guest.
+const GUEST_DIRECTORY: &str = "guest";
 
 /// Starts the agent in its test mode.
 #[derive(Debug, Clone)]
 pub struct FakeEngine {
+    program: Arc<Program>,
+    recovered: Arc<OnceCell<()>>,
+}
+
+/// What its guests are made of.
+#[derive(Debug)]
+struct Program {
     home: Utf8PathBuf,
     agent: Utf8PathBuf,
-    recovered: Arc<OnceCell<()>>,
 }
 
 impl FakeEngine {
     /// An engine that keeps its guests below `home` and starts this agent binary.
     pub fn new(home: impl Into<Utf8PathBuf>, agent: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), agent: agent.into(), recovered: Arc::default() }
+        let program = Program { home: home.into(), agent: agent.into() };
+        Self { program: Arc::new(program), recovered: Arc::default() }
     }
 
     async fn start(&self, spec: &VmSpec) -> Result<Vm, LaunchError> {
-        let vms = self.home.join("vms");
+        let vms = self.program.home.join("vms");
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
-        let spawn_error = |source| LaunchError::Spawn { program: self.agent.clone(), source };
         let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
-        let sockets = dir.sockets().map_err(no_directory)?;
-        // Too long a path for an address is refused by the agent itself, in its own words.
-        let socket = dir.path().join(format!("{AGENT_SOCKET}.sock"));
-        let program = Program {
-            path: self.agent.clone(),
-            arguments: vec!["--listen".into(), socket.into_string().into()],
-            // A process for tests: what they set for it is theirs to set.
-            environment: std::env::vars_os().collect(),
-            directory: ".".into(),
-            inherit: Vec::new(),
-            stdout: Sink::Null,
-            stderr: Sink::Pipe,
-            pid_file: Some(dir.pid_file().map_err(no_directory)?),
-            owner_loss: OwnerLoss::Kill,
-        };
-        let started = Instant::now();
-        let mut child = process::spawn(program).await.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => LaunchError::VmmMissing { program: self.agent.clone() },
-            _ => spawn_error(source),
-        })?;
-        let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose().map_err(spawn_error)?;
-        let deadline = started + LISTEN_DEADLINE;
-        // A probing connection is a link of its own to the agent; the next one replaces it.
-        while sockets.connect(AGENT_SOCKET).is_err() {
-            if let Some(status) = child.try_reap().map_err(spawn_error)? {
-                return Err(LaunchError::VmmFailed { program: self.agent.clone(), status, stderr: String::new() });
-            }
-            if Instant::now() > deadline {
-                let status = VmmStatus::Signal(libc::SIGKILL);
-                let stderr = format!("it did not listen within {LISTEN_DEADLINE:?}");
-                return Err(LaunchError::VmmFailed { program: self.agent.clone(), status, stderr });
-            }
-            tokio::time::sleep(LISTEN_PAUSE).await;
-        }
-        let (monitor, events) = FakeMonitor::new(child.pid(), child.killer());
-        let ends = Ends {
-            stderr,
-            console: None,
-            monitor: Arc::new(monitor),
-            monitor_events: Box::new(events),
-            transport: Arc::new(UnixSocket),
-            acceleration: Acceleration::Native,
-            saver: None,
-        };
-        dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
-        let parts = Parts { home: self.home.clone(), dir, child, spec: spec.clone(), started, ends };
-        owner::start(parts).map_err(no_directory)
+        let guest = dir.path().join(GUEST_DIRECTORY);
+        crate::private_file::create_dir(&guest).map_err(no_directory)?;
+        let agent = Agent::start(Arc::clone(&self.program), dir, Vec::new()).await?;
+        agent.dir().journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
+        agent.own(spec).map_err(no_directory)
+    }
+}
+
+impl Program {
+    /// What a snapshot needs to find again: the same agent.
+    fn machine(&self) -> Result<MachineIdentity, LaunchError> {
+        let digest = FileFacts::new(&self.home).digest(&self.agent);
+        let agent = digest.map_err(|source| LaunchError::Image { path: self.agent.clone(), source })?;
+        Ok(MachineIdentity {
+            vmm: DRIVER.into(),
+            acceleration: "native".into(),
+            cpu: String::new(),
+            machine: String::new(),
+            firmware: String::new(),
+            kernel: agent,
+            kernel_release: String::new(),
+        })
     }
 }
 
@@ -121,7 +116,7 @@ impl Transport for UnixSocket {
 
 impl Driver for FakeEngine {
     fn home(&self) -> &Utf8Path {
-        &self.home
+        &self.program.home
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -131,7 +126,7 @@ impl Driver for FakeEngine {
             console: false,
             pause: true,
             disks: false,
-            snapshots: false,
+            snapshots: true,
             isolation: Isolation::Process,
         }
     }
@@ -149,7 +144,6 @@ impl Driver for FakeEngine {
             (spec.root.is_some(), "root filesystem"),
             (!spec.nics.is_empty(), "network cards"),
             (!spec.vhost_user.is_empty(), "vhost-user devices"),
-            (spec.forkable, "snapshots"),
             (spec.owner_loss == OwnerLoss::KeepRunning, "guests that outlive their owner"),
         ];
         match asks_for.into_iter().find(|(asked, _)| *asked) {
@@ -163,7 +157,7 @@ impl Driver for FakeEngine {
     }
 
     fn machine<'a>(&'a self, _: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, LaunchError>> {
-        Box::pin(async { Err(LaunchError::Unsupported { driver: DRIVER, what: "snapshots" }) })
+        Box::pin(async { self.program.machine() })
     }
 
     fn boot<'a>(&'a self, spec: &'a VmSpec, _: Acceleration) -> BoxFuture<'a, Result<Vm, LaunchError>> {
@@ -172,10 +166,13 @@ impl Driver for FakeEngine {
 
     fn restorer<'a>(
         &'a self,
-        _: &'a Snapshot,
-        _: &'a VmSpec,
+        snapshot: &'a Snapshot,
+        spec: &'a VmSpec,
     ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, RestoreError>> {
-        Box::pin(async { Err(LaunchError::Unsupported { driver: DRIVER, what: "snapshots" }.into()) })
+        Box::pin(async {
+            let restorer = FakeRestorer::new(Arc::clone(&self.program), snapshot, spec)?;
+            Ok(Arc::new(restorer) as Arc<dyn Restorer>)
+        })
     }
 
     fn reattach<'a>(&'a self, _: &'a VmDir, _: &'a VmSpec, _: &'a Orphan) -> BoxFuture<'a, Result<Ends, AdoptError>> {

@@ -1,8 +1,13 @@
 //! The fake engine against the real agent: what stands in for VMs in the tests of everything above the engine.
 
-use std::time::Duration;
+mod saves;
+
+use std::time::{Duration, Instant};
+
+use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use kiln_engine::link::GuestLink;
 use kiln_engine::{Acceleration, Disk, DiskFormat, Engine as _, ExitReason, FakeEngine, LaunchError, VmEvent, VmSpec};
 use kiln_wire::{ExecRequest, Text};
 
@@ -28,6 +33,47 @@ impl Lab {
     fn engine(&self) -> FakeEngine {
         FakeEngine::new(self.home(), agent())
     }
+
+    /// Ids of the guests that have a directory.
+    fn vms(&self) -> Vec<String> {
+        let Ok(entries) = self.home().join("vms").read_dir_utf8() else { return Vec::new() };
+        entries.map(|entry| entry.expect("lists").file_name().to_owned()).collect()
+    }
+
+    /// Agents that listen.
+    fn agents(&self) -> usize {
+        let listens = |id: &String| self.home().join("vms").join(id).join("agent.sock").exists();
+        self.vms().iter().filter(|id| listens(id)).count()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A seal in the background would make a part of the home again.
+        let snapshots = self.home().join("snapshots");
+        let deadline = Instant::now() + DEADLINE;
+        while is_in_use(&snapshots) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Whether somebody has a lock on a snapshot. Takes none to find out: a sweep would leave what it finds locked.
+fn is_in_use(snapshots: &Utf8Path) -> bool {
+    let Ok(entries) = snapshots.read_dir_utf8() else { return false };
+    let locks = fs_err::read_to_string("/proc/locks").expect("reads");
+    let held = |inode: u64| locks.lines().any(|line| line.contains("FLOCK") && line.contains(&format!(":{inode} ")));
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).any(|found| held(found.ino()))
+}
+
+/// What a script prints.
+async fn shell(link: &GuestLink, script: &str) -> String {
+    let request = ExecRequest { argv: ["/bin/sh", "-c", script].map(Text::from).to_vec(), ..ExecRequest::default() };
+    let output = tokio::time::timeout(DEADLINE, link.run(request, b"", 1 << 20)).await;
+    let output = output.expect("ends in time").expect("runs");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.exited.status.shell_code(), 0, "`{script}`: {words}");
+    String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned()
 }
 
 /// `KILN_AGENT_BIN`, else the static agent of this workspace.
@@ -114,7 +160,13 @@ async fn a_fake_guest_has_no_disks_and_says_so() {
     let error = lab.engine().launch(VmSpec { disks: vec![disk], ..spec() }).await.expect_err("has none");
     assert!(matches!(error, LaunchError::Unsupported { what: "disks", .. }), "{error:?}");
     let capabilities = lab.engine().capabilities();
-    assert!(!capabilities.kernel && !capabilities.console && capabilities.pause && !capabilities.disks);
+    assert!(
+        !capabilities.kernel
+            && !capabilities.console
+            && capabilities.pause
+            && !capabilities.disks
+            && capabilities.snapshots
+    );
 }
 
 #[tokio::test]

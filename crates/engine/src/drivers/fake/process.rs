@@ -1,0 +1,105 @@
+//! An agent that listens, for a boot and for a restore alike.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::unix::pipe;
+
+use super::monitor::FakeMonitor;
+use super::saved::FakeSaver;
+use super::{GUEST_DIRECTORY, Program, UnixSocket};
+use crate::engine::LaunchError;
+use crate::owner::{self, Ends, Parts};
+use crate::process::{self, Child, Sink};
+use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
+use crate::vm_dir::VmDir;
+use crate::vm_spec::{OwnerLoss, VmSpec};
+
+/// Until the agent listens; it takes a few milliseconds.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks at whether it listens. The agent binds its own socket, so there is nothing to wait on.
+const LISTEN_PAUSE: Duration = Duration::from_millis(2);
+
+/// An agent that listens.
+#[derive(Debug)]
+pub(super) struct Agent {
+    // Dropped first: the directory is removed when the process is gone.
+    child: Child,
+    stderr: Option<pipe::Receiver>,
+    dir: VmDir,
+    program: Arc<Program>,
+    started: Instant,
+}
+
+impl Agent {
+    /// Starts the agent of the VM whose directory that is, and whose files are there. It holds these descriptors.
+    pub(super) async fn start(program: Arc<Program>, dir: VmDir, inherit: Vec<OwnedFd>) -> Result<Self, LaunchError> {
+        let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
+        let spawn_error = |source| LaunchError::Spawn { program: program.agent.clone(), source };
+        let sockets = dir.sockets().map_err(no_directory)?;
+        let guest = dir.path().join(GUEST_DIRECTORY);
+        // Too long a path for an address is refused by the agent itself, in its own words.
+        let socket = dir.path().join(format!("{AGENT_SOCKET}.sock"));
+        let arguments = ["--listen".into(), socket.into_string(), "--stand-in".into(), guest.clone().into_string()];
+        let order = process::Program {
+            path: program.agent.clone(),
+            arguments: arguments.map(Into::into).to_vec(),
+            // A process for tests: what they set for it is theirs to set.
+            environment: std::env::vars_os().collect(),
+            directory: guest,
+            inherit,
+            stdout: Sink::Null,
+            stderr: Sink::Pipe,
+            pid_file: Some(dir.pid_file().map_err(no_directory)?),
+            owner_loss: OwnerLoss::Kill,
+        };
+        let started = Instant::now();
+        let mut child = process::spawn(order).await.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => LaunchError::VmmMissing { program: program.agent.clone() },
+            _ => spawn_error(source),
+        })?;
+        let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose().map_err(spawn_error)?;
+        let deadline = started + LISTEN_DEADLINE;
+        // A probing connection is a link of its own to the agent; the next one replaces it.
+        while sockets.connect(AGENT_SOCKET).is_err() {
+            if let Some(status) = child.try_reap().map_err(spawn_error)? {
+                return Err(LaunchError::VmmFailed { program: program.agent.clone(), status, stderr: String::new() });
+            }
+            if Instant::now() > deadline {
+                let status = VmmStatus::Signal(libc::SIGKILL);
+                let stderr = format!("it did not listen within {LISTEN_DEADLINE:?}");
+                return Err(LaunchError::VmmFailed { program: program.agent.clone(), status, stderr });
+            }
+            tokio::time::sleep(LISTEN_PAUSE).await;
+        }
+        Ok(Self { child, stderr, dir, program, started })
+    }
+
+    /// The VM's directory.
+    pub(super) fn dir(&self) -> &VmDir {
+        &self.dir
+    }
+
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Hands it over to the task that owns it.
+    pub(super) fn own(self, spec: &VmSpec) -> io::Result<Vm> {
+        let Self { child, stderr, dir, program, started } = self;
+        let (monitor, events) = FakeMonitor::new(child.pid(), child.killer());
+        let ends = Ends {
+            stderr,
+            console: None,
+            monitor: Arc::new(monitor),
+            monitor_events: Box::new(events),
+            transport: Arc::new(UnixSocket),
+            acceleration: Acceleration::Native,
+            saver: Some(Arc::new(FakeSaver::new(Arc::clone(&program), dir.path(), spec))),
+        };
+        owner::start(Parts { home: program.home.clone(), dir, child, spec: spec.clone(), started, ends })
+    }
+}
