@@ -111,7 +111,7 @@ fn checked(command: &str) -> String {
 fn blocks_are_found_with_their_marks() {
     let page = "# A page\n\n    kiln a\n    kiln b   # what; exit code 3\n\n    kiln c\n\ntext\n    not a block\n\n\
                 <!-- not run: it is JSON -->\n    {}\n\n<!-- first: echo > file -->\n<!-- skip kiln x: takes long -->\n\n\
-                    $ kiln d\n    out\n    $ kiln x y\n\n```\nkiln e\n```\n";
+                \x20   $ kiln d\n    out\n    $ kiln x y\n\n```\nkiln e\n```\n";
     let run = |line, script: &str| Block { line, what: What::Run(script.to_owned()) };
     let check = "code=0; kiln b || code=$?; [ $code = 3 ] || { echo \"exit code $code, not 3\" >&2; exit 1; }";
     let expected = [
