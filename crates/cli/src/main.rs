@@ -53,6 +53,11 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<u8, Failure> {
     output::start_log(args.verbose);
+    // What a VMM of this user must not read: the memory of this process, which has the guests' secrets, and what it was
+    // given in its environment. It leaves no core file either.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "other processes of this user can read this one's memory");
+    }
     match args.command {
         Command::Run(run) if docker::is_volume(args.verbose, &run.command) => Err(docker::Habit::Volume.refuse()),
         Command::Run(args) => run::run(*args),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 
 use crate::blocking::operation;
+use crate::confine::Cgroup;
 use crate::driver::{Driver, Monitor, VmmError};
 use crate::failpoint;
 use crate::home::Home;
@@ -82,7 +83,7 @@ async fn adopt_here(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
 
     let fate = dir.fate().clone();
     // Not before: dropped, a child is killed, and whatever fails above leaves the VM as it was.
-    let child = Child::adopt(vmm);
+    let child = Child::adopt(vmm, Cgroup::adopt(id.as_str()));
     let vm = owner::start(Parts { home: driver.home().into(), dir, child, spec, started: Instant::now(), ends });
     let vm = vm.map_err(failed)?;
     fate.remove_on_drop();

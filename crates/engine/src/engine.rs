@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::acceleration::KvmState;
 use crate::adopt::{self, AdoptError};
 use crate::blocking::operation;
+use crate::confine::PolicyError;
 use crate::driver::{Driver, VmmError};
 use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
@@ -231,6 +232,9 @@ pub enum LaunchError {
         /// What the spec asks for.
         what: &'static str,
     },
+    /// `$KILN_CONFINE_OFF` names what is no measure.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The VMM is not installed, or not where it was said to be.
     #[error("`{program}` was not found")]
     VmmMissing {

@@ -252,6 +252,7 @@ impl LaunchError {
         match self {
             Self::Spec(error) => error.kind(),
             Self::Home(_) => ErrorKind::Denied,
+            Self::Policy(_) => ErrorKind::Invalid,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::VmmMissing { .. } | Self::NoKvm(_) => ErrorKind::HostLacks,
             Self::Image { source, .. } | Self::Directory { source, .. } | Self::Spawn { source, .. } => {

@@ -1,5 +1,6 @@
 //! What this host can do, what is missing, and the command that gets it: `kiln doctor`.
 
+mod confinement;
 mod facts;
 mod tools;
 
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use crate::acceleration::{self, KvmState};
 use crate::blocking::operation;
+use crate::confine::Confinement;
 use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
 use crate::home::{Home, HomeError};
 use crate::vm_spec::{AccelerationRequest, VmSpec};
@@ -53,6 +55,8 @@ pub struct HostReport {
     pub facts: HostFacts,
     /// What is known about KVM.
     pub kvm: KvmState,
+    /// What confines a VMM on this host; `None` if none starts.
+    pub confinement: Option<Confinement>,
     /// In the order to read them.
     pub findings: Vec<HostFinding>,
 }
@@ -98,7 +102,15 @@ async fn look(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
         home_finding(home, trusted),
     ];
     findings.extend(tools::findings());
-    HostReport { facts, kvm, findings }
+    let confinement = match &engine {
+        Ok(engine) => {
+            let tried = confinement::inspect(engine.policy(), engine.binary(), kvm.works()).await;
+            findings.extend(confinement::findings(&tried));
+            tried.ok()
+        }
+        Err(_) => None,
+    };
+    HostReport { facts, kvm, confinement, findings }
 }
 
 impl HostFinding {
@@ -223,6 +235,7 @@ mod tests {
         let report = |status| HostReport {
             facts: facts.clone(),
             kvm: KvmState::Missing,
+            confinement: None,
             findings: vec![finding(FindingStatus::Ok), finding(status)],
         };
         assert!(report(FindingStatus::Warn).is_ready());

@@ -28,6 +28,10 @@ pub mod snapshot;
 
 mod adopt;
 mod blocking;
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what blocks in it is called by `operation` or `blocking`, or with the end of a VMM"
+)]
 mod confine;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod console;
@@ -70,6 +74,7 @@ mod vm_spec;
 
 pub use adopt::AdoptError;
 pub use blocking::blocking;
+pub use confine::{Confinement, Measure, MeasureState, POLICY_VARIABLE, Policy, PolicyError};
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
 pub use driver::VmmError;
 pub use drivers::fake::FakeEngine;

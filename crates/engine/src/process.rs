@@ -22,7 +22,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::confine::{Launch, Request, Steps};
+use crate::confine::{Border, Broker, Cgroup, Confinement, Launch, Request};
 use crate::orphan::{self, KILL_DEADLINE, Orphan};
 use crate::vm::VmmStatus;
 use crate::vm_spec::OwnerLoss;
@@ -50,6 +50,7 @@ pub(crate) struct Program {
     /// Where the child writes which process it is, see [`Orphan::find`].
     pub(crate) pid_file: Option<OwnedFd>,
     pub(crate) owner_loss: OwnerLoss,
+    pub(crate) border: Border,
 }
 
 /// What a program finds that is to have nothing of Kiln's caller: no token, no library to load before others.
@@ -76,6 +77,9 @@ pub(crate) struct Child {
     kin: Kin,
     status: Option<VmmStatus>,
     stderr: Option<OwnedFd>,
+    confinement: Confinement,
+    // Dropped after the process has ended: a control group can't go before.
+    cgroup: Option<Cgroup>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,10 +125,12 @@ fn spawner() -> io::Result<&'static mpsc::Sender<Order>> {
 }
 
 fn fork_and_exec(program: Program) -> io::Result<Child> {
-    let Program { path, arguments, environment, directory, inherit, stdout, stderr, pid_file, owner_loss } = program;
+    let Program { path, arguments, environment, directory, inherit, stdout, stderr, pid_file, owner_loss, border } =
+        program;
     let (stdout, _) = stdout.open()?;
     let (stderr, words) = stderr.open()?;
-    let launch = Launch::new(Request {
+    let mut border = border;
+    let request = Request {
         program: &path,
         arguments,
         environment,
@@ -134,11 +140,21 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
         keep: inherit,
         pid_file,
         owner_loss,
-        steps: Steps::default(),
-    })?;
-    let (pid, pidfd) = launch.start()??;
+    };
+    let launch = Launch::new(request)?;
+    let (pid, pidfd) = loop {
+        match launch.start(&border.steps)? {
+            Ok(child) => break child,
+            // Hosts refuse in the child what they promise outside of it. It does without, and says so.
+            Err(failure) if border.give_up(failure) => tracing::debug!(%failure, "a measure of confinement is refused"),
+            Err(failure) => return Err(failure.into()),
+        }
+    };
     let pid = pid.as_raw_nonzero().get().cast_unsigned();
-    Ok(Child { pid, pidfd: Arc::new(pidfd), kin: Kin::Own, status: None, stderr: words })
+    let Border { confinement, broker, cgroup, .. } = border;
+    let child = Child { pid, pidfd: Arc::new(pidfd), kin: Kin::Own, status: None, stderr: words, confinement, cgroup };
+    broker.map_or(Ok(()), Broker::serve)?;
+    Ok(child)
 }
 
 impl Sink {
@@ -159,21 +175,30 @@ impl Sink {
 }
 
 impl Child {
-    /// Takes over a process that another one started.
-    pub(crate) fn adopt(orphan: Orphan) -> Self {
+    /// Takes over a process that another one started, and its control group.
+    pub(crate) fn adopt(orphan: Orphan, cgroup: Option<Cgroup>) -> Self {
         let Orphan { pid, pidfd } = orphan;
-        Self { pid, pidfd: Arc::new(pidfd), kin: Kin::Adopted, status: None, stderr: None }
+        let confinement = Confinement::default();
+        Self { pid, pidfd: Arc::new(pidfd), kin: Kin::Adopted, status: None, stderr: None, confinement, cgroup }
     }
 
     /// Ends a child; an adopted process goes on as it did.
     pub(crate) fn give_up(mut self) {
         if self.kin == Kin::Adopted {
             self.status = Some(VmmStatus::Unknown);
+            if let Some(cgroup) = self.cgroup.take() {
+                cgroup.leave();
+            }
         }
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// What confines it.
+    pub(crate) fn confinement(&self) -> &Confinement {
+        &self.confinement
     }
 
     pub(crate) fn killer(&self) -> Killer {
@@ -275,6 +300,7 @@ mod tests {
             stderr: Sink::Pipe,
             pid_file: None,
             owner_loss: OwnerLoss::Kill,
+            border: Border::default(),
         }
     }
 
@@ -335,13 +361,12 @@ mod tests {
         let dup = |number| rustix::io::dup(&leaked).unwrap_or_else(|error| panic!("the {number}th: {error}"));
         let _leaked = (3..300).map(dup).collect::<Vec<_>>();
         assert!(std::env::vars_os().count() > 1, "there is something to inherit");
-        // Without a pipe: the shell would have an end of it for a moment.
-        let script = "ls -m /proc/$$/fd >&2; pwd >&2; cat /proc/$$/environ >&2";
+        let script = "exec >&2; ls /proc/$$/fd; pwd; cat /proc/$$/environ";
         let mut child = spawn(shell(script)).await.expect("starts");
         assert_eq!(end(&mut child).await, VmmStatus::Code(0));
         let mut found = String::new();
         std::fs::File::from(child.take_stderr().expect("piped")).read_to_string(&mut found).expect("reads");
-        assert_eq!(found, format!("0, 1, 2\n/\nPATH={PATH}\0"));
+        assert_eq!(found, format!("0\n1\n2\n/\nPATH={PATH}\0"));
     }
 
     #[tokio::test]
@@ -378,9 +403,9 @@ mod tests {
         owner.wait().expect("ends");
         assert!(orphan::ends_within(&killed.pidfd, Duration::from_secs(10)).expect("waits"));
         assert!(!orphan::ends_within(&kept.pidfd, Duration::ZERO).expect("looks"));
-        Child::adopt(kept).give_up();
+        Child::adopt(kept, None).give_up();
         let kept = find(ready.split(' ').nth(1).expect("two pids"));
-        let mut adopted = Child::adopt(kept);
+        let mut adopted = Child::adopt(kept, None);
         assert_eq!(adopted.try_reap().expect("looks"), None);
         adopted.killer().kill();
         assert_eq!(end(&mut adopted).await, VmmStatus::Unknown);

@@ -19,6 +19,7 @@ use camino::Utf8Path;
 use fs_err as fs;
 
 use crate::blocking;
+use crate::confine;
 use crate::driver::Driver;
 use crate::failpoint;
 use crate::home::Home;
@@ -114,6 +115,8 @@ pub fn recover(home: &Home) -> io::Result<Vec<Recovered>> {
             Err(error) => tracing::warn!(vm = %id, %error, "failed to look after a VM whose owner is gone"),
         }
     }
+    // After VMMs were killed that had one.
+    confine::sweep_cgroups();
     recovered.sort_by(|one, other| one.id.cmp(&other.id));
     Ok(recovered)
 }

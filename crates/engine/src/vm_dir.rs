@@ -47,6 +47,8 @@ const REOPEN_DEADLINE: Duration = Duration::from_secs(1);
 const REOPEN_PAUSE: Duration = Duration::from_millis(5);
 /// Name of the file that is a running VM's memory.
 pub(crate) const MEMORY_FILE: &str = "memory";
+/// Name of the file that the VMM writes the state of its devices to.
+pub(crate) const DEVICE_STATE_FILE: &str = "device";
 /// Name of the file that holds the spec.
 pub(crate) const SPEC_FILE: &str = "spec.json";
 /// A spec as long as its bounds allow is well below.
@@ -314,7 +316,8 @@ pub(crate) fn tidy_stopped(path: &Utf8Path) -> io::Result<()> {
 
 /// Leaves all but what only a running VM needs: disks of a lost VM may hold what somebody misses.
 pub(crate) fn tidy_lost(path: &Utf8Path) -> io::Result<()> {
-    tidy(path, |name| name != PID_FILE && name != MEMORY_FILE && !name.ends_with(".sock") && !name.ends_with(".fifo"))
+    let gone = [PID_FILE, MEMORY_FILE, DEVICE_STATE_FILE];
+    tidy(path, |name| !gone.contains(&name) && !name.ends_with(".sock") && !name.ends_with(".fifo"))
 }
 
 fn tidy(path: &Utf8Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {

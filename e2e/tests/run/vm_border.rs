@@ -28,5 +28,5 @@ fn firmware_in_the_working_directory_is_not_taken() {
         std::fs::write(decoys.path().join(name), [0xf4; 65536]).expect("written");
     }
     let run = Kiln::new(["run", "--cold", "--", "echo", "own firmware"]).in_directory(decoys.path()).run();
-    assert_eq!((run.code, run.text().as_str()), (0, "own firmware"));
+    assert_eq!((run.code, run.text().as_str()), (0, "own firmware"), "{}", run.stderr);
 }

@@ -23,6 +23,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 
+use super::broker::Filter;
 use crate::vm_spec::OwnerLoss;
 
 /// More than any line of proc(5) `stat`.
@@ -31,6 +32,9 @@ const STAT_BYTES_MAX: usize = 1024;
 const DESCRIPTORS_MAX: u64 = 1 << 16;
 /// Signals of Linux.
 const SIGNALS: c_int = 64;
+/// Of linux/mount.h.
+const MOUNT_ATTR_RDONLY: u64 = 1;
+const MOUNT_ATTR_NOSUID: u64 = 2;
 /// How a child ends that did not become its program. Nobody sees it but a debugger.
 const NOT_STARTED: c_int = 127;
 
@@ -46,7 +50,6 @@ pub(crate) struct Launch {
     keep: Vec<OwnedFd>,
     pid_file: Option<OwnedFd>,
     owner_loss: OwnerLoss,
-    steps: Steps,
 }
 
 /// What confines the child, beside what confines every child.
@@ -64,10 +67,11 @@ pub(crate) struct Steps {
     pub(crate) user: Option<(u32, Vec<u32>)>,
     pub(crate) limits: Vec<(Resource, u64)>,
     pub(crate) landlock: Option<OwnedFd>,
+    pub(crate) filter: Option<Filter>,
 }
 
-/// Where a child is on its way. Each step that a [measure](super::Measure) needs is named, because a host that refuses it
-/// gets the child without that measure.
+/// Where a child is on its way. Each has a name, because a [measure](super::Measure) whose step the host
+/// refuses is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Step {
@@ -83,10 +87,11 @@ pub(crate) enum Step {
     Limits,
     Landlock,
     Descriptors,
+    Memory,
     Exec,
 }
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     Step::Fork,
     Step::Session,
     Step::PidFile,
@@ -99,6 +104,7 @@ const STEPS: [Step; 13] = [
     Step::Limits,
     Step::Landlock,
     Step::Descriptors,
+    Step::Memory,
     Step::Exec,
 ];
 
@@ -124,6 +130,7 @@ impl Step {
             Self::Limits => "limit its resources",
             Self::Landlock => "restrict itself with Landlock",
             Self::Descriptors => "arrange its descriptors",
+            Self::Memory => "have its snapshot's memory handed over",
             Self::Exec => "run its program",
         }
     }
@@ -177,7 +184,6 @@ pub(crate) struct Request<'a> {
     pub(crate) keep: Vec<OwnedFd>,
     pub(crate) pid_file: Option<OwnedFd>,
     pub(crate) owner_loss: OwnerLoss,
-    pub(crate) steps: Steps,
 }
 
 impl Launch {
@@ -198,18 +204,17 @@ impl Launch {
             keep: request.keep,
             pid_file: request.pid_file,
             owner_loss: request.owner_loss,
-            steps: request.steps,
         })
     }
 
     /// Starts it; returns when the child is its program. Blocks for as long as that takes, some milliseconds.
-    pub(crate) fn start(&self) -> io::Result<Result<(Pid, OwnedFd), Failure>> {
+    pub(crate) fn start(&self, steps: &Steps) -> io::Result<Result<(Pid, OwnedFd), Failure>> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         let parent = std::process::id();
-        let (pid, pidfd) = match self.fork(&writer, parent) {
+        let (pid, pidfd) = match self.fork(steps, &writer, parent) {
             Ok(child) => child,
             Err(errno) => {
-                let step = if self.steps.namespaces == 0 { Step::Fork } else { Step::Namespaces };
+                let step = if steps.namespaces == 0 { Step::Fork } else { Step::Namespaces };
                 return Ok(Err(Failure { step, errno }));
             }
         };
@@ -228,13 +233,13 @@ impl Launch {
         failure.map(Err).ok_or_else(|| io::Error::other("the child ended before it was its program"))
     }
 
-    fn fork(&self, status: &OwnedFd, parent: u32) -> Result<(Pid, OwnedFd), Errno> {
+    fn fork(&self, steps: &Steps, status: &OwnedFd, parent: u32) -> Result<(Pid, OwnedFd), Errno> {
         // Until its handlers are gone, a signal to the child would run one of ours, which writes to pipes that we share.
         let blocked = SignalMask::block_all();
         let mut pidfd: c_int = -1;
-        let pid = clone(self.steps.namespaces, &mut pidfd)?;
+        let pid = clone(steps.namespaces, &mut pidfd)?;
         if pid == 0 {
-            self.become_program(status.as_raw_fd(), parent);
+            self.become_program(steps, status.as_raw_fd(), parent);
         }
         drop(blocked);
         let pid = Pid::from_raw(pid).expect("a child's pid is above zero");
@@ -256,8 +261,8 @@ impl Launch {
     }
 
     /// The child's side.
-    fn become_program(&self, status: RawFd, parent: u32) -> ! {
-        let Failure { step, errno } = match self.prepare(parent) {
+    fn become_program(&self, steps: &Steps, status: RawFd, parent: u32) -> ! {
+        let Failure { step, errno } = match self.prepare(steps, parent) {
             Err(failure) => failure,
             Ok(()) => self.exec(),
         };
@@ -269,8 +274,7 @@ impl Launch {
         unsafe { libc::_exit(NOT_STARTED) }
     }
 
-    fn prepare(&self, parent: u32) -> Result<(), Failure> {
-        let steps = &self.steps;
+    fn prepare(&self, steps: &Steps, parent: u32) -> Result<(), Failure> {
         at(Step::Session, reset_signals(self.owner_loss).and_then(|()| rustix::process::setsid().map(drop)))?;
         // While it is still what its parent is: /proc has its line for everyone, but not its directory in each case.
         at(Step::PidFile, self.pid_file.as_ref().map_or(Ok(()), write_own_stat))?;
@@ -300,7 +304,9 @@ impl Launch {
             // SAFETY: the call takes numbers alone.
             at(Step::Landlock, unsafe { call(libc::SYS_landlock_restrict_self, [fd_arg(ruleset), 0, 0, 0, 0]) })?;
         }
-        at(Step::Descriptors, self.arrange_descriptors())
+        at(Step::Descriptors, self.arrange_descriptors())?;
+        // Last: it stands between this process and its next `openat`.
+        at(Step::Memory, steps.filter.as_ref().map_or(Ok(()), Filter::install))
     }
 
     fn tie_to_owner(&self, parent: u32) -> Result<(), Errno> {
@@ -441,16 +447,27 @@ fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
     rustix::io::write(&file, bytes).map(drop)
 }
 
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
 /// Makes every mount read-only for this process, but for a new one of the directory itself.
 fn make_read_only(directory: &CStr) -> Result<(), Errno> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
     let writable = open_tree(CWD, directory, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    // SAFETY: all zeros is a valid value of this structure of numbers.
-    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
-    attributes.attr_set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID;
     // What we mount here must not appear in the host's namespace.
-    attributes.propagation = libc::MS_PRIVATE;
-    let size = size_of::<libc::mount_attr>() as c_long;
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        user_namespace: 0,
+    };
+    let size = size_of::<MountAttributes>() as c_long;
     let root = c"/".as_ptr() as c_long;
     let flags = libc::AT_RECURSIVE.into();
     // SAFETY: the path and the structure are valid during the call, which only reads them.

@@ -157,16 +157,16 @@ pub fn is_held(directory: &Utf8Path) -> bool {
     locks.lines().any(|line| line.contains("FLOCK") && line.split(' ').any(|word| word.ends_with(&inode)))
 }
 
-/// VMMs that have a file of this home.
+/// VMMs of this home: each works in its VM's directory.
 pub fn vmms(home: &Utf8Path) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").expect("lists").map_while(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let has_file = |pid: &u32| {
+    let is_of_home = |pid: &u32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        line.contains(kiln_engine::QEMU_PROGRAM) && line.contains(home.as_str())
+        let directory = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(kiln_engine::QEMU_PROGRAM) && directory.starts_with(home)
     };
-    pids.filter(has_file).collect()
+    pids.filter(is_of_home).collect()
 }
 
 /// Names in a directory of a home, sorted.

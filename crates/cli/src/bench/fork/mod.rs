@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   ready-made snapshot ──▶ Lab ──▶ single: fork | QEMU alone | pool | kiln run | runsc, in turn
+//!                            ├────▶ border: with the VMM confined and not, in turn
 //!                            ├────▶ crowd: 1, 8, 20 at once, and the memory of each
 //!                            ├────▶ pauses, chains of diffs
 //!                            └────▶ saves: whole at five sizes of memory, diffs at three amounts
 //! ```
 //! The snapshot is the one that `kiln run` forks from. All others that are made here are gone at the end.
 
+mod border;
 mod chains;
 mod crowd;
 mod pauses;
@@ -51,6 +53,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     let base = bench.engine.ready(ReadyRequest::new(&bench.spec(), "bench", BOOT_TIMEOUT)).await?;
     let lab = Lab { bench, store, base };
     single::measure(&lab, results).await?;
+    border::measure(&lab, results).await?;
     crowd::measure(&lab, results).await?;
     pauses::measure(&lab, results).await?;
     chains::measure(&lab, results).await?;

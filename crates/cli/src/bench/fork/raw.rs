@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::Vm;
 use kiln_engine::snapshot::Snapshot;
 use rustix::io::FdFlags;
@@ -29,6 +29,8 @@ use super::raw_monitor::RawMonitor;
 const MONITOR: &[u8] = b"socket,id=monitor,fd=";
 const AGENT: &[u8] = b"socket,id=port0,fd=";
 const LISTENER_END: &[u8] = b",server=on,wait=off";
+/// What comes before the name of the memory file, which Kiln hands over under a name of its own.
+const MEMORY: &str = "mem-path=";
 
 /// How Kiln starts QEMU for forks of one snapshot.
 #[derive(Debug, Clone)]
@@ -55,7 +57,8 @@ impl RawLine {
     pub fn of(fork: &Vm, program: impl Into<Utf8PathBuf>, snapshot: &Snapshot) -> anyhow::Result<Self> {
         let line = fs_err::read(format!("/proc/{}/cmdline", fork.pid()))?;
         let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|byte| *byte == 0);
-        let arguments = words.skip(1).map(|word| OsStr::from_bytes(word).to_owned()).collect();
+        let memory = snapshot.memory_root();
+        let arguments = words.skip(1).map(|word| with_memory(word, &memory)).collect();
         Ok(Self { program: program.into(), arguments, device: snapshot.device() })
     }
 }
@@ -117,6 +120,16 @@ fn listen(path: &Path) -> anyhow::Result<(UnixListener, UnixStream)> {
     Ok((listener, UnixStream::connect(path)?))
 }
 
+/// An argument with another memory file, if it has one.
+fn with_memory(word: &[u8], memory: &Utf8Path) -> OsString {
+    let replaced = str::from_utf8(word).ok().and_then(|word| {
+        let (before, name) = word.split_once(MEMORY)?;
+        let (_, after) = name.split_once(',')?;
+        Some(format!("{before}{MEMORY}{},{after}", memory.as_str().replace(',', ",,")))
+    });
+    replaced.map_or_else(|| OsStr::from_bytes(word).to_owned(), OsString::from)
+}
+
 /// The arguments with other sockets.
 fn with_sockets(arguments: &[OsString], monitor: RawFd, agent: RawFd) -> Vec<OsString> {
     let replaced = |word: &OsString| {
@@ -133,6 +146,14 @@ fn with_sockets(arguments: &[OsString], monitor: RawFd, agent: RawFd) -> Vec<OsS
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_memory_is_the_snapshots_own_file() {
+        let line = "memory-backend-file,id=memory,size=256M,mem-path=/a-name,share=off";
+        let replaced = with_memory(line.as_bytes(), "/s,1/memory".into());
+        assert_eq!(replaced, "memory-backend-file,id=memory,size=256M,mem-path=/s,,1/memory,share=off");
+        assert_eq!(with_memory(b"q35,memory-backend=memory", "/m".into()), "q35,memory-backend=memory");
+    }
 
     #[test]
     fn only_the_sockets_of_a_line_are_replaced() {

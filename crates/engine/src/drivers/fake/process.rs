@@ -10,6 +10,7 @@ use tokio::net::unix::pipe;
 use super::monitor::FakeMonitor;
 use super::saved::FakeSaver;
 use super::{GUEST_DIRECTORY, Program, UnixSocket};
+use crate::confine::Border;
 use crate::engine::LaunchError;
 use crate::owner::{self, Ends, Parts};
 use crate::process::{self, Child, Sink};
@@ -54,6 +55,7 @@ impl Agent {
             stderr: Sink::Pipe,
             pid_file: Some(dir.pid_file().map_err(no_directory)?),
             owner_loss: OwnerLoss::Kill,
+            border: Border::default(),
         };
         let started = Instant::now();
         let mut child = process::spawn(order).await.map_err(|source| match source.kind() {

@@ -81,6 +81,6 @@ impl QemuEngine {
                 SavedMemory::Fork { base: snapshot.id().clone(), mapped, overlays }
             }
         };
-        Some(Arc::new(QemuSaver::new(&self.home, spec, facts, qmp.clone(), pid, memory)))
+        Some(Arc::new(QemuSaver::new(&self.home, dir, spec, facts, qmp.clone(), pid, memory)))
     }
 }

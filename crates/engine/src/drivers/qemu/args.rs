@@ -7,7 +7,6 @@ use std::os::fd::RawFd;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::blockdev::blockdev;
 use super::firmware::Firmware;
 use super::version::{KernelVersion, QemuVersion};
 use crate::vhost_user::{VhostUser, VhostUserDevice};
@@ -60,6 +59,17 @@ pub(crate) struct Sockets {
     pub(crate) backends: Vec<Option<RawFd>>,
 }
 
+/// What files are called that QEMU opens. It inherits most of them open, because it may not reach them by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Names {
+    pub(crate) kernel: Utf8PathBuf,
+    pub(crate) initramfs: Option<Utf8PathBuf>,
+    /// The `-blockdev` of each disk of the spec.
+    pub(crate) disks: Vec<serde_json::Value>,
+    /// Descriptors of files of disks; the first is `/dev/fdset/0`.
+    pub(crate) sets: Vec<RawFd>,
+}
+
 /// What is known beside the spec.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
@@ -79,18 +89,17 @@ pub(crate) enum Memory {
     Shared(Utf8PathBuf),
     /// A file that the guest reads, and never writes to: the kernel copies each page that it changes.
     Private(Utf8PathBuf),
+    /// The same, handed over open for reading when QEMU opens it for writing, see `confine::broker`.
+    Brokered(Utf8PathBuf),
 }
 
 /// Where a guest begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     /// With the first instruction of its kernel.
     Boot,
     /// Where the device state says that will be loaded; it stands still until told to go on.
-    Restore {
-        /// The `-blockdev` of each disk of the spec.
-        disks: Vec<serde_json::Value>,
-    },
+    Restore,
 }
 
 impl Start {
@@ -98,7 +107,7 @@ impl Start {
     pub(crate) fn spawned(&self) -> &'static str {
         match self {
             Self::Boot => "launch.spawned",
-            Self::Restore { .. } => "restore.spawned",
+            Self::Restore => "restore.spawned",
         }
     }
 }
@@ -109,7 +118,8 @@ pub(crate) fn arguments(
     facts: &Facts,
     sockets: &Sockets,
     memory: &Memory,
-    start: &Start,
+    names: &Names,
+    start: Start,
 ) -> Vec<OsString> {
     let mut line = Line::default();
     line.flags(&["-nodefaults", "-no-user-config", "-no-reboot"]);
@@ -120,13 +130,14 @@ pub(crate) fn arguments(
     machine(&mut line, spec, facts, memory);
     match start {
         // Booting without the kernel is no loss for a restored guest: it is in its memory.
-        Start::Restore { .. } => restore(&mut line),
-        Start::Boot => kernel(&mut line, spec),
+        Start::Restore => restore(&mut line),
+        Start::Boot => kernel(&mut line, spec, names),
     }
     devices(&mut line, spec, sockets);
-    let boot_disks = || spec.disks.iter().enumerate().map(|(index, disk)| blockdev(&disk_node(index), disk, &[]));
-    let disks = if let Start::Restore { disks } = start { disks.clone() } else { boot_disks().collect() };
-    for (index, node) in disks.iter().enumerate() {
+    for (set, fd) in names.sets.iter().enumerate() {
+        line.option("-add-fd", &format!("fd={fd},set={set}"));
+    }
+    for (index, node) in names.disks.iter().enumerate() {
         line.option("-blockdev", &node.to_string());
         line.option("-device", &format!("virtio-blk-pci,drive={}", disk_node(index)));
     }
@@ -140,7 +151,7 @@ fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
     // The description of the device state is for people; QEMU complains where it is missing, unless told.
     let backend = match memory {
         Memory::Anonymous => "",
-        Memory::Shared(_) | Memory::Private(_) => ",memory-backend=memory",
+        Memory::Shared(_) | Memory::Private(_) | Memory::Brokered(_) => ",memory-backend=memory",
     };
     line.option("-machine", &format!("{MACHINE},suppress-vmdesc=on{backend}"));
     for directory in &facts.firmware.directories {
@@ -160,7 +171,7 @@ fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
         Memory::Private(path) if facts.qemu.is_some_and(|version| version >= QEMU_WITH_ROM_OFF) => {
             (path, "share=off,readonly=on,rom=off")
         }
-        Memory::Private(path) => (path, "share=off"),
+        Memory::Private(path) | Memory::Brokered(path) => (path, "share=off"),
     };
     let (size, path) = (spec.memory_mib, comma_safe(path));
     line.option("-object", &format!("memory-backend-file,id=memory,size={size}M,mem-path={path},{how}"));
@@ -195,9 +206,9 @@ pub(crate) fn kernel_needs_sound_cmpxchg16b(kernel: Option<KernelVersion>) -> bo
     kernel.is_none_or(|version| version >= KERNEL_WITH_CMPXCHG16B)
 }
 
-fn kernel(line: &mut Line, spec: &VmSpec) {
-    line.option("-kernel", spec.kernel.as_str());
-    if let Some(initramfs) = &spec.initramfs {
+fn kernel(line: &mut Line, spec: &VmSpec, names: &Names) {
+    line.option("-kernel", names.kernel.as_str());
+    if let Some(initramfs) = &names.initramfs {
         line.option("-initrd", initramfs.as_str());
     }
     line.option("-append", &spec.kernel_cmdline());
@@ -311,7 +322,13 @@ mod tests {
     fn line(spec: &VmSpec, facts: &Facts) -> String {
         let sockets =
             Sockets { monitor: 10, agent: 12, extra: vec![13, 14], backends: vec![None, None, Some(15), Some(16)] };
-        let words = arguments(spec, facts, &sockets, &Memory::Anonymous, &Start::Boot);
+        let names = Names {
+            kernel: "/proc/self/fd/20".into(),
+            initramfs: Some("/proc/self/fd/21".into()),
+            disks: spec.disks.iter().map(|disk| serde_json::json!({"filename": disk.path})).collect(),
+            sets: vec![22; spec.disks.len()],
+        };
+        let words = arguments(spec, facts, &sockets, &Memory::Anonymous, &names, Start::Boot);
         let words: Vec<_> = words.into_iter().map(OsString::into_string).collect();
         words.into_iter().collect::<Result<Vec<_>, _>>().expect("UTF-8").join(" ")
     }
@@ -324,7 +341,7 @@ mod tests {
              -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny -nic none \
              -machine q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off,suppress-vmdesc=on \
              -L /d -bios /d/bios -accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 512M \
-             -kernel /i/vmlinuz -initrd /i/initramfs -append quiet console=ttyS0 panic=-1 \
+             -kernel /proc/self/fd/20 -initrd /proc/self/fd/21 -append quiet console=ttyS0 panic=-1 \
              -chardev socket,id=monitor,fd=10,server=on,wait=off -mon chardev=monitor,mode=control \
              -chardev stdio,id=console,signal=off -serial chardev:console \
              -device virtio-rng-pci -device virtio-serial-pci \
@@ -372,7 +389,7 @@ mod tests {
         let line = |qemu: u32, minor| {
             let facts = Facts { qemu: Some(QemuVersion { major: qemu, minor }), ..facts(Accelerator::Tcg) };
             let memory = Memory::Private("/s/a,b/memory".into());
-            let words = arguments(&spec(), &facts, &sockets, &memory, &Start::Restore { disks: vec![] });
+            let words = arguments(&spec(), &facts, &sockets, &memory, &Names::default(), Start::Restore);
             words.into_iter().map(|word| word.into_string().expect("UTF-8")).collect::<Vec<_>>().join(" ")
         };
         let old = line(7, 2);
@@ -384,6 +401,13 @@ mod tests {
         );
         assert!(!old.contains("-kernel") && !old.contains("-append"), "{old}");
         assert!(line(8, 2).contains("share=off,readonly=on,rom=off "));
+    }
+
+    #[test]
+    fn disks_are_inherited_open() {
+        let disk = crate::vm_spec::Disk { path: "/d".into(), format: crate::vm_spec::DiskFormat::Raw, read_only: true };
+        let line = line(&VmSpec { disks: vec![disk], ..spec() }, &facts(Accelerator::Tcg));
+        assert!(line.contains("-add-fd fd=22,set=0 -blockdev {\"filename\":\"/d\"} -device virtio-blk-pci"), "{line}");
     }
 
     #[test]

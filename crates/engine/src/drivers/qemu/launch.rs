@@ -6,6 +6,7 @@
 //! Kiln binds every socket itself and QEMU inherits them, so that connecting works from the first moment and nothing
 //! ever polls for a path to appear.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -14,17 +15,20 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use camino::{Utf8Path, Utf8PathBuf};
+use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-use super::args::{self, Accelerator, Facts, Memory, Sockets, Start};
+use super::args::{self, Accelerator, Facts, Memory, Names, Sockets, Start};
+use super::files;
 use super::monitor::GuestEvents;
 use super::qmp::{Qmp, QmpEvent};
 use super::save::QemuSaver;
 use super::transport::VirtioSerial;
 use crate::blocking::assert_may_block;
+use crate::confine::{Border, Policy};
 use crate::driver::VmmError;
 use crate::engine::LaunchError;
 use crate::failpoint;
@@ -51,8 +55,13 @@ pub(super) struct Plan<'a> {
     pub(super) facts: Facts,
     pub(super) memory: Memory,
     pub(super) start: Start,
+    /// The `-blockdev` of each disk of the spec.
+    pub(super) disks: Vec<Value>,
+    /// The memory of the snapshot that it is a fork of.
+    pub(super) snapshot: Option<File>,
     /// Descriptors that it inherits beside its sockets.
     pub(super) inherit: Vec<OwnedFd>,
+    pub(super) policy: &'a Policy,
 }
 
 /// A QEMU that answers.
@@ -68,20 +77,37 @@ pub(super) struct Started {
 /// Starts a QEMU for the VM of `dir`.
 pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, LaunchError> {
     let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
+    let binary = plan.binary;
     let spawn_error = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => LaunchError::VmmMissing { program: plan.binary.into() },
-        _ => LaunchError::Spawn { program: plan.binary.into(), source },
+        io::ErrorKind::NotFound => LaunchError::VmmMissing { program: binary.into() },
+        _ => LaunchError::Spawn { program: binary.into(), source },
     };
     let backends = connect_backends(plan.spec)?;
     let mut host_side = HostSide::bind(dir, plan.spec, backends).map_err(no_directory)?;
-    let arguments = args::arguments(plan.spec, &plan.facts, &host_side.sockets, &plan.memory, &plan.start);
     let mut inherit = std::mem::take(&mut host_side.inherited);
-    inherit.extend(plan.inherit);
+    let Plan { binary: _, spec, facts, mut memory, start, disks, snapshot, inherit: others, policy } = plan;
+    inherit.extend(others);
+    let file_bytes = files::largest(spec, &disks);
+    files::make_device_state(dir).map_err(no_directory)?;
+    let needs = files::needs(dir, spec, &facts, &memory, snapshot, file_bytes);
+    let border = Border::new(policy, binary, needs);
+    match (&memory, border.memory_name()) {
+        (Memory::Private(_), Some(name)) => memory = Memory::Brokered(name.to_owned()),
+        // By the name that it has in the directory that QEMU works in: the way there may be closed to QEMU.
+        (Memory::Shared(_), _) => memory = Memory::Shared(MEMORY_FILE.into()),
+        _ => {}
+    }
+    let mut names = Names { disks, ..Names::default() };
+    files::open_disks(&mut names, &mut inherit)?;
+    if start == Start::Boot {
+        files::open_kernel(spec, border.is_another_user(), &mut names, &mut inherit)?;
+    }
+    let arguments = args::arguments(spec, &facts, &host_side.sockets, &memory, &names, start);
     let at = Instant::now();
     let console = Fifo::create(&dir.path().join(CONSOLE_FIFO)).map_err(no_directory)?;
     let stderr = Fifo::create(&dir.path().join(STDERR_FIFO)).map_err(no_directory)?;
     let program = Program {
-        path: plan.binary.into(),
+        path: binary.into(),
         arguments,
         environment: process::own_environment(),
         // QEMU looks for each of its data files here first, and here are none.
@@ -90,16 +116,21 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
         stdout: Sink::To(console.writer),
         stderr: Sink::To(stderr.writer),
         pid_file: Some(dir.pid_file().map_err(no_directory)?),
-        owner_loss: plan.spec.owner_loss,
+        owner_loss: spec.owner_loss,
+        border,
     };
     let mut child = process::spawn(program).await.map_err(spawn_error)?;
-    failpoint::hit(plan.start.spawned()).map_err(|error| no_directory(error.into()))?;
+    child.confinement().store(dir.path()).map_err(no_directory)?;
+    for (measure, reason) in child.confinement().missing() {
+        tracing::warn!(vm = %dir.id(), %measure, reason, "this host does not confine the vmm as it could");
+    }
+    failpoint::hit(start.spawned()).map_err(|error| no_directory(error.into()))?;
     let mut stderr = Some(stderr.reader);
     match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
         Ok(monitor) => Ok(Started { child, stderr, console: Some(console.reader), monitor, at }),
         Err(source) => {
-            let error = why_it_ended(plan.binary, &mut child, &mut stderr, source).await;
-            Err(blame_backend(plan.spec, error))
+            let error = why_it_ended(binary, &mut child, &mut stderr, source).await;
+            Err(blame_backend(spec, error))
         }
     }
 }

@@ -10,6 +10,7 @@ mod adopt;
 mod args;
 mod blockdev;
 mod cpus;
+mod files;
 mod firmware;
 mod guest_memory;
 mod launch;
@@ -36,6 +37,7 @@ use self::save::{QemuSaver, SavedMemory};
 use crate::acceleration::{self, KvmState};
 use crate::adopt::AdoptError;
 use crate::blocking::operation;
+use crate::confine::{Confinement, Policy};
 use crate::driver::{Driver, Restorer};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
 use crate::error::RestoreError;
@@ -47,7 +49,7 @@ use crate::orphan::Orphan;
 use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot, overlay};
 use crate::vm::{Acceleration, Vm};
-use crate::vm_dir::VmDir;
+use crate::vm_dir::{VmDir, VmId};
 use crate::vm_spec::{AccelerationRequest, Disk, SpecError, VmSpec};
 
 /// Name of the program.
@@ -63,13 +65,15 @@ pub struct QemuEngine {
     home: Utf8PathBuf,
     binary: Utf8PathBuf,
     recovered: Arc<OnceCell<()>>,
+    policy: Policy,
 }
 
 impl QemuEngine {
-    /// An engine that keeps its VMs below `home` (`$KILN_HOME`), with the QEMU named by `$KILN_QEMU` or found on `PATH`.
+    /// An engine that keeps its VMs below `home` (`$KILN_HOME`), with the QEMU named by `$KILN_QEMU` or found on `PATH`. It
+    /// confines them by all measures that `$KILN_CONFINE_OFF` does not name.
     ///
     /// # Errors
-    /// [`LaunchError::VmmMissing`]; or the home is one that others can change ([`Home::check`]).
+    /// [`LaunchError::VmmMissing`]; [`LaunchError::Policy`]; or the home is one that others can change ([`Home::check`]).
     pub fn find(home: impl Into<Utf8PathBuf>) -> Result<Self, LaunchError> {
         let home = home.into();
         Home::at(&home).check()?;
@@ -81,12 +85,31 @@ impl QemuEngine {
         let program = std::env::var(QEMU_VARIABLE).unwrap_or_else(|_| QEMU_PROGRAM.into());
         let binary = host::find_program(Utf8Path::new(&program));
         let binary = binary.ok_or_else(|| LaunchError::VmmMissing { program: program.into() })?;
-        Ok(Self::new(home, binary))
+        Ok(Self::new(home, binary).with_policy(Policy::from_environment()?))
     }
 
     /// An engine with a certain QEMU.
     pub fn new(home: impl Into<Utf8PathBuf>, binary: impl Into<Utf8PathBuf>) -> Self {
-        Self { home: home.into(), binary: binary.into(), recovered: Arc::default() }
+        Self { home: home.into(), binary: binary.into(), recovered: Arc::default(), policy: Policy::default() }
+    }
+
+    /// The same, with its VMMs confined as a policy says.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// How its VMMs are confined.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What confines the VMM of a VM of this home, whichever process owns it.
+    ///
+    /// # Errors
+    /// There is no such VM.
+    pub fn confinement(&self, vm: &VmId) -> std::io::Result<Confinement> {
+        Confinement::load(&self.home.join("vms").join(vm.as_str()))
     }
 
     /// The program that it starts.
@@ -136,10 +159,22 @@ impl QemuEngine {
             _ => SavedMemory::None,
         };
         let binary = &self.binary;
-        let plan = Plan { binary, spec, facts: facts.clone(), memory, start: Start::Boot, inherit: Vec::new() };
+        let disks = spec.disks.iter().enumerate();
+        let disks = disks.map(|(index, disk)| blockdev::blockdev(&args::disk_node(index), disk, &[])).collect();
+        let plan = Plan {
+            binary,
+            spec,
+            facts: facts.clone(),
+            memory,
+            start: Start::Boot,
+            disks,
+            snapshot: None,
+            inherit: Vec::new(),
+            policy: &self.policy,
+        };
         let started = launch::start(&dir, plan).await?;
         let (qmp, pid) = (started.monitor.0.clone(), started.child.pid());
-        let saver = QemuSaver::new(&self.home, spec, facts, qmp, pid, saved_memory);
+        let saver = QemuSaver::new(&self.home, &dir, spec, facts, qmp, pid, saved_memory);
         dir.journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         failpoint::hit("launch.running").map_err(|error| no_directory(error.into()))?;
         launch::own(&self.home, dir, started, spec, accelerator, saver).map_err(no_directory)

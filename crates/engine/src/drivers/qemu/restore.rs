@@ -23,6 +23,7 @@ use super::save::{QemuSaver, SavedMemory};
 use super::{QemuEngine, guest_memory, machine};
 use crate::acceleration;
 use crate::blocking;
+use crate::confine::Policy;
 use crate::driver::{Restorer, VmmError, Waiting};
 use crate::engine::{BoxFuture, LaunchError};
 use crate::error::RestoreError;
@@ -43,6 +44,7 @@ pub(super) struct Common {
     snapshot: Snapshot,
     spec: VmSpec,
     facts: Facts,
+    policy: Policy,
 }
 
 /// Restores one snapshot.
@@ -69,7 +71,8 @@ impl QemuRestorer {
         let facts = machine::facts(&home, &binary, spec, accelerator).await;
         let machine =
             machine::identity(&home, spec, &facts).map_err(|source| SnapshotError::io("read", &spec.kernel, source))?;
-        let common = Common { home, binary, snapshot: snapshot.clone(), spec: spec.clone(), facts };
+        let (snapshot, spec, policy) = (snapshot.clone(), spec.clone(), engine.policy.clone());
+        let common = Common { home, binary, snapshot, spec, facts, policy };
         Ok(Self { machine, common: Arc::new(common) })
     }
 }
@@ -126,8 +129,11 @@ impl WaitingQemu {
             spec,
             facts: common.facts.clone(),
             memory: Memory::Private(snapshot.memory_root()),
-            start: Start::Restore { disks },
+            start: Start::Restore,
+            disks,
+            snapshot: Some(mapped.try_clone().map_err(no_directory)?),
             inherit,
+            policy: &common.policy,
         };
         let started = launch::start(&dir, plan).await?;
         Ok(Self { dir, started, common, overlays, mapped, device_fd })
@@ -154,7 +160,7 @@ impl WaitingQemu {
         let base = common.snapshot.id().clone();
         let memory = SavedMemory::Fork { base, mapped: self.mapped, overlays: self.overlays };
         let qmp = self.started.monitor.0.clone();
-        let saver = QemuSaver::new(&common.home, &common.spec, common.facts.clone(), qmp, pid, memory);
+        let saver = QemuSaver::new(&common.home, &self.dir, &common.spec, common.facts.clone(), qmp, pid, memory);
         let path = self.dir.path().to_owned();
         let vm = launch::own(&common.home, self.dir, self.started, &common.spec, common.facts.accelerator, saver)
             .map_err(|source| LaunchError::Directory { path, source })?;

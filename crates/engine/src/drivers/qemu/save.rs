@@ -25,6 +25,7 @@ use crate::snapshot::{
     SnapshotStore,
 };
 use crate::vm::ControlError;
+use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 use crate::vm_spec::VmSpec;
 
 /// To write the state of the devices, after the flush of a busy disk.
@@ -56,6 +57,8 @@ pub(super) enum SavedMemory {
 #[derive(Debug)]
 pub(super) struct QemuSaver {
     home: Utf8PathBuf,
+    /// Of the state of its devices, as QEMU writes it.
+    device_state: Utf8PathBuf,
     spec: VmSpec,
     facts: Facts,
     qmp: Qmp,
@@ -64,13 +67,22 @@ pub(super) struct QemuSaver {
 }
 
 impl QemuSaver {
-    pub(super) fn new(home: &Utf8Path, spec: &VmSpec, facts: Facts, qmp: Qmp, pid: u32, memory: SavedMemory) -> Self {
-        Self { home: home.into(), spec: spec.clone(), facts, qmp, pid, memory }
+    pub(super) fn new(
+        home: &Utf8Path,
+        dir: &VmDir,
+        spec: &VmSpec,
+        facts: Facts,
+        qmp: Qmp,
+        pid: u32,
+        memory: SavedMemory,
+    ) -> Self {
+        let device_state = dir.path().join(DEVICE_STATE_FILE);
+        Self { home: home.into(), device_state, spec: spec.clone(), facts, qmp, pid, memory }
     }
 
-    /// Writes the state of the devices.
-    async fn save_devices(&self, to: &Utf8Path) -> Result<(), SaveError> {
-        let device = json!({"filename": to, "live": false});
+    /// Writes the state of the devices, in the VM's directory: QEMU reaches no other file of the home.
+    async fn save_devices(&self) -> Result<(), SaveError> {
+        let device = json!({"filename": DEVICE_STATE_FILE, "live": false});
         if let Err(error) = self.qmp.execute("xen-save-devices-state", Some(device), COMMAND_DEADLINE).await {
             // QEMU says that writing failed, and not why.
             check_room(&self.home)?;
@@ -80,6 +92,7 @@ impl QemuSaver {
     }
 
     fn save_files(&self, draft: Draft, files: Files) -> Result<Written, SaveError> {
+        put(Files::Copy, &self.device_state, &draft.path(DEVICE_FILE))?;
         let (memory, parent) = self.save_memory(&draft, files)?;
         failpoint::hit("save.memory")?;
         let disks = self.save_disks(&draft, files)?;
@@ -94,6 +107,8 @@ impl QemuSaver {
             SavedMemory::None => Err(SaveError::NotForkable),
             SavedMemory::Whole(file) => {
                 put(files, file, &draft.path(MEMORY_FILE))?;
+                // The VMM's user, if it has one of its own, is nobody to the snapshot.
+                own(&draft.path(MEMORY_FILE))?;
                 Ok((MemoryKind::Full, None))
             }
             SavedMemory::Fork { base, mapped, .. } => {
@@ -146,11 +161,18 @@ impl Saver for QemuSaver {
 
     fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SaveError>> {
         Box::pin(async move {
-            self.save_devices(&draft.path(DEVICE_FILE)).await?;
+            self.save_devices().await?;
             failpoint::hit("save.device")?;
             blocking(move || self.save_files(draft, files)).await
         })
     }
+}
+
+/// Makes a file this user's.
+fn own(file: &Utf8Path) -> Result<(), SnapshotError> {
+    let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let owned = std::os::unix::fs::chown(file, Some(user), Some(group));
+    owned.map_err(|source| SnapshotError::io("take over", file, source))
 }
 
 /// Whether the disk is full: QEMU says that writing failed, and not why.

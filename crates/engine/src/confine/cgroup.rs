@@ -1,0 +1,211 @@
+//! A control group for each VMM that root starts: its memory, its processes, and its share of the CPU.
+//!
+//! ```text
+//!   version 2:  /sys/fs/cgroup/kiln/<vm>
+//!   version 1:  /sys/fs/cgroup/{memory,pids,cpu}/kiln/<vm>
+//! ```
+//! A group is made before its VMM and removed after it. Its owner holds a lock on it meanwhile, so that [`sweep`] can
+//! tell what a killed Kiln has left from what another one has just made.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// The group of all our groups.
+const PARENT: &str = "kiln";
+/// `CGROUP2_SUPER_MAGIC` and `CGROUP_SUPER_MAGIC` of linux/magic.h.
+const VERSION_2: i64 = 0x6367_7270;
+const VERSION_1: i64 = 0x27_e0eb;
+/// Controllers that a group needs.
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+/// The kernel takes a moment to empty a group after its last process was reaped.
+const REMOVALS_MAX: usize = 20;
+const REMOVAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// What a VMM may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) memory_bytes: u64,
+    pub(crate) processes: u64,
+}
+
+/// The group of one VMM. Dropped, it is removed, which it can't be before its VMM is gone.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    directories: Vec<(Utf8PathBuf, OwnedFd)>,
+}
+
+/// How this host has control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    One,
+    Two,
+}
+
+/// Which version this host has; or why it has none.
+pub(crate) fn version() -> Result<Version, String> {
+    if magic(ROOT.into()) == Some(VERSION_2) {
+        return Ok(Version::Two);
+    }
+    let lacks = |name: &&&str| magic(&Utf8Path::new(ROOT).join(name)) != Some(VERSION_1);
+    match CONTROLLERS.iter().find(lacks) {
+        None => Ok(Version::One),
+        Some(name) => Err(format!("no control groups are mounted at `{ROOT}` that have `{name}`")),
+    }
+}
+
+fn magic(path: &Utf8Path) -> Option<i64> {
+    Some(rustix::fs::statfs(path.as_std_path()).ok()?.f_type as i64)
+}
+
+impl Cgroup {
+    /// Makes a group.
+    ///
+    /// # Errors
+    /// This host does not let us, in words.
+    pub(crate) fn create(name: &str, bounds: Bounds) -> Result<Self, String> {
+        let version = version()?;
+        Self::create_in(version, Utf8Path::new(ROOT), name, bounds).map_err(|error| error.to_string())
+    }
+
+    fn create_in(version: Version, root: &Utf8Path, name: &str, bounds: Bounds) -> io::Result<Self> {
+        let (memory, processes) = (bounds.memory_bytes.to_string(), bounds.processes.to_string());
+        let mut this = Self { directories: Vec::new() };
+        match version {
+            Version::Two => {
+                delegate(root)?;
+                delegate(&root.join(PARENT))?;
+                let path = this.add(&root.join(PARENT), name)?;
+                for (file, value) in [("memory.max", memory.as_str()), ("pids.max", &processes), ("cpu.weight", "100")]
+                {
+                    fs::write(path.join(file), value)?;
+                }
+            }
+            Version::One => {
+                let files = ["memory.limit_in_bytes", "pids.max", "cpu.shares"];
+                for ((controller, file), value) in CONTROLLERS.into_iter().zip(files).zip([&memory, &processes, "1024"])
+                {
+                    let path = this.add(&root.join(controller).join(PARENT), name)?;
+                    fs::write(path.join(file), value)?;
+                }
+            }
+        }
+        Ok(this)
+    }
+
+    /// The group of a VMM that another process made, if it has one.
+    pub(crate) fn adopt(name: &str) -> Option<Self> {
+        let parents = parents(version().ok()?);
+        let found = parents.into_iter().filter_map(|parent| {
+            let path = parent.join(name);
+            let lock = lock(&path).ok()??;
+            Some((path, lock))
+        });
+        let directories = found.collect::<Vec<_>>();
+        (!directories.is_empty()).then_some(Self { directories })
+    }
+
+    fn add(&mut self, parent: &Utf8Path, name: &str) -> io::Result<Utf8PathBuf> {
+        match fs::create_dir(parent) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let path = parent.join(name);
+        // A VM that is resumed has its name again; what its last VMM left is empty.
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir(&path)?,
+        }
+        // A sweep that comes between the two takes it away, and writing its bounds fails.
+        let lock = lock(&path)?.ok_or(io::ErrorKind::WouldBlock)?;
+        self.directories.push((path.clone(), lock));
+        Ok(path)
+    }
+
+    /// Leaves it to its VMM, which has another owner or none.
+    pub(crate) fn leave(mut self) {
+        self.directories.clear();
+    }
+
+    /// What a process writes itself to.
+    pub(crate) fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
+        let open = |(path, _): &(Utf8PathBuf, OwnedFd)| {
+            let path = path.join("cgroup.procs");
+            Ok(rustix::fs::open(path.as_std_path(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+        };
+        self.directories.iter().map(open).collect()
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for (path, _) in &self.directories {
+            if let Err(error) = remove(path) {
+                tracing::warn!(%path, %error, "failed to remove a control group");
+            }
+        }
+    }
+}
+
+fn remove(path: &Utf8Path) -> io::Result<()> {
+    for _ in 1..REMOVALS_MAX {
+        match fs::remove_dir(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(REMOVAL_PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// Removes the groups of VMMs that are gone with their owners.
+pub(crate) fn sweep() {
+    let Ok(version) = version() else { return };
+    for parent in parents(version) {
+        let Ok(entries) = parent.read_dir_utf8() else { continue };
+        for path in entries.flatten().map(camino::Utf8DirEntry::into_path).filter(|path| path.is_dir()) {
+            // Held by whoever owns it; busy while its VMM lives without an owner.
+            if let Ok(Some(_lock)) = lock(&path)
+                && let Err(error) = fs::remove_dir(&path)
+            {
+                tracing::debug!(%path, %error, "a control group stays");
+            }
+        }
+    }
+}
+
+fn parents(version: Version) -> Vec<Utf8PathBuf> {
+    let root = Utf8Path::new(ROOT);
+    match version {
+        Version::Two => vec![root.join(PARENT)],
+        Version::One => CONTROLLERS.iter().map(|controller| root.join(controller).join(PARENT)).collect(),
+    }
+}
+
+/// Lets the groups below a group have what we bound.
+fn delegate(group: &Utf8Path) -> io::Result<()> {
+    match fs::create_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let file = group.join("cgroup.subtree_control");
+    let has = fs::read_to_string(&file)?;
+    let lacks = CONTROLLERS.iter().filter(|name| !has.split_ascii_whitespace().any(|one| one == **name));
+    let words = lacks.map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    if words.is_empty() { Ok(()) } else { fs::write(file, words) }
+}
+
+/// `None` for one that another process holds.
+fn lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path.as_std_path(), flags, Mode::empty())?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
