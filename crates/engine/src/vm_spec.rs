@@ -19,8 +19,8 @@ pub const DISKS_MAX: usize = 16;
 pub const EXTRA_PORTS_MAX: usize = 16;
 /// Network cards of one VM.
 pub const NICS_MAX: usize = 8;
-/// `COMMAND_LINE_SIZE` of x86 Linux, less its end mark.
-pub const CMDLINE_BYTES_MAX: usize = 2047;
+/// `COMMAND_LINE_SIZE` of x86 Linux, less its end mark and what a driver adds.
+pub const CMDLINE_BYTES_MAX: usize = 2047 - 32;
 /// Name of the port on which the agent serves the guest link.
 pub const AGENT_PORT: &str = "kiln.agent.0";
 /// Length of a module, port or filesystem name.
