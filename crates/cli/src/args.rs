@@ -31,7 +31,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Build, warm, list and remove guest images
     Image(ImageArgs),
-    /// List, check, compact and remove snapshots
+    /// Create, list, check, compact and remove snapshots
     Snapshot(SnapshotArgs),
     /// Find crashes in a saved kernel log
     Scan(ScanArgs),
@@ -96,6 +96,7 @@ pub struct VersionArgs {
     kiln run -e NAME=x -w /tmp -i -- sh -c 'cat; echo $NAME; exit 3' < file\n  \
     kiln run -t -- sh\n  \
     kiln run --in ./dir:/job --out /job/result:./result -- sh /job/run.sh\n  \
+    kiln run --from prepared -- sh /job/run.sh\n  \
     kiln run --vhost-user blk:./backend.sock -- dd if=/dev/vda of=/dev/null bs=1M")]
 pub struct RunArgs {
     /// Set a variable; NAME alone passes on this shell's value
@@ -104,7 +105,7 @@ pub struct RunArgs {
     /// Working directory in the guest
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<OsString>,
-    /// User in the guest: USER, USER:GROUP or :GROUP, each a name or an id
+    /// User in the guest: USER, USER:GROUP or :GROUP, names or ids
     #[arg(short, long)]
     pub user: Option<String>,
     /// Pass stdin to the command
@@ -116,7 +117,7 @@ pub struct RunArgs {
     /// Copy a file or directory into the guest before the command runs
     #[arg(long = "in", value_name = "HOST:GUEST")]
     pub copy_in: Vec<OsString>,
-    /// Copy a file or directory out of the guest after the command ended
+    /// Copy a file or directory out of the guest afterwards
     ///
     /// What is there keeps its kind: a file its permissions, a folder is merged into, a device, a FIFO or `-` (stdout) is
     /// written into.
@@ -143,7 +144,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// What a command gets between SIGTERM and SIGKILL when its time is up, or when a signal ends kiln; 0 kills it at once
-    #[arg(long, value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace)]
+    #[arg(long, value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace, hide_short_help = true)]
     pub grace: Duration,
     /// Give up on a VM that has not come up after this long
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
@@ -177,12 +178,17 @@ pub struct RunArgs {
     /// Such a VM can't be saved or forked, so it boots, as with --cold. Give it more than once for more devices.
     #[arg(long, value_name = "DEVICE:SOCKET", value_parser = parse_vhost_user)]
     pub vhost_user: Vec<VhostUser>,
+    /// Fork this snapshot instead of the image's: name or id
+    ///
+    /// See `kiln snapshot create`. Image, memory, CPUs and modules are those of the snapshot.
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["memory", "cpus", "modules", "vhost_user", "cold"])]
+    pub from: Option<String>,
     /// Boot the VM instead of forking the image's ready-made snapshot
     #[arg(long)]
     pub cold: bool,
     #[command(flatten)]
     pub docker: docker::DockerArgs,
-    /// Show the guest's console on stderr as it comes, each row behind `console|`
+    /// Show the guest's console on stderr, each row behind `console|`
     #[arg(long)]
     pub console: bool,
     /// Print one JSON object instead of the command's output
@@ -314,12 +320,14 @@ pub struct ImageWarmArgs {
     pub json: bool,
 }
 
-/// List, check, compact and remove snapshots.
+/// Create, list, check, compact and remove snapshots.
 ///
 /// A snapshot is a VM saved whole: memory, devices, disks. A full one holds all memory; a diff holds what differs from its
-/// parent. They lie in $KILN_HOME/snapshots. The first digits of an id will do, from six on.
+/// parent. They lie in $KILN_HOME/snapshots. Each goes by its name, or by the first digits of its id, at least six.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
+    kiln snapshot create prepared --in ./dir:/job -- sh /job/prepare.sh\n  \
+    kiln run --from prepared -- sh /job/test.sh\n  \
     kiln snapshot ls\n  \
     kiln snapshot verify --all\n  \
     kiln snapshot compact 55b901f4\n  \
@@ -331,6 +339,8 @@ pub struct SnapshotArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
+    /// Prepare a VM with a command and save it, to be forked by `kiln run --from`
+    Create(Box<SnapshotCreateArgs>),
     /// List snapshots, broken ones too
     ///
     /// A ready-made one is what `kiln run` forks. One that is not sealed yet is whole for as long as this host runs: its
@@ -345,8 +355,8 @@ pub enum SnapshotCommand {
     ///
     /// So is all that they lie on. Exit code 1 where one of them is broken; each is named with the file that is.
     Verify {
-        /// Ids
-        #[arg(value_name = "ID", required_unless_present = "all")]
+        /// Names or ids
+        #[arg(value_name = "SNAPSHOT", required_unless_present = "all")]
         ids: Vec<String>,
         /// All of them
         #[arg(long, conflicts_with = "ids")]
@@ -354,8 +364,8 @@ pub enum SnapshotCommand {
     },
     /// Make a full snapshot of a diff, so that it restores faster and needs no parent's memory
     Compact {
-        /// Its id
-        #[arg(value_name = "ID")]
+        /// Its name or id
+        #[arg(value_name = "SNAPSHOT")]
         id: String,
     },
     /// Remove snapshots
@@ -363,13 +373,34 @@ pub enum SnapshotCommand {
     /// One that a VM uses, a stopped VM goes on from, or another snapshot lies on is not removed, and named with what
     /// keeps it.
     Rm {
-        /// Ids
-        #[arg(value_name = "ID", required_unless_present = "ready")]
+        /// Names or ids
+        #[arg(value_name = "SNAPSHOT", required_unless_present = "ready")]
         ids: Vec<String>,
         /// All ready-made ones that nothing uses; they are made again when they are needed
         #[arg(long, conflicts_with = "ids")]
         ready: bool,
     },
+}
+
+/// Prepare a VM with a command and save it, to be forked by `kiln run --from`.
+///
+/// The command runs as with `kiln run`, with the same flags. If it ends with 0, the VM is saved under the name; else its
+/// exit code becomes kiln's and nothing is saved. What it has changed is in the snapshot: files, mounts, modules, settings of
+/// the kernel. Processes that it has started are not: they end with the command.
+///
+/// Prints the snapshot's id. The snapshot stays until `kiln snapshot rm NAME`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln snapshot create prepared --in ./dir:/job -- sh /job/prepare.sh\n  \
+    kiln run --from prepared -- sh /job/test.sh\n  \
+    kiln snapshot create further --from prepared -- sh -c 'echo x > /job/x'\n  \
+    kiln snapshot rm prepared")]
+pub struct SnapshotCreateArgs {
+    /// What the snapshot is called from then on
+    #[arg(id = "snapshot_name", value_name = "NAME")]
+    pub name: String,
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// Find crashes in a saved kernel log.
@@ -565,7 +596,7 @@ mod tests {
         assert!(lines <= 50, "{lines} lines");
     }
 
-    /// The words of a shell's line: quotes are taken off, and what goes to or comes from a file is left out.
+    /// The words of a shell's line: quotes are taken off, and a comment and what goes to or comes from a file are left out.
     fn words(line: &str) -> Vec<String> {
         let mut words = vec![String::new()];
         let mut quoted = false;
@@ -573,7 +604,7 @@ mod tests {
             match character {
                 '\'' => quoted = !quoted,
                 ' ' if !quoted => words.push(String::new()),
-                '<' | '>' if !quoted => break,
+                '<' | '>' | '#' if !quoted => break,
                 other => words.last_mut().expect("there is one").push(other),
             }
         }

@@ -1,4 +1,6 @@
-//! `kiln snapshot`: what is saved, whether it is whole, and its way out.
+//! `kiln snapshot`: prepare and save VMs, list what is saved, check it, compact it, remove it.
+
+pub mod names;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,17 +12,19 @@ use kiln_engine::{Outcome, Recovered, VmId, recover};
 use serde::Serialize;
 
 use crate::args::{SnapshotArgs, SnapshotCommand};
-use crate::failure::{Failure, USAGE};
+use crate::failure::Failure;
 use crate::hints;
 use crate::image::home;
 use crate::output::{Progress, mebibytes, plain, print, print_json, say};
 use crate::ready::snapshot_failure;
 
-/// So much of an id is enough to name a snapshot, as long as no other begins with it.
-const PREFIX_DIGITS_MIN: usize = 6;
+use names::{resolve, resolve_all};
 
 /// Runs `kiln snapshot …`.
 pub fn run(args: SnapshotArgs) -> Result<u8, Failure> {
+    if let SnapshotCommand::Create(create) = args.command {
+        return crate::run::create(create.run, create.name);
+    }
     let home = home()?;
     let store = SnapshotStore::new(&home);
     match args.command {
@@ -29,6 +33,7 @@ pub fn run(args: SnapshotArgs) -> Result<u8, Failure> {
         SnapshotCommand::Compact { id } => compact(&store, &id),
         SnapshotCommand::Rm { ids, ready: false } => remove(&home, &store, &ids),
         SnapshotCommand::Rm { ready: true, .. } => remove_ready(&home, &store),
+        SnapshotCommand::Create(_) => unreachable!("it was run above, as it looks for its home itself"),
     }
 }
 
@@ -220,68 +225,9 @@ fn needed_by<'a>(stopped: &'a [(VmId, SnapshotId)], id: &SnapshotId) -> Option<&
     stopped.iter().find(|(_, snapshot)| snapshot == id).map(|(vm, _)| vm)
 }
 
-fn resolve_all(listed: &[Listed], given: &[String]) -> Result<Vec<SnapshotId>, Failure> {
-    let mut ids = given.iter().map(|one| resolve(listed, one)).collect::<Result<Vec<_>, _>>()?;
-    // Given twice, it would be gone the second time.
-    let mut seen = std::collections::BTreeSet::new();
-    ids.retain(|id| seen.insert(id.clone()));
-    Ok(ids)
-}
-
-fn resolve(listed: &[Listed], given: &str) -> Result<SnapshotId, Failure> {
-    let ids: Vec<_> = listed.iter().map(|one| &one.id).collect();
-    match choose(&ids, given) {
-        Choice::One(id) => Ok(id.clone()),
-        Choice::None => Err(Failure::words(1, format!("there is no snapshot `{given}`")).hint("kiln snapshot ls")),
-        Choice::Many(count) => {
-            let words = format!("`{given}` is the beginning of {count} snapshots' ids");
-            Err(Failure::words(USAGE, words).hint("give more digits; kiln snapshot ls shows them"))
-        }
-        Choice::NoId => {
-            let words = format!("`{given}` is no snapshot id, nor {PREFIX_DIGITS_MIN} or more of its first digits");
-            Err(Failure::words(USAGE, words).hint("kiln snapshot ls"))
-        }
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Choice<'a> {
-    One(&'a SnapshotId),
-    None,
-    Many(usize),
-    NoId,
-}
-
-fn choose<'a>(ids: &[&'a SnapshotId], given: &str) -> Choice<'a> {
-    let digits = given.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !digits || given.len() < PREFIX_DIGITS_MIN {
-        return Choice::NoId;
-    }
-    let mut fitting = ids.iter().filter(|id| id.as_str().starts_with(given));
-    match (fitting.next(), fitting.count()) {
-        (None, _) => Choice::None,
-        (Some(id), 0) => Choice::One(id),
-        (Some(_), more) => Choice::Many(more + 1),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_digits_of_an_id_name_it_when_no_other_has_them() {
-        let ids = ["0123456789abcdef", "0123459999999999", "ffffffffffffffff"].map(|id| id.parse().expect("an id"));
-        let ids: Vec<&SnapshotId> = ids.iter().collect();
-        assert_eq!(choose(&ids, "ffffff"), Choice::One(ids[2]));
-        assert_eq!(choose(&ids, "0123459"), Choice::One(ids[1]));
-        assert_eq!(choose(&ids, ids[0].as_str()), Choice::One(ids[0]));
-        assert_eq!(choose(&ids, "012345"), Choice::Many(2));
-        assert_eq!(choose(&ids, "aaaaaa"), Choice::None);
-        for bad in ["", "fffff", "FFFFFF", "../../", "\x1b[2Jffff"] {
-            assert_eq!(choose(&ids, bad), Choice::NoId, "{bad:?}");
-        }
-    }
 
     #[test]
     fn ages_have_one_unit() {

@@ -5,4 +5,5 @@
 
 mod vm_commands;
 mod vm_fork;
+mod vm_prepared;
 mod vm_ready;

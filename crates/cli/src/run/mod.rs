@@ -15,6 +15,7 @@ mod pack;
 mod pump;
 mod report;
 mod request;
+mod save;
 mod start;
 mod step;
 mod terminal;
@@ -26,19 +27,24 @@ use std::time::{Duration, Instant};
 
 use kiln_detect::Severity;
 use kiln_engine::deadlines::RENEW_DEADLINE;
+use kiln_engine::home::Home;
 use kiln_engine::link::{GuestLink, Renewal};
+use kiln_engine::snapshot::SnapshotStore;
 use kiln_engine::{Acceleration, Guest};
 use kiln_wire::{ExecRequest, Identity};
 use owo_colors::OwoColorize as _;
 
 use crate::args::RunArgs;
-use crate::failure::{Failure, VM};
+use crate::failure::{Failure, USAGE, VM};
 use crate::image;
 use crate::interrupt::Interrupts;
-use crate::output::{Progress, plain, say};
+use crate::output::{Progress, plain, print, say};
+use crate::ready::snapshot_failure;
+use crate::snapshot::names;
 use report::Report;
 use request::Copy;
-use start::Started;
+use save::Saved;
+use start::{Origin, Started};
 
 pub use vhost_user::parse as parse_vhost_user;
 
@@ -50,7 +56,7 @@ pub struct Times {
     start: Instant,
     /// What runs the VM's CPUs, once that is decided.
     accel: Option<Acceleration>,
-    /// Making the ready-made snapshot, where it was not there.
+    /// Making the ready-made snapshot, if it was missing.
     ready: Option<Duration>,
 }
 
@@ -60,15 +66,26 @@ struct Job {
     exec: ExecRequest,
     copy_in: Vec<Copy>,
     copy_out: Vec<Copy>,
+    /// The name to save its VM under, once the command has ended with 0.
+    save_as: Option<String>,
 }
 
-/// Runs the command and gives its exit code.
+/// Runs the command and returns its exit code.
 pub fn run(args: RunArgs) -> Result<u8, Failure> {
+    run_and_save(args, None)
+}
+
+/// Runs the command and saves its VM under a name.
+pub fn create(args: RunArgs, name: String) -> Result<u8, Failure> {
+    run_and_save(args, Some(name))
+}
+
+fn run_and_save(args: RunArgs, save_as: Option<String>) -> Result<u8, Failure> {
     let start = Instant::now();
     let json = args.json;
     let mut report = Report::of(&args);
     let mut times = Times { start, accel: None, ready: None };
-    let outcome = check(args).and_then(|job| {
+    let outcome = check(args, save_as).and_then(|job| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(job.run(&mut times, &mut report));
         // What a VM that was not waited for has left is removed here.
@@ -91,14 +108,19 @@ pub fn run(args: RunArgs) -> Result<u8, Failure> {
     Ok(code)
 }
 
-fn check(args: RunArgs) -> Result<Job, Failure> {
+fn check(args: RunArgs, save_as: Option<String>) -> Result<Job, Failure> {
     args.docker.check()?;
     let terminal = args.tty.then(terminal::describe);
+    if save_as.is_some() && !args.vhost_user.is_empty() {
+        return Err(Failure::words(USAGE, "a VM with a device of another process can't be saved")
+            .hint("leave out --vhost-user"));
+    }
     Ok(Job {
         exec: request::exec_request(&args, terminal)?,
         copy_in: args.copy_in.iter().map(request::copy_in).collect::<Result<_, _>>()?,
         copy_out: args.copy_out.iter().map(|given| request::copy_out(given, args.json)).collect::<Result<_, _>>()?,
         args,
+        save_as,
     })
 }
 
@@ -106,7 +128,47 @@ impl Job {
     async fn run(self, times: &mut Times, report: &mut Report) -> Result<u8, Failure> {
         let home = image::home()?;
         let progress = Progress::start("finding the image");
-        let image = image::find_or_build(&home, &self.args.image, &progress)?;
+        let origin = self.origin(&home, &progress, report)?;
+        let engine = image::engine(&home)?;
+        // Not before: building an image blocks, and its files are swept by the next one.
+        let mut interrupts = Interrupts::new()?;
+        let started = start::start(&engine, origin, &self.args, &mut interrupts, &progress, times).await?;
+        let (guest, start) = match started {
+            Started::Guest(guest, start) => (guest, start),
+            Started::Interrupted(code) => return Ok(code),
+        };
+        times.accel = Some(guest.vm.acceleration());
+        report.started(start, guest.boot);
+        drop(progress);
+        let outcome = self.in_guest(&guest, &mut interrupts, report).await;
+        report.findings = guest.findings().into_iter().map(Into::into).collect();
+        warn_of_findings(&guest, &outcome);
+        let outcome = match (outcome, &self.save_as) {
+            (Ok(0), Some(name)) => self.save(&home, &guest, name, &mut interrupts, report).await,
+            (outcome, Some(name)) => {
+                self.talk(&format!("`{name}` was not saved: its command did not end with 0"));
+                outcome
+            }
+            (outcome, None) => outcome,
+        };
+        guest.vm.kill().await;
+        outcome
+    }
+
+    /// What its VM is made from.
+    fn origin(&self, home: &Home, progress: &Progress, report: &mut Report) -> Result<Origin, Failure> {
+        let store = SnapshotStore::new(home);
+        let listed = || store.list().map_err(snapshot_failure);
+        if let Some(name) = &self.save_as {
+            names::check_new(&listed()?, name)?;
+        }
+        if let Some(from) = &self.args.from {
+            let id = names::resolve(&listed()?, from)?;
+            let snapshot = store.open(&id).map_err(snapshot_failure)?;
+            report.from = Some(id);
+            return Ok(Origin::Snapshot(Box::new(snapshot)));
+        }
+        let image = image::find_or_build(home, &self.args.image, progress)?;
         image::check_modules(&image, &self.args.modules)?;
         image::check_memory(&image, self.args.memory, self.args.cpus)?;
         let mut spec = image.vm_spec();
@@ -115,21 +177,28 @@ impl Job {
         spec.modules = self.args.modules.clone();
         spec.vhost_user = self.args.vhost_user.clone();
         spec.acceleration = self.args.accel.into();
-        let engine = image::engine(&home)?;
-        // Not before: building an image blocks, and its files are swept by the next one.
-        let mut interrupts = Interrupts::new()?;
-        let started = start::start(&engine, spec, &self.args, &mut interrupts, &progress, times).await?;
-        let (guest, start) = match started {
-            Started::Guest(guest, start) => (guest, start),
-            Started::Interrupted(code) => return Ok(code),
-        };
-        report.started(start, guest.boot);
-        drop(progress);
-        let outcome = self.in_guest(&guest, &mut interrupts, report).await;
-        report.findings = guest.findings().into_iter().map(Into::into).collect();
-        warn_of_findings(&guest, &outcome);
-        guest.vm.kill().await;
-        outcome
+        spec.forkable = self.save_as.is_some();
+        Ok(Origin::Image(Box::new(spec)))
+    }
+
+    async fn save(
+        &self,
+        home: &Home,
+        guest: &Guest,
+        name: &str,
+        interrupts: &mut Interrupts,
+        report: &mut Report,
+    ) -> Result<u8, Failure> {
+        match save::save(home, guest, name, interrupts).await? {
+            Saved::Interrupted(code) => Ok(code),
+            Saved::Snapshot(snapshot) => {
+                report.snapshot = Some(snapshot.id().clone());
+                if !self.args.json {
+                    print(snapshot.id())?;
+                }
+                Ok(0)
+            }
+        }
     }
 
     /// A word beside the command's output.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kiln_detect::{Finding, Severity};
+use kiln_engine::snapshot::SnapshotId;
 use kiln_wire::{ExitStatus, Exited, Text};
 use serde::Serialize;
 
@@ -47,7 +48,12 @@ pub struct Report {
     /// From --name and --label.
     pub name: Option<String>,
     pub labels: BTreeMap<String, String>,
-    pub image: String,
+    /// The image; `None` with `--from`.
+    pub image: Option<String>,
+    /// The snapshot that `--from` names.
+    pub from: Option<SnapshotId>,
+    /// What `kiln snapshot create` has saved.
+    pub snapshot: Option<SnapshotId>,
     /// `kvm` or `tcg`; `None` if no VM came to be.
     pub accel: Option<&'static str>,
     /// How its VM came to be; `None` where there is none.
@@ -67,7 +73,7 @@ pub struct Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
-    /// From a ready-made snapshot.
+    /// From a snapshot.
     Fork,
     /// From its kernel.
     Boot,
@@ -101,7 +107,8 @@ impl Report {
     pub fn of(args: &RunArgs) -> Self {
         let DockerArgs { name, labels, .. } = &args.docker;
         let labels = labels.iter().cloned().collect();
-        Self { image: args.image.clone(), name: name.clone(), labels, ..Self::default() }
+        let image = args.from.is_none().then(|| args.image.clone());
+        Self { image, name: name.clone(), labels, ..Self::default() }
     }
 
     pub fn failed(&mut self, failure: &Failure) {

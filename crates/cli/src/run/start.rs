@@ -1,6 +1,8 @@
 //! How a run comes to its guest.
 //!
 //! ```text
+//!   --from ──▶ snapshot ──▶ fork ──▶ Guest
+//!
 //!   spec ──▶ ready-made snapshot ──▶ fork ──▶ Guest
 //!              │ can't be had       │ fails
 //!              └──── a warning ─────┴──────▶ boot ──▶ Guest ◀── --cold, --vhost-user
@@ -9,6 +11,7 @@
 use std::time::{Duration, Instant};
 
 use kiln_engine::link::LinkError;
+use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine as _, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
 use owo_colors::OwoColorize as _;
 
@@ -21,7 +24,15 @@ use crate::guest::boot_failure;
 use crate::image::launch_failure;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
-use crate::ready::{self, Made, NotMade, Wanted};
+use crate::ready::{self, NotMade, Wanted};
+
+/// What a VM is made from.
+pub enum Origin {
+    /// An image's VM.
+    Image(Box<VmSpec>),
+    /// The snapshot that `--from` names.
+    Snapshot(Box<Snapshot>),
+}
 
 /// A guest, or the code that an interrupt ends kiln with.
 pub enum Started {
@@ -29,15 +40,22 @@ pub enum Started {
     Interrupted(u8),
 }
 
-/// Forks the ready-made snapshot of a spec, or boots.
+/// Forks the snapshot, or the ready-made one of the spec, or boots.
 pub async fn start(
     engine: &QemuEngine,
-    mut spec: VmSpec,
+    origin: Origin,
     args: &RunArgs,
     interrupts: &mut Interrupts,
     progress: &Progress,
     times: &mut Times,
 ) -> Result<Started, Failure> {
+    let mut spec = match origin {
+        Origin::Image(spec) => *spec,
+        Origin::Snapshot(snapshot) => {
+            progress.say("forking");
+            return fork(engine, &snapshot, args, interrupts).await;
+        }
+    };
     progress.say("finding out what KVM does here");
     let decided = tokio::select! {
         decided = engine.decide(&spec) => decided.map_err(launch_failure)?,
@@ -57,7 +75,7 @@ pub async fn start(
                 times.ready = made.new.then(|| since.elapsed());
                 progress.say("forking");
                 let forking = Instant::now();
-                match fork(engine, made, args, interrupts).await {
+                match fork(engine, &made.snapshot, args, interrupts).await {
                     Ok(started) => return Ok(started),
                     Err(failure) => {
                         // One bound for both: who waits for a VM does not ask how it comes.
@@ -88,13 +106,13 @@ pub async fn start(
 
 async fn fork(
     engine: &QemuEngine,
-    made: Made,
+    snapshot: &Snapshot,
     args: &RunArgs,
     interrupts: &mut Interrupts,
 ) -> Result<Started, Failure> {
     let forks = ForkSpec { deadline: args.boot_timeout, ..ForkSpec::default() };
     let forked = tokio::select! {
-        forked = Guest::fork(engine, &made.snapshot, forks, console::watch(args.console)) => forked,
+        forked = Guest::fork(engine, snapshot, forks, console::watch(args.console)) => forked,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
     Ok(Started::Guest(Box::new(forked.map_err(|error| fork_failure(error, args.boot_timeout))?), Start::Fork))

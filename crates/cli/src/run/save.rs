@@ -1,0 +1,64 @@
+//! `kiln snapshot create`: a run whose VM is saved once its command has ended well.
+//!
+//! ```text
+//!   command ends with 0 ─▶ freeze, save ─▶ seal ─▶ the snapshot has its name
+//!       │ other code        │ Ctrl-C: the save is finished and what it made removed
+//!       └─▶ nothing saved   └─▶ nothing is left of it
+//! ```
+
+use std::time::Duration;
+
+use kiln_engine::home::Home;
+use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest, SnapshotStore};
+use kiln_engine::{Guest, SaveError};
+use tokio::task::spawn_blocking;
+
+use crate::failure::Failure;
+use crate::interrupt::Interrupts;
+use crate::output::Progress;
+use crate::ready::{save_failure, snapshot_failure};
+
+/// For what is left of a save after Ctrl-C: some 100 MiB are written and read.
+const FINISH_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A snapshot, or the code that an interrupt ends kiln with.
+pub(super) enum Saved {
+    Snapshot(Snapshot),
+    Interrupted(u8),
+}
+
+/// Saves a guest under a name. Its VM is over then.
+pub(super) async fn save(
+    home: &Home,
+    guest: &Guest,
+    name: &str,
+    interrupts: &mut Interrupts,
+) -> Result<Saved, Failure> {
+    let progress = Progress::start(format!("saving {name}"));
+    let saving = async {
+        let request = SnapshotRequest { link: Some(&guest.link), then: AfterSave::End, label: name.into() };
+        let snapshot = guest.vm.snapshot(request).await?;
+        progress.say(format!("sealing {name}"));
+        let sealed = snapshot.clone();
+        spawn_blocking(move || sealed.seal()).await.expect("sealing does not panic, and nobody aborts it")?;
+        Ok::<_, SaveError>(snapshot)
+    };
+    tokio::pin!(saving);
+    let code = tokio::select! {
+        saved = &mut saving => return saved.map(Saved::Snapshot).map_err(save_failure),
+        code = interrupts.any() => code,
+    };
+    // A save that is given up in the middle can still publish its snapshot. So it is finished, and the snapshot removed.
+    let finished = tokio::select! {
+        finished = &mut saving => finished.ok(),
+        _ = interrupts.any() => None,
+        () = tokio::time::sleep(FINISH_DEADLINE) => None,
+    };
+    if let Some(snapshot) = finished {
+        let (store, id) = (SnapshotStore::new(home), snapshot.id().clone());
+        drop(snapshot);
+        let removed = spawn_blocking(move || store.remove(&id)).await.expect("removing does not panic");
+        removed.map_err(snapshot_failure)?;
+    }
+    Ok(Saved::Interrupted(code))
+}
