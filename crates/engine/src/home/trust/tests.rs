@@ -89,6 +89,14 @@ fn a_file_in_the_way_and_links_in_a_circle_are_refused() {
 }
 
 #[test]
+fn a_file_in_the_place_of_a_part_is_left_to_who_needs_the_part() {
+    let scene = Scene::new();
+    let home = scene.directory("home", 0o700);
+    fs::write(home.join("snapshots"), "no directory").expect("written");
+    check(&home, &[home.join("snapshots")], scene.user, &scene.accounts).expect("nothing of another's is in it");
+}
+
+#[test]
 fn a_group_of_one_counts_as_its_user() {
     let accounts = Accounts {
         passwd: "me:x:1000:1000::/:\nother:x:1001:1001::/:\nfriend:x:1002:1003::/:\n".into(),
