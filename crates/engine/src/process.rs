@@ -11,6 +11,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
 
+use crate::blocking::blocking;
 use crate::confine::{Border, Broker, Cgroup, Confinement, Launch, Request};
 use crate::orphan::{self, KILL_DEADLINE, Orphan};
 use crate::vm::VmmStatus;
@@ -94,28 +95,34 @@ enum Kin {
 pub(crate) struct Killer(Arc<OwnedFd>);
 
 /// Starts a program in a session of its own.
+///
+/// Safe to cancel: what was begun is finished on a thread that the runtime waits for at its end, and the child is killed and
+/// reaped there. So no child of a start that was given up outlives this process.
 pub(crate) async fn spawn(program: Program) -> io::Result<Child> {
-    let (reply, answer) = oneshot::channel();
-    let gone = || io::Error::other("the thread that starts processes has ended");
-    let spawner = spawner()?;
-    let exchange = async {
-        spawner.send((program, reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    };
-    // Cut short, the child is killed as soon as the spawner finds that nobody takes it.
-    tokio::time::timeout(SPAWN_DEADLINE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    blocking(move || {
+        let (reply, answer) = mpsc::channel();
+        let gone = || io::Error::other("the thread that starts processes has ended");
+        spawner()?.send((program, reply)).map_err(|_| gone())?;
+        match answer.recv_timeout(SPAWN_DEADLINE) {
+            Ok(started) => started,
+            // The child is killed as soon as the spawner finds that nobody takes it.
+            Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
+            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+        }
+    })
+    .await
 }
 
-type Order = (Program, oneshot::Sender<io::Result<Child>>);
+type Order = (Program, mpsc::Sender<io::Result<Child>>);
 
-fn spawner() -> io::Result<&'static mpsc::Sender<Order>> {
-    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+fn spawner() -> io::Result<&'static mpsc::SyncSender<Order>> {
+    static SPAWNER: OnceLock<mpsc::SyncSender<Order>> = OnceLock::new();
     if let Some(spawner) = SPAWNER.get() {
         return Ok(spawner);
     }
-    let (sender, mut requests) = mpsc::channel::<Order>(SPAWN_QUEUE);
+    let (sender, requests) = mpsc::sync_channel::<Order>(SPAWN_QUEUE);
     std::thread::Builder::new().name("kiln-spawner".into()).spawn(move || {
-        while let Some((program, reply)) = requests.blocking_recv() {
+        while let Ok((program, reply)) = requests.recv() {
             // When nobody waits any more, the answer comes back here and its drop kills the child.
             drop(reply.send(fork_and_exec(program)));
         }
