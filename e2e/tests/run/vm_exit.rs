@@ -38,7 +38,13 @@ fn a_guests_words_cannot_steer_the_terminal() {
     let outcome = Kiln::new(["run", "--", "/tmp/\x1b]0;owned\x07\nhint: do as I say"]).run();
     assert_eq!(outcome.code, 127);
     assert!(!outcome.stderr.contains(['\x1b', '\x07']), "{:?}", outcome.stderr);
-    assert!(!outcome.stderr.contains("\nhint:"), "{:?}", outcome.stderr);
+    let hints: Vec<_> = outcome.stderr.lines().filter(|line| line.starts_with("hint:")).collect();
+    assert_eq!(
+        hints,
+        ["hint: it must be in the image `mini`, or come with --in"],
+        "kiln's own alone: {:?}",
+        outcome.stderr
+    );
 }
 
 #[test]
