@@ -23,7 +23,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::blocking::blocking;
-use crate::confine::{Border, Broker, Cgroup, Confinement, Launch, Request};
+use crate::confine::{Border, Broker, Cgroup, Confinement, Entry, Launch, Measure, MeasureState, Request};
 use crate::orphan::{self, KILL_DEADLINE, Orphan};
 use crate::vm::VmmStatus;
 use crate::vm_spec::OwnerLoss;
@@ -79,6 +79,8 @@ pub(crate) struct Child {
     status: Option<VmmStatus>,
     stderr: Option<OwnedFd>,
     confinement: Confinement,
+    /// On its way into its control group.
+    entry: Option<Entry>,
     // Dropped after the process has ended: a control group can't go before.
     cgroup: Option<Cgroup>,
 }
@@ -158,8 +160,12 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
         }
     };
     let pid = pid.as_raw_nonzero().get().cast_unsigned();
-    let Border { confinement, broker, cgroup, .. } = border;
-    let child = Child { pid, pidfd: Arc::new(pidfd), kin: Kin::Own, status: None, stderr: words, confinement, cgroup };
+    let Border { confinement, broker, cgroup, entrances, .. } = border;
+    let (pidfd, kin) = (Arc::new(pidfd), Kin::Own);
+    let mut child = Child { pid, pidfd, kin, status: None, stderr: words, confinement, entry: None, cgroup };
+    if !entrances.is_empty() {
+        child.entry = Some(Entry::begin(entrances, pid)?);
+    }
     broker.map_or(Ok(()), Broker::serve)?;
     Ok(child)
 }
@@ -186,7 +192,8 @@ impl Child {
     pub(crate) fn adopt(orphan: Orphan, cgroup: Option<Cgroup>) -> Self {
         let Orphan { pid, pidfd } = orphan;
         let confinement = Confinement::default();
-        Self { pid, pidfd: Arc::new(pidfd), kin: Kin::Adopted, status: None, stderr: None, confinement, cgroup }
+        let (pidfd, kin) = (Arc::new(pidfd), Kin::Adopted);
+        Self { pid, pidfd, kin, status: None, stderr: None, confinement, entry: None, cgroup }
     }
 
     /// Ends a child; an adopted process goes on as it did.
@@ -203,7 +210,15 @@ impl Child {
         self.pid
     }
 
-    /// What confines it.
+    /// Waits until it is in its control group, or the host has refused that. Blocks, for some 10 ms after its start.
+    pub(crate) fn settle(&mut self) {
+        if let Some(Err(error)) = self.entry.take().map(Entry::finish) {
+            let reason = format!("the child could not enter its cgroup: {error}");
+            self.confinement.set(Measure::Cgroup, MeasureState::refused(reason));
+        }
+    }
+
+    /// What confines it. Of its control group this is sure once it has [settled](Self::settle).
     pub(crate) fn confinement(&self) -> &Confinement {
         &self.confinement
     }
@@ -225,6 +240,7 @@ impl Child {
     /// Reaps the child if it has ended.
     pub(crate) fn try_reap(&mut self) -> io::Result<Option<VmmStatus>> {
         if self.status.is_none() {
+            self.settle();
             self.status = match self.kin {
                 Kin::Own => reap(&self.pidfd, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?,
                 Kin::Adopted => orphan::ends_within(&self.pidfd, Duration::ZERO)?.then_some(VmmStatus::Unknown),
@@ -249,6 +265,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         if self.status.is_none() {
             self.killer().signal(Signal::KILL);
+            self.settle();
             if let Err(error) = self.reap_killed() {
                 tracing::warn!(pid = self.pid, %error, "failed to reap a killed process");
             }

@@ -1,6 +1,7 @@
 //! The measures for one VMM: what is asked for, turned into steps of its start, and what became of each.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::Resource;
@@ -51,6 +52,8 @@ pub(crate) struct Border {
     pub(crate) confinement: Confinement,
     pub(crate) broker: Option<Broker>,
     pub(crate) cgroup: Option<Cgroup>,
+    /// `cgroup.procs` of each of its groups.
+    pub(crate) entrances: Vec<OwnedFd>,
     processes_max: u64,
 }
 
@@ -107,7 +110,7 @@ impl Border {
                 root_only()?;
                 let memory_bytes = needs.memory_bytes + VMM_BYTES_MAX;
                 let group = Cgroup::create(&needs.name, Bounds { memory_bytes, processes: self.processes_max })?;
-                self.steps.cgroups = group.entrances().map_err(|error| error.to_string())?;
+                self.entrances = group.entrances().map_err(|error| error.to_string())?;
                 self.cgroup = Some(group);
                 Ok(MeasureState::on(""))
             }
@@ -186,9 +189,6 @@ impl Border {
         let state = MeasureState::refused(failure.to_string());
         match failure.step {
             Step::Landlock if steps.landlock.take().is_some() => self.confinement.set(Measure::Landlock, state),
-            Step::Cgroup if !std::mem::take(&mut steps.cgroups).is_empty() => {
-                self.confinement.set(Measure::Cgroup, state);
-            }
             Step::User if steps.user.take().is_some() => self.confinement.set(Measure::User, state),
             Step::Mounts if std::mem::take(&mut steps.read_only) => {
                 let detail = format!("net, ipc, pid; mounts can be written to: {failure}");

@@ -131,13 +131,43 @@ impl Cgroup {
         self.directories.clear();
     }
 
-    /// What a process writes itself to.
+    /// What the pid of a process is written to, for it to enter.
     pub(crate) fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
         let open = |(path, _): &(Utf8PathBuf, OwnedFd)| {
             let path = path.join("cgroup.procs");
             Ok(rustix::fs::open(path.as_std_path(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
         };
         self.directories.iter().map(open).collect()
+    }
+}
+
+/// A process on its way into its groups, on a thread of its own.
+///
+/// A process that enters a group waits until no processor is in the middle of a fork or an exit: the kernel takes a lock for
+/// each hierarchy whose writer waits for a grace period of RCU, some 10 ms each. A child that entered before its exec would
+/// stand still for all of them. So its parent writes the pid, while QEMU sets itself up for longer than that: no
+/// instruction of a restored guest runs before, and one that boots is in its firmware.
+#[derive(Debug)]
+pub(crate) struct Entry(std::thread::JoinHandle<io::Result<()>>);
+
+impl Entry {
+    /// Lets a child enter. It must not be reaped before [`finish`](Self::finish): until then its pid is not another's.
+    pub(crate) fn begin(entrances: Vec<OwnedFd>, pid: u32) -> io::Result<Self> {
+        let line = format!("{pid}\n");
+        let enter = move || {
+            let enter = |entrance: &OwnedFd| match rustix::io::write(entrance, line.as_bytes()) {
+                // It has ended already.
+                Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            entrances.iter().try_for_each(enter)
+        };
+        std::thread::Builder::new().name("kiln-cgroup".into()).spawn(enter).map(Self)
+    }
+
+    /// Waits until it is in. Blocks.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.0.join().expect("writing does not panic")
     }
 }
 

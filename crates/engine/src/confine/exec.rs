@@ -1,7 +1,7 @@
 //! From the fork to the exec of a VMM.
 //!
 //! ```text
-//!   Launch::new: strings, descriptors ──clone3──▶ child: own session, namespaces, cgroup, directory, user, limits,
+//!   Launch::new: strings, descriptors ──clone3──▶ child: own session, namespaces, directory, user, limits,
 //!        │                                              Landlock, descriptors ──exec──▶ the program
 //!        └──◀── status pipe: closed by the exec, or the step that failed and its errno ──┘
 //! ```
@@ -59,8 +59,6 @@ pub(crate) struct Steps {
     pub(crate) namespaces: c_int,
     /// What is written to `uid_map` and `gid_map` of a user namespace.
     pub(crate) maps: Option<[String; 2]>,
-    /// `cgroup.procs` of each cgroup.
-    pub(crate) cgroups: Vec<OwnedFd>,
     /// In a mount namespace of its own, everything but the directory is read-only.
     pub(crate) read_only: bool,
     /// Another user: uid and gid, and the groups beside.
@@ -80,7 +78,6 @@ pub(crate) enum Step {
     PidFile,
     Namespaces,
     Mounts,
-    Cgroup,
     Directory,
     User,
     OwnerLoss,
@@ -91,13 +88,12 @@ pub(crate) enum Step {
     Exec,
 }
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 13] = [
     Step::Fork,
     Step::Session,
     Step::PidFile,
     Step::Namespaces,
     Step::Mounts,
-    Step::Cgroup,
     Step::Directory,
     Step::User,
     Step::OwnerLoss,
@@ -123,7 +119,6 @@ impl Step {
             Self::PidFile => "write its pid file",
             Self::Namespaces => "enter namespaces of its own",
             Self::Mounts => "make its mounts read-only",
-            Self::Cgroup => "enter its cgroup",
             Self::Directory => "enter its directory",
             Self::User => "become another user",
             Self::OwnerLoss => "tie its life to its owner's",
@@ -280,10 +275,6 @@ impl Launch {
         at(Step::PidFile, self.pid_file.as_ref().map_or(Ok(()), write_own_stat))?;
         if let Some(maps) = &steps.maps {
             at(Step::Namespaces, write_maps(maps))?;
-        }
-        for cgroup in &steps.cgroups {
-            // Zero is whoever writes.
-            at(Step::Cgroup, rustix::io::write(cgroup, b"0\n").map(drop))?;
         }
         if steps.read_only {
             at(Step::Mounts, make_read_only(&self.directory))?;

@@ -22,7 +22,7 @@ mod policy;
 
 pub(crate) use self::border::{Border, Needs};
 pub(crate) use self::broker::Broker;
-pub(crate) use self::cgroup::{Cgroup, sweep as sweep_cgroups};
+pub(crate) use self::cgroup::{Cgroup, Entry, sweep as sweep_cgroups};
 pub(crate) use self::exec::{Launch, Request};
 pub use self::measure::{Confinement, Measure, MeasureState};
 pub use self::policy::{POLICY_VARIABLE, Policy, PolicyError};

@@ -222,7 +222,7 @@ async fn a_host_that_refuses_a_measure_gets_the_vmm_without_it() {
     // A descriptor that is no ruleset, and a user namespace that nobody may make twice: what a strict host would say.
     let null = || OwnedFd::from(File::open("/dev/null").expect("opens"));
     border.steps.landlock = Some(null());
-    border.steps.cgroups = vec![null()];
+    border.entrances = vec![null()];
     let child = process::spawn(Program {
         path: "/bin/sh".into(),
         arguments: vec!["-c".into(), "exit 7".into()],
@@ -236,6 +236,7 @@ async fn a_host_that_refuses_a_measure_gets_the_vmm_without_it() {
         border,
     });
     let mut child = child.await.expect("starts all the same");
+    child.settle();
     for measure in [Measure::Landlock, Measure::Cgroup] {
         let state = child.confinement().state(measure);
         assert!(

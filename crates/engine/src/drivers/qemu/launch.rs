@@ -120,13 +120,15 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
         border,
     };
     let mut child = process::spawn(program).await.map_err(spawn_error)?;
+    failpoint::hit(start.spawned()).map_err(|error| no_directory(error.into()))?;
+    let mut stderr = Some(stderr.reader);
+    let greeted = Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await;
+    child.settle();
     child.confinement().store(dir.path()).map_err(no_directory)?;
     for (measure, reason) in child.confinement().missing() {
         tracing::warn!(vm = %dir.id(), %measure, reason, "this host does not confine the vmm as it could");
     }
-    failpoint::hit(start.spawned()).map_err(|error| no_directory(error.into()))?;
-    let mut stderr = Some(stderr.reader);
-    match Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await {
+    match greeted {
         Ok(monitor) => Ok(Started { child, stderr, console: Some(console.reader), monitor, at }),
         Err(source) => {
             let error = why_it_ended(binary, &mut child, &mut stderr, source).await;
