@@ -76,8 +76,8 @@ pub(crate) trait Restorer: fmt::Debug + Send + Sync {
     fn machine(&self) -> &MachineIdentity;
 
     /// Starts a VMM for the VM of `dir`, which is told of everything but not to load the state of the devices: what it
-    /// takes so far is time that a pool spends ahead.
-    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>>;
+    /// takes so far is time that a pool spends ahead. The spec is that fork's own: the snapshot's with its volumes.
+    fn start(&self, dir: VmDir, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>>;
 }
 
 /// A VMM that waits to load its state.

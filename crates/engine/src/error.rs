@@ -118,6 +118,22 @@ pub enum RestoreError {
         /// The device.
         device: String,
     },
+    /// A volume is named by the snapshot and not held, and the fork was given none.
+    #[error("snapshot `{id}` needs a volume for disk {index}, as `{path}` was")]
+    NoVolume {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Place of the disk in the spec.
+        index: usize,
+        /// The volume that the VM had.
+        path: Utf8PathBuf,
+    },
+    /// What one fork should have of its own does not fit the snapshot.
+    #[error("a fork can't be made as asked for: {problem}")]
+    Part {
+        /// Why not.
+        problem: String,
+    },
     /// More than this host can hold, or none.
     #[error("{count} forks can't be started: {why}")]
     Budget {
@@ -215,7 +231,9 @@ impl RestoreError {
         match self {
             Self::OtherMachine { .. } | Self::DiskMoved { .. } => ErrorKind::Incompatible,
             Self::Unmigratable { .. } => ErrorKind::Unsupported,
-            Self::Budget { count: 0, .. } | Self::NotStopped(_) => ErrorKind::Invalid,
+            Self::NoVolume { .. } | Self::Part { .. } | Self::Budget { count: 0, .. } | Self::NotStopped(_) => {
+                ErrorKind::Invalid
+            }
             Self::Budget { count, .. } if *count > FORKS_MAX => ErrorKind::Invalid,
             Self::Budget { .. } => ErrorKind::NoMemory,
             Self::Directory(error) => error.kind(),

@@ -43,6 +43,7 @@ mod error;
 mod fifo;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod file_facts;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod fork;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod journal;
@@ -81,7 +82,7 @@ pub use drivers::fake::FakeEngine;
 pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use error::{ErrorKind, RestoreError, SaveError};
-pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec};
+pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, VolumeFile};
 pub use guest::Guest;
 pub use mac_address::{MacAddress, NoMacAddress};
 pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
@@ -92,6 +93,6 @@ pub use vhost_user::{QUEUES_MAX, SHARES_MAX, VhostUser, VhostUserDevice};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 pub use vm_dir::{NoVmId, ReopenError, VmId};
 pub use vm_spec::{
-    AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, EXTRA_PORTS_MAX,
-    HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VmSpec,
+    AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, DiskRole,
+    EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VmSpec,
 };

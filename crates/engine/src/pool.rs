@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::engine::Engine;
 use crate::error::RestoreError;
-use crate::fork::{Fork, ForkSpec};
+use crate::fork::{Fork, ForkPart, ForkSpec};
 use crate::host;
 use crate::restore::{self, Held, Template};
 use crate::snapshot::Snapshot;
@@ -87,7 +87,7 @@ struct State {
 }
 
 impl ForkPool {
-    /// Starts to fill a pool. `forks.count` is not looked at.
+    /// Starts to fill a pool. `forks.count` and `forks.parts` are not looked at, so a snapshot with volumes has none.
     ///
     /// # Errors
     /// [`RestoreError::Budget`]; or the snapshot can't be restored on this host.
@@ -103,6 +103,8 @@ impl ForkPool {
         }
         restore::check_budget(spec.ready)?;
         let template = engine.template(snapshot, forks).await?;
+        // What a fork should have of its own is said when it is taken, and these are made before.
+        template.check(vec![ForkPart::default()]).await?;
         let shared =
             Arc::new(Shared { template, spec, state: Mutex::default(), taken: Notify::new(), changed: Notify::new() });
         let filler = tokio::spawn(fill(Arc::clone(&shared)));

@@ -21,7 +21,7 @@ use crate::driver::{Driver, Restorer, Waiting};
 use crate::engine::LaunchError;
 use crate::error::RestoreError;
 use crate::failpoint;
-use crate::fork::{FORKS_MAX, Fork, ForkIdentity, ForkSpec, fresh_identity};
+use crate::fork::{self, FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, VolumeFile, fresh_identity};
 use crate::home::Home;
 use crate::host;
 use crate::journal::{Journal, State};
@@ -30,7 +30,7 @@ use crate::recover;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{VmDir, VmId};
-use crate::vm_spec::VmSpec;
+use crate::vm_spec::{DiskRole, VmSpec};
 
 /// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
 /// take, and some.
@@ -71,38 +71,45 @@ pub(crate) async fn restore(
     snapshot: Snapshot,
     forks: ForkSpec,
 ) -> Result<Vec<Fork>, RestoreError> {
-    let count = forks.count;
+    let (count, mut parts) = (forks.count, forks.parts.clone());
     blocking(move || check_budget(count)).await?;
-    let template = Arc::new(template(driver, snapshot, forks.clone()).await?);
-    if forks.count == 1 {
-        return Ok(vec![template.fork().await?]);
+    if parts.len() > count {
+        return Err(RestoreError::Part { problem: format!("{} parts for {count} forks", parts.len()) });
     }
+    parts.resize_with(count, ForkPart::default);
+    let template = Arc::new(template(driver, snapshot, forks).await?);
+    if count == 1 {
+        return Ok(vec![template.fork_with(parts.remove(0)).await?]);
+    }
+    // Before the first one starts: all of them, or none.
+    template.check(parts.clone()).await?;
     // More at once would only wait for a CPU.
     let at_once = Arc::new(Semaphore::new(2 * host::limits().cpus as usize));
     let mut tasks = JoinSet::new();
-    for _ in 0..forks.count {
+    for (number, part) in parts.into_iter().enumerate() {
         let (template, at_once) = (Arc::clone(&template), Arc::clone(&at_once));
         tasks.spawn(async move {
             let _permit = at_once.acquire_owned().await;
-            template.fork().await
+            template.fork_with(part).await.map(|fork| (number, fork))
         });
     }
-    let mut ready = Vec::with_capacity(forks.count);
+    let mut ready = Vec::with_capacity(count);
     while let Some(joined) = tasks.join_next().await {
         // The first failure drops the forks that are ready, and so ends them.
         ready.push(joined.map_err(|_| ControlError::Ended)??);
     }
-    Ok(ready)
+    ready.sort_by_key(|(number, _)| *number);
+    Ok(ready.into_iter().map(|(_, fork)| fork).collect())
 }
 
 /// Goes on with a stopped VM.
 pub(crate) async fn resume(driver: Arc<dyn Driver>, id: VmId) -> Result<Fork, RestoreError> {
-    let (template, dir) = operation(async move { reopen(&*driver, &id).await }).await?;
-    template.fork_in(dir).await
+    let (template, new) = operation(async move { reopen(&*driver, &id).await }).await?;
+    template.finish(new).await
 }
 
 /// Takes over the directory of a stopped VM, and makes ready what it stopped at.
-async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, OffRuntime<VmDir>), RestoreError> {
+async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, NewFork), RestoreError> {
     recover::once(driver).await;
     let home = Home::at(driver.home());
     let dir = VmDir::reopen(&home.vms(), id)?;
@@ -114,9 +121,17 @@ async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, OffRuntime<
     let spec = dir.spec().map_err(|source| SnapshotError::io("read the spec in", path, source))?;
     let forks = ForkSpec { identity: ForkIdentity::Keep, owner_loss: spec.owner_loss, ..ForkSpec::default() };
     let template = prepare(driver, &snapshot, &forks).await?;
+    // The same machine, so it has the same volumes, and what it knows of them has to be true.
+    if let Some(volume) = snapshot.manifest().volumes.iter().find(|volume| !volume.is_unchanged()) {
+        return Err(RestoreError::DiskMoved { id: snapshot.id().clone(), path: volume.path.clone() });
+    }
+    let volumes = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Volume);
+    let volumes = volumes.map(|(index, disk)| VolumeFile { index, path: disk.path.clone() }).collect();
+    let part = ForkPart { volumes, ..ForkPart::default() };
+    let spec = part.apply(snapshot.manifest(), &template.spec)?;
     dir.journal().append(State::Restoring { snapshot: stopped })?;
     dir.stay_stopped_on_drop();
-    Ok((template, OffRuntime::new(dir)))
+    Ok((template, NewFork { dir: OffRuntime::new(dir), spec, part }))
 }
 
 /// Refuses more forks than this host can hold.
@@ -183,17 +198,45 @@ impl Template {
     /// # Errors
     /// As for [`Engine::restore`](crate::Engine::restore).
     pub async fn fork(&self) -> Result<Fork, RestoreError> {
-        self.fork_in(self.new_dir().await?).await
+        self.fork_with(ForkPart::default()).await
+    }
+
+    /// One more VM, with what is its own.
+    ///
+    /// # Errors
+    /// As for [`Engine::restore`](crate::Engine::restore).
+    pub async fn fork_with(&self, part: ForkPart) -> Result<Fork, RestoreError> {
+        self.finish(self.begin(part).await?).await
+    }
+
+    /// Refuses parts that do not fit the snapshot, or each other.
+    pub(crate) async fn check(&self, parts: Vec<ForkPart>) -> Result<(), RestoreError> {
+        let (snapshot, spec) = (self.snapshot.clone(), self.spec.clone());
+        blocking(move || fork::check_parts(&parts, snapshot.manifest(), &spec)).await
+    }
+
+    /// A fork's directory.
+    async fn begin(&self, part: ForkPart) -> Result<NewFork, RestoreError> {
+        let (vms, spec, snapshot) = (self.vms.clone(), self.spec.clone(), self.snapshot.clone());
+        blocking(move || {
+            let spec = part.apply(snapshot.manifest(), &spec)?;
+            let dir = VmDir::create_fork(&vms, &spec, snapshot.id().clone());
+            let dir = dir.map_err(|source| LaunchError::Directory { path: vms, source })?;
+            failpoint::hit("restore.dir")?;
+            Ok(NewFork { dir: OffRuntime::new(dir), spec, part })
+        })
+        .await
     }
 
     /// One fork, from its directory to its own identity.
-    async fn fork_in(&self, dir: OffRuntime<VmDir>) -> Result<Fork, RestoreError> {
+    async fn finish(&self, new: NewFork) -> Result<Fork, RestoreError> {
         let deadline = Instant::now() + self.deadline;
+        let NewFork { dir, spec, part } = new;
         let (journal, restorer) = (dir.journal().clone(), Arc::clone(&self.restorer));
         let forked = async {
             // One operation: each way to a thread and back takes time that a fork does not have.
-            let vm = operation(async move { restorer.start(dir.into_inner()).await?.load().await }).await?;
-            Linked::new(vm, journal, deadline).await?.renew(self, deadline).await
+            let vm = operation(async move { restorer.start(dir.into_inner(), spec).await?.load().await }).await?;
+            Linked::new(vm, journal, part, deadline).await?.renew(self, deadline).await
         };
         // A VMM has its own bounds, which add up to more than a short deadline.
         match timeout_at(deadline, forked).await {
@@ -201,17 +244,16 @@ impl Template {
             Err(_) => Err(LinkError::TimedOut { waiting_for: "answer", waited: self.deadline }.into()),
         }
     }
+}
 
-    async fn new_dir(&self) -> Result<OffRuntime<VmDir>, RestoreError> {
-        let (vms, spec, snapshot) = (self.vms.clone(), self.spec.clone(), self.snapshot.id().clone());
-        blocking(move || {
-            let dir = VmDir::create_fork(&vms, &spec, snapshot);
-            let dir = dir.map_err(|source| LaunchError::Directory { path: vms, source })?;
-            failpoint::hit("restore.dir")?;
-            Ok(OffRuntime::new(dir))
-        })
-        .await
-    }
+/// A fork whose VMM is yet to be started.
+#[derive(Debug)]
+struct NewFork {
+    // Dropped, it removes the directory.
+    dir: OffRuntime<VmDir>,
+    /// The snapshot's, with the volumes of this fork.
+    spec: VmSpec,
+    part: ForkPart,
 }
 
 /// A fork whose VMM waits.
@@ -220,20 +262,22 @@ pub(crate) struct Started {
     // Dropped, it ends its process and removes its directory.
     vmm: OffRuntime<Box<dyn Waiting>>,
     journal: Journal,
+    part: ForkPart,
 }
 
 impl Started {
-    async fn new(template: &Template, dir: OffRuntime<VmDir>) -> Result<Self, RestoreError> {
+    async fn new(template: &Template, new: NewFork) -> Result<Self, RestoreError> {
+        let NewFork { dir, spec, part } = new;
         let (journal, restorer) = (dir.journal().clone(), Arc::clone(&template.restorer));
-        let vmm = operation(async move { restorer.start(dir.into_inner()).await.map(OffRuntime::new) }).await?;
-        Ok(Self { vmm, journal })
+        let vmm = operation(async move { restorer.start(dir.into_inner(), spec).await.map(OffRuntime::new) }).await?;
+        Ok(Self { vmm, journal, part })
     }
 
     /// Loads its state and lets it run until its agent answers.
     async fn link(self, deadline: Instant) -> Result<Linked, RestoreError> {
-        let Self { vmm, journal } = self;
+        let Self { vmm, journal, part } = self;
         let vm = operation(async move { vmm.into_inner().load().await }).await?;
-        Linked::new(vm, journal, deadline).await
+        Linked::new(vm, journal, part, deadline).await
     }
 }
 
@@ -243,22 +287,23 @@ struct Linked {
     vm: Vm,
     link: GuestLink,
     journal: Journal,
+    part: ForkPart,
 }
 
 impl Linked {
     /// Lets a fork run until its agent answers.
-    async fn new(vm: Vm, journal: Journal, deadline: Instant) -> Result<Self, RestoreError> {
+    async fn new(vm: Vm, journal: Journal, part: ForkPart, deadline: Instant) -> Result<Self, RestoreError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let run = async { Ok::<_, RestoreError>(vm.resume_within(RESUME_DEADLINE).await?) };
         let link = async { Ok::<_, RestoreError>(vm.connect(left).await?) };
         let ((), link) = tokio::try_join!(run, link)?;
-        Ok(Self { vm, link, journal })
+        Ok(Self { vm, link, journal, part })
     }
 
     async fn renew(self, template: &Template, deadline: Instant) -> Result<Fork, RestoreError> {
-        let Self { vm, link, journal } = self;
+        let Self { vm, link, journal, part } = self;
         let identity = match template.identity {
-            ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &template.spec)),
+            ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &template.spec, &part)),
             ForkIdentity::Keep => None,
         };
         link.renew(Renewal { identity }, deadline.saturating_duration_since(Instant::now())).await?;
@@ -286,7 +331,7 @@ impl Held {
     /// Makes one more.
     pub(crate) async fn new(template: &Template) -> Result<Self, RestoreError> {
         let deadline = Instant::now() + template.deadline;
-        let started = Started::new(template, template.new_dir().await?).await?;
+        let started = Started::new(template, template.begin(ForkPart::default()).await?).await?;
         if !template.snapshot.manifest().frozen {
             return Ok(Self::Waiting(started));
         }

@@ -25,7 +25,7 @@ use crate::snapshot::{
 };
 use crate::vm::{ControlError, Shared};
 use crate::vm_dir::MEMORY_FILE;
-use crate::vm_spec::VmSpec;
+use crate::vm_spec::{DiskRole, VmSpec};
 
 /// A VMM pauses and resumes in milliseconds, and a flush of a busy disk may come before that.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
@@ -128,7 +128,11 @@ impl Save {
 
     fn publish(&self, written: Written, order: SaveOrder, generation: u64) -> Result<Snapshot, SaveError> {
         let Written { draft, parent, memory, disks, machine } = written;
-        let external = self.spec.disks.iter().filter(|disk| disk.read_only).map(|disk| ExternalDisk::of(&disk.path));
+        let outside = |role| {
+            let disks = self.spec.disks.iter().filter(move |disk| disk.role == role);
+            disks.map(|disk| ExternalDisk::of(&disk.path)).collect::<Result<_, SnapshotError>>()
+        };
+        let (external, volumes) = (outside(DiskRole::Shared)?, outside(DiskRole::Volume)?);
         let snapshot = draft.publish(NewSnapshot {
             parent,
             generation,
@@ -138,7 +142,8 @@ impl Save {
             frozen: order.frozen,
             memory,
             disks,
-            external: external.collect::<Result<_, SnapshotError>>()?,
+            external,
+            volumes,
         })?;
         match failpoint::hit("save.published") {
             Ok(()) => Ok(snapshot),

@@ -49,6 +49,19 @@ pub enum DiskFormat {
     Qcow2,
 }
 
+/// What a disk is to its guest, and to the snapshots of its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskRole {
+    /// The guest reads it. Any number of VMs share it, a snapshot names it, and a restore needs it unchanged.
+    Shared,
+    /// The guest writes to it. A snapshot holds what it was at that moment, and each fork writes to a layer of its own.
+    Scratch,
+    /// The guest writes to it, and what it writes outlives the VM. A snapshot names it and holds none of it, so each fork
+    /// must be given one, which it alone has: see [`ForkPart::volumes`](crate::ForkPart::volumes).
+    Volume,
+}
+
 /// A block device of the guest, in order `/dev/vda`, `/dev/vdb` …
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -56,8 +69,8 @@ pub struct Disk {
     pub path: Utf8PathBuf,
     /// Its layout.
     pub format: DiskFormat,
-    /// The guest can't write to it.
-    pub read_only: bool,
+    /// What it is to the guest and to snapshots.
+    pub role: DiskRole,
 }
 
 /// A root filesystem that the agent mounts below an overlay.

@@ -4,7 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use kiln_engine::{Disk, DiskFormat, Engine as _, ExitReason, LaunchError, QemuEngine, SpecError, VmEvent, VmSpec};
+use kiln_engine::{
+    Disk, DiskFormat, DiskRole, Engine as _, ExitReason, LaunchError, QemuEngine, SpecError, VmEvent, VmSpec,
+};
 
 use support::{Lab, console_until, end, is_alive};
 
@@ -151,11 +153,17 @@ async fn vm_takes_disks_whose_paths_hold_anything() {
     let lab = Lab::new();
     let path = lab.home().join("a,b:\"c\".raw");
     std::fs::write(&path, [0; 4096]).expect("written");
-    let disk = |read_only| Disk { path: path.clone(), format: DiskFormat::Raw, read_only };
+    let disk = |role| Disk { path: path.clone(), format: DiskFormat::Raw, role };
     // The same file twice: two readers share it, and QEMU refuses the writer beside them in its own words.
-    let vm = lab.engine().launch(VmSpec { disks: vec![disk(true), disk(true)], ..lab.spec("idle") }).await;
+    let vm = lab
+        .engine()
+        .launch(VmSpec { disks: vec![disk(DiskRole::Shared), disk(DiskRole::Shared)], ..lab.spec("idle") })
+        .await;
     drop(vm.expect("starts"));
-    let error = lab.engine().launch(VmSpec { disks: vec![disk(true), disk(false)], ..lab.spec("idle") }).await;
+    let error = lab
+        .engine()
+        .launch(VmSpec { disks: vec![disk(DiskRole::Shared), disk(DiskRole::Scratch)], ..lab.spec("idle") })
+        .await;
     let error = error.expect_err("a disk is written by one alone");
     assert!(matches!(&error, LaunchError::VmmFailed { stderr, .. } if stderr.contains("lock")), "{error:?}");
 }

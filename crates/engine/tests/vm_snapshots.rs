@@ -2,12 +2,17 @@
 
 mod support;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, MemoryKind, Snapshot, SnapshotError, SnapshotId, SnapshotStore};
-use kiln_engine::{Disk, DiskFormat, Engine as _, ForkSpec, QemuEngine, RestoreError, VmSpec};
+use kiln_engine::{
+    Disk, DiskFormat, DiskRole, Engine as _, ErrorKind, ForkPart, ForkSpec, QemuEngine, RestoreError, VmSpec,
+    VolumeFile,
+};
 
 use support::guest::{base, connect, disk, fork, make_disk, note, noted, open, save, shell, spec, start_process, tell};
 use support::{Lab, is_alive};
@@ -172,12 +177,59 @@ async fn read(link: &kiln_engine::link::GuestLink) -> [String; 4] {
 }
 
 #[tokio::test]
+async fn vm_with_a_volume_is_saved_without_it_and_each_fork_has_the_one_that_it_is_given() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let [volume, first, second] = ["volume", "first", "second"].map(|name| lab.home().join(name));
+    for path in [&volume, &first, &second] {
+        make_disk(path);
+        // A VMM with a user of its own could not open it.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).expect("is ours");
+    }
+    let disks = vec![Disk { role: DiskRole::Volume, ..disk(&volume, DiskFormat::Raw) }];
+    let vm = engine.launch(VmSpec { disks, ..spec() }).await.expect("starts");
+    let link = connect(&vm).await;
+    let snapshot = save(&vm, &link, AfterSave::End).await.expect("is saved");
+    assert!(snapshot.manifest().files.iter().all(|file| !file.name.starts_with("disk")), "no byte of the volume");
+    assert_eq!(snapshot.manifest().volumes[0].path, volume);
+
+    let error = engine.restore(&snapshot, ForkSpec::default()).await.expect_err("has no volume");
+    assert!(matches!(&error, RestoreError::NoVolume { index: 0, path, .. } if *path == volume), "{error:?}");
+    assert_eq!((error.kind(), lab.vms()), (ErrorKind::Invalid, vec![]));
+
+    let part = |name: &str, path: &Utf8PathBuf| ForkPart {
+        hostname: Some(name.into()),
+        volumes: vec![VolumeFile { index: 0, path: path.clone() }],
+        ..ForkPart::default()
+    };
+    let forks = ForkSpec { count: 2, parts: vec![part("one", &first), part("two", &second)], ..ForkSpec::default() };
+    let mut forks = engine.restore(&snapshot, forks).await.expect("are restored");
+    for (fork, name) in forks.iter().zip(["one", "two"]) {
+        assert_eq!(shell(&fork.link, "cat /proc/sys/kernel/hostname").await, name);
+        shell(&fork.link, &format!("echo {name} >/dev/vda; sync")).await;
+    }
+    forks.pop().expect("two").vm.kill().await;
+    let start = |path: &Utf8PathBuf| std::fs::read(path).expect("reads")[..4].to_vec();
+    assert_eq!([&volume, &first, &second].map(start), [*b"\0\0\0\0", *b"one\n", *b"two\n"]);
+
+    let one = forks.remove(0);
+    let id = one.vm.id().clone();
+    save(&one.vm, &one.link, AfterSave::Stop).await.expect("stops");
+    let one = engine.resume(&id).await.expect("goes on with its volume");
+    assert_eq!(shell(&one.link, "head -c 3 /dev/vda; cat /proc/sys/kernel/hostname").await, "oneone");
+    save(&one.vm, &one.link, AfterSave::Stop).await.expect("stops again");
+    std::fs::write(&first, vec![b'x'; 1 << 20]).expect("written");
+    let error = engine.resume(&id).await.expect_err("its volume is another one");
+    assert!(matches!(&error, RestoreError::DiskMoved { path, .. } if *path == first), "{error:?}");
+}
+
+#[tokio::test]
 async fn vm_with_a_read_only_disk_that_was_written_since_is_not_restored() {
     let lab = Lab::new();
     let engine = lab.engine();
     let path = lab.home().join("shared.raw");
     make_disk(&path);
-    let disks = vec![Disk { read_only: true, ..disk(&path, DiskFormat::Raw) }];
+    let disks = vec![Disk { role: DiskRole::Shared, ..disk(&path, DiskFormat::Raw) }];
     let vm = engine.launch(VmSpec { disks, ..spec() }).await.expect("starts");
     let link = connect(&vm).await;
     let snapshot = save(&vm, &link, AfterSave::End).await.expect("is saved");

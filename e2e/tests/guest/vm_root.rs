@@ -6,7 +6,7 @@ use std::process::Command;
 
 use camino::Utf8PathBuf;
 use kiln_e2e::guest::{Guest, in_vm};
-use kiln_engine::{Disk, DiskFormat, RootSpec};
+use kiln_engine::{Disk, DiskFormat, DiskRole, RootSpec};
 
 /// An ext4 disk of busybox and one file, made without root.
 fn disk(folder: &Path) -> Utf8PathBuf {
@@ -33,7 +33,7 @@ fn commands_see_the_disk_and_write_above_it() {
     let before = fs::read(&path).expect("readable");
     in_vm(async {
         let guest = Guest::boot(|spec| {
-            spec.disks = vec![Disk { path: path.clone(), format: DiskFormat::Raw, read_only: true }];
+            spec.disks = vec![Disk { path: path.clone(), format: DiskFormat::Raw, role: DiskRole::Shared }];
             spec.root = Some(RootSpec { device: "/dev/vda".into(), fstype: "ext4".into() });
         })
         .await;

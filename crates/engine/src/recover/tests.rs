@@ -104,6 +104,7 @@ impl Scene {
             memory: MemoryKind::Full,
             disks: Vec::new(),
             external: Vec::new(),
+            volumes: Vec::new(),
             files: vec![FileEntry { name: "memory".into(), bytes: 4, blake3: None }],
             seal,
         };

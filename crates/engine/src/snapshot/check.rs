@@ -10,7 +10,7 @@ use super::id::SnapshotId;
 use super::locked_dir::LockedDir;
 use super::manifest::{MANIFEST_FILE, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal};
 use super::verified::broken;
-use crate::vm_spec::DISKS_MAX;
+use crate::vm_spec::{DISKS_MAX, DiskRole};
 
 /// A manifest has some kilobytes.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
@@ -135,6 +135,11 @@ fn check_memory(manifest: &Manifest) -> Result<(), Fault> {
 
 fn check_disks(manifest: &Manifest) -> Result<(), Fault> {
     let fault = |problem| Err((MANIFEST_FILE.into(), problem));
+    let of_role = |role| manifest.spec.disks.iter().filter(|disk| disk.role == role).count();
+    let (volumes, named) = (of_role(DiskRole::Volume), manifest.volumes.len());
+    if volumes != named {
+        return fault(format!("names {named} volumes of a VM with {volumes}"));
+    }
     let mut seen = BTreeSet::new();
     for layer in &manifest.disks {
         bytes_of(manifest, &layer.file)?;
@@ -192,7 +197,8 @@ mod tests {
         let entry = |name: &str| json!({"name": name, "bytes": 1, "blake3": null});
         let set = |pointer: &'static str, value: Value| (pointer, value);
         let forgeries = [
-            (set("/format", json!(2)), "has the format 2; this version of Kiln knows 1"),
+            (set("/format", json!(1)), "has the format 1; this version of Kiln knows 2"),
+            (set("/format", json!(3)), "has the format 3; this version of Kiln knows 2"),
             (set("/format", json!(-1)), "can't be understood"),
             (set("/format", json!("1")), "can't be understood"),
             (set("/id", json!("0123456789abcdef")), "is of the snapshot `0123456789abcdef`"),
@@ -217,6 +223,8 @@ mod tests {
             (set("/memory", json!("diff")), "does not have the file \"pages\""),
             (set("/spec/memory_mib", json!(0)), "bytes for a guest with 0"),
             (set("/spec/memory_mib", json!(u64::MAX)), "MiB of memory"),
+            (set("/spec/disks/0/role", json!("volume")), "names 0 volumes of a VM with 1"),
+            (set("/spec/disks/0/role", json!("root")), "can't be understood"),
             (set("/disks/0/index", json!(1)), "which the VM does not have"),
             (set("/disks/0/index", json!(u64::MAX)), "which the VM does not have"),
             (set("/disks/0/file", json!("../disk-0")), "does not have the file \"../disk-0\""),

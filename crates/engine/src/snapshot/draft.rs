@@ -60,6 +60,8 @@ pub struct NewSnapshot {
     pub disks: Vec<DiskLayer>,
     /// As [`Manifest::external`].
     pub external: Vec<ExternalDisk>,
+    /// As [`Manifest::volumes`].
+    pub volumes: Vec<ExternalDisk>,
 }
 
 impl Draft {
@@ -107,6 +109,7 @@ impl Draft {
             memory: new.memory,
             disks: new.disks,
             external: new.external,
+            volumes: new.volumes,
             files: finish_files(&id, partial.path())?,
             seal: Seal::Pending { host_boot_id: host_boot_id()? },
             id: id.clone(),

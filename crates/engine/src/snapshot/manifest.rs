@@ -10,7 +10,7 @@ use super::id::SnapshotId;
 use crate::vm_spec::VmSpec;
 
 /// Version of the manifest and of the files that it names.
-pub const SNAPSHOT_FORMAT: u32 = 1;
+pub const SNAPSHOT_FORMAT: u32 = 2;
 /// Digits of a digest that people are shown.
 const DIGEST_CHARS_SHOWN: usize = 12;
 /// Name of the manifest in a snapshot's directory.
@@ -40,10 +40,12 @@ pub struct Manifest {
     pub frozen: bool,
     /// What its memory file holds.
     pub memory: MemoryKind,
-    /// Disks that can be written, by their place in the spec.
+    /// Scratch disks, by their place in the spec.
     pub disks: Vec<DiskLayer>,
     /// Disks that can't be written and are not part of the snapshot.
     pub external: Vec<ExternalDisk>,
+    /// Volumes, in the order of the spec. They are not part of the snapshot either; each restore is given its own.
+    pub volumes: Vec<ExternalDisk>,
     /// Every file beside the manifest.
     pub files: Vec<FileEntry>,
     /// Whether the checksums are there.
@@ -96,7 +98,7 @@ pub struct DiskLayer {
     pub on_parent: bool,
 }
 
-/// A disk that a snapshot needs and does not hold: one that its guest can only read.
+/// A disk that a snapshot names and does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalDisk {

@@ -13,7 +13,7 @@ use super::manifest::{DiskLayer, MANIFEST_FILE, MachineIdentity, MemoryKind};
 use super::memory::PAGE_BYTES;
 use super::store::SnapshotStore;
 use crate::home::Home;
-use crate::vm_spec::{Disk, DiskFormat, VmSpec};
+use crate::vm_spec::{Disk, DiskFormat, DiskRole, VmSpec};
 
 /// Memory of the guests here.
 pub(crate) const MEMORY_BYTES: u64 = 1 << 20;
@@ -37,7 +37,7 @@ pub(crate) fn place() -> Place {
 pub(crate) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot {
     let mut spec = VmSpec::new("/kernel", "/initramfs");
     spec.memory_mib = MEMORY_BYTES >> 20;
-    spec.disks = vec![Disk { path: "/disk".into(), format: DiskFormat::Qcow2, read_only: false }];
+    spec.disks = vec![Disk { path: "/disk".into(), format: DiskFormat::Qcow2, role: DiskRole::Scratch }];
     let machine = MachineIdentity {
         vmm: "QEMU 7.2".into(),
         acceleration: "tcg".into(),
@@ -58,6 +58,7 @@ pub(crate) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot 
         memory,
         disks: Vec::new(),
         external: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 

@@ -8,7 +8,9 @@ use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::link::GuestLink;
-use kiln_engine::{Acceleration, Disk, DiskFormat, Engine as _, ExitReason, FakeEngine, LaunchError, VmEvent, VmSpec};
+use kiln_engine::{
+    Acceleration, Disk, DiskFormat, DiskRole, Engine as _, ExitReason, FakeEngine, LaunchError, VmEvent, VmSpec,
+};
 use kiln_wire::{ExecRequest, Text};
 
 /// No step of these tests takes this long, unless it hangs.
@@ -156,7 +158,7 @@ async fn a_paused_fake_guest_can_be_shut_down() {
 #[tokio::test]
 async fn a_fake_guest_has_no_disks_and_says_so() {
     let lab = Lab::new();
-    let disk = Disk { path: "/dev/null".into(), format: DiskFormat::Raw, read_only: true };
+    let disk = Disk { path: "/dev/null".into(), format: DiskFormat::Raw, role: DiskRole::Shared };
     let error = lab.engine().launch(VmSpec { disks: vec![disk], ..spec() }).await.expect_err("has none");
     assert!(matches!(error, LaunchError::Unsupported { what: "disks", .. }), "{error:?}");
     let capabilities = lab.engine().capabilities();

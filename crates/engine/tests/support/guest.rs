@@ -14,7 +14,8 @@ use kiln_engine::home::Home;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotError, SnapshotId, SnapshotRequest, SnapshotStore};
 use kiln_engine::{
-    AccelerationRequest, Disk, DiskFormat, Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, SaveError, Vm, VmSpec,
+    AccelerationRequest, Disk, DiskFormat, DiskRole, Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, SaveError,
+    Vm, VmSpec,
 };
 use kiln_wire::{ExecRequest, SessionSpec};
 
@@ -44,7 +45,7 @@ pub fn spec() -> VmSpec {
 
 /// A disk that its guest can write.
 pub fn disk(path: &Utf8Path, format: DiskFormat) -> Disk {
-    Disk { path: path.into(), format, read_only: false }
+    Disk { path: path.into(), format, role: DiskRole::Scratch }
 }
 
 /// A disk of zeros.

@@ -167,10 +167,10 @@ impl Driver for FakeEngine {
     fn restorer<'a>(
         &'a self,
         snapshot: &'a Snapshot,
-        spec: &'a VmSpec,
+        _: &'a VmSpec,
     ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, RestoreError>> {
         Box::pin(async {
-            let restorer = FakeRestorer::new(Arc::clone(&self.program), snapshot, spec)?;
+            let restorer = FakeRestorer::new(Arc::clone(&self.program), snapshot)?;
             Ok(Arc::new(restorer) as Arc<dyn Restorer>)
         })
     }

@@ -67,16 +67,15 @@ pub(super) struct FakeRestorer {
     program: Arc<Program>,
     machine: MachineIdentity,
     snapshot: Snapshot,
-    spec: VmSpec,
 }
 
 impl FakeRestorer {
-    pub(super) fn new(program: Arc<Program>, snapshot: &Snapshot, spec: &VmSpec) -> Result<Self, RestoreError> {
+    pub(super) fn new(program: Arc<Program>, snapshot: &Snapshot) -> Result<Self, RestoreError> {
         let machine = program.machine()?;
-        Ok(Self { program, machine, snapshot: snapshot.clone(), spec: spec.clone() })
+        Ok(Self { program, machine, snapshot: snapshot.clone() })
     }
 
-    async fn started(&self, dir: VmDir) -> Result<WaitingAgent, RestoreError> {
+    async fn started(&self, dir: VmDir, spec: VmSpec) -> Result<WaitingAgent, RestoreError> {
         let (snapshot, guest) = (self.snapshot.clone(), dir.path().join(GUEST_DIRECTORY));
         let unpacked = blocking(move || {
             let memory = snapshot.memory_root();
@@ -89,7 +88,7 @@ impl FakeRestorer {
         let failed = |source| LaunchError::Directory { path: dir.path().into(), source };
         let locks = locks.collect::<io::Result<_>>().map_err(failed)?;
         let agent = Agent::start(Arc::clone(&self.program), dir, locks).await?;
-        Ok(WaitingAgent { agent, spec: self.spec.clone() })
+        Ok(WaitingAgent { agent, spec })
     }
 }
 
@@ -98,8 +97,8 @@ impl Restorer for FakeRestorer {
         &self.machine
     }
 
-    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>> {
-        Box::pin(async { Ok(Box::new(self.started(dir).await?) as Box<dyn Waiting>) })
+    fn start(&self, dir: VmDir, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>> {
+        Box::pin(async { Ok(Box::new(self.started(dir, spec).await?) as Box<dyn Waiting>) })
     }
 }
 

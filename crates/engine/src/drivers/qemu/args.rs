@@ -410,7 +410,11 @@ mod tests {
 
     #[test]
     fn disks_are_inherited_open() {
-        let disk = crate::vm_spec::Disk { path: "/d".into(), format: crate::vm_spec::DiskFormat::Raw, read_only: true };
+        let disk = crate::vm_spec::Disk {
+            path: "/d".into(),
+            format: crate::vm_spec::DiskFormat::Raw,
+            role: crate::vm_spec::DiskRole::Shared,
+        };
         let line = line(&VmSpec { disks: vec![disk], ..spec() }, &facts(Accelerator::Tcg));
         assert!(line.contains("-add-fd fd=22,set=0 -blockdev {\"filename\":\"/d\"} -device virtio-blk-pci"), "{line}");
     }

@@ -12,7 +12,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use crate::vm_spec::{Disk, DiskFormat};
+use crate::vm_spec::{Disk, DiskFormat, DiskRole};
 
 /// A disk as the block node `node`: the image itself, or the newest of the qcow2 overlays on it, which come from the
 /// oldest to the newest. The top can be written to unless the disk is read-only; what is below it can't.
@@ -23,7 +23,7 @@ pub(crate) fn blockdev(node: &str, disk: &Disk, overlays: &[Utf8PathBuf]) -> Val
 
     let mut below = Value::Null;
     for (index, (path, format)) in layers.into_iter().enumerate() {
-        let read_only = disk.read_only || index != top;
+        let read_only = disk.role == DiskRole::Shared || index != top;
         let file = json!({"driver": "file", "filename": absolute(path), "read-only": read_only});
         let mut layer = json!({"read-only": read_only, "file": file});
         match format {
@@ -67,7 +67,7 @@ mod tests {
     }
 
     fn disk(path: &Utf8Path, format: DiskFormat) -> Disk {
-        Disk { path: path.to_owned(), format, read_only: false }
+        Disk { path: path.to_owned(), format, role: DiskRole::Scratch }
     }
 
     fn overlay(directory: &Utf8Path, name: &str, bytes: usize) -> Utf8PathBuf {
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_disk_without_overlays_is_its_image() {
-        let raw = Disk { read_only: true, ..disk("a,b:\"c\"".into(), DiskFormat::Raw) };
+        let raw = Disk { role: DiskRole::Shared, ..disk("a,b:\"c\"".into(), DiskFormat::Raw) };
         let file = json!({"driver": "file", "filename": "./a,b:\"c\"", "read-only": true});
         let expected = json!({"driver": "raw", "node-name": "disk3", "read-only": true, "file": file});
         assert_eq!(blockdev("disk3", &raw, &[]), expected);

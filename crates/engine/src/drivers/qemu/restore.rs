@@ -31,7 +31,7 @@ use crate::failpoint;
 use crate::snapshot::{MANIFEST_FILE, MachineIdentity, Snapshot, SnapshotError, overlay};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::VmDir;
-use crate::vm_spec::{Disk, DiskFormat, VmSpec};
+use crate::vm_spec::{Disk, DiskFormat, DiskRole, VmSpec};
 
 /// A QEMU loads the state of its devices in milliseconds.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
@@ -42,7 +42,6 @@ pub(super) struct Common {
     home: Utf8PathBuf,
     binary: Utf8PathBuf,
     snapshot: Snapshot,
-    spec: VmSpec,
     facts: Facts,
     policy: Policy,
 }
@@ -71,8 +70,8 @@ impl QemuRestorer {
         let facts = machine::facts(&home, &binary, spec, accelerator).await;
         let machine =
             machine::identity(&home, spec, &facts).map_err(|source| SnapshotError::io("read", &spec.kernel, source))?;
-        let (snapshot, spec, policy) = (snapshot.clone(), spec.clone(), engine.policy.clone());
-        let common = Common { home, binary, snapshot, spec, facts, policy };
+        let (snapshot, policy) = (snapshot.clone(), engine.policy.clone());
+        let common = Common { home, binary, snapshot, facts, policy };
         Ok(Self { machine, common: Arc::new(common) })
     }
 }
@@ -82,8 +81,11 @@ impl Restorer for QemuRestorer {
         &self.machine
     }
 
-    fn start(&self, dir: VmDir) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>> {
-        Box::pin(async { Ok(Box::new(WaitingQemu::start(Arc::clone(&self.common), dir).await?) as Box<dyn Waiting>) })
+    fn start(&self, dir: VmDir, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>> {
+        Box::pin(async {
+            let waiting = WaitingQemu::start(Arc::clone(&self.common), dir, spec).await?;
+            Ok(Box::new(waiting) as Box<dyn Waiting>)
+        })
     }
 }
 
@@ -94,6 +96,7 @@ struct WaitingQemu {
     started: Started,
     dir: VmDir,
     common: Arc<Common>,
+    spec: VmSpec,
     overlays: Vec<(usize, Utf8PathBuf)>,
     /// The memory file.
     mapped: File,
@@ -102,10 +105,11 @@ struct WaitingQemu {
 }
 
 impl WaitingQemu {
-    async fn start(common: Arc<Common>, dir: VmDir) -> Result<Self, RestoreError> {
-        let (spec, snapshot) = (&common.spec, &common.snapshot);
+    async fn start(common: Arc<Common>, dir: VmDir, spec: VmSpec) -> Result<Self, RestoreError> {
+        let snapshot = &common.snapshot;
         let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
-        let overlays = make_overlays(&dir, &common)?;
+        refuse_external_volumes(&spec)?;
+        let overlays = make_overlays(&dir, &spec, snapshot)?;
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| {
             let node = args::disk_node(index);
             let Some((_, overlay)) = overlays.iter().find(|(of, _)| *of == index) else {
@@ -126,7 +130,7 @@ impl WaitingQemu {
         let mapped = open(&snapshot.memory_root())?;
         let plan = Plan {
             binary: &common.binary,
-            spec,
+            spec: &spec,
             facts: common.facts.clone(),
             memory: Memory::Private(snapshot.memory_root()),
             start: Start::Restore,
@@ -136,7 +140,7 @@ impl WaitingQemu {
             policy: &common.policy,
         };
         let started = launch::start(&dir, plan).await?;
-        Ok(Self { dir, started, common, overlays, mapped, device_fd })
+        Ok(Self { dir, started, common, spec, overlays, mapped, device_fd })
     }
 
     /// Gives it the pages of the diffs and the state of its devices. It stands still yet.
@@ -160,9 +164,9 @@ impl WaitingQemu {
         let base = common.snapshot.id().clone();
         let memory = SavedMemory::Fork { base, mapped: self.mapped, overlays: self.overlays };
         let qmp = self.started.monitor.0.clone();
-        let saver = QemuSaver::new(&common.home, &self.dir, &common.spec, common.facts.clone(), qmp, pid, memory);
+        let saver = QemuSaver::new(&common.home, &self.dir, &self.spec, common.facts.clone(), qmp, pid, memory);
         let path = self.dir.path().to_owned();
-        let vm = launch::own(&common.home, self.dir, self.started, &common.spec, common.facts.accelerator, saver)
+        let vm = launch::own(&common.home, self.dir, self.started, &self.spec, common.facts.accelerator, saver)
             .map_err(|source| LaunchError::Directory { path, source })?;
         Ok(vm)
     }
@@ -202,11 +206,23 @@ fn open(path: &Utf8Path) -> Result<File, SnapshotError> {
     Ok(file.into_file())
 }
 
-/// Makes an overlay for each disk that can be written.
-fn make_overlays(dir: &VmDir, common: &Common) -> Result<Vec<(usize, Utf8PathBuf)>, SnapshotError> {
-    let writable = common.spec.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
-    let overlays = writable.map(|(index, disk)| {
-        let (root, above) = layers(&common.snapshot, index, disk)?;
+/// A volume comes from the user anew, and a qcow2 image can name another file of the host to read from.
+fn refuse_external_volumes(spec: &VmSpec) -> Result<(), RestoreError> {
+    let volumes = spec.disks.iter().filter(|disk| disk.role == DiskRole::Volume);
+    let mut checked = volumes.map(|disk| (disk, overlay::refuse_external_data(&disk.path, disk.format)));
+    match checked.find_map(|(disk, checked)| checked.err().map(|error| (disk, error))) {
+        Some((disk, error)) => {
+            Err(RestoreError::Part { problem: format!("the volume `{}` can't be used: {error}", disk.path) })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes an overlay for each scratch disk.
+fn make_overlays(dir: &VmDir, spec: &VmSpec, snapshot: &Snapshot) -> Result<Vec<(usize, Utf8PathBuf)>, SnapshotError> {
+    let scratch = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Scratch);
+    let overlays = scratch.map(|(index, disk)| {
+        let (root, above) = layers(snapshot, index, disk)?;
         overlay::refuse_external_data(&root.path, root.format)
             .map_err(|source| SnapshotError::io("use", &root.path, source))?;
         let (top, format) = above.last().map_or((&root.path, root.format), |top| (top, DiskFormat::Qcow2));
@@ -237,7 +253,7 @@ mod tests {
     fn a_disk_without_a_layer_is_a_broken_manifest() {
         let place = crate::snapshot::testing::place();
         let snapshot = place.full("root");
-        let disk = Disk { path: "/d".into(), format: DiskFormat::Raw, read_only: false };
+        let disk = Disk { path: "/d".into(), format: DiskFormat::Raw, role: DiskRole::Scratch };
         let error = layers(&snapshot, 0, &disk).expect_err("has none");
         assert!(matches!(&error, SnapshotError::Broken { file, .. } if file == MANIFEST_FILE), "{error:?}");
     }

@@ -26,7 +26,7 @@ use crate::snapshot::{
 };
 use crate::vm::ControlError;
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
-use crate::vm_spec::VmSpec;
+use crate::vm_spec::{DiskRole, VmSpec};
 
 /// To write the state of the devices, after the flush of a busy disk.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
@@ -122,8 +122,8 @@ impl QemuSaver {
 
     fn save_disks(&self, draft: &Draft, files: Files) -> Result<Vec<DiskLayer>, SnapshotError> {
         let mut layers = Vec::new();
-        let writable = self.spec.disks.iter().enumerate().filter(|(_, disk)| !disk.read_only);
-        for (index, disk) in writable {
+        let scratch = self.spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Scratch);
+        for (index, disk) in scratch {
             let file = format!("disk-{index}");
             let overlay = match &self.memory {
                 SavedMemory::Fork { overlays, .. } => overlays.iter().find(|(of, _)| *of == index),
