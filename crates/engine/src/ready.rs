@@ -21,7 +21,7 @@ use crate::home::Home;
 use crate::link::{LinkError, StreamError};
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::vm::Vm;
-use crate::vm_spec::{OwnerLoss, VmSpec};
+use crate::vm_spec::{Disk, DiskRole, OwnerLoss, VmSpec};
 
 /// Ready-made snapshots of one home: each takes the memory that its guest has used, some 100 MiB.
 pub const READY_SNAPSHOTS_MAX: usize = 16;
@@ -156,11 +156,26 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, Launc
         None => String::new(),
         Some(path) => facts.digest(path).map_err(|source| LaunchError::Image { path: path.clone(), source })?,
     };
+    let disks = disk_digests(&facts, &spec.disks)?;
     let json = |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
     // Where the image lies is no part of what it is.
     let spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
     let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
-    Ok(ReadyKey::of(&[env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs]))
+    let mut words = vec![env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs];
+    words.extend(disks.iter().map(String::as_str));
+    Ok(ReadyKey::of(&words))
+}
+
+/// What a spec's disks hold: of a guest that has booted, its memory knows what it read, and a snapshot has a copy of what
+/// it could write to. A disk whose file was changed in place is another disk. A volume is none of the snapshot's.
+fn disk_digests(facts: &FileFacts, disks: &[Disk]) -> Result<Vec<String>, LaunchError> {
+    let digest = |disk: &Disk| match disk.role {
+        DiskRole::Volume => Ok("volume".to_owned()),
+        DiskRole::Shared | DiskRole::Scratch => {
+            facts.digest(&disk.path).map_err(|source| LaunchError::Image { path: disk.path.clone(), source })
+        }
+    };
+    disks.iter().map(digest).collect()
 }
 
 /// The one that is there, unless it is broken: then it is removed.
@@ -226,4 +241,31 @@ async fn save(
     progress(ReadyStep::Saving);
     let request = SnapshotRequest { link: Some(&link), then: AfterSave::End, label: label.into() };
     Ok(vm.snapshot(request).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm_spec::DiskFormat;
+
+    #[test]
+    fn a_disk_that_was_changed_in_place_is_another_one_unless_it_is_a_volume() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let home = camino::Utf8Path::from_path(directory.path()).expect("UTF-8");
+        let path = home.join("disk");
+        let disk = |role| Disk { path: path.clone(), format: DiskFormat::Raw, role };
+        let digests = || {
+            let disks = [DiskRole::Shared, DiskRole::Scratch, DiskRole::Volume].map(disk);
+            disk_digests(&FileFacts::new(home), &disks).expect("reads")
+        };
+        fs_err::write(&path, "one").expect("written");
+        let one = digests();
+        assert_eq!(digests(), one);
+        // The same size, and the same time as far as anybody can set it.
+        let modified = fs_err::metadata(&path).and_then(|meta| meta.modified()).expect("facts");
+        fs_err::write(&path, "two").expect("written");
+        std::fs::File::options().write(true).open(&path).expect("opens").set_modified(modified).expect("set");
+        let two = digests();
+        assert!(one[0] != two[0] && one[1] != two[1] && one[2] == two[2], "{one:?} {two:?}");
+    }
 }
