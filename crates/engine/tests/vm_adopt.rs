@@ -138,8 +138,15 @@ async fn vm_that_outlived_its_owner_is_adopted_with_link_and_console() {
     let link = link(&vm).await;
     assert_eq!(shell(&link, "cat /tmp/word; echo to the console > /dev/ttyS0").await, "before\n");
     console_until(&mut events, "to the console").await;
-    let log = std::fs::read_to_string(vm.dir().join("console.log")).expect("reads");
-    assert!(log.contains("for the first owner") && log.contains("to the console"), "the log goes on");
+    // A thread of its own writes the log, so it may be behind the events.
+    let log = || std::fs::read_to_string(vm.dir().join("console.log")).expect("reads");
+    for _ in 0..500 {
+        if log().contains("to the console") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(log().contains("for the first owner") && log().contains("to the console"), "the log goes on");
 
     let exit = vm.kill().await;
     assert_eq!((exit.status, exit.reason), (VmmStatus::Unknown, ExitReason::Killed));
