@@ -162,7 +162,10 @@ fn answer(listener: &OwnedFd, memory: &File) -> io::Result<()> {
         }
         let Some(call) = receive(listener)? else { continue };
         if asks_for_memory(&call) {
-            return hand_over(listener, call.id, memory);
+            match hand_over(listener, call.id, memory)? {
+                Answered::Yes => return Ok(()),
+                Answered::TooLate => continue,
+            }
         }
         let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
         respond(listener, libc::seccomp_notif_resp { id: call.id, val: 0, error: 0, flags })?;
@@ -195,7 +198,16 @@ fn asks_for_memory(call: &libc::seccomp_notif) -> bool {
     read == path.len().cast_signed() && path.strip_suffix(b"\0") == Some(MEMORY_NAME.as_bytes())
 }
 
-fn hand_over(listener: &OwnedFd, id: u64, memory: &File) -> io::Result<()> {
+/// Whether a call got its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answered {
+    Yes,
+    /// It was gone: its thread has ended, or something interrupted the call, which the kernel then begins anew and asks for
+    /// again. Without a listener it would fail with `ENOSYS`, so this has to go on answering.
+    TooLate,
+}
+
+fn hand_over(listener: &OwnedFd, id: u64, memory: &File) -> io::Result<Answered> {
     let mut add = libc::seccomp_notif_addfd {
         id,
         flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
@@ -205,21 +217,26 @@ fn hand_over(listener: &OwnedFd, id: u64, memory: &File) -> io::Result<()> {
     };
     // SAFETY: the kernel only reads the structure.
     match unsafe { ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ADDFD, (&raw mut add).cast()) } {
-        // Its thread is gone, and so is the VMM.
-        Ok(_) | Err(Errno::NOENT) => return Ok(()),
+        Ok(_) => return Ok(Answered::Yes),
+        Err(Errno::NOENT) => return Ok(Answered::TooLate),
         // Before Linux 5.14 it takes two calls.
         Err(Errno::INVAL) => add.flags = 0,
         Err(error) => return Err(error.into()),
     }
     // SAFETY: as above.
-    let fd = unsafe { ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ADDFD, (&raw mut add).cast()) }?;
+    let fd = match unsafe { ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ADDFD, (&raw mut add).cast()) } {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(Answered::TooLate),
+        Err(error) => return Err(error.into()),
+    };
     respond(listener, libc::seccomp_notif_resp { id, val: fd.into(), error: 0, flags: 0 })
 }
 
-fn respond(listener: &OwnedFd, mut response: libc::seccomp_notif_resp) -> io::Result<()> {
+fn respond(listener: &OwnedFd, mut response: libc::seccomp_notif_resp) -> io::Result<Answered> {
     // SAFETY: the kernel only reads the structure.
     match unsafe { ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, (&raw mut response).cast()) } {
-        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Ok(_) => Ok(Answered::Yes),
+        Err(Errno::NOENT) => Ok(Answered::TooLate),
         Err(error) => Err(error.into()),
     }
 }
