@@ -193,7 +193,7 @@ fn name_machine(identity: &Identity) -> Result<(), Fault> {
 
 /// Writes a file in place: the page that it has stays, which is some milliseconds less of a fork's first moments.
 fn overwrite(path: &str, content: &str) -> io::Result<()> {
-    // A pipe that somebody has put there is not waited for.
+    // If the file is a pipe, this does not wait for it.
     let options = File::options().write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).clone();
     let file = options.open(path)?;
     file.write_all_at(content.as_bytes(), 0)?;

@@ -1,4 +1,4 @@
-//! What a copy has not got, by name.
+//! What a copy lacks, by name.
 
 use kiln_wire::{ErrorCode, Fault};
 
@@ -7,7 +7,7 @@ const FAULTS_MAX: usize = 256;
 /// Their words together.
 const WORDS_BYTES_MAX: usize = 64 << 10;
 
-/// What a copy has not got: each by name, as far as there is room.
+/// What a copy lacks: each by name, until there is no room for more names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeftOut {
     /// Why, with the name. `not_a_file` is for devices, FIFOs, sockets and mounts; all others could not be read.

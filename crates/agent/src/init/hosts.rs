@@ -9,9 +9,9 @@ const HOSTS: &str = "/etc/hosts";
 const OWN_ADDRESS: &str = "127.0.1.1";
 /// A new file's other lines.
 const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-/// A name that is every machine's is none to be replaced.
+/// A name that every machine has is never replaced.
 const EVERYBODYS: &str = "localhost";
-/// Longer files are somebody's list and left alone.
+/// A longer file is a list that the user keeps, and is left alone.
 const BYTES_MAX: u64 = 1 << 20;
 
 /// Makes `new` resolve, in the place of `old`.
@@ -19,7 +19,7 @@ const BYTES_MAX: u64 = 1 << 20;
 /// # Errors
 /// The file can't be read or written, or is no ordinary one.
 pub(crate) fn rename(old: &str, new: &str) -> io::Result<()> {
-    // A pipe that somebody has put there is not waited for.
+    // If the file is a pipe, this does not wait for it.
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(libc::O_NONBLOCK);
     let mut file = options.open(HOSTS)?;

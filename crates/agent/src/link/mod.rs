@@ -191,7 +191,7 @@ impl Server {
         }
     }
 
-    /// Serves the frames that are whole, as far as there is room for their answers, and says what can follow.
+    /// Serves whole frames until their answers fill the room for them, and returns what can follow.
     async fn follow(&mut self, decoder: &mut Decoder) -> Next {
         let Err(farewell) = self.frames(decoder) else { return Next::Bytes };
         self.behind = false;

@@ -256,7 +256,7 @@ fn files_of_the_kernel_are_packed_to_their_end_whatever_size_they_say() {
 
 #[test]
 fn what_can_not_be_read_is_named_and_the_rest_is_packed() {
-    // Root may open every file; but nobody can read memory at an address where there is none.
+    // Root may open every file, but no process can read memory at an address that is not mapped.
     let root = Root::new(None).expect("there is a /");
     let mut archive = Vec::new();
     let packer = Packer::open(&root, &"/proc/self/task".into()).expect("it can be packed");

@@ -145,7 +145,7 @@ fn devices_fifos_and_unknown_kinds_are_refused_by_name() {
         let message = refused(unpack(&yard, &[special(kind, "dev", "")]), ErrorCode::NotAFile);
         assert!(message.contains("`dev`"), "{message}");
     }
-    // A sparse file is none of them, but its parts have to make sense.
+    // Sparse files are allowed, but their parts have to make sense.
     let data_without_parts = member(b'S', b"sparse", b"", b"x", 1);
     refused(unpack(&yard, &[data_without_parts]), ErrorCode::InvalidRequest);
     refused(unpack(&yard, &[special(b'M', "more", "")]), ErrorCode::Unsupported);
