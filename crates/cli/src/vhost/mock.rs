@@ -39,10 +39,11 @@ pub fn run(args: &MockArgs) -> Result<u8, Failure> {
     // First of all: later there may be descriptors of ours with that number.
     let inherited = args.fd.map(inherit).transpose()?;
     let (device, _disk) = device(args)?;
+    let kind = device.kind();
     if args.print_capabilities {
         return print_capabilities(&*device);
     }
-    let watch = args.check.then(|| Arc::new(Watch::new(target(args))));
+    let watch = args.check.then(|| Arc::new(Watch::new(target(args)).of_device(kind)));
     let expected = expected(args)?;
     let mut mock = Mock::new(device).observer(Arc::new(Observers::new(watch.clone())));
     if let Some(path) = &args.script {

@@ -17,7 +17,7 @@ use crate::memory::Area;
 use crate::protocol::frontend::{
     GetVringBase, SetVringAddr, SetVringBase, SetVringCall, SetVringEnable, SetVringKick, SetVringNum,
 };
-use crate::protocol::{VringAddress, VringFile, VringState};
+use crate::protocol::{PackedBase, VringAddress, VringFile, VringState};
 use crate::socket::{Event, wait_readable};
 
 /// In a descriptor's flags: it is available, where this is the driver's wrap counter.
@@ -83,6 +83,21 @@ impl PackedRing {
             taken: Place::START,
             lengths: vec![0; usize::from(size)],
         })
+    }
+
+    /// Goes on at another place, as after a migration. Nothing may be under way.
+    pub fn start_at(&mut self, base: PackedBase) {
+        self.offered = Place { index: base.available, wrap: base.available_wrap };
+        self.taken = Place { index: base.used, wrap: base.used_wrap };
+        // What both sides have passed in this lap is used in it; what lies before them is of the lap before.
+        for place in 0..self.size {
+            let lap = if place < base.used { base.used_wrap } else { !base.used_wrap };
+            self.descriptors.store_u16(
+                usize::from(place) * 16 + 14,
+                if lap { AVAIL | USED } else { 0 },
+                Ordering::Release,
+            );
+        }
     }
 
     /// All that it takes until the ring runs; from where the driver is.

@@ -14,7 +14,7 @@ pub use header::{Flags, HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, VE
 pub use message::{BackendCall, FrontendCall, Message, backend, frontend};
 pub use payload::{
     Config, CryptoSession, DESCRIPTORS_MAX, DeviceStateTransfer, Empty, Inflight, Iotlb, IotlbKind, IotlbPermission,
-    Log, MemoryRegion, MemoryTable, Payload, PayloadError, REGIONS_MAX, SharedMemoryConfig, SharedMemoryMap,
-    SharedObject, SingleRegion, VringAddress, VringArea, VringFile, VringState,
+    Log, MemoryRegion, MemoryTable, PackedBase, Payload, PayloadError, REGIONS_MAX, SharedMemoryConfig,
+    SharedMemoryMap, SharedObject, SingleRegion, VringAddress, VringArea, VringFile, VringState,
 };
 pub use request::{BackendRequest, FrontendRequest, Request};

@@ -1,6 +1,8 @@
 //! What stands behind a header ("Payload" in the specification). Each type decodes exactly what it encodes; decoding
 //! takes any bytes and allocates no more than they hold.
 
+use std::fmt;
+
 use super::header::PAYLOAD_BYTES_MAX;
 
 /// Regions of one memory table.
@@ -139,6 +141,69 @@ fixed_payload! {
         index: u32,
         /// A size, a base, 0 or 1: what the message says of the ring.
         num: u32,
+    }
+}
+
+/// The base of a packed ring, which is the `num` of its vring state ("Vring descriptor indices for packed virtqueues"): 15 bits
+/// and a wrap counter of the available side, and the same of the used side above them.
+///
+/// ```
+/// use kiln_vdev::protocol::PackedBase;
+///
+/// let base = PackedBase::from_bits(0x8005_0003);
+/// assert_eq!((base.available, base.available_wrap), (3, false));
+/// assert_eq!((base.used, base.used_wrap), (5, true));
+/// assert_eq!(base.bits(), 0x8005_0003);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PackedBase {
+    /// The descriptor that the device takes next.
+    pub available: u16,
+    /// The driver's ring wrap counter.
+    pub available_wrap: bool,
+    /// The descriptor that the device uses next.
+    pub used: u16,
+    /// The device's ring wrap counter.
+    pub used_wrap: bool,
+}
+
+impl PackedBase {
+    /// Where a ring begins whose driver has just set it up: both indices 0, both wrap counters 1.
+    pub const START: Self = Self { available: 0, available_wrap: true, used: 0, used_wrap: true };
+
+    /// As a vring state has it.
+    pub const fn from_bits(num: u32) -> Self {
+        Self {
+            available: (num & 0x7fff) as u16,
+            available_wrap: num >> 15 & 1 == 1,
+            used: (num >> 16 & 0x7fff) as u16,
+            used_wrap: num >> 31 == 1,
+        }
+    }
+
+    /// As a vring state has it.
+    pub const fn bits(self) -> u32 {
+        self.available as u32
+            | (self.available_wrap as u32) << 15
+            | (self.used as u32) << 16
+            | (self.used_wrap as u32) << 31
+    }
+
+    /// Whether both indices are those of a ring with so many entries, and the available side is at most the ring ahead of the
+    /// used side.
+    pub const fn is_inside(self, entries: u32) -> bool {
+        let (available, used) = (self.available as u32, self.used as u32);
+        let fits = if self.available_wrap == self.used_wrap { available >= used } else { available <= used };
+        available < entries && used < entries && fits
+    }
+}
+
+/// `available 3 (wrap counter 0), used 5 (wrap counter 1)`.
+impl fmt::Display for PackedBase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { available, available_wrap, used, used_wrap } = *self;
+        let [of_available, of_used] = [available_wrap, used_wrap].map(u8::from);
+        write!(f, "available {available} (wrap counter {of_available}), used {used} (wrap counter {of_used})")
     }
 }
 

@@ -1,6 +1,6 @@
 //! Answers beside each other: the one that was recorded and the one that came now, in words that show only what differs.
 
-use super::decode::{Shown, ShownFields, decode};
+use super::decode::{Known, Shown, ShownFields, decode};
 use super::descriptor::Descriptor;
 use super::entry::{Recorded, Side, TapChannel};
 use super::relay::request_name;
@@ -43,7 +43,7 @@ fn fields(message: &Recorded, kind: Option<DeviceKind>) -> ShownFields {
     // An answer of 8 bytes to what has no answer of its own says whether it was done.
     match u64::decode(&message.payload) {
         Ok(code) if !has_reply(message.request) => ShownFields(vec![("result", Shown::Number(code))]),
-        _ => decode(message, kind).fields,
+        _ => decode(message, Known { kind, ..Known::default() }).fields,
     }
 }
 

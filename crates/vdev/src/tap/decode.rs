@@ -7,8 +7,8 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use super::entry::{Recorded, Side, TapChannel};
 use crate::protocol::{
     BackendCall, BackendRequest, Config, Flags, FrontendCall, FrontendRequest, Inflight, Iotlb, Log, MemoryRegion,
-    Payload, PayloadError, ProtocolFeatures, SharedMemoryConfig, SharedMemoryMap, VringAddress, VringArea, VringFile,
-    VringState,
+    PackedBase, Payload, PayloadError, ProtocolFeatures, SharedMemoryConfig, SharedMemoryMap, VringAddress, VringArea,
+    VringFile, VringState,
 };
 use crate::virtio::{DeviceKind, config, feature};
 
@@ -44,17 +44,26 @@ pub struct Decoded {
     pub error: Option<PayloadError>,
 }
 
-/// Decodes any message of either side. Features and configuration are named for `kind`, where it is known.
-pub fn decode(message: &Recorded, kind: Option<DeviceKind>) -> Decoded {
+/// What is known of the session that a message belongs to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Known {
+    /// What its device is: features and configuration are named for it.
+    pub kind: Option<DeviceKind>,
+    /// Whether its rings are packed: a base has both indices and both wrap counters then.
+    pub packed_rings: bool,
+}
+
+/// Decodes any message of either side.
+pub fn decode(message: &Recorded, known: Known) -> Decoded {
     let Recorded { channel, from, request, flags, payload, .. } = message;
     let is_reply = Flags::from_bits(*flags).is_reply() || *from != channel.asker();
     let fields = match (channel, is_reply) {
         (TapChannel::Main, false) => match FrontendRequest::from_number(*request) {
-            Some(request) => FrontendCall::decode(request, payload).map(|call| of_call(&call, kind)),
+            Some(request) => FrontendCall::decode(request, payload).map(|call| of_call(&call, known)),
             None => Ok(raw(payload)),
         },
         (TapChannel::Main, true) => match FrontendRequest::from_number(*request) {
-            Some(request) => of_reply(request, payload, kind),
+            Some(request) => of_reply(request, payload, known),
             None => Ok(raw(payload)),
         },
         (TapChannel::Backend, false) => match BackendRequest::from_number(*request) {
@@ -71,8 +80,9 @@ pub fn decode(message: &Recorded, kind: Option<DeviceKind>) -> Decoded {
 
 type Fields = Vec<(&'static str, Shown)>;
 
-fn of_call(call: &FrontendCall, kind: Option<DeviceKind>) -> Fields {
+fn of_call(call: &FrontendCall, known: Known) -> Fields {
     use FrontendCall as Call;
+    let kind = known.kind;
     match call {
         Call::SetFeatures(message) => features(message.0, kind),
         Call::SetProtocolFeatures(message) => protocol_features(message.0),
@@ -84,7 +94,7 @@ fn of_call(call: &FrontendCall, kind: Option<DeviceKind>) -> Fields {
         Call::RemMemReg(message) => region(&message.0.0),
         Call::SetLogBase(message) => log(message.0),
         Call::SetVringNum(message) => ring(message.0, "num"),
-        Call::SetVringBase(message) => ring(message.0, "base"),
+        Call::SetVringBase(message) => base(message.0, known),
         Call::GetVringBase(message) => ring(message.0, "num"),
         Call::GetVringBaseSkipDrain(message) => ring(message.0, "num"),
         Call::SetVringEndian(message) => ring(message.0, "big_endian"),
@@ -142,8 +152,9 @@ fn of_call(call: &FrontendCall, kind: Option<DeviceKind>) -> Fields {
     }
 }
 
-fn of_reply(request: FrontendRequest, payload: &[u8], kind: Option<DeviceKind>) -> Result<Fields, PayloadError> {
+fn of_reply(request: FrontendRequest, payload: &[u8], known: Known) -> Result<Fields, PayloadError> {
     use FrontendRequest as Request;
+    let kind = known.kind;
     let number = || u64::decode(payload);
     Ok(match request {
         Request::GetFeatures => features(number()?, kind),
@@ -151,7 +162,7 @@ fn of_reply(request: FrontendRequest, payload: &[u8], kind: Option<DeviceKind>) 
         Request::GetQueueNum => vec![("queues", Shown::Number(number()?))],
         Request::GetMaxMemSlots => vec![("slots", Shown::Number(number()?))],
         Request::GetStatus => status(number()?),
-        Request::GetVringBase | Request::GetVringBaseSkipDrain => ring(VringState::decode(payload)?, "base"),
+        Request::GetVringBase | Request::GetVringBaseSkipDrain => base(VringState::decode(payload)?, known),
         // Errors come as an answer without a payload.
         Request::GetConfig if payload.is_empty() => vec![("refused", Shown::Flag(true))],
         Request::GetConfig => configuration(&Config::decode(payload)?, kind),
@@ -229,6 +240,21 @@ fn log(log: Log) -> Fields {
 
 fn ring(state: VringState, name: &'static str) -> Fields {
     vec![("index", Shown::Number(state.index.into())), (name, Shown::Number(state.num.into()))]
+}
+
+/// The base of a ring, whose meaning depends on its layout.
+fn base(state: VringState, known: Known) -> Fields {
+    if !known.packed_rings {
+        return ring(state, "base");
+    }
+    let base = PackedBase::from_bits(state.num);
+    vec![
+        ("index", Shown::Number(state.index.into())),
+        ("available", Shown::Number(base.available.into())),
+        ("available_wrap_counter", Shown::Number(base.available_wrap.into())),
+        ("used", Shown::Number(base.used.into())),
+        ("used_wrap_counter", Shown::Number(base.used_wrap.into())),
+    ]
 }
 
 fn ring_address(address: VringAddress) -> Fields {

@@ -19,7 +19,7 @@ mod replay;
 mod story;
 mod witness;
 
-pub use decode::{Decoded, Shown, ShownFields, decode};
+pub use decode::{Decoded, Known, Shown, ShownFields, decode};
 pub use descriptor::Descriptor;
 pub use entry::{Ending, Entry, Opening, RECORDING_VERSION, Recorded, Side, TapChannel, TapEvent};
 pub use recorder::{Recorder, RecorderEnd, RecorderError};

@@ -240,7 +240,7 @@ impl Story {
         told.name = request_name(channel, request);
         told.fields = match told.what {
             ToldWhat::Acknowledgement => acknowledged(&message.payload),
-            _ => decode(message, witness.kind()).fields,
+            _ => decode(message, witness.known()).fields,
         };
         told.fds.clone_from(&message.fds);
         told.latency_us = answered.map(|answered| told.time_us.saturating_sub(answered.asked_us));
@@ -353,6 +353,7 @@ fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::protocol::{Message, VringState, frontend};
+    use crate::virtio::feature;
 
     fn message<M: Message>(time_us: u64, message: &M, flags: Flags) -> Entry {
         entry(time_us, Side::Frontend, M::REQUEST.number(), flags, message.payload())
@@ -392,6 +393,58 @@ mod tests {
         assert_eq!(told.violations[0].by, Side::Backend);
         let told = story.tell(reply(3, 8, 0));
         assert_eq!(told.violations[0].what, "answers request 8, which was not asked");
+    }
+
+    /// What a message breaks after these features were offered and taken.
+    fn broken_after<M: Message>(features: u64, kind: DeviceKind, one: &M) -> Vec<String> {
+        let mut story = Story::new(Some(kind));
+        story.tell(message(1, &frontend::SetFeatures(features), Flags::request()));
+        let size = VringState { index: 0, num: 8 };
+        story.tell(message(2, &frontend::SetVringNum(size), Flags::request()));
+        let told = story.tell(message(3, one, Flags::request()));
+        told.violations.iter().map(|violation| violation.what.clone()).collect()
+    }
+
+    #[test]
+    fn what_a_stop_asks_is_judged() {
+        let stop = |num| {
+            broken_after(feature::VERSION_1, DeviceKind::Blk, &frontend::GetVringBase(VringState { index: 0, num }))
+        };
+        assert_eq!(stop(0), Vec::<String>::new());
+        assert_eq!(stop(3), ["num is 3: it is reserved and must be 0"]);
+    }
+
+    #[test]
+    fn a_base_has_16_bits_in_a_split_ring_and_32_in_a_packed_one() {
+        let base = |features, num| {
+            broken_after(features, DeviceKind::Blk, &frontend::SetVringBase(VringState { index: 0, num }))
+        };
+        assert_eq!(base(0, 0xffff), Vec::<String>::new());
+        assert_eq!(base(0, 0x1_0000), ["the base of split ring 0 is 0x10000: bits 16 to 31 are reserved"]);
+        assert_eq!(base(feature::RING_PACKED, 0x8007_8007), Vec::<String>::new());
+        let words = "the base of packed ring 0 of 8 entries is available 8 (wrap counter 0), used 8 (wrap counter 0)";
+        assert_eq!(base(feature::RING_PACKED, 0x0008_0008), [words]);
+    }
+
+    #[test]
+    fn a_packed_base_is_told_field_by_field() {
+        let mut story = Story::new(Some(DeviceKind::Blk));
+        story.tell(message(1, &frontend::SetFeatures(feature::RING_PACKED), Flags::request()));
+        let base = VringState { index: 2, num: 0x8005_0003 };
+        let told = story.tell(message(2, &frontend::SetVringBase(base), Flags::request()));
+        let words = "index 2, available 3, available_wrap_counter 0, used 5, used_wrap_counter 1";
+        assert_eq!(told.fields.to_string(), words);
+    }
+
+    #[test]
+    fn features_without_those_that_they_require_are_found() {
+        let accepts = frontend::SetFeatures(feature::net::HOST_ECN | feature::net::CSUM);
+        let words = "accepts HOST_ECN without HOST_TSO4 or HOST_TSO6";
+        assert_eq!(broken_after(0, DeviceKind::Net, &accepts), [words]);
+        let mut story = Story::new(Some(DeviceKind::Net));
+        story.tell(message(1, &frontend::GetFeatures(crate::protocol::Empty), Flags::request()));
+        let told = story.tell(reply(2, 1, feature::net::GUEST_TSO4));
+        assert_eq!(told.violations[0].what, "offers GUEST_TSO4 without GUEST_CSUM");
     }
 
     #[test]

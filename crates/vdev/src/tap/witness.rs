@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
+use super::decode::Known;
 use super::descriptor::Descriptor;
 use super::entry::{Recorded, Side, TapChannel};
 use crate::protocol::{
-    BackendRequest, Config, Flags, FrontendCall, FrontendRequest, Header, Inflight, MemoryRegion, Payload,
-    ProtocolFeatures, VringAddress, VringFile,
+    BackendRequest, Config, Flags, FrontendCall, FrontendRequest, Header, Inflight, MemoryRegion, PackedBase, Payload,
+    ProtocolFeatures, VringAddress, VringFile, VringState,
 };
-use crate::virtio::{Candidate, DeviceKind, feature, plausible};
+use crate::virtio::{Candidate, DeviceKind, feature, plausible, unmet_by_driver, unmet_by_offer};
 
 /// Requests of one channel that wait for an answer; more are forgotten, the oldest first.
 const PENDING_MAX: usize = 1024;
@@ -59,7 +60,7 @@ pub struct Witness {
 
 #[derive(Debug, Default)]
 struct KnownRing {
-    has_size: bool,
+    size: Option<u32>,
     has_address: bool,
 }
 
@@ -97,6 +98,15 @@ impl Witness {
     /// The kind of device: what was said, else a guess from what the backend told.
     pub fn kind(&self) -> Option<DeviceKind> {
         self.kind.or_else(|| self.guess().map(|guess| guess.kind))
+    }
+
+    /// What is known to decode its messages by.
+    pub fn known(&self) -> Known {
+        Known { kind: self.kind(), packed_rings: self.has_packed_rings() }
+    }
+
+    fn has_packed_rings(&self) -> bool {
+        self.accepted.is_some_and(|bits| bits & feature::RING_PACKED != 0)
     }
 
     /// A guess at the kind from what the backend told.
@@ -210,6 +220,11 @@ impl Witness {
                 if never & !feature::LOG_ALL != 0 {
                     findings.add("SET_FEATURES", format!("accepts {never:#x}, which was never offered"));
                 }
+                if let Some(kind) = self.kind() {
+                    for unmet in unmet_by_driver(kind, bits.0) {
+                        findings.add(unmet.section, format!("accepts {unmet}"));
+                    }
+                }
                 self.accepted = Some(bits.0);
             }
             Call::SetProtocolFeatures(bits) => {
@@ -250,12 +265,11 @@ impl Witness {
             }
             Call::SetVringNum(state) => {
                 let (index, size) = (state.0.index, state.0.num);
-                let is_packed = self.accepted.is_some_and(|bits| bits & feature::RING_PACKED != 0);
-                if size == 0 || size > RING_SIZE_MAX || !(is_packed || size.is_power_of_two()) {
+                if size == 0 || size > RING_SIZE_MAX || !(self.has_packed_rings() || size.is_power_of_two()) {
                     findings.add("SET_VRING_NUM", format!("ring {index} has a size that no ring has: {size}"));
                 }
                 if let Some(ring) = self.ring(index, findings) {
-                    ring.has_size = true;
+                    ring.size = Some(size);
                 }
             }
             Call::SetVringAddr(address) => self.see_ring_address(&address.0, findings),
@@ -263,7 +277,7 @@ impl Witness {
                 self.see_ring_file(file.0, fds, findings);
                 let has_memory = self.has_memory;
                 let ring = self.ring(file.0.index.into(), findings);
-                if ring.is_some_and(|ring| !ring.has_address || !ring.has_size) || !has_memory {
+                if ring.is_some_and(|ring| !ring.has_address || ring.size.is_none()) || !has_memory {
                     let what = format!("ring {} is started before it has a size, an address and memory", file.0.index);
                     findings.add("Ring states", what);
                 }
@@ -280,12 +294,9 @@ impl Witness {
                     findings.add("SET_VRING_ENABLE", what);
                 }
             }
-            Call::SetVringBase(state) => {
-                self.ring(state.0.index, findings);
-            }
-            Call::GetVringBase(state) => {
-                self.ring(state.0.index, findings);
-            }
+            Call::SetVringBase(state) => self.see_base("SET_VRING_BASE", state.0, findings),
+            Call::GetVringBase(state) => self.see_stop("GET_VRING_BASE", state.0, findings),
+            Call::GetVringBaseSkipDrain(state) => self.see_stop("GET_VRING_BASE_SKIP_DRAIN", state.0, findings),
             _ => {}
         }
     }
@@ -337,6 +348,34 @@ impl Witness {
         }
         if let Some(ring) = self.ring(index, findings) {
             ring.has_address = true;
+        }
+    }
+
+    /// The base of a ring, from either side.
+    fn see_base(&mut self, section: &'static str, state: VringState, findings: &mut Findings<'_>) {
+        let VringState { index, num } = state;
+        let is_packed = self.has_packed_rings();
+        let Some(ring) = self.ring(index, findings) else { return };
+        if is_packed {
+            let base = PackedBase::from_bits(num);
+            if let Some(size) = ring.size.filter(|size| !base.is_inside(*size)) {
+                findings.add(section, format!("the base of packed ring {index} of {size} entries is {base}"));
+            }
+        } else if num > 0xffff {
+            findings.add(section, format!("the base of split ring {index} is {num:#x}: bits 16 to 31 are reserved"));
+        }
+    }
+
+    fn see_base_reply(&mut self, section: &'static str, payload: &[u8], findings: &mut Findings<'_>) {
+        if let Ok(state) = VringState::decode(payload) {
+            self.see_base(section, state, findings);
+        }
+    }
+
+    fn see_stop(&mut self, section: &'static str, state: VringState, findings: &mut Findings<'_>) {
+        self.ring(state.index, findings);
+        if state.num != 0 {
+            findings.add(section, format!("num is {}: it is reserved and must be 0", state.num));
         }
     }
 
@@ -449,7 +488,18 @@ impl Witness {
         }
         let number = u64::decode(&message.payload).ok();
         match Request::from_number(message.request) {
-            Some(Request::GetFeatures) => self.offered = number.or(self.offered),
+            Some(Request::GetFeatures) => {
+                self.offered = number.or(self.offered);
+                if let (Some(kind), Some(offered)) = (self.kind(), number) {
+                    for unmet in unmet_by_offer(kind, offered) {
+                        findings.add(unmet.section, format!("offers {unmet}"));
+                    }
+                }
+            }
+            Some(Request::GetVringBase) => self.see_base_reply("GET_VRING_BASE", &message.payload, findings),
+            Some(Request::GetVringBaseSkipDrain) => {
+                self.see_base_reply("GET_VRING_BASE_SKIP_DRAIN", &message.payload, findings);
+            }
             Some(Request::GetProtocolFeatures) => {
                 self.protocol_offered = number.map(ProtocolFeatures::from_bits).or(self.protocol_offered);
             }
@@ -476,7 +526,7 @@ impl Witness {
             }
             _ => {}
         }
-        if let Some(error) = super::decode::decode(message, None).error {
+        if let Some(error) = super::decode::decode(message, Known::default()).error {
             findings.add("Payload", format!("the answer to {}: {error}", asked.name));
         }
     }

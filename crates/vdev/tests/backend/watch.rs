@@ -3,14 +3,17 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
+use kiln_vdev::backend::Device;
 use kiln_vdev::check::{Report, Verdict};
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
+use kiln_vdev::devices::net::{Behind, Net, NetOptions};
 use kiln_vdev::frontend::Options;
 use kiln_vdev::frontend::blk::{BlkDriver, BlkOptions as DriverOptions};
 use kiln_vdev::memory::SharedFile;
 use kiln_vdev::mock::{Mock, Watch};
 use kiln_vdev::protocol::frontend::*;
-use kiln_vdev::protocol::{Config, Empty, Flags, MemoryRegion, MemoryTable, VringFile, VringState};
+use kiln_vdev::protocol::{Config, Empty, Flags, MemoryRegion, MemoryTable, ProtocolFeatures, VringFile, VringState};
+use kiln_vdev::virtio::feature;
 
 use super::frontend::{Frontend, Served, eventually};
 
@@ -20,10 +23,13 @@ struct Watched {
 }
 
 fn watched() -> Watched {
-    let disk = || Arc::new(Blk::open(&BlkOptions::new(Backing::Null { bytes: 1 << 20 })).expect("a disk"));
-    let watch = Arc::new(Watch::new("a mock"));
-    let mut mock = Mock::new(disk()).observer(Arc::clone(&watch) as _);
-    Watched { served: Served::of(mock.options_mut().clone(), disk()), watch }
+    watched_device(Arc::new(Blk::open(&BlkOptions::new(Backing::Null { bytes: 1 << 20 })).expect("a disk")))
+}
+
+fn watched_device(device: Arc<dyn Device>) -> Watched {
+    let watch = Arc::new(Watch::new("a mock").of_device(device.kind()));
+    let mut mock = Mock::new(Arc::clone(&device)).observer(Arc::clone(&watch) as _);
+    Watched { served: Served::of(mock.options_mut().clone(), device), watch }
 }
 
 impl Watched {
@@ -144,6 +150,61 @@ fn a_frontend_that_asks_for_answers_too_early_or_never_kicks_is_told() {
         frontend.base(0);
     });
     assert_eq!(ids, ["rings.kick-after-start"]);
+}
+
+#[test]
+fn a_frontend_that_stops_a_ring_with_a_number_is_told() {
+    let ids = broken(|frontend| {
+        frontend.negotiate();
+        frontend.share_memory();
+        let ring = frontend.ring(0, 8);
+        ring.kick.signal().expect("kicks");
+        let state = frontend.channel.call(&GetVringBase(VringState { index: 0, num: 1 }), &[]).expect("is answered").0;
+        assert_eq!(state.index, 0);
+    });
+    assert_eq!(ids, ["rings.stop-num"]);
+}
+
+#[test]
+fn a_base_that_no_ring_has_is_told() {
+    let ids = broken(|frontend| {
+        frontend.negotiate();
+        frontend.refused(&SetVringBase(VringState { index: 0, num: 0x1_0003 }), &[]);
+    });
+    assert_eq!(ids, ["rings.base-value"]);
+    let of_packed = |num| {
+        broken(|frontend| {
+            frontend.negotiate_as(!feature::LOG_ALL, ProtocolFeatures::REPLY_ACK);
+            frontend.must(&SetVringNum(VringState { index: 0, num: 6 }), &[]);
+            frontend.must(&SetVringBase(VringState { index: 0, num }), &[]);
+        })
+    };
+    for wrong in [0x8000, 0x8006_8006, 0x8003_8002, 0x8000_0001] {
+        assert_eq!(of_packed(wrong), ["rings.base-value"], "{wrong:#x}");
+    }
+    for right in [0x8000_8000, 0x8003_8003, 0x0005_0005, 0x0002_0005, 0x8005_0003, 0x0000_0000] {
+        assert_eq!(of_packed(right), Vec::<&str>::new(), "{right:#x}");
+    }
+}
+
+#[test]
+fn a_driver_that_accepts_a_feature_without_the_one_it_requires_is_told() {
+    let card =
+        || Arc::new(Net::new(NetOptions { behind: Behind::Reflection, ..NetOptions::default() }).expect("a card"));
+    let ecn = |features: u64| {
+        let watched = watched_device(card());
+        let mut frontend = watched.served.frontend();
+        frontend.negotiate();
+        // The card refuses what it does not offer; what the driver accepts is judged all the same.
+        let _ = frontend.channel.call_acknowledged(&SetFeatures(features), &[]);
+        drop(frontend);
+        let failures = failures(&watched.report());
+        failures.into_iter().filter(|(id, _)| *id == "features.requirements").map(|(_, because)| because).collect()
+    };
+    let because: Vec<String> = ecn(feature::net::GUEST_ECN | feature::net::GUEST_CSUM);
+    assert_eq!(because, ["SET_FEATURES accepts GUEST_ECN without GUEST_TSO4 or GUEST_TSO6"]);
+    let because: Vec<String> = ecn(feature::net::GUEST_ECN | feature::net::GUEST_TSO4 | feature::net::GUEST_CSUM);
+    assert!(because.is_empty(), "{because:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use kiln_vdev::backend::fault::{AnswerFault, Completion, Faults, Instead, Messag
 use kiln_vdev::check::{Level, Verdict};
 use kiln_vdev::protocol::{Flags, FrontendRequest, ProtocolFeatures};
 use kiln_vdev::queue::Chain;
-use kiln_vdev::virtio::feature;
+use kiln_vdev::virtio::{DeviceKind, feature};
 
 use super::{backend, check, disk, failed, spawned, verdict};
 
@@ -47,6 +47,9 @@ impl Faults for Wrong {
                 offer.protocol_features = offer.protocol_features | ProtocolFeatures::from_bits(1 << 61);
             }
             "has-no-queues" => offer.queues = 0,
+            "has-ecn-without-tso" => offer.features |= feature::net::HOST_ECN,
+            "has-mq-without-control-queue" => offer.features |= feature::net::MQ,
+            "has-wce-without-flush" => offer.features &= !feature::blk::FLUSH,
             _ => {}
         }
     }
@@ -89,6 +92,10 @@ impl Faults for Wrong {
                 let payload = [0_u32.to_ne_bytes(), 77_u32.to_ne_bytes()].concat();
                 answer(AnswerFault { payload: Some(payload), ..AnswerFault::default() })
             }
+            ("packed-base-of-16-bits", Some(Request::GetVringBase)) => {
+                let payload = [0_u32.to_ne_bytes(), 0x8005_u32.to_ne_bytes()].concat();
+                answer(AnswerFault { payload: Some(payload), ..AnswerFault::default() })
+            }
             ("status-is-4", Some(Request::GetStatus)) => {
                 answer(AnswerFault { payload: Some(4_u64.to_ne_bytes().to_vec()), ..AnswerFault::default() })
             }
@@ -127,10 +134,28 @@ impl Faults for Wrong {
 /// A backend that is wrong in this way fails exactly these of the cases that match.
 #[track_caller]
 fn finds(wrong: &str, among: &[&str], expected: &[&str]) {
-    let (_directory, disk) = disk();
-    let mut options = spawned(&backend::command(wrong, &disk));
-    options.device = Some(kiln_vdev::virtio::DeviceKind::Blk);
-    options.level = Level::Should;
+    finds_in(DeviceKind::Blk, Level::Should, wrong, among, expected);
+}
+
+/// As [`finds`], of a device of this kind and of rules that bind so much; and the device fails none of them while it is right.
+#[track_caller]
+fn finds_in(kind: DeviceKind, level: Level, wrong: &str, among: &[&str], expected: &[&str]) {
+    for (wrong, expected) in [(wrong, expected), ("", &[])] {
+        fails(kind, level, wrong, among, expected);
+    }
+}
+
+#[track_caller]
+fn fails(kind: DeviceKind, level: Level, wrong: &str, among: &[&str], expected: &[&str]) {
+    let (directory, disk) = disk();
+    let beside = match kind {
+        DeviceKind::Vsock => directory.path().join("vm.vsock"),
+        _ => disk,
+    };
+    let beside = &beside.display().to_string();
+    let mut options = spawned(&backend::serve(kind, wrong, beside));
+    options.device = Some(kind);
+    options.level = level;
     options.timeout = Duration::from_secs(2);
     options.only = among.iter().map(ToString::to_string).collect();
     let report = check(&options);
@@ -167,6 +192,20 @@ fn wrong_offers_are_found() {
     finds("has-no-mq", &["features.*"], &["features.mq"]);
     finds("has-undefined-bits", &["features.*"], &["features.defined-protocol-features"]);
     finds("has-no-queues", &["features.*"], &["features.queue-num", "features.queues-of-device"]);
+    finds("has-wce-without-flush", &["features.*"], &["features.requirements"]);
+}
+
+#[test]
+fn features_without_those_that_they_require_are_found() {
+    let net = |wrong, expected: &[&str]| finds_in(DeviceKind::Net, Level::May, wrong, &["features.*"], expected);
+    net("has-ecn-without-tso", &["features.requirements"]);
+    net("has-mq-without-control-queue", &["features.control-queue"]);
+}
+
+#[test]
+fn a_packed_base_of_16_bits_is_found() {
+    let all = ["rings.packed-base-kept", "rings.packed-base-of-second-lap", "rings.packed-base-at-start"];
+    finds("packed-base-of-16-bits", &["rings.packed-*"], &all);
 }
 
 #[test]
@@ -182,11 +221,8 @@ fn wrong_memory_and_rings_are_found() {
     ];
     finds("takes-any-memory", &["memory.*", "!memory.table-after-rings"], &lies);
     finds("mute-at-slots", &["memory.*"], &["memory.max-slots", "memory.add-all-slots"]);
-    finds(
-        "base-77",
-        &["rings.*"],
-        &["rings.every-queue", "rings.queues-apart", "rings.base-kept", "rings.base-at-the-end"],
-    );
+    let bases = ["rings.every-queue", "rings.queues-apart", "rings.base-kept", "rings.base-at-the-end"];
+    finds("base-77", &["rings.*", "!rings.packed-*"], &bases);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What is offered, and what becomes of what is taken.
 
 use super::prelude::*;
+use crate::virtio::{Unmet, unmet_by_offer, without_control_queue};
 
 const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
 const MQ: Need = Need::Protocol(ProtocolFeatures::MQ);
@@ -58,6 +59,17 @@ cases! {
             "the backend \"should close the connection\" where it is negotiated without BACKEND_REQ and REPLY_ACK";
     "features.depend-on-offered" Should [PROTOCOL] depend_on_offered,
         "Protocol features" => "a protocol feature that needs another is of no use without it";
+    "features.requirements" Must [] requirements,
+        "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits" =>
+            "\"The device MUST NOT offer a feature which requires another feature which was not offered\"; a driver may \
+             refuse the device, or accept what neither side can do";
+    "features.control-queue" May [Need::Kind(DeviceKind::Net)] control_queue,
+        "VIRTIO 1.2, 5.1.3.1 Feature bit requirements" =>
+            "features of the control queue require CTRL_VQ; a VMM may serve that queue and offer the bit itself";
+    "features.zero-length-request" Must [Need::Kind(DeviceKind::I2c)] zero_length_request,
+        "VIRTIO 1.2, 5.21.6.2 Device Requirements: Device Operation" =>
+            "\"A device MUST offer the VIRTIO_I2C_F_ZERO_LENGTH_REQUEST feature\"; without it a driver does not drive the \
+             device at all";
     "features.config" Should [PROTOCOL, Need::Kind(DeviceKind::Blk)] config,
         "VHOST_USER_GET_CONFIG" => "a frontend learns the size of a disk by GET_CONFIG alone";
     "features.enable-before-set" May [ACK] enable_before_set,
@@ -253,6 +265,32 @@ fn depend_on_offered(context: &mut Context<'_>) -> Outcome {
     match needed.into_iter().find(|(one, other)| offered.contains(*one) && !offered.contains(*other)) {
         None => Ok(()),
         Some((one, other)) => Stop::fail(format!("{one} is offered without {other}, which it needs")),
+    }
+}
+
+fn requirements(context: &mut Context<'_>) -> Outcome {
+    let Some(device) = context.device else { return Stop::skip("what kind of device it is nobody has said") };
+    let offered = context.connect()?.features()?;
+    all_met(&unmet_by_offer(device, offered))
+}
+
+fn control_queue(context: &mut Context<'_>) -> Outcome {
+    let offered = context.connect()?.features()?;
+    all_met(&without_control_queue(DeviceKind::Net, offered))
+}
+
+fn all_met(unmet: &[Unmet]) -> Outcome {
+    let Some(first) = unmet.first() else { return Ok(()) };
+    let words: Vec<_> = unmet.iter().map(ToString::to_string).collect();
+    Stop::fail(format!("it offers {} ({})", words.join(", "), first.section))
+}
+
+fn zero_length_request(context: &mut Context<'_>) -> Outcome {
+    let offered = context.connect()?.features()?;
+    if offered & feature::i2c::ZERO_LENGTH_REQUEST != 0 {
+        Ok(())
+    } else {
+        Stop::fail(format!("the features are {offered:#x}, without bit 0"))
     }
 }
 

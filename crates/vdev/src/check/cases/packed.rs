@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use super::prelude::*;
 use crate::check::disk::{Disk, Setup, kind, pattern, require_status, same_bytes, size, status};
+use crate::check::guest::Guest;
 use crate::check::packed_ring::{EVENT_DISABLE, PackedRing};
 use crate::check::ring::Descriptor;
+use crate::protocol::PackedBase;
 
 const DATA: Need = Need::DataPath;
 const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED");
+const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
+const BASE: &str = "Vring descriptor indices for packed virtqueues";
+const START: PackedBase = PackedBase::START;
 const SECTION: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
 
 cases! {
@@ -29,6 +34,13 @@ cases! {
         SECTION => "the used descriptor has the bytes that the device wrote";
     "data.packed-stop-and-go-on" Must [DATA, PACKED] stop_and_go_on,
         "VHOST_USER_GET_VRING_BASE" => "the base of a packed ring has both indices and both wrap counters";
+    "rings.packed-base-kept" Must [ACK, PACKED] |context| keeps_base(context, PackedBase { available: 5, used: 5, ..START }),
+        BASE => "a packed ring goes on at the indices and wrap counters that SET_VRING_BASE gave: 32 bits, not 16";
+    "rings.packed-base-of-second-lap" Must [ACK, PACKED]
+        |context| keeps_base(context, PackedBase { available: 9, available_wrap: false, used: 9, used_wrap: false }),
+        BASE => "each time that the ring is passed both wrap counters turn, so a base has them at 0 as often as at 1";
+    "rings.packed-base-at-start" Must [ACK, PACKED] |context| keeps_base(context, START),
+        BASE => "a new packed ring begins at index 0 with both wrap counters at 1, which is base 0x80008000";
     "data.packed-call-not-wanted" Should [DATA, PACKED] call_not_wanted,
         "VIRTIO 1.2, 2.8 Packed Virtqueues, Event Suppression Structure Format" =>
             "the driver's area says whether it wants calls";
@@ -142,6 +154,27 @@ fn stop_and_go_on(context: &mut Context<'_>) -> Outcome {
         ring.start(&mut disk.link)?;
     }
     Ok(())
+}
+
+/// Starts a packed ring at a base, has nothing done, and stops it.
+fn keeps_base(context: &mut Context<'_>, base: PackedBase) -> Outcome {
+    let mut link = context.open()?;
+    link.require(&SetFeatures(usual_features(link.offered) | feature::RING_PACKED), &[])?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let mut ring = PackedRing::new(&mut guest, 64)?;
+    ring.start_at(base);
+    ring.start(&mut link)?;
+    let found = ring.stop(&mut link)?;
+    if found == base.bits() {
+        return Ok(());
+    }
+    let (given, found_bits) = (base.bits(), found);
+    let found = PackedBase::from_bits(found);
+    Stop::fail(format!(
+        "the ring was given base {given:#010x}, which is {base}, did nothing, and GET_VRING_BASE says {found_bits:#010x}, \
+         which is {found}"
+    ))
 }
 
 fn call_not_wanted(context: &mut Context<'_>) -> Outcome {

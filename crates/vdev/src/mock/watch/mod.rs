@@ -20,10 +20,12 @@ use crate::backend::{Observer, SessionError, SessionEvent};
 use crate::check::{CaseReport, Expectation, Report, Side, Trace, Verdict, frontend_message};
 use crate::protocol::{FrontendCall, FrontendRequest, Header};
 use crate::socket::SocketError;
+use crate::virtio::DeviceKind;
 
 /// Watches what frontends do.
 pub struct Watch {
     target: String,
+    kind: Option<DeviceKind>,
     began: Instant,
     state: Mutex<State>,
 }
@@ -73,7 +75,14 @@ impl Outcomes {
 impl Watch {
     /// Watches the frontends of a socket, by whose name the report is called.
     pub fn new(target: impl Into<String>) -> Self {
-        Self { target: target.into(), began: Instant::now(), state: Mutex::default() }
+        Self { target: target.into(), kind: None, began: Instant::now(), state: Mutex::default() }
+    }
+
+    /// Says what the device is, so that features are judged by what they mean to it.
+    #[must_use]
+    pub const fn of_device(mut self, kind: DeviceKind) -> Self {
+        self.kind = Some(kind);
+        self
     }
 
     /// What came of it so far.
@@ -99,7 +108,7 @@ impl Observer for Watch {
         let State { outcomes, session, frontends } = &mut *state;
         match event {
             SessionEvent::Connected { .. } => {
-                *session = SessionView::default();
+                *session = SessionView::of_device(self.kind);
                 outcomes.said = Trace::default();
                 *frontends += 1;
             }

@@ -58,6 +58,8 @@ rules! {
         "a backend that waits in the middle of a message serves nobody";
     FeaturesOffered = "features.offered" Must "VHOST_USER_SET_FEATURES"
         "the device does not do what the driver believes";
+    FeaturesNeed = "features.requirements" Must "VIRTIO 1.2, 2.2.1 Driver Requirements: Feature Bits"
+        "a driver \"MUST NOT accept a feature which requires another feature which was not accepted\"";
     FeaturesFirst = "features.before-rings" Must "Ring states"
         "the layout of a ring depends on them";
     FeaturesStay = "features.stay" Must "Migration"
@@ -98,6 +100,8 @@ rules! {
         "a ring's parts are read by whole numbers";
     RingBase = "rings.base" Should "VHOST_USER_SET_VRING_BASE"
         "a backend that has served the ring before may begin elsewhere";
+    RingBaseValue = "rings.base-value" Must "VHOST_USER_SET_VRING_BASE"
+        "the base of a split ring has 16 bits, that of a packed ring two indices inside the ring";
     RingOrder = "rings.set-up-first" Should "Ring states"
         "the kick descriptor starts the ring, which must be complete by then";
     RingStays = "rings.stay" Must "Ring states"
@@ -116,6 +120,8 @@ rules! {
         "it means nothing before VHOST_USER_F_PROTOCOL_FEATURES is negotiated";
     EnableComes = "rings.enable-comes" Must "Ring states"
         "with VHOST_USER_F_PROTOCOL_FEATURES a ring begins disabled";
+    StopNum = "rings.stop-num" Must "VHOST_USER_GET_VRING_BASE"
+        "the num of the request is reserved and \"must be set to 0\"";
     StopFirst = "rings.stop-before-close" Should "VHOST_USER_GET_VRING_BASE"
         "a backend may write to memory until the ring is stopped";
     DataIndex = "data.available-index" Must "Split virtqueue"

@@ -3,8 +3,10 @@
 use super::Outcomes;
 use super::rules::Rule;
 use crate::backend::fault::Offer;
-use crate::protocol::{FrontendCall, FrontendRequest, Header, MemoryRegion, ProtocolFeatures, VringFile};
-use crate::virtio::feature;
+use crate::protocol::{
+    FrontendCall, FrontendRequest, Header, MemoryRegion, PackedBase, ProtocolFeatures, VringFile, VringState,
+};
+use crate::virtio::{DeviceKind, feature, unmet_by_driver};
 
 const FEATURES_OK: u64 = 8;
 const DRIVER_OK: u64 = 4;
@@ -14,6 +16,8 @@ const PAGE_BYTES: u64 = 4096;
 #[derive(Debug, Default)]
 pub struct SessionView {
     pub offer: Option<Offer>,
+    /// What the device is, if the backend has said.
+    kind: Option<DeviceKind>,
     owners: u32,
     asked_protocol: bool,
     features: Option<u64>,
@@ -26,6 +30,7 @@ pub struct SessionView {
 #[derive(Debug, Default, Clone, Copy)]
 struct RingView {
     size: bool,
+    entries: u32,
     address: bool,
     base: bool,
     enabled: bool,
@@ -34,6 +39,11 @@ struct RingView {
 }
 
 impl SessionView {
+    /// A session with a device of this kind, if that is known.
+    pub fn of_device(kind: Option<DeviceKind>) -> Self {
+        Self { kind, ..Self::default() }
+    }
+
     /// A message that can be read.
     pub fn message(&mut self, call: &FrontendCall, header: Header, fds: usize, outcomes: &mut Outcomes) {
         let request = call.request();
@@ -72,9 +82,14 @@ impl SessionView {
             FrontendCall::RemMemReg(_) => {
                 outcomes.judge(Rule::MemoryNoFd, fds == 0, || "REM_MEM_REG came with a descriptor".to_owned());
             }
-            FrontendCall::SetVringNum(message) => self.ring(message.0.index, |ring| ring.size = true),
+            FrontendCall::SetVringNum(message) => self.ring(message.0.index, |ring| {
+                ring.size = true;
+                ring.entries = message.0.num;
+            }),
             FrontendCall::SetVringAddr(message) => self.ring(message.0.index, |ring| ring.address = true),
-            FrontendCall::SetVringBase(message) => self.ring(message.0.index, |ring| ring.base = true),
+            FrontendCall::SetVringBase(message) => self.set_base(message.0, outcomes),
+            FrontendCall::GetVringBase(message) => judge_stop(request, message.0, outcomes),
+            FrontendCall::GetVringBaseSkipDrain(message) => judge_stop(request, message.0, outcomes),
             FrontendCall::SetVringEnable(message) => self.enable(message.0.index, message.0.num, outcomes),
             FrontendCall::SetVringKick(message) => {
                 judge_file(message.0, fds, outcomes);
@@ -167,7 +182,39 @@ impl SessionView {
             let changed = (features ^ self.features.unwrap_or(0)) & !feature::LOG_ALL;
             outcomes.judge(Rule::FeaturesStay, changed == 0, || format!("the bits {changed:#x} changed"));
         }
+        if let Some(kind) = self.kind {
+            let unmet = unmet_by_driver(kind, features);
+            outcomes.judge(Rule::FeaturesNeed, unmet.is_empty(), || {
+                let words: Vec<_> = unmet.iter().map(ToString::to_string).collect();
+                format!("SET_FEATURES accepts {}", words.join(", "))
+            });
+        }
         self.features = Some(features);
+    }
+
+    fn set_base(&mut self, state: VringState, outcomes: &mut Outcomes) {
+        let VringState { index, num } = state;
+        let is_packed = self.features.is_some_and(|features| features & feature::RING_PACKED != 0);
+        let mut entries = 0;
+        self.ring(index, |ring| {
+            ring.base = true;
+            entries = ring.entries;
+        });
+        if is_packed {
+            // Of a ring whose size is not known yet any place may be inside.
+            let base = PackedBase::from_bits(num);
+            let is_inside = entries == 0 || base.is_inside(entries);
+            // That a whole lap is under way in a ring that has just been set up is nothing a driver does: the frontend has
+            // left the upper half out.
+            let is_half = num == PackedBase::START.bits() & 0xffff;
+            outcomes.judge(Rule::RingBaseValue, is_inside && !is_half, || {
+                format!("the packed ring {index} has {entries} entries, and its base is {base}")
+            });
+        } else {
+            outcomes.judge(Rule::RingBaseValue, num <= 0xffff, || {
+                format!("the base of the split ring {index} is {num:#x}, and bits 16 to 31 are reserved")
+            });
+        }
     }
 
     fn set_protocol_features(&mut self, features: ProtocolFeatures, outcomes: &mut Outcomes) {
@@ -224,6 +271,12 @@ fn judge_region(region: &MemoryRegion, outcomes: &mut Outcomes) {
     outcomes.judge(Rule::MemoryPages, is_whole, || {
         let MemoryRegion { guest_address, size, user_address, .. } = region;
         format!("the region at {guest_address:#x} ({user_address:#x}) with {size:#x} bytes is not of whole pages")
+    });
+}
+
+fn judge_stop(request: FrontendRequest, state: VringState, outcomes: &mut Outcomes) {
+    outcomes.judge(Rule::StopNum, state.num == 0, || {
+        format!("{request} of ring {} came with num {}", state.index, state.num)
     });
 }
 
