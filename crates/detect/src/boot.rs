@@ -57,7 +57,7 @@ impl Boot {
             return self.banner(line.stamp);
         }
         let Some(stamp) = line.stamp.filter(|stamp| !stamp.is_zero()) else {
-            self.orderly |= text.is_any(signatures::ORDERLY);
+            self.orderly |= signatures::is_orderly(text);
             return Step::Onward;
         };
         let is_known =
@@ -81,7 +81,7 @@ impl Boot {
             None if self.retold_until.is_some_and(|until| stamp <= until) => return Step::Retold,
             None => self.retold_until = None,
         }
-        self.orderly |= text.is_any(signatures::ORDERLY);
+        self.orderly |= signatures::is_orderly(text);
         self.learn(stamp, line.text);
         Step::Onward
     }

@@ -46,6 +46,8 @@ mod finding;
 mod frames;
 mod lines;
 mod pattern;
+#[cfg(test)]
+mod reference;
 mod report;
 mod row;
 mod saved;

@@ -12,6 +12,9 @@ pub const LINE_BYTES_MAX: usize = 4096;
 /// The longest UTF-8 sequence less one: how far a cut moves back so as not to split a character.
 const UTF8_TAIL_BYTES_MAX: usize = 3;
 
+/// Bytes that are searched for the end of a row at once.
+const BLOCK_BYTES: usize = 16;
+
 /// Splits console bytes into lines, however the bytes were cut on their way.
 ///
 /// Both LF and CR end a row, so a progress bar that redraws itself with CR becomes rows rather than one that grows;
@@ -40,6 +43,36 @@ impl Lines {
 
     /// Takes bytes as they came from the console and returns the rows they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        #[cfg(test)]
+        if crate::reference::is_wanted() {
+            return self.push_each(bytes);
+        }
+        let mut done = Vec::new();
+        let mut rest = bytes;
+        while let Some(&first) = rest.first() {
+            match first {
+                b'\n' | b'\r' => {
+                    self.end_row(first, &mut done);
+                    rest = &rest[1..];
+                }
+                _ => {
+                    let room = LINE_BYTES_MAX - self.row.len();
+                    let taken = text_length(&rest[..rest.len().min(room)]);
+                    self.ended_by_return = false;
+                    self.row.extend_from_slice(&rest[..taken]);
+                    rest = &rest[taken..];
+                    if self.row.len() == LINE_BYTES_MAX {
+                        done.push(self.take_piece());
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// As [`push`](Self::push), in its simplest form.
+    #[cfg(test)]
+    fn push_each(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut done = Vec::new();
         for &byte in bytes {
             match byte {
@@ -60,6 +93,18 @@ impl Lines {
             }
         }
         done
+    }
+
+    fn end_row(&mut self, end: u8, done: &mut Vec<String>) {
+        match end {
+            b'\n' if self.row.is_empty() && self.ended_by_return => self.ended_by_return = false,
+            b'\r' if self.row.is_empty() => {}
+            _ => {
+                done.push(clean(&self.row));
+                self.row.clear();
+                self.ended_by_return = end == b'\r';
+            }
+        }
     }
 
     /// The row that was begun and not ended, without ending it: a prompt, or the last words of a dead machine.
@@ -86,6 +131,16 @@ impl Lines {
     }
 }
 
+/// How many bytes stand before the first CR or LF.
+fn text_length(bytes: &[u8]) -> usize {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    // Whole blocks first: without a way out in the middle, the compiler compares their bytes at once.
+    let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
+    let clear = blocks.iter().take_while(|block| !block.iter().fold(false, |ends, byte| ends | is_end(byte))).count();
+    let start = clear * BLOCK_BYTES;
+    bytes[start..].iter().position(is_end).map_or(bytes.len(), |end| start + end)
+}
+
 /// Whether `bytes` begin a UTF-8 character that needs more bytes than there are.
 fn character_runs_past(bytes: &[u8]) -> bool {
     let needed = match bytes[0] {
@@ -99,7 +154,11 @@ fn character_runs_past(bytes: &[u8]) -> bool {
 
 /// Decodes a row: UTF-8 with U+FFFD for what is none, no escape sequences, no control characters but tabs.
 fn clean(row: &[u8]) -> String {
+    let is_plain = row.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
     let text = String::from_utf8_lossy(row);
+    if is_plain {
+        return text.into_owned();
+    }
     if !text.chars().any(char::is_control) {
         return text.into_owned();
     }

@@ -37,9 +37,113 @@ impl<'a> Text<'a> {
         fill(pattern, &self.whole[self.whole.find(first)?..])
     }
 
+    /// The first of a table's patterns that matches, by its place there.
+    pub(crate) fn first_of(&self, table: &Table) -> Option<(usize, Holes<'a>)> {
+        #[cfg(test)]
+        if crate::reference::is_wanted() {
+            return table.patterns.iter().enumerate().find_map(|(index, pattern)| Some((index, self.find(pattern)?)));
+        }
+        table.candidates(self).find_map(|index| self.find(table.patterns[index]).map(|holes| (index, holes)))
+    }
+
     /// Whether any of `patterns` matches.
     pub(crate) fn is_any(&self, patterns: &[&str]) -> bool {
         patterns.iter().any(|pattern| self.find(pattern).is_some())
+    }
+}
+
+/// Patterns in their order, with what tells at once which of them a text can match.
+///
+/// A log is mostly lines that match nothing, and a table has more than a hundred patterns. To hold each line against each
+/// pattern took ten times as long as everything else together. So a pattern is looked at only if a text passes one of
+/// two tests, both of which follow from how [`Text::find`] matches:
+///
+/// - A pattern that is anchored and begins with a literal matches only at one of two places, so the literal's first byte
+///   stands at one of them.
+/// - Any other pattern has a literal somewhere, and that is somewhere in the text.
+///
+/// The tests let through more than matches and never less, and what they let through is matched in the order of the table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    patterns: Vec<&'static str>,
+    /// Anchored patterns, by the first byte of their first literal.
+    anchored: [Set; 256],
+    /// The others, by a literal that each of them needs.
+    anywhere: Vec<(&'static str, Set)>,
+}
+
+impl Table {
+    /// Takes patterns in the order in which they are to match.
+    pub(crate) fn new(patterns: impl IntoIterator<Item = &'static str>) -> Self {
+        let patterns: Vec<_> = patterns.into_iter().collect();
+        let mut table = Self { patterns: Vec::new(), anchored: [Set::default(); 256], anywhere: Vec::new() };
+        let mut needles = Vec::new();
+        for (index, pattern) in patterns.iter().enumerate() {
+            match pattern.strip_prefix('^').and_then(|literal| literal.bytes().next()).filter(|byte| *byte != b'{') {
+                Some(first) => table.anchored[usize::from(first)].insert(index),
+                None => needles.push((needle(pattern), index)),
+            }
+        }
+        // `kernel BUG at ` stands in all that holds `kernel BUG at mm/`: one search does for both.
+        needles.sort_unstable();
+        for (needle, index) in needles {
+            match table.anywhere.last_mut() {
+                Some((shorter, set)) if needle.starts_with(*shorter) => set.insert(index),
+                _ => table.anywhere.push((needle, Set::default().with(index))),
+            }
+        }
+        table.patterns = patterns;
+        table
+    }
+
+    /// Which patterns a text can match, in order: all that do, and few that do not.
+    fn candidates(&self, text: &Text<'_>) -> impl Iterator<Item = usize> + use<> {
+        let first = |text: &str| text.bytes().next().map_or(Set::default(), |byte| self.anchored[usize::from(byte)]);
+        let mut set = first(text.start).or(text.after_subsystem.map_or(Set::default(), first));
+        for (needle, with_needle) in &self.anywhere {
+            // Not `find`, which takes several times as long for so short a text.
+            if text.whole.contains(needle) {
+                set = set.or(*with_needle);
+            }
+        }
+        set.into_indices()
+    }
+}
+
+/// The first literal of a pattern. Matching needs it, wherever it is.
+fn needle(pattern: &'static str) -> &'static str {
+    let mut literals =
+        pattern.trim_start_matches('^').split('{').map(|part| part.split_once('}').map_or(part, |it| it.1));
+    literals.find(|literal| !literal.is_empty()).expect("the table's patterns have a literal")
+}
+
+/// Indices into a table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Set([u64; Set::WORDS]);
+
+impl Set {
+    const WORDS: usize = 3;
+
+    fn insert(&mut self, index: usize) {
+        *self.0.get_mut(index / 64).expect("a table has room for 192 patterns") |= 1 << (index % 64);
+    }
+
+    fn with(mut self, index: usize) -> Self {
+        self.insert(index);
+        self
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
+    }
+
+    fn into_indices(mut self) -> impl Iterator<Item = usize> {
+        std::iter::from_fn(move || {
+            let word = self.0.iter().position(|word| *word != 0)?;
+            let bit = self.0[word].trailing_zeros() as usize;
+            self.0[word] &= self.0[word] - 1;
+            Some(word * 64 + bit)
+        })
     }
 }
 

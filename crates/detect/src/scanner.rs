@@ -18,7 +18,7 @@ use crate::console::{ConsoleLine, KernelLine};
 use crate::finding::{Finding, Kind, Severity};
 use crate::pattern::Text;
 use crate::report::Report;
-use crate::signatures::{self, Role, SIGNATURES, Signature};
+use crate::signatures::{self, Role, Signature};
 
 /// Reports that may be open at once; the oldest is closed for a new one.
 pub const OPEN_REPORTS_MAX: usize = 8;
@@ -111,8 +111,7 @@ impl Scanner {
             Step::Retold => return,
             Step::Another => self.reboot(line.text, at, orderly, fatal),
         }
-        let heading =
-            SIGNATURES.iter().find_map(|signature| text.find(signature.heading).map(|holes| (signature, holes)));
+        let heading = signatures::heading(&text);
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
         let index = match (mine, heading) {
             (Some(index), None) => index,

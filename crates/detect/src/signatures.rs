@@ -4,9 +4,11 @@
 //! those of [`pattern`](crate::pattern). In titles `{0}`, `{1}` … are the heading's holes made general (no numbers, no
 //! addresses), `{fn}` is the guilty function, `{access}` is `Read` or `Write`.
 
+use std::sync::LazyLock;
+
 use crate::finding::{Kind, Severity};
 use crate::frames::Blame;
-use crate::pattern::Text;
+use crate::pattern::{Holes, Table, Text};
 
 /// One way for a report to begin.
 #[derive(Debug)]
@@ -62,12 +64,23 @@ const fn warning(kind: Kind, heading: &'static str, title: &'static str) -> Sign
     Signature::new(Severity::Warning, kind, heading, title)
 }
 
+/// The signature whose heading a line is, and what the heading's holes took.
+pub(crate) fn heading<'a>(text: &Text<'a>) -> Option<(&'static Signature, Holes<'a>)> {
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(SIGNATURES.iter().map(|signature| signature.heading)));
+    text.first_of(&TABLE).map(|(index, holes)| (&SIGNATURES[index], holes))
+}
+
 /// The kernel announces itself: a boot.
 pub(crate) const BANNER: &str = "^Linux version ";
 
+/// Whether a line stands before a restart that somebody asked for.
+pub(crate) fn is_orderly(text: &Text<'_>) -> bool {
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(ORDERLY.iter().copied()));
+    text.first_of(&TABLE).is_some()
+}
+
 /// Lines before a restart that somebody asked for.
-pub(crate) const ORDERLY: &[&str] =
-    &["^reboot: ", "^sysrq: Resetting", "^Restarting system", "^kexec_core: Starting new kernel"];
+const ORDERLY: &[&str] = &["^reboot: ", "^sysrq: Resetting", "^Restarting system", "^kexec_core: Starting new kernel"];
 
 /// Lines with which a report is complete.
 pub(crate) const ENDS: &[&str] =
@@ -111,7 +124,8 @@ const ORDINARY: &[&str] = &[
 /// Whether an unmarked line is surely a kernel's: one of [`ORDINARY`], a message of a device on a bus
 /// (`pci 0000:00:1f.2: [8086:2922]`), or a frame of a stack.
 pub(crate) fn is_ordinary(text: &str) -> bool {
-    Text::new(text).is_any(ORDINARY) || names_a_device(text) || crate::frames::frame(text).is_some()
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(ORDINARY.iter().copied()));
+    Text::new(text).first_of(&TABLE).is_some() || names_a_device(text) || crate::frames::frame(text).is_some()
 }
 
 /// `driver device: text`, with an address on a bus as the device.
