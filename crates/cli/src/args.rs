@@ -490,11 +490,14 @@ pub enum BenchGroup {
     Agent,
     /// Forks, snapshots and pauses
     Fork,
+    /// Crashes found in a kernel log
+    Scan,
 }
 
 impl BenchGroup {
     /// All groups, in the order they run.
-    pub const ALL: [Self; 6] = [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork];
+    pub const ALL: [Self; 7] =
+        [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork, Self::Scan];
 }
 
 /// One fork is no twin of anybody.

@@ -7,6 +7,7 @@ mod files;
 mod fork;
 mod machine;
 mod samples;
+mod scan;
 mod terminal;
 
 use std::time::{Duration, SystemTime};
@@ -101,6 +102,7 @@ impl Bench {
                 BenchGroup::Files => files::measure(self, &mut results).await?,
                 BenchGroup::Agent => agent::measure(self, &mut results).await?,
                 BenchGroup::Fork => fork::measure(self, &mut results).await?,
+                BenchGroup::Scan => scan::measure(self, &mut results)?,
             }
         }
         Ok(results)
