@@ -180,8 +180,9 @@ pub struct RunArgs {
     pub vhost_user: Vec<VhostUser>,
     /// Fork this snapshot instead of the image's: name or id
     ///
-    /// See `kiln snapshot create`. Image, memory, CPUs and modules are those of the snapshot.
-    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["memory", "cpus", "modules", "vhost_user", "cold"])]
+    /// See `kiln snapshot create`. Image, memory, CPUs, acceleration and modules are those of the snapshot: their flags are
+    /// refused, and $KILN_IMAGE and $KILN_ACCEL have no effect.
+    #[arg(long, value_name = "SNAPSHOT")]
     pub from: Option<String>,
     /// Boot the VM instead of forking the image's ready-made snapshot
     #[arg(long)]

@@ -23,18 +23,13 @@ mod vhost;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 use args::{Args, Command, docker};
 use failure::{Failure, INTERRUPTED};
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     let json = usage::wants_json(&words);
-    let outcome = match Args::try_parse_from(&words) {
-        Ok(args) => run(args),
-        Err(error) => usage::refused(&error, &words, json),
-    };
+    let outcome = usage::parse(&words, json).map_or_else(|ended| ended, run);
     let code = outcome.unwrap_or_else(|failure| {
         if json {
             failure.print_json();

@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Command, CommandFactory as _};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
 
 use crate::args::{Args, docker};
 use crate::failure::{Failure, USAGE};
@@ -67,8 +68,50 @@ fn value_is_next(command: &Command, cluster: &str) -> bool {
     false
 }
 
+/// What `kiln run` has flags for and a snapshot decides, or rules out; each with what to do instead.
+const DECIDED_BY_SNAPSHOT: [(&str, &str); 7] = [
+    ("image", DECIDED),
+    ("memory", DECIDED),
+    ("cpus", DECIDED),
+    ("modules", DECIDED),
+    ("accel", DECIDED),
+    ("vhost_user", "a VM with a device of another process is never saved or forked: leave one of the two out"),
+    ("cold", "--cold boots an image and --from forks a snapshot: leave one of the two out"),
+];
+const DECIDED: &str = "image, memory, CPUs, acceleration and modules are those of the snapshot: leave it out, or prepare \
+                       another snapshot with it (kiln snapshot create)";
+
+/// Parses a command line. Where it is wrong, or asks for help, returns how kiln ends instead.
+pub fn parse(words: &[OsString], json: bool) -> Result<Args, Result<u8, Failure>> {
+    let mut command = Args::command();
+    let matches = command.try_get_matches_from_mut(words).map_err(|error| refused(&error, words, json))?;
+    refuse_what_a_snapshot_decides(&command, &matches).map_err(Err)?;
+    Args::from_arg_matches(&matches).map_err(|error| refused(&error.format(&mut command), words, json))
+}
+
+/// Refuses flags beside `--from` that would have no effect. Clap's own conflicts can't do it: for those, what
+/// `$KILN_IMAGE` says for all runs is as explicit as a flag of this one.
+fn refuse_what_a_snapshot_decides(command: &Command, matches: &ArgMatches) -> Result<(), Failure> {
+    let (run, matches) = match matches.subcommand() {
+        Some(("run", run)) => ("run", run),
+        Some(("snapshot", snapshot)) => match snapshot.subcommand() {
+            // It has the flags of `run`.
+            Some(("create", create)) => ("run", create),
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let Some((id, hint)) = DECIDED_BY_SNAPSHOT.iter().find(|(id, _)| is_given("from") && is_given(id)) else {
+        return Ok(());
+    };
+    let flags = command.find_subcommand(run).into_iter().flat_map(Command::get_arguments);
+    let flag = flags.filter(|arg| arg.get_id() == id).find_map(Arg::get_long).expect("`run` has each of these flags");
+    Err(Failure::words(USAGE, format!("--from cannot be used with --{flag}")).hint(*hint))
+}
+
 /// Answers a line that clap did not take: help and version are printed and end kiln, everything else is a failure.
-pub fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Failure> {
+fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Failure> {
     if !error.use_stderr() {
         // A reader that went away is no failure.
         let _ = error.print();
@@ -149,6 +192,40 @@ mod tests {
         ] {
             assert!(!wants_json(&line(does_not)), "{does_not}");
         }
+    }
+
+    #[test]
+    fn what_a_snapshot_decides_is_refused_beside_it() {
+        let given: [(&str, &[&str]); 7] = [
+            ("image", &["--image mini", "--image=other"]),
+            ("memory", &["--memory 256", "-m 512", "-m512"]),
+            ("cpus", &["--cpus 1", "-c 2"]),
+            ("modules", &["--module tun"]),
+            ("accel", &["--accel auto", "--accel tcg"]),
+            ("vhost_user", &["--vhost-user blk:/a.sock"]),
+            ("cold", &["--cold"]),
+        ];
+        assert_eq!(given.map(|(id, _)| id), DECIDED_BY_SNAPSHOT.map(|(id, _)| id));
+        for flag in given.iter().flat_map(|(_, flags)| *flags) {
+            for start in ["kiln run", "kiln snapshot create name"] {
+                for rest in [format!("--from x {flag} -- true"), format!("{flag} --from x -- true")] {
+                    let words = line(&format!("{start} {rest}"));
+                    let refused = parse(&words, false).expect_err("is refused").expect_err("is a failure");
+                    let named = flag.split([' ', '=']).next().unwrap_or_default();
+                    assert_eq!(refused.code, USAGE);
+                    let message = refused.message();
+                    assert!(message.starts_with("--from cannot be used with --"), "{message}");
+                    assert!(!named.starts_with("--") || message.ends_with(named), "{message}");
+                    assert!(refused.hint_words().is_some_and(|hint| hint.contains("leave")));
+                }
+                assert!(parse(&line(&format!("{start} {flag} -- true")), false).is_ok(), "{flag} alone");
+            }
+        }
+        let others =
+            "-t --timeout 3s --boot-timeout 9s --limit-pids 7 --hostname a --name b -l c=d --console --in /:/x";
+        assert!(parse(&line(&format!("kiln run --from x {others} -- true")), false).is_ok());
+        // What the guest's command says is the guest's.
+        assert!(parse(&line("kiln run --from x -- true --image y"), false).is_ok());
     }
 
     #[test]

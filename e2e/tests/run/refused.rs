@@ -118,6 +118,23 @@ fn impossible_sizes_are_refused_with_their_bounds() {
 }
 
 #[test]
+fn what_a_snapshot_decides_is_refused_only_if_it_is_given_beside_it() {
+    for flags in [["--image", "mini"], ["--memory", "256"], ["--cpus", "1"], ["--module", "tun"], ["--accel", "auto"]] {
+        let args = ["run", "--from", "no-such-snapshot", flags[0], flags[1], "--", "true"];
+        refused(&args, 2, &["cannot be used with", flags[0], "hint: "]);
+    }
+    let report = failure_object(&["run", "--json", "--from", "no-such-snapshot", "--image", "mini", "--", "true"], 2);
+    assert!(report["hint"].as_str().is_some_and(|hint| hint.contains("those of the snapshot")), "{report}");
+    // What is set for every run is no wish of this one: the snapshot is looked for, and not found.
+    let outcome = Kiln::new(["run", "--from", "no-such-snapshot", "--", "true"])
+        .env("KILN_IMAGE", "no-such-image")
+        .env("KILN_ACCEL", "tcg")
+        .run();
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("no-such-snapshot"), "{}", outcome.stderr);
+}
+
+#[test]
 fn a_missing_vmm_is_named_with_the_command_that_installs_it() {
     let outcome = Kiln::new(["run", "--", "true"]).env("KILN_QEMU", "/surely/not/qemu-system-x86_64").run();
     assert_eq!(outcome.code, 69, "{}", outcome.stderr);
