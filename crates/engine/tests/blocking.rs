@@ -1,9 +1,13 @@
 //! A hundred operations that block, and a guest beside them that must not notice.
 
+#[path = "support/agent.rs"]
+mod agent;
+
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use agent::agent;
+use camino::Utf8Path;
 use kiln_engine::guest::Watch;
 use kiln_engine::{FakeEngine, Guest, VmSpec, blocking};
 use tokio::time::timeout;
@@ -27,19 +31,6 @@ impl Gate {
         *self.0.lock().expect("not poisoned") = true;
         self.1.notify_all();
     }
-}
-
-/// `KILN_AGENT_BIN`, else the static agent of this workspace.
-fn agent() -> Utf8PathBuf {
-    let built = || {
-        let exe = Utf8PathBuf::try_from(std::env::current_exe().expect("this binary")).expect("UTF-8");
-        // <target>/<profile>/deps/<test>
-        let target = exe.ancestors().nth(3).expect("tests run from a target directory").to_owned();
-        target.join("x86_64-unknown-linux-gnu/agent/kiln-agent")
-    };
-    let path = std::env::var("KILN_AGENT_BIN").map_or_else(|_| built(), Utf8PathBuf::from);
-    assert!(path.is_file(), "`{path}` is not there: `scripts/build.sh` builds it, or KILN_AGENT_BIN names another");
-    path
 }
 
 // One thread: it has the links, the timers and the owners of all guests.

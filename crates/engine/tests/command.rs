@@ -1,8 +1,12 @@
 //! Commands as `std::process::Command` has them, against the real agent as a process of this host.
 
+#[path = "support/agent.rs"]
+mod agent;
+
 use std::time::Duration;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use agent::agent;
+use camino::Utf8Path;
 use kiln_engine::link::{GuestLink, Input, StreamError};
 use kiln_engine::{Engine as _, FakeEngine, Vm, VmSpec};
 use kiln_wire::{ErrorCode, ExitStatus};
@@ -31,19 +35,6 @@ impl Lab {
     async fn end(self) {
         self.vm.kill().await;
     }
-}
-
-/// `KILN_AGENT_BIN`, else the static agent of this workspace.
-fn agent() -> Utf8PathBuf {
-    let built = || {
-        let exe = Utf8PathBuf::try_from(std::env::current_exe().expect("this binary")).expect("UTF-8");
-        // <target>/<profile>/deps/<test>
-        let target = exe.ancestors().nth(3).expect("tests run from a target directory").to_owned();
-        target.join("x86_64-unknown-linux-gnu/agent/kiln-agent")
-    };
-    let path = std::env::var("KILN_AGENT_BIN").map_or_else(|_| built(), Utf8PathBuf::from);
-    assert!(path.is_file(), "`{path}` is not there: `scripts/build.sh` builds it, or KILN_AGENT_BIN names another");
-    path
 }
 
 async fn in_time<T>(step: impl Future<Output = T>) -> T {

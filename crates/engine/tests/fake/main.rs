@@ -1,12 +1,15 @@
 //! The fake engine against the real agent: what stands in for VMs in the tests of everything above the engine.
 
+#[path = "../support/agent.rs"]
+mod agent;
 mod saves;
 
 use std::time::{Duration, Instant};
 
 use std::os::unix::fs::MetadataExt as _;
 
-use camino::{Utf8Path, Utf8PathBuf};
+use agent::agent;
+use camino::Utf8Path;
 use kiln_engine::link::GuestLink;
 use kiln_engine::{
     Acceleration, Disk, DiskFormat, DiskRole, Engine as _, ExitReason, FakeEngine, LaunchError, VmEvent, VmSpec,
@@ -76,19 +79,6 @@ async fn shell(link: &GuestLink, script: &str) -> String {
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.exited.status.shell_code(), 0, "`{script}`: {words}");
     String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned()
-}
-
-/// `KILN_AGENT_BIN`, else the static agent of this workspace.
-fn agent() -> Utf8PathBuf {
-    let built = || {
-        let exe = Utf8PathBuf::try_from(std::env::current_exe().expect("this binary")).expect("UTF-8");
-        // <target>/<profile>/deps/<test>
-        let target = exe.ancestors().nth(3).expect("tests run from a target directory").to_owned();
-        target.join("x86_64-unknown-linux-gnu/agent/kiln-agent")
-    };
-    let path = std::env::var("KILN_AGENT_BIN").map_or_else(|_| built(), Utf8PathBuf::from);
-    assert!(path.is_file(), "`{path}` is not there: `scripts/build.sh` builds it, or KILN_AGENT_BIN names another");
-    path
 }
 
 /// Waits for a state; the test's own bound ends one that never comes.
