@@ -1,38 +1,41 @@
 //! The guest program: PID 1 of a VM, or a service in one.
 //!
 //! ```text
-//!   transport ─▶ link ─┬▶ exec ─────▶ process (spawn, supervise, reap, control groups)
-//!                      ├▶ session ──▶ process
-//!                      ├▶ file_streams ▶ files
-//!                      ├▶ forward, watch, metrics, logs, activity
-//!                      ├▶ freeze (every command, for a snapshot)
-//!                      └▶ renew (clock, randomness, identity of a fork)
+//!   init (PID 1) or serve (a socket) ─▶ agent (the parts, put together)
+//!                                          │
+//!   transport ─▶ link ── each request ─▶ services ─┬▶ session ─▶ process (spawn, supervise, reap, control groups)
+//!                                                  ├▶ files
+//!                                                  └▶ machine (names, addresses), drivers
 //! ```
+//!
+//! The modules stand in this order from top to bottom, and none uses one above it. A link knows no service: it hands each
+//! stream to what implements [`link::Service`].
 //!
 //! One thread runs everything that talks to the host; blocking file work goes to a small bounded pool. The host is
 //! trusted with the guest, but not to be free of faults: everything it sends is bounded before it is stored.
 
-pub mod activity;
 pub mod agent;
+pub mod serve;
+
+pub mod init;
+pub mod services;
+
+pub mod session;
+
+pub mod process;
+
+pub mod drivers;
+pub mod files;
+pub mod machine;
+
+pub mod link;
+pub mod relay;
+pub mod transport;
+pub mod watched;
+
 pub mod arguments;
 pub mod bench;
-pub mod exec;
-pub mod file_streams;
-pub mod files;
-pub mod forward;
-pub mod freeze;
 pub mod heap;
-pub mod init;
-pub mod link;
 pub mod log;
-pub mod logs;
-pub mod metrics;
-pub mod process;
-pub mod relay;
-pub mod renew;
-pub mod serve;
-pub mod session;
+pub mod runtime;
 pub mod tally;
-pub mod transport;
-pub mod watch;
-pub mod watched;

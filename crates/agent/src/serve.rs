@@ -1,42 +1,23 @@
 //! Test mode: one link on an inherited socket, or one after the other on a Unix socket. Needs no root.
 #![expect(unsafe_code, reason = "an inherited descriptor is only a number, and prctl is only reachable through libc")]
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::rc::Rc;
+use std::path::{Path, PathBuf};
 
 use kiln_wire::GoodbyeReason;
 use rustix::io::{FdFlags, fcntl_setfd};
-use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::task::spawn_local;
 
-use crate::agent::{Agent, Setup, read_token};
+use crate::agent::{Agent, Setup};
 use crate::arguments::Listen;
-use crate::link;
 use crate::log::note;
-use crate::process::signals::{self, Signals};
+use crate::process::signals::Signals;
+use crate::runtime::runtime;
 use crate::transport::Transport;
-
-/// Threads for blocking file work, and for children until their programs run.
-const BLOCKING_THREADS_MAX: usize = 8;
-
-/// The one runtime of the process. Call it once, before anything else starts a thread.
-///
-/// # Errors
-/// The kernel has no descriptors left.
-pub fn runtime() -> io::Result<LocalRuntime> {
-    signals::block();
-    tune_allocator();
-    Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .build_local(LocalOptions::default())
-}
 
 /// Serves one link on an inherited, connected socket.
 ///
@@ -56,8 +37,8 @@ pub fn socket(fd: RawFd) -> io::Result<()> {
         let agent = Agent::new(Setup { leases: leases(), ..Setup::default() })?;
         let signals = Signals::new()?;
         tokio::select! {
-            result = link::serve(Rc::clone(&agent), Transport::socket(socket)?) => result,
-            result = until_stopped(&agent, &signals) => result,
+            result = agent.serve(Transport::socket(socket)?) => result,
+            result = agent.commands.watch_signals(&signals) => result,
         }
     })
 }
@@ -82,7 +63,7 @@ pub fn listen(listen: &Listen) -> io::Result<()> {
         let listener = tokio::net::UnixListener::from_std(listener)?;
         tokio::select! {
             result = accept(&agent, &listener) => result,
-            result = until_stopped(&agent, &signals) => result,
+            result = agent.commands.watch_signals(&signals) => result,
         }
     });
     // Only tidiness: a socket that stays is taken over by the next agent.
@@ -90,19 +71,19 @@ pub fn listen(listen: &Listen) -> io::Result<()> {
     result
 }
 
-async fn accept(agent: &Rc<Agent>, listener: &tokio::net::UnixListener) -> io::Result<()> {
+async fn accept(agent: &Agent, listener: &tokio::net::UnixListener) -> io::Result<()> {
     let mut serving: Option<tokio::task::JoinHandle<()>> = None;
     loop {
         let (socket, _) = listener.accept().await?;
         if let Some(old) = serving.take() {
-            agent.end_links(GoodbyeReason::Replaced);
+            agent.links.end(GoodbyeReason::Replaced);
             let _ = old.await;
-            agent.links_may_start();
+            agent.links.may_start();
         }
         let transport = Transport::socket(socket.into_std()?)?;
-        let agent = Rc::clone(agent);
+        let link = agent.serve(transport);
         serving = Some(spawn_local(async move {
-            if let Err(error) = link::serve(agent, transport).await {
+            if let Err(error) = link.await {
                 note(format!("the link broke: {error}"));
             }
         }));
@@ -114,8 +95,15 @@ fn leases() -> Option<PathBuf> {
     std::env::var_os("KILN_LEASES").map(PathBuf::from)
 }
 
-async fn until_stopped(agent: &Agent, signals: &Signals) -> io::Result<()> {
-    agent.watch_signals(signals).await
+/// Reads a token file: its first line.
+fn read_token(path: &Path) -> io::Result<String> {
+    const TOKEN_BYTES_MAX: u64 = 4096;
+    let mut text = String::new();
+    File::open(path)?.take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
+    match text.lines().next().map(str::trim) {
+        Some(token) if !token.is_empty() => Ok(token.to_owned()),
+        _ => Err(io::Error::other(format!("`{}` holds no token", path.display()))),
+    }
 }
 
 /// What PID 1 has by nature: orphans come to it, and nothing it was given leaks into commands.
@@ -124,16 +112,5 @@ fn prepare() {
     unsafe {
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-    }
-}
-
-/// Memory that is freed is soon used again: giving it back and faulting it in once more costs more than keeping it.
-fn tune_allocator() {
-    const KEEP_BYTES: i32 = 1 << 20;
-    // SAFETY: plain numbers, before there is a second thread.
-    unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_BYTES);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP_BYTES);
-        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }

@@ -6,9 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 
 use rustix::mount::{MountFlags, mount};
 
-use super::boot_id;
-use crate::activity::LEASES;
 use crate::log::note;
+use crate::machine::{LEASES, boot_id};
 
 struct Mount {
     source: &'static str,

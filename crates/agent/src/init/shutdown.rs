@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use kiln_wire::GoodbyeReason;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::process::{Signal, kill_process};
 use rustix::system::{RebootCommand, reboot};
 use tokio::time::{Instant, sleep};
 
-use super::say_goodbye;
 use crate::agent::Agent;
 
 /// How long programs may take to end themselves.
@@ -24,16 +24,16 @@ const NOTHING_TO_LOSE: [&str; 9] =
 
 /// Tells the host, ends all programs and brings file systems to rest.
 pub(super) async fn stop_everything(agent: &Agent) {
-    say_goodbye(agent);
+    agent.links.end(GoodbyeReason::Shutdown);
     // Who is frozen can't end itself, and is not to run again for that: a fork may not have its identity yet.
-    let first = usize::from(agent.freezer().is_closed());
+    let first = usize::from(agent.commands.are_frozen());
     for (signal, grace) in &[(Signal::TERM, TERM_GRACE), (Signal::KILL, KILL_GRACE)][first..] {
         if !signal_all(*signal) {
             break;
         }
         let until = Instant::now() + *grace;
         while Instant::now() < until && any_program() {
-            agent.reaper().sweep();
+            agent.commands.reap();
             sleep(LOOK_AGAIN).await;
         }
     }

@@ -5,13 +5,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kiln_wire::credit::ReceiveWindow;
-use kiln_wire::{Channel, Done, ErrorCode, Fault, Message, MessageError, StreamId};
+use kiln_wire::{Channel, ErrorCode, Fault, Message, MessageError, StreamId};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::inbox::{End, Inbox};
 use super::outbox::{Outbox, Outlet};
-use crate::agent::Agent;
+use super::service::Service;
 
 /// Streams of one link at a time.
 const STREAMS_MAX: usize = 256;
@@ -38,15 +38,15 @@ impl Drop for Stream {
 }
 
 pub(super) struct Streams {
-    agent: Rc<Agent>,
+    service: Rc<dyn Service>,
     outbox: Rc<Outbox>,
     inboxes: HashMap<StreamId, Rc<Inbox>>,
     tasks: JoinSet<()>,
 }
 
 impl Streams {
-    pub(super) fn new(agent: Rc<Agent>) -> Self {
-        Self { agent, outbox: Rc::default(), inboxes: HashMap::new(), tasks: JoinSet::new() }
+    pub(super) fn new(service: Rc<dyn Service>) -> Self {
+        Self { service, outbox: Rc::default(), inboxes: HashMap::new(), tasks: JoinSet::new() }
     }
 
     pub(super) fn outbox(&self) -> &Rc<Outbox> {
@@ -174,32 +174,8 @@ impl Streams {
         let inbox = Inbox::of_stream(&self.outbox, id, window);
         self.inboxes.insert(id, Rc::clone(&inbox));
         let stream = Stream { inbox, outlet };
-        let agent = Rc::clone(&self.agent);
-        match request {
-            Message::Exec(request) => self.spawn(crate::exec::serve(agent, stream, *request)),
-            Message::Attach(request) => self.spawn(crate::session::attach(agent, stream, request)),
-            Message::Sessions(request) => self.spawn(crate::session::manage(agent, stream, request)),
-            Message::Files(request) => self.spawn(crate::file_streams::serve(agent, stream, *request)),
-            Message::Watch(request) => self.spawn(crate::watch::serve(agent, stream, request)),
-            Message::Forward(request) => self.spawn(crate::forward::serve(agent, stream, request)),
-            Message::Metrics(request) => self.spawn(crate::metrics::serve(agent, stream, request)),
-            Message::Logs(request) => self.spawn(crate::logs::serve(agent, stream, request)),
-            // Done before anything that follows it is looked at.
-            Message::Sync(sync) => match crate::renew::sync(&self.agent, &sync) {
-                Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
-                Err(fault) => stream.outlet.fail(fault),
-            },
-            Message::Freeze => self.spawn(crate::freeze::freeze(agent, stream)),
-            Message::Thaw => self.spawn(crate::freeze::thaw(agent, stream)),
-            Message::Activity => self.spawn(crate::activity::serve(agent, stream)),
-            other => {
-                let words = format!("{:?} streams are not served by this agent", other.kind());
-                stream.outlet.fail(Fault::new(ErrorCode::Unsupported, words));
-            }
+        if let Some(task) = self.service.open(stream, request) {
+            self.tasks.spawn_local(task);
         }
-    }
-
-    fn spawn(&mut self, task: impl Future<Output = ()> + 'static) {
-        self.tasks.spawn_local(task);
     }
 }

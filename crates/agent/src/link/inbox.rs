@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use kiln_wire::credit::{Overrun, ReceiveWindow, WINDOW_BYTES, frame_cost};
-use kiln_wire::{Fault, Message, Resize, StreamId};
+use kiln_wire::{ErrorCode, Fault, Message, Resize, StreamId};
 
 use super::outbox::Outbox;
 
@@ -28,6 +28,21 @@ pub enum End {
     LinkLost,
     /// The host broke a rule on this stream.
     Fault(Fault),
+}
+
+impl End {
+    /// What the stream ends with.
+    pub fn into_fault(self) -> Fault {
+        match self {
+            Self::Fault(fault) => fault,
+            Self::Cancelled | Self::LinkLost => cancelled(),
+        }
+    }
+}
+
+/// The end of a stream that was cancelled.
+pub fn cancelled() -> Fault {
+    Fault::new(ErrorCode::Cancelled, "cancelled")
 }
 
 /// Something other than data.

@@ -13,18 +13,18 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 
 use super::cgroup::Group;
 use super::command::Command;
+use super::commands::{Commands, Running};
 use super::reaper::{Exit, Flight};
 use super::spawn::{Setup, Spawned, spawn};
 pub use super::stdio::Output;
 use super::stdio::{self, Ends};
 use super::tree;
-use crate::agent::{Agent, JobEntry};
 use crate::link::{End, Inbox};
 use crate::tally::Counted;
 
 /// A child that is being made.
 struct Newborn {
-    agent: Rc<Agent>,
+    commands: Rc<Commands>,
     flight: Flight,
     group: Option<Rc<Group>>,
     ends: Ends,
@@ -40,7 +40,7 @@ impl Newborn {
         spawning: JoinHandle<std::io::Result<Spawned>>,
         session: Option<String>,
     ) -> Result<Job, Fault> {
-        let Self { agent, flight, group, ends, started, limits, birth } = self;
+        let Self { commands, flight, group, ends, started, limits, birth } = self;
         let result =
             spawning.await.map_err(|error| Fault::new(ErrorCode::Internal, format!("spawn broke: {error}")))?;
         drop(birth);
@@ -48,21 +48,21 @@ impl Newborn {
             Ok(spawned) => spawned,
             Err(error) => {
                 if let Some(group) = group {
-                    agent.give_back(group);
+                    commands.give_back(group);
                 }
                 return Err(io_fault("new process", &error));
             }
         };
         let pidfd = Rc::new(pidfd);
         let status = flight.track(Rc::clone(&pidfd));
-        let entry = JobEntry {
+        let running = Running {
             group: group.as_ref().map_or_else(Weak::new, Rc::downgrade),
             session,
             terminal: ends.terminal.clone(),
         };
-        agent.add_job(pid.unsigned_abs(), entry);
+        commands.add(pid.unsigned_abs(), running);
         // From here on dropping the job kills what there is of it.
-        let job = Job { agent, pid, pidfd, group, ends, status: Some(status), started, limits };
+        let job = Job { commands, pid, pidfd, group, ends, status: Some(status), started, limits };
         fault.map_or(Ok(job), Err)
     }
 }
@@ -70,7 +70,7 @@ impl Newborn {
 /// A command that runs. Dropping it kills everything that is left of it.
 #[derive(Debug)]
 pub struct Job {
-    pub(super) agent: Rc<Agent>,
+    pub(super) commands: Rc<Commands>,
     pub(super) pid: i32,
     pub(super) pidfd: Rc<OwnedFd>,
     pub(super) group: Option<Rc<Group>>,
@@ -86,38 +86,39 @@ impl Job {
     /// # Errors
     /// What can't be run, with the reason; `inbox` asked to end first.
     pub async fn start(
-        agent: &Rc<Agent>,
+        commands: &Rc<Commands>,
         request: &ExecRequest,
         output: Output,
         inbox: &Inbox,
         session: Option<&str>,
     ) -> Result<Self, Option<Fault>> {
-        let command = Command::new(agent.defaults(), request)?;
-        check_limits(agent, &request.limits)?;
+        let command = Command::new(commands.defaults(), request)?;
+        check_limits(commands, &request.limits)?;
         let birth = tokio::select! {
             biased;
-            birth = agent.freezer().pass() => birth,
+            birth = commands.freezer().pass() => birth,
             end = inbox.ended() => return Err(fault_of(end)),
         };
-        let group = match agent.cgroups() {
+        let group = match commands.cgroups() {
             Some(cgroups) => Some(cgroups.take(&request.limits).map_err(|error| io_fault("control group", &error))?),
             None => None,
         };
-        let (ends, child_ends) = stdio::open(request, command.user.as_ref(), output, agent.null())
+        let (ends, child_ends) = stdio::open(request, command.user.as_ref(), output, commands.null())
             .map_err(|error| io_fault("stdin, stdout and stderr", &error))?;
         let setup = Setup {
             ends: child_ends,
             terminal: request.tty.is_some(),
             limits: rlimits(&request.limits, group.is_some()),
-            reset_oom: agent.is_oom_exempt(),
+            reset_oom: commands.are_oom_exempt(),
             cgroup: group.as_ref().map(|group| group.directory()),
         };
         let started = Instant::now();
-        let flight = agent.reaper().expect_child();
+        let flight = commands.reaper().expect_child();
         let pid = flight.pid();
         let pid_cell = Arc::clone(&pid);
         let spawning = spawn_blocking(move || spawn(&command, &setup, &pid_cell));
-        let born = Newborn { agent: Rc::clone(agent), flight, group, ends, started, limits: request.limits, birth };
+        let born =
+            Newborn { commands: Rc::clone(commands), flight, group, ends, started, limits: request.limits, birth };
         let mut birth = Box::pin(born.finish(spawning, session.map(str::to_owned)));
         tokio::select! {
             biased;
@@ -172,9 +173,9 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.agent.remove_job(self.pid());
+        self.commands.remove(self.pid());
         match self.group.take() {
-            Some(group) => self.agent.give_back(group),
+            Some(group) => self.commands.give_back(group),
             None => {
                 if self.status.is_some() {
                     tree::kill_pidfd(self.pidfd.as_raw_fd());
@@ -202,7 +203,7 @@ fn io_fault(what: &str, error: &std::io::Error) -> Fault {
 }
 
 /// Refuses limits that can't be kept here, by name.
-fn check_limits(agent: &Agent, limits: &Limits) -> Result<(), Fault> {
+fn check_limits(commands: &Commands, limits: &Limits) -> Result<(), Fault> {
     let zero = [
         ("cpu_ms", limits.cpu_ms),
         ("wall_ms", limits.wall_ms),
@@ -213,7 +214,7 @@ fn check_limits(agent: &Agent, limits: &Limits) -> Result<(), Fault> {
     if let Some((name, _)) = zero.iter().find(|(_, value)| *value == Some(0)) {
         return Err(Fault::new(ErrorCode::InvalidRequest, format!("limit `{name}` is 0: nothing could run")));
     }
-    if agent.cgroups().is_none() {
+    if commands.cgroups().is_none() {
         for (name, value) in [("memory_bytes", limits.memory_bytes), ("pids", limits.pids)] {
             if value.is_some() {
                 let words = format!("limit `{name}` needs control groups, which this agent has none of");

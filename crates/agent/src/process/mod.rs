@@ -8,6 +8,8 @@
 
 mod child;
 mod command;
+mod commands;
+mod freezer;
 mod gather;
 mod job;
 mod stdio;
@@ -21,6 +23,7 @@ pub mod signals;
 pub mod spawn;
 
 pub use command::{Command, Defaults};
+pub use commands::{Commands, Running};
 pub use job::{Job, Output};
 pub use stdio::Terminal;
 pub use supervise::{Outcome, Sink, supervise};

@@ -19,11 +19,11 @@ use rustix::io::Errno;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
+use super::commands::Commands;
 use super::job::Job;
 use super::reaper::Exit;
 use super::stdio::Source;
-use crate::agent::Agent;
-use crate::link::{CHUNK_BYTES, Control, End, Gone, Inbox};
+use crate::link::{CHUNK_BYTES, Control, End, Gone, Inbox, Outlet};
 use crate::relay::{self, ShortRead};
 use crate::watched::Watched;
 
@@ -44,6 +44,16 @@ pub trait Sink {
     fn room(&self) -> impl Future<Output = Result<usize, Gone>>;
     /// Takes output: `frame` holds [`HEADER_BYTES`] of room and then the bytes, and is left with the room alone.
     fn put(&self, channel: Channel, frame: &mut Vec<u8>);
+}
+
+impl Sink for Outlet {
+    async fn room(&self) -> Result<usize, Gone> {
+        Self::room(self).await
+    }
+
+    fn put(&self, channel: Channel, frame: &mut Vec<u8>) {
+        self.data(channel, frame);
+    }
 }
 
 /// How the watch ended.
@@ -73,7 +83,7 @@ pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome
                 }
             },
             exit = &mut status, if watch.exit.is_none() => watch.exited(exit.ok()),
-            read = pump(&watch.outputs, &watch.job.agent, watch.dropping, sink), if !watch.outputs.is_empty() => {
+            read = pump(&watch.outputs, &watch.job.commands, watch.dropping, sink), if !watch.outputs.is_empty() => {
                 watch.output(read, sink);
             }
             fed = feed(watch.stdin.as_deref(), inbox), if end.is_none() => watch.fed(&fed, inbox),
@@ -190,7 +200,7 @@ impl<'a> Watch<'a> {
                 None => self.time_out(),
                 // No sooner than all CPUs together could use up what is left.
                 Some(left) => {
-                    let wait = (left / self.job.agent.cpus()).clamp(CPU_POLL_MIN, CPU_POLL_MAX);
+                    let wait = (left / self.job.commands.cpus()).clamp(CPU_POLL_MIN, CPU_POLL_MAX);
                     self.cpu_look_at = Some(now + wait);
                 }
             }
@@ -253,7 +263,7 @@ impl<'a> Watch<'a> {
         let pump = &mut self.outputs[chunk.index];
         let count = count as u64;
         pump.owed = pump.owed.saturating_sub(count);
-        let mut scratch = self.job.agent.scratch();
+        let mut scratch = self.job.commands.scratch();
         if self.dropping || count > self.output_left {
             self.truncated = true;
             self.dropping = true;
@@ -315,7 +325,7 @@ impl<'a> Watch<'a> {
 }
 
 /// Waits until the sink has room and an output something to say, and reads it.
-async fn pump(outputs: &[Pump], agent: &Agent, dropping: bool, sink: &impl Sink) -> Result<Chunk, Gone> {
+async fn pump(outputs: &[Pump], commands: &Commands, dropping: bool, sink: &impl Sink) -> Result<Chunk, Gone> {
     let room = if dropping {
         // What is dropped is bounded by nothing else, so others get their turn between two reads.
         yield_now().await;
@@ -325,7 +335,7 @@ async fn pump(outputs: &[Pump], agent: &Agent, dropping: bool, sink: &impl Sink)
     };
     let poll = |context: &mut Context<'_>| {
         for (index, pump) in outputs.iter().enumerate() {
-            if let Poll::Ready(result) = pump.poll_read(context, &mut agent.scratch(), room) {
+            if let Poll::Ready(result) = pump.poll_read(context, &mut commands.scratch(), room) {
                 return Poll::Ready(Chunk { index, result });
             }
         }

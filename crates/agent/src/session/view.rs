@@ -9,12 +9,10 @@ use kiln_wire::{
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::registry::{KEPT_AFTER_EXIT, Session};
-use crate::agent::Agent;
-use crate::exec::cancelled;
-use crate::link::{CHUNK_BYTES, Control, End, Gone, Outlet, Stream, frame_buffer};
+use super::registry::{KEPT_AFTER_EXIT, Session, Sessions};
+use crate::link::{CHUNK_BYTES, Control, End, Gone, Outlet, Stream, cancelled, frame_buffer};
 use crate::log::note;
-use crate::process::{Job, Outcome, Output, supervise};
+use crate::process::{Commands, Job, Outcome, Output, supervise};
 
 /// Signals that Linux has.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
@@ -22,17 +20,23 @@ const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 const COMMAND_CHARS_MAX: usize = 256;
 
 /// Starts a session; its stream is the first attachment, and writes.
-pub async fn start(agent: Rc<Agent>, stream: Stream, request: &ExecRequest, spec: &SessionSpec) {
+pub async fn start(
+    commands: Rc<Commands>,
+    sessions: Rc<Sessions>,
+    stream: Stream,
+    request: &ExecRequest,
+    spec: &SessionSpec,
+) {
     let words: Vec<String> = request.argv.iter().map(ToString::to_string).collect();
     let command = words.join(" ").chars().take(COMMAND_CHARS_MAX).collect();
-    let session = match agent.sessions().add(spec, command, request.tty.is_some()) {
+    let session = match sessions.add(spec, command, request.tty.is_some()) {
         Ok(session) => session,
         Err(fault) => return stream.outlet.fail(fault),
     };
-    let job = match Job::start(&agent, request, Output::Together, &stream.inbox, Some(&session.name)).await {
+    let job = match Job::start(&commands, request, Output::Together, &stream.inbox, Some(&session.name)).await {
         Ok(job) => job,
         Err(fault) => {
-            agent.sessions().remove(&session);
+            sessions.remove(&session);
             return stream.outlet.fail(fault.unwrap_or_else(cancelled));
         }
     };
@@ -41,14 +45,14 @@ pub async fn start(agent: Rc<Agent>, stream: Stream, request: &ExecRequest, spec
     let attached = session.attach(&token, true, false);
     debug_assert_eq!(attached, Ok(()), "nobody else has seen the session yet");
     let started = Started { pid: job.pid(), session: Some(session.name.clone()) };
-    spawn_local(run(Rc::clone(&agent), Rc::clone(&session), job));
+    spawn_local(run(Rc::clone(&sessions), Rc::clone(&session), job));
     let told = stream.outlet.send(&Message::Started(started)).await;
     view(&session, &stream, &token, 0, told).await;
 }
 
 /// Serves an attachment.
-pub async fn attach(agent: Rc<Agent>, stream: Stream, request: AttachRequest) {
-    let session = match agent.sessions().find(&request.session) {
+pub async fn attach(sessions: Rc<Sessions>, stream: Stream, request: AttachRequest) {
+    let session = match sessions.find(&request.session) {
         Ok(session) => session,
         Err(fault) => return stream.outlet.fail(fault),
     };
@@ -70,8 +74,7 @@ pub async fn attach(agent: Rc<Agent>, stream: Stream, request: AttachRequest) {
 }
 
 /// Lists and ends sessions and attachments.
-pub async fn manage(agent: Rc<Agent>, stream: Stream, request: SessionsRequest) {
-    let sessions = agent.sessions();
+pub async fn manage(sessions: Rc<Sessions>, stream: Stream, request: SessionsRequest) {
     let result = match request {
         SessionsRequest::List => {
             let list = Message::Reply(Box::new(Reply::Sessions(sessions.list())));
@@ -98,7 +101,7 @@ pub async fn manage(agent: Rc<Agent>, stream: Stream, request: SessionsRequest) 
 }
 
 /// The session's own task: its command, its idle time, and its memory after the end.
-async fn run(agent: Rc<Agent>, session: Rc<Session>, job: Job) {
+async fn run(sessions: Rc<Sessions>, session: Rc<Session>, job: Job) {
     let exited = tokio::select! {
         outcome = supervise(job, &session.inbox, &*session) => match outcome {
             Outcome::Exited(exited) | Outcome::Ended(_, exited) => exited,
@@ -109,7 +112,7 @@ async fn run(agent: Rc<Agent>, session: Rc<Session>, job: Job) {
     session.inbox.close();
     session.changed.notify_waiters();
     sleep(KEPT_AFTER_EXIT).await;
-    agent.sessions().remove(&session);
+    sessions.remove(&session);
 }
 
 /// Ends the command once nobody has cared for it for too long.
@@ -148,8 +151,8 @@ async fn view(session: &Session, stream: &Stream, token: &str, mut offset: u64, 
             }
         }
         Ok(Viewed::Detached) => stream.outlet.end(&Message::Done(Done { bytes, ..Done::default() })),
-        Ok(Viewed::Left(End::Fault(fault))) => stream.outlet.fail(fault),
-        Ok(Viewed::Left(End::Cancelled | End::LinkLost)) | Err(Gone) => stream.outlet.fail(cancelled()),
+        Ok(Viewed::Left(end)) => stream.outlet.fail(end.into_fault()),
+        Err(Gone) => stream.outlet.fail(cancelled()),
     }
 }
 

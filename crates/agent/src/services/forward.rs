@@ -1,5 +1,6 @@
 //! A connection to a socket inside the guest.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,10 +14,9 @@ use rustix::net::{Shutdown, shutdown};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::agent::Agent;
-use crate::exec::cancelled;
-use crate::link::{CHUNK_BYTES, Control, End, Gone, Outlet, Stream};
+use crate::link::{CHUNK_BYTES, Control, Gone, Outlet, Stream, cancelled, frame_buffer};
 use crate::relay::{self, ShortRead};
+use crate::tally::Tally;
 use crate::watched::{Watched, watch};
 
 /// How long a connection may take.
@@ -24,12 +24,33 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// A hosts file is read up to this length.
 const HOSTS_BYTES_MAX: usize = 256 << 10;
 
+/// What all forwarded connections share.
+#[derive(Debug)]
+pub struct Forwards {
+    open: Tally,
+    /// A buffer for one frame, for use between two waits.
+    scratch: RefCell<Vec<u8>>,
+}
+
+impl Default for Forwards {
+    fn default() -> Self {
+        Self { open: Tally::default(), scratch: RefCell::new(frame_buffer()) }
+    }
+}
+
+impl Forwards {
+    /// Connections that are open now.
+    pub fn count(&self) -> u32 {
+        self.open.count()
+    }
+}
+
 /// Serves the stream to its end.
-pub async fn serve(agent: Rc<Agent>, stream: Stream, request: ForwardRequest) {
-    let _open = agent.forwards().one();
+pub async fn serve(forwards: Rc<Forwards>, stream: Stream, request: ForwardRequest) {
+    let _open = forwards.open.one();
     let connected = tokio::select! {
         biased;
-        end = stream.inbox.ended() => Err(reason(end)),
+        end = stream.inbox.ended() => Err(end.into_fault()),
         connected = timeout(CONNECT_DEADLINE, connect(&request)) => connected.unwrap_or_else(|_| {
             Err(Fault::new(ErrorCode::TimedOut, format!("no connection to {} within {CONNECT_DEADLINE:?}", name(&request))))
         }),
@@ -41,7 +62,7 @@ pub async fn serve(agent: Rc<Agent>, stream: Stream, request: ForwardRequest) {
     if stream.outlet.send(&Message::Reply(Box::new(Reply::Connected))).await.is_err() {
         return;
     }
-    match carry(&agent, &stream, &socket).await {
+    match carry(&forwards, &stream, &socket).await {
         Ok(bytes) => stream.outlet.end(&Message::Done(Done { bytes, ..Done::default() })),
         Err(fault) => stream.outlet.fail(fault),
     }
@@ -134,13 +155,13 @@ fn look_up(host: &str, hosts: &str) -> Vec<IpAddr> {
 }
 
 /// Carries bytes both ways until both ends said theirs. Returns how many went to the host.
-async fn carry(agent: &Agent, stream: &Stream, socket: &Watched) -> Result<u64, Fault> {
+async fn carry(forwards: &Forwards, stream: &Stream, socket: &Watched) -> Result<u64, Fault> {
     let (mut receiving, mut sending, mut bytes) = (true, true, 0);
     let broke = |error: io::Error| Fault::new(ErrorCode::Io, format!("the connection broke: {error}"));
     while receiving || sending {
         tokio::select! {
             biased;
-            control = stream.inbox.control() => if let Control::End(end) = control { return Err(reason(end)) },
+            control = stream.inbox.control() => if let Control::End(end) = control { return Err(end.into_fault()) },
             fed = relay::feed(socket, &stream.inbox), if sending => {
                 fed.map_err(broke)?;
                 if stream.inbox.is_drained() {
@@ -149,7 +170,7 @@ async fn carry(agent: &Agent, stream: &Stream, socket: &Watched) -> Result<u64, 
                     let _ = shutdown(socket, Shutdown::Write);
                 }
             }
-            read = receive(agent, &stream.outlet, socket), if receiving => match read {
+            read = receive(forwards, &stream.outlet, socket), if receiving => match read {
                 Err(Gone) => return Err(cancelled()),
                 Ok(Ok(0)) => {
                     receiving = false;
@@ -163,10 +184,10 @@ async fn carry(agent: &Agent, stream: &Stream, socket: &Watched) -> Result<u64, 
     Ok(bytes)
 }
 
-async fn receive(agent: &Agent, outlet: &Outlet, socket: &Watched) -> Result<Result<usize, Errno>, Gone> {
+async fn receive(forwards: &Forwards, outlet: &Outlet, socket: &Watched) -> Result<Result<usize, Errno>, Gone> {
     let room = outlet.room().await?.min(CHUNK_BYTES);
     let read = |context: &mut std::task::Context<'_>| {
-        let mut frame = agent.scratch();
+        let mut frame = forwards.scratch.borrow_mut();
         let result = relay::poll_read(socket, context, &mut frame, room, ShortRead::Empties);
         if frame.len() > HEADER_BYTES {
             outlet.data(Channel::Out, &mut frame);
@@ -174,13 +195,6 @@ async fn receive(agent: &Agent, outlet: &Outlet, socket: &Watched) -> Result<Res
         result
     };
     Ok(poll_fn(read).await)
-}
-
-fn reason(end: End) -> Fault {
-    match end {
-        End::Fault(fault) => fault,
-        End::Cancelled | End::LinkLost => cancelled(),
-    }
 }
 
 #[cfg(test)]

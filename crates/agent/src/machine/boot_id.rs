@@ -32,7 +32,7 @@ static COVER: OnceLock<File> = OnceLock::new();
 ///
 /// # Errors
 /// The file can't be made or mounted.
-pub(super) fn cover() -> io::Result<()> {
+pub fn cover() -> io::Result<()> {
     let options = File::options().read(true).write(true).create_new(true).mode(0o444).clone();
     let file = options.open(FILE)?;
     file.write_all_at(&draw()?, 0)?;
@@ -46,7 +46,7 @@ pub(super) fn cover() -> io::Result<()> {
 ///
 /// # Errors
 /// There is no such file since the boot; or it can't be written or mounted again.
-pub(crate) fn renew() -> io::Result<()> {
+pub fn renew() -> io::Result<()> {
     let cover = COVER.get().ok_or_else(|| io::Error::other("it could not be covered when the guest booted"))?;
     cover.write_all_at(&draw()?, 0)?;
     if is_covered(cover)? {

@@ -10,18 +10,15 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::rc::Rc;
 
 use kiln_wire::{Activity, Done, LEASE_SECONDS_MAX, LEASES_MAX, Lease, Message, Reply};
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::agent::{Agent, JobEntry};
+use super::metrics::{cpu_busy_ms, uptime_ms};
 use crate::link::Stream;
-use crate::metrics::{cpu_busy_ms, uptime_ms};
+use crate::process::{Commands, Running};
 
-/// Where programs of a guest leave their leases.
-pub const LEASES: &str = "/run/kiln/leases";
 /// Files that are looked at for leases; more are not.
 const FILES_MAX: usize = 512;
 /// A name is listed up to this length.
@@ -32,23 +29,33 @@ const SECONDS_BYTES_MAX: usize = 16;
 const SHELLS: [&str; 10] = ["sh", "ash", "bash", "dash", "zsh", "fish", "ksh", "mksh", "csh", "tcsh"];
 
 /// Serves the stream to its end.
-pub async fn serve(agent: Rc<Agent>, stream: Stream) {
-    let reply = Message::Reply(Box::new(Reply::Activity(Box::new(activity(&agent)))));
+pub async fn serve(activity: Activity, stream: Stream) {
+    let reply = Message::Reply(Box::new(Reply::Activity(Box::new(activity))));
     if stream.outlet.send(&reply).await.is_ok() {
         stream.outlet.end(&Message::Done(Done::default()));
     }
 }
 
-fn activity(agent: &Agent) -> Activity {
+/// Streams that are open and are a reason to keep the guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Open {
+    /// Watches of files.
+    pub watches: u32,
+    /// Connections that are forwarded.
+    pub forwards: u32,
+}
+
+/// What the guest is needed for now.
+pub fn of(commands: &Commands, open: Open, leases_in: Option<&Path>) -> Activity {
     let mut activity = Activity {
         uptime_ms: uptime_ms(),
         cpu_busy_ms: cpu_busy_ms(),
-        watches: agent.watches().count(),
-        forwards: agent.forwards().count(),
-        leases: agent.leases().map(leases).unwrap_or_default(),
+        watches: open.watches,
+        forwards: open.forwards,
+        leases: leases_in.map(leases).unwrap_or_default(),
         ..Activity::default()
     };
-    for (pid, job) in agent.jobs().iter() {
+    for (pid, job) in commands.running().iter() {
         match &job.session {
             None => activity.execs += 1,
             Some(name) if !is_idle_shell(*pid, job) => activity.sessions.push(name.clone()),
@@ -59,7 +66,7 @@ fn activity(agent: &Agent) -> Activity {
 }
 
 /// Whether a session is a shell that sleeps, in the foreground and without a child. In doubt it is not.
-fn is_idle_shell(pid: u32, job: &JobEntry) -> bool {
+fn is_idle_shell(pid: u32, job: &Running) -> bool {
     let foreground = job.terminal.as_ref().is_none_or(|terminal| terminal.foreground() == Some(pid));
     foreground
         && stat_of(pid).is_some_and(|stat| stat.state == 'S' && SHELLS.contains(&stat.name.as_str()))

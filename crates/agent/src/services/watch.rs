@@ -6,18 +6,17 @@ use std::rc::Rc;
 use kiln_wire::{ErrorCode, Fault, Message, Reply, WatchRequest};
 use tokio::task::spawn_blocking;
 
-use crate::agent::Agent;
-use crate::exec::cancelled;
 use crate::files::{Root, Watcher};
-use crate::link::{End, Gone, Outlet, Stream};
+use crate::link::{Gone, Outlet, Stream, cancelled};
+use crate::tally::Tally;
 use crate::watched::watch_reading;
 
 /// Serves the stream to its end; it has none but a fault.
-pub async fn serve(agent: Rc<Agent>, stream: Stream, request: WatchRequest) {
-    let _open = agent.watches().one();
+pub async fn serve(watches: Rc<Tally>, stream: Stream, request: WatchRequest) {
+    let _open = watches.one();
     let fault = tokio::select! {
         biased;
-        end = stream.inbox.ended() => if let End::Fault(fault) = end { fault } else { cancelled() },
+        end = stream.inbox.ended() => end.into_fault(),
         result = report(&stream.outlet, request) => match result {
             Err(fault) => fault,
             Ok(never) => match never {},

@@ -1,7 +1,6 @@
 //! The kernel's log and the agent's own, as text.
 
 use std::future::poll_fn;
-use std::rc::Rc;
 use std::time::Duration;
 
 use kiln_wire::{Channel, Done, ErrorCode, Fault, LogSource, LogsRequest, Message};
@@ -9,9 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::time::sleep;
 
-use crate::agent::Agent;
-use crate::exec::cancelled;
-use crate::link::{End, Gone, Outlet, Stream};
+use crate::link::{Gone, Outlet, Stream, cancelled};
 use crate::log::lines_since;
 use crate::relay::{self, ShortRead};
 use crate::watched::watch_reading;
@@ -22,10 +19,10 @@ const RECORD_BYTES_MAX: usize = 8192;
 const FOLLOW_AGENT: Duration = Duration::from_millis(100);
 
 /// Serves the stream to its end.
-pub async fn serve(_: Rc<Agent>, stream: Stream, request: LogsRequest) {
+pub async fn serve(stream: Stream, request: LogsRequest) {
     let result = tokio::select! {
         biased;
-        end = stream.inbox.ended() => Err(if let End::Fault(fault) = end { fault } else { cancelled() }),
+        end = stream.inbox.ended() => Err(end.into_fault()),
         result = copy(&stream.outlet, request) => result,
     };
     match result {

@@ -14,7 +14,7 @@ use crate::log::note;
 const INTERFACES: &str = "/sys/class/net";
 
 /// Brings `lo` up.
-pub(super) fn loopback_up() {
+pub fn loopback_up() {
     let up = || -> io::Result<()> {
         let mut request = request("lo")?;
         request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
@@ -26,7 +26,7 @@ pub(super) fn loopback_up() {
 }
 
 /// Names of the Ethernet interfaces, in the kernel's order.
-pub(crate) fn interfaces() -> Vec<String> {
+pub fn interfaces() -> Vec<String> {
     let number =
         |directory: &Path, file: &str| fs::read_to_string(directory.join(file)).ok()?.trim().parse::<u32>().ok();
     let interface = |entry: fs::DirEntry| {
@@ -45,7 +45,7 @@ pub(crate) fn interfaces() -> Vec<String> {
 ///
 /// # Errors
 /// There is no such interface any more, or the kernel refuses.
-pub(crate) fn set_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
+pub fn set_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let socket = socket()?;
     let mut address = request(name)?;
     let mut data = [0; 14];

@@ -7,9 +7,8 @@ use std::time::Duration;
 use kiln_wire::{CgroupUsage, Done, ErrorCode, Fault, Message, MetricsRequest, MetricsSample, Reply};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::agent::Agent;
-use crate::exec::cancelled;
-use crate::link::{End, Stream};
+use crate::link::{Stream, cancelled};
+use crate::process::{Commands, Running};
 
 /// Shortest interval.
 const INTERVAL_MS_MIN: u64 = 10;
@@ -19,9 +18,9 @@ const INTERVAL_MS_MAX: u64 = 86_400_000;
 const TICK_MS: u64 = 10;
 
 /// Serves the stream to its end.
-pub async fn serve(agent: Rc<Agent>, stream: Stream, request: MetricsRequest) {
+pub async fn serve(commands: Rc<Commands>, stream: Stream, request: MetricsRequest) {
     let Some(interval_ms) = request.interval_ms else {
-        if send(&agent, &stream).await {
+        if send(&commands, &stream).await {
             stream.outlet.end(&Message::Done(Done::default()));
         }
         return;
@@ -37,15 +36,15 @@ pub async fn serve(agent: Rc<Agent>, stream: Stream, request: MetricsRequest) {
         tokio::select! {
             biased;
             end = stream.inbox.ended() => {
-                return stream.outlet.fail(if let End::Fault(fault) = end { fault } else { cancelled() });
+                return stream.outlet.fail(end.into_fault());
             }
-            _ = ticks.tick() => if !send(&agent, &stream).await { return },
+            _ = ticks.tick() => if !send(&commands, &stream).await { return },
         }
     }
 }
 
-async fn send(agent: &Agent, stream: &Stream) -> bool {
-    let sample = Message::Reply(Box::new(Reply::Sample(Box::new(sample(agent)))));
+async fn send(commands: &Commands, stream: &Stream) -> bool {
+    let sample = Message::Reply(Box::new(Reply::Sample(Box::new(sample(commands)))));
     tokio::select! {
         sent = stream.outlet.send(&sample) => sent.is_ok(),
         _ = stream.inbox.ended() => {
@@ -69,26 +68,26 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-fn sample(agent: &Agent) -> MetricsSample {
+fn sample(commands: &Commands) -> MetricsSample {
     let memory = read("/proc/meminfo");
     let disk = rustix::fs::statvfs("/").ok();
     let pages = read("/proc/self/statm").split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     MetricsSample {
         uptime_ms: uptime_ms(),
         cpu_busy_ms: cpu_busy_ms(),
-        cpus: agent.cpus(),
+        cpus: commands.cpus(),
         memory_total_bytes: kib(&memory, "MemTotal:") << 10,
         memory_available_bytes: kib(&memory, "MemAvailable:") << 10,
         disk_total_bytes: disk.as_ref().map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize)),
         disk_free_bytes: disk.as_ref().map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize)),
         load_1m_percent: decimal(&read("/proc/loadavg"), 100),
         agent_rss_bytes: pages.saturating_mul(rustix::param::page_size() as u64),
-        execs: execs(agent),
+        execs: execs(commands),
     }
 }
 
-fn execs(agent: &Agent) -> Vec<CgroupUsage> {
-    let usage = |(pid, job): (&u32, &crate::agent::JobEntry)| {
+fn execs(commands: &Commands) -> Vec<CgroupUsage> {
+    let usage = |(pid, job): (&u32, &Running)| {
         let group = job.group.upgrade();
         CgroupUsage {
             pid: *pid,
@@ -98,7 +97,7 @@ fn execs(agent: &Agent) -> Vec<CgroupUsage> {
             pids: group.as_ref().map_or(0, |group| group.pids()),
         }
     };
-    agent.jobs().iter().map(usage).collect()
+    commands.running().iter().map(usage).collect()
 }
 
 /// The first number of `text`, which has two digits behind its point, times `scale`.

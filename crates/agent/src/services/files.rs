@@ -10,7 +10,6 @@
 //! read and written without the pool: a turn is shorter than the way to another thread and back.
 
 use std::io::{self, Read, Write};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -18,10 +17,8 @@ use kiln_wire::{Channel, Done, ErrorCode, Fault, FilesRequest, HEADER_BYTES, Mes
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::agent::Agent;
-use crate::exec::cancelled;
 use crate::files::{self, Answer, Append, AtomicWrite, Job, LeftOut, Packer, Reader, Unpacker};
-use crate::link::{End, FRAME_BYTES, Gone, Outlet, Stream};
+use crate::link::{FRAME_BYTES, Gone, Outlet, Stream, cancelled};
 
 /// Frames that one turn reads.
 const READ_FRAMES: usize = 2;
@@ -38,13 +35,13 @@ static READ_AHEAD: Semaphore = Semaphore::const_new(READ_AHEAD_STREAMS_MAX);
 static TAR_STREAMS: AtomicUsize = AtomicUsize::new(0);
 
 /// Serves the stream to its end.
-pub async fn serve(_: Rc<Agent>, stream: Stream, request: FilesRequest) {
+pub async fn serve(stream: Stream, request: FilesRequest) {
     let stop = Arc::new(AtomicBool::new(false));
     let result = tokio::select! {
         biased;
         end = stream.inbox.ended() => {
             stop.store(true, Ordering::Relaxed);
-            Err(if let End::Fault(fault) = end { fault } else { cancelled() })
+            Err(end.into_fault())
         }
         result = answer(&stream, request, &stop) => result,
     };

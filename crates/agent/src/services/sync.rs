@@ -6,16 +6,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_wire::{ErrorCode, Fault, Identity, MACS_MAX, Sync};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
-use crate::agent::Agent;
-use crate::init::{boot_id, hosts, network};
 use crate::log::note;
+use crate::machine::{boot_id, hosts, network};
+use crate::process::Commands;
 
 /// Bytes of a seed.
 const SEED_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
@@ -33,17 +33,30 @@ const SECOND_NS: u64 = 1_000_000_000;
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 
+/// Whose clock, randomness and names a sync changes.
+#[derive(Debug)]
+pub enum Machine {
+    /// Those of the guest: the agent is its PID 1.
+    Guest,
+    /// The names below this directory, which stands in for a guest in tests.
+    StandIn(PathBuf),
+    /// Nobody's: the agent is a service of a machine that is not its own.
+    Foreign,
+}
+
 /// Sets the clock, credits randomness, names the machine, its boot and its interfaces, and thaws commands that are frozen.
 ///
 /// # Errors
 /// The agent is not PID 1, a value is no such value, or the kernel refuses.
-pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
-    if let Some(home) = agent.stand_in() {
-        return sync_stand_in(agent, home, sync);
+pub fn sync(commands: &Commands, machine: &Machine, sync: &Sync) -> Result<(), Fault> {
+    match machine {
+        Machine::Guest => sync_guest(commands, sync),
+        Machine::StandIn(home) => sync_stand_in(commands, home, sync),
+        Machine::Foreign => Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced")),
     }
-    if !agent.is_pid_1() {
-        return Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced"));
-    }
+}
+
+fn sync_guest(commands: &Commands, sync: &Sync) -> Result<(), Fault> {
     // Everything is checked before anything is changed.
     let seed = seed(&sync.seed)?;
     let time = time(sync.host_time_ns)?;
@@ -51,7 +64,7 @@ pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
         Some(identity) => check(identity).and_then(|()| addresses(&identity.macs))?,
         None => vec![],
     };
-    if agent.freezer().is_closed() || is_better(time, clock_gettime(ClockId::Realtime)) {
+    if commands.are_frozen() || is_better(time, clock_gettime(ClockId::Realtime)) {
         clock_settime(ClockId::Realtime, time).map_err(|error| failed("the clock", &error.into()))?;
     }
     add_entropy(&seed).map_err(|error| failed("randomness", &error))?;
@@ -63,11 +76,11 @@ pub fn sync(agent: &Agent, sync: &Sync) -> Result<(), Fault> {
         let failed = |error| failed(&format!("the address of `{interface}`"), &error);
         network::set_address(interface, *mac).map_err(failed)?;
     }
-    agent.freezer().thaw(agent.cgroups())
+    commands.thaw()
 }
 
 /// What stands in for a guest has names, and no clock, randomness or interfaces that are its own.
-fn sync_stand_in(agent: &Agent, home: &Path, sync: &Sync) -> Result<(), Fault> {
+fn sync_stand_in(commands: &Commands, home: &Path, sync: &Sync) -> Result<(), Fault> {
     seed(&sync.seed)?;
     time(sync.host_time_ns)?;
     if let Some(identity) = &sync.identity {
@@ -81,7 +94,7 @@ fn sync_stand_in(agent: &Agent, home: &Path, sync: &Sync) -> Result<(), Fault> {
         name("hostname", &identity.hostname)?;
         name("machine-id", &identity.machine_id)?;
     }
-    agent.freezer().thaw(agent.cgroups())
+    commands.thaw()
 }
 
 fn failed(what: &str, error: &io::Error) -> Fault {

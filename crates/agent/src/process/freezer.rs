@@ -14,18 +14,14 @@
 
 use std::cell::Cell;
 use std::io;
-use std::rc::Rc;
 use std::time::Duration;
 
-use kiln_wire::{Done, ErrorCode, Fault, Message};
+use kiln_wire::{ErrorCode, Fault};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use crate::agent::Agent;
-use crate::exec::cancelled;
-use crate::link::{End, Stream};
+use super::cgroup::Cgroups;
 use crate::log::note;
-use crate::process::cgroup::Cgroups;
 use crate::tally::{Counted, Tally};
 
 /// How long commands may take to stand still. One that hangs inside the kernel keeps the guest from being frozen.
@@ -54,28 +50,6 @@ enum State {
     Frozen,
 }
 
-/// Serves `Freeze` to its end.
-pub async fn freeze(agent: Rc<Agent>, stream: Stream) {
-    let outcome = tokio::select! {
-        biased;
-        end = stream.inbox.ended() => Err(if let End::Fault(fault) = end { fault } else { cancelled() }),
-        outcome = agent.freezer().freeze(&agent) => outcome,
-    };
-    answer(&stream, outcome);
-}
-
-/// Serves `Thaw` to its end. A guest that is not frozen, or can't be, has nothing to thaw.
-pub async fn thaw(agent: Rc<Agent>, stream: Stream) {
-    answer(&stream, agent.freezer().thaw(agent.cgroups()));
-}
-
-fn answer(stream: &Stream, outcome: Result<(), Fault>) {
-    match outcome {
-        Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
-        Err(fault) => stream.outlet.fail(fault),
-    }
-}
-
 impl Freezer {
     /// Whether commands stand still, or are about to.
     pub fn is_closed(&self) -> bool {
@@ -90,27 +64,27 @@ impl Freezer {
         self.births.one()
     }
 
-    /// Stops every command. A guest that is frozen already stays so.
+    /// Holds back commands that are asked for from now on; those that run go on.
+    pub fn close(&self) {
+        self.state.set(State::Frozen);
+    }
+
+    /// Stops every command, once `prepared` has come to its end. A guest that is frozen already stays so.
     ///
     /// # Errors
-    /// There are no control groups, a command does not stand still in time, or somebody thaws meanwhile. Commands go on
-    /// then.
-    pub async fn freeze(&self, agent: &Agent) -> Result<(), Fault> {
-        let Some(cgroups) = agent.cgroups() else {
-            if agent.stand_in().is_some() {
-                self.state.set(State::Frozen);
-                return Ok(());
-            }
-            return Err(Fault::new(ErrorCode::Unsupported, "nothing can be frozen without control groups"));
-        };
+    /// `prepared` fails, a command does not stand still in time, or a thaw comes first. Commands go on then.
+    pub async fn freeze(
+        &self,
+        cgroups: &Cgroups,
+        prepared: impl Future<Output = Result<(), Fault>>,
+    ) -> Result<(), Fault> {
         match self.state.get() {
             State::Frozen => return Ok(()),
             State::Freezing(_) => return Err(Fault::new(ErrorCode::Busy, "the guest is being frozen already")),
             State::Thawed => {}
         }
         let attempt = Attempt::new(self, cgroups);
-        // What is loaded before the snapshot is there in each fork.
-        agent.all_drivers().await?;
+        prepared.await?;
         let settled = timeout(FREEZE_DEADLINE, attempt.settle()).await;
         settled.map_err(|_| {
             let words = format!("a command did not stand still within {FREEZE_DEADLINE:?}");
@@ -193,12 +167,14 @@ fn failed(what: &str, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::future::ready;
     use std::path::Path;
+    use std::rc::Rc;
 
     use tempfile::TempDir;
 
+    use super::super::Commands;
     use super::*;
-    use crate::agent::Setup;
 
     /// What a test waits for comes at once, or never.
     const DEADLINE: Duration = Duration::from_secs(10);
@@ -206,20 +182,20 @@ mod tests {
     /// Files like those of a kernel that stops processes only when the test says so.
     struct Hierarchy {
         root: TempDir,
-        agent: Rc<Agent>,
+        commands: Rc<Commands>,
     }
 
     impl Hierarchy {
         fn new() -> Self {
             let root = tempfile::tempdir().expect("a folder");
             let cgroups = Cgroups::take_over(root.path()).expect("plain files take everything");
-            let agent = Agent::new(Setup { cgroups: Some(cgroups), ..Setup::default() }).expect("an agent");
+            let commands = Rc::new(Commands::new(false, Some(cgroups), None).expect("/dev/null opens"));
             add_group(root.path(), "jobs", "0");
-            Self { root, agent }
+            Self { root, commands }
         }
 
         fn freezer(&self) -> &Freezer {
-            self.agent.freezer()
+            self.commands.freezer()
         }
 
         fn asked(&self, group: &str) -> String {
@@ -259,7 +235,7 @@ mod tests {
     fn a_freeze_that_is_given_up_thaws() {
         run(async {
             let guest = Hierarchy::new();
-            guest.until(guest.freezer().freeze(&guest.agent), |guest| guest.asked("jobs") == "1").await;
+            guest.until(guest.commands.freeze(ready(Ok(()))), |guest| guest.asked("jobs") == "1").await;
             assert_eq!((guest.asked("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
         });
     }
@@ -268,7 +244,7 @@ mod tests {
     fn commands_that_do_not_stand_still_go_on_after_the_deadline() {
         run(async {
             let guest = Hierarchy::new();
-            let fault = guest.freezer().freeze(&guest.agent).await.expect_err("nothing stands still");
+            let fault = guest.commands.freeze(ready(Ok(()))).await.expect_err("nothing stands still");
             assert_eq!(fault.code, ErrorCode::TimedOut);
             assert_eq!((guest.asked("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
         });
@@ -280,7 +256,7 @@ mod tests {
             let guest = Hierarchy::new();
             guest.stands();
             let birth = guest.freezer().pass().await;
-            let mut freeze = std::pin::pin!(guest.freezer().freeze(&guest.agent));
+            let mut freeze = std::pin::pin!(guest.commands.freeze(ready(Ok(()))));
             guest.until(freeze.as_mut(), |guest| guest.freezer().is_closed()).await;
             assert_eq!(guest.asked("jobs"), "0");
             drop(birth);
@@ -294,19 +270,19 @@ mod tests {
         run(async {
             let guest = Hierarchy::new();
             guest.stands();
-            assert_eq!(guest.freezer().freeze(&guest.agent).await, Ok(()));
+            assert_eq!(guest.commands.freeze(ready(Ok(()))).await, Ok(()));
             let order = Rc::new(std::cell::RefCell::new(Vec::new()));
             let tasks = tokio::task::LocalSet::new();
             for number in 1..=3 {
-                let (agent, order) = (Rc::clone(&guest.agent), Rc::clone(&order));
+                let (commands, order) = (Rc::clone(&guest.commands), Rc::clone(&order));
                 tasks.spawn_local(async move {
-                    let _birth = agent.freezer().pass().await;
+                    let _birth = commands.freezer().pass().await;
                     order.borrow_mut().push(number);
                 });
             }
             tasks.run_until(sleep(LOOK_AGAIN)).await;
             assert_eq!(*order.borrow(), [0; 0]);
-            assert_eq!(guest.freezer().thaw(guest.agent.cgroups()), Ok(()));
+            assert_eq!(guest.commands.thaw(), Ok(()));
             tasks.await;
             assert_eq!(*order.borrow(), [1, 2, 3]);
         });
@@ -316,11 +292,11 @@ mod tests {
     fn a_thaw_ends_a_freeze_that_is_under_way() {
         run(async {
             let guest = Hierarchy::new();
-            let mut freeze = std::pin::pin!(guest.freezer().freeze(&guest.agent));
+            let mut freeze = std::pin::pin!(guest.commands.freeze(ready(Ok(()))));
             guest.until(freeze.as_mut(), |guest| guest.asked("jobs") == "1").await;
-            let second = guest.freezer().freeze(&guest.agent).await.map_err(|fault| fault.code);
+            let second = guest.commands.freeze(ready(Ok(()))).await.map_err(|fault| fault.code);
             assert_eq!(second, Err(ErrorCode::Busy));
-            assert_eq!(guest.freezer().thaw(guest.agent.cgroups()), Ok(()));
+            assert_eq!(guest.commands.thaw(), Ok(()));
             assert_eq!(freeze.await.map_err(|fault| fault.code), Err(ErrorCode::Cancelled));
             assert_eq!(guest.asked("jobs"), "0");
         });
@@ -335,12 +311,12 @@ mod tests {
             add_group(guest.root.path(), "paused", "1");
             add_group(guest.root.path(), "agent", "0");
             let asked = |guest: &Hierarchy| ["jobs", "containers", "paused", "agent"].map(|group| guest.asked(group));
-            let mut freeze = std::pin::pin!(guest.freezer().freeze(&guest.agent));
+            let mut freeze = std::pin::pin!(guest.commands.freeze(ready(Ok(()))));
             guest.until(freeze.as_mut(), |guest| guest.asked("containers") == "1").await;
             assert_eq!(asked(&guest), ["1", "1", "1", "0"]);
             fs::remove_dir_all(guest.root.path().join("containers")).expect("it is there");
             assert_eq!(freeze.await, Ok(()), "a group that is gone stands still");
-            assert_eq!(guest.freezer().thaw(guest.agent.cgroups()), Ok(()));
+            assert_eq!(guest.commands.thaw(), Ok(()));
             assert_eq!(["jobs", "paused", "agent"].map(|group| guest.asked(group)), ["0", "1", "0"]);
         });
     }

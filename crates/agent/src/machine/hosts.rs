@@ -18,7 +18,7 @@ const BYTES_MAX: u64 = 1 << 20;
 ///
 /// # Errors
 /// The file can't be read or written, or is no ordinary one.
-pub(crate) fn rename(old: &str, new: &str) -> io::Result<()> {
+pub fn rename(old: &str, new: &str) -> io::Result<()> {
     // If the file is a pipe, this does not wait for it.
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(libc::O_NONBLOCK);

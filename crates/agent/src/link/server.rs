@@ -1,0 +1,336 @@
+//! The reader of a transport: finds where links start and end, and passes their frames on.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kiln_wire::reset::{Nonce, Piece, ResetScanner, marker};
+use kiln_wire::{
+    AUTH_DEADLINE, Capability, Decoder, Done, ErrorCode, Fault, Goodbye, GoodbyeReason, Hello, Message, StreamId,
+    VERSION, negotiate, token_matches,
+};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::dispatch::Streams;
+use super::links::Links;
+use super::service::Service;
+use crate::log::note;
+use crate::transport::{READ_BYTES, Transport};
+
+/// How long the last words of a link may take to be written.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Serves links on `transport` until it ends; a port never ends by itself.
+///
+/// # Errors
+/// The transport broke.
+pub async fn serve(links: Rc<Links>, service: Rc<dyn Service>, transport: Transport) -> std::io::Result<()> {
+    let mut server = Server {
+        streams: Streams::new(service),
+        phase: if transport.is_port() { Phase::Silent } else { Phase::Hello },
+        links,
+        transport: Rc::new(transport),
+        nonce: None,
+        writer: None,
+        auth_by: None,
+        behind: false,
+    };
+    server.start();
+    let result = server.run().await;
+    server.end().await;
+    result
+}
+
+struct Server {
+    links: Rc<Links>,
+    transport: Rc<Transport>,
+    streams: Streams,
+    phase: Phase,
+    /// Of the marker that started this link.
+    nonce: Option<Nonce>,
+    writer: Option<JoinHandle<()>>,
+    auth_by: Option<Instant>,
+    /// Frames that came wait in the decoder until the host has read answers.
+    behind: bool,
+}
+
+/// What there is to do next.
+enum Turn {
+    /// So many bytes were read, 0 where the host is away.
+    Bytes(usize),
+    /// There is room for the answers of frames that wait.
+    Frames,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing is served, nothing is said: only a reset marker is looked for.
+    Silent,
+    /// Hello is expected.
+    Hello,
+    /// A token is expected.
+    Auth,
+    /// Streams are served.
+    Open,
+}
+
+/// What follows on the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// More bytes, of this link or of the next.
+    Bytes,
+    /// Nothing that counts.
+    Nothing,
+}
+
+/// What a link ends with.
+enum Farewell {
+    /// To be told to the host.
+    Say(GoodbyeReason),
+    /// The host said Goodbye.
+    Heard(GoodbyeReason),
+}
+
+impl Server {
+    async fn run(&mut self) -> std::io::Result<()> {
+        let mut scanner = ResetScanner::default();
+        let mut decoder = Decoder::new();
+        let links = Rc::clone(&self.links);
+        let mut ending = pin!(links.ending());
+        loop {
+            let outbox = Rc::clone(self.streams.outbox());
+            let expected = decoder.missing_bytes().unwrap_or(0);
+            let turn = async {
+                if self.behind {
+                    outbox.link_room().await;
+                    return Ok(Turn::Frames);
+                }
+                let buffer = &mut decoder.space(READ_BYTES)[..READ_BYTES];
+                self.transport.read(buffer, expected).await.map(Turn::Bytes)
+            };
+            let turn = tokio::select! {
+                biased;
+                reason = &mut ending => {
+                    self.farewell(Farewell::Say(reason)).await;
+                    return Ok(());
+                }
+                () = until(self.auth_by) => {
+                    self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
+                    if self.transport.is_port() { continue } else { return Ok(()) }
+                }
+                turn = turn => turn?,
+            };
+            match turn {
+                Turn::Bytes(0) if !self.transport.is_port() => return Ok(()),
+                Turn::Bytes(0) => {
+                    if self.phase != Phase::Silent || self.nonce.is_some() {
+                        note("the host is gone".into());
+                        self.silence();
+                        self.nonce = None;
+                    }
+                    self.transport.changed().await?;
+                    continue;
+                }
+                Turn::Frames => {}
+                Turn::Bytes(count) if self.phase != Phase::Silent && scanner.is_plain(decoder.offered(count)) => {
+                    decoder.fill(count);
+                }
+                Turn::Bytes(count) => {
+                    let read = decoder.offered(count).to_vec();
+                    let mut input = &read[..];
+                    while let Some(piece) = scanner.next(&mut input) {
+                        match piece {
+                            Piece::Reset(nonce) if self.nonce == Some(nonce) => {}
+                            Piece::Reset(nonce) => {
+                                decoder.clear();
+                                self.reset(nonce);
+                            }
+                            Piece::Bytes(_) if self.phase == Phase::Silent => {}
+                            Piece::Bytes(bytes) => {
+                                decoder.push(bytes);
+                                if self.follow(&mut decoder).await == Next::Nothing {
+                                    return Ok(());
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            if self.phase == Phase::Silent {
+                continue;
+            }
+            if self.follow(&mut decoder).await == Next::Nothing {
+                return Ok(());
+            }
+            if self.phase != Phase::Silent
+                && !self.behind
+                && let Some(bytes) = scanner.release(decoder.missing_bytes())
+            {
+                decoder.push(bytes);
+                if self.follow(&mut decoder).await == Next::Nothing {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Serves whole frames until their answers fill the room for them, and returns what can follow.
+    async fn follow(&mut self, decoder: &mut Decoder) -> Next {
+        let Err(farewell) = self.frames(decoder) else { return Next::Bytes };
+        self.behind = false;
+        decoder.clear();
+        self.farewell(farewell).await;
+        if self.transport.is_port() { Next::Bytes } else { Next::Nothing }
+    }
+
+    /// A new link takes the place of the one that was.
+    fn reset(&mut self, nonce: Nonce) {
+        self.silence();
+        self.nonce = Some(nonce);
+        self.phase = Phase::Hello;
+        self.auth_by = None;
+        self.start();
+        self.streams.outbox().raw(marker(&nonce).to_vec());
+    }
+
+    /// Gives the link a queue and a writer of its own.
+    fn start(&mut self) {
+        let outbox = self.streams.renew();
+        let transport = Rc::clone(&self.transport);
+        if self.phase == Phase::Hello && self.links.token().is_some() {
+            self.auth_by = Some(Instant::now() + AUTH_DEADLINE);
+        }
+        self.writer = Some(spawn_local(async move {
+            while let Some(bytes) = outbox.next().await {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    match transport.write(rest).await {
+                        Ok(count) => rest = &rest[count..],
+                        // The reader sees the same end, and it owns the link.
+                        Err(_) => return outbox.close(),
+                    }
+                }
+                outbox.written(bytes);
+            }
+        }));
+    }
+
+    /// Ends the link at once: streams end, what is queued is dropped.
+    fn silence(&mut self) {
+        self.phase = Phase::Silent;
+        self.auth_by = None;
+        self.behind = false;
+        self.streams.end_all();
+        self.streams.outbox().close();
+        if let Some(writer) = self.writer.take() {
+            writer.abort();
+        }
+    }
+
+    /// Ends the link with a last word.
+    async fn farewell(&mut self, farewell: Farewell) {
+        match farewell {
+            Farewell::Say(reason) => {
+                note(format!("ending the link: {reason}"));
+                self.streams.end_all();
+                let outbox = self.streams.outbox();
+                outbox.link(StreamId::LINK, &Message::Goodbye(Goodbye { reason }));
+                outbox.finish();
+                if let Some(writer) = &mut self.writer {
+                    // A host that does not read gets no last word.
+                    let _ = timeout(LAST_WORDS_DEADLINE, writer).await;
+                }
+            }
+            Farewell::Heard(reason) => {
+                note(format!("the host ended the link: {reason}"));
+                if reason == GoodbyeReason::Shutdown {
+                    self.links.host_wants_shutdown();
+                }
+            }
+        }
+        self.silence();
+    }
+
+    async fn end(&mut self) {
+        self.silence();
+        self.streams.wait_for_execs().await;
+    }
+
+    fn frames(&mut self, decoder: &mut Decoder) -> Result<(), Farewell> {
+        loop {
+            // Looked at before each frame: a read can hold thousands of small requests.
+            self.behind = !self.streams.outbox().has_link_room();
+            if self.behind {
+                return Ok(());
+            }
+            let frame = match decoder.next() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
+            };
+            let stream = frame.stream;
+            let message = Message::parse(frame);
+            if self.phase == Phase::Open {
+                match message {
+                    Ok(Message::Goodbye(goodbye)) => return Err(Farewell::Heard(goodbye.reason)),
+                    Ok(message) => self.streams.message(stream, message),
+                    Err(error) => self.streams.unreadable(stream, &error),
+                }
+                continue;
+            }
+            match (self.phase, message) {
+                (_, Ok(Message::Goodbye(goodbye))) => return Err(Farewell::Heard(goodbye.reason)),
+                (Phase::Hello, Ok(Message::Hello(hello))) => self.hello(&hello)?,
+                (Phase::Auth, Ok(Message::Auth(auth))) => self.auth(stream, &auth.token)?,
+                (Phase::Auth, _) => return Err(Farewell::Say(GoodbyeReason::Unauthorized)),
+                (_, Err(error)) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
+                (_, Ok(message)) => {
+                    let words = format!("{:?} where Hello belongs", message.kind());
+                    return Err(Farewell::Say(GoodbyeReason::Protocol(words)));
+                }
+            }
+        }
+    }
+
+    fn hello(&mut self, theirs: &Hello) -> Result<(), Farewell> {
+        negotiate(theirs).map_err(|refusal| Farewell::Say(refusal.reason))?;
+        let mut capabilities = self.links.capabilities().to_vec();
+        self.phase = Phase::Open;
+        if self.links.token().is_some() {
+            capabilities.push(Capability::Auth);
+            self.phase = Phase::Auth;
+        }
+        let hello = Hello {
+            version: VERSION,
+            agent: concat!("kiln-agent ", env!("CARGO_PKG_VERSION")).into(),
+            capabilities,
+            boot_id: self.links.boot_id().to_owned(),
+        };
+        self.streams.outbox().link(StreamId::LINK, &Message::Hello(hello));
+        self.links.is_up();
+        Ok(())
+    }
+
+    /// Answers on the stream that the request opened.
+    fn auth(&mut self, stream: StreamId, token: &str) -> Result<(), Farewell> {
+        let outbox = self.streams.outbox();
+        if self.links.token().is_some_and(|expected| token_matches(expected, token)) {
+            outbox.link(stream, &Message::Done(Done::default()));
+            self.phase = Phase::Open;
+            self.auth_by = None;
+            Ok(())
+        } else {
+            let fault = Fault::new(ErrorCode::Unauthorized, "the token is wrong");
+            outbox.link(stream, &Message::Error(fault));
+            Err(Farewell::Say(GoodbyeReason::Unauthorized))
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
