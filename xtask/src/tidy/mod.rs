@@ -2,6 +2,7 @@
 
 mod arrows;
 mod attributes;
+mod modules;
 mod orphans;
 mod problem;
 mod words;
@@ -41,6 +42,7 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
 
     let mut problems = arrows::check(&workspace);
     problems.extend(orphans::check(root, &[&workspace, &fuzz], &files));
+    problems.extend(modules::check(&files, |path| std::fs::read_to_string(root.join(path)).ok()));
     for path in &files {
         let bytes = std::fs::read(root.join(path)).with_context(|| format!("failed to read `{}`", path.display()))?;
         let Ok(text) = String::from_utf8(bytes) else { continue };
