@@ -2,6 +2,7 @@
 
 mod arrows;
 mod attributes;
+mod commits;
 mod modules;
 mod orphans;
 mod problem;
@@ -25,13 +26,13 @@ const LEVEL_ZERO: [&str; 3] = ["wire", "detect", "api"];
 pub fn run(root: &Path) -> Result<ExitCode> {
     let mut problems = check(root)?;
     problems.sort();
-    for problem in &problems {
-        println!("{problem}");
-    }
-    if problems.is_empty() {
+    let commits = commits::check(root, &crates(root)?)?;
+    let found: Vec<String> = problems.iter().map(ToString::to_string).chain(commits).collect();
+    if found.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("{} problems; the rules are in CONVENTIONS.md", problems.len());
+    println!("{}", found.join("\n"));
+    eprintln!("{} problems; the rules are in CONVENTIONS.md", found.len());
     Ok(ExitCode::FAILURE)
 }
 
@@ -52,6 +53,12 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
         }
     }
     Ok(problems)
+}
+
+/// The names of the folders below `crates/`.
+fn crates(root: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(root.join("crates")).context("failed to list `crates`")?;
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
 fn metadata(manifest: &Path) -> Result<Metadata> {
