@@ -23,6 +23,10 @@ pub struct Offer {
 pub enum RingEvent {
     /// The driver has kicked.
     Kick,
+    /// The frontend has enabled the ring.
+    Enable,
+    /// The kick descriptor has come to its end, or is of no use.
+    KickEnds,
 }
 
 /// How a chain is said to be used.

@@ -261,9 +261,9 @@ impl Queues {
         self.running.get_mut(usize::from(queue))?.take()
     }
 
-    /// Whether a kick that has come is to be believed.
-    pub(super) fn is_kick_ignored(&mut self, queue: u16) -> bool {
+    /// Whether something that has happened on a ring is to be overlooked.
+    pub(super) fn is_ignored(&mut self, queue: u16, event: RingEvent) -> bool {
         let faults = self.get(queue).and_then(|queue| queue.faults.clone());
-        faults.is_some_and(|faults| faults.ignores(queue, RingEvent::Kick))
+        faults.is_some_and(|faults| faults.ignores(queue, event))
     }
 }

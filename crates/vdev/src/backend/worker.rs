@@ -23,6 +23,7 @@ use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 
 use super::device::{QueueHandler, Work};
+use super::fault::RingEvent;
 use super::interrupt::interrupt;
 use super::notify::{Notify, Told};
 use super::observe::{Observer, SessionEvent};
@@ -314,6 +315,7 @@ impl Run {
         match event.take() {
             Ok(_) => self.kicked(queue),
             // A pipe whose other end is closed, or no eventfd at all: it would be ready for ever.
+            Err(_) if self.queues.is_ignored(queue, RingEvent::KickEnds) => {}
             Err(source) => {
                 self.queues.unwatch(event);
                 state.kick = Kick::Message;
@@ -325,7 +327,7 @@ impl Run {
 
     fn kicked(&mut self, queue: u16) {
         self.observer.event(&SessionEvent::Kicked { queue });
-        if !self.queues.is_kick_ignored(queue) {
+        if !self.queues.is_ignored(queue, RingEvent::Kick) {
             self.look_at(queue);
         }
     }
@@ -343,7 +345,10 @@ impl Run {
             Command::Enable(queue, enabled) => {
                 if let Some(found) = self.queues.get(queue) {
                     found.enabled = enabled;
-                    self.look_at(queue);
+                    // What the driver has kicked for while the ring was disabled is done now.
+                    if !self.queues.is_ignored(queue, RingEvent::Enable) {
+                        self.look_at(queue);
+                    }
                 }
                 Ok(0)
             }

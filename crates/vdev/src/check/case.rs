@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::facts::Facts;
 use super::outcome::Outcome;
+use super::request::Request;
 use super::target::Target;
 use super::verdict::Level;
 use crate::protocol::ProtocolFeatures;
@@ -36,6 +37,8 @@ pub enum Need {
     Kind(DeviceKind),
     /// It is a device that the suite can have requests done by.
     DataPath,
+    /// It is a device of a kind that the suite knows one harmless request to.
+    Request,
     /// It takes writes.
     Writes,
     /// It serves so many queues.
@@ -85,6 +88,7 @@ impl Case {
             Need::DataPath if facts.capacity_sectors() < super::disk::SECTORS_NEEDED => {
                 Some("the disk is too small".to_owned())
             }
+            Need::Request => lacks_request(facts, device, allowed),
             Need::Writes if facts.features & crate::virtio::feature::blk::RO != 0 => {
                 Some("the disk is read-only".to_owned())
             }
@@ -98,5 +102,21 @@ impl Case {
             Need::Harm if !allowed.harm => Some("hostile cases are left out".to_owned()),
             _ => None,
         })
+    }
+}
+
+/// Why there is no request to have done.
+fn lacks_request(facts: &Facts, device: Option<DeviceKind>, allowed: Allowed) -> Option<String> {
+    let Some(device) = device else { return Some("what kind of device it is nobody has said".to_owned()) };
+    let Some(request) = Request::of(device, facts) else {
+        return Some(format!("no request is known that every {device} device does"));
+    };
+    let queues = Request::queues(device, facts);
+    match () {
+        () if u64::from(request.queue) >= queues => Some(format!("it serves {queues} queues")),
+        () if request.goes_out && !allowed.writes => {
+            Some("writes are not allowed, and others would see them".to_owned())
+        }
+        () => None,
     }
 }

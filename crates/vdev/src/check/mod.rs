@@ -19,6 +19,7 @@ mod outcome;
 mod packed_ring;
 mod process;
 mod report;
+mod request;
 mod ring;
 mod run;
 mod target;

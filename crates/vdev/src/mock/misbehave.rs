@@ -138,8 +138,7 @@ impl Faults for Misbehave {
     }
 
     fn ignores(&self, queue: u16, event: RingEvent) -> bool {
-        let RingEvent::Kick = event;
-        self.ring_rules(RingOn::Kick, queue, None).count() > 0
+        event == RingEvent::Kick && self.ring_rules(RingOn::Kick, queue, None).count() > 0
     }
 
     fn completed(&self, queue: u16, chain: &Chain, written: u32) -> Completion {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use kiln_vdev::backend::fault::{AnswerFault, Completion, Faults, Instead, MessageFault, Offer};
+use kiln_vdev::backend::fault::{AnswerFault, Completion, Faults, Instead, MessageFault, Offer, RingEvent};
 use kiln_vdev::check::{Level, Verdict};
 use kiln_vdev::protocol::{Flags, FrontendRequest, ProtocolFeatures};
 use kiln_vdev::queue::Chain;
@@ -21,13 +21,15 @@ pub fn faults(name: &str) -> Option<Arc<dyn Faults>> {
         return None;
     }
     if name == "spins" {
-        std::thread::spawn(|| {
-            loop {
-                std::hint::spin_loop();
-            }
-        });
+        std::thread::spawn(spin);
     }
     Some(Arc::new(Wrong(name.to_owned().leak())))
+}
+
+fn spin() {
+    loop {
+        std::hint::spin_loop();
+    }
 }
 
 fn answer(fault: AnswerFault) -> Option<MessageFault> {
@@ -47,6 +49,8 @@ impl Faults for Wrong {
                 offer.protocol_features = offer.protocol_features | ProtocolFeatures::from_bits(1 << 61);
             }
             "has-no-queues" => offer.queues = 0,
+            // A session begins.
+            "leaks-of-each-session" => std::mem::forget(std::fs::File::open("/dev/null").expect("opens")),
             "has-ecn-without-tso" => offer.features |= feature::net::HOST_ECN,
             "has-mq-without-control-queue" => offer.features |= feature::net::MQ,
             "has-wce-without-flush" => offer.features &= !feature::blk::FLUSH,
@@ -58,6 +62,11 @@ impl Faults for Wrong {
         static TIMES: AtomicU8 = AtomicU8::new(0);
         match self.0 {
             "config-changes" => config[20] = TIMES.fetch_add(1, Ordering::Relaxed),
+            // Behind the 96 bytes of a disk, and before what no device has.
+            "tells-what-lies-behind" => {
+                config.resize(200, 0);
+                config[120] = 0xab;
+            }
             "has-no-capacity" => config[..8].fill(0),
             _ => {}
         }
@@ -105,7 +114,7 @@ impl Faults for Wrong {
             ("refuses-enable", Some(Request::SetVringEnable)) => instead(Instead::Nack(1)),
             ("mute-at-slots", Some(Request::GetMaxMemSlots)) => instead(Instead::Ignore),
             ("crashes-at-rarp", Some(Request::SendRarp)) => instead(Instead::Crash),
-            ("leaks-descriptors", Some(Request::GetFeatures)) => {
+            ("leaks-at-err", Some(Request::SetVringErr)) | ("leaks-descriptors", Some(Request::GetFeatures)) => {
                 std::mem::forget(std::fs::File::open("/dev/null").expect("opens"));
                 None
             }
@@ -122,7 +131,23 @@ impl Faults for Wrong {
         match self.0 {
             "counts-one-more" => Completion { written: written + 1, ..right },
             "uses-twice" => Completion { times: 2, ..right },
+            "loses-chains-of-two" if chain.id().descriptors() == 2 => Completion { times: 0, ..right },
+            "loses-chains-of-many" if chain.id().descriptors() > 3 => Completion { times: 0, ..right },
+            "loses-tables" if chain.id().descriptors() == 1 => Completion { times: 0, ..right },
+            "loses-the-last-entry" if chain.id().number() == 15 => Completion { times: 0, ..right },
             _ => right,
+        }
+    }
+
+    fn ignores(&self, _queue: u16, event: RingEvent) -> bool {
+        match (self.0, event) {
+            ("forgets-kicks-of-disabled-rings", RingEvent::Enable) => true,
+            ("ends-with-its-kick", RingEvent::KickEnds) => std::process::abort(),
+            ("spins-with-its-kick", RingEvent::KickEnds) => {
+                std::thread::spawn(spin);
+                false
+            }
+            _ => false,
         }
     }
 
@@ -230,6 +255,7 @@ fn a_wrong_configuration_is_found() {
     finds("config-changes", &["config.*"], &["config.part", "config.stable"]);
     finds("takes-any-config", &["config.*"], &["config.read-only-field", "config.write-cache", "config.flags-unknown"]);
     finds("has-no-capacity", &["config.*"], &["config.capacity"]);
+    finds("tells-what-lies-behind", &["config.*"], &["config.nothing-beyond-the-end"]);
 }
 
 #[test]
@@ -257,6 +283,36 @@ fn wrong_requests_are_found() {
 }
 
 #[test]
+fn rings_of_any_device_that_lose_requests_are_found() {
+    for kind in [DeviceKind::Blk, DeviceKind::Net, DeviceKind::Vsock] {
+        let finds = |wrong, among: &[&str], expected: &[&str]| finds_in(kind, Level::May, wrong, among, expected);
+        let layouts = ["requests.chain-*", "requests.indirect-*"];
+        finds("loses-chains-of-many", &layouts, &["requests.chain-of-many"]);
+        finds("loses-tables", &layouts, &["requests.indirect-table"]);
+        finds("loses-chains-of-two", &layouts, &["requests.chain-of-two"]);
+        finds("loses-the-last-entry", &["requests.*"], &["requests.goes-around"]);
+    }
+    // A network card discards what is sent by a disabled ring, and uses it at once; a disk does it later.
+    let lost = ["requests.kick-before-enable", "requests.kick-while-disabled"];
+    finds("forgets-kicks-of-disabled-rings", &["requests.*"], &lost);
+}
+
+#[test]
+fn a_backend_that_does_not_bear_the_end_of_a_kick_descriptor_is_found() {
+    let ends = ["hostile.kick-pipe-hangs-up", "hostile.kick-socket-hangs-up"];
+    finds("ends-with-its-kick", &["hostile.kick-*-hangs-up"], &ends);
+}
+
+#[test]
+fn descriptors_of_sessions_that_are_kept_are_found() {
+    let of_all = "resources.descriptors-of-whole-sessions";
+    let of_connections = ["resources.descriptors-of-connections", of_all, "resources.descriptors-of-cut-sessions"];
+    let among = ["resources.descriptors-of-*", "!resources.descriptors-of-clients"];
+    finds("leaks-of-each-session", &among, &of_connections);
+    finds("leaks-at-err", &["resources.descriptors-of-clients", "resources.descriptors-of-whole-*"], &[of_all]);
+}
+
+#[test]
 fn a_backend_that_forgets_what_is_under_way_is_found() {
     let lost = ["inflight.too-small", "inflight.without-fd", "inflight.resubmits", "inflight.last-batch-not-twice"];
     finds("forgets-inflight", &["inflight.*"], &lost);
@@ -267,7 +323,7 @@ fn a_backend_that_keeps_what_it_should_let_go_is_found() {
     finds("leaks-memory", &["resources.memory-*"], &["resources.memory-of-messages"]);
     let held =
         ["resources.descriptors-of-clients", "resources.stray-descriptors", "resources.stray-descriptors-on-commands"];
-    finds("leaks-descriptors", &["resources.*descriptors*"], &held);
+    finds("leaks-descriptors", &["resources.*descriptors-of-clients", "resources.stray*"], &held);
     finds(
         "spins",
         &["resources.idle-*"],

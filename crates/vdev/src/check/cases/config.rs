@@ -6,6 +6,8 @@ const CONFIG: Need = Need::Protocol(ProtocolFeatures::CONFIG);
 const ACK: Need = Need::Protocol(ProtocolFeatures::REPLY_ACK);
 const GET: &str = "VHOST_USER_GET_CONFIG";
 const SET: &str = "VHOST_USER_SET_CONFIG";
+/// No kind of device has a configuration that is longer.
+const BEYOND_ALL_KINDS: usize = 200;
 const BLK: Need = Need::Kind(DeviceKind::Blk);
 
 cases! {
@@ -21,6 +23,10 @@ cases! {
         GET =>
             "what is not there is answered with \"zero length of payload to indicate an error\", or it is zeros of the \
              size that was asked for";
+    "config.nothing-beyond-the-end" Must [CONFIG] nothing_beyond_the_end,
+        GET =>
+            "what is asked for beyond the configuration's end is an error or zeros, never what lies behind it in the \
+             backend's memory";
     "config.endless" Should [CONFIG] endless,
         GET => "an offset and a size whose sum does not fit 32 bits are in no space";
     "config.read-only-field" Must [CONFIG, ACK, BLK] read_only_field,
@@ -132,7 +138,7 @@ fn is_error_or_zeros(context: &mut Context<'_>, question: &GetConfig) -> Outcome
 }
 
 fn beyond(context: &mut Context<'_>) -> Outcome {
-    is_error_or_zeros(context, &ask(200, 56))
+    is_error_or_zeros(context, &ask(200, SPACE - BEYOND_ALL_KINDS))
 }
 
 fn endless(context: &mut Context<'_>) -> Outcome {
@@ -141,6 +147,38 @@ fn endless(context: &mut Context<'_>) -> Outcome {
         Err(Stop::Fail(because)) if because.starts_with("closed") => Ok(()),
         outcome => outcome,
     }
+}
+
+/// Bytes that a configuration may have at most ("Virtio device config space").
+const SPACE: usize = 256;
+
+fn nothing_beyond_the_end(context: &mut Context<'_>) -> Outcome {
+    // A backend may know fewer fields than the kind of device has; none knows more.
+    let end = context.device.map_or(BEYOND_ALL_KINDS, DeviceKind::config_bytes);
+    let questions = [(0, SPACE), (end, SPACE - end), (end.saturating_sub(4), 8), (end, 1), (SPACE - 1, 1)];
+    for (offset, bytes) in questions {
+        let mut link =
+            if context.trace_is_one_sided() { context.open_device()? } else { context.open_again_device()? };
+        link.send(&ask(u32::try_from(offset).unwrap_or(u32::MAX), bytes), &[])?;
+        let reply = match link.reply_to(24) {
+            Ok(reply) => reply,
+            // Nothing was told, which is all that this rule asks for.
+            Err(Stop::Closed(_)) if context.facts.ends_with_client => return Ok(()),
+            Err(Stop::Closed(_)) => continue,
+            Err(stop) => return Err(stop),
+        };
+        let contents = reply.payload.get(12..).unwrap_or_default();
+        let known = end.saturating_sub(offset).min(contents.len());
+        if let Some(place) = contents[known..].iter().position(|byte| *byte != 0) {
+            let place = offset + known + place;
+            let found = &contents[place - offset..];
+            return Stop::fail(format!(
+                "{bytes} bytes at {offset} were asked for: at {place}, beyond the configuration's {end} bytes, came {:02x?}",
+                &found[..found.len().min(16)]
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Another size for the disk.

@@ -21,6 +21,7 @@ mod config;
 mod data;
 mod features;
 mod handshake;
+mod hangup;
 mod hostile;
 mod hostile_rings;
 mod inflight;
@@ -30,8 +31,10 @@ mod log;
 mod memory;
 mod notify;
 mod packed;
+mod requests;
 mod resources;
 mod rings;
+mod sessions;
 
 /// What every file of rules needs.
 mod prelude {
@@ -54,6 +57,7 @@ const GROUPS: &[&[Case]] = &[
     memory::CASES,
     rings::CASES,
     config::CASES,
+    requests::CASES,
     data::CASES,
     layouts::CASES,
     notify::CASES,
@@ -63,8 +67,10 @@ const GROUPS: &[&[Case]] = &[
     channel::CASES,
     lifecycle::CASES,
     resources::CASES,
+    sessions::CASES,
     hostile::CASES,
     hostile_rings::CASES,
+    hangup::CASES,
 ];
 
 /// Every rule, in the order in which they are run: a backend that is not started afresh ends at the last ones, if at any.
@@ -104,6 +110,7 @@ mod tests {
             "rings",
             "config",
             "data",
+            "requests",
             "inflight",
             "channel",
             "lifecycle",

@@ -66,7 +66,7 @@ cases! {
 }
 
 /// Fails where there are more descriptors than before.
-fn no_more_descriptors(context: &Context<'_>, before: u64, what: &str) -> Outcome {
+pub(super) fn no_more_descriptors(context: &Context<'_>, before: u64, what: &str) -> Outcome {
     let after = context.descriptors_fall_to(before + SLACK)?;
     if after > before + SLACK {
         Stop::fail(format!("{before} descriptors before, {after} after {what}"))

@@ -1,0 +1,185 @@
+//! What a ring of any device must do, shown with one small request that every device of the kind gives back.
+
+use std::time::Duration;
+
+use super::prelude::*;
+use crate::check::disk::size;
+use crate::check::guest::Guest;
+use crate::check::request::Request;
+use crate::check::ring::{Descriptor, SplitRing, chained};
+
+const REQUEST: Need = Need::Request;
+const PROTOCOL: Need = Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES");
+const INDIRECT_OFFERED: Need = Need::Feature(feature::RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC");
+const FRAMING: &str = "VIRTIO 1.2, 2.7.4.1 Device Requirements: Message Framing";
+const STATES: &str = "Ring states";
+/// How long a backend is given to take a kick that it can't serve yet.
+const TAKES_KICK_WITHIN: Duration = Duration::from_millis(30);
+/// Entries of the rings.
+const ENTRIES: u16 = 16;
+
+cases! {
+    "requests.chain-of-two" Must [REQUEST] |context| is_used(context, Request::in_two),
+        FRAMING =>
+            "\"The device MUST NOT make assumptions about the particular arrangement of descriptors\": a request in two \
+             of them comes back, whatever the device";
+    "requests.chain-of-many" Must [REQUEST] |context| is_used(context, Request::in_many),
+        FRAMING => "a request comes back too if its descriptors end where none of its parts does";
+    "requests.indirect-table" Must [REQUEST, INDIRECT_OFFERED] indirect_table,
+        "VIRTIO 1.2, 2.7.5.3.2 Device Requirements: Indirect Descriptors" =>
+            "with INDIRECT_DESC a request of any device may lie in a table of its own";
+    "requests.goes-around" Must [REQUEST] goes_around,
+        "VIRTIO 1.2, 2.7 Split Virtqueues" => "a ring goes on after its last entry, whatever the device";
+    "requests.offered-before-start" Must [REQUEST] offered_before_start,
+        STATES => "what was made available before the ring started is done after the first kick";
+    "requests.kick-before-enable" Must [REQUEST, PROTOCOL] kick_before_enable,
+        STATES =>
+            "a ring starts at its kick and is enabled later: what was made available in between is not lost, though \
+             nobody kicks again";
+    "requests.kick-while-disabled" Must [REQUEST, PROTOCOL] kick_while_disabled,
+        STATES => "a ring that is disabled and enabled again does what was made available meanwhile, without another kick";
+}
+
+/// A device whose rings run, up to the one that its requests go by.
+struct Opened {
+    link: Link,
+    guest: Guest,
+    ring: SplitRing,
+    /// The rings before it; their descriptors stay open.
+    _before: Vec<SplitRing>,
+    request: Request,
+    timeout: Duration,
+}
+
+/// A device whose rings run but the last, which is as far as `start` brings it.
+fn open(context: &mut Context<'_>, start: impl FnOnce(&SplitRing, &mut Link) -> Outcome) -> Outcome<Opened> {
+    let request = context.device.and_then(|device| Request::of(device, context.facts));
+    let Some(request) = request else { return Stop::skip("no request is known") };
+    let mut link = context.open_device()?;
+    let mut guest = Guest::new()?;
+    guest.share(&mut link)?;
+    let mut before = Vec::new();
+    for index in 0..request.queue {
+        let ring = SplitRing::new(&mut guest, index, ENTRIES)?;
+        ring.start(&mut link)?;
+        before.push(ring);
+    }
+    let ring = SplitRing::new(&mut guest, request.queue, ENTRIES)?;
+    start(&ring, &mut link)?;
+    Ok(Opened { link, guest, ring, _before: before, request, timeout: context.timeout() })
+}
+
+impl Opened {
+    /// Puts a chain into the table, from `first` on, and shows it to the device.
+    fn offer(&mut self, first: u16, chain: &[Descriptor]) {
+        let words: Vec<_> = chain.iter().map(ToString::to_string).collect();
+        let Self { link, ring, request, .. } = self;
+        link.done(format!("ring {}: {} is made available: [{}]", ring.index, request.what, words.join(", ")));
+        ring.put_chain(first, chain);
+        ring.offer(first);
+        ring.publish();
+    }
+
+    fn kick(&self) -> Outcome {
+        self.link.done(format!("ring {}: kick", self.ring.index));
+        self.ring.kick()
+    }
+
+    /// Waits for the chain with this head.
+    fn complete(&mut self, head: u16) -> Outcome {
+        let used = self.ring.wait_used(&mut self.link, self.timeout)?;
+        self.link.note(format!("ring {}: used head {}, {} bytes written", self.ring.index, used.head, used.written));
+        if used.head != u32::from(head) {
+            return Stop::fail(format!("the used ring names head {}, and {head} was made available", used.head));
+        }
+        let room = self.request.writable_bytes();
+        if used.written > room {
+            return Stop::fail(format!("{} bytes were written, and there is room for {room}", used.written));
+        }
+        Ok(())
+    }
+}
+
+fn is_used(context: &mut Context<'_>, layout: fn(&Request, &mut Guest) -> Vec<Descriptor>) -> Outcome {
+    let mut opened = open(context, SplitRing::start)?;
+    let chain = layout(&opened.request, &mut opened.guest);
+    // Not from 0 on, so that a device that takes the place in the ring for the head is found.
+    opened.offer(3, &chain);
+    opened.kick()?;
+    opened.complete(3)
+}
+
+fn indirect_table(context: &mut Context<'_>) -> Outcome {
+    let mut opened = open(context, SplitRing::start)?;
+    let chain = opened.request.in_two(&mut opened.guest);
+    let table: Vec<u8> = chained(0, &chain).iter().flat_map(|one| one.encode()).collect();
+    let table = Descriptor::indirect(opened.guest.put(&table), size(chain.len()));
+    opened.offer(5, &[table]);
+    opened.kick()?;
+    opened.complete(5)
+}
+
+fn goes_around(context: &mut Context<'_>) -> Outcome {
+    let mut opened = open(context, SplitRing::start)?;
+    let chain = opened.request.in_two(&mut opened.guest);
+    for time in 0..2 * ENTRIES + 3 {
+        // Chains go over the end of the table, too.
+        let first = time * 5 % ENTRIES;
+        let linked = chain_from(first, &chain);
+        for (place, descriptor) in &linked {
+            opened.ring.put(*place, *descriptor);
+        }
+        opened.ring.offer(first);
+        opened.ring.publish();
+        opened.ring.kick()?;
+        opened.complete(first)?;
+    }
+    Ok(())
+}
+
+/// Two descriptors at places of a table that has [`ENTRIES`].
+fn chain_from(first: u16, chain: &[Descriptor]) -> Vec<(u16, Descriptor)> {
+    let places = (first..).map(|place| place % ENTRIES);
+    let linked = chained(first, chain).into_iter().map(|one| Descriptor { next: one.next % ENTRIES, ..one });
+    places.zip(linked).collect()
+}
+
+fn offered_before_start(context: &mut Context<'_>) -> Outcome {
+    let mut opened = open(context, SplitRing::place)?;
+    let chain = opened.request.in_two(&mut opened.guest);
+    opened.offer(0, &chain);
+    opened.ring.connect(&mut opened.link)?;
+    if opened.link.offered & feature::PROTOCOL_FEATURES != 0 {
+        opened.ring.enable(&mut opened.link, true)?;
+    }
+    opened.kick()?;
+    opened.complete(0)
+}
+
+/// Kicks a ring that is disabled, gives the backend the time to see it, and enables it without another kick. A backend may have
+/// processed it before: "the back-end must process the ring without causing any side effects", which other rules look at.
+fn kick_then_enable(mut opened: Opened) -> Outcome {
+    let chain = opened.request.in_two(&mut opened.guest);
+    opened.offer(0, &chain);
+    opened.kick()?;
+    opened.ring.is_quiet_for(TAKES_KICK_WITHIN);
+    opened.link.features()?;
+    opened.ring.enable(&mut opened.link, true)?;
+    opened.complete(0)
+}
+
+fn kick_before_enable(context: &mut Context<'_>) -> Outcome {
+    let opened = open(context, |ring, link| {
+        ring.place(link)?;
+        ring.connect(link)
+    })?;
+    kick_then_enable(opened)
+}
+
+fn kick_while_disabled(context: &mut Context<'_>) -> Outcome {
+    let opened = open(context, |ring, link| {
+        ring.start(link)?;
+        ring.enable(link, false)
+    })?;
+    kick_then_enable(opened)
+}
