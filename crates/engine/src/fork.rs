@@ -13,10 +13,10 @@ use crate::deadlines::BOOT_DEADLINE;
 use crate::error::RestoreError;
 use crate::link::GuestLink;
 use crate::mac_address::MacAddress;
-use crate::snapshot::Manifest;
+use crate::snapshot::{Manifest, overlay};
 use crate::vm::Vm;
 use crate::vm_dir::VmId;
-use crate::vm_spec::{DiskFormat, DiskRole, OwnerLoss, VmSpec};
+use crate::vm_spec::{Disk, DiskFormat, DiskRole, OwnerLoss, VmSpec};
 
 /// Forks of one request; more than this is a mistake, whatever the host can hold.
 pub const FORKS_MAX: usize = 1000;
@@ -55,7 +55,7 @@ pub struct ForkPart {
 pub struct VolumeFile {
     /// Place of the disk in [`VmSpec::disks`].
     pub index: usize,
-    /// The file on the host, of the format that the spec says. A raw one has the size of the one that was saved.
+    /// The file on the host, of the format that the spec says. Its disk has the size of the one that was saved.
     pub path: Utf8PathBuf,
 }
 
@@ -149,22 +149,38 @@ impl ForkPart {
                 let (id, path) = (manifest.id.clone(), saved.path.clone());
                 return Err(RestoreError::NoVolume { id, index, path });
             }
-            let bytes = fs_err::metadata(&disk.path).and_then(|meta| match meta.is_file() {
-                true => Ok(meta.len()),
-                false => Err(io::Error::other("it is not an ordinary file")),
-            });
-            match bytes {
-                Ok(bytes) if bytes == saved.bytes || disk.format == DiskFormat::Qcow2 => {}
-                Ok(bytes) => {
+            let saved_bytes = match disk.format {
+                DiskFormat::Raw => Some(saved.bytes),
+                DiskFormat::Qcow2 => saved.disk_bytes,
+            };
+            match (volume_bytes(disk), saved_bytes) {
+                (Ok(bytes), Some(saved)) if bytes != saved => {
                     return refuse(format!(
-                        "`{}` has {bytes} bytes, the volume that was saved {}",
-                        disk.path, saved.bytes
+                        "the volume `{}` has {bytes} bytes, the one that was saved {saved}",
+                        disk.path
                     ));
                 }
-                Err(error) => return refuse(format!("the volume `{}` can't be used: {error}", disk.path)),
+                (Ok(_), _) => {}
+                (Err(error), _) => return refuse(format!("the volume `{}` can't be used: {error}", disk.path)),
             }
         }
         Ok(spec)
+    }
+}
+
+/// The size of the disk that is in a volume's file, which comes from outside and is hostile: a guest has written to it, and
+/// perhaps others.
+fn volume_bytes(disk: &Disk) -> io::Result<u64> {
+    let meta = fs_err::metadata(&disk.path)?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not an ordinary file"));
+    }
+    match disk.format {
+        DiskFormat::Raw => Ok(meta.len()),
+        DiskFormat::Qcow2 => {
+            overlay::refuse_other_files(&disk.path, disk.format)?;
+            overlay::virtual_size(&disk.path, disk.format)
+        }
     }
 }
 
@@ -177,9 +193,13 @@ fn machine_id() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
+    use camino::Utf8Path;
+
     use super::*;
     use crate::snapshot::{ExternalDisk, Snapshot};
-    use crate::vm_spec::{Disk, Nic};
+    use crate::vm_spec::Nic;
 
     /// A snapshot's manifest and spec, as if they were of a VM with one shared disk and one volume.
     fn saved(snapshot: &Snapshot, volume: &Utf8PathBuf) -> (Manifest, VmSpec) {
@@ -187,7 +207,7 @@ mod tests {
         let disks = vec![disk(DiskRole::Shared), disk(DiskRole::Volume)];
         let nics = vec![Nic { mac: MacAddress::random() }];
         let spec = VmSpec { disks, nics, ..snapshot.manifest().spec.clone() };
-        let volumes = vec![ExternalDisk::of(volume).expect("is there")];
+        let volumes = vec![ExternalDisk::of(&spec.disks[1]).expect("is there")];
         (Manifest { volumes, spec: spec.clone(), ..snapshot.manifest().clone() }, spec)
     }
 
@@ -225,6 +245,52 @@ mod tests {
         check_parts(&[part(1, &first), part(1, &second)], &manifest, &spec).expect("are two");
         let error = check_parts(&[part(1, &second), part(1, &link)], &manifest, &spec).expect_err("are one");
         assert!(matches!(error, RestoreError::Part { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_qcow2_volume_has_the_disk_of_the_one_that_was_saved_and_names_no_other_file() {
+        let place = crate::snapshot::testing::place();
+        let snapshot = place.full("one");
+        let file = |name: &str, arguments: &[&str]| {
+            let path = place.home.path().join(name);
+            let mut made = Command::new("qemu-img");
+            made.args(["create", "-q", "-f", "qcow2"]).args(arguments).args([path.as_str(), "1M"]);
+            assert!(made.status().expect("qemu-img is installed").success());
+            path
+        };
+        let saved = file("saved", &[]);
+        let disks = vec![Disk { path: saved.clone(), format: DiskFormat::Qcow2, role: DiskRole::Volume }];
+        let volumes = vec![ExternalDisk::of(&disks[0]).expect("is there")];
+        assert_eq!(volumes[0].disk_bytes, Some(1 << 20));
+        let spec = VmSpec { disks, ..snapshot.manifest().spec.clone() };
+        let manifest = Manifest { volumes, spec: spec.clone(), ..snapshot.manifest().clone() };
+        let apply = |path: &Utf8Path| {
+            let volumes = vec![VolumeFile { index: 0, path: path.to_owned() }];
+            ForkPart { volumes, ..ForkPart::default() }.apply(&manifest, &spec)
+        };
+
+        // Another file size, the same disk.
+        apply(&file("other", &["-o", "cluster_size=512"])).expect("fits");
+        let large = place.home.path().join("large");
+        overlay::create(&large, 2 << 20).expect("an image");
+        let raw = place.home.path().join("raw");
+        fs_err::write(&raw, vec![0; 1 << 20]).expect("written");
+        let data = place.home.path().join("data");
+        let cases = [
+            (large, "has 2097152 bytes, the one that was saved 1048576"),
+            (raw, "is no qcow2 image"),
+            (file("shadow", &["-u", "-b", "/etc/shadow", "-F", "raw"]), "lies on a backing file"),
+            (file("elsewhere", &["-o", &format!("data_file={data}")]), "keeps its data in another file"),
+        ];
+        for (path, problem) in cases {
+            let error = apply(&path).expect_err("does not fit");
+            assert!(matches!(&error, RestoreError::Part { problem: found } if found.contains(problem)), "{error:?}");
+        }
+        // A snapshot of a Kiln that did not write the size down.
+        let volumes = vec![ExternalDisk { disk_bytes: None, ..manifest.volumes[0].clone() }];
+        let old = Manifest { volumes, ..manifest.clone() };
+        let part = ForkPart { volumes: vec![VolumeFile { index: 0, path: saved }], ..ForkPart::default() };
+        part.apply(&old, &spec).expect("is not compared");
     }
 
     #[test]

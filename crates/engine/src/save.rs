@@ -130,7 +130,7 @@ impl Save {
         let Written { draft, parent, memory, disks, machine } = written;
         let outside = |role| {
             let disks = self.spec.disks.iter().filter(move |disk| disk.role == role);
-            disks.map(|disk| ExternalDisk::of(&disk.path)).collect::<Result<_, SnapshotError>>()
+            disks.map(ExternalDisk::of).collect::<Result<_, SnapshotError>>()
         };
         let (external, volumes) = (outside(DiskRole::Shared)?, outside(DiskRole::Volume)?);
         let snapshot = draft.publish(NewSnapshot {

@@ -3,7 +3,10 @@
 //! A [`VmSpec`] comes from a user's flags, an API body or a plan, so [`VmSpec::validate`] takes it as hostile: it refuses
 //! what no driver could start, in words that name the bound. Drivers turn a valid spec into a VMM's own arguments.
 
+use std::os::unix::fs::FileTypeExt as _;
+
 use camino::Utf8PathBuf;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::mac_address::MacAddress;
@@ -45,7 +48,8 @@ pub enum AccelerationRequest {
 pub enum DiskFormat {
     /// The file is the disk.
     Raw,
-    /// QEMU's copy-on-write format. A backing file named inside the image is never followed.
+    /// QEMU's copy-on-write format. An image that names another file, as its backing file or as the place of its data, is
+    /// refused: the guest would read that file of the host, or find its own data gone.
     Qcow2,
 }
 
@@ -336,7 +340,10 @@ impl VmSpec {
         let initramfs = self.initramfs.iter().map(|path| ("initramfs", path));
         let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
         for (what, path) in kernel.chain(initramfs).chain(disks) {
-            let usable = fs_err::File::open(path).and_then(|file| file.metadata()).is_ok_and(|meta| !meta.is_dir());
+            // Else opening a pipe would wait for its writer, here and where the VMM is given it.
+            let opened = fs_err::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+            let kind = opened.and_then(|file| file.metadata()).map(|meta| meta.file_type());
+            let usable = kind.is_ok_and(|kind| !kind.is_dir() && !kind.is_fifo());
             if !usable {
                 return Err(SpecError::NoFile { what, path: path.clone() });
             }
@@ -379,6 +386,20 @@ mod tests {
         }
         for memory_mib in [MEMORY_MIB_MIN, 4096] {
             assert_eq!(VmSpec { memory_mib, ..spec() }.validate(HOST), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_refused_without_waiting() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = Utf8PathBuf::try_from(directory.path().join("fifo")).expect("UTF-8");
+        rustix::fs::mknodat(rustix::fs::CWD, path.as_std_path(), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("a pipe");
+        let disk = Disk { path: path.clone(), format: DiskFormat::Raw, role: DiskRole::Shared };
+        let pipes = [VmSpec { disks: vec![disk], ..spec() }, VmSpec { kernel: path, ..spec() }];
+        for (spec, what) in pipes.into_iter().zip(["disk", "kernel"]) {
+            let error = spec.validate(HOST).expect_err("is no file");
+            assert!(matches!(&error, SpecError::NoFile { what: of, .. } if *of == what), "{error}");
         }
     }
 

@@ -10,8 +10,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, MemoryKind, Snapshot, SnapshotError, SnapshotId, SnapshotStore};
 use kiln_engine::{
-    Disk, DiskFormat, DiskRole, Engine as _, ErrorKind, ForkPart, ForkSpec, QemuEngine, RestoreError, VmSpec,
-    VolumeFile,
+    Disk, DiskFormat, DiskRole, Engine as _, ErrorKind, ForkPart, ForkSpec, LaunchError, QemuEngine, RestoreError,
+    SpecError, VmSpec, VolumeFile,
 };
 
 use support::guest::{base, connect, disk, fork, make_disk, note, noted, open, save, shell, spec, start_process, tell};
@@ -221,6 +221,81 @@ async fn vm_with_a_volume_is_saved_without_it_and_each_fork_has_the_one_that_it_
     std::fs::write(&first, vec![b'x'; 1 << 20]).expect("written");
     let error = engine.resume(&id).await.expect_err("its volume is another one");
     assert!(matches!(&error, RestoreError::DiskMoved { path, .. } if *path == first), "{error:?}");
+}
+
+#[tokio::test]
+async fn vm_forks_with_qcow2_volumes_write_to_their_own_and_what_they_wrote_stays() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let image = |name: &str, arguments: &[&str]| {
+        let path = lab.home().join(name);
+        let mut made = Command::new("qemu-img");
+        made.args(["create", "-q", "-f", "qcow2"]).args(arguments).args([path.as_str(), "1M"]);
+        assert!(made.status().expect("qemu-img is installed").success());
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("is ours");
+        path
+    };
+    let on_the_host = |path: &Utf8Path| {
+        let raw = lab.home().join("raw");
+        let arguments = ["convert", "-f", "qcow2", "-O", "raw", path.as_str(), raw.as_str()];
+        assert!(Command::new("qemu-img").args(arguments).status().expect("runs").success());
+        std::fs::read(raw).expect("reads")[..4].to_vec()
+    };
+    let [saved, first, second] = ["saved", "first", "second"].map(|name| image(name, &[]));
+    let shadow = image("shadow", &["-u", "-b", "/etc/shadow", "-F", "raw"]);
+    let volume = |path: &Utf8Path| Disk { role: DiskRole::Volume, ..disk(path, DiskFormat::Qcow2) };
+    let launch = |path: &Utf8Path| engine.launch(VmSpec { disks: vec![volume(path)], ..spec() });
+
+    let error = launch(&shadow).await.expect_err("its guest would read a file of the host");
+    let problem = "lies on a backing file";
+    let is_it = matches!(&error, LaunchError::Spec(SpecError::Disk { problem: found, .. }) if found.contains(problem));
+    assert!(is_it && error.kind() == ErrorKind::Invalid, "{error:?}");
+
+    let vm = launch(&saved).await.expect("starts");
+    let link = connect(&vm).await;
+    let snapshot = save(&vm, &link, AfterSave::End).await.expect("is saved");
+    assert_eq!(snapshot.manifest().volumes[0].disk_bytes, Some(1 << 20));
+    let part = |path: &Utf8PathBuf| ForkPart {
+        volumes: vec![VolumeFile { index: 0, path: path.clone() }],
+        ..ForkPart::default()
+    };
+    let forks = |paths: &[&Utf8PathBuf]| ForkSpec {
+        count: paths.len(),
+        parts: paths.iter().map(|path| part(path)).collect(),
+        ..ForkSpec::default()
+    };
+    let large = lab.home().join("large");
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", large.as_str(), "2M"]).status();
+    assert!(made.expect("runs").success());
+    for (path, problem) in [(&shadow, problem), (&large, "has 2097152 bytes, the one that was saved 1048576")] {
+        let error = engine.restore(&snapshot, forks(&[path])).await.expect_err("does not fit");
+        assert!(matches!(&error, RestoreError::Part { problem: found } if found.contains(problem)), "{error:?}");
+    }
+    assert_eq!(lab.vms(), [""; 0]);
+
+    let two = engine.restore(&snapshot, forks(&[&first, &second])).await.expect("are restored");
+    for (fork, word) in two.iter().zip(["one", "two"]) {
+        // A flush of the disk, which a `sync` is not: QEMU keeps the tables of an image to itself until then.
+        let script = format!("echo {word} | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null");
+        shell(&fork.link, &script).await;
+    }
+    for fork in &two {
+        fork.vm.kill().await;
+    }
+    drop(two);
+    assert_eq!([&saved, &first, &second].map(|path| on_the_host(path)), [*b"\0\0\0\0", *b"one\n", *b"two\n"]);
+    // The next one finds what the last one wrote.
+    let again = engine.restore(&snapshot, forks(&[&second])).await.expect("is restored").remove(0);
+    let read = "echo 3 >/proc/sys/vm/drop_caches; head -c 3 /dev/vda";
+    assert_eq!(shell(&again.link, read).await, "two");
+    // A stop flushes what nobody did.
+    shell(&again.link, "echo six >/dev/vda; sync").await;
+    let id = again.vm.id().clone();
+    save(&again.vm, &again.link, AfterSave::Stop).await.expect("stops");
+    drop(again);
+    assert_eq!(on_the_host(&second), b"six\n");
+    let back = engine.resume(&id).await.expect("goes on with its volume");
+    assert_eq!(shell(&back.link, read).await, "six");
 }
 
 #[tokio::test]

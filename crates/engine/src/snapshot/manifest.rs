@@ -1,5 +1,6 @@
 //! `manifest.json`: what a snapshot is. Written last, so a directory that has one is whole.
 
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::SnapshotError;
 use super::id::SnapshotId;
-use crate::vm_spec::VmSpec;
+use super::overlay;
+use crate::vm_spec::{Disk, VmSpec};
 
 /// Version of the manifest and of the files that it names.
 pub const SNAPSHOT_FORMAT: u32 = 2;
@@ -106,6 +108,10 @@ pub struct ExternalDisk {
     pub path: Utf8PathBuf,
     /// Its size when the snapshot was taken.
     pub bytes: u64,
+    /// The size of the disk in it, which is another one if the file is a qcow2 image. Absent in snapshots of a Kiln that did
+    /// not write it down.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
     /// When it had been written last, in nanoseconds since 1970.
     pub modified_ns: i64,
 }
@@ -114,17 +120,23 @@ impl ExternalDisk {
     /// The disk as it is now.
     ///
     /// # Errors
-    /// Its file is not there.
-    pub(crate) fn of(path: &Utf8Path) -> Result<Self, SnapshotError> {
-        let meta = fs_err::metadata(path).map_err(|source| SnapshotError::io("look at", path, source))?;
-        let modified_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
-        Ok(Self { path: path.into(), bytes: meta.size(), modified_ns })
+    /// Its file is not there, or is not of its format.
+    pub(crate) fn of(disk: &Disk) -> Result<Self, SnapshotError> {
+        let failed = |source| SnapshotError::io("look at", &disk.path, source);
+        let (bytes, modified_ns) = size_and_time(&disk.path).map_err(failed)?;
+        let disk_bytes = overlay::virtual_size(&disk.path, disk.format).map_err(failed)?;
+        Ok(Self { path: disk.path.clone(), bytes, disk_bytes: Some(disk_bytes), modified_ns })
     }
 
     /// Whether it is there, and nobody has written to it since.
     pub(crate) fn is_unchanged(&self) -> bool {
-        Self::of(&self.path).is_ok_and(|now| now == *self)
+        size_and_time(&self.path).is_ok_and(|now| now == (self.bytes, self.modified_ns))
     }
+}
+
+fn size_and_time(path: &Utf8Path) -> io::Result<(u64, i64)> {
+    let meta = fs_err::metadata(path)?;
+    Ok((meta.size(), meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())))
 }
 
 /// A file of a snapshot.

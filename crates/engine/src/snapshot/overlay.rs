@@ -79,25 +79,31 @@ pub(crate) fn virtual_size(path: &Utf8Path, format: DiskFormat) -> io::Result<u6
     }
 }
 
-/// Refuses an image whose header names another file as the place of its data: QEMU would open it, whatever it is, and
-/// nothing on its command line keeps it from that.
+/// Refuses an image whose header names another file. As the place of its data: QEMU would open it, whatever it is, and
+/// nothing on its command line keeps it from that. As its backing file: QEMU is told to open none, so the guest would find
+/// zeros in its place, which is not the disk that the user meant.
 ///
 /// # Errors
 ///
 /// It is such an image, it can't be read, or its header is none of qcow2.
-pub(crate) fn refuse_external_data(path: &Utf8Path, format: DiskFormat) -> io::Result<()> {
-    match format {
-        DiskFormat::Raw => Ok(()),
-        DiskFormat::Qcow2 if Header::read(path, &mut open_image(path)?)?.incompatible_features & EXTERNAL_DATA == 0 => {
-            Ok(())
-        }
-        DiskFormat::Qcow2 => Err(invalid(path, "keeps its data in another file, which is not followed")),
+pub(crate) fn refuse_other_files(path: &Utf8Path, format: DiskFormat) -> io::Result<()> {
+    if format == DiskFormat::Raw {
+        return Ok(());
     }
+    let header = Header::read(path, &mut open_image(path)?)?;
+    if header.incompatible_features & EXTERNAL_DATA != 0 {
+        return Err(invalid(path, "keeps its data in another file, which is not followed"));
+    }
+    if header.has_backing_file {
+        return Err(invalid(path, "lies on a backing file, which is not followed"));
+    }
+    Ok(())
 }
 
 /// The part of a header that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {
+    has_backing_file: bool,
     disk_bytes: u64,
     incompatible_features: u64,
 }
@@ -117,6 +123,7 @@ impl Header {
         }
         let version = u32_at(4).filter(|version| VERSIONS.contains(version));
         let version = version.ok_or("is a qcow2 image of an unknown version")?;
+        let backing_file_at = u64_at(8).ok_or("is cut off within its header")?;
         let cluster_bits = u32_at(20).filter(|bits| CLUSTER_BITS_ALLOWED.contains(bits));
         let cluster_bits = cluster_bits.ok_or("has a cluster size that qcow2 does not know")?;
         let (disk_bytes, l1_entries) = u64_at(24).zip(u32_at(36)).ok_or("is cut off within its header")?;
@@ -129,7 +136,7 @@ impl Header {
             2 => 0,
             _ => u64_at(72).ok_or("is cut off within its header")?,
         };
-        Ok(Self { disk_bytes, incompatible_features })
+        Ok(Self { has_backing_file: backing_file_at != 0, disk_bytes, incompatible_features })
     }
 }
 
@@ -291,17 +298,24 @@ mod tests {
     }
 
     #[test]
-    fn an_image_with_its_data_elsewhere_is_refused() {
+    fn an_image_with_its_data_or_a_part_of_it_elsewhere_is_refused() {
         let (_guard, directory) = directory();
         let (image, data) = (directory.join("image"), directory.join("data"));
         qemu_img(&["create", "-q", "-f", "qcow2", "-o", &format!("data_file={data}"), image.as_str(), "1M"]);
-        let error = refuse_external_data(&image, DiskFormat::Qcow2).expect_err("another file");
+        let error = refuse_other_files(&image, DiskFormat::Qcow2).expect_err("another file");
         assert_eq!(error.to_string(), format!("`{image}` keeps its data in another file, which is not followed"));
 
         let overlay = directory.join("overlay");
         create(&overlay, 512).expect("an overlay");
-        refuse_external_data(&overlay, DiskFormat::Qcow2).expect("all in one file");
-        refuse_external_data(&image, DiskFormat::Raw).expect("its bytes are the disk");
+        refuse_other_files(&overlay, DiskFormat::Qcow2).expect("all in one file");
+        refuse_other_files(&image, DiskFormat::Raw).expect("its bytes are the disk");
+
+        for compat in ["compat=0.10", "compat=1.1"] {
+            let arguments = ["create", "-q", "-f", "qcow2", "-o", compat, "-u", "-b", "/etc/shadow", "-F", "raw"];
+            qemu_img(&[&arguments[..], &[image.as_str(), "1M"]].concat());
+            let error = refuse_other_files(&image, DiskFormat::Qcow2).expect_err("another file");
+            assert_eq!(error.to_string(), format!("`{image}` lies on a backing file, which is not followed"));
+        }
     }
 
     #[test]
@@ -312,7 +326,13 @@ mod tests {
             header[at..at + bytes.len()].copy_from_slice(bytes);
             header
         };
-        assert_eq!(Header::parse(&good), Ok(Header { disk_bytes: 1 << 20, incompatible_features: 0 }));
+        let parsed = Header { has_backing_file: false, disk_bytes: 1 << 20, incompatible_features: 0 };
+        assert_eq!(Header::parse(&good), Ok(parsed));
+        // Wherever its name is said to be.
+        for at in [1, HEADER_BYTES as u64, u64::MAX] {
+            let header = Header::parse(&with(8, &at.to_be_bytes()));
+            assert_eq!(header, Ok(Header { has_backing_file: true, ..parsed }));
+        }
         let cases = [
             (Vec::new(), "is no qcow2 image"),
             (with(0, b"QED\0"), "is no qcow2 image"),

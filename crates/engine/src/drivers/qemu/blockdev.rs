@@ -5,9 +5,9 @@
 //!                                              └── layers below the top are open for reading alone ──┘
 //! ```
 //! Every layer is spelled out, down to the `null` below the last, so QEMU follows no name of a backing file that stands
-//! in an image (`snapshot::overlay::refuse_external_data` is for the other name that can). QEMU's locks stay on: any
-//! number of VMMs read a layer together, and none of them runs while another writes to it. A VMM that waits for incoming
-//! state has no locks yet; it takes them when it has loaded that state.
+//! in an image. `snapshot::overlay::refuse_other_files` refuses an image with such a name, and one with the other name, which
+//! QEMU would follow. QEMU's locks stay on: any number of VMMs read a layer together, and none of them runs while another
+//! writes to it. A VMM that waits for incoming state has no locks yet; it takes them when it has loaded that state.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};

@@ -141,7 +141,7 @@ impl QemuEngine {
     async fn launch_with(&self, spec: &VmSpec, accelerator: Accelerator) -> Result<Vm, LaunchError> {
         for Disk { path, format, .. } in &spec.disks {
             // A qcow2 image can name another file of the host to read from, which no option of QEMU's prevents.
-            overlay::refuse_external_data(path, *format)
+            overlay::refuse_other_files(path, *format)
                 .map_err(|error| SpecError::Disk { path: path.clone(), problem: error.to_string() })?;
         }
         let facts = machine::facts(&self.home, &self.binary, spec, accelerator).await;

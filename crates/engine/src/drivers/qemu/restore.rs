@@ -108,7 +108,6 @@ impl WaitingQemu {
     async fn start(common: Arc<Common>, dir: VmDir, spec: VmSpec) -> Result<Self, RestoreError> {
         let snapshot = &common.snapshot;
         let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
-        refuse_external_volumes(&spec)?;
         let overlays = make_overlays(&dir, &spec, snapshot)?;
         let disks = spec.disks.iter().enumerate().map(|(index, disk)| {
             let node = args::disk_node(index);
@@ -206,24 +205,12 @@ fn open(path: &Utf8Path) -> Result<File, SnapshotError> {
     Ok(file.into_file())
 }
 
-/// A volume comes from the user anew, and a qcow2 image can name another file of the host to read from.
-fn refuse_external_volumes(spec: &VmSpec) -> Result<(), RestoreError> {
-    let volumes = spec.disks.iter().filter(|disk| disk.role == DiskRole::Volume);
-    let mut checked = volumes.map(|disk| (disk, overlay::refuse_external_data(&disk.path, disk.format)));
-    match checked.find_map(|(disk, checked)| checked.err().map(|error| (disk, error))) {
-        Some((disk, error)) => {
-            Err(RestoreError::Part { problem: format!("the volume `{}` can't be used: {error}", disk.path) })
-        }
-        None => Ok(()),
-    }
-}
-
 /// Makes an overlay for each scratch disk.
 fn make_overlays(dir: &VmDir, spec: &VmSpec, snapshot: &Snapshot) -> Result<Vec<(usize, Utf8PathBuf)>, SnapshotError> {
     let scratch = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Scratch);
     let overlays = scratch.map(|(index, disk)| {
         let (root, above) = layers(snapshot, index, disk)?;
-        overlay::refuse_external_data(&root.path, root.format)
+        overlay::refuse_other_files(&root.path, root.format)
             .map_err(|source| SnapshotError::io("use", &root.path, source))?;
         let (top, format) = above.last().map_or((&root.path, root.format), |top| (top, DiskFormat::Qcow2));
         let path = dir.path().join(format!("disk-{index}"));
