@@ -3,7 +3,7 @@
 use std::io;
 
 use kiln_engine::snapshot::SnapshotError;
-use kiln_engine::{LaunchError, RestoreError, SaveError, SpecError};
+use kiln_engine::{ErrorKind, LaunchError, RestoreError, SaveError, SpecError, Tap, TapError};
 
 /// About a VM that did not start.
 pub fn launch(error: &LaunchError) -> Option<String> {
@@ -19,6 +19,7 @@ pub fn launch(error: &LaunchError) -> Option<String> {
         LaunchError::Spec(SpecError::Backend { .. }) => {
             Some("start the backend first: it must listen there before the VM starts".into())
         }
+        LaunchError::Attachment { tap, source, .. } => attachment(tap, source),
         LaunchError::Backend { .. } => {
             Some("see what the backend says; `kiln vhost probe SOCKET` asks it what it can do".into())
         }
@@ -27,6 +28,23 @@ pub fn launch(error: &LaunchError) -> Option<String> {
         {
             Some("set KILN_HOME to a directory that you may write to".into())
         }
+        _ => None,
+    }
+}
+
+/// About a TAP device that was not opened.
+fn attachment(tap: &Tap, error: &TapError) -> Option<String> {
+    match error {
+        TapError::NoDevice => {
+            let namespace = tap.namespace.as_ref().map(|path| format!("nsenter --net={path} ")).unwrap_or_default();
+            Some(format!("{namespace}ip tuntap add {} mode tap", tap.device))
+        }
+        TapError::NotTap => {
+            Some("take one that was made without `multi_queue`, by `ip tuntap add NAME mode tap`".into())
+        }
+        TapError::Busy => Some("end the VM or the program that has it, or take another one".into()),
+        TapError::NoTun(_) if error.kind() == ErrorKind::HostLacks => Some("modprobe tun".into()),
+        _ if error.kind() == ErrorKind::Denied => Some("run it as root, or as the user that owns the device".into()),
         _ => None,
     }
 }
@@ -58,6 +76,9 @@ pub fn save(error: &SaveError) -> Option<String> {
 pub fn restore(error: &RestoreError) -> Option<String> {
     match error {
         RestoreError::OtherMachine { .. } => Some("boot a VM with --cold, or take the snapshot anew".into()),
+        RestoreError::NoTap { .. } => {
+            Some("take the snapshot of a VM whose cards are unplugged: it goes onto any network".into())
+        }
         RestoreError::Launch(error) => launch(error),
         RestoreError::Snapshot(error) => snapshot(error),
         _ => None,
@@ -74,6 +95,9 @@ mod tests {
         let package = "apt-get install --no-install-recommends qemu-system-x86";
         assert_eq!(launch(&missing()).as_deref(), Some(package));
         assert_eq!(restore(&missing().into()).as_deref(), Some(package));
+        let tap = Tap { device: "tap0".into(), namespace: Some("/run/netns/one".into()) };
+        let gone = LaunchError::Attachment { index: 0, tap, source: TapError::NoDevice };
+        assert_eq!(launch(&gone).as_deref(), Some("nsenter --net=/run/netns/one ip tuntap add tap0 mode tap"));
         let full = SnapshotError::NoSpace { path: "/s".into(), source: io::ErrorKind::StorageFull.into() };
         assert!(save(&SaveError::from(full)).is_some_and(|hint| hint.contains("kiln snapshot rm")));
     }

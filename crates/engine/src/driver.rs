@@ -76,7 +76,8 @@ pub(crate) trait Restorer: fmt::Debug + Send + Sync {
     fn machine(&self) -> &MachineIdentity;
 
     /// Starts a VMM for the VM of `dir`, which is told of everything but not to load the state of the devices: what it
-    /// takes so far is time that a pool spends ahead. The spec is that fork's own: the snapshot's with its volumes.
+    /// takes so far is time that a pool spends ahead. The spec is that fork's own: the snapshot's with its volumes and
+    /// attachments.
     fn start(&self, dir: VmDir, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>>;
 }
 

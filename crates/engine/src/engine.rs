@@ -15,10 +15,12 @@ use crate::driver::{Driver, VmmError};
 use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
 use crate::home::HomeError;
+use crate::nic::Tap;
 use crate::ready::{self, ReadyError, ReadyRequest};
 use crate::recover;
 use crate::restore::{self, Template};
 use crate::snapshot::Snapshot;
+use crate::tap::TapError;
 use crate::vm::{Acceleration, Vm, VmmStatus};
 use crate::vm_dir::VmId;
 use crate::vm_spec::{SpecError, VmSpec};
@@ -76,10 +78,11 @@ pub trait Engine: Send + Sync {
     -> BoxFuture<'a, Result<Vec<Fork>, RestoreError>>;
 
     /// Goes on with a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
-    /// same id.
+    /// same id, with the same volumes and on the same TAP devices: those are opened anew.
     ///
     /// # Errors
-    /// [`RestoreError`]; the VM is stopped as before then.
+    /// [`RestoreError`]; the VM is stopped as before then. One whose TAP device is gone is resumed once there is one of that
+    /// name again.
     fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, RestoreError>>;
 
     /// Makes a snapshot ready to be forked time and again, for a [`ForkPool`](crate::ForkPool), say: what it takes to
@@ -93,7 +96,8 @@ pub trait Engine: Send + Sync {
     /// The ready-made snapshot of a spec's VM, made if it is not there: a boot of some seconds, once. Afterwards it takes
     /// a few looks at files.
     ///
-    /// It is kept for as long as image, kernel, VMM, acceleration, CPUs, memory and all else of the spec are the same.
+    /// It is kept for as long as image, kernel, VMM, acceleration, CPUs, memory and all else of the spec are the same. Its
+    /// network cards are unplugged, whatever the spec says of them, so that its forks go onto any network.
     ///
     /// # Errors
     /// [`ReadyError`]
@@ -209,6 +213,8 @@ pub struct Capabilities {
     pub pause: bool,
     /// The guest can have disks.
     pub disks: bool,
+    /// The guest can have network cards.
+    pub nics: bool,
     /// The guest can be saved and forked.
     pub snapshots: bool,
     /// What every guest of this engine has at least.
@@ -280,6 +286,17 @@ pub enum LaunchError {
         status: VmmStatus,
         /// The end of what it said.
         stderr: String,
+    },
+    /// A network card can't be attached.
+    #[error("failed to attach network card {index} to {tap}")]
+    Attachment {
+        /// Its place in the spec.
+        index: usize,
+        /// Where to.
+        tap: Tap,
+        /// Why not.
+        #[source]
+        source: TapError,
     },
     /// The backend of a device keeps the VM from starting.
     #[error("{device} {problem}")]

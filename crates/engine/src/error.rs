@@ -16,6 +16,7 @@ use crate::kept::{KeptError, WakeError, WarmError};
 use crate::link::{LinkError, StreamError};
 use crate::ready::ReadyError;
 use crate::snapshot::{MemoryError, SnapshotError, SnapshotId};
+use crate::tap::TapError;
 use crate::vm::ControlError;
 use crate::vm_dir::{ReopenError, VmId};
 use crate::vm_spec::SpecError;
@@ -128,6 +129,14 @@ pub enum RestoreError {
         /// The volume that the VM had.
         path: Utf8PathBuf,
     },
+    /// A network card was on a TAP device when the VM was saved, and the fork was given none for it.
+    #[error("snapshot `{id}` needs a TAP device for network card {index}, because it was on one when it was saved")]
+    NoTap {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Place of the card in the spec.
+        index: usize,
+    },
     /// What one fork should have of its own does not fit the snapshot.
     #[error("a fork can't be made as asked for: {problem}")]
     Part {
@@ -231,9 +240,11 @@ impl RestoreError {
         match self {
             Self::OtherMachine { .. } | Self::DiskMoved { .. } => ErrorKind::Incompatible,
             Self::Unmigratable { .. } => ErrorKind::Unsupported,
-            Self::NoVolume { .. } | Self::Part { .. } | Self::Budget { count: 0, .. } | Self::NotStopped(_) => {
-                ErrorKind::Invalid
-            }
+            Self::NoVolume { .. }
+            | Self::NoTap { .. }
+            | Self::Part { .. }
+            | Self::Budget { count: 0, .. }
+            | Self::NotStopped(_) => ErrorKind::Invalid,
             Self::Budget { count, .. } if *count > FORKS_MAX => ErrorKind::Invalid,
             Self::Budget { .. } => ErrorKind::NoMemory,
             Self::Directory(error) => error.kind(),
@@ -276,7 +287,23 @@ impl LaunchError {
             Self::Image { source, .. } | Self::Directory { source, .. } | Self::Spawn { source, .. } => {
                 ErrorKind::of_io(source)
             }
+            Self::Attachment { source, .. } => source.kind(),
             Self::VmmFailed { .. } | Self::Backend { .. } | Self::Monitor { .. } => ErrorKind::Vmm,
+        }
+    }
+}
+
+impl TapError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Namespace { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::NoDevice => ErrorKind::NotFound,
+            Self::NotTap => ErrorKind::Invalid,
+            Self::Busy => ErrorKind::Busy,
+            Self::NoTun(source) if source.kind() != io::ErrorKind::PermissionDenied => ErrorKind::HostLacks,
+            Self::Namespace { source, .. } | Self::NoTun(source) | Self::Io(source) => ErrorKind::of_io(source),
+            Self::Late(_) => ErrorKind::Io,
         }
     }
 }

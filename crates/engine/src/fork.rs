@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::iter;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use kiln_wire::Identity;
 
 use crate::blocking::assert_may_block;
@@ -13,6 +14,7 @@ use crate::deadlines::BOOT_DEADLINE;
 use crate::error::RestoreError;
 use crate::link::GuestLink;
 use crate::mac_address::MacAddress;
+use crate::nic::Attachment;
 use crate::snapshot::{Manifest, overlay};
 use crate::vm::Vm;
 use crate::vm_dir::VmId;
@@ -22,6 +24,8 @@ use crate::vm_spec::{Disk, DiskFormat, DiskRole, OwnerLoss, VmSpec};
 pub const FORKS_MAX: usize = 1000;
 /// Longest host name of Linux.
 const HOSTNAME_BYTES_MAX: usize = 64;
+/// The network namespace of this process.
+const OWN_NAMESPACE: &str = "/proc/self/ns/net";
 
 /// How to restore a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +47,21 @@ pub struct ForkSpec {
 pub struct ForkPart {
     /// Its host name; one made of its id if absent. A fork that keeps its identity keeps its name too.
     pub hostname: Option<String>,
-    /// The addresses of its network cards, in the order of the spec; random ones if there are none.
-    pub macs: Vec<MacAddress>,
+    /// One for each network card, in the order of the spec. If there are none, all cards are unplugged and have random
+    /// addresses.
+    pub nics: Vec<NicPart>,
     /// One for each [volume](crate::DiskRole::Volume) of the snapshot. What a file system in the guest's memory believes
     /// of a volume was true when the VM was saved, so a mounted one needs the very bytes of that moment.
     pub volumes: Vec<VolumeFile>,
+}
+
+/// What one network card of a fork has that those of others have not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NicPart {
+    /// Its address; a random one if absent. A fork that keeps its identity keeps its addresses too.
+    pub mac: Option<MacAddress>,
+    /// What it leads to. A card that was on a TAP device when the VM was saved needs one again.
+    pub attachment: Attachment,
 }
 
 /// A file that is a fork's volume. One VM alone writes to it.
@@ -91,14 +105,23 @@ pub struct Fork {
 
 /// Checks what forks that are made together should have of their own. Looks at files.
 pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec) -> Result<(), RestoreError> {
-    let mut files = BTreeSet::new();
+    let refuse = |problem: String| Err(RestoreError::Part { problem });
+    let (mut files, mut taps) = (BTreeSet::new(), BTreeSet::new());
     for part in parts {
         part.apply(manifest, spec)?;
+        for tap in part.nics.iter().filter_map(|nic| nic.attachment.tap()) {
+            // By whichever name, as below.
+            // One that is not there is refused in words when it is opened.
+            let namespace = fs_err::metadata(tap.namespace.as_deref().unwrap_or(Utf8Path::new(OWN_NAMESPACE)));
+            if namespace.is_ok_and(|found| !taps.insert((found.dev(), found.ino(), &tap.device))) {
+                return refuse(format!("two cards would be on {tap}"));
+            }
+        }
         for VolumeFile { path, .. } in &part.volumes {
             // By whichever name: two writers would destroy what it holds.
             let file = fs_err::metadata(path).map(|meta| (meta.dev(), meta.ino()));
             if !file.is_ok_and(|file| files.insert(file)) {
-                return Err(RestoreError::Part { problem: format!("`{path}` would be the volume of two disks") });
+                return refuse(format!("`{path}` would be the volume of two disks"));
             }
         }
     }
@@ -107,10 +130,9 @@ pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec
 
 /// Names for a new machine.
 pub(crate) fn fresh_identity(vm: &VmId, spec: &VmSpec, part: &ForkPart) -> Identity {
-    let macs = match part.macs.is_empty() {
-        true => spec.nics.iter().map(|_| MacAddress::random().to_string()).collect(),
-        false => part.macs.iter().map(MacAddress::to_string).collect(),
-    };
+    let given = part.nics.iter().map(|nic| nic.mac).chain(iter::repeat(None));
+    let macs = spec.nics.iter().zip(given).map(|(_, mac)| mac.unwrap_or_else(MacAddress::random).to_string());
+    let macs = macs.collect();
     let hostname = part.hostname.clone().unwrap_or_else(|| format!("kiln-{vm}"));
     Identity { hostname, machine_id: machine_id(), macs }
 }
@@ -119,7 +141,7 @@ impl ForkPart {
     /// The spec of the fork that has this part, of a snapshot with that manifest. Looks at files.
     ///
     /// # Errors
-    /// [`RestoreError::Part`], or [`RestoreError::NoVolume`].
+    /// [`RestoreError::Part`], [`RestoreError::NoVolume`], or [`RestoreError::NoTap`].
     pub(crate) fn apply(&self, manifest: &Manifest, spec: &VmSpec) -> Result<VmSpec, RestoreError> {
         assert_may_block();
         let refuse = |problem: String| Err(RestoreError::Part { problem });
@@ -129,10 +151,29 @@ impl ForkPart {
                 return refuse(format!("`{name}` is no host name: 1 to {HOSTNAME_BYTES_MAX} of `[a-zA-Z0-9.-]`"));
             }
         }
-        if !self.macs.is_empty() && self.macs.len() != spec.nics.len() {
-            return refuse(format!("{} addresses for {} network cards", self.macs.len(), spec.nics.len()));
-        }
         let mut spec = spec.clone();
+        self.attach(manifest, &mut spec)?;
+        self.give_volumes(manifest, &mut spec)?;
+        Ok(spec)
+    }
+
+    fn attach(&self, manifest: &Manifest, spec: &mut VmSpec) -> Result<(), RestoreError> {
+        let refuse = |problem: String| Err(RestoreError::Part { problem });
+        if !self.nics.is_empty() && self.nics.len() != spec.nics.len() {
+            return refuse(format!("{} parts for {} network cards", self.nics.len(), spec.nics.len()));
+        }
+        for (index, nic) in spec.nics.iter_mut().enumerate() {
+            let attachment = self.nics.get(index).map(|part| part.attachment.clone()).unwrap_or_default();
+            if !attachment.loads_state_of(&nic.attachment) {
+                return Err(RestoreError::NoTap { id: manifest.id.clone(), index });
+            }
+            nic.attachment = attachment;
+        }
+        spec.validate_nics().or_else(|error| refuse(error.to_string()))
+    }
+
+    fn give_volumes(&self, manifest: &Manifest, spec: &mut VmSpec) -> Result<(), RestoreError> {
+        let refuse = |problem: String| Err(RestoreError::Part { problem });
         for (position, volume) in self.volumes.iter().enumerate() {
             let index = volume.index;
             if self.volumes[..position].iter().any(|other| other.index == index) {
@@ -164,7 +205,7 @@ impl ForkPart {
                 (Err(error), _) => return refuse(format!("the volume `{}` can't be used: {error}", disk.path)),
             }
         }
-        Ok(spec)
+        Ok(())
     }
 }
 
@@ -195,17 +236,15 @@ fn machine_id() -> String {
 mod tests {
     use std::process::Command;
 
-    use camino::Utf8Path;
-
     use super::*;
+    use crate::nic::{Nic, Tap};
     use crate::snapshot::{ExternalDisk, Snapshot};
-    use crate::vm_spec::Nic;
 
     /// A snapshot's manifest and spec, as if they were of a VM with one shared disk and one volume.
     fn saved(snapshot: &Snapshot, volume: &Utf8PathBuf) -> (Manifest, VmSpec) {
         let disk = |role| Disk { path: volume.clone(), format: DiskFormat::Raw, role };
         let disks = vec![disk(DiskRole::Shared), disk(DiskRole::Volume)];
-        let nics = vec![Nic { mac: MacAddress::random() }];
+        let nics = vec![Nic::unplugged(MacAddress::random())];
         let spec = VmSpec { disks, nics, ..snapshot.manifest().spec.clone() };
         let volumes = vec![ExternalDisk::of(&spec.disks[1]).expect("is there")];
         (Manifest { volumes, spec: spec.clone(), ..snapshot.manifest().clone() }, spec)
@@ -294,20 +333,68 @@ mod tests {
     }
 
     #[test]
+    fn each_card_of_a_fork_leads_where_its_part_says_if_it_can() {
+        let place = crate::snapshot::testing::place();
+        let snapshot = place.full("one");
+        let tap = |device: &str, namespace: Option<&str>| {
+            let namespace = namespace.map(Into::into);
+            Attachment::Tap(Tap { device: device.into(), namespace })
+        };
+        let saved = |attachments: [Attachment; 2]| {
+            let nics = attachments.map(|attachment| Nic { mac: MacAddress::random(), attachment }).to_vec();
+            VmSpec { nics, ..VmSpec::new("/k", "/i") }
+        };
+        let part = |attachments: [Attachment; 2]| {
+            let nics = attachments.map(|attachment| NicPart { mac: None, attachment }).to_vec();
+            ForkPart { nics, ..ForkPart::default() }
+        };
+        let unplugged = || Attachment::Unplugged;
+        let manifest = snapshot.manifest();
+        let free = saved([unplugged(), unplugged()]);
+        let bound = saved([unplugged(), tap("tap0", None)]);
+
+        let own = part([tap("one", None), unplugged()]).apply(manifest, &free).expect("fits");
+        assert_eq!([&own.nics[0].attachment, &own.nics[1].attachment], [&tap("one", None), &unplugged()]);
+        // The network of the one that was saved is not a fork's.
+        for none in [ForkPart::default(), part([tap("one", None), unplugged()])] {
+            let error = none.apply(manifest, &bound).expect_err("has no network for it");
+            assert!(matches!(error, RestoreError::NoTap { index: 1, .. }), "{error:?}");
+        }
+        part([unplugged(), tap("one", Some("/proc/self/ns/net"))]).apply(manifest, &bound).expect("fits");
+        for wrong in [part([tap("a/b", None), unplugged()]), part([tap("one", None), tap("one", None)])] {
+            let error = wrong.apply(manifest, &free).expect_err("can't be");
+            assert!(matches!(error, RestoreError::Part { .. }), "{error:?}");
+        }
+
+        let forks = |other: Attachment| [part([tap("one", None), unplugged()]), part([unplugged(), other])];
+        check_parts(&forks(tap("two", None)), manifest, &free).expect("are two");
+        for same in
+            [tap("one", None), tap("one", Some("/proc/self/ns/net")), tap("one", Some("/proc/thread-self/ns/net"))]
+        {
+            let error = check_parts(&forks(same), manifest, &free).expect_err("are one");
+            assert!(matches!(error, RestoreError::Part { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
     fn names_and_addresses_that_a_guest_would_refuse_are_refused_before_it_starts() {
         let place = crate::snapshot::testing::place();
         let snapshot = place.full("one");
-        let spec = VmSpec { nics: vec![Nic { mac: MacAddress::random() }], ..VmSpec::new("/k", "/i") };
+        let spec = VmSpec { nics: vec![Nic::unplugged(MacAddress::random())], ..VmSpec::new("/k", "/i") };
         let apply = |part: ForkPart| part.apply(snapshot.manifest(), &spec);
         let named = |name: &str| ForkPart { hostname: Some(name.into()), ..ForkPart::default() };
         for wrong in ["", "a b", "a/b", "a\n", &"x".repeat(65)] {
             assert!(matches!(apply(named(wrong)), Err(RestoreError::Part { .. })), "{wrong:?}");
         }
         apply(named("web-1.example")).expect("is a name");
-        let cards = |count| ForkPart { macs: vec![MacAddress::random(); count], ..ForkPart::default() };
-        assert!(apply(cards(2)).is_err());
+        let mac = MacAddress::random();
+        let card = NicPart { mac: Some(mac), ..NicPart::default() };
+        let cards = |count| ForkPart { nics: vec![card.clone(); count], ..ForkPart::default() };
+        assert!(matches!(apply(cards(2)), Err(RestoreError::Part { .. })));
         let part = cards(1);
         let identity = fresh_identity(&VmId::random(), &apply(part.clone()).expect("fits"), &part);
-        assert_eq!(identity.macs, [part.macs[0].to_string()]);
+        assert_eq!(identity.macs, [mac.to_string()]);
+        let random = fresh_identity(&VmId::random(), &spec, &ForkPart::default());
+        assert!(random.macs.len() == 1 && random.macs != identity.macs, "{random:?}");
     }
 }

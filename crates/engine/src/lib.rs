@@ -49,6 +49,7 @@ mod fork;
 mod journal;
 mod log_writer;
 mod mac_address;
+mod nic;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod orphan;
 mod owner;
@@ -65,6 +66,8 @@ mod recover;
 mod restore;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod save;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+mod tap;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod vhost_user;
 mod vm;
@@ -82,17 +85,19 @@ pub use drivers::fake::FakeEngine;
 pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU};
 pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use error::{ErrorKind, RestoreError, SaveError};
-pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, VolumeFile};
+pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
 pub use guest::Guest;
 pub use mac_address::{MacAddress, NoMacAddress};
+pub use nic::{Attachment, Nic, Tap};
 pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
 pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
 pub use restore::Template;
+pub use tap::TapError;
 pub use vhost_user::{QUEUES_MAX, SHARES_MAX, VhostUser, VhostUserDevice};
 pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 pub use vm_dir::{NoVmId, ReopenError, VmId};
 pub use vm_spec::{
     AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, DiskRole,
-    EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, NICS_MAX, Nic, OwnerLoss, RootSpec, SpecError, VmSpec,
+    EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, NICS_MAX, OwnerLoss, RootSpec, SpecError, VmSpec,
 };

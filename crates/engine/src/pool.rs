@@ -87,7 +87,8 @@ struct State {
 }
 
 impl ForkPool {
-    /// Starts to fill a pool. `forks.count` and `forks.parts` are not looked at, so a snapshot with volumes has none.
+    /// Starts to fill a pool. `forks.count` and `forks.parts` are not looked at, so a snapshot with volumes, or of
+    /// a VM with a card on a TAP device, has none.
     ///
     /// # Errors
     /// [`RestoreError::Budget`]; or the snapshot can't be restored on this host.

@@ -19,6 +19,7 @@ use crate::error::SaveError;
 use crate::file_facts::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
+use crate::nic::Nic;
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::vm::Vm;
 use crate::vm_spec::{Disk, DiskRole, OwnerLoss, VmSpec};
@@ -112,7 +113,9 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     let mut silent = |_| {};
     let progress = progress.unwrap_or(&mut silent);
     // What becomes of a fork at its owner's end is the fork's own matter.
-    let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, ..spec.clone() };
+    // Saved unplugged, a card goes onto any network later. A network that is one VM's alone could not be every fork's anyway.
+    let nics = spec.nics.iter().map(|nic| Nic::unplugged(nic.mac)).collect();
+    let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, nics, ..spec.clone() };
     let acceleration = engine::decide(Arc::clone(&driver), spec.clone()).await?;
     let spec = VmSpec { acceleration: acceleration.into(), ..spec };
     let key = {

@@ -21,7 +21,7 @@ use crate::driver::{Driver, Restorer, Waiting};
 use crate::engine::LaunchError;
 use crate::error::RestoreError;
 use crate::failpoint;
-use crate::fork::{self, FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, VolumeFile, fresh_identity};
+use crate::fork::{self, FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile, fresh_identity};
 use crate::home::Home;
 use crate::host;
 use crate::journal::{Journal, State};
@@ -121,13 +121,14 @@ async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, NewFork), R
     let spec = dir.spec().map_err(|source| SnapshotError::io("read the spec in", path, source))?;
     let forks = ForkSpec { identity: ForkIdentity::Keep, owner_loss: spec.owner_loss, ..ForkSpec::default() };
     let template = prepare(driver, &snapshot, &forks).await?;
-    // The same machine, so it has the same volumes, and what it knows of them has to be true.
+    // The same machine, so it has the same volumes, and what it knows of them has to be true. Its TAP devices are opened anew.
     if let Some(volume) = snapshot.manifest().volumes.iter().find(|volume| !volume.is_unchanged()) {
         return Err(RestoreError::DiskMoved { id: snapshot.id().clone(), path: volume.path.clone() });
     }
     let volumes = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Volume);
     let volumes = volumes.map(|(index, disk)| VolumeFile { index, path: disk.path.clone() }).collect();
-    let part = ForkPart { volumes, ..ForkPart::default() };
+    let nics = spec.nics.iter().map(|nic| NicPart { attachment: nic.attachment.clone(), ..NicPart::default() });
+    let part = ForkPart { volumes, nics: nics.collect(), ..ForkPart::default() };
     let spec = part.apply(snapshot.manifest(), &template.spec)?;
     dir.journal().append(State::Restoring { snapshot: stopped })?;
     dir.stay_stopped_on_drop();
@@ -251,7 +252,7 @@ impl Template {
 struct NewFork {
     // Dropped, it removes the directory.
     dir: OffRuntime<VmDir>,
-    /// The snapshot's, with the volumes of this fork.
+    /// The snapshot's, with the volumes and attachments of this fork.
     spec: VmSpec,
     part: ForkPart,
 }

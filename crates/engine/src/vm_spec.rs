@@ -9,7 +9,7 @@ use camino::Utf8PathBuf;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use serde::{Deserialize, Serialize};
 
-use crate::mac_address::MacAddress;
+use crate::nic::Nic;
 use crate::vhost_user::{self, SHARES_MAX, VhostUser, VhostUserDevice};
 
 /// Memory below this does not hold a Debian kernel and its initramfs: 64 MiB does not boot, 80 MiB does.
@@ -84,13 +84,6 @@ pub struct RootSpec {
     pub device: String,
     /// Filesystem on it, such as `erofs`.
     pub fstype: String,
-}
-
-/// A network card. It leads nowhere yet: guests have no network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Nic {
-    /// Its address at boot; forks get others.
-    pub mac: MacAddress,
 }
 
 /// What becomes of a VM whose owner, the process that started it, ends without a word.
@@ -187,6 +180,14 @@ pub enum SpecError {
         /// The file.
         path: Utf8PathBuf,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// A network card can't lead where it should.
+    #[error("network card {index} can't be attached as asked for: {problem}")]
+    Nic {
+        /// Its place in the spec.
+        index: usize,
+        /// What is wrong.
         problem: String,
     },
     /// A device whose backend can't be used.
@@ -331,8 +332,24 @@ impl VmSpec {
             check_name("root device", &root.device, "._-/")?;
             check_name("root filesystem", &root.fstype, "._-")?;
         }
+        self.validate_nics()?;
         self.vhost_user.iter().try_for_each(VhostUser::check)?;
         vhost_user::check_distinct(&self.vhost_user)
+    }
+
+    pub(crate) fn validate_nics(&self) -> Result<(), SpecError> {
+        let taps = self.nics.iter().enumerate().filter_map(|(index, nic)| Some((index, nic.attachment.tap()?)));
+        let mut seen = Vec::new();
+        for (index, tap) in taps {
+            if let Some(problem) = tap.problem() {
+                return Err(SpecError::Nic { index, problem });
+            }
+            if seen.contains(&tap) {
+                return Err(SpecError::Nic { index, problem: format!("another card has {tap}") });
+            }
+            seen.push(tap);
+        }
+        Ok(())
     }
 
     fn validate_files(&self) -> Result<(), SpecError> {
@@ -363,6 +380,8 @@ fn check_name(what: &'static str, name: &str, also: &str) -> Result<(), SpecErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mac_address::MacAddress;
+    use crate::nic::{Attachment, Tap};
 
     const HOST: HostLimits = HostLimits { cpus: 2, memory_mib: 4096 };
 
@@ -386,6 +405,20 @@ mod tests {
         }
         for memory_mib in [MEMORY_MIB_MIN, 4096] {
             assert_eq!(VmSpec { memory_mib, ..spec() }.validate(HOST), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_card_on_what_is_no_tap_device_or_on_anothers_is_refused() {
+        let card = |device: &str| Nic {
+            mac: MacAddress::random(),
+            attachment: Attachment::Tap(Tap { device: device.into(), namespace: None }),
+        };
+        let validate = |nics| VmSpec { nics, ..spec() }.validate(HOST);
+        assert_eq!(validate(vec![card("tap0"), Nic::unplugged(MacAddress::random()), card("tap1")]), Ok(()));
+        for wrong in [vec![card("tap0"), card("tap%d")], vec![card("tap0"), card("tap0")]] {
+            let error = validate(wrong).expect_err("can't be");
+            assert!(matches!(error, SpecError::Nic { index: 1, .. }), "{error}");
         }
     }
 
@@ -444,7 +477,7 @@ mod tests {
         type Kind<'a> = &'a dyn Fn(usize) -> VhostUserDevice;
         let many = |count: usize, kind: Kind<'_>| {
             let device = |index| VhostUser::new(kind(index), format!("/s{index}"));
-            VmSpec { vhost_user: (0..count).map(device).collect(), nics: vec![Nic { mac }], ..spec() }
+            VmSpec { vhost_user: (0..count).map(device).collect(), nics: vec![Nic::unplugged(mac)], ..spec() }
         };
         let cases: [(&str, usize, Kind<'_>); 4] = [
             ("disks", DISKS_MAX + 1, &|_| VhostUserDevice::Blk),

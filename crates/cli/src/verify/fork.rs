@@ -46,7 +46,7 @@ async fn prove(args: &VerifyForkArgs) -> Result<Report, Stop> {
     let engine = Arc::new(image::engine(&home)?);
     let mut interrupts = Interrupts::new().map_err(Failure::from)?;
     let mut spec = VmSpec { acceleration: args.accel.into(), forkable: true, ..image.vm_spec() };
-    spec.nics.push(Nic { mac: MacAddress::random() });
+    spec.nics.push(Nic::unplugged(MacAddress::random()));
     progress.say("finding out what KVM does here");
     let decided = engine.decide(&spec);
     let acceleration = tokio::select! {

@@ -56,17 +56,24 @@ pub fn make_disk(path: &Utf8Path) {
 
 /// A snapshot of a guest that has booted, with one raw disk that can be written, in `home`'s own store.
 pub async fn base(home: &Utf8Path) -> Snapshot {
-    let shared = Home::from_env().expect("a home for images");
-    let path = shared.path().join("test-disk.raw");
+    let path = shared_home().path().join("test-disk.raw");
     make_disk(&path);
-    let spec = VmSpec { disks: vec![disk(&path, DiskFormat::Raw)], ..spec() };
-    let engine = QemuEngine::find(shared.path()).expect("QEMU is installed");
-    let ready = engine.ready(ReadyRequest::new(&spec, "engine tests", BOOT_DEADLINE)).await;
+    ready_made(home, &VmSpec { disks: vec![disk(&path, DiskFormat::Raw)], ..spec() }).await
+}
+
+/// The ready-made snapshot of a spec, which all tests share, in `home`'s own store.
+pub async fn ready_made(home: &Utf8Path, spec: &VmSpec) -> Snapshot {
+    let engine = QemuEngine::find(shared_home().path()).expect("QEMU is installed");
+    let ready = engine.ready(ReadyRequest::new(spec, "engine tests", BOOT_DEADLINE)).await;
     let ready = ready.expect("boots");
     let snapshots = home.join("snapshots");
     std::fs::create_dir_all(&snapshots).expect("made");
     copy(&ready.links().next_back().expect("itself").directory(), &snapshots);
     open(home, ready.id()).expect("is whole")
+}
+
+fn shared_home() -> Home {
+    Home::from_env().expect("a home for images")
 }
 
 /// Copies a directory, and holes as holes.

@@ -4,6 +4,7 @@
 
 pub mod crash;
 pub mod guest;
+pub mod network;
 
 use std::process::Command;
 use std::time::Duration;

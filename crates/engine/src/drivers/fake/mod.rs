@@ -126,6 +126,8 @@ impl Driver for FakeEngine {
             console: false,
             pause: true,
             disks: false,
+            // Its agent would give the address of a fork's card to a card of the host.
+            nics: false,
             snapshots: true,
             isolation: Isolation::Process,
         }

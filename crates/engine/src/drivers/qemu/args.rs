@@ -60,6 +60,8 @@ pub(crate) struct Sockets {
     pub(crate) agent: RawFd,
     /// In the order of [`VmSpec::extra_ports`].
     pub(crate) extra: Vec<RawFd>,
+    /// TAP devices of those cards of [`VmSpec::nics`] that are on one.
+    pub(crate) taps: Vec<Option<RawFd>>,
     /// Connections to those backends of [`VmSpec::vhost_user`] that QEMU does not connect to itself.
     pub(crate) backends: Vec<Option<RawFd>>,
 }
@@ -235,10 +237,18 @@ fn devices(line: &mut Line, spec: &VmSpec, sockets: &Sockets) {
         let number = index + 1;
         line.option("-device", &format!("virtserialport,chardev=port{index},name={name},nr={number}"));
     }
-    for nic in &spec.nics {
-        // Its boot firmware would be run for nothing. A card that leads nowhere has no `netdev`: with one that is a hub of
-        // its own, qboot never starts the kernel.
-        line.option("-device", &format!("virtio-net-pci,mac={},romfile=", nic.mac));
+    for (index, nic) in spec.nics.iter().enumerate() {
+        // A card that leads nowhere has no `netdev`: with one that is a hub of its own, qboot never starts the kernel.
+        let netdev = match sockets.taps.get(index).copied().flatten() {
+            Some(fd) => {
+                // With it QEMU would open /dev/vhost-net, which a VMM may not.
+                line.option("-netdev", &format!("tap,id=nic{index},fd={fd},vhost=off"));
+                format!("netdev=nic{index},")
+            }
+            None => String::new(),
+        };
+        // Its boot firmware would be run for nothing.
+        line.option("-device", &format!("virtio-net-pci,{netdev}mac={},romfile=", nic.mac));
     }
 }
 
@@ -309,7 +319,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm_spec::Nic;
+    use crate::nic::Nic;
 
     fn spec() -> VmSpec {
         VmSpec { cpus: 2, memory_mib: 512, cmdline: "quiet".into(), ..VmSpec::new("/i/vmlinuz", "/i/initramfs") }
@@ -325,8 +335,13 @@ mod tests {
     }
 
     fn line(spec: &VmSpec, facts: &Facts) -> String {
-        let sockets =
-            Sockets { monitor: 10, agent: 12, extra: vec![13, 14], backends: vec![None, None, Some(15), Some(16)] };
+        let sockets = Sockets {
+            monitor: 10,
+            agent: 12,
+            extra: vec![13, 14],
+            taps: vec![None, Some(17)],
+            backends: vec![None, None, Some(15), Some(16)],
+        };
         let names = Names {
             kernel: "/proc/self/fd/20".into(),
             initramfs: Some("/proc/self/fd/21".into()),
@@ -390,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_restored_vm_maps_the_memory_and_boots_nothing() {
-        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![], backends: vec![] };
+        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![], taps: vec![], backends: vec![] };
         let line = |qemu: u32, minor| {
             let facts = Facts { qemu: Some(QemuVersion { major: qemu, minor }), ..facts(Accelerator::Tcg) };
             let memory = Memory::Private("/s/a,b/memory".into());
@@ -421,9 +436,16 @@ mod tests {
 
     #[test]
     fn network_cards_have_their_place() {
-        let spec = VmSpec { nics: vec![Nic { mac: "52:54:00:12:34:56".parse().expect("an address") }], ..spec() };
+        let nic = |mac: &str| Nic::unplugged(mac.parse().expect("an address"));
+        let spec = VmSpec { nics: vec![nic("52:54:00:12:34:56"), nic("52:54:00:12:34:57")], ..spec() };
         let line = line(&spec, &facts(Accelerator::Tcg));
-        assert!(line.contains("-device virtio-net-pci,mac=52:54:00:12:34:56,romfile="), "{line}");
+        assert!(
+            line.contains(
+                "-device virtio-net-pci,mac=52:54:00:12:34:56,romfile= -netdev tap,id=nic1,fd=17,vhost=off \
+                 -device virtio-net-pci,netdev=nic1,mac=52:54:00:12:34:57,romfile="
+            ),
+            "{line}"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,9 +33,11 @@ use crate::driver::VmmError;
 use crate::engine::LaunchError;
 use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
+use crate::nic::Nic;
 use crate::owner::{self, Ends, Parts};
 use crate::private_file;
 use crate::process::{self, Child, Program, Sink};
+use crate::tap;
 use crate::vhost_user::VhostUser;
 use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
@@ -82,8 +84,8 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
         io::ErrorKind::NotFound => LaunchError::VmmMissing { program: binary.into() },
         _ => LaunchError::Spawn { program: binary.into(), source },
     };
-    let backends = connect_backends(plan.spec)?;
-    let mut host_side = HostSide::bind(dir, plan.spec, backends).map_err(no_directory)?;
+    let (backends, taps) = (connect_backends(plan.spec)?, open_taps(plan.spec)?);
+    let mut host_side = HostSide::bind(dir, plan.spec, backends, taps).map_err(no_directory)?;
     let mut inherit = std::mem::take(&mut host_side.inherited);
     let Plan { binary: _, spec, facts, mut memory, start, disks, snapshot, inherit: others, policy } = plan;
     inherit.extend(others);
@@ -150,6 +152,18 @@ fn connect_backends(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> 
         }),
     };
     spec.vhost_user.iter().map(connect).collect()
+}
+
+/// Opens the TAP devices of the cards that are on one: QEMU runs in a network namespace with nothing in it.
+fn open_taps(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
+    let open = |(index, nic): (usize, &Nic)| match nic.attachment.tap() {
+        None => Ok(None),
+        Some(tap) => match tap::open(tap) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(source) => Err(LaunchError::Attachment { index, tap: tap.clone(), source }),
+        },
+    };
+    spec.nics.iter().enumerate().map(open).collect()
 }
 
 /// QEMU shakes hands with every backend before it greets, and names its connections where it complains of one.
@@ -244,7 +258,12 @@ struct HostSide {
 }
 
 impl HostSide {
-    fn bind(dir: &VmDir, spec: &VmSpec, backends: Vec<Option<OwnedFd>>) -> io::Result<Self> {
+    fn bind(
+        dir: &VmDir,
+        spec: &VmSpec,
+        backends: Vec<Option<OwnedFd>>,
+        taps: Vec<Option<OwnedFd>>,
+    ) -> io::Result<Self> {
         let directory = dir.sockets()?;
         let monitor = directory.listen("monitor")?;
         let agent = directory.listen(AGENT_SOCKET)?;
@@ -254,12 +273,17 @@ impl HostSide {
             monitor: monitor.as_raw_fd(),
             agent: agent.as_raw_fd(),
             extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
-            backends: backends.iter().map(|backend| backend.as_ref().map(AsRawFd::as_raw_fd)).collect(),
+            taps: numbers(&taps),
+            backends: numbers(&backends),
         };
         let inherited = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from);
-        let inherited = inherited.chain(backends.into_iter().flatten()).collect();
+        let inherited = inherited.chain(backends.into_iter().chain(taps).flatten()).collect();
         Ok(Self { sockets, inherited, monitor: connect(&directory, "monitor")? })
     }
+}
+
+fn numbers(descriptors: &[Option<OwnedFd>]) -> Vec<Option<RawFd>> {
+    descriptors.iter().map(|descriptor| descriptor.as_ref().map(AsRawFd::as_raw_fd)).collect()
 }
 
 pub(super) fn connect(directory: &SocketDir, name: &str) -> io::Result<UnixStream> {

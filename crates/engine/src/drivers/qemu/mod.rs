@@ -193,6 +193,7 @@ impl Driver for QemuEngine {
             console: true,
             pause: true,
             disks: true,
+            nics: true,
             snapshots: true,
             isolation: Isolation::Emulated,
         }
