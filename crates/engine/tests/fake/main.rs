@@ -2,6 +2,8 @@
 
 #[path = "../support/agent.rs"]
 mod agent;
+mod kept;
+mod pools;
 mod saves;
 
 use std::time::{Duration, Instant};
@@ -12,7 +14,8 @@ use agent::agent;
 use camino::Utf8Path;
 use kiln_engine::link::GuestLink;
 use kiln_engine::{
-    Acceleration, Disk, DiskFormat, DiskRole, Engine as _, ExitReason, FakeEngine, LaunchError, VmEvent, VmSpec,
+    Acceleration, Attachment, Disk, DiskFormat, DiskRole, Engine as _, ExitReason, FakeEngine, ForkPart, ForkSpec,
+    LaunchError, MacAddress, Nic, NicPart, RestoreError, Tap, VmEvent, VmSpec,
 };
 use kiln_wire::{ExecRequest, Text};
 
@@ -157,8 +160,27 @@ async fn a_fake_guest_has_no_disks_and_says_so() {
             && !capabilities.console
             && capabilities.pause
             && !capabilities.disks
+            && !capabilities.nics
             && capabilities.snapshots
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fake_guest_has_no_network_cards_and_says_so_before_and_after_a_save() {
+    let lab = Lab::new();
+    let tap = Tap { device: "tap0".into(), namespace: None };
+    for attachment in [Attachment::Unplugged, Attachment::Tap(tap)] {
+        let nics = vec![Nic { mac: MacAddress::random(), attachment: attachment.clone() }];
+        let error = lab.engine().launch(VmSpec { nics, ..spec() }).await.expect_err("has none");
+        assert!(matches!(error, LaunchError::Unsupported { what: "network cards", .. }), "{error:?}");
+
+        let snapshot = saves::prepared(&lab.engine()).await;
+        let part = ForkPart { nics: vec![NicPart { mac: None, attachment }], ..ForkPart::default() };
+        let forks = ForkSpec { parts: vec![part], ..ForkSpec::default() };
+        let error = lab.engine().restore(&snapshot, forks).await.expect_err("has none");
+        assert!(matches!(error, RestoreError::Part { .. }), "{error:?}");
+        assert_eq!(lab.vms(), [""; 0]);
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,10 @@
-//! Saves, forks, stops and pools over the fake engine: what a server and a lab build on, without a VM.
+//! Saves, forks and stops over the fake engine: what a server and a lab build on, without a VM.
 
 use std::sync::Arc;
 
 use kiln_engine::home::Home;
-use kiln_engine::kept::{KeepPolicy, KeptVm, Temperature};
 use kiln_engine::snapshot::{AfterSave, MemoryKind, Snapshot, SnapshotRequest, SnapshotStore};
-use kiln_engine::{
-    Engine, ErrorKind, FakeEngine, Fork, ForkPool, ForkSpec, PoolSpec, ReadyRequest, RestoreError, SaveError, VmSpec,
-};
+use kiln_engine::{Engine, ErrorKind, FakeEngine, Fork, ForkSpec, ReadyRequest, RestoreError, SaveError, VmSpec};
 
 use super::{DEADLINE, Lab, agent, shell, spec};
 
@@ -16,7 +13,7 @@ fn forkable() -> VmSpec {
 }
 
 /// A snapshot of a guest that has one file.
-async fn prepared(engine: &FakeEngine) -> Snapshot {
+pub(super) async fn prepared(engine: &FakeEngine) -> Snapshot {
     let vm = engine.launch(forkable()).await.expect("starts");
     let link = vm.connect(DEADLINE).await.expect("answers");
     shell(&link, "echo prepared >file").await;
@@ -24,7 +21,7 @@ async fn prepared(engine: &FakeEngine) -> Snapshot {
     vm.snapshot(request).await.expect("is saved")
 }
 
-async fn one(engine: &FakeEngine, snapshot: &Snapshot) -> Fork {
+pub(super) async fn one(engine: &FakeEngine, snapshot: &Snapshot) -> Fork {
     engine.restore(snapshot, ForkSpec::default()).await.expect("is restored").remove(0)
 }
 
@@ -115,21 +112,6 @@ async fn a_snapshot_of_another_agent_is_refused_before_anything_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_over_any_engine_hands_out_forks_that_were_ready() {
-    let lab = Lab::new();
-    let engine: Arc<dyn Engine> = Arc::new(lab.engine());
-    let snapshot = prepared(&lab.engine()).await;
-    let spec = PoolSpec { ready: 2, bytes_max: 1 << 30 };
-    let pool = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), spec).await.expect("starts");
-    let filled = tokio::time::timeout(DEADLINE, pool.filled()).await.expect("fills");
-    assert_eq!((filled.ready, filled.problem), (2, None));
-    let pids = pool.pids();
-    let fork = pool.take().await.expect("one was ready");
-    assert!(pids.contains(&fork.vm.pid()));
-    assert_eq!(shell(&fork.link, "cat file").await, "prepared");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ready_made_snapshot_is_made_once_for_each_spec() {
     let lab = Lab::new();
     let engine: Arc<dyn Engine> = Arc::new(lab.engine());
@@ -141,37 +123,4 @@ async fn a_ready_made_snapshot_is_made_once_for_each_spec() {
     let first = ready(&small).await;
     assert_eq!(ready(&small).await, first);
     assert_ne!(ready(&large).await, first);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kept_guest_cools_and_wakes_over_the_fake_engine() {
-    let lab = Lab::new();
-    let engine = Arc::new(lab.engine());
-    let fork = one(&engine, &prepared(&engine).await).await;
-    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork, KeepPolicy::default());
-    for temperature in [Temperature::Warm, Temperature::Cold] {
-        kept.cool(temperature).await.expect("cools");
-        assert_eq!(kept.inspect().await.expect("is kept").temperature, temperature);
-        let hot = kept.ensure_hot().await.expect("wakes");
-        assert_eq!(shell(hot.link(), "cat file").await, "prepared");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_requests_wake_a_cold_guest_once() {
-    let lab = Lab::new();
-    let engine = Arc::new(lab.engine());
-    let fork = one(&engine, &prepared(&engine).await).await;
-    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork, KeepPolicy::default());
-    kept.cool(Temperature::Cold).await.expect("cools");
-    assert_eq!(lab.agents(), 0);
-    let ask = |_| {
-        let kept = kept.clone();
-        tokio::spawn(async move { kept.ensure_hot().await })
-    };
-    let requests: Vec<_> = (0..100).map(ask).collect();
-    for request in requests {
-        request.await.expect("no panic").expect("wakes");
-    }
-    assert_eq!(lab.agents(), 1);
 }
