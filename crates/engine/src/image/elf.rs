@@ -1,182 +1,110 @@
-//! Reads what an image builder needs from 64-bit little-endian ELF files: a module's own description (`.modinfo`), and
-//! whether a kernel can be entered at its PVH entry point. Files come from packages, and are still taken as hostile.
+//! What an image builder needs of 64-bit little-endian ELF files: a module's own description (`.modinfo`), and whether a
+//! kernel can be entered at its PVH entry point. Files come from packages, and are still taken as hostile: the crate
+//! `object` checks each offset and length before it reads there.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
+
+use object::LittleEndian;
+use object::elf::{EM_X86_64, FileHeader64, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64, SHT_NOBITS, SectionHeader64};
+use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, SectionTable};
+use object::read::{ReadCache, ReadRef};
 
 /// Xen's note that names the 32-bit entry point of a kernel, see `XEN_ELFNOTE_PHYS32_ENTRY`.
 const NOTE_PHYS32_ENTRY: u32 = 18;
 /// The kernel's note with its release, see `LINUX_ELFNOTE_BUILD_SALT`.
 const NOTE_BUILD_SALT: u32 = 0x100;
-const FILE_HEADER_BYTES: usize = 64;
 /// A kernel's notes have some 500 bytes.
 const NOTES_BYTES_MAX: u64 = 1 << 20;
-const PROGRAM_HEADER_BYTES: u64 = 56;
-const PROGRAM_TYPE_LOAD: u32 = 1;
-const PROGRAM_TYPE_INTERPRETER: u32 = 3;
-const PROGRAM_TYPE_NOTE: u32 = 4;
-const SECTION_HEADER_BYTES: u64 = 64;
-const MACHINE_X86_64: u16 = 62;
 
-/// An ELF file whose tables were found to lie within it.
+type Header = FileHeader64<LittleEndian>;
+const ENDIAN: LittleEndian = LittleEndian;
+
+/// An ELF file for x86-64 whose tables lie within it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Elf<'a> {
-    bytes: &'a [u8],
-    programs: &'a [u8],
-    sections: &'a [u8],
-    section_names_index: usize,
+pub(crate) struct Elf<'a, R: ReadRef<'a> = &'a [u8]> {
+    file: R,
+    header: &'a Header,
+    segments: &'a [ProgramHeader64<LittleEndian>],
 }
 
-impl<'a> Elf<'a> {
-    /// `None` for what is not an ELF file for x86-64.
-    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        // Class 2 (64 bits), data 1 (little endian), version 1.
-        if bytes.get(..7)? != b"\x7fELF\x02\x01\x01" || u16_at(bytes, 18)? != MACHINE_X86_64 {
+impl<'a, R: ReadRef<'a>> Elf<'a, R> {
+    fn of(file: R) -> Option<Self> {
+        let header = Header::parse(file).ok()?;
+        if !header.is_little_endian() || header.e_machine(ENDIAN) != EM_X86_64 {
             return None;
         }
-        let table = |offset: u64, count: u16, entry_bytes: u64| range(bytes, offset, u64::from(count) * entry_bytes);
-        let sized = |count: u16, entry: u16, expected: u64| count == 0 || u64::from(entry) == expected;
-        let (program_count, section_count) = (u16_at(bytes, 56)?, u16_at(bytes, 60)?);
-        if !sized(program_count, u16_at(bytes, 54)?, PROGRAM_HEADER_BYTES)
-            || !sized(section_count, u16_at(bytes, 58)?, SECTION_HEADER_BYTES)
-        {
-            return None;
-        }
-        Some(Self {
-            bytes,
-            programs: table(u64_at(bytes, 32)?, program_count, PROGRAM_HEADER_BYTES)?,
-            sections: table(u64_at(bytes, 40)?, section_count, SECTION_HEADER_BYTES)?,
-            section_names_index: u16_at(bytes, 62)?.into(),
-        })
+        Some(Self { file, header, segments: header.program_headers(ENDIAN, file).ok()? })
+    }
+
+    fn sections(&self) -> Option<SectionTable<'a, Header, R>> {
+        self.header.sections(ENDIAN, self.file).ok()
     }
 
     /// The contents of a section.
     pub(crate) fn section(&self, name: &str) -> Option<&'a [u8]> {
-        let headers = self.sections.chunks_exact(SECTION_HEADER_BYTES as usize);
-        let names = self.section_contents(headers.clone().nth(self.section_names_index)?)?;
-        let mut found = headers.filter(|header| {
-            let start = u32_at(header, 0).and_then(|offset| names.get(offset as usize..));
-            start.and_then(|rest| rest.split(|&byte| byte == 0).next()) == Some(name.as_bytes())
-        });
-        self.section_contents(found.next()?)
-    }
-
-    fn section_contents(&self, header: &[u8]) -> Option<&'a [u8]> {
-        range(self.bytes, u64_at(header, 24)?, u64_at(header, 32)?)
+        let (_, section) = self.sections()?.section_by_name(ENDIAN, name.as_bytes())?;
+        section.data(ENDIAN, self.file).ok()
     }
 
     /// The program is started by a dynamic linker.
     pub(crate) fn has_interpreter(&self) -> bool {
-        self.programs_of(PROGRAM_TYPE_INTERPRETER).next().is_some()
+        self.segments.iter().any(|segment| segment.p_type(ENDIAN) == PT_INTERP)
     }
 
     /// The VMM can enter this kernel without its decompressor.
     pub(crate) fn has_pvh_entry(&self) -> bool {
-        self.notes().any(|(owner, kind, _)| owner == b"Xen" && kind == NOTE_PHYS32_ENTRY)
+        self.note(b"Xen", NOTE_PHYS32_ENTRY).is_some()
     }
 
-    fn programs_of(&self, kind: u32) -> impl Iterator<Item = &'a [u8]> {
-        let headers = self.programs.chunks_exact(PROGRAM_HEADER_BYTES as usize);
-        headers.filter(move |header| u32_at(header, 0) == Some(kind))
+    /// The value of the first note of this owner and kind.
+    fn note(&self, owner: &[u8], kind: u32) -> Option<&'a [u8]> {
+        let areas = self
+            .segments
+            .iter()
+            .filter(|segment| segment.p_type(ENDIAN) == PT_NOTE && segment.p_filesz(ENDIAN) <= NOTES_BYTES_MAX);
+        areas.filter_map(|segment| segment.notes(ENDIAN, self.file).ok().flatten()).find_map(|mut notes| {
+            while let Ok(Some(note)) = notes.next() {
+                if note.name() == owner && note.n_type(ENDIAN) == kind {
+                    return Some(note.desc());
+                }
+            }
+            None
+        })
     }
+}
 
-    fn notes(&self) -> impl Iterator<Item = (&'a [u8], u32, &'a [u8])> {
-        let bytes = self.bytes;
-        let areas = self.programs_of(PROGRAM_TYPE_NOTE);
-        areas.filter_map(move |header| range(bytes, u64_at(header, 8)?, u64_at(header, 32)?)).flat_map(notes_in)
+impl<'a> Elf<'a> {
+    /// Returns `None` if it is not an ELF file for x86-64.
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        Self::of(bytes)
     }
 
     /// Where the last byte that a loader or a reader of symbols looks at ends. Kernels carry relocations behind that.
     pub(crate) fn end(&self) -> usize {
-        let segments = self.programs_of(PROGRAM_TYPE_LOAD).filter_map(|header| end_of(header, 8, 32));
-        let sections = self.sections.chunks_exact(SECTION_HEADER_BYTES as usize).filter_map(|header| {
-            // Type 8 takes no room in the file.
-            if u32_at(header, 4) == Some(8) { None } else { end_of(header, 24, 32) }
-        });
-        let table = |table: &[u8]| table.as_ptr_range().end as usize - self.bytes.as_ptr() as usize;
-        let tables = [table(self.programs), table(self.sections)];
-        segments.chain(sections).chain(tables).max().unwrap_or(0).min(self.bytes.len())
+        let header = self.header;
+        let table = |at: u64, count: usize, entry_bytes: usize| (at, (count * entry_bytes) as u64);
+        let sections = self.sections().unwrap_or_default();
+        let tables = [
+            table(header.e_phoff(ENDIAN), self.segments.len(), size_of::<ProgramHeader64<LittleEndian>>()),
+            table(header.e_shoff(ENDIAN), sections.len(), size_of::<SectionHeader64<LittleEndian>>()),
+        ];
+        let loaded = self.segments.iter().filter(|segment| segment.p_type(ENDIAN) == PT_LOAD);
+        let segments = loaded.map(|segment| segment.file_range(ENDIAN));
+        let in_file = sections.iter().filter(|section| section.sh_type(ENDIAN) != SHT_NOBITS);
+        let sections = in_file.map(|section| (section.sh_offset(ENDIAN), section.sh_size(ENDIAN)));
+        let ends = segments.chain(sections).chain(tables).filter_map(|(start, length)| start.checked_add(length));
+        let end = ends.max().and_then(|end| usize::try_from(end).ok()).unwrap_or(0);
+        end.min(self.file.len())
     }
 }
 
 /// The release that Debian's kernels carry as their build salt, such as `6.1.0-44-cloud-amd64`. Of the file, only headers
-/// and notes are read: kernels are large, and this is asked before each boot.
-pub(crate) fn kernel_release(file: &File) -> io::Result<Option<String>> {
-    let mut header = [0; FILE_HEADER_BYTES];
-    if !filled(file.read_exact_at(&mut header, 0))? || &header[..4] != b"\x7fELF" {
-        return Ok(None);
-    }
-    let field = |offset| u16_at(&header, offset).unwrap_or(0);
-    let (Some(offset), entry_bytes, count) = (u64_at(&header, 32), field(54), field(56)) else { return Ok(None) };
-    if u64::from(entry_bytes) != PROGRAM_HEADER_BYTES {
-        return Ok(None);
-    }
-    let mut programs = vec![0; usize::from(entry_bytes) * usize::from(count)];
-    if !filled(file.read_exact_at(&mut programs, offset))? {
-        return Ok(None);
-    }
-    for program in programs.chunks_exact(PROGRAM_HEADER_BYTES as usize) {
-        let (Some(PROGRAM_TYPE_NOTE), Some(offset), Some(length @ ..=NOTES_BYTES_MAX)) =
-            (u32_at(program, 0), u64_at(program, 8), u64_at(program, 32))
-        else {
-            continue;
-        };
-        let mut notes = vec![0; usize::try_from(length).unwrap_or(0)];
-        if filled(file.read_exact_at(&mut notes, offset))?
-            && let Some((.., text)) =
-                notes_in(&notes).find(|(owner, kind, _)| *owner == b"Linux" && *kind == NOTE_BUILD_SALT)
-            && let Ok(text) = std::str::from_utf8(text)
-        {
-            return Ok(Some(text.trim_end_matches('\0').to_owned()).filter(|text| !text.is_empty()));
-        }
-    }
-    Ok(None)
-}
-
-/// False for a file that ends too early.
-fn filled(read: io::Result<()>) -> io::Result<bool> {
-    match read {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        // An offset that no file can have.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn notes_in(mut rest: &[u8]) -> impl Iterator<Item = (&[u8], u32, &[u8])> {
-    std::iter::from_fn(move || {
-        let (name_bytes, value_bytes) = (u32_at(rest, 0)? as usize, u32_at(rest, 4)? as usize);
-        let value_start = name_bytes.checked_next_multiple_of(4)?.checked_add(12)?;
-        let value_end = value_start.checked_add(value_bytes)?;
-        let owner = rest.get(12..12 + name_bytes)?;
-        let note = (owner.strip_suffix(b"\0").unwrap_or(owner), u32_at(rest, 8)?, rest.get(value_start..value_end)?);
-        rest = rest.get(value_end.checked_next_multiple_of(4)?..).unwrap_or(&[]);
-        Some(note)
-    })
-}
-
-fn end_of(header: &[u8], offset_at: usize, length_at: usize) -> Option<usize> {
-    let end = u64_at(header, offset_at)?.checked_add(u64_at(header, length_at)?)?;
-    usize::try_from(end).ok()
-}
-
-fn range(bytes: &[u8], offset: u64, length: u64) -> Option<&[u8]> {
-    let start = usize::try_from(offset).ok()?;
-    bytes.get(start..start.checked_add(usize::try_from(length).ok()?)?)
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+/// and notes are read: kernels are large, and this is asked before each boot. A file that can't be read has none.
+pub(crate) fn kernel_release(file: &File) -> Option<String> {
+    let cache = ReadCache::new(file);
+    let text = Elf::of(&cache)?.note(b"Linux", NOTE_BUILD_SALT)?;
+    let text = std::str::from_utf8(text).ok()?.trim_end_matches('\0');
+    Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 
 /// Makes small ELF files for tests of what reads them.
@@ -239,8 +167,8 @@ mod tests {
 
     fn release_of(bytes: &[u8]) -> Option<String> {
         let mut file = tempfile::tempfile().expect("a temporary file");
-        io::Write::write_all(&mut file, bytes).expect("is written");
-        kernel_release(&file).expect("reads")
+        std::io::Write::write_all(&mut file, bytes).expect("is written");
+        kernel_release(&file)
     }
 
     #[test]

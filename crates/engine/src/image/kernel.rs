@@ -82,7 +82,7 @@ pub(crate) fn unpack(file: Vec<u8>) -> Option<Kernel> {
 /// # Errors
 /// The file can't be read.
 pub fn release(vmlinux: &Utf8Path) -> io::Result<Option<String>> {
-    elf::kernel_release(fs::File::open(vmlinux)?.file())
+    Ok(elf::kernel_release(fs::File::open(vmlinux)?.file()))
 }
 
 /// The compressed kernel within a bzImage.

@@ -1,12 +1,10 @@
-//! Unpacks LZ4's legacy format, in which kernels are packed: a magic number, then blocks, each after its length. Of each
-//! block, sequences of literals and of copies from what is already there (see LZ4's doc/lz4_Block_format.md).
+//! Unpacks LZ4's legacy format, in which kernels are packed: a magic number, then blocks, each after its length. The crate
+//! `lz4_flex` knows the blocks and not this way to line them up.
 
 /// First bytes of the format.
 pub(crate) const LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// Every block but the last unpacks to this many bytes.
 const BLOCK_BYTES: usize = 8 << 20;
-/// The shortest copy.
-const MATCH_BYTES_MIN: usize = 4;
 
 /// What the stream unpacks to; `None` when it is damaged or larger than `bytes_max`.
 pub(crate) fn decompress_legacy(stream: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
@@ -20,67 +18,18 @@ pub(crate) fn decompress_legacy(stream: &[u8], bytes_max: usize) -> Option<Vec<u
             break;
         }
         let start = out.len();
-        decompress_block(block, &mut out)?;
-        if out.len() > bytes_max || out.len() - start > BLOCK_BYTES {
-            return None;
-        }
+        // A block that would unpack to more than may still come is an error of the crate, which fills no further.
+        out.resize(start + BLOCK_BYTES.min(bytes_max - start), 0);
+        let unpacked = lz4_flex::block::decompress_into(block, &mut out[start..]).ok()?;
+        out.truncate(start + unpacked);
         rest = &after[length..];
     }
     Some(out)
 }
 
-fn decompress_block(mut block: &[u8], out: &mut Vec<u8>) -> Option<()> {
-    let start = out.len();
-    loop {
-        let (&token, rest) = block.split_first()?;
-        block = rest;
-        let literal_bytes = length(usize::from(token >> 4), &mut block)?;
-        let (literals, rest) = block.split_at_checked(literal_bytes)?;
-        out.extend_from_slice(literals);
-        // The last sequence ends here.
-        let Some((offset, rest)) = rest.split_first_chunk() else {
-            return rest.is_empty().then_some(());
-        };
-        block = rest;
-        let offset = usize::from(u16::from_le_bytes(*offset));
-        let match_bytes = length(usize::from(token & 15), &mut block)? + MATCH_BYTES_MIN;
-        // The bound keeps a stream of long copies from filling memory before the caller looks at the size.
-        if offset == 0 || offset > out.len() - start || out.len() - start + match_bytes > BLOCK_BYTES {
-            return None;
-        }
-        copy_within(out, offset, match_bytes);
-    }
-}
-
-/// A length of 15 goes on in the bytes that follow, up to one below 255.
-fn length(nibble: usize, block: &mut &[u8]) -> Option<usize> {
-    let mut length = nibble;
-    if nibble == 15 {
-        loop {
-            let (&more, rest) = block.split_first()?;
-            *block = rest;
-            length = length.checked_add(more.into())?;
-            if more != 255 {
-                break;
-            }
-        }
-    }
-    Some(length)
-}
-
-/// Appends `count` bytes from `offset` back; they may overlap what is appended, and repeat then.
-fn copy_within(out: &mut Vec<u8>, offset: usize, count: usize) {
-    let mut left = count;
-    let from = out.len() - offset;
-    while left > 0 {
-        let chunk = left.min(out.len() - from);
-        out.extend_from_within(from..from + chunk);
-        left -= chunk;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use lz4_flex::block::compress;
     use proptest::prelude::*;
 
     use super::*;
@@ -94,43 +43,11 @@ mod tests {
         stream
     }
 
-    /// Packs in the simplest way: runs of one byte become copies, the rest are literals.
-    fn pack(bytes: &[u8]) -> Vec<u8> {
-        fn more(mut length: usize, out: &mut Vec<u8>) {
-            if length >= 15 {
-                length -= 15;
-                out.extend(std::iter::repeat_n(255, length / 255));
-                out.push((length % 255) as u8);
-            }
-        }
-        let mut block = Vec::new();
-        let mut literals = Vec::new();
-        let mut rest = bytes;
-        while let Some((&first, after)) = rest.split_first() {
-            literals.push(first);
-            let run = after.iter().take_while(|&&byte| byte == first).count();
-            rest = after;
-            if run >= MATCH_BYTES_MIN {
-                let match_bytes = run - MATCH_BYTES_MIN;
-                block.push(((literals.len().min(15) << 4) | match_bytes.min(15)) as u8);
-                more(literals.len(), &mut block);
-                block.append(&mut literals);
-                block.extend([1, 0]);
-                more(match_bytes, &mut block);
-                rest = &after[run..];
-            }
-        }
-        block.push((literals.len().min(15) << 4) as u8);
-        more(literals.len(), &mut block);
-        block.append(&mut literals);
-        block
-    }
-
     proptest! {
         #[test]
         fn what_is_packed_unpacks(parts in prop::collection::vec((any::<u8>(), 1..600_usize), 0..20)) {
             let bytes: Vec<u8> = parts.iter().flat_map(|&(byte, count)| std::iter::repeat_n(byte, count)).collect();
-            let packed = stream(&[&pack(&bytes)]);
+            let packed = stream(&[&compress(&bytes)]);
             prop_assert_eq!(decompress_legacy(&packed, bytes.len()), Some(bytes));
         }
 
@@ -150,7 +67,7 @@ mod tests {
 
     #[test]
     fn blocks_follow_each_other_up_to_the_size_at_the_end() {
-        let mut stream = stream(&[&pack(b"one "), &pack(b"two")]);
+        let mut stream = stream(&[&compress(b"one "), &compress(b"two")]);
         stream.extend(7_u32.to_le_bytes());
         assert_eq!(decompress_legacy(&stream, 100).as_deref(), Some(&b"one two"[..]));
     }
@@ -159,6 +76,6 @@ mod tests {
     fn a_copy_from_before_the_start_and_too_many_bytes_are_refused() {
         assert_eq!(decompress_legacy(&stream(&[&[0x10, b'a', 2, 0, 0]]), 100), None);
         assert_eq!(decompress_legacy(&stream(&[&[0x10, b'a', 0, 0, 0]]), 100), None);
-        assert_eq!(decompress_legacy(&stream(&[&pack(&[7; 101])]), 100), None);
+        assert_eq!(decompress_legacy(&stream(&[&compress(&[7; 101])]), 100), None);
     }
 }
