@@ -1,6 +1,7 @@
 //! What can be typed. `-h` fits a screen, `--help` teaches.
 
 pub mod docker;
+mod quantities;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use camino::Utf8PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 
+pub use self::quantities::{parse_duration, parse_size_bytes};
+use self::quantities::{parse_grace, parse_memory_mib};
 use crate::run::parse_vhost_user;
 use crate::vhost::VhostArgs;
 
@@ -516,72 +519,6 @@ fn parse_samples(text: &str) -> Result<usize, String> {
     }
 }
 
-/// `500ms`, `30s`, `2m`, `1h30m`; a number alone is seconds.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    match parse_grace(text)? {
-        Duration::ZERO => Err(format!("`{text}` is no time over zero")),
-        time => Ok(time),
-    }
-}
-
-/// Ten years.
-const TIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-/// As [`parse_duration`], where 0 is a time too.
-fn parse_grace(text: &str) -> Result<Duration, String> {
-    let bad = || format!("`{text}` is no time: write 500ms, 30s, 2m or 1h30m");
-    let mut total_ms: u64 = 0;
-    let mut rest = text.trim();
-    if rest.is_empty() {
-        return Err(bad());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
-        rest = &rest[digits..];
-        let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
-        let unit_ms = match &rest[..letters] {
-            "ms" => 1,
-            "" | "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(bad()),
-        };
-        rest = &rest[letters..];
-        total_ms = number.checked_mul(unit_ms).and_then(|ms| total_ms.checked_add(ms)).ok_or_else(bad)?;
-    }
-    match Duration::from_millis(total_ms) {
-        // Beyond it, a deadline may be further away than a clock can count.
-        time if time > TIME_MAX => Err(format!("`{text}` is too long: the longest is {} h", TIME_MAX.as_secs() / 3600)),
-        time => Ok(time),
-    }
-}
-
-/// A number with K, M, G or T; `default` is the unit of a bare number.
-fn parse_size(text: &str, default: u64) -> Result<u64, String> {
-    let bad = || format!("`{text}` is no size: write 512, 512M or 2G");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
-    let unit = match text[digits..].trim_end_matches("iB").trim_end_matches('B') {
-        "" => default,
-        "K" | "k" => 1 << 10,
-        "M" | "m" => 1 << 20,
-        "G" | "g" => 1 << 30,
-        "T" | "t" => 1 << 40,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(unit).ok_or_else(|| format!("`{text}` is larger than any machine"))
-}
-
-pub fn parse_size_bytes(text: &str) -> Result<u64, String> {
-    parse_size(text, 1)
-}
-
-fn parse_memory_mib(text: &str) -> Result<u64, String> {
-    let bytes = parse_size(text, 1 << 20)?;
-    if bytes % (1 << 20) == 0 { Ok(bytes >> 20) } else { Err(format!("`{text}` is not a whole number of MiB")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -633,26 +570,5 @@ mod tests {
                 panic!("{example}: {error}");
             }
         }
-    }
-
-    #[test]
-    fn times_are_read_with_units() {
-        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
-        for bad in ["", "0", "-1s", "5x", "s", "99999999999999999999s", "9999999999999999h", "87601h", "1.5s"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_read_with_units() {
-        assert_eq!(parse_memory_mib("512"), Ok(512));
-        assert_eq!(parse_memory_mib("2G"), Ok(2048));
-        assert_eq!(parse_size_bytes("4KiB"), Ok(4096));
-        for bad in ["", "x", "-1", "1.5G", "5X", "99999999999999T"] {
-            assert!(parse_memory_mib(bad).is_err(), "{bad}");
-        }
-        assert!(parse_memory_mib("5K").is_err());
     }
 }
