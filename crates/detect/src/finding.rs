@@ -101,4 +101,8 @@ pub enum Kind {
     OutOfMemory,
     /// The kernel booted again though nobody asked it to.
     Reboot,
+    /// All CPUs stand still for good, with interrupts off. No log says so: whoever runs the machine sees it.
+    Halted,
+    /// The machine answers nothing any more, and no log says why. Whoever asks it sees that.
+    Silent,
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8Path;
+use kiln_detect::{Kind, Severity};
 use kiln_engine::failpoint::FAIL_POINT_VARIABLE;
 use kiln_engine::guest::{Events, GuestEvent};
 use kiln_engine::home::Home;
@@ -306,6 +307,27 @@ async fn vm_a_crash_after_a_wake_is_found_and_is_the_reason_of_its_end() {
     // Its end is not forgotten by a destroy.
     kept.destroy().await.expect("nothing is left to remove");
     assert_eq!(kept.state(), KeptState::Ended(ended));
+}
+
+#[tokio::test]
+async fn vm_a_halt_after_a_wake_is_a_finding_and_the_reason_of_its_end() {
+    let engine = engine();
+    let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
+    kept.cool(Temperature::Cold).await.expect("cools");
+    let hot = kept.ensure_hot().await.expect("wakes");
+    // Its link is not lost with it: nobody would say that it is over.
+    let halt =
+        hot.command("sh").args(["-c", "echo 0 > /proc/sys/kernel/panic; halt -f"]).spawn().await.expect("starts");
+    let ended = timeout(STEP_DEADLINE, kept.ended()).await.expect("is noticed");
+    assert_eq!(ended, Ended::Halted);
+    drop((halt, hot));
+
+    let [finding] = &kept.watch().findings()[..] else { panic!("one finding: {:?}", kept.watch().findings()) };
+    assert_eq!((finding.kind, finding.severity), (Kind::Halted, Severity::Fatal));
+    let events = all(kept.watch().events_kept());
+    let found = events.iter().position(|event| matches!(event, GuestEvent::Finding(found) if **found == *finding));
+    let exited = events.iter().position(|event| matches!(event, GuestEvent::Exited(_)));
+    assert!(found.is_some() && found < exited, "{events:?}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kiln_e2e::{Kiln, Running, is_running, until, vm_dir};
 use rustix::process::Signal;
+use serde_json::Value;
 
 /// How long after a signal kiln may be there if its guest does not answer: 2 s, and what an end takes.
 const SIGNAL_BOUND: Duration = Duration::from_secs(3);
@@ -105,6 +106,34 @@ fn a_guest_whose_agent_is_stopped_ends_the_run() {
     let outcome = Kiln::shell(&[], "echo 1 > /sys/fs/cgroup/agent/cgroup.freeze; sleep 1000").run();
     assert_eq!(outcome.code, 125, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("not answered"), "{}", outcome.stderr);
+}
+
+/// The one finding of a run that ended without a word of its guest's kernel.
+fn the_finding(script: &str) -> Value {
+    let outcome = Kiln::shell(&["--json"], script).run();
+    assert_eq!(outcome.code, 125, "{}", outcome.text());
+    let report: Value = serde_json::from_slice(&outcome.stdout).expect("an object");
+    assert_eq!(report["exit_code"], 125, "{report}");
+    let findings = report["findings"].as_array().expect("a list");
+    assert_eq!(findings.len(), 1, "{report}");
+    assert_eq!(findings[0]["severity"], "fatal", "{report}");
+    findings[0].clone()
+}
+
+#[test]
+fn a_guest_that_has_halted_is_a_finding() {
+    let finding = the_finding("echo 0 > /proc/sys/kernel/panic; echo 7 > /proc/sys/kernel/printk; halt -f; sleep 1000");
+    assert_eq!(finding["kind"], "halted", "{finding}");
+    assert_eq!(finding["title"], "guest halted: its CPUs stand still with interrupts off");
+    let log = finding["log"].as_array().expect("rows");
+    assert!(log.iter().any(|row| row.as_str().is_some_and(|row| row.contains("System halted"))), "{finding}");
+}
+
+#[test]
+fn a_guest_whose_agent_is_stopped_is_a_finding() {
+    let finding = the_finding("echo 1 > /sys/fs/cgroup/agent/cgroup.freeze; sleep 1000");
+    assert_eq!(finding["kind"], "silent", "{finding}");
+    assert_eq!(finding["title"], "guest silent: its agent does not answer");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kiln_detect::{Finding, Severity};
+use kiln_detect::{Finding, Kind, Severity};
 use kiln_engine::snapshot::SnapshotId;
 use kiln_wire::{ExitStatus, Exited, Text};
 use serde::Serialize;
@@ -88,17 +88,18 @@ pub struct Usage {
     pub max_rss_bytes: u64,
 }
 
-/// One report of the guest's kernel.
+/// One report of the guest's kernel, or that the guest is over if only the host could see it.
 #[derive(Debug, Serialize)]
 pub struct FindingReport {
     pub title: String,
+    pub kind: Kind,
     pub severity: Severity,
     pub log: Vec<String>,
 }
 
 impl From<Finding> for FindingReport {
     fn from(finding: Finding) -> Self {
-        Self { title: finding.title, severity: finding.severity, log: finding.extract }
+        Self { title: finding.title, kind: finding.kind, severity: finding.severity, log: finding.extract }
     }
 }
 

@@ -101,7 +101,7 @@ impl Guest {
         };
         match linked {
             Ok(link) => {
-                let vitals = Vitals::watch(&vm, &link);
+                let vitals = Vitals::watch(&vm, &link, &watch);
                 Ok(Self { vm, link, boot: started.elapsed(), watch, end, vitals })
             }
             Err(source) => Err(not_up(&vm, source, &end).await),
@@ -131,7 +131,7 @@ impl Guest {
     pub fn of(fork: Fork, boot: Duration, watch: Watch) -> Self {
         let Fork { mut vm, link } = fork;
         let end = follow(&mut vm, &watch);
-        let vitals = Vitals::watch(&vm, &link);
+        let vitals = Vitals::watch(&vm, &link, &watch);
         Self { vm, link, boot, watch, end, vitals }
     }
 
@@ -145,7 +145,7 @@ impl Guest {
         &self.watch
     }
 
-    /// What its kernel has reported so far.
+    /// What its kernel has reported so far, and that it is over if only the host could see it.
     pub fn findings(&self) -> Vec<Finding> {
         self.watch.findings()
     }
@@ -161,7 +161,7 @@ impl Guest {
     /// The agent does not answer; the guest keeps the link that it had.
     pub async fn relink(&mut self, deadline: Duration) -> Result<(), LinkError> {
         self.link = self.vm.connect(deadline).await?;
-        self.vitals = Vitals::watch(&self.vm, &self.link);
+        self.vitals = Vitals::watch(&self.vm, &self.link, &self.watch);
         Ok(())
     }
 

@@ -30,7 +30,7 @@ pub enum GuestEvent {
     },
     /// A row of its console, without escape sequences and control characters.
     Console(String),
-    /// Its kernel reported something.
+    /// Its kernel reported something, or the host saw that it is over.
     Finding(Arc<Finding>),
     /// Its CPUs were paused.
     Paused,
@@ -118,6 +118,18 @@ impl EventLog {
     /// A reader of all that follows entry `number`, or of all that is kept if that has left.
     pub(super) fn from(&self, number: u64) -> Events {
         Events { kept: Arc::clone(&self.kept), added: self.next.subscribe(), next: number }
+    }
+
+    /// The newest rows of the console that are kept, oldest first.
+    pub(super) fn last_rows(&self, count: usize) -> Vec<String> {
+        let kept = lock(&self.kept);
+        let rows = kept.entries.iter().rev().filter_map(|entry| match &entry.event {
+            GuestEvent::Console(row) => Some(row.clone()),
+            _ => None,
+        });
+        let mut rows: Vec<_> = rows.take(count).collect();
+        rows.reverse();
+        rows
     }
 
     /// The number of the oldest entry that is kept.

@@ -13,11 +13,12 @@
 
 use std::time::Duration;
 
+use kiln_detect::Kind;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::watch::Gone;
+use super::watch::{Gone, Watch};
 use crate::link::GuestLink;
 use crate::pulse::{Cpus, Pulse};
 use crate::vm::Vm;
@@ -40,6 +41,16 @@ pub(super) enum Over {
     Halted,
     /// Its agent has not answered for so long.
     Silent(Duration),
+}
+
+impl Over {
+    /// Kind and title of the finding: the same for every guest that ends so.
+    fn finding(self) -> (Kind, &'static str) {
+        match self {
+            Self::Halted => (Kind::Halted, "guest halted: its CPUs stand still with interrupts off"),
+            Self::Silent(_) => (Kind::Silent, "guest silent: its agent does not answer"),
+        }
+    }
 }
 
 impl From<Over> for Gone {
@@ -93,12 +104,14 @@ pub(super) struct Vitals {
 }
 
 impl Vitals {
-    /// Begins to watch.
-    pub(super) fn watch(vm: &Vm, link: &GuestLink) -> Self {
+    /// Begins to watch. That the guest is over is noted in `noted` before anybody hears of it.
+    pub(super) fn watch(vm: &Vm, link: &GuestLink, noted: &Watch) -> Self {
         let (sender, over) = watch::channel(None);
-        let (pulse, link) = (Pulse::of(vm), link.clone());
+        let (pulse, link, noted) = (Pulse::of(vm), link.clone(), noted.clone());
         let task = tokio::spawn(async move {
             let over = watched(&pulse, &link).await;
+            let (kind, title) = over.finding();
+            noted.note_over(kind, title);
             sender.send_replace(Some(over));
         });
         Self { over, task }

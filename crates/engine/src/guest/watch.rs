@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kiln_detect::{ConsoleLine, Finding, Lines, Scanner, Severity};
+use kiln_detect::{ConsoleLine, Finding, Kind, Lines, Scanner, Severity};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -17,6 +17,9 @@ use crate::vm::{VmEvent, VmEvents, VmExit};
 /// After a fatal report, a VM has this long to end on its own, so that its log is whole. A fatal report that has begun
 /// counts as complete after the console was silent for as long.
 pub(super) const CRASH_GRACE: Duration = Duration::from_secs(2);
+
+/// Rows of the console in a finding that the console itself does not hold.
+const LAST_ROWS: usize = 20;
 
 /// How a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +104,20 @@ impl Watch {
     /// Whether the VM that ends next is restored later, see [`GuestEvent::Stopped`].
     pub(crate) fn expect_return(&self, returns: bool) {
         self.seen().goes_on = returns;
+    }
+
+    /// Notes that the guest is over although its VMM still runs, which no row of its console says: the last ones are the
+    /// finding's log. If its kernel has reported what ended it, that is the finding, and this is what came of it.
+    pub(super) fn note_over(&self, kind: Kind, title: &str) {
+        if self.crash().is_some() {
+            return;
+        }
+        let mut seen = self.seen();
+        let mut extract = self.0.log.last_rows(LAST_ROWS);
+        extract.extend(seen.lines.partial());
+        let (title, at) = (title.to_owned(), seen.last);
+        let severity = Severity::Fatal;
+        seen.add(&self.0.log, Finding { title, kind, severity, function: None, corrupted: false, extract, at });
     }
 
     /// Follows a VM to its end. A watch follows one VM at a time.
@@ -212,6 +229,10 @@ impl Seen {
         if finding.severity == Severity::Fatal && self.crash.is_none() {
             self.crash = Some(finding.clone());
         }
+        self.add(log, finding);
+    }
+
+    fn add(&mut self, log: &EventLog, finding: Finding) {
         log.push(GuestEvent::Finding(Arc::new(finding.clone())));
         self.findings.push(finding);
     }
@@ -287,6 +308,46 @@ mod tests {
         assert_eq!((row.number, row.event), (0, GuestEvent::Console(PANIC.trim_end().into())));
         let found = events.next().await.expect("it is there").expect("nothing was missed");
         assert_eq!(found.event, GuestEvent::Finding(Arc::new(*finding)));
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_is_over_without_a_word_is_a_finding_with_its_last_rows() {
+        let watch = Watch::default();
+        let mut events = watch.events();
+        let rows: String = (0..30).map(|row| format!("[    1.000000] row {row}\n")).collect();
+        let (end, vm) = follow(&watch, [console(&rows), console("reboot: System halted")]).await;
+        for _ in 0..30 {
+            events.next().await.expect("it is there").expect("nothing was missed");
+        }
+        // The row that has no end comes with nothing that could be waited for but what is seen of it.
+        timeout(DEADLINE, async {
+            while watch.seen().lines.partial().is_none() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("it is read");
+        watch.note_over(Kind::Halted, "it stands still");
+        let [finding] = &watch.findings()[..] else { panic!("one finding: {:?}", watch.findings()) };
+        assert_eq!(
+            (finding.title.as_str(), finding.kind, finding.severity),
+            ("it stands still", Kind::Halted, Severity::Fatal)
+        );
+        assert_eq!(finding.extract.len(), LAST_ROWS + 1);
+        assert_eq!(finding.extract[LAST_ROWS - 1..], ["[    1.000000] row 29", "reboot: System halted"]);
+        let found = events.next().await.expect("it is there").expect("nothing was missed");
+        assert_eq!(found.event, GuestEvent::Finding(Arc::new(finding.clone())));
+        vm.send(VmEvent::Exited(killed())).await.expect("it is read");
+        assert_eq!(gone(&end).await, Gone::Exited(killed()), "it is no crash");
+    }
+
+    #[tokio::test]
+    async fn a_crash_that_left_a_guest_halted_is_the_only_finding() {
+        let watch = Watch::default();
+        let (end, _vm) = follow(&watch, [console(PANIC)]).await;
+        assert!(matches!(gone(&end).await, Gone::Crashed(_)));
+        watch.note_over(Kind::Halted, "it stands still");
+        assert_eq!(watch.findings().iter().map(|finding| finding.kind).collect::<Vec<_>>(), [Kind::Panic]);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 #[path = "../support/agent.rs"]
 mod agent;
+mod ends;
 mod kept;
 mod pools;
 mod saves;

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ pub(super) struct FakeMonitor {
     agent: u32,
     killer: Killer,
     events: mpsc::Sender<MonitorEvent>,
+    /// It was stopped by this monitor. An agent that anything else has stopped stands still as a guest that has halted.
+    paused: AtomicBool,
 }
 
 /// What became of it.
@@ -44,12 +47,19 @@ impl FakeMonitor {
     pub(super) fn new(agent: u32, killer: Killer) -> (Self, FakeEvents) {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let reported = FakeEvents { events: receiver, agent: killer.clone() };
-        (Self { agent, killer, events }, reported)
+        // One that was found stopped was paused by whoever had it before.
+        let paused = AtomicBool::new(state(agent).is_ok_and(|state| state == Some(STOPPED)));
+        (Self { agent, killer, events, paused }, reported)
     }
 
     async fn tell(&self, event: MonitorEvent) {
         // The owner has ended, and with it whoever would hear of this.
         drop(self.events.send(event).await);
+    }
+
+    fn agent_state(&self) -> Result<char, VmmError> {
+        let state = state(self.agent).map_err(|error| VmmError::Closed { reason: error.to_string() })?;
+        state.ok_or_else(|| VmmError::Closed { reason: "the agent has ended".into() })
     }
 
     /// Stops or continues the agent and all below it, from the top down.
@@ -93,9 +103,11 @@ impl FakeMonitor {
 impl Monitor for FakeMonitor {
     fn pause(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move {
+            self.paused.store(true, Ordering::Release);
             if let Err(error) = self.signal(Signal::STOP, deadline).await {
                 // What stands still already goes on: a guest is paused whole or not at all.
                 drop(self.signal(Signal::CONT, deadline).await);
+                self.paused.store(false, Ordering::Release);
                 return Err(error);
             }
             self.tell(MonitorEvent::Paused).await;
@@ -106,6 +118,7 @@ impl Monitor for FakeMonitor {
     fn resume(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move {
             self.signal(Signal::CONT, deadline).await?;
+            self.paused.store(false, Ordering::Release);
             self.tell(MonitorEvent::Resumed).await;
             Ok(())
         })
@@ -124,14 +137,13 @@ impl Monitor for FakeMonitor {
 
     fn is_running(&self, _: Duration) -> BoxFuture<'_, Result<bool, VmmError>> {
         Box::pin(async move {
-            let state = state(self.agent).map_err(|error| VmmError::Closed { reason: error.to_string() })?;
-            state.map(|state| state != STOPPED).ok_or_else(|| VmmError::Closed { reason: "the agent has ended".into() })
+            self.agent_state()?;
+            Ok(!self.paused.load(Ordering::Acquire))
         })
     }
 
     fn is_halted(&self, _: Duration) -> BoxFuture<'_, Result<bool, VmmError>> {
-        // A process has no such state.
-        Box::pin(async { Ok(false) })
+        Box::pin(async move { Ok(self.agent_state()? == STOPPED && !self.paused.load(Ordering::Acquire)) })
     }
 }
 
