@@ -30,6 +30,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
         report.findings.push(snapshots(&home));
     }
     report.findings.extend(image.as_ref().map(guest_kernel));
+    report.findings.extend(image.as_ref().map(guest_memory));
     drop(progress);
     if args.json {
         print_json(&report)?;
@@ -53,6 +54,16 @@ fn guest_kernel(image: &Image) -> HostFinding {
         }
     };
     HostFinding { name: "guest kernel".into(), status, detail, hint }
+}
+
+/// How little memory guests boot with, and whether that is known.
+fn guest_memory(image: &Image) -> HostFinding {
+    let detail = format!("{} boots with {}", image.name, image::least_memory(image));
+    let (status, hint) = match image.memory_mib_min {
+        Some(_) => (FindingStatus::Ok, None),
+        None => (FindingStatus::Warn, Some(format!("kiln image build {} measures it", image.name))),
+    };
+    HostFinding { name: "guest memory".into(), status, detail, hint }
 }
 
 /// What snapshots take, and whether some are broken.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use camino::Utf8PathBuf;
 use comfy_table::{Table, presets};
 use kiln_engine::home::{Home, HomeError, remembered_digest};
-use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI};
+use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI, TooLittleMemory};
 use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
 use kiln_engine::{Acceleration, Engine as _, LaunchError, QemuEngine, Renew, VmSpec};
 use owo_colors::OwoColorize as _;
@@ -119,7 +119,8 @@ fn build_mini(
 ) -> Result<Image, Failure> {
     let mut say = |step: BuildStep| progress.say(format!("building mini: {step}"));
     let image = store.build_mini(BuildOptions { agent, kernel, progress: &mut say }).map_err(image_failure)?;
-    // Without QEMU there is nothing to boot it with: the one who comes to need it is told so.
+    // Without QEMU there is nothing to boot it with. Who wants less than is sure to do has it measured then, see
+    // `with_memory`.
     let Ok(engine) = QemuEngine::find(home.path()) else { return Ok(image) };
     Ok(measure_memory(store, &engine, image, progress))
 }
@@ -134,6 +135,32 @@ fn measure_memory(store: &ImageStore, engine: &QemuEngine, image: Image, progres
         say(format_args!("{} {}", "kiln:".yellow().bold(), plain(&failure.message())));
         known
     })
+}
+
+/// The image for a VM of this size, or a refusal if it does not boot with it. One that was built where it could not be
+/// measured is measured when that decides.
+pub fn with_memory(
+    home: &Home,
+    image: Image,
+    memory_mib: u64,
+    cpus: u32,
+    progress: &Progress,
+) -> Result<Image, Failure> {
+    let image = match image.check_memory(memory_mib, cpus) {
+        Err(TooLittleMemory { is_measured: false, .. }) => match QemuEngine::find(home.path()) {
+            Ok(engine) => measure_memory(&ImageStore::new(home), &engine, image, progress),
+            Err(_) => image,
+        },
+        _ => image,
+    };
+    image.check_memory(memory_mib, cpus).map_err(|error| {
+        let mut hint = format!("--memory {}", error.needed_mib);
+        if !error.is_measured {
+            hint.push_str(&format!(", or have it measured where QEMU is: kiln image build {}", image.name));
+        }
+        Failure::new(USAGE, error).hint(hint)
+    })?;
+    Ok(image)
 }
 
 /// Waits for a future on a thread of its own, for callers who may be in a runtime already.
@@ -190,7 +217,7 @@ fn list(json: bool) -> Result<u8, Failure> {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "DIGEST", "KERNEL", "SIZE"]);
+    table.set_header(["NAME", "DIGEST", "KERNEL", "SIZE", "LEAST MEMORY"]);
     for image in &images {
         let size = mebibytes(image.size_bytes);
         table.add_row([
@@ -198,10 +225,17 @@ fn list(json: bool) -> Result<u8, Failure> {
             image.digest.chars().take(DIGEST_CHARS_SHOWN).collect(),
             image.kernel_version.clone(),
             size,
+            least_memory(image),
         ]);
     }
     print(table)?;
     Ok(0)
+}
+
+/// How little memory an image boots with, in words.
+pub fn least_memory(image: &Image) -> String {
+    let words = if image.memory_mib_min.is_some() { "" } else { " (not measured)" };
+    format!("{} MiB{words}", image.memory_mib_needed())
 }
 
 fn remove(names: &[String]) -> Result<u8, Failure> {
@@ -247,7 +281,7 @@ fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     let progress = Progress::start("finding the image");
     let image = find_or_build(&home, &args.name, &progress)?;
     check_modules(&image, &args.modules)?;
-    check_memory(&image, args.memory, args.cpus)?;
+    let image = with_memory(&home, image, args.memory, args.cpus, &progress)?;
     let (memory_mib, cpus, modules) = (args.memory, args.cpus, args.modules.clone());
     let mut spec = VmSpec { memory_mib, cpus, modules, ..image.vm_spec() };
     spec.acceleration = args.accel.into();
@@ -306,14 +340,6 @@ pub const fn accel_name(acceleration: Acceleration) -> &'static str {
 pub fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
     image.check_modules(wanted).map_err(|error| {
         let hint = format!("it has: {}", error.has.join(", "));
-        Failure::new(USAGE, error).hint(hint)
-    })
-}
-
-/// Refuses a size with which an image does not boot.
-pub fn check_memory(image: &Image, memory_mib: u64, cpus: u32) -> Result<(), Failure> {
-    image.check_memory(memory_mib, cpus).map_err(|error| {
-        let hint = format!("--memory {}", error.needed_mib);
         Failure::new(USAGE, error).hint(hint)
     })
 }

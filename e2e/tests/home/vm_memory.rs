@@ -1,11 +1,14 @@
 //! How little memory the image that all tests share boots with, as it was measured when it was built.
 
-use kiln_e2e::Kiln;
+use std::fs;
+
+use kiln_e2e::{Kiln, TestHome};
+use serde_json::Value;
 
 /// What the image's manifest says.
 fn least() -> u64 {
     let images = Kiln::new(["image", "ls", "--json"]).run();
-    let images: serde_json::Value = serde_json::from_slice(&images.stdout).expect("a list");
+    let images: Value = serde_json::from_slice(&images.stdout).expect("a list");
     images[0]["memory_mib_min"].as_u64().expect("it was measured when it was built")
 }
 
@@ -28,4 +31,33 @@ fn less_is_refused_at_once_with_the_number() {
         assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
         assert!(outcome.stderr.contains(&format!("hint: --memory {}", least())), "{}", outcome.stderr);
     }
+}
+
+#[test]
+fn an_image_that_was_not_measured_is_measured_when_that_decides() {
+    let home = TestHome::with_image();
+    let images = fs::read_dir(home.path().join("images")).expect("lists").map(|entry| entry.expect("an entry").path());
+    let manifest = images.map(|image| image.join("image.json")).find(|path| path.exists()).expect("the image is there");
+    let mut written: Value = serde_json::from_slice(&fs::read(&manifest).expect("is there")).expect("JSON");
+    written["memory_mib_min"] = Value::Null;
+    fs::write(&manifest, written.to_string()).expect("is written");
+
+    let listed = home.kiln(["image", "ls"]).run();
+    assert!(listed.text().contains("192 MiB (not measured)"), "{}", listed.text());
+    let doctor = home.kiln(["doctor"]).run();
+    let named = doctor.text().lines().any(|line| line.contains("guest memory") && line.contains("not measured"));
+    assert!(named && doctor.text().contains("kiln image build mini"), "{}", doctor.text());
+    // What does not reach is refused by the number that is assumed, where nothing can be booted.
+    let without = home.kiln(["run", "-m", "100", "--", "true"]).env("KILN_QEMU", "/surely/not/qemu").run();
+    assert_eq!(without.code, 2, "{}", without.stderr);
+    assert!(without.stderr.contains("was not measured and is taken to need 192 MiB"), "{}", without.stderr);
+
+    // Far too little: refused by what was measured, and not by what was assumed.
+    let refused = home.kiln(["run", "-m", "33", "--", "true"]).run();
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("the image `mini` needs "), "{}", refused.stderr);
+    let measured: Value = serde_json::from_slice(&fs::read(&manifest).expect("is there")).expect("JSON");
+    let measured = measured["memory_mib_min"].as_u64().expect("it was measured");
+    assert!((64..192).contains(&measured), "{measured}");
+    assert!(refused.stderr.contains(&format!("hint: --memory {measured}")), "{}", refused.stderr);
 }

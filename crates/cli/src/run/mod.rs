@@ -170,7 +170,7 @@ impl Job {
         }
         let image = image::find_or_build(home, &self.args.image, progress)?;
         image::check_modules(&image, &self.args.modules)?;
-        image::check_memory(&image, self.args.memory, self.args.cpus)?;
+        let image = image::with_memory(home, image, self.args.memory, self.args.cpus, progress)?;
         let mut spec = image.vm_spec();
         spec.memory_mib = self.args.memory;
         spec.cpus = self.args.cpus;

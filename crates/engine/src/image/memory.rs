@@ -38,9 +38,13 @@ const BOOT_DEADLINE_MIN: Duration = Duration::from_secs(10);
 /// For a command of no work, once the guest has booted.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What an image that was not measured is taken to need with one CPU: twice what `mini` does, and with the most CPUs still
+/// no more than a VM has by default.
+pub const UNMEASURED_MIB: u64 = 192;
+
 /// An image does not boot with that memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the image `{image}` needs {needed_mib} MiB of memory with {cpus} {}, not {memory_mib} MiB", cpu_words(*cpus))]
+#[error("the image `{image}` {} {needed_mib} MiB of memory with {cpus} {}, not {memory_mib} MiB", need_words(*is_measured), cpu_words(*cpus))]
 pub struct TooLittleMemory {
     /// The image's name.
     pub image: String,
@@ -50,6 +54,12 @@ pub struct TooLittleMemory {
     pub cpus: u32,
     /// The least that it boots with.
     pub needed_mib: u64,
+    /// It was booted to find that out. Else it is taken to need so much, and may need less.
+    pub is_measured: bool,
+}
+
+fn need_words(is_measured: bool) -> &'static str {
+    if is_measured { "needs" } else { "was not measured and is taken to need" }
 }
 
 fn cpu_words(cpus: u32) -> &'static str {
@@ -57,18 +67,24 @@ fn cpu_words(cpus: u32) -> &'static str {
 }
 
 impl Image {
-    /// Refuses a size with which the image does not boot. One that was not measured is taken for one that boots, and a
-    /// number of CPUs that no VM has is left to [`VmSpec::validate`].
+    /// The least memory that the image boots with on one CPU, or [`UNMEASURED_MIB`].
+    pub fn memory_mib_needed(&self) -> u64 {
+        self.memory_mib_min.unwrap_or(UNMEASURED_MIB)
+    }
+
+    /// Refuses a size with which the image does not boot, or, if it was not measured, may not boot. A number of CPUs that
+    /// no VM has is left to [`VmSpec::validate`].
     ///
     /// # Errors
     /// [`TooLittleMemory`] has the least that does.
     pub fn check_memory(&self, memory_mib: u64, cpus: u32) -> Result<(), TooLittleMemory> {
         let more = u64::from(cpus.saturating_sub(1)) * EACH_CPU_MIB;
-        let needed_mib = self.memory_mib_min.map_or(0, |least| least.saturating_add(more));
+        let needed_mib = self.memory_mib_needed().saturating_add(more);
         if memory_mib >= needed_mib || cpus > CPUS_MAX {
             return Ok(());
         }
-        Err(TooLittleMemory { image: self.name.clone(), memory_mib, cpus, needed_mib })
+        let is_measured = self.memory_mib_min.is_some();
+        Err(TooLittleMemory { image: self.name.clone(), memory_mib, cpus, needed_mib, is_measured })
     }
 }
 

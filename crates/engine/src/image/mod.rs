@@ -34,7 +34,7 @@ mod vm_spec;
 pub use build::{BuildOptions, BuildStep};
 pub use command::CommandError;
 pub use kernel::{KernelFormat, release as kernel_release};
-pub use memory::TooLittleMemory;
+pub use memory::{TooLittleMemory, UNMEASURED_MIB};
 pub use newer::KernelNews;
 pub use packages::{KernelSource, SourceError};
 pub use recipe::MINI;

@@ -146,7 +146,14 @@ fn an_unknown_image_is_refused_with_the_known_ones_and_what_to_do() {
 fn a_size_below_the_measured_least_is_refused_with_the_least() {
     let scene = Scene::new();
     let (image, _) = scene.build().expect("builds");
-    image.check_memory(1, 1).expect("nobody has measured it");
+    for (memory, cpus, good) in [(192, 1, true), (191, 1, false), (192, 2, false), (256, 64, true)] {
+        assert_eq!(image.check_memory(memory, cpus).is_ok(), good, "not measured: {memory} MiB, {cpus} CPUs");
+    }
+    let words = image.check_memory(80, 1).expect_err("may be too little").to_string();
+    assert_eq!(
+        words,
+        "the image `mini` was not measured and is taken to need 192 MiB of memory with 1 CPU, not 80 MiB"
+    );
     assert_eq!(scene.store.measured_before(MINI).expect("reads"), None);
 
     let measured = scene.store.set_memory_min(&image, 96).expect("is written");
