@@ -59,8 +59,18 @@ impl Kiln {
 
     /// Gives kiln a umask of its own.
     pub fn umask(self, umask: u32) -> Self {
-        let mut shell = Command::new("sh");
-        shell.arg("-c").arg(format!("umask {umask:o} && exec \"$0\" \"$@\""));
+        self.after("sh", &format!("umask {umask:o}"))
+    }
+
+    /// Gives kiln descriptors 3 to 300, as a caller does that keeps its own open for whatever it starts.
+    pub fn crowded(self) -> Self {
+        self.after("bash", "for number in {3..300}; do eval \"exec $number</dev/null\"; done")
+    }
+
+    /// Becomes kiln only after a shell's script.
+    fn after(self, shell: &str, script: &str) -> Self {
+        let mut shell = Command::new(shell);
+        shell.arg("-c").arg(format!("{script} && exec \"$0\" \"$@\""));
         shell.arg(self.0.get_program()).args(self.0.get_args());
         shell.envs(self.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
         Self(shell)

@@ -2,6 +2,7 @@
 
 mod refused;
 mod vm_damaged;
+mod vm_inheritance;
 mod vm_memory;
 mod vm_planted;
 mod vm_umask;

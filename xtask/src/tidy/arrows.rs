@@ -8,14 +8,15 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::problem::Problem;
 
 /// Each crate with those of ours that it may build on. Arrows point only down.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("kiln-wire", &[]),
     ("kiln-detect", &[]),
     ("kiln-api", &[]),
     ("kiln-archive", &[]),
     ("kiln-agent", &["kiln-wire", "kiln-archive"]),
-    ("kiln-vdev", &[]),
-    ("kiln-engine", &["kiln-wire", "kiln-detect", "kiln-vdev"]),
+    ("kiln-programs", &[]),
+    ("kiln-vdev", &["kiln-programs"]),
+    ("kiln-engine", &["kiln-wire", "kiln-detect", "kiln-programs", "kiln-vdev"]),
     ("kiln-lab", &["kiln-wire", "kiln-detect", "kiln-engine"]),
     ("kiln-server", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-engine", "kiln-lab"]),
     (
@@ -25,6 +26,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
             "kiln-archive",
             "kiln-detect",
             "kiln-api",
+            "kiln-programs",
             "kiln-vdev",
             "kiln-engine",
             "kiln-lab",

@@ -6,6 +6,7 @@ mod commits;
 mod modules;
 mod orphans;
 mod problem;
+mod spawns;
 mod words;
 
 use std::path::{Path, PathBuf};
@@ -85,6 +86,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
 /// The rules that a Rust file can break by itself.
 fn check_source(path: &Path, text: &str) -> Vec<Problem> {
     let mut problems = attributes::check(path, text);
+    problems.extend(spawns::check(path, text));
     if !text.starts_with("//!") {
         problems.push(Problem::new(path, 1, "does not open with `//!`: say what the file is for"));
     }

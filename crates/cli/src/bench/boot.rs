@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use kiln_engine::TCG_CPU;
+use kiln_programs::{PATH_ONLY, command};
 use kiln_wire::{ExecRequest, ExitStatus, Text};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -49,7 +50,7 @@ async fn alone(bench: &Bench, kvm: bool) -> anyhow::Result<f64> {
     let args = floor_args(bench, kvm);
     let vmm = bench.engine.binary();
     let start = Instant::now();
-    let mut qemu = Command::new(vmm)
+    let mut qemu = Command::from(command(vmm, PATH_ONLY))
         .args(&args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,10 +1,10 @@
 //! What apt knows of packages, and downloads. Its lists are signed by the distribution and checked by apt, so a digest
 //! from them says what the bytes of a package must be.
 
-use std::process::Command;
 use std::time::Duration;
 
 use camino::Utf8Path;
+use kiln_programs::APT;
 
 use super::command::{self, CommandError};
 use super::packages::{SourceError, is_kernel_package};
@@ -68,12 +68,12 @@ pub(super) fn sha256_of(file: &str) -> Option<String> {
 pub(super) fn download(package: &str, directory: &Utf8Path) -> Result<(), CommandError> {
     // apt reads what it has written, which not every umask of the caller's lets it do.
     let script = "umask 077 && exec apt-get download -q \"$0\"";
-    let mut command = Command::new("sh");
+    let mut command = kiln_programs::command("sh", APT);
     command::stream(command.args(["-c", script, package]).current_dir(directory), DOWNLOAD_DEADLINE, |_| Ok(()))
 }
 
 fn ask(program: &str, arguments: &[&str]) -> Result<String, CommandError> {
-    command::output(Command::new(program).args(arguments), QUERY_DEADLINE, QUERY_BYTES_MAX)
+    command::output(kiln_programs::command(program, APT).args(arguments), QUERY_DEADLINE, QUERY_BYTES_MAX)
 }
 
 /// A line of `--print-uris`: 'address' file bytes digest.

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::process::Command;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
+use kiln_programs::PATH_ONLY;
 
 use super::apt;
 use super::build::BuildStep;
@@ -276,7 +276,7 @@ fn read_package(
     }
     let mut files = BTreeMap::new();
     let absolute = deb.canonicalize_utf8().map_err(|source| SourceError::Io { path: deb.into(), source })?;
-    let mut unpack = Command::new("dpkg-deb");
+    let mut unpack = kiln_programs::command("dpkg-deb", PATH_ONLY);
     command::stream(unpack.arg("--fsys-tarfile").arg(absolute), UNPACK_DEADLINE, |stdout| {
         let mut left = PACKAGE_BYTES_MAX;
         for entry in tar::Archive::new(stdout).entries()? {

@@ -9,10 +9,11 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kiln_programs::Environment;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal};
 
 use super::verdict::Resources;
@@ -97,7 +98,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a backend that listens on `socket`, or in a new folder.
+    /// Starts a backend that listens on `socket`, or in a new folder. It has this process's environment, and of its
+    /// descriptors none.
     ///
     /// # Errors
     /// Where the program can't be started.
@@ -113,7 +115,7 @@ impl Process {
             word.replace("{socket}", &socket.to_string_lossy()).replace("{dir}", &directory.path().to_string_lossy())
         };
         let (reader, writer) = io::pipe()?;
-        let mut program = Command::new(filled(&command.0[0]));
+        let mut program = kiln_programs::command(filled(&command.0[0]), Environment::Callers);
         program
             .args(command.0[1..].iter().map(filled))
             .stdin(Stdio::null())

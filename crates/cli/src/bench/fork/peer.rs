@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::host;
+use kiln_programs::{PATH_ONLY, command};
 use rustix::process::{Pid, Signal};
 use serde_json::json;
 use tempfile::TempDir;
@@ -98,7 +99,7 @@ impl Peer {
     async fn runsc<W: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = W>) -> anyhow::Result<()> {
         let said = self.directory.path().join("said");
         let (out, err) = (fs_err::File::create(&said)?, fs_err::OpenOptions::new().append(true).open(&said)?);
-        let mut command = Command::new(&self.program);
+        let mut command = Command::from(command(&self.program, PATH_ONLY));
         command.arg(self.root_option()).args(OPTIONS).args(words).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(out.into_file()).stderr(err.into_file());
         let ended = tokio::time::timeout(COMMAND_DEADLINE, command.status()).await;

@@ -11,14 +11,14 @@ use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use kiln_engine::Vm;
 use kiln_engine::snapshot::Snapshot;
-use rustix::io::FdFlags;
+use kiln_programs::{PATH_ONLY, command, keep};
 use serde_json::json;
 
 use super::ms_since;
@@ -71,11 +71,11 @@ impl RawVm {
         let (monitor, to_monitor) = listen(&directory.path().join("monitor"))?;
         let (agent, to_agent) = listen(&directory.path().join("agent"))?;
         let device = File::open(&line.device)?;
-        for inherited in [monitor.as_fd(), agent.as_fd(), device.as_fd()] {
-            rustix::io::fcntl_setfd(inherited, FdFlags::empty())?;
-        }
         let arguments = with_sockets(&line.arguments, monitor.as_raw_fd(), agent.as_raw_fd());
-        let mut command = Command::new(&line.program);
+        let mut command = command(&line.program, PATH_ONLY);
+        for inherited in [monitor.as_fd(), agent.as_fd(), device.as_fd()] {
+            keep(&mut command, inherited);
+        }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let qemu = Qemu(command.spawn().with_context(|| format!("failed to start `{}`", line.program))?);
         let device_fd = device.as_raw_fd();

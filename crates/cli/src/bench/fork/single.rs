@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{ForkPool, ForkSpec, PoolSpec};
+use kiln_programs::{Environment, command};
 use rustix::fs::Advice;
 use tokio::process::Command;
 
@@ -172,7 +173,7 @@ async fn ready(pool: &ForkPool) -> anyhow::Result<()> {
 
 async fn kiln_run(accel: &str) -> anyhow::Result<f64> {
     let start = Instant::now();
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::from(command(std::env::current_exe()?, Environment::Callers));
     command.args(["run", "--accel", accel, "--", "true"]).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let status = tokio::time::timeout(RUN_DEADLINE, command.status()).await.context("`kiln run` hangs")??;

@@ -48,8 +48,8 @@ pub(crate) async fn qemu_version(binary: &Utf8Path) -> io::Result<Option<QemuVer
 
 /// What a QEMU says when it is asked and does nothing else. It gets no more of the caller than a VMM does.
 pub(super) async fn ask(binary: &Utf8Path, question: &[&str]) -> io::Result<String> {
-    let mut command = tokio::process::Command::new(binary);
-    command.args(question).env_clear().envs(process::own_environment()).current_dir("/");
+    let mut command = tokio::process::Command::from(kiln_programs::command(binary, kiln_programs::PATH_ONLY));
+    command.args(question).envs(process::own_environment()).current_dir("/");
     command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     match tokio::time::timeout(VERSION_DEADLINE, command.output()).await {
         Ok(output) => output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()),

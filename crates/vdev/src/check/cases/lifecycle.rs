@@ -3,9 +3,10 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use kiln_programs::{Environment, command};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::data::Batch;
@@ -244,7 +245,7 @@ fn print_capabilities(context: &mut Context<'_>) -> Outcome {
     let Some(program) = context.target.command().map(|command| command.program().to_owned()) else {
         return Stop::skip("it was not started by us");
     };
-    let mut child = Command::new(&program)
+    let mut child = command(&program, Environment::Callers)
         .arg("--print-capabilities")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
