@@ -40,6 +40,16 @@ impl TestHome {
         this
     }
 
+    /// With all of that: the image, what it is built from, and its ready-made snapshot.
+    ///
+    /// # Panics
+    /// As [`with_ready_made`](Self::with_ready_made).
+    pub fn with_everything() -> Self {
+        let this = Self::with_ready_made();
+        copy(&shared().join("cache"), this.path());
+        this
+    }
+
     /// With the image and the ready-made snapshot that `kiln run` forks where no flag says otherwise.
     ///
     /// # Panics

@@ -14,8 +14,16 @@ use crate::blocks::{What, blocks};
 /// One block; the longest one makes two ready-made snapshots.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Fewer blocks than this means that they were not found.
-const RUN_MIN: usize = 10;
+/// Pages with blocks that can be run.
+const PAGES: [&str; 7] = [
+    "README.md",
+    "docs/guide/doctor.md",
+    "docs/guide/image.md",
+    "docs/guide/run.md",
+    "docs/guide/scan.md",
+    "docs/guide/snapshots.md",
+    "docs/guide/vhost.md",
+];
 
 /// How a script ended: its exit code, or nothing within the deadline, and what it said.
 struct Ended {
@@ -23,42 +31,85 @@ struct Ended {
     said: String,
 }
 
-#[test]
-fn every_command_of_the_guide_does_what_its_page_says() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let home = TestHome::with_downloads();
-    let mut pages: Vec<PathBuf> = fs::read_dir(root.join("docs/guide"))
-        .expect("the guide")
-        .map(|entry| entry.expect("readable").path())
-        .collect();
-    pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
-    pages.push(root.join("README.md"));
-    pages.sort();
+/// A page is a test, so that pages are run side by side: each in a folder and a home of its own, which have what `make
+/// test` has made already.
+fn run_page(path: &str) {
+    let text = fs::read_to_string(root().join(path)).expect("readable");
+    let (home, folder) = (TestHome::with_everything(), tempfile::tempdir().expect("a folder"));
     let (mut failures, mut run) = (String::new(), 0);
-    for page in pages {
-        let name = page.file_name().expect("a name").display().to_string();
-        let folder = tempfile::tempdir().expect("a folder");
-        let found =
-            blocks(&fs::read_to_string(&page).expect("readable")).unwrap_or_else(|error| panic!("{name}: {error}"));
-        for block in found {
-            let script = match block.what {
-                What::Run(script) => script,
-                What::NotRun(reason) => {
-                    println!("skip  {name}:{}: {reason}", block.line);
-                    continue;
-                }
-            };
-            run += 1;
-            let since = Instant::now();
-            let Ended { code, said } = shell(&script, folder.path(), home.path());
-            println!("{:5.1} s  {name}:{}: {code:?}", since.elapsed().as_secs_f64(), block.line);
-            if code != Some(0) {
-                writeln!(failures, "{name}:{}: {code:?}\n{script}\n{said}", block.line).expect("a string takes all");
+    for block in blocks(&text).unwrap_or_else(|error| panic!("{path}: {error}")) {
+        let script = match block.what {
+            What::Run(script) => script,
+            What::NotRun(reason) => {
+                println!("skip  {path}:{}: {reason}", block.line);
+                continue;
             }
+        };
+        run += 1;
+        let since = Instant::now();
+        let Ended { code, said } = shell(&script, folder.path(), home.path());
+        println!("{:5.1} s  {path}:{}: {code:?}", since.elapsed().as_secs_f64(), block.line);
+        if code != Some(0) {
+            writeln!(failures, "{path}:{}: {code:?}\n{script}\n{said}", block.line).expect("a string takes all");
         }
     }
     assert!(failures.is_empty(), "{failures}");
-    assert!(run >= RUN_MIN, "only {run} blocks");
+    assert!(run > 0, "no block of {path} was found");
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn every_command_of_the_readme_does_what_its_page_says() {
+    run_page("README.md");
+}
+
+#[test]
+fn every_command_of_doctor_does_what_its_page_says() {
+    run_page("docs/guide/doctor.md");
+}
+
+#[test]
+fn every_command_of_image_does_what_its_page_says() {
+    run_page("docs/guide/image.md");
+}
+
+#[test]
+fn every_command_of_run_does_what_its_page_says() {
+    run_page("docs/guide/run.md");
+}
+
+#[test]
+fn every_command_of_scan_does_what_its_page_says() {
+    run_page("docs/guide/scan.md");
+}
+
+#[test]
+fn every_command_of_snapshots_does_what_its_page_says() {
+    run_page("docs/guide/snapshots.md");
+}
+
+#[test]
+fn every_command_of_vhost_does_what_its_page_says() {
+    run_page("docs/guide/vhost.md");
+}
+
+#[test]
+fn every_page_has_a_test_or_no_block_to_run() {
+    let listed = fs::read_dir(root().join("docs/guide")).expect("the guide");
+    let names = listed.map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"));
+    let mut pages: Vec<String> =
+        names.filter(|name| name.ends_with(".md")).map(|name| format!("docs/guide/{name}")).collect();
+    pages.push("README.md".to_owned());
+    pages.retain(|page| {
+        let text = fs::read_to_string(root().join(page)).expect("readable");
+        let blocks = blocks(&text).unwrap_or_else(|error| panic!("{page}: {error}"));
+        blocks.iter().any(|block| matches!(block.what, What::Run(_)))
+    });
+    pages.sort();
+    assert_eq!(pages, PAGES);
 }
 
 /// Runs a script to its end, in a group of its own that is killed at the end with whatever it left behind.
