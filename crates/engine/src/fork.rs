@@ -65,6 +65,24 @@ pub struct NicPart {
 }
 
 /// A file that is a fork's volume. One VM alone writes to it.
+///
+/// ```no_run
+/// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
+/// use kiln_engine::{ForkPart, ForkSpec, VolumeFile};
+///
+/// // The second disk of the saved VM was a volume. What a fork writes to its own is there when it has ended.
+/// let part = |path: &str| ForkPart {
+///     volumes: vec![VolumeFile { index: 1, path: path.into() }],
+///     ..ForkPart::default()
+/// };
+/// let parts = vec![part("/srv/one.qcow2"), part("/srv/two.qcow2")];
+/// let forks = engine.restore(snapshot, ForkSpec { count: 2, parts, ..ForkSpec::default() }).await?;
+/// for fork in forks {
+///     fork.vm.kill().await;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeFile {
     /// Place of the disk in [`VmSpec::disks`].
