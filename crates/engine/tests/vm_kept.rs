@@ -19,7 +19,7 @@ use kiln_engine::{
     VmSpec, discard,
 };
 use kiln_wire::{ExecRequest, SessionSpec, Stdin, Text};
-use support::STEP_DEADLINE;
+use support::{STEP_DEADLINE, is_alive};
 use tokio::time::{sleep, timeout};
 
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
@@ -477,20 +477,23 @@ async fn destroy_while_it_is_saved() {
         let kept = kept.clone();
         async move { kept.snapshot("never").await }
     });
-    let remove = std::thread::spawn(move || {
-        let path = waiting();
-        while !path.exists() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-        std::fs::remove_file(path).expect("it waits");
+    let file = until_it_waits().await;
+    let destroying = tokio::spawn({
+        let kept = kept.clone();
+        async move { kept.destroy().await }
     });
-    sleep(Duration::from_millis(50)).await;
-    timeout(STEP_DEADLINE, kept.destroy()).await.expect("in time").expect("destroyed");
+    // The save still waits, and its VMM is killed under it.
+    let killed = async {
+        while is_alive(pid) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(STEP_DEADLINE, killed).await.expect("the order overtakes the save");
+    std::fs::remove_file(file).expect("it waits");
+    timeout(STEP_DEADLINE, destroying).await.expect("in time").expect("no panic").expect("destroyed");
     assert!(!exists(pid) && !directory.exists());
     assert_eq!(kept.state(), KeptState::Ended(Ended::Destroyed));
     drop(timeout(STEP_DEADLINE, saving).await.expect("in time").expect("no panic"));
-    remove.join().expect("no panic");
 }
 
 #[tokio::test]
