@@ -128,6 +128,34 @@ fn the_end_of_input_ends_a_reader_on_a_terminal() {
 }
 
 #[test]
+fn the_end_of_input_is_there_for_each_program_that_reads() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        // The first end comes behind a line without one, before anything reads.
+        let mut exec =
+            link.exec(on_tty("stty -echo; echo ready; cat; cat; cat; exit 4", 24, 80, "")).await.expect("starts");
+        expect(&mut exec, "ready\r\n").await;
+        exec.input.send(b"rest").await.expect("it runs");
+        exec.input.eof().await.expect("it runs");
+        expect(&mut exec, "rest").await;
+        assert_eq!(end(&mut exec).await.status, ExitStatus::Code(4));
+    });
+}
+
+#[test]
+fn the_end_of_input_ends_what_edits_its_own_lines_later() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        // As a shell does: what it does not know it drops, and Ctrl-D ends it. An end that was typed before is lost.
+        let key = "dd bs=1 count=1 2>/dev/null | od -An -tu1 | tr -d ' '";
+        let script = format!("cat; stty -icanon -echo; until [ \"$({key})\" = 4 ]; do :; done; exit 5");
+        let mut exec = link.exec(on_tty(&script, 24, 80, "")).await.expect("starts");
+        exec.input.eof().await.expect("it runs");
+        assert_eq!(end(&mut exec).await.status, ExitStatus::Code(5));
+    });
+}
+
+#[test]
 fn the_last_output_before_the_end_is_not_lost() {
     bounded(async {
         let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done";

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 
-use kiln_e2e::{Running, kiln_binary, until_booted};
+use kiln_e2e::{Kiln, Running, kiln_binary, until_booted};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -82,4 +82,14 @@ fn ctrl_c_is_a_key_of_the_guest() {
     terminal.expect("ready");
     terminal.send("\x03");
     assert_eq!(terminal.kiln.wait(), 130);
+}
+
+#[test]
+fn a_shell_on_a_terminal_ends_with_its_input() {
+    let outcome = Kiln::new(["run", "-t", "--", "sh"]).run_with(b"");
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    // The shell does not read while its command runs, and edits its lines itself before and after.
+    let outcome = Kiln::new(["run", "-t", "--", "sh"]).run_with(b"sleep 0.3; echo $((6 * 7))\n");
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    assert!(outcome.text().contains("\n42"), "{}", outcome.text());
 }

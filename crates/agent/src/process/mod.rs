@@ -11,6 +11,7 @@ mod command;
 mod commands;
 mod freezer;
 mod gather;
+mod input_end;
 mod job;
 mod stdio;
 mod supervise;

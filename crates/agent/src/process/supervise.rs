@@ -20,6 +20,7 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use super::commands::Commands;
+use super::input_end::InputEnd;
 use super::job::Job;
 use super::reaper::Exit;
 use super::stdio::Source;
@@ -35,8 +36,6 @@ const DEATH_DEADLINE: Duration = Duration::from_secs(10);
 const CPU_POLL_MIN: Duration = Duration::from_millis(10);
 /// Longest wait between two looks.
 const CPU_POLL_MAX: Duration = Duration::from_millis(250);
-/// End of file as a terminal reads it.
-const TERMINAL_EOF: &[u8] = &[4];
 
 /// Where output goes.
 pub trait Sink {
@@ -100,6 +99,8 @@ pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome
 struct Watch<'a> {
     job: &'a mut Job,
     stdin: Option<Rc<Watched>>,
+    /// On a terminal, once the host's input has ended.
+    input_end: Option<InputEnd>,
     outputs: Vec<Pump>,
     exit: Option<Exit>,
     /// The exit was waited for in vain.
@@ -140,6 +141,7 @@ impl<'a> Watch<'a> {
         let pump = |(channel, source)| Pump { channel, source, owed: 0 };
         Self {
             stdin: job.ends.stdin.take(),
+            input_end: None,
             outputs: std::mem::take(&mut job.ends.outputs).into_iter().map(pump).collect(),
             exit: None,
             lost: false,
@@ -170,7 +172,8 @@ impl<'a> Watch<'a> {
             Some(until) => [Some(until), None],
             None => [self.wall_until, self.cpu_look_at],
         };
-        [death, drain].into_iter().chain(limits).flatten().min()
+        let input_end = self.input_end.as_ref().map(InputEnd::look_at);
+        [death, drain, input_end].into_iter().chain(limits).flatten().min()
     }
 
     /// A deadline passed.
@@ -184,6 +187,9 @@ impl<'a> Watch<'a> {
             let before = self.outputs.len();
             self.outputs.retain(|pump| pump.owed > 0);
             self.pipes_held |= self.outputs.len() < before;
+        }
+        if let Some(end) = self.input_end.as_mut().filter(|end| now >= end.look_at()) {
+            end.look();
         }
         if self.killed_at.is_some() || self.exit.is_some() {
             return;
@@ -229,6 +235,7 @@ impl<'a> Watch<'a> {
     fn give_up(&mut self) {
         self.outputs.clear();
         self.stdin = None;
+        self.input_end = None;
         self.killed_at.get_or_insert_with(Instant::now);
         self.job.kill();
     }
@@ -240,6 +247,7 @@ impl<'a> Watch<'a> {
         };
         self.exit = Some(exit);
         self.stdin = None;
+        self.input_end = None;
         self.drain_until = Some(Instant::now() + DRAIN);
         for pump in &mut self.outputs {
             pump.owed = rustix::io::ioctl_fionread(&pump.source).unwrap_or(0);
@@ -258,6 +266,8 @@ impl<'a> Watch<'a> {
         };
         let Ok(count @ 1..) = chunk.result else {
             self.outputs.remove(chunk.index);
+            // A terminal that nobody has open any more is read by nobody, and stays closed.
+            self.input_end = None;
             return;
         };
         let pump = &mut self.outputs[chunk.index];
@@ -292,10 +302,7 @@ impl<'a> Watch<'a> {
         }
         match fed {
             Ok(()) if inbox.is_drained() => {
-                if self.job.ends.terminal.is_some() {
-                    // A terminal has no end; its line discipline makes one.
-                    let _ = rustix::io::write(stdin, TERMINAL_EOF);
-                }
+                self.input_end = self.job.ends.terminal.as_ref().map(|_| InputEnd::of(Rc::clone(stdin)));
                 self.stdin = None;
             }
             Ok(()) => {}
