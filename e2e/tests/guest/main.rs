@@ -7,3 +7,4 @@ mod vm_link;
 mod vm_machine;
 mod vm_pressure;
 mod vm_root;
+mod vm_terminal;

@@ -22,6 +22,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::kworkers::Batched;
 use crate::relay;
 use crate::watched::{Watched, watch_reading};
 
@@ -31,6 +32,9 @@ const GATHER: Duration = Duration::from_millis(5);
 const GATHER_MUCH: Duration = Duration::from_millis(1);
 /// What is much: half of what the kernel keeps for the reader of a terminal.
 const MUCH_BYTES: usize = 2048;
+/// Output flows if the terminal was left alone so often within this time.
+const FLOW_PAUSES: u32 = 3;
+const FLOW_TIME: Duration = Duration::from_millis(100);
 
 /// The agent's end of a terminal, to read from.
 #[derive(Debug)]
@@ -44,6 +48,10 @@ pub struct Gathered {
     pause: RefCell<Option<Pin<Box<Sleep>>>>,
     /// The command is over: what it left is read without a pause.
     over: Cell<bool>,
+    /// How often it was left alone since then.
+    flow: Cell<(Instant, u32)>,
+    /// From when output flows to the next input.
+    workers: RefCell<Batched>,
 }
 
 impl Gathered {
@@ -55,6 +63,8 @@ impl Gathered {
             batch_bytes: Cell::new(0),
             pause: RefCell::default(),
             over: Cell::new(false),
+            flow: Cell::new((Instant::now(), 0)),
+            workers: RefCell::default(),
         }
     }
 
@@ -64,7 +74,7 @@ impl Gathered {
             if let Some(pause) = &mut *self.pause.borrow_mut() {
                 ready!(pause.as_mut().poll(context));
             }
-            self.hurry();
+            self.look_now();
             match relay::read(&self.terminal, frame, room) {
                 Ok(count) => {
                     self.batch_bytes.set(self.batch_bytes.get() + count);
@@ -78,20 +88,32 @@ impl Gathered {
         }
     }
 
-    /// Looks at the terminal at once: output is expected.
+    /// Input came: what follows it is read at once.
     pub fn hurry(&self) {
-        *self.pause.borrow_mut() = None;
+        self.workers.borrow_mut().end();
+        self.look_now();
     }
 
     /// Gathers no more: the command is over.
     pub fn finish(&self) {
         self.over.set(true);
-        self.hurry();
+        self.look_now();
+    }
+
+    fn look_now(&self) {
+        *self.pause.borrow_mut() = None;
     }
 
     fn leave_alone(&self) {
         let much = self.batch_bytes.take() >= MUCH_BYTES;
-        let until = Instant::now() + if much { GATHER_MUCH } else { GATHER };
+        let (since, pauses) = self.flow.get();
+        let now = Instant::now();
+        let (since, pauses) = if now < since + FLOW_TIME { (since, pauses + 1) } else { (now, 1) };
+        self.flow.set((since, pauses));
+        if pauses >= FLOW_PAUSES {
+            self.workers.borrow_mut().begin();
+        }
+        let until = now + if much { GATHER_MUCH } else { GATHER };
         *self.pause.borrow_mut() = Some(Box::pin(sleep_until(until)));
         *self.waiting.borrow_mut() = None;
     }

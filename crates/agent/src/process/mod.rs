@@ -13,6 +13,7 @@ mod freezer;
 mod gather;
 mod input_end;
 mod job;
+mod kworkers;
 mod stdio;
 mod supervise;
 mod tree;
