@@ -1,13 +1,17 @@
 //! Commands on a terminal beside the same commands without one.
 
-use std::time::Instant;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use kiln_engine::link::{Event, Exec, GuestLink};
+use kiln_programs::{Environment, command};
 use kiln_wire::{Channel, ExecRequest, ExitStatus, Stdin, Text, Tty};
+use tokio::process::Command;
 
 use super::samples::{Promise, Sense, Series, Unit};
 use super::{Bench, Results};
+use crate::image;
 
 /// What a terminal may take of the time without one.
 const RATIO_MAX: f64 = 2.0;
@@ -17,6 +21,8 @@ const SEQ_LINES: usize = 20_000;
 /// A shell writes each line at once, wherever it writes to.
 const LOOP: &[&str] = &["sh", "-c", "i=0; while [ $i -lt 5000 ]; do echo $i; i=$((i+1)); done"];
 const LOOP_LINES: usize = 5000;
+/// One whole `kiln run`.
+const RUN_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Measures terminals in one guest.
 pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
@@ -25,6 +31,10 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     let mut seq = Pair::new("seq 20000 on a terminal", "seq 20000 without one", "seq 20000, with / without");
     let mut own = Series::new("seq 20000 on a terminal of the guest's own", Unit::Ms);
     let mut against_own = Series::new("seq 20000 on a terminal / on the guest's own", Unit::Ratio);
+    let mut own_against_without = Series::new("seq 20000 on the guest's own terminal / without one", Unit::Ratio);
+    let mut whole =
+        Pair::new("kiln run -t -- seq 20000", "kiln run -- seq 20000", "kiln run seq 20000, with -t / without");
+    let accel = image::accel_name(guest.vm.acceleration());
     let mut echoes = Pair::new("5000 × echo on a terminal", "5000 × echo without one", "5000 × echo, with / without");
     // The first of each does not count.
     for round in 0..=bench.samples.div_ceil(4) {
@@ -44,17 +54,29 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
         if let Some(with) = seq.with.samples.last().filter(|_| round > 0) {
             against_own.samples.push(with / alone);
             own.samples.push(alone);
+            own_against_without.samples.extend(seq.without.samples.last().map(|without| alone / without));
+        }
+        let (with, without) = if round % 2 == 0 {
+            (process(accel, true).await?, process(accel, false).await?)
+        } else {
+            let without = process(accel, false).await?;
+            (process(accel, true).await?, without)
+        };
+        if round > 0 {
+            whole.push(with, without);
         }
     }
     for (claim, ratio) in [
-        // Not against its time without: a program writes each line to a terminal and 4 KiB at once elsewhere, and what the
-        // guest's kernel takes for that is not ours.
+        ("`kiln run -t -- seq 20000` ≤ 2 × `kiln run -- seq 20000`, whole processes (median of ratios)", &whole.ratio),
+        // Beside it: a program writes each line to a terminal and 4 KiB at once elsewhere, and what the guest's kernel takes
+        // for that is not ours.
         ("`seq 20000` on a terminal ≤ 2 × on a terminal that is read in the guest (median of ratios)", &against_own),
         ("a shell's 5000 × `echo` on a terminal ≤ 2 × its time without (median of ratios)", &echoes.ratio),
     ] {
         results.promises.push(Promise { claim, seen: ratio.p50(), bound: RATIO_MAX, sense: Sense::AtMost });
     }
-    results.series.extend([seq.with, seq.without, seq.ratio, own, against_own]);
+    results.series.extend([seq.with, seq.without, seq.ratio, own, against_own, own_against_without]);
+    results.series.extend([whole.with, whole.without, whole.ratio]);
     results.series.extend([echoes.with, echoes.without, echoes.ratio]);
     results.series.push(keys(bench, link).await?);
     guest.vm.kill().await;
@@ -109,6 +131,20 @@ async fn timed(link: &GuestLink, argv: &[&str], lines: usize, terminal: bool) ->
             _ => {}
         }
     }
+}
+
+/// A whole `kiln run` of `seq`, from the start of its process to its end.
+async fn process(accel: &str, terminal: bool) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let mut command = Command::from(command(std::env::current_exe()?, Environment::Callers));
+    command.args(["run", "--accel", accel]).args(terminal.then_some("-t")).arg("--").args(SEQ);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(RUN_DEADLINE, command.output()).await.context("`kiln run` hangs")??;
+    let taken = start.elapsed().as_secs_f64() * 1e3;
+    ensure!(output.status.success(), "`kiln run -- seq` ended with {}", output.status);
+    let seen = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+    ensure!(seen == SEQ_LINES, "{seen} lines of {SEQ_LINES} came");
+    Ok(taken)
 }
 
 /// A command on a terminal that a program in the guest reads, as that program timed it.
