@@ -91,6 +91,7 @@ impl Queue {
             return;
         };
         let completion: Completion = faults.completed(self.index, chain, written);
+        self.ring.mark(chain);
         for _ in 0..completion.times {
             self.ring.push_id(completion.id, completion.written);
             self.unpublished = true;

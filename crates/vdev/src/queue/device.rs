@@ -116,10 +116,16 @@ impl DeviceRing {
     /// driver sees it after the next [`publish`](Self::publish). Chains come back in any order.
     #[inline]
     pub fn push(&mut self, chain: &Chain, written: u32) {
+        self.mark(chain);
+        self.push_id(chain.id(), written);
+    }
+
+    /// Marks what was written to the buffers of a chain in the dirty log.
+    #[inline]
+    pub fn mark(&self, chain: &Chain) {
         if let Some(log) = &self.place.log {
             chain.mark(&log.log);
         }
-        self.push_id(chain.id(), written);
     }
 
     /// As [`push`](Self::push), without the chain: what was written to its buffers is not marked in the dirty log.
