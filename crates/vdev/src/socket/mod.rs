@@ -12,9 +12,11 @@ mod error;
 mod event;
 mod flow;
 mod listener;
+mod reach;
 
 pub use channel::{Channel, RawMessage};
 pub use error::SocketError;
 pub use event::{Event, wait_readable};
 pub use flow::Flow;
 pub use listener::Listener;
+pub use reach::{SOCKET_PATH_BYTES_MAX, unreachable};
