@@ -98,8 +98,26 @@ pub struct AnswerFault {
     pub cut_after: Option<usize>,
 }
 
+/// How a backend goes about its clients, other than at once and one after the other for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// How long it takes until it listens.
+    pub start_delay: Duration,
+    /// How long a connection waits before it is accepted.
+    pub accept_delay: Duration,
+    /// How long after a client has left whoever connects is closed at once.
+    pub pause: Duration,
+    /// After how many clients it ends; never, if it is left out.
+    pub clients: Option<u64>,
+}
+
 /// Where a backend is wrong. Every method is right by default.
 pub trait Faults: Send + Sync {
+    /// How clients are accepted.
+    fn serving(&self) -> Serving {
+        Serving::default()
+    }
+
     /// A session begins: what it offers may be changed.
     fn offer(&self, _offer: &mut Offer) {}
 

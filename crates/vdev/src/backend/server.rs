@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::device::Device;
-use super::fault::Faults;
+use super::fault::{Faults, Serving};
 use super::observe::{Nobody, Observer, SessionEvent};
 use super::refusal::SessionError;
 use super::session::Session;
@@ -38,6 +38,11 @@ impl Default for Options {
 
 /// The pause after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Waits, but not longer than until it is told to stop; returns whether it was.
+fn sleep(stop: &Event, time: Duration) -> std::io::Result<bool> {
+    wait_readable([stop.as_fd()], Some(time)).map(|[is_stopped]| is_stopped)
+}
 
 /// Serves a device to frontends.
 pub struct Server {
@@ -73,24 +78,28 @@ impl Server {
     /// # Errors
     /// Where nothing can be waited for.
     pub fn serve(&self, listener: &Listener, stop: &Event) -> std::io::Result<u64> {
-        let mut clients = 0;
-        loop {
+        let serving = self.options.faults.as_ref().map_or_else(Serving::default, |faults| faults.serving());
+        let (mut clients, mut pauses_until) = (0, None);
+        while serving.clients.is_none_or(|most| clients < most) {
             let [is_stopped, _] = wait_readable([stop.as_fd(), listener.as_fd()], None)?;
-            if is_stopped {
+            if is_stopped || (!serving.accept_delay.is_zero() && sleep(stop, serving.accept_delay)?) {
                 return Ok(clients);
             }
             match listener.accept(Some(Duration::ZERO), self.options.message_timeout) {
                 Ok(None) => {}
+                Ok(Some(_)) if pauses_until.is_some_and(|until| Instant::now() < until) => {}
                 Ok(Some(channel)) => {
                     clients += 1;
                     self.serve_client(channel, clients, stop);
+                    pauses_until = (!serving.pause.is_zero()).then(|| Instant::now() + serving.pause);
                 }
                 // Nothing but time frees a descriptor.
                 Err(_) => {
-                    wait_readable([stop.as_fd()], Some(ACCEPT_PAUSE))?;
+                    sleep(stop, ACCEPT_PAUSE)?;
                 }
             }
         }
+        Ok(clients)
     }
 
     /// Serves on a socket that the process was started with (`--fd`): one that listens, or a single frontend. Returns how

@@ -9,7 +9,7 @@ use super::hint::nearest;
 use super::script::{
     InsteadRule, MessageRule, Names, RingOn, RingRule, Script, ScriptError, numbered_bit, protocol_bit, unknown,
 };
-use crate::backend::fault::{AnswerFault, Completion, Faults, Instead, MessageFault, Offer, RingEvent};
+use crate::backend::fault::{AnswerFault, Completion, Faults, Instead, MessageFault, Offer, RingEvent, Serving};
 use crate::backend::{Queue, StoppedQueue};
 use crate::protocol::{Flags, ProtocolFeatures};
 use crate::queue::{Chain, ChainId, RingKind};
@@ -57,7 +57,11 @@ impl Misbehave {
     /// The rules about this that apply now. Each counts its own occasions.
     fn ring_rules(&self, on: RingOn, queue: u16, sector: Option<u64>) -> impl Iterator<Item = &RingRule> {
         self.script.ring.iter().zip(&self.rings).filter_map(move |(rule, count)| {
+            let has_come = |after: super::script::Number| {
+                self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&after.0)
+            };
             let is_here = rule.on == on
+                && rule.after.is_none_or(has_come)
                 && rule.queue.is_none_or(|wanted| wanted == queue)
                 && rule.sector.is_none_or(|wanted| sector == Some(wanted));
             (is_here && is_nth(rule.nth, count)).then_some(rule)
@@ -101,6 +105,16 @@ fn fault(rule: &MessageRule) -> MessageFault {
 }
 
 impl Faults for Misbehave {
+    fn serving(&self) -> Serving {
+        let rule = self.script.serve;
+        Serving {
+            start_delay: Duration::from_millis(rule.start_delay_ms),
+            accept_delay: Duration::from_millis(rule.accept_delay_ms),
+            pause: Duration::from_millis(rule.pause_ms),
+            clients: rule.clients,
+        }
+    }
+
     fn offer(&self, offer: &mut Offer) {
         let [add, remove] = self.features;
         offer.features = (offer.features | add) & !remove;
@@ -127,9 +141,17 @@ impl Faults for Misbehave {
         let rules = self.script.message.iter().zip(&self.messages);
         let found =
             rules.filter(|(rule, _)| rule.name.0 == request && rule.after.is_none_or(|after| seen.contains(&after.0)));
-        let found = found.filter(|(rule, count)| is_nth(rule.nth, count)).map(|(rule, _)| fault(rule)).last();
+        let found = found.filter(|(rule, count)| is_nth(rule.nth, count)).map(|(rule, _)| rule).last();
         seen.insert(request);
-        found
+        if let Some(delay) = found.and_then(|rule| rule.crash_after_ms) {
+            let late = move || {
+                std::thread::sleep(Duration::from_millis(delay));
+                std::process::abort();
+            };
+            // If the system has no thread to spare, nothing goes wrong this once.
+            let _ = std::thread::Builder::new().name("late-crash".to_owned()).spawn(late);
+        }
+        found.map(fault)
     }
 
     fn looks_unasked(&self) -> bool {

@@ -6,6 +6,12 @@
 //! protocol_features.remove = ["CONFIG"]
 //! queues = 99
 //!
+//! [serve]                        # how it goes about its clients
+//! start_delay_ms = 100           # listens late
+//! accept_delay_ms = 2000         # accepts late
+//! pause_ms = 300                 # so long after a client has left, whoever connects is closed
+//! clients = 1                    # ends after so many
+//!
 //! [[config]]                     # bytes of the configuration
 //! at = 0
 //! bytes = "ff ff"
@@ -15,6 +21,7 @@
 //! nth = 2                        # only the second time; without it, each time
 //! after = "SET_FEATURES"         # and only after this one
 //! delay_ms = 200                 # … wait,
+//! crash_after_ms = 50            # handle it, and die a little later
 //! do = "ignore"                  # and instead of handling it: ignore, close, crash, nack, ack
 //! reply.size = 4                 # or answer wrong: number, flags, size, payload, descriptors, twice, silent, cut
 //! backend_channel = { number = 99, payload = "00" }
@@ -23,6 +30,7 @@
 //! on = "completion"              # kick, completion, call, stop
 //! queue = 0
 //! nth = 3
+//! after = 200                    # only once this message has come
 //! sector = 8                     # a request of a disk for this sector
 //! written = 4096                 # … say another length, or id, or times; jump, status, corrupt, delay_ms
 //! ```
@@ -46,6 +54,7 @@ const CALLS_MAX: u32 = 100_000;
 #[serde(deny_unknown_fields, default)]
 pub struct Script {
     pub(super) offer: OfferRule,
+    pub(super) serve: ServeRule,
     pub(super) config: Vec<ConfigRule>,
     pub(super) message: Vec<MessageRule>,
     pub(super) ring: Vec<RingRule>,
@@ -58,6 +67,16 @@ pub struct OfferRule {
     pub features: Names,
     pub protocol_features: Names,
     pub queues: Option<u64>,
+}
+
+/// How clients are served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeRule {
+    pub start_delay_ms: u64,
+    pub accept_delay_ms: u64,
+    pub pause_ms: u64,
+    pub clients: Option<u64>,
 }
 
 /// Bits that come or go.
@@ -85,6 +104,7 @@ pub struct MessageRule {
     pub after: Option<Number>,
     #[serde(default)]
     pub delay_ms: u64,
+    pub crash_after_ms: Option<u64>,
     #[serde(rename = "do")]
     pub instead: Option<InsteadRule>,
     /// The code of a nack.
@@ -135,6 +155,7 @@ pub struct RingRule {
     pub on: RingOn,
     pub queue: Option<u16>,
     pub nth: Option<u64>,
+    pub after: Option<Number>,
     pub sector: Option<u64>,
     #[serde(default)]
     pub delay_ms: u64,
@@ -246,6 +267,7 @@ impl FromStr for Script {
 impl Script {
     /// Refuses rules that say nothing, or too much.
     fn check(&self) -> Result<(), ScriptError> {
+        refuse("[serve]".to_owned(), self.serve.problem().map(str::to_owned))?;
         for (rule, number) in self.message.iter().zip(1..) {
             let problem = rule.problem().map(str::to_owned);
             refuse(format!("[[message]] {number}"), problem)?;
@@ -265,9 +287,21 @@ fn refuse(rule: String, problem: Option<String>) -> Result<(), ScriptError> {
     problem.map_or(Ok(()), |problem| Err(ScriptError::Rule { rule, problem }))
 }
 
+impl ServeRule {
+    fn problem(self) -> Option<&'static str> {
+        let delays = [self.start_delay_ms, self.accept_delay_ms, self.pause_ms];
+        match self {
+            _ if delays.iter().any(|delay| *delay > DELAY_MS_MAX) => Some("a delay is over a minute"),
+            Self { clients: Some(0), .. } => Some("`clients` counts from 1"),
+            _ => None,
+        }
+    }
+}
+
 impl MessageRule {
     fn problem(&self) -> Option<&'static str> {
         let says_nothing = self.delay_ms == 0
+            && self.crash_after_ms.is_none()
             && self.instead.is_none()
             && self.reply == ReplyRule::default()
             && self.backend_channel.is_none();
@@ -275,6 +309,9 @@ impl MessageRule {
             _ if says_nothing => Some("says nothing that is to be done"),
             Self { nth: Some(0), .. } => Some("`nth` counts from 1"),
             Self { delay_ms, .. } if *delay_ms > DELAY_MS_MAX => Some("`delay_ms` is over a minute"),
+            Self { crash_after_ms: Some(delay), .. } if *delay > DELAY_MS_MAX => {
+                Some("`crash_after_ms` is over a minute")
+            }
             Self { code: Some(_), instead, .. } if *instead != Some(InsteadRule::Nack) => {
                 Some("`code` belongs to `do = \"nack\"`")
             }
@@ -371,6 +408,9 @@ mod tests {
         assert_eq!(rule(""), "[[message]] 1: says nothing that is to be done");
         assert!(rule("nth = 0\ndo = \"close\"").contains("counts from 1"));
         assert!(rule("delay_ms = 60001").contains("a minute"));
+        assert!(rule("crash_after_ms = 60001").contains("a minute"));
+        assert!(error("[serve]\npause_ms = 60001\n").starts_with("[serve]: "));
+        assert!(error("[serve]\nclients = 0\n").contains("counts from 1"));
         assert!(rule("code = 3\ndo = \"ack\"").contains("nack"));
         assert!(rule("reply.payload = \"0g\"").contains("hexadecimal"));
         assert!(rule("reply.payload = \"000\"").contains("hexadecimal"));

@@ -1,13 +1,14 @@
 //! A mock from its parts.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::misbehave::Misbehave;
 use super::script::{Script, ScriptError};
 use crate::backend::{Device, Observer, Options, Server};
-use crate::socket::{Event, Listener, SocketError};
+use crate::socket::{Event, Listener, SocketError, wait_readable};
 
 /// Why a mock could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,12 @@ impl Mock {
     /// # Errors
     /// Where it can't listen there.
     pub fn serve(self, socket: &Path, stop: &Event) -> Result<u64, MockError> {
+        let faults = self.options.faults.as_ref();
+        let delay = faults.map_or(Duration::ZERO, |faults| faults.serving().start_delay);
+        let [is_stopped] = wait_readable([stop.as_fd()], Some(delay))?;
+        if is_stopped {
+            return Ok(0);
+        }
         let listener = Listener::bind(socket)?;
         Ok(self.into_server()?.serve(&listener, stop)?)
     }

@@ -89,7 +89,14 @@ impl Watch {
     pub fn report(&self) -> Report {
         let state = self.lock();
         let cases = Rule::ALL.iter().map(|rule| case(*rule, state.outcomes.by_rule.get(rule)));
-        Report { target: self.target.clone(), backend: None, cases: cases.collect(), duration: self.began.elapsed() }
+        Report {
+            target: self.target.clone(),
+            cases: cases.collect(),
+            duration: self.began.elapsed(),
+            runs: 1,
+            jobs: 1,
+            ..Report::default()
+        }
     }
 
     /// How many frontends there were.
@@ -185,5 +192,7 @@ fn case(rule: Rule, outcome: Option<&Outcome>) -> CaseReport {
         duration: std::time::Duration::ZERO,
         resources: None,
         stderr: Vec::new(),
+        note: None,
+        flaky: None,
     }
 }
