@@ -69,12 +69,17 @@ impl Driver {
 
     /// With so many buffers to receive into.
     pub fn with(socket: &Path, buffers: u16) -> Self {
+        Self::on(socket, buffers, 0)
+    }
+
+    /// On the rings of this pair.
+    pub fn on(socket: &Path, buffers: u16, pair: u32) -> Self {
         let mut frontend = Frontend::connect(socket, &Options::default()).expect("connects");
         frontend.handshake(&Wish::default()).expect("is agreed");
         let (mut arena, file) = Arena::new(0, 4 << 20).expect("memory");
         let region = *arena.region().description();
         frontend.share_memory(vec![SharedRegion { region, file }]).expect("is shared");
-        let mut rings = [0, 1].map(|index| {
+        let mut rings = [2 * pair, 2 * pair + 1].map(|index| {
             let layout = RingLayout { kind: RingKind::Split, size: RING, event_idx: true, indirect: true };
             let ring = DriverRing::create(index, layout, &mut arena).expect("a ring");
             let (kick, call) = (Event::new().expect("an eventfd"), Event::new().expect("an eventfd"));

@@ -43,6 +43,20 @@ fn frames_of_any_size_and_layout_come_back_whole() {
 }
 
 #[test]
+fn each_pair_of_queues_is_served() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("net");
+    let options = NetOptions { pairs: 3, ..card(Behind::Reflection, 0) };
+    let _served = Served::new(Net::new(options).expect("a card"), &socket);
+    for pair in 0..3 {
+        let mut driver = Driver::on(&socket, 4, pair);
+        driver.send(&frame(7, 60), 1);
+        let back = driver.receive(DEADLINE).expect("comes back to the pair that sent it");
+        assert_eq!(back[HEADER + 14], 7);
+    }
+}
+
+#[test]
 fn what_is_no_frame_is_taken_and_forgotten() {
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("net");

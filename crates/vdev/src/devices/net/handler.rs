@@ -1,4 +1,4 @@
-//! Moves frames between the rings and the wire, on one thread.
+//! Moves frames between one pair of rings and the wire, on one thread.
 //!
 //! A guest that leaves no buffers for what it receives is not sent more: a TAP is not read then, and answers wait in a
 //! bounded queue behind which they are lost.
@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::wire::Wire;
-use super::{FRAME_BYTES_MAX, NetOptions, RECEIVE, TRANSMIT};
+use super::{FRAME_BYTES_MAX, NetOptions};
 use crate::backend::{EventFlags, Queue, QueueHandler, Queues, Work};
 use crate::queue::{Chain, QueueError};
 use crate::random::Random;
@@ -30,6 +30,9 @@ const LOOKS_MAX: usize = 2 * BUFFERS_MAX;
 const TAP: u64 = 0;
 
 pub(super) struct Handler {
+    /// Which queues it serves: where the card receives, and where it transmits.
+    receives: u16,
+    transmits: u16,
     wire: Wire,
     header_bytes: usize,
     merges: bool,
@@ -49,10 +52,12 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub(super) fn new(wire: Wire, options: &NetOptions, features: u64) -> Self {
+    pub(super) fn new(wire: Wire, options: &NetOptions, pair: u16, features: u64) -> Self {
         let merges = features & feature::net::MRG_RXBUF != 0;
         let is_long = merges || features & feature::VERSION_1 != 0;
         Self {
+            receives: 2 * pair,
+            transmits: 2 * pair + 1,
             wire,
             header_bytes: if is_long { HEADER_BYTES } else { HEADER_BYTES_LEGACY },
             merges,
@@ -65,7 +70,7 @@ impl Handler {
             chains: Vec::new(),
             tap_watched: false,
             tap_ended: false,
-            loss: Loss { permille: options.loss_permille, random: Random::new(options.seed) },
+            loss: Loss { permille: options.loss_permille, random: Random::new(options.seed.wrapping_add(pair.into())) },
         }
     }
 
@@ -122,6 +127,9 @@ impl Handler {
         }
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
+        }
+        if self.receives > 0 && matches!(self.wire, Wire::Tap(_)) {
+            return None;
         }
         let mut frame = self.idle.pop().unwrap_or_default();
         loop {
@@ -191,7 +199,7 @@ impl Handler {
 
     /// Serves the receive ring: afterwards either there is nothing to receive, or the driver will kick when it has room.
     fn serve_receive(&mut self, queues: &mut Queues) -> Result<(), QueueError> {
-        let Some(queue) = queues.get(RECEIVE) else { return Ok(()) };
+        let Some(queue) = queues.get(self.receives) else { return Ok(()) };
         if !queue.is_enabled() {
             return Ok(());
         }
@@ -206,7 +214,8 @@ impl Handler {
 
     /// Waits for the TAP, or does not while the guest has no room for what it has.
     fn watch_tap(&mut self, queues: &Queues, wanted: bool) {
-        let wanted = wanted && !self.tap_ended;
+        // The threads of the other pairs would take frames from each other.
+        let wanted = wanted && !self.tap_ended && self.receives == 0;
         let Wire::Tap(tap) = &self.wire else { return };
         if wanted == self.tap_watched {
             return;
@@ -223,11 +232,11 @@ impl Handler {
 
 impl QueueHandler for Handler {
     fn process(&mut self, queues: &mut Queues, queue: u16) -> Result<Work, QueueError> {
-        if queue == RECEIVE {
+        if queue == self.receives {
             self.serve_receive(queues)?;
             return Ok(Work::Left);
         }
-        let Some(transmit) = queues.get(TRANSMIT) else { return Ok(Work::Left) };
+        let Some(transmit) = queues.get(self.transmits) else { return Ok(Work::Left) };
         let work = self.transmit(transmit)?;
         if !self.answers.is_empty() {
             self.serve_receive(queues)?;
@@ -237,11 +246,11 @@ impl QueueHandler for Handler {
 
     /// A card that is disabled sends nothing and receives nothing, but takes what is to be sent off the guest's hands.
     fn discard(&mut self, queues: &mut Queues, queue: u16) -> Result<Work, QueueError> {
-        if queue == RECEIVE {
+        if queue == self.receives {
             self.watch_tap(queues, false);
             return Ok(Work::Left);
         }
-        let Some(transmit) = queues.get(TRANSMIT) else { return Ok(Work::Left) };
+        let Some(transmit) = queues.get(self.transmits) else { return Ok(Work::Left) };
         for _ in 0..FRAMES_AT_ONCE {
             if !transmit.pop(&mut self.chain)? {
                 return Ok(Work::Drained);
@@ -252,11 +261,11 @@ impl QueueHandler for Handler {
     }
 
     fn ready(&mut self, queues: &mut Queues, _token: u64) -> Result<(), (u16, QueueError)> {
-        self.serve_receive(queues).map_err(|error| (RECEIVE, error))
+        self.serve_receive(queues).map_err(|error| (self.receives, error))
     }
 
     fn stopping(&mut self, queues: &mut Queues, queue: u16) {
-        if queue == RECEIVE {
+        if queue == self.receives {
             self.watch_tap(queues, false);
         }
     }

@@ -1,4 +1,4 @@
-//! A network card (VIRTIO 1.2, section 5.1) with one pair of queues, and what lies behind it.
+//! A network card (VIRTIO 1.2, section 5.1) with pairs of queues, and what lies behind it.
 //!
 //! ```text
 //!   guest ── transmit ring ──▶ frame ──▶ Wire ──▶ TAP │ a host that answers │ its own reflection
@@ -25,10 +25,8 @@ use crate::virtio::{DeviceKind, feature};
 
 /// The longest frame that is taken, either way: the largest IP packet with its Ethernet header.
 pub const FRAME_BYTES_MAX: usize = 65_535 + 14;
-/// Where the card receives.
-pub(super) const RECEIVE: u16 = 0;
-/// Where it transmits.
-pub(super) const TRANSMIT: u16 = 1;
+/// The most pairs of queues: the number of a queue has 8 bits in `SET_VRING_KICK` and its like.
+pub const PAIRS_MAX: u16 = 128;
 
 /// What lies behind a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +44,10 @@ pub enum Behind {
 pub struct NetOptions {
     /// Its address.
     pub mac: [u8; 6],
+    /// How many pairs of queues it has, 1 to 128. Each has a thread and receives the answers to what it sent; a TAP is read
+    /// by the first alone. Which of them a guest uses is agreed between it and the VMM, over a control queue that a backend
+    /// does not see.
+    pub pairs: u16,
     /// What lies behind it.
     pub behind: Behind,
     /// Of 1,000 frames, either way, how many are lost. Which ones depends on `seed` alone.
@@ -56,7 +58,8 @@ pub struct NetOptions {
 
 impl Default for NetOptions {
     fn default() -> Self {
-        Self { mac: [0x02, 0x6b, 0x69, 0x6c, 0x6e, 1], behind: Behind::Reflection, loss_permille: 0, seed: 1 }
+        let mac = [0x02, 0x6b, 0x69, 0x6c, 0x6e, 1];
+        Self { mac, pairs: 1, behind: Behind::Reflection, loss_permille: 0, seed: 1 }
     }
 }
 
@@ -84,6 +87,10 @@ impl Net {
         };
         Ok(Self { options, tap })
     }
+
+    fn pairs(&self) -> u16 {
+        self.options.pairs.clamp(1, PAIRS_MAX)
+    }
 }
 
 impl Device for Net {
@@ -92,7 +99,8 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::net::MAC | feature::net::STATUS | feature::net::MTU | feature::net::MRG_RXBUF
+        let of_pairs = if self.pairs() > 1 { feature::net::MQ } else { 0 };
+        feature::net::MAC | feature::net::STATUS | feature::net::MTU | feature::net::MRG_RXBUF | of_pairs
     }
 
     fn protocol_features(&self) -> ProtocolFeatures {
@@ -100,16 +108,16 @@ impl Device for Net {
     }
 
     fn queues(&self) -> u16 {
-        2
+        2 * self.pairs()
     }
 
-    fn worker_of(&self, _queue: u16) -> u16 {
-        0
+    fn worker_of(&self, queue: u16) -> u16 {
+        queue / 2
     }
 
     fn config(&self) -> Vec<u8> {
         let mut config = self.options.mac.to_vec();
-        for number in [LINK_UP, 1, MTU] {
+        for number in [LINK_UP, self.pairs(), MTU] {
             config.extend_from_slice(&number.to_le_bytes());
         }
         config
@@ -128,13 +136,13 @@ impl Device for Net {
         Ok(())
     }
 
-    fn start(&self, _worker: u16, features: u64) -> io::Result<Box<dyn QueueHandler>> {
+    fn start(&self, worker: u16, features: u64) -> io::Result<Box<dyn QueueHandler>> {
         let tap = self.tap.as_ref().map(Tap::try_clone).transpose()?;
         let wire = match (&self.options.behind, tap) {
             (_, Some(tap)) => Wire::Tap(tap),
             (Behind::Host(address), None) => Wire::Host(Host::new(*address)),
             (Behind::Reflection | Behind::Tap(_), None) => Wire::Reflection,
         };
-        Ok(Box::new(handler::Handler::new(wire, &self.options, features)))
+        Ok(Box::new(handler::Handler::new(wire, &self.options, worker, features)))
     }
 }
