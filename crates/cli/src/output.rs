@@ -13,8 +13,9 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _, stderr};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -186,33 +187,70 @@ pub fn start_log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colors).init();
 }
 
-/// A line that says what is going on; it disappears when dropped, and only a terminal sees it.
+/// What is going on, on stderr: a line of a terminal that disappears when this is dropped.
 #[derive(Debug)]
-pub struct Progress(ProgressBar);
+pub struct Progress {
+    bar: ProgressBar,
+    /// If stderr is no terminal and the work is long: when the last line was written.
+    lines: Option<Instant>,
+}
+
+/// How often a line about long work is written to what is no terminal: a log of CI is read later, and nobody counts cases in
+/// it, but a job that shows nothing for minutes is taken for one that hangs.
+const LINE_EVERY: Duration = Duration::from_secs(2);
 
 impl Progress {
-    /// Starts saying `what`.
+    /// Starts saying `what`, to a terminal only.
     pub fn start(what: impl Into<String>) -> Self {
         if !stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
+            return Self { bar: ProgressBar::hidden(), lines: None };
         }
         let bar = ProgressBar::new_spinner().with_message(what.into());
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed:.dim}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self(bar)
+        Self { bar, lines: None }
+    }
+
+    /// As [`start`](Self::start), for work that takes long: what is no terminal gets a line now and then. With `json`, nothing
+    /// is written where the result goes too.
+    pub fn long(what: impl Into<String>, json: bool) -> Self {
+        if json && goes_where_stdout_goes() {
+            return Self { bar: ProgressBar::hidden(), lines: None };
+        }
+        let mut progress = Self::start(what);
+        progress.lines = (!stderr().is_terminal()).then(Instant::now);
+        progress
     }
 
     /// Says something else.
     pub fn say(&self, what: impl Into<String>) {
-        self.0.set_message(what.into());
+        self.bar.set_message(what.into());
     }
+
+    /// As [`say`](Self::say), after a step of long work.
+    pub fn step(&mut self, what: String) {
+        match &mut self.lines {
+            Some(last) if last.elapsed() < LINE_EVERY => {}
+            Some(last) => {
+                *last = Instant::now();
+                say(what);
+            }
+            None => self.say(what),
+        }
+    }
+}
+
+/// Whether stderr and stdout are the same file, pipe or terminal (`2>&1`): whoever reads JSON there would read lines between.
+fn goes_where_stdout_goes() -> bool {
+    let of = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    of(stderr().as_fd()).is_ok_and(|ours| of(io::stdout().as_fd()) == Ok(ours))
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

@@ -7,6 +7,7 @@ mod mock;
 mod place;
 mod probe;
 mod refused;
+mod runner;
 mod stop;
 mod stress;
 mod tap;

@@ -5,7 +5,8 @@ use crate::place::{DISK_BYTES, Place, json, vhost};
 /// A recording of a bench of the storage daemon.
 fn recorded(place: &Place) {
     let mut tap = place.tap(&["--sessions", "2"]);
-    let outcome = vhost(&["bench", &place.text("a"), "--time", "100ms", "--handshakes", "1", "--json"]);
+    let outcome =
+        vhost(&["bench", &place.text("a"), "--device", "blk", "--time", "100ms", "--handshakes", "1", "--json"]);
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     assert_eq!(tap.wait(), 0);
 }

@@ -4,9 +4,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use kiln_vdev::bench::{self, BenchError, BenchOptions, Latency, Report};
 use kiln_vdev::frontend;
 use kiln_vdev::frontend::blk::BlkOptions;
-use kiln_vdev::virtio::DeviceKind;
 
-use super::failure::of_frontend;
+use super::failure::{of_frontend, reachable};
 use super::stop::Stop;
 use super::testing_args::BenchArgs;
 use crate::failure::{Failure, USAGE};
@@ -14,10 +13,11 @@ use crate::output::{Progress, plain, print, print_json};
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
+    reachable(&args.socket)?;
     let stop = Stop::new()?;
     let mut options = BenchOptions::new(args.socket.clone());
     options.session = frontend::Options { timeout: args.timeout, ..frontend::Options::default() };
-    options.disk = args.device == DeviceKind::Blk;
+    options.device = args.device;
     options.pattern = args.rw;
     options.block_bytes = args.bs;
     options.depths.clone_from(&args.qd);
@@ -37,7 +37,7 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
         progress.say(format!("{} at depth {}: {:.0} requests/s", load.pattern, load.depth, load.iops));
     });
     drop(progress);
-    let report = report.map_err(of_bench)?;
+    let report = report.map_err(|error| of_bench(args, error))?;
     match args.json {
         true => print_json(&report)?,
         false => show(&report)?,
@@ -45,9 +45,10 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
     Ok(stop.code().unwrap_or(0))
 }
 
-fn of_bench(error: BenchError) -> Failure {
+fn of_bench(args: &BenchArgs, error: BenchError) -> Failure {
     match error {
-        BenchError::Frontend(error) => of_frontend(error),
+        BenchError::Frontend(error) => of_frontend(&args.socket, error),
+        BenchError::UnknownDevice { .. } => Failure::new(USAGE, error).hint("--device blk says that it is a disk"),
         error => Failure::new(USAGE, error),
     }
 }

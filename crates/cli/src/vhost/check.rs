@@ -1,9 +1,12 @@
 //! `kiln vhost check`: a backend against the specification.
 
+use std::path::Path;
+
 use kiln_vdev::check::{self, CheckError, ExpectedFailures, Options, Report};
 use owo_colors::OwoColorize as _;
 
 use super::FAILED;
+use super::failure::of_socket;
 use super::stop::Stop;
 use super::testing_args::CheckArgs;
 use crate::failure::{Failure, USAGE};
@@ -30,6 +33,8 @@ pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
         writes: !args.no_writes,
         gentle: args.gentle,
         stop: Some(stop.flag()),
+        jobs: args.jobs,
+        repeat: args.repeat,
     };
     let count = check::selected(&options).count();
     if count == 0 {
@@ -38,14 +43,16 @@ pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
     if args.list {
         return list(&options, args.json);
     }
-    let progress = Progress::start(format!("{count} cases"));
-    let mut done = 0;
+    let count = count * args.repeat as usize;
+    let mut progress = Progress::long(format!("{count} cases"), args.json);
+    let (mut done, mut failed) = (0, 0);
     let report = check::run(&options, &mut |case| {
         done += 1;
-        progress.say(format!("{done} of {count}: {}", case.id));
+        failed += usize::from(case.is_unexpected_failure());
+        progress.step(format!("{done} of {count} cases, {failed} failed: {}", case.id));
     });
     drop(progress);
-    let report = report.map_err(of_check)?;
+    let report = report.map_err(|error| of_check(args, error))?;
     write_reports(args, &options, &report)?;
     match args.json {
         true => print_json(&report.to_json())?,
@@ -86,15 +93,17 @@ fn list(options: &Options, json: bool) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn of_check(error: CheckError) -> Failure {
+fn of_check(args: &CheckArgs, error: CheckError) -> Failure {
     if let CheckError::NoFacts { last_words, .. } = &error {
         for line in last_words {
             say(format_args!("{} {}", "backend:".dimmed(), plain(line)));
         }
     }
-    let hint = match &error {
-        CheckError::NoTarget => "give a socket, or a command with --spawn",
-        CheckError::NoFacts { .. } => "try it with kiln vhost probe; with --spawn, {socket} stands for where to listen",
-    };
-    Failure::new(1, error).hint(hint)
+    match error {
+        CheckError::Unreachable { source } => of_socket(args.socket.as_deref().unwrap_or(Path::new("")), source),
+        CheckError::UnknownDevice { .. } => Failure::new(USAGE, error).hint("--device says what kind it is"),
+        CheckError::NoTarget => Failure::new(1, error).hint("give a socket, or a command with --spawn"),
+        CheckError::NoFacts { .. } => Failure::new(1, error)
+            .hint("try it with kiln vhost probe; with --spawn, {socket} stands for where to listen"),
+    }
 }

@@ -4,9 +4,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use kiln_vdev::frontend::FrontendError;
-use kiln_vdev::socket::SocketError;
+use kiln_vdev::socket::{SocketError, unreachable};
 
 use crate::failure::Failure;
+
+/// Refuses a socket that can't be connected to, before anything waits for it.
+pub fn reachable(path: &Path) -> Result<(), Failure> {
+    unreachable(path, false).map_or(Ok(()), |error| Err(of_socket(path, error)))
+}
 
 /// A failure with a hint where the cause is a usual one.
 pub fn of_socket(path: &Path, error: SocketError) -> Failure {
@@ -15,34 +20,42 @@ pub fn of_socket(path: &Path, error: SocketError) -> Failure {
 }
 
 /// A failure of our frontend's, with the hint that its cause has.
-pub fn of_frontend(error: FrontendError) -> Failure {
+pub fn of_frontend(path: &Path, error: FrontendError) -> Failure {
     let error = anyhow::Error::new(error);
-    let is_absent = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref().is_some_and(|error: &std::io::Error| error.kind() == ErrorKind::NotFound)
-    };
-    let hint = error.chain().any(is_absent).then(|| "start the backend first; it makes the socket".to_owned());
+    let hint = error.chain().find_map(|cause| match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(error), _) => hint(path, error),
+        (None, Some(error)) => of_connecting(path, error),
+        (None, None) => None,
+    });
     Failure::new(1, error).maybe_hint(hint)
 }
 
 fn hint(path: &Path, error: &SocketError) -> Option<String> {
     match error {
-        SocketError::Connect { source, .. } => match source.kind() {
-            ErrorKind::NotFound => Some("start the backend first; it makes the socket".into()),
-            ErrorKind::ConnectionRefused if path.exists() => {
-                Some("the socket is there and nobody listens: the backend has ended, or is not a listening one".into())
-            }
-            ErrorKind::PermissionDenied => Some("this user may not write to the socket".into()),
-            ErrorKind::WouldBlock => Some("the backend takes no more connections: another client has it".into()),
-            _ => None,
-        },
+        SocketError::Connect { source, .. } => of_connecting(path, source),
         SocketError::Listen { source, .. } => match source.kind() {
             ErrorKind::AddrInUse => Some("somebody listens there already".into()),
-            ErrorKind::InvalidInput => Some("the path of a socket has at most 107 bytes".into()),
+            ErrorKind::InvalidInput | ErrorKind::InvalidFilename => Some(TOO_LONG.into()),
             _ => None,
         },
         error if error.is_timeout() => {
             Some("another client may have the backend; most serve one at a time. --timeout waits longer".into())
         }
+        _ => None,
+    }
+}
+
+const TOO_LONG: &str = "the path of a socket has at most 107 bytes";
+
+fn of_connecting(path: &Path, error: &std::io::Error) -> Option<String> {
+    match error.kind() {
+        ErrorKind::NotFound => Some("start the backend first; it makes the socket".into()),
+        ErrorKind::ConnectionRefused if path.exists() => {
+            Some("the socket is there and nobody listens: the backend has ended, or is not a listening one".into())
+        }
+        ErrorKind::PermissionDenied => Some("this user may not write to the socket, or not enter its folder".into()),
+        ErrorKind::WouldBlock => Some("the backend takes no more connections: another client has it".into()),
+        ErrorKind::InvalidInput | ErrorKind::InvalidFilename => Some(TOO_LONG.into()),
         _ => None,
     }
 }

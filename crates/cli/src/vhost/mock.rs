@@ -28,6 +28,8 @@ use crate::output::{print, print_json};
 
 /// Where the host behind a network card without a TAP is.
 const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// Queues of a disk if nobody says how many.
+const BLK_QUEUES: u16 = 4;
 /// Warnings that are written within [`WARNINGS_TIME`].
 const WARNINGS_MAX: u32 = 20;
 const WARNINGS_TIME: Duration = Duration::from_secs(10);
@@ -131,7 +133,7 @@ fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<OwnDisk>), Failure
             let options = BlkOptions {
                 read_only: args.read_only,
                 serial: args.serial.clone(),
-                queues: args.queues,
+                queues: args.queues.unwrap_or(BLK_QUEUES),
                 ..BlkOptions::new(backing)
             };
             let disk = Blk::open(&options);
@@ -150,13 +152,17 @@ fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<OwnDisk>), Failure
                 None if args.reflect => Behind::Reflection,
                 None => Behind::Host(HOST_ADDRESS),
             };
-            let options = NetOptions { behind, loss_permille: args.loss, ..NetOptions::default() };
+            let pairs = args.queues.unwrap_or(1);
+            let options = NetOptions { behind, pairs, loss_permille: args.loss, ..NetOptions::default() };
             let name = args.tap.as_deref().unwrap_or_default();
             let net = Net::new(options).with_context(|| format!("failed to open the TAP device `{name}`"));
             let hint = "it takes root, or a TAP made for this user";
             (Arc::new(net.map_err(|error| Failure::new(1, error).hint(hint))?), None)
         }
         MockDevice::Vsock => {
+            if args.queues.is_some() {
+                return Err(Failure::words(USAGE, "--queues is for blk and net: a vsock device has its three queues"));
+            }
             let path = uds(args);
             (Arc::new(Vsock::new(args.cid, &path).map_err(|error| of_socket(&path, error))?), None)
         }

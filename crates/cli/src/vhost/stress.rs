@@ -6,7 +6,7 @@ use kiln_vdev::stress::{self, Concurrency, ProcessFacts, StressOptions, StressRe
 use kiln_vdev::virtio::DeviceKind;
 
 use super::FAILED;
-use super::failure::of_frontend;
+use super::failure::{of_frontend, reachable};
 use super::stop::Stop;
 use super::testing_args::StressArgs;
 use crate::failure::Failure;
@@ -14,6 +14,7 @@ use crate::output::{Progress, plain, print, print_json};
 
 /// Sends clients; exit code 100 where the backend did not do what it should.
 pub fn run(args: &StressArgs) -> Result<u8, Failure> {
+    reachable(&args.socket)?;
     let stop = Stop::new()?;
     let mut options = StressOptions::new(args.socket.clone());
     options.session = frontend::Options { timeout: args.timeout, ..options.session };
@@ -23,7 +24,7 @@ pub fn run(args: &StressArgs) -> Result<u8, Failure> {
     options.disk = args.device == DeviceKind::Blk;
     options.time = args.time;
     let progress = Progress::start(format!("{} clients, {} cycles each", args.clients, args.cycles));
-    let report = stress::run(&options, &stop.flag()).map_err(of_frontend)?;
+    let report = stress::run(&options, &stop.flag()).map_err(|error| of_frontend(&args.socket, error))?;
     drop(progress);
     match args.json {
         true => print_json(&report)?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args as ClapArgs, ValueEnum};
 use kiln_vdev::bench::Pattern;
-use kiln_vdev::check::{Level, SpawnCommand};
+use kiln_vdev::check::{JOBS_MAX, Level, SpawnCommand};
 use kiln_vdev::virtio::DeviceKind;
 
 use crate::args::{parse_duration, parse_size_bytes};
@@ -13,8 +13,10 @@ use crate::args::{parse_duration, parse_size_bytes};
 /// Check a backend against the specification, rule by rule.
 ///
 /// Each case is one rule with the heading it stands under, how binding it is, a verdict, and what was sent and received.
-/// With --spawn the backend is started afresh for each case and watched: exit code, signal, descriptors, memory; a crash is
-/// a finding with its messages. Without, the backend that listens on SOCKET is used for all cases, as long as it lives.
+/// With --spawn the backend is started and watched: exit code, signal, descriptors, memory; a crash is a finding with its
+/// messages. Hostile cases and those that look at the process have a backend of their own; the others share one until a case
+/// fails. If two backends do not disturb each other, cases run side by side. Without --spawn, the backend that listens on
+/// SOCKET is used for all cases, as long as it lives.
 ///
 /// The disk is written in places that are read before and put back after; --no-writes leaves it alone.
 ///
@@ -29,10 +31,10 @@ pub struct CheckArgs {
     /// Where the backend listens; with --spawn it may be left out
     #[arg(required_unless_present_any = ["spawn", "list"])]
     pub socket: Option<PathBuf>,
-    /// Start the backend for each case; {socket} is where it shall listen, {dir} a folder of its own
+    /// Start the backend as often as needed; {socket} is where it must listen, {dir} a folder of its own
     #[arg(long, value_name = "COMMAND")]
     pub spawn: Option<SpawnCommand>,
-    /// The kind of device [default: guessed]
+    /// The kind of device; needed if the backend's features and configuration leave a doubt
     #[arg(long, value_name = "KIND")]
     pub device: Option<DeviceKind>,
     /// Leave out rules that bind less: must, should, may
@@ -41,7 +43,7 @@ pub struct CheckArgs {
     /// Run only these cases; * stands for anything
     #[arg(long = "case", value_name = "ID")]
     pub cases: Vec<String>,
-    /// Known failures, a TOML file: [group] case = "what it means"
+    /// Known failures, a TOML file: [group] case = "what it means", or { may-fail = "why" }
     #[arg(long, value_name = "FILE")]
     pub expect_failures: Option<PathBuf>,
     /// Write such a file of what fails now; meanings that are known are kept
@@ -56,6 +58,12 @@ pub struct CheckArgs {
     /// The longest that anything is waited for; a backend that takes longer hangs
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
+    /// With --spawn: how many backends are used at the same time [default: one for each CPU, 8 at most]
+    #[arg(long, value_name = "N", requires = "spawn", value_parser = parse_jobs)]
+    pub jobs: Option<usize>,
+    /// Run each case N times and name those that come out in more than one way
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
     /// Leave out what may harm the backend
     #[arg(long)]
     pub gentle: bool,
@@ -72,8 +80,8 @@ pub struct CheckArgs {
 
 /// Measure a backend: handshake, round trip, a disk under load.
 ///
-/// The disk is only read unless --rw writes, which changes what is on it. Each of --qd is a load of its own; latencies are
-/// from submitting a request to seeing it done. Other devices have their handshake and messages measured alone.
+/// It drives blk devices, and refuses others. The disk is only read unless --rw writes, which changes what is on it. Each of
+/// --qd is a load of its own; latencies are from submitting a request to seeing it done.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost bench /run/disk.sock\n  \
@@ -112,9 +120,9 @@ pub struct BenchArgs {
     /// Where offsets come from [default: another each time; it is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// The kind of device
-    #[arg(long, value_name = "KIND", default_value = "blk")]
-    pub device: DeviceKind,
+    /// The kind of device, if it does not show: only blk can be driven
+    #[arg(long, value_name = "KIND")]
+    pub device: Option<DeviceKind>,
     /// The longest that one answer or request may take
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub timeout: Duration,
@@ -218,9 +226,9 @@ pub struct MockArgs {
     /// blk: refuse writes
     #[arg(long, help_heading = "blk")]
     pub read_only: bool,
-    /// blk: how many queues
-    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "blk")]
-    pub queues: u16,
+    /// blk: how many queues [default: 4]; net: how many pairs of queues [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub queues: Option<u16>,
     /// blk: the serial number, at most 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "kiln", help_heading = "blk")]
     pub serial: String,
@@ -251,6 +259,13 @@ pub enum MockDevice {
     Net,
     /// Sockets between host and guest
     Vsock,
+}
+
+fn parse_jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=JOBS_MAX) => Ok(jobs),
+        _ => Err(format!("`{text}` is not 1 to {JOBS_MAX}")),
+    }
 }
 
 fn parse_block(text: &str) -> Result<u32, String> {

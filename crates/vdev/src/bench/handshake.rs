@@ -7,7 +7,7 @@ use super::histogram::Histogram;
 use super::options::{BenchError, BenchOptions};
 use super::report::{HandshakeReport, Latency};
 use crate::frontend::blk::{BlkDriver, BlkOptions};
-use crate::frontend::{Frontend, FrontendError, Wish};
+use crate::frontend::{Frontend, FrontendError};
 
 /// Begins sessions one after the other. A backend that does not come back after the first is a fact to be noted.
 pub(super) fn handshakes(
@@ -29,28 +29,20 @@ pub(super) fn handshakes(
             Err(error) => return Err(error.into()),
         }
     }
-    let until = if options.disk { "rings started" } else { "features acknowledged" };
-    Ok(HandshakeReport { until: until.to_owned(), latency: Latency::from(&histogram) })
+    Ok(HandshakeReport { until: "rings started".to_owned(), latency: Latency::from(&histogram) })
 }
 
 fn handshake(options: &BenchOptions) -> Result<std::time::Duration, FrontendError> {
     let deadline = Instant::now() + options.session.timeout;
     loop {
         let started = Instant::now();
-        let begun = if options.disk {
-            let rings = BlkOptions { depth: 1, request_bytes: 4096, ..options.rings.clone() };
-            BlkDriver::connect(&options.socket, &options.session, &rings).map(|mut driver| {
-                let took = Instant::now();
-                // Whether it stops is not what is measured; one that does not is found by the next session.
-                let _ = driver.stop();
-                took
-            })
-        } else {
-            Frontend::connect(&options.socket, &options.session).and_then(|mut frontend| {
-                frontend.handshake(&Wish::default())?;
-                Ok(Instant::now())
-            })
-        };
+        let rings = BlkOptions { depth: 1, request_bytes: 4096, ..options.rings.clone() };
+        let begun = BlkDriver::connect(&options.socket, &options.session, &rings).map(|mut driver| {
+            let took = Instant::now();
+            // Whether it stops is not what is measured; one that does not is found by the next session.
+            let _ = driver.stop();
+            took
+        });
         match begun {
             Ok(begun) => return Ok(begun.duration_since(started)),
             // A backend that serves one at a time may still be busy with the end of the last one.

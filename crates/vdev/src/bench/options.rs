@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frontend::blk::BlkOptions;
 use crate::frontend::{FrontendError, Options};
+use crate::virtio::DeviceKind;
 
 /// What is done to a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,8 +79,8 @@ pub struct BenchOptions {
     pub socket: PathBuf,
     /// How patient its session is.
     pub session: Options,
-    /// Whether it is a disk; other devices have handshakes and round trips measured alone.
-    pub disk: bool,
+    /// What kind of device it is; asked and guessed if it is left out. Only disks can be driven.
+    pub device: Option<DeviceKind>,
     /// What is done to the disk.
     pub pattern: Pattern,
     /// Bytes of each request, a multiple of 512.
@@ -106,7 +107,7 @@ impl BenchOptions {
         Self {
             socket,
             session: Options::default(),
-            disk: true,
+            device: None,
             pattern: Pattern::default(),
             block_bytes: 4096,
             depths: vec![1, 32],
@@ -126,6 +127,22 @@ pub enum BenchError {
     /// The backend failed.
     #[error(transparent)]
     Frontend(#[from] FrontendError),
+    /// It is a device that the bench can't drive.
+    #[error("`{socket}` is a {kind} device{}, and the bench drives blk devices only", evidence.as_ref().map_or_else(String::new, |evidence| format!(" ({evidence})")))]
+    Device {
+        /// The backend's socket.
+        socket: String,
+        /// What it is.
+        kind: DeviceKind,
+        /// What speaks for that, if it was guessed.
+        evidence: Option<String>,
+    },
+    /// It does not show what it is.
+    #[error("`{socket}` does not show what kind of device it is, and the bench drives blk devices only")]
+    UnknownDevice {
+        /// The backend's socket.
+        socket: String,
+    },
     /// Blocks of this size can't be had.
     #[error("blocks of {bytes} bytes are not whole sectors of 512 bytes, at most 16 MiB")]
     BlockSize {

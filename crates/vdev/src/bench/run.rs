@@ -8,7 +8,9 @@ use super::options::{BenchError, BenchOptions};
 use super::report::{DiskReport, LoadReport, Report};
 use crate::frontend::blk::{BlkDriver, BlkOptions};
 use crate::frontend::{Frontend, Wish};
+use crate::protocol::ProtocolFeatures;
 use crate::queue::RingKind;
+use crate::virtio::{Candidate, DeviceKind, plausible};
 
 /// Bytes of a block at most.
 const BLOCK_BYTES_MAX: u32 = 16 << 20;
@@ -23,6 +25,7 @@ pub fn run(options: &BenchOptions, stop: &AtomicBool, mut seen: impl FnMut(&Load
     if bytes == 0 || !bytes.is_multiple_of(512) || bytes > BLOCK_BYTES_MAX {
         return Err(BenchError::BlockSize { bytes });
     }
+    require_disk(options)?;
     let mut notes = Vec::new();
     let handshake = handshakes(options, stop, &mut notes)?;
     let mut report = Report {
@@ -35,15 +38,38 @@ pub fn run(options: &BenchOptions, stop: &AtomicBool, mut seen: impl FnMut(&Load
         stopped: false,
         notes,
     };
-    if options.disk {
-        run_disk(options, stop, &mut report, &mut seen)?;
-    } else {
-        let mut frontend = Frontend::connect(&options.socket, &options.session)?;
-        frontend.handshake(&Wish::default())?;
-        report.round_trip = round_trips(&mut frontend, options.round_trips, stop)?;
-    }
+    run_disk(options, stop, &mut report, &mut seen)?;
     report.stopped = stop.load(Ordering::Relaxed);
     Ok(report)
+}
+
+/// The configuration that every disk has: up to its block size and topology.
+const DISK_CONFIG_BYTES: u32 = 60;
+
+/// Refuses what is no disk. Its requests would be taken for something else, and the figures would mean nothing.
+fn require_disk(options: &BenchOptions) -> Result<(), BenchError> {
+    let socket = || options.socket.display().to_string();
+    if let Some(kind) = options.device {
+        return if kind == DeviceKind::Blk {
+            Ok(())
+        } else {
+            Err(BenchError::Device { socket: socket(), kind, evidence: None })
+        };
+    }
+    let mut frontend = Frontend::connect(&options.socket, &options.session)?;
+    let negotiated = frontend.handshake(&Wish::default())?;
+    let has = |feature| negotiated.protocol_features.contains(feature);
+    let queues = if has(ProtocolFeatures::MQ) { frontend.get_queue_num().ok() } else { None };
+    // Many refuse to answer more than they have; then it is a smaller device.
+    let config = if has(ProtocolFeatures::CONFIG) { frontend.get_config(0, DISK_CONFIG_BYTES).ok() } else { None };
+    let found = plausible(negotiated.offered_features, queues, &config.unwrap_or_default());
+    match found.into_iter().find(|candidate| candidate.is_sure) {
+        Some(Candidate { kind: DeviceKind::Blk, .. }) => Ok(()),
+        Some(Candidate { kind, reason, .. }) => {
+            Err(BenchError::Device { socket: socket(), kind, evidence: Some(reason) })
+        }
+        None => Err(BenchError::UnknownDevice { socket: socket() }),
+    }
 }
 
 fn run_disk(

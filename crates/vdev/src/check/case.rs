@@ -76,32 +76,39 @@ impl Case {
         target: &Target,
         allowed: Allowed,
     ) -> Option<String> {
-        self.needs.iter().find_map(|need| match *need {
-            Need::Protocol(features) if !facts.protocol_features.contains(features) => {
+        self.needs.iter().find_map(|need| need.lack(facts, device, target, allowed))
+    }
+}
+
+impl Need {
+    /// Why the backend does not have it, if it does not.
+    pub fn lack(self, facts: &Facts, device: Option<DeviceKind>, target: &Target, allowed: Allowed) -> Option<String> {
+        match self {
+            Self::Protocol(features) if !facts.protocol_features.contains(features) => {
                 Some(format!("{} is not offered", features.difference(facts.protocol_features)))
             }
-            Need::Feature(bit, name) if facts.features & bit == 0 => Some(format!("{name} is not offered")),
-            Need::Kind(kind) if device != Some(kind) => Some(format!("this is no {} device", kind.name())),
-            Need::DataPath if device != Some(DeviceKind::Blk) => {
+            Self::Feature(bit, name) if facts.features & bit == 0 => Some(format!("{name} is not offered")),
+            Self::Kind(kind) if device != Some(kind) => Some(format!("this is no {} device", kind.name())),
+            Self::DataPath if device != Some(DeviceKind::Blk) => {
                 Some("requests are made of blk devices only".to_owned())
             }
-            Need::DataPath if facts.capacity_sectors() < super::disk::SECTORS_NEEDED => {
+            Self::DataPath if facts.capacity_sectors() < super::disk::SECTORS_NEEDED => {
                 Some("the disk is too small".to_owned())
             }
-            Need::Request => lacks_request(facts, device, allowed),
-            Need::Writes if facts.features & crate::virtio::feature::blk::RO != 0 => {
+            Self::Request => lacks_request(facts, device, allowed),
+            Self::Writes if facts.features & crate::virtio::feature::blk::RO != 0 => {
                 Some("the disk is read-only".to_owned())
             }
-            Need::Writes if !allowed.writes => Some("writes are not allowed".to_owned()),
-            Need::Queues(queues) if facts.queues < queues => Some(format!("it serves {} queues", facts.queues)),
-            Need::ManyClients if facts.ends_with_client => Some("it serves one client only".to_owned()),
-            Need::Spawned if !target.is_spawned() => Some("it was not started with `--spawn`".to_owned()),
-            Need::Process if !target.is_spawned() && target.pid().is_none() => {
+            Self::Writes if !allowed.writes => Some("writes are not allowed".to_owned()),
+            Self::Queues(queues) if facts.queues < queues => Some(format!("it serves {} queues", facts.queues)),
+            Self::ManyClients if facts.ends_with_client => Some("it serves one client only".to_owned()),
+            Self::Spawned if !target.is_spawned() => Some("it was not started with `--spawn`".to_owned()),
+            Self::Process if !target.is_spawned() && target.pid().is_none() => {
                 Some("its process can't be looked at".to_owned())
             }
-            Need::Harm if !allowed.harm => Some("hostile cases are left out".to_owned()),
+            Self::Harm if !allowed.harm => Some("hostile cases are left out".to_owned()),
             _ => None,
-        })
+        }
     }
 }
 

@@ -78,7 +78,7 @@ impl<'a> Context<'a> {
     pub fn connect(&mut self) -> Outcome<Link> {
         let channel = self.target.connect()?;
         self.note("connected");
-        Ok(Link::new(channel, Rc::clone(&self.trace)))
+        Ok(Link::new(channel, Rc::clone(&self.trace)).timeout_once_heard(self.target.timeout()))
     }
 
     /// A connection after others, which has been served once.
@@ -143,13 +143,13 @@ impl<'a> Context<'a> {
         self.survives_messages(link)
     }
 
-    /// The backend serves a new client, or, if it is of the kind that serves one only, has ended without a crash.
+    /// The backend serves a new client and its ring, or, if it is of the kind that serves one only, has ended without a crash.
     pub fn serves_again(&mut self) -> Outcome {
         if let Some(crash) = self.target.crash(false) {
             return Err(Stop::Closed(format!("the process ended: {crash}")));
         }
         if !self.facts.ends_with_client {
-            return self.connect_again().map(drop);
+            return super::works::still_works(self);
         }
         let timeout = self.timeout();
         let Some(process) = self.target.process() else { return Ok(()) };
@@ -167,7 +167,8 @@ impl<'a> Context<'a> {
 
     /// Waits until the backend holds no more than `limit` descriptors; returns how many it holds.
     pub fn descriptors_fall_to(&self, limit: u64) -> Outcome<u64> {
-        let mut held = self.resources()?.descriptors;
+        // A backend that serves one client only may have ended meanwhile, and holds nothing then.
+        let mut held = self.resources().map_or(0, |resources| resources.descriptors);
         wait_until(Duration::from_millis(500), || {
             held = self.resources().map_or(0, |resources| resources.descriptors);
             held <= limit

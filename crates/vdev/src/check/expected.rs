@@ -3,7 +3,11 @@
 //! ```toml
 //! [features]
 //! never-offered-bit = "accepts any bit; a VMM must ask only for what was offered"
+//! wildest-bit = { may-fail = "fails in one run of ten" }
 //! ```
+//!
+//! A case with a text must fail: `--strict` reports one that passes. A case with `may-fail` is right either way, which is
+//! for verdicts that change from run to run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +18,31 @@ use super::verdict::{CaseReport, Expectation, Verdict};
 
 /// Failures that are known, by case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ExpectedFailures(BTreeMap<String, String>);
+pub struct ExpectedFailures(BTreeMap<String, Known>);
+
+/// What is known of one case.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(untagged)]
+enum Known {
+    /// It fails, and what that means.
+    Fails(String),
+    /// It fails in some runs, and what that means.
+    MayFail(MayFail),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct MayFail {
+    may_fail: String,
+}
+
+impl Known {
+    fn meaning(&self) -> &str {
+        match self {
+            Self::Fails(meaning) | Self::MayFail(MayFail { may_fail: meaning }) => meaning,
+        }
+    }
+}
 
 /// Why a file of expected failures can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,25 +102,24 @@ impl ExpectedFailures {
     /// # Errors
     /// Where it is no TOML of this form.
     pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        // No case is called `may-fail`, so a table with that key alone is never a group.
         #[derive(serde::Deserialize)]
         #[serde(untagged)]
         enum Entry {
-            Case(String),
-            Group(BTreeMap<String, String>),
+            Case(Known),
+            Group(BTreeMap<String, Known>),
         }
         let entries: BTreeMap<String, Entry> = toml::from_str(text)?;
         let cases = entries.into_iter().flat_map(|(name, entry)| match entry {
-            Entry::Case(meaning) => vec![(name, meaning)],
-            Entry::Group(cases) => {
-                cases.into_iter().map(|(case, meaning)| (format!("{name}.{case}"), meaning)).collect()
-            }
+            Entry::Case(known) => vec![(name, known)],
+            Entry::Group(cases) => cases.into_iter().map(|(case, known)| (format!("{name}.{case}"), known)).collect(),
         });
         Ok(Self(cases.collect()))
     }
 
     /// What the failure of this case means, if it is expected.
     pub fn meaning(&self, id: &str) -> Option<&str> {
-        self.0.get(id).map(String::as_str)
+        self.0.get(id).map(Known::meaning)
     }
 
     /// How many cases are expected to fail.
@@ -107,18 +134,22 @@ impl ExpectedFailures {
 
     /// How what came of a case stands against this.
     pub fn judge(&self, id: &str, verdict: &Verdict) -> Expectation {
-        let Some(meaning) = self.meaning(id).map(str::to_owned) else { return Expectation::None };
+        let Some(known) = self.0.get(id) else { return Expectation::None };
+        let meaning = known.meaning().to_owned();
         match verdict {
+            Verdict::Pass if matches!(known, Known::MayFail(_)) => Expectation::MayFail(meaning),
             Verdict::Pass => Expectation::PassesNow(meaning),
             Verdict::Skip(_) => Expectation::NotRun(meaning),
             Verdict::Fail(_) | Verdict::Crash(_) | Verdict::Hang(_) => Expectation::Failure(meaning),
         }
     }
 
-    /// A file that expects exactly what failed in this report. Meanings that are known are kept; the others are what the
-    /// suite saw, for a person to replace.
+    /// A file that expects exactly what failed in this report. What is flaky may fail. Meanings that are known are kept, and
+    /// so is what may fail; the others are what the suite saw, for a person to replace.
     pub fn write(&self, report: &Report) -> String {
-        let failed = report.cases.iter().filter(|case| case.verdict.is_failure());
+        let may_fail =
+            |case: &&CaseReport| case.flaky.is_some() || matches!(self.0.get(case.id), Some(Known::MayFail(_)));
+        let failed = report.cases.iter().filter(|case| case.verdict.is_failure() || may_fail(case));
         let mut text = String::from("# What this backend does otherwise, and what that means for whoever uses it.\n");
         let mut group = "";
         for case in failed {
@@ -127,8 +158,11 @@ impl ExpectedFailures {
                 let _ = writeln!(text, "\n[{group}]");
             }
             let name = case.id.split_once('.').map_or(case.id, |(_, name)| name);
-            let meaning = self.meaning(case.id).map_or_else(|| seen(case), str::to_owned);
-            let _ = writeln!(text, "{name} = {}", toml_string(&meaning));
+            let meaning = toml_string(&self.meaning(case.id).map_or_else(|| seen(case), str::to_owned));
+            let _ = match may_fail(&case) {
+                true => writeln!(text, "{name} = {{ may-fail = {meaning} }}"),
+                false => writeln!(text, "{name} = {meaning}"),
+            };
         }
         text
     }
@@ -173,6 +207,8 @@ mod tests {
             duration: Duration::ZERO,
             resources: None,
             stderr: Vec::new(),
+            note: None,
+            flaky: None,
         }
     }
 
@@ -180,7 +216,7 @@ mod tests {
     fn a_file_that_was_written_expects_what_failed_and_keeps_what_was_known() {
         let known = ExpectedFailures::parse("[rings]\nsize-zero = \"known\"\n").expect("is one");
         let cases = vec![failed("features.bits", "a \"b\" \\ \u{1}"), failed("rings.size-zero", "other")];
-        let report = Report { target: String::new(), backend: None, cases, duration: Duration::ZERO };
+        let report = Report { cases, ..Report::default() };
         let again = ExpectedFailures::parse(&known.write(&report)).expect("is one");
         assert_eq!(again.meaning("rings.size-zero"), Some("known"));
         assert_eq!(again.meaning("features.bits"), Some("fail: a \"b\" \\ \u{1}"));
@@ -202,5 +238,22 @@ mod tests {
         assert_eq!(known.judge("a.b", &Verdict::Crash(String::new())), Expectation::Failure(why()));
         assert_eq!(known.judge("a.b", &Verdict::Skip(String::new())), Expectation::NotRun(why()));
         assert_eq!(known.judge("a.c", &Verdict::Fail(String::new())), Expectation::None);
+    }
+
+    #[test]
+    fn a_case_that_may_fail_is_as_expected_either_way_and_stays_in_the_file() {
+        let known = ExpectedFailures::parse("[rings]\nsize-zero = { may-fail = \"why\" }\n").expect("a list");
+        let why = || "why".to_owned();
+        assert_eq!(known.judge("rings.size-zero", &Verdict::Pass), Expectation::MayFail(why()));
+        assert_eq!(known.judge("rings.size-zero", &Verdict::Hang(String::new())), Expectation::Failure(why()));
+        let quoted = ExpectedFailures::parse("\"rings.size-zero\" = { may-fail = \"why\" }").expect("a list");
+        assert_eq!(quoted, known);
+        let mut passed = failed("rings.size-zero", "");
+        passed.verdict = Verdict::Pass;
+        passed.expectation = known.judge(passed.id, &passed.verdict);
+        let report = Report { cases: vec![passed], ..Report::default() };
+        assert!(report.is_as_expected(true), "also with `--strict`");
+        assert_eq!(ExpectedFailures::parse(&known.write(&report)).expect("a list"), known);
+        assert!(ExpectedFailures::parse("[rings]\nsize-zero = { may-fall = \"why\" }\n").is_err());
     }
 }

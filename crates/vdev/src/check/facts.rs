@@ -1,14 +1,17 @@
 //! What a backend says of itself, asked once before the cases: which of them apply depends on it.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::context::negotiate;
 use super::link::{Link, SharedTrace};
 use super::outcome::{Outcome, Stop};
 use super::target::Target;
+use super::works::RingCheck;
 use crate::protocol::frontend::{GetConfig, GetQueueNum};
 use crate::protocol::{Config, Empty, ProtocolFeatures};
-use crate::virtio::{DeviceKind, plausible};
+use crate::virtio::{Candidate, DeviceKind, plausible};
 
 /// Sizes of configuration that devices in use have; a backend may refuse to answer more than it has.
 const CONFIG_SIZES: [usize; 7] = [96, 60, 44, 36, 24, 12, 8];
@@ -27,6 +30,47 @@ pub struct Facts {
     pub config: Vec<u8>,
     /// Whether its process ends when its client leaves.
     pub ends_with_client: bool,
+    /// What a new client's ring can be asked to do, to see that the backend still works.
+    #[serde(skip)]
+    pub rings: RingCheck,
+}
+
+/// The kind of device that is checked, and how it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckedDevice {
+    /// The kind, by name.
+    #[serde(serialize_with = "kind_by_name")]
+    pub kind: DeviceKind,
+    /// How it is known.
+    pub known: DeviceKnown,
+    /// What speaks for it, if it was guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<String>,
+}
+
+/// How the kind of a device is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKnown {
+    /// The user gave it.
+    Given,
+    /// It was guessed, from evidence that no other kind has.
+    Guessed,
+}
+
+/// `blk (given)`.
+impl fmt::Display for CheckedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.evidence {
+            Some(evidence) => write!(f, "{} (guessed: {evidence})", self.kind),
+            None => write!(f, "{} (given)", self.kind),
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+fn kind_by_name<S: serde::Serializer>(kind: &DeviceKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(kind.name())
 }
 
 fn by_name<S: serde::Serializer>(features: &ProtocolFeatures, serializer: S) -> Result<S::Ok, S::Error> {
@@ -60,10 +104,20 @@ impl Facts {
         Ok(facts)
     }
 
-    /// What kind of device it most likely is.
-    pub fn likely_device(&self) -> Option<DeviceKind> {
+    /// What kind of device it is, if its evidence leaves no doubt; else all that it may be.
+    ///
+    /// # Errors
+    /// If there is no evidence that only one kind has.
+    pub fn device(&self) -> Result<CheckedDevice, Vec<Candidate>> {
         let queues = self.protocol_features.contains(ProtocolFeatures::MQ).then_some(self.queues);
-        plausible(self.features, queues, &self.config).first().map(|candidate| candidate.kind)
+        let candidates = plausible(self.features, queues, &self.config);
+        let mut sure = candidates.iter().filter(|candidate| candidate.is_sure);
+        match (sure.next(), sure.next()) {
+            (Some(Candidate { kind, reason, .. }), None) => {
+                Ok(CheckedDevice { kind: *kind, known: DeviceKnown::Guessed, evidence: Some(reason.clone()) })
+            }
+            _ => Err(candidates),
+        }
     }
 
     /// The size of a disk.
@@ -98,7 +152,7 @@ fn config(target: &mut Target, bytes: usize) -> Outcome<Vec<u8>> {
 
 /// A client has just left: whether the process ends for that.
 fn ends_with_client(target: &mut Target) -> Outcome<bool> {
-    match target.connect_served() {
+    match target.connect_learning() {
         Ok(_) => Ok(false),
         Err(_) if target.has_ended() => Ok(true),
         Err(stop) => Err(stop),

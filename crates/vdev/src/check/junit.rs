@@ -26,14 +26,14 @@ impl Report {
         }
         for group in groups {
             let cases: Vec<_> = self.cases.iter().filter(|case| case.group() == group).collect();
-            write_suite(&mut xml, group, &self.target, &cases);
+            write_suite(&mut xml, group, self, &cases);
         }
         xml.push_str("</testsuites>\n");
         xml
     }
 }
 
-fn write_suite(xml: &mut String, group: &str, target: &str, cases: &[&CaseReport]) {
+fn write_suite(xml: &mut String, group: &str, report: &Report, cases: &[&CaseReport]) {
     let failures = cases.iter().filter(|case| case.is_unexpected_failure()).count();
     let skipped = cases.iter().filter(|case| skip_message(case).is_some()).count();
     let seconds: f64 = cases.iter().map(|case| case.duration.as_secs_f64()).sum();
@@ -44,7 +44,12 @@ fn write_suite(xml: &mut String, group: &str, target: &str, cases: &[&CaseReport
         escaped(group),
         cases.len()
     );
-    let _ = writeln!(xml, "    <properties><property name=\"target\" value=\"{}\"/></properties>", escaped(target));
+    let device = report.device.as_ref().map(ToString::to_string);
+    let properties = [("target", Some(report.target.clone())), ("device", device)];
+    let properties = properties.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let properties =
+        properties.map(|(name, value)| format!("<property name=\"{name}\" value=\"{}\"/>", escaped(&value)));
+    let _ = writeln!(xml, "    <properties>{}</properties>", properties.collect::<String>());
     for case in cases {
         write_case(xml, case);
     }
@@ -72,6 +77,9 @@ fn write_case(xml: &mut String, case: &CaseReport) {
         let because = case.verdict.because().unwrap_or_default();
         let kind = case.verdict.name();
         let mut body = format!("rule: {}\nsection: {}\n", case.reason, case.section);
+        if let Some(note) = &case.note {
+            let _ = writeln!(body, "note: {note}");
+        }
         for line in case.trace.lines() {
             let _ = writeln!(body, "{line}");
         }
@@ -136,8 +144,10 @@ mod tests {
             duration: Duration::from_millis(5),
             resources: None,
             stderr: vec!["]]></system-err>".to_owned()],
+            note: None,
+            flaky: None,
         };
-        let report = Report { target: "a <b>".to_owned(), backend: None, cases: vec![case], duration: Duration::ZERO };
+        let report = Report { target: "a <b>".to_owned(), cases: vec![case], ..Report::default() };
         let xml = report.to_junit();
         assert_eq!(xml.matches("<testcase").count(), 1);
         assert_eq!((xml.matches("</failure>").count(), xml.matches("</system-err>").count()), (1, 1));

@@ -26,6 +26,8 @@ pub type SharedTrace = Rc<RefCell<Trace>>;
 pub struct Link {
     channel: Channel,
     trace: SharedTrace,
+    /// What is waited for at most once the backend has accepted, which its first answer shows.
+    timeout: Option<Duration>,
     /// `GET_FEATURES`, once it was asked.
     pub offered: u64,
     /// Protocol features that were negotiated.
@@ -35,7 +37,14 @@ pub struct Link {
 impl Link {
     /// A connection that nothing was said on.
     pub fn new(channel: Channel, trace: SharedTrace) -> Self {
-        Self { channel, trace, offered: 0, protocol: ProtocolFeatures::empty() }
+        Self { channel, trace, timeout: None, offered: 0, protocol: ProtocolFeatures::empty() }
+    }
+
+    /// Waits no longer than this from the first answer on. Before, the channel's own timeout counts, which has room for the
+    /// time until the connection is accepted.
+    #[must_use]
+    pub fn timeout_once_heard(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
     }
 
     /// The connection without the notes.
@@ -83,6 +92,9 @@ impl Link {
     fn receive_for(&mut self, what: &str) -> Outcome<RawMessage> {
         match self.channel.receive_unchecked() {
             Ok(message) => {
+                if let Some(timeout) = self.timeout.take() {
+                    self.channel.set_timeout(timeout);
+                }
                 self.trace.borrow_mut().push(Side::Received, backend_reply(&message));
                 Ok(message)
             }

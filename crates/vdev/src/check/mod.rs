@@ -1,11 +1,12 @@
 //! Conformance: one rule for each case, with how binding it is, what came of it, and what was said.
 //!
 //! ```text
-//!   Options ──▶ run ──▶ for each case: a fresh backend (or the next connection) ──▶ CaseReport ──▶ Report
-//!                                                                                       text, JSON, JUnit XML
+//!   Options ──▶ run ──▶ lanes ──▶ for each case: a fresh backend, or the next connection ──▶ CaseReport ──▶ Report
+//!                                                                                          text, JSON, JUnit XML
 //! ```
 //! A report also stands for the other direction, where a frontend is checked: the types are the same.
 
+mod beside;
 mod case;
 mod cases;
 mod context;
@@ -14,6 +15,7 @@ mod expected;
 mod facts;
 mod guest;
 mod junit;
+mod lane;
 mod link;
 mod outcome;
 mod packed_ring;
@@ -25,13 +27,14 @@ mod run;
 mod target;
 mod trace;
 mod verdict;
+mod works;
 
 pub use case::{Case, Need};
 pub use cases::all as cases;
 pub use expected::{ExpectedError, ExpectedFailures};
-pub use facts::Facts;
+pub use facts::{CheckedDevice, DeviceKnown, Facts};
 pub use process::{CommandError, SpawnCommand};
 pub use report::{Counts, Report};
-pub use run::{CheckError, Options, run, selected};
+pub use run::{CheckError, JOBS_MAX, Options, run, selected};
 pub use trace::{Side, Trace, TraceLine, backend_message, backend_reply, frontend_message};
 pub use verdict::{CaseReport, Expectation, Level, Resources, UnknownLevel, Verdict};

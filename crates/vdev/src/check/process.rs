@@ -4,9 +4,10 @@
     reason = "one system call between fork and exec: a backend ends with the thread that started it"
 )]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -24,7 +25,9 @@ const OUTPUT_BYTES_KEPT: usize = 8 << 10;
 /// Lines of it that a report shows.
 const OUTPUT_LINES_SHOWN: usize = 12;
 /// How long a backend may take to end after `SIGTERM` before it is killed.
-const END_TIMEOUT: Duration = Duration::from_secs(3);
+pub const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the end of a process that was killed is waited for.
+const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How a backend is started: a program and its arguments, `{socket}` and `{dir}` among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,18 @@ impl SpawnCommand {
     pub fn program(&self) -> &str {
         &self.0[0]
     }
+
+    /// The arguments before the first option, and before the first that only a started backend has.
+    pub fn words_before_options(&self) -> &[String] {
+        let ends = |word: &String| word.starts_with('-') || word.contains("{socket}") || word.contains("{dir}");
+        let count = self.0[1..].iter().position(ends).unwrap_or(self.0.len() - 1);
+        &self.0[1..=count]
+    }
+
+    /// Whether `what` is in it: `{socket}`, `{dir}`.
+    pub fn mentions(&self, what: &str) -> bool {
+        self.0.iter().any(|word| word.contains(what))
+    }
 }
 
 impl std::fmt::Display for SpawnCommand {
@@ -93,8 +108,10 @@ pub struct Process {
     socket: PathBuf,
     output: Arc<Mutex<VecDeque<u8>>>,
     ended: Option<ExitStatus>,
-    /// Removed last, when nobody lives in it any more.
-    _directory: tempfile::TempDir,
+    /// How long it has to end after `SIGTERM`.
+    grace: Duration,
+    /// Removed last, when no backend uses it any more.
+    directory: Arc<tempfile::TempDir>,
 }
 
 impl Process {
@@ -102,15 +119,34 @@ impl Process {
     /// descriptors none.
     ///
     /// # Errors
-    /// Where the program can't be started.
+    /// If the program can't be started.
     pub fn start(command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("kiln-check-").tempdir()?;
+        Self::start_in(command, socket, Arc::new(directory))
+    }
+
+    /// Kills it and starts another in the same folder, which finds there what this one has kept.
+    ///
+    /// # Errors
+    /// If the program can't be started.
+    pub fn kill_and_start(mut self, command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
+        self.kill();
+        let directory = Arc::clone(&self.directory);
+        drop(self);
+        // A process that is killed can't remove its sockets, and binding to a path that is there fails. Whoever starts a
+        // backend again after a crash removes them; all other files are the backend's state.
+        for entry in std::fs::read_dir(directory.path())?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+                remove_if_there(&entry.path())?;
+            }
+        }
+        Self::start_in(command, socket, directory)
+    }
+
+    fn start_in(command: &SpawnCommand, socket: Option<&Path>, directory: Arc<tempfile::TempDir>) -> io::Result<Self> {
         let socket = socket.map_or_else(|| directory.path().join("backend.sock"), Path::to_owned);
         // What a backend before this one left would be connected to instead of waited for.
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&socket)?;
         let filled = |word: &String| {
             word.replace("{socket}", &socket.to_string_lossy()).replace("{dir}", &directory.path().to_string_lossy())
         };
@@ -134,7 +170,7 @@ impl Process {
         // It ends when the last that can write to the pipe has gone, which the kill of the group sees to.
         std::thread::Builder::new().name("backend-output".to_owned()).spawn(move || keep_output(reader, &kept))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Self { child, pidfd, socket, output, ended: None, _directory: directory })
+        Ok(Self { child, pidfd, socket, output, ended: None, grace: END_TIMEOUT, directory })
     }
 
     /// Where it listens.
@@ -174,7 +210,22 @@ impl Process {
     /// Ends it at once.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
-        self.wait(END_TIMEOUT);
+        self.wait(KILL_TIMEOUT);
+    }
+
+    /// Asks it to end, and kills it if it does not within `grace`. Returns whether it ended when it was asked.
+    pub fn end(mut self, grace: Duration) -> bool {
+        self.grace = grace;
+        self.end_in_time()
+    }
+
+    fn end_in_time(&mut self) -> bool {
+        let has_ended = !self.grace.is_zero() && self.terminate(self.grace).is_some();
+        if !has_ended {
+            self.kill();
+            let _ = remove_if_there(&self.socket);
+        }
+        has_ended
     }
 
     /// The last lines that it wrote.
@@ -203,9 +254,14 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.terminate(END_TIMEOUT).is_none() {
-            self.kill();
-        }
+        self.end_in_time();
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -246,6 +302,14 @@ const fn signal_name(signal: i32) -> Option<&'static str> {
     })
 }
 
+/// Whether a process that is not ours has ended. Its parent may not have asked for its status yet.
+pub fn has_gone(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    // The name before the state may hold anything, parentheses too.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('Z' | 'X' | 'x'))
+}
+
 /// What a process holds now. Nothing where it has gone or is not ours to look at.
 pub fn resources(pid: u32) -> Option<Resources> {
     let path = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
@@ -262,15 +326,27 @@ pub fn resources(pid: u32) -> Option<Resources> {
     })
 }
 
-/// The processor time that the threads of a process have used.
-pub fn processor_time(pid: u32) -> Option<Duration> {
+/// What a thread has had of the processors.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ThreadTime {
+    /// How long it ran.
+    pub ran: Duration,
+    /// How long it could have run and had to wait for a processor.
+    pub waited: Duration,
+}
+
+/// What each thread of a process has had of the processors, by the thread's number.
+pub fn processor_time(pid: u32) -> Option<BTreeMap<u32, ThreadTime>> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let used = tasks.filter_map(|task| {
+        let task = task.ok()?;
         // A thread may end meanwhile.
-        let schedule = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-        schedule.split_whitespace().next()?.parse::<u64>().ok()
+        let schedule = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let mut nanos = schedule.split_whitespace().map_while(|number| number.parse().ok()).map(Duration::from_nanos);
+        let time = ThreadTime { ran: nanos.next()?, waited: nanos.next()? };
+        Some((task.file_name().to_str()?.parse().ok()?, time))
     });
-    Some(Duration::from_nanos(used.sum::<u64>()))
+    Some(used.collect())
 }
 
 /// Waits until `is_so` holds; looks again ever less often.
@@ -302,6 +378,10 @@ mod tests {
         assert_eq!(command("a  'b c' \"d \\\" e\" f\\ g ''").expect("is one"), ["a", "b c", "d \" e", "f g", ""]);
         assert_eq!(command(" \t "), Err(CommandError::Empty));
         assert_eq!(command("a 'b"), Err(CommandError::Quote('\'')));
+        let words = |text: &str| text.parse::<SpawnCommand>().expect("a command").words_before_options().join(" ");
+        assert_eq!(words("kiln vhost mock --socket {socket} x"), "vhost mock");
+        assert_eq!(words("a {socket} b"), "");
+        assert_eq!(words("a b"), "b");
     }
 
     #[test]

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::facts::Facts;
+use super::facts::{CheckedDevice, Facts};
 use super::verdict::{CaseReport, Expectation, Level, Verdict, seconds};
 
 /// What came of all cases.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
-    /// Who was checked: a socket, or a command.
+    /// What was checked: a socket, or a command.
     pub target: String,
+    /// The kind of device, and how it is known; there is none if a frontend was checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<CheckedDevice>,
     /// What the backend says of itself; there is none where a frontend was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<Facts>,
@@ -21,6 +24,13 @@ pub struct Report {
     /// How long it took.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub duration: Duration,
+    /// How often each case was run.
+    pub runs: u32,
+    /// Backends that were used at the same time.
+    pub jobs: usize,
+    /// What else is to be known about the run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// How many cases came out how.
@@ -62,7 +72,7 @@ impl Report {
                 Expectation::Failure(_) => counts.expected += 1,
                 Expectation::PassesNow(_) => counts.passing_now += 1,
                 Expectation::None if case.verdict.is_failure() => counts.unexpected += 1,
-                Expectation::None | Expectation::NotRun(_) => {}
+                Expectation::None | Expectation::MayFail(_) | Expectation::NotRun(_) => {}
             }
         }
         counts
@@ -79,16 +89,27 @@ impl Report {
         self.cases.iter().filter(|case| case.is_unexpected_failure())
     }
 
+    /// The cases that came out in more than one way.
+    pub fn flaky(&self) -> impl Iterator<Item = &CaseReport> {
+        self.cases.iter().filter(|case| case.flaky.is_some())
+    }
+
     /// All of it as JSON.
     pub fn to_json(&self) -> serde_json::Value {
         let mut json = serde_json::to_value(self).expect("strings, numbers and lists have a form in JSON");
         json["counts"] = serde_json::to_value(self.counts()).expect("numbers have a form in JSON");
+        if self.runs > 1 {
+            json["flaky"] = self.flaky().map(|case| case.id).collect();
+        }
         json
     }
 
-    /// The failures whole, then the counts.
+    /// The device, the failures whole, then the counts.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        if let Some(device) = &self.device {
+            let _ = writeln!(text, "device: {device}\n");
+        }
         for case in self.cases.iter().filter(|case| case.verdict.is_failure()) {
             let _ = writeln!(text, "{}", Failure(case));
         }
@@ -123,7 +144,20 @@ impl Report {
             let _ = write!(text, " ({})", parts.join(", "));
         }
         let _ = write!(text, ", {} skipped", counts.skipped);
+        if self.runs > 1 {
+            let flaky = self.flaky().count();
+            let _ = write!(text, "\n{} runs of each: {flaky} flaky", self.runs);
+        }
+        for case in self.flaky() {
+            let _ = write!(text, "\n`{}` is flaky: {}", case.id, Ways(case));
+        }
+        for note in &self.notes {
+            let _ = write!(text, "\n{note}");
+        }
         for case in &self.cases {
+            if let (None, Some(note)) = (case.verdict.because(), &case.note) {
+                let _ = write!(text, "\n`{}` passes on a fresh backend, and did not {note}", case.id);
+            }
             if let Expectation::PassesNow(_) = case.expectation {
                 let _ = write!(text, "\n`{}` was expected to fail and passes now", case.id);
             }
@@ -149,8 +183,18 @@ impl fmt::Display for CaseReport {
         match &self.expectation {
             Expectation::Failure(_) => f.write_str(" [expected]"),
             Expectation::PassesNow(_) => f.write_str("  expected to fail, and passes now"),
-            Expectation::None | Expectation::NotRun(_) => Ok(()),
+            Expectation::None | Expectation::MayFail(_) | Expectation::NotRun(_) => Ok(()),
         }
+    }
+}
+
+/// How often a case came out in which way: `3 pass, 2 fail`.
+struct Ways<'a>(&'a CaseReport);
+
+impl fmt::Display for Ways<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ways: Vec<_> = self.0.flaky.iter().flatten().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+        f.write_str(&ways.join(", "))
     }
 }
 
@@ -163,6 +207,12 @@ impl fmt::Display for Failure<'_> {
         writeln!(f, "{} {} ({})", case.verdict.name().to_uppercase(), case.id, case.level)?;
         if let Some(because) = case.verdict.because() {
             writeln!(f, "  what:    {because}")?;
+        }
+        if let Some(note) = &case.note {
+            writeln!(f, "  note:    {note}")?;
+        }
+        if case.flaky.is_some() {
+            writeln!(f, "  flaky:   {}", Ways(case))?;
         }
         writeln!(f, "  rule:    {}", case.reason)?;
         writeln!(f, "  section: {}", case.section)?;

@@ -1,22 +1,28 @@
-//! Runs the cases: a fresh backend for each where there is a command, one connection after the other else.
+//! A run: asks the backend what it is, deals the cases out to lanes, and puts together what came of them.
+//!
+//! ```text
+//!   Options ──▶ Facts ──▶ may two run beside each other? ──▶ lanes, a thread and a backend each ──▶ Report
+//! ```
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::case::{Allowed, Case};
-use super::cases;
 use super::context::Context;
 use super::expected::ExpectedFailures;
-use super::facts::Facts;
-use super::outcome::{Outcome, Stop};
-use super::process::{SpawnCommand, resources};
+use super::facts::{CheckedDevice, DeviceKnown, Facts};
+use super::lane::{Lane, Said, Shared, Task};
+use super::outcome::Stop;
+use super::process::SpawnCommand;
 use super::report::Report;
 use super::target::Target;
-use super::trace::Trace;
 use super::verdict::{CaseReport, Level, Verdict};
-use crate::virtio::DeviceKind;
+use super::{beside, cases, works};
+use crate::socket::SocketError;
+use crate::virtio::{Candidate, DeviceKind};
 
 /// What to check, and how.
 #[derive(Debug, Clone)]
@@ -42,7 +48,16 @@ pub struct Options {
     pub gentle: bool,
     /// Set by whoever wants the run to end after the case that runs.
     pub stop: Option<Arc<AtomicBool>>,
+    /// Backends that are used at the same time, at most; as many as there are processors, if it is left out.
+    pub jobs: Option<usize>,
+    /// How often each case is run. What comes out in more than one way is named.
+    pub repeat: u32,
 }
+
+/// Backends that are used at the same time if nobody says how many.
+const JOBS_DEFAULT_MAX: usize = 8;
+/// Backends that are used at the same time at most.
+pub const JOBS_MAX: usize = 64;
 
 impl Default for Options {
     fn default() -> Self {
@@ -57,6 +72,8 @@ impl Default for Options {
             writes: true,
             gentle: false,
             stop: None,
+            jobs: None,
+            repeat: 1,
         }
     }
 }
@@ -67,6 +84,20 @@ pub enum CheckError {
     /// There is neither a socket nor a command.
     #[error("there is no backend to check: neither a socket nor a command that starts one")]
     NoTarget,
+    /// The socket can't be connected to, and waiting changes nothing.
+    #[error(transparent)]
+    Unreachable {
+        /// Why.
+        source: SocketError,
+    },
+    /// What the backend says of itself fits no kind of device, or more than one.
+    #[error("`{target}` does not show what kind of device it is{}", may_be(candidates))]
+    UnknownDevice {
+        /// The socket or the command.
+        target: String,
+        /// What it may be.
+        candidates: Vec<Candidate>,
+    },
     /// The backend does not get as far as saying what it is.
     #[error("`{target}` can't be checked: it {because}")]
     NoFacts {
@@ -79,41 +110,162 @@ pub enum CheckError {
     },
 }
 
-/// Runs the cases. `on_case` hears of each as it is done.
+fn may_be(candidates: &[Candidate]) -> String {
+    let words = candidates.iter().map(|Candidate { kind, reason, .. }| format!("; it may be {kind}: {reason}"));
+    words.collect()
+}
+
+/// Runs the cases. `on_case` gets each as it is done. Its verdict is not final then: a backend that dies a little later is a
+/// crash of the case that it died of.
 ///
 /// # Errors
-/// Where the backend does not even say what it is.
+/// If the backend does not even say what it is, or not what kind of device.
 pub fn run(options: &Options, on_case: &mut dyn FnMut(&CaseReport)) -> Result<Report, CheckError> {
     let started = Instant::now();
     let name = target_name(options)?;
     let mut target = Target::new(options.spawn.clone(), options.socket.clone(), options.timeout);
-    let facts = match Facts::ask(&mut target, options.device) {
-        Ok(facts) => facts,
-        Err(stop) => {
-            let because = match (target.crash(true), stop) {
-                (Some(crash), _) => format!("ended at the first questions: {crash}"),
-                (None, Stop::Fail(because) | Stop::Skip(because) | Stop::Closed(because) | Stop::Hang(because)) => {
-                    because
-                }
-            };
-            let last_words = target.process().map_or_else(Vec::new, |process| process.last_words());
-            return Err(CheckError::NoFacts { target: name, because, last_words });
-        }
-    };
-    let device = options.device.or_else(|| facts.likely_device());
-    let mut reports = Vec::new();
-    for case in selected(options) {
-        if options.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-            break;
-        }
-        let allowed = Allowed { writes: options.writes, harm: !options.gentle };
-        let mut report = run_case(case, &mut target, &facts, device, allowed);
-        report.expectation = options.expected.judge(case.id, &report.verdict);
-        on_case(&report);
-        reports.push(report);
+    if let Some(source) = target.unreachable() {
+        return Err(CheckError::Unreachable { source });
     }
+    let mut facts = Facts::ask(&mut target, options.device).map_err(|stop| no_facts(&name, &mut target, stop))?;
+    let device = match options.device {
+        Some(kind) => CheckedDevice { kind, known: DeviceKnown::Given, evidence: None },
+        None => facts.device().map_err(|candidates| CheckError::UnknownDevice { target: name.clone(), candidates })?,
+    };
+    let allowed = Allowed { writes: options.writes, harm: !options.gentle };
+    facts.rings = works::before_harm(&mut Context::new(&mut target, &facts, Some(device.kind)), allowed);
+    let lanes = lanes(options, &mut target, &facts, device.kind);
+    // The first case that wants a backend of its own gets one that has had no client.
     target.stop();
-    Ok(Report { target: name, backend: Some(facts), cases: reports, duration: started.elapsed() })
+    let rounds = options.repeat.max(1) as usize;
+    let cases: Vec<_> = selected(options).collect();
+    let tasks =
+        (0..rounds).flat_map(|round| cases.iter().enumerate().map(move |(place, case)| Task { round, place, case }));
+    let shared = Shared {
+        options,
+        facts: &facts,
+        device: Some(device.kind),
+        tasks: Mutex::new(tasks.collect()),
+        overlap: lanes.overlap,
+    };
+    let mut found = vec![vec![None; cases.len()]; rounds];
+    let mut blamed = Vec::new();
+    std::thread::scope(|scope| {
+        let (said, heard) = std::sync::mpsc::channel();
+        let sockets: Vec<_> = (0..lanes.jobs).map(|lane| lane_socket(options, lane)).collect();
+        for socket in sockets {
+            let lane = Lane::new(&shared, target.another(socket), said.clone());
+            scope.spawn(move || lane.run());
+        }
+        drop(said);
+        for said in heard {
+            match said {
+                Said::Done(task, mut report) => {
+                    report.expectation = options.expected.judge(report.id, &report.verdict);
+                    let found = &mut found[task.round][task.place];
+                    // One that is run again was heard of already.
+                    if found.is_none() {
+                        on_case(&report);
+                    }
+                    *found = Some(*report);
+                }
+                Said::Blamed(task, how) => blamed.push((task, how)),
+            }
+        }
+    });
+    for (task, how) in blamed {
+        if let Some(report) = &mut found[task.round][task.place]
+            && !report.verdict.is_failure()
+        {
+            report.verdict = Verdict::Crash(how);
+            report.expectation = options.expected.judge(report.id, &report.verdict);
+        }
+    }
+    Ok(Report {
+        target: name,
+        device: Some(device),
+        backend: Some(facts),
+        cases: merged(found),
+        duration: started.elapsed(),
+        runs: options.repeat.max(1),
+        jobs: lanes.jobs,
+        notes: lanes.note.into_iter().collect(),
+    })
+}
+
+fn no_facts(name: &str, target: &mut Target, stop: Stop) -> CheckError {
+    let because = match (target.crash(true), stop) {
+        (Some(crash), _) => format!("ended at the first questions: {crash}"),
+        (None, Stop::Fail(because) | Stop::Skip(because) | Stop::Closed(because) | Stop::Hang(because)) => because,
+    };
+    let last_words = target.process().map_or_else(Vec::new, |process| process.last_words());
+    CheckError::NoFacts { target: name.to_owned(), because, last_words }
+}
+
+/// How many backends are used at the same time, and why not more.
+struct Lanes {
+    jobs: usize,
+    /// Whether one that is given up may live until the next has been started.
+    overlap: bool,
+    note: Option<String>,
+}
+
+fn lanes(options: &Options, target: &mut Target, facts: &Facts, device: DeviceKind) -> Lanes {
+    let one = |note: Option<&str>| Lanes {
+        jobs: 1,
+        overlap: false,
+        note: note.map(|because| format!("one backend at a time: {because}")),
+    };
+    let Some(command) = &options.spawn else {
+        return one(options.jobs.map(|_| "this one is not started by the suite"));
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let jobs = options.jobs.unwrap_or_else(|| cpus.min(JOBS_DEFAULT_MAX)).clamp(1, JOBS_MAX);
+    if options.socket.is_some() && !command.mentions("{socket}") {
+        return one(Some("the command has no `{socket}`, so all would listen at the same place"));
+    }
+    // With one case there is nothing to do side by side.
+    if selected(options).nth(1).is_none() && options.repeat <= 1 {
+        return one(None);
+    }
+    match beside::independent(target, options.writes, lane_socket(options, 1), facts, device) {
+        Ok(()) => Lanes { jobs, overlap: options.socket.is_none(), note: None },
+        Err(because) => one(Some(&because)),
+    }
+}
+
+/// Where the backend of a lane listens, if that was given: the first there, the others beside it.
+fn lane_socket(options: &Options, lane: usize) -> Option<PathBuf> {
+    let socket = options.socket.clone()?;
+    if lane == 0 {
+        return Some(socket);
+    }
+    let mut path = socket.into_os_string();
+    path.push(format!(".{lane}"));
+    Some(path.into())
+}
+
+/// One report for each case of all rounds: the worst that came of it, with how often it came out otherwise.
+fn merged(rounds: Vec<Vec<Option<CaseReport>>>) -> Vec<CaseReport> {
+    let mut rounds = rounds.into_iter();
+    let mut cases: Vec<Vec<CaseReport>> =
+        rounds.next().unwrap_or_default().into_iter().map(|report| report.into_iter().collect()).collect();
+    for round in rounds {
+        for (reports, report) in cases.iter_mut().zip(round) {
+            reports.extend(report);
+        }
+    }
+    cases.into_iter().filter_map(merge).collect()
+}
+
+fn merge(mut reports: Vec<CaseReport>) -> Option<CaseReport> {
+    let count = |name| reports.iter().filter(|report| report.verdict.name() == name).count();
+    let verdicts: BTreeMap<_, _> =
+        Verdict::NAMES.into_iter().map(|name| (name, count(name))).filter(|(_, count)| *count > 0).collect();
+    let worst = reports.iter().position(|report| report.verdict.is_failure()).unwrap_or(0);
+    let mut report = (!reports.is_empty()).then(|| reports.swap_remove(worst))?;
+    report.flaky = (verdicts.len() > 1).then_some(verdicts);
+    Some(report)
 }
 
 /// The cases that these options ask for.
@@ -135,84 +287,6 @@ fn target_name(options: &Options) -> Result<String, CheckError> {
         (Some(command), _) => Ok(command.to_string()),
         (None, Some(socket)) => Ok(socket.display().to_string()),
         (None, None) => Err(CheckError::NoTarget),
-    }
-}
-
-fn run_case(
-    case: &'static Case,
-    target: &mut Target,
-    facts: &Facts,
-    device: Option<DeviceKind>,
-    allowed: Allowed,
-) -> CaseReport {
-    let started = Instant::now();
-    let mut report = CaseReport {
-        id: case.id,
-        level: case.level,
-        section: case.section,
-        reason: case.reason,
-        verdict: Verdict::Pass,
-        expectation: super::verdict::Expectation::None,
-        trace: Trace::default(),
-        duration: Duration::ZERO,
-        resources: None,
-        stderr: Vec::new(),
-    };
-    if let Some(lack) = case.lacks(facts, device, target, allowed) {
-        report.verdict = Verdict::Skip(lack);
-        return report;
-    }
-    if let Err(because) = ready(target) {
-        report.verdict = because;
-        return report;
-    }
-    let mut context = Context::new(target, facts, device);
-    let mut before = context.target.pid().and_then(resources);
-    let mut outcome = (case.run)(&mut context);
-    if outcome.is_err() && !context.target.is_spawned() && context.trace_is_one_sided() && !context.target.has_ended() {
-        // The backend was still busy with the end of the connection before.
-        before = context.target.pid().and_then(resources);
-        outcome = context.target.connect_served().map(drop).and_then(|()| (case.run)(&mut context));
-    }
-    report.trace = context.take_trace();
-    report.verdict = judge(outcome, target, &report.trace);
-    let after = target.pid().and_then(resources);
-    report.resources = before.zip(after).map(|(before, after)| [before, after]);
-    if report.verdict.is_failure() {
-        report.stderr = target.process().map_or_else(Vec::new, |process| process.last_words());
-    }
-    target.stop();
-    report.duration = started.elapsed();
-    report
-}
-
-/// A backend for the next case.
-fn ready(target: &mut Target) -> Result<(), Verdict> {
-    if target.is_spawned() {
-        return target.start().map_err(|error| Verdict::Crash(format!("failed to start the backend: {error}")));
-    }
-    match (target.has_ended(), target.ends_with_client) {
-        (false, _) => Ok(()),
-        (true, false) => Err(Verdict::Skip("the backend is gone".to_owned())),
-        (true, true) => {
-            Err(Verdict::Skip("the backend is gone: it ends with its client, and needs `--spawn`".to_owned()))
-        }
-    }
-}
-
-fn judge(outcome: Outcome, target: &mut Target, trace: &Trace) -> Verdict {
-    let soon = matches!(outcome, Err(Stop::Closed(_)));
-    if let (Some(crash), false) = (target.crash(soon), matches!(outcome, Err(Stop::Skip(_)))) {
-        return Verdict::Crash(match trace.last_words() {
-            Some(words) => format!("{crash} after {words}"),
-            None => crash,
-        });
-    }
-    match outcome {
-        Ok(()) => Verdict::Pass,
-        Err(Stop::Fail(because) | Stop::Closed(because)) => Verdict::Fail(because),
-        Err(Stop::Skip(because)) => Verdict::Skip(because),
-        Err(Stop::Hang(because)) => Verdict::Hang(because),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a case says: how binding its rule is, and what came of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -81,6 +82,9 @@ impl Verdict {
         }
     }
 
+    /// Every name that a verdict has.
+    pub(super) const NAMES: [&str; 5] = ["pass", "fail", "skip", "crash", "hang"];
+
     /// What it says beyond its name.
     pub fn because(&self) -> Option<&str> {
         match self {
@@ -118,6 +122,8 @@ pub enum Expectation {
     Failure(String),
     /// The file says that it fails, and it passes now.
     PassesNow(String),
+    /// The file says that it may fail, and it passes.
+    MayFail(String),
     /// The file says that it fails, and it was skipped.
     NotRun(String),
 }
@@ -150,6 +156,12 @@ pub struct CaseReport {
     /// The last that the peer wrote to its standard error.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stderr: Vec<String>,
+    /// What else was seen that is no part of the verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// If it was run more than once and came out in more than one way: how often in which. `verdict` is the worst.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flaky: Option<BTreeMap<&'static str, usize>>,
 }
 
 impl CaseReport {

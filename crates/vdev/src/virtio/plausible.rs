@@ -11,6 +11,9 @@ pub struct Candidate {
     pub kind: DeviceKind,
     /// What speaks for it.
     pub reason: String,
+    /// Whether that speaks for no other kind that there is. The configuration of one kind can look like that of another:
+    /// the size of a console is the capacity of a disk of 2 TiB.
+    pub is_sure: bool,
 }
 
 /// What a backend told of itself.
@@ -24,21 +27,24 @@ struct Told<'a> {
 /// `GET_QUEUE_NUM`, and the configuration that it answered, empty if it has none. None fits where nothing speaks for one.
 pub fn plausible(features: u64, queues: Option<u64>, config: &[u8]) -> Vec<Candidate> {
     let told = Told { features: features & OF_KINDS, queues, config };
-    let rules: [(DeviceKind, Rule); 7] = [
-        (DeviceKind::Fs, is_fs),
-        (DeviceKind::Scsi, is_scsi),
-        (DeviceKind::Gpu, is_gpu),
-        (DeviceKind::Net, is_net),
-        (DeviceKind::Vsock, is_vsock),
-        (DeviceKind::Blk, is_blk),
-        (DeviceKind::Rng, is_rng),
+    let rules: [(DeviceKind, Rule, Sure); 7] = [
+        (DeviceKind::Fs, is_fs, |_| true),
+        (DeviceKind::Scsi, is_scsi, |_| true),
+        (DeviceKind::Gpu, is_gpu, |_| true),
+        (DeviceKind::Net, is_net, is_surely_net),
+        (DeviceKind::Vsock, is_vsock, is_surely_vsock),
+        (DeviceKind::Blk, is_blk, is_surely_blk),
+        (DeviceKind::Rng, is_rng, |_| false),
     ];
-    let fitting = rules.iter().filter(|(kind, _)| told.features & !known(*kind) == 0);
-    let found = fitting.filter_map(|(kind, rule)| Some(Candidate { kind: *kind, reason: rule(&told)? }));
+    let fitting = rules.iter().filter(|(kind, ..)| told.features & !known(*kind) == 0);
+    let found = fitting
+        .filter_map(|(kind, rule, sure)| Some(Candidate { kind: *kind, reason: rule(&told)?, is_sure: sure(&told) }));
     found.collect()
 }
 
 type Rule = fn(&Told<'_>) -> Option<String>;
+/// Whether nothing else that there is fits as well.
+type Sure = fn(&Told<'_>) -> bool;
 
 impl Told<'_> {
     fn number(&self, kind: DeviceKind, name: &str) -> Option<u64> {
@@ -83,10 +89,16 @@ fn is_gpu(told: &Told<'_>) -> Option<String> {
     fits.then(|| format!("the configuration has {scanouts} displays"))
 }
 
+const OFFLOADS: u64 = net::MRG_RXBUF | net::GUEST_TSO4 | net::GUEST_TSO6 | net::CTRL_VQ | net::GUEST_ANNOUNCE;
+/// These bits no disk has.
+const OF_CARDS: u64 = net::GUEST_TSO6 | net::CTRL_RX | net::CTRL_VLAN | net::CTRL_MAC_ADDR | net::GUEST_ANNOUNCE;
+
+/// No other kind has defined bits there: one may be a mistake, two are not.
+fn is_surely_net(told: &Told<'_>) -> bool {
+    (told.features & (OFFLOADS | OF_CARDS | net::STATUS)).count_ones() >= 2
+}
+
 fn is_net(told: &Told<'_>) -> Option<String> {
-    const OFFLOADS: u64 = net::MRG_RXBUF | net::GUEST_TSO4 | net::GUEST_TSO6 | net::CTRL_VQ | net::GUEST_ANNOUNCE;
-    // These bits no disk has.
-    const OF_CARDS: u64 = net::GUEST_TSO6 | net::CTRL_RX | net::CTRL_VLAN | net::CTRL_MAC_ADDR | net::GUEST_ANNOUNCE;
     let reason = "its features are a network card's".to_owned();
     if told.features & !known(DeviceKind::Blk) & (OFFLOADS | OF_CARDS) != 0 {
         return Some(reason);
@@ -103,6 +115,17 @@ fn is_blk(told: &Told<'_>) -> Option<String> {
     let block_fits = block.is_none_or(|bytes| bytes.is_power_of_two() && (512..=1 << 16).contains(&bytes));
     let fits = capacity < 1 << 52 && block_fits && told.features & OF_DISKS != 0;
     fits.then(|| format!("its features are a disk's and the configuration has a capacity of {capacity} sectors"))
+}
+
+/// Blocks of a size that disks have lie where no other kind that has this bit has a power of 2.
+fn is_surely_blk(told: &Told<'_>) -> bool {
+    let capacity = told.number(DeviceKind::Blk, "capacity");
+    told.features & blk::BLK_SIZE != 0 && told.config.len() >= 24 && capacity.is_some_and(|sectors| sectors > 0)
+}
+
+/// A gpio's number of lines looks like a guest's number too; it has two queues at most.
+fn is_surely_vsock(told: &Told<'_>) -> bool {
+    told.queues == Some(3) && told.config.len() >= 8
 }
 
 /// A number that guests may have, alone.
@@ -167,6 +190,21 @@ mod tests {
         assert_eq!(likeliest(gpu::EDID, Some(2), &config(16, [(8, 1)])), Some(DeviceKind::Gpu));
         assert_eq!(likeliest(net::MRG_RXBUF | net::GUEST_TSO4 | net::MQ, Some(2), &[]), Some(DeviceKind::Net));
         assert_eq!(likeliest(0, Some(1), &[]), Some(DeviceKind::Rng));
+    }
+
+    #[test]
+    fn a_console_is_not_surely_a_disk() {
+        // MULTIPORT is the bit of SIZE_MAX. 0 columns, 0 rows, 512 ports: a capacity of 2 TiB.
+        let console = plausible(1 << 1, Some(4), &config(12, [(4, 1)]));
+        assert!(console.iter().all(|candidate| !candidate.is_sure), "{console:?}");
+        let gpio = plausible(0, Some(2), &config(8, [(0, 8)]));
+        assert!(!gpio.is_empty() && gpio.iter().all(|candidate| !candidate.is_sure), "{gpio:?}");
+        let rng = plausible(0, Some(1), &[]);
+        assert!(!rng.is_empty() && rng.iter().all(|candidate| !candidate.is_sure), "{rng:?}");
+        let disk = plausible(blk::BLK_SIZE | blk::FLUSH, Some(1), &config(60, [(0, 8192), (20, 512)]));
+        assert!(disk[0].is_sure && disk[0].kind == DeviceKind::Blk);
+        let card = plausible(net::MRG_RXBUF | net::CTRL_VQ, Some(2), &[]);
+        assert!(card[0].is_sure && card[0].kind == DeviceKind::Net);
     }
 
     #[test]

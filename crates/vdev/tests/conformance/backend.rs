@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kiln_vdev::backend::{Device, Options, Server};
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
@@ -58,7 +59,14 @@ pub fn start(socket: &Path, disk: &Path) -> Started {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    Started(child.expect("starts"))
+    let started = Started(child.expect("starts"));
+    // The suite does not wait for a socket that is not there.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !socket.exists() {
+        assert!(Instant::now() < deadline, "it does not listen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    started
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub fn faults(name: &str) -> Option<Arc<dyn Faults>> {
     if name.is_empty() || name == "forgets-writes" {
         return None;
     }
-    if name == "spins" {
+    if name.starts_with("polls") {
         std::thread::spawn(spin);
     }
     Some(Arc::new(Wrong(name.to_owned().leak())))
@@ -116,6 +116,11 @@ impl Faults for Wrong {
             ("crashes-at-rarp", Some(Request::SendRarp)) => instead(Instead::Crash),
             ("leaks-at-err", Some(Request::SetVringErr)) | ("leaks-descriptors", Some(Request::GetFeatures)) => {
                 std::mem::forget(std::fs::File::open("/dev/null").expect("opens"));
+                None
+            }
+            ("spins" | "polls-and-spins", Some(Request::SetVringNum)) => {
+                static ONCE: std::sync::Once = std::sync::Once::new();
+                ONCE.call_once(|| drop(std::thread::spawn(spin)));
                 None
             }
             ("leaks-memory", Some(Request::GetFeatures)) => {
@@ -324,12 +329,27 @@ fn a_backend_that_keeps_what_it_should_let_go_is_found() {
     let held =
         ["resources.descriptors-of-clients", "resources.stray-descriptors", "resources.stray-descriptors-on-commands"];
     finds("leaks-descriptors", &["resources.*descriptors-of-clients", "resources.stray*"], &held);
-    finds(
-        "spins",
-        &["resources.idle-*"],
-        &["resources.idle-without-client", "resources.idle-with-ring", "resources.idle-after-kick-ended"],
-    );
+    finds("spins", &["resources.idle-*"], &IDLE);
+    finds("polls-and-spins", &["resources.idle-*"], &IDLE);
     finds("status-is-4", &["lifecycle.status-*"], &["lifecycle.status-kept", "lifecycle.status-reset"]);
+}
+
+/// The rules that a backend which spins breaks.
+const IDLE: [&str; 3] =
+    ["resources.idle-without-client", "resources.idle-with-ring", "resources.idle-after-kick-ended"];
+
+#[test]
+fn a_backend_that_polls_from_its_start_is_compared_with_itself() {
+    let (_directory, disk) = disk();
+    let mut options = spawned(&backend::command("polls", &disk));
+    options.only = vec!["resources.idle-*".to_owned()];
+    options.device = Some(DeviceKind::Blk);
+    let report = check(&options);
+    assert_eq!(failed(&report), [""; 0], "{}", report.to_text());
+    let is_named =
+        |id| matches!(verdict(&report, id), Verdict::Skip(because) if because.starts_with("it polls: 1 thread"));
+    assert!(is_named(IDLE[0]) && is_named(IDLE[1]), "{:?}", report.cases);
+    assert_eq!(verdict(&report, IDLE[2]), &Verdict::Pass);
 }
 
 #[test]

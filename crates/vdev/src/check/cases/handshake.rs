@@ -160,6 +160,8 @@ fn features_stable(context: &mut Context<'_>) -> Outcome {
 
 fn header_in_pieces(context: &mut Context<'_>) -> Outcome {
     let mut link = context.connect()?;
+    // Bytes that come before the connection is accepted lie there as one piece.
+    link.features()?;
     let header = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode();
     for (place, byte) in header.iter().enumerate() {
         link.send_bytes(&[*byte], &[], &format!("byte {place} of GET_FEATURES"))?;

@@ -241,11 +241,24 @@ fn sigterm(context: &mut Context<'_>) -> Outcome {
     }
 }
 
+/// Programs that start another: the first argument is theirs, and the backend never sees it.
+const STARTERS: [&str; 19] = [
+    "ash", "bash", "busybox", "chroot", "dash", "doas", "env", "fish", "flock", "ksh", "nice", "nohup", "setpriv",
+    "sh", "stdbuf", "strace", "sudo", "timeout", "zsh",
+];
+
 fn print_capabilities(context: &mut Context<'_>) -> Outcome {
     let Some(program) = context.target.command().map(|command| command.program().to_owned()) else {
         return Stop::skip("it was not started by us");
     };
+    let name = std::path::Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if STARTERS.contains(&name) {
+        return Stop::skip(format!("`{name}` starts the backend, and would take `--print-capabilities` for itself"));
+    }
+    // What comes before the first option names what the program is to be: `qemu-tool vhost-user-blk`.
+    let words = context.target.command().map(|command| command.words_before_options().to_vec()).unwrap_or_default();
     let mut child = command(&program, Environment::Callers)
+        .args(words)
         .arg("--print-capabilities")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
