@@ -2,6 +2,9 @@
 
 pub mod docker;
 mod quantities;
+pub mod vhost;
+pub mod vhost_testing;
+mod vhost_user;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -12,8 +15,7 @@ use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 
 pub use self::quantities::{parse_duration, parse_size_bytes};
 use self::quantities::{parse_grace, parse_memory_mib};
-use crate::run::parse_vhost_user;
-use crate::vhost::VhostArgs;
+use self::vhost::VhostArgs;
 
 /// Fires real virtual machines: a real kernel of its own for every command.
 #[derive(Debug, Parser)]
@@ -179,7 +181,7 @@ pub struct RunArgs {
     /// Options follow the path: queues=N (blk, net, fs), mac=ADDRESS (net), tag=NAME (fs).
     ///
     /// Such a VM can't be saved or forked, so it boots, as with --cold. Give it more than once for more devices.
-    #[arg(long, value_name = "DEVICE:SOCKET", value_parser = parse_vhost_user)]
+    #[arg(long, value_name = "DEVICE:SOCKET", value_parser = vhost_user::parse)]
     pub vhost_user: Vec<VhostUser>,
     /// Fork this snapshot instead of the image's: name or id
     ///

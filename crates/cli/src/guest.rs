@@ -7,8 +7,8 @@ use kiln_engine::Guest;
 use kiln_engine::guest::{BOOT_TAIL_ROWS, BootError, Gone};
 use kiln_engine::link::LinkError;
 
+use crate::engine_failure::launch_failure;
 use crate::failure::{Failure, VM};
-use crate::image::launch_failure;
 use crate::output::say;
 
 /// A failure to boot, with what the user can do. Shows the end of the console on the way.

@@ -7,17 +7,17 @@ use comfy_table::{Table, presets};
 use kiln_engine::home::{Home, HomeError, remembered_digest};
 use kiln_engine::image::{BuildOptions, BuildStep, Image, ImageError, ImageStore, KernelSource, MINI, TooLittleMemory};
 use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
-use kiln_engine::{Acceleration, Engine as _, LaunchError, QemuEngine, Renew, VmSpec};
+use kiln_engine::{Acceleration, Engine as _, QemuEngine, Renew, VmSpec};
 use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
 use crate::agent_binary;
 use crate::args::{ImageArgs, ImageBuildArgs, ImageCommand, ImageWarmArgs};
+use crate::engine_failure::{launch_failure, ready_failure, snapshot_failure};
 use crate::failure::{Failure, HOST, USAGE};
-use crate::hints;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, mebibytes, plain, print, print_json, say};
-use crate::ready::{self, NotMade, Wanted, ready_failure, snapshot_failure};
+use crate::ready::{self, NotMade, Wanted};
 
 /// Enough to tell the images of one host apart.
 const DIGEST_CHARS_SHOWN: usize = 12;
@@ -55,13 +55,6 @@ fn home_failure(error: HomeError) -> Failure {
 /// The engine that runs VMs here.
 pub fn engine(home: &Home) -> Result<QemuEngine, Failure> {
     QemuEngine::find(home.path()).map_err(launch_failure)
-}
-
-/// A failure to launch, with what the user can do.
-pub fn launch_failure(error: LaunchError) -> Failure {
-    let code = if matches!(error, LaunchError::Spec(_)) { USAGE } else { HOST };
-    let hint = hints::launch(&error);
-    Failure::new(code, error).maybe_hint(hint)
 }
 
 /// An image that is there.

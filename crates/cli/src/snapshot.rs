@@ -1,7 +1,5 @@
 //! `kiln snapshot`: prepare and save VMs, list what is saved, check it, compact it, remove it.
 
-pub mod names;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use camino::Utf8PathBuf;
@@ -12,13 +10,13 @@ use kiln_engine::{Outcome, Recovered, VmId, recover};
 use serde::Serialize;
 
 use crate::args::{SnapshotArgs, SnapshotCommand};
+use crate::engine_failure::snapshot_failure;
 use crate::failure::Failure;
 use crate::hints;
 use crate::image::home;
 use crate::output::{Progress, mebibytes, plain, print, print_json, say};
-use crate::ready::snapshot_failure;
 
-use names::{resolve, resolve_all};
+use crate::snapshot_names::{resolve, resolve_all};
 
 /// Runs `kiln snapshot …`.
 pub fn run(args: SnapshotArgs) -> Result<u8, Failure> {

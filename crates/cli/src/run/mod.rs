@@ -20,7 +20,6 @@ mod start;
 mod step;
 mod terminal;
 mod transfer;
-mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -35,18 +34,16 @@ use kiln_wire::{ExecRequest, Identity};
 use owo_colors::OwoColorize as _;
 
 use crate::args::RunArgs;
+use crate::engine_failure::snapshot_failure;
 use crate::failure::{Failure, USAGE, VM};
 use crate::image;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, print, say};
-use crate::ready::snapshot_failure;
-use crate::snapshot::names;
+use crate::snapshot_names as names;
 use report::Report;
 use request::Copy;
 use save::Saved;
 use start::{Origin, Started};
-
-pub use vhost_user::parse as parse_vhost_user;
 
 /// For threads that still tidy up a copy. One that is blocked in a write to a stdout that nobody reads is left.
 const THREADS_DEADLINE: Duration = Duration::from_secs(2);

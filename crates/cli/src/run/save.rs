@@ -13,10 +13,10 @@ use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest, SnapshotStore}
 use kiln_engine::{Guest, SaveError};
 use tokio::task::spawn_blocking;
 
+use crate::engine_failure::{save_failure, snapshot_failure};
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
-use crate::ready::{save_failure, snapshot_failure};
 
 /// For what is left of a save after Ctrl-C: some 100 MiB are written and read.
 const FINISH_DEADLINE: Duration = Duration::from_secs(30);

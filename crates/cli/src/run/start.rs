@@ -19,9 +19,9 @@ use super::Times;
 use super::report::Start;
 use crate::args::RunArgs;
 use crate::console;
+use crate::engine_failure::{launch_failure, ready_failure, restore_failure};
 use crate::failure::{Failure, VM};
 use crate::guest::boot_failure;
-use crate::image::launch_failure;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
 use crate::ready::{self, NotMade, Wanted};
@@ -89,9 +89,9 @@ pub async fn start(
             }
             Err(NotMade::Interrupted(code)) => return Ok(Started::Interrupted(code)),
             Err(NotMade::Failed(error)) if ready::a_boot_may_do(&error) => {
-                warn(&ready::ready_failure(error, args.boot_timeout));
+                warn(&ready_failure(error, args.boot_timeout));
             }
-            Err(NotMade::Failed(error)) => return Err(ready::ready_failure(error, args.boot_timeout)),
+            Err(NotMade::Failed(error)) => return Err(ready_failure(error, args.boot_timeout)),
         }
     }
     progress.say("booting");
@@ -124,7 +124,7 @@ fn fork_failure(error: RestoreError, boot_timeout: Duration) -> Failure {
             Failure::words(VM, format!("the guest did not come up within {boot_timeout:?}"))
                 .hint("give it longer with --boot-timeout")
         }
-        other => ready::restore_failure(other),
+        other => restore_failure(other),
     }
 }
 

@@ -10,6 +10,7 @@ use super::kept::Kept;
 use super::proof::{Proof, Stop, Times};
 use super::report::Report;
 use crate::args::VerifyForkArgs;
+use crate::engine_failure::launch_failure;
 use crate::failure::Failure;
 use crate::image;
 use crate::interrupt::Interrupts;
@@ -50,7 +51,7 @@ async fn prove(args: &VerifyForkArgs) -> Result<Report, Stop> {
     progress.say("finding out what KVM does here");
     let decided = engine.decide(&spec);
     let acceleration = tokio::select! {
-        decided = decided => decided.map_err(image::launch_failure)?,
+        decided = decided => decided.map_err(launch_failure)?,
         code = interrupts.any() => return Err(Stop::Interrupted(code)),
     };
     spec.acceleration = acceleration.into();

@@ -22,11 +22,11 @@ use tokio::task::JoinSet;
 use super::facts::{Facts, Seen};
 use super::guest;
 use super::kept::{Kept, LABEL};
+use crate::engine_failure::{restore_failure, save_failure};
 use crate::failure::{Failure, HOST, VM};
 use crate::guest::boot_failure;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
-use crate::ready::{restore_failure, save_failure};
 
 /// A cold boot on a busy host, and some.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);

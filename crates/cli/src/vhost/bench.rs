@@ -7,7 +7,7 @@ use kiln_vdev::frontend::blk::BlkOptions;
 
 use super::failure::{of_frontend, reachable};
 use super::stop::Stop;
-use super::testing_args::BenchArgs;
+use crate::args::vhost_testing::BenchArgs;
 use crate::failure::{Failure, USAGE};
 use crate::output::{Progress, plain, print, print_json};
 

@@ -8,7 +8,7 @@ use owo_colors::OwoColorize as _;
 use super::FAILED;
 use super::failure::of_socket;
 use super::stop::Stop;
-use super::testing_args::CheckArgs;
+use crate::args::vhost_testing::CheckArgs;
 use crate::failure::{Failure, USAGE};
 use crate::output::{Progress, plain, print, print_json, say};
 

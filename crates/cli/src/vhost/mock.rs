@@ -22,7 +22,7 @@ use super::check::plain_lines;
 use super::failure::of_socket;
 use super::own_disk::OwnDisk;
 use super::stop::Stop;
-use super::testing_args::{MockArgs, MockDevice};
+use crate::args::vhost_testing::{MockArgs, MockDevice};
 use crate::failure::{Failure, USAGE};
 use crate::output::{print, print_json};
 

@@ -1,6 +1,5 @@
 //! `kiln vhost`: a frontend for backends, a backend for frontends, and a man in the middle.
 
-mod args;
 mod bench;
 mod check;
 mod failure;
@@ -12,12 +11,9 @@ mod show;
 mod stop;
 mod stress;
 mod tap;
-mod testing_args;
 
-pub use args::VhostArgs;
-
+use crate::args::vhost::{VhostArgs, VhostCommand};
 use crate::failure::Failure;
-use args::VhostCommand;
 
 /// A case failed, an answer differs.
 const FAILED: u8 = 100;

@@ -3,8 +3,8 @@
 use kiln_vdev::probe::{NamedBits, ProbeError, ProbeOptions, ProbeReport, probe};
 use owo_colors::OwoColorize as _;
 
-use super::args::ProbeArgs;
 use super::failure::of_socket;
+use crate::args::vhost::ProbeArgs;
 use crate::failure::Failure;
 use crate::output::{Progress, plain, print, print_json};
 

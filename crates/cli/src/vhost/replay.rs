@@ -4,9 +4,9 @@ use kiln_vdev::tap::{Recording, RecordingError, Replay, ReplayOptions, ReplayRep
 use owo_colors::OwoColorize as _;
 
 use super::FAILED;
-use super::args::ReplayArgs;
 use super::failure::of_socket;
 use super::show;
+use crate::args::vhost::ReplayArgs;
 use crate::failure::Failure;
 use crate::output::{Progress, plain, print, print_json, say};
 

@@ -9,7 +9,7 @@ use kiln_vdev::virtio::DeviceKind;
 use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
-use super::args::ShowArgs;
+use crate::args::vhost::ShowArgs;
 use crate::failure::Failure;
 use crate::output::{plain, say, write_json};
 

@@ -8,7 +8,7 @@ use kiln_vdev::virtio::DeviceKind;
 use super::FAILED;
 use super::failure::{of_frontend, reachable};
 use super::stop::Stop;
-use super::testing_args::StressArgs;
+use crate::args::vhost_testing::StressArgs;
 use crate::failure::Failure;
 use crate::output::{Progress, plain, print, print_json};
 

@@ -4,9 +4,9 @@ use std::io::IsTerminal as _;
 
 use kiln_vdev::tap::{TapError, TapOptions, tap};
 
-use super::args::TapArgs;
 use super::failure::of_socket;
 use super::stop::Stop;
+use crate::args::vhost::TapArgs;
 use crate::failure::Failure;
 use crate::output::{plain, say};
 

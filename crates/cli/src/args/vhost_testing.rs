@@ -8,7 +8,7 @@ use kiln_vdev::bench::Pattern;
 use kiln_vdev::check::{JOBS_MAX, Level, SpawnCommand};
 use kiln_vdev::virtio::DeviceKind;
 
-use crate::args::{parse_duration, parse_size_bytes};
+use super::{parse_duration, parse_size_bytes};
 
 /// Check a backend against the specification, rule by rule.
 ///

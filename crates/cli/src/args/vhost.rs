@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Subcommand};
 use kiln_vdev::virtio::DeviceKind;
 
-use super::testing_args::{BenchArgs, CheckArgs, MockArgs, StressArgs};
-use crate::args::{parse_duration, parse_size_bytes};
+use super::vhost_testing::{BenchArgs, CheckArgs, MockArgs, StressArgs};
+use super::{parse_duration, parse_size_bytes};
 
 /// Talk to vhost-user backends, test them, and stand in for them.
 ///
