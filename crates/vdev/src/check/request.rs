@@ -51,8 +51,9 @@ impl Request {
             DeviceKind::Console => sends(1, "a line", vec![b"kiln vhost check\r\n".to_vec()]),
             DeviceKind::Rng => reads(0, "a question for 64 bytes", Vec::new(), vec![64]),
             DeviceKind::Scsi => reads(2, "TEST UNIT READY", scsi_test_unit_ready(), vec![108]),
-            // VIRTIO_GPU_CMD_GET_DISPLAY_INFO, answered with 16 displays.
-            DeviceKind::Gpu => reads(0, "GET_DISPLAY_INFO", number(0x100, 24), vec![24 + 16 * 24]),
+            // VIRTIO_GPU_CMD_RESOURCE_UNREF of resource 0, which there never is: header, resource and padding, answered with a
+            // header. What asks for displays needs the socket to them, which is given by a message that is no backend's.
+            DeviceKind::Gpu => reads(0, "RESOURCE_UNREF", number(0x102, 32), vec![24]),
             // EV_SYN says nothing.
             DeviceKind::Input => reads(1, "an empty event", vec![0; 8], Vec::new()),
             DeviceKind::Vsock => sends(1, "a packet for a connection that is not there", vsock_packet(facts)?),
@@ -81,6 +82,12 @@ impl Request {
     /// How many bytes the device may write.
     pub fn writable_bytes(&self) -> u32 {
         self.writable.iter().sum()
+    }
+
+    /// Into a descriptor for each part, as drivers lay it out.
+    pub fn in_parts(&self, guest: &mut Guest) -> Vec<Descriptor> {
+        let read: Vec<_> = self.readable.iter().map(Vec::len).collect();
+        self.in_pieces_of(guest, &read, &self.writable)
     }
 
     /// Into two descriptors: what is read and what is written; or, where there is only one of them, two parts of it.
@@ -237,7 +244,7 @@ mod tests {
         assert_eq!(of(DeviceKind::Scsi), (51, 108));
         assert_eq!(of(DeviceKind::Vsock), (44 + 6, 0));
         assert_eq!(of(DeviceKind::Fs), (40 + 16, 16 + 64));
-        assert_eq!(of(DeviceKind::Gpu), (24, 408));
+        assert_eq!(of(DeviceKind::Gpu), (32, 24));
         assert_eq!(of(DeviceKind::Sound), (16, 36));
         assert_eq!(of(DeviceKind::I2c), (8, 1));
     }

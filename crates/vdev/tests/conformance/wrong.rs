@@ -136,6 +136,7 @@ impl Faults for Wrong {
         match self.0 {
             "counts-one-more" => Completion { written: written + 1, ..right },
             "uses-twice" => Completion { times: 2, ..right },
+            "counts-what-it-reads" => Completion { written: 600, ..right },
             "loses-chains-of-two" if chain.id().descriptors() == 2 => Completion { times: 0, ..right },
             "loses-chains-of-many" if chain.id().descriptors() > 3 => Completion { times: 0, ..right },
             "loses-tables" if chain.id().descriptors() == 1 => Completion { times: 0, ..right },
@@ -292,6 +293,7 @@ fn rings_of_any_device_that_lose_requests_are_found() {
     for kind in [DeviceKind::Blk, DeviceKind::Net, DeviceKind::Vsock] {
         let finds = |wrong, among: &[&str], expected: &[&str]| finds_in(kind, Level::May, wrong, among, expected);
         let layouts = ["requests.chain-*", "requests.indirect-*"];
+        finds("counts-what-it-reads", &["requests.*"], &["requests.written-length"]);
         finds("loses-chains-of-many", &layouts, &["requests.chain-of-many"]);
         finds("loses-tables", &layouts, &["requests.indirect-table"]);
         finds("loses-chains-of-two", &layouts, &["requests.chain-of-two"]);

@@ -156,15 +156,18 @@ fn nothing_beyond_the_end(context: &mut Context<'_>) -> Outcome {
     // A backend may know fewer fields than the kind of device has; none knows more.
     let end = context.device.map_or(BEYOND_ALL_KINDS, DeviceKind::config_bytes);
     let questions = [(0, SPACE), (end, SPACE - end), (end.saturating_sub(4), 8), (end, 1), (SPACE - 1, 1)];
+    let mut link = context.open_device()?;
     for (offset, bytes) in questions {
-        let mut link =
-            if context.trace_is_one_sided() { context.open_device()? } else { context.open_again_device()? };
         link.send(&ask(u32::try_from(offset).unwrap_or(u32::MAX), bytes), &[])?;
         let reply = match link.reply_to(24) {
             Ok(reply) => reply,
             // Nothing was told, which is all that this rule asks for.
             Err(Stop::Closed(_)) if context.facts.ends_with_client => return Ok(()),
-            Err(Stop::Closed(_)) => continue,
+            Err(Stop::Closed(_)) => {
+                drop(link);
+                link = context.open_again_device()?;
+                continue;
+            }
             Err(stop) => return Err(stop),
         };
         let contents = reply.payload.get(12..).unwrap_or_default();

@@ -273,7 +273,7 @@ fn started(context: &mut Context<'_>) -> Outcome<(Link, Guest, SplitRing)> {
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;
     guest.share(&mut link)?;
-    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
     ring.start(&mut link)?;
     Ok((link, guest, ring))
 }
@@ -281,7 +281,7 @@ fn started(context: &mut Context<'_>) -> Outcome<(Link, Guest, SplitRing)> {
 fn kick_before_address(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;
-    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
     link.send(&SetVringKick(VringFile::with_descriptor(0)), &[ring.kick.as_fd()])?;
     link.send(&SetVringEnable(ring.state(1)), &[]).or_else(closed_is_fine)?;
     ring.kick()?;
@@ -293,7 +293,7 @@ fn odd_event(context: &mut Context<'_>, fd: &OwnedFd, request: u32) -> Outcome {
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;
     guest.share(&mut link)?;
-    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
     ring.place(&mut link)?;
     link.send_raw(request, Flags::request(), &0_u64.to_ne_bytes(), &[fd.as_fd()])?;
     link.send(&SetVringEnable(ring.state(1)), &[]).or_else(closed_is_fine)?;

@@ -24,6 +24,8 @@ const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts the
 const CUT: &str =
     "a frontend can cut the file short that it shares as memory; the SIGBUS that follows must not end a backend";
 const WAITS: &str = "a frontend may never take its calls; a backend that waits for that serves nobody else";
+/// Entries of the rings: as many as every device takes.
+const ENTRIES: u16 = 64;
 /// How long a backend is given to do something about a ring.
 const REACTS_WITHIN: Duration = Duration::from_millis(40);
 
@@ -146,7 +148,7 @@ impl Rings {
         let mut guest = guest;
         guest.share(&mut link)?;
         let queues = u32::try_from(context.facts.queues.clamp(1, 4)).unwrap_or(1);
-        let rings = (0..queues).map(|index| SplitRing::new(&mut guest, index, 128));
+        let rings = (0..queues).map(|index| SplitRing::new(&mut guest, index, ENTRIES));
         let rings = rings.collect::<Outcome<Vec<_>>>()?;
         for ring in &rings {
             ring.start(&mut link)?;
@@ -214,7 +216,7 @@ fn table(context: &mut Context<'_>, descriptors: &[Descriptor]) -> Outcome {
 fn head_beyond_table(context: &mut Context<'_>) -> Outcome {
     let mut rings = rings(context)?;
     rings.ring().offer(60000);
-    rings.survived(context, "head 60000 of 128 is made available")
+    rings.survived(context, "head 60000 of 64 is made available")
 }
 
 fn jump(context: &mut Context<'_>, index: u16) -> Outcome {
@@ -228,10 +230,10 @@ fn same_head_twice(context: &mut Context<'_>) -> Outcome {
     let mut rings = rings(context)?;
     let ring = rings.ring();
     ring.put_chain(0, &[Descriptor::readable(0x8_0000, 16), Descriptor::writable(0x9_0000, 513)]);
-    for _ in 0..128 {
+    for _ in 0..ENTRIES {
         ring.offer(0);
     }
-    rings.survived(context, "the same head is made available 128 times at once")
+    rings.survived(context, "the same head is made available 64 times at once")
 }
 
 /// A request whose data lie at this place.
@@ -289,7 +291,7 @@ fn ring_of_noise(context: &mut Context<'_>) -> Outcome {
 fn request_of_noise(context: &mut Context<'_>) -> Outcome {
     let mut rings = rings(context)?;
     let ring = rings.ring();
-    for place in 0..40_u16 {
+    for place in 0..20_u16 {
         ring.put_chain(
             3 * place,
             &[
@@ -300,13 +302,13 @@ fn request_of_noise(context: &mut Context<'_>) -> Outcome {
         );
         ring.offer(3 * place);
     }
-    for place in 0..40 {
+    for place in 0..20 {
         let mut noise = pattern(1000 + place, 64);
         // Of a disk's requests none that writes.
         noise[0] |= 0x40;
         rings.guest.write(0x8_0000 + place * 64, &noise);
     }
-    rings.survived(context, "40 requests of noise are made available")
+    rings.survived(context, "20 requests of noise are made available")
 }
 
 /// Cuts the file of the memory short, then makes a request whose data lay there.

@@ -134,7 +134,7 @@ fn leaves_with_rings(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;
     guest.share(&mut link)?;
-    let ring = SplitRing::new(&mut guest, 0, 128)?;
+    let ring = SplitRing::new(&mut guest, 0, 64)?;
     ring.start(&mut link)?;
     drop(link);
     context.serves_again()

@@ -6,7 +6,7 @@ use super::prelude::*;
 use crate::check::disk::size;
 use crate::check::guest::Guest;
 use crate::check::request::Request;
-use crate::check::ring::{Descriptor, SplitRing, chained};
+use crate::check::ring::{Descriptor, SplitRing, Used, chained};
 
 const REQUEST: Need = Need::Request;
 const PROTOCOL: Need = Need::Feature(feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES");
@@ -19,6 +19,12 @@ const TAKES_KICK_WITHIN: Duration = Duration::from_millis(30);
 const ENTRIES: u16 = 16;
 
 cases! {
+    "requests.used" Must [REQUEST] |context| is_used(context, Request::in_parts),
+        "VIRTIO 1.2, 2.7.8 The Virtqueue Used Ring" =>
+            "what is made available comes back, laid out as drivers do it, with the head of its chain";
+    "requests.written-length" Must [REQUEST] written_length,
+        "VIRTIO 1.2, 2.7.8.2 Device Requirements: The Virtqueue Used Ring" =>
+            "the device \"MUST write at least len bytes\" to what it may write, so `len` is never more than there is room for";
     "requests.chain-of-two" Must [REQUEST] |context| is_used(context, Request::in_two),
         FRAMING =>
             "\"The device MUST NOT make assumptions about the particular arrangement of descriptors\": a request in two \
@@ -86,17 +92,13 @@ impl Opened {
     }
 
     /// Waits for the chain with this head.
-    fn complete(&mut self, head: u16) -> Outcome {
+    fn complete(&mut self, head: u16) -> Outcome<Used> {
         let used = self.ring.wait_used(&mut self.link, self.timeout)?;
         self.link.note(format!("ring {}: used head {}, {} bytes written", self.ring.index, used.head, used.written));
         if used.head != u32::from(head) {
             return Stop::fail(format!("the used ring names head {}, and {head} was made available", used.head));
         }
-        let room = self.request.writable_bytes();
-        if used.written > room {
-            return Stop::fail(format!("{} bytes were written, and there is room for {room}", used.written));
-        }
-        Ok(())
+        Ok(used)
     }
 }
 
@@ -106,22 +108,34 @@ fn is_used(context: &mut Context<'_>, layout: fn(&Request, &mut Guest) -> Vec<De
     // Not from 0 on, so that a device that takes the place in the ring for the head is found.
     opened.offer(3, &chain);
     opened.kick()?;
-    opened.complete(3)
+    opened.complete(3).map(drop)
+}
+
+fn written_length(context: &mut Context<'_>) -> Outcome {
+    let mut opened = open(context, SplitRing::start)?;
+    let chain = opened.request.in_parts(&mut opened.guest);
+    opened.offer(0, &chain);
+    opened.kick()?;
+    let (written, room) = (opened.complete(0)?.written, opened.request.writable_bytes());
+    if written <= room {
+        return Ok(());
+    }
+    Stop::fail(format!("the used ring says that {written} bytes were written, and there is room for {room}"))
 }
 
 fn indirect_table(context: &mut Context<'_>) -> Outcome {
     let mut opened = open(context, SplitRing::start)?;
-    let chain = opened.request.in_two(&mut opened.guest);
+    let chain = opened.request.in_parts(&mut opened.guest);
     let table: Vec<u8> = chained(0, &chain).iter().flat_map(|one| one.encode()).collect();
     let table = Descriptor::indirect(opened.guest.put(&table), size(chain.len()));
     opened.offer(5, &[table]);
     opened.kick()?;
-    opened.complete(5)
+    opened.complete(5).map(drop)
 }
 
 fn goes_around(context: &mut Context<'_>) -> Outcome {
     let mut opened = open(context, SplitRing::start)?;
-    let chain = opened.request.in_two(&mut opened.guest);
+    let chain = opened.request.in_parts(&mut opened.guest);
     for time in 0..2 * ENTRIES + 3 {
         // Chains go over the end of the table, too.
         let first = time * 5 % ENTRIES;
@@ -137,7 +151,7 @@ fn goes_around(context: &mut Context<'_>) -> Outcome {
     Ok(())
 }
 
-/// Two descriptors at places of a table that has [`ENTRIES`].
+/// Descriptors at places of a table that has [`ENTRIES`].
 fn chain_from(first: u16, chain: &[Descriptor]) -> Vec<(u16, Descriptor)> {
     let places = (first..).map(|place| place % ENTRIES);
     let linked = chained(first, chain).into_iter().map(|one| Descriptor { next: one.next % ENTRIES, ..one });
@@ -146,26 +160,26 @@ fn chain_from(first: u16, chain: &[Descriptor]) -> Vec<(u16, Descriptor)> {
 
 fn offered_before_start(context: &mut Context<'_>) -> Outcome {
     let mut opened = open(context, SplitRing::place)?;
-    let chain = opened.request.in_two(&mut opened.guest);
+    let chain = opened.request.in_parts(&mut opened.guest);
     opened.offer(0, &chain);
     opened.ring.connect(&mut opened.link)?;
     if opened.link.offered & feature::PROTOCOL_FEATURES != 0 {
         opened.ring.enable(&mut opened.link, true)?;
     }
     opened.kick()?;
-    opened.complete(0)
+    opened.complete(0).map(drop)
 }
 
 /// Kicks a ring that is disabled, gives the backend the time to see it, and enables it without another kick. A backend may have
 /// processed it before: "the back-end must process the ring without causing any side effects", which other rules look at.
 fn kick_then_enable(mut opened: Opened) -> Outcome {
-    let chain = opened.request.in_two(&mut opened.guest);
+    let chain = opened.request.in_parts(&mut opened.guest);
     opened.offer(0, &chain);
     opened.kick()?;
     opened.ring.is_quiet_for(TAKES_KICK_WITHIN);
     opened.link.features()?;
     opened.ring.enable(&mut opened.link, true)?;
-    opened.complete(0)
+    opened.complete(0).map(drop)
 }
 
 fn kick_before_enable(context: &mut Context<'_>) -> Outcome {
