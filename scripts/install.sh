@@ -15,6 +15,8 @@ lacking=()    # what this script can't install, and how to get it
 # Pinned: docs/ says how they answer, and another version may answer otherwise.
 readonly VIRTIOFSD=virtiofsd@1.14.0
 readonly VHOST_DEVICE_VSOCK=vhost-device-vsock@0.3.0
+readonly VHOST_DEVICE_RNG=vhost-device-rng@0.1.0
+readonly VHOST_DEVICE_SCSI=vhost-device-scsi@0.1.0
 readonly NEWER_SUITE=bookworm NEWER_POCKET=bookworm-backports
 
 need_program() { command -v "$1" >/dev/null || packages+=("$2"); }
@@ -81,6 +83,8 @@ collect() {
         need_file /usr/include/seccomp.h libseccomp-dev
         need_tool_crate "$VIRTIOFSD"
         need_tool_crate "$VHOST_DEVICE_VSOCK"
+        need_tool_crate "$VHOST_DEVICE_RNG"
+        need_tool_crate "$VHOST_DEVICE_SCSI"
         ;;
     newer)
         [[ -n $(newer_mirror) ]] || lack "an apt that knows Debian 12, for QEMU 10 and Linux 6.12 of $NEWER_POCKET" \

@@ -95,6 +95,8 @@ export_test_environment() {
     export KILN_TEST_GUEST_TOOL=$guest_tool
     export KILN_TEST_VIRTIOFSD=${KILN_TEST_VIRTIOFSD:-$tools/bin/virtiofsd}
     export KILN_TEST_VHOST_DEVICE_VSOCK=${KILN_TEST_VHOST_DEVICE_VSOCK:-$tools/bin/vhost-device-vsock}
+    export KILN_TEST_VHOST_DEVICE_RNG=${KILN_TEST_VHOST_DEVICE_RNG:-$tools/bin/vhost-device-rng}
+    export KILN_TEST_VHOST_DEVICE_SCSI=${KILN_TEST_VHOST_DEVICE_SCSI:-$tools/bin/vhost-device-scsi}
 }
 
 # How nextest talks: failures whole, successes counted.

@@ -15,6 +15,14 @@ fn tool(variable: &str, name: &str) -> PathBuf {
     path
 }
 
+/// Checks a device of rust-vmm's `vhost-device` family.
+fn check_device(kind: DeviceKind, command: &str, name: &str) -> Report {
+    let mut options = spawned(command);
+    options.device = Some(kind);
+    options.expected = expected(name);
+    check(&options)
+}
+
 /// Checks a backend of a folder that is shared.
 fn check_fs(command: impl FnOnce(&str) -> String, name: &str) -> Report {
     let shared = tempfile::tempdir().expect("a folder");
@@ -64,8 +72,35 @@ fn virtiofsd_is_as_it_is_known_to_be() {
 fn vhost_device_vsock_is_as_it_is_known_to_be() {
     let program = tool("KILN_TEST_VHOST_DEVICE_VSOCK", "vhost-device-vsock");
     let command = format!("{} --guest-cid=4 --socket={{socket}} --uds-path={{dir}}/vm.vsock", program.display());
-    let mut options = spawned(&command);
-    options.device = Some(DeviceKind::Vsock);
-    options.expected = expected("vhost-device-vsock.toml");
-    assert_as_expected(&check(&options));
+    assert_as_expected(&check_device(DeviceKind::Vsock, &command, "vhost-device-vsock.toml"));
+}
+
+#[test]
+fn vhost_device_rng_is_as_it_is_known_to_be() {
+    let program = tool("KILN_TEST_VHOST_DEVICE_RNG", "vhost-device-rng");
+    // It listens at a name with a 0 behind: one of as many sockets as wished.
+    let command = format!("sh -c 'ln -s {{dir}}/s0 {{socket}} && exec {} --socket-path {{dir}}/s'", program.display());
+    let report = check_device(DeviceKind::Rng, &command, "vhost-device-rng.toml");
+    assert_as_expected(&report);
+    assert!(matches!(verdict(&report, "requests.chain-of-two"), Verdict::Hang(_)), "{}", report.to_text());
+    assert_eq!(verdict(&report, "requests.used"), &Verdict::Pass);
+}
+
+#[test]
+fn vhost_device_scsi_is_as_it_is_known_to_be() {
+    let program = tool("KILN_TEST_VHOST_DEVICE_SCSI", "vhost-device-scsi");
+    let image = "truncate -s 16M {dir}/image";
+    let command = format!("sh -c '{image} && exec {} --socket-path {{socket}} {{dir}}/image'", program.display());
+    let report = check_device(DeviceKind::Scsi, &command, "vhost-device-scsi.toml");
+    assert_as_expected(&report);
+    assert_eq!(verdict(&report, "requests.chain-of-many"), &Verdict::Pass);
+}
+
+#[test]
+fn what_is_known_of_backends_names_rules_that_there_are() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/expected");
+    let names = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    let files: Vec<_> = names.map(|name| expected(name.to_str().expect("text"))).collect();
+    assert!(files.len() >= 11, "{}", files.len());
+    assert!(files.iter().all(|file| !file.is_empty()));
 }
