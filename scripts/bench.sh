@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures everything that SPECIFICATION.md promises; the raw samples land in docs/benchmarks/.
+# Measures everything that SPECIFICATION.md promises; the raw samples go to docs/benchmarks/.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 scripts/install.sh build run

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the release kiln and the static guest agent, where `kiln` finds it beside itself.
+# Builds the release kiln and the static guest agent, in a place at which `kiln` finds it.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 scripts/install.sh build

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Which lines the units, properties and the protocol suite reach; fails where wire, detect or agent are below the floor.
+# Reports which lines the units, properties and the protocol suite reach; fails if wire, detect or agent are below the floor.
 #
-# Counters live in files mapped into the programs (`%c`), so an agent that a test kills still counts.
+# Counters are in files mapped into the programs (`%c`), so an agent that a test kills still counts.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 scripts/install.sh build test coverage
 
-export CARGO_TARGET_DIR=$target_dir/coverage # other flags: its own folder, so that the usual builds stay as they are
+export CARGO_TARGET_DIR=$target_dir/coverage # other flags, so its own folder: the usual builds stay valid
 profiles=$CARGO_TARGET_DIR/profiles
 report=$CARGO_TARGET_DIR/report
 rm -rf "$profiles" "$report"
@@ -19,7 +19,7 @@ step "kiln and the tests, instrumented" build_tests
 export LLVM_PROFILE_FILE="$profiles/%m%c.profraw"
 export_test_environment "$CARGO_TARGET_DIR/debug/kiln" "$CARGO_TARGET_DIR/debug/kiln-agent"
 tests=0
-cargo nextest run --locked --workspace --profile quick "${nextest_voice[@]}" </dev/null || tests=$?
+cargo nextest run --locked --workspace --profile quick "${nextest_output[@]}" </dev/null || tests=$?
 
 programs() {
     cargo build --locked --workspace --bins --tests --message-format json 2>/dev/null |

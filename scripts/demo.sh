@@ -10,7 +10,7 @@ export KILN_HOME=$user_home
 share_downloads "$test_home" "$user_home"
 step "image mini" "$kiln" image build mini --agent "$static_agent"
 
-# quoted WORD…: the words as one would type them.
+# quoted WORD…: the words as typed in a shell.
 quoted() {
     local word
     for word in "$@"; do
@@ -18,7 +18,7 @@ quoted() {
     done
 }
 
-# Shows a command, its output and what it took from start to end, boot included.
+# Shows a command, its output and its time from start to end, boot included.
 show() {
     local started ended code=0
     printf '\n$ kiln%s\n' "$(quoted "$@")"

@@ -2,7 +2,7 @@
 # Fuzzes each target of fuzz/ for its share of T seconds (default 60), from its seeds and what earlier runs found.
 #
 # The flags are those of cargo-fuzz, which also works here: `cargo +nightly fuzz run wire_decode`. They need no nightly
-# toolchain, as what is under test holds no unsafe code for an address sanitizer to look at.
+# toolchain: the code under test has no unsafe code, so the address sanitizer is not needed.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 seconds=${T:-60}
@@ -21,7 +21,7 @@ build_targets() {
         cargo build --locked --release --manifest-path fuzz/Cargo.toml --target "$GUEST_TARGET" --bins
 }
 
-# Seeds are kept in the repository and only read; what is found goes to the corpus and a crash to artifacts.
+# Seeds are in the repository and only read; new inputs go to the corpus, crashes to artifacts.
 fuzz_target() {
     local corpus=fuzz/corpus/$1 artifacts=fuzz/artifacts/$1 seeds=fuzz/seeds/$1
     mkdir -p "$corpus" "$artifacts"

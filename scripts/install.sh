@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Installs what is missing for the groups named: build run test backends newer fuzz coverage. What is there is left alone.
-# `backends` are programs that tests of vhost-user talk to; `newer` are QEMU 10 and Linux 6.12 of Debian's backports, unpacked
-# below target/ and installed nowhere.
-# Where it may not install (not root, no apt, no cargo), it says what is missing and how to get it, and exits 69.
+# Installs what is missing for the given groups: build run test backends newer fuzz coverage. Installed programs are not changed.
+# `backends` are programs that tests of vhost-user connect to; `newer` are QEMU 10 and Linux 6.12 of Debian's backports, unpacked
+# below target/ and not installed.
+# If it may not install (not root, no apt, no cargo), it prints what is missing and how to get it, and exits with 69.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 packages=()   # Debian packages to install
 crates=()     # programs that cargo installs
 components=() # parts of the Rust toolchain
 tool_crates=() # programs that cargo installs below target/, for the tests alone
-get_newer=     # set where QEMU 10 and Linux 6.12 are to be unpacked
+get_newer=     # set if QEMU 10 and Linux 6.12 are to be unpacked
 lacking=()    # what this script can't install, and how to get it
 
-# Pinned: docs/ says how they answer, and another version may answer otherwise.
+# Pinned: docs/ describes their behaviour, and another version may behave differently.
 readonly VIRTIOFSD=virtiofsd@1.14.0
 readonly VHOST_DEVICE_VSOCK=vhost-device-vsock@0.3.0
 readonly VHOST_DEVICE_RNG=vhost-device-rng@0.1.0
@@ -33,25 +33,25 @@ need_static_busybox() {
     busybox=$(command -v busybox) && ! ldd "$busybox" >/dev/null 2>&1 || packages+=(busybox-static)
 }
 
-rust_version_wanted() { sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml; }
+rust_version_required() { sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml; }
 
 need_rust() {
-    local wanted found
-    wanted=$(rust_version_wanted)
+    local required found
+    required=$(rust_version_required)
     if ! command -v cargo >/dev/null; then
-        lack "Rust $wanted or later (Debian 12's own is 1.63; the command needs curl)" \
+        lack "Rust $required or later (Debian 12's own is 1.63; the command needs curl)" \
             "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt,clippy"
         return
     fi
     found=$(cargo --version | cut -d ' ' -f 2)
-    if [[ $(printf '%s\n' "$wanted" "$found" | sort --version-sort | head -n 1) != "$wanted" ]]; then
-        lack "Rust $wanted or later, found $found" "rustup update stable"
+    if [[ $(printf '%s\n' "$required" "$found" | sort --version-sort | head -n 1) != "$required" ]]; then
+        lack "Rust $required or later, found $found" "rustup update stable"
     fi
 }
 
-# Where this host has its Debian 12 from; the backports are there, too.
+# The mirror that this host has its Debian 12 from; it has the backports, too.
 newer_mirror() {
-    # shellcheck disable=SC2016 # apt fills it in
+    # shellcheck disable=SC2016 # apt expands it
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' "Codename: $NEWER_SUITE" \
         2>/dev/null | head -n 1
 }
@@ -77,7 +77,6 @@ collect() {
     backends)
         need_program qemu-storage-daemon qemu-system-common
         need_program ip iproute2
-        need_program ip iproute2
         need_program pkg-config pkg-config
         need_file /usr/include/cap-ng.h libcap-ng-dev
         need_file /usr/include/seccomp.h libseccomp-dev
@@ -100,8 +99,8 @@ collect() {
     esac
 }
 
-# All that stands in the way is said at once, before anything is installed.
-refuse_what_cannot_be_had() {
+# Prints all that is missing at once, before anything is installed.
+refuse_if_lacking() {
     if ((${#packages[@]})) && { [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; }; then
         lack "${packages[*]} (packages of Debian)" \
             "sudo apt-get update && sudo apt-get install --no-install-recommends ${packages[*]}"
@@ -116,7 +115,7 @@ refuse_what_cannot_be_had() {
 
 apt_install() { apt-get install --yes --quiet --no-install-recommends "${packages[@]}"; }
 
-# The lists are fetched only where they are missing or too old to install from.
+# The lists are downloaded only if they are missing or too old to install from.
 install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt_install || { apt-get update --quiet && apt_install; }
@@ -124,7 +123,7 @@ install_packages() {
 
 install_crates() { cargo install --locked "${crates[@]}"; }
 
-# Tests wait for them, not for their speed: unoptimised, they are built in half the time.
+# Tests do not need them to be fast, and without optimisation they are built in half the time.
 install_tool_crates() {
     local code=0
     CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR=$tools/build \
@@ -133,7 +132,7 @@ install_tool_crates() {
     return "$code"
 }
 
-# apt with lists and a cache of its own: nothing of the system's is read or changed, so it needs no root.
+# apt with its own lists and cache: it neither reads nor changes the system's, so it needs no root.
 newer_apt() {
     local program=$1
     shift
@@ -162,12 +161,12 @@ unpack_newer() {
     "$newer/usr/bin/qemu-system-x86_64" --version
 }
 
-# get WHAT COMMAND…: a step, after which the host has it or lacks it.
+# get WHAT COMMAND…: a step that installs WHAT; if it fails, the host lacks it.
 get() { (step "install $1" "${@:2}") || exit "$EXIT_HOST_LACKS"; }
 
 (($#)) || { echo "usage: scripts/install.sh GROUP…" >&2; exit 2; }
 for group in "$@"; do collect "$group"; done
-refuse_what_cannot_be_had
+refuse_if_lacking
 ((!${#packages[@]})) || get "${packages[*]}" install_packages
 ((!${#components[@]})) || get "${components[*]}" rustup component add "${components[@]}"
 ((!${#crates[@]})) || get "${crates[*]}" install_crates

@@ -1,6 +1,6 @@
-# Shared by the scripts beside it: where things are, how steps are shown, how the binaries are built. Sourced, not run.
+# Shared by the scripts in this folder: paths, how steps are shown, how the binaries are built. Sourced, not run.
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # what is set here is used by the scripts that source this
+# shellcheck disable=SC2034 # the variables are used by the scripts that source this
 
 set -euo pipefail
 
@@ -19,13 +19,13 @@ export CARGO_TARGET_DIR=$target_dir
 
 static_agent=$target_dir/$GUEST_TARGET/agent/kiln-agent
 guest_tool=$target_dir/$GUEST_TARGET/debug/kiln-e2e-guest
-tools=$target_dir/tools # what scripts/install.sh puts there for the tests alone
-newer=$tools/newer      # a QEMU and a kernel beside Debian 12's own, where they were asked for
+tools=$target_dir/tools # programs that scripts/install.sh installs only for the tests
+newer=$tools/newer      # a newer QEMU and kernel than Debian 12's, if they were installed
 user_home=${KILN_HOME:-$([[ $(id -u) == 0 ]] && echo /var/lib/kiln || echo "$HOME/.local/share/kiln")}
 test_home=$target_dir/kiln-home
 newer_home=$target_dir/kiln-home-newer
 
-# step TITLE COMMAND…: a success is one line, a failure is shown whole and ends the script.
+# step TITLE COMMAND…: a success is one line; a failure is shown in full and ends the script.
 step() {
     local title=$1 log started=$SECONDS code=0
     shift
@@ -46,30 +46,30 @@ step() {
     ((code == 0)) || exit "$code"
 }
 
-# The agent that goes into guests. It is linked statically, by a variable that only its own target sees, so that
-# building it never invalidates what was built for the host.
+# The agent for guests. It is linked statically, by a variable that only its own target sees, so that
+# this build never invalidates builds for the host.
 build_static_agent() {
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
         cargo build --locked --profile agent --target "$GUEST_TARGET" --package kiln-agent
 }
 
-# What tests run in guests that have nothing but busybox; static for the same reason.
+# What tests run in guests that have only busybox; static for the same reason.
 build_guest_tool() {
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
         cargo build --locked --target "$GUEST_TARGET" --package kiln-e2e-guest
 }
 
-# Every program and test of the workspace, in one go: one set of features, so nothing is compiled twice.
+# All programs and tests of the workspace at once: one set of features, so nothing is compiled twice.
 build_tests() {
     cargo build --locked --workspace --bins --tests
 }
 
-# llvm_tool NAME: a tool of the very LLVM that rustc has inside; Debian's are older and can't read its files.
+# llvm_tool NAME: a tool of the same LLVM that rustc contains; Debian's are older and can't read its files.
 llvm_tool() {
     printf '%s/../bin/%s\n' "$(rustc --print target-libdir)" "$1"
 }
 
-# Puts the kernel package that another $KILN_HOME has into this one, so that it is downloaded once.
+# Copies the downloads of another $KILN_HOME into this one, so that the kernel package is downloaded once.
 share_downloads() {
     local from=$1/cache to=$2/cache
     [[ -d $from ]] || return 0
@@ -77,7 +77,7 @@ share_downloads() {
     cp --archive --link --no-clobber "$from/." "$to/" 2>/dev/null || cp --archive --no-clobber "$from/." "$to/"
 }
 
-# build_test_image KILN: the one image that all tests share, in a $KILN_HOME of its own.
+# build_test_image KILN: the one image that all tests share, in its own $KILN_HOME.
 build_test_image() {
     share_downloads "$user_home" "$test_home"
     KILN_HOME=$test_home "$1" image build mini --cached --agent "$static_agent"
@@ -88,7 +88,7 @@ build_newer_image() {
     KILN_HOME=$newer_home "$1" image build mini --agent "$static_agent" --kernel-deb "$2"
 }
 
-# What the tests find in their environment: see CONTRIBUTING.md.
+# The environment of the tests: see CONTRIBUTING.md.
 export_test_environment() {
     export KILN_BIN=$1 KILN_AGENT_BIN=$2
     export KILN_HOME=$test_home
@@ -99,6 +99,6 @@ export_test_environment() {
     export KILN_TEST_VHOST_DEVICE_SCSI=${KILN_TEST_VHOST_DEVICE_SCSI:-$tools/bin/vhost-device-scsi}
 }
 
-# How nextest talks: failures whole, successes counted.
-nextest_voice=(--cargo-quiet --show-progress none --status-level fail --final-status-level fail)
-[[ -z $verbose ]] || nextest_voice=(--status-level all --success-output immediate)
+# What nextest prints: failures in full, successes as a count.
+nextest_output=(--cargo-quiet --show-progress none --status-level fail --final-status-level fail)
+[[ -z $verbose ]] || nextest_output=(--status-level all --success-output immediate)

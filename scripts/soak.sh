@@ -8,4 +8,4 @@ step "kiln and the tests" build_tests
 step "image mini" build_test_image "$target_dir/debug/kiln"
 
 export_test_environment "$target_dir/debug/kiln" "$static_agent"
-cargo nextest run --locked --workspace --profile soak "${nextest_voice[@]}" </dev/null
+cargo nextest run --locked --workspace --profile soak "${nextest_output[@]}" </dev/null

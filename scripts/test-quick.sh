@@ -6,4 +6,4 @@ scripts/install.sh build test
 
 step "kiln and the tests" build_tests
 export_test_environment "$target_dir/debug/kiln" "$target_dir/debug/kiln-agent"
-cargo nextest run --locked --workspace --profile quick "${nextest_voice[@]}" </dev/null
+cargo nextest run --locked --workspace --profile quick "${nextest_output[@]}" </dev/null

@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Every test there is. Everything is built once; what passes is a line, what fails is shown whole.
+# Runs all tests. Everything is built once; a success is one line, a failure is shown in full.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# with_newer WHAT VARIABLE=VALUE…: the tests of vhost-user in real VMs once more, with another QEMU or kernel.
+# with_newer WHAT VARIABLE=VALUE…: the tests of vhost-user in real VMs again, with another QEMU or kernel.
 with_newer() {
-    echo "vhost-user once more, with $1"
+    echo "vhost-user again, with $1"
     env "${@:2}" cargo nextest run --locked --package kiln-e2e --test run --filterset 'test(/(^|::)vm_vhost/)' \
-        "${nextest_voice[@]}" </dev/null
+        "${nextest_output[@]}" </dev/null
 }
 
-# A card on a TAP device, where this user can have one in a network of its own. The engine's tests make such networks
-# themselves, so they need to be root, if only in a user namespace.
+# A network card on a TAP device, if this user can make one in its own network namespace. The engine's tests make such
+# namespaces themselves, so they must run as root, at least in a user namespace.
 test_with_tap() {
     if unshare --map-root-user --net ip tuntap add tap0 mode tap 2>/dev/null; then
         local as_root=()
         [[ $EUID == 0 ]] || as_root=(unshare --map-root-user)
         "${as_root[@]}" cargo nextest run --locked --package kiln-e2e --package kiln-engine --test run --test vm_network \
-            --run-ignored only --filterset 'test(/(^|::)vm_.*_tap_/)' "${nextest_voice[@]}" </dev/null
+            --run-ignored only --filterset 'test(/(^|::)vm_.*_tap_/)' "${nextest_output[@]}" </dev/null
     else
-        echo "skip  a card on a TAP device: no /dev/net/tun, or no network namespace for this user"
+        echo "skip  a network card on a TAP device: no /dev/net/tun, or no network namespace for this user"
     fi
 }
 
-# QEMU 10 and Linux 6.12, each where it is present.
+# QEMU 10 and Linux 6.12, each if it is present.
 test_with_newer() {
     local qemu=${KILN_TEST_QEMU10:-$newer/usr/bin/qemu-system-x86_64} linux=${KILN_TEST_LINUX612:-$newer/linux.deb}
     if [[ -x $qemu ]]; then
         with_newer "QEMU 10" KILN_QEMU="$qemu"
     else
-        echo "skip  vhost-user with QEMU 10: none at $qemu (scripts/install.sh newer, or set KILN_TEST_QEMU10)"
+        echo "skip  vhost-user with QEMU 10: not at $qemu (scripts/install.sh newer, or set KILN_TEST_QEMU10)"
     fi
     if [[ -e $linux ]]; then
         step "image mini with Linux 6.12" build_newer_image "$target_dir/debug/kiln" "$linux"
@@ -40,7 +40,7 @@ test_with_newer() {
 }
 
 scripts/install.sh build run test backends
-# Where Debian's backports can't be had, the tests that need them say that they are skipped.
+# If Debian's backports are not available, the tests that need them are skipped with a line.
 scripts/install.sh newer || echo "no QEMU 10 and Linux 6.12 from Debian's backports"
 
 step "format" cargo fmt --all --check
@@ -48,12 +48,12 @@ step "shell scripts" shellcheck --severity=warning --external-sources --source-p
 step "clippy" cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 step "repository rules" cargo xtask tidy
 step "guest agent, static" build_static_agent
-step "what tests run in guests, static" build_guest_tool
+step "test tool for guests, static" build_guest_tool
 step "kiln and the tests" build_tests
 step "image mini" build_test_image "$target_dir/debug/kiln"
 
 export_test_environment "$target_dir/debug/kiln" "$static_agent"
-cargo nextest run --locked --workspace "${nextest_voice[@]}" </dev/null
+cargo nextest run --locked --workspace "${nextest_output[@]}" </dev/null
 test_with_tap
 test_with_newer
 step "doctests" cargo test --locked --workspace --doc
