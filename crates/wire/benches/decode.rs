@@ -1,8 +1,8 @@
-//! What splitting a byte stream into frames costs, beside `tokio_util`'s `LengthDelimitedCodec` on the same bytes.
+//! The cost of splitting a byte stream into frames, against `tokio_util`'s `LengthDelimitedCodec` on the same bytes.
 //!
-//! Both get the stream as a reader would give it, in chunks of 64 KiB that are copied into the decoder's buffer, and
-//! both hand out every frame. The promise in SPECIFICATION.md: ours is at least as fast at every size. A size is in the
-//! name of the benchmark: bytes of payload.
+//! Both get the stream like from a reader, in chunks of 64 KiB that are copied into the decoder's buffer, and
+//! both return every frame. The promise in SPECIFICATION.md: ours is at least as fast at every size. The number in the
+//! name of a benchmark is the size of a payload, in bytes.
 
 use bytes::BytesMut;
 use divan::counter::BytesCount;
@@ -10,9 +10,9 @@ use divan::{Bencher, black_box};
 use kiln_wire::{Decoder, Kind, PAYLOAD_MAX, StreamId, encode};
 use tokio_util::codec::{Decoder as _, LengthDelimitedCodec};
 
-/// Payload sizes, the last one the largest that a frame may have.
+/// Payload sizes up to the largest of a frame.
 const SIZES: [usize; 4] = [16, 1 << 10, 64 << 10, PAYLOAD_MAX];
-/// What one read of a transport gives.
+/// Bytes of one read of a transport.
 const READ_BYTES: usize = 64 << 10;
 /// Bytes of one pass.
 const STREAM_BYTES: usize = 8 << 20;

@@ -1,20 +1,22 @@
 //! Flow control: how much data each direction of a stream may carry.
 //!
-//! Each direction starts with a window of [`WINDOW_BYTES`]. A sender spends it ([`SendWindow`]); the receiver gives it
-//! back with `Credit` once data has left its hands ([`ReceiveWindow`]). A stuck stream fills its own window and nothing
-//! else, so one stuck stream never stops another.
+//! Each direction starts with a window of [`WINDOW_BYTES`]. A sender spends it ([`SendWindow`]). The receiver gives it
+//! back with `Credit` after it has passed the data on ([`ReceiveWindow`]). A stuck stream fills only its own window,
+//! so it never blocks another stream.
 //!
-//! A receiver that has the memory may let the window of a stream that flows grow to [`WINDOW_BYTES_MAX`], by one credit
-//! that is larger than what it took: a long transfer then doesn't stand still for the way of its credits.
+//! A receiver that has the memory may let the window of a stream grow to [`WINDOW_BYTES_MAX`] once its data flows: it
+//! sends one credit that is larger than what it consumed. A long transfer then does not wait for the round trip of its
+//! credits.
 //!
-//! A frame costs its payload, and at least [`FRAME_COST_MIN`]: a receiver keeps something for each frame that it queues,
-//! so frames that were free, or nearly, would let a peer fill its memory with queue entries. Both sides count in cost.
+//! A frame costs the bytes of its payload, and at least [`FRAME_COST_MIN`]. A receiver keeps an entry for each frame that
+//! it queues, so a window of bytes alone would bound nothing: a peer could fill its memory with the entries of empty
+//! frames. Both sides count in cost. It depends only on the length of a frame, so their counts always agree.
 
 /// Window of each direction at the start of a stream.
 pub const WINDOW_BYTES: u32 = 256 << 10;
-/// The most that is ever outstanding.
+/// The largest window.
 pub const WINDOW_BYTES_MAX: u32 = 1 << 20;
-/// What the smallest data frame takes of the window, an empty one too: about what a queue spends on an entry.
+/// What the smallest data frame takes of the window, even if it is empty: about the size of a queue entry.
 pub const FRAME_COST_MIN: usize = 32;
 
 /// What a data frame with this many bytes takes of the window.
@@ -40,20 +42,20 @@ impl SendWindow {
         self.available as usize
     }
 
-    /// The most bytes that one frame may carry now: 0 if not even the smallest frame may be sent.
+    /// The most bytes that one frame may carry now; 0 if not even the smallest frame may be sent.
     pub const fn frame_room(&self) -> usize {
         if (self.available as usize) < FRAME_COST_MIN { 0 } else { self.available as usize }
     }
 
-    /// Pays for one frame of up to `wanted` bytes and returns how many it may carry. 0 if there is no window for a
-    /// frame, and nothing is paid then.
+    /// Spends the cost of one frame of up to `wanted` bytes and returns how many bytes it may carry. Returns 0 and spends
+    /// nothing if the window has no room for a frame.
     pub fn take(&mut self, wanted: usize) -> usize {
         let given = self.frame_room().min(wanted);
         self.spend(if given == 0 { 0 } else { frame_cost(given) });
         given
     }
 
-    /// Pays for `more` bytes in a frame that was paid for with `paid` bytes and has not been sent.
+    /// Spends the cost of adding `more` bytes to a frame that was taken with `paid` bytes and has not been sent.
     pub fn take_more(&mut self, paid: usize, more: usize) {
         self.spend(frame_cost(paid + more) - frame_cost(paid));
     }
@@ -62,8 +64,7 @@ impl SendWindow {
         self.available = self.available.saturating_sub(u32::try_from(cost).unwrap_or(u32::MAX));
     }
 
-    /// Adds the peer's credit. More than the largest window can't be outstanding, so a hostile peer can't raise it
-    /// further.
+    /// Adds the peer's credit, up to the largest window: a hostile peer can't raise it further.
     pub fn credit(&mut self, bytes: u32) {
         self.available = self.available.saturating_add(bytes).min(WINDOW_BYTES_MAX);
     }
@@ -71,24 +72,24 @@ impl SendWindow {
 
 /// The peer sent more than its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a data frame that costs {cost} came when the window allowed {allowed}")]
+#[error("a data frame costs {cost}, more than the {allowed} that the window allows")]
 pub struct Overrun {
-    /// What the frame that came costs.
+    /// The cost of the frame.
     pub cost: usize,
-    /// What was left of the window.
+    /// The rest of the window.
     pub allowed: u32,
 }
 
-/// What a receiver has allowed and not yet given back.
+/// What the peer may still send, and what was consumed and not credited yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceiveWindow {
     /// What the peer may still send.
     allowed: u32,
     /// What was consumed since the last credit.
     owed: u32,
-    /// What may be outstanding.
+    /// Size of the window.
     size: u32,
-    /// What may be outstanding once the stream has shown that it flows.
+    /// Size of the window after the first credit.
     size_later: u32,
 }
 
@@ -107,7 +108,7 @@ impl ReceiveWindow {
     /// Counts one data frame that arrived.
     ///
     /// # Errors
-    /// The peer ignores its window: end the stream with `flow_control`.
+    /// If the peer sent more than its window. End the stream with `flow_control`.
     pub fn received(&mut self, bytes: usize) -> Result<(), Overrun> {
         let cost = frame_cost(bytes);
         match u32::try_from(cost).ok().and_then(|cost| self.allowed.checked_sub(cost)) {
@@ -119,8 +120,8 @@ impl ReceiveWindow {
         }
     }
 
-    /// Counts what frames that were passed on had cost, and returns what to credit: a quarter of the window at a time,
-    /// so that credit frames are few and the sender never runs dry.
+    /// Counts the cost of frames that were passed on, and returns the credit to send, if any: a quarter of the window at
+    /// a time, so that credit frames are few and the sender does not run out of window.
     pub fn consumed(&mut self, cost: usize) -> Option<u32> {
         let outstanding = self.size - self.allowed - self.owed;
         self.owed += u32::try_from(cost).unwrap_or(u32::MAX).min(outstanding);
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sender_stops_at_its_window_and_goes_on_with_credit() {
+    fn a_sender_stops_at_its_window_and_continues_with_credit() {
         let mut window = SendWindow::default();
         assert_eq!(window.take(usize::MAX), WINDOW_BYTES as usize);
         assert_eq!(window.take(1), 0);
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn credit_from_a_hostile_peer_never_passes_the_largest_window() {
+    fn credit_of_a_hostile_peer_never_exceeds_the_largest_window() {
         let mut window = SendWindow::default();
         window.credit(u32::MAX);
         assert_eq!(window.available(), WINDOW_BYTES_MAX as usize);
@@ -159,18 +160,18 @@ mod tests {
     #[test]
     fn a_growing_window_grows_once_and_only_when_data_flows() {
         let mut window = ReceiveWindow::growing();
-        assert!(window.received(WINDOW_BYTES as usize + 1).is_err(), "it starts as all do");
+        assert!(window.received(WINDOW_BYTES as usize + 1).is_err(), "it starts with the usual size");
         window.received(WINDOW_BYTES as usize).expect("a whole window is allowed");
         let growth = WINDOW_BYTES_MAX - WINDOW_BYTES;
         assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), Some(WINDOW_BYTES / 4 + growth));
-        assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), None, "a quarter of what it is now");
+        assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), None, "a quarter of its new size");
         assert_eq!(window.received(growth as usize + WINDOW_BYTES as usize / 4), Ok(()));
         assert!(window.received(1).is_err());
         assert_eq!(window.consumed(usize::MAX), Some(WINDOW_BYTES_MAX));
     }
 
     #[test]
-    fn an_overrun_is_named() {
+    fn a_frame_over_the_window_is_an_overrun() {
         let mut window = ReceiveWindow::default();
         assert_eq!(window.received(WINDOW_BYTES as usize), Ok(()));
         assert_eq!(window.received(1), Err(Overrun { cost: FRAME_COST_MIN, allowed: 0 }));
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_that_is_smaller_than_a_frame_costs_is_not_sent() {
+    fn a_rest_of_the_window_below_the_cost_of_a_frame_is_not_used() {
         let mut window = SendWindow::default();
         assert_eq!(window.take(WINDOW_BYTES as usize - FRAME_COST_MIN + 1), WINDOW_BYTES as usize - FRAME_COST_MIN + 1);
         assert_eq!((window.frame_room(), window.take(1)), (0, 0));
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_join_a_frame_are_paid_as_if_they_had_come_in_it() {
+    fn bytes_added_to_a_frame_cost_as_much_as_one_larger_frame() {
         let mut window = SendWindow::default();
         assert_eq!(window.take(10), 10);
         window.take_more(10, 10);
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_consumed_is_credited_a_quarter_at_a_time() {
+    fn consumed_data_is_credited_a_quarter_of_the_window_at_a_time() {
         let mut window = ReceiveWindow::default();
         window.received(WINDOW_BYTES as usize).expect("a whole window is allowed");
         assert_eq!(window.consumed(WINDOW_BYTES as usize / 4 - 1), None);

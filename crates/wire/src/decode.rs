@@ -1,25 +1,30 @@
-//! Bytes in, frames out.
+//! Splits bytes into frames: this is where a frame is decoded.
+//!
+//! ```text
+//!   push(bytes) or space() + fill(n) ──▶ buffer ──▶ next() ──▶ Frame, borrowed from the buffer
+//! ```
+//! What a frame means is decided by [`Message::parse`](crate::Message::parse).
 
 use crate::frame::{Frame, FrameError, HEADER_BYTES, Kind, LENGTH_MIN, StreamId, check_length};
 
 /// The stream ended inside a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EndError {
-    /// Some bytes of a header, or a header with part of its body.
+    /// Part of a header, or a header with part of its body.
     #[error("unexpected end of stream: {have} bytes of a frame that needs {need}")]
     UnexpectedEof {
         /// Bytes of the frame that arrived.
         have: usize,
-        /// Bytes that it needs as far as is known: at least a header.
+        /// Bytes that the frame needs: those of a header while its length is not known.
         need: usize,
     },
-    /// The bytes at hand are no frame.
+    /// The buffered bytes are not a frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
 }
 
-/// Splits a byte stream into frames. A partial frame is kept until the rest arrives; a bad length is reported on each
-/// call from then on, because nothing after it can be trusted.
+/// Splits a byte stream into frames. A partial frame is kept until the rest arrives. A bad length is returned by each
+/// call from then on, because no later byte can be assigned to a frame.
 ///
 /// ```
 /// # use kiln_wire::{Decoder, Kind, StreamId, encode};
@@ -34,16 +39,16 @@ pub enum EndError {
 /// ```
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// All of it is initialised; what counts lies between the two marks.
+    /// Initialised bytes. Those of the stream are from `consumed` to `filled`.
     buffer: Vec<u8>,
-    /// Bytes at the front of `buffer` that were handed out as frames.
+    /// Bytes at the front of `buffer` that were returned as frames.
     consumed: usize,
-    /// End of the bytes that came.
+    /// End of the bytes that were received.
     filled: usize,
 }
 
-/// Room that a buffer may use before it moves bytes; one that a large frame has grown further is given back once it is
-/// empty.
+/// Bytes that a buffer may use before it moves a partial frame to its front. A buffer that a large frame has made larger
+/// is freed once it is empty.
 const BUFFER_KEEP_BYTES: usize = 256 << 10;
 
 impl Decoder {
@@ -52,14 +57,15 @@ impl Decoder {
         Self { buffer: Vec::new(), consumed: 0, filled: 0 }
     }
 
-    /// Adds bytes from the stream. Call [`next`](Self::next) until it is empty before pushing more: what is buffered
-    /// is then at most one frame plus one push, or 256 KiB where that is more.
+    /// Adds bytes from the stream. Call [`next`](Self::next) until it returns `None` before pushing more. Then the buffer
+    /// has at most one frame plus one push, or 256 KiB if that is more.
     pub fn push(&mut self, bytes: &[u8]) {
         self.space(bytes.len())[..bytes.len()].copy_from_slice(bytes);
         self.fill(bytes.len());
     }
 
-    /// Room for at least `bytes` to be read into; [`fill`](Self::fill) says how many were. Bounded as [`push`](Self::push).
+    /// A slice of at least `bytes` bytes to read into. Call [`fill`](Self::fill) with the number of bytes that were read.
+    /// The buffer is bounded as for [`push`](Self::push).
     pub fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.make_room(bytes);
         if self.buffer.len() < self.filled + bytes {
@@ -68,27 +74,27 @@ impl Decoder {
         &mut self.buffer[self.filled..]
     }
 
-    /// The first `bytes` of the last [`space`](Self::space), to look at before they are taken in.
+    /// The first `bytes` of the last [`space`](Self::space), to inspect them before [`fill`](Self::fill).
     ///
     /// # Panics
-    /// Where there is not so much of it.
+    /// If the space is shorter.
     pub fn offered(&self, bytes: usize) -> &[u8] {
         &self.buffer[self.filled..self.filled + bytes]
     }
 
-    /// Takes in the first `bytes` of [`space`](Self::space).
+    /// Adds the first `bytes` of [`space`](Self::space) to the stream.
     ///
     /// # Panics
-    /// Where there is not so much of it.
+    /// If the space is shorter.
     pub fn fill(&mut self, bytes: usize) {
         assert!(bytes <= self.buffer.len() - self.filled, "{bytes} bytes were not asked for");
         self.filled += bytes;
     }
 
-    /// The next whole frame, `None` where more bytes are needed.
+    /// The next whole frame, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// A length field out of bounds; the stream can't be followed any further.
+    /// If a length field is out of bounds. Each later call returns the same error.
     #[expect(clippy::should_implement_trait, reason = "a lending iterator can't be an Iterator")]
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         let pending = &self.buffer[self.consumed..self.filled];
@@ -107,22 +113,22 @@ impl Decoder {
         }))
     }
 
-    /// Bytes that are buffered and not yet part of a frame handed out.
+    /// Bytes that are buffered and not yet returned as part of a frame.
     pub fn pending_bytes(&self) -> usize {
         self.filled - self.consumed
     }
 
-    /// Bytes that the frame at hand lacks; `None` at a boundary and where its length is not known yet.
+    /// Bytes that the current frame lacks. `None` between two frames, and if the frame's length is not known yet.
     pub fn missing_bytes(&self) -> Option<usize> {
         let (length, rest) = self.buffer[self.consumed..self.filled].split_first_chunk::<4>()?;
         let length = check_length(u32::from_be_bytes(*length)).ok()? as usize;
         length.checked_sub(rest.len())
     }
 
-    /// Says whether the stream may end here.
+    /// Checks that the stream may end here.
     ///
     /// # Errors
-    /// [`EndError::UnexpectedEof`] inside a frame.
+    /// [`EndError::UnexpectedEof`] if it ends inside a frame, [`EndError::Frame`] if the length of that frame is bad.
     pub fn finish(&self) -> Result<(), EndError> {
         let pending = &self.buffer[self.consumed..self.filled];
         if pending.is_empty() {
@@ -135,13 +141,13 @@ impl Decoder {
         Err(EndError::UnexpectedEof { have: pending.len(), need })
     }
 
-    /// Forgets everything that is buffered.
+    /// Drops all buffered bytes.
     pub fn clear(&mut self) {
         self.consumed = self.filled;
         self.make_room(0);
     }
 
-    /// Drops what was handed out. The start of a frame behind it is moved only where there is no room left, so that a
+    /// Frees the space of returned frames. A partial frame behind them is moved only if there is no room left, so that a
     /// stream of middle-sized frames is not copied twice.
     fn make_room(&mut self, bytes: usize) {
         if self.consumed == self.filled {
@@ -169,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_at_a_boundary_is_clean() {
+    fn a_stream_may_end_between_two_frames() {
         let mut decoder = Decoder::new();
         assert_eq!(decoder.finish(), Ok(()));
         decoder.push(&one_frame());
@@ -178,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_inside_a_frame_is_an_unexpected_end_and_consumes_nothing() {
+    fn an_end_inside_a_frame_is_unexpected_and_consumes_nothing() {
         let bytes = one_frame();
         for cut in 1..bytes.len() {
             let mut decoder = Decoder::new();
@@ -193,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_out_of_bounds_are_refused_from_four_bytes() {
+    fn a_length_out_of_bounds_is_refused_after_four_bytes() {
         for (length, expected) in [
             (0, FrameError::TooShort(0)),
             (4, FrameError::TooShort(4)),
@@ -209,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_that_a_large_frame_grew_is_given_back() {
+    fn a_buffer_grown_by_a_large_frame_is_freed() {
         let mut decoder = Decoder::new();
         let mut bytes = Vec::new();
         encode(Kind::DATA_IN, StreamId(1), &vec![0; 1 << 19], &mut bytes).expect("half a MiB fits");

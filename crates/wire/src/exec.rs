@@ -14,18 +14,18 @@ use crate::text::Text;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
-    /// Program and arguments. A program without a slash is searched in the PATH of the command's own environment.
+    /// Program and arguments. A program without a slash is searched for in the PATH of the command's own environment.
     pub argv: Vec<Text>,
-    /// Variables set over the agent's defaults, in order; the last of a name wins.
+    /// Variables that override the agent's defaults, in order; the last one of a name wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(Text, Text)>,
     /// Starts from an empty environment instead of the agent's defaults.
     #[serde(default)]
     pub env_clear: bool,
-    /// Working directory; the user's home, else `/`, where absent.
+    /// Working directory. If absent: the user's home, or `/` if that does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<Text>,
-    /// See [`UserRef`](crate::UserRef) for how it is written; the agent's own user if absent.
+    /// The user, written as in [`UserRef`](crate::UserRef); the agent's own user if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Where stdin comes from.
@@ -57,16 +57,16 @@ pub enum Stdin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tty {
-    /// Height in characters; 0 means unknown, as the kernel has it.
+    /// Height in characters; 0 means unknown, as in the kernel.
     pub rows: u16,
     /// Width in characters.
     pub cols: u16,
-    /// `TERM`; `xterm-256color` where empty.
+    /// `TERM`; `xterm-256color` if empty.
     #[serde(default)]
     pub term: String,
 }
 
-/// What a command may use; absent means the agent's default.
+/// What a command may use; an absent limit is the agent's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -76,8 +76,8 @@ pub struct Limits {
     /// Time since the start, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall_ms: Option<u64>,
-    /// How long a command that reached `wall_ms` or `cpu_ms` may still run after a SIGTERM, in milliseconds. Killed at
-    /// once if absent or 0. An agent of before this field refuses it by name.
+    /// How long a command that reached `wall_ms` or `cpu_ms` may still run after a SIGTERM, in milliseconds. If absent or
+    /// 0, it is killed at once. An agent that is older than this field refuses it by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
     /// Memory of the whole group, in bytes.
@@ -86,7 +86,8 @@ pub struct Limits {
     /// Processes and threads of the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
-    /// Output that is passed on, stdout and stderr together; the rest is read and dropped, and `truncated` says so.
+    /// Output that is passed on, stdout and stderr together, in bytes. The rest is read and dropped, and `truncated` is
+    /// set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_bytes: Option<u64>,
     /// Open files of one process.
@@ -99,7 +100,7 @@ pub struct Limits {
 pub struct Started {
     /// Pid in the guest; also the id of its process group.
     pub pid: u32,
-    /// Name of the session, where one was asked for.
+    /// Name of the session, if one was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
 }
@@ -117,16 +118,16 @@ pub struct Exited {
     pub sys_us: u64,
     /// Largest resident set of the command, in bytes.
     pub max_rss_bytes: u64,
-    /// The kernel killed a process of the group for want of memory.
+    /// The kernel killed a process of the group because memory ran out.
     #[serde(default)]
     pub oom_killed: bool,
-    /// `wall_ms` or `cpu_ms` ended it; `status` is its own if it ended within the grace.
+    /// `wall_ms` or `cpu_ms` ended it. `status` is the command's own if it ended within the grace.
     #[serde(default)]
     pub timed_out: bool,
     /// Output was dropped at `output_bytes`.
     #[serde(default)]
     pub truncated: bool,
-    /// Something outlived the command and kept its output open; it was killed after the drain.
+    /// A process outlived the command and kept its output open. It was killed after the drain.
     #[serde(default)]
     pub pipes_held: bool,
 }
@@ -135,7 +136,7 @@ pub struct Exited {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitStatus {
-    /// It returned this code.
+    /// It exited with this code.
     Code(i32),
     /// This signal ended it.
     Signal(i32),
@@ -159,7 +160,7 @@ impl ExitStatus {
 /// Payload of `Signal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signal {
-    /// Number of the signal as Linux on x86-64 has it; 1 ..= 64.
+    /// Number of the signal in Linux on x86-64; 1 ..= 64.
     pub signal: i32,
 }
 

@@ -1,41 +1,41 @@
-//! Errors that one side tells the other.
+//! Errors that one side reports to the other.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Ends a stream that did not go well.
+/// Why a stream failed; ends it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} ({})", code.name())]
 pub struct Fault {
     /// For programs.
     pub code: ErrorCode,
-    /// For people: lower case, names the thing. Cut on either side, where it is made and where it arrives.
+    /// For people: lower case, names the thing. Cut on both sides, by the sender and on arrival.
     #[serde(deserialize_with = "cut_words")]
     pub message: String,
 }
 
-/// Words for people are cut after this many bytes: they may quote the peer, whose names can fill a whole frame.
+/// Text for people is cut after this many bytes: it may quote the peer, whose names can fill a whole frame.
 pub const WORDS_BYTES_MAX: usize = 2 << 10;
 
 impl Fault {
-    /// A fault with its words. Very long ones are cut, so that a fault always fits into a frame.
+    /// A fault with its message. A very long message is cut, so that a fault always fits into a frame.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: cut(message.into()) }
     }
 }
 
-/// Words of at most [`WORDS_BYTES_MAX`], and an ellipsis if there were more.
+/// The text, cut after [`WORDS_BYTES_MAX`] bytes and marked with an ellipsis if it was longer.
 #[must_use]
 pub fn cut(mut words: String) -> String {
     if words.len() > WORDS_BYTES_MAX {
         words.truncate((0..=WORDS_BYTES_MAX).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0));
         words.push('…');
-        // Whoever keeps an error does not keep the frame that it came in.
+        // An error may be kept for long; without this it would keep the memory of the whole frame.
         words.shrink_to_fit();
     }
     words
 }
 
-/// Reads words of the peer, cut.
+/// Reads text of the peer and cuts it.
 pub(crate) fn cut_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     String::deserialize(deserializer).map(cut)
 }
@@ -46,16 +46,16 @@ macro_rules! codes {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum ErrorCode {
             $($(#[$doc])* #[serde(rename = $name)] $variant,)*
-            /// A code that this version does not name.
+            /// A code that this version does not know.
             #[serde(other, rename = "other")]
             Other,
         }
 
         impl ErrorCode {
-            /// Every code that this version names.
+            /// Every code that this version knows.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)* Self::Other];
 
-            /// The code as JSON has it.
+            /// The code's name in JSON.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* Self::Other => "other" }
             }
@@ -64,7 +64,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The peer does not know this kind of frame or request, or can't serve it here.
+    /// The peer does not know this kind of frame or request, or can't serve it in this guest.
     Unsupported = "unsupported",
     /// The request can't be parsed or contradicts itself.
     InvalidRequest = "invalid_request",
@@ -90,7 +90,7 @@ codes! {
     SessionNotFound = "session_not_found",
     /// The session's name is taken.
     SessionExists = "session_exists",
-    /// Somebody else writes to this session.
+    /// Another attachment may write to this session.
     SessionBusy = "session_busy",
     /// ENOENT.
     NotFound = "not_found",
@@ -122,11 +122,11 @@ codes! {
     ConnectionRefused = "connection_refused",
     /// EHOSTUNREACH, ENETUNREACH.
     Unreachable = "unreachable",
-    /// A device, FIFO or socket where a plain file was asked for.
+    /// A device, FIFO or socket, but the request needs a plain file.
     NotAFile = "not_a_file",
     /// A path that leaves its jail.
     OutsideJail = "outside_jail",
-    /// EIO and everything that has no better name; the message says which.
+    /// EIO and every error without a better name; the message has the error.
     Io = "io",
     /// A bug in the agent.
     Internal = "internal",
@@ -137,25 +137,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_from_a_later_version_is_still_an_error() {
+    fn a_code_of_a_later_version_is_still_an_error() {
         let fault: Fault = serde_json::from_str(r#"{"code":"sun_spots","message":"m"}"#).expect("unknown codes parse");
         assert_eq!(fault.code, ErrorCode::Other);
     }
 
     #[test]
-    fn names_are_what_json_has() {
+    fn code_names_match_their_json() {
         for code in ErrorCode::ALL {
             assert_eq!(serde_json::to_string(code).expect("a code is JSON"), format!("\"{}\"", code.name()));
         }
     }
 
     #[test]
-    fn words_of_the_peer_are_cut_where_they_arrive() {
+    fn text_of_the_peer_is_cut_on_arrival() {
         let long = "ü".repeat(WORDS_BYTES_MAX);
         let sent = format!(r#"{{"code":"io","message":"{long}"}}"#);
         let arrived: Fault = serde_json::from_str(&sent).expect("is a fault");
         assert!((WORDS_BYTES_MAX..WORDS_BYTES_MAX + 4).contains(&arrived.message.len()), "{}", arrived.message.len());
         assert_eq!(arrived, Fault::new(ErrorCode::Io, long));
-        assert_eq!(cut(arrived.message.clone()), arrived.message, "what is cut stays as it is");
+        assert_eq!(cut(arrived.message.clone()), arrived.message, "text is cut only once");
     }
 }

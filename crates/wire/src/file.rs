@@ -8,7 +8,7 @@
 //! | tar_out | `DataOut` (a tar archive), `Eof` | `Done{bytes, entries}` |
 //! | stat | `Reply::Stat` | `Done` |
 //! | list | `Reply::Page` | `Done` |
-//! | the others | | `Done` |
+//! | all others | | `Done` |
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use crate::text::Text;
 /// Payload of `Files`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesRequest {
-    /// Paths are taken inside this directory and may not leave it, by `..` or by symlink; absent: the whole guest.
+    /// Paths are resolved inside this directory and may not leave it, by `..` or by symlink. Absent: the whole guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jail: Option<Text>,
     /// What to do.
@@ -38,26 +38,26 @@ pub enum FileRequest {
         #[serde(default)]
         range: ReadRange,
     },
-    /// Replaces a file as a whole: readers see the old one or the new one.
+    /// Replaces a file as a whole: a reader sees either the old file or the new one.
     Write {
         /// The file.
         path: Text,
         /// What may exist before.
         #[serde(default)]
         mode: WriteMode,
-        /// Permission bits; those of the file it replaces, else 0644, where absent.
+        /// Permission bits. If absent: those of the replaced file, or 0644.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         permissions: Option<u32>,
-        /// Owner; that of the file it replaces, else the agent's user, where absent.
+        /// Owner. If absent: that of the replaced file, or the agent's user.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         owner: Option<Owner>,
     },
-    /// Adds to the end of a file, creating it where it is missing.
+    /// Adds to the end of a file. A missing file is created.
     Append {
         /// The file.
         path: Text,
     },
-    /// What is at a path; a symlink itself unless `follow`.
+    /// Returns what is at a path; for a symlink the symlink itself, unless `follow`.
     Stat {
         /// The path.
         path: Text,
@@ -65,14 +65,14 @@ pub enum FileRequest {
         #[serde(default)]
         follow: bool,
     },
-    /// One page of a directory, sorted by name.
+    /// Returns one page of a directory, sorted by name.
     List {
         /// The directory.
         path: Text,
         /// Continues after this name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         after: Option<Text>,
-        /// Entries on the page: 1 ..= 10,000; 10,000 where absent.
+        /// Entries on the page: 1 ..= 10,000; 10,000 if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<u32>,
     },
@@ -80,10 +80,10 @@ pub enum FileRequest {
     Mkdir {
         /// The directory.
         path: Text,
-        /// Makes missing parents, and accepts one that exists.
+        /// Makes missing parents, and accepts a directory that exists.
         #[serde(default)]
         parents: bool,
-        /// Permission bits; 0755 where absent.
+        /// Permission bits; 0755 if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         permissions: Option<u32>,
     },
@@ -95,7 +95,7 @@ pub enum FileRequest {
         #[serde(default)]
         recursive: bool,
     },
-    /// Renames, replacing what is there as rename(2) does.
+    /// Renames, and replaces the target like rename(2).
     Rename {
         /// From here.
         from: Text,
@@ -106,14 +106,14 @@ pub enum FileRequest {
     Copy {
         /// From here.
         from: Text,
-        /// To here, as a whole like `Write`.
+        /// To here; replaced as a whole, like `Write`.
         to: Text,
     },
     /// Makes a symlink.
     Symlink {
-        /// What it says.
+        /// What it points to.
         target: Text,
-        /// Where it is.
+        /// The symlink's own path.
         path: Text,
     },
     /// Sets permission bits.
@@ -130,12 +130,12 @@ pub enum FileRequest {
         /// The new owner.
         owner: Owner,
     },
-    /// Unpacks a tar archive into a directory, which is made where it is missing.
+    /// Unpacks a tar archive into a directory. A missing directory is made.
     TarIn {
         /// The directory.
         path: Text,
     },
-    /// Packs a path into a tar archive; names start at the path's own last part.
+    /// Packs a path into a tar archive. Names start with the last part of the path.
     TarOut {
         /// The file or directory.
         path: Text,
@@ -148,10 +148,10 @@ pub enum FileRequest {
 pub enum ReadRange {
     /// By bytes.
     Bytes {
-        /// First byte. Signed, so that a negative one is refused by name.
+        /// First byte. Signed, so that a negative offset is refused by name.
         #[serde(default)]
         offset: i64,
-        /// How many; to the end where absent.
+        /// How many; to the end if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<i64>,
     },
@@ -160,7 +160,7 @@ pub enum ReadRange {
         /// First line, from 0.
         #[serde(default)]
         offset_line: i64,
-        /// How many; to the end where absent.
+        /// How many; to the end if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit_lines: Option<i64>,
         /// Stops after this many bytes, even inside a line.
@@ -182,7 +182,7 @@ pub enum WriteMode {
     /// A file is replaced or created.
     #[default]
     Replace,
-    /// Nothing: `already_exists` where something does.
+    /// Nothing: fails with `already_exists` if the path exists.
     Exclusive,
 }
 
@@ -261,7 +261,7 @@ pub struct ListPage {
 /// Payload of `Done`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Done {
-    /// Data bytes that were passed in the stream's direction.
+    /// Data bytes that were transferred in the stream's direction.
     #[serde(default)]
     pub bytes: u64,
     /// Files, directories and links of an archive.
@@ -270,11 +270,11 @@ pub struct Done {
     /// A bound of the request cut the data.
     #[serde(default)]
     pub truncated: bool,
-    /// What an archive has not got, each with its name. `not_a_file` is for what has no content to copy (devices, FIFOs,
-    /// sockets, mounts of the kernel's file systems); all others are files that could not be read.
+    /// What the archive lacks, each with its name. `not_a_file` is for entries without content to copy (devices, FIFOs,
+    /// sockets, mounts of the kernel's file systems). All other codes are files that could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<Fault>,
-    /// How many more it has not got, for which there was no room.
+    /// How many more the archive lacks, beyond the room in `left_out`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub left_out_more: u64,
 }

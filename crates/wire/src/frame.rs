@@ -20,7 +20,7 @@ pub const PAYLOAD_MAX: usize = LENGTH_MAX as usize - LENGTH_MIN as usize;
 /// A writer puts at most this many data bytes into one frame, so that streams interleave.
 pub const WRITE_CHUNK_BYTES: usize = 64 << 10;
 
-/// Names one stream of a link. 0 is the link itself; the host opens odd ids, the guest even ones.
+/// The id of one stream of a link. 0 is the link itself; the host opens odd ids, the guest even ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct StreamId(pub u32);
 
@@ -40,7 +40,7 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// What a frame carries. Any byte is a kind; those without a name here are answered with `Error{unsupported}`.
+/// What a frame carries. Any byte is a kind; the reply to a kind without a name is `Error{unsupported}`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kind(pub u8);
 
@@ -52,7 +52,7 @@ macro_rules! kinds {
             /// Every kind that this version names.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// The kind's name, or `None` where this version has none.
+            /// The kind's name, or `None` if this version has no name for it.
             pub const fn name(self) -> Option<&'static str> {
                 match self { $(Self::$name => Some(stringify!($name)),)* _ => None }
             }
@@ -65,9 +65,10 @@ kinds! {
     HELLO = 0x01,
     /// Proof that the host may talk to this agent.
     AUTH = 0x02,
-    /// Asks for an echo; raw bytes. Frames are taken in order, so all that was sent before has arrived once the echo comes.
+    /// Requests an echo; raw bytes. Frames are handled in order, so all that was sent before the ping has arrived once
+    /// the echo arrives.
     PING = 0x03,
-    /// The echo.
+    /// The echo of a ping.
     PONG = 0x04,
     /// Clock, randomness and identity after a restore.
     SYNC = 0x05,
@@ -94,24 +95,24 @@ kinds! {
     TRACE = 0x18,
     /// Lists or ends sessions.
     SESSIONS = 0x19,
-    /// Stops every command where it is, for a snapshot.
+    /// Freezes every command, for a snapshot.
     FREEZE = 0x1a,
-    /// Lets them go on.
+    /// Lets frozen commands continue.
     THAW = 0x1b,
     /// Reports whether the guest is in use.
     ACTIVITY = 0x1c,
 
     /// The command runs.
     STARTED = 0x20,
-    /// One answer of a stream that goes on.
+    /// One reply of a stream that continues.
     REPLY = 0x21,
     /// Ends an exec.
     EXITED = 0x22,
-    /// Ends any other stream that went well.
+    /// Ends any other stream that succeeded.
     DONE = 0x23,
-    /// Ends a stream that did not.
+    /// Ends a stream that failed.
     ERROR = 0x24,
-    /// Asks the peer to end a stream early.
+    /// Requests that the peer ends a stream early.
     CANCEL = 0x25,
 
     /// Host to guest: stdin, upload, forwarded bytes.
@@ -122,7 +123,7 @@ kinds! {
     DATA_ERR = 0x32,
     /// No more data in this direction.
     EOF = 0x33,
-    /// The receiver of data allows this many bytes more; `u32` big-endian.
+    /// The receiver of data allows this many more bytes; `u32` big-endian.
     CREDIT = 0x34,
 
     /// Sends a signal to the command.
@@ -137,8 +138,8 @@ impl Kind {
         matches!(self, Self::DATA_IN | Self::DATA_OUT | Self::DATA_ERR)
     }
 
-    /// Whether a frame of this kind opens a stream. `Auth` and `Sync` do too: their answer comes on a stream of its own,
-    /// so it can't be taken for the answer to another request.
+    /// Whether a frame of this kind opens a stream. `Auth` and `Sync` do too: each has its own stream, so that its reply
+    /// can't be taken for the reply to another request.
     pub const fn opens(self) -> bool {
         matches!(self, Self::AUTH | Self::SYNC) || (self.0 >= 0x10 && self.0 < 0x20)
     }
@@ -163,13 +164,13 @@ impl fmt::Debug for Kind {
 pub struct Frame<'a> {
     /// What the payload is.
     pub kind: Kind,
-    /// The stream that it belongs to.
+    /// The stream that the frame belongs to.
     pub stream: StreamId,
     /// At most [`PAYLOAD_MAX`] bytes.
     pub payload: &'a [u8],
 }
 
-/// A length that no frame may have. The byte stream can't be followed past it.
+/// A length that no frame may have. After it, the byte stream can't be split into frames any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Longer than [`LENGTH_MAX`].
@@ -183,7 +184,7 @@ pub enum FrameError {
 /// Appends one frame to `out`.
 ///
 /// # Errors
-/// [`FrameError::TooLong`] where the payload is over [`PAYLOAD_MAX`]; `out` is unchanged then.
+/// [`FrameError::TooLong`] if the payload is over [`PAYLOAD_MAX`]. `out` is unchanged then.
 pub fn encode(kind: Kind, stream: StreamId, payload: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
     let length = header_length(payload.len())?;
     out.reserve(HEADER_BYTES + payload.len());
@@ -202,7 +203,7 @@ fn header_length(payload_bytes: usize) -> Result<u32, FrameError> {
     }
 }
 
-/// Refuses a length field before anything is stored for it.
+/// Refuses a length field before anything is allocated for it.
 pub(crate) const fn check_length(length: u32) -> Result<u32, FrameError> {
     if length > LENGTH_MAX {
         return Err(FrameError::TooLong(length as u64));
@@ -229,7 +230,7 @@ mod tests {
     #[test]
     fn the_largest_payload_fits() {
         let mut out = Vec::new();
-        encode(Kind::DATA_IN, StreamId(1), &vec![1; PAYLOAD_MAX], &mut out).expect("the limit itself is allowed");
+        encode(Kind::DATA_IN, StreamId(1), &vec![1; PAYLOAD_MAX], &mut out).expect("the largest payload is allowed");
         assert_eq!(out.len(), HEADER_BYTES + PAYLOAD_MAX);
     }
 

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!   host                                   agent
-//!    │ reset marker (virtio-serial only) ──▶ │  forgets the old link: streams end, sessions stay
+//!    │ reset marker (virtio-serial only) ──▶ │  drops the old link: streams end, sessions stay
 //!    │ ◀── the marker again                  │
 //!    │ Hello ───────────────────────────────▶ │
-//!    │ ◀─────────────────────────────── Hello │  or Goodbye{version} naming both versions
-//!    │ Auth{token} ─────────────────────────▶ │  where the agent's Hello says `auth`; within 5 s; a stream of its own
+//!    │ ◀─────────────────────────────── Hello │  or Goodbye{version} with both versions
+//!    │ Auth{token} ─────────────────────────▶ │  if the agent's Hello has `auth`; within 5 s; has its own stream
 //!    │ ◀───────────────────────── Done | Error │
-//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else; thaws a frozen guest; a stream
-//!    │ ◀───────────────────────── Done | Error │  of its own
+//!    │ Sync ────────────────────────────────▶ │  after a restore, before anything else; thaws a frozen guest; has its
+//!    │ ◀───────────────────────── Done | Error │  own stream
 //!    │ streams …                              │
 //!    │ Goodbye ─────────────────────────────▶ │
 //! ```
@@ -20,12 +20,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::cut_words;
 
-/// Version of the protocol that this crate speaks.
+/// Version of the protocol that this crate implements.
 pub const VERSION: u16 = 2;
-/// An agent that asks for a token closes the link after this long without one.
+/// An agent that requires a token closes the link after this long without one.
 pub const AUTH_DEADLINE: Duration = Duration::from_secs(5);
 
-/// First frame of each side. Unknown fields are ignored here, so that a later version can still be told apart.
+/// First frame of each side. Unknown fields are ignored here, so that a later version can still be read and refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`VERSION`] of the sender.
@@ -33,7 +33,7 @@ pub struct Hello {
     /// Program and version, for people.
     #[serde(deserialize_with = "cut_words")]
     pub agent: String,
-    /// What the sender can do; see [`Capability`]. Unknown ones are ignored.
+    /// What the sender can do. Unknown capabilities are ignored.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
     /// The kernel's boot id; empty from the host.
@@ -41,13 +41,13 @@ pub struct Hello {
     pub boot_id: String,
 }
 
-/// Something that not every agent can do.
+/// A feature that not every agent has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Capability {
-    /// A token is needed.
+    /// A token is required.
     Auth,
-    /// Limits by cgroup v2: memory, cpu, pids. Without it nothing can be frozen.
+    /// Limits by cgroup v2: memory, cpu, pids. Without it commands can't be frozen.
     Cgroups,
     /// The agent is PID 1 and can sync the clock, randomness and identity.
     Init,
@@ -55,9 +55,9 @@ pub enum Capability {
     Code,
     /// Trace streams.
     Trace,
-    /// Commands whose time is up get a SIGTERM first; see [`Limits::grace_ms`](crate::Limits::grace_ms).
+    /// A command whose timeout expires gets a SIGTERM first; see [`Limits::grace_ms`](crate::Limits::grace_ms).
     Grace,
-    /// One that this version does not name.
+    /// A capability that this version does not know.
     #[serde(other)]
     Unknown,
 }
@@ -78,17 +78,17 @@ impl std::fmt::Debug for Auth {
 /// The most interfaces whose addresses an [`Identity`] sets.
 pub const MACS_MAX: usize = 8;
 
-/// Payload of `Sync`: what makes a fork its own machine. A guest that was frozen goes on once all of it is done, so no
-/// command runs between a restore and its new identity; where any of it fails the guest stays frozen.
+/// Payload of `Sync`: what makes a fork its own machine. A frozen guest is thawed after all of it is done, so no
+/// command runs between a restore and its new identity. If any part fails, the guest stays frozen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sync {
-    /// The host's clock, nanoseconds since 1970. Told again it is as late as its way was long, so a clock that commands
-    /// read does not go back to it by less than a second.
+    /// The host's clock, nanoseconds since 1970. It arrives late by its transfer time. So the agent does not set a clock
+    /// back by less than a second if commands have already read it.
     pub host_time_ns: u64,
     /// Randomness for the guest's kernel, base64 of 32 to 512 bytes.
     pub seed: String,
-    /// Names of the machine; kept where absent.
+    /// Names of the machine; unchanged if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
 }
@@ -102,7 +102,7 @@ pub struct Identity {
     /// 32 lower-case hexadecimal digits.
     pub machine_id: String,
     /// Unicast addresses like `52:54:00:12:34:56`, in lower case, for the guest's Ethernet interfaces in the kernel's
-    /// order; at most [`MACS_MAX`] and no more than there are interfaces. Those without one keep theirs.
+    /// order; at most [`MACS_MAX`] and no more than there are interfaces. The remaining interfaces keep their addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub macs: Vec<String>,
 }
@@ -116,7 +116,7 @@ pub struct Goodbye {
     pub reason: GoodbyeReason,
 }
 
-/// `serde(other)` takes a plain string for a variant without a name, not one that carries data.
+/// `serde(other)` accepts an unknown variant only as a plain string, not with data, so such a reason is mapped here.
 fn reason_of_any_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GoodbyeReason, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(GoodbyeReason::deserialize(value).unwrap_or(GoodbyeReason::Unknown))
@@ -137,25 +137,25 @@ pub enum GoodbyeReason {
     /// No token, or a wrong one, within [`AUTH_DEADLINE`].
     #[error("not authorized")]
     Unauthorized,
-    /// The byte stream can't be followed any more.
+    /// The byte stream can't be split into frames any more.
     #[error("protocol error: {0}")]
     Protocol(#[serde(deserialize_with = "cut_words")] String),
-    /// A newer link took its place.
+    /// A newer link has replaced this one.
     #[error("replaced by a newer link")]
     Replaced,
-    /// The sender ends.
+    /// The sender shuts down.
     #[error("shutting down")]
     Shutdown,
-    /// A reason that this version does not name.
+    /// A reason that this version does not know.
     #[serde(other)]
-    #[error("for a reason of a later version")]
+    #[error("a reason that this version does not know")]
     Unknown,
 }
 
 /// Checks the peer's Hello.
 ///
 /// # Errors
-/// The refusal to send, which names both versions.
+/// If the versions differ: the refusal to send, which has both versions.
 pub fn negotiate(theirs: &Hello) -> Result<(), Goodbye> {
     if theirs.version == VERSION {
         Ok(())
@@ -164,7 +164,9 @@ pub fn negotiate(theirs: &Hello) -> Result<(), Goodbye> {
     }
 }
 
-/// Compares tokens in a time that depends on the length of `given` alone.
+/// Compares tokens in a time that depends only on the length of `given`. A comparison that stops at the first wrong byte
+/// would let a peer find the token byte by byte from the time that a refusal takes. Each byte of `given` is therefore
+/// compared, past the end of `expected` too, and `black_box` keeps the compiler from returning early.
 pub fn token_matches(expected: &str, given: &str) -> bool {
     let (expected, given) = (expected.as_bytes(), given.as_bytes());
     let mut difference = u8::from(expected.len() != given.len());
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_refused_with_both_named() {
+    fn another_version_is_refused_and_both_are_named() {
         let refusal = negotiate(&hello(VERSION + 1)).expect_err("a later version is refused");
         let words = refusal.to_string();
         assert!(words.contains(&VERSION.to_string()) && words.contains(&(VERSION + 1).to_string()), "{words}");
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_hello_with_more_in_it_is_still_read() {
+    fn a_hello_with_unknown_fields_is_read() {
         let json = r#"{"version":9,"agent":"x","capabilities":["auth","teleport"],"boot_id":"b","more":1}"#;
         let hello: Hello = serde_json::from_str(json).expect("unknown fields are ignored");
         assert_eq!(hello.capabilities, [Capability::Auth, Capability::Unknown]);

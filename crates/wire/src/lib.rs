@@ -1,16 +1,19 @@
-//! What Kiln's host and guest may say to each other: one ordered byte stream of frames.
+//! The protocol of Kiln's host and guest: one ordered byte stream of frames.
 //!
 //! ```text
 //!   transport bytes ── ResetScanner ──▶ Decoder ──▶ Frame ──▶ Message      (in)
 //!   Message ──▶ encode ──▶ frame bytes ──▶ transport                       (out)
 //! ```
 //!
-//! Nothing here does I/O, reads a clock or spawns anything: bytes and values go in, bytes and values come out. Either
+//! This crate does no I/O, reads no clock and spawns nothing: bytes and values go in, bytes and values come out. Either
 //! side may be hostile to the other, so everything that comes from the peer is bounded before it is stored.
 //!
-//! A link starts with a [reset marker](reset) on transports that have no connections of their own, then both sides
-//! say [`Hello`]. Requests open *streams* (odd ids by the host, even ids by the guest); each stream ends with exactly
-//! one of `Exited`, `Done` or `Error`. Data on a stream is paced by [credit].
+//! On transports without connections a link starts with a [reset marker](reset). Then both sides send [`Hello`].
+//! Requests open *streams* (odd ids by the host, even ids by the guest). Each stream ends with exactly
+//! one of `Exited`, `Done` or `Error`. [Credit](credit) bounds the data that is in flight on a stream.
+//!
+//! Where to look: [`Decoder`] splits bytes into [`Frame`]s, [`Message::parse`] reads a frame, and [`Message::encode`]
+//! writes one. The host's side of a link is `engine::link`, the guest's is `agent::link`.
 #![forbid(unsafe_code)]
 
 mod activity;

@@ -1,4 +1,9 @@
-//! Frames with meaning.
+//! Messages: what a frame means.
+//!
+//! ```text
+//!   Frame ──parse──▶ Message ──encode──▶ frame bytes
+//! ```
+//! Requests and replies are JSON, data and pings are raw bytes, credit is four bytes.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,7 +19,7 @@ use crate::service::{
 };
 use crate::session::{AttachRequest, Attached, Lagged, SessionInfo, SessionsRequest};
 
-/// What one frame says. Data is borrowed from the frame.
+/// The meaning of one frame. Data is borrowed from the frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant is the frame kind of its name; see `Kind`")]
 pub enum Message<'a> {
@@ -53,14 +58,14 @@ pub enum Message<'a> {
     Resize(Resize),
 }
 
-/// Which way data goes, and for which end of the command.
+/// The direction of data, and the end of the command that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Channel {
     /// Host to guest.
     In,
     /// Guest to host.
     Out,
-    /// Guest to host, beside [`Channel::Out`]; they share one window.
+    /// Guest to host, in addition to [`Channel::Out`]; both share one window.
     Err,
 }
 
@@ -75,7 +80,7 @@ impl Channel {
     }
 }
 
-/// One answer of a stream that goes on.
+/// One reply of a stream that continues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -93,21 +98,21 @@ pub enum Reply {
     Connected,
     /// To `Metrics`.
     Sample(Box<MetricsSample>),
-    /// To `Watch`: it is in place.
+    /// To `Watch`: later changes are reported.
     Watching,
-    /// To `Watch`.
+    /// To `Watch`: a change.
     Changed(WatchEvent),
     /// To `Activity`.
     Activity(Box<Activity>),
 }
 
-/// A frame that says nothing that can be understood. The link goes on: [`fault`](Self::fault) is the answer.
+/// A frame that this version can't read. The link stays up: send [`fault`](Self::fault) as the reply.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    /// A kind without a name in this version.
+    /// A kind that this version does not know.
     #[error("unknown frame kind {0:?}")]
     Unknown(Kind),
-    /// A payload that is not what its kind says.
+    /// A payload that does not fit its kind.
     #[error("bad payload of {kind:?}: {reason}")]
     Payload {
         /// The frame's kind.
@@ -118,7 +123,7 @@ pub enum MessageError {
 }
 
 impl MessageError {
-    /// What to tell the peer.
+    /// The fault to send to the peer.
     pub fn fault(&self) -> Fault {
         let code = match self {
             Self::Unknown(_) => ErrorCode::Unsupported,
@@ -132,7 +137,7 @@ impl<'a> Message<'a> {
     /// Reads a frame's payload.
     ///
     /// # Errors
-    /// A kind or a payload that this version does not understand.
+    /// If this version does not know the kind, or the payload does not fit it.
     pub fn parse(frame: Frame<'a>) -> Result<Self, MessageError> {
         let Frame { kind, payload, .. } = frame;
         Ok(match kind {
@@ -168,7 +173,7 @@ impl<'a> Message<'a> {
             Kind::CREDIT => {
                 let bytes = payload.try_into().map_err(|_| MessageError::Payload {
                     kind,
-                    reason: format!("{} bytes where 4 belong", payload.len()),
+                    reason: format!("{} bytes instead of 4", payload.len()),
                 })?;
                 Self::Credit(u32::from_be_bytes(bytes))
             }
@@ -217,7 +222,7 @@ impl<'a> Message<'a> {
     /// Appends the message as one frame.
     ///
     /// # Errors
-    /// A payload over [`PAYLOAD_MAX`](crate::PAYLOAD_MAX); `out` is unchanged then.
+    /// If the payload is over [`PAYLOAD_MAX`](crate::PAYLOAD_MAX). `out` is unchanged then.
     pub fn encode(&self, stream: StreamId, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let put = |payload: &[u8], out: &mut Vec<u8>| encode(self.kind(), stream, payload, out);
         match self {

@@ -1,23 +1,33 @@
 //! The reset marker: a new start on a transport that has no connections.
 //!
 //! virtio-serial is one byte pipe for the whole life of a VM. A host that died, or a snapshot taken at any moment, may
-//! leave half a frame in it. So the host starts each link with 16 fixed bytes and a nonce; the agent finds them
-//! wherever they come, drops what it had of the old link and sends the same 32 bytes back; the host skips everything
-//! up to them. The marker may come more than once with one nonce (bytes sent while the guest's port is closed are
-//! lost, so the host repeats it until it is answered): the agent answers the first and ignores the rest.
+//! leave half a frame in it. So the host starts each link with 16 fixed bytes (the magic) and a nonce. The agent finds
+//! them at any position, drops its state of the old link and sends the same 32 bytes back. The host skips everything
+//! before them. Bytes that are sent while the guest's port is closed are lost, so the host repeats the marker until the
+//! agent replies. The agent replies to the first marker of a nonce and ignores the repetitions.
 //!
-//! *Why data can't be taken for a marker.* The magic has no zero byte, so it can't run into a frame's header, whose
-//! first byte is zero; it has no odd byte, so it can't run out of one, whose last byte is the low byte of a host's
-//! (odd) stream id or zero; it is no UTF-8, so it can't stand in JSON; and [`split_at_magic`] cuts data that holds it
-//! into two frames. Only the way to the guest needs this: on the way back the host looks for its own random nonce.
+//! *Why data can't be taken for a marker.* The frames of a host never contain the whole magic:
 //!
-//! *Why nothing waits.* A frame's data may end with what could be the start of a marker, and the host may then wait for
-//! an answer to it. So bytes held back that are just what a frame lacks are [released](ResetScanner::release) to it.
+//! - The magic has no zero byte. The first byte of a header is zero, because a frame is shorter than 16 MiB. So a magic
+//!   that starts in one frame can't continue into the next header.
+//! - The magic has no odd byte. The last byte of a header is the low byte of a stream id: odd for a host's stream, zero
+//!   for the link. So a magic that starts in a header can't continue into the payload.
+//! - A header is shorter than the magic, so the magic would have to be inside one payload. A JSON payload can't contain
+//!   it, because some of its bytes never occur in UTF-8. [`split_at_magic`] splits data that contains it into two frames.
+//!
+//! Only the direction to the guest needs this: in the other direction the host looks for its own random nonce, which the
+//! guest can't know before it is sent.
+//!
+//! *Why no frame is delayed.* The scanner holds back bytes that may be the start of a marker until the next bytes decide
+//! that. But a frame's data may end with such bytes, and the host may send nothing more until it has a reply to that
+//! frame. So if the held bytes are exactly what the current frame lacks, they are [released](ResetScanner::release) to
+//! it. The search continues as if they were still held: the decoder has a complete frame then, so bytes that follow are
+//! either the next header, which can't continue a magic, or the rest of a real marker, which resets the link anyway.
 
 /// The fixed first half of a marker: distinct even bytes, none zero, some that UTF-8 never has.
 pub const MAGIC: [u8; 16] =
     [0xf8, 0xfe, 0xfa, 0xfc, 0xc0, 0xf6, 0x80, 0xbe, 0xa4, 0xe2, 0xd6, 0x92, 0xb8, 0xce, 0xac, 0x9a];
-/// Where in the magic each byte stands; 255 for a byte that it does not have.
+/// The position of each byte in the magic; 255 for a byte that is not in it.
 const PLACES: [u8; 256] = {
     let mut places = [u8::MAX; 256];
     let mut at = 0;
@@ -27,12 +37,12 @@ const PLACES: [u8; 256] = {
     }
     places
 };
-/// Length of the nonce that follows.
+/// Length of the nonce after the magic.
 pub const NONCE_BYTES: usize = 16;
 /// Length of a marker.
 pub const MARKER_BYTES: usize = MAGIC.len() + NONCE_BYTES;
 
-/// Chosen by the host at random for each link.
+/// The host chooses a random nonce for each link.
 pub type Nonce = [u8; NONCE_BYTES];
 
 /// The bytes of a marker.
@@ -46,13 +56,13 @@ pub fn marker(nonce: &Nonce) -> [u8; MARKER_BYTES] {
 /// What [`ResetScanner::next`] found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
-    /// Bytes of the link as it is.
+    /// Bytes of the current link.
     Bytes(&'a [u8]),
     /// A new link starts with the bytes after this.
     Reset(Nonce),
 }
 
-/// Finds markers in a byte stream, however it is cut.
+/// Finds markers in a byte stream that arrives in pieces of any size.
 ///
 /// ```
 /// # use kiln_wire::reset::{Piece, ResetScanner, marker};
@@ -66,22 +76,22 @@ pub enum Piece<'a> {
 /// ```
 #[derive(Debug, Default)]
 pub struct ResetScanner {
-    /// Bytes of a marker that ended the last input; held back until it is known what they are.
+    /// Bytes at the end of the last input that may belong to a marker. They are held back until the next bytes decide.
     held: usize,
-    /// How many of them were released to a frame all the same.
+    /// How many of the held bytes were released to a frame.
     released: usize,
-    /// The part of the nonce among them.
+    /// The part of the nonce in the held bytes.
     nonce: Nonce,
 }
 
 impl ResetScanner {
-    /// Whether there is nothing in `bytes` to look at: no marker, no part of one, none held back. They may then go to the
-    /// decoder as they are.
+    /// Whether `bytes` can go to the decoder without a scan: they contain no marker and no part of one, and no bytes are
+    /// held back.
     pub fn is_plain(&self, bytes: &[u8]) -> bool {
         self.held == 0 && find_prefix(bytes) == bytes.len()
     }
 
-    /// The next piece of `input`, which is shortened by it; `None` once it is empty.
+    /// The next piece of `input`, which is shortened by it. `None` once it is empty.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Option<Piece<'a>> {
         while !input.is_empty() {
             if self.held >= MAGIC.len() {
@@ -98,7 +108,7 @@ impl ResetScanner {
                     *input = &input[1..];
                     continue;
                 }
-                // The magic's bytes are distinct, so what was held can't hold a later start of it.
+                // The magic's bytes are distinct, so no other magic can start within the held bytes: all of them are data.
                 let held = std::mem::take(&mut self.held);
                 let released = std::mem::take(&mut self.released);
                 if released == held {
@@ -118,9 +128,9 @@ impl ResetScanner {
         None
     }
 
-    /// To call once the input is used up and its frames are taken: the bytes that are held back, where they are just
-    /// what the decoder's frame [lacks](crate::Decoder::missing_bytes). They go to the decoder. Should they turn out to
-    /// start a marker, it is found all the same.
+    /// The bytes that are held back, if they are exactly what the decoder's frame
+    /// [lacks](crate::Decoder::missing_bytes): push them to the decoder. Call this once the input is used up and its
+    /// frames were taken. If the bytes turn out to start a marker, the marker is still found.
     pub fn release(&mut self, missing_bytes: Option<usize>) -> Option<&'static [u8]> {
         let held = self.held - self.released;
         if held == 0 || self.held >= MAGIC.len() || missing_bytes != Some(held) {
@@ -139,10 +149,11 @@ impl ResetScanner {
     }
 }
 
-/// Where the magic starts in `bytes`, whole or cut by the end; `bytes.len()` where it does not.
+/// Where the magic starts in `bytes`, whole or cut off by the end; `bytes.len()` if it does not.
 fn find_prefix(bytes: &[u8]) -> usize {
     let whole = MAGIC.len();
-    // Any whole magic covers exactly one of these positions, so one byte in sixteen is looked at.
+    // Any whole magic covers exactly one of the positions 15, 31, 47, …, and its bytes are distinct. So the byte at such
+    // a position shows where a magic around it would start, and only one byte in sixteen is read.
     let mut probe = whole - 1;
     while probe < bytes.len() {
         let at = usize::from(PLACES[usize::from(bytes[probe])]);
@@ -155,7 +166,7 @@ fn find_prefix(bytes: &[u8]) -> usize {
     (tail..bytes.len()).find(|start| MAGIC.starts_with(&bytes[*start..])).unwrap_or(bytes.len())
 }
 
-/// The longest prefix of `data` that a host may put into one frame: it does not hold the whole magic.
+/// Length of the longest prefix of `data` that a host may put into one frame: a prefix without the whole magic.
 pub fn split_at_magic(data: &[u8]) -> usize {
     let start = find_prefix(data);
     if data.len() - start >= MAGIC.len() { start + MAGIC.len() / 2 } else { data.len() }
@@ -179,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn the_magic_is_what_the_argument_needs() {
+    fn the_magic_has_the_properties_that_the_argument_needs() {
         let mut sorted = MAGIC;
         sorted.sort_unstable();
         assert!(sorted.windows(2).all(|pair| pair[0] != pair[1]), "distinct");
@@ -188,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_is_found_at_every_offset_and_however_it_is_cut() {
+    fn a_marker_is_found_at_every_offset_and_any_cut() {
         for before in 0..40 {
             let mut stream = vec![0x11; before];
             stream.extend(marker(&[9; NONCE_BYTES]));
@@ -202,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_a_marker_passes_unchanged() {
+    fn bytes_that_resemble_a_marker_pass_unchanged() {
         for length in 1..MAGIC.len() {
             let stream = [&MAGIC[..length], b"x", &MAGIC[..length], &[0]].concat();
             for cut in 0..stream.len() {
@@ -212,21 +223,21 @@ mod tests {
     }
 
     #[test]
-    fn what_a_frame_lacks_is_released_to_it_and_the_marker_is_still_found() {
+    fn bytes_that_a_frame_lacks_are_released_and_the_marker_is_still_found() {
         let mut scanner = ResetScanner::default();
         let mut input = &MAGIC[..3];
         assert_eq!(scanner.next(&mut input), None);
         assert_eq!(scanner.release(None), None);
-        assert_eq!(scanner.release(Some(2)), None, "not what the frame lacks");
+        assert_eq!(scanner.release(Some(2)), None, "the frame lacks another number of bytes");
         assert_eq!(scanner.release(Some(3)), Some(&MAGIC[..3]));
-        assert_eq!(scanner.release(Some(3)), None, "once");
+        assert_eq!(scanner.release(Some(3)), None, "only once");
 
         let mut rest = &marker(&[4; NONCE_BYTES])[3..];
         assert_eq!(scanner.next(&mut rest), Some(Piece::Reset([4; NONCE_BYTES])));
     }
 
     #[test]
-    fn what_was_released_does_not_come_again() {
+    fn released_bytes_are_not_returned_again() {
         let mut scanner = ResetScanner::default();
         assert_eq!(scanner.next(&mut &MAGIC[..2]), None);
         assert_eq!(scanner.release(Some(2)), Some(&MAGIC[..2]));
@@ -236,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_holds_the_magic_is_cut_inside_it() {
+    fn data_with_the_magic_is_split_inside_it() {
         for before in 0..40 {
             let data = [&vec![1; before][..], &MAGIC, b"rest"].concat();
             let first = split_at_magic(&data);

@@ -1,4 +1,4 @@
-//! Streams that watch or reach into the guest: forward, metrics, watch, logs, code, trace.
+//! Requests that observe the guest or connect into it: forward, metrics, watch, logs, code, trace.
 
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,7 @@ pub struct CodeRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsRequest {
-    /// Time between samples, 10 ms or more; a single sample where absent.
+    /// Time between samples, 10 ms or more; a single sample if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_ms: Option<u64>,
 }
@@ -56,7 +56,7 @@ pub struct MetricsSample {
     pub cpus: u32,
     /// Memory of the guest, in bytes.
     pub memory_total_bytes: u64,
-    /// Memory that a new program could have, in bytes.
+    /// Memory that is available to a new program, in bytes.
     pub memory_available_bytes: u64,
     /// Size of the root file system, in bytes.
     pub disk_total_bytes: u64,
@@ -66,7 +66,7 @@ pub struct MetricsSample {
     pub load_1m_percent: u64,
     /// Resident memory of the agent, in bytes.
     pub agent_rss_bytes: u64,
-    /// One for each exec that runs.
+    /// One entry for each exec that runs.
     #[serde(default)]
     pub execs: Vec<CgroupUsage>,
 }
@@ -76,7 +76,7 @@ pub struct MetricsSample {
 pub struct CgroupUsage {
     /// Pid of the command.
     pub pid: u32,
-    /// Name of its session, where it is one.
+    /// Name of its session, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
     /// CPU time so far, in microseconds.
@@ -93,7 +93,7 @@ pub struct CgroupUsage {
 pub struct WatchRequest {
     /// File or directory.
     pub path: Text,
-    /// Watches directories below it too, at most 4,096.
+    /// Also watches the directories below it, at most 4,096.
     #[serde(default)]
     pub recursive: bool,
 }
@@ -111,15 +111,15 @@ pub struct WatchEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WatchEventKind {
-    /// It appeared.
+    /// It was created or renamed here.
     Created,
     /// Its content changed.
     Modified,
-    /// It went away.
+    /// It was removed or renamed away.
     Removed,
     /// Its permissions, owner or times changed.
     Attributes,
-    /// Events were lost because nobody read them: look at everything again.
+    /// Events were lost because they were not read in time: read the whole tree again.
     Overflow,
 }
 
@@ -129,7 +129,7 @@ pub enum WatchEventKind {
 pub struct LogsRequest {
     /// Which log.
     pub source: LogSource,
-    /// Goes on with what is logged later.
+    /// Continues with later messages.
     #[serde(default)]
     pub follow: bool,
 }

@@ -2,34 +2,34 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Output that a session keeps for replay unless asked otherwise.
+/// Output that a session keeps for replay by default.
 pub const SESSION_RING_BYTES: u32 = 64 << 10;
-/// The most that a session may be asked to keep.
+/// The most output that a session can keep.
 pub const SESSION_RING_BYTES_MAX: u32 = 1 << 20;
 
 /// Part of `Exec`: makes it a session. The stream of that exec is the session's first attachment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionSpec {
-    /// 1 to 64 of `[A-Za-z0-9._-]`; the next free `s1`, `s2`, … where absent.
+    /// 1 to 64 of `[A-Za-z0-9._-]`; the next free one of `s1`, `s2`, … if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Ends the session after this long without an attachment, input or output, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
-    /// What the loss of the last attachment does.
+    /// What happens when the last attachment is lost.
     #[serde(default)]
     pub on_detach: OnDetach,
-    /// Output kept for replay; [`SESSION_RING_BYTES`] where absent, at most [`SESSION_RING_BYTES_MAX`].
+    /// Output kept for replay; [`SESSION_RING_BYTES`] if absent, at most [`SESSION_RING_BYTES_MAX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring_bytes: Option<u32>,
 }
 
-/// What the loss of the last attachment does to a session.
+/// What happens to a session when its last attachment is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDetach {
-    /// It goes on.
+    /// It continues.
     #[default]
     Keep,
     /// Its whole group is killed.
@@ -42,13 +42,13 @@ pub enum OnDetach {
 pub struct AttachRequest {
     /// Name of the session.
     pub session: String,
-    /// Replays from this byte of the session's output, or from the oldest one that is kept; all that is kept where absent.
+    /// Replays from this byte of the session's output, or from the oldest byte that is kept. All that is kept if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
-    /// Whether this attachment may write. Refused with `session_busy` while another one does, unless `steal`.
+    /// Whether this attachment may write. Refused with `session_busy` while another attachment may, unless `steal`.
     #[serde(default)]
     pub write: bool,
-    /// Takes the right to write from whoever has it.
+    /// Takes the right to write from the attachment that has it.
     #[serde(default)]
     pub steal: bool,
 }
@@ -56,11 +56,11 @@ pub struct AttachRequest {
 /// Reply to `Attach`, before any data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
-    /// Names this attachment, and no other, for `Detach`.
+    /// Names only this attachment, for `Detach`.
     pub token: String,
     /// Offset of the first byte of output that follows.
     pub offset: u64,
-    /// Whether bytes that were asked for are no longer kept.
+    /// Whether requested bytes are no longer kept.
     pub lost: bool,
     /// The command's pid.
     pub pid: u32,
@@ -79,7 +79,7 @@ pub struct Lagged {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SessionsRequest {
-    /// Lists them, those that ended in the last 30 s too.
+    /// Lists the sessions, and those that ended in the last 30 s.
     List,
     /// Sends a signal to a session's whole group.
     Kill {
@@ -88,7 +88,7 @@ pub enum SessionsRequest {
         /// Number of the signal.
         signal: i32,
     },
-    /// Ends one attachment; one whose token is stale is `session_not_found` and nothing else changes.
+    /// Ends one attachment. A stale token gets `session_not_found` and changes nothing.
     Detach {
         /// The session's name.
         session: String,
@@ -126,7 +126,7 @@ pub struct SessionInfo {
 pub enum SessionState {
     /// It runs.
     Running,
-    /// It ended; its output can still be read for 30 s.
+    /// It ended. Its output can still be read for 30 s.
     Exited {
         /// Exit code, or 128 + signal.
         code: i32,

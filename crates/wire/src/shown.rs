@@ -1,10 +1,10 @@
-//! The peer's text on its way to a person: what a terminal would obey, or not show at all, becomes an escape.
+//! Shows the peer's text to people: characters that steer a terminal or are invisible become escapes.
 //!
 //! A guest chooses the bytes of its console, of its errors and of the names in them. On a terminal, control characters
-//! move the cursor and rewrite what stands there, bidirectional marks turn the order of words around, and characters of
-//! no width hide text from whoever reads while a program still sees it. [`shown`] prints `\u{202e}` in their place.
-//! Everything that prints text of a guest goes through here or uses [`is_hidden`] for a form of its own (JSON has
-//! `\u202e`), so that there is one list.
+//! move the cursor and overwrite text, bidirectional marks reverse the order of words, and characters
+//! without width hide text from a reader while a program still sees it. [`shown`] prints `\u{202e}` in their place.
+//! Everything that prints text of a guest uses [`shown`], or [`is_hidden`] for another form of escape (JSON has
+//! `\u202e`), so that there is only one list.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub const fn shown(text: &str) -> Shown<'_> {
     Shown(text)
 }
 
-/// Prints text without what hides or steers; see [`shown`].
+/// Prints text with escapes; see [`shown`].
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a>(&'a str);
 
@@ -39,8 +39,8 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Whether a character steers a terminal, turns the text around it, or is not seen at all. Tabs are not hidden; ends of
-/// lines are, since a line of a guest must not become two.
+/// Whether a character steers a terminal, changes the order of the text around it, or is invisible. Tabs are not hidden.
+/// Ends of lines are, because a line of a guest must not become two.
 ///
 /// These are the control characters (C0, DEL, C1), Unicode's `Default_Ignorable_Code_Point` (bidirectional marks, zero
 /// width, fillers, variation selectors, tags), its separators of lines and paragraphs, and interlinear annotations.
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_or_hides_is_an_escape() {
+    fn characters_that_steer_or_hide_are_escaped() {
         let named = [0x202a..=0x202e, 0x2066..=0x2069, 0x200b..=0x200f, 0x61c..=0x61c, 0..=8, 10..=31, 0x7f..=0x9f];
         for character in named.into_iter().flatten().filter_map(char::from_u32) {
             let text = shown(&format!("a{character}b")).to_string();
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_of_every_script_are_themselves() {
+    fn letters_of_every_script_are_unchanged() {
         for text in ["plain", "grün\tß", "日本語", "العربية", "עברית", "ไทย", "e\u{301}", "🦀", "\\u{202e}", "\u{fffd}"]
         {
             assert_eq!(shown(text).to_string(), text);

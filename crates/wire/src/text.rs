@@ -1,4 +1,4 @@
-//! Strings as Linux has them: bytes that are nearly always UTF-8.
+//! Strings of Linux: any bytes, nearly always UTF-8.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A path, argument or variable: any bytes. In JSON a string where it is UTF-8, else `{"base64": "…"}`.
+/// A path, argument or variable: any bytes. In JSON it is a string if it is UTF-8, else `{"base64": "…"}`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Text(Vec<u8>);
 
@@ -24,7 +24,7 @@ impl Text {
         self.0
     }
 
-    /// As the standard library names such strings.
+    /// As a string of the standard library's operating system type.
     pub fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
     }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_a_plain_string_and_other_bytes_are_base64() {
+    fn utf8_is_a_plain_string_and_other_bytes_are_base64() {
         let json = |bytes: &[u8]| serde_json::to_string(&Text::from(bytes)).expect("text is JSON");
         assert_eq!(json("ü".as_bytes()), "\"ü\"");
         assert_eq!(json(b"\xff\x00"), r#"{"base64":"/wA="}"#);

@@ -1,14 +1,14 @@
-//! Who a command runs as, the way people write it: `USER`, `USER:GROUP` or `:GROUP`, each a name or a number.
+//! The user that a command runs as, as people write it: `USER`, `USER:GROUP` or `:GROUP`, each a name or a number.
 //!
-//! The host checks it before a VM starts, the agent again before it looks the names up: both by this.
+//! The host checks it before a VM starts, and the agent checks it again before it looks the names up. Both use this.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The highest id of a user or group. The one above it is `(uid_t)-1`, which the kernel reads as "leave it as it is": a
+/// The highest id of a user or group. The next one is `(uid_t)-1`, which the kernel reads as "unchanged": a
 /// process of root that changes to it stays root.
 pub const ID_MAX: u32 = u32::MAX - 1;
-/// Longest name of a user or group; Linux itself takes 32 characters, directories of companies longer ones.
+/// Longest name of a user or group. Linux itself takes 32 characters, LDAP directories longer ones.
 const NAME_BYTES_MAX: usize = 256;
 
 /// A user, a group, or both.
@@ -37,21 +37,21 @@ pub enum NameOrId {
     Name(String),
 }
 
-/// Text that names no user.
+/// Text that is not a user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserRefError {
-    /// Not of the form.
+    /// The form is wrong.
     #[error("`{0}` is not USER, USER:GROUP or :GROUP")]
     Form(String),
-    /// A number that is no id.
+    /// A number that is not an id.
     #[error("`{0}` is not an id: the highest is {ID_MAX}")]
     Id(String),
 }
 
-/// The id that digits stand for, and nothing that the kernel would take for "leave it as it is".
+/// The id of these digits, or `None` if they are not an id. Never the one that the kernel reads as "unchanged".
 #[must_use]
 pub fn parse_id(digits: &str) -> Option<u32> {
-    // The standard library would also take a sign.
+    // The standard library would also accept a sign.
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|id| plain && *id <= ID_MAX)
 }
@@ -77,7 +77,7 @@ impl NameOrId {
         }
         let odd = |char: char| char == ':' || char.is_control();
         let is_name = !part.is_empty() && part.len() <= NAME_BYTES_MAX && !part.contains(odd);
-        // No name starts with a sign, and `-1` is what people write for an id that is refused.
+        // A name can't start with a sign, and people write `-1` for the id that is refused.
         if !is_name || part.starts_with(['-', '+']) {
             return Err(UserRefError::Form(whole.to_owned()));
         }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn minus_one_in_any_spelling_is_no_id() {
+    fn minus_one_in_any_spelling_is_refused() {
         for text in [
             "4294967295",
             "0:4294967295",
@@ -160,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_parsed_is_written_and_read_again(text in "[a-z0-9:_+-]{0,12}|\\PC{0,12}|[0-9]{9,11}(:[0-9]{9,11})?") {
+        fn a_parsed_user_round_trips(text in "[a-z0-9:_+-]{0,12}|\\PC{0,12}|[0-9]{9,11}(:[0-9]{9,11})?") {
             if let Ok(wanted) = parse(&text) {
                 prop_assert_eq!(parse(&wanted.to_string()), Ok(wanted));
             }

@@ -1,4 +1,4 @@
-//! Bytes of version 1 as they were stored: nobody changes the format without changing `corpus/v1.txt`.
+//! Stored bytes of version 1: a change of the format fails here until `corpus/v1.txt` is changed too.
 
 use std::fmt::Write as _;
 
@@ -39,7 +39,7 @@ fn hex(digits: &str) -> Vec<u8> {
     pairs.map(|pair| u8::from_str_radix(pair, 16).expect("two digits")).collect()
 }
 
-/// What the frame is taken for, in the words of the corpus.
+/// What the frame means, in the notation of the corpus.
 fn meaning(frame: &[u8]) -> String {
     let mut decoder = Decoder::new();
     decoder.push(frame);
@@ -57,7 +57,7 @@ fn meaning(frame: &[u8]) -> String {
 }
 
 #[test]
-fn the_bytes_of_version_1_mean_what_they_meant() {
+fn the_bytes_of_version_1_keep_their_meaning() {
     let mut wrong = String::new();
     for entry in entries() {
         let meaning = meaning(&entry.frame);
@@ -69,7 +69,7 @@ fn the_bytes_of_version_1_mean_what_they_meant() {
 }
 
 #[test]
-fn every_kind_of_frame_is_in_the_corpus_as_it_is_written() {
+fn the_corpus_has_every_kind_as_this_version_encodes_it() {
     let written: Vec<u8> = entries().iter().filter(|e| e.expected.starts_with('=')).map(|e| e.frame[4]).collect();
     let missing: Vec<&Kind> = Kind::ALL.iter().filter(|kind| !written.contains(&kind.0)).collect();
     assert!(missing.is_empty(), "{missing:?}");

@@ -1,4 +1,4 @@
-//! Frames against cuts, limits, torn writes and noise.
+//! Frames with cuts at any byte, limits, concurrent writers and noise.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -36,7 +36,7 @@ fn drain(decoder: &mut Decoder, into: &mut Vec<OwnedFrame>) {
 
 proptest! {
     #[test]
-    fn any_frames_come_out_as_they_went_in_however_the_bytes_are_cut(
+    fn frames_round_trip_with_cuts_at_any_byte(
         frames in frames(),
         cuts in vec(any::<usize>(), 0..40),
     ) {
@@ -53,7 +53,7 @@ proptest! {
     }
 
     #[test]
-    fn an_end_is_clean_exactly_at_the_boundaries(frames in frames(), cut in any::<usize>()) {
+    fn a_stream_may_end_only_between_frames(frames in frames(), cut in any::<usize>()) {
         let bytes = encoded(&frames);
         let cut = cut % (bytes.len() + 1);
         let mut boundaries = vec![0];
@@ -69,16 +69,16 @@ proptest! {
     }
 
     #[test]
-    fn noise_never_panics_and_never_buffers_more_than_came(noise in vec(vec(any::<u8>(), 0..64), 0..32)) {
+    fn noise_never_panics_and_never_buffers_more_than_was_pushed(noise in vec(vec(any::<u8>(), 0..64), 0..32)) {
         let mut decoder = Decoder::new();
-        let mut came = 0;
+        let mut pushed = 0;
         for piece in &noise {
-            came += piece.len();
+            pushed += piece.len();
             decoder.push(piece);
             while let Ok(Some(frame)) = decoder.next() {
                 prop_assert!(frame.payload.len() <= PAYLOAD_MAX);
             }
-            prop_assert!(decoder.pending_bytes() <= came);
+            prop_assert!(decoder.pending_bytes() <= pushed);
             let _ = decoder.finish();
         }
         decoder.clear();
@@ -87,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn every_length_out_of_bounds_is_refused_before_its_body(
+    fn a_length_out_of_bounds_is_refused_before_its_body(
         length in prop_oneof![0..LENGTH_MIN, LENGTH_MAX + 1..=u32::MAX],
     ) {
         let mut decoder = Decoder::new();
@@ -99,7 +99,7 @@ proptest! {
 }
 
 #[test]
-fn a_frame_of_exactly_the_limit_passes_in_single_bytes_at_its_edges() {
+fn a_frame_of_the_largest_size_passes_with_single_bytes_at_its_edges() {
     let payload: Vec<u8> = (0..PAYLOAD_MAX).map(|index| (index % 251) as u8).collect();
     let bytes = encoded(&[(Kind::DATA_OUT, StreamId(u32::MAX), payload.clone())]);
     let mut decoder = Decoder::new();
@@ -129,7 +129,7 @@ fn an_empty_payload_is_a_frame() {
 const WRITERS: u8 = 2;
 const FRAMES_EACH: u32 = 1000;
 
-/// Each frame says who wrote it and the how manieth it is, and fills the rest with what follows from both.
+/// Each frame has its writer, its index, and bytes that are computed from both.
 fn numbered_payload(writer: u8, number: u32) -> Vec<u8> {
     let filler = (number as usize * 37) % 3000;
     let mut payload = vec![writer];
@@ -139,7 +139,7 @@ fn numbered_payload(writer: u8, number: u32) -> Vec<u8> {
 }
 
 #[test]
-fn two_writers_of_a_thousand_frames_tear_nothing() {
+fn frames_of_two_writers_are_not_torn() {
     let (sender, mut receiver) = UnixStream::pair().expect("a socket pair");
     let sender = Arc::new(Mutex::new(sender));
     let writers: Vec<_> = (0..WRITERS)
@@ -150,7 +150,7 @@ fn two_writers_of_a_thousand_frames_tear_nothing() {
                     let mut frame = Vec::new();
                     let payload = numbered_payload(writer, number);
                     encode(Kind::DATA_OUT, StreamId(u32::from(writer)), &payload, &mut frame).expect("small");
-                    sender.lock().expect("no writer panics").write_all(&frame).expect("the reader reads on");
+                    sender.lock().expect("no writer panics").write_all(&frame).expect("the reader keeps reading");
                 }
             })
         })
@@ -166,7 +166,7 @@ fn two_writers_of_a_thousand_frames_tear_nothing() {
             break;
         }
         decoder.push(&buffer[..read]);
-        while let Some(frame) = decoder.next().expect("nothing is torn") {
+        while let Some(frame) = decoder.next().expect("no frame is torn") {
             let writer = frame.payload[0];
             let number = &mut next_of[usize::from(writer)];
             assert_eq!(frame.stream, StreamId(u32::from(writer)));

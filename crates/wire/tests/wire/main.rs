@@ -1,4 +1,4 @@
-//! Properties of the wire format, and the corpus that pins version 1 of it.
+//! Properties of the wire format, and the corpus that fixes version 1 of it.
 
 mod corpus;
 mod credit;

@@ -1,4 +1,4 @@
-//! Messages: what goes in comes out, and what is no message is an error that can be told to the peer.
+//! Messages round-trip, and all other bytes are an error that can be sent to the peer.
 
 use kiln_wire::{
     Channel, Decoder, ErrorCode, ExitStatus, Exited, Fault, Frame, FrameError, Goodbye, GoodbyeReason, Kind, Message,
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use crate::strategies::{message, text};
 
-/// Encodes a message, decodes the bytes and gives what they say.
+/// Encodes a message, decodes the bytes and checks the result.
 fn round_trip<T>(message: &Message<'_>, stream: StreamId, check: impl FnOnce(Message<'_>) -> T) -> T {
     let mut bytes = Vec::new();
     message.encode(stream, &mut bytes).expect("under the limit");
@@ -18,7 +18,7 @@ fn round_trip<T>(message: &Message<'_>, stream: StreamId, check: impl FnOnce(Mes
     let frame = decoder.next().expect("well formed").expect("whole");
     assert_eq!(frame.stream, stream);
     assert_eq!(frame.kind, message.kind());
-    check(Message::parse(frame).expect("our own message is understood"))
+    check(Message::parse(frame).expect("our own message can be parsed"))
 }
 
 fn frame(kind: Kind, payload: &[u8]) -> Frame<'_> {
@@ -33,13 +33,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_text_and_stay_the_same_in_json(text in text()) {
+    fn any_bytes_are_text_and_round_trip_in_json(text in text()) {
         let json = serde_json::to_string(&text).expect("text is JSON");
         prop_assert_eq!(serde_json::from_str::<Text>(&json).expect("our own JSON"), text);
     }
 
     #[test]
-    fn any_payload_of_any_kind_is_a_message_or_a_fault_that_fits(
+    fn any_payload_is_a_message_or_a_fault_that_fits_a_frame(
         kind in any::<u8>(),
         payload in vec(any::<u8>(), 0..200),
     ) {
@@ -49,7 +49,7 @@ proptest! {
         }
     }
 
-    /// JSON that is nearly right gets further into the parsers than noise does.
+    /// JSON that is nearly right reaches deeper into the parsers than noise.
     #[test]
     fn a_message_with_one_byte_changed_never_panics(
         message in message(),
@@ -95,7 +95,7 @@ fn exit_codes_and_signals_at_their_edges_round_trip() {
 }
 
 #[test]
-fn a_resize_to_nothing_and_to_the_most_round_trips() {
+fn the_smallest_and_the_largest_resize_round_trip() {
     for (rows, cols) in [(0, 0), (u16::MAX, u16::MAX), (0, u16::MAX)] {
         let resize = Message::Resize(Resize { rows, cols });
         round_trip(&resize, StreamId(7), |out| assert_eq!(out, resize));
@@ -113,7 +113,7 @@ fn a_resize_past_16_bits_or_below_zero_is_invalid() {
 }
 
 #[test]
-fn data_may_be_empty_or_fill_the_frame_and_not_one_byte_more() {
+fn data_may_be_empty_or_fill_a_frame_but_not_exceed_it() {
     let most = vec![0xa5; PAYLOAD_MAX];
     for data in [&[][..], &most] {
         for channel in [Channel::In, Channel::Out, Channel::Err] {
@@ -140,7 +140,7 @@ fn credit_is_exactly_four_bytes() {
 }
 
 #[test]
-fn every_kind_without_a_name_is_unsupported_and_every_other_is_not() {
+fn only_kinds_without_a_name_are_unsupported() {
     for value in 0..=u8::MAX {
         let kind = Kind(value);
         let unsupported =
@@ -151,7 +151,7 @@ fn every_kind_without_a_name_is_unsupported_and_every_other_is_not() {
 
 #[test]
 fn the_fault_for_a_payload_of_a_mebibyte_still_fits_into_a_frame() {
-    // Field and variant names come back in the parser's words, where quoting makes them longer still.
+    // The parser's message quotes field and variant names, and the quotes make them even longer.
     let name = "\u{1}".repeat(PAYLOAD_MAX / 8);
     let payload = format!("{{\"argv\":[],{}:1}}", serde_json::to_string(&name).expect("a string is JSON"));
     assert!(payload.len() <= PAYLOAD_MAX);
@@ -162,7 +162,7 @@ fn the_fault_for_a_payload_of_a_mebibyte_still_fits_into_a_frame() {
 }
 
 #[test]
-fn the_words_of_a_fault_are_cut_at_a_character() {
+fn the_message_of_a_fault_is_cut_between_characters() {
     let fault = Fault::new(ErrorCode::Io, format!("x{}", "ü".repeat(1 << 20)));
     assert!(fault.message.starts_with("xüü") && fault.message.ends_with("ü…"), "cut between characters, and marked");
     let short = Fault::new(ErrorCode::Io, "`/tmp/ü` is full");
@@ -170,7 +170,7 @@ fn the_words_of_a_fault_are_cut_at_a_character() {
 }
 
 #[test]
-fn a_goodbye_for_a_reason_of_a_later_version_is_still_a_goodbye() {
+fn a_goodbye_with_an_unknown_reason_is_still_a_goodbye() {
     for payload in [r#"{"reason":"sun_spots"}"#, r#"{"reason":{"sun_spots":{"many":7}}}"#] {
         let message = Message::parse(frame(Kind::GOODBYE, payload.as_bytes())).expect(payload);
         assert_eq!(message, Message::Goodbye(Goodbye { reason: GoodbyeReason::Unknown }));
@@ -178,11 +178,11 @@ fn a_goodbye_for_a_reason_of_a_later_version_is_still_a_goodbye() {
 }
 
 #[test]
-fn json_nested_without_end_is_an_error() {
+fn deeply_nested_json_is_an_error() {
     for kind in [Kind::EXEC, Kind::FILES, Kind::REPLY, Kind::HELLO] {
         let payload = "[".repeat(PAYLOAD_MAX);
-        Message::parse(frame(kind, payload.as_bytes())).expect_err("nothing nests that deep");
+        Message::parse(frame(kind, payload.as_bytes())).expect_err("no message nests that deep");
         let payload = format!("{{\"x\":{}", "{\"x\":".repeat(100_000));
-        Message::parse(frame(kind, payload.as_bytes())).expect_err("nothing nests that deep");
+        Message::parse(frame(kind, payload.as_bytes())).expect_err("no message nests that deep");
     }
 }

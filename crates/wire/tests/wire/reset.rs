@@ -1,4 +1,4 @@
-//! The reset marker against cuts, look-alikes and data made of its own parts.
+//! The reset marker with cuts at any byte, bytes that resemble it, and data made of its parts.
 
 use kiln_wire::reset::{MAGIC, MARKER_BYTES, NONCE_BYTES, Nonce, Piece, ResetScanner, marker, split_at_magic};
 use kiln_wire::{Channel, Decoder, Message, StreamId};
@@ -7,10 +7,10 @@ use proptest::prelude::*;
 
 use crate::strategies::cut;
 
-/// What a scanner made of a stream: the bytes between resets.
+/// What a scanner found in a stream: the bytes between resets.
 #[derive(Debug, PartialEq, Eq, Default)]
 struct Scanned {
-    /// Bytes of each link, the first one being what came before any marker.
+    /// Bytes of each link; the first entry has the bytes before any marker.
     links: Vec<Vec<u8>>,
     nonces: Vec<Nonce>,
 }
@@ -30,12 +30,12 @@ fn scan<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Scanned {
                 }
             }
         }
-        assert!(input.is_empty(), "a scanner takes all of its input");
+        assert!(input.is_empty(), "a scanner consumes all of its input");
     }
     scanned
 }
 
-/// Bytes that hold the magic, its parts and what is near it far more often than chance.
+/// Bytes that contain the magic, its parts and similar bytes far more often than random ones.
 fn fragments() -> impl Strategy<Value = Vec<u8>> {
     let fragment = prop_oneof![
         4 => (0..MAGIC.len(), 0..=MAGIC.len()).prop_map(|(from, to)| MAGIC[from.min(to)..to].to_vec()),
@@ -53,7 +53,7 @@ fn harmless() -> impl Strategy<Value = Vec<u8>> {
         while let Some(at) = bytes.windows(MAGIC.len()).position(|window| window == MAGIC) {
             bytes[at + 7] = 1;
         }
-        // A magic that starts here could end in the marker that the test puts behind it.
+        // Without this byte, a magic could start here and end in the marker that the test appends.
         bytes.push(0);
         bytes
     })
@@ -61,7 +61,7 @@ fn harmless() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn markers_are_found_and_all_else_passes_unchanged_at_any_cuts(
+    fn markers_are_found_and_other_bytes_pass_unchanged_with_any_cuts(
         links in vec((harmless(), any::<Nonce>()), 0..5),
         last in harmless(),
         cuts in vec(any::<usize>(), 0..30),
@@ -80,7 +80,7 @@ proptest! {
     }
 
     #[test]
-    fn no_data_on_a_hosts_stream_ever_forms_the_magic(
+    fn data_on_a_host_stream_never_forms_the_magic(
         messages in vec((fragments(), (0..=u32::MAX / 2).prop_map(|half| half * 2 + 1)), 0..8),
         cuts in vec(any::<usize>(), 0..30),
     ) {
@@ -110,7 +110,7 @@ proptest! {
     }
 
     #[test]
-    fn no_frame_waits_for_the_bytes_behind_it(
+    fn no_frame_waits_for_later_bytes(
         frames in vec((fragments(), vec(any::<usize>(), 0..6)), 1..10),
     ) {
         let (mut scanner, mut decoder) = (ResetScanner::default(), Decoder::new());
@@ -135,14 +135,14 @@ proptest! {
                         received = Some(frame.payload.to_vec());
                     }
                 }
-                prop_assert_eq!(received.as_deref(), Some(part), "as soon as its last byte is there");
+                prop_assert_eq!(received.as_deref(), Some(part), "as soon as its last byte has arrived");
                 rest = after;
             }
         }
     }
 
     #[test]
-    fn nothing_is_lost_or_made_up_whatever_comes(bytes in fragments(), cuts in vec(any::<usize>(), 0..30)) {
+    fn no_input_loses_or_adds_bytes(bytes in fragments(), cuts in vec(any::<usize>(), 0..30)) {
         let whole = scan([&bytes[..]]);
         prop_assert_eq!(&scan(cut(&bytes, &cuts)), &whole);
         let accounted = whole.links.iter().map(Vec::len).sum::<usize>() + whole.nonces.len() * MARKER_BYTES;
@@ -151,13 +151,13 @@ proptest! {
 }
 
 #[test]
-fn a_repeated_marker_is_reported_each_time_with_its_nonce() {
+fn a_repeated_marker_is_reported_each_time() {
     let nonce = [0x5a; NONCE_BYTES];
     let stream = [marker(&nonce), marker(&nonce)].concat();
     assert_eq!(scan([&stream[..]]).nonces, [nonce, nonce]);
 }
 
 #[test]
-fn a_nonce_may_hold_the_magic_itself() {
+fn a_nonce_may_be_the_magic() {
     assert_eq!(scan([&marker(&MAGIC)[..], b"x"]), Scanned { links: vec![vec![], b"x".to_vec()], nonces: vec![MAGIC] });
 }

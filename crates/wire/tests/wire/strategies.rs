@@ -1,4 +1,4 @@
-//! Values of every type that the protocol has, for properties.
+//! Random values of every type of the protocol, for properties.
 
 use kiln_wire::{
     Activity, AttachRequest, Attached, Auth, Capability, CgroupUsage, Channel, CodeRequest, Done, Entry, ErrorCode,
@@ -12,7 +12,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// A message that owns its data, since `Message` borrows it from a frame.
+/// A message that owns its data, because `Message` borrows it from a frame.
 #[derive(Debug, Clone)]
 pub enum Owned {
     Ping(Vec<u8>),
@@ -32,7 +32,7 @@ impl Owned {
     }
 }
 
-/// Any message at all.
+/// Any message.
 pub fn message() -> impl Strategy<Value = Owned> {
     prop_oneof![
         2 => bytes().prop_map(Owned::Ping),
@@ -65,7 +65,7 @@ fn name() -> impl Strategy<Value = String> {
     any::<String>()
 }
 
-/// Codes and signals with the edges far more often than chance gives them.
+/// Exit codes and signals, with the edges far more often than at random.
 fn code() -> impl Strategy<Value = i32> {
     prop_oneof![select(&[-1, 0, 1, 255, 256, i32::MIN, i32::MAX][..]), any::<i32>()]
 }
