@@ -1,17 +1,17 @@
-//! Why an archive can't be read or written.
+//! Errors of reading and writing an archive.
 
 use std::io;
 
 /// Why an archive can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The stream that it comes from gave an error.
+    /// The input returned an error.
     #[error("failed to read the archive")]
     Input(#[source] io::Error),
     /// It is not an archive, or not a whole one.
     #[error("{0}")]
     Malformed(String),
-    /// Something in it is larger than this end takes.
+    /// A name, a set of attributes or a map of holes is over its bound.
     #[error("{0}")]
     TooLarge(String),
 }
@@ -19,14 +19,14 @@ pub enum ArchiveError {
 /// Why a file was not written to an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The file can't be read, at all or to its end. The archive can go on: it has nothing of the file, or its start.
+    /// The file can't be read, at all or to its end. The archive can continue: it has nothing of the file, or its start.
     #[error(transparent)]
     File(io::Error),
-    /// The stream that the archive goes to gave an error: it ends here.
+    /// The output returned an error. The archive can't continue.
     #[error("failed to write the archive")]
     Output(#[source] io::Error),
 }
 
-pub(crate) fn malformed(words: impl Into<String>) -> ArchiveError {
-    ArchiveError::Malformed(words.into())
+pub(crate) fn malformed(problem: impl Into<String>) -> ArchiveError {
+    ArchiveError::Malformed(problem.into())
 }

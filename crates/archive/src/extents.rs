@@ -1,4 +1,4 @@
-//! Where a file has data; what is between is holes.
+//! The parts of a file that have data. Between them are holes.
 
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -8,9 +8,9 @@ use rustix::io::Errno;
 
 use crate::error::{ArchiveError, malformed};
 
-/// Parts with data of one file that a reader takes. They are in memory while the file is read.
+/// The most parts of one file that the reader accepts. They are in memory while the file is read.
 pub const EXTENTS_MAX: usize = 1 << 16;
-/// Parts that the writer tells apart. A file with more has its smallest holes sent as zeros.
+/// The most parts of one file that the writer keeps. If there are more, the smallest holes are written as zeros.
 pub(crate) const EXTENTS_WRITTEN_MAX: usize = 4096;
 
 /// A part of a file that has data.
@@ -26,14 +26,15 @@ impl Extent {
     }
 }
 
-/// The parts of a file that have data, in order, up to a size. They are at most 4096; small holes count as data then.
+/// The parts of a file that have data, in order, up to a size. At most 4096: if there are more, small holes count as
+/// data.
 pub fn data_parts(file: impl AsFd, size: u64) -> impl Iterator<Item = Range<u64>> {
     of_file(file, size).into_iter().map(|extent| extent.offset..extent.end())
 }
 
 /// The parts of a file that have data, in order, up to a size.
 ///
-/// A file system that knows nothing of holes, or says so, has one part.
+/// If the file system does not support holes, the whole file is one part.
 pub(crate) fn of_file(file: impl AsFd, size: u64) -> Vec<Extent> {
     let mut extents = Coalesced::default();
     let mut position = 0;
@@ -42,11 +43,12 @@ pub(crate) fn of_file(file: impl AsFd, size: u64) -> Vec<Extent> {
             Ok(start) => start.clamp(position, size),
             // No data from here on.
             Err(Errno::NXIO) => break,
-            // It can't say: then all of it counts as data.
+            // Not supported: all of it counts as data.
             Err(_) => position,
         };
         let end = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap_or(size);
-        // A file that changes under way may say anything; this goes forward whatever it says.
+        // If the file changes meanwhile, the two answers may contradict each other. `end` is always after `start`, so the
+        // loop ends in any case.
         let end = if end <= start { size } else { end.min(size) };
         if start < end {
             extents.push(Extent { offset: start, bytes: end - start });
@@ -56,7 +58,7 @@ pub(crate) fn of_file(file: impl AsFd, size: u64) -> Vec<Extent> {
     extents.list
 }
 
-/// At most [`EXTENTS_WRITTEN_MAX`] extents: over that, those with the smallest holes between them become one.
+/// At most [`EXTENTS_WRITTEN_MAX`] extents: if there are more, those with the smallest holes between them are joined.
 #[derive(Debug, Default)]
 struct Coalesced {
     list: Vec<Extent>,
@@ -74,7 +76,7 @@ impl Coalesced {
         }
         self.list.push(extent);
         while self.list.len() > EXTENTS_WRITTEN_MAX {
-            // Doubling ends: at some length no hole is long enough, and one extent is left.
+            // The loop ends: the length doubles until no hole is long enough, and then one extent is left.
             self.hole_bytes_min = (self.hole_bytes_min * 2).max(4096);
             let min = self.hole_bytes_min;
             self.list.dedup_by(|next, kept| {
@@ -88,16 +90,16 @@ impl Coalesced {
     }
 }
 
-/// Checks what an archive says of a file: parts in order, inside its size, and with as much data as comes.
+/// Checks the parts of a file in an archive: they are in order, inside its size, and have as many bytes as the member.
 pub(crate) fn check(extents: &[Extent], size: u64, data_bytes: u64) -> Result<(), ArchiveError> {
-    let bad = || malformed("the archive has a sparse file whose parts make no sense");
+    let bad = || malformed("the archive has a sparse file with inconsistent parts");
     let (mut end, mut sum) = (0_u64, 0_u64);
     for extent in extents {
         if extent.offset < end {
             return Err(bad());
         }
         end = extent.offset.checked_add(extent.bytes).ok_or_else(bad)?;
-        // The parts do not overlap, so their sum is at most the end of the last.
+        // No overflow: the parts do not overlap, so their sum is at most the end of the last one.
         sum += extent.bytes;
     }
     if end > size || sum != data_bytes {
@@ -119,13 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_become_one_and_holes_stay() {
+    fn adjacent_parts_are_joined_and_holes_are_kept() {
         let two = coalesced([(0, 10), (10, 10), (30, 5)]);
         assert_eq!(two, [Extent { offset: 0, bytes: 20 }, Extent { offset: 30, bytes: 5 }]);
     }
 
     #[test]
-    fn a_file_of_a_million_parts_has_a_short_list_that_covers_them() {
+    fn a_million_parts_become_a_short_list_that_covers_them() {
         let count = 1_000_000;
         let list = coalesced((0..count).map(|part| (part * 8192, 4096)));
         assert!(list.len() <= EXTENTS_WRITTEN_MAX, "{}", list.len());
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_large_holes_are_the_ones_that_stay() {
+    fn the_largest_holes_are_kept() {
         let far = 1 << 40;
         let list = coalesced((0..100_000).map(|part| (part * 8192, 4096)).chain([(far, 1)]));
         assert!(list.len() <= EXTENTS_WRITTEN_MAX);
@@ -142,10 +144,10 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_make_no_sense_are_refused() {
+    fn inconsistent_parts_are_refused() {
         let extent = |offset, bytes| Extent { offset, bytes };
-        check(&[extent(0, 10), extent(20, 5)], 25, 15).expect("it makes sense");
-        check(&[], 1 << 40, 0).expect("a hole alone");
+        check(&[extent(0, 10), extent(20, 5)], 25, 15).expect("consistent parts");
+        check(&[], 1 << 40, 0).expect("only a hole");
         for (extents, size, data) in [
             (vec![extent(0, 10), extent(5, 10)], 100, 20),
             (vec![extent(20, 5), extent(0, 5)], 100, 10),
@@ -154,7 +156,7 @@ mod tests {
             (vec![extent(u64::MAX, 2)], u64::MAX, 2),
             (vec![extent(0, u64::MAX), extent(u64::MAX, u64::MAX)], u64::MAX, 1),
         ] {
-            check(&extents, size, data).expect_err("it makes no sense");
+            check(&extents, size, data).expect_err("inconsistent parts");
         }
     }
 }

@@ -1,4 +1,8 @@
-//! Members of a tar archive as they arrive: ustar, GNU, pax. Nothing is believed before it is checked.
+//! Reads the members of a tar archive as they arrive: ustar, GNU, pax. Everything is checked before it is used.
+//!
+//! ```text
+//!   next() ──▶ Member ──▶ read() … until None ──▶ length() ──▶ next() …
+//! ```
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -11,17 +15,17 @@ use crate::extents::{EXTENTS_MAX, Extent, check};
 use crate::pax::{EXTENSION_BYTES_MAX, Extension, parse, shorter};
 use crate::{BLOCK_BYTES, padding};
 
-/// Bytes that are read at once to get rid of them.
+/// Bytes that are read at once to skip them.
 const SKIP_BUFFER_BYTES: usize = 16 * 1024;
 
-/// What a member's header says.
+/// One member, from its header.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// Its name, of any bytes.
     pub path: Vec<u8>,
-    /// What a link leads to.
+    /// The target of a link; empty for others.
     pub link: Vec<u8>,
-    /// What it is. A sparse file is `Regular`, as any other file.
+    /// What it is. A sparse file is `Regular` like any other file.
     pub kind: EntryType,
     /// Its permission bits, at most 0o7777.
     pub permissions: u32,
@@ -38,24 +42,25 @@ pub struct Member {
 /// The next bytes of a file, which are at the start of the caller's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Data {
-    /// Where in the file they belong. What is between is a hole.
+    /// Their offset in the file. Gaps between two of them are holes.
     pub offset: u64,
-    /// How many they are, never 0.
+    /// How many bytes; never 0.
     pub bytes: usize,
 }
 
-/// The members of an archive, in turn. What is not read of one is skipped.
+/// The members of an archive, in order. Unread data of a member is skipped.
 #[derive(Debug)]
 pub struct Members<R> {
     input: R,
     bytes: u64,
-    /// Of the current member, in the archive.
+    /// Unread data of the current member, as it is in the archive.
     data_left: u64,
     padding_left: u64,
-    /// Of the current file: its parts that are still to come, and its size.
+    /// Unread parts of the current file.
     extents: VecDeque<Extent>,
+    /// Size of the current file, holes included.
     size: u64,
-    /// A header that was read to see whether it still belongs to the current file.
+    /// A header that was read to check whether it belongs to the current file, and does not.
     ahead: Option<Box<Header>>,
     ended: bool,
 }
@@ -75,20 +80,20 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// Bytes that came so far.
+    /// Bytes of the archive that were read so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The input, for what the caller wants to know of it.
+    /// The input, so that the caller can query it.
     pub fn input(&mut self) -> &mut R {
         &mut self.input
     }
 
-    /// The next member; `None` once the archive said that it ends, and all that came after that was read.
+    /// The next member. `None` after the archive's end mark, once all input behind it was read.
     ///
     /// # Errors
-    /// What is not a whole archive; names and maps of holes that are too long; what the input says.
+    /// If the input is not a whole archive, a name or a map of holes is too long, or the input returns an error.
     #[expect(clippy::should_implement_trait, reason = "an error ends an archive, and the data is read between two")]
     pub fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extension = Extension::default();
@@ -107,7 +112,7 @@ impl<R: Read> Members<R> {
             }
         }
         if described {
-            return Err(malformed("the archive ends behind a name that belongs to nothing"));
+            return Err(malformed("the archive ends after a name without a member"));
         }
         self.drain()?;
         Ok(None)
@@ -116,7 +121,7 @@ impl<R: Read> Members<R> {
     /// Reads data of the current file into a buffer; `None` at its end.
     ///
     /// # Errors
-    /// An archive that ends before; what the input says.
+    /// If the archive ends before the file does, or the input returns an error.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<Option<Data>, ArchiveError> {
         while self.extents.front().is_some_and(|extent| extent.bytes == 0) {
             self.extents.pop_front();
@@ -135,11 +140,11 @@ impl<R: Read> Members<R> {
         Ok(Some(Data { offset, bytes }))
     }
 
-    /// How long the current file is, once its data was read: less than its size if it became shorter while it was packed.
-    /// Holes at the end count.
+    /// Length of the current file, holes at its end included. Call this after its data was read. It is less than the size
+    /// if the file became shorter while it was packed.
     ///
     /// # Errors
-    /// What reading the header after it says.
+    /// If the header after the file can't be read, or has a length over the file's size.
     pub fn length(&mut self) -> Result<u64, ArchiveError> {
         let size = self.size;
         if self.ended {
@@ -147,7 +152,7 @@ impl<R: Read> Members<R> {
         }
         let Some(header) = self.next_header()? else { return Ok(size) };
         if header.entry_type() == EntryType::XGlobalHeader {
-            // A global header without a length for this file says nothing to us, whoever it is meant for.
+            // A global header without a length for this file is for other programs.
             let records = self.body(size_of(&header)?)?;
             return match shorter(&records)? {
                 Some(length) if length > size => Err(malformed("the archive has a file that is longer than its size")),
@@ -168,11 +173,11 @@ impl<R: Read> Members<R> {
         let size = extension.size.unwrap_or(size);
         let path = extension.take_path().unwrap_or_else(|| header.path_bytes().into_owned());
         let link = extension.link.take().or_else(|| header.link_name_bytes().map(Cow::into_owned)).unwrap_or_default();
-        // Links carry the size of their target in some archives, and no data.
+        // In some archives a link has the size of its target, but no data.
         let has_data = !matches!(kind, EntryType::Link | EntryType::Symlink);
         self.set_data(if has_data { size } else { 0 })?;
         let sparse = kind == EntryType::GNUSparse || extension.sparse.is_used();
-        // Before directories had a kind of their own they were files with a slash.
+        // In the oldest archives a directory is a file whose name ends with a slash.
         let kind = match kind {
             EntryType::Regular if path.ends_with(b"/") => EntryType::Directory,
             EntryType::Continuous | EntryType::GNUSparse => EntryType::Regular,
@@ -197,7 +202,7 @@ impl<R: Read> Members<R> {
         })
     }
 
-    /// Finds out where the current file has data, in the way that the archive says it.
+    /// Reads which parts of the current file have data, in the format that the archive uses.
     fn sparse(&mut self, header: &Header, sparse: crate::pax::Sparse) -> Result<(), ArchiveError> {
         let no_size = || malformed("the archive has a sparse file without a size");
         let (extents, size) = if let Some(extents) = sparse.extents {
@@ -210,14 +215,14 @@ impl<R: Read> Members<R> {
             (self.map_in_headers(&gnu.sparse, gnu.isextended[0] == 1)?, size)
         };
         if size > i64::MAX.unsigned_abs() {
-            return Err(malformed(format!("a file of the archive says it has {size} bytes")));
+            return Err(malformed(format!("the archive has a file of {size} bytes, more than a file can have")));
         }
         check(&extents, size, self.data_left)?;
         (self.extents, self.size) = (extents.into(), size);
         Ok(())
     }
 
-    /// The old GNU format: four parts in the header, 21 in each block that follows it.
+    /// The old GNU format: four parts in the header, 21 in each block after it.
     fn map_in_headers(&mut self, first: &[GnuSparseHeader], mut more: bool) -> Result<Vec<Extent>, ArchiveError> {
         let mut extents = Vec::new();
         push_parts(&mut extents, first)?;
@@ -230,7 +235,8 @@ impl<R: Read> Members<R> {
         Ok(extents)
     }
 
-    /// pax version 1.0: decimal lines at the start of the data, how many parts and then each, filled up to a block.
+    /// pax version 1.0: decimal lines at the start of the data, filled up to a block. First the number of parts, then
+    /// offset and length of each.
     fn map_in_data(&mut self) -> Result<Vec<Extent>, ArchiveError> {
         let bad = || malformed("the archive has a sparse file with a malformed map");
         let mut lines = Lines::default();
@@ -263,7 +269,7 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// The next header, whatever it is; `None` at the archive's end mark.
+    /// The next header of any kind; `None` at the archive's end mark.
     fn next_header(&mut self) -> Result<Option<Header>, ArchiveError> {
         if let Some(header) = self.ahead.take() {
             return Ok(Some(*header));
@@ -272,7 +278,7 @@ impl<R: Read> Members<R> {
         let mut block = [0; BLOCK_BYTES];
         self.block(&mut block)?;
         if block == [0; BLOCK_BYTES] {
-            // Two are the mark; some programs write one and stop.
+            // The end mark has two of them, but some programs write only one.
             self.ended = true;
             return Ok(None);
         }
@@ -292,11 +298,11 @@ impl<R: Read> Members<R> {
         Ok(text)
     }
 
-    /// The whole data of a member that describes another.
+    /// The whole data of a member that describes the next one.
     fn body(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
         if size > EXTENSION_BYTES_MAX {
-            let words = format!("the archive has a name or attributes of {size} bytes, over {EXTENSION_BYTES_MAX}");
-            return Err(ArchiveError::TooLarge(words));
+            let problem = format!("the archive has a name or attributes of {size} bytes, over {EXTENSION_BYTES_MAX}");
+            return Err(ArchiveError::TooLarge(problem));
         }
         self.set_data(size)?;
         let mut body = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -309,7 +315,7 @@ impl<R: Read> Members<R> {
 
     fn set_data(&mut self, size: u64) -> Result<(), ArchiveError> {
         if size > i64::MAX.unsigned_abs() {
-            return Err(malformed(format!("a member of the archive says it has {size} bytes")));
+            return Err(malformed(format!("the archive has a member of {size} bytes, more than a file can have")));
         }
         (self.data_left, self.padding_left) = (size, padding(size));
         (self.extents, self.size) = (VecDeque::new(), 0);
@@ -327,7 +333,7 @@ impl<R: Read> Members<R> {
         self.block(padding)
     }
 
-    /// Data of the current member as it is in the archive. At least a byte of it must be left, or the buffer be empty.
+    /// Reads data of the current member as it is in the archive. At least one byte must be left, or the buffer is empty.
     fn raw(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
         let want = buffer.len().min(usize::try_from(self.data_left).unwrap_or(usize::MAX));
         let count = self.read_some(&mut buffer[..want])?;
@@ -338,7 +344,7 @@ impl<R: Read> Members<R> {
         Ok(count)
     }
 
-    /// Reads what is behind the end mark, so that the sender can finish; programs fill up to 10 KiB and more.
+    /// Reads what is behind the end mark, so that the sender does not block. Programs fill archives up to 10 KiB or more.
     fn drain(&mut self) -> Result<(), ArchiveError> {
         let mut buffer = [0; SKIP_BUFFER_BYTES];
         while self.read_some(&mut buffer)? > 0 {}
@@ -370,7 +376,7 @@ impl<R: Read> Members<R> {
     }
 }
 
-/// Decimal lines that come in blocks.
+/// Decimal lines that arrive in blocks.
 #[derive(Debug, Default)]
 struct Lines {
     text: Vec<u8>,
@@ -386,7 +392,7 @@ impl Lines {
         Some(&rest[..end])
     }
 
-    /// Adds a block. What is left of the last one is a part of a line, and no line with a number is as long as a block.
+    /// Adds a block. The rest of the last block is part of a line, and a line with a number is shorter than a block.
     fn add(&mut self, block: &[u8]) -> Result<(), ArchiveError> {
         self.text.drain(..self.at);
         self.at = 0;

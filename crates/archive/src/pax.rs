@@ -1,17 +1,17 @@
-//! What comes before a member to replace parts of its header: pax records.
+//! pax records: they come before a member and replace parts of its header.
 
 use crate::error::{ArchiveError, malformed};
 use crate::extents::{EXTENTS_MAX, Extent};
 
-/// Longest name or set of attributes that comes before a member.
+/// Longest name or set of attributes before a member.
 pub const EXTENSION_BYTES_MAX: u64 = 1 << 20;
-/// The record behind a file that became shorter while it was packed.
+/// The record after a file that became shorter while it was packed.
 pub(crate) const SHORTER: &str = "KILN.size";
 
 /// A time with nanoseconds.
 pub(crate) type Time = (i64, i64);
 
-/// What came before a member to replace parts of its header.
+/// The replaced parts of a member's header.
 #[derive(Debug, Default)]
 pub(crate) struct Extension {
     pub(crate) path: Option<Vec<u8>>,
@@ -23,17 +23,17 @@ pub(crate) struct Extension {
     pub(crate) sparse: Sparse,
 }
 
-/// GNU's three ways to say in pax where a file has data.
+/// The map of a sparse file, in one of the three forms that GNU tar has for pax.
 #[derive(Debug, Default)]
 pub(crate) struct Sparse {
-    /// Versions 0.1 and 1.0: the member's own name is a made-up one.
+    /// Versions 0.1 and 1.0: the file's name. The member's own name is made up there.
     name: Option<Vec<u8>>,
     pub(crate) size: Option<u64>,
     /// Version 1.0: the parts are at the start of the data.
     pub(crate) in_data: bool,
-    /// Versions 0.0 and 0.1: the parts, once any record says so.
+    /// Versions 0.0 and 0.1: the parts; `None` without such a record.
     pub(crate) extents: Option<Vec<Extent>>,
-    /// Version 0.0: an offset whose length is still to come.
+    /// Version 0.0: an offset whose length has not been read yet.
     offset: Option<u64>,
 }
 
@@ -57,7 +57,7 @@ impl Extension {
         })
     }
 
-    /// The name that the member has on disk.
+    /// The name of the unpacked file.
     pub(crate) fn take_path(&mut self) -> Option<Vec<u8>> {
         let path = self.path.take();
         self.sparse.name.take().or(path)
@@ -65,7 +65,7 @@ impl Extension {
 }
 
 impl Sparse {
-    /// Whether any record spoke of holes.
+    /// Whether any record was about holes.
     pub(crate) fn is_used(&self) -> bool {
         self.in_data || self.extents.is_some() || self.size.is_some()
     }
@@ -92,12 +92,12 @@ impl Sparse {
             }
             _ => {}
         }
-        // The set of records has a bound of its own; this one is for what comes in several.
+        // One set of records is bounded by its size; this bounds a map that is spread over several sets.
         (self.extents.as_ref().map_or(0, Vec::len) <= EXTENTS_MAX).then_some(())
     }
 }
 
-/// The length in a global header that stands behind a file which became shorter; `None` for any other.
+/// The length in a global header after a file that became shorter; `None` for any other global header.
 pub(crate) fn shorter(records: &[u8]) -> Result<Option<u64>, ArchiveError> {
     let mut size = None;
     for_each(records, |key, value| {
@@ -119,7 +119,7 @@ pub(crate) fn record(key: &str, value: &str) -> Vec<u8> {
     format!("{length}{rest}").into_bytes()
 }
 
-/// Records of `length key=value\n`; values may hold anything, so only the length tells where they end.
+/// Calls `each` for each record `length key=value\n`. A value may have any bytes, so only the length shows its end.
 fn for_each(mut records: &[u8], mut each: impl FnMut(&[u8], &[u8]) -> Option<()>) -> Result<(), ArchiveError> {
     let bad = || malformed("the archive has a malformed pax header");
     while !records.is_empty() && records.iter().any(|byte| *byte != 0) {
@@ -174,7 +174,7 @@ mod tests {
         let records = [record("comment", "x"), record(SHORTER, "42")].concat();
         assert_eq!(shorter(&records).expect("records"), Some(42));
         assert_eq!(shorter(&record("comment", "x")).expect("records"), None);
-        shorter(&record(SHORTER, "many")).expect_err("it is no number");
+        shorter(&record(SHORTER, "many")).expect_err("it is not a number");
     }
 
     #[test]

@@ -1,4 +1,10 @@
-//! Writing an archive: GNU tar, with holes as holes and sizes as they were read.
+//! Writes an archive: GNU tar, with holes as holes and the sizes that were really read.
+//!
+//! ```text
+//!   file shorter than the buffer ──▶ header with the size that was read
+//!   size larger than the buffer  ──▶ header with the size, data part by part; zeros and `KILN.size` if it gets shorter
+//!   size too small (`/proc`)     ──▶ read to its end into memory first
+//! ```
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -13,27 +19,27 @@ use crate::extents::{Extent, of_file};
 use crate::pax::{SHORTER, record};
 use crate::{BLOCK_BYTES, padding};
 
-/// The most that is kept in memory of a file which has more than its size says.
+/// The most bytes that are kept in memory of a file that is longer than its size.
 pub const SPOOL_BYTES_MAX: u64 = 32 << 20;
-/// Bytes of a file in memory, and what is read of it before its header is written.
+/// Size of the buffer. So many bytes of a file are read before its header is written.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Name of the entries that carry a name too long for a header.
+/// Name of the entries that have a name too long for a header.
 const LONG_NAME: &[u8] = b"././@LongLink";
 /// Parts of a sparse file that its header has room for.
 const PARTS_IN_HEADER: usize = 4;
-/// What [`Writer::finish`] adds.
+/// Bytes that [`Writer::finish`] adds.
 pub const END_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
-/// What an archive keeps of a file beside its name and content.
+/// What an archive keeps of a file in addition to its name and content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attributes {
-    /// Permission bits; those over 0o7777 are left out.
+    /// Permission bits; bits over 0o7777 are left out.
     pub permissions: u32,
     /// Its owner.
     pub uid: u32,
     /// Its group.
     pub gid: u32,
-    /// Last change, in seconds since 1970. Times before have no form that every program reads.
+    /// Last change, in seconds since 1970. An earlier time is written as 0, since not every program reads negative ones.
     pub modified: i64,
 }
 
@@ -51,7 +57,7 @@ struct Content<'a> {
     file: &'a mut File,
     extents: Vec<Extent>,
     size: u64,
-    /// Bytes of its start that were read, and are in the buffer. With 0 the file is read by offset.
+    /// Bytes of its start that are in the buffer. If 0, the file is read by offset.
     filled: usize,
 }
 
@@ -71,10 +77,10 @@ impl<W: Write> Writer<W> {
         self.entries
     }
 
-    /// Adds a directory. A slash at the end of its name is added.
+    /// Adds a directory. A slash is appended to its name.
     ///
     /// # Errors
-    /// What the output says.
+    /// If the output returns an error.
     pub fn directory(&mut self, name: &[u8], attributes: &Attributes) -> io::Result<()> {
         let name = [name, b"/"].concat();
         self.entry(plain(EntryType::Directory, 0), &name, b"", attributes)
@@ -83,15 +89,16 @@ impl<W: Write> Writer<W> {
     /// Adds a symlink.
     ///
     /// # Errors
-    /// What the output says.
+    /// If the output returns an error.
     pub fn symlink(&mut self, name: &[u8], target: &[u8], attributes: &Attributes) -> io::Result<()> {
         self.entry(plain(EntryType::Symlink, 0), name, target, attributes)
     }
 
-    /// Adds a plain file that is open for reading, at its start.
+    /// Adds a plain file that is open for reading, with its offset at the start.
     ///
     /// # Errors
-    /// [`WriteError::File`] if the file can't be read to its end. [`WriteError::Output`] is the archive's end.
+    /// [`WriteError::File`] if the file can't be read to its end; the archive can continue. [`WriteError::Output`] if the
+    /// output returns an error.
     pub fn file(&mut self, name: &[u8], attributes: &Attributes, file: &mut File) -> Result<(), WriteError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let outcome = self.file_through(&mut buffer, name, attributes, file);
@@ -102,7 +109,7 @@ impl<W: Write> Writer<W> {
     /// Ends the archive.
     ///
     /// # Errors
-    /// What the output says.
+    /// If the output returns an error.
     pub fn finish(mut self) -> io::Result<()> {
         self.zeros(END_BYTES)?;
         self.output.flush()
@@ -119,7 +126,7 @@ impl<W: Write> Writer<W> {
         if filled < buffer.len() {
             return self.small(name, attributes, &buffer[..filled]).map_err(WriteError::Output);
         }
-        // The size is asked for now, when reading went as far as this: a file that grew has the new one.
+        // The size is read only now, after the first buffer: for a file that grew meanwhile it is the new size.
         let size = file.metadata().map_err(WriteError::File)?.len();
         if size <= filled as u64 {
             let mut spooled = spool(&buffer[..filled], file).map_err(WriteError::File)?;
@@ -131,7 +138,7 @@ impl<W: Write> Writer<W> {
         let is_sparse = extents.iter().map(|extent| extent.bytes).sum::<u64>() < size;
         let filled = if is_sparse { 0 } else { filled };
         match file.seek(SeekFrom::Start(filled as u64)) {
-            // A file that can't be moved in was not moved in either, while its holes were looked for.
+            // If the file can't seek, the search for holes did not move its offset either.
             Err(error) if error.raw_os_error() != Some(Errno::SPIPE.raw_os_error()) => {
                 return Err(WriteError::File(error));
             }
@@ -163,7 +170,7 @@ impl<W: Write> Writer<W> {
             let mut position = extent.offset.max(filled as u64);
             while position < extent.end() {
                 let want = buffer.len().min(usize::try_from(extent.end() - position).unwrap_or(usize::MAX));
-                // Not every file that can be read from its start to its end can be read from anywhere.
+                // Some files can be read only from start to end, not at an offset.
                 let read = match filled {
                     0 => file.read_at(&mut buffer[..want], position),
                     _ => file.read(&mut buffer[..want]),
@@ -203,7 +210,7 @@ impl<W: Write> Writer<W> {
         if data == size {
             return self.entry(plain(EntryType::Regular, size), name, b"", attributes);
         }
-        // A part without bytes at the end says how long the file is, to programs that look at nothing else.
+        // For programs that ignore the real size, an empty part at the end gives the length of the file.
         let end = Extent { offset: size, bytes: 0 };
         let open = extents.last().is_none_or(|last| last.end() < size);
         let mut parts = extents.iter().copied().chain(open.then_some(end)).peekable();
@@ -230,7 +237,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Says behind a file's data how much of it was there.
+    /// Writes after a file's data how many bytes the file really had.
     fn shorter(&mut self, length: u64) -> io::Result<()> {
         let record = record(SHORTER, &length.to_string());
         let mut header = plain(EntryType::XGlobalHeader, record.len() as u64);
@@ -259,14 +266,14 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// An entry before an entry, with a name that has no room in its header.
+    /// An entry before another one, with a name that is too long for its header.
     fn long(&mut self, kind: EntryType, text: &[u8]) -> io::Result<()> {
         let mut header = plain(kind, text.len() as u64 + 1);
         header.as_old_mut().name[..LONG_NAME.len()].copy_from_slice(LONG_NAME);
         self.describing(header, &[text, b"\0"].concat())
     }
 
-    /// A member that describes another.
+    /// A member that describes the next one.
     fn describing(&mut self, mut header: Header, body: &[u8]) -> io::Result<()> {
         header.set_mode(0o644);
         header.set_uid(0);
@@ -316,7 +323,7 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// The whole of a file that does not say how long it is, in memory.
+/// The whole content of a file without a right size, in memory.
 fn spool(start: &[u8], file: &mut File) -> io::Result<File> {
     let mut spooled = File::from(rustix::fs::memfd_create(c"kiln-spool", MemfdFlags::CLOEXEC)?);
     spooled.write_all(start)?;
@@ -324,7 +331,7 @@ fn spool(start: &[u8], file: &mut File) -> io::Result<File> {
     let count = io::copy(&mut file.take(room + 1), &mut spooled)?;
     if count > room {
         let mebibytes = SPOOL_BYTES_MAX >> 20;
-        return Err(io::Error::other(format!("it does not say how long it is and has more than {mebibytes} MiB")));
+        return Err(io::Error::other(format!("it reports no size and has more than {mebibytes} MiB")));
     }
     spooled.rewind()?;
     Ok(spooled)

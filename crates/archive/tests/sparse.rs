@@ -1,4 +1,4 @@
-//! Holes, against the `tar` of this host: its dialects are read, and it reads ours.
+//! Holes, with the `tar` of this host: we read each of its formats, and it reads ours.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -37,7 +37,7 @@ fn packed_by_tar(path: &Path, dialect: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// Unpacks an archive of one file with our reader; gives its name.
+/// Unpacks an archive of one file with our reader and returns the name.
 fn unpack(archive: &[u8], path: &Path) -> Result<Vec<u8>, ArchiveError> {
     let mut members = Members::new(archive);
     let member = members.next()?.expect("a member");
@@ -60,14 +60,14 @@ fn same(one: &Path, other: &Path) {
     assert!(status.success());
 }
 
-/// A file with so many parts, each of one page after a hole of one.
+/// Makes a file with this many parts, each of one page after a hole of one page.
 fn comb(path: &Path, teeth: u64) {
     let parts: Vec<_> = (0..teeth).map(|tooth| (tooth * 8192 + 4096, vec![7; 4096])).collect();
     plant(path, &parts, teeth * 8192 + 100_000);
 }
 
 #[test]
-fn every_way_in_which_tar_writes_holes_is_read() {
+fn every_sparse_format_of_tar_is_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let (source, copy) = (folder.path().join("f"), folder.path().join("copy"));
     for teeth in [1, 3, 4, 5, 30, 200] {
@@ -104,7 +104,7 @@ fn tar_reads_our_holes() {
 }
 
 #[test]
-fn a_hole_costs_nothing_and_a_file_of_holes_alone_is_one() {
+fn a_hole_costs_nothing_and_stays_a_hole() {
     let folder = tempfile::tempdir().expect("a folder");
     let (source, copy) = (folder.path().join("source"), folder.path().join("copy"));
     for parts in [vec![], vec![(0, vec![1])], vec![(1 << 40, vec![1])]] {
@@ -118,7 +118,7 @@ fn a_hole_costs_nothing_and_a_file_of_holes_alone_is_one() {
 }
 
 #[test]
-fn a_file_of_very_many_parts_has_its_smallest_holes_filled() {
+fn a_file_with_too_many_parts_has_its_smallest_holes_filled() {
     let folder = tempfile::tempdir().expect("a folder");
     let (source, copy) = (folder.path().join("source"), folder.path().join("copy"));
     comb(&source, 5000);
@@ -126,7 +126,7 @@ fn a_file_of_very_many_parts_has_its_smallest_holes_filled() {
     same(&source, &copy);
 }
 
-/// An archive of one file whose old GNU header says what is given.
+/// An archive of one file with these values in its old GNU header.
 fn hostile(parts: &[(u64, u64)], real: u64, data: &[u8]) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(EntryType::GNUSparse);
@@ -144,7 +144,7 @@ fn hostile(parts: &[(u64, u64)], real: u64, data: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn parts_that_lie_are_refused_before_anything_is_written() {
+fn inconsistent_parts_are_refused_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("a folder");
     for (parts, real) in [
         (&[(0, 3), (3, 2)][..], 5),
@@ -158,12 +158,12 @@ fn parts_that_lie_are_refused_before_anything_is_written() {
         let data: &[u8] = if parts.len() == 2 && real == 5 { b"1234" } else { b"12345" };
         unpack(&hostile(parts, real, data), &folder.path().join("x")).expect_err("it is refused");
     }
-    unpack(&hostile(&[(0, 3), (5, 2)], 10, b"12345"), &folder.path().join("x")).expect("this one is right");
+    unpack(&hostile(&[(0, 3), (5, 2)], 10, b"12345"), &folder.path().join("x")).expect("consistent parts");
 }
 
 #[test]
 fn a_map_without_end_is_refused_in_bounded_memory() {
-    // Each block says that another follows.
+    // Each block announces another one.
     let mut archive = hostile(&[(0, 1), (2, 1), (4, 1), (6, 1)], 1 << 40, b"");
     let mut header = tar::Header::from_byte_slice(archive[..512].try_into().expect("a block")).clone();
     header.as_gnu_mut().expect("it is one").set_is_extended(true);
@@ -184,7 +184,7 @@ fn a_map_without_end_is_refused_in_bounded_memory() {
 }
 
 #[test]
-fn a_file_that_claims_to_be_longer_than_its_header_said_is_refused() {
+fn a_length_over_the_size_in_the_header_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut archive = hostile(&[(0, 5)], 10, b"12345");
     archive.truncate(1024);
@@ -210,7 +210,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn any_file_comes_out_as_it_went_in(
+    fn any_file_round_trips(
         parts in prop::collection::vec((0_u64..3_000_000, 1_usize..90_000), 0..12),
         size in 0_u64..4_000_000,
     ) {
@@ -224,7 +224,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_the_reader_panic_or_grow(
+    fn any_bytes_are_read_without_a_panic(
         mut bytes in prop::collection::vec(any::<u8>(), 0..6000),
         changes in prop::collection::vec((0_usize..6000, any::<u8>()), 0..40),
         from_real in any::<bool>(),
