@@ -1,6 +1,6 @@
-//! Folds an LCOV report into lines per crate and holds some crates to a floor.
+//! Sums an LCOV report into lines per crate and fails if a named crate is below the floor.
 //!
-//! Only product code counts: a file's unit tests, which run whole by nature, would flatter it.
+//! Only product code counts: unit tests always run in full and would make a file look better than it is.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-/// Lines that could have run and those that did.
+/// Lines that could run, and lines that ran.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Lines {
     found: u64,
@@ -16,13 +16,13 @@ struct Lines {
 }
 
 impl Lines {
-    /// How much ran; a crate without any line is not covered.
+    /// The percentage of lines that ran; 0 for a crate without lines.
     fn percent(self) -> f64 {
         if self.found == 0 { 0.0 } else { 100.0 * self.hit as f64 / self.found as f64 }
     }
 }
 
-/// Prints a table; exits 1 where one of `crates` stays below `floor` percent.
+/// Prints a table. The exit code is 1 if one of `crates` is below `floor` percent.
 pub fn run(root: &Path, lcov: &Path, floor: f64, crates: &[&str]) -> Result<ExitCode> {
     let report = std::fs::read_to_string(lcov).with_context(|| format!("failed to read `{}`", lcov.display()))?;
     let counted = fold(&report, |file| {
@@ -41,7 +41,7 @@ pub fn run(root: &Path, lcov: &Path, floor: f64, crates: &[&str]) -> Result<Exit
     Ok(if below.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The crate whose product code a file is, by its place under `crates/NAME/src/`.
+/// The crate whose product code a file belongs to, by its path `crates/NAME/src/`.
 fn crate_of(file: &Path) -> Option<String> {
     let mut parts = file.iter().map(|part| part.to_str().unwrap_or_default());
     let is_source = parts.next() == Some("crates");
@@ -49,13 +49,13 @@ fn crate_of(file: &Path) -> Option<String> {
     (is_source && parts.next() == Some("src") && !file.ends_with("tests.rs")).then(|| name.to_owned())
 }
 
-/// The line where a file's unit tests start, counted from 1; they stand last.
+/// The line at which a file's unit tests start, counted from 1. They are at the end of the file.
 fn first_test_line(text: &str) -> u64 {
     let line = text.lines().position(|line| line == "#[cfg(test)]");
     line.map_or(u64::MAX, |index| index as u64 + 1)
 }
 
-/// Sums a report's `DA:line,count` records by crate. `place` gives a file's crate and where its tests start.
+/// Sums a report's `DA:line,count` records by crate. `place` returns a file's crate and the line at which its tests start.
 fn fold(report: &str, place: impl Fn(&str) -> Option<(String, u64)>) -> BTreeMap<String, Lines> {
     let mut counted: BTreeMap<String, Lines> = BTreeMap::new();
     let mut current = None;
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_belongs_to_the_crate_it_lies_in() {
+    fn a_file_belongs_to_the_crate_of_its_folder() {
         assert_eq!(crate_of(Path::new("crates/wire/src/a/b.rs")), Some("wire".to_owned()));
         assert_eq!(crate_of(Path::new("crates/wire/tests/wire/main.rs")), None);
         assert_eq!(crate_of(Path::new("crates/wire/src/a/tests.rs")), None);

@@ -1,7 +1,8 @@
 //! Rules of this repository, as a program.
 //!
-//! `cargo xtask tidy` says all that breaks a rule at once, as `file:line: what`, and exits 1 if anything does.
-//! `cargo xtask coverage LCOV --floor PERCENT CRATE…` folds a coverage report per crate and holds the named ones to a floor.
+//! `cargo xtask tidy` prints all that breaks a rule as `file:line: what`, and exits with 1 if it found anything.
+//! `cargo xtask coverage LCOV --floor PERCENT CRATE…` sums a coverage report per crate and fails if a named crate is below
+//! the floor.
 
 mod coverage;
 mod tidy;
@@ -29,7 +30,7 @@ fn run(args: &[String]) -> Result<ExitCode> {
     match args.as_slice() {
         ["tidy"] => tidy::run(&root()),
         ["coverage", lcov, "--floor", floor, crates @ ..] if !crates.is_empty() => {
-            let floor = floor.parse().with_context(|| format!("`{floor}` is no percentage"))?;
+            let floor = floor.parse().with_context(|| format!("`{floor}` is not a percentage"))?;
             coverage::run(&root(), Path::new(lcov), floor, crates)
         }
         _ => bail!("{USAGE}"),
@@ -38,5 +39,5 @@ fn run(args: &[String]) -> Result<ExitCode> {
 
 /// The repository: the folder above this crate.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace").to_path_buf()
 }

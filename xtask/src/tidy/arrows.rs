@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, Metadata};
 
 use super::problem::Problem;
 
-/// Each crate with those of ours that it may build on. Arrows point only down.
+/// For each crate the crates of ours that it may depend on. Arrows point only down.
 const ALLOWED: [(&str, &[&str]); 14] = [
     ("kiln-wire", &[]),
     ("kiln-detect", &[]),
@@ -16,7 +16,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("kiln-agent", &["kiln-wire", "kiln-archive"]),
     ("kiln-programs", &[]),
     ("kiln-vdev", &["kiln-programs"]),
-    ("kiln-engine", &["kiln-wire", "kiln-detect", "kiln-programs", "kiln-vdev"]),
+    ("kiln-engine", &["kiln-wire", "kiln-detect", "kiln-programs"]),
     ("kiln-lab", &["kiln-wire", "kiln-detect", "kiln-engine"]),
     ("kiln-server", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-engine", "kiln-lab"]),
     (
@@ -55,7 +55,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
 struct Arrow<'a> {
     from: &'a str,
     to: &'a str,
-    /// Only tests and benches use it.
+    /// Whether only tests and benches use it.
     for_tests: bool,
 }
 
@@ -77,7 +77,7 @@ pub fn check(workspace: &Metadata) -> Vec<Problem> {
         path.and_then(|path| path.strip_prefix(&workspace.workspace_root).ok()).unwrap_or(Path::new("Cargo.toml"))
     };
     let broken = unknown(&names).into_iter().chain(forbidden(&arrows)).chain(cycles(&arrows));
-    broken.map(|(name, words)| Problem::new(manifest(name), 1, words)).collect()
+    broken.map(|(name, problem)| Problem::new(manifest(name), 1, problem)).collect()
 }
 
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
@@ -86,7 +86,7 @@ fn allowed(name: &str) -> Option<&'static [&'static str]> {
 
 fn unknown<'a>(names: &BTreeSet<&'a str>) -> Vec<(&'a str, String)> {
     let strangers = names.iter().filter(|name| allowed(name).is_none());
-    strangers.map(|name| (*name, format!("`{name}` has no place in the table of xtask/src/tidy/arrows.rs"))).collect()
+    strangers.map(|name| (*name, format!("`{name}` is not in the table of xtask/src/tidy/arrows.rs"))).collect()
 }
 
 fn forbidden<'a>(arrows: &[Arrow<'a>]) -> Vec<(&'a str, String)> {
@@ -95,8 +95,8 @@ fn forbidden<'a>(arrows: &[Arrow<'a>]) -> Vec<(&'a str, String)> {
     broken.map(|arrow| (arrow.from, format!("`{}` may not depend on `{}`", arrow.from, arrow.to))).collect()
 }
 
-/// Tests may use what their crate may not, but not what is built on the crate itself. The crate itself, with features for
-/// tests, is no circle.
+/// Tests may use crates that their own crate may not, but none that depends on it. That a crate's tests use the crate
+/// itself, with features for tests, is not a circle.
 fn cycles<'a>(arrows: &[Arrow<'a>]) -> Vec<(&'a str, String)> {
     let mut builds_on: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for arrow in arrows.iter().filter(|arrow| !arrow.for_tests) {
@@ -105,7 +105,7 @@ fn cycles<'a>(arrows: &[Arrow<'a>]) -> Vec<(&'a str, String)> {
     let others = arrows.iter().filter(|arrow| arrow.for_tests && arrow.to != arrow.from);
     let round = others.filter(|arrow| reaches(&builds_on, arrow.to, arrow.from));
     round
-        .map(|arrow| (arrow.from, format!("`{}` tests with `{}`, which is built on it", arrow.from, arrow.to)))
+        .map(|arrow| (arrow.from, format!("tests of `{}` use `{}`, which depends on it", arrow.from, arrow.to)))
         .collect()
 }
 
@@ -159,24 +159,24 @@ mod tests {
     }
 
     #[test]
-    fn tests_may_use_what_the_crate_may_not() {
+    fn tests_may_use_more_than_their_crate() {
         assert_eq!(forbidden(&[tests("kiln-engine", "kiln-detect")]), []);
         assert_eq!(cycles(&[tests("kiln-engine", "kiln-detect")]), []);
         assert_eq!(cycles(&[tests("kiln-engine", "kiln-engine")]), []);
     }
 
     #[test]
-    fn tests_may_not_use_what_is_built_on_the_crate() {
+    fn tests_may_not_use_a_crate_that_depends_on_theirs() {
         let arrows =
             [product("kiln-lab", "kiln-engine"), product("kiln-engine", "kiln-wire"), tests("kiln-wire", "kiln-lab")];
         assert_eq!(
             cycles(&arrows),
-            [("kiln-wire", "`kiln-wire` tests with `kiln-lab`, which is built on it".to_owned())]
+            [("kiln-wire", "tests of `kiln-wire` use `kiln-lab`, which depends on it".to_owned())]
         );
     }
 
     #[test]
-    fn a_crate_that_the_table_lacks_is_named() {
+    fn a_crate_that_is_not_in_the_table_is_named() {
         let names = BTreeSet::from(["kiln-wire", "kiln-common"]);
         assert_eq!(unknown(&names).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["kiln-common"]);
     }

@@ -1,13 +1,14 @@
-//! What is switched off says why: `#[ignore = "…"]`, `#[expect(…, reason = "…")]`, `#[allow(…, reason = "…")]`.
+//! Attributes that switch something off have a reason: `#[ignore = "…"]`, `#[expect(…, reason = "…")]`,
+//! `#[allow(…, reason = "…")]`.
 
 use std::path::Path;
 
 use super::problem::Problem;
 
-/// An attribute that is longer is not closed.
+/// A longer attribute counts as one without an end.
 const ATTRIBUTE_LINES_MAX: usize = 20;
 
-/// Finds attributes without a reason. Attributes stand at the start of their line, as rustfmt puts them.
+/// Finds attributes without a reason. rustfmt puts an attribute at the start of its line.
 pub fn check(path: &Path, text: &str) -> Vec<Problem> {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let mut problems = Vec::new();
@@ -41,25 +42,25 @@ mod tests {
     }
 
     #[test]
-    fn an_ignored_test_says_why() {
+    fn an_ignored_test_needs_a_reason() {
         assert_eq!(lines("\n    #[ignore]\n"), ["a.rs:2: `#[ignore]` without a reason"]);
         assert_eq!(lines("#[ignore = \"needs a tun device\"]\n"), Vec::<String>::new());
     }
 
     #[test]
-    fn an_expected_lint_says_why() {
+    fn an_expected_lint_needs_a_reason() {
         assert_eq!(lines("#![allow(dead_code)]\n"), ["a.rs:1: `#[allow(…)]` without a reason"]);
         assert_eq!(lines("#[expect(unsafe_code, reason = \"pidfd\")]\n"), Vec::<String>::new());
     }
 
     #[test]
-    fn a_reason_may_stand_on_a_later_line() {
+    fn a_reason_may_be_on_a_later_line() {
         assert_eq!(lines("#[expect(\n    unsafe_code,\n    reason = \"pidfd\"\n)]\n"), Vec::<String>::new());
         assert_eq!(lines("#[expect(\n    unsafe_code,\n)]\nlet reason = \"\";\n").len(), 1);
     }
 
     #[test]
-    fn an_attribute_that_never_closes_is_named_not_followed() {
+    fn an_attribute_without_an_end_is_named() {
         assert_eq!(lines("#[expect(").len(), 1);
     }
 }

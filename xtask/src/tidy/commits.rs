@@ -1,4 +1,4 @@
-//! How commits are written: what CONVENTIONS.md asks of a subject and a body, as far as a program can see it.
+//! The form of commits: what CONVENTIONS.md requires of a subject and a body, as far as a program can check it.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,13 +10,13 @@ const SINCE: &str = "2026-11-29T20:30:00Z";
 
 const SUBJECT_CHARS_MAX: usize = 60;
 
-/// A commit that changes more lines than this says why.
+/// A commit that changes more lines than this needs a body.
 const TRIVIAL_LINES_MAX: usize = 20;
 
-/// What a commit may be about beside a crate: a folder, or the repository as a whole.
+/// Prefixes of a subject that are not crates: a folder, or the repository as a whole.
 const AREAS: [&str; 7] = ["e2e", "xtask", "fuzz", "scripts", "docs", "deps", "repo"];
 
-/// Words that end like other forms of a verb and are imperatives.
+/// Imperatives that end like another form of a verb.
 const IMPERATIVES: [&str; 18] = [
     "address", "bring", "bypass", "compress", "cross", "discuss", "dress", "embed", "exceed", "express", "feed",
     "focus", "miss", "need", "pass", "press", "process", "suppress",
@@ -51,7 +51,7 @@ fn parse(record: &str) -> Option<Commit<'_>> {
 fn faults(commit: &Commit<'_>, crates: &[String]) -> Vec<String> {
     let Commit { hash, subject, body, lines_changed } = commit;
     let mut faults = Vec::new();
-    let mut add = |words: String| faults.push(format!("commit {hash} `{subject}`: {words}"));
+    let mut add = |fault: String| faults.push(format!("commit {hash} `{subject}`: {fault}"));
     let chars = subject.chars().count();
     if chars > SUBJECT_CHARS_MAX {
         add(format!("its subject has {chars} characters, more than {SUBJECT_CHARS_MAX}"));
@@ -73,7 +73,7 @@ fn faults(commit: &Commit<'_>, crates: &[String]) -> Vec<String> {
                 add(format!("`{verb}` is not an imperative"));
             }
         }
-        None => add("its subject has no `crate: ` before it".into()),
+        None => add("its subject does not start with `crate: `".into()),
     }
     if body.trim().is_empty() && *lines_changed > TRIVIAL_LINES_MAX {
         add(format!("it changes {lines_changed} lines and has no body that says why"));
@@ -81,7 +81,7 @@ fn faults(commit: &Commit<'_>, crates: &[String]) -> Vec<String> {
     faults
 }
 
-/// Whether a word can be an imperative, by how it starts and ends.
+/// Whether a word can be an imperative, by its first letter and its ending.
 fn is_imperative(word: &str) -> bool {
     let starts_small = word.starts_with(|first: char| first.is_ascii_lowercase());
     let other_form = ["s", "ed", "ing"].iter().any(|ending| word.ends_with(ending));
@@ -93,8 +93,8 @@ mod tests {
     use super::*;
 
     fn found(subject: &str, body: &str, lines_changed: usize) -> Vec<String> {
-        let words = faults(&Commit { hash: "abc", subject, body, lines_changed }, &["engine".to_owned()]);
-        words.iter().map(|words| words.split_once("`: ").expect("names the commit").1.to_owned()).collect()
+        let faults = faults(&Commit { hash: "abc", subject, body, lines_changed }, &["engine".to_owned()]);
+        faults.iter().map(|fault| fault.split_once("`: ").expect("names the commit").1.to_owned()).collect()
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(found(&long, "Why.", 1), ["its subject has 68 characters, more than 60"]);
         assert_eq!(found("engine: do a; do b", "Why.", 1), ["a `;` joins two changes: make two commits"]);
         assert_eq!(found("engine: do it.", "Why.", 1), ["its subject ends with a full stop"]);
-        assert_eq!(found("do it", "Why.", 1), ["its subject has no `crate: ` before it"]);
+        assert_eq!(found("do it", "Why.", 1), ["its subject does not start with `crate: `"]);
         assert_eq!(found("engine: do it", "\n", 21), ["it changes 21 lines and has no body that says why"]);
     }
 

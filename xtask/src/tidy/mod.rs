@@ -1,4 +1,4 @@
-//! What every change must keep to, checked in one pass over the files git knows or would add.
+//! Rules that every change must keep, checked in one pass over the files that git tracks or would add.
 
 mod arrows;
 mod attributes;
@@ -17,13 +17,13 @@ use cargo_metadata::{Metadata, MetadataCommand};
 
 use problem::Problem;
 
-/// A longer file holds two ideas.
+/// A longer file usually has two ideas.
 const FILE_LINES_MAX: usize = 700;
 
-/// Crates that do no I/O and hold no unsafe code, so that they fit the guest and work on saved data.
+/// Crates without I/O and unsafe code, so that they fit the guest and work on saved data.
 const LEVEL_ZERO: [&str; 3] = ["wire", "detect", "api"];
 
-/// Prints every problem; the exit code says whether there was one.
+/// Prints every problem. The exit code is 1 if there was one.
 pub fn run(root: &Path) -> Result<ExitCode> {
     let mut problems = check(root)?;
     problems.sort();
@@ -70,7 +70,7 @@ fn metadata(manifest: &Path) -> Result<Metadata> {
         .with_context(|| format!("failed to read the packages of `{}`", manifest.display()))
 }
 
-/// Files that are tracked or that `git add` would track, relative to the root; deleted ones are left out.
+/// Files that are tracked or that `git add` would track, relative to the root, without deleted ones.
 fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("git")
         .current_dir(root)
@@ -83,12 +83,12 @@ fn files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.filter(|path| root.join(path).is_file()).collect())
 }
 
-/// The rules that a Rust file can break by itself.
+/// The rules that a Rust file can break on its own.
 fn check_source(path: &Path, text: &str) -> Vec<Problem> {
     let mut problems = attributes::check(path, text);
     problems.extend(spawns::check(path, text));
     if !text.starts_with("//!") {
-        problems.push(Problem::new(path, 1, "does not open with `//!`: say what the file is for"));
+        problems.push(Problem::new(path, 1, "does not open with `//!`: describe what the file is for"));
     }
     let lines = text.lines().count();
     if lines > FILE_LINES_MAX {
@@ -105,27 +105,27 @@ fn check_source(path: &Path, text: &str) -> Vec<Problem> {
 mod tests {
     use super::*;
 
-    fn words(path: &str, text: &str) -> Vec<String> {
+    fn found(path: &str, text: &str) -> Vec<String> {
         check_source(Path::new(path), text).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_file_opens_with_its_purpose() {
-        assert_eq!(words("a.rs", "//! A.\nfn a() {}\n"), Vec::<String>::new());
-        assert_eq!(words("a.rs", "fn a() {}\n"), ["a.rs:1: does not open with `//!`: say what the file is for"]);
+        assert_eq!(found("a.rs", "//! A.\nfn a() {}\n"), Vec::<String>::new());
+        assert_eq!(found("a.rs", "fn a() {}\n"), ["a.rs:1: does not open with `//!`: describe what the file is for"]);
     }
 
     #[test]
     fn a_file_over_the_limit_is_named_with_its_length() {
         let text = "//! Long.\n".repeat(FILE_LINES_MAX + 1);
-        assert_eq!(words("a.rs", &text), ["a.rs:701: has 701 lines, more than 700"]);
-        assert_eq!(words("a.rs", &text[10..]), Vec::<String>::new());
+        assert_eq!(found("a.rs", &text), ["a.rs:701: has 701 lines, more than 700"]);
+        assert_eq!(found("a.rs", &text[10..]), Vec::<String>::new());
     }
 
     #[test]
     fn level_zero_forbids_unsafe_code() {
-        assert_eq!(words("crates/wire/src/lib.rs", "//! W.\n").len(), 1);
-        assert_eq!(words("crates/wire/src/lib.rs", "//! W.\n#![forbid(unsafe_code)]\n"), Vec::<String>::new());
-        assert_eq!(words("crates/engine/src/lib.rs", "//! E.\n"), Vec::<String>::new());
+        assert_eq!(found("crates/wire/src/lib.rs", "//! W.\n").len(), 1);
+        assert_eq!(found("crates/wire/src/lib.rs", "//! W.\n#![forbid(unsafe_code)]\n"), Vec::<String>::new());
+        assert_eq!(found("crates/engine/src/lib.rs", "//! E.\n"), Vec::<String>::new());
     }
 }

@@ -1,7 +1,7 @@
-//! Which module of a crate may use which: any, as long as no chain of uses comes back to where it began.
+//! Modules of a crate may use each other, as long as no chain of uses leads back to its start.
 //!
-//! What stands in the folder of a module belongs to it, so the arrows are those between the modules that a crate's root
-//! names. Tests may use what they like.
+//! All files in the folder of a module belong to it, so the arrows are those between the modules that a crate's root
+//! names. Tests may use any module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::problem::Problem;
 /// Crates whose modules still use each other in circles.
 const NOT_YET: [&str; 1] = ["engine"];
 
-/// For each module those that it uses, each with the first file that does.
+/// For each module the modules that it uses, each with the first file that uses it.
 type Uses = BTreeMap<String, BTreeMap<String, PathBuf>>;
 
 /// Names each circle between the modules of a crate, at one of the uses that close it. `read` gives a file's text.
@@ -36,7 +36,7 @@ fn uses(files: &[&Path], read: impl Fn(&Path) -> Option<String>) -> Uses {
     let texts = files.iter().map(|file| read(file).and_then(|text| TokenStream::from_str(&text).ok()));
     let tokens: Vec<Vec<TokenTree>> = texts.map(|tokens| tokens.into_iter().flatten().collect()).collect();
 
-    // What the root re-exports belongs to the module that it comes from.
+    // A name that the root re-exports belongs to its original module.
     let mut exports = BTreeMap::new();
     for (_, tokens) in modules.iter().zip(&tokens).filter(|(module, _)| module.is_empty()) {
         re_exports(tokens, &roots, &mut exports);
@@ -57,7 +57,7 @@ fn uses(files: &[&Path], read: impl Fn(&Path) -> Option<String>) -> Uses {
     uses
 }
 
-/// The path of the module that a file is: none for a crate's root.
+/// The path of a file's module; empty for a crate's root.
 fn module(file: &Path) -> Vec<String> {
     let parts: Vec<String> = file.with_extension("").iter().skip(3).map(|part| part.to_string_lossy().into()).collect();
     match parts.split_last() {
@@ -66,7 +66,7 @@ fn module(file: &Path) -> Vec<String> {
     }
 }
 
-/// Collects the first name behind each `crate::`, and behind each chain of `super::` that leads to the root.
+/// Collects the first name after each `crate::`, and after each chain of `super::` that leads to the root.
 fn names_below_root(tokens: &[TokenTree], depth: usize, names: &mut BTreeSet<String>) {
     let mut at = 0;
     while at < tokens.len() {
@@ -95,13 +95,13 @@ fn names_below_root(tokens: &[TokenTree], depth: usize, names: &mut BTreeSet<Str
     }
 }
 
-/// How often `word ::` stands there, one behind the other.
+/// How often `word ::` is repeated at the start.
 fn chain(tokens: &[TokenTree], word: &str) -> usize {
     let is_link = |link: &[TokenTree]| matches!(link, [TokenTree::Ident(ident), one, two] if ident == word && is(one, ':') && is(two, ':'));
     tokens.chunks(3).take_while(|link| is_link(link)).count()
 }
 
-/// The name at the start, or the first name of each part of a group in braces.
+/// Collects the name at the start, or the first name of each part of a group in braces.
 fn first_names(tokens: &[TokenTree], names: &mut BTreeSet<String>) {
     match tokens.first() {
         Some(TokenTree::Ident(name)) => drop(names.insert(name.to_string())),
@@ -153,7 +153,7 @@ fn is(token: &TokenTree, sign: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == sign)
 }
 
-/// One problem for each module that a chain of uses leads back to, unless a shorter name of the same circle was given.
+/// One problem for each circle of modules. A circle is found from each of its modules, but named only once.
 fn circles(uses: &Uses) -> Vec<Problem> {
     let mut named = BTreeSet::new();
     let mut problems = Vec::new();
@@ -163,8 +163,8 @@ fn circles(uses: &Uses) -> Vec<Problem> {
         if named.insert(members) {
             let last = circle[circle.len() - 1];
             let way = circle.join("` -> `");
-            let words = format!("closes a circle of modules: `{way}` -> `{start}`");
-            problems.push(Problem::new(&uses[last][start], 1, words));
+            let problem = format!("closes a circle of modules: `{way}` -> `{start}`");
+            problems.push(Problem::new(&uses[last][start], 1, problem));
         }
     }
     problems
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_is_named_with_the_way_around_it() {
+    fn a_circle_is_named_with_all_its_modules() {
         let tree = [
             ("crates/x/src/lib.rs", "mod a; mod b; mod c;"),
             ("crates/x/src/a.rs", "use crate::b::B;"),
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_uses_its_own_parts_is_no_circle() {
+    fn a_module_that_uses_its_own_parts_is_not_a_circle() {
         let tree = [("crates/x/src/a/mod.rs", "use crate::a::b::B;"), ("crates/x/src/a/b.rs", "use crate::a::A;")];
         assert_eq!(found(&tree), Vec::<String>::new());
     }

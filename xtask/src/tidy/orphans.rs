@@ -1,4 +1,4 @@
-//! Rust files that no target reaches: the compiler never sees them, so they only look like code.
+//! Rust files that no target reaches: the compiler never reads them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use cargo_metadata::Metadata;
 
 use super::problem::Problem;
 
-/// Follows `mod` lines from every target's root and names each file that is left over.
+/// Follows `mod` lines from the root of every target and names each file that they do not reach.
 pub fn check(root: &Path, workspaces: &[&Metadata], files: &[PathBuf]) -> Vec<Problem> {
     let roots = workspaces.iter().flat_map(|workspace| &workspace.packages).flat_map(|package| &package.targets);
     let roots = roots.filter_map(|target| target.src_path.as_std_path().strip_prefix(root).ok().map(Path::to_path_buf));
@@ -15,10 +15,10 @@ pub fn check(root: &Path, workspaces: &[&Metadata], files: &[PathBuf]) -> Vec<Pr
     let reached = reach(roots.collect(), read);
     let orphans = files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
     let orphans = orphans.filter(|path| !reached.contains(*path));
-    orphans.map(|path| Problem::new(path, 1, "is reached by no `mod` line and is no target")).collect()
+    orphans.map(|path| Problem::new(path, 1, "is not a target, and no `mod` line leads to it")).collect()
 }
 
-/// All files that the roots lead to. `read` gives a file's text, or nothing where there is no such file.
+/// All files that the roots lead to. `read` returns a file's text, or `None` if the file does not exist.
 fn reach(roots: Vec<PathBuf>, read: impl Fn(&Path) -> Option<String>) -> BTreeSet<PathBuf> {
     let mut reached: BTreeSet<PathBuf> = roots.iter().cloned().collect();
     let mut open: Vec<(PathBuf, bool)> = roots.into_iter().map(|path| (path, true)).collect();
@@ -33,7 +33,7 @@ fn reach(roots: Vec<PathBuf>, read: impl Fn(&Path) -> Option<String>) -> BTreeSe
     reached
 }
 
-/// Where the modules and included files that a file names may lie; of a module's two places one exists.
+/// Paths of the modules and included files that a file names. A module has two possible paths, of which one exists.
 fn children(path: &Path, is_root: bool, text: &str) -> Vec<PathBuf> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let is_folder_module = is_root || path.file_name().is_some_and(|name| name == "mod.rs");
@@ -57,7 +57,7 @@ fn children(path: &Path, is_root: bool, text: &str) -> Vec<PathBuf> {
     children
 }
 
-/// The name in `mod name;`, whatever its visibility.
+/// The name in `mod name;`, with any visibility.
 fn module_name(line: &str) -> Option<&str> {
     let rest = match line.strip_prefix("pub") {
         Some(rest) if rest.starts_with('(') => rest.split_once(')')?.1,
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_followed_in_all_their_places() {
+    fn modules_are_followed_to_all_possible_paths() {
         let tree = [
             ("src/lib.rs", "mod a;\npub mod b;\n"),
             ("src/a.rs", "pub(crate) mod inner;\n"),
@@ -96,12 +96,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_nothing_names_is_not_reached() {
+    fn a_file_without_a_mod_line_is_not_reached() {
         assert_eq!(reached(&[("src/lib.rs", "// mod lost;\n"), ("src/lost.rs", "")]), ["src/lib.rs"]);
     }
 
     #[test]
-    fn given_paths_and_includes_are_followed() {
+    fn path_attributes_and_includes_are_followed() {
         let tree = [
             ("src/lib.rs", "#[path = \"other/x.rs\"]\nmod y;\nconst T: u8 = include!(\"table.rs\");\n"),
             ("src/other/x.rs", ""),

@@ -1,4 +1,4 @@
-//! One broken rule and where.
+//! One broken rule and its place.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 pub struct Problem {
     path: PathBuf,
     line: usize,
-    words: String,
+    text: String,
 }
 
 impl Problem {
     /// Lines count from 1.
-    pub fn new(path: &Path, line: usize, words: impl Into<String>) -> Self {
-        Self { path: path.to_path_buf(), line, words: words.into() }
+    pub fn new(path: &Path, line: usize, text: impl Into<String>) -> Self {
+        Self { path: path.to_path_buf(), line, text: text.into() }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.path.display(), self.line, self.words)
+        write!(f, "{}:{}: {}", self.path.display(), self.line, self.text)
     }
 }
