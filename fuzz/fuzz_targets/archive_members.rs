@@ -1,4 +1,4 @@
-//! Any bytes as a tar archive: members with data inside their size and in order, or an error, in memory that is bounded.
+//! Any bytes as a tar archive: members with data in order and inside their size, or an error; memory stays bounded.
 #![no_main]
 
 use kiln_archive::Members;
@@ -11,7 +11,7 @@ fuzz_target!(|input: &[u8]| {
         let (mut end, mut sum) = (0, 0);
         while let Ok(Some(data)) = members.read(&mut buffer) {
             assert!(data.bytes > 0 && data.bytes <= buffer.len());
-            assert!(data.offset >= end, "parts come in order");
+            assert!(data.offset >= end, "parts are in order");
             end = data.offset + data.bytes as u64;
             sum += data.bytes as u64;
             assert!(end <= member.size, "data is inside its file");

@@ -1,4 +1,4 @@
-//! Any bytes on a console, live or saved: lines and findings stay bounded, and how the bytes were cut changes nothing.
+//! Any bytes on a console, live or saved: lines and findings stay bounded, and do not depend on how the bytes are cut.
 #![no_main]
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use kiln_detect::{ConsoleLine, EXTRACT_LINES_MAX, Finding, LINE_BYTES_MAX, Lines, SavedLog, Scanner};
 use libfuzzer_sys::fuzz_target;
 
-/// Odd, so that cuts fall everywhere in rows.
+/// Odd, so that the cuts are at different places of the rows.
 const CUT_BYTES: usize = 7;
 
 fuzz_target!(|console: &[u8]| {

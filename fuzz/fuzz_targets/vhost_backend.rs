@@ -1,16 +1,16 @@
-//! A hostile frontend: any messages with any descriptors, and ring contents that change under way, against servers of a
-//! disk, a card and a socket device. Each session ends in time, nothing stays open, and the next one is served.
+//! A hostile frontend: any messages with any descriptors, and rings that change during the session, sent to servers of a
+//! disk, a network card and a vsock device. Each session ends in time, nothing stays open, and the next one is served.
 #![no_main]
 
 mod hostile;
 
-use hostile::Theatre;
+use hostile::Servers;
 use hostile::input::Input;
 use hostile::plan::Plan;
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
-    static THEATRE: Theatre = Theatre::new();
+    static SERVERS: Servers = Servers::new();
 }
 
 fuzz_target!(|bytes: &[u8]| {
@@ -31,7 +31,7 @@ fuzz_target!(|bytes: &[u8]| {
             plan.ring(index, 16, plan.base());
         }
     }
-    plan.go_on(&mut input);
-    THEATRE.with(|theatre| theatre.play(device, &mut plan));
-    hostile::count_what_is_open();
+    plan.fill(&mut input);
+    SERVERS.with(|servers| servers.run(device, &mut plan));
+    hostile::count_open();
 });

@@ -1,4 +1,5 @@
-//! Any bytes as the configuration of any device, and any features: fields that can be shown, and a guess with a reason.
+//! Any bytes as the configuration of any device, with any features: fields that a terminal can show, and a guess with a
+//! reason.
 #![no_main]
 
 use kiln_vdev::virtio::{DeviceKind, config, feature, plausible};
@@ -13,7 +14,7 @@ fuzz_target!(|input: &[u8]| {
     let fields = config::decode(kind, bytes);
     assert!(fields.len() <= config::layout(kind).len());
     for field in &fields {
-        assert!(!field.to_string().chars().any(char::is_control), "what a terminal obeys is escaped");
+        assert!(!field.to_string().chars().any(char::is_control), "control characters are escaped");
     }
     let names = feature::names(Some(kind), features);
     assert_eq!(names.iter().fold(0, |bits, name| bits | 1 << name.bit), features);

@@ -1,25 +1,25 @@
-//! What a guest puts into the rings of a device: requests to a disk, frames and packets of any kind in buffers of any size,
-//! while a host calls and says something. Whatever they are, the rings go on or are given up, and the session ends.
+//! A hostile guest's rings: requests to a disk, frames and packets of any kind in buffers of any size, while a host
+//! connects and sends data. For any input the rings continue or are stopped, and the session ends.
 #![no_main]
 
 mod hostile;
 
 use hostile::input::Input;
 use hostile::plan::Plan;
-use hostile::{Act, GUEST, GUEST_CID, HOST_PORT, RING_BYTES, Theatre};
+use hostile::{Act, GUEST, GUEST_CID, HOST_PORT, RING_BYTES, Servers};
 use kiln_vdev::protocol::VringState;
 use kiln_vdev::protocol::frontend::{GetVringBase, SetVringEnable};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
-    static THEATRE: Theatre = Theatre::new();
+    static SERVERS: Servers = Servers::new();
 }
 
-/// Where buffers are in memory.
+/// Offset of the buffers in guest memory.
 const BUFFERS: u64 = 0x4000;
 const RING_SIZE: u16 = 16;
 const ROUNDS_MAX: usize = 10;
-/// Protocol features that a session begins without.
+/// Protocol features that are not negotiated.
 const IN_BAND: u64 = 1 << 14;
 const GUEST_ADDRESSES: u64 = 1 << 21;
 const WRITE: u16 = 2;
@@ -29,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
     let (device, how) = (usize::from(input.u8()), input.u8());
     let mut plan = Plan::default();
-    // Split rings, told by events, at user addresses; events and indirect tables as the input has it.
+    // Split rings at user addresses, notified by eventfds. The input decides on RING_EVENT_IDX and indirect tables.
     let without = 1 << 34 | 1 << 26 | u64::from(how & 3) << 28;
     plan.begin(without, IN_BAND | GUEST_ADDRESSES);
     let mut rings = [Guest::default(), Guest::default()];
@@ -42,16 +42,16 @@ fuzz_target!(|bytes: &[u8]| {
         }
         match input.u8() % 8 {
             0 => {
-                let said = input.some().to_vec();
-                plan.act(Act::Host(said));
+                let bytes = input.some().to_vec();
+                plan.act(Act::Host(bytes));
             }
             1 => plan.act(Act::Pause),
             2 => {
                 let index = (input.u8() & 1).into();
-                plan.say(&SetVringEnable(VringState { index, num: (input.u8() & 1).into() }), vec![]);
+                plan.send(&SetVringEnable(VringState { index, num: (input.u8() & 1).into() }), vec![]);
             }
             3 => {
-                // What the device has room for.
+                // Empty buffers for what the device receives.
                 let size = 8 << (input.u8() % 9);
                 let count = 1 + input.u8() % 8;
                 for _ in 0..count {
@@ -60,24 +60,24 @@ fuzz_target!(|bytes: &[u8]| {
                 rings[0].show(&mut plan, 0);
             }
             _ => {
-                let packet = packet(device % Theatre::DEVICES, &mut input);
-                let ring = usize::from(device % Theatre::DEVICES > 1);
+                let packet = packet(device % Servers::DEVICES, &mut input);
+                let ring = usize::from(device % Servers::DEVICES > 1);
                 rings[ring].packet(&mut plan, &packet, &mut input);
                 rings[ring].show(&mut plan, ring);
             }
         }
-        // Something is received, so that what was planned is done.
-        plan.say(&SetVringEnable(VringState { index: 3, num: 1 }), vec![]);
+        // The acts are done when the server receives a message, so one is sent in each round.
+        plan.send(&SetVringEnable(VringState { index: 3, num: 1 }), vec![]);
     }
     plan.act(Act::Pause);
     for index in 0..2 {
-        plan.say(&GetVringBase(VringState { index, num: 0 }), vec![]);
+        plan.send(&GetVringBase(VringState { index, num: 0 }), vec![]);
     }
-    THEATRE.with(|theatre| theatre.play(device, &mut plan));
-    hostile::count_what_is_open();
+    SERVERS.with(|servers| servers.run(device, &mut plan));
+    hostile::count_open();
 });
 
-/// One ring, as its driver has it.
+/// The driver's side of one ring.
 #[derive(Default)]
 struct Guest {
     table: Vec<u8>,
@@ -111,7 +111,7 @@ impl Guest {
         self.index += 1;
     }
 
-    /// A packet in pieces, with room behind it for what is answered in place.
+    /// A packet in pieces, followed by writable buffers for a reply.
     fn packet(&mut self, plan: &mut Plan, packet: &[u8], input: &mut Input<'_>) {
         plan.act(Act::Poke(BUFFERS + self.data % 0x8000, packet.to_vec()));
         let whole = u32::try_from(packet.len()).expect("is short");

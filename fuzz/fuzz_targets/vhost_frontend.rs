@@ -1,7 +1,7 @@
-//! A hostile backend: what an honest one has answered, changed in any way, then lies in the rings and on its own channel,
-//! against our frontend and its disk driver. What we asked for ends in time, and nothing stays open.
+//! A hostile backend: the replies of an honest one with changes, then false entries in the rings and any requests on its own
+//! channel, sent to our frontend and its disk driver. Each call returns in time, and nothing stays open.
 //!
-//! No backend runs: an honest session is recorded once, and its answers are in the socket before they are asked for.
+//! No backend runs: an honest session is recorded once, and its replies are in the socket before they are requested.
 #![no_main]
 
 mod hostile;
@@ -20,11 +20,11 @@ use kiln_vdev::protocol::{Flags, FrontendRequest, Payload as _, ProtocolFeatures
 use kiln_vdev::socket::{Channel, Event, RawMessage};
 use libfuzzer_sys::fuzz_target;
 
-/// More than any request here may take, whatever the machine does.
+/// A call that takes longer hangs, even on a busy machine.
 const BOUND: Duration = Duration::from_secs(4);
 const TIMEOUT: Duration = Duration::from_millis(2);
 
-/// What an honest backend has answered: the request, its payload, and how many descriptors came with it.
+/// A reply of an honest backend.
 struct Answer {
     number: u32,
     payload: Vec<u8>,
@@ -51,7 +51,7 @@ fn wish() -> Wish {
     Wish { protocol_features: Wish::USUAL_PROTOCOL_FEATURES | ProtocolFeatures::SHMEM, ..Wish::default() }
 }
 
-/// An honest session with one of our own disks, between which sits whoever takes down the answers.
+/// Records an honest session with one of our own disks: a thread between the two sides keeps the replies.
 fn record(packed: bool) -> Vec<Answer> {
     let disk = Blk::open(&DiskOptions::new(Backing::Null { bytes: 1 << 20 })).expect("a disk");
     let server = Server::new(Arc::new(disk), ServerOptions::default()).expect("a server");
@@ -61,7 +61,7 @@ fn record(packed: bool) -> Vec<Answer> {
         [(); 2].map(|()| Channel::pair(patient).expect("sockets"));
     std::thread::scope(|scope| {
         scope.spawn(|| server.serve_client(theirs, 1, &stop));
-        let scribe = scope.spawn(move || {
+        let recorder = scope.spawn(move || {
             let mut answers = Vec::new();
             while let Ok(RawMessage { header, payload, fds }) = middle_front.receive() {
                 let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
@@ -80,13 +80,13 @@ fn record(packed: bool) -> Vec<Answer> {
         let frontend = Frontend::from_channel(ours, &Options { timeout: patient, ..Options::default() });
         let options = BlkOptions { timeout: patient, ..options(packed) };
         let driver = BlkDriver::start(frontend, &wish(), &options).expect("an honest backend");
-        ask(driver);
-        scribe.join().expect("no panic")
+        use_all(driver);
+        recorder.join().expect("no panic")
     })
 }
 
-/// What is asked once the disk is there. A backend that lies makes some of it fail.
-fn ask(mut driver: BlkDriver) {
+/// Calls all that a connected driver offers. With a hostile backend some calls fail.
+fn use_all(mut driver: BlkDriver) {
     let frontend = driver.frontend_mut();
     let _ = frontend.get_config(0, 60);
     let _ = frontend.get_status();
@@ -117,7 +117,7 @@ fuzz_target!(|bytes: &[u8]| {
     let packed = how & 1 != 0;
     let (ours, mut theirs) = Channel::pair(Duration::from_millis(200)).expect("sockets");
     let spare = Event::new().expect("an event");
-    HONEST.with(|honest| lie(&honest[usize::from(packed)], &mut theirs, &spare, &mut input));
+    HONEST.with(|honest| reply(&honest[usize::from(packed)], &mut theirs, &spare, &mut input));
     if how & 2 != 0 {
         let _ = theirs.stream().shutdown(std::net::Shutdown::Write);
     }
@@ -125,17 +125,17 @@ fuzz_target!(|bytes: &[u8]| {
     let session = Options { timeout: TIMEOUT, ..Options::default() };
     let frontend = Frontend::from_channel(ours, &session);
     if let Ok(driver) = BlkDriver::start(frontend, &wish(), &options(packed)) {
-        Backend::of(&mut theirs).lie(&mut input);
-        ask(driver);
+        Backend::of(&mut theirs).attack(&mut input);
+        use_all(driver);
     }
     let took = started.elapsed();
-    assert!(took < BOUND, "it took {took:?}");
-    hostile::count_what_is_open();
+    assert!(took < BOUND, "the session took {took:?}");
+    hostile::count_open();
 });
 
-/// Answers nearly as an honest backend does, before anything was asked.
-fn lie(honest: &[Answer], theirs: &mut Channel, spare: &Event, input: &mut Input<'_>) {
-    // One input byte says how many answers are right before the next lie.
+/// Sends the replies of an honest backend with some changes, before they are requested.
+fn reply(honest: &[Answer], theirs: &mut Channel, spare: &Event, input: &mut Input<'_>) {
+    // One input byte is the number of right replies before the next changed one.
     let mut right = usize::from(input.u8());
     for Answer { number, payload, fds } in honest {
         let (mut number, mut payload, mut fds, mut flags) = (*number, payload.clone(), *fds, Flags::reply());
@@ -170,7 +170,7 @@ fn lie(honest: &[Answer], theirs: &mut Channel, spare: &Event, input: &mut Input
     }
 }
 
-/// What a backend has been given: memory, where the ring is, its events, and a channel of its own.
+/// What the frontend has sent to the backend: memory, the ring's address, its eventfds, and the backend's own channel.
 #[derive(Default)]
 struct Backend {
     memory: Option<(SingleRegion, std::fs::File)>,
@@ -204,7 +204,7 @@ impl Backend {
         backend
     }
 
-    fn lie(&mut self, input: &mut Input<'_>) {
+    fn attack(&mut self, input: &mut Input<'_>) {
         for _ in 0..16 {
             if input.is_empty() {
                 return;
@@ -227,7 +227,7 @@ impl Backend {
                     }
                 }
                 2 | 3 => {
-                    // In the used ring, or in the descriptors of a packed one.
+                    // Writes into the used ring, or into the descriptors of a packed ring.
                     let used = input.u8() & 1 != 0;
                     let (at, bytes) = (u64::from(input.u8()), input.some());
                     if let (Some((region, file)), Some(ring)) = (&self.memory, &self.ring) {
@@ -237,7 +237,7 @@ impl Backend {
                     }
                 }
                 4 => {
-                    // What is used, one entry after the other, with a status beside each.
+                    // Used entries one after the other, and a status for each.
                     let (id, written, count) = (input.odd() as u32, input.odd() as u32, input.u16() & 0xf);
                     let status = input.u8() & 3;
                     if let (Some((region, file)), Some(ring)) = (&self.memory, &self.ring) {
@@ -245,7 +245,7 @@ impl Backend {
                         let entries = [id.to_le_bytes(), written.to_le_bytes()].concat();
                         let used = [&[0, 0], &count.to_le_bytes()[..], &entries.repeat(8)].concat();
                         let _ = file.write_all_at(&used, start % region.0.size.max(1));
-                        // Statuses lie in the page behind the ring's tables.
+                        // The statuses are in the page after the ring's tables.
                         let _ = file.write_all_at(&[status], (start & !0xfff) % region.0.size.max(1));
                     }
                 }

@@ -1,4 +1,4 @@
-//! Any bytes as a message of either side: its header and payload are refused, or read the same once written again.
+//! Any bytes as a message of either side: header and payload are refused, or are the same after encoding them again.
 #![no_main]
 
 use kiln_vdev::protocol::{
@@ -35,11 +35,11 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Replies are payloads without a number of their own.
+/// Replies are payloads without their own number.
 fn reply<P: Payload + PartialEq + std::fmt::Debug>(bytes: &[u8]) {
     let Ok(value) = P::decode(bytes) else { return };
     let mut again = Vec::new();
     value.encode(&mut again);
-    assert!(again.len() <= bytes.len().max(24), "no payload grows, but for the padding of `Inflight`");
+    assert!(again.len() <= bytes.len().max(24), "no payload grows, except for the padding of `Inflight`");
     assert_eq!(P::decode(&again), Ok(value));
 }

@@ -1,5 +1,5 @@
-//! Any bytes as a recording: reading ends, telling keeps its bounds, and what is an entry is the same entry when it is written
-//! and read again.
+//! Any bytes as a recording: reading ends, the story stays bounded, and each entry is the same after it is written and read
+//! again.
 #![no_main]
 
 use kiln_vdev::tap::{Entry, Recording, RecordingError, Story};
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 const OPENING: &[u8] = b"{\"kiln_vhost_recording\":1}\n";
 
 fuzz_target!(|bytes: &[u8]| {
-    // Half of the inputs get past the opening without finding it out.
+    // Half of the inputs get a valid opening, so that the fuzzer need not find one.
     let whole = match bytes.split_first() {
         Some((first, rest)) if first & 1 == 1 => [OPENING, rest].concat(),
         _ => bytes.to_vec(),

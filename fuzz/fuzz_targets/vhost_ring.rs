@@ -1,5 +1,5 @@
-//! Rings whose memory changes in any way between the steps of both sides, and records of them that were left by anybody:
-//! no panic, every loop ends, and neither side has more under way than the ring has room for.
+//! Rings whose memory changes in any way between the steps of both sides, and in-flight records with any content:
+//! no panic, every loop ends, and neither side has more requests in flight than the ring has room for.
 #![no_main]
 
 use kiln_vdev::memory::Area;
@@ -12,7 +12,7 @@ const GUEST_ADDRESS: u64 = 0x1000;
 const ARENA_BYTES: u64 = 1 << 19;
 const STEPS_MAX: usize = 512;
 
-/// What is left of the input.
+/// The unread rest of the input.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -36,7 +36,7 @@ struct Ring {
     device: DeviceRing,
     inflight: InflightRegion,
     popped: Vec<Chain>,
-    /// Something was given back that nobody had: then the device's own counts mean nothing.
+    /// A chain was returned that was never taken. After that the device's own counts are meaningless.
     has_forged: bool,
 }
 
@@ -58,7 +58,7 @@ impl Ring {
         Self { layout, arena, data, areas, driver, device, inflight, popped: Vec::new(), has_forged: false }
     }
 
-    /// Another device comes, as it would after the one before was lost.
+    /// Replaces the device, like after a crash of the one before.
     fn restart(&mut self, base: u32, is_recorded: bool) {
         let memory = self.arena.memory().clone();
         let Ok(device) = DeviceRing::new(3, self.layout, &self.driver.address(), base, memory) else { return };
@@ -69,7 +69,7 @@ impl Ring {
             let mut chain = Chain::new();
             while self.device.resubmit(&mut chain) == Ok(true) {
                 self.popped.push(std::mem::take(&mut chain));
-                assert!(self.popped.len() <= usize::from(self.layout.size), "more was left than there can be");
+                assert!(self.popped.len() <= usize::from(self.layout.size), "the record has more chains than the ring");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! A hostile byte stream, cut anywhere: the decoder neither panics nor depends on the cuts, and what it hands out is
-//! what was in the stream.
+//! A hostile byte stream, cut anywhere: the decoder neither panics nor depends on the cuts, and its frames are exactly the
+//! bytes of the stream.
 #![no_main]
 
 use kiln_wire::{Decoder, FrameError, encode};
@@ -16,7 +16,9 @@ fn written_again(stream: &[u8], cuts: &[u8]) -> (Vec<u8>, Option<FrameError>, us
         decoder.push(piece);
         loop {
             match decoder.next() {
-                Ok(Some(frame)) => encode(frame.kind, frame.stream, frame.payload, &mut again).expect("it came so"),
+                Ok(Some(frame)) => {
+                    encode(frame.kind, frame.stream, frame.payload, &mut again).expect("it fitted a frame before")
+                }
                 Ok(None) => break,
                 Err(error) => return (again, Some(error), 0),
             }
@@ -27,7 +29,7 @@ fn written_again(stream: &[u8], cuts: &[u8]) -> (Vec<u8>, Option<FrameError>, us
     (again, None, pending)
 }
 
-// The first byte says how many bytes of cuts follow.
+// The first byte is the number of bytes with cuts after it.
 fuzz_target!(|input: &[u8]| {
     let Some((count, rest)) = input.split_first() else { return };
     let (cuts, stream) = rest.split_at(usize::from(*count % 16).min(rest.len()));

@@ -1,4 +1,4 @@
-//! Any payload of any kind: a message that reads the same once written again, or a fault that fits into a frame.
+//! Any payload of any kind: a message that is the same after encoding it again, or a fault that fits into a frame.
 #![no_main]
 
 use kiln_wire::{Decoder, Frame, Kind, Message, StreamId};
@@ -11,7 +11,7 @@ fuzz_target!(|input: &[u8]| {
     match Message::parse(Frame { kind: Kind(*kind), stream, payload }) {
         Err(error) => Message::Error(error.fault()).encode(stream, &mut bytes).expect("a fault always fits"),
         Ok(message) => {
-            message.encode(stream, &mut bytes).expect("it came in a frame of no more than that");
+            message.encode(stream, &mut bytes).expect("it fitted a frame before");
             let mut decoder = Decoder::new();
             decoder.push(&bytes);
             let frame = decoder.next().expect("a good length").expect("a whole frame");

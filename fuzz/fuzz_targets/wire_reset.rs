@@ -1,10 +1,10 @@
-//! The reset scanner, cut anywhere: its pieces and markers put together again are its input, whatever the cuts.
+//! The reset scanner with cuts anywhere: its pieces and markers, joined, are its input for any cuts.
 #![no_main]
 
 use kiln_wire::reset::{MARKER_BYTES, Piece, ResetScanner, marker, split_at_magic};
 use libfuzzer_sys::fuzz_target;
 
-/// Input put together again from pieces and markers, and how many markers there were.
+/// The input, joined from pieces and markers, and the number of markers.
 fn reassembled(stream: &[u8], cuts: &[u8]) -> (Vec<u8>, usize) {
     let mut scanner = ResetScanner::default();
     let (mut again, mut markers) = (Vec::new(), 0);
@@ -25,7 +25,7 @@ fn reassembled(stream: &[u8], cuts: &[u8]) -> (Vec<u8>, usize) {
     (again, markers)
 }
 
-// The first byte says how many bytes of cuts follow.
+// The first byte is the number of bytes with cuts after it.
 fuzz_target!(|input: &[u8]| {
     let Some((count, rest)) = input.split_first() else { return };
     let (cuts, stream) = rest.split_at(usize::from(*count % 16).min(rest.len()));
@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
     while !data.is_empty() {
         let (part, after) = data.split_at(split_at_magic(data));
         assert!(!part.is_empty());
-        assert_eq!(reassembled(part, &[]).1, 0, "a part holds no marker");
+        assert_eq!(reassembled(part, &[]).1, 0, "a part has no marker");
         data = after;
     }
 });

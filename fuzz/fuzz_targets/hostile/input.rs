@@ -1,4 +1,4 @@
-//! Numbers out of bytes; zeros where there are none left.
+//! Numbers made of the input's bytes; zeros once the input is used up.
 
 pub struct Input<'a>(&'a [u8]);
 
@@ -40,13 +40,13 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(self.array())
     }
 
-    /// A few bytes, as many as the next one says.
+    /// A few bytes; the next byte is their number.
     pub fn some(&mut self) -> &'a [u8] {
         let count = self.u8();
         self.bytes(count.into())
     }
 
-    /// A number that is often small, often near a border, and sometimes anything.
+    /// A number that is often small, often near a limit, and sometimes any number.
     pub fn odd(&mut self) -> u64 {
         match self.u8() {
             small @ 0..=0x9f => u64::from(small & 0x1f),

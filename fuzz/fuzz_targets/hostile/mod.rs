@@ -1,11 +1,11 @@
-//! What the targets of whole sessions share: numbers out of bytes, descriptors of every kind, servers to be lied to, and a
-//! count of what this process has open.
+//! Shared by the targets of whole sessions: numbers made of bytes, descriptors of every kind, servers under attack, and a
+//! count of the open descriptors and threads of this process.
 //!
 //! ```text
-//!   input ──▶ Plan: messages with descriptors, and acts that come before one of them (memory, kicks, cut files, the host)
-//!                │ all of it is written to one end of a socket pair, which is then closed for writing
+//!   input ──▶ Plan: messages with descriptors, and acts before one of them (memory, kicks, truncated files, the host)
+//!                │ all messages are written to one end of a socket pair, which is then closed for writing
 //!                ▼
-//!             Server::serve_client on the other end, until that ends
+//!             Server::serve_client on the other end, until it returns; `Stage` does the acts
 //! ```
 #![allow(dead_code, reason = "each target uses its part")]
 
@@ -34,32 +34,32 @@ use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, memfd_create};
 
 use plan::Plan;
 
-/// A session that takes longer hangs, whatever else the machine does.
+/// A session that takes longer hangs, even on a busy machine.
 const SESSION_BOUND: Duration = Duration::from_secs(4);
-/// How often what is open is counted.
+/// Open descriptors and threads are counted once in this many runs.
 const RUNS_PER_COUNT: usize = 128;
-/// What may be open beside what was open early on.
+/// How many more than in the first runs may be open.
 const SLACK: usize = 4;
 
 pub const GUEST: u64 = 0x1_0000;
 pub const USER: u64 = 0x7f00_0000;
 pub const MEMORY_BYTES: u64 = 0x1_0000;
-/// Where ring `n` is in memory: descriptors, then the driver's area, then the device's.
+/// Size of a ring in memory: descriptors, then the driver's area, then the device's. Ring `n` starts at `n` times this.
 pub const RING_BYTES: u64 = 0x800;
 pub const GUEST_CID: u64 = 52;
-/// The port of the host's that somebody listens on.
+/// The host's port that accepts connections of the guest.
 pub const HOST_PORT: u32 = 7;
 pub const EVENTS: usize = 12;
 
-/// Something that is done just before a message is handled.
+/// An act that is done just before a message is handled.
 #[derive(Debug)]
 pub enum Act {
     Poke(u64, Vec<u8>),
     Cut(u64),
     Signal(usize),
-    /// An event is full, and whoever writes to it waits.
+    /// Fills an eventfd and makes it blocking, so that a write to it blocks.
     Clog(usize),
-    /// The host calls the guest, is called, or says something.
+    /// The host connects to the guest, accepts a connection, or sends bytes.
     Host(Vec<u8>),
     Pause,
 }
@@ -70,7 +70,7 @@ struct Acts {
     received: usize,
 }
 
-/// Descriptors to send, of every kind that a peer might think of.
+/// Descriptors to send, of every kind that a peer could send.
 pub struct Descriptors {
     pub memory: File,
     pub events: Vec<OwnedFd>,
@@ -104,7 +104,7 @@ impl Descriptors {
         Self { memory, events: (0..EVENTS).map(|_| event()).collect(), others }
     }
 
-    /// The descriptor of this number: memory, events, then what is of no use.
+    /// The descriptor of this index: memory, then eventfds, then useless ones.
     pub fn get(&self, place: usize) -> BorrowedFd<'_> {
         match place % (1 + EVENTS + self.others.len()) {
             0 => self.memory.as_fd(),
@@ -113,7 +113,7 @@ impl Descriptors {
         }
     }
 
-    /// As they were before any run.
+    /// Restores the state from before the first run.
     fn restore(&self) {
         self.memory.set_len(0).expect("shrinks");
         self.memory.set_len(MEMORY_BYTES).expect("grows");
@@ -133,7 +133,7 @@ fn event() -> OwnedFd {
     Event::new().expect("an event").as_fd().try_clone_to_owned().expect("clones")
 }
 
-/// Who does the acts of a run, and sees how the session ends.
+/// Does the acts of a run, and checks how the session ends.
 pub struct Stage {
     acts: Mutex<Acts>,
     pub descriptors: Descriptors,
@@ -153,7 +153,7 @@ impl Stage {
             Act::Cut(bytes) => drop(self.descriptors.memory.set_len(*bytes)),
             Act::Signal(place) => {
                 let event = &self.descriptors.events[place % EVENTS];
-                // What waits here waits for ever, so it is asked not to.
+                // A blocking write here would never return, so the eventfd is made non-blocking first.
                 let _ = fcntl_setfl(event, OFlags::RDWR | OFlags::NONBLOCK);
                 let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
             }
@@ -163,12 +163,12 @@ impl Stage {
                 let _ = rustix::io::write(event, &(u64::MAX - 1).to_ne_bytes());
                 let _ = fcntl_setfl(event, OFlags::RDWR);
             }
-            Act::Host(bytes) => self.host_says(bytes),
+            Act::Host(bytes) => self.host_acts(bytes),
             Act::Pause => std::thread::sleep(Duration::from_micros(200)),
         }
     }
 
-    fn host_says(&self, bytes: &[u8]) {
+    fn host_acts(&self, bytes: &[u8]) {
         let mut host = lock(&self.host);
         let wanted = bytes.first().copied().unwrap_or(0);
         if host.len() < 8 && wanted & 1 != 0 {
@@ -230,15 +230,15 @@ impl Observer for Stage {
     }
 }
 
-/// The servers that are lied to: a disk that is nowhere, a disk in a file, a card, a socket device.
-pub struct Theatre {
+/// The servers under attack: a disk without data, a disk in a file, two network cards, a vsock device.
+pub struct Servers {
     pub stage: Arc<Stage>,
     servers: Vec<Server>,
     stop: Event,
     _directory: tempfile::TempDir,
 }
 
-impl Theatre {
+impl Servers {
     pub fn new() -> Self {
         ignore_broken_pipes();
         let directory = tempfile::tempdir().expect("a directory");
@@ -273,11 +273,11 @@ impl Theatre {
         Self { stage, servers, stop: Event::new().expect("an event"), _directory: directory }
     }
 
-    /// The devices that there are.
+    /// Number of servers.
     pub const DEVICES: usize = 5;
 
-    /// Has a server go through a plan, and sees that it comes to an end and serves the next one.
-    pub fn play(&self, device: usize, plan: &mut Plan) {
+    /// Runs a plan on a server, and checks that the session ends in time.
+    pub fn run(&self, device: usize, plan: &mut Plan) {
         let server = &self.servers[device % self.servers.len()];
         self.stage.begin(plan);
         let (mut ours, theirs) = Channel::pair(Duration::from_millis(200)).expect("sockets");
@@ -297,16 +297,16 @@ impl Theatre {
     }
 }
 
-/// As the start of every Rust program does, but for those that a fuzzer starts.
+/// Ignores SIGPIPE like Rust's own start code, which a fuzzer's `main` does not run.
 fn ignore_broken_pipes() {
-    // SAFETY: sets a signal to be ignored.
+    // SAFETY: no handler is installed; the signal is only ignored.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
     }
 }
 
-/// Counts what this process has open, now and then; it must not become more.
-pub fn count_what_is_open() {
+/// Counts the open descriptors and threads of this process now and then. Their number must not grow.
+pub fn count_open() {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     static MOST: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
     let runs = RUNS.fetch_add(1, Ordering::Relaxed);

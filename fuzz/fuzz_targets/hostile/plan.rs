@@ -1,4 +1,4 @@
-//! A session as a peer plans it: what every session begins with, where wanted, then anything.
+//! A session that a hostile peer plans: the usual start if the target adds it, then messages and acts from the input.
 
 use std::collections::VecDeque;
 
@@ -12,16 +12,16 @@ use kiln_vdev::virtio::feature;
 use super::input::Input;
 use super::{Act, EVENTS, GUEST, MEMORY_BYTES, RING_BYTES, USER};
 
-/// The messages of a session; more say nothing new.
+/// The most messages of a session; longer sessions find nothing new.
 const MESSAGES_MAX: usize = 40;
 const NEED_REPLY: u32 = 9;
 const PLAIN: u32 = 1;
-/// Of `Descriptors`: memory, then the events, then the rest.
+/// Indices in `Descriptors`: memory, then the eventfds, then the rest.
 const MEMORY: usize = 0;
 const LARGE: usize = 2 + EVENTS;
 const SOCKET: usize = 7 + EVENTS;
 
-pub struct Said {
+pub struct PlannedMessage {
     pub number: u32,
     pub flags: u32,
     pub payload: Vec<u8>,
@@ -30,7 +30,7 @@ pub struct Said {
 
 #[derive(Default)]
 pub struct Plan {
-    pub messages: Vec<Said>,
+    pub messages: Vec<PlannedMessage>,
     pub acts: VecDeque<(usize, Act)>,
     packed: bool,
 }
@@ -40,16 +40,16 @@ pub const REGION: MemoryRegion =
     MemoryRegion { guest_address: GUEST, size: MEMORY_BYTES, user_address: USER, mmap_offset: 0 };
 
 impl Plan {
-    pub fn say<M: Message>(&mut self, message: &M, fds: Vec<usize>) {
+    pub fn send<M: Message>(&mut self, message: &M, fds: Vec<usize>) {
         let (number, payload) = (M::REQUEST.number(), message.payload());
-        self.messages.push(Said { number, flags: NEED_REPLY, payload, fds });
+        self.messages.push(PlannedMessage { number, flags: NEED_REPLY, payload, fds });
     }
 
     pub fn act(&mut self, act: Act) {
         self.acts.push_back((self.messages.len(), act));
     }
 
-    /// Negotiates all that is offered, but for these bits, and shares memory.
+    /// Negotiates all that is offered except these bits, and shares memory.
     pub fn begin(&mut self, without: u64, without_protocol: u64) {
         let offered = feature::VERSION_1
             | feature::RING_INDIRECT_DESC
@@ -72,36 +72,36 @@ impl Plan {
         ];
         let protocol = protocol.into_iter().fold(0, |all, feature| all | feature.bits());
         self.packed = !without & feature::RING_PACKED != 0;
-        self.say(&SetOwner(Empty), vec![]);
-        self.say(&SetProtocolFeatures(protocol & !without_protocol), vec![]);
-        self.say(&SetFeatures(offered & !without), vec![]);
-        self.say(&SetMemTable(MemoryTable(vec![REGION])), vec![MEMORY]);
+        self.send(&SetOwner(Empty), vec![]);
+        self.send(&SetProtocolFeatures(protocol & !without_protocol), vec![]);
+        self.send(&SetFeatures(offered & !without), vec![]);
+        self.send(&SetMemTable(MemoryTable(vec![REGION])), vec![MEMORY]);
     }
 
-    /// All that a ring needs, with events of its own, then kicked and enabled.
+    /// Sets up a ring with its own eventfds, and enables it.
     pub fn ring(&mut self, index: u8, size: u16, base: u32) {
         let (ring, place) = (u32::from(index), usize::from(index) * 3);
         let file = VringFile::with_descriptor(index);
-        self.say(&SetVringNum(VringState { index: ring, num: size.into() }), vec![]);
-        self.say(&SetVringAddr(address(index)), vec![]);
-        self.say(&SetVringBase(VringState { index: ring, num: base }), vec![]);
-        self.say(&SetVringCall(file), vec![1 + (place + 1) % EVENTS]);
-        self.say(&SetVringErr(file), vec![1 + (place + 2) % EVENTS]);
-        self.say(&SetVringKick(file), vec![1 + place % EVENTS]);
-        self.say(&SetVringEnable(VringState { index: ring, num: 1 }), vec![]);
+        self.send(&SetVringNum(VringState { index: ring, num: size.into() }), vec![]);
+        self.send(&SetVringAddr(address(index)), vec![]);
+        self.send(&SetVringBase(VringState { index: ring, num: base }), vec![]);
+        self.send(&SetVringCall(file), vec![1 + (place + 1) % EVENTS]);
+        self.send(&SetVringErr(file), vec![1 + (place + 2) % EVENTS]);
+        self.send(&SetVringKick(file), vec![1 + place % EVENTS]);
+        self.send(&SetVringEnable(VringState { index: ring, num: 1 }), vec![]);
     }
 
-    /// Where a ring that was begun anew stands.
+    /// The base of a new ring.
     pub const fn base(&self) -> u32 {
         if self.packed { 0x8000_8000 } else { 0 }
     }
 
-    /// The rest of a plan, as the input has it.
-    pub fn go_on(&mut self, input: &mut Input<'_>) {
+    /// Fills the rest of the plan from the input.
+    pub fn fill(&mut self, input: &mut Input<'_>) {
         while !input.is_empty() && self.messages.len() < MESSAGES_MAX && self.acts.len() < MESSAGES_MAX {
             match input.u8() % 16 {
-                0 => self.anything(input),
-                1..=5 => self.something(input),
+                0 => self.any_message(input),
+                1..=5 => self.known_message(input),
                 6 => {
                     let (index, size) = (input.u8() % 4, 1 << (input.u8() % 7));
                     let base = if input.u8() & 3 == 0 { input.odd() as u32 } else { self.base() };
@@ -134,15 +134,15 @@ impl Plan {
         }
     }
 
-    fn anything(&mut self, input: &mut Input<'_>) {
+    fn any_message(&mut self, input: &mut Input<'_>) {
         let (number, flags) = (u32::from(input.u8()), u32::from(input.u8()));
         let payload = input.some().to_vec();
         let fds = input.some().iter().map(|place| usize::from(*place)).collect();
-        self.messages.push(Said { number, flags, payload, fds });
+        self.messages.push(PlannedMessage { number, flags, payload, fds });
     }
 
-    /// A message that exists, with a payload that is nearly right.
-    fn something(&mut self, input: &mut Input<'_>) {
+    /// A known message with a payload that is nearly right.
+    fn known_message(&mut self, input: &mut Input<'_>) {
         use FrontendRequest as R;
         let request = R::ALL[usize::from(input.u8()) % R::ALL.len()];
         let how = input.u8();
@@ -159,7 +159,7 @@ impl Plan {
             fds = input.bytes(count).iter().map(|place| usize::from(*place)).collect();
         }
         let flags = if how & 4 != 0 { PLAIN } else { NEED_REPLY };
-        self.messages.push(Said { number: request.number(), flags, payload, fds });
+        self.messages.push(PlannedMessage { number: request.number(), flags, payload, fds });
     }
 
     fn inflight(&mut self, input: &mut Input<'_>) {
@@ -170,13 +170,13 @@ impl Plan {
             queue_size: 1 << (input.u8() % 8),
         };
         if input.u8() & 1 == 0 {
-            self.say(&GetInflightFd(wanted), vec![]);
+            self.send(&GetInflightFd(wanted), vec![]);
         } else {
-            self.say(&SetInflightFd(wanted), vec![MEMORY]);
+            self.send(&SetInflightFd(wanted), vec![MEMORY]);
         }
     }
 
-    /// Requests in a ring that are nearly right, made available.
+    /// Makes requests available in a ring that are nearly right.
     pub fn chains(&mut self, input: &mut Input<'_>) {
         let ring = u64::from(input.u8() % 4) * RING_BYTES;
         let count = 1 + u16::from(input.u8() % 8);
@@ -189,7 +189,7 @@ impl Plan {
             table.extend_from_slice(&bytes.to_le_bytes());
             let flags = u16::from(how & 7);
             if self.packed {
-                // Available in the first lap.
+                // Available while the wrap counter is 1.
                 table.extend_from_slice(&place.to_le_bytes());
                 table.extend_from_slice(&(flags | 1 << 7).to_le_bytes());
             } else {
@@ -208,7 +208,7 @@ impl Plan {
     }
 }
 
-/// Where a ring is by default.
+/// The default address of a ring.
 pub fn address(index: u8) -> VringAddress {
     let start = USER + u64::from(index % 4) * RING_BYTES;
     VringAddress {
@@ -221,7 +221,7 @@ pub fn address(index: u8) -> VringAddress {
     }
 }
 
-/// What belongs to a message, with its numbers out of the input, and the descriptors that it is for.
+/// The payload of a message with numbers from the input, and the descriptors that fit it.
 fn payload(request: FrontendRequest, input: &mut Input<'_>) -> (Vec<u8>, Vec<usize>) {
     use FrontendRequest as R;
     let state = |input: &mut Input<'_>| VringState { index: (input.u8() % 6).into(), num: input.odd() as u32 };
@@ -232,8 +232,8 @@ fn payload(request: FrontendRequest, input: &mut Input<'_>) -> (Vec<u8>, Vec<usi
         MemoryRegion { guest_address: GUEST + shift, size, user_address: USER + shift, mmap_offset }
     };
     match request {
-        R::SetFeatures => (SetFeatures(anyone_of(input)).payload(), vec![]),
-        R::SetProtocolFeatures => (SetProtocolFeatures(anyone_of(input)).payload(), vec![]),
+        R::SetFeatures => (SetFeatures(feature_bits(input)).payload(), vec![]),
+        R::SetProtocolFeatures => (SetProtocolFeatures(feature_bits(input)).payload(), vec![]),
         R::SetMemTable => {
             let regions: Vec<_> = (0..1 + input.u8() % 3).map(|_| region(input)).collect();
             let fds = regions.iter().map(|_| MEMORY).collect();
@@ -283,7 +283,7 @@ fn payload(request: FrontendRequest, input: &mut Input<'_>) -> (Vec<u8>, Vec<usi
     }
 }
 
-/// Some of the bits that are often offered, or any.
-fn anyone_of(input: &mut Input<'_>) -> u64 {
+/// Some of the bits that are often offered, or any bits.
+fn feature_bits(input: &mut Input<'_>) -> u64 {
     if input.u8() & 3 == 0 { input.u64() } else { 0x0001_0000_7c00_0000 & u64::MAX.rotate_left(input.u8().into()) }
 }
