@@ -224,7 +224,7 @@ impl Observer for Stage {
                     }),
                 ..
             } => panic!("message {request}: {error}"),
-            event if std::env::var_os("KILN_FUZZ_TELL").is_some() => eprintln!("{event:?}"),
+            event if std::env::var_os("KILN_FUZZ_EVENTS").is_some() => eprintln!("{event:?}"),
             _ => {}
         }
     }
