@@ -76,7 +76,7 @@ fn faults(commit: &Commit<'_>, crates: &[String]) -> Vec<String> {
         None => add("its subject does not start with `crate: `".into()),
     }
     if body.trim().is_empty() && *lines_changed > TRIVIAL_LINES_MAX {
-        add(format!("it changes {lines_changed} lines and has no body that says why"));
+        add(format!("it changes {lines_changed} lines and has no body with the reason"));
     }
     faults
 }
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(found("engine: do a; do b", "Why.", 1), ["a `;` joins two changes: make two commits"]);
         assert_eq!(found("engine: do it.", "Why.", 1), ["its subject ends with a full stop"]);
         assert_eq!(found("do it", "Why.", 1), ["its subject does not start with `crate: `"]);
-        assert_eq!(found("engine: do it", "\n", 21), ["it changes 21 lines and has no body that says why"]);
+        assert_eq!(found("engine: do it", "\n", 21), ["it changes 21 lines and has no body with the reason"]);
     }
 
     #[test]

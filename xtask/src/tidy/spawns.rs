@@ -1,17 +1,17 @@
-//! Programs of the host are started in one place, which says what they get of Kiln's caller.
+//! Programs of the host are started in one place, which decides what they inherit from Kiln's caller.
 //!
-//! Clippy could refuse `Command::new`, but its list of methods is one with that of what blocks, which whole modules of the
-//! engine are allowed.
+//! Clippy could refuse `Command::new`, but its list of methods also has those that block, which whole modules of the engine
+//! may call.
 
 use std::path::Path;
 
 use super::problem::Problem;
 
-/// The crate that starts programs, and the one that runs in guests, where all that it starts is the guest's.
+/// The crate that starts programs, and the agent, which starts only programs of its guest.
 const EXEMPT: [&str; 2] = ["crates/programs", "crates/agent"];
 const START: &str = "Command::new(";
 
-/// The places in a source file of a crate, outside its tests, at which a program is started some other way.
+/// The lines of a crate's source file, without its tests, that start a program in another way.
 pub fn check(path: &Path, text: &str) -> Vec<Problem> {
     let is_source = path.starts_with("crates") && path.components().any(|part| part.as_os_str() == "src");
     let is_test = path.file_name().is_some_and(|name| name == "tests.rs")
@@ -21,7 +21,7 @@ pub fn check(path: &Path, text: &str) -> Vec<Problem> {
     }
     let mut is_for_tests = false;
     let lines = text.lines().enumerate().take_while(|(_, line)| {
-        // What follows such a module in its file would be no better than what it is in.
+        // Unit tests are at the end of a file, so the search ends there.
         let is_module = std::mem::replace(&mut is_for_tests, line.trim() == "#[cfg(test)]") && line.contains("mod ");
         !(is_module && line.ends_with('{'))
     });
@@ -29,8 +29,8 @@ pub fn check(path: &Path, text: &str) -> Vec<Problem> {
         let code = line.split("//").next().unwrap_or_default();
         code.contains(START)
     });
-    let words = "starts a program: `kiln_programs::command` says what it gets of the environment and of descriptors";
-    starts.map(|(index, _)| Problem::new(path, index + 1, words)).collect()
+    let problem = "starts a program: use `kiln_programs::command`, which sets its environment and descriptors";
+    starts.map(|(index, _)| Problem::new(path, index + 1, problem)).collect()
 }
 
 #[cfg(test)]
