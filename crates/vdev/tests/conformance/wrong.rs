@@ -308,6 +308,8 @@ fn rings_of_any_device_that_lose_requests_are_found() {
 fn a_backend_that_does_not_bear_the_end_of_a_kick_descriptor_is_found() {
     let ends = ["hostile.kick-pipe-hangs-up", "hostile.kick-socket-hangs-up"];
     finds("ends-with-its-kick", &["hostile.kick-*-hangs-up"], &ends);
+    let spins = ["resources.idle-after-kick-hangs-up"];
+    finds("spins-with-its-kick", &["hostile.kick-*-hangs-up", "resources.idle-after-kick-hangs-up"], &spins);
 }
 
 #[test]

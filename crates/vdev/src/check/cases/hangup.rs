@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::prelude::*;
+use super::resources::{Work, idles};
 use crate::check::guest::Guest;
 use crate::check::process::wait_until;
 use crate::check::ring::SplitRing;
@@ -20,27 +21,29 @@ cases! {
         KICK => "a frontend may close its end of a kick descriptor; a backend must neither end nor stop serving others";
     "hostile.kick-socket-hangs-up" Must [HARM] |context| hangs_up(context, socket()?),
         KICK => "a kick descriptor may be anything; one whose other end is gone ends no backend";
+    "resources.idle-after-kick-hangs-up" Must [Need::Process, HARM] idles_after_hang_up,
+        KICK => "a kick descriptor whose other end was closed is readable for ever; reading it for ever takes a processor";
 }
 
 /// What a backend is given as a kick descriptor, and the other end of it.
-pub(super) struct Kick {
+struct Kick {
     given: OwnedFd,
     kept: OwnedFd,
 }
 
-pub(super) fn pipe() -> Outcome<Kick> {
+fn pipe() -> Outcome<Kick> {
     let (given, kept) = std::io::pipe()?;
     Ok(Kick { given: given.into(), kept: kept.into() })
 }
 
-pub(super) fn socket() -> Outcome<Kick> {
+fn socket() -> Outcome<Kick> {
     let (given, kept) = UnixStream::pair()?;
     Ok(Kick { given: given.into(), kept: kept.into() })
 }
 
 /// A session with a ring that is kicked by this, until the other end is closed. `None` if the backend refuses such a
 /// descriptor, as it may.
-pub(super) fn after_hang_up(context: &mut Context<'_>, kick: Kick) -> Outcome<Option<Link>> {
+fn after_hang_up(context: &mut Context<'_>, kick: Kick) -> Outcome<Option<Link>> {
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;
     guest.share(&mut link)?;
@@ -65,6 +68,15 @@ pub(super) fn after_hang_up(context: &mut Context<'_>, kick: Kick) -> Outcome<Op
     // Whether the backend falls is seen by its connection.
     wait_until(REACTS_WITHIN, || link.channel().is_readable(Duration::ZERO).unwrap_or(true));
     Ok(Some(link))
+}
+
+fn idles_after_hang_up(context: &mut Context<'_>) -> Outcome {
+    let baseline = Work::baseline(context)?;
+    match after_hang_up(context, pipe()?)? {
+        Some(_link) if !context.target.has_ended() => idles(context, baseline, "the kick descriptor has hung up"),
+        // That it ended is for the other rules to find.
+        _ => Ok(()),
+    }
 }
 
 fn hangs_up(context: &mut Context<'_>, kick: Kick) -> Outcome {

@@ -367,7 +367,7 @@ const BASELINE_TRIES: u32 = 5;
 
 /// What a backend did in [`WATCHED`].
 #[derive(Clone, Copy)]
-struct Work {
+pub(super) struct Work {
     used: Duration,
     /// Threads that were never done: they ran or waited for a processor most of the time. What they get of one depends on
     /// what else runs on this host, but that they want it does not.
@@ -396,7 +396,7 @@ impl Work {
     ///
     /// A backend that has just been started may still be busy with that, so a busy one is looked at again: only one that is
     /// busy each time polls.
-    fn baseline(context: &Context<'_>) -> Outcome<Self> {
+    pub(super) fn baseline(context: &Context<'_>) -> Outcome<Self> {
         let socket = context.target.socket();
         wait_until(context.timeout(), || socket.exists());
         let mut work = Self::watch(context)?;
@@ -414,7 +414,7 @@ impl Work {
 ///
 /// Some backends poll on purpose (DPDK, SPDK): they take whole processors from their start on. Those are compared with
 /// themselves: no more threads may poll than did before.
-fn idles(context: &Context<'_>, baseline: Work, what: &str) -> Outcome {
+pub(super) fn idles(context: &Context<'_>, baseline: Work, what: &str) -> Outcome {
     // What it still does is done soon; what spins goes on.
     std::thread::sleep(Duration::from_millis(20));
     let Work { used, polling } = Work::watch(context)?;
