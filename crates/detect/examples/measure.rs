@@ -2,8 +2,9 @@
 //!
 //! `cargo run -p kiln-detect --release --example measure -- DIR [--misses]`
 //!
-//! Each `*.txt` begins with headers up to the first empty line, then holds the log: `TITLE:` the expected title (none:
-//! nothing is to be found), `ALT:` titles that are as good, `CORRUPTED: Y`. What follows a `REPORT:` line is no log.
+//! Each `*.txt` begins with headers up to the first empty line; the log follows. Headers are `TITLE:` with the expected title
+//! (without a title, nothing must be found), `ALT:` with titles that are as good, and `CORRUPTED: Y`. The log ends before a
+//! `REPORT:` line.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -56,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 impl Score {
-    /// Counts one log, and says what is wrong with it.
+    /// Counts one log. Returns how the findings differ from the expected ones, if they do.
     fn count(&mut self, expected: &Expected, findings: &[Finding]) -> Option<String> {
         let first = findings.first();
         let Some(title) = expected.titles.first() else {
@@ -93,7 +94,7 @@ impl Score {
     }
 }
 
-/// Splits a file into what is expected and the log.
+/// Splits a file into the expected finding and the log.
 fn read(file: &[u8]) -> (Expected, Vec<u8>) {
     let header_end = file.windows(2).position(|pair| pair == b"\n\n").map_or(file.len(), |end| end + 2);
     // A file without headers begins with the empty line.

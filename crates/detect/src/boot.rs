@@ -1,15 +1,15 @@
-//! Which boot of the guest a line belongs to.
+//! Finds out to which boot of the guest a line belongs.
 //!
-//! A second banner (`Linux version …`) is either a second boot or the first one told again: by `dmesg` on the console, or
-//! by a boot console that repeats the log when the real one takes over. Time stamps tell them apart, since no two boots
-//! have the same ones.
+//! A second banner (`Linux version …`) means either a second boot, or the log of the first boot printed again: by `dmesg` on
+//! the console, or by a boot console that repeats the log when the real console replaces it. Time stamps show which, because
+//! no two boots have the same stamps: the lines after the banner are compared with the first lines of the known boot.
 //!
 //! ```text
-//!              banner            the lines after it have the first boot's stamps
-//!   a boot ──────────────▶ doubt ──────────────────────────────────────────────▶ retold: old lines are ignored
-//!                            │ they do not
+//!              banner            the lines after it equal those of the known boot
+//!   a boot ──────────────▶ doubt ──────────────────────────────────────────────▶ repeated: lines up to the latest
+//!                            │ one differs                                       stamp are ignored
 //!                            ▼
-//!                          another boot
+//!                          a new boot
 //! ```
 
 use std::time::Duration;
@@ -18,35 +18,35 @@ use crate::console::KernelLine;
 use crate::pattern::Text;
 use crate::signatures;
 
-/// Stamped lines by which a boot is known again.
+/// Stamped lines that are compared to recognise a boot.
 const KNOWN_LINES: usize = 8;
 
-/// What a line means for the boot.
+/// The boot that a line belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Nothing.
-    Onward,
-    /// It was told before.
-    Retold,
-    /// It is of another boot.
-    Another,
+    /// The current boot.
+    SameBoot,
+    /// The current boot, and the line was printed before.
+    Repeated,
+    /// A new boot.
+    NewBoot,
 }
 
-/// What is known of the boot that goes on.
+/// The current boot, as far as its lines show it.
 #[derive(Debug, Default)]
 pub(crate) struct Boot {
     began: bool,
-    /// The first lines that a clock has stamped; before that all stamps are zero.
+    /// The first lines with a stamp other than zero. Stamps are zero until the kernel has a clock.
     known: Vec<(Duration, String)>,
     /// The latest stamp.
     latest: Duration,
-    /// A banner came, and so many lines after it were those of this boot.
+    /// A banner came, and this many lines after it equal the known ones.
     doubt: Option<usize>,
-    /// All up to this stamp is being told again.
-    retold_until: Option<Duration>,
-    /// Somebody asked for the restart that comes.
+    /// Lines up to this stamp are repeated ones.
+    repeated_until: Option<Duration>,
+    /// A restart was requested.
     pub(crate) orderly: bool,
-    /// A finding has said why the machine will stop.
+    /// A finding explains why the machine will stop.
     pub(crate) fatal: bool,
 }
 
@@ -58,49 +58,49 @@ impl Boot {
         }
         let Some(stamp) = line.stamp.filter(|stamp| !stamp.is_zero()) else {
             self.orderly |= signatures::is_orderly(text);
-            return Step::Onward;
+            return Step::SameBoot;
         };
         let is_known =
-            |index: usize| self.known.get(index).is_some_and(|(known, words)| *known == stamp && words == line.text);
+            |index: usize| self.known.get(index).is_some_and(|(known, text)| *known == stamp && text == line.text);
         match self.doubt {
             Some(index) if !is_known(index) => {
                 let known = self.known.drain(..index).collect();
                 *self = Self { began: true, known, ..Self::default() };
-                self.learn(stamp, line.text);
-                return Step::Another;
+                self.remember(stamp, line.text);
+                return Step::NewBoot;
             }
             Some(index) if index + 1 == KNOWN_LINES => {
                 self.doubt = None;
-                self.retold_until = Some(self.latest);
-                return Step::Retold;
+                self.repeated_until = Some(self.latest);
+                return Step::Repeated;
             }
             Some(index) => {
                 self.doubt = Some(index + 1);
-                return Step::Retold;
+                return Step::Repeated;
             }
-            None if self.retold_until.is_some_and(|until| stamp <= until) => return Step::Retold,
-            None => self.retold_until = None,
+            None if self.repeated_until.is_some_and(|until| stamp <= until) => return Step::Repeated,
+            None => self.repeated_until = None,
         }
         self.orderly |= signatures::is_orderly(text);
-        self.learn(stamp, line.text);
-        Step::Onward
+        self.remember(stamp, line.text);
+        Step::SameBoot
     }
 
     fn banner(&mut self, stamp: Option<Duration>) -> Step {
         if !self.began {
             self.began = true;
-            return Step::Onward;
+            return Step::SameBoot;
         }
         if stamp.is_none() {
             // Without stamps there is nothing to compare.
             *self = Self { began: true, ..Self::default() };
-            return Step::Another;
+            return Step::NewBoot;
         }
         self.doubt = Some(0);
-        Step::Retold
+        Step::Repeated
     }
 
-    fn learn(&mut self, stamp: Duration, text: &str) {
+    fn remember(&mut self, stamp: Duration, text: &str) {
         self.latest = self.latest.max(stamp);
         if self.began && self.known.len() < KNOWN_LINES {
             self.known.push((stamp, text.to_owned()));
@@ -124,30 +124,30 @@ mod tests {
     }
 
     #[test]
-    fn a_log_told_again_is_no_boot_and_is_not_believed_twice() {
+    fn a_log_that_is_printed_again_is_not_a_new_boot() {
         let mut boot = Boot::default();
         let rows = boot_rows(17);
-        assert!(steps(&mut boot, &rows).iter().all(|step| *step == Step::Onward));
+        assert!(steps(&mut boot, &rows).iter().all(|step| *step == Step::SameBoot));
         let again = steps(&mut boot, &rows);
-        assert_eq!(again.iter().filter(|step| **step == Step::Retold).count(), rows.len() - 1);
-        assert!(!again.contains(&Step::Another));
-        assert_eq!(steps(&mut boot, &["[   99.000000] new".to_owned()]), [Step::Onward]);
+        assert_eq!(again.iter().filter(|step| **step == Step::Repeated).count(), rows.len() - 1);
+        assert!(!again.contains(&Step::NewBoot));
+        assert_eq!(steps(&mut boot, &["[   99.000000] new".to_owned()]), [Step::SameBoot]);
     }
 
     #[test]
-    fn other_stamps_are_another_boot() {
+    fn other_stamps_are_a_new_boot() {
         let mut boot = Boot::default();
         steps(&mut boot, &boot_rows(17));
-        assert_eq!(steps(&mut boot, &boot_rows(18)).iter().filter(|step| **step == Step::Another).count(), 1);
-        assert_eq!(steps(&mut boot, &boot_rows(18)).iter().filter(|step| **step == Step::Another).count(), 0);
-        assert_eq!(steps(&mut boot, &boot_rows(17)).iter().filter(|step| **step == Step::Another).count(), 1);
+        assert_eq!(steps(&mut boot, &boot_rows(18)).iter().filter(|step| **step == Step::NewBoot).count(), 1);
+        assert_eq!(steps(&mut boot, &boot_rows(18)).iter().filter(|step| **step == Step::NewBoot).count(), 0);
+        assert_eq!(steps(&mut boot, &boot_rows(17)).iter().filter(|step| **step == Step::NewBoot).count(), 1);
     }
 
     #[test]
-    fn without_stamps_every_banner_is_a_boot() {
+    fn without_stamps_every_banner_is_a_new_boot() {
         let mut boot = Boot::default();
         let banner = ["Linux version 6.1.0".to_owned()];
-        assert_eq!(steps(&mut boot, &banner), [Step::Onward]);
-        assert_eq!(steps(&mut boot, &banner), [Step::Another]);
+        assert_eq!(steps(&mut boot, &banner), [Step::SameBoot]);
+        assert_eq!(steps(&mut boot, &banner), [Step::NewBoot]);
     }
 }

@@ -1,18 +1,18 @@
-//! Times of day, as programs write them before a row of a log. The kernel's own stamp is not among them.
+//! Times of day, in the forms in which programs write them before a row of a log. The kernel's own stamp is not one of them.
 //!
-//! Only differences of these times are used: to tell whether a report has gone quiet, and to know a boot again. So time
-//! zones are skipped, and a month whose name is in another language counts as none.
+//! Only differences of these times are used: to find out whether a report is quiet, and to recognise a boot. So time zones
+//! are skipped, every month has 31 days, and a month whose name is in another language counts as January.
 
 use std::time::Duration;
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const DAY_SECONDS: u64 = 86_400;
-/// Longest name of a day, month or time zone that is looked at.
+/// The longest name of a day or month that is read.
 const WORD_BYTES_MAX: usize = 16;
-/// A number with so many digits before its point counts seconds since 1970; no kernel has run for so long.
+/// A number with this many digits before its point is in seconds since 1970; no kernel has run for that many seconds.
 const UNIX_DIGITS: usize = 9;
 
-/// Reads the time at the start of a row, and gives the row behind it without the space between.
+/// Reads the time at the start of a row. Returns it, and the rest of the row after the space.
 ///
 /// `Nov  1 12:00:00` (syslog, `journalctl -o short` and `short-precise`), `2026-11-01T12:00:00.123456+01:00` (`short-iso`,
 /// rsyslog, `dmesg --time-format iso`), `Sun 2026-11-01 12:00:00 UTC` (`short-full`), `1793534400.123456` (`short-unix`).
@@ -25,7 +25,7 @@ pub(crate) fn time(row: &str) -> Option<(Duration, &str)> {
     .and_then(|(time, rest)| Some((time, if rest.is_empty() { rest } else { rest.strip_prefix(' ')? })))
 }
 
-/// `[Sun Nov  1 12:00:00 2026]`, the whole of what stands in the brackets.
+/// `[Sun Nov  1 12:00:00 2026]`; `inner` is all the text between the brackets.
 pub(crate) fn ctime(inner: &str) -> Option<Duration> {
     let (_, rest) = word(inner)?;
     let (seconds, rest) = month_day(rest)?;
@@ -96,7 +96,7 @@ fn offset(text: &str) -> Option<&str> {
     hours.bytes().chain(minutes.bytes()).all(|byte| byte.is_ascii_digit()).then_some(rest)
 }
 
-/// Letters up to a space, and what follows the space. Names of days may end in a point.
+/// Letters up to a space, and the text after the space. Names of days may end in a point.
 fn word(text: &str) -> Option<(&str, &str)> {
     let end = text.bytes().take(WORD_BYTES_MAX + 1).position(|byte| byte == b' ')?;
     let (name, rest) = (text.get(..end)?, &text[end + 1..]);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn later_is_later() {
+    fn a_later_time_is_greater() {
         let of = |row: &str| time(row).expect("a time").0;
         assert_eq!(of("Nov  1 12:00:07.5 x") - of("Nov  1 11:59:59 x"), Duration::from_millis(8500));
         assert!(of("Dec  1 00:00:00 x") > of("Nov 30 23:59:59 x"));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_no_time() {
+    fn other_text_is_not_a_time() {
         for row in [
             "",
             "CPU: 0 PID: 1",

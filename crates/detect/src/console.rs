@@ -1,4 +1,4 @@
-//! What stands before a kernel message on its row: level, time stamp, and who printed it.
+//! The prefix of a kernel message: level, time stamp, and the task or CPU that printed it.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 /// Digits after the point of a time stamp.
 const STAMP_FRACTION_DIGITS: usize = 6;
 
-/// One row of a console, and when it came.
+/// One row of a console, and when it arrived.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleLine {
-    /// The row as [`Lines`](crate::Lines) gives it.
+    /// The row as [`Lines`](crate::Lines) returns it.
     pub text: String,
-    /// Since the machine was started, by the host's clock.
+    /// Time since the machine was started, by the host's clock.
     pub at: Duration,
 }
 
 impl ConsoleLine {
-    /// A row of a saved log, whose times are gone but for the kernel's own stamps: it came when its stamp says, or with
-    /// the row before it.
+    /// A row of a saved log, which has no arrival times. Its time is the kernel's last stamp on it, or else `before`, the
+    /// time of the row before.
     #[must_use]
     pub fn saved(text: String, before: Duration) -> Self {
         let at = KernelLine::split(&text).filter_map(|line| line.stamp).last().unwrap_or(before);
@@ -26,7 +26,7 @@ impl ConsoleLine {
     }
 }
 
-/// Who printed a kernel line, on kernels that say so (`CONFIG_PRINTK_CALLER`).
+/// The task or CPU that printed a kernel line, on kernels that print it (`CONFIG_PRINTK_CALLER`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Caller {
     /// `T123`: the task with this id.
@@ -35,24 +35,24 @@ pub enum Caller {
     Cpu(u32),
 }
 
-/// A row, or a part of one, taken apart.
+/// A row, or a part of one, split into prefix and message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelLine<'a> {
-    /// The syslog level and facility of `<6>`.
+    /// Syslog level and facility, as in `<6>`.
     pub level: Option<u8>,
     /// The kernel's clock: time since it booted.
     pub stamp: Option<Duration>,
-    /// Who printed it.
+    /// The task or CPU that printed it.
     pub caller: Option<Caller>,
-    /// The message without all that, with the spaces that it begins with.
+    /// The message without its prefix. Leading spaces of the message are kept.
     pub text: &'a str,
 }
 
 impl<'a> KernelLine<'a> {
-    /// Takes a row apart at its time stamps.
+    /// Splits a row at its time stamps.
     ///
-    /// Rows run together when one writer does not end its own before another begins, so each stamp starts a line.
-    /// Text before the first stamp is a line without one.
+    /// Rows run together if a writer begins before another has ended its row, so each stamp starts a line. Text before the
+    /// first stamp is a line without a stamp.
     pub fn split(row: &'a str) -> impl Iterator<Item = KernelLine<'a>> {
         let mut rest = Some(row);
         std::iter::from_fn(move || {
@@ -66,7 +66,7 @@ impl<'a> KernelLine<'a> {
         })
     }
 
-    /// Reads the prefix at the start of `row`; the text is all that follows, also given alone.
+    /// Reads the prefix at the start of `row`. Returns the line, whose text is all that follows, and that text again.
     fn prefix(row: &'a str) -> (Self, &'a str) {
         let (level, rest) = level(row).map_or((None, row), |(level, rest)| (Some(level), rest));
         let Some((stamp, rest)) = stamp(rest) else {
@@ -78,7 +78,7 @@ impl<'a> KernelLine<'a> {
     }
 }
 
-/// Where in `text` the next prefix with a stamp begins.
+/// The index in `text` at which the next prefix with a stamp begins.
 fn next_prefix(text: &str) -> Option<usize> {
     let stamped = text.match_indices('[').map(|(start, _)| start).find(|&start| stamp(&text[start..]).is_some())?;
     let before = &text[..stamped];
@@ -104,7 +104,7 @@ pub(crate) fn stamp(text: &str) -> Option<(Duration, &str)> {
     Some((stamp, rest))
 }
 
-/// `[  T123]` or `[    C0]`, next to the stamp.
+/// `[  T123]` or `[    C0]`, directly after the stamp.
 pub(crate) fn caller(text: &str) -> Option<(Caller, &str)> {
     let (inner, rest) = text.strip_prefix('[')?.split_once(']')?;
     let inner = inner.trim_start_matches(' ');
@@ -115,7 +115,7 @@ pub(crate) fn caller(text: &str) -> Option<(Caller, &str)> {
     Some((caller, rest))
 }
 
-/// Digits alone: `parse` would take a sign too.
+/// Digits only: `parse` would accept a sign too.
 pub(crate) fn decimal<Number: std::str::FromStr>(digits: &str) -> Option<Number> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_gives_level_stamp_and_caller() {
+    fn a_prefix_is_read_as_level_stamp_and_caller() {
         let line = only("<6>[   12.345678][  T123]  dump_stack+0x1/0x2");
         assert_eq!(line.level, Some(6));
         assert_eq!(line.stamp, Some(Duration::from_micros(12_345_678)));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_line_came_when_its_stamp_says() {
+    fn a_saved_line_has_the_time_of_its_stamp() {
         let before = Duration::from_secs(3);
         assert_eq!(ConsoleLine::saved("x".to_owned(), before).at, before);
         assert_eq!(ConsoleLine::saved("[    9.000000] x".to_owned(), before).at, Duration::from_secs(9));

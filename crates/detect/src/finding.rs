@@ -1,29 +1,29 @@
-//! What the scanner gives: one finding for each report of the kernel.
+//! The scanner's results: one finding for each report of the kernel.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Lines kept of a report. The first ones say what happened and where; register dumps of other CPUs come last.
+/// Lines kept of a report. The cause and its stack come first; register dumps of other CPUs come last.
 pub const EXTRACT_LINES_MAX: usize = 200;
 
-/// Something that went wrong in the guest's kernel, said once however many lines the kernel took.
+/// One error in the guest's kernel, regardless of the number of lines that the kernel printed about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// One line that is the same on every boot and for every compiler: no addresses, offsets, process ids or CPU
-    /// numbers. Equal titles mean the same defect, as far as a log can tell.
+    /// numbers. Equal titles mean the same defect, as far as a log shows it.
     pub title: String,
     /// The class.
     pub kind: Kind,
     /// What it means for the machine.
     pub severity: Severity,
-    /// The guilty function: the first of the stack that is not the machinery which noticed.
+    /// The function to blame: the first on the stack that is not part of the code that noticed or reported the error.
     pub function: Option<String>,
-    /// The report is cut, interleaved with another, or lacks the stack it should have. Title and function may be wrong.
+    /// The report is cut, has lost lines, or lacks the stack that reports of its kind have. Title and function may be wrong.
     pub corrupted: bool,
     /// The report's own lines without prefixes, at most [`EXTRACT_LINES_MAX`].
     pub extract: Vec<String>,
-    /// When its first line came.
+    /// When its first line arrived, as time since the machine was started.
     pub at: Duration,
 }
 
@@ -31,11 +31,11 @@ pub struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
-    /// The kernel noticed something and carries on: `WARNING`, an out-of-memory kill, a suspected deadlock.
+    /// The kernel noticed an error and continues: `WARNING`, an out-of-memory kill, a suspected deadlock.
     Warning,
-    /// Part of the machine has stopped or misbehaved: lockups, stalls, hung tasks.
+    /// A part of the machine has stopped or misbehaved: lockups, stalls, hung tasks.
     Error,
-    /// The machine is gone, or nothing it says can be trusted any more: panic, oops, `BUG`, memory corruption.
+    /// The machine is gone, or its results can't be trusted any more: panic, oops, `BUG`, memory corruption.
     Fatal,
 }
 
@@ -43,15 +43,15 @@ pub enum Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// `Kernel panic - not syncing`, with no report before it that says why.
+    /// `Kernel panic - not syncing`, with no report before it that is the cause.
     Panic,
-    /// A fault in the kernel that has no class of its own.
+    /// A fault in the kernel that has no class of its own here.
     Oops,
     /// Access to an address that is not mapped.
     PageFault,
     /// Access through a null pointer.
     NullDereference,
-    /// `general protection fault`: mostly a wild pointer.
+    /// `general protection fault`: in most cases an invalid pointer.
     GeneralProtection,
     /// `divide error`.
     DivideError,
@@ -59,9 +59,9 @@ pub enum Kind {
     InvalidOpcode,
     /// `double fault`.
     DoubleFault,
-    /// A kernel stack ran over, or its end was overwritten.
+    /// A kernel stack overflowed, or its end was overwritten.
     StackOverflow,
-    /// `BUG()` or a check as deadly.
+    /// `BUG()` or a check that is as severe.
     Bug,
     /// `WARN()` and its like.
     Warning,
@@ -75,34 +75,34 @@ pub enum Kind {
     Kcsan,
     /// Undefined behaviour.
     Ubsan,
-    /// A reference count ran over or under.
+    /// A reference count overflowed or underflowed.
     Refcount,
-    /// Memory, lists or page tables hold what they cannot.
+    /// Memory, lists or page tables hold invalid values.
     MemoryCorruption,
-    /// Debug objects: a timer, work or callback used against its life.
+    /// Debug objects: a timer, work or callback is used before its initialisation or after its end.
     DebugObjects,
-    /// Locks taken, held or freed against the rules.
+    /// Locks are taken, held or freed against the rules.
     Lockdep,
-    /// Sleep or per-CPU data where it is not allowed.
+    /// Code that must not be preempted sleeps, or preemptible code uses per-CPU data.
     AtomicSleep,
-    /// RCU waits for a CPU or task that does not move.
+    /// RCU waits for a CPU or task that makes no progress.
     RcuStall,
-    /// A CPU runs kernel code without end, interrupts on.
+    /// A CPU runs kernel code forever with interrupts enabled.
     SoftLockup,
-    /// A CPU runs with interrupts off without end.
+    /// A CPU runs forever with interrupts disabled.
     HardLockup,
-    /// A task waits without end.
+    /// A task waits forever.
     HungTask,
-    /// A work queue does not move.
+    /// A work queue makes no progress.
     WorkqueueStall,
-    /// Memory that nothing points to.
+    /// Allocated memory that nothing points to.
     MemoryLeak,
-    /// Processes were killed for lack of memory.
+    /// Processes were killed because memory ran out.
     OutOfMemory,
-    /// The kernel booted again though nobody asked it to.
+    /// The kernel booted again and no restart was requested.
     Reboot,
-    /// All CPUs stand still for good, with interrupts off. No log says so: whoever runs the machine sees it.
+    /// All CPUs are halted with interrupts disabled. This is not in a log: the engine finds it by the state of the CPUs.
     Halted,
-    /// The machine answers nothing any more, and no log says why. Whoever asks it sees that.
+    /// The agent doesn't reply any more, and no log shows why. The engine finds it by its requests.
     Silent,
 }

@@ -1,41 +1,48 @@
-//! Stack frames: read from a line, made canonical, and told guilty from mere machinery.
+//! Stack frames: how they are read from a line, how names are made canonical, and which frame is blamed.
+//!
+//! A report is blamed on the innermost function that did something wrong. The innermost frames are mostly not that
+//! function: they are the code that noticed (a sanitizer, a trap handler), that prints the report, or that did as it was
+//! called to do (`memcpy`, a list helper, a lock). The tables at the end of this file list those functions, and the first
+//! frame that isn't listed is blamed. So the title of a finding names `ext4_xattr_set` and not `kasan_report`, and it stays
+//! the same if a compiler inlines one of the helpers.
 
 /// Which functions may be blamed for a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blame {
     /// The first frame that is not machinery.
     Trace,
-    /// As `Trace`, and waiting and locking are no guilt: the caller that waits is.
+    /// Like `Trace`, but functions that wait or lock are skipped too: their caller is blamed.
     Waiter,
-    /// A CPU that runs without end is caught anywhere in its loop, so the entry point of what it does is blamed.
+    /// The entry point into the kernel. A CPU in an endless loop is interrupted anywhere in that loop, so the innermost
+    /// frames differ each time and only the entry point is stable.
     Entry,
-    /// The function behind `at:` in a description of locks.
+    /// The function after `at:` in a description of locks.
     LockSite,
-    /// As `Trace`, and nothing that is there to allocate is guilty of what it allocates.
+    /// Like `Trace`, but functions that allocate are skipped too.
     Allocation,
 }
 
-/// A function on a stack, and its place there.
+/// A function on a stack, and how it was found there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame<'a> {
     /// The name as printed, without offset.
     pub(crate) symbol: &'a str,
-    /// How sure it is that this function had been called.
+    /// How certain it is that this function had been called.
     pub(crate) place: Place,
 }
 
 /// Where a frame was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// It was running.
+    /// In the program counter: it was running.
     Counter,
-    /// It had called what was running.
+    /// In the chain of calls.
     Stack,
-    /// It only lay on the stack (`?`).
+    /// Somewhere in the stack's memory, marked by the kernel with `?`. It may be left over from an earlier call.
     Doubtful,
 }
 
-/// Reads a line of a stack trace, or one that names the program counter.
+/// Reads a line of a stack trace, or a line with the program counter.
 pub(crate) fn frame(line: &str) -> Option<Frame<'_>> {
     let text = line.trim();
     let counter = PROGRAM_COUNTERS.iter().find_map(|start| text.strip_prefix(start));
@@ -49,8 +56,8 @@ pub(crate) fn frame(line: &str) -> Option<Frame<'_>> {
     Some(Frame { symbol, place })
 }
 
-/// The function that is blamed, of `frames` with the innermost first.
-pub(crate) fn guilty(blame: Blame, frames: &[&str]) -> Option<String> {
+/// The function in `frames` that is blamed. The innermost frame is first.
+pub(crate) fn blamed(blame: Blame, frames: &[&str]) -> Option<String> {
     let outside =
         |machinery: &[&[&str]]| frames.iter().copied().find(|name| !machinery.iter().any(|list| listed(list, name)));
     let found = match blame {
@@ -77,7 +84,7 @@ pub(crate) fn canonical(symbol: &str) -> String {
         .map_or_else(|| name.to_owned(), |call| format!("sys_{call}"))
 }
 
-/// The function in the hole of a heading, as in `foo+0x1/0x2 [module]` or `fs/file.c:12 foo+0x1/0x2()`.
+/// The function in the text of a heading's hole: `foo+0x1/0x2 [module]`, `fs/file.c:12 foo+0x1/0x2()`.
 pub(crate) fn named(text: &str) -> Option<String> {
     let word = text.split_whitespace().find_map(|word| with_offset(without_addresses(word)));
     let is_address = |text: &str| text.len() >= 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -85,7 +92,7 @@ pub(crate) fn named(text: &str) -> Option<String> {
     word.or_else(alone).map(canonical)
 }
 
-/// `[<ffffffff81d91389>] `, also twice, also `[c0001234] `: what stands before names on stacks.
+/// Removes the addresses before a function's name: `[<ffffffff81d91389>] `, also twice, also `[c0001234] `.
 fn without_addresses(text: &str) -> &str {
     let mut rest = text.trim_start_matches("([<");
     if rest.len() < text.len() {
@@ -122,7 +129,7 @@ fn called_from(text: &str) -> Option<&str> {
     is_symbol(callee).then_some(callee)
 }
 
-/// Names of C and Rust functions, mangled or not: `<rust_binder::Process>::update_ref`.
+/// Whether `text` is the name of a C or Rust function, mangled or not: `<rust_binder::Process>::update_ref`.
 fn is_symbol(text: &str) -> bool {
     let of_c = |byte: u8| byte.is_ascii_alphanumeric() || b"_.$".contains(&byte);
     let of_rust = |byte: u8| of_c(byte) || b"<>:, &[]()".contains(&byte);
@@ -133,7 +140,7 @@ fn is_symbol(text: &str) -> bool {
     }
 }
 
-/// Whether `name` is in `list`. A `*` at the end of an entry stands for any ending, at its start for any beginning.
+/// Whether `name` matches an entry of `list`. A `*` at the start or end of an entry matches any text there.
 fn listed(list: &[&str], name: &str) -> bool {
     list.iter().any(|entry| match (entry.strip_prefix('*'), entry.strip_suffix('*')) {
         (Some(rest), Some(_)) => name.contains(rest.trim_end_matches('*')),
@@ -143,7 +150,7 @@ fn listed(list: &[&str], name: &str) -> bool {
     })
 }
 
-/// What stands before the function that was running, by architecture.
+/// The text before the name of the function that was running, by architecture.
 const PROGRAM_COUNTERS: &[&str] =
     &["RIP: 0010:", "RIP: e030:", "RIP: ", "EIP: 0060:", "EIP: ", "PC is at ", "pc : ", "epc : ", "NIP "];
 
@@ -168,7 +175,7 @@ const SYSTEM_CALLS: &[&str] = &[
     "ksys_",
 ];
 
-/// Functions that notice, report or merely carry out; their caller is the guilty one.
+/// Functions that notice, report, or only do what their caller requires. They are never blamed.
 #[rustfmt::skip]
 const MACHINERY: &[&str] = &[
     // Reports themselves.
@@ -188,7 +195,7 @@ const MACHINERY: &[&str] = &[
     "check_memory_region*", "describe_*", "end_report*", "object_err", "print_trailer", "kmsan_*", "__msan_*",
     "kcsan_*", "__kcsan_*", "__tsan_*", "ubsan_*", "__ubsan_*", "handle_overflow", "kfence_*", "__kfence_*",
     "__sanitizer_*", "__stack_chk_fail", "hwasan_*", "report_enabled", "save_stack*", "set_track*",
-    // Memory moved, counted or compared for others.
+    // Memory that is moved, counted or compared on behalf of a caller.
     "memcpy*", "memset*", "memmove*", "memcmp*", "memchr*", "__mem*", "__pi_*", "__arch_*", "str*", "__str*",
     "copy_from_user*", "copy_to_user*", "_copy_*", "__copy_*", "copy_user_*", "copy_page_*", "rep_*", "instrument_*",
     "check_heap_object", "__check_heap_object", "__check_object_size", "usercopy_*", "check_object_size",
@@ -202,7 +209,7 @@ const MACHINERY: &[&str] = &[
     "kobj_*", "__kobject_*", "add_uevent_var", "percpu_ref_*", "sysfs_remove_*", "put_device", "get_device", "get_device_parent",
     "device_add", "device_del", "device_release", "device_unregister", "device_register", "dpm_sysfs_*", "usb_kill_urb",
     "skb_put", "skb_push", "drop_nlink", "mark_buffer_dirty", "fast_dput", "skb_over_panic", "skb_under_panic", "skb_panic",
-    // Memory handed out and taken back.
+    // Allocation and release of memory.
     "kmalloc*", "__kmalloc*", "___kmalloc*", "__do_kmalloc*", "kzalloc*", "kcalloc*", "krealloc*", "__krealloc*",
     "kmem_cache_*", "__kmem_cache_*", "kfree*", "__kfree*", "___cache_free", "kvmalloc*", "__kvmalloc*", "kvfree*",
     "kvzalloc*", "vmalloc*", "__vmalloc*", "vzalloc*", "vfree", "__vfree", "__vunmap", "alloc_pages*", "__alloc_pages*",
@@ -211,7 +218,7 @@ const MACHINERY: &[&str] = &[
     "__free_pages*", "free_pages*", "alloc_slab_page", "allocate_slab", "new_slab*", "discard_slab", "free_unref_page*",
     "kmemleak_*", "create_object*", "__create_object", "__page_frag_*", "warn_alloc", "deactivate_slab",
     "post_alloc_hook", "prep_new_page", "do_slab_free", "memblock_*", "___free_*", "__alloc_*_noprof", "alloc_*_noprof",
-    // Locks, and what watches over them.
+    // Locks, and the checks of locks.
     "_raw_*", "__raw_*", "do_raw_*", "native_queued_*", "queued_*", "pv_queued_*", "__pv_*", "spin_*", "lock_acquire*",
     "__lock_acquire*", "lock_release*", "__lock_release*", "lock_is_held*", "lock_sock*", "mark_*lock*", "mark_held_locks",
     "mark_usage", "check_*lock*", "check_prev*", "check_wait_context*", "validate_chain*", "lockdep_*", "look_up_lock_class",
@@ -226,7 +233,7 @@ const MACHINERY: &[&str] = &[
     "add_wait_queue*", "prepare_to_wait*",
     "remove_wait_queue_locked", "finish_wait", "lock_*_nested", "hrtimer_*", "timer_*", "__mod_timer", "mod_timer*",
     "del_timer*", "__timer_*", "timerqueue_add", "try_invoke_on_locked_down_task",
-    // Work that is waited for or handed on.
+    // Work that is queued or waited for.
     "__flush_work*", "flush_work*", "__cancel_work*", "cancel_work*", "cancel_delayed_work*", "__queue_work", "queue_work*",
     "__queue_delayed_work", "queue_delayed_work*", "flush_delayed_work", "__flush_workqueue", "flush_workqueue",
     "drain_workqueue", "destroy_workqueue", "start_flush_work", "insert_work", "del_timer_sync", "cancel_*_sync",
@@ -236,7 +243,7 @@ const MACHINERY: &[&str] = &[
     "do_fast_syscall_*", "do_int80_*", "common_interrupt", "irq_enter*", "<*",
 ];
 
-/// What a task does while it waits.
+/// Functions in which a task waits.
 #[rustfmt::skip]
 const WAITING: &[&str] = &[
     "schedule*", "__schedule*", "io_schedule*", "context_switch", "wait_*", "__wait_*", "do_wait_*", "___wait_*",
@@ -248,7 +255,7 @@ const WAITING: &[&str] = &[
     "__filemap_fdatawait*", "filemap_fdatawait*", "do_read_cache_*",
 ];
 
-/// What runs between an interrupt and the code that it interrupted.
+/// Functions between an interrupt and the code that it interrupted.
 #[rustfmt::skip]
 const INTERRUPTS: &[&str] = &[
     "nmi_*", "arch_trigger_*", "rcu_*", "check_cpu_stall*", "print_cpu_stall*", "sched_*", "update_process_times",
@@ -260,10 +267,10 @@ const INTERRUPTS: &[&str] = &[
     "on_each_cpu*", "smpboot_*", "pv_*", "kvm_*steal*", "kvm_wait*", "__x86_*", "timekeeping_*", "tasklet_*",
 ];
 
-/// What allocates on behalf of others.
+/// Functions that allocate on behalf of a caller.
 const ALLOCATING: &[&str] = &["*alloc*", "idr_*", "pcpu_*", "__kernfs_new_node_*", "__get_*"];
 
-/// Where the kernel is asked for something: the level at which endless work has a name.
+/// Entry points into the kernel: the level at which an endless loop has a stable name.
 #[rustfmt::skip]
 const ENTRIES: &[&str] = &[
     "smp_call_function*", "sys_*", "*_ioctl", "*_sendmsg", "*_recvmsg", "*_rcv", "*_read_iter", "*_write_iter", "*_writepages",
@@ -302,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn other_lines_are_no_frames() {
+    fn other_lines_are_not_frames() {
         for line in
             ["RIP: 0033:0x45c1d9", "RIP: 0010:          (null)", "Call Trace:", "R13: 0+0x1", "LR is at foo+0x1/0x2"]
         {
@@ -311,13 +318,13 @@ mod tests {
     }
 
     #[test]
-    fn a_doubtful_frame_says_so() {
+    fn a_frame_with_a_question_mark_is_doubtful() {
         assert_eq!(frame(" ? foo+0x1/0x2"), Some(Frame { symbol: "foo", place: Place::Doubtful }));
         assert_eq!(frame(" [<ffffffff81d91389>] ? foo+0x1/0x2"), Some(Frame { symbol: "foo", place: Place::Doubtful }));
     }
 
     #[test]
-    fn names_lose_what_compilers_and_architectures_add() {
+    fn additions_of_compilers_and_architectures_are_removed_from_names() {
         assert_eq!(canonical("check_cpu_stall.isra.63.part.1"), "check_cpu_stall");
         assert_eq!(canonical("foo.cold"), "foo");
         assert_eq!(canonical(".foo"), "foo");
@@ -327,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heading_names_its_function_with_or_without_offset() {
+    fn a_function_in_a_heading_is_read_with_or_without_its_offset() {
         assert_eq!(named("fs/file.c:12 foo.part.1+0x1/0x2()").as_deref(), Some("foo"));
         assert_eq!(named("foo+0x1/0x2 [mod]").as_deref(), Some("foo"));
         assert_eq!(named("foo ").as_deref(), Some("foo"));
@@ -337,11 +344,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_frame_that_is_no_machinery_is_guilty() {
+    fn the_first_frame_that_is_not_machinery_is_blamed() {
         let frames = ["dump_stack", "kasan_report", "__mutex_lock", "wait_for_x", "ext4_fill_super", "sys_mount"];
-        assert_eq!(guilty(Blame::Trace, &frames).as_deref(), Some("wait_for_x"));
-        assert_eq!(guilty(Blame::Waiter, &frames).as_deref(), Some("ext4_fill_super"));
-        assert_eq!(guilty(Blame::Entry, &frames).as_deref(), Some("ext4_fill_super"));
-        assert_eq!(guilty(Blame::Trace, &frames[..2]), None);
+        assert_eq!(blamed(Blame::Trace, &frames).as_deref(), Some("wait_for_x"));
+        assert_eq!(blamed(Blame::Waiter, &frames).as_deref(), Some("ext4_fill_super"));
+        assert_eq!(blamed(Blame::Entry, &frames).as_deref(), Some("ext4_fill_super"));
+        assert_eq!(blamed(Blame::Trace, &frames[..2]), None);
     }
 }

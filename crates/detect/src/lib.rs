@@ -5,7 +5,7 @@
 //!                    (bounded)  (+ time, passed in)     (push, pending, finish)
 //! ```
 //!
-//! Nothing here does I/O, reads a clock or waits. The same code serves a live console and a log saved years ago, so a
+//! Nothing here does I/O, reads a clock or waits. The same code scans a live console and a log saved years ago, so a
 //! crash that was missed becomes a fixture.
 //!
 //! ```
@@ -24,19 +24,19 @@
 //! assert_eq!(findings[0].severity, Severity::Fatal);
 //! ```
 //!
-//! A log that was saved by something else than a console (`dmesg -T`, a journal, syslog) goes through [`SavedLog`].
+//! A log that was saved by another program (`dmesg -T`, a journal, syslog) is read with [`SavedLog`].
 //!
-//! # Whose words are these?
-//! A serial console carries the kernel's lines and whatever programs print, and nothing on it says which is which.
-//! What can be told apart is told apart by the kernel's time stamp (`[   12.345678]`):
+//! # Which lines are the kernel's
+//! A serial console carries the kernel's lines and the output of programs, and nothing marks which is which. The kernel's
+//! time stamp (`[   12.345678]`) is the only difference that can be used:
 //!
-//! - Until a stamped line has been seen, every line is taken for the kernel's (`printk.time=0`, old logs).
-//! - From the first stamped line on, only stamped text counts. A program that prints "Kernel panic" is not believed.
-//! - A stamp may follow other text on its row, since programs leave rows unfinished (a shell prompt, say). What stands
-//!   before it is not the kernel's.
+//! - Until the first stamped line, every line counts as the kernel's (`printk.time=0`, old logs).
+//! - From the first stamped line on, only stamped text counts. A program that prints "Kernel panic" causes no finding.
+//! - A stamp may follow other text on its row, because programs leave rows unfinished (a shell prompt, for example). The
+//!   text before the stamp is not the kernel's.
 //!
-//! A program that writes to `/dev/kmsg`, or that prints a stamp itself, cannot be told from the kernel here; both need
-//! a guest that means to mislead.
+//! A program that writes to `/dev/kmsg`, or that prints a stamp itself, can't be distinguished from the kernel here. Both
+//! need a guest that intends to mislead.
 #![forbid(unsafe_code)]
 
 mod boot;

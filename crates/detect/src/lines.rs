@@ -1,24 +1,24 @@
-//! Console bytes to lines of text that are safe to store, search and show.
+//! Splits console bytes into lines of text that are safe to store, search and show.
 //!
-//! A console is written by a guest that may be hostile or merely broken: it may never send a newline, send bytes that
-//! are no UTF-8, or steer the terminal of whoever reads its log. So lines are bounded, decoded lossily, and stripped of
-//! escape sequences and control characters.
+//! A guest writes to its console, and the guest may be hostile or broken: it may never send a newline, send bytes that
+//! are not UTF-8, or send sequences that control the terminal on which the log is shown. So lines are bounded, decoded
+//! lossily, and stripped of escape sequences and control characters.
 
-/// A row longer than this is handed out in pieces of this size.
+/// A row longer than this is returned in pieces of this size.
 ///
-/// The kernel's own records end at about 1 KiB; the rest of the room is for programs.
+/// The kernel's own records end at about 1 KiB. Rows of programs are often longer.
 pub const LINE_BYTES_MAX: usize = 4096;
 
-/// The longest UTF-8 sequence less one: how far a cut moves back so as not to split a character.
+/// The longest UTF-8 sequence minus one byte: a cut moves back by at most this to avoid splitting a character.
 const UTF8_TAIL_BYTES_MAX: usize = 3;
 
-/// Bytes that are searched for the end of a row at once.
+/// Bytes that are compared with CR and LF at once.
 const BLOCK_BYTES: usize = 16;
 
-/// Splits console bytes into lines, however the bytes were cut on their way.
+/// Splits console bytes into lines. The result doesn't depend on how the bytes were cut into pieces.
 ///
-/// Both LF and CR end a row, so a progress bar that redraws itself with CR becomes rows rather than one that grows;
-/// CRLF, and the CRCRLF that a terminal makes of it, end one row.
+/// Both LF and CR end a row, so a progress bar that redraws itself with CR becomes many rows and not one that grows. CRLF,
+/// and the CRCRLF that a terminal makes of it, end one row.
 ///
 /// ```
 /// let mut lines = kiln_detect::Lines::new();
@@ -28,9 +28,9 @@ const BLOCK_BYTES: usize = 16;
 /// ```
 #[derive(Debug, Default)]
 pub struct Lines {
-    /// The row so far, as it came; never longer than [`LINE_BYTES_MAX`].
+    /// The bytes of the row so far, never more than [`LINE_BYTES_MAX`].
     row: Vec<u8>,
-    /// A CR has ended the last row, so an LF that follows with nothing between ends the same.
+    /// A CR ended the last row. If an LF follows directly, it belongs to the same end.
     ended_by_return: bool,
 }
 
@@ -41,10 +41,10 @@ impl Lines {
         Self::default()
     }
 
-    /// Takes bytes as they came from the console and returns the rows they complete.
+    /// Takes bytes from the console and returns the rows that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         #[cfg(test)]
-        if crate::reference::is_wanted() {
+        if crate::reference::is_enabled() {
             return self.push_each(bytes);
         }
         let mut done = Vec::new();
@@ -70,7 +70,7 @@ impl Lines {
         done
     }
 
-    /// As [`push`](Self::push), in its simplest form.
+    /// [`push`](Self::push) in its simplest form: byte by byte.
     #[cfg(test)]
     fn push_each(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut done = Vec::new();
@@ -107,20 +107,20 @@ impl Lines {
         }
     }
 
-    /// The row that was begun and not ended, without ending it: a prompt, or the last words of a dead machine.
+    /// The row that has begun and has no end yet: a prompt, or the last bytes of a machine that is gone. The row stays open.
     #[must_use]
     pub fn partial(&self) -> Option<String> {
         (!self.row.is_empty()).then(|| clean(&self.row))
     }
 
-    /// The console is closed: returns the row that has no end, if there is one.
+    /// Call this when the console has closed. Returns the row that has no end, if there is one.
     pub fn finish(&mut self) -> Option<String> {
         let last = self.partial();
         *self = Self::default();
         last
     }
 
-    /// Cuts a full row where no character is split; the start of the next character stays for the next piece.
+    /// Cuts a full row between two characters. The first bytes of a character that is incomplete stay for the next piece.
     fn take_piece(&mut self) -> String {
         let cut = (self.row.len() - UTF8_TAIL_BYTES_MAX..self.row.len())
             .find(|&start| character_runs_past(&self.row[start..]))
@@ -131,17 +131,17 @@ impl Lines {
     }
 }
 
-/// How many bytes stand before the first CR or LF.
+/// The number of bytes before the first CR or LF.
 fn text_length(bytes: &[u8]) -> usize {
     let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
-    // Whole blocks first: without a way out in the middle, the compiler compares their bytes at once.
+    // Whole blocks first: the loop over a block has no early exit, so the compiler uses vector instructions.
     let (blocks, _) = bytes.as_chunks::<BLOCK_BYTES>();
     let clear = blocks.iter().take_while(|block| !block.iter().fold(false, |ends, byte| ends | is_end(byte))).count();
     let start = clear * BLOCK_BYTES;
     bytes[start..].iter().position(is_end).map_or(bytes.len(), |end| start + end)
 }
 
-/// Whether `bytes` begin a UTF-8 character that needs more bytes than there are.
+/// Whether `bytes` begin with a UTF-8 character that is longer than `bytes`.
 fn character_runs_past(bytes: &[u8]) -> bool {
     let needed = match bytes[0] {
         0xC2..=0xDF => 2,
@@ -152,7 +152,8 @@ fn character_runs_past(bytes: &[u8]) -> bool {
     needed > bytes.len()
 }
 
-/// Decodes a row: UTF-8 with U+FFFD for what is none, no escape sequences, no control characters but tabs.
+/// Decodes a row: bytes that are not UTF-8 become U+FFFD, escape sequences and control characters other than tabs are
+/// removed.
 fn clean(row: &[u8]) -> String {
     let is_plain = row.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
     let text = String::from_utf8_lossy(row);
@@ -167,8 +168,8 @@ fn clean(row: &[u8]) -> String {
     while let Some(next) = rest.chars().next() {
         let after = &rest[next.len_utf8()..];
         rest = if next == '\x1b' {
-            // A sequence that does not end within its row loses only its ESC: a program must not be able to hide what
-            // the kernel prints after it.
+            // If a sequence doesn't end within its row, only its ESC is removed. Otherwise a program could begin a sequence
+            // and so hide the kernel's message that follows on the row.
             &after[escape_length(after).unwrap_or(0)..]
         } else {
             if !next.is_control() || next == '\t' {
@@ -180,7 +181,8 @@ fn clean(row: &[u8]) -> String {
     kept
 }
 
-/// How many bytes after an ESC belong to its sequence (ECMA-48, and the OSC strings of xterm); `None` without an end.
+/// The number of bytes after an ESC that belong to its sequence (ECMA-48, and the OSC strings of xterm). `None` if the
+/// sequence has no end.
 fn escape_length(after: &str) -> Option<usize> {
     match after.as_bytes().first()? {
         b'[' => {
@@ -193,7 +195,7 @@ fn escape_length(after: &str) -> Option<usize> {
             let terminator = after.find("\x1b\\").map(|end| end + 2);
             bell.into_iter().chain(terminator).min()
         }
-        // Two-byte sequences with an intermediate, such as the choice of a character set.
+        // Two-byte sequences with an intermediate byte, such as the selection of a character set.
         b' '..=b'/' => (after.len() >= 2 && after.is_char_boundary(2)).then_some(2),
         b'0'..=b'~' => Some(1),
         _ => None,
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_end_a_row_ends_one_row() {
+    fn each_form_of_row_end_ends_one_row() {
         assert_eq!(lines_of(b"a\nb\r\nc\r\r\nd\re\n\nf"), ["a", "b", "c", "d", "e", "", "f"]);
     }
 
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_end_comes_in_pieces_and_holds_no_more_than_the_bound() {
+    fn a_row_without_an_end_is_returned_in_pieces_of_the_bound() {
         let mut lines = Lines::new();
         let pieces = lines.push(&vec![b'x'; 3 * LINE_BYTES_MAX + 5]);
         assert_eq!(pieces.iter().map(String::len).collect::<Vec<_>>(), [LINE_BYTES_MAX; 3]);
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_row_splits_no_character() {
+    fn a_cut_does_not_split_a_character() {
         let mut row = vec![b'x'; LINE_BYTES_MAX - 2];
         row.extend("€uro".as_bytes());
         let pieces = lines_of(&row);
@@ -241,12 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_become_replacement_characters() {
+    fn bytes_that_are_not_utf8_become_replacement_characters() {
         assert_eq!(lines_of(b"a\xff\xfeb\xc3\n"), ["a\u{fffd}\u{fffd}b\u{fffd}"]);
     }
 
     #[test]
-    fn colours_titles_and_cursor_moves_vanish() {
+    fn colours_titles_and_cursor_moves_are_removed() {
         assert_eq!(
             lines_of(b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07on \x1b(B\x1b7\x1b[2J\tblue\x1bPx\x1b\\!\n"),
             ["red on \tblue!"]
@@ -254,19 +256,19 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_cannot_reach_the_terminal_of_the_reader() {
+    fn control_characters_are_removed() {
         assert_eq!(lines_of("a\x08\x07\0\u{9b}31mb\x7f\n".as_bytes()), ["a31mb"]);
     }
 
     #[test]
-    fn a_sequence_without_end_hides_nothing_that_follows() {
+    fn a_sequence_without_an_end_does_not_hide_the_rest_of_the_row() {
         assert_eq!(lines_of(b"\x1b]2;[    1.000000] Kernel panic\n"), ["]2;[    1.000000] Kernel panic"]);
         assert_eq!(lines_of(b"\x1b[12\x1b[0m\x1b[\xc3\xa9\x1b\n"), ["[12[\u{e9}"]);
         assert_eq!(lines_of("\x1b(é \x1b".as_bytes()), ["(é "]);
     }
 
     #[test]
-    fn the_begun_row_can_be_seen_before_it_ends() {
+    fn a_row_can_be_read_before_it_ends() {
         let mut lines = Lines::new();
         assert_eq!(lines.partial(), None);
         assert!(lines.push(b"login: ").is_empty());

@@ -1,19 +1,19 @@
 //! Headings of reports: literal text with holes, matched without backtracking.
 //!
-//! `"^INFO: task {} blocked for more than {} second"`: a `^` asks for the start of the message, `{}` takes what stands
-//! there, `{fn}` takes it as the name of the guilty function. A hole takes as little as it can; one at the end takes the
-//! rest of the line.
+//! `"^INFO: task {} blocked for more than {} second"`: a `^` requires the start of the message, `{}` matches any text,
+//! `{fn}` matches any text too, which then is the name of the function to blame. A hole takes as little text as possible; a
+//! hole at the end takes the rest of the line.
 
-/// What a heading's holes took.
+/// The text in a heading's holes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holes<'a> {
-    /// What each `{}` took, in order.
+    /// The text in each `{}`, in order.
     pub(crate) texts: Vec<&'a str>,
-    /// What `{fn}` took: a name with offset, or more text around it.
+    /// The text in `{fn}`: a name with an offset, possibly with more text around it.
     pub(crate) function: Option<&'a str>,
 }
 
-/// The text of a kernel line, looked at once for all the patterns that it is held against.
+/// The text of a kernel line, with the two places where an anchored pattern may begin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Text<'a> {
     whole: &'a str,
@@ -23,12 +23,12 @@ pub(crate) struct Text<'a> {
 
 impl<'a> Text<'a> {
     pub(crate) fn new(whole: &'a str) -> Self {
-        // Old lockdep headings stand in brackets: `[ INFO: possible recursive locking detected ]`.
+        // Headings of an old lockdep are in brackets: `[ INFO: possible recursive locking detected ]`.
         let start = whole.trim_start().trim_start_matches("[ ");
         Self { whole, start, after_subsystem: without_subsystem(start) }
     }
 
-    /// Holds the text against one pattern.
+    /// Matches the text with one pattern.
     pub(crate) fn find(&self, pattern: &str) -> Option<Holes<'a>> {
         if let Some(anchored) = pattern.strip_prefix('^') {
             return fill(anchored, self.start).or_else(|| fill(anchored, self.after_subsystem?));
@@ -37,10 +37,10 @@ impl<'a> Text<'a> {
         fill(pattern, &self.whole[self.whole.find(first)?..])
     }
 
-    /// The first of a table's patterns that matches, by its place there.
+    /// The first pattern of a table that matches: its index, and the text in its holes.
     pub(crate) fn first_of(&self, table: &Table) -> Option<(usize, Holes<'a>)> {
         #[cfg(test)]
-        if crate::reference::is_wanted() {
+        if crate::reference::is_enabled() {
             return table.patterns.iter().enumerate().find_map(|(index, pattern)| Some((index, self.find(pattern)?)));
         }
         table.candidates(self).find_map(|index| self.find(table.patterns[index]).map(|holes| (index, holes)))
@@ -52,28 +52,34 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Patterns in their order, with what tells at once which of them a text can match.
+/// Patterns in their order, with a filter that selects the few that a text can match.
 ///
-/// A log is mostly lines that match nothing, and a table has more than a hundred patterns. To hold each line against each
-/// pattern took ten times as long as everything else together. So a pattern is looked at only if a text passes one of
-/// two tests, both of which follow from how [`Text::find`] matches:
+/// Most lines of a log match nothing, and a table has more than a hundred patterns. Matching each line with each pattern
+/// took ten times as long as everything else together. So a text is matched only with the patterns that pass one of two
+/// cheap tests. No match is lost, because each test is a condition that every match meets. [`Text::find`] shows this:
 ///
-/// - A pattern that is anchored and begins with a literal matches only at one of two places, so the literal's first byte
-///   stands at one of them.
-/// - Any other pattern has a literal somewhere, and that is somewhere in the text.
+/// - A pattern that is anchored and begins with a literal is tried at two places only: the start of the text, and the start
+///   after a subsystem. It matches there only if the literal is there, so the byte at one of the two places is the literal's
+///   first byte. The filter selects all such patterns for the bytes at both places.
+/// - Any other pattern has at least one literal, and a match contains every literal of its pattern. All places where a match
+///   may be are parts of the whole text, so the whole text contains the literal. The filter searches it there. Patterns
+///   whose literals begin with the same shorter literal share one search for the shorter one: a text that contains the
+///   longer literal contains its beginning.
 ///
-/// The tests let through more than matches and never less, and what they let through is matched in the order of the table.
+/// So the selected patterns are all that match and some that don't. They are then matched in the order of the table, so the
+/// first match is the same as without the filter. The tests in `reference` compare both ways on every fixture and on
+/// random mixes of headings.
 #[derive(Debug)]
 pub(crate) struct Table {
     patterns: Vec<&'static str>,
     /// Anchored patterns, by the first byte of their first literal.
     anchored: [Set; 256],
-    /// The others, by a literal that each of them needs.
+    /// The others, by a literal that each of them requires.
     anywhere: Vec<(&'static str, Set)>,
 }
 
 impl Table {
-    /// Takes patterns in the order in which they are to match.
+    /// Takes patterns in the order in which they are tried.
     pub(crate) fn new(patterns: impl IntoIterator<Item = &'static str>) -> Self {
         let patterns: Vec<_> = patterns.into_iter().collect();
         let mut table = Self { patterns: Vec::new(), anchored: [Set::default(); 256], anywhere: Vec::new() };
@@ -84,7 +90,8 @@ impl Table {
                 None => needles.push((needle(pattern), index)),
             }
         }
-        // `kernel BUG at ` stands in all that holds `kernel BUG at mm/`: one search does for both.
+        // Text with `kernel BUG at mm/` contains `kernel BUG at ` too, so one search is enough for both. After sorting, a
+        // literal that is the beginning of others comes directly before them.
         needles.sort_unstable();
         for (needle, index) in needles {
             match table.anywhere.last_mut() {
@@ -96,12 +103,12 @@ impl Table {
         table
     }
 
-    /// Which patterns a text can match, in order: all that do, and few that do not.
+    /// The indices of the patterns that a text can match, in order: all that match, and a few that don't.
     fn candidates(&self, text: &Text<'_>) -> impl Iterator<Item = usize> + use<> {
         let first = |text: &str| text.bytes().next().map_or(Set::default(), |byte| self.anchored[usize::from(byte)]);
         let mut set = first(text.start).or(text.after_subsystem.map_or(Set::default(), first));
         for (needle, with_needle) in &self.anywhere {
-            // Not `find`, which takes several times as long for so short a text.
+            // `find` takes several times as long as `contains` for a text this short.
             if text.whole.contains(needle) {
                 set = set.or(*with_needle);
             }
@@ -110,7 +117,7 @@ impl Table {
     }
 }
 
-/// The first literal of a pattern. Matching needs it, wherever it is.
+/// The first literal of a pattern that is not empty. Each match contains it.
 fn needle(pattern: &'static str) -> &'static str {
     let mut literals =
         pattern.trim_start_matches('^').split('{').map(|part| part.split_once('}').map_or(part, |it| it.1));
@@ -147,13 +154,13 @@ impl Set {
     }
 }
 
-/// `watchdog: BUG: soft lockup` to `BUG: soft lockup`: one word and a colon may stand before a heading.
+/// Turns `watchdog: BUG: soft lockup` into `BUG: soft lockup`: a heading may follow one word and a colon.
 fn without_subsystem(text: &str) -> Option<&str> {
     let (word, rest) = text.split_once(": ")?;
     word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)).then(|| rest.trim_start())
 }
 
-/// Matches `pattern` at the very start of `text`.
+/// Matches `pattern` at the start of `text`.
 fn fill<'a>(pattern: &str, text: &'a str) -> Option<Holes<'a>> {
     let mut parts = pattern.split('{');
     let mut rest = text.strip_prefix(parts.next()?)?;
@@ -179,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_take_what_stands_between_literals() {
+    fn a_hole_takes_the_text_between_literals() {
         let holes = find("^BUG: KASAN: {} in {fn}", "BUG: KASAN: use-after-free in f+0x1/0x2 [mod]").unwrap();
         assert_eq!(holes.texts, ["use-after-free"]);
         assert_eq!(holes.function, Some("f+0x1/0x2 [mod]"));

@@ -1,5 +1,5 @@
-//! The scanner in its simplest form: each line held against each pattern, each byte looked at alone. What is quick must
-//! find the same, in every fixture and in whatever is made of the table's own headings.
+//! Compares the scanner with its simplest form, which matches each line with each pattern and reads byte by byte. Both must
+//! find the same in every fixture and in random mixes of the table's headings.
 
 use std::cell::Cell;
 
@@ -9,15 +9,16 @@ use crate::signatures::SIGNATURES;
 use crate::{ConsoleLine, Finding, LINE_BYTES_MAX, Lines, SavedLog, Scanner};
 
 thread_local! {
-    static IS_WANTED: Cell<bool> = const { Cell::new(false) };
+    static IS_ENABLED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread asked for the simplest form.
-pub(crate) fn is_wanted() -> bool {
-    IS_WANTED.get()
+/// Whether this thread uses the simplest form.
+pub(crate) fn is_enabled() -> bool {
+    IS_ENABLED.get()
 }
 
-/// All that is found in a log, as a saved one and as a live console, whose bytes come in pieces of this size.
+/// Scans `log` as a saved log and as a live console, in pieces of `piece_bytes`. Returns the findings of the saved log and
+/// whether it has kernel lines, then the findings and rows of the console.
 fn found(log: &[u8], piece_bytes: usize) -> (Vec<Finding>, bool, Vec<Finding>, Vec<String>) {
     let (mut saved, mut in_saved) = (SavedLog::new(), Vec::new());
     let (mut lines, mut rows) = (Lines::new(), Vec::new());
@@ -38,12 +39,12 @@ fn found(log: &[u8], piece_bytes: usize) -> (Vec<Finding>, bool, Vec<Finding>, V
     (in_saved, saved.has_kernel_lines(), live, rows)
 }
 
-/// Asserts that the simplest form finds the same. Returns how much that is.
+/// Asserts that the simplest form finds the same. Returns the number of findings.
 fn compare(log: &[u8], piece_bytes: usize) -> usize {
     let quick = found(log, piece_bytes);
-    IS_WANTED.set(true);
+    IS_ENABLED.set(true);
     let simple = found(log, piece_bytes);
-    IS_WANTED.set(false);
+    IS_ENABLED.set(false);
     assert_eq!(quick, simple);
     quick.0.len()
 }
@@ -56,14 +57,14 @@ fn fixtures() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn every_fixture_is_read_alike() {
+fn both_forms_find_the_same_in_every_fixture() {
     let fixtures = fixtures();
     assert!(fixtures.len() > 30);
     let found: usize = fixtures.iter().map(|log| compare(log, 4096) + compare(log, 7)).sum();
     assert!(found > fixtures.len(), "{found}");
 }
 
-/// A heading of the table with its holes filled, or with a part of it missing.
+/// A heading of the table with its holes filled, with or without its beginning.
 fn heading() -> impl Strategy<Value = String> {
     let hole = prop_oneof![Just("f+0x1/0x2"), Just(""), Just("a/b.c"), Just("12"), Just("[#1] SMP"), Just("x y: z")];
     let holes = prop::collection::vec(hole, 4);
@@ -102,16 +103,16 @@ fn row() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    // The simplest form is slow, the more so without optimisation.
+    // The simplest form is slow, even more so in a build without optimisation.
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn every_mix_is_read_alike(rows in prop::collection::vec(row(), 0..30), piece_bytes in 1..200_usize) {
+    fn both_forms_find_the_same_in_mixes_of_headings(rows in prop::collection::vec(row(), 0..30), piece_bytes in 1..200_usize) {
         compare(rows.concat().as_bytes(), piece_bytes);
     }
 
     #[test]
-    fn every_mix_of_fixtures_is_read_alike(parts in prop::collection::vec((0..30_usize, 0..200_usize, 1..40_usize), 1..8)) {
+    fn both_forms_find_the_same_in_mixes_of_fixtures(parts in prop::collection::vec((0..30_usize, 0..200_usize, 1..40_usize), 1..8)) {
         let fixtures = fixtures();
         let rows = parts.iter().flat_map(|&(log, start, count)| {
             fixtures[log].split_inclusive(|byte| *byte == b'\n').skip(start).take(count)
@@ -120,7 +121,7 @@ proptest! {
     }
 
     #[test]
-    fn all_bytes_are_read_alike(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n')], 0..5000), piece_bytes in 1..5000_usize) {
+    fn both_forms_find_the_same_in_any_bytes(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n')], 0..5000), piece_bytes in 1..5000_usize) {
         compare(&bytes, piece_bytes);
     }
 }

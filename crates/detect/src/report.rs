@@ -1,4 +1,4 @@
-//! A report while its lines come in: what it says so far, and the finding that it makes.
+//! A report while its lines arrive: what was read from them so far, and the finding that results.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use crate::frames::{self, Blame, Place};
 use crate::pattern::{Holes, Text};
 use crate::signatures::{self, Role, Signature};
 
-/// Frames kept of a report's stack. The guilty one is near the top.
+/// Frames kept of a report's stack. The frame to blame is near the top.
 const FRAMES_MAX: usize = 64;
 
-/// Writers of one report: its own, and the CPUs that were asked for their stacks.
+/// Callers of one report: its own, and the CPUs that print their stacks for it.
 const CALLERS_MAX: usize = 8;
 
-/// Places kept of the locks that a report describes; the first ones are those in dispute.
+/// Functions kept of those that took the locks that a report describes. The first ones are those of the conflict.
 const LOCK_SITES_MAX: usize = 8;
 
-/// What a hole may add to a title.
+/// Characters that one hole may add to a title.
 const TITLE_HOLE_CHARS_MAX: usize = 100;
 
-/// A report that has begun and may go on.
+/// An open report.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     signature: &'static Signature,
@@ -30,31 +30,31 @@ pub(crate) struct Report {
     severity: Severity,
     callers: Vec<Option<Caller>>,
     started: Duration,
-    /// When the last of its lines came.
+    /// When its last line arrived.
     pub(crate) last: Duration,
-    /// All of its lines, kept or not.
+    /// The number of its lines, kept or not.
     pub(crate) lines: usize,
     extract: Vec<String>,
     frames: Vec<String>,
-    /// Some function that is not merely running is known, so the stack was printed.
+    /// A frame other than the program counter was read, so the stack was printed.
     traced: bool,
     lock_sites: Vec<String>,
-    /// The line before ended in `at:`, so this one names a place and is no frame.
+    /// The line before ended in `at:`, so this line names the place where a lock was taken and is not a frame.
     place_follows: bool,
     access: Option<&'static str>,
     trace: Trace,
-    /// Memory cgroup of an out-of-memory kill, which only a later line tells.
+    /// An out-of-memory kill was within a memory cgroup, which only a later line shows.
     cgroup: bool,
-    /// Lines are missing.
+    /// The kernel dropped lines.
     dropped: bool,
 }
 
-/// Whether the frames that come next are the report's own.
+/// Whether the next frames belong to the stack that the report is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trace {
-    /// They are.
+    /// They do.
     Open,
-    /// They are another's: who allocated the memory, what another CPU does.
+    /// They belong to another stack: of the task that allocated the memory, or of another CPU.
     Over,
 }
 
@@ -89,19 +89,19 @@ impl Report {
         self.callers.contains(&caller)
     }
 
-    /// The kernel asks CPUs for their stacks on behalf of this report, and they answer for themselves.
-    pub(crate) fn asks_other_cpus(&self) -> bool {
+    /// Whether the kernel makes other CPUs print their stacks as parts of this report.
+    pub(crate) fn includes_other_cpus(&self) -> bool {
         self.signature.blame == Blame::Entry
     }
 
-    /// Another CPU answers.
-    pub(crate) fn admit(&mut self, caller: Option<Caller>) {
+    /// Adds a CPU that prints its stack as a part of this report.
+    pub(crate) fn add_caller(&mut self, caller: Option<Caller>) {
         if self.callers.len() < CALLERS_MAX {
             self.callers.push(caller);
         }
     }
 
-    /// Whether a line with this heading is part of the report rather than the start of the next.
+    /// Whether a line with this heading is a part of this report and not the start of the next.
     pub(crate) fn continues_with(&self, heading: &Signature) -> bool {
         match heading.role {
             Role::Continues | Role::Consequence => true,
@@ -114,12 +114,12 @@ impl Report {
     pub(crate) fn deepen(&mut self, heading: &Signature) {
         self.severity = self.severity.max(heading.severity);
         if heading.role == Role::Consequence && !self.frames.is_empty() {
-            // What the panic prints is the stack of who panics.
+            // The panic prints the stack of the CPU that panics. The report has printed the stack that matters.
             self.trace = Trace::Over;
         }
     }
 
-    /// Takes a line, and says whether the report is complete with it.
+    /// Takes a line. Returns whether the report is complete with it.
     pub(crate) fn push(&mut self, text: &str, at: Duration) -> bool {
         self.last = at;
         self.lines += 1;
@@ -130,7 +130,7 @@ impl Report {
         self.signature.role == Role::Line || Text::new(text).is_any(signatures::ENDS)
     }
 
-    /// Learns from a line what the finding needs.
+    /// Reads from a line what the finding needs.
     fn read(&mut self, text: &str) {
         let begins = |start: &str| text.trim_start().starts_with(start);
         self.dropped |= text.contains(signatures::DROPPED);
@@ -149,7 +149,7 @@ impl Report {
         if text.trim() == "stack backtrace:" {
             self.frames.clear();
         }
-        let other_cpu = text.contains(signatures::OTHER_CPU) && !self.asks_other_cpus();
+        let other_cpu = text.contains(signatures::OTHER_CPU) && !self.includes_other_cpus();
         if other_cpu || Text::new(text).is_any(signatures::FRAMES_END) {
             self.trace = Trace::Over;
         }
@@ -162,13 +162,13 @@ impl Report {
         }
     }
 
-    /// What the report comes to.
+    /// The finding of the lines so far.
     pub(crate) fn finding(&self) -> Finding {
-        let wants_function = self.signature.title.contains("{fn}");
-        let function = self.function().filter(|_| wants_function);
+        let needs_function = self.signature.title.contains("{fn}");
+        let function = self.function().filter(|_| needs_function);
         let lost_beginning = self.signature.role == Role::Consequence;
         let located = self.traced || self.signature.heading.ends_with(" is corrupted in: {fn}");
-        let corrupted = lost_beginning || self.dropped || (wants_function && (function.is_none() || !located));
+        let corrupted = lost_beginning || self.dropped || (needs_function && (function.is_none() || !located));
         Finding {
             title: self.title(function.as_deref()),
             kind: self.signature.kind,
@@ -184,7 +184,7 @@ impl Report {
         let blame = self.signature.blame;
         let places = if blame == Blame::LockSite { self.lock_sites.as_slice() } else { self.named.as_slice() };
         let stack: Vec<&str> = places.iter().chain(&self.frames).map(String::as_str).collect();
-        frames::guilty(blame, &stack).or_else(|| places.first().cloned())
+        frames::blamed(blame, &stack).or_else(|| places.first().cloned())
     }
 
     fn title(&self, function: Option<&str>) -> String {
@@ -199,7 +199,7 @@ impl Report {
     }
 }
 
-/// Text with numbers and addresses replaced by what they are, so that it is the same on every boot.
+/// Replaces numbers and addresses by `NUM` and `ADDR`, so that the text is the same on every boot.
 fn generalise(text: &str) -> String {
     let mut general = String::new();
     let mut rest = text.trim_end_matches([' ', '.']).trim();
@@ -221,7 +221,7 @@ fn generalise(text: &str) -> String {
     general.chars().take(TITLE_HOLE_CHARS_MAX).collect()
 }
 
-/// What a word begins with that changes from boot to boot, and its length.
+/// The kind of number that a word begins with (it changes from boot to boot), and its length in bytes.
 fn number(word: &str) -> (Option<&'static str>, usize) {
     let hex = |digits: &str| !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     let decimal_length = word.bytes().take_while(u8::is_ascii_digit).count();
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_addresses_leave_the_title() {
+    fn numbers_and_addresses_are_replaced_in_titles() {
         assert_eq!(generalise("unknown-block(0,12) "), "unknown-block(NUM,NUM)");
         assert_eq!(generalise("bad at 0xdeadbeef, ffff88003e1f7f40 ..."), "bad at ADDR, ADDR");
         assert_eq!(generalise("ext4 N_TTY 5s deadlock"), "ext4 N_TTY NUMs deadlock");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_cannot_make_a_title_endless() {
+    fn a_long_hole_is_cut_to_the_bound() {
         assert_eq!(generalise(&"é".repeat(5000)).chars().count(), TITLE_HOLE_CHARS_MAX);
     }
 }

@@ -1,5 +1,5 @@
-//! A row of a saved log, whoever saved it: `dmesg` in any of its forms, a journal, syslog, a console with or without
-//! times of the host before it.
+//! A row of a saved log in any of the usual forms: `dmesg` with any option, a journal, syslog, a console with or without
+//! times of the host before each row.
 //!
 //! ```text
 //!   <4>Nov  1 12:00:00 host kernel: [   12.345678][  T1] text
@@ -7,58 +7,59 @@
 //!  level  time of day  host   tag    the kernel's prefix
 //! ```
 //!
-//! All but the text may be absent. The live console has only the kernel's prefix, and does not come through here: what a
-//! guest prints there can look like any of these.
+//! Each part but the text may be absent. A live console has only the kernel's prefix and is not read by this module: there
+//! a guest can print text that looks like any of these forms.
 
 use std::time::Duration;
 
 use crate::clock;
 use crate::console::{Caller, KernelLine, caller, decimal, level, stamp};
 
-/// Names of facilities, as `dmesg -x` and busybox's syslogd write them; the first is the kernel's own.
+/// Names of facilities, in the spelling of `dmesg -x` and busybox's syslogd. The first is the kernel's.
 const FACILITIES: [&str; 12] =
     ["kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp"];
-/// Names of levels, likewise.
+/// Names of levels, in the same spelling.
 const LEVELS: [&str; 10] = ["emerg", "alert", "crit", "err", "warn", "notice", "info", "debug", "error", "warning"];
 /// The kernel's tag.
 const KERNEL: &str = "kernel:";
 
-/// What a row says, by who says it.
+/// A row, by its author.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Row<'a> {
-    /// The kernel, according to whoever kept the log.
+    /// The kernel, according to the program that saved the log.
     Kernel {
-        /// The host's clock, where there is no stamp of the kernel.
+        /// The host's clock, if the row has no stamp of the kernel.
         time: Option<Duration>,
         line: KernelLine<'a>,
     },
-    /// Anyone who writes to a console: the kernel, if its stamp is there.
+    /// Unknown, since anything can write to a console. It is the kernel if the row has the kernel's stamp.
     Console { time: Option<Duration>, rest: &'a str },
     /// Another program.
     Program,
 }
 
-/// What is known of a log by its rows so far.
+/// The form of a log, as far as its rows so far show it.
 #[derive(Debug, Default)]
 pub(crate) struct Form {
-    /// The host that stands before the kernel's tag; empty where a tag stands alone.
+    /// The name of the host before the kernel's tag; empty if only the tag is there.
     host: Option<String>,
-    /// A row with nothing before the kernel's stamp came before any tag.
+    /// A row that begins with the kernel's stamp came before any tag.
     is_console: bool,
 }
 
 impl Form {
-    /// Whether a daemon kept the log. Such a log lacks the last words of a machine that goes down.
+    /// Whether a daemon saved the log. Such a log lacks the last lines of a machine that shuts down, because the daemon is
+    /// stopped before the kernel prints them.
     pub(crate) fn is_tagged(&self) -> bool {
         self.host.is_some() && !self.is_console
     }
 
-    /// Takes a row apart.
+    /// Parses a row.
     pub(crate) fn read<'a>(&mut self, row: &'a str) -> Row<'a> {
         let (row_level, rest) = level(row).map_or((None, row), |(level, rest)| (Some(level), rest));
         if let Some((kernel_stamp, after)) = stamp(rest) {
             return match self.tag_of_monotonic(after.strip_prefix(' ').unwrap_or(after)) {
-                Some(text) => said(text, |text| message(text, Some(kernel_stamp), row_level), None),
+                Some(text) => tagged_row(text, |text| message(text, Some(kernel_stamp), row_level), None),
                 None => {
                     self.is_console |= self.host.is_none();
                     Row::Console { time: None, rest: row }
@@ -72,18 +73,18 @@ impl Form {
         if let Some((time, rest)) = split_at_time(version.unwrap_or(rest)) {
             let tagged = if version.is_some() { self.rfc5424(rest) } else { self.tag(rest) };
             return match tagged {
-                Some(text) => said(text, |text| message(text, None, row_level), Some(time)),
+                Some(text) => tagged_row(text, |text| message(text, None, row_level), Some(time)),
                 None => Row::Console { time: Some(time), rest },
             };
         }
-        // A broadcast of syslogd to every terminal.
+        // syslogd broadcasts urgent messages to every terminal in this form.
         if let Some(text) = rest.trim_start_matches(' ').strip_prefix(KERNEL) {
             return Row::Kernel { time: None, line: message(text.trim_start(), None, row_level) };
         }
         Row::Console { time: None, rest: row }
     }
 
-    /// `host kernel: text`, and what else stands between a time and a text.
+    /// `host kernel: text` and its variants: all that can be between a time and a text.
     fn tag<'a>(&mut self, rest: &'a str) -> Option<Tagged<'a>> {
         let (host, after) = match rest.strip_prefix(KERNEL) {
             Some(_) => ("", rest),
@@ -97,7 +98,7 @@ impl Form {
         if let Some(text) = after.strip_prefix(KERNEL)
             && !host.ends_with(':')
         {
-            self.know(host);
+            self.remember(host);
             return Some(Tagged::Kernel(text.strip_prefix(' ').unwrap_or(text)));
         }
         let with_pid = after.split_once(": ").is_some_and(|(tag, _)| {
@@ -114,7 +115,8 @@ impl Form {
         let known = self.host.as_deref().is_some_and(|known| !known.is_empty() && known == host);
         if known || (after.starts_with(KERNEL) && !host.ends_with(':')) { self.tag(text) } else { None }
     }
-    /// `host kernel - - - text`: what follows the time in RFC 5424.
+
+    /// `host kernel - - - text`: the rest of a row after the time in RFC 5424.
     fn rfc5424<'a>(&mut self, rest: &'a str) -> Option<Tagged<'a>> {
         let mut fields = rest.splitn(5, ' ');
         let (host, program) = (fields.next()?, fields.next()?);
@@ -126,33 +128,33 @@ impl Form {
         if program != "kernel" {
             return Some(Tagged::Program);
         }
-        self.know(host);
+        self.remember(host);
         Some(Tagged::Kernel(text.strip_prefix('\u{feff}').unwrap_or(text)))
     }
 
     /// Remembers the host of the kernel's rows.
-    fn know(&mut self, host: &str) {
+    fn remember(&mut self, host: &str) {
         if self.host.is_none() {
             self.host = Some(host.to_owned());
         }
     }
 }
 
-/// What a tag says, and the kernel's text behind it.
+/// The author that a tag names, and the kernel's text after it.
 #[derive(Clone, Copy)]
 enum Tagged<'a> {
     Kernel(&'a str),
     Program,
 }
 
-fn said<'a>(tagged: Tagged<'a>, line: impl Fn(&'a str) -> KernelLine<'a>, time: Option<Duration>) -> Row<'a> {
+fn tagged_row<'a>(tagged: Tagged<'a>, line: impl Fn(&'a str) -> KernelLine<'a>, time: Option<Duration>) -> Row<'a> {
     match tagged {
         Tagged::Kernel(text) => Row::Kernel { time, line: line(text) },
         Tagged::Program => Row::Program,
     }
 }
 
-/// A time of day, bare or in brackets, and the row behind it.
+/// A time of day, bare or in brackets, and the rest of the row.
 fn split_at_time(row: &str) -> Option<(Duration, &str)> {
     match row.strip_prefix('[').and_then(|row| row.split_once(']')) {
         Some((inner, rest)) => {
@@ -163,7 +165,7 @@ fn split_at_time(row: &str) -> Option<(Duration, &str)> {
     }
 }
 
-/// What is only in the output of `dmesg` and in `/dev/kmsg`.
+/// The forms that only `dmesg` and `/dev/kmsg` have.
 fn dmesg(rest: &str, row_level: Option<u8>) -> Option<Row<'_>> {
     let kernel = |time, line| Some(Row::Kernel { time, line });
     match rest.as_bytes().first()? {
@@ -191,7 +193,8 @@ fn dmesg(rest: &str, row_level: Option<u8>) -> Option<Row<'_>> {
             let stamp = Duration::from_micros(decimal(micros)?);
             let caller =
                 fields.find_map(|field| caller(&format!("[{}]", field.strip_prefix("caller=")?)).map(|found| found.0));
-            // The lowest three bits are the level; facility 0 is the kernel's, and programs can't claim it there.
+            // The lowest three bits are the level, the others the facility. The kernel replaces facility 0 in records that
+            // programs write to `/dev/kmsg`, so a record with facility 0 is the kernel's own.
             if priority >> 3 == 0 {
                 kernel(None, KernelLine { level: row_level, stamp: Some(stamp), caller, text })
             } else {
@@ -221,14 +224,15 @@ fn is_priority(word: &str) -> bool {
     word.split_once('.').is_some_and(|(facility, level)| FACILITIES.contains(&facility) && LEVELS.contains(&level))
 }
 
-/// The kernel's own prefix, if any is left, and its text. A stamp that stood further left counts where there is none here.
+/// Reads what is left of the kernel's own prefix, and its text. `before` is a stamp from further left; it counts if `rest`
+/// has no stamp.
 pub(crate) fn message<'a>(rest: &'a str, before: Option<Duration>, row_level: Option<u8>) -> KernelLine<'a> {
     let (own_level, rest) = level(rest).map_or((None, rest), |(level, rest)| (Some(level), rest));
     let row_level = own_level.or(row_level);
     match stamp(rest) {
         Some((own, after)) => text(after.strip_prefix(' ').unwrap_or(after), Some(own), row_level, None),
         None => match bare_stamp(rest) {
-            // `dmesg` whose brackets were lost on the way: `12.345678] text`, `12.345678: text`.
+            // Output of `dmesg` that has lost its brackets: `12.345678] text`, `12.345678: text`.
             Some((own, after)) if before.is_none() => {
                 let after = after.strip_prefix([']', ':']).unwrap_or(after);
                 text(after.strip_prefix(' ').unwrap_or(after), Some(own), row_level, None)
@@ -238,7 +242,7 @@ pub(crate) fn message<'a>(rest: &'a str, before: Option<Duration>, row_level: Op
     }
 }
 
-/// What follows a stamp: who printed it, with a space before it in `dmesg`, and the text.
+/// Reads what follows a stamp: the caller, which `dmesg` puts after a space, and the text.
 pub(crate) fn text<'a>(
     rest: &'a str,
     stamp: Option<Duration>,
@@ -254,7 +258,7 @@ pub(crate) fn text<'a>(
     }
 }
 
-/// `   12.345678`, with something behind it that no longer number has.
+/// `   12.345678`, and after it the end of the text or a character that can't continue a number.
 fn bare_stamp(text: &str) -> Option<(Duration, &str)> {
     let text = text.trim_start_matches(' ');
     let (seconds, rest) = text.split_once('.')?;

@@ -1,4 +1,4 @@
-//! A saved log: bytes in, findings out, whatever program saved it.
+//! A saved log of any program: bytes in, findings out.
 //!
 //! ```text
 //!   bytes ── Lines ──▶ row ── Form ──▶ Kernel(line) ───────────────────▶ Scanner
@@ -6,9 +6,9 @@
 //!                                     Program ──▶ dropped
 //! ```
 //!
-//! The rule of the live console ([whose words are these?](crate)) holds for what looks like a console. Rows that a daemon
-//! or `dmesg` marks as the kernel's are believed, since these know who wrote them; once there is one, rows without a mark
-//! are not the kernel's.
+//! For rows that look like a console, the rule of the live console holds ([which lines are the kernel's](crate)). Rows that
+//! a daemon or `dmesg` marks as the kernel's count as the kernel's: these programs read the kernel's log from the kernel.
+//! After the first row with a mark, rows without a mark are not the kernel's.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::row::{self, Form, Row};
 use crate::scanner::Scanner;
 use crate::signatures;
 
-/// Reads a saved kernel log in any of its usual forms: a console, `dmesg` with any of its options, `journalctl -k`,
-/// syslog; with or without times of the host, levels (`<4>`) and callers (`[T1]`).
+/// Reads a saved kernel log in any of the usual forms: a console, `dmesg` with any option, `journalctl -k`, syslog; with or
+/// without times of the host, levels (`<4>`) and callers (`[T1]`).
 ///
 /// ```
 /// let mut log = kiln_detect::SavedLog::new();
@@ -34,20 +34,20 @@ pub struct SavedLog {
     lines: Lines,
     form: Form,
     scanner: Scanner,
-    /// The first time of day; others count from it.
+    /// The first time of day. Times are counted from it.
     began: Option<Duration>,
     last: Duration,
     has_kernel_lines: bool,
 }
 
 impl SavedLog {
-    /// Starts without having seen a row.
+    /// A log of which nothing was read yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes bytes as they came and returns the findings they complete.
+    /// Takes the next bytes of the log and returns the findings that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for row in self.lines.push(bytes) {
@@ -56,7 +56,7 @@ impl SavedLog {
         findings
     }
 
-    /// The log is at its end: returns the findings that were open.
+    /// Call this at the end of the log. Returns the findings of reports that were still open.
     pub fn finish(&mut self) -> Vec<Finding> {
         let last = self.lines.finish().and_then(|row| self.row(&row));
         let mut findings: Vec<Finding> = last.into_iter().collect();
@@ -65,8 +65,7 @@ impl SavedLog {
         findings
     }
 
-    /// Whether any row so far was the kernel's. A log without one is not a kernel log, so that nothing was found in it
-    /// means nothing.
+    /// Whether any row so far was the kernel's. If none was, the text is not a kernel log, and "no findings" means nothing.
     #[must_use]
     pub fn has_kernel_lines(&self) -> bool {
         self.has_kernel_lines
@@ -85,7 +84,7 @@ impl SavedLog {
                 for line in KernelLine::split(rest) {
                     if line.stamp.is_some() {
                         self.take(&row::text(line.text, line.stamp, line.level, line.caller), true);
-                    } else if !self.scanner.knows_the_kernel() {
+                    } else if !self.scanner.has_marked_lines() {
                         let mut line = row::message(line.text, None, line.level);
                         line.stamp = line.stamp.or(time);
                         self.take(&line, false);
@@ -98,7 +97,7 @@ impl SavedLog {
         finding
     }
 
-    /// Hands a line to the scanner; `is_marked` if something says that it is the kernel's.
+    /// Passes a line to the scanner. `is_marked` if a stamp or a tag shows that the line is the kernel's.
     fn take(&mut self, line: &KernelLine<'_>, is_marked: bool) {
         self.last = line.stamp.unwrap_or(self.last);
         self.has_kernel_lines = self.has_kernel_lines || is_marked || signatures::is_ordinary(line.text);

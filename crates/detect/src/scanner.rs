@@ -1,14 +1,39 @@
-//! The scanner: kernel lines to findings, as they come.
+//! The scanner: takes kernel lines one by one and returns findings.
 //!
 //! ```text
 //!                heading                        lines of the same caller
 //!   (nothing) ────────────▶ open report ──────────────────────────────────▶ (itself)
 //!                               │  end of trace · next heading · quiet · too long · reboot · finish
 //!                               ▼
-//!                            finding ──▶ ready, handed out one a push
+//!                            finding ──▶ ready, one is returned per push
 //! ```
-//! Each caller that the kernel names (`T123`, `C0`) has its own open report, which is how interleaved CPUs are kept
-//! apart; without caller tags there is one.
+//!
+//! # Lines of several CPUs
+//! The kernel writes its log record by record, so a line of one CPU is not cut by a line of another, but the lines of
+//! two reports can alternate. The only thing that connects a line to its report is the caller in its prefix (`T123` for
+//! a task, `C0` for an interrupt), and only some kernels print it. So a report holds the callers that may write to it,
+//! and a line belongs to the latest open report that holds its caller. One report has several callers: if an RCU stall
+//! or a lockup makes other CPUs print their stacks, each of them writes under its own caller, and its first line (`NMI
+//! backtrace for cpu`) adds that caller to the report.
+//!
+//! Without callers every line has the caller `None`, so one report is open at a time, and the heading of a second CPU
+//! closes the first CPU's report. The first report is then cut, and the second can contain lines of the first. The kernel
+//! limits the damage: it prints most stacks under a lock, so frames of two CPUs seldom mix. A report whose stack is in the
+//! part that was cut is marked as corrupted. Frames of the first report that end up in the second can't be noticed.
+//!
+//! # The end of a report
+//! Most reports have no last line that is always printed, so a report is closed by the first of these events:
+//!
+//! - a line that ends every report of its kind (`---[ end trace`, see [`signatures::ENDS`]);
+//! - a heading of the same caller that begins a report of its own; a panic that follows from the report is not one;
+//! - [`REPORT_QUIET`] without a line of its own. There is no clock here: the next line of the kernel shows that the time has
+//!   passed. Until a line comes, [`Scanner::pending`] returns the finding;
+//! - [`REPORT_LINES_MAX`] lines, or more than [`OPEN_REPORTS_MAX`] open reports. Only these two bounds hold against a guest
+//!   that prints reports without end;
+//! - a second boot, or [`Scanner::finish`].
+//!
+//! Each event closes a report by removing it from the list of open ones and queueing its finding, so a report becomes exactly
+//! one finding. Only a full queue drops findings, and it drops the least severe first.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,41 +45,41 @@ use crate::pattern::Text;
 use crate::report::Report;
 use crate::signatures::{self, Role, Signature};
 
-/// Reports that may be open at once; the oldest is closed for a new one.
+/// Reports that may be open at once. If there is one more, the oldest is closed.
 pub const OPEN_REPORTS_MAX: usize = 8;
 
-/// A report is complete after this many lines, whatever they say.
+/// A report is complete after this many lines.
 pub const REPORT_LINES_MAX: usize = 400;
 
-/// A report is complete when its caller has said nothing for so long.
+/// A report is complete if none of its callers has printed a line for this long.
 pub const REPORT_QUIET: Duration = Duration::from_secs(10);
 
-/// Findings that wait to be handed out. A row can complete several reports, but only a hostile guest more than a few.
+/// Findings that wait to be returned. A row can complete several reports, but only a hostile guest completes more than a few.
 const READY_MAX: usize = 32;
 
 /// Finds the reports in the lines of one console.
 ///
-/// The same report comes up as often as the kernel prints it: a task that hangs is a finding every two minutes. Who
-/// keeps findings tells them apart by title.
+/// Each time the kernel prints a report, there is a finding: a task that hangs is a finding every two minutes. Findings
+/// with equal titles have the same cause, so a caller can group them by title.
 #[derive(Debug, Default)]
 pub struct Scanner {
     open: Vec<Report>,
     ready: VecDeque<Finding>,
     boot: Boot,
-    /// The kernel's lines are marked (on a console by their stamps), so what has no mark is not the kernel's.
+    /// The kernel's lines are marked (on a console by their stamps), so lines without a mark are not the kernel's.
     marked: bool,
     /// See [`forgive_reboots`](Self::forgive_reboots).
     reboots_forgiven: bool,
 }
 
 impl Scanner {
-    /// Starts without having seen a line.
+    /// A scanner that has not read a line yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes a row of the console. Returns a finding if a report is complete, one for each push at most.
+    /// Takes a row of the console. Returns a finding if a report is complete, at most one per push.
     pub fn push(&mut self, row: &ConsoleLine) -> Option<Finding> {
         for line in KernelLine::split(&row.text) {
             self.push_line(&line, row.at, line.stamp.is_some());
@@ -62,7 +87,7 @@ impl Scanner {
         self.next_finding()
     }
 
-    /// Takes a line; one that nothing marks as the kernel's counts until one comes that is marked.
+    /// Takes a line. A line without a mark counts as the kernel's until the first line with a mark.
     pub(crate) fn push_line(&mut self, line: &KernelLine<'_>, at: Duration, is_marked: bool) {
         self.close_if(|report| report.last + REPORT_QUIET < at);
         self.marked |= is_marked;
@@ -71,22 +96,23 @@ impl Scanner {
         }
     }
 
-    /// A report that is complete.
+    /// The next finding of a complete report.
     pub(crate) fn next_finding(&mut self) -> Option<Finding> {
         self.ready.pop_front()
     }
 
-    /// Whether a line was marked as the kernel's, so that others are not.
-    pub(crate) fn knows_the_kernel(&self) -> bool {
+    /// Whether a line was marked as the kernel's. From then on, lines without a mark don't count.
+    pub(crate) fn has_marked_lines(&self) -> bool {
         self.marked
     }
 
-    /// For a log whose keeper ends before the kernel says that it restarts: no restart is then unexpected.
+    /// Makes no restart unexpected. For a log that a daemon saves: the daemon is stopped before the kernel prints that it
+    /// restarts, so an orderly restart looks like an unexpected one.
     pub(crate) fn forgive_reboots(&mut self, forgiven: bool) {
         self.reboots_forgiven = forgiven;
     }
 
-    /// The worst of what is known and not handed out, complete or not: for when the machine is gone.
+    /// The most severe finding that was not returned yet, from complete and open reports. For use when the machine is gone.
     #[must_use]
     pub fn pending(&self) -> Option<Finding> {
         let open = self.open.iter().map(Report::finding);
@@ -95,7 +121,8 @@ impl Scanner {
         all.into_iter().next()
     }
 
-    /// The console is closed: returns all that was not handed out, in the order in which it began.
+    /// Call this when the console has closed. Returns all findings that were not returned yet, in the order in which their
+    /// reports began.
     pub fn finish(&mut self) -> Vec<Finding> {
         self.close_if(|_| true);
         let mut rest: Vec<Finding> = std::mem::take(self).ready.into();
@@ -107,9 +134,9 @@ impl Scanner {
         let text = Text::new(line.text);
         let (orderly, fatal) = (self.boot.orderly, self.boot.fatal);
         match self.boot.follow(line, &text) {
-            Step::Onward => {}
-            Step::Retold => return,
-            Step::Another => self.reboot(line.text, at, orderly, fatal),
+            Step::SameBoot => {}
+            Step::Repeated => return,
+            Step::NewBoot => self.reboot(line.text, at, orderly, fatal),
         }
         let heading = signatures::heading(&text);
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
@@ -143,20 +170,20 @@ impl Scanner {
         if let Some(index) = self.open.iter().rposition(|report| report.written_by(line.caller)) {
             return Some(index);
         }
-        let answers = heading.is_none() && line.text.contains(signatures::OTHER_CPU);
-        let index = self.open.iter().rposition(|report| answers && report.asks_other_cpus())?;
-        self.open[index].admit(line.caller);
+        let is_other_cpu = heading.is_none() && line.text.contains(signatures::OTHER_CPU);
+        let index = self.open.iter().rposition(|report| is_other_cpu && report.includes_other_cpus())?;
+        self.open[index].add_caller(line.caller);
         Some(index)
     }
 
-    /// Closes what the boot before has left open; says so if it had no reason to end.
+    /// Closes the reports of the boot before. Adds a finding if nothing explains why that boot ended.
     fn reboot(&mut self, first_line: &str, at: Duration, orderly: bool, mut fatal: bool) {
         while !self.open.is_empty() {
             fatal |= self.close(0);
         }
         self.boot.fatal = false;
         if !orderly && !fatal && !self.reboots_forgiven {
-            self.hand_out(Finding {
+            self.queue(Finding {
                 title: "unexpected reboot".to_owned(),
                 kind: Kind::Reboot,
                 severity: Severity::Fatal,
@@ -174,17 +201,17 @@ impl Scanner {
         }
     }
 
-    /// Makes a finding of an open report, and says whether it explains why the machine will stop.
+    /// Makes a finding of an open report. Returns whether it explains why the machine stops.
     fn close(&mut self, index: usize) -> bool {
         let report = self.open.remove(index);
         let fatal = report.severity() == Severity::Fatal;
         self.boot.fatal |= fatal;
-        self.hand_out(report.finding());
+        self.queue(report.finding());
         fatal
     }
 
-    /// Queues a finding; when there is no room, one of the least severe has to go.
-    fn hand_out(&mut self, finding: Finding) {
+    /// Queues a finding. If the queue is full, the latest of the least severe findings is dropped.
+    fn queue(&mut self, finding: Finding) {
         self.ready.push_back(finding);
         if self.ready.len() > READY_MAX {
             let least = (0..self.ready.len()).rev().min_by_key(|&index| self.ready[index].severity);

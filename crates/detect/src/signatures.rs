@@ -1,8 +1,8 @@
-//! The table of headings: what each kind of report begins with, and what is made of it.
+//! The table of headings: how each kind of report begins, and the title and class of its finding.
 //!
-//! Order matters: the first row that matches a line is taken, so the special stands before the general. Patterns are
-//! those of [`pattern`](crate::pattern). In titles `{0}`, `{1}` … are the heading's holes made general (no numbers, no
-//! addresses), `{fn}` is the guilty function, `{access}` is `Read` or `Write`.
+//! Order matters: the first row that matches a line is used, so special headings come before general ones. Patterns are
+//! those of [`pattern`](crate::pattern). In titles, `{0}`, `{1}` … are the heading's holes without numbers and addresses,
+//! `{fn}` is the function to blame, `{access}` is `Read` or `Write`.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use crate::finding::{Kind, Severity};
 use crate::frames::Blame;
 use crate::pattern::{Holes, Table, Text};
 
-/// One way for a report to begin.
+/// One way in which a report begins.
 #[derive(Debug)]
 pub(crate) struct Signature {
     pub(crate) heading: &'static str,
@@ -21,18 +21,18 @@ pub(crate) struct Signature {
     pub(crate) blame: Blame,
 }
 
-/// What a heading does to a report that the same caller has open.
+/// What a heading means for the report that the same caller has open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Ends it and opens its own.
+    /// Closes the report and opens a new one.
     Report,
-    /// Ends it and opens its own, which the next heading continues: says in words what `BUG()` or `WARN()` follows.
+    /// Closes the report and opens a new one, which the next heading continues: a sentence before a `BUG()` or `WARN()`.
     Preamble,
-    /// Is a part of it; opens its own if there is none.
+    /// Is a part of the report, or opens a new one if none is open.
     Continues,
-    /// The machine stops because of it. Alone it tells that what went before was lost.
+    /// The machine stops because of the report. If no report is open, the report was lost.
     Consequence,
-    /// Stands apart: the line is the whole report.
+    /// Is a whole report in one line. The open report stays open.
     Line,
 }
 
@@ -64,29 +64,29 @@ const fn warning(kind: Kind, heading: &'static str, title: &'static str) -> Sign
     Signature::new(Severity::Warning, kind, heading, title)
 }
 
-/// The signature whose heading a line is, and what the heading's holes took.
+/// The signature whose heading matches a line, and the text in the heading's holes.
 pub(crate) fn heading<'a>(text: &Text<'a>) -> Option<(&'static Signature, Holes<'a>)> {
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(SIGNATURES.iter().map(|signature| signature.heading)));
     text.first_of(&TABLE).map(|(index, holes)| (&SIGNATURES[index], holes))
 }
 
-/// The kernel announces itself: a boot.
+/// The first line of a boot.
 pub(crate) const BANNER: &str = "^Linux version ";
 
-/// Whether a line stands before a restart that somebody asked for.
+/// Whether a line announces a restart that was requested.
 pub(crate) fn is_orderly(text: &Text<'_>) -> bool {
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(ORDERLY.iter().copied()));
     text.first_of(&TABLE).is_some()
 }
 
-/// Lines before a restart that somebody asked for.
+/// Lines before a restart that was requested.
 const ORDERLY: &[&str] = &["^reboot: ", "^sysrq: Resetting", "^Restarting system", "^kexec_core: Starting new kernel"];
 
-/// Lines with which a report is complete.
+/// Last lines of reports.
 pub(crate) const ENDS: &[&str] =
     &["---[ end ", "^Rebooting in ", "^Out of memory: Killed process", "^Memory cgroup out of memory: Killed process"];
 
-/// Lines after which frames belong to somebody else: who allocated, who holds locks, what other CPUs do.
+/// Lines after which the frames are those of another task: one that allocated the memory, or that holds locks.
 pub(crate) const FRAMES_END: &[&str] = &[
     "^Allocated by task",
     "^Allocated:",
@@ -100,13 +100,13 @@ pub(crate) const FRAMES_END: &[&str] = &[
     "^Local variable ",
 ];
 
-/// Lines that begin the stack of another CPU.
+/// The start of another CPU's stack.
 pub(crate) const OTHER_CPU: &str = "NMI backtrace for cpu ";
 
-/// What the kernel prints where its log overran: lines of this report may be missing.
+/// The kernel prints this if its log overflowed. Lines of the open report may be missing.
 pub(crate) const DROPPED: &str = "printk messages dropped";
 
-/// Ordinary lines of a kernel. By these a log is known that has no stamps, tags or reports.
+/// Ordinary lines of a kernel. They identify a kernel log that has no stamps, tags or reports.
 #[rustfmt::skip]
 const ORDINARY: &[&str] = &[
     BANNER, "^Command line: ", "^Kernel command line: ", "^BIOS-e820: ", "^BIOS-provided physical RAM map", "^ACPI: ",
@@ -121,8 +121,8 @@ const ORDINARY: &[&str] = &[
     "{} module verification failed: ", "{} loading out-of-tree module", "{}: segfault at {} ip {} sp ", "^process '{}' started with",
 ];
 
-/// Whether an unmarked line is surely a kernel's: one of [`ORDINARY`], a message of a device on a bus
-/// (`pci 0000:00:1f.2: [8086:2922]`), or a frame of a stack.
+/// Whether a line without a mark is certainly a kernel's: one of [`ORDINARY`], a message of a device on a bus
+/// (`pci 0000:00:1f.2: [8086:2922]`), or a stack frame.
 pub(crate) fn is_ordinary(text: &str) -> bool {
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(ORDINARY.iter().copied()));
     Text::new(text).first_of(&TABLE).is_some() || names_a_device(text) || crate::frames::frame(text).is_some()
@@ -136,7 +136,7 @@ fn names_a_device(text: &str) -> bool {
         driver.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte));
     let is_address = device.bytes().all(|byte| byte.is_ascii_hexdigit() || b":.-".contains(&byte));
     let colons = device.bytes().filter(|byte| *byte == b':').count();
-    // Two numbers are a version, three with colons a time of day.
+    // Two numbers are a version, three with colons are a time of day.
     let is_on_a_bus = driver == "usb" || colons >= 3 || (colons >= 1 && device.contains('.'));
     !driver.is_empty() && is_driver && is_address && is_on_a_bus
 }
@@ -145,10 +145,10 @@ use Blame::{Allocation, Entry, LockSite, Waiter};
 use Kind::*;
 use Role::{Consequence, Continues, Line, Preamble};
 
-/// Every heading that is known.
+/// All known headings.
 #[rustfmt::skip]
 pub(crate) const SIGNATURES: &[Signature] = &[
-    // Panics that follow from what has been reported.
+    // Panics that follow from a report.
     fatal(Panic, "Kernel panic - not syncing: {}panic_on_warn set", "kernel panic: panic_on_warn set").role(Consequence),
     fatal(Panic, "Kernel panic - not syncing: {}panic_on_kmsan set", "kernel panic: panic_on_kmsan set").role(Consequence),
     fatal(Panic, "Kernel panic - not syncing: {}Fatal exception in interrupt", "kernel panic: Fatal exception in interrupt").role(Consequence),
@@ -161,7 +161,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     fatal(Panic, "Kernel panic - not syncing: Machine halted", "kernel panic: Machine halted").role(Consequence),
     fatal(Panic, "Kernel panic - not syncing: Aiee, killing interrupt handler", "kernel panic: Aiee, killing interrupt handler!").role(Consequence),
     fatal(Panic, "Kernel panic - not syncing: Attempted to kill the idle task", "kernel panic: Attempted to kill the idle task!").role(Consequence),
-    // Panics in their own right.
+    // Panics without a report before them.
     fatal(StackOverflow, "Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: {fn}", "kernel panic: stack is corrupted in {fn}"),
     fatal(StackOverflow, "Kernel panic - not syncing: corrupted stack end detected", "kernel panic: corrupted stack end in {fn}").blame(Entry),
     fatal(OutOfMemory, "Kernel panic - not syncing: Out of memory", "kernel panic: Out of memory"),
@@ -211,7 +211,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     fatal(Oops, "^Oops{}[#", "Oops in {fn}").role(Continues),
     fatal(Oops, "^Kernel bug detected[#", "kernel BUG in {fn}"),
 
-    // BUG() and checks as deadly. The file tells which check it was.
+    // BUG() and checks that are as severe. The file name shows which check it was.
     fatal(Bug, "kernel BUG at lib/list_debug.c:", "BUG: corrupted list in {fn}"),
     fatal(MemoryCorruption, "kernel BUG at mm/usercopy.c:", "BUG: bad usercopy in {fn}"),
     fatal(Bug, "kernel BUG at ", "kernel BUG in {fn}"),
@@ -277,7 +277,7 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     error(HungTask, "^unregister_netdevice: waiting for {} to become free", "unregister_netdevice: waiting for device to become free").role(Line),
     error(HungTask, "^NETDEV WATCHDOG: ", "NETDEV WATCHDOG: transmit queue timed out").role(Preamble),
 
-    // WARN(). The file tells which check it was; kernels from 6.18 on name it first.
+    // WARN(). The file name shows which check it was; kernels from 6.18 on print it first.
     warning(DebugObjects, "^WARNING: {}lib/debugobjects.c:{} {fn}", "WARNING: ODEBUG bug in {fn}"),
     warning(Refcount, "^WARNING: {}lib/refcount.c:{} {fn}", "WARNING: refcount bug in {fn}"),
     warning(Warning, "^WARNING: {}lib/kobject.c:{} {fn}", "WARNING: kobject bug in {fn}"),

@@ -1,13 +1,13 @@
-//! The scanner on real consoles: trimmed logs of machines that were made to crash, and what is found in them.
+//! Scans real consoles: trimmed logs of machines that were made to crash.
 //!
-//! `fixtures/README.md` says how the logs were made.
+//! `fixtures/README.md` describes how the logs were made.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_detect::{ConsoleLine, Finding, Kind, Lines, Scanner, Severity};
 
-/// A line of the extract is shown up to here in snapshots; the rest is registers and code bytes.
+/// Characters of an extract's line in snapshots. The rest is registers and code bytes.
 const SHOWN_CHARS_MAX: usize = 100;
 
 /// Fewer fixtures than this means that they were not found.
@@ -37,7 +37,7 @@ fn titles(rows: &str) -> Vec<String> {
     scan_rows(rows.lines()).into_iter().map(|finding| finding.title).collect()
 }
 
-/// A finding as people read it.
+/// A finding in the form of the snapshots.
 fn shown(finding: &Finding) -> String {
     let Finding { title, kind, severity, function, corrupted, extract, at } = finding;
     let function = function.as_deref().unwrap_or("-");
@@ -65,7 +65,7 @@ fn every_real_crash_is_found_and_named() {
 }
 
 #[test]
-fn a_dead_machine_tells_what_it_was_saying() {
+fn the_finding_of_an_open_report_is_pending() {
     let mut scanner = Scanner::new();
     let at = Duration::from_secs(3);
     for text in
@@ -81,7 +81,7 @@ fn a_dead_machine_tells_what_it_was_saying() {
 }
 
 #[test]
-fn the_worst_pending_finding_is_told_first() {
+fn the_most_severe_finding_is_pending() {
     let mut scanner = Scanner::new();
     let rows = [
         "[    3.000000][  T1] WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2",
@@ -96,20 +96,20 @@ fn the_worst_pending_finding_is_told_first() {
 }
 
 #[test]
-fn a_program_that_prints_a_panic_is_not_believed() {
+fn a_panic_that_a_program_prints_is_not_a_finding() {
     let rows = "[    1.000000] Run /init as init process\nKernel panic - not syncing: I am a program\n";
     assert_eq!(titles(rows), [""; 0]);
     assert_eq!(titles("Kernel panic - not syncing: no stamps at all"), ["kernel panic: no stamps at all"]);
 }
 
 #[test]
-fn a_panic_after_a_prompt_is_believed() {
+fn a_panic_after_a_prompt_is_a_finding() {
     let rows = "[    1.000000] Run /init as init process\n/ # [    9.000000] Kernel panic - not syncing: really";
     assert_eq!(titles(rows), ["kernel panic: really"]);
 }
 
 #[test]
-fn a_fault_of_a_program_is_no_finding() {
+fn a_fault_of_a_program_is_not_a_finding() {
     let rows = "[    1.000000] a[7]: segfault at 4cb420 ip 00000000004cb420 sp 00007f27fd37a250 error 15 in a[4c9000+3000]\n\
                 [    1.000001] traps: a[7] general protection fault ip:4cb420 sp:7f27fd37a250 error:0 in a[4c9000+3000]\n\
                 [    1.000002] audit: comm=\"BUG: unable\" exe=\"INFO: task x blocked for more than 9 s\"\n\
@@ -118,7 +118,7 @@ fn a_fault_of_a_program_is_no_finding() {
 }
 
 #[test]
-fn interleaved_tasks_make_a_finding_each() {
+fn reports_of_interleaved_tasks_are_separate_findings() {
     let rows = "[    1.000000][  T1] WARNING: CPU: 0 PID: 1 at a.c:1 first+0x1/0x2\n\
                 [    1.000000][  T2] WARNING: CPU: 1 PID: 2 at b.c:1 second+0x1/0x2\n\
                 [    1.000001][  T1] Call Trace:\n[    1.000001][  T2] Call Trace:\n\
@@ -133,7 +133,7 @@ fn interleaved_tasks_make_a_finding_each() {
 }
 
 #[test]
-fn a_report_is_handed_out_with_its_last_line() {
+fn a_finding_is_returned_with_the_last_line_of_its_report() {
     let mut scanner = Scanner::new();
     let rows = ["kernel BUG at fs/a.c:1!", "invalid opcode: 0000 [#1]", "RIP: 0010:f+0x1/0x2", " g+0x1/0x2"];
     for text in rows {
@@ -146,7 +146,7 @@ fn a_report_is_handed_out_with_its_last_line() {
 }
 
 #[test]
-fn a_caller_that_falls_silent_ends_its_report() {
+fn a_report_ends_when_its_caller_is_quiet() {
     let mut scanner = Scanner::new();
     let row = |text: &str, seconds| ConsoleLine { text: text.to_owned(), at: Duration::from_secs(seconds) };
     assert_eq!(scanner.push(&row("INFO: task a:1 blocked for more than 120 seconds.", 1)), None);
@@ -157,7 +157,7 @@ fn a_caller_that_falls_silent_ends_its_report() {
 }
 
 #[test]
-fn a_panic_that_follows_from_a_report_belongs_to_it() {
+fn a_panic_that_follows_from_a_report_is_a_part_of_it() {
     let warned = "[    1.000000] WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2\n\
                   [    1.000001] Kernel panic - not syncing: panic_on_warn set ...\n\
                   [    1.000002]  panic+0x1/0x2\n[    1.000002]  __warn+0x1/0x2\n[    1.000002]  f+0x1/0x2";
@@ -171,11 +171,11 @@ fn a_panic_that_follows_from_a_report_belongs_to_it() {
     assert_eq!(titles(oopsed), ["general protection fault in f"]);
 
     let alone = scan_rows(["[    1.000004] Kernel panic - not syncing: Fatal exception"]);
-    assert!(alone[0].corrupted, "what went before was lost");
+    assert!(alone[0].corrupted, "the report before the panic was lost");
 }
 
 #[test]
-fn a_second_boot_that_nobody_asked_for_is_a_finding() {
+fn a_second_boot_that_was_not_requested_is_a_finding() {
     let first = "[    0.000000] Linux version 6.1.0\n[    1.000000] Run /init as init process\nhello\n";
     let second = "[    0.000000] Linux version 6.1.0\n[    1.000001] Run /init as init process\nhello\n";
     assert_eq!(titles(&format!("{first}{second}")), ["unexpected reboot"]);
@@ -185,7 +185,7 @@ fn a_second_boot_that_nobody_asked_for_is_a_finding() {
 }
 
 #[test]
-fn a_log_that_is_shown_on_the_console_again_says_nothing_new() {
+fn a_log_that_is_printed_again_adds_no_findings() {
     let mut log = "[    0.000000] Linux version 6.1.0\n".to_owned();
     for number in 0..20 {
         log.push_str(&format!("[    1.{number:06}] line {number}\n"));
@@ -197,7 +197,7 @@ fn a_log_that_is_shown_on_the_console_again_says_nothing_new() {
 }
 
 #[test]
-fn the_cpus_that_a_stall_asks_belong_to_it() {
+fn stacks_of_other_cpus_are_a_part_of_the_stall() {
     let rows = "[    9.000000][    C0] rcu: INFO: rcu_sched detected stalls on CPUs/tasks:\n\
                 [    9.000001][    C1] NMI backtrace for cpu 1\n\
                 [    9.000002][    C1]  spin+0x1/0x2\n[    9.000003][    C1]  ext4_write_iter+0x1/0x2";
@@ -227,14 +227,14 @@ fn a_deadlock_is_named_after_where_the_lock_is_wanted() {
 }
 
 #[test]
-fn lost_lines_mark_a_finding_as_corrupted() {
+fn a_finding_with_lost_lines_is_corrupted() {
     let rows = "[    1.000000] BUG: KASAN: use-after-free in f+0x1/0x2\n[    1.000001]  g+0x1/0x2\n\
                 ** 3764 printk messages dropped ** [    1.000002] ** 12 printk messages dropped **";
     assert!(scan_rows(rows.lines())[0].corrupted);
 }
 
 #[test]
-fn the_reason_of_a_panic_loses_its_numbers() {
+fn numbers_are_replaced_in_the_title_of_a_panic() {
     let row = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)";
     assert_eq!(titles(row), ["kernel panic: VFS: Unable to mount root fs on unknown-block(NUM,NUM)"]);
 }

@@ -1,4 +1,4 @@
-//! What holds for every console, however hostile and however its bytes were cut.
+//! Properties that hold for every console, also for hostile ones, and for any way in which its bytes are cut.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn findings(pieces: &[&[u8]]) -> Vec<Finding> {
     found
 }
 
-/// Rows that kernels print, rows that look like them, and rows of noise.
+/// Rows that kernels print, rows that look similar, and random bytes.
 fn row() -> impl Strategy<Value = Vec<u8>> {
     let fragment = prop_oneof![
         Just("[    1.000000] "),
@@ -65,7 +65,7 @@ fn row() -> impl Strategy<Value = Vec<u8>> {
     (prop_oneof![4 => text, 1 => noise], end).prop_map(|(text, end)| [text.as_slice(), end.as_bytes()].concat())
 }
 
-/// What programs that save logs put before a row, and what is nearly that.
+/// Prefixes that programs put before a row when they save a log, and text that is similar.
 fn saved_prefix() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         Just("<4>"),
@@ -96,14 +96,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn the_cuts_do_not_matter(rows in prop::collection::vec(row(), 0..60), cut_bytes in 1_usize..50) {
+    fn findings_do_not_depend_on_how_bytes_are_cut(rows in prop::collection::vec(row(), 0..60), cut_bytes in 1_usize..50) {
         let console = rows.concat();
         let pieces: Vec<&[u8]> = console.chunks(cut_bytes).collect();
         prop_assert_eq!(findings(&pieces), findings(&[&console]));
     }
 
     #[test]
-    fn a_saved_log_may_hold_anything_and_come_in_any_pieces(
+    fn findings_of_a_saved_log_do_not_depend_on_how_bytes_are_cut(
         rows in prop::collection::vec((saved_prefix(), row()), 0..40),
         cut_bytes in 1_usize..50,
     ) {
@@ -149,24 +149,24 @@ proptest! {
 }
 
 #[test]
-fn a_guest_that_never_ends_a_report_holds_no_more_than_the_bounds() {
+fn reports_without_an_end_stay_within_the_bounds() {
     let mut scanner = Scanner::new();
-    let mut handed_out = 0;
+    let mut returned = 0;
     for number in 0..OPEN_REPORTS_MAX * REPORT_LINES_MAX * 3 {
         let caller = number % (OPEN_REPORTS_MAX * 2);
         let text = format!("[    1.000000][  T{caller}] BUG: KASAN: use-after-free in f+0x1/0x2 {number}");
-        handed_out += usize::from(scanner.push(&ConsoleLine { text, at: Duration::ZERO }).is_some());
+        returned += usize::from(scanner.push(&ConsoleLine { text, at: Duration::ZERO }).is_some());
     }
-    assert!(handed_out > OPEN_REPORTS_MAX);
+    assert!(returned > OPEN_REPORTS_MAX);
     assert!(scanner.finish().len() <= OPEN_REPORTS_MAX);
 }
 
 #[test]
-fn a_row_full_of_reports_costs_the_mild_ones_first() {
+fn a_full_queue_drops_the_least_severe_findings() {
     let mut scanner = Scanner::new();
     let row = "[    1.000000] kmemleak: 1 new suspected memory leaks".repeat(60);
-    let deadly = "[    1.000000] Kernel panic - not syncing: out of everything";
-    let found = scanner.push(&ConsoleLine { text: format!("{deadly}{row}"), at: Duration::ZERO });
+    let fatal = "[    1.000000] Kernel panic - not syncing: out of everything";
+    let found = scanner.push(&ConsoleLine { text: format!("{fatal}{row}"), at: Duration::ZERO });
     let rest = scanner.finish();
     assert!(rest.len() < 40);
     assert!(found.iter().chain(&rest).any(|finding| finding.title == "kernel panic: out of everything"));

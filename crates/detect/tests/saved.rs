@@ -1,4 +1,4 @@
-//! The same crashes, saved in every way in which people save kernel logs: the same findings must come out.
+//! The same crashes, saved in all the usual forms of kernel logs, must give the same findings.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use kiln_detect::{ConsoleLine, Finding, KernelLine, Kind, Lines, SavedLog, Scann
 
 /// Fewer logs than this means that they were not found.
 const LOGS_MIN: usize = 30;
-/// Rows of programs are of no use to a log of the kernel, but daemons keep them in the same file.
+/// Rows of programs. Daemons save them in the same file as the kernel's.
 const PROGRAM_ROWS: [&str; 3] =
     ["sshd[812]: Kernel panic - not syncing: I am a program", "cron[7]: BUG: unable to handle", "sudo: WARNING: x"];
 
 /// One message of the kernel.
-struct Said {
+struct Message {
     stamp: Duration,
-    /// Seconds since the log began; goes on where the machine boots again.
+    /// Time since the log began. It continues when the machine boots again.
     wall: Duration,
     text: String,
 }
@@ -23,144 +23,152 @@ struct Said {
 /// A form in which a log is saved.
 struct Form {
     name: &'static str,
-    row: fn(&Said) -> String,
-    /// What a row of another program looks like, if the form has any.
+    row: fn(&Message) -> String,
+    /// The form of another program's row, if logs in this form have such rows.
     program: Option<fn(&str) -> String>,
 }
 
 impl Form {
-    const fn new(name: &'static str, row: fn(&Said) -> String) -> Self {
+    const fn new(name: &'static str, row: fn(&Message) -> String) -> Self {
         Self { name, row, program: None }
     }
 
-    const fn with_programs(name: &'static str, row: fn(&Said) -> String, program: fn(&str) -> String) -> Self {
+    const fn with_programs(name: &'static str, row: fn(&Message) -> String, program: fn(&str) -> String) -> Self {
         Self { name, row, program: Some(program) }
     }
 }
 
-fn seconds(said: &Said) -> String {
-    format!("{:5}.{:06}", said.stamp.as_secs(), said.stamp.subsec_micros())
+fn seconds(message: &Message) -> String {
+    format!("{:5}.{:06}", message.stamp.as_secs(), message.stamp.subsec_micros())
 }
 
 /// `12:01:07` of a log that begins at noon.
-fn clock(said: &Said) -> String {
-    let all = 12 * 3600 + said.wall.as_secs();
+fn clock(message: &Message) -> String {
+    let all = 12 * 3600 + message.wall.as_secs();
     format!("{:02}:{:02}:{:02}", all / 3600, all / 60 % 60, all % 60)
 }
 
-fn micros(said: &Said) -> u32 {
-    said.wall.subsec_micros()
+fn micros(message: &Message) -> u32 {
+    message.wall.subsec_micros()
 }
 
 const FORMS: &[Form] = &[
-    Form::new("dmesg", |said| format!("[{}] {}", seconds(said), said.text)),
-    Form::new("dmesg -r", |said| format!("<4>[{}] {}", seconds(said), said.text)),
-    Form::new("dmesg -x", |said| format!("kern  :warn  : [{}] {}", seconds(said), said.text)),
-    Form::new("dmesg -T", |said| format!("[Sun Nov  1 {} 2026] {}", clock(said), said.text)),
-    Form::new("dmesg -T, another language", |said| format!("[So Nov. 1 {} 2026] {}", clock(said), said.text)),
-    Form::new("dmesg -xT", |said| format!("kern  :err   : [Sun Nov  1 {} 2026] {}", clock(said), said.text)),
-    Form::new("dmesg -d", |said| format!("[{} <    0.000012>] {}", seconds(said), said.text)),
-    Form::new("dmesg --time-format iso", |said| {
-        format!("2026-11-01T{},{:06}+00:00 {}", clock(said), micros(said), said.text)
+    Form::new("dmesg", |message| format!("[{}] {}", seconds(message), message.text)),
+    Form::new("dmesg -r", |message| format!("<4>[{}] {}", seconds(message), message.text)),
+    Form::new("dmesg -x", |message| format!("kern  :warn  : [{}] {}", seconds(message), message.text)),
+    Form::new("dmesg -T", |message| format!("[Sun Nov  1 {} 2026] {}", clock(message), message.text)),
+    Form::new("dmesg -T, another language", |message| format!("[So Nov. 1 {} 2026] {}", clock(message), message.text)),
+    Form::new("dmesg -xT", |message| format!("kern  :err   : [Sun Nov  1 {} 2026] {}", clock(message), message.text)),
+    Form::new("dmesg -d", |message| format!("[{} <    0.000012>] {}", seconds(message), message.text)),
+    Form::new("dmesg --time-format iso", |message| {
+        format!("2026-11-01T{},{:06}+00:00 {}", clock(message), micros(message), message.text)
     }),
-    Form::new("dmesg of a kernel with callers", |said| format!("[{}] [    T312] {}", seconds(said), said.text)),
-    Form::new("console of a kernel with callers", |said| format!("[{}][  T312] {}", seconds(said), said.text)),
-    Form::new("dmesg -T of a kernel with callers", |said| {
-        format!("[Sun Nov  1 {} 2026] [      C0] {}", clock(said), said.text)
+    Form::new("dmesg of a kernel with callers", |message| {
+        format!("[{}] [    T312] {}", seconds(message), message.text)
     }),
-    Form::new("dmesg without brackets", |said| format!("{} {}", seconds(said), said.text)),
-    Form::new("dmesg with half of its brackets", |said| format!("{}] {}", seconds(said), said.text)),
-    Form::new("/dev/kmsg", |said| format!("4,339,{},-;{}", said.stamp.as_micros(), said.text)),
-    Form::new("/dev/kmsg with callers", |said| {
-        format!("4,339,{},-,caller=T1;{}\n SUBSYSTEM=pci", said.stamp.as_micros(), said.text)
+    Form::new("console of a kernel with callers", |message| format!("[{}][  T312] {}", seconds(message), message.text)),
+    Form::new("dmesg -T of a kernel with callers", |message| {
+        format!("[Sun Nov  1 {} 2026] [      C0] {}", clock(message), message.text)
+    }),
+    Form::new("dmesg without brackets", |message| format!("{} {}", seconds(message), message.text)),
+    Form::new("dmesg with half of its brackets", |message| format!("{}] {}", seconds(message), message.text)),
+    Form::new("/dev/kmsg", |message| format!("4,339,{},-;{}", message.stamp.as_micros(), message.text)),
+    Form::new("/dev/kmsg with callers", |message| {
+        format!("4,339,{},-,caller=T1;{}\n SUBSYSTEM=pci", message.stamp.as_micros(), message.text)
     }),
     Form::with_programs(
         "journalctl -k",
-        |said| format!("Nov 01 {} web-1 kernel: {}", clock(said), said.text),
+        |message| format!("Nov 01 {} web-1 kernel: {}", clock(message), message.text),
         |row| format!("Nov 01 12:00:00 web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl -o short-precise",
-        |said| format!("Nov 01 {}.{:06} web-1 kernel: {}", clock(said), micros(said), said.text),
+        |message| format!("Nov 01 {}.{:06} web-1 kernel: {}", clock(message), micros(message), message.text),
         |row| format!("Nov 01 12:00:00.000000 web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl -o short-iso",
-        |said| format!("2026-11-01T{}+0100 web-1 kernel: {}", clock(said), said.text),
+        |message| format!("2026-11-01T{}+0100 web-1 kernel: {}", clock(message), message.text),
         |row| format!("2026-11-01T12:00:00+0100 web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl -o short-iso-precise",
-        |said| format!("2026-11-01T{}.{:06}+01:00 web-1 kernel: {}", clock(said), micros(said), said.text),
+        |message| format!("2026-11-01T{}.{:06}+01:00 web-1 kernel: {}", clock(message), micros(message), message.text),
         |row| format!("2026-11-01T12:00:00.000000+01:00 web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl -o short-full",
-        |said| format!("Sun 2026-11-01 {} UTC web-1 kernel: {}", clock(said), said.text),
+        |message| format!("Sun 2026-11-01 {} UTC web-1 kernel: {}", clock(message), message.text),
         |row| format!("Sun 2026-11-01 12:00:00 UTC web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl -o short-unix",
-        |said| format!("{}.{:06} web-1 kernel: {}", 1_793_534_400 + said.wall.as_secs(), micros(said), said.text),
+        |message| {
+            format!("{}.{:06} web-1 kernel: {}", 1_793_534_400 + message.wall.as_secs(), micros(message), message.text)
+        },
         |row| format!("1793534400.000000 web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl -o short-monotonic",
-        |said| format!("[{}] web-1 kernel: {}", seconds(said), said.text),
+        |message| format!("[{}] web-1 kernel: {}", seconds(message), message.text),
         |row| format!("[    0.000000] web-1 {row}"),
     ),
     Form::with_programs(
         "journalctl --no-hostname",
-        |said| format!("Nov 01 {} kernel: {}", clock(said), said.text),
+        |message| format!("Nov 01 {} kernel: {}", clock(message), message.text),
         |row| format!("Nov 01 12:00:00 {row}"),
     ),
     Form::with_programs(
         "syslog",
-        |said| format!("Nov  1 {} web-1 kernel: [{}] {}", clock(said), seconds(said), said.text),
+        |message| format!("Nov  1 {} web-1 kernel: [{}] {}", clock(message), seconds(message), message.text),
         |row| format!("Nov  1 12:00:00 web-1 {row}"),
     ),
     Form::with_programs(
         "syslog with priorities",
-        |said| format!("<4>Nov  1 {} web-1 kernel: [{}] {}", clock(said), seconds(said), said.text),
+        |message| format!("<4>Nov  1 {} web-1 kernel: [{}] {}", clock(message), seconds(message), message.text),
         |row| format!("<4>Nov  1 12:00:00 web-1 {row}"),
     ),
     Form::with_programs(
         "rsyslog, ISO times",
-        |said| {
+        |message| {
             format!(
                 "2026-11-01T{}.{:06}+00:00 web-1 kernel: [{}] {}",
-                clock(said),
-                micros(said),
-                seconds(said),
-                said.text
+                clock(message),
+                micros(message),
+                seconds(message),
+                message.text
             )
         },
         |row| format!("2026-11-01T12:00:00.000000+00:00 web-1 {row}"),
     ),
     Form::with_programs(
         "RFC 5424",
-        |said| format!("<4>1 2026-11-01T{}Z web-1 kernel - - - [{}] {}", clock(said), seconds(said), said.text),
+        |message| {
+            format!("<4>1 2026-11-01T{}Z web-1 kernel - - - [{}] {}", clock(message), seconds(message), message.text)
+        },
         |row| format!("<4>1 2026-11-01T12:00:00Z web-1 prog 7 - - {row}"),
     ),
     Form::with_programs(
         "busybox syslogd",
-        |said| format!("Nov  1 {} web-1 kern.warn kernel: [{}] {}", clock(said), seconds(said), said.text),
+        |message| format!("Nov  1 {} web-1 kern.warn kernel: [{}] {}", clock(message), seconds(message), message.text),
         |row| format!("Nov  1 12:00:00 web-1 user.notice {row}"),
     ),
-    Form::new("console with ISO times", |said| {
-        format!("2026-11-01T{}Z [{}] {}", clock(said), seconds(said), said.text)
+    Form::new("console with ISO times", |message| {
+        format!("2026-11-01T{}Z [{}] {}", clock(message), seconds(message), message.text)
     }),
-    Form::new("console with ISO times in brackets", |said| {
-        format!("[2026-11-01 {}.{:03}] [{}] {}", clock(said), micros(said) / 1000, seconds(said), said.text)
+    Form::new("console with ISO times in brackets", |message| {
+        format!("[2026-11-01 {}.{:03}] [{}] {}", clock(message), micros(message) / 1000, seconds(message), message.text)
     }),
-    Form::new("console behind ts", |said| format!("Nov 01 {} [{}] {}", clock(said), seconds(said), said.text)),
+    Form::new("console behind ts", |message| {
+        format!("Nov 01 {} [{}] {}", clock(message), seconds(message), message.text)
+    }),
 ];
 
-/// Forms without any clock: reports that only silence ends run on.
+/// Forms without any clock. In these, a report that ends by being quiet doesn't end.
 const TIMELESS: &[Form] = &[
-    Form::new("dmesg -t", |said| said.text.clone()),
-    Form::new("dmesg -xt", |said| format!("kern  :warn  : {}", said.text)),
-    Form::new("broadcasts of syslogd", |said| format!(" kernel:{}", said.text)),
+    Form::new("dmesg -t", |message| message.text.clone()),
+    Form::new("dmesg -xt", |message| format!("kern  :warn  : {}", message.text)),
+    Form::new("broadcasts of syslogd", |message| format!(" kernel:{}", message.text)),
 ];
 
 fn fixtures() -> Vec<PathBuf> {
@@ -176,8 +184,8 @@ fn logs(folder: &Path, extension: &str) -> Vec<PathBuf> {
     logs
 }
 
-/// What the kernel says on a console, without what programs say.
-fn said(console: &[u8]) -> Vec<Said> {
+/// The kernel's messages on a console, without the output of programs.
+fn messages(console: &[u8]) -> Vec<Message> {
     let mut lines = Lines::new();
     let mut rows = lines.push(console);
     rows.extend(lines.finish());
@@ -193,7 +201,7 @@ fn said(console: &[u8]) -> Vec<Said> {
                 offset += last + Duration::from_secs(2);
             }
             last = stamp;
-            Said { stamp, wall: offset + stamp, text: line.text.to_owned() }
+            Message { stamp, wall: offset + stamp, text: line.text.to_owned() }
         })
         .collect()
 }
@@ -205,7 +213,7 @@ fn scan(log: &str) -> (Vec<Finding>, bool) {
     (findings, saved.has_kernel_lines())
 }
 
-/// As the watch on a live console scans it.
+/// Scans a console like the engine scans a live one.
 fn scan_live(console: &str) -> Vec<Finding> {
     let (mut lines, mut scanner, mut before) = (Lines::new(), Scanner::new(), Duration::ZERO);
     let mut rows = lines.push(console.as_bytes());
@@ -220,7 +228,7 @@ fn scan_live(console: &str) -> Vec<Finding> {
     findings
 }
 
-/// What of a finding does not depend on how the log was saved.
+/// The parts of a finding that don't depend on how the log was saved.
 fn gist(findings: &[Finding]) -> Vec<String> {
     let gist = |Finding { title, kind, severity, function, .. }: &Finding| {
         format!("{title} {kind:?} {severity:?} {function:?}")
@@ -228,9 +236,9 @@ fn gist(findings: &[Finding]) -> Vec<String> {
     findings.iter().map(gist).collect()
 }
 
-fn render(form: &Form, said: &[Said]) -> String {
+fn render(form: &Form, messages: &[Message]) -> String {
     let mut log = String::new();
-    for (number, one) in said.iter().enumerate() {
+    for (number, one) in messages.iter().enumerate() {
         writeln!(log, "{}", (form.row)(one)).expect("a string takes everything");
         if let Some(program) = form.program
             && number > 0
@@ -242,17 +250,17 @@ fn render(form: &Form, said: &[Said]) -> String {
     log
 }
 
-/// What differs between a log as a console shows it and the same log in another form.
+/// The differences between the findings of a console and of the same log in other forms.
 fn differences(name: &str, console: &[u8], forms: &[Form]) -> String {
-    let said = said(console);
-    let stamped = render(&FORMS[0], &said);
-    let unstamped = render(&TIMELESS[0], &said);
-    let has_stamps = said.iter().any(|one| !one.stamp.is_zero());
+    let messages = messages(console);
+    let stamped = render(&FORMS[0], &messages);
+    let unstamped = render(&TIMELESS[0], &messages);
+    let has_stamps = messages.iter().any(|one| !one.stamp.is_zero());
     let expected = scan(if has_stamps { &stamped } else { &unstamped }).0;
     let mut differences = String::new();
     for form in forms {
-        let (found, is_kernel_log) = scan(&render(form, &said));
-        // The daemon is gone before a machine restarts that was told to, so a restart alone means nothing there.
+        let (found, is_kernel_log) = scan(&render(form, &messages));
+        // A daemon is stopped before an orderly restart, so its log doesn't show whether a restart was requested.
         let expected: Vec<Finding> =
             expected.iter().filter(|one| form.program.is_none() || one.kind != Kind::Reboot).cloned().collect();
         if gist(&found) != gist(&expected) {
@@ -272,7 +280,7 @@ fn a_crash_is_the_same_in_every_form_of_log() {
     for path in fixtures() {
         let console = std::fs::read(&path).expect("it was listed");
         // A log whose kernel has no stamps has no times to show.
-        let forms = if said(&console).iter().any(|one| !one.stamp.is_zero()) { FORMS } else { &[] };
+        let forms = if messages(&console).iter().any(|one| !one.stamp.is_zero()) { FORMS } else { &[] };
         differ += &differences(&path.file_stem().expect("a name").display().to_string(), &console, forms);
         differ += &differences(&path.file_stem().expect("a name").display().to_string(), &console, TIMELESS);
     }
@@ -280,7 +288,7 @@ fn a_crash_is_the_same_in_every_form_of_log() {
 }
 
 #[test]
-fn a_console_gives_the_same_whether_it_is_live_or_saved() {
+fn a_live_and_a_saved_console_have_the_same_findings() {
     for path in fixtures() {
         let console = String::from_utf8_lossy(&std::fs::read(&path).expect("it was listed")).into_owned();
         assert_eq!(scan(&console).0, scan_live(&console), "{}", path.display());
@@ -297,7 +305,7 @@ fn foreign_crashes_are_the_same_in_every_form_of_log() {
         let text = String::from_utf8_lossy(&std::fs::read(&path).expect("it was listed")).into_owned();
         let console =
             text.split_once("\n\n").map_or("", |(_, console)| console).split("\n\nREPORT:").next().unwrap_or("");
-        if !said(console.as_bytes()).iter().any(|one| !one.stamp.is_zero()) {
+        if !messages(console.as_bytes()).iter().any(|one| !one.stamp.is_zero()) {
             continue;
         }
         for form in FORMS {
@@ -312,7 +320,7 @@ fn foreign_crashes_are_the_same_in_every_form_of_log() {
 }
 
 #[test]
-fn programs_of_a_syslog_are_not_believed_even_before_the_kernel_says_anything() {
+fn rows_of_programs_in_a_syslog_are_not_findings_even_before_the_first_row_of_the_kernel() {
     let log = "Nov  1 12:00:00 web-1 app[7]: Kernel panic - not syncing: fake\n\
                Nov  1 12:00:01 web-1 kernel: [    1.000000] usb 1-1: new device\n\
                Nov  1 12:00:02 web-1 sudo: Kernel panic - not syncing: fake\n";
@@ -331,7 +339,7 @@ fn a_restart_in_a_syslog_is_not_unexpected() {
 }
 
 #[test]
-fn text_without_a_line_of_a_kernel_is_told() {
+fn text_without_a_line_of_a_kernel_is_not_a_kernel_log() {
     for text in [
         "",
         "\n\n",
