@@ -141,7 +141,7 @@ fn a_backend_that_runs_already_and_dies_late_is_a_crash_of_the_hostile_case_befo
 #[test]
 fn a_backend_whose_ring_is_dead_after_a_hostile_message_is_found() {
     let place = Place::new();
-    let script = "[[ring]]\non = \"kick\"\nafter = 200\n";
+    let script = "[[ring]]\non = \"completion\"\nafter = 200\ntimes = 0\n";
     let flags = ["--timeout", "1s", "--case", "hostile.unknown-request", "--case", "hostile.zeros"];
     let outcome = check(&place, script, &flags);
     assert_eq!(cases(&outcome, &FAILURES), ["hostile.unknown-request"], "{}", outcome.text());

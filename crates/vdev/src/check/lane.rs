@@ -31,9 +31,13 @@ use crate::virtio::DeviceKind;
 const SERVED_MAX: usize = 40;
 /// How much longer than the first time a backend is given to die when its cases are run again.
 const DIES_WITHIN: Duration = Duration::from_millis(200);
-/// How long a backend that runs already is watched for its end after a hostile case. It can't be started again to find out
-/// which case it died of.
-const WATCHED_AFTER_HARM: Duration = Duration::from_millis(50);
+/// How long a backend that runs already is watched for its end after a hostile case, since it can't be started again to find
+/// out which case it died of; and one that is given up if nothing else can be done meanwhile.
+const WATCHED: Duration = Duration::from_millis(50);
+/// The same for the last backends of a run, which costs that only once.
+const WATCHED_LONG: Duration = Duration::from_millis(250);
+/// Backends that were given up and are still watched, for each lane.
+const RETIRED_MAX: usize = 2;
 /// How often a case is tried at a backend that closes its first connection without a word.
 const TRIES: u32 = 4;
 /// The shortest pause between these.
@@ -96,12 +100,12 @@ pub struct Lane<'a> {
     target: Target,
     said: Sender<Said>,
     served: Vec<Served>,
-    retired: Option<Retired>,
+    retired: VecDeque<Retired>,
 }
 
 impl<'a> Lane<'a> {
     pub const fn new(shared: &'a Shared<'a>, target: Target, said: Sender<Said>) -> Self {
-        Self { shared, target, said, served: Vec::new(), retired: None }
+        Self { shared, target, said, served: Vec::new(), retired: VecDeque::new() }
     }
 
     /// Runs cases until there is none left.
@@ -111,7 +115,7 @@ impl<'a> Lane<'a> {
             self.say(Said::Done(task, Box::new(report)));
         }
         self.retire();
-        self.bury();
+        self.bury(0, WATCHED_LONG);
     }
 
     fn say(&self, said: Said) {
@@ -136,7 +140,7 @@ impl<'a> Lane<'a> {
         self.served.push(Served { task, ended: Instant::now() });
         if !self.target.is_spawned() {
             if is_harmful(case) && report.verdict == Verdict::Pass && self.target.pid().is_some() {
-                wait_until(WATCHED_AFTER_HARM, || self.target.has_ended());
+                wait_until(WATCHED, || self.target.has_ended());
                 if let Some(how) = self.target.crash(false) {
                     report.verdict = Verdict::Crash(after_the_case(&how));
                 }
@@ -296,9 +300,8 @@ impl<'a> Lane<'a> {
         self.say(Said::Blamed(served.task, after_the_case(how)));
     }
 
-    /// Gives up the backend that there is. If another may run beside it, it is watched a little longer.
+    /// Gives up the backend that there is. If others may run beside it, it is watched a little longer.
     fn retire(&mut self) {
-        self.bury();
         let served = std::mem::take(&mut self.served);
         let crash = self.target.crash(false);
         let has_ended = self.target.has_ended();
@@ -311,25 +314,33 @@ impl<'a> Lane<'a> {
             // It was asked to.
             None if has_ended => {}
             None => {
-                self.retired = Some(Retired { process, served });
-                if !self.shared.overlap {
-                    self.bury();
+                let is_shared = served.last().is_some_and(|last| !wants_its_own(last.task.case));
+                self.retired.push_back(Retired { process, served });
+                match self.shared.overlap {
+                    true => self.bury(RETIRED_MAX, WATCHED),
+                    // Nothing runs meanwhile. A backend that one case has had to itself costs that too often.
+                    false => self.bury(0, if is_shared { WATCHED } else { Duration::ZERO }),
                 }
             }
         }
     }
 
-    /// Ends the backend that was given up before. By now it has had the time that the next one took to start.
-    fn bury(&mut self) {
-        let Some(Retired { mut process, served }) = self.retired.take() else { return };
-        let crash = process.ended().and_then(|status| crash_words(status, self.target.ends_with_client));
-        self.target.end(process);
-        if let Some(how) = crash {
-            // The cases that are run again need a backend of their own, and this lane may have one.
-            let other = self.target.another(self.target.own_socket());
-            let busy = std::mem::replace(&mut self.target, other);
-            self.find_culprit(&served, &how, Instant::now());
-            self.target = busy;
+    /// Ends backends that were given up, but for so many. Each is watched for this long after its last case.
+    fn bury(&mut self, kept: usize, watched: Duration) {
+        while self.retired.len() > kept
+            && let Some(Retired { mut process, served }) = self.retired.pop_front()
+        {
+            let since = served.last().map_or(watched, |last| last.ended.elapsed());
+            process.wait(watched.saturating_sub(since));
+            let crash = process.ended().and_then(|status| crash_words(status, self.target.ends_with_client));
+            self.target.end(process);
+            if let Some(how) = crash {
+                // The cases that are run again need a backend of their own, and this lane may have one.
+                let other = self.target.another(self.target.own_socket());
+                let busy = std::mem::replace(&mut self.target, other);
+                self.find_culprit(&served, &how, Instant::now());
+                self.target = busy;
+            }
         }
     }
 }
