@@ -11,8 +11,9 @@ use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
 use kiln_vdev::frontend::blk::{BlkDriver, BlkOptions as DriverOptions};
 use kiln_vdev::frontend::{Frontend, FrontendError, Options, Wish};
 use kiln_vdev::mock::{Mock, Script};
+use kiln_vdev::protocol::Flags;
 use kiln_vdev::queue::QueueError;
-use kiln_vdev::socket::{Event, Listener};
+use kiln_vdev::socket::{Channel, Event, Listener};
 
 use super::frontend::{Killed, Served, TIMEOUT, wait_until_it_listens};
 
@@ -121,6 +122,45 @@ fn a_ring_that_is_not_served_ends_at_the_deadline() {
 }
 
 #[test]
+fn kicks_are_heard_until_a_message_has_come() {
+    let served = served("kick_ignored_after");
+    let mut driver = connect(&served).expect("starts");
+    let read = |driver: &mut BlkDriver| driver.read(8, &mut [0; 512]);
+    read(&mut driver).and_then(|()| read(&mut driver)).expect("is served");
+    drop(driver);
+    let mut channel = Channel::connect(&served.socket(), TIMEOUT).expect("listens");
+    channel.send_raw(200, Flags::request(), &[], &[]).expect("is sent");
+    assert!(channel.receive_unchecked().expect_err("there is no such message").is_closed());
+    let mut driver = connect(&served).expect("starts");
+    let error = read(&mut driver).and_then(|()| read(&mut driver)).expect_err("nobody hears the kick");
+    assert!(error.is_timeout(), "{error}");
+}
+
+#[test]
+fn clients_are_served_late_or_not_at_all_or_one_alone() {
+    let served = served("serve_late");
+    let mut driver = connect(&served).expect("is accepted in the end");
+    driver.read(8, &mut [0; 512]).expect("is served");
+    drop(driver);
+    let error = connect(&served).expect_err("it comes too soon");
+    assert!(error.is_closed(), "{error}");
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("s");
+    let mock = Mock::new(disk()).script(&script("serve_one")).expect("features that there are");
+    let serving = std::thread::spawn({
+        let socket = socket.clone();
+        move || mock.serve(&socket, &Event::new().expect("an event")).expect("serves")
+    });
+    // To find out whether it listens would be its one client.
+    let began = Instant::now();
+    while let Err(error) = BlkDriver::connect(&socket, &patience(), &driver_options()) {
+        assert!(began.elapsed() < TIMEOUT, "{error}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(serving.join().expect("no panic"), 1, "it ends without being told to");
+}
+
+#[test]
 fn what_is_only_slow_or_loud_is_borne() {
     for name in ["call_storm", "used_late"] {
         assert_eq!(session(name), Ok(vec![0; 512]), "{name}");
@@ -191,26 +231,33 @@ fn a_ring_that_is_written_after_it_was_stopped_is_noticed() {
 
 /// A mock in another process: this test again, in a process whose environment says where to listen.
 const CRASHER: &str = "KILN_TEST_CRASHER";
+/// Which script it has.
+const CRASH_SCRIPT: &str = "KILN_TEST_CRASH_SCRIPT";
 
 #[test]
 fn a_backend_that_crashes_is_noticed_at_once() {
     if let Some(socket) = std::env::var_os(CRASHER) {
         let stop = Event::new().expect("an event");
-        let mock = Mock::new(disk()).script(&script("crash_on_message")).expect("features that there are");
+        let name = std::env::var(CRASH_SCRIPT).expect("comes with the socket");
+        let mock = Mock::new(disk()).script(&script(&name)).expect("features that there are");
         mock.serve(Path::new(&socket), &stop).expect("serves");
         return;
     }
-    let directory = tempfile::tempdir().expect("a directory");
-    let socket = directory.path().join("s");
-    let test = "misbehave::a_backend_that_crashes_is_noticed_at_once";
-    let child = Killed::start(test, &[(CRASHER, &socket)]);
-    wait_until_it_listens(&socket);
-    let session = BlkDriver::connect(&socket, &patience(), &driver_options());
-    let error = session.expect_err("it crashes");
-    assert!(error.is_closed(), "{error}");
-    assert_eq!(child.ended().signal(), Some(6), "it was ended by its abort");
-    // Nobody was left to remove it.
-    assert!(Listener::bind(&socket).is_ok(), "the socket can be had again");
+    for name in ["crash_on_message", "crash_later"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("s");
+        let test = "misbehave::a_backend_that_crashes_is_noticed_at_once";
+        let child = Killed::start(test, &[(CRASHER, &socket), (CRASH_SCRIPT, Path::new(name))]);
+        wait_until_it_listens(&socket);
+        let session = BlkDriver::connect(&socket, &patience(), &driver_options());
+        if name == "crash_on_message" {
+            let error = session.expect_err("it crashes");
+            assert!(error.is_closed(), "{error}");
+        }
+        assert_eq!(child.ended().signal(), Some(6), "it was ended by its abort");
+        // Nobody was left to remove it.
+        assert!(Listener::bind(&socket).is_ok(), "the socket can be had again");
+    }
 }
 
 #[test]
