@@ -498,12 +498,14 @@ pub enum BenchGroup {
     Fork,
     /// Crashes found in a kernel log
     Scan,
+    /// Whole checks of vhost-user backends
+    Vhost,
 }
 
 impl BenchGroup {
     /// All groups, in the order they run.
-    pub const ALL: [Self; 7] =
-        [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork, Self::Scan];
+    pub const ALL: [Self; 8] =
+        [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork, Self::Scan, Self::Vhost];
 }
 
 /// One fork is no twin of anybody.

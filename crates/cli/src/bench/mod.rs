@@ -9,6 +9,7 @@ mod machine;
 mod samples;
 mod scan;
 mod terminal;
+mod vhost;
 
 use std::time::{Duration, SystemTime};
 
@@ -103,6 +104,7 @@ impl Bench {
                 BenchGroup::Agent => agent::measure(self, &mut results).await?,
                 BenchGroup::Fork => fork::measure(self, &mut results).await?,
                 BenchGroup::Scan => scan::measure(self, &mut results)?,
+                BenchGroup::Vhost => vhost::measure(self, &mut results)?,
             }
         }
         Ok(results)
