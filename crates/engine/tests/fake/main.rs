@@ -139,6 +139,8 @@ async fn a_paused_fake_guest_stands_still_with_all_that_it_runs() {
     assert_eq!(events.next().await, Some(VmEvent::Resumed));
     link.ping().await.expect("answers again");
     until(|| counted() != stood).await;
+    // A guest that is only dropped is killed, and no VM takes the counting shell with it here.
+    assert_eq!(guest.shutdown(DEADLINE).await.reason, ExitReason::Killed);
 }
 
 #[tokio::test]
