@@ -83,16 +83,12 @@ kinds! {
     FILES = 0x12,
     /// Connects to a socket inside the guest.
     FORWARD = 0x13,
-    /// Runs a snippet under tight limits.
-    CODE = 0x14,
     /// Reports file changes.
     WATCH = 0x15,
     /// Reports resource use.
     METRICS = 0x16,
     /// Reads the kernel's or the agent's log.
     LOGS = 0x17,
-    /// Traces the guest.
-    TRACE = 0x18,
     /// Lists or ends sessions.
     SESSIONS = 0x19,
     /// Freezes every command, for a snapshot.

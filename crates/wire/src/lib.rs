@@ -47,8 +47,8 @@ pub use handshake::{
 };
 pub use message::{Channel, Message, MessageError, Reply};
 pub use service::{
-    CgroupUsage, CodeRequest, ForwardRequest, LogSource, LogsRequest, MetricsRequest, MetricsSample, TraceRequest,
-    WatchEvent, WatchEventKind, WatchRequest,
+    CgroupUsage, ForwardRequest, LogSource, LogsRequest, MetricsRequest, MetricsSample, WatchEvent, WatchEventKind,
+    WatchRequest,
 };
 pub use session::{
     AttachRequest, Attached, Lagged, OnDetach, SESSION_RING_BYTES, SESSION_RING_BYTES_MAX, SessionInfo, SessionSpec,

@@ -14,9 +14,7 @@ use crate::fault::{ErrorCode, Fault, cut};
 use crate::file::{Done, FileStat, FilesRequest, ListPage};
 use crate::frame::{Frame, FrameError, Kind, StreamId, encode};
 use crate::handshake::{Auth, Goodbye, Hello, Sync};
-use crate::service::{
-    CodeRequest, ForwardRequest, LogsRequest, MetricsRequest, MetricsSample, TraceRequest, WatchEvent, WatchRequest,
-};
+use crate::service::{ForwardRequest, LogsRequest, MetricsRequest, MetricsSample, WatchEvent, WatchRequest};
 use crate::session::{AttachRequest, Attached, Lagged, SessionInfo, SessionsRequest};
 
 /// The meaning of one frame. Data is borrowed from the frame.
@@ -34,11 +32,9 @@ pub enum Message<'a> {
     Attach(AttachRequest),
     Files(Box<FilesRequest>),
     Forward(ForwardRequest),
-    Code(CodeRequest),
     Watch(WatchRequest),
     Metrics(MetricsRequest),
     Logs(LogsRequest),
-    Trace(TraceRequest),
     Sessions(SessionsRequest),
     Freeze,
     Thaw,
@@ -151,11 +147,9 @@ impl<'a> Message<'a> {
             Kind::ATTACH => Self::Attach(json(kind, payload)?),
             Kind::FILES => Self::Files(json(kind, payload)?),
             Kind::FORWARD => Self::Forward(json(kind, payload)?),
-            Kind::CODE => Self::Code(json(kind, payload)?),
             Kind::WATCH => Self::Watch(json(kind, payload)?),
             Kind::METRICS => Self::Metrics(json(kind, payload)?),
             Kind::LOGS => Self::Logs(json(kind, payload)?),
-            Kind::TRACE => Self::Trace(json(kind, payload)?),
             Kind::SESSIONS => Self::Sessions(json(kind, payload)?),
             Kind::FREEZE => Self::Freeze,
             Kind::THAW => Self::Thaw,
@@ -196,11 +190,9 @@ impl<'a> Message<'a> {
             Self::Attach(_) => Kind::ATTACH,
             Self::Files(_) => Kind::FILES,
             Self::Forward(_) => Kind::FORWARD,
-            Self::Code(_) => Kind::CODE,
             Self::Watch(_) => Kind::WATCH,
             Self::Metrics(_) => Kind::METRICS,
             Self::Logs(_) => Kind::LOGS,
-            Self::Trace(_) => Kind::TRACE,
             Self::Sessions(_) => Kind::SESSIONS,
             Self::Freeze => Kind::FREEZE,
             Self::Thaw => Kind::THAW,
@@ -237,11 +229,9 @@ impl<'a> Message<'a> {
             Self::Attach(body) => put(&to_json(body), out),
             Self::Files(body) => put(&to_json(body), out),
             Self::Forward(body) => put(&to_json(body), out),
-            Self::Code(body) => put(&to_json(body), out),
             Self::Watch(body) => put(&to_json(body), out),
             Self::Metrics(body) => put(&to_json(body), out),
             Self::Logs(body) => put(&to_json(body), out),
-            Self::Trace(body) => put(&to_json(body), out),
             Self::Sessions(body) => put(&to_json(body), out),
             Self::Started(body) => put(&to_json(body), out),
             Self::Reply(body) => put(&to_json(body), out),

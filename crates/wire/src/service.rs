@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::Limits;
 use crate::text::Text;
 
 /// Payload of `Forward`: connects inside the guest. `Reply::Connected`, then data both ways with an `Eof` each, `Done`.
@@ -21,19 +20,6 @@ pub enum ForwardRequest {
         /// Its path.
         path: Text,
     },
-}
-
-/// Payload of `Code`: a snippet in a language that the image knows, under tight limits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CodeRequest {
-    /// Name of the language.
-    pub language: String,
-    /// The snippet.
-    pub source: Text,
-    /// What it may use.
-    #[serde(default)]
-    pub limits: Limits,
 }
 
 /// Payload of `Metrics`: one sample, or one each interval until `Cancel`.
@@ -142,12 +128,4 @@ pub enum LogSource {
     Kernel,
     /// The agent's own last lines.
     Agent,
-}
-
-/// Payload of `Trace`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TraceRequest {
-    /// A program in the tracer's language.
-    pub program: Text,
 }

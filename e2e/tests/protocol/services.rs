@@ -1,10 +1,8 @@
-//! Metrics and logs, and what this agent does not serve.
+//! Metrics and logs.
 
 use kiln_e2e::{Agent, bounded};
 use kiln_engine::link::{Event, GuestLink};
-use kiln_wire::{
-    CodeRequest, ErrorCode, Limits, LogSource, LogsRequest, Message, MetricsRequest, MetricsSample, Reply, TraceRequest,
-};
+use kiln_wire::{ErrorCode, LogSource, LogsRequest, Message, MetricsRequest, MetricsSample, Reply};
 
 use crate::common::{code, sh};
 use crate::files::take;
@@ -122,19 +120,5 @@ fn the_kernels_log_is_read_or_refused_by_name() {
             let code = code::<()>(Err(error));
             assert!(matches!(code, ErrorCode::PermissionDenied | ErrorCode::NotFound), "{code:?}");
         }
-    });
-}
-
-#[test]
-fn code_and_trace_are_unsupported_by_this_agent() {
-    bounded(async {
-        let (_agent, link) = Agent::linked().await;
-        let code_request =
-            Message::Code(CodeRequest { language: "sh".into(), source: "true".into(), limits: Limits::default() });
-        for request in [code_request, Message::Trace(TraceRequest { program: "x".into() })] {
-            let (_sender, receiver) = link.open(&request).expect("the link is up");
-            assert_eq!(code(receiver.replies().await), ErrorCode::Unsupported);
-        }
-        link.ping().await.expect("the link goes on");
     });
 }

@@ -108,11 +108,9 @@ impl Streams {
             | Message::Attach(_)
             | Message::Files(_)
             | Message::Forward(_)
-            | Message::Code(_)
             | Message::Watch(_)
             | Message::Metrics(_)
             | Message::Logs(_)
-            | Message::Trace(_)
             | Message::Sessions(_)
             | Message::Freeze
             | Message::Thaw

@@ -4,9 +4,9 @@
 use std::fs;
 
 use kiln_wire::{
-    AttachRequest, Auth, Channel, CodeRequest, Done, ErrorCode, ExecRequest, Fault, FileRequest, FilesRequest,
-    ForwardRequest, Kind, Limits, LogSource, LogsRequest, Message, MetricsRequest, PAYLOAD_MAX, ReadRange, Reply,
-    SessionInfo, SessionState, SessionsRequest, Started, StreamId, Sync, TraceRequest, WatchRequest, WriteMode, encode,
+    AttachRequest, Auth, Channel, Done, ErrorCode, ExecRequest, Fault, FileRequest, FilesRequest, ForwardRequest, Kind,
+    LogSource, LogsRequest, Message, MetricsRequest, PAYLOAD_MAX, ReadRange, Reply, SessionInfo, SessionState,
+    SessionsRequest, Started, StreamId, Sync, WatchRequest, WriteMode, encode,
 };
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
@@ -38,11 +38,9 @@ fn requests() -> Vec<Message<'static>> {
         files(FileRequest::TarOut { path: "/f".into() }),
         files(FileRequest::TarIn { path: "/f".into() }),
         Message::Forward(ForwardRequest::Tcp { host: "localhost".into(), port: 1 }),
-        Message::Code(CodeRequest { language: "c".into(), source: "".into(), limits: Limits::default() }),
         Message::Watch(WatchRequest { path: "/".into(), recursive: true }),
         Message::Metrics(MetricsRequest::default()),
         Message::Logs(LogsRequest { source: LogSource::Kernel, follow: true }),
-        Message::Trace(TraceRequest { program: "".into() }),
         Message::Sessions(SessionsRequest::List),
         Message::Freeze,
         Message::Thaw,

@@ -1,11 +1,11 @@
 //! Random values of every type of the protocol, for properties.
 
 use kiln_wire::{
-    Activity, AttachRequest, Attached, Auth, Capability, CgroupUsage, Channel, CodeRequest, Done, Entry, ErrorCode,
-    ExecRequest, ExitStatus, Exited, Fault, FileKind, FileRequest, FileStat, FilesRequest, ForwardRequest, Goodbye,
-    GoodbyeReason, Hello, Identity, Lagged, Lease, Limits, ListPage, LogSource, LogsRequest, Message, MetricsRequest,
-    MetricsSample, OnDetach, Owner, ReadRange, Reply, Resize, SessionInfo, SessionSpec, SessionState, SessionsRequest,
-    Signal, Started, Stdin, Sync, Text, TraceRequest, Tty, WatchEvent, WatchEventKind, WatchRequest, WriteMode,
+    Activity, AttachRequest, Attached, Auth, Capability, CgroupUsage, Channel, Done, Entry, ErrorCode, ExecRequest,
+    ExitStatus, Exited, Fault, FileKind, FileRequest, FileStat, FilesRequest, ForwardRequest, Goodbye, GoodbyeReason,
+    Hello, Identity, Lagged, Lease, Limits, ListPage, LogSource, LogsRequest, Message, MetricsRequest, MetricsSample,
+    OnDetach, Owner, ReadRange, Reply, Resize, SessionInfo, SessionSpec, SessionState, SessionsRequest, Signal,
+    Started, Stdin, Sync, Text, Tty, WatchEvent, WatchEventKind, WatchRequest, WriteMode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -125,13 +125,10 @@ fn request() -> impl Strategy<Value = Message<'static>> {
         ),
         6 => files().prop_map(|files| Message::Files(Box::new(files))),
         1 => forward().prop_map(Message::Forward),
-        1 => (name(), text(), limits())
-            .prop_map(|(language, source, limits)| Message::Code(CodeRequest { language, source, limits })),
         1 => (text(), any::<bool>()).prop_map(|(path, recursive)| Message::Watch(WatchRequest { path, recursive })),
         1 => option::of(any::<u64>()).prop_map(|interval_ms| Message::Metrics(MetricsRequest { interval_ms })),
         1 => (select(&[LogSource::Kernel, LogSource::Agent][..]), any::<bool>())
             .prop_map(|(source, follow)| Message::Logs(LogsRequest { source, follow })),
-        1 => text().prop_map(|program| Message::Trace(TraceRequest { program })),
         1 => sessions().prop_map(Message::Sessions),
         1 => select(&[Message::Freeze, Message::Thaw, Message::Activity][..]),
     ]
