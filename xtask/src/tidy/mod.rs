@@ -43,6 +43,7 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
     let files = files(root)?;
 
     let mut problems = arrows::check(&workspace);
+    problems.extend(stale_lock(root, "fuzz"));
     problems.extend(orphans::check(root, &[&workspace, &fuzz], &files));
     problems.extend(modules::check(&files, |path| std::fs::read_to_string(root.join(path)).ok()));
     for path in &files {
@@ -54,6 +55,23 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
         }
     }
     Ok(problems)
+}
+
+/// The workspace in `folder` takes crates of the main one, and a new dependency of those makes its lock file stale. No build
+/// of the main workspace notices.
+fn stale_lock(root: &Path, folder: &str) -> Option<Problem> {
+    let manifest = root.join(folder).join("Cargo.toml");
+    let checked = Command::new(env!("CARGO"))
+        .args(["update", "--quiet", "--workspace", "--locked", "--manifest-path"])
+        .arg(&manifest)
+        .output();
+    let words = match checked {
+        Ok(output) if output.status.success() => return None,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let lock = Path::new(folder).join("Cargo.lock");
+    Some(Problem::new(&lock, 1, format!("does not fit: {words}; `cargo update --workspace` in `{folder}` mends it")))
 }
 
 /// The names of the folders below `crates/`.
