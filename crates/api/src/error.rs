@@ -1,24 +1,24 @@
-//! What a refused or failed request answers with: an HTTP status and an [`ErrorBody`].
+//! The response to a refused or failed request: an HTTP status and an [`ErrorBody`].
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a request failed, for programs. The names on the wire are in snake case and never change their meaning.
+/// Why a request failed, for programs. The names on the wire are in snake case. Their meaning never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request can't be understood or asks for something that can't be.
+    /// The request can't be parsed, or asks for something impossible.
     InvalidRequest,
-    /// There is no credential, or it is not known.
+    /// The request has no credential, or an unknown one.
     Unauthorized,
-    /// The credential is known and may not do this.
+    /// The credential does not permit the request.
     Forbidden,
-    /// The thing that the path names does not exist, or not for this user.
+    /// The path names something that does not exist, or that this user may not see.
     NotFound,
-    /// The thing is in a state in which this can't be done.
+    /// The request does not fit the state of what it names.
     Conflict,
-    /// The body is larger than the server takes.
+    /// The body is larger than the server accepts.
     TooLarge,
     /// A limit of this user is reached.
     LimitReached,
@@ -26,11 +26,11 @@ pub enum ErrorCode {
     Internal,
     /// The guest crashed, powered off or broke the protocol.
     GuestFailed,
-    /// The server can't do it now: it is starting, stopping or out of room.
+    /// The server can't serve the request now: it is starting, stopping or out of resources.
     Unavailable,
-    /// It took longer than allowed.
+    /// The request took longer than allowed.
     Timeout,
-    /// A code of a later version.
+    /// A code that a later version of the server sent.
     #[serde(other)]
     Unknown,
 }
@@ -54,7 +54,7 @@ impl ErrorCode {
     }
 }
 
-/// The JSON body of every answer whose status is 400 or more.
+/// The JSON body of every response whose status is 400 or more.
 ///
 /// ```
 /// use kiln_api::{ErrorBody, ErrorCode};
@@ -70,14 +70,14 @@ impl ErrorCode {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// Why, for programs.
+    /// Why the request failed, for programs.
     pub code: ErrorCode,
-    /// Why, for people: lower case, one line, names the thing in backticks.
+    /// Why the request failed, for people: one line in lower case, with names in backticks.
     pub message: String,
-    /// What the user can do about it, where there is something.
+    /// What the user can do, if there is a remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// Names the request in the server's log.
+    /// Identifies the request in the server's log.
     pub request_id: String,
 }
 
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_survives_the_wire() {
+    fn a_body_is_read_as_it_was_written() {
         let body = ErrorBody {
             code: ErrorCode::LimitReached,
             message: "8 sandboxes run".to_owned(),
@@ -107,19 +107,22 @@ mod tests {
     }
 
     #[test]
-    fn a_code_of_a_later_version_is_unknown_not_an_error() {
-        let code: ErrorCode = serde_json::from_str(r#""quantum_decoherence""#).expect("any name is a code");
+    fn a_code_of_a_later_version_is_unknown() {
+        let code: ErrorCode = serde_json::from_str(r#""quantum_decoherence""#).expect("every name is a code");
         assert_eq!(code, ErrorCode::Unknown);
     }
 
     #[test]
     fn a_body_of_a_later_version_is_read() {
         let json = r#"{"code":"conflict","message":"it is stopped","request_id":"r","retry_after_ms":5}"#;
-        assert_eq!(serde_json::from_str::<ErrorBody>(json).expect("new fields are skipped").code, ErrorCode::Conflict);
+        assert_eq!(
+            serde_json::from_str::<ErrorBody>(json).expect("unknown fields are ignored").code,
+            ErrorCode::Conflict
+        );
     }
 
     #[test]
-    fn faults_of_the_request_and_of_the_server_have_their_own_hundreds() {
+    fn client_errors_are_4xx_and_server_errors_5xx() {
         assert_eq!(ErrorCode::InvalidRequest.status() / 100, 4);
         assert_eq!(ErrorCode::LimitReached.status() / 100, 4);
         assert_eq!(ErrorCode::GuestFailed.status() / 100, 5);

@@ -1,6 +1,6 @@
-//! What Kiln's HTTP server and its clients say to each other: error codes, the body of a refusal, paths.
+//! The types that Kiln's HTTP server and its clients share: error codes, error bodies, paths.
 //!
-//! Values only: nothing here serves, connects or waits, so a client builds without the server.
+//! It has only values and no I/O, so a client builds without the server.
 #![forbid(unsafe_code)]
 
 mod error;

@@ -1,6 +1,6 @@
-//! Where things are on the server. `{id}` stands for a sandbox's id.
+//! The paths of the server. `{id}` is the id of a sandbox.
 
-/// Every path of this version starts here.
+/// The prefix of every path of this version.
 pub const V1: &str = "/v1";
 /// The sandboxes: `GET` lists them, `POST` starts one.
 pub const SANDBOXES: &str = "/v1/sandboxes";
@@ -9,7 +9,7 @@ pub const SANDBOX: &str = "/v1/sandboxes/{id}";
 /// Runs a command in a sandbox.
 pub const SANDBOX_EXEC: &str = "/v1/sandboxes/{id}/exec";
 
-/// The header that names a request, in the answer and in the server's log.
+/// The header with the id of a request, which is also in the server's log.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 
 #[cfg(test)]
@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_path_belongs_to_the_version() {
+    fn every_path_has_the_prefix_of_its_version() {
         for path in [SANDBOXES, SANDBOX, SANDBOX_EXEC] {
             assert!(path.strip_prefix(V1).is_some_and(|rest| rest.starts_with('/')), "{path}");
         }

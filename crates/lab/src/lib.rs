@@ -1,6 +1,6 @@
-//! The test lab: a plan becomes cases, cases become attempts in VMs of their own, and these a verdict each.
+//! The test lab: a plan has cases, each case is attempted in its own VM, and the attempts give a verdict.
 //!
-//! So far it holds the words that the rest will speak: [`Verdict`], and the exit code that a run's verdicts add up to.
+//! So far it has [`Verdict`], and the exit code of a run from its verdicts.
 
 mod verdict;
 

@@ -1,12 +1,12 @@
-//! What is said of a case at its end, and of a run.
+//! The verdict of a case, and the exit code of a run.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Every case passed, or was skipped for a reason.
+/// Every case passed or was skipped.
 const EXIT_PASSED: u8 = 0;
-/// The lab could not run all of it, and what it ran did not fail.
+/// The lab could not run every case, and no case failed.
 const EXIT_LAB_FAILED: u8 = 69;
 /// A case failed.
 const EXIT_CASE_FAILED: u8 = 100;
@@ -15,24 +15,24 @@ const EXIT_CASE_FAILED: u8 = 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It did what it claims.
+    /// The case did what its name claims.
     Pass,
-    /// It ran to its end and did not.
+    /// The case ran to its end and did not do what its name claims.
     Fail,
-    /// The guest's kernel reported a crash while it ran.
+    /// The guest's kernel reported a crash while the case ran.
     Crash,
-    /// It did not end in the time it was given.
+    /// The case did not end before its deadline.
     Timeout,
-    /// It was not run, for a reason that stands in the report.
+    /// The case was not run. The report has the reason.
     Skip,
-    /// The lab failed, so nothing is known about the case.
+    /// The lab failed, so the result of the case is unknown.
     Error,
-    /// It failed first and passed when tried again.
+    /// The case failed first and passed in a later attempt.
     Flaky,
 }
 
 impl Verdict {
-    /// Whether this speaks against the code under test.
+    /// Whether the verdict is a failure of the code under test.
     pub const fn is_failure(self) -> bool {
         match self {
             Self::Fail | Self::Crash | Self::Timeout => true,
@@ -40,7 +40,7 @@ impl Verdict {
         }
     }
 
-    /// The word for it, as in reports and on the wire.
+    /// The name in reports and on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Pass => "pass",
@@ -60,7 +60,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The exit code of a run: 100 if a case failed, else 69 if the lab failed at one or had none to run, else 0.
+/// The exit code of a run: 100 if a case failed, else 69 if the lab failed to run a case or had no case, else 0.
 ///
 /// ```
 /// use kiln_lab::{Verdict, exit_code};
@@ -74,7 +74,7 @@ pub fn exit_code(verdicts: impl IntoIterator<Item = Verdict>) -> u8 {
         verdict if verdict.is_failure() => EXIT_CASE_FAILED,
         _ => EXIT_PASSED,
     };
-    // The codes rise with what they mean, and a run without a case has shown nothing.
+    // A more important code is greater, so the maximum decides. A run without a case proves nothing, so it is not a success.
     verdicts.into_iter().map(of_one).max().unwrap_or(EXIT_LAB_FAILED)
 }
 
@@ -86,20 +86,20 @@ mod tests {
         [Verdict::Pass, Verdict::Fail, Verdict::Crash, Verdict::Timeout, Verdict::Skip, Verdict::Error, Verdict::Flaky];
 
     #[test]
-    fn one_failure_makes_a_failed_run() {
+    fn one_failed_case_fails_the_run() {
         for verdict in [Verdict::Fail, Verdict::Crash, Verdict::Timeout] {
             assert_eq!(exit_code([Verdict::Pass, verdict, Verdict::Error]), 100, "{verdict}");
         }
     }
 
     #[test]
-    fn a_fault_of_the_lab_is_never_a_success_nor_a_failed_case() {
+    fn a_failure_of_the_lab_is_not_a_success_and_not_a_failed_case() {
         assert_eq!(exit_code([Verdict::Pass, Verdict::Error]), 69);
         assert!(!Verdict::Error.is_failure());
     }
 
     #[test]
-    fn a_run_without_a_case_has_shown_nothing() {
+    fn a_run_without_a_case_is_not_a_success() {
         assert_eq!(exit_code([]), 69);
     }
 
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_word_shown_is_the_word_stored() {
+    fn the_shown_name_is_the_stored_name() {
         for verdict in ALL {
             let stored = serde_json::to_string(&verdict).expect("a word is JSON");
             assert_eq!(stored, format!("\"{verdict}\""));

@@ -1,6 +1,7 @@
-//! What a program gets of a process that has a secret in its environment and descriptors 3 to 300 open.
+//! What a program inherits from a process that has a secret in its environment and descriptors 3 to 300 open.
 //!
-//! The process is this test binary, started again by itself: its own environment and descriptors are the test runner's.
+//! The process is another run of this test binary. The first run can't be used: its environment and descriptors are the test
+//! runner's.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -8,13 +9,13 @@ use std::process::{Command, Output, Stdio};
 
 use kiln_programs::{APT, Environment, PATH_ONLY, command, keep};
 
-/// What the process that is started again does; also the secret.
+/// Names what the second process does. This variable is also the secret.
 const ACT: &str = "KILN_TEST_SECRET_ACT";
-/// Prints the environment's names and the numbers of what is open. The list is read by `ls`, which has one more for that.
+/// Prints the names of the environment and the numbers of open descriptors. `ls` opens one more to read the list.
 const SHOW: &str = "cat /proc/self/environ | tr '\\0' '\\n' | cut -d= -f1; echo; ls -1 /proc/self/fd";
 const LAST: i32 = 300;
 
-/// Runs this test alone in a process of its own with everything open and set, and returns what its child has shown.
+/// Runs this test alone in a second process with everything set, and returns the output of its child.
 fn act(name: &str, what: &str) -> Output {
     let mut again = Command::new(std::env::current_exe().expect("this binary"));
     again.args(["--exact", name, "--nocapture"]).env_clear().env("PATH", std::env::var_os("PATH").expect("is set"));
@@ -22,7 +23,7 @@ fn act(name: &str, what: &str) -> Output {
     again.stdin(Stdio::null()).output().expect("runs")
 }
 
-/// Opens descriptors 3 to 300 for every child; the process that does so ends with its act.
+/// Opens descriptors 3 to 300 so that every child inherits them. The process exits after its act.
 fn open_many() {
     let file = std::fs::File::open("/dev/null").expect("opens");
     while let Ok(next) = rustix::io::dup(file.as_fd()) {
@@ -33,7 +34,7 @@ fn open_many() {
     }
 }
 
-/// Names of the environment, and numbers of what is open beside stdin, stdout, stderr and `ls`'s own.
+/// The names of the environment, and the numbers of open descriptors above stderr.
 fn shown(output: &Output) -> (BTreeSet<String>, Vec<i32>) {
     let text = String::from_utf8_lossy(&output.stdout);
     let begun =
@@ -85,22 +86,22 @@ fn a_program_of_the_users_has_the_environment_and_no_descriptors() {
 fn a_descriptor_that_is_named_is_kept() {
     if in_the_act().is_some() {
         let mut shell = command("/bin/sh", PATH_ONLY);
-        #[expect(unsafe_code, reason = "one of those that the act has opened")]
+        #[expect(unsafe_code, reason = "a descriptor that the act has opened")]
         // SAFETY: it stays open until this process ends.
         keep(&mut shell, unsafe { BorrowedFd::borrow_raw(250) });
         return show(shell);
     }
     let (_, open) = shown(&act("a_descriptor_that_is_named_is_kept", "keep"));
-    assert!(open.contains(&250) && open.len() == 2, "that and the one of `ls`: {open:?}");
+    assert!(open.contains(&250) && open.len() == 2, "that and the descriptor of `ls`: {open:?}");
 }
 
-/// Without this, the tests above would pass where nothing is inherited at all.
+/// Shows that the tests above can fail: without `command`, everything is inherited.
 #[test]
-fn what_is_not_started_so_has_everything() {
+fn a_program_that_is_started_otherwise_inherits_everything() {
     if in_the_act().is_some() {
         return show(Command::new("/bin/sh"));
     }
-    let (names, open) = shown(&act("what_is_not_started_so_has_everything", "plain"));
+    let (names, open) = shown(&act("a_program_that_is_started_otherwise_inherits_everything", "plain"));
     assert!(names.contains(ACT));
     assert!((100..=LAST).all(|number| open.contains(&number)), "{open:?}");
 }
