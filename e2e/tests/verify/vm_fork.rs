@@ -9,18 +9,18 @@ const CLAIMS: [&str; 17] = [
     "forks answer",
     "random bytes differ",
     "uuids differ",
-    "random draws of a process that goes on differ",
+    "random draws of a running process differ",
     "machine ids differ",
     "boot ids differ",
     "host names differ",
     "network addresses differ",
     "clocks are the host's",
-    "certificates of now are valid",
-    "a process goes on",
-    "a connection goes on",
+    "new certificates are valid",
+    "a process keeps running",
+    "a connection stays open",
     "unsynced writes are in all forks",
     "a fork's writes stay its own",
-    "a later fork starts clean",
+    "a later fork has no files of earlier ones",
     "a later fork has the later time",
     "snapshots of forks do not mix",
 ];
@@ -31,7 +31,7 @@ fn nothing_is_left(home: &TestHome) {
 }
 
 #[test]
-fn eight_forks_differ_where_they_must_and_agree_where_they_must() {
+fn eight_forks_are_complete_and_independent() {
     let home = TestHome::with_image();
     let outcome = home.kiln(["verify", "fork", "--json"]).run();
     let report: Value = serde_json::from_slice(&outcome.stdout).unwrap_or_else(|_| panic!("{}", outcome.stderr));
@@ -48,7 +48,7 @@ fn eight_forks_differ_where_they_must_and_agree_where_they_must() {
 }
 
 #[test]
-fn people_get_a_line_for_each_check_and_nothing_on_stderr() {
+fn a_report_has_a_line_for_each_check_and_nothing_on_stderr() {
     let home = TestHome::with_image();
     let outcome = home.kiln(["verify", "fork", "--forks", "2"]).run();
     let text = outcome.text();
@@ -73,7 +73,7 @@ fn ctrl_c_while_it_forks_leaves_nothing() {
 }
 
 #[test]
-fn what_one_that_was_killed_has_left_goes_with_the_next() {
+fn the_leftovers_of_a_killed_proof_are_removed_by_the_next() {
     let home = TestHome::with_image();
     let mut running = home.kiln(["verify", "fork"]).start();
     until_booted("its forks", || (running.vmms().len() > 2).then_some(()));

@@ -1,45 +1,45 @@
-//! What is seen of the machines that take part in a proof, and how it is read from what a guest says.
+//! The facts about the VMs of a proof, and how they are parsed from a guest's output.
 
-/// Lines that a guest's files are read for; a worker beats a few times each second.
+/// Most lines that are read of a guest's file. A worker does a few rounds each second.
 const LINES_MAX: usize = 4096;
-/// Longest value that is kept of a guest's answer.
+/// Most characters that are kept of a guest's value.
 const VALUE_CHARS_MAX: usize = 128;
 
-/// All that a proof has seen.
+/// All facts of a proof.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// The VM that was saved, as it was then.
+    /// The VM that was saved, at that moment.
     pub original: Facts,
-    /// Its forks, made at once; those that answered.
+    /// Its forks that were started at once and that answered.
     pub forks: Vec<Facts>,
-    /// A fork of the same snapshot, made when those had written their files.
+    /// A fork of the same snapshot, started after those had written their files.
     pub later: Option<Facts>,
-    /// Forks of snapshots of forks, each with the place of its parent in [`Self::forks`].
+    /// Forks of forks' snapshots, each with the index of its parent in [`Self::forks`].
     pub children: Vec<(usize, Facts)>,
-    /// Who did not answer, and why.
+    /// The name of each fork that did not answer, and why.
     pub silent: Vec<(String, String)>,
 }
 
-/// One machine.
+/// One VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// For people: `fork 3`.
+    /// Its name in the report, such as `fork 3`.
     pub who: String,
-    /// What it says of itself.
+    /// Its own values, as a command in it printed them.
     pub look: Look,
-    /// Its clock beside the host's.
+    /// Its clock compared with the host's.
     pub clock: Clock,
-    /// What the worker that was started before the snapshot has done so far.
+    /// The rounds so far of the worker that was started before the snapshot.
     pub beats: Vec<Beat>,
-    /// Numbers that have come through the connection that was opened before the snapshot.
+    /// Numbers that arrived through the connection that was opened before the snapshot.
     pub echoes: Vec<u64>,
-    /// The file that it writes, and nobody else.
+    /// The name of the file that only this VM writes.
     pub mark: String,
-    /// Such files that it has.
+    /// The names of such files that it has.
     pub marks: Vec<String>,
 }
 
-/// What a command in a guest says of it.
+/// Values of a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
     /// Bytes of `/dev/urandom`, in hexadecimal digits.
@@ -50,7 +50,7 @@ pub struct Look {
     /// The boot id that programs read.
     pub boot_id: String,
     pub hostname: String,
-    /// Address of its first network card.
+    /// MAC address of its first network card.
     pub mac: String,
     /// Digest of a file that was written and not synced before the snapshot.
     pub unsynced: String,
@@ -81,7 +81,7 @@ pub struct Beat {
 }
 
 impl Look {
-    /// Reads lines of a key and a value.
+    /// Parses lines of a key and a value.
     pub fn parse(text: &str) -> Self {
         let value = |key: &str| {
             let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
@@ -99,7 +99,8 @@ impl Look {
     }
 }
 
-/// Reads the worker's journal. A last line that is still being written is left out; any other that is none ends it.
+/// Parses the worker's journal, up to the first invalid line. A last line without a newline is still being written and is
+/// left out.
 pub fn beats(text: &str) -> Vec<Beat> {
     let beat = |line: &str| {
         let mut words = line.split(' ');
@@ -109,7 +110,7 @@ pub fn beats(text: &str) -> Vec<Beat> {
     whole_lines(text).map_while(beat).collect()
 }
 
-/// Reads the numbers that have come through the connection.
+/// Parses the numbers that arrived through the connection.
 pub fn echoes(text: &str) -> Vec<u64> {
     whole_lines(text).map_while(|line| line.parse().ok()).collect()
 }
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_is_read_line_by_line_and_what_is_missing_is_empty() {
+    fn values_that_a_guest_does_not_print_are_empty() {
         let look = Look::parse("random 00ff\nuuid u-1\nmachine-id\nhostname kiln-7\nnoise\n");
         let expected = Look { random: "00ff".into(), uuid: "u-1".into(), hostname: "kiln-7".into(), ..Look::default() };
         assert_eq!(look, expected);
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_still_being_written_is_no_beat() {
+    fn a_line_that_is_still_being_written_is_left_out() {
         let beat = |number, draw: &str| Beat { pid: 7, number, draw: draw.into() };
         assert_eq!(beats("7 1 a\n7 2 b\n7 3 c"), [beat(1, "a"), beat(2, "b")]);
         assert_eq!(beats("7 1 a\nx\n7 2 b\n"), [beat(1, "a")]);

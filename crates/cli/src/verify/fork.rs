@@ -1,4 +1,4 @@
-//! `kiln verify fork`: forks differ where they must and agree where they must.
+//! `kiln verify fork`: checks that each fork of a VM is complete and independent.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ use crate::image;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
 
-/// A check does not hold.
+/// Exit code: a check failed.
 const FAILED: u8 = 100;
-/// For VMs that an interrupt left to be cleared away.
+/// For removing the VMs of an interrupted proof.
 const THREADS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Proves it, and says how.
+/// Runs the checks and prints a report.
 pub fn run(args: &VerifyForkArgs) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(prove(args));
@@ -48,7 +48,7 @@ async fn prove(args: &VerifyForkArgs) -> Result<Report, Stop> {
     let mut interrupts = Interrupts::new().map_err(Failure::from)?;
     let mut spec = VmSpec { acceleration: args.accel.into(), forkable: true, ..image.vm_spec() };
     spec.nics.push(Nic::unplugged(MacAddress::random()));
-    progress.say("finding out what KVM does here");
+    progress.say("testing KVM");
     let decided = engine.decide(&spec);
     let acceleration = tokio::select! {
         decided = decided => decided.map_err(launch_failure)?,
@@ -62,7 +62,7 @@ async fn prove(args: &VerifyForkArgs) -> Result<Report, Stop> {
         let mut proof = Proof { engine, spec, forks: args.forks, progress: &progress, interrupts, kept, times };
         (proof.run().await, proof.times)
     };
-    progress.say("clearing away");
+    progress.say("cleaning up");
     kept.remove().await;
     drop(progress);
     let checks = judge(&seen?);

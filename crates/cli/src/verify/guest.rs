@@ -1,4 +1,4 @@
-//! What is done in the guests of a proof: a worker that is started before the snapshot, and looks at what it does.
+//! What a proof does in its guests: starts a worker before the snapshot, and reads facts from each guest.
 //!
 //! ```text
 //!   prepare ─▶ worker (a session): each round counts, draws a UUID, writes both to its journal, sends its count
@@ -16,19 +16,22 @@ use tokio::time::{Instant, sleep, timeout};
 use super::checks::BEATS_MIN;
 use super::facts::{self, Beat, Clock, Facts, Look};
 
-/// Everything of a proof is below it.
+/// The directory in the guest for all files of a proof.
 const FOLDER: &str = "/run/kiln-verify";
-/// A guest that does not do a thing of milliseconds in this time does not do it.
+/// Deadline of a request that takes milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// For the first rounds of a worker, under a host that starts many forks at once.
+/// Deadline of a worker's first rounds, on a host that starts many forks at once.
 const BEATS_DEADLINE: Duration = Duration::from_secs(30);
-/// Between two looks at the worker's journal.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Output of a command, and content of a file, that are kept.
+/// Time between two reads of the worker's journal.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Most bytes that are kept of a command's output, and of a file.
 const TEXT_BYTES_MAX: usize = 256 << 10;
+const NO_ANSWER: &str = "the guest does not answer";
 
-/// The listener's port is 4242, in hexadecimal digits where the kernel lists it; its input is one that never ends, else
-/// it would close the connection. Each round takes one process, `sleep`: eight forks with more would keep a host of two
+/// The worker's shell script.
+///
+/// The listener's port is 4242, which the kernel lists in hexadecimal digits, as 1092. The input of `nc -l` must not end,
+/// else it closes the connection. Each round starts one process, `sleep`: with more, eight forks would keep a host of two
 /// CPUs busy.
 const WORKER: &str = r#"cd "$0" && mkfifo wire silence
 nc -l -p 4242 <> silence > echoes &
@@ -55,35 +58,35 @@ for card in /sys/class/net/e*/address; do [ ! -e $card ] || read -r mac < $card;
 echo unsynced $(sha256sum < unsynced)
 "#;
 
-/// Starts the worker, and says what the machine is before it is saved.
+/// Starts the worker, and returns the facts of the VM before it is saved.
 pub async fn prepare(link: &GuestLink) -> anyhow::Result<Facts> {
     run(link, r#"mkdir -p "$0/marks" && head -c 262144 /dev/urandom > "$0/unsynced""#).await?;
     let session = SessionSpec { name: Some("kiln-verify".into()), ..SessionSpec::default() };
     let request = ExecRequest { session: Some(session), ..shell(WORKER) };
-    let started = timeout(ANSWER_DEADLINE, link.exec(request)).await.context("its worker does not start")?;
-    // The session stays when this end of it goes.
-    drop(started.context("its worker does not start")?);
+    let started = timeout(ANSWER_DEADLINE, link.exec(request)).await.context("the worker does not start")?;
+    // The session keeps running after this side closes.
+    drop(started.context("the worker does not start")?);
     let look = look(link).await?;
     let running = async {
         while beats(link).await?.len() < BEATS_MIN || echoes(link).await?.is_empty() {
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
         anyhow::Ok(())
     };
-    timeout(BEATS_DEADLINE, running).await.context("its worker does nothing")??;
+    timeout(BEATS_DEADLINE, running).await.context("the worker does nothing")??;
     Ok(Facts { who: "the original".into(), look, ..Facts::default() })
 }
 
-/// Stops the worker, and says how far it came: exactly what each fork goes on from.
+/// Freezes the worker and reads how far it came. Each fork continues from exactly there.
 pub async fn freeze(link: &GuestLink, original: &mut Facts) -> anyhow::Result<()> {
-    link.freeze().await.context("its commands do not stand still")?;
+    link.freeze().await.context("the guest's commands can't be frozen")?;
     original.beats = beats(link).await?;
     original.echoes = echoes(link).await?;
     Ok(())
 }
 
-/// Looks at a machine at once after its start, and then until its worker has gone on from `beats_before` rounds. `asked`
-/// is when it was asked for. It writes the file `mark`, where there is one.
+/// Reads the facts of a fork: its values at once, and its worker's rounds once there are enough after `beats_before`.
+/// `asked` is the time of the request for the fork. Writes the file `mark`, if given.
 pub async fn see(
     link: &GuestLink,
     who: String,
@@ -98,18 +101,18 @@ pub async fn see(
     if !mark.is_empty() {
         write(link, &format!("marks/{mark}")).await?;
     }
-    // A worker that stands still is judged, as what it has done till then.
+    // After the deadline the check judges the rounds so far, and fails if they are too few.
     let deadline = Instant::now() + BEATS_DEADLINE;
     let mut beats = beats(link).await?;
     while beats.len() < beats_before + BEATS_MIN && Instant::now() < deadline {
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
         beats = self::beats(link).await?;
     }
     let echoes = echoes(link).await?;
     Ok(Facts { who, look, clock, beats, echoes, mark, marks })
 }
 
-/// The marks that a machine has.
+/// The marks that a VM has.
 pub async fn marks(link: &GuestLink) -> anyhow::Result<Vec<String>> {
     Ok(run(link, r#"ls "$0/marks""#).await?.lines().map(str::to_owned).collect())
 }
@@ -120,13 +123,14 @@ pub fn now_ns() -> i64 {
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// A file's time of change is the guest's clock when it was written, and takes no command to read.
+/// Reads the guest's clock from the time at which a new file was modified. That needs no command in the guest, so it is
+/// quick.
 async fn clock(link: &GuestLink, asked: i64) -> anyhow::Result<Clock> {
     let before = now_ns();
     write(link, "clock").await?;
     let after = now_ns();
-    let stat = timeout(ANSWER_DEADLINE, link.stat(path("clock"), false)).await.context("it does not answer")?;
-    Ok(Clock { asked, before, guest: stat.context("it does not tell its time")?.modified_ns, after })
+    let stat = timeout(ANSWER_DEADLINE, link.stat(path("clock"), false)).await.context(NO_ANSWER)?;
+    Ok(Clock { asked, before, guest: stat.context("the guest's clock can't be read")?.modified_ns, after })
 }
 
 async fn look(link: &GuestLink) -> anyhow::Result<Look> {
@@ -147,14 +151,14 @@ fn path(file: &str) -> String {
 
 async fn write(link: &GuestLink, file: &str) -> anyhow::Result<()> {
     let written = timeout(ANSWER_DEADLINE, link.write_file(path(file), b"", None)).await;
-    written.context("it does not answer")?.with_context(|| format!("it does not write `{file}`"))?;
+    written.context(NO_ANSWER)?.with_context(|| format!("`{file}` can't be written"))?;
     Ok(())
 }
 
-/// The file's text; none where it is not there yet.
+/// A file's text; empty if the file does not exist yet.
 async fn read(link: &GuestLink, file: &str) -> anyhow::Result<String> {
     let read = timeout(ANSWER_DEADLINE, link.read_file(path(file), TEXT_BYTES_MAX)).await;
-    match read.context("it does not answer")? {
+    match read.context(NO_ANSWER)? {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(StreamError::Fault(fault)) if fault.code == ErrorCode::NotFound => Ok(String::new()),
         Err(error) => Err(anyhow::Error::new(error).context(format!("`{file}` can't be read"))),
@@ -168,8 +172,8 @@ fn shell(script: &str) -> ExecRequest {
 /// The output of a script that must succeed.
 async fn run(link: &GuestLink, script: &str) -> anyhow::Result<String> {
     let ran = timeout(ANSWER_DEADLINE, link.run(shell(script), b"", TEXT_BYTES_MAX as u64)).await;
-    let output = ran.context("it does not answer")?.context("it runs no commands")?;
+    let output = ran.context(NO_ANSWER)?.context("the guest does not run commands")?;
     let code = output.exited.status.shell_code();
-    ensure!(code == 0, "a command ended with {code}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(code == 0, "a command exited with {code}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

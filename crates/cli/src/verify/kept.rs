@@ -1,4 +1,4 @@
-//! Snapshots that a proof takes on its way, and that are gone when it ends.
+//! The snapshots of a proof, which are removed when it ends.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::output::say;
 
-/// By which they are told from snapshots that somebody wants.
+/// The label that distinguishes them from the user's snapshots.
 pub const LABEL: &str = "kiln verify fork";
-/// For VMMs of forks that were killed a moment ago: they hold the snapshot until their last instruction.
+/// Deadline of the VMMs of killed forks: each holds its snapshot until its process has ended.
 const IN_USE_DEADLINE: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The snapshots of one proof, a parent before its children.
 #[derive(Debug)]
@@ -22,31 +22,31 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// None yet. What a proof has left that was killed is removed; one that still runs holds its own.
+    /// An empty list. Removes what killed proofs left. A proof that still runs holds its own snapshots.
     pub fn new(home: &Home) -> Self {
         let store = SnapshotStore::new(home);
         let left = store.list().unwrap_or_default();
         let of_proof = |label: &str| label == LABEL;
         for one in left.iter().rev().filter(|one| one.manifest.as_ref().is_some_and(|of| of_proof(&of.label))) {
             if let Err(error) = store.remove(&one.id) {
-                tracing::debug!(snapshot = %one.id, %error, "a snapshot of another proof stays");
+                tracing::debug!(snapshot = %one.id, %error, "did not remove a snapshot of another proof");
             }
         }
         Self { store, snapshots: Vec::new() }
     }
 
-    /// Takes one more.
+    /// Adds a snapshot.
     pub fn add(&mut self, snapshot: Snapshot) {
         self.snapshots.push(snapshot);
     }
 
-    /// Removes them all. VMs that use them must have been killed.
+    /// Removes all of them. VMs that use them must have been killed.
     pub async fn remove(mut self) {
         while let Some(snapshot) = self.snapshots.pop() {
             let id = snapshot.id().clone();
             drop(snapshot);
             if let Err(error) = self.remove_unused(&id).await {
-                say(format_args!("kiln: the snapshot `{id}` stays: {error}; kiln snapshot rm {id}"));
+                say(format_args!("kiln: failed to remove snapshot `{id}`: {error}\nhint: kiln snapshot rm {id}"));
             }
         }
     }
@@ -55,7 +55,7 @@ impl Kept {
         let deadline = Instant::now() + IN_USE_DEADLINE;
         loop {
             match self.store.remove(id) {
-                Err(SnapshotError::InUse { .. }) if Instant::now() < deadline => sleep(LOOK_AGAIN).await,
+                Err(SnapshotError::InUse { .. }) if Instant::now() < deadline => sleep(POLL_INTERVAL).await,
                 other => return other,
             }
         }

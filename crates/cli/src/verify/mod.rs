@@ -1,8 +1,8 @@
-//! `kiln verify`: proof on this host that Kiln's VMs are what they must be.
+//! `kiln verify`: checks Kiln's guarantees about VMs on this host.
 //!
 //! ```text
-//!   fork ─▶ proof: boot, prepare, save, fork ─▶ guest: facts of each fork ─▶ checks: judged ─▶ report
-//!             └── kept: what was saved on the way, removed at the end
+//!   fork ─▶ proof: boot, prepare, save, fork ─▶ guest: facts of each fork ─▶ checks: judge the facts ─▶ report
+//!             └── kept: the snapshots of the proof, removed at the end
 //! ```
 
 mod checks;

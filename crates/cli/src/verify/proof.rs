@@ -1,10 +1,10 @@
-//! The steps of a proof, from a boot to what was seen of every fork.
+//! The steps of a proof, from a boot to the facts of every fork.
 //!
 //! ```text
-//!   original ─save─▶ snapshot ─┬─▶ forks, at once ─▶ seen, marked ─▶ two of them ─save─▶ a child of each ─▶ seen
-//!                              └─▶ one more, later ─▶ seen
+//!   original ─save─▶ snapshot ─┬─▶ forks, at once ─▶ facts, marks ─▶ two of them ─save─▶ a child of each ─▶ facts
+//!                              └─▶ one more, later ─▶ facts
 //! ```
-//! Saving is not interrupted: what it makes must be known, so that it can be removed.
+//! A signal does not interrupt a save: the snapshot that it makes must be known, so that it can be removed.
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -28,12 +28,12 @@ use crate::guest::boot_failure;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
 
-/// A cold boot on a busy host, and some.
+/// Deadline of a cold boot on a busy host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Forks that are saved and forked again.
+/// Number of forks that are saved and forked again.
 const PARENTS: usize = 2;
 
-/// One proof on its way.
+/// A running proof.
 pub struct Proof<'a> {
     pub engine: Arc<QemuEngine>,
     pub spec: VmSpec,
@@ -44,20 +44,20 @@ pub struct Proof<'a> {
     pub times: Times,
 }
 
-/// How long it took.
+/// How long the steps took.
 #[derive(Debug, Clone, Default)]
 pub struct Times {
     pub boot: Duration,
     pub save: Duration,
-    /// For each of the forks that were made at once, from the request to the VM that is its own machine.
+    /// For each of the forks that were started at once, from the request to the VM with its own identity.
     pub forks: Vec<Duration>,
 }
 
-/// Why a proof did not come to its end.
+/// Why a proof ended early.
 #[derive(Debug)]
 pub enum Stop {
     Failed(Failure),
-    /// By a signal, with this exit code.
+    /// A signal arrived; kiln exits with this code.
     Interrupted(u8),
 }
 
@@ -68,7 +68,7 @@ impl From<Failure> for Stop {
 }
 
 impl Proof<'_> {
-    /// All steps. The VMs are gone afterwards, or on their way.
+    /// Runs all steps. The VMs have been killed afterwards, but their processes may not have ended yet.
     pub async fn run(&mut self) -> Result<Seen, Stop> {
         let (original, snapshot) = self.original().await?;
         let beats = original.beats.len();
@@ -87,7 +87,7 @@ impl Proof<'_> {
         Ok(seen)
     }
 
-    /// Boots, prepares and saves the VM that everything is forked from.
+    /// Boots, prepares and saves the VM that is forked.
     async fn original(&mut self) -> Result<(Facts, Snapshot), Stop> {
         self.progress.say("booting");
         let booted = Guest::start(&*self.engine, self.spec.clone(), BOOT_TIMEOUT, Watch::default());
@@ -100,7 +100,7 @@ impl Proof<'_> {
             guest::freeze(&original.link, &mut facts).await?;
             anyhow::Ok(facts)
         };
-        let prepared = async { prepared.await.map_err(|error| error.context("the VM can't be prepared")) };
+        let prepared = async { prepared.await.map_err(|error| error.context("failed to prepare the VM")) };
         let facts = unless(self.interrupts, prepared).await?;
         self.progress.say("saving");
         let from = Instant::now();
@@ -109,7 +109,8 @@ impl Proof<'_> {
         Ok((facts, snapshot))
     }
 
-    /// Makes forks at once and looks at each as soon as it is there. The first of them go on, with their places.
+    /// Starts forks at once, and reads the facts of each as soon as it runs. Returns the first of them, which keep running,
+    /// with their indices.
     async fn at_once(&mut self, snapshot: &Snapshot, seen: &mut Seen) -> Result<Vec<(usize, Fork)>, Stop> {
         self.progress.say(format!("making {} forks", self.forks));
         let beats = seen.original.beats.len();
@@ -117,7 +118,7 @@ impl Proof<'_> {
         let mut parents = Vec::new();
         for Member { who, made: Made { fork, took, .. }, facts } in members {
             self.times.forks.push(took);
-            // Not before all of them have written theirs.
+            // Read only now that all of them have written their marks.
             let marks = unless(self.interrupts, async { Ok::<_, Failure>(guest::marks(&fork.link).await) }).await?;
             match facts.and_then(|facts| Ok(Facts { marks: marks?, ..facts })) {
                 Ok(facts) => {
@@ -132,7 +133,7 @@ impl Proof<'_> {
         Ok(parents)
     }
 
-    /// Makes a fork and looks at it; `None` where it does not answer.
+    /// Starts a fork and reads its facts; `None` if it does not answer.
     async fn one_more(
         &mut self,
         snapshot: &Snapshot,
@@ -158,23 +159,23 @@ impl Proof<'_> {
     }
 }
 
-/// A fork that was made now.
+/// A new fork.
 struct Made {
     fork: Fork,
-    /// By the host's clock, in nanoseconds.
+    /// When it was requested, by the host's clock, in nanoseconds since 1970.
     asked: i64,
     took: Duration,
 }
 
-/// One of the forks that were made at once, and what was seen of it.
+/// One of the forks that were started at once, and its facts.
 struct Member {
     who: String,
     made: Made,
     facts: anyhow::Result<Facts>,
 }
 
-/// Makes forks, as many at a time as [`QemuEngine`] does for one request, and looks at each while others start: that is
-/// when a clock is hardest to keep.
+/// Starts forks, as many at a time as [`QemuEngine`] does for one request. Reads the facts of each while others start, since
+/// a busy host makes it hardest to set a clock exactly.
 async fn members(
     engine: &Arc<QemuEngine>,
     snapshot: &Snapshot,
@@ -196,7 +197,7 @@ async fn members(
     }
     let mut members = BTreeMap::new();
     while let Some(joined) = tasks.join_next().await {
-        let (number, member) = joined.expect("nobody aborts them, and they do not panic")?;
+        let (number, member) = joined.expect("these tasks are not aborted and do not panic")?;
         members.insert(number, member);
     }
     Ok(members.into_values().collect())
@@ -205,11 +206,11 @@ async fn members(
 async fn make(engine: &QemuEngine, snapshot: &Snapshot) -> Result<Made, Failure> {
     let (asked, from) = (guest::now_ns(), Instant::now());
     let mut forks = engine.restore(snapshot, ForkSpec::default()).await.map_err(restore_failure)?;
-    let fork = forks.pop().expect("one was asked for, and all are given or none");
+    let fork = forks.pop().expect("a restore of one fork returns one fork");
     Ok(Made { fork, asked, took: from.elapsed() })
 }
 
-/// The outcome of a step, unless a signal ends it.
+/// Runs a step, unless a signal ends it.
 async fn unless<T, E: Into<Failure>>(
     interrupts: &mut Interrupts,
     step: impl Future<Output = Result<T, E>>,
@@ -220,7 +221,7 @@ async fn unless<T, E: Into<Failure>>(
     }
 }
 
-/// A guest that does not come up is one that this host can't run.
+/// A guest that does not boot is a failure of this host.
 fn host_fails(mut failure: Failure) -> Failure {
     if failure.code == VM {
         failure.code = HOST;

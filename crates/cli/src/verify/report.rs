@@ -10,14 +10,14 @@ use super::proof::Times;
 use crate::args::VerifyForkArgs;
 use crate::output::{plain, print, print_json};
 
-/// What no fork can have of its own: a process that goes on is one because it is the same.
-const ALIKE: &str = "alike in all forks, as it must be: PID 1 and every process that goes on, and what they had in memory \
-                     when they were saved (keys, seeds, a boot id read earlier)";
+/// What no fork can have of its own, because a fork continues the processes of the VM that was saved.
+const ALIKE: &str = "the same in all forks, as it must be: PID 1, every process that ran when the VM was saved, and what they \
+                     had in memory (keys, seeds, a boot id read earlier)";
 
-/// A proof that came to its end.
+/// The report of a complete proof.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Every check holds.
+    /// Whether every check holds.
     pub ok: bool,
     checks: Vec<Check>,
     /// What forks share on purpose.
@@ -33,7 +33,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Of a proof that took `total`.
+    /// The report of a proof that took `total`.
     pub fn new(checks: Vec<Check>, args: &VerifyForkArgs, accel: &'static str, times: &Times, total: Duration) -> Self {
         let ms = |time: Duration| time.as_secs_f64() * 1000.0;
         let mut forks: Vec<f64> = times.forks.iter().copied().map(ms).collect();
@@ -53,29 +53,56 @@ impl Report {
         }
     }
 
-    /// Prints it as one line of JSON.
+    /// Prints the report as one line of JSON.
     pub fn print_json(&self) -> anyhow::Result<()> {
         print_json(self)
     }
 
     /// Prints a line for each check, and a summary.
     pub fn print(&self) -> anyhow::Result<()> {
+        print(self.text())
+    }
+
+    fn text(&self) -> String {
+        let mut lines = Vec::new();
         let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
         for Check { name, ok, evidence } in &self.checks {
             let verdict = if *ok { "ok  ".green().to_string() } else { "FAIL".red().bold().to_string() };
-            print(format_args!("{verdict}  {name:<width$}  {}", plain(evidence)))?;
+            lines.push(format!("{verdict}  {name:<width$}  {}", plain(evidence)));
         }
         let held = self.checks.iter().filter(|check| check.ok).count();
         let Self { forks, image, accel, boot_ms, save_ms, fork_p50_ms, fork_max_ms, total_ms, .. } = self;
-        print(format_args!(
-            "{held} of {} checks hold, with {forks} forks of {image} under {accel}",
-            self.checks.len()
-        ))?;
-        print(ALIKE)?;
-        print(format_args!(
+        lines.push(format!("{held} of {} checks hold, with {forks} forks of {image} under {accel}", self.checks.len()));
+        lines.push(ALIKE.into());
+        lines.push(format!(
             "boot {boot_ms:.0} ms · save {save_ms:.0} ms · fork p50 {fork_p50_ms:.0} ms, max {fork_max_ms:.0} ms · \
-             all {:.1} s",
+             total {:.1} s",
             total_ms / 1000.0
-        ))
+        ));
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Args, Command, VerifyCommand};
+
+    #[test]
+    fn a_report_has_a_line_for_each_check_and_a_summary() {
+        let line = Args::try_parse_from(["kiln", "verify", "fork", "--forks", "2", "--image", "mini"]);
+        let Command::Verify(verify) = line.expect("a good line").command else { panic!("another command") };
+        let VerifyCommand::Fork(args) = verify.command;
+        let check = |name, ok, evidence: &str| Check { name, ok, evidence: evidence.into() };
+        let checks = vec![
+            check("uuids differ", true, "4 of 4, such as a and b"),
+            check("host names differ", false, "fork 1 and fork 2 both have kiln-7"),
+        ];
+        let ms = Duration::from_millis;
+        let times = Times { boot: ms(2100), save: ms(40), forks: vec![ms(90), ms(70)] };
+        let report = Report::new(checks, &args, "tcg", &times, ms(20_400));
+        insta::assert_snapshot!(anstream::adapter::strip_str(&report.text()));
     }
 }
