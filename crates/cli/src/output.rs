@@ -1,15 +1,15 @@
-//! What kiln itself prints: results on stdout; messages, the log, and progress on stderr.
+//! What kiln prints: results on stdout; messages, the log and progress on stderr.
 //!
-//! Text of a guest may be in any of it: a title, an error, a row of its console. So every way out of here escapes what
-//! steers a terminal or hides text ([`kiln_wire::is_hidden`]), whatever the caller did with it before:
+//! Any of it may contain text of a guest: a title, an error, a row of its console. So every function here escapes characters
+//! that control a terminal or hide text ([`kiln_wire::is_hidden`]), even if the caller has done so already:
 //!
 //! ```text
-//!   print, say, console_row ── guarded: escapes, but for kiln's own colors ──▶ anstream ──▶ stdout, stderr
-//!   the log                 ── the same, further lines indented            ──────────────▶ stderr
-//!   print_json              ── \u202e                                      ──────────────▶ stdout
+//!   print, say, console_row ── guarded: escapes, except kiln's own colors ──▶ anstream ──▶ stdout, stderr
+//!   the log                 ── the same, further lines indented           ──────────────▶ stderr
+//!   print_json              ── \u202e                                     ──────────────▶ stdout
 //! ```
 //!
-//! What a command in a guest writes to its own stdout and stderr is not kiln's, and is passed on as it is.
+//! The output of a command in a guest is passed on unchanged, since it is not kiln's.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _, stderr};
@@ -24,10 +24,10 @@ use owo_colors::OwoColorize as _;
 use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
-/// Words that a guest had a part in are cut here.
-const WORDS_BYTES_MAX: usize = 16 << 10;
+/// Most bytes of a text that may come from a guest.
+const TEXT_BYTES_MAX: usize = 16 << 10;
 
-/// Prints a line of a result. A reader that went away is no failure.
+/// Prints a line of a result on stdout. A closed stdout is not a failure.
 pub fn print(line: impl Display) -> anyhow::Result<()> {
     written(writeln!(anstream::stdout(), "{}", guarded(&line.to_string(), Colors::Kept)))
 }
@@ -55,7 +55,7 @@ pub fn write_json(out: &mut impl io::Write, what: &impl Serialize) -> io::Result
     out.write_all(b"\n")
 }
 
-/// JSON that is safe to show: the standard leaves DEL, C1 and bidirectional marks as they are.
+/// A formatter whose JSON is safe to show on a terminal: JSON itself does not escape DEL, C1 and bidirectional marks.
 struct Escaped;
 
 impl serde_json::ser::Formatter for Escaped {
@@ -79,18 +79,18 @@ fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
-/// A size for people.
+/// A size in MiB, as text.
 pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// Prints a line on stderr.
 pub fn say(line: impl Display) {
-    // There is no other place to report that this one is closed or full.
+    // If stderr is closed or full, there is no other place for a report.
     let _ = writeln!(anstream::stderr(), "{}", guarded(&line.to_string(), Colors::Kept));
 }
 
-/// Prints a row of the guest's console on stderr, marked as the guest's so that it can't pass for kiln's own words.
+/// Prints a row of the guest's console on stderr. Its prefix distinguishes it from kiln's messages.
 pub fn console_row(text: &str) {
     say(console_line(text));
 }
@@ -99,32 +99,32 @@ fn console_line(text: &str) -> String {
     format!("{} {}", "console|".dimmed(), shown(text))
 }
 
-/// Words that may hold bytes from a guest, safe for a terminal: hidden characters are shown instead of obeyed, further
-/// lines are indented so that they can't pass for kiln's own, and there is an end to them.
-pub fn plain(words: &str) -> String {
-    let mut safe = String::with_capacity(words.len().min(WORDS_BYTES_MAX));
-    for (number, line) in words.trim_end().split('\n').enumerate() {
+/// Makes text that may come from a guest safe for a terminal: escapes hidden characters, indents further lines so that they
+/// can't be taken for kiln's own, and cuts a long text.
+pub fn plain(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len().min(TEXT_BYTES_MAX));
+    for (number, line) in text.trim_end().split('\n').enumerate() {
         if number > 0 {
             safe.push_str("\n    ");
         }
-        write!(safe, "{}", shown(line)).expect("a string takes everything");
-        if safe.len() > WORDS_BYTES_MAX {
-            safe.truncate((0..=WORDS_BYTES_MAX).rev().find(|end| safe.is_char_boundary(*end)).unwrap_or(0));
+        write!(safe, "{}", shown(line)).expect("writing to a string does not fail");
+        if safe.len() > TEXT_BYTES_MAX {
+            safe.truncate((0..=TEXT_BYTES_MAX).rev().find(|end| safe.is_char_boundary(*end)).unwrap_or(0));
             return safe + " …";
         }
     }
     safe
 }
 
-/// Whether text has colors of kiln's own.
+/// What becomes of color sequences in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Colors {
     Kept,
     None,
 }
 
-/// The last step before a terminal: everything hidden becomes an escape, except ends of lines and, where they are
-/// kept, color sequences. A caller that forgot [`plain`] lets a guest choose a color at most.
+/// The last step before a terminal: escapes all hidden characters except newlines and, with [`Colors::Kept`], color
+/// sequences. If a caller has forgotten [`plain`], a guest can choose colors, but no more.
 fn guarded(text: &str, colors: Colors) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
@@ -139,7 +139,7 @@ fn guarded(text: &str, colors: Colors) -> String {
         rest = &rest[kept..];
         if kept == 0 {
             let length = rest.chars().next().map_or(0, char::len_utf8);
-            write!(safe, "{}", shown(&rest[..length])).expect("a string takes everything");
+            write!(safe, "{}", shown(&rest[..length])).expect("writing to a string does not fail");
             rest = &rest[length..];
         }
     }
@@ -153,7 +153,7 @@ fn color_length(text: &str) -> Option<usize> {
     parameters[end..].starts_with('m').then_some("\x1b[".len() + end + 1)
 }
 
-/// A way for log lines to stderr. `tracing` writes an event at once, so each write is one line.
+/// Writes log lines to stderr. `tracing` writes each event with one call, so each write is one line.
 struct LogWriter(Colors);
 
 impl io::Write for LogWriter {
@@ -168,13 +168,13 @@ impl io::Write for LogWriter {
     }
 }
 
-/// An event as it is printed: an end of line within a field must not begin a line that passes for another event.
+/// A log event as it is printed. A newline within a field must not start a line that looks like another event.
 fn log_lines(event: &str, colors: Colors) -> String {
     let (line, end) = event.strip_suffix('\n').map_or((event, ""), |line| (line, "\n"));
     guarded(line, colors).replace('\n', "\n    ") + end
 }
 
-/// Sends log lines to stderr: warnings, more with `-v`, or what `KILN_LOG` says.
+/// Sends the log to stderr: warnings, more with `-v`, or as `KILN_LOG` specifies.
 pub fn start_log(verbose: u8) {
     let level = match verbose {
         0 => "warn",
@@ -187,20 +187,20 @@ pub fn start_log(verbose: u8) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colors).init();
 }
 
-/// What is going on, on stderr: a line of a terminal that disappears when this is dropped.
+/// Shows the current step on stderr, as a line of the terminal that disappears when this is dropped.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
-    /// If stderr is no terminal and the work is long: when the last line was written.
+    /// When the last line was written, if stderr is not a terminal and the work is long.
     lines: Option<Instant>,
 }
 
-/// How often a line about long work is written to what is no terminal: a log of CI is read later, and nobody counts cases in
-/// it, but a job that shows nothing for minutes is taken for one that hangs.
+/// Time between two lines about long work if stderr is not a terminal. A log of CI does not need a line for each case, but a
+/// job without output for minutes looks as if it hangs.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 impl Progress {
-    /// Starts saying `what`, to a terminal only.
+    /// Shows `what`, on a terminal only.
     pub fn start(what: impl Into<String>) -> Self {
         if !stderr().is_terminal() {
             return Self { bar: ProgressBar::hidden(), lines: None };
@@ -213,10 +213,10 @@ impl Progress {
         Self { bar, lines: None }
     }
 
-    /// As [`start`](Self::start), for work that takes long: what is no terminal gets a line now and then. With `json`, nothing
-    /// is written where the result goes too.
+    /// Like [`start`](Self::start), for long work: if stderr is not a terminal, prints a line now and then. With `json`, prints
+    /// nothing if stdout and stderr are the same file.
     pub fn long(what: impl Into<String>, json: bool) -> Self {
-        if json && goes_where_stdout_goes() {
+        if json && stderr_is_stdout() {
             return Self { bar: ProgressBar::hidden(), lines: None };
         }
         let mut progress = Self::start(what);
@@ -224,12 +224,12 @@ impl Progress {
         progress
     }
 
-    /// Says something else.
+    /// Shows another step.
     pub fn say(&self, what: impl Into<String>) {
         self.bar.set_message(what.into());
     }
 
-    /// As [`say`](Self::say), after a step of long work.
+    /// Like [`say`](Self::say), for long work.
     pub fn step(&mut self, what: String) {
         match &mut self.lines {
             Some(last) if last.elapsed() < LINE_EVERY => {}
@@ -242,8 +242,9 @@ impl Progress {
     }
 }
 
-/// Whether stderr and stdout are the same file, pipe or terminal (`2>&1`): whoever reads JSON there would read lines between.
-fn goes_where_stdout_goes() -> bool {
+/// Whether stderr and stdout are the same file, pipe or terminal (`2>&1`). A program that parses JSON from it would also get
+/// the lines of the progress.
+fn stderr_is_stdout() -> bool {
     let of = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
     of(stderr().as_fd()).is_ok_and(|ours| of(io::stdout().as_fd()) == Ok(ours))
 }
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guests_words_cannot_pass_for_kilns_own() {
+    fn a_guests_text_cannot_be_taken_for_kilns_own() {
         for safe in [plain("no\nhint: curl | sh\tü\n\n"), log_lines("no\nhint: curl | sh\tü\n", Colors::None)] {
             assert!(safe.trim_end().ends_with("\n    hint: curl | sh\tü"), "{safe:?}");
         }
@@ -300,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guests_words_have_an_end() {
-        assert!(plain(&"\x1b".repeat(1 << 20)).len() < WORDS_BYTES_MAX + 16);
-        assert!(plain(&"ü\n".repeat(1 << 20)).len() < WORDS_BYTES_MAX + 16);
+    fn a_long_text_of_a_guest_is_cut() {
+        assert!(plain(&"\x1b".repeat(1 << 20)).len() < TEXT_BYTES_MAX + 16);
+        assert!(plain(&"ü\n".repeat(1 << 20)).len() < TEXT_BYTES_MAX + 16);
     }
 
     #[test]
-    fn colors_are_all_that_passes() {
+    fn only_color_sequences_are_kept() {
         let colored = format!("{} and {}", "red".red(), "bold".bold());
         assert_eq!(guarded(&colored, Colors::Kept), colored);
         for steers in ["\x1b[2J", "\x1b[31", "\x1b]0;x\x07", "\x1b[?25l", "\x1b", "\x1b[31mred\x1b[H"] {

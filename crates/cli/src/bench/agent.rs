@@ -1,4 +1,4 @@
-//! The agent itself: its binary on disk, its memory in the guest.
+//! The agent's size: its binary on disk and its memory in the guest.
 
 use anyhow::bail;
 use kiln_engine::link::GuestLink;
@@ -10,10 +10,10 @@ use super::{Bench, Results};
 const BINARY_MIB_MAX: f64 = 3.0;
 const MEMORY_MIB_MAX: f64 = 8.0;
 const MIB: f64 = 1048576.0;
-/// Streams at once before the second reading.
+/// Number of concurrent streams before the second sample.
 const BUSY_STREAMS: usize = 10;
 
-/// Measures the agent fresh and after some work.
+/// Measures the agent, new and after some work.
 pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
     let mut binary = Series::new("agent binary", Unit::Mib);
     binary.samples.push(fs_err::metadata(&bench.agent)?.len() as f64 / MIB);

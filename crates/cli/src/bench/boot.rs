@@ -1,4 +1,4 @@
-//! A cold boot to the end of a first command, beside QEMU alone to the first line of `/init`.
+//! A cold boot until the end of a first command, compared with QEMU alone until the first line of `/init`.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -13,13 +13,13 @@ use tokio::process::Command;
 use super::samples::{Promise, Sense, Series, Unit};
 use super::{Bench, Results};
 
-/// What the agent says before anything else.
+/// The agent's first line on the console.
 const INIT_LINE: &str = "kiln-agent: init";
-/// Boots are slow; this many at most, whatever `--samples` says.
+/// Most samples, whatever `--samples` is, because boots are slow.
 const BOOTS_MAX: usize = 20;
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Measures boots, one of Kiln's and one of QEMU alone in turn.
+/// Measures boots, with Kiln and with QEMU alone in turn.
 pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
     let mut ready = Series::new("cold boot, agent answers", Unit::Ms);
     let mut cold = Series::new("cold boot, first exec done", Unit::Ms);
@@ -45,7 +45,8 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Boots the image's kernel and initramfs with nothing but a serial line, and times the first line of `/init`.
+/// Boots the image's kernel and initramfs with only a serial line. Returns the time until the first line of `/init`, in
+/// milliseconds.
 async fn alone(bench: &Bench, kvm: bool) -> anyhow::Result<f64> {
     let args = floor_args(bench, kvm);
     let vmm = bench.engine.binary();

@@ -1,4 +1,4 @@
-//! Commands: one `true`, a megabyte of output, ten at once.
+//! Commands: one `true`, a megabyte of output, ten `true` at once.
 
 use std::time::Instant;
 
@@ -11,9 +11,9 @@ use super::{Bench, Results};
 
 const OUTPUT_BYTES: u64 = 1_000_000;
 const AT_ONCE: usize = 10;
-/// Round trips between two commands.
+/// Number of round trips between two commands.
 const PINGS: usize = 10;
-/// The program that both sides run: without a shell and without output.
+/// The program that is measured, run without a shell and without output.
 const TRUE: &str = "/bin/true";
 
 /// Measures commands in one guest.
@@ -31,7 +31,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     }
     for _ in 0..bench.samples {
         spawn.samples.push(spawn_in_guest(link).await?);
-        // In between, the agent sweeps up after the command before: what is measured is a guest at rest.
+        // During the pings the agent cleans up after the last command, so that the next one runs in an idle guest.
         for _ in 0..PINGS {
             rtt.samples.push(link.ping().await?.as_secs_f64() * 1e3);
         }
@@ -69,7 +69,7 @@ async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// One fork, exec and wait by a program in the guest, as that program timed it.
+/// The time of one fork, exec and wait of a program in the guest, measured by that program, in milliseconds.
 async fn spawn_in_guest(link: &GuestLink) -> anyhow::Result<f64> {
     let json = run(link, &["/init", "--spawn-bench", "1", "--", TRUE]).await?;
     let samples: Vec<f64> = serde_json::from_slice(&json).context("the guest's timing is not JSON")?;
@@ -96,7 +96,7 @@ async fn all_at_once(link: &GuestLink) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Round trips while another stream that nobody reads has filled its window.
+/// Round trips while another stream has filled its window, because this side does not read it.
 async fn beside_a_stream(bench: &Bench, link: &GuestLink, busy: &mut Series) -> anyhow::Result<()> {
     let stuck = link.exec(request(&["head", "-c", "16777216", "/dev/zero"])).await?;
     for _ in 0..bench.samples {

@@ -47,7 +47,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     let mut file_out = Pair::new("file read, 16 MiB", "dd of a file to a bare port, 16 MiB", "file read / dd");
     // The first of each grows the guest's page cache and the buffers on both sides, and does not count.
     for round in 0..=bench.samples.div_ceil(4) {
-        // What a busy moment leaves behind hits both of a pair as often.
+        // The order alternates, so that a busy moment of the host affects both of a pair equally.
         let (dd, file) = if round % 2 == 0 {
             (ways.dd_in().await?, ways.file_in().await?)
         } else {

@@ -1,4 +1,5 @@
-//! `kiln bench`: what SPECIFICATION.md promises, measured on this host beside its floor in the same run.
+//! `kiln bench`: measures the promises of SPECIFICATION.md on this host, each beside its floor in the same run. A floor is
+//! the best possible number: QEMU without Kiln, a port without a protocol, a round trip.
 
 mod agent;
 mod boot;
@@ -30,10 +31,10 @@ use crate::output::{Progress, print, print_json, say};
 use machine::Machine;
 use samples::{Promise, Series};
 
-/// A promise was not kept in this run.
+/// Exit code: a promise was not kept in this run.
 const BROKEN: u8 = 100;
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
-/// Everything together; a bench that takes longer hangs.
+/// Deadline of the whole bench.
 const DEADLINE: Duration = Duration::from_secs(3600);
 const MEMORY_MIB: u64 = 256;
 const CPUS: u32 = 1;
@@ -48,7 +49,7 @@ struct Bench {
     acceleration: kiln_engine::AccelerationRequest,
 }
 
-/// What a run gives, whole.
+/// The results of a whole run.
 #[derive(Debug, Serialize)]
 struct Results {
     machine: Machine,
@@ -56,7 +57,7 @@ struct Results {
     promises: Vec<Promise>,
 }
 
-/// Runs the groups that were asked for.
+/// Runs the requested groups.
 pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
     let home = image::home()?;
     let progress = Progress::start("finding the image");
@@ -71,7 +72,9 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let results = runtime.block_on(async {
-        tokio::time::timeout(DEADLINE, bench.measure(&args.groups, &progress)).await.context("the bench hangs")?
+        tokio::time::timeout(DEADLINE, bench.measure(&args.groups, &progress))
+            .await
+            .context("the bench did not end in time")?
     })?;
     drop(progress);
     if let Some(path) = &args.out {
@@ -81,7 +84,7 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
     if args.json {
         print_json(&results)?;
     } else {
-        show(&results)?;
+        print(text(&results))?;
     }
     let broken = results.promises.iter().any(|promise| !promise.kept());
     Ok(if args.check && broken { BROKEN } else { 0 })
@@ -118,7 +121,7 @@ impl Bench {
         spec
     }
 
-    /// A booted VM with these extra ports.
+    /// Boots a VM with these extra ports.
     async fn start(&self, ports: &[&str]) -> anyhow::Result<Guest> {
         let mut spec = self.spec();
         spec.extra_ports = ports.iter().map(ToString::to_string).collect();
@@ -150,9 +153,10 @@ impl Bench {
     }
 }
 
-fn show(results: &Results) -> anyhow::Result<()> {
+/// A line about the machine, a table of the series, and a line for each promise.
+fn text(results: &Results) -> String {
     let machine = &results.machine;
-    print(format_args!(
+    let mut lines = vec![format!(
         "{} × {}, {} MiB, Linux {}, load {} · {} ({}) · guest: Linux {}, {} CPU, {} MiB",
         machine.cpus,
         machine.cpu,
@@ -164,7 +168,7 @@ fn show(results: &Results) -> anyhow::Result<()> {
         machine.guest_kernel,
         machine.guest_cpus,
         machine.guest_memory_mib
-    ))?;
+    )];
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["", "p50", "p95", "p99", "max", "unit", "n"]);
@@ -179,10 +183,44 @@ fn show(results: &Results) -> anyhow::Result<()> {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    print(table)?;
+    lines.push(table.to_string());
     for promise in &results.promises {
         let verdict = if promise.kept() { "kept".green().to_string() } else { "broken".red().to_string() };
-        print(format_args!("{verdict}: {}: {:.2} (bound {:.2})", promise.claim, promise.seen, promise.bound))?;
+        lines.push(format!("{verdict}: {}: {:.2} (bound {:.2})", promise.claim, promise.seen, promise.bound));
     }
-    Ok(())
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::samples::{Sense, Unit};
+    use super::*;
+
+    #[test]
+    fn results_are_a_machine_a_table_and_promises() {
+        let machine = Machine {
+            kiln: "0.1.0",
+            unix_time_s: 1_000_000,
+            cpu: "A CPU".into(),
+            cpus: 2,
+            memory_mib: 8192,
+            kernel: "6.1.0".into(),
+            load: "0.10 0.20 0.30".into(),
+            vmm: "QEMU 7.2.0".into(),
+            accel: "tcg".into(),
+            guest_kernel: "6.1.0-1-cloud-amd64".into(),
+            guest_cpus: 1,
+            guest_memory_mib: 256,
+        };
+        let series = |name, unit, samples: &[f64]| Series { name, unit, samples: samples.to_vec() };
+        let series = vec![
+            series("exec true", Unit::Ms, &[1.0, 2.0, 3.0, 40.0]),
+            series("file write, 16 MiB", Unit::MibPerS, &[100.0]),
+        ];
+        let promise = |claim, seen, sense| Promise { claim, seen, bound: 2.0, sense };
+        let promises =
+            vec![promise("exec `true` p50 ≤ 2", 1.5, Sense::AtMost), promise("file write ≥ 2", 1.5, Sense::AtLeast)];
+        let results = Results { machine, series, promises };
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text(&results)));
+    }
 }

@@ -1,4 +1,4 @@
-//! Raw samples, and what a table says of them.
+//! Raw samples, their percentiles, and promises about them.
 
 use serde::Serialize;
 
@@ -28,7 +28,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// As a table has it.
+    /// The unit in a table.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Ms => "ms",
@@ -39,12 +39,12 @@ impl Unit {
     }
 }
 
-/// A promise of SPECIFICATION.md, as this run saw it.
+/// A promise of SPECIFICATION.md, with the number of this run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Promise {
-    /// In words.
+    /// What is promised.
     pub claim: &'static str,
-    /// What was seen.
+    /// The number of this run.
     pub seen: f64,
     /// The bound.
     pub bound: f64,
@@ -52,7 +52,7 @@ pub struct Promise {
     pub sense: Sense,
 }
 
-/// Which side of a bound is kept.
+/// On which side of the bound a number must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sense {
@@ -78,12 +78,12 @@ impl Series {
         Self { name, unit, samples: Vec::new() }
     }
 
-    /// The nearest-rank percentile; `percent` is 0 to 100. NaN where there are no samples.
+    /// The nearest-rank percentile; `percent` is 0 to 100. NaN if there are no samples.
     pub fn percentile(&self, percent: f64) -> f64 {
         let mut sorted = self.samples.clone();
         sorted.sort_by(f64::total_cmp);
         let rank = (percent / 100.0 * sorted.len() as f64).ceil().max(1.0);
-        // Ranks are small positive whole numbers here.
+        // A rank is a small positive whole number, so the cast is exact.
         sorted.get(rank as usize - 1).copied().unwrap_or(f64::NAN)
     }
 

@@ -57,7 +57,7 @@ pub fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
     let mut ratio = Series::new("crash detection / reading lines", Unit::Ratio);
     // The first of each does not count.
     for round in 0..=bench.samples.div_ceil(4) {
-        // What a busy moment leaves behind hits both of a pair as often.
+        // The order alternates, so that a busy moment of the host affects both of a pair equally.
         let (scan, lines) = if round % 2 == 0 {
             (scan(&log, crashes)?, lines(&log)?)
         } else {
@@ -85,7 +85,8 @@ fn log() -> (String, usize) {
     let mut log = String::with_capacity(LOG_BYTES + 4096);
     let (mut at, mut rows, mut crashes) = (Duration::from_secs(1), 0, 0);
     let mut say = |log: &mut String, text: &str| {
-        writeln!(log, "[{:5}.{:06}] {text}", at.as_secs(), at.subsec_micros()).expect("a string takes everything");
+        writeln!(log, "[{:5}.{:06}] {text}", at.as_secs(), at.subsec_micros())
+            .expect("writing to a string does not fail");
         at += STEP;
     };
     while log.len() < LOG_BYTES {

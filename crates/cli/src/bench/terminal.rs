@@ -39,7 +39,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     // The first of each does not count.
     for round in 0..=bench.samples.div_ceil(4) {
         for (pair, argv, lines) in [(&mut seq, SEQ, SEQ_LINES), (&mut echoes, LOOP, LOOP_LINES)] {
-            // What a busy moment leaves behind hits both of a pair as often.
+            // The order alternates, so that a busy moment of the host affects both of a pair equally.
             let (with, without) = if round % 2 == 0 {
                 (timed(link, argv, lines, true).await?, timed(link, argv, lines, false).await?)
             } else {

@@ -1,4 +1,4 @@
-//! What it costs to confine a VMM: forks with all measures and with none, in turn.
+//! The cost of confining a VMM: forks with all measures and without any, in turn.
 
 use std::time::Instant;
 
@@ -9,10 +9,10 @@ use super::super::Results;
 use super::super::samples::{Promise, Sense, Series, Unit};
 use super::{Lab, ms_since};
 
-/// What all measures together may take.
+/// The most that all measures together may cost.
 const CONFINED_MS_OVER: f64 = 3.0;
 
-/// Measures forks to the agent's answer, confined and not.
+/// Measures forks until the agent's first reply, confined and not.
 pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
     let mut confined = Series::new("fork, agent answers, the VMM confined", Unit::Ms);
     let mut loose = Series::new("fork, agent answers, the VMM not confined", Unit::Ms);
@@ -21,12 +21,12 @@ pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()>
         QemuEngine::new(engine.home(), engine.binary()).with_policy(policy)
     };
     let engines = [engine(Policy::default()), engine(Policy::without(Measure::ALL))];
-    // One of each does not count: it looks after VMs without an owner first.
+    // The first fork of each engine is not counted, because it also recovers VMs without an owner.
     fork(lab, &engines[0]).await?;
     fork(lab, &engines[1]).await?;
-    // Their difference is small against what one fork differs from the next in, so there are more of them.
+    // The difference is small compared with the spread of forks, so more samples are needed.
     for sample in 0..2 * lab.bench.samples {
-        // What a busy moment leaves behind hits both of a pair as often.
+        // The order alternates, so that a busy moment of the host affects both of a pair equally.
         let order = if sample % 2 == 0 { [0, 1] } else { [1, 0] };
         for which in order {
             let series = if which == 0 { &mut confined } else { &mut loose };

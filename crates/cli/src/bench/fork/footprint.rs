@@ -1,4 +1,4 @@
-//! What a fork takes of the host's memory: proc(5) `smaps`, with the snapshot's image counted apart.
+//! The memory of a fork on the host: proc(5) `smaps`, with the snapshot's image counted separately.
 
 use camino::Utf8Path;
 
@@ -11,9 +11,9 @@ pub struct Footprint {
     pub pss_mib: f64,
     /// The same without its share of the image.
     pub own_mib: f64,
-    /// Pages that it alone has, and that it has written to.
+    /// Pages that only it has and that it has written.
     pub private_dirty_mib: f64,
-    /// Pages of the image that it maps, whoever else does.
+    /// Pages of the image that it maps, also if other processes map them.
     pub image_mib: f64,
 }
 
@@ -35,7 +35,7 @@ fn parse(smaps: &str, image: &str) -> Footprint {
             continue;
         };
         let Ok(mib) = second.parse::<f64>().map(|kib| kib / KIB_PER_MIB) else { continue };
-        // Pages that the guest wrote to are anonymous: the kernel has copied them, and they are the fork's own.
+        // Pages that the guest has written are anonymous: the kernel has copied them for this fork.
         match (field, in_image) {
             ("Pss", false) => {
                 footprint.pss_mib += mib;

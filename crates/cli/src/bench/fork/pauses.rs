@@ -1,4 +1,4 @@
-//! Pause and resume of one fork, and a command in a VM that stood still.
+//! Pause and resume of one fork, and a command in a VM that was paused.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! The peer: gVisor's checkpoint and restore, where `runsc` is installed.
+//! The peer: gVisor's checkpoint and restore, if `runsc` is installed.
 //!
 //! ```text
 //!   bundle: busybox, `sleep` ─▶ create, start, checkpoint ─▶ for each sample: restore ─▶ exec true ─▶ delete
@@ -27,7 +27,7 @@ const OPTIONS: [&str; 3] = ["--network=none", "--ignore-cgroups", "--platform=pt
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 const APPLETS: [&str; 3] = ["sh", "sleep", "true"];
 
-/// A checkpoint of a sleeping container; dropped, nothing of it is left.
+/// A checkpoint of a sleeping container. Dropping it removes everything.
 pub struct Peer {
     program: Utf8PathBuf,
     directory: TempDir,
@@ -41,7 +41,7 @@ pub struct Restored {
 }
 
 impl Peer {
-    /// Makes the checkpoint. `None` where there is no `runsc`, or no static busybox to run in it.
+    /// Makes the checkpoint. `None` if `runsc` or a static busybox is not installed.
     pub async fn prepare() -> anyhow::Result<Option<Self>> {
         let busybox = host::find_program(Utf8Path::new("busybox"));
         let Some((program, busybox)) = host::find_program(Utf8Path::new(PROGRAM)).zip(busybox) else {

@@ -1,9 +1,9 @@
-//! The floor of forks and saves: QEMU alone, with the arguments that Kiln gives it, and none of Kiln's engine.
+//! The floor of forks and saves: QEMU alone, with Kiln's arguments but without Kiln's engine.
 //!
 //! ```text
 //!   two sockets ─▶ QEMU: the same snapshot, mapped privately ─▶ QMP by hand: load the devices, cont ─▶ agent: hello, exec
 //! ```
-//! No journal, no identity, no clock and no randomness, no locks: what no restore can do without.
+//! It has no journal, no identity, no clock, no randomness and no locks: only what every restore needs.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -40,7 +40,7 @@ pub struct RawLine {
     device: Utf8PathBuf,
 }
 
-/// A QEMU of our own; dropped, it is killed.
+/// A QEMU process. Dropping it kills it.
 pub struct RawVm {
     monitor: RawMonitor,
     agent: RawAgent,
@@ -53,7 +53,7 @@ pub struct RawVm {
 struct Qemu(Child);
 
 impl RawLine {
-    /// Learns it from a fork that runs.
+    /// Reads it from a running fork.
     pub fn of(fork: &Vm, program: impl Into<Utf8PathBuf>, snapshot: &Snapshot) -> anyhow::Result<Self> {
         let line = fs_err::read(format!("/proc/{}/cmdline", fork.pid()))?;
         let words = line.strip_suffix(b"\0").unwrap_or(&line).split(|byte| *byte == 0);
@@ -90,13 +90,13 @@ impl RawVm {
         Ok(Self { monitor, agent, answered_ms: ms_since(start), start, _qemu: qemu })
     }
 
-    /// Runs the first command, and says how long all of it took from the start. Blocks.
+    /// Runs the first command. Returns the time since the start of QEMU, in milliseconds. Blocks.
     pub fn first_exec(&mut self) -> anyhow::Result<f64> {
         self.agent.exec_true()?;
         Ok(ms_since(self.start))
     }
 
-    /// Stops it and writes the state of its devices, and says how long that took. Blocks.
+    /// Stops the VM and writes the state of its devices. Returns how long that took, in milliseconds. Blocks.
     pub fn save_devices(&mut self, file: &Path) -> anyhow::Result<f64> {
         let start = Instant::now();
         self.monitor.execute("stop", &json!({}))?;

@@ -1,4 +1,4 @@
-//! Snapshots that a measurement makes, and that are gone after it, also where it fails.
+//! The snapshots that a measurement makes. They are removed after it, also if it fails.
 
 use std::cell::RefCell;
 
@@ -7,20 +7,20 @@ use kiln_engine::snapshot::{Snapshot, SnapshotId, SnapshotStore};
 use super::blocking;
 use crate::output::say;
 
-/// Removes what was noted, the newest first: a diff goes before what it lies on. Declared before the snapshots themselves,
-/// it is dropped after them, when nothing holds them any more.
+/// Removes the noted snapshots when it is dropped, the newest first, so that a diff is removed before its parent. Declare it
+/// before the snapshots: then it is dropped after them, when they are no longer in use.
 pub struct Scratch {
     store: SnapshotStore,
     made: RefCell<Vec<SnapshotId>>,
 }
 
 impl Scratch {
-    /// Nothing yet.
+    /// An empty list.
     pub fn new(store: &SnapshotStore) -> Self {
         Self { store: store.clone(), made: RefCell::default() }
     }
 
-    /// Notes a snapshot and waits for its seal, which would disturb what is measured next.
+    /// Notes a snapshot and seals it, since sealing in the background would disturb the next measurement.
     pub async fn keep(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
         self.made.borrow_mut().push(snapshot.id().clone());
         let snapshot = snapshot.clone();
@@ -31,7 +31,7 @@ impl Scratch {
     pub fn clear(&self) {
         for id in self.made.take().iter().rev() {
             if let Err(error) = self.store.remove(id) {
-                say(format_args!("a snapshot of the bench stays: {error}"));
+                say(format_args!("failed to remove a snapshot of the bench: {error}"));
             }
         }
     }

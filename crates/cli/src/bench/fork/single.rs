@@ -1,4 +1,4 @@
-//! One fork at a time, from nothing to the end of its first command, beside everything that it is compared with.
+//! One fork at a time, until the end of its first command, and everything that it is compared with.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -18,13 +18,13 @@ use super::raw::{RawLine, RawVm};
 use super::{Lab, TRUE, blocking, ms_since, run};
 use crate::output::say;
 
-/// A whole `kiln run` with a fork takes a third of a second.
+/// Deadline of `kiln run`, which takes a third of a second with a fork.
 const RUN_DEADLINE: Duration = Duration::from_secs(120);
-/// What `kiln run` may take beside its fork.
+/// The most that `kiln run` may take in addition to its fork.
 const RUN_MS_OVER: f64 = 30.0;
 const POOL: PoolSpec = PoolSpec { ready: 1, bytes_max: 256 << 20 };
 
-/// Figures of one way to a first command.
+/// The samples of one way to a first command.
 struct Pair {
     answers: Series,
     execs: Series,
@@ -57,7 +57,7 @@ pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()>
     warm(lab, &line, results).await
 }
 
-/// With the snapshot's files out of the page cache. Before anything else holds them there.
+/// Forks while the snapshot's files are not in the page cache. Runs first, before anything maps those files.
 async fn cold(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::Result<()> {
     let mut kiln = Pair::new(
         "fork, cold page cache of the snapshot, agent answers",
@@ -88,12 +88,12 @@ async fn warm(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::R
         say("runsc or busybox is not installed: no peer in this run");
     }
     let pool = ForkPool::start(&lab.bench.engine, &lab.base, ForkSpec::default(), POOL).await?;
-    // Of each one that does not count: the ready-made snapshot of `kiln run`, translations and files that are read once.
+    // The first of each is not counted: it makes the ready-made snapshot of `kiln run`, and reads files into the page cache.
     kiln_run(results.machine.accel.as_str()).await?;
     alone(line).await?;
     fork(lab).await?;
     for sample in 0..lab.bench.samples {
-        // What a busy moment leaves behind hits both of a pair as often.
+        // The order alternates, so that a busy moment of the host affects both of a pair equally.
         if sample % 2 == 0 {
             raw.push(alone(line).await?);
             kiln.push(fork(lab).await?);
@@ -132,7 +132,8 @@ async fn warm(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::R
     Ok(())
 }
 
-/// To the agent's answer, with clock, randomness and names of its own; to the end of a first command.
+/// The time until the agent's first reply, after which the fork has its own clock, randomness and names, and the time until
+/// the end of its first command.
 async fn fork(lab: &Lab<'_>) -> anyhow::Result<(f64, f64)> {
     let start = Instant::now();
     let fork = lab.fork(&lab.base).await?;
@@ -152,7 +153,8 @@ async fn alone(line: &RawLine) -> anyhow::Result<(f64, f64)> {
     .await
 }
 
-/// The pool makes its next fork meanwhile, as it does in use; it is ready before the next sample of anything.
+/// Takes a fork from the pool. The pool makes its next fork meanwhile, as it does in use; that fork is complete before the
+/// next sample of anything.
 async fn from_pool(pool: &ForkPool) -> anyhow::Result<(f64, f64)> {
     ready(pool).await?;
     let start = Instant::now();
@@ -176,12 +178,14 @@ async fn kiln_run(accel: &str) -> anyhow::Result<f64> {
     let mut command = Command::from(command(std::env::current_exe()?, Environment::Callers));
     command.args(["run", "--accel", accel, "--", "true"]).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let status = tokio::time::timeout(RUN_DEADLINE, command.status()).await.context("`kiln run` hangs")??;
+    let status =
+        tokio::time::timeout(RUN_DEADLINE, command.status()).await.context("`kiln run` did not end in time")??;
     ensure!(status.success(), "`kiln run -- true` ended with {status}");
     Ok(ms_since(start))
 }
 
-/// Only pages that nobody maps and that are on disk go; the snapshot is sealed, and no fork of it runs now.
+/// Drops a snapshot's files from the page cache. The kernel drops only pages that are clean and not mapped. That is true of
+/// all of them: the snapshot is sealed, and no fork of it runs now.
 fn drop_from_page_cache(snapshot: &Snapshot) -> anyhow::Result<()> {
     for path in [snapshot.memory_root(), snapshot.device()] {
         let file = File::open(&path).with_context(|| format!("failed to open `{path}`"))?;
