@@ -1,6 +1,8 @@
-//! What can be typed. `-h` fits a screen, `--help` teaches.
+//! The command line. `-h` fits a screen, `--help` teaches.
 
 pub mod docker;
+#[cfg(test)]
+mod help;
 mod quantities;
 pub mod vhost;
 pub mod vhost_testing;
@@ -17,61 +19,55 @@ pub use self::quantities::{parse_duration, parse_size_bytes};
 use self::quantities::{parse_grace, parse_memory_mib};
 use self::vhost::VhostArgs;
 
-/// Fires real virtual machines: a real kernel of its own for every command.
+/// Run commands in real virtual machines, each with a kernel of its own.
 #[derive(Debug, Parser)]
 #[command(name = "kiln", version, propagate_version = true, infer_long_args = false)]
 pub struct Args {
-    /// Say more on stderr; twice for everything
+    /// Log more on stderr; -vv logs everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     #[command(subcommand)]
     pub command: Command,
 }
 
+// A doc comment of a variant replaces the help of its arguments, also the long help. So only variants whose arguments have
+// no doc comment have one, here and below.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a command in a VM of its own
     Run(Box<RunArgs>),
-    /// Tell what this host can do, what is missing and how to get it
     Doctor(DoctorArgs),
-    /// Build, warm, list and remove guest images
+    /// Build, warm, list, check and remove images
     Image(ImageArgs),
-    /// Create, list, check, compact and remove snapshots
     Snapshot(SnapshotArgs),
-    /// Find crashes in a saved kernel log
     Scan(ScanArgs),
-    /// Prove on this host that VMs are what they must be
+    /// Check Kiln's guarantees on this host
     Verify(VerifyArgs),
-    /// Measure what Kiln promises, on this host
     Bench(BenchArgs),
-    /// Talk to vhost-user backends, test them, and stand in for them
     Vhost(Box<VhostArgs>),
-    /// Print the completion of a shell
     Completion(CompletionArgs),
-    /// Print kiln's man page, or write those of all commands
     Man(ManArgs),
     /// Print the version
     Version(VersionArgs),
 }
 
-/// Print the completion of a shell.
+/// Print a shell's completion script.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln completion bash > ~/.local/share/bash-completion/completions/kiln\n  \
     kiln completion zsh > ~/.zfunc/_kiln\n  \
     kiln completion fish > ~/.config/fish/completions/kiln.fish")]
 pub struct CompletionArgs {
-    /// Which shell
+    /// The shell
     pub shell: clap_complete::Shell,
 }
 
-/// Print kiln's man page, or write those of all commands.
+/// Print kiln's man page, or write the man pages of all commands.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln man | man -l -\n  \
     kiln man ~/.local/share/man/man1")]
 pub struct ManArgs {
-    /// Directory to write to; it is made if it is missing
+    /// Directory for the man pages; created if it does not exist
     #[arg(value_name = "DIR")]
     pub folder: Option<Utf8PathBuf>,
 }
@@ -83,17 +79,17 @@ pub struct VersionArgs {
     pub json: bool,
 }
 
-/// Run a command in a VM of its own.
+/// Run a command in a new VM.
 ///
-/// A fresh VM with its own kernel is started, the command runs in it, its output and exit code become kiln's, and
-/// nothing is left behind. There is no network in the VM.
+/// The VM has its own kernel and no network. Kiln passes on the command's output, exits with its exit code and removes the
+/// VM.
 ///
-/// The VM is a fork of the image's ready-made snapshot: booted and saved once for each size and set of modules, on first
-/// use or by `kiln image warm`. A fork has a host name, machine id, clock and randomness of its own. --cold boots, and so
-/// does --vhost-user.
+/// The VM is a fork of the image's ready-made snapshot: a VM that was booted and saved once for its size and modules, on
+/// first use or by `kiln image warm`. Each fork has its own host name, machine id, clock and randomness. With --cold or
+/// --vhost-user the VM boots instead.
 ///
-/// Exit codes: the command's own; 128 + n for signal n; 124 timed out; 125 the VM could not run it to its end (it
-/// crashed, powered off, or never came up); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
+/// Exit codes: the command's own; 128 + n if signal n ended it; 124 timed out; 125 the VM failed before the command ended
+/// (it crashed, powered off, or did not boot); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
 /// host lacks something.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -104,13 +100,13 @@ pub struct VersionArgs {
     kiln run --from prepared -- sh /job/run.sh\n  \
     kiln run --vhost-user blk:./backend.sock -- dd if=/dev/vda of=/dev/null bs=1M")]
 pub struct RunArgs {
-    /// Set a variable; NAME alone passes on this shell's value
+    /// Set a variable; NAME alone takes this shell's value
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     pub env: Vec<OsString>,
     /// Working directory in the guest
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<OsString>,
-    /// User in the guest: USER, USER:GROUP or :GROUP, names or ids
+    /// User in the guest: USER, USER:GROUP or :GROUP, by name or id
     #[arg(short, long)]
     pub user: Option<String>,
     /// Pass stdin to the command
@@ -122,15 +118,15 @@ pub struct RunArgs {
     /// Copy a file or directory into the guest before the command runs
     #[arg(long = "in", value_name = "HOST:GUEST")]
     pub copy_in: Vec<OsString>,
-    /// Copy a file or directory out of the guest afterwards
+    /// Copy a file or directory out of the guest after the command
     ///
-    /// What is there keeps its kind: a file its permissions, a folder is merged into, a device, a FIFO or `-` (stdout) is
-    /// written into.
+    /// If HOST exists, it keeps its type. A file is replaced and keeps its permissions, a directory is merged into, and
+    /// a device, a FIFO or `-` (stdout) is written to.
     #[arg(long = "out", value_name = "GUEST:HOST")]
     pub copy_out: Vec<OsString>,
-    /// The most that all of --out may write here
+    /// The most that all --out together may write
     ///
-    /// Each file, folder and symlink counts 16 KiB beside its bytes.
+    /// Each file, directory and symlink counts as its bytes plus 16 KiB.
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size_bytes)]
     pub out_limit: u64,
     /// Image to boot; see `kiln image ls`
@@ -142,16 +138,16 @@ pub struct RunArgs {
     /// CPUs of the VM
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// End the run this long after its VM is there: 30s, 2m, 1h30m, 500ms
+    /// Stop the run this long after its VM has started: 30s, 2m, 1h30m, 500ms
     ///
-    /// It bounds --in, the command and --out. A command that reaches it is ended as by --grace, and what it has left is
-    /// still copied out. Kiln ends with 124.
+    /// The limit covers --in, the command and --out. A command that reaches it gets SIGTERM, then SIGKILL (see --grace).
+    /// Its files are still copied out. Kiln exits with 124.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
-    /// What a command gets between SIGTERM and SIGKILL when its time is up, or when a signal ends kiln; 0 kills it at once
+    /// Time between SIGTERM and SIGKILL when the run times out or kiln gets a signal; 0 kills the command at once
     #[arg(long, value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace, hide_short_help = true)]
     pub grace: Duration,
-    /// Give up on a VM that has not come up after this long
+    /// Give up if the VM has not booted after this long
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
     pub boot_timeout: Duration,
     /// The most memory that the command and its children may use
@@ -166,7 +162,7 @@ pub struct RunArgs {
     /// The most output that is passed on; the rest is dropped
     #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
     pub limit_output: Option<u64>,
-    /// How the VM's CPU runs
+    /// How to run the VM's CPUs
     #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
     pub accel: AccelArg,
     /// Load a kernel module of the image before the command runs
@@ -174,18 +170,18 @@ pub struct RunArgs {
     pub modules: Vec<String>,
     /// Attach a device that another process serves: blk:SOCKET, net:SOCKET, vsock:SOCKET, fs:SOCKET,tag=NAME
     ///
-    /// The backend must listen on SOCKET before kiln starts, and serves this VM alone. In the guest a disk is /dev/vda, a
-    /// card eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`; the vsock device has the
-    /// CID that its backend says. A disk or card waits for a backend that ended and listens again, and goes on.
+    /// The backend must listen on SOCKET before kiln starts, and must serve no other VM. In the guest, a disk is /dev/vda,
+    /// a network card is eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`. The backend
+    /// sets the CID of a vsock device. If the backend of a disk or card exits, the device waits until it listens again.
     ///
     /// Options follow the path: queues=N (blk, net, fs), mac=ADDRESS (net), tag=NAME (fs).
     ///
-    /// Such a VM can't be saved or forked, so it boots, as with --cold. Give it more than once for more devices.
+    /// Such a VM can't be saved or forked, so it boots, as with --cold. Repeat the flag for more devices.
     #[arg(long, value_name = "DEVICE:SOCKET", value_parser = vhost_user::parse)]
     pub vhost_user: Vec<VhostUser>,
-    /// Fork this snapshot instead of the image's: name or id
+    /// Fork this snapshot (name or id) instead of the image's
     ///
-    /// See `kiln snapshot create`. Image, memory, CPUs, acceleration and modules are those of the snapshot: their flags are
+    /// See `kiln snapshot create`. The snapshot decides image, memory, CPUs, acceleration and modules: their flags are
     /// refused, and $KILN_IMAGE and $KILN_ACCEL have no effect.
     #[arg(long, value_name = "SNAPSHOT")]
     pub from: Option<String>,
@@ -194,7 +190,7 @@ pub struct RunArgs {
     pub cold: bool,
     #[command(flatten)]
     pub docker: docker::DockerArgs,
-    /// Show the guest's console on stderr, each row behind `console|`
+    /// Show the guest's console on stderr, each line prefixed with `console|`
     #[arg(long)]
     pub console: bool,
     /// Print one JSON object instead of the command's output
@@ -207,7 +203,7 @@ pub struct RunArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AccelArg {
-    /// KVM where it really runs Linux here, else TCG
+    /// KVM if it runs Linux on this host, else TCG
     Auto,
     /// Hardware virtualisation
     Kvm,
@@ -225,15 +221,15 @@ impl From<AccelArg> for AccelerationRequest {
     }
 }
 
-/// Tell what this host can do, what is missing and how to get it.
+/// Report what this host can do, what is missing and how to get it.
 ///
-/// Exit code 69 where VMs can't run here.
+/// Exit code 69 if VMs can't run on this host.
 #[derive(Debug, ClapArgs)]
 pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Forget what was found out about KVM here and try it again
+    /// Test KVM again instead of using the remembered result
     #[arg(long)]
     pub probe: bool,
 }
@@ -246,9 +242,7 @@ pub struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Build an image
     Build(ImageBuildArgs),
-    /// Boot an image once and save it, to be forked by `kiln run`
     Warm(ImageWarmArgs),
     /// List images
     #[command(visible_alias = "list")]
@@ -272,22 +266,22 @@ pub enum ImageCommand {
 
 /// Build an image.
 ///
-/// `mini` is Debian's cloud kernel, the modules a small VM needs, busybox and the agent, in one initramfs. It is built
-/// as an ordinary user; the kernel's package is downloaded once, into $KILN_HOME/cache.
+/// `mini` is Debian's cloud kernel, the modules a small VM needs, busybox and the agent, in one initramfs. Building it
+/// needs no root. The kernel's package is downloaded once, into $KILN_HOME/cache.
 #[derive(Debug, ClapArgs)]
 pub struct ImageBuildArgs {
-    /// Which one: mini
+    /// The image: mini
     pub name: String,
-    /// The guest agent's binary [default: beside kiln]
+    /// The guest agent's binary [default: next to kiln]
     #[arg(long, value_name = "FILE", env = "KILN_AGENT")]
     pub agent: Option<Utf8PathBuf>,
-    /// A Debian kernel package to use
+    /// Use this Debian kernel package
     #[arg(long, value_name = "DEB")]
     pub kernel_deb: Option<Utf8PathBuf>,
-    /// Use the newest kernel package that was downloaded before, and ask apt only if there is none
+    /// Use the newest kernel package in the cache; ask apt only if the cache has no package
     #[arg(long, conflicts_with = "kernel_deb")]
     pub cached: bool,
-    /// Ask apt for the newest kernel, which is the default
+    /// Ask apt for the newest kernel (the default)
     #[arg(long, hide = true, conflicts_with_all = ["kernel_deb", "cached"])]
     pub latest: bool,
     /// Print JSON
@@ -295,10 +289,11 @@ pub struct ImageBuildArgs {
     pub json: bool,
 }
 
-/// Boot an image once and save it, to be forked by `kiln run`.
+/// Boot an image and save it, so that `kiln run` can fork it.
 ///
-/// `kiln run` does it by itself where the snapshot is not there; this does it before, and anew where it is there. There is
-/// one for each memory size, number of CPUs and set of modules, so give the same flags as to `kiln run`. Prints its id.
+/// `kiln run` does this on its own if the ready-made snapshot does not exist. This command does it in advance, and replaces
+/// an existing one. Each memory size, number of CPUs and set of modules has its own snapshot, so give the same flags as to
+/// `kiln run`. Prints the snapshot's id.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln image warm mini\n  \
@@ -315,10 +310,10 @@ pub struct ImageWarmArgs {
     /// Load a kernel module of the image
     #[arg(long = "module", value_name = "NAME")]
     pub modules: Vec<String>,
-    /// How the VM's CPU runs
+    /// How to run the VM's CPUs
     #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
     pub accel: AccelArg,
-    /// Give up on a VM that has not come up after this long
+    /// Give up if the VM has not booted after this long
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
     pub boot_timeout: Duration,
     /// Print JSON
@@ -328,8 +323,9 @@ pub struct ImageWarmArgs {
 
 /// Create, list, check, compact and remove snapshots.
 ///
-/// A snapshot is a VM saved whole: memory, devices, disks. A full one holds all memory; a diff holds what differs from its
-/// parent. They lie in $KILN_HOME/snapshots. Each goes by its name, or by the first digits of its id, at least six.
+/// A snapshot is a whole saved VM: memory, devices, disks. A full snapshot holds all memory; a diff holds only the
+/// differences from its parent. Snapshots are stored in $KILN_HOME/snapshots. Name a snapshot by its name, or by at least
+/// the first six digits of its id.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln snapshot create prepared --in ./dir:/job -- sh /job/prepare.sh\n  \
@@ -345,56 +341,55 @@ pub struct SnapshotArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Prepare a VM with a command and save it, to be forked by `kiln run --from`
     Create(Box<SnapshotCreateArgs>),
     /// List snapshots, broken ones too
     ///
-    /// A ready-made one is what `kiln run` forks. One that is not sealed yet is whole for as long as this host runs: its
-    /// checksums are still to come. No file is read for the list; `kiln snapshot verify` reads them.
+    /// `ready-made`: `kiln run` forks it. `not sealed yet`: it is usable, but its checksums are not written yet, and a crash
+    /// of the host may damage it. The list does not read the files; `kiln snapshot verify` does.
     #[command(visible_alias = "list")]
     Ls {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Read snapshots whole and compare them with their checksums
+    /// Read all files of snapshots and compare them with their checksums
     ///
-    /// So is all that they lie on. Exit code 1 where one of them is broken; each is named with the file that is.
+    /// Parents are checked too. Names each broken snapshot and its broken file. Exit code 1 if a snapshot is broken.
     Verify {
         /// Names or ids
         #[arg(value_name = "SNAPSHOT", required_unless_present = "all")]
         ids: Vec<String>,
-        /// All of them
+        /// Check all snapshots
         #[arg(long, conflicts_with = "ids")]
         all: bool,
     },
-    /// Make a full snapshot of a diff, so that it restores faster and needs no parent's memory
+    /// Turn a diff into a full snapshot, which restores faster and does not need its parent's memory
     Compact {
-        /// Its name or id
+        /// Name or id
         #[arg(value_name = "SNAPSHOT")]
         id: String,
     },
     /// Remove snapshots
     ///
-    /// One that a VM uses, a stopped VM goes on from, or another snapshot lies on is not removed, and named with what
-    /// keeps it.
+    /// Refuses to remove a snapshot that a VM uses, that a stopped VM resumes from, or that is another snapshot's parent.
+    /// The error names what uses it.
     Rm {
         /// Names or ids
         #[arg(value_name = "SNAPSHOT", required_unless_present = "ready")]
         ids: Vec<String>,
-        /// All ready-made ones that nothing uses; they are made again when they are needed
+        /// Remove all ready-made snapshots that are not in use; `kiln run` makes them again when it needs them
         #[arg(long, conflicts_with = "ids")]
         ready: bool,
     },
 }
 
-/// Prepare a VM with a command and save it, to be forked by `kiln run --from`.
+/// Run a command in a VM and save the VM, so that `kiln run --from` can fork it.
 ///
-/// The command runs as with `kiln run`, with the same flags. If it ends with 0, the VM is saved under the name; else its
-/// exit code becomes kiln's and nothing is saved. What it has changed is in the snapshot: files, mounts, modules, settings of
-/// the kernel. Processes that it has started are not: they end with the command.
+/// The command runs as with `kiln run`, with the same flags. If it exits with 0, the VM is saved under the name. Otherwise
+/// nothing is saved and kiln exits with the command's exit code. The snapshot has what the command changed: files, mounts,
+/// modules, kernel settings. It does not have processes that the command started: they end with the command.
 ///
-/// Prints the snapshot's id. The snapshot stays until `kiln snapshot rm NAME`.
+/// Prints the snapshot's id. The snapshot exists until `kiln snapshot rm NAME`.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln snapshot create prepared --in ./dir:/job -- sh /job/prepare.sh\n  \
@@ -402,7 +397,7 @@ pub enum SnapshotCommand {
     kiln snapshot create further --from prepared -- sh -c 'echo x > /job/x'\n  \
     kiln snapshot rm prepared")]
 pub struct SnapshotCreateArgs {
-    /// What the snapshot is called from then on
+    /// Name of the new snapshot
     #[arg(id = "snapshot_name", value_name = "NAME")]
     pub name: String,
     #[command(flatten)]
@@ -411,8 +406,8 @@ pub struct SnapshotCreateArgs {
 
 /// Find crashes in a saved kernel log.
 ///
-/// Reads what consoles, `dmesg` (with any of its options), `journalctl -k` and syslog write, also packed by gzip, xz or
-/// zstd. Exit code 100 if something at least as bad as an error is found, 2 if this is not a kernel log.
+/// Reads the output of consoles, `dmesg` (with any options), `journalctl -k` and syslog, also compressed by gzip, xz or
+/// zstd. Exit code 100 if it finds an error or a crash, 2 if the file is not a kernel log.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     dmesg -T | kiln scan -\n  \
@@ -434,23 +429,22 @@ pub struct VerifyArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum VerifyCommand {
-    /// Prove that forks differ where they must and agree where they must
     Fork(VerifyForkArgs),
 }
 
-/// Prove that forks differ where they must and agree where they must.
+/// Check that each fork of a VM is complete and independent.
 ///
-/// A VM is booted, prepared, saved and forked; then its forks are compared. Exit code 100 where a check fails, 69 where
-/// VMs can't run here.
+/// Boots a VM, saves it, forks it and compares the forks: host names, ids, randomness, clocks, processes, files. Exit code
+/// 100 if a check fails, 69 if VMs can't run on this host.
 #[derive(Debug, ClapArgs)]
 pub struct VerifyForkArgs {
-    /// How many forks are made at once
+    /// Number of forks to start at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = parse_forks)]
     pub forks: usize,
     /// Image to boot; see `kiln image ls`
     #[arg(long, default_value = "mini", env = "KILN_IMAGE")]
     pub image: String,
-    /// How the VM's CPU runs
+    /// How to run the VM's CPUs
     #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
     pub accel: AccelArg,
     /// Print JSON
@@ -458,26 +452,27 @@ pub struct VerifyForkArgs {
     pub json: bool,
 }
 
-/// Measure what Kiln promises, on this host.
+/// Measure Kiln's speed and size on this host.
 ///
-/// Each number is printed beside its floor, measured in the same run: QEMU alone, a bare port, a round trip.
+/// Each number is printed beside the best possible one, measured in the same run: QEMU without Kiln, a port without a
+/// protocol, a round trip.
 #[derive(Debug, ClapArgs)]
 pub struct BenchArgs {
-    /// Which groups; all of them where none is named
+    /// Groups to measure [default: all]
     pub groups: Vec<BenchGroup>,
-    /// Samples of a fast measurement; slow ones take fewer
+    /// Number of samples; slow measurements take fewer
     #[arg(long, value_name = "N", default_value_t = 40, value_parser = parse_samples)]
     pub samples: usize,
-    /// How the VM's CPU runs
+    /// How to run the VM's CPUs
     #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
     pub accel: AccelArg,
-    /// Write every sample and the machine's facts there, as JSON
+    /// Write every sample and a description of the machine to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     pub out: Option<Utf8PathBuf>,
-    /// Print that JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// End with exit code 100 where a promise was not kept
+    /// Exit with 100 if a promised number was not reached
     #[arg(long)]
     pub check: bool,
 }
@@ -496,7 +491,7 @@ pub enum BenchGroup {
     Agent,
     /// Forks, snapshots and pauses
     Fork,
-    /// Crashes found in a kernel log
+    /// Crash detection in a kernel log
     Scan,
     /// Whole checks of vhost-user backends
     Vhost,
@@ -508,7 +503,7 @@ impl BenchGroup {
         [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork, Self::Scan, Self::Vhost];
 }
 
-/// One fork is no twin of anybody.
+/// A number of forks. One fork has no other fork to be compared with.
 fn parse_forks(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(forks @ 2..=FORKS_MAX) => Ok(forks),
@@ -541,7 +536,7 @@ mod tests {
         assert!(lines <= 50, "{lines} lines");
     }
 
-    /// The words of a shell's line: quotes are taken off, and a comment and what goes to or comes from a file are left out.
+    /// The words of a shell's line, without quotes, comments and redirections.
     fn words(line: &str) -> Vec<String> {
         let mut words = vec![String::new()];
         let mut quoted = false;
@@ -566,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn every_example_of_the_help_is_a_good_line() {
+    fn every_example_of_the_help_parses() {
         let examples = examples(&Args::command());
         assert!(examples.len() > 10, "{examples:?}");
         for example in examples {

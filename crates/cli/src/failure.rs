@@ -1,4 +1,4 @@
-//! Errors at the edge: an exit code, the chain of causes, and what the user can do about it.
+//! A command's failure: an exit code, the chain of causes, and a hint for the user.
 
 use owo_colors::OwoColorize as _;
 
@@ -6,18 +6,18 @@ use serde::Serialize;
 
 use crate::output::{plain, print_json, say};
 
-/// The command line is wrong.
+/// Exit code: the command line is wrong.
 pub const USAGE: u8 = 2;
-/// This host lacks something.
+/// Exit code: this host lacks something.
 pub const HOST: u8 = 69;
-/// Time is up, in `run`.
+/// Exit code of `run`: timed out.
 pub const TIMED_OUT: u8 = 124;
-/// The VM could not run the command to its end, in `run`.
+/// Exit code of `run`: the VM failed before the command ended.
 pub const VM: u8 = 125;
-/// SIGINT.
+/// Exit code: interrupted by SIGINT.
 pub const INTERRUPTED: u8 = 130;
 
-/// Why a command did not do what was asked.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     /// The exit code.
@@ -32,30 +32,30 @@ impl Failure {
         Self { code, error: error.into(), hint: None }
     }
 
-    /// Only words.
+    /// A failure without a source, from its text.
     pub fn words(code: u8, words: impl Into<String>) -> Self {
         Self::new(code, anyhow::Error::msg(words.into()))
     }
 
-    /// Adds what the user can do.
+    /// Adds a hint: what the user can do.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds what the user can do, where there is something.
+    /// Replaces the hint, if there is a new one.
     pub fn maybe_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint.or(self.hint);
         self
     }
 
-    /// Says what to do where a directory of Kiln's is not this user's.
-    pub fn hint_where_not_writable(self) -> Self {
+    /// Adds a hint if this user may not write to a directory of Kiln's.
+    pub fn hint_if_not_writable(self) -> Self {
         use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
         let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref().map(std::io::Error::kind);
         match self.error.chain().find_map(kind) {
             Some(PermissionDenied | ReadOnlyFilesystem) => {
-                self.hint("set KILN_HOME to a directory that you may write to; kiln doctor says more")
+                self.hint("set KILN_HOME to a directory that you can write to; kiln doctor shows details")
             }
             _ => self,
         }
@@ -66,20 +66,20 @@ impl Failure {
         format!("{:#}", self.error)
     }
 
-    /// What the user can do.
-    pub fn hint_words(&self) -> Option<&str> {
+    /// The hint.
+    pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// Prints one object: the code, the chain in one line and the hint. `kiln run` has these fields among others.
+    /// Prints one JSON object: the code, the chain in one line and the hint. `kiln run --json` has these fields and more.
     pub fn print_json(&self) {
-        let report = FailureReport { exit_code: self.code, error: self.message(), hint: self.hint_words() };
+        let report = FailureReport { exit_code: self.code, error: self.message(), hint: self.hint_text() };
         if let Err(error) = print_json(&report) {
             say(format_args!("{} {}", "kiln:".red().bold(), plain(&format!("{error:#}"))));
         }
     }
 
-    /// Prints the chain and the hint, once.
+    /// Prints the chain and the hint on stderr.
     pub fn print(&self) {
         say(format_args!("{} {}", "kiln:".red().bold(), plain(&self.message())));
         if let Some(hint) = &self.hint {
@@ -88,7 +88,7 @@ impl Failure {
     }
 }
 
-/// A failure for programs.
+/// A failure as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct FailureReport<'a> {
     exit_code: u8,
@@ -107,9 +107,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_is_not_the_users_comes_with_a_hint() {
+    fn a_directory_that_is_not_writable_gets_a_hint() {
         let failure = |kind| Failure::new(HOST, anyhow::Error::new(std::io::Error::from(kind)).context("no image"));
-        assert!(failure(std::io::ErrorKind::PermissionDenied).hint_where_not_writable().hint.is_some());
-        assert!(failure(std::io::ErrorKind::NotFound).hint_where_not_writable().hint.is_none());
+        assert!(failure(std::io::ErrorKind::PermissionDenied).hint_if_not_writable().hint.is_some());
+        assert!(failure(std::io::ErrorKind::NotFound).hint_if_not_writable().hint.is_none());
     }
 }

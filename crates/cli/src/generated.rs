@@ -1,4 +1,4 @@
-//! What is generated from the command line's own description: completion for shells, and man pages.
+//! Shell completion and man pages, generated from the definition of the command line.
 
 use std::io::{self, ErrorKind, Write as _};
 
@@ -9,14 +9,14 @@ use crate::args::{Args, CompletionArgs, ManArgs, VersionArgs};
 use crate::failure::Failure;
 use crate::output::{print, print_json, say};
 
-/// Prints a shell's completion.
+/// Prints a shell's completion script.
 pub fn completion(args: &CompletionArgs) -> Result<u8, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Args::command(), "kiln", &mut script);
     written(&script)
 }
 
-/// Prints the page of `kiln`, or writes that and those of all commands.
+/// Prints the man page of `kiln`, or writes the pages of all commands to a directory.
 pub fn man(args: &ManArgs) -> Result<u8, Failure> {
     let Some(folder) = &args.folder else {
         let mut page = Vec::new();
@@ -26,7 +26,7 @@ pub fn man(args: &ManArgs) -> Result<u8, Failure> {
     fs_err::create_dir_all(folder)?;
     clap_mangen::generate_to(Args::command(), folder)
         .with_context(|| format!("failed to write man pages to `{folder}`"))?;
-    say(format_args!("man pages are in `{folder}`: man -l {folder}/kiln.1"));
+    say(format_args!("wrote man pages to `{folder}`; read them with man -l {folder}/kiln.1"));
     Ok(0)
 }
 
@@ -41,7 +41,7 @@ pub fn version(args: &VersionArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// To stdout as it is: roff and shells have escapes of their own.
+/// Writes to stdout unescaped, since roff and shell scripts have escapes of their own.
 fn written(bytes: &[u8]) -> Result<u8, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {

@@ -1,4 +1,4 @@
-//! How a guest that did not come up, or that ended too early, is shown to people.
+//! Failures of guests that did not boot or that ended too early, and what is printed about them.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::engine_failure::launch_failure;
 use crate::failure::{Failure, VM};
 use crate::output::say;
 
-/// A failure to boot, with what the user can do. Shows the end of the console on the way.
+/// A failure to boot. Also prints the end of the guest's console.
 pub fn boot_failure(error: BootError, boot_timeout: Duration) -> Failure {
     match error {
         BootError::Launch(error) => launch_failure(error),
-        error @ BootError::NoVmm { .. } => Failure::new(VM, error).hint("give it longer with --boot-timeout"),
+        error @ BootError::NoVmm { .. } => Failure::new(VM, error).hint("raise --boot-timeout"),
         BootError::Link { source, console } => not_up(source, &console, boot_timeout),
         BootError::Gone { ref gone, ref console } => {
             match gone {
@@ -27,7 +27,7 @@ pub fn boot_failure(error: BootError, boot_timeout: Duration) -> Failure {
     }
 }
 
-/// Prints a crash report or the reason of an end, for a command that was cut off by it.
+/// The failure of a command that was cut off by the end of its guest. Also prints the crash report or the console's end.
 pub fn cut_off(guest: &Guest, gone: &Gone) -> Failure {
     match gone {
         Gone::Crashed(finding) => {
@@ -44,13 +44,12 @@ pub fn cut_off(guest: &Guest, gone: &Gone) -> Failure {
 
 fn not_up(source: LinkError, console: &[String], boot_timeout: Duration) -> Failure {
     match source {
-        LinkError::Version { .. } => {
-            Failure::new(VM, source).hint("the image holds another agent: kiln image build mini")
-        }
+        LinkError::Version { .. } => Failure::new(VM, source)
+            .hint("the image has another version of the agent, so build it again: kiln image build mini"),
         LinkError::TimedOut { .. } => {
             print_tail(console);
             Failure::words(VM, format!("the guest did not come up within {boot_timeout:?}"))
-                .hint("give it longer with --boot-timeout, or see more with --console")
+                .hint("raise --boot-timeout, or look at the whole console with --console")
         }
         other => {
             print_tail(console);
@@ -59,14 +58,14 @@ fn not_up(source: LinkError, console: &[String], boot_timeout: Duration) -> Fail
     }
 }
 
-/// Prints the kernel's own lines.
+/// Prints the kernel's lines of a finding.
 fn print_extract(finding: &Finding) {
     for line in &finding.extract {
         say(format_args!("    {line}"));
     }
 }
 
-/// Prints the end of a console.
+/// Prints the last lines of a console.
 fn print_tail(rows: &[String]) {
     match rows.len() {
         0 => say("the guest's console is empty"),

@@ -1,4 +1,4 @@
-//! `kiln image`, and how other commands come to their image and engine.
+//! `kiln image`, and how other commands find or build their image and engine.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,9 @@ use crate::interrupt::Interrupts;
 use crate::output::{Progress, mebibytes, plain, print, print_json, say};
 use crate::ready::{self, NotMade, Wanted};
 
-/// Enough to tell the images of one host apart.
+/// Enough digits to distinguish the images of one host.
 const DIGEST_CHARS_SHOWN: usize = 12;
-/// For what a VM that was not waited for has left.
+/// For removing what an interrupted VM left.
 const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Runs `kiln image …`.
@@ -35,15 +35,15 @@ pub fn run(args: ImageArgs) -> Result<u8, Failure> {
     }
 }
 
-/// `$KILN_HOME`, if nobody else can have put anything there.
+/// `$KILN_HOME`. Fails if another user could have written to it.
 pub fn home() -> Result<Home, Failure> {
-    let home = home_of_anybody()?;
+    let home = unchecked_home()?;
     home.check().map_err(home_failure)?;
     Ok(home)
 }
 
-/// `$KILN_HOME`, for those who leave it alone if others can change it.
-pub fn home_of_anybody() -> Result<Home, Failure> {
+/// `$KILN_HOME`, without a check who could have written to it. The caller must not use its content unchecked.
+pub fn unchecked_home() -> Result<Home, Failure> {
     Home::from_env().map_err(home_failure)
 }
 
@@ -52,17 +52,17 @@ fn home_failure(error: HomeError) -> Failure {
     Failure::new(if error.is_usage() { USAGE } else { HOST }, error).hint(hint)
 }
 
-/// The engine that runs VMs here.
+/// The engine that runs VMs on this host.
 pub fn engine(home: &Home) -> Result<QemuEngine, Failure> {
     QemuEngine::find(home.path()).map_err(launch_failure)
 }
 
-/// An image that is there.
+/// An existing image.
 pub fn find(home: &Home, name: &str) -> Result<Image, Failure> {
     ImageStore::new(home).find(name).map_err(image_failure)
 }
 
-/// An image that is there, or `mini`, built where it is missing or holds another agent than the one beside kiln.
+/// An existing image. `mini` is built if it does not exist, or if its agent is not the one next to kiln.
 pub fn find_or_build(home: &Home, name: &str, progress: &Progress) -> Result<Image, Failure> {
     let store = ImageStore::new(home);
     let found = store.find(name);
@@ -81,13 +81,13 @@ pub fn find_or_build(home: &Home, name: &str, progress: &Progress) -> Result<Ima
 
 fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
     if args.name != MINI {
-        return Err(Failure::words(USAGE, format!("no recipe for an image `{}`", args.name))
+        return Err(Failure::words(USAGE, format!("can't build an image `{}`: kiln builds only `{MINI}`", args.name))
             .hint(format!("kiln image build {MINI}")));
     }
     let kernel = match args.kernel_deb {
         Some(package) => KernelSource::Deb(package),
         None if args.cached && !args.latest => KernelSource::Auto,
-        // Who asks for an image wants the newest; `kiln run`, which builds one on its way, takes what is there.
+        // `kiln image build` takes the newest kernel. `kiln run`, which builds an image only to run it, takes a cached one.
         None => KernelSource::Latest,
     };
     let home = home()?;
@@ -112,16 +112,16 @@ fn build_mini(
 ) -> Result<Image, Failure> {
     let mut say = |step: BuildStep| progress.say(format!("building mini: {step}"));
     let image = store.build_mini(BuildOptions { agent, kernel, progress: &mut say }).map_err(image_failure)?;
-    // Without QEMU there is nothing to boot it with. Who wants less than is sure to do has it measured then, see
-    // `with_memory`.
+    // Without QEMU the image can't be booted. It is measured later, once a VM asks for less memory than is certain to
+    // be enough: see `with_memory`.
     let Ok(engine) = QemuEngine::find(home.path()) else { return Ok(image) };
     Ok(measure_memory(store, &engine, image, progress))
 }
 
-/// Finds out how little memory an image boots with. That it can't be found out keeps nobody from using it.
+/// Measures the least memory that an image boots with. A failure is printed, and the image can still be used.
 fn measure_memory(store: &ImageStore, engine: &QemuEngine, image: Image, progress: &Progress) -> Image {
     let known = image.clone();
-    let mut steps = |step: BuildStep| progress.say(format!("finding out how little memory it needs: {step}"));
+    let mut steps = |step: BuildStep| progress.say(format!("measuring how much memory the image needs: {step}"));
     let measured = on_a_thread(store.measure_memory(engine, image, &mut steps));
     measured.unwrap_or_else(|error| {
         let failure = image_failure(error);
@@ -130,8 +130,8 @@ fn measure_memory(store: &ImageStore, engine: &QemuEngine, image: Image, progres
     })
 }
 
-/// The image for a VM of this size, or a refusal if it does not boot with it. One that was built where it could not be
-/// measured is measured when that decides.
+/// The image for a VM of this size. Fails if the image does not boot with so little memory. An image that was not measured
+/// when it was built is measured now if that decides.
 pub fn with_memory(
     home: &Home,
     image: Image,
@@ -149,28 +149,28 @@ pub fn with_memory(
     image.check_memory(memory_mib, cpus).map_err(|error| {
         let mut hint = format!("--memory {}", error.needed_mib);
         if !error.is_measured {
-            hint.push_str(&format!(", or have it measured where QEMU is: kiln image build {}", image.name));
+            hint.push_str(&format!(", or install QEMU and measure the image: kiln image build {}", image.name));
         }
         Failure::new(USAGE, error).hint(hint)
     })?;
     Ok(image)
 }
 
-/// Waits for a future on a thread of its own, for callers who may be in a runtime already.
+/// Waits for a future on another thread, because the caller may be in a runtime already.
 fn on_a_thread<T: Send>(future: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.expect("this process has had one, or has one");
+            let runtime = runtime.expect("this process could start its first runtime");
             let done = runtime.block_on(future);
             runtime.shutdown_timeout(THREADS_DEADLINE);
             done
         });
-        waiter.join().expect("a panic there is one here")
+        waiter.join().expect("a panic of the future is a panic of its caller")
     })
 }
 
-/// An image as `--json` has it.
+/// An image as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Listed {
     name: String,
@@ -208,10 +208,15 @@ fn list(json: bool) -> Result<u8, Failure> {
         print_json(&listed)?;
         return Ok(0);
     }
+    print(table(&images))?;
+    Ok(0)
+}
+
+fn table(images: &[Image]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["NAME", "DIGEST", "KERNEL", "SIZE", "LEAST MEMORY"]);
-    for image in &images {
+    for image in images {
         let size = mebibytes(image.size_bytes);
         table.add_row([
             image.name.clone(),
@@ -221,14 +226,13 @@ fn list(json: bool) -> Result<u8, Failure> {
             least_memory(image),
         ]);
     }
-    print(table)?;
-    Ok(0)
+    table
 }
 
-/// How little memory an image boots with, in words.
+/// The least memory that an image boots with, as text.
 pub fn least_memory(image: &Image) -> String {
-    let words = if image.memory_mib_min.is_some() { "" } else { " (not measured)" };
-    format!("{} MiB{words}", image.memory_mib_needed())
+    let note = if image.memory_mib_min.is_some() { "" } else { " (not measured)" };
+    format!("{} MiB{note}", image.memory_mib_needed())
 }
 
 fn remove(names: &[String]) -> Result<u8, Failure> {
@@ -241,7 +245,7 @@ fn remove(names: &[String]) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Removes the ready-made snapshots of images that are gone: without its kernel none of them is restored any more.
+/// Removes the ready-made snapshots of removed images: a snapshot can't be restored without its kernel.
 fn remove_ready_of_gone(home: &Home) -> Result<(), Failure> {
     let store = SnapshotStore::new(home);
     for one in store.list().map_err(snapshot_failure)? {
@@ -251,14 +255,14 @@ fn remove_ready_of_gone(home: &Home) -> Result<(), Failure> {
         }
         match store.remove(&one.id) {
             Ok(()) | Err(SnapshotError::Unknown(_)) => {}
-            Err(error @ SnapshotError::InUse { .. }) => say(format_args!("its ready-made {error} and stays")),
+            Err(error @ SnapshotError::InUse { .. }) => say(format_args!("not removed: {error}")),
             Err(error) => return Err(snapshot_failure(error)),
         }
     }
     Ok(())
 }
 
-/// A ready-made snapshot as `--json` has it.
+/// A ready-made snapshot as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Warmed {
     id: String,
@@ -282,7 +286,7 @@ fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let made = runtime.block_on(async {
         let mut interrupts = Interrupts::new()?;
-        progress.say("finding out what KVM does here");
+        progress.say("testing KVM");
         let accel = tokio::select! {
             decided = engine.decide(&spec) => decided.map_err(launch_failure)?,
             code = interrupts.any() => return Ok(Err(code)),
@@ -308,7 +312,12 @@ fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
         print_json(&Warmed { id, image, accel: accel_name(accel), bytes_on_disk, took_ms })?;
     } else {
         let size = mebibytes(bytes_on_disk);
-        say(format_args!("{} with {} MiB is ready: {size} on disk, {:.1?}", image.name, args.memory, start.elapsed()));
+        say(format_args!(
+            "saved {} with {} MiB of memory: {size} on disk, {:.1?}",
+            image.name,
+            args.memory,
+            start.elapsed()
+        ));
         print(snapshot.id())?;
     }
     Ok(0)
@@ -316,11 +325,11 @@ fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
 
 fn verify(name: &str) -> Result<u8, Failure> {
     find(&home()?, name)?.verify().map_err(image_failure)?;
-    say(format_args!("image {name} is as it was built"));
+    say(format_args!("image `{name}` matches its digest"));
     Ok(0)
 }
 
-/// How a VM's CPU runs, as flags and reports name it.
+/// The name of an acceleration in flags and reports.
 pub const fn accel_name(acceleration: Acceleration) -> &'static str {
     match acceleration {
         Acceleration::Kvm => "kvm",
@@ -329,15 +338,44 @@ pub const fn accel_name(acceleration: Acceleration) -> &'static str {
     }
 }
 
-/// Refuses modules that an image does not have.
+/// Fails if an image does not have a module.
 pub fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
     image.check_modules(wanted).map_err(|error| {
-        let hint = format!("it has: {}", error.has.join(", "));
+        let hint = format!("the image has these modules: {}", error.has.join(", "));
         Failure::new(USAGE, error).hint(hint)
     })
 }
 
 fn image_failure(error: ImageError) -> Failure {
     let hint = error.hint();
-    Failure::new(HOST, error).hint_where_not_writable().maybe_hint(hint)
+    Failure::new(HOST, error).hint_if_not_writable().maybe_hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_engine::image::KernelFormat;
+
+    use super::*;
+
+    #[test]
+    fn the_list_is_a_table() {
+        let measured = Image {
+            name: "mini".into(),
+            digest: "0123456789abcdef".repeat(4),
+            dir: "/images/0123".into(),
+            kernel: "/images/0123/kernel".into(),
+            initramfs: "/images/0123/initramfs".into(),
+            cmdline: String::new(),
+            kernel_version: "6.1.0-1-cloud-amd64".into(),
+            kernel_format: KernelFormat::BzImage,
+            agent_digest: "fedc".repeat(16),
+            modules: vec!["tun".into()],
+            kernel_package: None,
+            memory_mib_min: Some(80),
+            created_unix_seconds: 1_000_000,
+            size_bytes: 21 << 20,
+        };
+        let unmeasured = Image { name: "other".into(), memory_mib_min: None, ..measured.clone() };
+        insta::assert_snapshot!(table(&[measured, unmeasured]));
+    }
 }

@@ -1,4 +1,4 @@
-//! Signals to kiln itself: the first one goes to the guest's command, the second ends the VM.
+//! Signals to kiln: the first is passed on to the guest's command, the second kills the VM.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use kiln_engine::link::{GuestLink, StreamSender};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
-/// A shell's exit code of a command that a signal ended, less the signal.
+/// A shell's exit code for a command that was ended by signal n is this plus n.
 const SIGNAL_CODES: u8 = 128;
-/// Between two questions whether a guest whose command is to end is still there.
+/// Time between two pings to a guest whose command was asked to end.
 const PING_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The signals that end kiln, and the exit codes that they end it with.
+/// The signals that end kiln, and kiln's exit codes for them.
 const ENDING: [(SignalKind, u8); 3] =
     [(SignalKind::interrupt(), 130), (SignalKind::terminate(), 143), (SignalKind::hangup(), 129)];
 
-/// The signals that end kiln, but for those that whoever started it had turned off: `nohup kiln run` stays.
+/// The signals that end kiln, except those that its parent had ignored: `nohup kiln run` survives SIGHUP.
 pub struct Interrupts(Vec<(Signal, u8)>);
 
 impl Interrupts {
-    /// Takes them over from the kernel's default.
+    /// Handles the signals instead of the kernel's default.
     pub fn new() -> std::io::Result<Self> {
         let ignored = ignored(&fs_err::read_to_string("/proc/self/status").unwrap_or_default());
-        let heard = ENDING.into_iter().filter(|(kind, _)| ignored >> (kind.as_raw_value() - 1) & 1 == 0);
-        heard.map(|(kind, code)| Ok((signal(kind)?, code))).collect::<std::io::Result<_>>().map(Self)
+        let handled = ENDING.into_iter().filter(|(kind, _)| ignored >> (kind.as_raw_value() - 1) & 1 == 0);
+        handled.map(|(kind, code)| Ok((signal(kind)?, code))).collect::<std::io::Result<_>>().map(Self)
     }
 
-    /// Waits for any of them and says its exit code.
+    /// Waits for one of the signals and returns its exit code.
     pub async fn any(&mut self) -> u8 {
         std::future::poll_fn(|context| {
             let mut came =
                 self.0.iter_mut().filter_map(|(signal, code)| signal.poll_recv(context).is_ready().then_some(*code));
-            // All of them are asked, so that each can wake this task.
+            // Each signal is polled, so that each can wake this task.
             let first = came.next();
             came.for_each(drop);
             first.map_or(Poll::Pending, Poll::Ready)
@@ -41,9 +41,11 @@ impl Interrupts {
         .await
     }
 
-    /// Passes the first signal on to the command, gives it the grace to end, and then has it killed. Returns the exit code
-    /// with which the VM is to be ended at once: at the second signal, if there is no grace, or if the guest's agent does
-    /// not confirm the signal, or the kill, in time. `first` is set to the exit code of the first signal.
+    /// Passes the first signal on to the command, waits for `grace`, and then has the agent kill the command. Sets `first`
+    /// to the exit code of the first signal.
+    ///
+    /// Returns an exit code when the caller must kill the VM at once: after the second signal, if `grace` is zero, or if
+    /// the guest's agent does not confirm the signal or the kill in time.
     pub async fn pass_on(
         &mut self,
         link: &GuestLink,
@@ -57,16 +59,16 @@ impl Interrupts {
             return code;
         }
         let ending = async {
-            // If the command has ended meanwhile, its end is on the way.
+            // Fails if the command has ended. Then its exit status is on the way.
             let _ = input.signal(i32::from(code - SIGNAL_CODES));
             let since = Instant::now();
-            // The agent takes frames in order, so an answer shows that the signal has arrived. Asked again, it shows that
-            // the guest is still there to end its command.
+            // The agent handles frames in order, so the first reply shows that the signal has arrived. Later replies show
+            // that the guest still runs and can end its command.
             while link.ping_within(SIGNAL_DEADLINE).await.is_ok() {
                 let left = grace.saturating_sub(since.elapsed());
                 if left.is_zero() {
                     let _ = input.cancel();
-                    // The command's stream ends with it, and with the stream this.
+                    // The kill ends the command's stream, and the caller then drops this future.
                     return sleep(SIGNAL_DEADLINE).await;
                 }
                 sleep(left.min(PING_INTERVAL)).await;
@@ -79,7 +81,7 @@ impl Interrupts {
     }
 }
 
-/// The signals that a process does not hear, one bit each (proc(5), `SigIgn`).
+/// The signals that a process ignores, one bit each (proc(5), `SigIgn`).
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_that_were_turned_off_are_known_by_their_bits() {
+    fn ignored_signals_are_read_from_their_bits() {
         assert_eq!(ignored("SigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n"), 0x1001);
         assert_eq!(ignored("Name:\tkiln\n"), 0);
     }

@@ -1,9 +1,9 @@
-//! Ready-made snapshots, as commands come to them: with words on the way, and without leftovers where somebody interrupts.
+//! Ready-made snapshots for commands: shows progress, and leaves nothing behind when the user interrupts.
 //!
 //! ```text
 //!   spec ──▶ engine.ready ──▶ Snapshot
-//!                 │ Ctrl-C while it boots: dropped, and its VM with it
-//!                 └ Ctrl-C while it saves: finished first, so that nothing lies there without a name
+//!                 │ Ctrl-C while it boots: dropped, and its VM is killed
+//!                 └ Ctrl-C while it saves: the save is finished first, so that no snapshot is left without a name
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +16,13 @@ use kiln_engine::{Engine, LaunchError, ReadyError, ReadyRequest, ReadyStep, Rene
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
 
-/// For what is left of a save after Ctrl-C: some 100 MiB are written and read.
+/// For the rest of a save after Ctrl-C, which writes and reads some 100 MiB.
 const FINISH_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What is to be had.
+/// The snapshot that a command needs.
 pub struct Wanted<'a> {
     pub spec: &'a VmSpec,
-    /// For people: what it is of.
+    /// The image's name, for the list of snapshots.
     pub label: &'a str,
     pub renew: Renew,
     pub boot_timeout: Duration,
@@ -31,19 +31,19 @@ pub struct Wanted<'a> {
 /// A ready-made snapshot.
 pub struct Made {
     pub snapshot: Snapshot,
-    /// It was made just now.
+    /// It did not exist before.
     pub new: bool,
 }
 
-/// Why there is none.
+/// Why a command has no snapshot.
 pub enum NotMade {
     /// Something failed.
     Failed(ReadyError),
-    /// A signal came that ends kiln with this code.
+    /// A signal arrived; kiln exits with this code.
     Interrupted(u8),
 }
 
-/// The ready-made snapshot of a spec, made where it is not there.
+/// The ready-made snapshot of a spec. Makes it if it does not exist.
 pub async fn get(
     engine: &dyn Engine,
     wanted: Wanted<'_>,
@@ -55,7 +55,7 @@ pub async fn get(
     let mut say = |step: ReadyStep| {
         begun.store(true, Ordering::Relaxed);
         progress.say(match step {
-            ReadyStep::Booting => format!("booting {label} once, to fork it from now on"),
+            ReadyStep::Booting => format!("booting {label} once, so that later runs fork it"),
             ReadyStep::Saving => format!("saving {label}"),
             ReadyStep::Sealing => format!("sealing the snapshot of {label}"),
         });
@@ -72,7 +72,7 @@ pub async fn get(
     };
     if saving.load(Ordering::Relaxed) {
         tokio::select! {
-            // Whether it was made or not, nobody wants it any more.
+            // The command is interrupted, so it does not use the outcome.
             _ = making => {}
             _ = interrupts.any() => {}
             () = tokio::time::sleep(FINISH_DEADLINE) => {}
@@ -81,11 +81,11 @@ pub async fn get(
     Err(NotMade::Interrupted(code))
 }
 
-/// Whether a boot without a snapshot may do what this could not.
-pub fn a_boot_may_do(error: &ReadyError) -> bool {
+/// Whether a boot may succeed although no snapshot could be made.
+pub fn a_boot_may_succeed(error: &ReadyError) -> bool {
     match error {
         ReadyError::Launch(error) => matches!(error, LaunchError::Directory { .. }),
-        // One that ends as it boots does so again, and shows its console then.
+        // A guest that ends while it boots does so again. That boot prints its console.
         ReadyError::Link(error) => !matches!(error, LinkError::TimedOut { .. } | LinkError::Version { .. }),
         ReadyError::WarmUp(_) | ReadyError::Save(_) | ReadyError::Snapshot(_) => true,
     }

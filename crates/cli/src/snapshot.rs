@@ -1,4 +1,4 @@
-//! `kiln snapshot`: prepare and save VMs, list what is saved, check it, compact it, remove it.
+//! `kiln snapshot`: create, list, check, compact and remove snapshots.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,11 +31,11 @@ pub fn run(args: SnapshotArgs) -> Result<u8, Failure> {
         SnapshotCommand::Compact { id } => compact(&store, &id),
         SnapshotCommand::Rm { ids, ready: false } => remove(&home, &store, &ids),
         SnapshotCommand::Rm { ready: true, .. } => remove_ready(&home, &store),
-        SnapshotCommand::Create(_) => unreachable!("it was run above, as it looks for its home itself"),
+        SnapshotCommand::Create(_) => unreachable!("it ran above: it finds its home on its own"),
     }
 }
 
-/// A snapshot as `--json` has it.
+/// A snapshot as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Row {
     id: SnapshotId,
@@ -53,7 +53,7 @@ struct Row {
     sealed: bool,
     ready_made: bool,
     in_use: bool,
-    /// Why it can't be restored.
+    /// Why it can't be restored; `None` if it can.
     problem: Option<String>,
 }
 
@@ -88,11 +88,17 @@ fn list(store: &SnapshotStore, json: bool) -> Result<u8, Failure> {
         print_json(&rows)?;
         return Ok(0);
     }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    print(table(&rows, now))?;
+    Ok(0)
+}
+
+/// The rows as a table; `now` is the time since 1970.
+fn table(rows: &[Row], now: Duration) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["ID", "OF", "KIND", "CREATED", "MEMORY", "ON DISK", "STATE"]);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    for row in &rows {
+    table.set_header(["ID", "NAME", "KIND", "CREATED", "MEMORY", "ON DISK", "STATE"]);
+    for row in rows {
         let created = row.created_unix_ms.map(Duration::from_millis);
         table.add_row([
             row.id.to_string(),
@@ -104,14 +110,13 @@ fn list(store: &SnapshotStore, json: bool) -> Result<u8, Failure> {
             state(row),
         ]);
     }
-    print(table)?;
-    Ok(0)
+    table
 }
 
 fn kind(row: &Row) -> String {
     match (row.kind, &row.parent) {
         (Some(MemoryKind::Full), None) => "full".into(),
-        (Some(MemoryKind::Full), Some(parent)) => format!("full, disks on {parent}"),
+        (Some(MemoryKind::Full), Some(parent)) => format!("full, disks of {parent}"),
         (Some(MemoryKind::Diff), Some(parent)) => format!("diff on {parent}"),
         (Some(MemoryKind::Diff), None) => "diff".into(),
         (None, _) => String::new(),
@@ -122,13 +127,13 @@ fn state(row: &Row) -> String {
     if let Some(problem) = &row.problem {
         return format!("broken: {}", plain(problem));
     }
-    let mut words = vec![if row.sealed { "sealed" } else { "not sealed yet" }];
-    words.extend(row.ready_made.then_some("ready-made"));
-    words.extend(row.in_use.then_some("in use"));
-    words.join(", ")
+    let mut states = vec![if row.sealed { "sealed" } else { "not sealed yet" }];
+    states.extend(row.ready_made.then_some("ready-made"));
+    states.extend(row.in_use.then_some("in use"));
+    states.join(", ")
 }
 
-/// In the largest unit that there is one of.
+/// An age in the largest unit that fits.
 fn age(time: Duration) -> String {
     let seconds = time.as_secs();
     let units = [(86_400, "d"), (3600, "h"), (60, "min")];
@@ -150,11 +155,14 @@ fn verify(store: &SnapshotStore, given: &[String], all: bool) -> Result<u8, Fail
             Ok(report) => {
                 let (files, size) = (report.files, mebibytes(report.bytes));
                 let unsealed = report.unsealed.len();
-                let but =
-                    if unsealed > 0 { format!("; {unsealed} of its links not sealed yet") } else { String::new() };
+                let but = if unsealed > 0 {
+                    format!("; {unsealed} of its snapshots not sealed yet, so not checked")
+                } else {
+                    String::new()
+                };
                 print(format_args!("{id}  whole   {files} files, {size}{but}"))?;
             }
-            // Somebody has removed it since the list.
+            // It was removed since the list was made.
             Err(SnapshotError::Unknown(_)) if all => {}
             Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
                 print(format_args!("{id}  broken  {}", plain(&error.to_string())))?;
@@ -186,11 +194,11 @@ fn compact(store: &SnapshotStore, given: &str) -> Result<u8, Failure> {
 }
 
 fn remove(home: &Home, store: &SnapshotStore, given: &[String]) -> Result<u8, Failure> {
-    // All or none, as far as names go.
+    // If one name is wrong, no snapshot is removed.
     let ids = resolve_all(&store.list().map_err(snapshot_failure)?, given)?;
     let stopped = stopped_vms(home)?;
     if let Some((id, vm)) = ids.iter().find_map(|id| Some((id, needed_by(&stopped, id)?))) {
-        return Err(Failure::words(1, format!("snapshot `{id}` is in use: the stopped VM `{vm}` goes on from it")));
+        return Err(Failure::words(1, format!("snapshot `{id}` is in use: the stopped VM `{vm}` resumes from it")));
     }
     for id in ids {
         store.remove(&id).map_err(snapshot_failure)?;
@@ -204,7 +212,7 @@ fn remove_ready(home: &Home, store: &SnapshotStore) -> Result<u8, Failure> {
     for one in ready.filter(|one| needed_by(&stopped, &one.id).is_none()) {
         match store.remove(&one.id) {
             Ok(()) | Err(SnapshotError::Unknown(_)) => {}
-            Err(error @ SnapshotError::InUse { .. }) => say(format_args!("{error} and stays")),
+            Err(error @ SnapshotError::InUse { .. }) => say(format_args!("not removed: {error}")),
             Err(error) => return Err(snapshot_failure(error)),
         }
     }
@@ -226,6 +234,53 @@ fn needed_by<'a>(stopped: &'a [(VmId, SnapshotId)], id: &SnapshotId) -> Option<&
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(id: &str, label: &str) -> Row {
+        Row {
+            id: id.parse().expect("an id"),
+            label: Some(label.into()),
+            kind: Some(MemoryKind::Full),
+            parent: None,
+            children: Vec::new(),
+            created_unix_ms: Some(1_000_000),
+            memory_mib: Some(256),
+            cpus: Some(1),
+            modules: Vec::new(),
+            kernel: None,
+            acceleration: None,
+            bytes_on_disk: 57 << 20,
+            sealed: true,
+            ready_made: false,
+            in_use: false,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn the_list_is_a_table() {
+        let first = row("0000000000000001", "mini");
+        let parent = Some(first.id.clone());
+        let broken = Row {
+            label: None,
+            kind: None,
+            created_unix_ms: None,
+            memory_mib: None,
+            problem: Some("`manifest.json` is missing".into()),
+            ..row("0000000000000004", "")
+        };
+        let rows = [
+            Row { ready_made: true, in_use: true, ..first },
+            Row {
+                kind: Some(MemoryKind::Diff),
+                parent: parent.clone(),
+                sealed: false,
+                ..row("0000000000000002", "prepared")
+            },
+            Row { parent, ..row("0000000000000003", "compacted") },
+            broken,
+        ];
+        insta::assert_snapshot!(table(&rows, Duration::from_secs(1000 + 7200)));
+    }
 
     #[test]
     fn ages_have_one_unit() {

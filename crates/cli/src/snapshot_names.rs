@@ -1,7 +1,7 @@
-//! How people name snapshots: by the name that `kiln snapshot create` gave, or by the first digits of an id.
+//! Finds snapshots by the name that `kiln snapshot create` gave, or by the first digits of an id.
 //!
-//! A name is the label in a snapshot's manifest. Ready-made snapshots have the name of their image as a label, which names
-//! any number of them, so they go by their ids alone.
+//! A name is the label in a snapshot's manifest. The label of ready-made snapshots is the name of their image, which many
+//! of them share. So they are found by their ids alone.
 
 use std::collections::BTreeSet;
 
@@ -10,75 +10,75 @@ use kiln_engine::snapshot::{Listed, SnapshotId};
 use crate::failure::{Failure, USAGE};
 use crate::output::plain;
 
-/// This much of an id names a snapshot if no other id begins with it.
+/// So many first digits of an id are enough, if no other id begins with them.
 const PREFIX_DIGITS_MIN: usize = 6;
-/// Characters of a name.
+/// Most characters of a name.
 const NAME_CHARS_MAX: usize = 64;
 
-/// The snapshots that are named, each once.
+/// The snapshots with these names, each once.
 pub fn resolve_all(listed: &[Listed], given: &[String]) -> Result<Vec<SnapshotId>, Failure> {
     let mut ids = given.iter().map(|one| resolve(listed, one)).collect::<Result<Vec<_>, _>>()?;
-    // One that is given twice would be gone the second time.
+    // A snapshot that is given twice would be removed before its second turn.
     let mut seen = BTreeSet::new();
     ids.retain(|id| seen.insert(id.clone()));
     Ok(ids)
 }
 
-/// The snapshot that is named.
+/// The snapshot with this name.
 pub fn resolve(listed: &[Listed], given: &str) -> Result<SnapshotId, Failure> {
     let known: Vec<Known<'_>> = listed.iter().map(Known::from).collect();
     match choose(&known, given) {
         Choice::One(id) => Ok(id.clone()),
         Choice::None => {
             let words = format!("there is no snapshot `{}`", plain(given));
-            Err(Failure::words(1, words).hint("kiln snapshot ls"))
+            Err(Failure::words(1, words).hint("kiln snapshot ls lists the snapshots"))
         }
         Choice::NoName => {
             let words = format!(
-                "`{}` is no snapshot id, nor {PREFIX_DIGITS_MIN} or more of its first digits, nor a name",
+                "`{}` is not a name, a snapshot id, or at least {PREFIX_DIGITS_MIN} of its first digits",
                 plain(given)
             );
-            Err(Failure::words(USAGE, words).hint("kiln snapshot ls"))
+            Err(Failure::words(USAGE, words).hint("kiln snapshot ls lists the snapshots"))
         }
         Choice::Many(ids) => {
             let ids = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let words = format!("`{}` names more than one snapshot: {ids}", plain(given));
-            Err(Failure::words(USAGE, words).hint("give the digits of one id"))
+            Err(Failure::words(USAGE, words).hint("give more digits of the id"))
         }
     }
 }
 
-/// Refuses a name that could be taken for an id, and one that names a snapshot already.
+/// Refuses a name that looks like an id, and a name that a snapshot has already.
 pub fn check_new(listed: &[Listed], name: &str) -> Result<(), Failure> {
     check_name(name).map_err(|problem| Failure::words(USAGE, format!("the name `{}` {problem}", plain(name))))?;
     let known: Vec<Known<'_>> = listed.iter().map(Known::from).collect();
     match known.iter().find(|one| one.name == Some(name)) {
         None => Ok(()),
         Some(Known { id, .. }) => Err(Failure::words(1, format!("the snapshot `{name}` exists already, as `{id}`"))
-            .hint(format!("choose another name, or remove it: kiln snapshot rm {name}"))),
+            .hint(format!("choose another name, or remove the snapshot: kiln snapshot rm {name}"))),
     }
 }
 
 fn check_name(name: &str) -> Result<(), &'static str> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     if name.is_empty() || name.len() > NAME_CHARS_MAX {
-        Err("does not have 1 to 64 characters")
+        Err("must have 1 to 64 characters")
     } else if !name.bytes().all(|byte| plain(byte) || b"._-".contains(&byte)) || !name.bytes().next().is_some_and(plain)
     {
-        Err("does not consist of lower case letters, digits, `.`, `_` and `-`, with a letter or digit first")
+        Err("must have only lower case letters, digits, `.`, `_` and `-`, and a letter or digit first")
     } else if has_digits_alone(name) {
-        Err("could be the beginning of an id")
+        Err("must not look like the first digits of an id")
     } else {
         Ok(())
     }
 }
 
-/// Whether it has nothing but an id's digits, so that it is never a name, however short.
+/// Whether it has only digits of an id. Such a text is never a name, however short it is.
 fn has_digits_alone(given: &str) -> bool {
     given.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// What a snapshot can be called by.
+/// A snapshot's id and name.
 #[derive(Debug, Clone, Copy)]
 struct Known<'a> {
     id: &'a SnapshotId,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_can_not_be_taken_for_an_id_a_path_or_a_flag() {
+    fn a_name_is_not_an_id_a_path_or_a_flag() {
         for good in ["web", "x", "db-1.2_x", "0x", "cafe-babe", "deadbeefs"] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }

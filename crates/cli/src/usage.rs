@@ -1,4 +1,4 @@
-//! A command line that is wrong, and what a command line asks for even where it is wrong.
+//! Parses the command line, and answers a wrong one, in JSON if it asks for JSON.
 
 use std::ffi::{OsStr, OsString};
 
@@ -10,8 +10,8 @@ use crate::args::{Args, docker};
 use crate::failure::{Failure, USAGE};
 use crate::output::say;
 
-/// Whether `--json` is on the command line, as a flag of kiln and not of the command that it runs. Found without parsing,
-/// since a program that asked for JSON gets it for a line that can't be parsed too.
+/// Whether `--json` is on the command line, as a flag of kiln and not of the command that it runs. Does not use the parser:
+/// a program that asked for JSON must get JSON also for a line that can't be parsed.
 pub fn wants_json(words: &[OsString]) -> bool {
     let mut root = Args::command();
     root.build();
@@ -38,7 +38,7 @@ pub fn wants_json(words: &[OsString]) -> bool {
             command = next;
             positionals = 0;
         } else {
-            // What follows the first word of a guest's command is the command's.
+            // All words after the first word of a guest's command belong to that command.
             let positional = command.get_positionals().nth(positionals);
             if positional.is_some_and(Arg::is_trailing_var_arg_set) {
                 return false;
@@ -68,20 +68,20 @@ fn value_is_next(command: &Command, cluster: &str) -> bool {
     false
 }
 
-/// What `kiln run` has flags for and a snapshot decides, or rules out; each with what to do instead.
+/// Flags of `kiln run` that have no effect with `--from`, each with a hint.
 const DECIDED_BY_SNAPSHOT: [(&str, &str); 7] = [
     ("image", DECIDED),
     ("memory", DECIDED),
     ("cpus", DECIDED),
     ("modules", DECIDED),
     ("accel", DECIDED),
-    ("vhost_user", "a VM with a device of another process is never saved or forked: leave one of the two out"),
-    ("cold", "--cold boots an image and --from forks a snapshot: leave one of the two out"),
+    ("vhost_user", "a VM with a vhost-user device can't be saved or forked: leave one of the two flags out"),
+    ("cold", "--cold boots an image and --from forks a snapshot: leave one of the two flags out"),
 ];
-const DECIDED: &str = "image, memory, CPUs, acceleration and modules are those of the snapshot: leave it out, or prepare \
+const DECIDED: &str = "the snapshot decides image, memory, CPUs, acceleration and modules: leave the flag out, or create \
                        another snapshot with it (kiln snapshot create)";
 
-/// Parses a command line. Where it is wrong, or asks for help, returns how kiln ends instead.
+/// Parses a command line. If it is wrong, returns as error what kiln exits with.
 pub fn parse(words: &[OsString], json: bool) -> Result<Args, Result<u8, Failure>> {
     let mut command = Args::command();
     let matches = command.try_get_matches_from_mut(words).map_err(|error| refused(&error, words, json))?;
@@ -89,8 +89,8 @@ pub fn parse(words: &[OsString], json: bool) -> Result<Args, Result<u8, Failure>
     Args::from_arg_matches(&matches).map_err(|error| refused(&error.format(&mut command), words, json))
 }
 
-/// Refuses flags beside `--from` that would have no effect. Clap's own conflicts can't do it: for those, what
-/// `$KILN_IMAGE` says for all runs is as explicit as a flag of this one.
+/// Refuses flags that would have no effect with `--from`. Clap's own conflicts can't do this: they treat a value from
+/// `$KILN_IMAGE`, which is meant for all runs, like a flag of this run.
 fn refuse_what_a_snapshot_decides(command: &Command, matches: &ArgMatches) -> Result<(), Failure> {
     let (run, matches) = match matches.subcommand() {
         Some(("run", run)) => ("run", run),
@@ -110,10 +110,10 @@ fn refuse_what_a_snapshot_decides(command: &Command, matches: &ArgMatches) -> Re
     Err(Failure::words(USAGE, format!("--from cannot be used with --{flag}")).hint(*hint))
 }
 
-/// Answers a line that clap did not take: help and version are printed and end kiln, everything else is a failure.
+/// Handles a line that clap rejected. Help and version are printed and end kiln; everything else is a failure.
 fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Failure> {
     if !error.use_stderr() {
-        // A reader that went away is no failure.
+        // A closed stdout is not a failure.
         let _ = error.print();
         std::process::exit(0);
     }
@@ -125,8 +125,8 @@ fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Fa
         _ => None,
     };
     if json {
-        let (words, tip) = said(error);
-        return Err(Failure::words(USAGE, words).maybe_hint(habit.map(str::to_owned).or(tip)));
+        let (message, tip) = message_and_tip(error);
+        return Err(Failure::words(USAGE, message).maybe_hint(habit.map(str::to_owned).or(tip)));
     }
     say(error.render().ansi().to_string().trim_end());
     if let Some(habit) = habit {
@@ -135,13 +135,13 @@ fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Fa
     Ok(USAGE)
 }
 
-/// `-v./dir:/dir`, with its value in the same word.
+/// Whether a word is `-v` with a value, such as `-v./dir:/dir`.
 fn is_volume(word: &OsStr) -> bool {
     word.to_str().and_then(|word| word.strip_prefix("-v")).is_some_and(|value| value.contains(":/"))
 }
 
-/// What clap says, and its tip, each in one line without its marks.
-fn said(error: &clap::Error) -> (String, Option<String>) {
+/// Clap's message and tip, each on one line and without its prefix.
+fn message_and_tip(error: &clap::Error) -> (String, Option<String>) {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return ("a command is missing".to_owned(), Some("kiln --help".to_owned()));
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_asked_for_by_a_flag_of_kiln_alone() {
+    fn only_a_json_flag_of_kiln_asks_for_json() {
         for asks in [
             "kiln run --json -- true",
             "kiln run --no-such-flag --json -- true",
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_snapshot_decides_is_refused_beside_it() {
+    fn flags_that_a_snapshot_decides_are_refused_with_from() {
         let given: [(&str, &[&str]); 7] = [
             ("image", &["--image mini", "--image=other"]),
             ("memory", &["--memory 256", "-m 512", "-m512"]),
@@ -216,7 +216,7 @@ mod tests {
                     let message = refused.message();
                     assert!(message.starts_with("--from cannot be used with --"), "{message}");
                     assert!(!named.starts_with("--") || message.ends_with(named), "{message}");
-                    assert!(refused.hint_words().is_some_and(|hint| hint.contains("leave")));
+                    assert!(refused.hint_text().is_some_and(|hint| hint.contains("leave")));
                 }
                 assert!(parse(&line(&format!("{start} {flag} -- true")), false).is_ok(), "{flag} alone");
             }
@@ -224,12 +224,12 @@ mod tests {
         let others =
             "-t --timeout 3s --boot-timeout 9s --limit-pids 7 --hostname a --name b -l c=d --console --in /:/x";
         assert!(parse(&line(&format!("kiln run --from x {others} -- true")), false).is_ok());
-        // What the guest's command says is the guest's.
+        // Flags of the guest's command are not kiln's.
         assert!(parse(&line("kiln run --from x -- true --image y"), false).is_ok());
     }
 
     #[test]
-    fn a_wrong_line_is_answered_in_json_too() {
+    fn a_wrong_command_line_gets_json_too() {
         let mut answers = String::new();
         for words in [
             "kiln --json",
@@ -248,8 +248,9 @@ mod tests {
             let error = Args::try_parse_from(&words).expect_err("is wrong");
             let failure = refused(&error, &words, wants_json(&words)).expect_err("in JSON it is a failure");
             assert_eq!(failure.code, USAGE);
-            let hint = failure.hint_words().unwrap_or("-");
-            writeln!(answers, "{words:?}\n  {}\n  hint: {hint}", failure.message()).expect("a string takes everything");
+            let hint = failure.hint_text().unwrap_or("-");
+            writeln!(answers, "{words:?}\n  {}\n  hint: {hint}", failure.message())
+                .expect("writing to a string does not fail");
         }
         insta::assert_snapshot!(answers);
     }

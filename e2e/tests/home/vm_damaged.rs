@@ -80,7 +80,7 @@ fn doctor_names_a_newer_kernel_and_the_command_that_takes_it() {
     fake_apt(directory.path(), &newer);
     let home = TestHome::with_image();
     let doctor = home.kiln(["doctor"]).env("PATH", &path).run().text();
-    assert!(doctor.contains("apt knows a newer one: linux-image-6.99.0-1-cloud-amd64_6.99.1-1_amd64.deb"), "{doctor}");
+    assert!(doctor.contains("apt has a newer kernel: linux-image-6.99.0-1-cloud-amd64_6.99.1-1_amd64.deb"), "{doctor}");
     assert!(doctor.contains("→ kiln image build mini"), "{doctor}");
 }
 

@@ -25,7 +25,7 @@ fn a_variable_without_a_name_is_refused() {
 }
 
 #[test]
-fn times_and_sizes_that_are_none_are_refused() {
+fn invalid_times_and_sizes_are_refused() {
     refused(&["run", "--timeout", "0", "--", "true"], 2, &["--timeout"]);
     refused(&["run", "--timeout", "-1s", "--", "true"], 2, &["-1s"]);
     refused(&["run", "--boot-timeout", "soon", "--", "true"], 2, &["soon"]);
@@ -55,7 +55,7 @@ fn a_module_that_the_image_does_not_have_is_refused() {
 }
 
 #[test]
-fn a_device_that_is_none_is_refused_with_what_to_write() {
+fn an_unknown_device_is_refused_with_the_right_form() {
     refused(&["run", "--vhost-user", "gpu:/x", "--", "true"], 2, &["`gpu`", "fs:SOCKET,tag=NAME"]);
     refused(&["run", "--vhost-user", "fs:/x", "--", "true"], 2, &["tag=NAME"]);
     refused(&["run", "--vhost-user", "vsock:/x,cid=5", "--", "true"], 2, &["CID", "backend"]);
@@ -118,13 +118,13 @@ fn impossible_sizes_are_refused_with_their_bounds() {
 }
 
 #[test]
-fn what_a_snapshot_decides_is_refused_only_if_it_is_given_beside_it() {
+fn flags_that_a_snapshot_decides_are_refused_only_with_from() {
     for flags in [["--image", "mini"], ["--memory", "256"], ["--cpus", "1"], ["--module", "tun"], ["--accel", "auto"]] {
         let args = ["run", "--from", "no-such-snapshot", flags[0], flags[1], "--", "true"];
         refused(&args, 2, &["cannot be used with", flags[0], "hint: "]);
     }
     let report = failure_object(&["run", "--json", "--from", "no-such-snapshot", "--image", "mini", "--", "true"], 2);
-    assert!(report["hint"].as_str().is_some_and(|hint| hint.contains("those of the snapshot")), "{report}");
+    assert!(report["hint"].as_str().is_some_and(|hint| hint.contains("the snapshot decides")), "{report}");
     // What is set for every run is no wish of this one: the snapshot is looked for, and not found.
     let outcome = Kiln::new(["run", "--from", "no-such-snapshot", "--", "true"])
         .env("KILN_IMAGE", "no-such-image")
@@ -143,7 +143,7 @@ fn a_missing_vmm_is_named_with_the_command_that_installs_it() {
 }
 
 #[test]
-fn a_vmm_that_is_none_is_reported_in_its_own_words() {
+fn a_wrong_vmm_is_reported_with_its_output() {
     let outcome = Kiln::new(["run", "--accel", "tcg", "--", "true"]).env("KILN_QEMU", "/bin/false").run();
     assert_eq!(outcome.code, 69, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("/bin/false"), "{}", outcome.stderr);
@@ -211,7 +211,7 @@ fn a_command_that_fails_answers_with_an_object() {
 }
 
 #[test]
-fn habits_of_docker_are_answered_with_what_to_use() {
+fn flags_of_docker_are_refused_with_a_hint() {
     for (args, words) in [
         (&["run", "-v", "./a:/b", "alpine", "sh"][..], "--in"),
         (&["run", "-v./a:/b", "alpine"], "--in"),
@@ -272,10 +272,10 @@ fn a_packed_syslog_is_scanned_and_its_text_can_not_steer_the_terminal() {
 }
 
 #[test]
-fn what_is_not_a_kernel_log_is_no_clean_one() {
+fn a_file_that_is_not_a_kernel_log_is_refused() {
     for (log, words) in [
         (&b""[..], "`stdin` is empty"),
-        (b"# A page\n\nof words\n", "no line of a kernel log"),
+        (b"# A page\n\nof words\n", "is not a kernel log"),
         (b"\0\x01\x02\x03\xff\xfe", "not text"),
         (b"BZh91AY&SY", "bzcat stdin | kiln scan -"),
     ] {

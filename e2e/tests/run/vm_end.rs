@@ -61,7 +61,7 @@ fn time_that_is_up_ends_a_command_gently_and_keeps_its_files() {
     let out = format!("/tmp/part:{}", part.display());
     let outcome = Kiln::shell(&["--timeout", "1s", "--out", &out], script).run();
     assert_eq!(outcome.code, 124, "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("ended with 7"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("exited with 7"), "{}", outcome.stderr);
     assert_eq!(fs::read_to_string(part).expect("it was copied"), "done\n");
 }
 

@@ -41,7 +41,7 @@ fn a_guests_words_cannot_steer_the_terminal() {
     let hints: Vec<_> = outcome.stderr.lines().filter(|line| line.starts_with("hint:")).collect();
     assert_eq!(
         hints,
-        ["hint: it must be in the image `mini`, or come with --in"],
+        ["hint: the program must be in the image `mini`, or be copied in with --in"],
         "kiln's own alone: {:?}",
         outcome.stderr
     );
@@ -55,7 +55,7 @@ fn a_missing_working_directory_is_named() {
 }
 
 #[test]
-fn time_is_up_with_124_and_says_what_was_killed() {
+fn a_timeout_exits_with_124_and_names_what_was_killed() {
     let outcome = Kiln::new(["run", "--timeout", "1s", "--", "sleep", "60"]).run();
     assert_eq!(outcome.code, 124);
     assert!(outcome.stderr.contains("sleep 60") && outcome.stderr.contains("killed"), "{}", outcome.stderr);

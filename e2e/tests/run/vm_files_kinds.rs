@@ -18,7 +18,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn what_is_there_keeps_its_kind_and_mode() {
+fn an_existing_target_keeps_its_type_and_mode() {
     let folder = tempfile::tempdir().expect("a folder");
     let host = |name: &str| folder.path().join(name);
     fs::write(host("private"), "old").expect("ours");
@@ -143,7 +143,7 @@ fn a_conflict_changes_nothing_and_loses_no_other() {
     let flags = ["--out", &format!("/tmp/d:{}", taken.display()), "--out", &format!("/tmp/d:{}", other.display())];
     let outcome = Kiln::shell(&flags, "mkdir -p /tmp/d/sub; echo 1 > /tmp/d/a; echo 2 > /tmp/d/sub/b").run();
     assert_eq!(outcome.code, 125, "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("`sub` is a file there"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("`sub` is a file in the target"), "{}", outcome.stderr);
     assert_eq!(fs::read_dir(&taken).expect("ours").count(), 1);
     assert_eq!(fs::read_to_string(other.join("sub/b")).expect("it came out"), "2\n");
 }
@@ -160,7 +160,7 @@ fn too_many_files_leave_nothing() {
 }
 
 #[test]
-fn what_a_killed_kiln_has_left_is_gone_after_the_next_run() {
+fn the_leftovers_of_a_killed_kiln_are_removed_by_the_next_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let names = || -> Vec<String> {
         let entries = fs::read_dir(folder.path()).expect("ours");

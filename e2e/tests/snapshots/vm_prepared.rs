@@ -67,11 +67,11 @@ fn a_command_that_fails_saves_nothing() {
 }
 
 #[test]
-fn what_can_not_be_prepared_is_refused_before_a_vm_starts() {
+fn wrong_requests_for_a_snapshot_are_refused_before_a_vm_starts() {
     let home = TestHome::with_image();
     for (args, words) in [
-        (&["snapshot", "create", "abcdef01", "--", "true"][..], "could be the beginning of an id"),
-        (&["snapshot", "create", "../x", "--", "true"], "does not consist of"),
+        (&["snapshot", "create", "abcdef01", "--", "true"][..], "must not look like the first digits of an id"),
+        (&["snapshot", "create", "../x", "--", "true"], "must have only lower case letters"),
         (&["snapshot", "create", "x", "--vhost-user", "blk:/s", "--", "true"], "can't be saved"),
         (&["run", "--from", "x", "-m", "512", "--", "true"], "cannot be used with"),
         (&["run", "--from", "x", "--cold", "--", "true"], "cannot be used with"),

@@ -66,12 +66,12 @@ fn a_broken_one_is_named_and_made_anew() {
 }
 
 #[test]
-fn where_none_can_be_kept_a_run_says_so_and_boots() {
+fn a_run_boots_with_a_warning_if_no_snapshot_can_be_kept() {
     let home = TestHome::with_image();
     fs::write(home.path().join("snapshots"), "no directory").expect("written");
     let outcome = home.kiln(["run", "--json", "--", "true"]).run();
     assert_eq!((outcome.code, &report(&outcome)["start"]), (0, &"boot".into()), "{}", outcome.stderr);
-    assert_eq!(outcome.stderr.matches("no fork, so this VM boots").count(), 1, "{}", outcome.stderr);
+    assert_eq!(outcome.stderr.matches("booting, because no fork could be made").count(), 1, "{}", outcome.stderr);
 }
 
 #[test]

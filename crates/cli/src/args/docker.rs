@@ -1,4 +1,5 @@
-//! What people type out of habit with containers: taken if it means something here, else answered with what to type.
+//! Docker's flags and subcommands, which users type out of habit: accepted if Kiln has the same, else refused with the
+//! command to use instead.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,26 +11,26 @@ use crate::failure::{Failure, USAGE};
 /// Flags of `docker run` in `kiln run`.
 #[derive(Debug, Default, ClapArgs)]
 pub struct DockerArgs {
-    /// Accepted and without effect: a VM of `kiln run` is always removed when it ends
+    /// No effect: `kiln run` always removes its VM
     #[arg(long, hide_short_help = true)]
     pub rm: bool,
-    /// Set the variables of a file: NAME=VALUE lines, NAME alone for this shell's value, # for comments; --env wins
+    /// Set variables from a file: NAME=VALUE, NAME (this shell's value) or a # comment on each line; --env wins
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub env_file: Vec<PathBuf>,
-    /// Name of the machine in the guest, instead of kiln-ID
+    /// Host name in the guest [default: kiln-ID]
     #[arg(long, value_name = "NAME", value_parser = parse_hostname, hide_short_help = true)]
     pub hostname: Option<String>,
-    /// Give the run a name: it is in --json, nothing else depends on it
+    /// Name the run; shown only in --json
     #[arg(long, value_name = "NAME", value_parser = parse_name, hide_short_help = true)]
     pub name: Option<String>,
-    /// Label the run: it is in --json, nothing else depends on it
+    /// Label the run; shown only in --json
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label, hide_short_help = true)]
     pub labels: Vec<(String, String)>,
     #[command(flatten)]
     refused: RefusedArgs,
 }
 
-/// Flags that mean nothing here yet. They are hidden, and refused with what to use.
+/// Flags that Kiln does not support yet. They are hidden, and refused with a hint.
 #[derive(Debug, Default, ClapArgs)]
 struct RefusedArgs {
     #[arg(long, alias = "mount", hide = true)]
@@ -51,7 +52,7 @@ struct RefusedArgs {
 }
 
 impl DockerArgs {
-    /// Refuses what does not work yet.
+    /// Refuses the flags that are not supported yet.
     pub fn check(&self) -> Result<(), Failure> {
         let RefusedArgs { volume, publish, publish_all, detach, entrypoint, network, privileged, restart } =
             &self.refused;
@@ -68,7 +69,7 @@ impl DockerArgs {
     }
 }
 
-/// A habit that does not work here yet.
+/// A flag of Docker's that Kiln does not support yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Habit {
     Volume,
@@ -81,67 +82,67 @@ pub enum Habit {
 }
 
 impl Habit {
-    /// What comes, and what to use today.
+    /// The error, and a hint with what to use instead.
     pub fn refuse(self) -> Failure {
         let (words, hint) = match self {
             Self::Volume => (
-                "-v HOST:GUEST and --mount: volumes and directories of the host come with a later version",
-                "copy with --in ./dir:/dir and --out /dir/result:./result, or share a directory that virtiofsd serves: \
+                "-v HOST:GUEST and --mount: volumes and host directories are not supported yet",
+                "copy files with --in ./dir:/dir and --out /dir/result:./result, or share a directory through virtiofsd: \
                  --vhost-user fs:SOCKET,tag=NAME",
             ),
             Self::Publish => (
-                "-p: ports come with networks, in a later version; there is no network in the VM",
-                "pass data through stdin and stdout (-i) or files (--in, --out), or connect by a vsock device: \
+                "-p: ports are not supported yet; the VM has no network",
+                "pass data through stdin and stdout (-i) or files (--in, --out), or connect through a vsock device: \
                  --vhost-user vsock:SOCKET",
             ),
             Self::Detach => (
-                "-d: VMs that outlive the command that started them come with a later version",
-                "let the shell do it: kiln run -- COMMAND > log 2>&1 &",
+                "-d: VMs that outlive kiln are not supported yet",
+                "run kiln in the background: kiln run -- COMMAND > log 2>&1 &",
             ),
             Self::Entrypoint => (
-                "--entrypoint: images with an entrypoint come with a later version",
+                "--entrypoint: images with an entrypoint are not supported yet",
                 "write the whole command: kiln run -- PROGRAM ARGUMENTS",
             ),
             Self::Network => (
-                "--network: networks come with a later version; there is none in the VM, as with --network none",
-                "copy what the command needs with --in, or attach a card that a backend serves: --vhost-user net:SOCKET",
+                "--network: networks are not supported yet; the VM has no network, as with --network none",
+                "copy what the command needs with --in, or attach a network card of a backend: --vhost-user net:SOCKET",
             ),
-            Self::Privileged => {
-                ("--privileged: the command is root on a kernel of its own already", "leave the flag out")
-            }
+            Self::Privileged => ("--privileged: the command is root in its own kernel already", "leave the flag out"),
             Self::Restart => (
                 "--restart: kiln runs a command once",
-                "repeat it in the shell: until kiln run -- COMMAND; do sleep 1; done",
+                "repeat the command in the shell: until kiln run -- COMMAND; do sleep 1; done",
             ),
         };
         Failure::words(USAGE, words).hint(hint)
     }
 }
 
-/// Whether a command is what follows `-v` in `docker run -v HOST:GUEST`: here `-v` says more and takes no value.
+/// Whether the command is the value of `-v` in `docker run -v HOST:GUEST`: Kiln's `-v` logs more and takes no value.
 pub fn is_volume(verbose: u8, command: &[OsString]) -> bool {
     let first = command.first().and_then(|word| word.to_str());
     verbose > 0 && first.is_some_and(|word| word.contains(":/"))
 }
 
-/// Subcommands of `docker`, and what does the same here.
+/// Subcommands of `docker`, and the Kiln command that does the same.
 pub fn subcommand(name: &str) -> Option<&'static str> {
     Some(match name {
-        "images" | "ls" | "list" => "kiln image ls lists images, kiln snapshot ls snapshots",
-        "ps" | "top" | "stats" => "a VM of kiln run lives as long as its command; kiln image ls lists images",
-        "exec" | "attach" | "start" | "create" => "kiln run -- COMMAND runs a command in a VM of its own",
+        "images" | "ls" | "list" => "kiln image ls lists images, kiln snapshot ls lists snapshots",
+        "ps" | "top" | "stats" => {
+            "a VM of kiln run ends with its command, so there is no list of VMs; kiln image ls lists images"
+        }
+        "exec" | "attach" | "start" | "create" => "kiln run -- COMMAND runs a command in a new VM",
         "sh" | "shell" => "kiln run -t -- sh",
         "cp" => "kiln run has --in HOST:GUEST and --out GUEST:HOST",
         "build" => "kiln image build mini",
         "rmi" => "kiln image rm NAME",
-        "pull" | "push" | "login" => "images of registries come with a later version; kiln image build mini makes one",
-        "kill" | "stop" | "rm" => "a VM of kiln run ends with its command, or by Ctrl-C",
+        "pull" | "push" | "login" => "registries are not supported yet; kiln image build mini builds an image",
+        "kill" | "stop" | "rm" => "a VM of kiln run ends with its command, or on Ctrl-C",
         "info" => "kiln doctor",
         _ => return None,
     })
 }
 
-/// What the agent takes as a host name.
+/// A host name that the agent accepts.
 fn parse_hostname(text: &str) -> Result<String, String> {
     let is_good = |label: &str| {
         let edges = !label.starts_with('-') && !label.ends_with('-');
@@ -154,7 +155,7 @@ fn parse_hostname(text: &str) -> Result<String, String> {
     }
 }
 
-/// The names that docker takes.
+/// A name that Docker accepts.
 fn parse_name(text: &str) -> Result<String, String> {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     if (1..=128).contains(&text.len()) && text.bytes().all(is_good) && text.as_bytes()[0].is_ascii_alphanumeric() {
@@ -180,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_habit_is_answered_with_what_to_use() {
+    fn every_unsupported_flag_has_a_hint() {
         let mut answers = String::new();
         for habit in [
             Habit::Volume,
@@ -193,14 +194,14 @@ mod tests {
         ] {
             let failure = habit.refuse();
             assert_eq!(failure.code, USAGE);
-            let hint = failure.hint_words().expect("every answer has one");
-            writeln!(answers, "{}\n  hint: {hint}", failure.message()).expect("a string takes everything");
+            let hint = failure.hint_text().expect("every refusal has a hint");
+            writeln!(answers, "{}\n  hint: {hint}", failure.message()).expect("writing to a string does not fail");
         }
         insta::assert_snapshot!(answers);
     }
 
     #[test]
-    fn names_are_what_machines_and_people_take() {
+    fn host_names_names_and_labels_are_checked() {
         for good in ["a", "web-1", "web-1.example.org", "7"] {
             assert_eq!(parse_hostname(good).as_deref(), Ok(good));
         }

@@ -1,19 +1,19 @@
-//! Times and sizes as people type them.
+//! Times and sizes on the command line.
 
 use std::time::Duration;
 
-/// Ten years. A deadline further away may be more than a clock can count.
+/// Ten years. A later deadline may overflow a clock.
 const TIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// `500ms`, `30s`, `2m`, `1h30m`, over zero. A number alone is seconds.
+/// A time over zero: `500ms`, `30s`, `2m`, `1h30m`. A number without a unit is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     match parse_grace(text)? {
-        Duration::ZERO => Err(format!("`{text}` is not a time over zero")),
+        Duration::ZERO => Err(format!("`{text}` is not more than zero")),
         time => Ok(time),
     }
 }
 
-/// Like [`parse_duration`], and 0 is a time too.
+/// Like [`parse_duration`], but 0 is allowed.
 pub fn parse_grace(text: &str) -> Result<Duration, String> {
     let number_alone = text.bytes().all(|byte| byte.is_ascii_digit());
     let parsed =
@@ -32,7 +32,7 @@ pub fn parse_size_bytes(text: &str) -> Result<u64, String> {
     parse_size(text, parse_size::Config::new())
 }
 
-/// A size that is a whole number of MiB, the unit of a number alone.
+/// A whole number of MiB. A number without a unit is MiB.
 pub fn parse_memory_mib(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text, parse_size::Config::new().with_default_factor(1 << 20))?;
     if bytes % (1 << 20) == 0 { Ok(bytes >> 20) } else { Err(format!("`{text}` is not a whole number of MiB")) }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_with_units() {
+    fn times_are_parsed_with_units() {
         assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_with_units() {
+    fn sizes_are_parsed_with_units() {
         assert_eq!(parse_memory_mib("512"), Ok(512));
         assert_eq!(parse_memory_mib("2G"), Ok(2048));
         assert_eq!(parse_memory_mib("1.5G"), Ok(1536));

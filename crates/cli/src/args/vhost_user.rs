@@ -5,9 +5,9 @@ use kiln_engine::{MacAddress, VhostUser, VhostUserDevice};
 
 const FORMS: &str = "write blk:SOCKET, net:SOCKET, vsock:SOCKET or fs:SOCKET,tag=NAME";
 
-/// Reads one `--vhost-user`. A path may have commas: what follows one is an option only where it has a `=`.
+/// Parses one `--vhost-user`. A path may have commas: text after a comma is an option only if it has a `=`.
 pub fn parse(text: &str) -> Result<VhostUser, String> {
-    let (kind, mut path) = text.split_once(':').ok_or_else(|| format!("`{text}` names no device: {FORMS}"))?;
+    let (kind, mut path) = text.split_once(':').ok_or_else(|| format!("`{text}` does not name a device: {FORMS}"))?;
     let (mut mac, mut tag, mut queues) = (None, None, None);
     while let Some((before, option)) = path.rsplit_once(',') {
         let Some((key, value)) = option.split_once('=') else { break };
@@ -16,14 +16,14 @@ pub fn parse(text: &str) -> Result<VhostUser, String> {
             ("fs", "tag") => &mut tag,
             ("blk" | "net" | "fs", "queues") => &mut queues,
             ("vsock", "cid") => {
-                return Err("a VM can't choose the CID of a vhost-user device: its backend tells it to the guest \
+                return Err("the CID of a vhost-user device is set by its backend, not by the VM \
                             (vhost-device-vsock has --guest-cid)"
                     .into());
             }
             _ => return Err(format!("a {kind} device has no option `{key}`: {}", options_of(kind))),
         };
         if slot.replace(value).is_some() {
-            return Err(format!("`{key}` is there twice"));
+            return Err(format!("`{key}` is given twice"));
         }
         path = before;
     }
@@ -37,18 +37,18 @@ pub fn parse(text: &str) -> Result<VhostUser, String> {
         },
         "vsock" => VhostUserDevice::Vsock,
         "fs" => {
-            let tag = tag.ok_or("a share needs the name by which the guest mounts it: write fs:SOCKET,tag=NAME")?;
+            let tag = tag.ok_or("a share needs a name for the guest to mount it by: write fs:SOCKET,tag=NAME")?;
             VhostUserDevice::Fs { tag: tag.to_owned() }
         }
-        other => return Err(format!("`{other}` is no device: {FORMS}")),
+        other => return Err(format!("`{other}` is not a device: {FORMS}")),
     };
     if path.is_empty() {
-        return Err(format!("`{text}` names no socket: {FORMS}"));
+        return Err(format!("`{text}` does not name a socket: {FORMS}"));
     }
     let device = VhostUser::new(device, absolute(path)?);
     match queues {
         Some(queues) => {
-            Ok(VhostUser { queues: queues.parse().map_err(|_| format!("`{queues}` is no number"))?, ..device })
+            Ok(VhostUser { queues: queues.parse().map_err(|_| format!("`{queues}` is not a number"))?, ..device })
         }
         None => Ok(device),
     }
@@ -59,7 +59,7 @@ fn options_of(kind: &str) -> &'static str {
         "blk" => "it has queues=N",
         "net" => "it has mac=ADDRESS and queues=N",
         "fs" => "it has tag=NAME and queues=N",
-        "vsock" => "it has none",
+        "vsock" => "it has no options",
         _ => FORMS,
     }
 }
@@ -67,7 +67,7 @@ fn options_of(kind: &str) -> &'static str {
 /// The VMM has a working directory of its own.
 fn absolute(path: &str) -> Result<Utf8PathBuf, String> {
     let path = std::path::absolute(Utf8Path::new(path)).map_err(|error| error.to_string())?;
-    Utf8PathBuf::from_path_buf(path).map_err(|path| format!("`{}` is no UTF-8", path.display()))
+    Utf8PathBuf::from_path_buf(path).map_err(|path| format!("`{}` is not UTF-8", path.display()))
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_read_with_its_options() {
+    fn every_device_is_parsed_with_its_options() {
         let mac = "52:54:00:12:34:56";
         let net = VhostUserDevice::Net { mac: mac.parse().expect("an address") };
         let share = VhostUserDevice::Fs { tag: "share".into() };
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_may_have_colons_and_commas_and_start_here() {
+    fn a_path_may_be_relative_and_have_colons_and_commas() {
         assert_eq!(parse("blk:/a:b,c.sock").expect("is read").socket, "/a:b,c.sock");
         assert_eq!(parse("blk:/a=b,c.sock,queues=2").expect("is read").socket, "/a=b,c.sock");
         let here = std::env::current_dir().expect("there is one");
@@ -101,25 +101,25 @@ mod tests {
     }
 
     #[test]
-    fn every_card_has_its_own_address() {
+    fn every_network_card_has_its_own_address() {
         assert_ne!(parse("net:/n.sock").expect("is read").device, parse("net:/n.sock").expect("is read").device);
     }
 
     #[test]
-    fn what_is_no_device_is_refused_with_what_to_write() {
+    fn a_wrong_device_is_refused_with_the_right_form() {
         for (text, words) in [
             ("", "blk:SOCKET"),
             ("/run/b.sock", "blk:SOCKET"),
-            ("gpu:/run/g.sock", "`gpu` is no device"),
-            ("blk:", "no socket"),
-            ("blk:,queues=1", "no socket"),
+            ("gpu:/run/g.sock", "`gpu` is not a device"),
+            ("blk:", "does not name a socket"),
+            ("blk:,queues=1", "does not name a socket"),
             ("blk:/b.sock,tag=x", "it has queues=N"),
-            ("blk:/b.sock,queues=x", "`x` is no number"),
-            ("blk:/b.sock,queues=-1", "`-1` is no number"),
+            ("blk:/b.sock,queues=x", "`x` is not a number"),
+            ("blk:/b.sock,queues=-1", "`-1` is not a number"),
             ("blk:/b.sock,queues=1,queues=2", "twice"),
             ("net:/n.sock,mac=ff:ff", "no address"),
             ("vsock:/v.sock,cid=3", "--guest-cid"),
-            ("vsock:/v.sock,queues=1", "it has none"),
+            ("vsock:/v.sock,queues=1", "it has no options"),
             ("fs:/f.sock", "tag=NAME"),
         ] {
             let error = parse(text).expect_err("is refused");

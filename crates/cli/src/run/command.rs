@@ -1,4 +1,4 @@
-//! The command in the guest: from the request to the code that it ends kiln with.
+//! The command in the guest: from the request to kiln's exit code.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use super::{Job, terminal};
 use crate::failure::{Failure, INTERRUPTED, TIMED_OUT, USAGE, VM};
 use crate::guest;
 
-/// The shell's codes for commands that could not start.
+/// A shell's exit codes for commands that could not start.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
-/// A program that SIGPIPE ended.
+/// A shell's exit code for a program that SIGPIPE killed.
 const OUTPUT_CLOSED: u8 = 141;
 
-/// How a command came to its end.
+/// How a command ended.
 pub(super) struct Ended {
-    /// What kiln ends with, unless a later step fails.
+    /// Kiln's exit code, unless a later step fails.
     pub code: u8,
     /// `--timeout` ended it.
     pub timed_out: bool,
@@ -67,7 +67,7 @@ impl Job {
         if let Some(captured) = sink.captured() {
             report.output(captured);
         }
-        // What a guest makes of a signal that was to end its command is an end, too.
+        // A guest may crash or power off on the signal that was to end its command. The run was interrupted then, too.
         if let (Err(Cut::Gone(_)) | Ok(Err(StreamError::LinkLost(_))), Some(code)) = (&ended, signalled) {
             return Err(Cut::Interrupted(code));
         }
@@ -79,7 +79,7 @@ impl Job {
                 return Err(Failure::new(1, error).into());
             }
             (Err(StreamError::LinkLost(why)), _) => return Err(link_lost(steps.guest, &why).await.into()),
-            // It did not end within the grace and was killed.
+            // The command did not end within the grace and was killed.
             (Err(StreamError::Fault(fault)), Some(code)) if fault.code == ErrorCode::Cancelled => {
                 return Ok(code.into());
             }
@@ -87,12 +87,12 @@ impl Job {
         };
         report.exited(&exited);
         let own = self.code_of(&exited, exec.started.pid, &steps.clock);
-        // After Ctrl-C it is what a shell returns, whatever the command made of it; after others it is the command's own.
+        // After Ctrl-C kiln exits like a shell, whatever the command did. After other signals it exits with the command's code.
         let code = if signalled == Some(INTERRUPTED) { INTERRUPTED } else { own };
         Ok(Ended { code, timed_out: exited.timed_out })
     }
 
-    /// Waits until the command runs.
+    /// Starts the command.
     async fn start(&self, steps: &mut Steps<'_>) -> Result<Exec, Cut> {
         let (guest, clock) = (steps.guest, steps.clock);
         let request = self.request(guest, &clock);
@@ -109,11 +109,11 @@ impl Job {
         steps.run(Phase::Start, clock.up(), starting).await
     }
 
-    /// The request with what is left of the time. The agent keeps to it on its own, so that a command is asked to end
-    /// before it is killed; a guest that does not is overdue.
+    /// The request with the remaining time. The agent enforces it, so that a command gets SIGTERM before SIGKILL. If the
+    /// agent does not, kiln kills the VM.
     fn request(&self, guest: &Guest, clock: &RunClock) -> ExecRequest {
         let mut request = self.exec.clone();
-        // No limit may be 0; a time that is up is found before an answer comes.
+        // The agent refuses a limit of 0. If the time is already up, `clock` ends this step before a reply can arrive.
         request.limits.wall_ms = clock.left().map(|left| millis(left).max(1));
         if guest.link.hello().capabilities.contains(&Capability::Grace) {
             request.limits.grace_ms = Some(millis(self.args.grace)).filter(|grace| *grace > 0);
@@ -125,28 +125,27 @@ impl Job {
         if exited.timed_out {
             let limit = if clock.is_up() { self.args.timeout } else { self.args.limit_cpu };
             let (after, name) = (limit.unwrap_or_default(), self.name());
-            self.talk(&match exited.status {
+            self.warn(&match exited.status {
                 ExitStatus::Signal(libc::SIGKILL) => {
-                    format!("timed out after {after:?}: killed `{name}` (pid {pid}) and all that it started")
+                    format!("timed out after {after:?}: killed `{name}` (pid {pid}) and all its children")
                 }
                 status => format!(
-                    "timed out after {after:?}: `{name}` (pid {pid}) ended with {} when it was asked to, killed all that it \
-                     started",
+                    "timed out after {after:?}: `{name}` (pid {pid}) exited with {} after SIGTERM; killed all its children",
                     status.shell_code()
                 ),
             });
             return TIMED_OUT;
         }
         if exited.oom_killed {
-            self.talk("out of memory: the guest's kernel killed a process of the command (see --memory)");
+            self.warn("out of memory: the guest's kernel killed a process of the command (see --memory)");
         }
         if exited.pipes_held {
-            self.talk("a process that outlived the command held its output open and was killed");
+            self.warn("killed a process that outlived the command and held its output open");
         }
         if exited.truncated {
-            self.talk("output beyond the limit was dropped");
+            self.warn("dropped the output beyond the limit");
         }
-        // A guest may say any number; a shell's codes are bytes.
+        // A guest can send any number, but an exit code is a byte.
         let code = match exited.status {
             ExitStatus::Code(code) => code & 0xff,
             signal @ ExitStatus::Signal(_) => signal.shell_code().clamp(0, 255),
@@ -167,14 +166,15 @@ impl Job {
         }
     }
 
-    /// What people mean who write `kiln run alpine sh`.
+    /// The program is not in the guest. Users who type `kiln run alpine sh` mean an image.
     fn not_found(&self) -> Failure {
         let program = self.args.command.first().map(|word| word.to_string_lossy()).unwrap_or_default();
         let failure = Failure::words(NOT_FOUND, format!("`{program}` was not found in the guest"));
         if program.starts_with(['/', '.']) || program.chars().any(char::is_whitespace) {
-            return failure.hint(format!("it must be in the image `{}`, or come with --in", self.args.image));
+            return failure
+                .hint(format!("the program must be in the image `{}`, or be copied in with --in", self.args.image));
         }
-        failure.hint(format!("did you mean `--image {program}`? kiln image ls lists the images that are here"))
+        failure.hint(format!("did you mean `--image {program}`? kiln image ls lists the images"))
     }
 
     fn name(&self) -> String {
@@ -193,7 +193,7 @@ async fn link_lost(guest: &Guest, why: &str) -> Failure {
     }
 }
 
-/// Gives the command's terminal the size of the user's, whenever that changes; never ends.
+/// Resizes the command's terminal whenever the user's terminal changes. Never returns.
 async fn follow_size(input: StreamSender, tty: bool) {
     if let (true, Ok(mut changes)) = (tty, signal(SignalKind::window_change())) {
         while changes.recv().await.is_some() {

@@ -1,7 +1,7 @@
-//! `--env-file`: the variables of a file, in the form that docker has made common.
+//! `--env-file`: variables from a file, in Docker's format.
 //!
-//! A line is `NAME=VALUE`, `NAME` (this shell's value; left out if there is none), empty, or a comment that begins with
-//! `#`. Values are taken as they are: no quotes, no escapes, no spaces removed behind the name.
+//! A line is `NAME=VALUE`, `NAME` (this shell's value; skipped if it is not set), empty, or a comment that begins with `#`.
+//! Values are taken literally: quotes, escapes and spaces are kept.
 
 use std::ffi::OsStr;
 use std::io::Read as _;
@@ -12,7 +12,7 @@ use kiln_wire::Text;
 
 use crate::failure::{Failure, USAGE};
 
-/// What a request can carry.
+/// The largest file. A request can't hold more.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads a file of variables.
@@ -22,13 +22,13 @@ pub fn read(path: &Path) -> Result<Vec<(Text, Text)>, Failure> {
     let file = std::fs::File::open(path).map_err(|error| refused(error.to_string()))?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(|error| refused(error.to_string()))?;
     if content.len() as u64 > FILE_BYTES_MAX {
-        return Err(refused(format!("is larger than {FILE_BYTES_MAX} bytes")));
+        return Err(refused(format!("larger than {FILE_BYTES_MAX} bytes")));
     }
     parse(&content, |name| std::env::var_os(OsStr::from_bytes(name)).map(OsStringExt::into_vec))
         .map_err(|line| refused(format!("line {line} has no name: write NAME=VALUE")))
 }
 
-/// The variables, or the number of the line that is none.
+/// The variables, or the number of the first line without a name.
 fn parse(content: &[u8], shell: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Result<Vec<(Text, Text)>, usize> {
     let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
     let mut variables = Vec::new();
@@ -54,8 +54,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_as_docker_reads_it() {
-        let file = "\u{feff}# comment\n\n  A=1\r\nB= two words # and no comment\nC=\nQUOTED=\"x\"\nSHELL_HAS\nNOBODY_HAS\nD=a=b";
+    fn a_file_is_parsed_like_docker_does() {
+        let file = "\u{feff}# comment\n\n  A=1\r\nB= two words # and no comment\nC=\nQUOTED=\"x\"\nSHELL_HAS\nSHELL_LACKS\nD=a=b";
         let shell = |name: &[u8]| (name == b"SHELL_HAS").then(|| b"yes".to_vec());
         let read: Vec<(Text, Text)> = parse(file.as_bytes(), shell).expect("a good file");
         let expected = [

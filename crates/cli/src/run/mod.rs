@@ -4,7 +4,7 @@
 //!   check arguments ─▶ fork or boot ─▶ link ─▶ --in ─▶ exec ⇄ stdin, stdout, stderr, signals ─▶ --out ─▶ VM gone ─▶ exit code
 //! ```
 //!
-//! Whatever happens on the way, the VM is gone before kiln is.
+//! The VM is always killed before kiln exits.
 
 mod command;
 mod env_file;
@@ -45,25 +45,26 @@ use request::Copy;
 use save::Saved;
 use start::{Origin, Started};
 
-/// For threads that still tidy up a copy. One that is blocked in a write to a stdout that nobody reads is left.
+/// For threads that clean up after a copy. A thread that is blocked in a write to stdout, because its reader does not
+/// read, is abandoned.
 const THREADS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What is known of how a run went, however far it came.
+/// The times of a run, as far as it came.
 pub struct Times {
     start: Instant,
-    /// What runs the VM's CPUs, once that is decided.
+    /// How the VM's CPUs run; `None` until that is decided.
     accel: Option<Acceleration>,
-    /// Making the ready-made snapshot, if it was missing.
+    /// How long making the ready-made snapshot took; `None` if it existed.
     ready: Option<Duration>,
 }
 
-/// Everything that was checked before a VM starts.
+/// A checked request.
 struct Job {
     args: RunArgs,
     exec: ExecRequest,
     copy_in: Vec<Copy>,
     copy_out: Vec<Copy>,
-    /// The name to save its VM under, once the command has ended with 0.
+    /// The name to save the VM under if the command exits with 0.
     save_as: Option<String>,
 }
 
@@ -85,7 +86,7 @@ fn run_and_save(args: RunArgs, save_as: Option<String>) -> Result<u8, Failure> {
     let outcome = check(args, save_as).and_then(|job| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(job.run(&mut times, &mut report));
-        // What a VM that was not waited for has left is removed here.
+        // Threads of a killed VM remove its files in this time.
         runtime.shutdown_timeout(THREADS_DEADLINE);
         outcome
     });
@@ -109,8 +110,9 @@ fn check(args: RunArgs, save_as: Option<String>) -> Result<Job, Failure> {
     args.docker.check()?;
     let terminal = args.tty.then(terminal::describe);
     if save_as.is_some() && !args.vhost_user.is_empty() {
-        return Err(Failure::words(USAGE, "a VM with a device of another process can't be saved")
-            .hint("leave out --vhost-user"));
+        return Err(
+            Failure::words(USAGE, "a VM with a vhost-user device can't be saved").hint("leave out --vhost-user")
+        );
     }
     Ok(Job {
         exec: request::exec_request(&args, terminal)?,
@@ -127,7 +129,8 @@ impl Job {
         let progress = Progress::start("finding the image");
         let origin = self.origin(&home, &progress, report)?;
         let engine = image::engine(&home)?;
-        // Not before: building an image blocks, and its files are swept by the next one.
+        // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build, the
+        // next build removes the leftovers.
         let mut interrupts = Interrupts::new()?;
         let started = start::start(&engine, origin, &self.args, &mut interrupts, &progress, times).await?;
         let (guest, start) = match started {
@@ -143,7 +146,7 @@ impl Job {
         let outcome = match (outcome, &self.save_as) {
             (Ok(0), Some(name)) => self.save(&home, &guest, name, &mut interrupts, report).await,
             (outcome, Some(name)) => {
-                self.talk(&format!("`{name}` was not saved: its command did not end with 0"));
+                self.warn(&format!("`{name}` was not saved: its command did not exit with 0"));
                 outcome
             }
             (outcome, None) => outcome,
@@ -152,7 +155,7 @@ impl Job {
         outcome
     }
 
-    /// What its VM is made from.
+    /// What the VM is made from.
     fn origin(&self, home: &Home, progress: &Progress, report: &mut Report) -> Result<Origin, Failure> {
         let store = SnapshotStore::new(home);
         let listed = || store.list().map_err(snapshot_failure);
@@ -198,15 +201,15 @@ impl Job {
         }
     }
 
-    /// A word beside the command's output.
-    fn talk(&self, words: &str) {
+    /// Prints a message on stderr, beside the command's output.
+    fn warn(&self, message: &str) {
         if !self.args.json {
-            say(format_args!("{} {}", "kiln:".red().bold(), plain(words)));
+            say(format_args!("{} {}", "kiln:".red().bold(), plain(message)));
         }
     }
 }
 
-/// Gives the machine a name of the user's. It keeps its addresses, and gets a machine id that nothing has seen yet.
+/// Sets the guest's host name to the user's. The guest keeps its addresses and gets a new machine id.
 async fn rename(link: &GuestLink, hostname: &str) -> Result<(), Failure> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -214,11 +217,14 @@ async fn rename(link: &GuestLink, hostname: &str) -> Result<(), Failure> {
     let identity = Identity { hostname: hostname.to_owned(), machine_id, macs: vec![] };
     let renamed = link.renew(Renewal { identity: Some(identity) }, RENEW_DEADLINE).await;
     renamed.map_err(|error| {
-        Failure::new(VM, anyhow::Error::new(error).context(format!("failed to name the machine `{hostname}`")))
+        Failure::new(
+            VM,
+            anyhow::Error::new(error).context(format!("failed to set the guest's host name to `{hostname}`")),
+        )
     })
 }
 
-/// Names what the kernel complained of while the command ran, each once; a crash that ended it was named already.
+/// Prints the title of each finding in the guest's kernel log once, except a crash that ended the run: it is in `outcome`.
 fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     let crashed = outcome.as_ref().is_err_and(|failure| failure.code == VM);
     let mut titles = BTreeMap::<String, usize>::new();

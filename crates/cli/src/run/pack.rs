@@ -1,4 +1,4 @@
-//! The host's end of `--in`: a file or folder becomes an archive.
+//! The host's side of `--in`: packs a file or folder into an archive.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
@@ -10,24 +10,24 @@ use kiln_archive::{Attributes, KERNEL_FILE_SYSTEMS, WriteError, Writer};
 use rustix::fs::{OFlags, statfs};
 use walkdir::WalkDir;
 
-/// What an archive has not got, each in words.
+/// What was left out of an archive, one line each.
 #[derive(Debug, Default)]
 pub struct LeftOut {
-    /// Devices, FIFOs, sockets, mounts of the kernel's file systems: they have no content to copy.
+    /// Devices, FIFOs, sockets and mounts of the kernel's file systems, which have no content to copy.
     pub special: Vec<String>,
     /// Files and folders that could not be read.
     pub unreadable: Vec<String>,
 }
 
-/// Packs a file under a name, or without one what is in a folder. Symlinks in a folder are kept as such; what can't be
-/// packed is left out and named.
+/// Packs a file under a name, or the content of a folder if `name` is `None`. Symlinks in a folder stay symlinks. Files
+/// that can't be packed are left out and returned.
 ///
 /// # Errors
-/// What the output says, and what keeps the one file that was named from being read.
+/// If the output can't be written, or if the one file can't be read.
 pub fn pack(host: &Path, name: Option<&Path>, output: &mut dyn Write) -> io::Result<LeftOut> {
     let mut packing = Packing { writer: Writer::new(output), left_out: LeftOut::default() };
     match name {
-        // The one file that was named may be a symlink to it.
+        // The user named this file, so a symlink is followed.
         Some(name) => packing.file(host, name, OFlags::empty())?,
         None => packing.folder(host)?,
     }
@@ -51,7 +51,7 @@ impl Packing<'_> {
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
-                // Gone since its folder was read.
+                // It was removed after its folder was read.
                 Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound) => continue,
                 Err(error) => {
                     self.left_out.unreadable.push(format!("failed to read {error}"));
@@ -78,8 +78,8 @@ impl Packing<'_> {
                 let is_mount = device.last() != Some(&metadata.dev());
                 device.push(metadata.dev());
                 if is_mount && statfs(path).is_ok_and(|system| KERNEL_FILE_SYSTEMS.contains(&system.f_type)) {
-                    let words = "is a file system of the kernel: only its folder is copied";
-                    self.left_out.special.push(format!("`{}` {words}", path.display()));
+                    let problem = "is a file system of the kernel: only its folder is copied";
+                    self.left_out.special.push(format!("`{}` {problem}", path.display()));
                     entries.skip_current_dir();
                 }
             } else if kind.is_symlink() {
@@ -98,7 +98,7 @@ impl Packing<'_> {
     }
 
     fn file(&mut self, path: &Path, name: &Path, flags: OFlags) -> io::Result<()> {
-        // A FIFO that took the file's place meanwhile must not hold this.
+        // A FIFO that replaced the file meanwhile must not block the open.
         let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
         let opened = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path);
         let opened = opened.and_then(|file: File| file.metadata().map(|metadata| (file, metadata)));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_content_is_named_and_what_can_not_be_read_too() {
+    fn special_and_unreadable_files_are_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join("d")).expect("ours");
         std::fs::write(folder.path().join("d/f"), "x").expect("ours");
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn one_file_that_can_not_be_read_is_an_error() {
+    fn a_single_unreadable_file_is_an_error() {
         let error =
             pack(Path::new("/proc/self/mem"), Some(Path::new("x")), &mut io::sink()).expect_err("it is refused");
         assert!(error.to_string().contains("/proc/self/mem"), "{error}");

@@ -1,4 +1,4 @@
-//! Bytes between the user's stdin, stdout and stderr and a command in the guest.
+//! Passes bytes between the user's stdin, stdout and stderr and a command in the guest.
 
 use std::io::{self, Read as _};
 
@@ -8,34 +8,34 @@ use kiln_wire::{Channel, Exited};
 use tokio::io::{AsyncWriteExt as _, Stderr, Stdout};
 use tokio::sync::mpsc;
 
-/// Pieces of stdin that were read and not sent.
+/// Most pieces of stdin that were read and not yet sent.
 const STDIN_PIECES: usize = 4;
 const STDIN_PIECE_BYTES: usize = 64 << 10;
-/// Output that `--json` keeps of each of stdout and stderr.
+/// The most that `--json` keeps of stdout, and of stderr.
 pub const CAPTURE_BYTES_MAX: usize = 16 << 20;
 
-/// How a command came to its end.
+/// How passing on a command's output ended.
 #[derive(Debug)]
 pub enum End {
-    /// It ended.
+    /// The command ended.
     Exited(Exited),
-    /// Whoever read kiln's output has gone.
+    /// The reader of kiln's output closed it.
     OutputClosed,
-    /// Kiln's output takes no more.
+    /// A write to kiln's output failed.
     OutputFailed(io::Error),
 }
 
-/// Where a command's output goes. At most `--limit-output` of it: the agent counts too, but the agent is the guest's.
+/// Where a command's output goes. Enforces `--limit-output`: the agent does so too, but the guest may have changed it.
 pub struct Sink {
     target: Target,
     /// Bytes of stdout and stderr together that may still be passed on.
     left: u64,
-    /// Something came after that, and was dropped.
+    /// Some output exceeded the limit and was dropped.
     dropped: bool,
 }
 
 enum Target {
-    /// To kiln's own stdout and stderr, as it comes.
+    /// To kiln's own stdout and stderr.
     Pass(Stdout, Stderr),
     /// Into memory, up to [`CAPTURE_BYTES_MAX`] each.
     Capture(Captured),
@@ -46,17 +46,17 @@ enum Target {
 pub struct Captured {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
-    /// Something was dropped.
+    /// Some output was dropped.
     pub truncated: bool,
 }
 
 impl Sink {
-    /// To kiln's own stdout and stderr; at most `limit_bytes`.
+    /// A sink to kiln's own stdout and stderr; at most `limit_bytes`.
     pub fn pass(limit_bytes: Option<u64>) -> Self {
         Self::new(Target::Pass(tokio::io::stdout(), tokio::io::stderr()), limit_bytes)
     }
 
-    /// Into memory; at most `limit_bytes`.
+    /// A sink to memory; at most `limit_bytes`.
     pub fn capture(limit_bytes: Option<u64>) -> Self {
         Self::new(Target::Capture(Captured::default()), limit_bytes)
     }
@@ -65,7 +65,7 @@ impl Sink {
         Self { target, left: limit_bytes.unwrap_or(u64::MAX), dropped: false }
     }
 
-    /// What was captured, if it was.
+    /// The output of a sink to memory.
     pub fn captured(self) -> Option<Captured> {
         match self.target {
             Target::Pass(..) => None,
@@ -105,7 +105,7 @@ impl Sink {
 pub async fn output(receiver: &mut StreamReceiver, sink: &mut Sink) -> Result<End, StreamError> {
     loop {
         match receiver.next().await? {
-            // Like a program that SIGPIPE ends: the command is cancelled when its stream is dropped.
+            // The caller drops the stream, which cancels the command, like SIGPIPE.
             Event::Data(channel, bytes) => match sink.take(channel, &bytes).await {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(End::OutputClosed),
@@ -121,10 +121,10 @@ pub async fn output(receiver: &mut StreamReceiver, sink: &mut Sink) -> Result<En
     }
 }
 
-/// Passes stdin on until it ends, or until the command does not want any more.
+/// Passes stdin on until it ends, or until the command closes its stdin or ends.
 pub async fn stdin(sender: StreamSender) {
     let (pieces, mut arriving) = mpsc::channel::<Bytes>(STDIN_PIECES);
-    // A thread of its own, because a read of a terminal can't be taken back.
+    // A thread, because a read of a terminal blocks and can't be cancelled.
     std::thread::spawn(move || {
         let mut stdin = io::stdin().lock();
         let mut buffer = vec![0; STDIN_PIECE_BYTES];
@@ -136,7 +136,7 @@ pub async fn stdin(sender: StreamSender) {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A closed stdin is an empty one.
+                // A closed stdin is treated as empty.
                 _ => return,
             }
         }
@@ -146,7 +146,7 @@ pub async fn stdin(sender: StreamSender) {
             return;
         }
     }
-    // The command has ended where this fails.
+    // Fails only if the command has ended.
     let _ = sender.eof().await;
 }
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_that_just_fits_is_whole() {
+    async fn output_of_exactly_the_limit_is_complete() {
         let mut sink = Sink::capture(Some(1000));
         sink.take(Channel::Out, &[b'x'; 1000]).await.expect("memory takes it");
         assert!(!sink.captured().expect("it was captured").truncated);

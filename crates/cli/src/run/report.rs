@@ -1,4 +1,4 @@
-//! What `kiln run --json` prints: one object, whatever happened.
+//! The JSON object that `kiln run --json` prints, also if the run fails.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,30 +20,30 @@ use crate::output::print_json;
 /// One run.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// The exit code of kiln itself.
+    /// Kiln's exit code.
     pub exit_code: u8,
-    /// The command's own, 128 + n for signal n; `None` if it did not end. It differs from `exit_code` if something else
-    /// went wrong, such as --out.
+    /// The command's exit code, 128 + n if signal n ended it; `None` if it did not end. Differs from `exit_code` if
+    /// another step failed, such as --out.
     pub command_exit_code: Option<i32>,
     /// The signal that ended the command.
     pub signal: Option<i32>,
-    /// What went wrong, if it was not the command.
+    /// What failed, if it was not the command.
     pub error: Option<String>,
-    /// What to do about it.
+    /// What the user can do about `error`.
     pub hint: Option<String>,
-    /// A string, or `{"base64": …}` where it is no UTF-8.
+    /// The command's stdout: a string, or `{"base64": …}` if it is not UTF-8.
     pub stdout: Text,
-    /// As `stdout`.
+    /// The command's stderr, in the form of `stdout`.
     pub stderr: Text,
-    /// Output was dropped.
+    /// Some output was dropped.
     pub truncated: bool,
     pub timed_out: bool,
-    /// What `--timeout` ended, unless the agent ended the command by itself.
+    /// The phase in which `--timeout` killed the VM; `None` if the agent stopped the command in time.
     pub timed_out_in: Option<Phase>,
     pub oom_killed: bool,
-    /// Something outlived the command and was killed.
+    /// A process outlived the command, held its output open and was killed.
     pub pipes_held: bool,
-    /// Use of the command, where it ended.
+    /// What the command used; `None` if it did not end.
     pub usage: Option<Usage>,
     /// From --name and --label.
     pub name: Option<String>,
@@ -52,30 +52,30 @@ pub struct Report {
     pub image: Option<String>,
     /// The snapshot that `--from` names.
     pub from: Option<SnapshotId>,
-    /// What `kiln snapshot create` has saved.
+    /// The snapshot that `kiln snapshot create` saved.
     pub snapshot: Option<SnapshotId>,
-    /// `kvm` or `tcg`; `None` if no VM came to be.
+    /// `kvm` or `tcg`; `None` if no VM started.
     pub accel: Option<&'static str>,
-    /// How its VM came to be; `None` where there is none.
+    /// How the VM started; `None` if it did not.
     pub start: Option<Start>,
-    /// From the request for the VM to its agent's answer, where it was forked.
+    /// Time from the request for the VM to its agent's first reply, in milliseconds, if the VM was forked.
     pub fork_ms: Option<f64>,
-    /// The same, where it booted.
+    /// The same, if the VM booted.
     pub boot_ms: Option<f64>,
-    /// Making the ready-made snapshot, where it was not there.
+    /// Time for making the ready-made snapshot, in milliseconds, if it did not exist.
     pub ready_ms: Option<f64>,
     pub total_ms: f64,
-    /// What the guest's kernel reported.
+    /// Findings in the guest's kernel log.
     pub findings: Vec<FindingReport>,
 }
 
-/// How a VM came to be.
+/// How a VM started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
-    /// From a snapshot.
+    /// Forked from a snapshot.
     Fork,
-    /// From its kernel.
+    /// Booted.
     Boot,
 }
 
@@ -88,7 +88,7 @@ pub struct Usage {
     pub max_rss_bytes: u64,
 }
 
-/// One report of the guest's kernel, or that the guest is over if only the host could see it.
+/// One finding in the guest's kernel log, or the end of the guest if only the host noticed it.
 #[derive(Debug, Serialize)]
 pub struct FindingReport {
     pub title: String,
@@ -104,7 +104,7 @@ impl From<Finding> for FindingReport {
 }
 
 impl Report {
-    /// Of a run that has not begun.
+    /// The report of a run that has not started.
     pub fn of(args: &RunArgs) -> Self {
         let DockerArgs { name, labels, .. } = &args.docker;
         let labels = labels.iter().cloned().collect();
@@ -114,7 +114,7 @@ impl Report {
 
     pub fn failed(&mut self, failure: &Failure) {
         self.error = Some(failure.message());
-        self.hint = failure.hint_words().map(str::to_owned);
+        self.hint = failure.hint_text().map(str::to_owned);
     }
 
     pub fn exited(&mut self, exited: &Exited) {
@@ -163,7 +163,7 @@ impl Report {
         self.total_ms = ms(times.start.elapsed());
     }
 
-    /// Prints it as one line.
+    /// Prints the report as one line of JSON.
     pub fn print(&self) -> anyhow::Result<()> {
         print_json(self)
     }

@@ -1,4 +1,4 @@
-//! From arguments to what the engine and the agent are asked. Pure, so that bad input is refused before a VM starts.
+//! Turns arguments into requests to the engine and the agent. Runs before a VM starts, so that bad input is refused early.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -21,7 +21,7 @@ pub struct Copy {
     pub guest: Text,
 }
 
-/// The command to run; `terminal` is the size of the terminal where one is asked for.
+/// The request to run the command, with a terminal if `terminal` describes one.
 pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest, Failure> {
     if args.command.first().is_some_and(|program| program.is_empty()) {
         return Err(Failure::words(USAGE, "the name of the command is empty"));
@@ -38,10 +38,10 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
         stdin: if args.stdin || args.tty { Stdin::Stream } else { Stdin::None },
         tty: terminal,
         limits: Limits {
-            // What is left of it when the command starts.
+            // Set when the command starts, to the remaining time.
             wall_ms: None,
             cpu_ms: args.limit_cpu.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            // What the agent of the guest can do is not known yet.
+            // Set later: the agent's capabilities are not known yet.
             grace_ms: None,
             memory_bytes: args.limit_memory,
             pids: args.limit_pids,
@@ -53,13 +53,13 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
     match Message::Exec(Box::new(request.clone())).encode(StreamId(1), &mut Vec::new()) {
         Ok(()) => Ok(request),
         Err(error) => {
-            let words = format!("the command and its variables are too large for a request: {error}");
+            let words = format!("the command and its variables are too long: {error}");
             Err(Failure::words(USAGE, words).hint("pass long input with --stdin or --in"))
         }
     }
 }
 
-/// Those of --env-file, then those of --env, so that the latter win.
+/// The variables of --env-file, then those of --env, so that --env wins.
 fn variables(args: &RunArgs) -> Result<Vec<(Text, Text)>, Failure> {
     let mut variables = Vec::new();
     for file in &args.docker.env_file {
@@ -78,7 +78,7 @@ fn variable(given: &OsStr) -> Result<(Text, Text), Failure> {
         None => match std::env::var_os(given) {
             Some(value) => (bytes, value.into_vec()),
             None => {
-                let words = format!("--env {}: not set in this shell", given.display());
+                let words = format!("--env {}: the variable is not set in this shell", given.display());
                 return Err(Failure::words(USAGE, words).hint("give it a value: --env NAME=VALUE"));
             }
         },
@@ -90,21 +90,21 @@ fn variable(given: &OsStr) -> Result<(Text, Text), Failure> {
     Ok((name.into(), value.into()))
 }
 
-/// `HOST:GUEST` of `--in`; the host's side must be a file or directory that can be read.
+/// Parses `HOST:GUEST` of `--in`. HOST must be a readable file or directory.
 pub fn copy_in(given: &OsString) -> Result<Copy, Failure> {
     let (host, guest) = split("--in", "HOST:GUEST", given)?;
     let host = PathBuf::from(host);
     let refused = |why: String| Failure::words(USAGE, format!("--in: `{}`: {why}", host.display()));
     let metadata = std::fs::metadata(&host).map_err(|error| refused(error.to_string()))?;
     if !metadata.is_file() && !metadata.is_dir() {
-        return Err(refused("neither a file nor a directory".into()));
+        return Err(refused("is not a file or a directory".into()));
     }
     access(&host, Access::READ_OK).map_err(|error| refused(std::io::Error::from(error).to_string()))?;
     Ok(Copy { host, guest: guest.as_os_str().into() })
 }
 
-/// `GUEST:HOST` of `--out`: what is there must be something that can be written to, or its folder must be there and take
-/// new files. With `--json` stdout is taken.
+/// Parses `GUEST:HOST` of `--out`. HOST must be writable, or must not exist in a directory that is writable. With `--json`
+/// it must not be stdout.
 pub fn copy_out(given: &OsString, json: bool) -> Result<Copy, Failure> {
     let (guest, host) = split("--out", "GUEST:HOST", given)?;
     let host = PathBuf::from(host);
@@ -112,11 +112,11 @@ pub fn copy_out(given: &OsString, json: bool) -> Result<Copy, Failure> {
     if let Some(parent) = parent
         && !parent.is_dir()
     {
-        return Err(Failure::words(USAGE, format!("--out: no folder `{}` here", parent.display())));
+        return Err(Failure::words(USAGE, format!("--out: `{}` is not a directory", parent.display())));
     }
     let target = Target::find(&host).map_err(|why| Failure::words(USAGE, format!("--out: {why}")))?;
     if json && target.is_stdout() {
-        return Err(Failure::words(USAGE, "--out: stdout has the report of --json").hint("name a file or a FIFO"));
+        return Err(Failure::words(USAGE, "--out: stdout is used by --json").hint("write to a file or a FIFO instead"));
     }
     if let Some(folder) = target.folder()
         && let Err(error) = access(folder, Access::WRITE_OK | Access::EXEC_OK)
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_after_the_command_is_the_commands() {
+    fn all_words_after_the_command_are_its_arguments() {
         let args = parse(&["-e", "A=b=c", "-w", "/tmp", "-i", "--", "sh", "-c", "exit 3", "--json"]);
         let request = exec_request(&args, None).expect("a good request");
         assert_eq!(request.argv, ["sh", "-c", "exit 3", "--json"].map(Text::from));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_that_can_not_be_one_is_refused() {
+    fn an_invalid_user_is_refused() {
         for bad in ["", ":", "a:", "a:b:c", "4294967295", "0:4294967295", "-1"] {
             let failure = exec_request(&parse(&[&format!("--user={bad}"), "true"]), None).expect_err("refused");
             assert_eq!(failure.code, USAGE, "{bad}");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_written_to_is_refused_before_anything_starts() {
+    fn an_output_that_is_not_writable_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let (socket, link) = (folder.path().join("socket"), folder.path().join("link"));
         let _socket = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");

@@ -1,9 +1,9 @@
-//! `kiln snapshot create`: a run whose VM is saved once its command has ended well.
+//! `kiln snapshot create`: a run whose VM is saved if its command exits with 0.
 //!
 //! ```text
-//!   command ends with 0 ─▶ freeze, save ─▶ seal ─▶ the snapshot has its name
-//!       │ other code        │ Ctrl-C: the save is finished and what it made removed
-//!       └─▶ nothing saved   └─▶ nothing is left of it
+//!   command exits with 0 ─▶ freeze, save ─▶ seal ─▶ the snapshot has its name
+//!       │ other code         │ Ctrl-C: the save is finished, then the snapshot is removed
+//!       └─▶ nothing saved    └─▶ nothing saved
 //! ```
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
 
-/// For what is left of a save after Ctrl-C: some 100 MiB are written and read.
+/// For the rest of a save after Ctrl-C, which writes and reads some 100 MiB.
 const FINISH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A snapshot, or the code that an interrupt ends kiln with.
@@ -27,7 +27,7 @@ pub(super) enum Saved {
     Interrupted(u8),
 }
 
-/// Saves a guest under a name. Its VM is over then.
+/// Saves a guest under a name. This ends its VM.
 pub(super) async fn save(
     home: &Home,
     guest: &Guest,
@@ -40,7 +40,7 @@ pub(super) async fn save(
         let snapshot = guest.vm.snapshot(request).await?;
         progress.say(format!("sealing {name}"));
         let sealed = snapshot.clone();
-        spawn_blocking(move || sealed.seal()).await.expect("sealing does not panic, and nobody aborts it")?;
+        spawn_blocking(move || sealed.seal()).await.expect("sealing does not panic, and the task is not aborted")?;
         Ok::<_, SaveError>(snapshot)
     };
     tokio::pin!(saving);
@@ -48,7 +48,8 @@ pub(super) async fn save(
         saved = &mut saving => return saved.map(Saved::Snapshot).map_err(save_failure),
         code = interrupts.any() => code,
     };
-    // A save that is given up in the middle can still publish its snapshot. So it is finished, and the snapshot removed.
+    // Dropping the future would not stop a save whose last step already runs on a thread: it could still publish its
+    // snapshot after kiln reported that nothing was saved. So the save is finished, and its snapshot is removed.
     let finished = tokio::select! {
         finished = &mut saving => finished.ok(),
         _ = interrupts.any() => None,

@@ -1,10 +1,10 @@
-//! How a run comes to its guest.
+//! Starts the guest of a run: forks it, or boots it.
 //!
 //! ```text
 //!   --from ──▶ snapshot ──▶ fork ──▶ Guest
 //!
 //!   spec ──▶ ready-made snapshot ──▶ fork ──▶ Guest
-//!              │ can't be had       │ fails
+//!              │ can't be made      │ fails
 //!              └──── a warning ─────┴──────▶ boot ──▶ Guest ◀── --cold, --vhost-user
 //! ```
 
@@ -34,13 +34,13 @@ pub enum Origin {
     Snapshot(Box<Snapshot>),
 }
 
-/// A guest, or the code that an interrupt ends kiln with.
+/// A guest, or kiln's exit code after an interrupt.
 pub enum Started {
     Guest(Box<Guest>, Start),
     Interrupted(u8),
 }
 
-/// Forks the snapshot, or the ready-made one of the spec, or boots.
+/// Forks the snapshot that was given, or the ready-made snapshot of the spec, or boots.
 pub async fn start(
     engine: &QemuEngine,
     origin: Origin,
@@ -56,7 +56,7 @@ pub async fn start(
             return fork(engine, &snapshot, args, interrupts).await;
         }
     };
-    progress.say("finding out what KVM does here");
+    progress.say("testing KVM");
     let decided = tokio::select! {
         decided = engine.decide(&spec) => decided.map_err(launch_failure)?,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
@@ -64,7 +64,7 @@ pub async fn start(
     times.accel = Some(decided);
     spec.acceleration = decided.into();
     let mut left = args.boot_timeout;
-    // A fork would be of a snapshot, which a VM with a device of another process never becomes.
+    // A VM with a vhost-user device can't be saved, so there is no snapshot to fork.
     if !args.cold && spec.vhost_user.is_empty() {
         let wanted =
             Wanted { spec: &spec, label: &args.image, renew: Renew::IfNeeded, boot_timeout: args.boot_timeout };
@@ -78,7 +78,7 @@ pub async fn start(
                 match fork(engine, &made.snapshot, args, interrupts).await {
                     Ok(started) => return Ok(started),
                     Err(failure) => {
-                        // One bound for both: who waits for a VM does not ask how it comes.
+                        // The fork and the boot share one deadline, since the user waits for a VM either way.
                         left = left.saturating_sub(forking.elapsed());
                         if left.is_zero() {
                             return Err(failure);
@@ -88,7 +88,7 @@ pub async fn start(
                 }
             }
             Err(NotMade::Interrupted(code)) => return Ok(Started::Interrupted(code)),
-            Err(NotMade::Failed(error)) if ready::a_boot_may_do(&error) => {
+            Err(NotMade::Failed(error)) if ready::a_boot_may_succeed(&error) => {
                 warn(&ready_failure(error, args.boot_timeout));
             }
             Err(NotMade::Failed(error)) => return Err(ready_failure(error, args.boot_timeout)),
@@ -122,15 +122,19 @@ fn fork_failure(error: RestoreError, boot_timeout: Duration) -> Failure {
     match error {
         RestoreError::Link(LinkError::TimedOut { .. }) => {
             Failure::words(VM, format!("the guest did not come up within {boot_timeout:?}"))
-                .hint("give it longer with --boot-timeout")
+                .hint("raise --boot-timeout")
         }
         other => restore_failure(other),
     }
 }
 
 fn warn(failure: &Failure) {
-    say(format_args!("{} no fork, so this VM boots: {}", "kiln:".yellow().bold(), plain(&failure.message())));
-    if let Some(hint) = failure.hint_words() {
+    say(format_args!(
+        "{} booting, because no fork could be made: {}",
+        "kiln:".yellow().bold(),
+        plain(&failure.message())
+    ));
+    if let Some(hint) = failure.hint_text() {
         say(format_args!("{} {}", "hint:".cyan(), plain(hint)));
     }
 }

@@ -18,15 +18,15 @@ use crate::failure::{Failure, TIMED_OUT, VM};
 use crate::guest;
 use crate::interrupt::Interrupts;
 
-/// What `--timeout` bounds, by what kiln does in it.
+/// The phases of a run that `--timeout` bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// `--in`.
     CopyIn,
-    /// Until the command runs.
+    /// Starting the command.
     Start,
-    /// Until it has ended.
+    /// Running the command.
     Command,
     /// `--out`.
     CopyOut,
@@ -43,7 +43,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// What all steps have in common.
+/// What all steps share.
 pub(super) struct Steps<'a> {
     pub guest: &'a Guest,
     pub interrupts: &'a mut Interrupts,
@@ -54,9 +54,9 @@ pub(super) struct Steps<'a> {
 pub(super) enum Cut {
     Failed(Failure),
     TimedOut(Phase),
-    /// The guest ended.
+    /// The guest ended on its own.
     Gone(Gone),
-    /// By a signal, with this code.
+    /// A signal arrived; kiln exits with this code.
     Interrupted(u8),
 }
 
@@ -67,7 +67,7 @@ impl From<Failure> for Cut {
 }
 
 impl Job {
-    /// All steps, in order. `--timeout` counts from here, where the VM is there.
+    /// Runs all steps in order. `--timeout` counts from here, since the VM runs now.
     pub(super) async fn in_guest(
         &self,
         guest: &Guest,
@@ -101,10 +101,10 @@ impl Job {
         steps.run(Phase::CopyIn, clock.up(), copied).await?;
         let ended = self.command(steps, report).await?;
         let fetched = transfer::copy_all_out(&guest.link, &self.copy_out, self.args.out_limit);
-        // What a command that was ended has left is worth having, so there is some time for it.
+        // The files of a command that timed out are useful, so copying them gets some time more.
         let late = async { if ended.timed_out { clock.overdue().await } else { clock.up().await } };
         match steps.run(Phase::CopyOut, late, fetched).await {
-            // The command's own failure matters more than that its result is missing.
+            // The command's exit code is more important than a failure to copy its result.
             Err(Cut::Failed(failure)) if ended.code != 0 => {
                 self.note(&failure, report);
                 Ok(ended.code)
@@ -117,7 +117,7 @@ impl Job {
         }
     }
 
-    /// Shows a failure that is not what kiln ends with.
+    /// Reports a failure that does not decide kiln's exit code.
     fn note(&self, failure: &Failure, report: &mut Report) {
         if self.args.json {
             report.failed(failure);
@@ -128,7 +128,7 @@ impl Job {
 }
 
 impl Steps<'_> {
-    /// One step, unless something ends it early.
+    /// Runs one step, unless something ends it early.
     pub(super) async fn run<T>(
         &mut self,
         phase: Phase,

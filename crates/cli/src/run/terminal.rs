@@ -1,19 +1,19 @@
-//! The user's terminal while a guest has it.
+//! The user's terminal while a command in the guest uses it.
 
 use std::io::stdin;
 
 use kiln_wire::Tty;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Size for a command with a terminal when the user has none.
+/// Size of the command's terminal if stdin is not a terminal.
 const ROWS: u16 = 24;
 const COLS: u16 = 80;
 
-/// A terminal in raw mode; it is put back when this is dropped.
+/// A terminal in raw mode. Dropping this restores its mode.
 pub struct RawMode(Option<Termios>);
 
 impl RawMode {
-    /// Passes every key on as it is; nothing happens where stdin is no terminal.
+    /// Enters raw mode, in which every key is passed on. Does nothing if stdin is not a terminal.
     pub fn enter() -> std::io::Result<Self> {
         let stdin = stdin();
         if !isatty(&stdin) {
@@ -22,7 +22,7 @@ impl RawMode {
         let before = tcgetattr(&stdin)?;
         let mut raw = before.clone();
         raw.make_raw();
-        // What was typed while the VM booted is for the guest.
+        // Now, without a flush: keys that were typed while the VM booted are for the guest.
         tcsetattr(&stdin, OptionalActions::Now, &raw)?;
         Ok(Self(Some(before)))
     }
@@ -31,7 +31,7 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
-            // The terminal is gone where this fails.
+            // Fails only if the terminal no longer exists.
             let _ = tcsetattr(stdin(), OptionalActions::Drain, before);
         }
     }

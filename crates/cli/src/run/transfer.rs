@@ -1,4 +1,4 @@
-//! `--in` and `--out`: files as a tar archive over one stream. Both ends are bounded.
+//! `--in` and `--out`: copies files as a tar archive over one stream, with bounds on both ends.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -18,13 +18,13 @@ use super::request::Copy;
 use crate::failure::{Failure, VM};
 use crate::output::{plain, say};
 
-/// Pieces of an archive between the thread that packs or unpacks and the link.
+/// Most pieces of an archive between the link and the thread that packs or unpacks.
 const PIECES: usize = 8;
 const PIECE_BYTES: usize = 64 << 10;
-/// What a guest says it left out is named up to here.
+/// Most names of left out files that are printed for a guest.
 const LEFT_OUT_NAMES_MAX: usize = 256;
 
-/// Copies a file or directory into the guest. A directory's content lands in the guest's path, a file lands as it.
+/// Copies a file or directory into the guest. A directory's content goes into the guest's path; a file becomes that path.
 pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     let (folder, name) = split_target(&copy.guest, &copy.host);
     let (pieces, mut packed) = mpsc::channel::<Bytes>(PIECES);
@@ -39,7 +39,7 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
         while let Some(piece) = packed.recv().await {
             match pace.wait(sender.send(&piece)).await? {
                 Ok(()) => pace.moved(piece.len()),
-                // Why it ended is in the answer.
+                // The reply has the reason.
                 Err(_) => break,
             }
         }
@@ -56,7 +56,7 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
         }
     };
     let answered = answered.await;
-    // It ends at once where the guest takes no more: the other end of its channel is gone.
+    // If the guest stopped reading, packing fails at once, because the other end of its channel is closed.
     let packed = packing.await.expect("packing does not panic");
     let left_out = match packed {
         Ok(left_out) => left_out,
@@ -68,8 +68,7 @@ pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     whole(&copy.host.display(), &left_out.unreadable)
 }
 
-/// Copies everything of `--out`, which together may take `limit_bytes`. One that fails loses no other: the failure names
-/// all that did.
+/// Copies all `--out`, which together may write `limit_bytes`. Tries each of them. The failure names all that failed.
 pub async fn copy_all_out(link: &GuestLink, copies: &[Copy], limit_bytes: u64) -> Result<(), Failure> {
     let mut budget = Budget::new(limit_bytes);
     let mut failures = Vec::new();
@@ -81,10 +80,10 @@ pub async fn copy_all_out(link: &GuestLink, copies: &[Copy], limit_bytes: u64) -
     if failures.is_empty() { Ok(()) } else { Err(Failure::words(VM, failures.join("\n"))) }
 }
 
-/// Copies a file or directory out of the guest, as far as the budget goes. What could not be copied of a directory is an
-/// error, after all that could be is there.
+/// Copies a file or directory out of the guest, within the budget. If some files of a directory can't be copied, copies the
+/// others and returns an error.
 async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow::Result<()> {
-    // Looked at again: the command may have run for hours since the arguments were checked.
+    // Checked again: the command may have run for hours since the arguments were checked.
     let target = Target::find(&copy.host).map_err(anyhow::Error::msg)?;
     let (_sender, mut receiver) = link.files(FileRequest::TarOut { path: copy.guest.clone() })?;
     let (pieces, arriving) = mpsc::channel(PIECES);
@@ -102,7 +101,7 @@ async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow:
                 Event::Done(done) => (Piece::End, Some(done)),
                 other => return Err(StreamError::unexpected(&other).into()),
             };
-            // The unpacking thread has stopped where this fails, and says why.
+            // Fails only if the unpacking thread has stopped. Its result has the reason.
             if pieces.send(piece).await.is_err() || done.is_some() {
                 return Ok(done);
             }
@@ -119,32 +118,32 @@ async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow:
         left_out.into_iter().take(LEFT_OUT_NAMES_MAX).partition(|fault| fault.code == ErrorCode::NotAFile);
     let mut special: Vec<_> = special.into_iter().map(|fault| fault.message).collect();
     if left_out_more > 0 {
-        special.push(format!("{left_out_more} more were left out of `{}`", copy.guest));
+        special.push(format!("{left_out_more} more files of `{}` were not copied", copy.guest));
     }
     warn(&special);
     let mut failed: Vec<_> = unreadable.into_iter().map(|fault| fault.message).chain(taken.words).collect();
     if taken.more > 0 {
-        failed.push(format!("{} more lead out of what is copied", taken.more));
+        failed.push(format!("{} more symlinks point outside the copied directory", taken.more));
     }
     whole(&copy.guest, &failed)
 }
 
-/// Names what has no content to copy: that is worth a word, and no failure.
+/// Prints the names of files without content to copy, such as sockets. They are not a failure.
 fn warn(special: &[String]) {
-    for words in special {
-        say(format_args!("{} {}", "kiln:".yellow().bold(), plain(words)));
+    for line in special {
+        say(format_args!("{} {}", "kiln:".yellow().bold(), plain(line)));
     }
 }
 
-/// An error that names what is missing in a copy, if anything is.
+/// An error that names the files that are missing in a copy, if there are any.
 fn whole(copied: &dyn Display, missing: &[String]) -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(anyhow::anyhow!("some of `{copied}` was not copied:\n{}", missing.join("\n")))
+    Err(anyhow::anyhow!("some files of `{copied}` were not copied:\n{}", missing.join("\n")))
 }
 
-/// The guest's folder to unpack into, and the name that a single file gets there.
+/// The directory in the guest to unpack into, and a single file's name there.
 fn split_target(guest: &Text, host: &Path) -> (Text, Option<PathBuf>) {
     if host.is_dir() {
         return (guest.clone(), None);
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_and_folders_land_where_they_were_asked_to() {
+    fn files_and_folders_go_to_their_target() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("f");
         let target = |guest: &str, host: &Path| split_target(&guest.into(), host);

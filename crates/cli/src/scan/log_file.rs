@@ -1,11 +1,11 @@
-//! A log as it lies on a disk: plain, or packed by whatever rotated it. What it is packed with is told by its first bytes.
+//! A log file: plain text, or compressed when it was rotated. Its first bytes show the format.
 //!
 //! ```text
-//!   file or stdin ── magic bytes ──▶ gzip, xz, zstd or nothing ──▶ plain bytes, up to a bound
+//!   file or stdin ── magic bytes ──▶ gzip, xz, zstd or plain ──▶ plain bytes, up to a bound
 //! ```
 //!
-//! A packed file is as hostile as any other: a few kilobytes can unpack to terabytes, and its head can ask for a window
-//! of gigabytes. So memory is bounded for each format, and what comes out is bounded for all.
+//! A compressed file may be hostile: a few kilobytes can unpack to terabytes, and its header can ask for a window of
+//! gigabytes. So each decoder's memory is bounded, and so is the size of the output.
 
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 
@@ -15,7 +15,7 @@ use liblzma::stream::{CONCATENATED, Stream};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-/// What a packed log may unpack to.
+/// The largest unpacked size.
 const UNPACKED_BYTES_MAX: u64 = 4 << 30;
 /// Memory of the xz decoder; `xz -9` needs 65 MiB.
 const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
@@ -27,10 +27,10 @@ const GZIP: &[u8] = b"\x1f\x8b";
 const XZ: &[u8] = b"\xfd7zXZ\0";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 const MAGIC_BYTES: usize = 6;
-/// Formats that are not unpacked here: their first bytes, and the program that unpacks them.
+/// Formats that Kiln does not unpack: their first bytes, and a program that unpacks them.
 const OTHERS: [(&[u8], &str); 3] = [(b"BZh", "bzcat"), (b"\x04\x22\x4d\x18", "lz4cat"), (b"PK\x03\x04", "unzip -p")];
 
-/// Gives the plain bytes of a log.
+/// Returns a reader of a log's plain bytes.
 pub fn open<'a>(mut log: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = Vec::with_capacity(MAGIC_BYTES);
     log.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut magic)?;
@@ -49,7 +49,7 @@ pub fn open<'a>(mut log: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     })
 }
 
-/// A log is packed in a way that is not unpacked here.
+/// The error of a log that is compressed in a format that Kiln does not unpack.
 #[derive(Debug, Clone, Copy)]
 pub struct Packed(
     /// The program that unpacks it.
@@ -58,13 +58,13 @@ pub struct Packed(
 
 impl std::fmt::Display for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("it is packed in a format that is not read here")
+        f.write_str("kiln does not unpack its format")
     }
 }
 
 impl std::error::Error for Packed {}
 
-/// Fails once more came out than a log can be.
+/// Fails once the output exceeds its bound.
 struct Bounded<R> {
     unpacked: R,
     left: u64,
@@ -86,7 +86,7 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// The frames of a zstd file, one after the other; their checksums are compared.
+/// The frames of a zstd file, one after another, with their checksums compared.
 struct Zstd<R> {
     decoder: FrameDecoder,
     packed: R,
@@ -100,7 +100,7 @@ impl<R: BufRead> Zstd<R> {
         Self { decoder, packed, in_frame: false }
     }
 
-    /// Begins the next frame that holds data; not at the end of the file.
+    /// Begins the next frame with data, if there is one.
     fn begin(&mut self) -> io::Result<()> {
         while !self.in_frame && !self.packed.fill_buf()?.is_empty() {
             match self.decoder.init(&mut self.packed) {
@@ -117,7 +117,7 @@ impl<R: BufRead> Zstd<R> {
     fn end(&mut self) -> io::Result<()> {
         self.in_frame = false;
         match self.decoder.get_checksum_from_data() {
-            Some(told) if self.decoder.get_calculated_checksum() != Some(told) => {
+            Some(stored) if self.decoder.get_calculated_checksum() != Some(stored) => {
                 Err(io::Error::new(ErrorKind::InvalidData, "its checksum does not match"))
             }
             _ => Ok(()),
@@ -132,7 +132,7 @@ impl<R: BufRead> Read for Zstd<R> {
             if !self.in_frame {
                 return Ok(0);
             }
-            // Bytes that a later block may still refer to are held back until the frame is at its end.
+            // The decoder holds bytes back that a later block may refer to, until the frame ends.
             while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
                 self.decoder
                     .decode_blocks(&mut self.packed, BlockDecodingStrategy::UptoBlocks(1))
@@ -181,7 +181,7 @@ mod tests {
     const PACKERS: [Packer; 3] = [gzip, xz, zstd];
 
     #[test]
-    fn every_format_is_known_by_its_first_bytes() {
+    fn every_format_is_recognised_by_its_first_bytes() {
         let log = b"[    1.000000] usb 1-1: new device\n".repeat(10_000);
         for pack in PACKERS {
             assert!(unpacked(&pack(&log)).expect("a good file") == log);
@@ -207,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_to_be_skipped_are() {
+    fn skippable_frames_are_skipped() {
         let skipped = [&b"\x50\x2a\x4d\x18\x03\0\0\0abc"[..], &zstd(b"log")].concat();
         assert_eq!(unpacked(&[zstd(b"a "), skipped].concat()).expect("two frames"), b"a log");
     }
 
     #[test]
-    fn a_bomb_goes_off_at_the_bound() {
+    fn a_decompression_bomb_fails_at_the_bound() {
         let mut bounded = Bounded { unpacked: io::repeat(b'x'), left: 1 << 20 };
         let error = io::copy(&mut bounded, &mut io::sink()).expect_err("is too much");
         assert_eq!(error.kind(), ErrorKind::FileTooLarge);
@@ -224,8 +224,8 @@ mod tests {
     }
 
     #[test]
-    fn other_formats_are_named_with_what_unpacks_them() {
+    fn other_formats_name_a_program_that_unpacks_them() {
         let error = unpacked(b"BZh91AY&SY").expect_err("is not read");
-        assert_eq!(error.downcast::<Packed>().expect("says so").0, "bzcat");
+        assert_eq!(error.downcast::<Packed>().expect("the error of the format").0, "bzcat");
     }
 }

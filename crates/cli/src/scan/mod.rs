@@ -12,13 +12,13 @@ use crate::failure::{Failure, USAGE};
 use crate::output::{print, print_json};
 use log_file::Packed;
 
-/// Something was found.
+/// Exit code: found an error or a crash.
 const FOUND: u8 = 100;
 const READ_BYTES: usize = 64 << 10;
-/// A file with more control characters than one in so many bytes is not text.
+/// A file is not text if more than one in so many bytes is a control character.
 const CONTROL_SHARE: u64 = 50;
 
-/// Scans a log and lists what it holds.
+/// Scans a log and prints its findings.
 pub fn run(args: &ScanArgs) -> Result<u8, Failure> {
     let mut scan = Scan::default();
     let outcome =
@@ -26,7 +26,7 @@ pub fn run(args: &ScanArgs) -> Result<u8, Failure> {
     let name = if args.log == "-" { "stdin" } else { args.log.as_str() };
     if let Err(error) = outcome {
         if !args.json {
-            show(&scan.findings)?;
+            print_found(&scan.findings)?;
         }
         let unpacks_with = error.get_ref().and_then(|error| error.downcast_ref::<Packed>()).map(|packed| packed.0);
         let hint = unpacks_with.map(|program| format!("{program} {name} | kiln scan -"));
@@ -43,7 +43,7 @@ pub fn run(args: &ScanArgs) -> Result<u8, Failure> {
     } else if scan.findings.is_empty() {
         print("nothing found")?;
     } else {
-        show(&scan.findings)?;
+        print_found(&scan.findings)?;
     }
     let bad = scan.findings.iter().any(|finding| finding.severity != Severity::Warning);
     Ok(if bad { FOUND } else { 0 })
@@ -54,7 +54,7 @@ struct Scan {
     log: SavedLog,
     findings: Vec<Finding>,
     bytes: u64,
-    /// Bytes that are in no text, of those read before the first line of a kernel.
+    /// Control characters among the bytes before the first kernel line.
     controls: u64,
 }
 
@@ -78,7 +78,7 @@ impl Scan {
                 Err(error) => break Err(error),
             }
         };
-        // What came before an error is worth as much as before.
+        // Findings before an error of reading are as good as others.
         self.findings.extend(self.log.finish());
         outcome
     }
@@ -89,19 +89,60 @@ impl Scan {
         } else if self.controls * CONTROL_SHARE > self.bytes {
             format!("`{name}` is not text")
         } else {
-            format!("`{name}` has no line of a kernel log")
+            format!("`{name}` is not a kernel log")
         };
         Failure::words(USAGE, words)
-            .hint("scan the output of `dmesg` or `journalctl -k` (both may need root), a syslog, or a console's log")
+            .hint("scan the output of dmesg or journalctl -k (both may need root), a syslog, or a console's log")
     }
 }
 
-fn show(findings: &[Finding]) -> anyhow::Result<()> {
+/// Prints the findings, if there are any.
+fn print_found(findings: &[Finding]) -> anyhow::Result<()> {
+    if findings.is_empty() { Ok(()) } else { print(text(findings)) }
+}
+
+/// A line with the title of each finding, then the finding's lines of the log.
+fn text(findings: &[Finding]) -> String {
+    let mut lines = Vec::new();
     for finding in findings {
-        print(finding.title.bold())?;
-        for line in &finding.extract {
-            print(format_args!("    {line}"))?;
-        }
+        lines.push(finding.title.bold().to_string());
+        lines.extend(finding.extract.iter().map(|line| format!("    {line}")));
     }
-    Ok(())
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+[    1.000000] Linux version 6.1.0-1-cloud-amd64
+[    2.000000] BUG: kernel NULL pointer dereference, address: 0000000000000008
+[    2.000001] #PF: supervisor write access in kernel mode
+[    2.000002] Oops: 0002 [#1] PREEMPT SMP NOPTI
+[    2.000003] RIP: 0010:crash_null+0x5/0x15 [crasher]
+[    2.000004] Call Trace:
+[    2.000005]  <TASK>
+[    2.000006]  crasher_init+0x3e/0x1000 [crasher]
+[    2.000007]  </TASK>
+[    2.000008] ---[ end trace 0000000000000000 ]---
+";
+
+    #[test]
+    fn a_finding_is_its_title_and_its_lines() {
+        let mut scan = Scan::default();
+        scan.read(LOG.as_bytes()).expect("in memory");
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text(&scan.findings)));
+    }
+
+    #[test]
+    fn a_file_without_kernel_lines_is_named_with_what_it_is() {
+        let failure = |content: &[u8]| {
+            let mut scan = Scan::default();
+            scan.read(content).expect("in memory");
+            let failure = scan.not_a_kernel_log("a.log");
+            format!("{}\n  hint: {}", failure.message(), failure.hint_text().unwrap_or("-"))
+        };
+        insta::assert_snapshot!([failure(b""), failure(&[0; 100]), failure(b"a letter\n")].join("\n"));
+    }
 }

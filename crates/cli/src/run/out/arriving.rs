@@ -1,4 +1,4 @@
-//! An archive as it arrives from the link, counted.
+//! Reads an archive from the link and counts its bytes.
 
 use std::io::{self, Read};
 
@@ -7,16 +7,16 @@ use tokio::sync::mpsc;
 
 use super::budget::Budget;
 
-/// A piece of an archive, or its end: a stream that only stops was cut off.
+/// A piece of an archive, or its end. A channel that closes without an end was cut off.
 #[derive(Debug)]
 pub enum Piece {
-    /// Its next bytes.
+    /// The next bytes.
     Bytes(Bytes),
-    /// The agent says that this was all.
+    /// The agent confirmed the end of the archive.
     End,
 }
 
-/// A reader of bytes from the link. Each takes from the budget, whatever it is for.
+/// A reader of bytes from the link. Every byte counts against the budget, headers too.
 pub struct Arriving<'a> {
     pieces: mpsc::Receiver<Piece>,
     rest: Bytes,

@@ -1,14 +1,14 @@
-//! What all of `--out` together may take of this host.
+//! How much all `--out` together may write on this host.
 
 use std::io;
 
-/// What a file, folder or symlink counts for beside its bytes: an inode and its name cost a disk blocks of metadata, and
-/// a file system has only so many.
+/// What a file, folder or symlink counts in addition to its bytes: its inode and name take blocks of metadata, of which a
+/// file system has a limited number.
 pub const ENTRY_BYTES: u64 = 16 << 10;
-/// Files, folders and symlinks of one run, whatever `--out-limit` says.
+/// Most files, folders and symlinks of one run, whatever `--out-limit` is.
 pub const ENTRIES_MAX: u64 = 1 << 20;
 
-/// What is left.
+/// What may still be written.
 #[derive(Debug, Clone)]
 pub struct Budget {
     bytes_left: u64,
@@ -17,7 +17,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// So many bytes, of which each entry takes [`ENTRY_BYTES`].
+    /// A budget of so many bytes. Each entry takes [`ENTRY_BYTES`].
     pub fn new(limit_bytes: u64) -> Self {
         Self { bytes_left: limit_bytes, entries_left: ENTRIES_MAX, limit_bytes }
     }
@@ -27,7 +27,7 @@ impl Budget {
         let left = self.bytes_left.checked_sub(bytes);
         self.bytes_left = left.ok_or_else(|| {
             io::Error::other(format!(
-                "more than the limit of {} bytes came out, {ENTRY_BYTES} for each file (--out-limit)",
+                "copied more than the limit of {} bytes, counting {ENTRY_BYTES} for each file (see --out-limit)",
                 self.limit_bytes
             ))
         })?;
@@ -38,7 +38,7 @@ impl Budget {
     pub fn entry(&mut self) -> io::Result<()> {
         let left = self.entries_left.checked_sub(1);
         self.entries_left =
-            left.ok_or_else(|| io::Error::other(format!("more than the limit of {ENTRIES_MAX} files came out")))?;
+            left.ok_or_else(|| io::Error::other(format!("copied more than the limit of {ENTRIES_MAX} files")))?;
         self.bytes(ENTRY_BYTES)
     }
 }

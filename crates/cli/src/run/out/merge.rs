@@ -1,8 +1,8 @@
-//! Merging a folder that came out into one that is there.
+//! Merges a copied folder into an existing one.
 //!
-//! It is looked through twice: first for what is in the way, then, if nothing is, things are moved. Folders are entered by
-//! open descriptors and never through a symlink, so a folder that somebody swaps for one meanwhile ends the merge and
-//! leads it nowhere.
+//! The folder is walked twice: first to find conflicts, then, without a conflict, to move files. Folders are opened relative to
+//! an open parent and never through a symlink. If another process replaces a folder by a symlink meanwhile, the merge
+//! fails and does not write outside the target.
 
 use std::ffi::CStr;
 use std::io;
@@ -15,15 +15,15 @@ use rustix::io::Errno;
 
 use super::place::replace;
 
-/// Conflicts that are named.
+/// Most conflicts that are named.
 const NAMED_MAX: usize = 16;
 
-/// Merges: folders into folders, a file in place of a file, a symlink in place of a symlink. If anything else is in the
-/// way, nothing is changed.
+/// Merges folders into folders, and replaces files by files and symlinks by symlinks. If anything else conflicts, nothing is
+/// changed.
 pub fn merge(whole: &Path, folder: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = openat(CWD, whole, flags, Mode::empty())?;
-    // The user named this one, by whatever way.
+    // The user named this folder, so symlinks are followed.
     let into = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut conflicts = Conflicts::default();
     walk(from.as_fd(), into.as_fd(), Path::new(""), &mut |step| conflicts.look(step))?;
@@ -31,7 +31,7 @@ pub fn merge(whole: &Path, folder: &Path) -> io::Result<()> {
     walk(from.as_fd(), into.as_fd(), Path::new(""), &mut act)
 }
 
-/// One thing that came out, and what has its name in the folder.
+/// A copied file and the file with its name in the target.
 struct Step<'a> {
     from: BorrowedFd<'a>,
     into: BorrowedFd<'a>,
@@ -51,14 +51,14 @@ impl Step<'_> {
     }
 }
 
-/// Goes through what came out, and into folders that are on both sides.
+/// Walks the copied folder, and enters folders that exist on both sides.
 fn walk(
     from: BorrowedFd<'_>,
     into: BorrowedFd<'_>,
     path: &Path,
     each: &mut dyn FnMut(&Step<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
-    // All names first: moving them changes the folder.
+    // All names are read first, because moving files changes the folder.
     let mut names = Vec::new();
     for entry in Dir::read_from(from)? {
         let entry = entry?;
@@ -87,7 +87,7 @@ fn walk(
     Ok(())
 }
 
-/// What is in the way.
+/// Files of the target that prevent the merge.
 #[derive(Default)]
 struct Conflicts {
     named: Vec<String>,
@@ -98,17 +98,17 @@ impl Conflicts {
     fn look(&mut self, step: &Step<'_>) -> io::Result<()> {
         let (new, old) = (step.new_kind(), step.old_kind());
         let why = match old {
-            Some(old) if old != new => format!("is {} there, and {} came out", noun(old), noun(new)),
+            Some(old) if old != new => format!("is {} in the target and {} in the copy", noun(old), noun(new)),
             Some(FileType::Directory) => {
                 if step.old.is_some_and(|old| Ok(old.st_dev) != fstat(step.into).map(|folder| folder.st_dev)) {
-                    "is another file system there".to_owned()
+                    "is another file system in the target".to_owned()
                 } else {
                     return Ok(());
                 }
             }
             _ => match accessat(step.into, c".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::empty()) {
                 Ok(()) => return Ok(()),
-                Err(errno) => format!("can't be written there: {}", io::Error::from(errno)),
+                Err(errno) => format!("can't be written in the target: {}", io::Error::from(errno)),
             },
         };
         if self.named.len() < NAMED_MAX {

@@ -1,12 +1,12 @@
-//! The host's end of `--out`: an archive from a guest, which is never trusted with a path, a size, a count or a mode.
+//! The host's side of `--out`: unpacks an archive from a guest. Its paths, sizes, counts and modes are not trusted.
 //!
 //! ```text
-//!   pieces ──▶ Arriving (Budget) ──▶ Members ─┬▶ .kiln-out-…/whole ── whole, and the agent said so ──▶ place
-//!                                             └▶ a device, a FIFO, stdout: written into as it comes
+//!   pieces ──▶ Arriving (Budget) ──▶ Members ─┬▶ .kiln-out-…/whole ── complete, and the agent confirmed it ──▶ place
+//!                                             └▶ a device, a FIFO, stdout: written as it arrives
 //! ```
 //!
-//! What is there keeps its kind: a file stays a file with its mode, a folder is merged into, a device or FIFO is written
-//! into. Before anything is moved to its place, all of it is here, and nothing of it is in the way of another kind.
+//! An existing target keeps its type: a file stays a file with its mode, a folder is merged into, a device or FIFO is
+//! written to. Nothing is moved to its place before all of it has arrived and no file conflicts with the target.
 
 mod arriving;
 mod budget;
@@ -28,14 +28,13 @@ pub use arriving::Piece;
 pub use budget::Budget;
 pub use target::Target;
 
-/// Takes an archive, whose first entry becomes the target and whose others are below it. Gives what was left out of it,
-/// by name.
+/// Unpacks an archive. Its first entry becomes the target, the others must be below it. Returns what was left out.
 pub fn take(pieces: mpsc::Receiver<Piece>, target: &Target, budget: &mut Budget) -> io::Result<LeftOut> {
     let mut spent = budget.clone();
     let outcome = match target {
         Target::Stream(stream) => {
             let outcome = stream::write(pieces, stream, &mut spent).map(|()| LeftOut::default());
-            // What went into a stream is there, whatever came of the rest.
+            // Bytes that were written to a stream count even if the rest failed.
             *budget = spent;
             return outcome;
         }
@@ -47,15 +46,15 @@ pub fn take(pieces: mpsc::Receiver<Piece>, target: &Target, budget: &mut Budget)
     outcome
 }
 
-/// Names of what was left out that are kept; the count goes on.
+/// Most names of left out files that are kept. Further files are only counted.
 const LEFT_OUT_NAMES_MAX: usize = 256;
 
-/// What of an archive was left out: symlinks that lead out of it.
+/// What was left out of an archive: symlinks that point outside it.
 #[derive(Debug, Default)]
 pub struct LeftOut {
-    /// Each in words.
+    /// One line for each.
     pub words: Vec<String>,
-    /// How many more there were.
+    /// Number of further files.
     pub more: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Moving what was unpacked to its place, once all of it is there.
+//! Moves an unpacked file or folder to its place, after all of it has arrived.
 
 use std::fs::File;
 use std::io;
@@ -17,51 +17,51 @@ use super::merge::merge;
 use super::target::Target;
 use super::unpack::BUFFER_BYTES;
 
-/// Permissions that a file keeps when its content is replaced; the kernel, too, takes set-user-ID away from a file that
-/// is written.
+/// Permissions that a file keeps when its content is replaced. Set-user-ID is not among them: the kernel also clears it when
+/// a file is written.
 const KEPT_MODE: u32 = 0o777;
 
-/// Moves what was unpacked to its place: a folder is merged into, a file is replaced.
+/// Moves an unpacked file or folder to its place. An existing folder is merged into, an existing file is replaced.
 pub fn place(whole: &Path, target: &Target) -> io::Result<()> {
     let Ok(metadata) = whole.symlink_metadata() else {
         return Err(io::Error::other("the archive from the guest is empty"));
     };
     match (metadata.is_dir(), target) {
         (true, Target::Folder(path)) => merge(whole, path),
-        (false, Target::Folder(_)) => Err(io::Error::other("a folder is there, and a file came out")),
-        (true, Target::File(_)) => Err(io::Error::other("a file is there, and a folder came out")),
+        (false, Target::Folder(_)) => Err(io::Error::other("the target is a folder, but a file was copied")),
+        (true, Target::File(_)) => Err(io::Error::other("the target is a file, but a folder was copied")),
         (false, Target::File(path)) => {
             let (from, to) = (parts_of(whole)?, parts_of(path)?);
             replace(from.0.as_fd(), from.1, to.0.as_fd(), to.1)
         }
         (_, Target::New(path)) => match renameat_with(CWD, whole, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(io::Error::other("something else appeared there meanwhile")),
-            // Not every file system can say it that way.
+            Err(Errno::EXIST) => Err(io::Error::other("the target was created by another process meanwhile")),
+            // Some file systems do not support RENAME_NOREPLACE.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs_err::rename(whole, path),
             Err(errno) => Err(errno.into()),
         },
-        (_, Target::Stream(_)) => Err(io::Error::other("a stream has no place")),
+        (_, Target::Stream(_)) => Err(io::Error::other("a stream is not a place for a file")),
     }
 }
 
 /// A path as an open folder and a name in it.
 fn parts_of(path: &Path) -> io::Result<(OwnedFd, &Path)> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no name of its own"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     let folder = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok((folder, Path::new(name)))
 }
 
 /// Replaces a plain file, which keeps its mode and owner.
 ///
-/// A new file takes the name of the old one at once, so that nobody ever sees half of it. A file with other names, with
-/// an access list, or of an owner that this process can't give a file to would not be the same file afterwards; such a
-/// one is written in place.
+/// A rename replaces the old file, so that no reader sees half of the new content. But a rename makes a new file. It would
+/// lose other hard links, an access list, and an owner that this process can't set. A file with one of these is written in
+/// place.
 pub fn replace(from: BorrowedFd<'_>, name: &Path, into: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let old = statat(into, target, AtFlags::SYMLINK_NOFOLLOW)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // What was unpacked may have a mode that lets nobody read it; its user may still change that.
+    // The unpacked file may have a mode without read permission, even for this user, who may change it.
     rustix::fs::chmodat(from, name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
     let new = openat(from, name, flags, Mode::empty())?;
     if !can_stand_for(&new, into, target, &old)? {
@@ -85,7 +85,7 @@ fn can_stand_for(new: &OwnedFd, into: BorrowedFd<'_>, target: &Path, old: &Stat)
     Ok(fchown(new, Some(owner.0), Some(owner.1)).is_ok())
 }
 
-/// A list of more users than a mode has. With one, the group's bits of the mode mean something else.
+/// Whether a file has an access control list. With such a list, the group bits of the mode have another meaning.
 fn has_access_list(into: BorrowedFd<'_>, target: &Path) -> bool {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let Ok(handle) = openat(into, target, flags, Mode::empty()) else { return false };
@@ -98,7 +98,7 @@ fn write_in_place(new: &File, into: BorrowedFd<'_>, target: &Path, old: &Stat) -
     let file = File::from(openat(into, target, flags, Mode::empty())?);
     let metadata = file.metadata()?;
     if !metadata.is_file() || (metadata.dev(), metadata.ino()) != (old.st_dev, old.st_ino) {
-        return Err(io::Error::other("it was replaced by something else meanwhile"));
+        return Err(io::Error::other("the target was replaced by another process meanwhile"));
     }
     let length = new.metadata()?.len();
     file.set_len(0)?;

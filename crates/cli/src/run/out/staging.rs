@@ -1,7 +1,8 @@
-//! Where an archive is unpacked before it takes its place: a folder of kiln's own beside it, which nobody else can enter.
+//! The folder that an archive is unpacked into before it is moved to its place. It lies beside that place, and only this user
+//! can enter it.
 //!
-//! It is removed when it is dropped. A kiln that was killed leaves its folder behind, and the next one that copies to the
-//! same place removes it: each folder is locked for as long as its kiln lives, so one that can be locked is nobody's.
+//! Dropping it removes it. A kiln that was killed leaves its folder behind, and the next kiln that copies to the same place
+//! removes it. Each folder is locked while its kiln runs, so a folder that can be locked has no owner.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -14,33 +15,33 @@ use rustix::process::geteuid;
 
 const PREFIX: &str = ".kiln-out-";
 const MODE: u32 = 0o700;
-/// Folders that vanish between being made and being locked; each time somebody swept this one.
+/// Attempts to make a folder. Another kiln may remove a new folder before it is locked.
 const TRIES: usize = 16;
-/// A file system that takes half of this for a hole of it has no holes.
+/// Size of a hole for a test. A file system that uses half of it or more does not support holes.
 const PROBE_BYTES: u64 = 1 << 20;
 
-/// A folder that is removed with all that is in it when this is dropped.
+/// A folder. Dropping this removes it with its content.
 #[derive(Debug)]
 pub struct Staging {
     path: PathBuf,
-    /// Says to others that the folder is in use. Unlocked by the kernel, however this process ends.
+    /// Marks the folder as in use. The kernel releases the lock however this process ends.
     _lock: OwnedFd,
 }
 
 impl Staging {
-    /// Removes what kilns that are gone have left in a folder, and makes a new one there.
+    /// Removes the leftovers of killed kilns from `folder`, and makes a new folder in it.
     pub fn new(folder: &Path) -> io::Result<Self> {
         sweep(folder);
         for _ in 0..TRIES {
             let made =
                 tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(MODE)).tempdir_in(folder)?;
-            // Whatever the umask is.
+            // Set again, because the umask may have removed bits.
             fs_err::set_permissions(made.path(), Permissions::from_mode(MODE))?;
             if let Some(lock) = locked(made.path()) {
                 return Ok(Self { path: made.keep(), _lock: lock });
             }
         }
-        Err(io::Error::other(format!("failed to keep a folder in `{}`", folder.display())))
+        Err(io::Error::other(format!("failed to lock a temporary folder in `{}`", folder.display())))
     }
 
     /// Where the archive's first entry goes.
@@ -64,18 +65,19 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What can't be removed now is found by the next sweep.
+        // If it can't be removed now, the next sweep removes it.
         let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
-/// Removes folders of kilns that are gone: this user's, with the mode that they have, and locked by nobody.
+/// Removes the folders of killed kilns: those of this user, with the right mode and not locked.
 fn sweep(folder: &Path) {
-    // A folder that can't be listed has nothing that could be found in it.
+    // If the folder can't be listed, there is nothing to remove.
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
             let path = entry.path();
-            // Held while it is removed: a kiln that has just made it finds that it lost it, and makes another.
+            // The lock is held during the removal. A kiln that has just made this folder then fails to lock it, or locks it
+            // after the removal and sees that the path no longer leads to it. It makes another folder in both cases.
             if let Some(_lock) = locked(&path) {
                 let _ = std::fs::remove_dir_all(&path);
             }
@@ -83,8 +85,8 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Locks a folder of this user's; `None` if it is another's, another thing, in use, or gone by the time it is locked. A
-/// file system without locks leaves everything as it is.
+/// Locks a folder of this user. `None` if it belongs to another user, is not a folder, is in use, or was removed before it
+/// was locked. Also `None` on a file system without locks, so nothing is removed there.
 fn locked(path: &Path) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = open(path, flags, Mode::empty()).ok()?;
@@ -102,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_killed_kiln_has_left_is_removed_and_what_lives_is_not() {
+    fn the_folder_of_a_killed_kiln_is_removed_and_one_in_use_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let alive = Staging::new(folder.path()).expect("a folder");
         let killed = Staging::new(folder.path()).expect("a folder");
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kilns_is_left_alone() {
+    fn files_that_are_not_kilns_are_not_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(format!("{PREFIX}{name}"));
         let elsewhere = tempfile::tempdir().expect("a folder");
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_enter_it_and_ordinary_file_systems_have_holes() {
+    fn only_its_user_can_enter_it_and_ordinary_file_systems_have_holes() {
         let folder = tempfile::tempdir().expect("a folder");
         let staging = Staging::new(folder.path()).expect("a folder");
         assert_eq!(staging.path.metadata().expect("it is there").permissions().mode() & 0o777, 0o700);

@@ -1,4 +1,4 @@
-//! Writing a file that comes out into a device, a FIFO or kiln's own stdout, as it comes.
+//! Writes a copied file to a device, a FIFO or kiln's own stdout while it arrives.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -16,19 +16,19 @@ use super::budget::Budget;
 use super::target::{Stream, descriptor_path};
 use super::unpack::{BUFFER_BYTES, invalid};
 
-/// How long a FIFO may have no reader.
+/// How long a FIFO may be without a reader.
 const READER_DEADLINE: Duration = Duration::from_secs(30);
 const READER_POLL: Duration = Duration::from_millis(20);
 const ZEROS: [u8; 4096] = [0; 4096];
 
-/// Writes the one file of an archive. Holes are zeros there, and count as bytes.
+/// Writes the one file of an archive. Holes are written as zeros, and count as bytes.
 pub fn write(pieces: mpsc::Receiver<Piece>, stream: &Stream, budget: &mut Budget) -> io::Result<()> {
     let mut members = Members::new(Arriving::new(pieces, budget));
     let member = members.next().map_err(invalid)?;
     let member = member.ok_or_else(|| io::Error::other("the archive from the guest is empty"))?;
     if member.kind != EntryType::Regular {
-        let what = if member.kind == EntryType::Directory { "a folder" } else { "something that is no file" };
-        return Err(io::Error::other(format!("{what} came out, and only a file can be written into {stream}")));
+        let what = if member.kind == EntryType::Directory { "a folder" } else { "a special file" };
+        return Err(io::Error::other(format!("only a file can be written to {stream}, not {what}")));
     }
     let mut output = start(stream)?;
     let (mut buffer, mut position) = (vec![0; BUFFER_BYTES], 0);
@@ -40,7 +40,9 @@ pub fn write(pieces: mpsc::Receiver<Piece>, stream: &Stream, budget: &mut Budget
     let length = members.length().map_err(invalid)?;
     zeros(&mut output, members.input().budget, length.saturating_sub(position))?;
     if members.next().map_err(invalid)?.is_some() {
-        return Err(io::Error::other(format!("more than one file came out, and one was written into {stream}")));
+        return Err(io::Error::other(format!(
+            "only one file can be written to {stream}, but more than one was copied"
+        )));
     }
     Ok(())
 }
@@ -64,7 +66,7 @@ fn start(stream: &Stream) -> io::Result<File> {
     Ok(File::from(descriptor))
 }
 
-/// Opens a device or FIFO without waiting in the kernel, where nothing could end the wait.
+/// Opens a device or FIFO without blocking in the kernel, where the wait could not be cancelled.
 fn open_node(stream: &Stream, handle: &OwnedFd) -> io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let start = Instant::now();
@@ -72,12 +74,14 @@ fn open_node(stream: &Stream, handle: &OwnedFd) -> io::Result<OwnedFd> {
         match open(descriptor_path(handle), flags, Mode::empty()) {
             Err(Errno::NXIO) if start.elapsed() < READER_DEADLINE => sleep(READER_POLL),
             Err(Errno::NXIO) => {
-                return Err(io::Error::other(format!("nobody read from {stream} within {READER_DEADLINE:?}")));
+                return Err(io::Error::other(format!(
+                    "no process opened {stream} for reading within {READER_DEADLINE:?}"
+                )));
             }
             opened => break opened?,
         }
     };
-    // From here on a reader that is slow is waited for.
+    // From here on, writes wait for a slow reader.
     fcntl_setfl(&descriptor, fcntl_getfl(&descriptor)? - OFlags::NONBLOCK)?;
     Ok(descriptor)
 }

@@ -1,4 +1,4 @@
-//! What is at the host's side of `--out`, which decides how it is written.
+//! The target of `--out` on the host. Its type decides how it is written.
 
 use std::fmt;
 use std::io;
@@ -8,37 +8,37 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
 
-/// What is there.
+/// What exists at the target's path.
 #[derive(Debug)]
 pub enum Target {
-    /// Nothing. Its folder is there.
+    /// Nothing. Its folder exists.
     New(PathBuf),
-    /// A plain file: where it really is, if symlinks lead to it.
+    /// A plain file, by its path after all symlinks.
     File(PathBuf),
     /// A folder.
     Folder(PathBuf),
-    /// What bytes are written into as they come.
+    /// Something that bytes are written to as they arrive.
     Stream(Stream),
 }
 
-/// What bytes are written into.
+/// A target without a size or a place for a new file.
 #[derive(Debug)]
 pub enum Stream {
     /// `-` or `/dev/stdout`: kiln's own stdout.
     Stdout,
     /// `/dev/stderr`.
     Stderr,
-    /// A device or FIFO, by its name and a handle that nobody can swap for something else.
+    /// A device or FIFO: its path, and a handle that stays the same if the path is replaced.
     Node(PathBuf, OwnedFd),
 }
 
 impl Target {
-    /// Looks at what is there. Symlinks are followed, as the user named them.
+    /// Finds out what exists at a path. Symlinks are followed, because the user named them.
     ///
     /// # Errors
-    /// In words: what can't be written to as a file, folder or stream.
+    /// A message, if the path can't be written to as a file, folder or stream.
     pub fn find(host: &Path) -> Result<Self, String> {
-        // Opened by name these would be another description, whose writes start at the file's first byte.
+        // Opening these paths would make a new file description, whose writes start at the file's first byte.
         match host.to_str() {
             Some("-" | "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1") => return Ok(Self::Stream(Stream::Stdout)),
             Some("/dev/stderr" | "/dev/fd/2" | "/proc/self/fd/2") => return Ok(Self::Stream(Stream::Stderr)),
@@ -47,7 +47,7 @@ impl Target {
         let handle = match open(host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
             Ok(handle) => handle,
             Err(Errno::NOENT) if host.symlink_metadata().is_ok() => {
-                return Err(format!("`{}` is a symlink to something that is not there", host.display()));
+                return Err(format!("`{}` is a symlink to a path that does not exist", host.display()));
             }
             Err(Errno::NOENT) => return Ok(Self::New(host.to_path_buf())),
             Err(errno) => return Err(format!("can't open `{}`: {}", host.display(), io::Error::from(errno))),
@@ -57,18 +57,18 @@ impl Target {
             FileType::Directory => Ok(Self::Folder(host.to_path_buf())),
             FileType::RegularFile if stat.st_nlink == 0 => Err(format!("`{}` is a deleted file", host.display())),
             FileType::RegularFile => {
-                // The kernel's own answer: it has followed the links, with all its checks of who may lead whom.
+                // The kernel has followed the links, with its checks who may follow them (fs.protected_symlinks).
                 let real = std::fs::read_link(descriptor_path(&handle)).map_err(|error| error.to_string())?;
                 Ok(Self::File(real))
             }
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
                 Ok(Self::Stream(Stream::Node(host.to_path_buf(), handle)))
             }
-            _ => Err(format!("`{}` is neither a file, a folder, a device nor a FIFO", host.display())),
+            _ => Err(format!("`{}` is not a file, a folder, a device or a FIFO", host.display())),
         }
     }
 
-    /// The folder in which something for this target can be made and moved to its place; a stream has none.
+    /// The folder for files that are moved to this target later; `None` for a stream.
     pub fn folder(&self) -> Option<&Path> {
         match self {
             Self::New(path) | Self::File(path) => {
@@ -79,7 +79,7 @@ impl Target {
         }
     }
 
-    /// Whether it is kiln's own stdout.
+    /// Whether the target is kiln's own stdout.
     pub fn is_stdout(&self) -> bool {
         matches!(self, Self::Stream(Stream::Stdout))
     }

@@ -1,4 +1,4 @@
-//! An archive from a guest becomes files and folders beside their place.
+//! Unpacks an archive from a guest into a temporary folder beside its place.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
@@ -20,19 +20,19 @@ use super::place::place;
 use super::staging::Staging;
 use super::target::Target;
 
-/// Bytes of a file in memory.
+/// Most bytes of a file in memory.
 pub(super) const BUFFER_BYTES: usize = 64 << 10;
-/// Folders in folders. Removing a tree takes an open descriptor for each level.
+/// Most nested folders. Removing a tree takes an open descriptor for each level.
 const DEPTH_MAX: usize = 128;
-/// A name, and a path below what is copied. Longer ones could not be opened by most programs.
+/// Most bytes of a name, and of a path below the copied folder. Most programs can't open longer ones.
 const NAME_BYTES_MAX: usize = 255;
 const PATH_BYTES_MAX: usize = 2048;
-/// What becomes of a mode: no set-user-ID, set-group-ID or sticky bit comes out of a guest. The umask takes more.
+/// The bits of a mode that are kept: no set-user-ID, set-group-ID or sticky bit. The umask removes more.
 const MODE_MASK: u32 = 0o777;
-/// Folders stay the user's to fill and to remove.
+/// A folder always has these bits, so that the user can fill and remove it.
 const FOLDER_MODE_MIN: u32 = 0o700;
 
-/// Unpacks an archive and moves it to its place once it is whole.
+/// Unpacks an archive, and moves it to its place after all of it has arrived.
 pub fn unpack(pieces: mpsc::Receiver<Piece>, target: &Target, budget: &mut Budget) -> io::Result<LeftOut> {
     let folder = target.folder().ok_or_else(|| io::Error::other("a stream has no folder"))?;
     let staging = Staging::new(folder)?;
@@ -48,7 +48,7 @@ pub fn unpack(pieces: mpsc::Receiver<Piece>, target: &Target, budget: &mut Budge
     while let Some(member) = unpacking.members.next().map_err(invalid)? {
         let path = plain_parts(&PathBuf::from(OsString::from_vec(member.path.clone())));
         if path.as_os_str().len() > PATH_BYTES_MAX {
-            return Err(refused(&path, &format!("is too long a path: over {PATH_BYTES_MAX} bytes")));
+            return Err(refused(&path, &format!("has a path of more than {PATH_BYTES_MAX} bytes, which is too long")));
         }
         let base = base.get_or_insert_with(|| path.clone());
         let Ok(inner) = path.strip_prefix(&*base) else {
@@ -63,19 +63,19 @@ pub fn unpack(pieces: mpsc::Receiver<Piece>, target: &Target, budget: &mut Budge
 
 pub(super) fn invalid(error: ArchiveError) -> io::Error {
     match error {
-        // The budget and the link say it in their own words.
+        // The error of the budget or the link is clear on its own.
         ArchiveError::Input(error) => error,
         error => io::Error::other(error),
     }
 }
 
-/// Without the parts that say nothing.
+/// The path without `.` and `/` parts.
 fn plain_parts(path: &Path) -> PathBuf {
     path.components().filter(|part| !matches!(part, Component::CurDir | Component::RootDir)).collect()
 }
 
 fn refused(path: &Path, why: &str) -> io::Error {
-    // A name of a guest may be as long as it likes.
+    // A guest can send a name of any length.
     let shown: String = path.display().to_string().chars().take(NAME_BYTES_MAX).collect();
     io::Error::other(format!("`{shown}` {why}"))
 }
@@ -87,9 +87,9 @@ fn failed(path: &Path, what: &str, error: &io::Error) -> io::Error {
 struct Unpacking<'a> {
     members: Members<Arriving<'a>>,
     whole: PathBuf,
-    /// Asked once there is a hole.
+    /// Whether holes take no space. Tested at the first hole.
     holes_are_free: Option<bool>,
-    /// The folder of the last entry. It and those above it are known to be there, and stay: nothing replaces a folder.
+    /// The folder of the last entry. It and its parents exist, and stay: an entry never replaces a folder.
     way: Option<PathBuf>,
     left_out: LeftOut,
     buffer: Vec<u8>,
@@ -104,16 +104,20 @@ impl Unpacking<'_> {
                 let link = PathBuf::from(OsString::from_vec(member.link.clone()));
                 let depth = inner.components().count();
                 if depth == 0 {
-                    return Err(refused(path, "is a symlink: a `/` after its name copies what it leads to"));
+                    return Err(refused(path, "is a symlink: add a `/` to its name to copy its target"));
                 }
                 if !stays_inside(&link, depth - 1) {
-                    let to = format!("`{}` leads out of what is copied, to `{}`", path.display(), link.display());
+                    let to = format!(
+                        "symlink `{}` points outside the copied folder, to `{}`",
+                        path.display(),
+                        link.display()
+                    );
                     self.left_out.add(to);
                     return Ok(());
                 }
             }
-            EntryType::Link => return Err(refused(path, "is a hard link, which is not copied out")),
-            kind => return Err(refused(path, &format!("is a {kind:?}, which is not copied out"))),
+            EntryType::Link => return Err(refused(path, "is a hard link, which is not supported")),
+            kind => return Err(refused(path, &format!("is of type {kind:?}, which is not supported"))),
         }
         let target = self.make_way(inner)?;
         match member.kind {
@@ -122,7 +126,7 @@ impl Unpacking<'_> {
                 self.budget().entry()?;
                 let link = PathBuf::from(OsString::from_vec(member.link.clone()));
                 symlink(link, &target).map_err(|error| match error.kind() {
-                    io::ErrorKind::AlreadyExists => refused(path, "is there twice"),
+                    io::ErrorKind::AlreadyExists => refused(path, "is in the archive twice"),
                     _ => failed(path, "write", &error),
                 })
             }
@@ -134,8 +138,8 @@ impl Unpacking<'_> {
         self.members.input().budget
     }
 
-    /// Makes the folders above an entry, and refuses to pass through a symlink that the guest put there before. Each of
-    /// them counts, whether the archive has an entry for it or not.
+    /// Makes the parent folders of an entry. Refuses to go through a symlink that an earlier entry made. Each folder that is
+    /// made counts, even if the archive has no entry for it.
     fn make_way(&mut self, inner: &Path) -> io::Result<PathBuf> {
         let mut below = PathBuf::new();
         let mut parts = inner.components().peekable();
@@ -159,7 +163,7 @@ impl Unpacking<'_> {
         }
         let target = if below.as_os_str().is_empty() { self.whole.clone() } else { self.whole.join(&below) };
         if target.is_symlink() {
-            return Err(refused(inner, "is there twice"));
+            return Err(refused(inner, "is in the archive twice"));
         }
         Ok(target)
     }
@@ -167,7 +171,7 @@ impl Unpacking<'_> {
     fn folder(&mut self, target: &Path, path: &Path, permissions: u32) -> io::Result<()> {
         match target.symlink_metadata() {
             Ok(metadata) if metadata.is_dir() => return Ok(()),
-            Ok(_) => return Err(refused(path, "is there twice")),
+            Ok(_) => return Err(refused(path, "is in the archive twice")),
             Err(_) => {}
         }
         self.budget().entry()?;
@@ -177,10 +181,10 @@ impl Unpacking<'_> {
     fn file(&mut self, target: &Path, path: &Path, member: &Member, staging: &Staging) -> io::Result<()> {
         let fail = |error: io::Error| failed(path, "write", &error);
         if target.is_dir() {
-            return Err(refused(path, "is there twice"));
+            return Err(refused(path, "is in the archive twice"));
         }
         self.budget().entry()?;
-        // A folder that changes while it is read may name a file twice; its last content is the newest.
+        // A folder that changes while the agent reads it may have a file twice. The last content is the newest.
         let _ = std::fs::remove_file(target);
         let file = OpenOptions::new()
             .write(true)
@@ -208,14 +212,14 @@ impl Unpacking<'_> {
         Ok(())
     }
 
-    /// Takes what a hole costs: nothing, but on a file system without holes as much as bytes.
+    /// Counts a hole: nothing on a file system with holes, else as many bytes as it has.
     fn hole(&mut self, bytes: u64, staging: &Staging) -> io::Result<()> {
         let free = *self.holes_are_free.get_or_insert_with(|| staging.holes_are_free());
         if free { Ok(()) } else { self.budget().bytes(bytes) }
     }
 }
 
-/// Makes a folder with the rights that the umask leaves, but always with the user's own.
+/// Makes a folder with the mode that the umask leaves, but always with the user's own permissions.
 fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode | FOLDER_MODE_MIN).create(path)?;
     let now = path.symlink_metadata()?.mode() & MODE_MASK;
@@ -225,7 +229,7 @@ fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::set_permissions(path, Permissions::from_mode(now | FOLDER_MODE_MIN))
 }
 
-/// A time that makes no sense, or that this file system has no form for, is left out.
+/// Sets a file's time of modification. An invalid time, or one that this file system can't store, is ignored.
 fn set_modified(file: &File, (tv_sec, tv_nsec): (i64, i64)) {
     let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     if (0..1_000_000_000).contains(&tv_nsec) {
@@ -233,7 +237,7 @@ fn set_modified(file: &File, (tv_sec, tv_nsec): (i64, i64)) {
     }
 }
 
-/// Only names of files and folders, not too long, too many or pointing up.
+/// Fails if a path has a name that is too long, too many folders, or `..`.
 fn expect_plain_names(inner: &Path) -> io::Result<()> {
     if inner.components().count() > DEPTH_MAX {
         return Err(refused(inner, &format!("is more than {DEPTH_MAX} folders deep")));
@@ -241,17 +245,25 @@ fn expect_plain_names(inner: &Path) -> io::Result<()> {
     for part in inner.components() {
         match part {
             Component::Normal(name) if name.len() > NAME_BYTES_MAX => {
-                return Err(refused(inner, &format!("has too long a name: over {NAME_BYTES_MAX} bytes")));
+                return Err(refused(
+                    inner,
+                    &format!("has a name of more than {NAME_BYTES_MAX} bytes, which is too long"),
+                ));
             }
             Component::Normal(_) => {}
-            _ => return Err(refused(inner, "leaves its folder")),
+            _ => return Err(refused(inner, "leaves the copied folder")),
         }
     }
     Ok(())
 }
 
-/// Whether a symlink that is `depth` folders below the top stays below it, whatever other links it passes through: all
-/// of them stay below too, so `..` can lead out only where it stands at the start, and then there are too many.
+/// Whether a symlink that is `depth` folders below the top stays below it.
+///
+/// The link may pass through other symlinks of the archive, so its text alone does not show where it leads. But each of
+/// those was checked by this function, so each resolves to a path below the top. A link is allowed if it first goes up at
+/// most `depth` times, which ends at the top or below it, and then only down: every name leads to an entry below the top or
+/// through a symlink that stays below it. A `..` after a name is refused, because that name may be a symlink to a folder
+/// with fewer parents than its path has.
 fn stays_inside(link: &Path, depth: usize) -> bool {
     let (mut ups, mut named) = (0, false);
     for part in link.components() {
@@ -270,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_stay_inside_whatever_they_pass_through() {
+    fn links_stay_inside_even_through_other_links() {
         for (link, depth, inside) in [
             ("x", 0, true),
             ("../x", 1, true),
@@ -278,7 +290,7 @@ mod tests {
             ("..", 0, false),
             ("../../x", 1, false),
             ("/x", 5, false),
-            // `a` may be a link to a place that is less deep.
+            // `a` may be a symlink to a folder that is less deep.
             ("a/../x", 5, false),
         ] {
             assert_eq!(stays_inside(Path::new(link), depth), inside, "{link} at {depth}");
