@@ -18,13 +18,13 @@ use crate::wait::{WAIT_DEADLINE, until};
 
 /// How often a process that is being stopped is looked at …
 const STOP_LOOKS: usize = 500;
-/// … and after how long each time.
+/// … and the time between two looks.
 const STOP_LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
 /// The agent under test: `KILN_AGENT_BIN`, else the static one of this workspace.
 ///
 /// # Panics
-/// Where there is none, with the command that builds it.
+/// If there is no agent. The message has the command that builds it.
 pub fn agent_binary() -> PathBuf {
     if let Some(path) = std::env::var_os("KILN_AGENT_BIN") {
         return path.into();
@@ -186,7 +186,7 @@ impl Agent {
         line.expect("a process has slept").trim().parse().expect("a number")
     }
 
-    /// Waits until the agent ends by itself.
+    /// Waits until the agent exits on its own.
     pub fn wait_exit(&mut self) -> ExitStatus {
         until("the agent's end", || self.child.try_wait().expect("a child of ours can be waited for"))
     }

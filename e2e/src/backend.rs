@@ -24,7 +24,7 @@ impl Backend {
     /// Starts `program`, which is to listen at `socket`, an absolute path.
     ///
     /// # Panics
-    /// Where it can't be started, ends, or does not listen in time.
+    /// If it can't be started, ends, or does not listen in time.
     pub fn start<S: Into<OsString>>(
         program: impl Into<PathBuf>,
         arguments: impl IntoIterator<Item = S>,
@@ -41,7 +41,7 @@ impl Backend {
     /// QEMU's storage daemon with a raw file as its disk.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// See [`start`](Self::start).
     pub fn storage_daemon(disk: &Path, socket: &Path) -> Self {
         let node = format!("driver=file,node-name=disk,filename={}", disk.display());
         let export = format!(
@@ -54,7 +54,7 @@ impl Backend {
     /// virtiofsd with a directory to share.
     ///
     /// # Panics
-    /// As [`start`](Self::start), and where there is none.
+    /// See [`start`](Self::start). Also if the program was not built.
     pub fn virtiofsd(directory: &Path, socket: &Path) -> Self {
         // A sandbox is not what is tested, and would need root.
         let arguments = ["--sandbox=none".into(), flag("--shared-dir=", directory), flag("--socket-path=", socket)];
@@ -64,7 +64,7 @@ impl Backend {
     /// vhost-device-vsock, which offers the guest's ports at `streams` and takes its calls at `streams_PORT`.
     ///
     /// # Panics
-    /// As [`start`](Self::start), and where there is none.
+    /// See [`start`](Self::start). Also if the program was not built.
     pub fn vsock_device(cid: u32, streams: &Path, socket: &Path) -> Self {
         let arguments = [format!("--guest-cid={cid}").into(), flag("--uds-path=", streams), flag("--socket=", socket)];
         Self::start(tool("KILN_TEST_VHOST_DEVICE_VSOCK", "vhost-device-vsock"), arguments, socket)
@@ -73,7 +73,7 @@ impl Backend {
     /// `kiln vhost mock` with a raw file as its disk.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// See [`start`](Self::start).
     pub fn mock_disk(disk: &Path, socket: &Path) -> Self {
         Self::mock("blk", &["--file".into(), disk.into()], socket)
     }
@@ -81,7 +81,7 @@ impl Backend {
     /// `kiln vhost mock` with a network card, behind which a host answers pings at 10.77.0.1.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// See [`start`](Self::start).
     pub fn mock_host(socket: &Path) -> Self {
         Self::mock("net", &[], socket)
     }
@@ -90,7 +90,7 @@ impl Backend {
     /// 10.77.0.1.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// See [`start`](Self::start).
     pub fn mock_tap(socket: &Path) -> Self {
         let script =
             "ip tuntap add tap0 mode tap && ip addr add 10.77.0.1/24 dev tap0 && ip link set tap0 up && exec \"$@\"";
@@ -102,7 +102,7 @@ impl Backend {
     /// `kiln vhost mock` with a vsock device, whose guest's ports are at `streams`, and its calls at `streams_PORT`.
     ///
     /// # Panics
-    /// As [`start`](Self::start).
+    /// See [`start`](Self::start).
     pub fn mock_vsock(cid: u32, streams: &Path, socket: &Path) -> Self {
         Self::mock("vsock", &["--cid".into(), cid.to_string().into(), "--uds".into(), streams.into()], socket)
     }
@@ -111,7 +111,7 @@ impl Backend {
         Self::start(kiln_binary(), mock_words(device, options, socket), socket)
     }
 
-    /// Where it listens.
+    /// The path of its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -119,9 +119,9 @@ impl Backend {
     /// Kills it with SIGKILL and starts another one in its place.
     ///
     /// # Panics
-    /// Where it has ended already, and as [`start`](Self::start).
+    /// If it has ended already. See also [`start`](Self::start).
     pub fn kill_and_restart(&mut self) {
-        assert_eq!(self.child.try_wait().expect("a child can be waited for"), None, "the backend ended by itself");
+        assert_eq!(self.child.try_wait().expect("a child can be waited for"), None, "the backend exited on its own");
         self.child.kill().expect("it runs");
         self.child.wait().expect("a child can be waited for");
         self.child = spawn(&self.program, &self.arguments);
@@ -182,7 +182,7 @@ fn tool(variable: &str, name: &str) -> PathBuf {
 /// The program that tests copy into guests.
 ///
 /// # Panics
-/// Where it was not built.
+/// If it was not built.
 pub fn guest_tool() -> PathBuf {
     let built =
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/x86_64-unknown-linux-gnu/debug/kiln-e2e-guest");

@@ -28,7 +28,7 @@ impl Guest {
     /// Boots a VM whose spec `change` may alter.
     ///
     /// # Panics
-    /// Where there is no image, or the VM does not come up.
+    /// If there is no image, or the VM does not come up.
     pub async fn boot(change: impl FnOnce(&mut VmSpec)) -> Self {
         let home = Home::from_env().expect("KILN_HOME or HOME is set");
         let image = ImageStore::new(&home).find(MINI).expect("the image is built: kiln image build mini");
@@ -44,7 +44,7 @@ impl Guest {
     /// A new link to a VM's agent.
     ///
     /// # Panics
-    /// Where the agent does not answer.
+    /// If the agent does not answer.
     pub async fn link(vm: &Vm) -> GuestLink {
         let linked = vm.connect(BOOT_DEADLINE).await;
         linked.unwrap_or_else(|error| panic!("no link: {error}; console: {:#?}", vm.console_tail(30)))
@@ -53,7 +53,7 @@ impl Guest {
     /// Runs a script of the guest's shell to its end.
     ///
     /// # Errors
-    /// As [`GuestLink::run`].
+    /// See [`GuestLink::run`].
     pub async fn shell(&self, script: &str) -> Result<ExecOutput, StreamError> {
         self.link.run(shell(script), b"", OUTPUT_BYTES).await
     }
@@ -61,7 +61,7 @@ impl Guest {
     /// The output of a script that must succeed.
     ///
     /// # Panics
-    /// Where it does not.
+    /// If it does not.
     pub async fn text(&self, script: &str) -> String {
         let output = self.shell(script).await.expect("the script runs");
         assert_eq!(output.exited.status.shell_code(), 0, "{script}: {}", String::from_utf8_lossy(&output.stderr));
@@ -77,7 +77,7 @@ pub fn shell(script: &str) -> ExecRequest {
 /// Runs the body of a test that boots VMs, which must end within [`VM_TEST_DEADLINE`].
 ///
 /// # Panics
-/// Where it does not.
+/// If it does not.
 pub fn in_vm<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     runtime.block_on(async { tokio::time::timeout(VM_TEST_DEADLINE, body).await.expect("the test hangs") })

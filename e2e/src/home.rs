@@ -1,4 +1,4 @@
-//! A `$KILN_HOME` of a test's own, for tests that break what others share.
+//! A test's own `$KILN_HOME`, for tests that would break a shared one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,22 +18,22 @@ impl TestHome {
     /// With the image alone.
     ///
     /// # Panics
-    /// Where there is no image, or it can't be copied.
+    /// If there is no image, or it can't be copied.
     pub fn with_image() -> Self {
         let shared = shared();
         let this = Self(tempfile::tempdir().expect("a directory"));
         copy(&shared.join("images"), this.path());
-        // What is known of KVM here would be found out again by a guest.
+        // Without it, the first run would boot a guest to test KVM.
         if shared.join("probe.json").exists() {
             copy(&shared.join("probe.json"), this.path());
         }
         this
     }
 
-    /// With the image, and what it is built from: nothing is downloaded where it is built again.
+    /// With the image, and what it is built from: nothing is downloaded if it is built again.
     ///
     /// # Panics
-    /// As [`with_image`](Self::with_image).
+    /// See [`with_image`](Self::with_image).
     pub fn with_downloads() -> Self {
         let this = Self::with_image();
         copy(&shared().join("cache"), this.path());
@@ -43,17 +43,17 @@ impl TestHome {
     /// With all of that: the image, what it is built from, and its ready-made snapshot.
     ///
     /// # Panics
-    /// As [`with_ready_made`](Self::with_ready_made).
+    /// See [`with_ready_made`](Self::with_ready_made).
     pub fn with_everything() -> Self {
         let this = Self::with_ready_made();
         copy(&shared().join("cache"), this.path());
         this
     }
 
-    /// With the image and the ready-made snapshot that `kiln run` forks where no flag says otherwise.
+    /// With the image and the ready-made snapshot that `kiln run` forks if no flag selects another.
     ///
     /// # Panics
-    /// As [`with_image`](Self::with_image), or where there is no such snapshot.
+    /// See [`with_image`](Self::with_image). Also if there is no such snapshot.
     pub fn with_ready_made() -> Self {
         let this = Self::with_image();
         let made = Kiln::new(["run", "--", "true"]).run();
@@ -90,10 +90,10 @@ impl TestHome {
         Kiln::new(args).env("KILN_HOME", self.path())
     }
 
-    /// What `kiln snapshot ls --json` says.
+    /// The output of `kiln snapshot ls --json`.
     ///
     /// # Panics
-    /// Where it says nothing that could be read.
+    /// If the output is not a list.
     pub fn snapshots(&self) -> Vec<Value> {
         list(self.kiln(["snapshot", "ls", "--json"]))
     }
@@ -101,7 +101,7 @@ impl TestHome {
     /// The one snapshot that is there.
     ///
     /// # Panics
-    /// Where there is another number of them.
+    /// If there is no snapshot, or more than one.
     pub fn only_snapshot(&self) -> String {
         let snapshots = self.snapshots();
         assert_eq!(snapshots.len(), 1, "{snapshots:?}");
@@ -116,7 +116,7 @@ impl TestHome {
     /// Names of what is below `vms`.
     ///
     /// # Panics
-    /// Where it can't be read.
+    /// If it can't be read.
     pub fn vms(&self) -> Vec<String> {
         names(&self.path().join("vms"))
     }
@@ -130,7 +130,7 @@ impl TestHome {
     /// Names of what is below `snapshots`, beside the names of ready-made ones.
     ///
     /// # Panics
-    /// Where it can't be read.
+    /// If it can't be read.
     pub fn snapshot_names(&self) -> Vec<String> {
         let mut names = names(&self.path().join("snapshots"));
         names.retain(|name| name != "ready");

@@ -62,7 +62,7 @@ impl Kiln {
         self.after("sh", &format!("umask {umask:o}"))
     }
 
-    /// Gives kiln descriptors 3 to 300, as a caller does that keeps its own open for whatever it starts.
+    /// Gives kiln descriptors 3 to 300, like a caller that leaves its descriptors open for its children.
     pub fn crowded(self) -> Self {
         self.after("bash", "for number in {3..300}; do eval \"exec $number</dev/null\"; done")
     }
@@ -85,7 +85,7 @@ impl Kiln {
     /// Runs it to its end.
     ///
     /// # Panics
-    /// Where it can't be started, or does not end within [`KILN_DEADLINE`].
+    /// If it can't be started, or does not end within [`KILN_DEADLINE`].
     pub fn run(self) -> Outcome {
         self.run_with(b"")
     }
@@ -93,7 +93,7 @@ impl Kiln {
     /// Runs it to its end with this stdin.
     ///
     /// # Panics
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     pub fn run_with(self, stdin: &[u8]) -> Outcome {
         let started = Instant::now();
         let mut running = self.start();
@@ -126,7 +126,7 @@ impl Kiln {
     /// Runs it to its end with its stdout going to a file.
     ///
     /// # Panics
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     pub fn run_into(mut self, file: fs::File) -> Outcome {
         let started = Instant::now();
         self.0.stdin(Stdio::null()).stdout(file).stderr(Stdio::piped());
@@ -145,7 +145,7 @@ impl Kiln {
     /// Starts it and leaves it running; it is killed when dropped.
     ///
     /// # Panics
-    /// Where it can't be started.
+    /// If it can't be started.
     pub fn start(mut self) -> Running {
         self.0.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running(self.0.spawn().expect("kiln starts"))
@@ -160,7 +160,7 @@ impl Running {
     /// Waits for its end and gives its exit code; a signal is 128 + its number.
     ///
     /// # Panics
-    /// Where it does not end within [`KILN_DEADLINE`].
+    /// If it does not end within [`KILN_DEADLINE`].
     pub fn wait(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt as _;
         let deadline = Instant::now() + KILN_DEADLINE;
@@ -176,7 +176,7 @@ impl Running {
     /// Sends it a signal.
     ///
     /// # Panics
-    /// Where it has ended already.
+    /// If it has ended already.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a child has a pid");
         rustix::process::kill_process(pid, signal).expect("it runs");
@@ -191,7 +191,7 @@ impl Running {
 /// The directory in which this host's kiln keeps a VM, found by its VMM.
 ///
 /// # Panics
-/// Where there is no image, or no such directory in time.
+/// If there is no image, or no such directory in time.
 pub fn vm_dir(vmm: i32) -> PathBuf {
     let images = Kiln::new(["image", "ls", "--json"]).run();
     let images: serde_json::Value = serde_json::from_slice(&images.stdout).expect("a list of images");
@@ -236,7 +236,7 @@ pub fn is_running(pid: i32) -> bool {
 /// The binary under test.
 ///
 /// # Panics
-/// Where it was not built.
+/// If it was not built.
 pub fn kiln_binary() -> PathBuf {
     let named = std::env::var_os("KILN_BIN").map(PathBuf::from);
     let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/debug/kiln");

@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: starting the real agent, talking to it, looking at it, and leaving nothing behind.
+//! What the end-to-end tests share: they start the real agent, send it requests, inspect it and leave nothing behind.
 //!
 //! ```text
 //!   Agent ── --socket-fd / --listen ──▶ kiln-agent

@@ -1,4 +1,4 @@
-//! A link without manners: sends what it is told to and shows every frame that comes back.
+//! A raw link: sends any bytes and returns every frame that arrives.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -29,10 +29,10 @@ pub struct RawFrame {
 }
 
 impl RawFrame {
-    /// What the frame says.
+    /// The frame's message.
     ///
     /// # Panics
-    /// Where it says nothing that `kiln_wire` understands.
+    /// If `kiln_wire` can't parse it.
     pub fn message(&self) -> Message<'_> {
         let frame = Frame { kind: self.kind, stream: StreamId(self.stream), payload: &self.payload };
         Message::parse(frame).expect("the agent sends messages of the protocol")
@@ -41,7 +41,7 @@ impl RawFrame {
     /// The fault of an `Error` frame.
     ///
     /// # Panics
-    /// Where it is another frame.
+    /// If it is another frame.
     pub fn fault(&self) -> Fault {
         match self.message() {
             Message::Error(fault) => fault,
@@ -51,14 +51,14 @@ impl RawFrame {
 }
 
 impl RawLink {
-    /// Takes over a stream on which nothing has been said.
+    /// Uses a stream on which nothing was sent yet.
     pub fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(WAIT_DEADLINE)).expect("a deadline that is not zero");
         stream.set_write_timeout(Some(WAIT_DEADLINE)).expect("a deadline that is not zero");
         Self { stream, decoder: Decoder::new() }
     }
 
-    /// Exchanges Hellos and gives the agent's.
+    /// Exchanges Hellos and returns the agent's.
     pub fn greet(&mut self) -> Hello {
         self.send(0, &Self::hello(VERSION));
         match self.frame().message() {
@@ -94,15 +94,15 @@ impl RawLink {
     /// The next frame.
     ///
     /// # Panics
-    /// Where none comes.
+    /// If there is no further frame.
     pub fn frame(&mut self) -> RawFrame {
         self.frame_or_end().expect("the agent closed the link")
     }
 
-    /// The next frame, or `None` where the agent has closed the link.
+    /// The next frame, or `None` if the agent has closed the link.
     ///
     /// # Panics
-    /// Where neither comes in time, or the link ends inside a frame.
+    /// If neither arrives in time, or the link ends inside a frame.
     pub fn frame_or_end(&mut self) -> Option<RawFrame> {
         let mut buffer = [0; READ_BYTES];
         loop {
@@ -158,7 +158,7 @@ impl RawLink {
     /// Asks for an echo on the link and waits for it: the agent is alive, and has seen all that was sent before.
     ///
     /// # Panics
-    /// Where it does not come.
+    /// If it does not arrive.
     pub fn ping(&mut self) {
         self.send(0, &Message::Ping(b"still there?"));
         while self.frame() != (RawFrame { kind: Kind::PONG, stream: 0, payload: b"still there?".to_vec() }) {}
@@ -172,7 +172,7 @@ impl RawLink {
     /// Skips everything up to and with `bytes`, as a host does that starts a link anew.
     ///
     /// # Panics
-    /// Where they do not come.
+    /// If they do not arrive.
     pub fn skip_to(&mut self, bytes: &[u8]) {
         self.decoder.clear();
         let mut seen = Vec::new();
@@ -183,8 +183,8 @@ impl RawLink {
         }
     }
 
-    /// Sends `bytes` again and again up to `most` bytes or until the agent has taken nothing for `patience`, and says
-    /// how many it took.
+    /// Sends `bytes` again and again up to `most` bytes or until the agent has read nothing for `patience`, and returns
+    /// how many bytes it took.
     pub fn write_while_taken(&mut self, bytes: &[u8], most: usize, patience: Duration) -> usize {
         self.stream.set_write_timeout(Some(patience)).expect("a deadline that is not zero");
         let mut taken = 0;
@@ -201,7 +201,7 @@ impl RawLink {
     /// Bytes that come after a decoder would have taken its frames, unparsed.
     ///
     /// # Panics
-    /// Where fewer come.
+    /// If fewer arrive.
     pub fn read_exact(&mut self, count: usize) -> Vec<u8> {
         assert_eq!(self.decoder.pending_bytes(), 0, "bytes were taken for the start of a frame");
         let mut bytes = vec![0; count];

@@ -15,9 +15,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// Runs the body of an async test, which must end within [`WAIT_DEADLINE`].
 ///
 /// # Panics
-/// Where it does not.
+/// If it does not.
 pub fn bounded<T>(body: impl Future<Output = T>) -> T {
-    // A worker of its own, so that a link goes on while the test waits for something else.
+    // A worker thread, so that a link keeps working while the test blocks.
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime can be built");
     runtime.block_on(async { tokio::time::timeout(WAIT_DEADLINE, body).await.expect("the test hangs") })
@@ -26,7 +26,7 @@ pub fn bounded<T>(body: impl Future<Output = T>) -> T {
 /// Looks until `state` gives a value.
 ///
 /// # Panics
-/// Where it does not within [`WAIT_DEADLINE`]; `what` says what was waited for.
+/// If it does not within [`WAIT_DEADLINE`]. `what` names the state in the message.
 pub fn until<T>(what: &str, state: impl FnMut() -> Option<T>) -> T {
     until_within(WAIT_DEADLINE, what, state)
 }
@@ -34,7 +34,7 @@ pub fn until<T>(what: &str, state: impl FnMut() -> Option<T>) -> T {
 /// [`until`] for what a VM does that has to boot first.
 ///
 /// # Panics
-/// As [`until`], within [`KILN_DEADLINE`].
+/// See [`until`]; the deadline is [`KILN_DEADLINE`].
 pub fn until_booted<T>(what: &str, state: impl FnMut() -> Option<T>) -> T {
     until_within(KILN_DEADLINE, what, state)
 }

@@ -41,5 +41,5 @@ fn run(words: &[&str]) -> io::Result<()> {
 }
 
 fn number<T: FromStr>(word: &str) -> io::Result<T> {
-    word.parse().map_err(|_| io::Error::other(format!("`{word}` is no number")))
+    word.parse().map_err(|_| io::Error::other(format!("`{word}` is not a number")))
 }

@@ -29,7 +29,7 @@ pub fn serve(port: u32, connections: u64, listening: &dyn Fn()) -> io::Result<u6
         let fd = checked(unsafe {
             libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
         })?;
-        // SAFETY: `accept4` gave a new descriptor, which nobody else owns.
+        // SAFETY: `accept4` gave a new descriptor, which nothing else owns.
         let mut stream = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
         let mut room = vec![0; ECHO_BYTES];
         loop {
@@ -70,7 +70,7 @@ const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_
 fn socket() -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointer.
     let fd = checked(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: `socket` gave a new descriptor, which nobody else owns.
+    // SAFETY: `socket` gave a new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -36,7 +36,7 @@ async fn passes(link: &GuestLink, name: &str, before: u32) {
     while count(link, name).await <= before {}
 }
 
-/// Whether a counter stands still.
+/// Whether a counter stopped.
 async fn stands(link: &GuestLink, name: &str) -> bool {
     let before = count(link, name).await;
     for _ in 0..MANY {
@@ -118,7 +118,7 @@ fn a_frozen_command_can_be_killed() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let mut exec = guest.link.exec(shell("sleep 1000 & sleep 1000")).await.expect("it starts");
-        guest.link.freeze().await.expect("it stands still");
+        guest.link.freeze().await.expect("it is frozen");
         exec.input.cancel().expect("it runs");
         let end = exec.output.next().await;
         assert!(matches!(&end, Err(StreamError::Fault(fault)) if fault.code == ErrorCode::Cancelled), "{end:?}");
@@ -135,7 +135,7 @@ fn a_frozen_guest_can_be_powered_off() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let counting = counter(&guest, "n", "true").await;
-        guest.link.freeze().await.expect("it stands still");
+        guest.link.freeze().await.expect("it is frozen");
         let Guest { vm, link } = guest;
         drop(counting);
         link.shutdown().await;
@@ -148,7 +148,7 @@ fn a_frozen_guest_stays_so_under_a_new_link_until_it_is_synced() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let counting = counter(&guest, "n", "true").await;
-        guest.link.freeze().await.expect("it stands still");
+        guest.link.freeze().await.expect("it is frozen");
         let Guest { vm, link } = guest;
         drop((counting, link));
         let link = Guest::link(&vm).await;

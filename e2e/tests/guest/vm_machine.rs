@@ -79,7 +79,11 @@ fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
         let before = guest.text(&format!("cat {ID}")).await;
         assert!(before.len() == 36 && before.matches('-').count() == 4, "a UUID: {before}");
         guest.shell(&format!("echo x > {ID}")).await.expect("it runs");
-        assert_eq!(guest.text(&format!("cat {ID}")).await, before, "nobody writes there, and it stays for a boot");
+        assert_eq!(
+            guest.text(&format!("cat {ID}")).await,
+            before,
+            "no program writes it, so it stays the same for a boot"
+        );
         // It reads the id again when it is told to, in a mount namespace from before the fork.
         let script = format!(
             "mkfifo /tmp/go; exec unshare -m sh -c 'touch /tmp/ready; read -r go < /tmp/go; cat {ID} > /tmp/seen'"
@@ -105,7 +109,7 @@ fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
     });
 }
 
-/// A command that goes on when its caller has gone.
+/// A command that keeps running after its caller has exited.
 fn in_a_session(script: &str) -> ExecRequest {
     let session = SessionSpec { name: Some("reader".into()), ..SessionSpec::default() };
     let argv = ["sh", "-c", script].map(Text::from).into();

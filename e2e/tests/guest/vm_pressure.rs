@@ -1,4 +1,4 @@
-//! Guests whose commands want everything: the agent goes on.
+//! Commands that use all of a guest's resources: the agent keeps running.
 
 use kiln_e2e::guest::{Guest, in_vm, shell};
 use kiln_engine::link::Event;

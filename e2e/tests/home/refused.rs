@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use kiln_e2e::Kiln;
 
-/// Who is nobody's own user.
-const NOBODY: u32 = 65534;
+/// A user who does not run the tests.
+const OTHER_USER: u32 = 65534;
 
 /// A directory of another user. Root can make one; for others, what is root's is.
 fn of_another_user() -> (Option<tempfile::TempDir>, PathBuf, &'static str) {
@@ -15,7 +15,7 @@ fn of_another_user() -> (Option<tempfile::TempDir>, PathBuf, &'static str) {
         return (None, "/usr".into(), "uid 0");
     }
     let directory = tempfile::tempdir().expect("a directory");
-    std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+    std::os::unix::fs::chown(directory.path(), Some(OTHER_USER), Some(OTHER_USER)).expect("root may");
     let path = directory.path().to_owned();
     (Some(directory), path, "uid 65534")
 }

@@ -1,4 +1,4 @@
-//! How little memory the image that all tests share boots with, as it was measured when it was built.
+//! The least memory that the shared image boots with, as measured when it was built.
 
 use std::fs;
 

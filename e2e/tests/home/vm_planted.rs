@@ -1,4 +1,4 @@
-//! A home of this user's own that holds what somebody else made up: nothing of it is run, killed or cut off.
+//! A home of this user with files that another user made up: nothing of it is run, killed or truncated.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

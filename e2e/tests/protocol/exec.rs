@@ -227,7 +227,7 @@ fn a_command_starts_at_home_unless_told_otherwise() {
 }
 
 #[test]
-fn a_working_directory_that_is_none_is_named() {
+fn a_wrong_working_directory_is_named() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let file = place(&agent, "file", "", 0o755);
@@ -307,7 +307,7 @@ fn a_command_inherits_no_file_and_no_signal_mask_of_the_agent() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         assert_eq!(stdout(&link, "ls /proc/$$/fd; :").await, "0\n1\n2\n");
-        // Of the classic signals: what lies above belongs to the C library, here and in whoever runs the tests.
+        // Only classic signals: the C library uses those above, also in the process that runs the tests.
         let masks = stdout(&link, "grep -E '^Sig(Blk|Ign)' /proc/self/status").await;
         for line in masks.lines() {
             let mask = line.split_whitespace().nth(1).map(|mask| u64::from_str_radix(mask, 16));

@@ -114,7 +114,7 @@ fn a_hundred_megabytes_of_output_do_not_grow_the_agent() {
 }
 
 #[test]
-fn a_command_whose_output_nobody_takes_waits_and_does_not_grow_the_agent() {
+fn a_command_whose_output_is_not_read_waits_and_does_not_grow_the_agent() {
     let (agent, mut raw) = Agent::greeted();
     raw.ping();
     let before = agent.rss_peak_bytes();

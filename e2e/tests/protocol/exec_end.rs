@@ -205,7 +205,7 @@ fn a_child_that_lets_go_of_the_output_is_left_alone_by_the_drain() {
 }
 
 #[test]
-fn output_that_nobody_takes_does_not_keep_the_exit_from_being_known() {
+fn output_that_is_not_read_does_not_delay_the_exit() {
     let (_agent, mut raw) = Agent::greeted();
     // More than the window, less than window and pipe: the command ends, its output waits.
     let count = WINDOW_BYTES + 4096;

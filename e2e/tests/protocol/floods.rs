@@ -174,7 +174,7 @@ fn frames_of_the_link_and_of_unknown_streams_do_not_grow_the_agent() {
 }
 
 #[test]
-fn requests_on_new_streams_whose_answers_nobody_reads_do_not_grow_the_agent() {
+fn requests_on_new_streams_whose_replies_are_not_read_do_not_grow_the_agent() {
     let sync = || Message::Sync(Sync { host_time_ns: 1, seed: String::new(), identity: None });
     let requests: [fn() -> Message<'static>; 4] = [
         || Message::Activity,
@@ -192,7 +192,7 @@ fn requests_on_new_streams_whose_answers_nobody_reads_do_not_grow_the_agent() {
 }
 
 #[test]
-fn output_in_single_bytes_that_nobody_reads_does_not_grow_the_agent() {
+fn output_in_single_bytes_that_is_not_read_does_not_grow_the_agent() {
     let scripts = ["while :; do echo -n a; echo -n b >&2; done", "while :; do echo; done", "yes"];
     for script in scripts {
         for sleeper in [false, true] {

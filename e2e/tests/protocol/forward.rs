@@ -30,7 +30,7 @@ async fn tcp(link: &GuestLink, host: &str) -> (Forward, TcpStream) {
     let port = listener.local_addr().expect("bound").port();
     let request = ForwardRequest::Tcp { host: host.into(), port };
     let (forward, accepted) = tokio::join!(forward(link, request), listener.accept());
-    (forward.expect("somebody listens"), accepted.expect("somebody connects").0)
+    (forward.expect("the server listens"), accepted.expect("the agent connects").0)
 }
 
 impl Forward {
@@ -121,7 +121,7 @@ fn a_unix_socket_is_reached_like_a_port() {
         let listener = UnixListener::bind(&path).expect("ours");
         let request = ForwardRequest::Unix { path: path.as_str().into() };
         let (forward, accepted) = tokio::join!(forward(&link, request), listener.accept());
-        let (mut forward, mut server) = (forward.expect("somebody listens"), accepted.expect("somebody connects").0);
+        let (mut forward, mut server) = (forward.expect("the server listens"), accepted.expect("the agent connects").0);
         forward.sender.send(b"in").await.expect("open");
         forward.sender.eof().await.expect("open");
         let mut heard = Vec::new();
@@ -135,7 +135,7 @@ fn a_unix_socket_is_reached_like_a_port() {
 }
 
 #[test]
-fn where_nobody_listens_the_connection_is_refused() {
+fn a_connection_without_a_listener_is_refused() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port is free");
@@ -181,7 +181,7 @@ fn a_cancelled_forward_closes_its_socket() {
 }
 
 #[test]
-fn a_server_that_does_not_read_stops_nobody_else() {
+fn a_server_that_does_not_read_stops_no_other() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let (forward, _server) = tcp(&link, "127.0.0.1").await;

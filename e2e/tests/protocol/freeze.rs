@@ -1,4 +1,4 @@
-//! Freezing where it can't be done: an agent without control groups says so and goes on.
+//! Freezing without control groups: the agent reports that it can't, and continues.
 
 use kiln_e2e::{Agent, bounded};
 use kiln_wire::ErrorCode;

@@ -146,10 +146,10 @@ fn nothing_is_served_before_the_token() {
 #[test]
 fn the_environment_of_a_command_does_not_hold_the_token() {
     bounded(async {
-        let agent = Agent::listening_with_token("s3cret-that-nobody-says");
-        let link = agent.link_with_token(Some("s3cret-that-nobody-says")).await.expect("the token is right");
+        let agent = Agent::listening_with_token("s3cret-that-is-not-sent");
+        let link = agent.link_with_token(Some("s3cret-that-is-not-sent")).await.expect("the token is right");
         let output = run(&link, sh("env; cat /proc/$PPID/cmdline")).await;
-        assert!(!String::from_utf8_lossy(&output.stdout).contains("nobody-says"));
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("that-is-not-sent"));
     });
 }
 

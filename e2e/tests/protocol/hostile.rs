@@ -1,4 +1,4 @@
-//! Hosts that break the rules: the agent says so, and goes on where it can.
+//! Hosts that break the rules: the agent reports it, and continues if it can.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use kiln_wire::{
 use crate::common::sh;
 use crate::streams::assert_runs;
 
-/// What a link that nobody reads may cost: queues are bounded.
+/// The memory that a link may cost if the host does not read it: queues are bounded.
 const RSS_GROWTH_MAX_BYTES: u64 = 8 << 20;
 /// A host that is not read from gives up after this.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -150,7 +150,7 @@ fn credit_of_any_size_harms_nothing() {
 }
 
 #[test]
-fn questions_whose_answers_nobody_reads_do_not_grow_the_agent() {
+fn pings_whose_replies_are_not_read_do_not_grow_the_agent() {
     let (agent, mut raw) = Agent::greeted();
     raw.ping();
     let before = agent.rss_peak_bytes();
@@ -162,7 +162,7 @@ fn questions_whose_answers_nobody_reads_do_not_grow_the_agent() {
 }
 
 #[test]
-fn requests_whose_answers_nobody_reads_do_not_grow_the_agent() {
+fn requests_whose_replies_are_not_read_do_not_grow_the_agent() {
     let (agent, mut raw) = Agent::greeted();
     raw.ping();
     let before = agent.rss_peak_bytes();

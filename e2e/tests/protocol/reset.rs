@@ -1,4 +1,4 @@
-//! The reset marker: a new link on a byte stream that goes on. Accepted on Unix sockets too, so it is tested there.
+//! The reset marker: a new link on the same byte stream. Accepted on Unix sockets too, so it is tested there.
 
 use std::thread;
 use std::time::Duration;

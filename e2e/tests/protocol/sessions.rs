@@ -81,7 +81,7 @@ fn sessions_without_a_name_are_numbered_past_those_that_are_taken() {
 }
 
 #[test]
-fn a_name_that_can_be_none_is_invalid() {
+fn an_invalid_name_is_refused() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         for name in ["", "a b", "../x", "ü", "a/b", "a\0", &"n".repeat(65)] {
@@ -102,7 +102,7 @@ fn a_name_that_is_taken_is_refused() {
 }
 
 #[test]
-fn a_session_that_can_not_start_is_none() {
+fn a_session_that_can_not_start_does_not_exist() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut request = session("one", "");
@@ -246,7 +246,7 @@ fn a_session_that_writes_is_not_idle() {
 }
 
 #[test]
-fn a_session_that_somebody_looks_at_is_not_idle() {
+fn a_session_with_a_viewer_is_not_idle() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let spec = SessionSpec { name: Some("seen".into()), idle_timeout_ms: Some(50), ..SessionSpec::default() };
@@ -309,7 +309,7 @@ fn what_can_not_be_killed_is_named() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let kill = |session: &str, signal| SessionsRequest::Kill { session: session.into(), signal };
-        assert_eq!(code(ask(&link, kill("nobody", 15)).await), ErrorCode::SessionNotFound);
+        assert_eq!(code(ask(&link, kill("absent", 15)).await), ErrorCode::SessionNotFound);
         let exec = link.exec(session("one", "sleep 1000")).await.expect("starts");
         for signal in [0, 65, -1] {
             assert_eq!(code(ask(&link, kill("one", signal)).await), ErrorCode::InvalidRequest, "{signal}");

@@ -183,7 +183,7 @@ fn a_session_has_one_writer_at_a_time() {
         assert_eq!(code(attach(&link, write()).await), ErrorCode::SessionBusy, "who started it writes");
         drop(first);
         wait_for(&link, "one", |session| session.attached == 0).await;
-        let mut writer = attach(&link, write()).await.expect("nobody writes");
+        let mut writer = attach(&link, write()).await.expect("there is no writer");
         assert_eq!(code(attach(&link, write()).await), ErrorCode::SessionBusy);
         writer.input.send(b"mine\n").await.expect("it runs");
         assert_eq!(writer.up_to("\n").await, "mine\n");
@@ -249,7 +249,7 @@ fn a_token_detaches_its_own_attachment_and_no_other() {
 fn a_session_that_is_not_there_can_not_be_attached() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        for name in ["nobody", "", "../x"] {
+        for name in ["absent", "", "../x"] {
             assert_eq!(code(attach(&link, view(name)).await), ErrorCode::SessionNotFound);
         }
     });
@@ -273,7 +273,7 @@ fn a_writer_resizes_and_signals_the_session() {
 }
 
 #[test]
-fn a_viewer_that_stalls_is_told_what_it_missed_and_holds_up_nobody() {
+fn a_viewer_that_stalls_learns_what_it_missed_and_delays_no_other() {
     let (_agent, mut raw) = Agent::greeted();
     let count = u64::from(WINDOW_BYTES) * 4;
     let script = format!("read x; head -c {count} /dev/zero; echo end; sleep 1000");

@@ -47,7 +47,7 @@ fn twenty_streams_finish_while_one_reader_is_stalled_for_the_whole_time() {
 }
 
 #[test]
-fn a_command_that_does_not_read_its_input_stops_nobody_else() {
+fn a_command_that_does_not_read_its_input_stops_no_other() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let stuck = link.exec(ExecRequest { stdin: Stdin::Stream, ..sh("sleep 1000") }).await.expect("starts");

@@ -125,7 +125,7 @@ fn a_watch_goes_on_until_it_is_cancelled() {
 }
 
 #[test]
-fn more_changes_than_anybody_reads_are_told_as_an_overflow_and_do_not_grow_the_agent() {
+fn more_changes_than_are_read_are_reported_as_an_overflow_and_do_not_grow_the_agent() {
     const CHANGES: usize = 40_000;
     let (agent, mut raw) = Agent::greeted();
     let files = [agent.path("one"), agent.path("two")];

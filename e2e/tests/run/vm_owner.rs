@@ -1,4 +1,4 @@
-//! Whoever ends kiln ends its VM.
+//! The end of kiln ends its VM.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};

@@ -35,7 +35,7 @@ fn users_and_groups_go_by_name_and_number() {
 }
 
 #[test]
-fn nobody_becomes_root_by_the_id_that_changes_nothing() {
+fn no_user_becomes_root_by_the_id_that_changes_nothing() {
     for user in ["4294967295", "0:4294967295", "job:4294967295", ":4294967295", "-1"] {
         let outcome = Kiln::new(["run", &format!("--user={user}"), "--", "id"]).run();
         assert_eq!(outcome.code, 2, "{user}: {}", outcome.stderr);

@@ -42,7 +42,7 @@ fn every_ping_at_the_host_of_a_tap_is_answered() {
 fn a_card_goes_on_with_a_backend_that_was_restarted() {
     let place = Place::new();
     let mut backend = Backend::mock_host(&place.socket());
-    // Whoever reads the first answer kills the backend; answers after it come from another one.
+    // The thread that reads the first reply kills the backend. Later replies come from another backend.
     let script = "ip addr add 10.77.0.2/24 dev eth0 && ip link set eth0 up && ping -c 1 10.77.0.1 >/dev/null && echo first \
                   && read -r _ && until ping -c 1 -W 1 10.77.0.1 >/dev/null; do :; done && echo second";
     let flags = ["-i", "--timeout", "60s", "--vhost-user", &vhost::device("net", backend.socket(), "")];

@@ -54,7 +54,7 @@ fn a_socket_that_listens_may_be_inherited() {
 }
 
 #[test]
-fn a_disk_that_nobody_named_survives_a_kill_and_is_removed_at_the_end() {
+fn a_disk_without_a_name_survives_a_kill_and_is_removed_at_the_end() {
     let place = Place::new();
     let start = || {
         let mock = Kiln::new(["vhost", "mock", "--socket", &place.text("m")]).start();

@@ -32,7 +32,7 @@ impl Place {
         Backend::storage_daemon(&disk, &self.path("b"))
     }
 
-    /// Somebody who listens at `mute` and never says a word.
+    /// A peer that listens at `mute` and never sends anything.
     pub fn mute(&self) -> UnixListener {
         UnixListener::bind(self.path("mute")).expect("can listen")
     }

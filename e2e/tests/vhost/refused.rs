@@ -1,4 +1,4 @@
-//! Nobody there, somebody who says nothing, and words that make no sense: an error that names it, in time.
+//! Peers that do not exist or do not answer, and wrong arguments: an error in time that names them.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ fn wrong_words_are_usage_errors() {
 }
 
 #[test]
-fn a_socket_that_somebody_listens_on_is_not_taken() {
+fn a_socket_with_a_listener_is_not_taken() {
     let place = Place::new();
     let _mute = place.mute();
     let mute = place.text("mute");
