@@ -2,9 +2,9 @@
 //!
 //! `cargo run -p kiln-detect --release --example measure -- DIR [--misses]`
 //!
-//! Each `*.txt` begins with headers up to the first empty line; the log follows. Headers are `TITLE:` with the expected title
-//! (without a title, nothing must be found), `ALT:` with titles that are as good, and `CORRUPTED: Y`. The log ends before a
-//! `REPORT:` line.
+//! Each `*.txt` begins with headers up to the first empty line; the log follows. Headers are `TITLE:` with the expected
+//! title (without a title, nothing must be found), `ALT:` with titles that are as good, and `CORRUPTED: Y`. The log
+//! ends before a `REPORT:` line.
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
 //! Finds out to which boot of the guest a line belongs.
 //!
-//! A second banner (`Linux version …`) means either a second boot, or the log of the first boot printed again: by `dmesg` on
-//! the console, or by a boot console that repeats the log when the real console replaces it. Time stamps show which, because
-//! no two boots have the same stamps: the lines after the banner are compared with the first lines of the known boot.
+//! A second banner (`Linux version …`) means either a second boot, or the log of the first boot printed again: by
+//! `dmesg` on the console, or by a boot console that repeats the log when the real console replaces it. Time stamps
+//! show which, because no two boots have the same stamps: the lines after the banner are compared with the first lines
+//! of the known boot.
 //!
 //! ```text
 //!              banner            the lines after it equal those of the known boot

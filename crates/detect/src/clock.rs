@@ -1,7 +1,8 @@
-//! Times of day, in the forms in which programs write them before a row of a log. The kernel's own stamp is not one of them.
+//! Times of day, in the forms in which programs write them before a row of a log. The kernel's own stamp is not one of
+//! them.
 //!
-//! Only differences of these times are used: to find out whether a report is quiet, and to recognise a boot. So time zones
-//! are skipped, every month has 31 days, and a month whose name is in another language counts as January.
+//! Only differences of these times are used: to find out whether a report is quiet, and to recognise a boot. So time
+//! zones are skipped, every month has 31 days, and a month whose name is in another language counts as January.
 
 use std::time::Duration;
 
@@ -14,8 +15,9 @@ const UNIX_DIGITS: usize = 9;
 
 /// Reads the time at the start of a row. Returns it, and the rest of the row after the space.
 ///
-/// `Nov  1 12:00:00` (syslog, `journalctl -o short` and `short-precise`), `2026-11-01T12:00:00.123456+01:00` (`short-iso`,
-/// rsyslog, `dmesg --time-format iso`), `Sun 2026-11-01 12:00:00 UTC` (`short-full`), `1793534400.123456` (`short-unix`).
+/// `Nov  1 12:00:00` (syslog, `journalctl -o short` and `short-precise`), `2026-11-01T12:00:00.123456+01:00`
+/// (`short-iso`, rsyslog, `dmesg --time-format iso`), `Sun 2026-11-01 12:00:00 UTC` (`short-full`), `1793534400.123456`
+/// (`short-unix`).
 pub(crate) fn time(row: &str) -> Option<(Duration, &str)> {
     match row.as_bytes().first()? {
         b'0'..=b'9' => iso(row).or_else(|| unix(row)),

@@ -17,8 +17,8 @@ pub struct ConsoleLine {
 }
 
 impl ConsoleLine {
-    /// A row of a saved log, which has no arrival times. Its time is the kernel's last stamp on it, or else `before`, the
-    /// time of the row before.
+    /// A row of a saved log, which has no arrival times. Its time is the kernel's last stamp on it, or else `before`,
+    /// the time of the row before.
     #[must_use]
     pub fn saved(text: String, before: Duration) -> Self {
         let at = KernelLine::split(&text).filter_map(|line| line.stamp).last().unwrap_or(before);
@@ -51,8 +51,8 @@ pub struct KernelLine<'a> {
 impl<'a> KernelLine<'a> {
     /// Splits a row at its time stamps.
     ///
-    /// Rows run together if a writer begins before another has ended its row, so each stamp starts a line. Text before the
-    /// first stamp is a line without a stamp.
+    /// Rows run together if a writer begins before another has ended its row, so each stamp starts a line. Text before
+    /// the first stamp is a line without a stamp.
     pub fn split(row: &'a str) -> impl Iterator<Item = KernelLine<'a>> {
         let mut rest = Some(row);
         std::iter::from_fn(move || {

@@ -19,7 +19,8 @@ pub struct Finding {
     pub severity: Severity,
     /// The function to blame: the first on the stack that is not part of the code that noticed or reported the error.
     pub function: Option<String>,
-    /// The report is cut, has lost lines, or lacks the stack that reports of its kind have. Title and function may be wrong.
+    /// The report is cut, has lost lines, or lacks the stack that reports of its kind have. Title and function may be
+    /// wrong.
     pub corrupted: bool,
     /// The report's own lines without prefixes, at most [`EXTRACT_LINES_MAX`].
     pub extract: Vec<String>,
@@ -101,7 +102,8 @@ pub enum Kind {
     OutOfMemory,
     /// The kernel booted again and no restart was requested.
     Reboot,
-    /// All CPUs are halted with interrupts disabled. This is not in a log: the engine finds it by the state of the CPUs.
+    /// All CPUs are halted with interrupts disabled. This is not in a log: the engine finds it by the state of the
+    /// CPUs.
     Halted,
     /// The agent doesn't reply any more, and no log shows why. The engine finds it by its requests.
     Silent,

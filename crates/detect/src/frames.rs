@@ -1,10 +1,10 @@
 //! Stack frames: how they are read from a line, how names are made canonical, and which frame is blamed.
 //!
 //! A report is blamed on the innermost function that did something wrong. The innermost frames are mostly not that
-//! function: they are the code that noticed (a sanitizer, a trap handler), that prints the report, or that did as it was
-//! called to do (`memcpy`, a list helper, a lock). The tables at the end of this file list those functions, and the first
-//! frame that isn't listed is blamed. So the title of a finding names `ext4_xattr_set` and not `kasan_report`, and it stays
-//! the same if a compiler inlines one of the helpers.
+//! function: they are the code that noticed (a sanitizer, a trap handler), that prints the report, or that did as it
+//! was called to do (`memcpy`, a list helper, a lock). The tables at the end of this file list those functions, and the
+//! first frame that isn't listed is blamed. So the title of a finding names `ext4_xattr_set` and not `kasan_report`,
+//! and it stays the same if a compiler inlines one of the helpers.
 
 /// Which functions may be blamed for a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

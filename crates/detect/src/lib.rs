@@ -27,16 +27,16 @@
 //! A log that was saved by another program (`dmesg -T`, a journal, syslog) is read with [`SavedLog`].
 //!
 //! # Which lines are the kernel's
-//! A serial console carries the kernel's lines and the output of programs, and nothing marks which is which. The kernel's
-//! time stamp (`[   12.345678]`) is the only difference that can be used:
+//! A serial console carries the kernel's lines and the output of programs, and nothing marks which is which. The
+//! kernel's time stamp (`[   12.345678]`) is the only difference that can be used:
 //!
 //! - Until the first stamped line, every line counts as the kernel's (`printk.time=0`, old logs).
 //! - From the first stamped line on, only stamped text counts. A program that prints "Kernel panic" causes no finding.
-//! - A stamp may follow other text on its row, because programs leave rows unfinished (a shell prompt, for example). The
-//!   text before the stamp is not the kernel's.
+//! - A stamp may follow other text on its row, because programs leave rows unfinished (a shell prompt, for example).
+//!   The text before the stamp is not the kernel's.
 //!
-//! A program that writes to `/dev/kmsg`, or that prints a stamp itself, can't be distinguished from the kernel here. Both
-//! need a guest that intends to mislead.
+//! A program that writes to `/dev/kmsg`, or that prints a stamp itself, can't be distinguished from the kernel here.
+//! Both need a guest that intends to mislead.
 #![forbid(unsafe_code)]
 
 mod boot;

@@ -17,8 +17,8 @@ const BLOCK_BYTES: usize = 16;
 
 /// Splits console bytes into lines. The result doesn't depend on how the bytes were cut into pieces.
 ///
-/// Both LF and CR end a row, so a progress bar that redraws itself with CR becomes many rows and not one that grows. CRLF,
-/// and the CRCRLF that a terminal makes of it, end one row.
+/// Both LF and CR end a row, so a progress bar that redraws itself with CR becomes many rows and not one that grows.
+/// CRLF, and the CRCRLF that a terminal makes of it, end one row.
 ///
 /// ```
 /// let mut lines = kiln_detect::Lines::new();
@@ -107,7 +107,8 @@ impl Lines {
         }
     }
 
-    /// The row that has begun and has no end yet: a prompt, or the last bytes of a machine that is gone. The row stays open.
+    /// The row that has begun and has no end yet: a prompt, or the last bytes of a machine that is gone. The row stays
+    /// open.
     #[must_use]
     pub fn partial(&self) -> Option<String> {
         (!self.row.is_empty()).then(|| clean(&self.row))
@@ -120,7 +121,8 @@ impl Lines {
         last
     }
 
-    /// Cuts a full row between two characters. The first bytes of a character that is incomplete stay for the next piece.
+    /// Cuts a full row between two characters. The first bytes of a character that is incomplete stay for the next
+    /// piece.
     fn take_piece(&mut self) -> String {
         let cut = (self.row.len() - UTF8_TAIL_BYTES_MAX..self.row.len())
             .find(|&start| character_runs_past(&self.row[start..]))
@@ -168,8 +170,8 @@ fn clean(row: &[u8]) -> String {
     while let Some(next) = rest.chars().next() {
         let after = &rest[next.len_utf8()..];
         rest = if next == '\x1b' {
-            // If a sequence doesn't end within its row, only its ESC is removed. Otherwise a program could begin a sequence
-            // and so hide the kernel's message that follows on the row.
+            // If a sequence doesn't end within its row, only its ESC is removed. Otherwise a program could begin a
+            // sequence and so hide the kernel's message that follows on the row.
             &after[escape_length(after).unwrap_or(0)..]
         } else {
             if !next.is_control() || next == '\t' {

@@ -1,8 +1,8 @@
 //! Headings of reports: literal text with holes, matched without backtracking.
 //!
 //! `"^INFO: task {} blocked for more than {} second"`: a `^` requires the start of the message, `{}` matches any text,
-//! `{fn}` matches any text too, which then is the name of the function to blame. A hole takes as little text as possible; a
-//! hole at the end takes the rest of the line.
+//! `{fn}` matches any text too, which then is the name of the function to blame. A hole takes as little text as
+//! possible; a hole at the end takes the rest of the line.
 
 /// The text in a heading's holes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,21 +54,22 @@ impl<'a> Text<'a> {
 
 /// Patterns in their order, with a filter that selects the few that a text can match.
 ///
-/// Most lines of a log match nothing, and a table has more than a hundred patterns. Matching each line with each pattern
-/// took ten times as long as everything else together. So a text is matched only with the patterns that pass one of two
-/// cheap tests. No match is lost, because each test is a condition that every match meets. [`Text::find`] shows this:
+/// Most lines of a log match nothing, and a table has more than a hundred patterns. Matching each line with each
+/// pattern took ten times as long as everything else together. So a text is matched only with the patterns that pass
+/// one of two cheap tests. No match is lost, because each test is a condition that every match meets. [`Text::find`]
+/// shows this:
 ///
-/// - A pattern that is anchored and begins with a literal is tried at two places only: the start of the text, and the start
-///   after a subsystem. It matches there only if the literal is there, so the byte at one of the two places is the literal's
-///   first byte. The filter selects all such patterns for the bytes at both places.
-/// - Any other pattern has at least one literal, and a match contains every literal of its pattern. All places where a match
-///   may be are parts of the whole text, so the whole text contains the literal. The filter searches it there. Patterns
-///   whose literals begin with the same shorter literal share one search for the shorter one: a text that contains the
-///   longer literal contains its beginning.
+/// - A pattern that is anchored and begins with a literal is tried at two places only: the start of the text, and the
+///   start after a subsystem. It matches there only if the literal is there, so the byte at one of the two places is
+///   the literal's first byte. The filter selects all such patterns for the bytes at both places.
+/// - Any other pattern has at least one literal, and a match contains every literal of its pattern. All places where a
+///   match may be are parts of the whole text, so the whole text contains the literal. The filter searches it there.
+///   Patterns whose literals begin with the same shorter literal share one search for the shorter one: a text that
+///   contains the longer literal contains its beginning.
 ///
-/// So the selected patterns are all that match and some that don't. They are then matched in the order of the table, so the
-/// first match is the same as without the filter. The tests in `reference` compare both ways on every fixture and on
-/// random mixes of headings.
+/// So the selected patterns are all that match and some that don't. They are then matched in the order of the table, so
+/// the first match is the same as without the filter. The tests in `reference` compare both ways on every fixture and
+/// on random mixes of headings.
 #[derive(Debug)]
 pub(crate) struct Table {
     patterns: Vec<&'static str>,
@@ -90,8 +91,8 @@ impl Table {
                 None => needles.push((needle(pattern), index)),
             }
         }
-        // Text with `kernel BUG at mm/` contains `kernel BUG at ` too, so one search is enough for both. After sorting, a
-        // literal that is the beginning of others comes directly before them.
+        // Text with `kernel BUG at mm/` contains `kernel BUG at ` too, so one search is enough for both. After sorting,
+        // a literal that is the beginning of others comes directly before them.
         needles.sort_unstable();
         for (needle, index) in needles {
             match table.anywhere.last_mut() {

@@ -1,5 +1,5 @@
-//! Compares the scanner with its simplest form, which matches each line with each pattern and reads byte by byte. Both must
-//! find the same in every fixture and in random mixes of the table's headings.
+//! Compares the scanner with its simplest form, which matches each line with each pattern and reads byte by byte. Both
+//! must find the same in every fixture and in random mixes of the table's headings.
 
 use std::cell::Cell;
 
@@ -17,8 +17,8 @@ pub(crate) fn is_enabled() -> bool {
     IS_ENABLED.get()
 }
 
-/// Scans `log` as a saved log and as a live console, in pieces of `piece_bytes`. Returns the findings of the saved log and
-/// whether it has kernel lines, then the findings and rows of the console.
+/// Scans `log` as a saved log and as a live console, in pieces of `piece_bytes`. Returns the findings of the saved log
+/// and whether it has kernel lines, then the findings and rows of the console.
 fn found(log: &[u8], piece_bytes: usize) -> (Vec<Finding>, bool, Vec<Finding>, Vec<String>) {
     let (mut saved, mut in_saved) = (SavedLog::new(), Vec::new());
     let (mut lines, mut rows) = (Lines::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! A row of a saved log in any of the usual forms: `dmesg` with any option, a journal, syslog, a console with or without
-//! times of the host before each row.
+//! A row of a saved log in any of the usual forms: `dmesg` with any option, a journal, syslog, a console with or
+//! without times of the host before each row.
 //!
 //! ```text
 //!   <4>Nov  1 12:00:00 host kernel: [   12.345678][  T1] text
@@ -7,8 +7,8 @@
 //!  level  time of day  host   tag    the kernel's prefix
 //! ```
 //!
-//! Each part but the text may be absent. A live console has only the kernel's prefix and is not read by this module: there
-//! a guest can print text that looks like any of these forms.
+//! Each part but the text may be absent. A live console has only the kernel's prefix and is not read by this module:
+//! there a guest can print text that looks like any of these forms.
 
 use std::time::Duration;
 
@@ -48,8 +48,8 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// Whether a daemon saved the log. Such a log lacks the last lines of a machine that shuts down, because the daemon is
-    /// stopped before the kernel prints them.
+    /// Whether a daemon saved the log. Such a log lacks the last lines of a machine that shuts down, because the daemon
+    /// is stopped before the kernel prints them.
     pub(crate) fn is_tagged(&self) -> bool {
         self.host.is_some() && !self.is_console
     }
@@ -169,7 +169,8 @@ fn split_at_time(row: &str) -> Option<(Duration, &str)> {
 fn dmesg(rest: &str, row_level: Option<u8>) -> Option<Row<'_>> {
     let kernel = |time, line| Some(Row::Kernel { time, line });
     match rest.as_bytes().first()? {
-        // -T, -e and -d: `[Sun Nov  1 12:00:00 2026]`, `[Nov 1 12:00]`, `[  +0.000012]`, `[   12.345678 <    0.000001>]`.
+        // -T, -e and -d: `[Sun Nov  1 12:00:00 2026]`, `[Nov 1 12:00]`, `[  +0.000012]`, `[   12.345678 <
+        // 0.000001>]`.
         b'[' => {
             let (inner, after) = rest[1..].split_once(']')?;
             let after = after.strip_prefix(' ').unwrap_or(after);
@@ -193,8 +194,8 @@ fn dmesg(rest: &str, row_level: Option<u8>) -> Option<Row<'_>> {
             let stamp = Duration::from_micros(decimal(micros)?);
             let caller =
                 fields.find_map(|field| caller(&format!("[{}]", field.strip_prefix("caller=")?)).map(|found| found.0));
-            // The lowest three bits are the level, the others the facility. The kernel replaces facility 0 in records that
-            // programs write to `/dev/kmsg`, so a record with facility 0 is the kernel's own.
+            // The lowest three bits are the level, the others the facility. The kernel replaces facility 0 in records
+            // that programs write to `/dev/kmsg`, so a record with facility 0 is the kernel's own.
             if priority >> 3 == 0 {
                 kernel(None, KernelLine { level: row_level, stamp: Some(stamp), caller, text })
             } else {
@@ -224,8 +225,8 @@ fn is_priority(word: &str) -> bool {
     word.split_once('.').is_some_and(|(facility, level)| FACILITIES.contains(&facility) && LEVELS.contains(&level))
 }
 
-/// Reads what is left of the kernel's own prefix, and its text. `before` is a stamp from further left; it counts if `rest`
-/// has no stamp.
+/// Reads what is left of the kernel's own prefix, and its text. `before` is a stamp from further left; it counts if
+/// `rest` has no stamp.
 pub(crate) fn message<'a>(rest: &'a str, before: Option<Duration>, row_level: Option<u8>) -> KernelLine<'a> {
     let (own_level, rest) = level(rest).map_or((None, rest), |(level, rest)| (Some(level), rest));
     let row_level = own_level.or(row_level);

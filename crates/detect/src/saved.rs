@@ -6,9 +6,9 @@
 //!                                     Program ──▶ dropped
 //! ```
 //!
-//! For rows that look like a console, the rule of the live console holds ([which lines are the kernel's](crate)). Rows that
-//! a daemon or `dmesg` marks as the kernel's count as the kernel's: these programs read the kernel's log from the kernel.
-//! After the first row with a mark, rows without a mark are not the kernel's.
+//! For rows that look like a console, the rule of the live console holds ([which lines are the kernel's](crate)). Rows
+//! that a daemon or `dmesg` marks as the kernel's count as the kernel's: these programs read the kernel's log from the
+//! kernel. After the first row with a mark, rows without a mark are not the kernel's.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::row::{self, Form, Row};
 use crate::scanner::Scanner;
 use crate::signatures;
 
-/// Reads a saved kernel log in any of the usual forms: a console, `dmesg` with any option, `journalctl -k`, syslog; with or
-/// without times of the host, levels (`<4>`) and callers (`[T1]`).
+/// Reads a saved kernel log in any of the usual forms: a console, `dmesg` with any option, `journalctl -k`, syslog;
+/// with or without times of the host, levels (`<4>`) and callers (`[T1]`).
 ///
 /// ```
 /// let mut log = kiln_detect::SavedLog::new();
@@ -65,7 +65,8 @@ impl SavedLog {
         findings
     }
 
-    /// Whether any row so far was the kernel's. If none was, the text is not a kernel log, and "no findings" means nothing.
+    /// Whether any row so far was the kernel's. If none was, the text is not a kernel log, and "no findings" means
+    /// nothing.
     #[must_use]
     pub fn has_kernel_lines(&self) -> bool {
         self.has_kernel_lines

@@ -17,23 +17,24 @@
 //! backtrace for cpu`) adds that caller to the report.
 //!
 //! Without callers every line has the caller `None`, so one report is open at a time, and the heading of a second CPU
-//! closes the first CPU's report. The first report is then cut, and the second can contain lines of the first. The kernel
-//! limits the damage: it prints most stacks under a lock, so frames of two CPUs seldom mix. A report whose stack is in the
-//! part that was cut is marked as corrupted. Frames of the first report that end up in the second can't be noticed.
+//! closes the first CPU's report. The first report is then cut, and the second can contain lines of the first. The
+//! kernel limits the damage: it prints most stacks under a lock, so frames of two CPUs seldom mix. A report whose stack
+//! is in the part that was cut is marked as corrupted. Frames of the first report that end up in the second can't be
+//! noticed.
 //!
 //! # The end of a report
 //! Most reports have no last line that is always printed, so a report is closed by the first of these events:
 //!
 //! - a line that ends every report of its kind (`---[ end trace`, see [`signatures::ENDS`]);
 //! - a heading of the same caller that begins a report of its own; a panic that follows from the report is not one;
-//! - [`REPORT_QUIET`] without a line of its own. There is no clock here: the next line of the kernel shows that the time has
-//!   passed. Until a line comes, [`Scanner::pending`] returns the finding;
-//! - [`REPORT_LINES_MAX`] lines, or more than [`OPEN_REPORTS_MAX`] open reports. Only these two bounds hold against a guest
-//!   that prints reports without end;
+//! - [`REPORT_QUIET`] without a line of its own. There is no clock here: the next line of the kernel shows that the
+//!   time has passed. Until a line comes, [`Scanner::pending`] returns the finding;
+//! - [`REPORT_LINES_MAX`] lines, or more than [`OPEN_REPORTS_MAX`] open reports. Only these two bounds hold against a
+//!   guest that prints reports without end;
 //! - a second boot, or [`Scanner::finish`].
 //!
-//! Each event closes a report by removing it from the list of open ones and queueing its finding, so a report becomes exactly
-//! one finding. Only a full queue drops findings, and it drops the least severe first.
+//! Each event closes a report by removing it from the list of open ones and queueing its finding, so a report becomes
+//! exactly one finding. Only a full queue drops findings, and it drops the least severe first.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -54,7 +55,8 @@ pub const REPORT_LINES_MAX: usize = 400;
 /// A report is complete if none of its callers has printed a line for this long.
 pub const REPORT_QUIET: Duration = Duration::from_secs(10);
 
-/// Findings that wait to be returned. A row can complete several reports, but only a hostile guest completes more than a few.
+/// Findings that wait to be returned. A row can complete several reports, but only a hostile guest completes more than
+/// a few.
 const READY_MAX: usize = 32;
 
 /// Finds the reports in the lines of one console.
@@ -106,13 +108,14 @@ impl Scanner {
         self.marked
     }
 
-    /// Makes no restart unexpected. For a log that a daemon saves: the daemon is stopped before the kernel prints that it
-    /// restarts, so an orderly restart looks like an unexpected one.
+    /// Makes no restart unexpected. For a log that a daemon saves: the daemon is stopped before the kernel prints that
+    /// it restarts, so an orderly restart looks like an unexpected one.
     pub(crate) fn forgive_reboots(&mut self, forgiven: bool) {
         self.reboots_forgiven = forgiven;
     }
 
-    /// The most severe finding that was not returned yet, from complete and open reports. For use when the machine is gone.
+    /// The most severe finding that was not returned yet, from complete and open reports. For use when the machine is
+    /// gone.
     #[must_use]
     pub fn pending(&self) -> Option<Finding> {
         let open = self.open.iter().map(Report::finding);
@@ -121,8 +124,8 @@ impl Scanner {
         all.into_iter().next()
     }
 
-    /// Call this when the console has closed. Returns all findings that were not returned yet, in the order in which their
-    /// reports began.
+    /// Call this when the console has closed. Returns all findings that were not returned yet, in the order in which
+    /// their reports began.
     pub fn finish(&mut self) -> Vec<Finding> {
         self.close_if(|_| true);
         let mut rest: Vec<Finding> = std::mem::take(self).ready.into();

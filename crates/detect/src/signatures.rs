@@ -1,8 +1,8 @@
 //! The table of headings: how each kind of report begins, and the title and class of its finding.
 //!
 //! Order matters: the first row that matches a line is used, so special headings come before general ones. Patterns are
-//! those of [`pattern`](crate::pattern). In titles, `{0}`, `{1}` … are the heading's holes without numbers and addresses,
-//! `{fn}` is the function to blame, `{access}` is `Read` or `Write`.
+//! those of [`pattern`](crate::pattern). In titles, `{0}`, `{1}` … are the heading's holes without numbers and
+//! addresses, `{fn}` is the function to blame, `{access}` is `Read` or `Write`.
 
 use std::sync::LazyLock;
 
@@ -26,7 +26,8 @@ pub(crate) struct Signature {
 pub(crate) enum Role {
     /// Closes the report and opens a new one.
     Report,
-    /// Closes the report and opens a new one, which the next heading continues: a sentence before a `BUG()` or `WARN()`.
+    /// Closes the report and opens a new one, which the next heading continues: a sentence before a `BUG()` or
+    /// `WARN()`.
     Preamble,
     /// Is a part of the report, or opens a new one if none is open.
     Continues,
