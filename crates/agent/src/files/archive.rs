@@ -19,31 +19,31 @@ use super::walk::{Purpose, Walk};
 
 const OPERATION: &str = "pack";
 
-/// A path that is about to be packed.
+/// A path that is ready to be packed.
 #[derive(Debug)]
 pub struct Packer {
     path: Text,
     place: Place,
-    /// What names in the archive start with.
+    /// The first part of all names in the archive.
     base: Vec<u8>,
 }
 
-/// What an archive got.
+/// The content of an archive that was packed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Packed {
     /// Files, directories and symlinks.
     pub entries: u64,
     /// Bytes of the archive.
     pub bytes: u64,
-    /// Devices, FIFOs, sockets and mounts of the kernel's own file systems, and what could not be read.
+    /// Devices, FIFOs, sockets, mounts of the kernel's own file systems, and files that could not be read.
     pub left_out: LeftOut,
 }
 
 impl Packer {
-    /// Looks at the path, which may be a file, a directory or a symlink that is packed as such.
+    /// Checks the path, which may be a file, a directory or a symlink. A symlink is packed as a symlink.
     ///
     /// # Errors
-    /// `not_found`; `not_a_file` for a device, FIFO or socket.
+    /// `not_found`, or `not_a_file` if the path is a device, FIFO or socket.
     pub fn open(root: &Root, path: &Text) -> Result<Self, Fault> {
         let fail = |errno: Errno| fault_from_errno(path, OPERATION, errno);
         let mut place = root.place(path, OPERATION)?;
@@ -61,11 +61,12 @@ impl Packer {
         Ok(Self { path: path.clone(), place, base })
     }
 
-    /// Writes the archive. Hard links become files of their own; other file systems below are packed, too. What can't be
-    /// packed is left out and named; only the path itself must be there.
+    /// Writes the archive. Hard links become separate files. Other file systems below the path are packed too. A file
+    /// that can't be packed is left out and named in the result.
     ///
     /// # Errors
-    /// What reading the path itself says; a [`Fault`] in the stream's error as it is.
+    /// If the path itself can't be read, or writing to `output` fails. If the error of `output` contains a [`Fault`],
+    /// that is returned.
     pub fn write_to(self, output: impl Write) -> Result<Packed, Fault> {
         let mut archive = Archive { writer: Writer::new(output), left_out: LeftOut::default() };
         let Self { path, place, base } = self;
@@ -84,7 +85,7 @@ impl Packer {
 enum Found {
     Packed,
     Directory,
-    /// Why.
+    /// With the reason.
     LeftOut(Fault),
     Gone,
 }
@@ -95,7 +96,7 @@ struct Archive<W> {
 }
 
 impl<W: Write> Archive<W> {
-    /// Packs what is below a directory that is packed already.
+    /// Packs the entries below a directory that is already packed.
     fn put_tree(&mut self, parent: BorrowedFd<'_>, name: &CStr, base: &[u8], path: &Text) -> Result<(), Fault> {
         let mut walk = Walk::start(parent, name, path, Purpose::Reading)
             .map_err(|errno| fault_from_errno(path, OPERATION, errno))?;
@@ -103,7 +104,7 @@ impl<W: Write> Archive<W> {
             let name = match walk.next() {
                 Ok(Some((name, _))) => name,
                 end => {
-                    // A directory that can't be read any further has what was read of it.
+                    // If reading a directory fails in the middle, the entries that were read are packed.
                     end.map_or_else(|fault| self.left_out.add(fault), |_| ());
                     match walk.leave()? {
                         Some(_) => continue,
@@ -133,8 +134,8 @@ impl<W: Write> Archive<W> {
             let system = rustix::fs::fstatfs(walk.directory()).map_err(|errno| walk.fault(None, OPERATION, errno))?;
             if KERNEL_FILE_SYSTEMS.contains(&system.f_type) {
                 let shown = walk.shown(None);
-                let words = format!("`{shown}` is a file system of the kernel: only its directory is packed");
-                self.left_out.add(Fault::new(ErrorCode::NotAFile, words));
+                let message = format!("`{shown}` is a file system of the kernel: only its directory is packed");
+                self.left_out.add(Fault::new(ErrorCode::NotAFile, message));
                 walk.leave()?;
             }
         }

@@ -1,4 +1,4 @@
-//! Errors of the kernel as faults of the protocol: one code each, and words that name the path.
+//! Turns errors of the kernel into faults of the protocol: each has a code, and a message with the path.
 
 use std::fmt::Display;
 use std::io;
@@ -6,18 +6,18 @@ use std::io;
 use kiln_wire::{ErrorCode, Fault};
 use rustix::io::Errno;
 
-/// A fault with the meaning of an errno: ``failed to <operation> `<path>`: <what the kernel said>``.
+/// The fault for an errno: ``failed to <operation> `<path>`: <text of the errno>``.
 pub fn fault_from_errno(path: impl Display, operation: &str, error: impl Into<io::Error>) -> Fault {
     let error = error.into();
     let code = error.raw_os_error().map_or(ErrorCode::Io, |raw| code_of(Errno::from_raw_os_error(raw)));
-    Fault::new(code, format!("failed to {operation} `{path}`: {}", words(&error, code)))
+    Fault::new(code, format!("failed to {operation} `{path}`: {}", text_of(&error, code)))
 }
 
-/// What a failed `Read` or `Write` of the caller's stream means: its own [`Fault`] where it carries one.
+/// The fault for an error of the caller's `Read` or `Write`: the [`Fault`] in the error, if it contains one.
 pub(super) fn fault_from_stream(stream: &str, error: io::Error) -> Fault {
     match error.downcast::<Fault>() {
         Ok(fault) => fault,
-        Err(error) => Fault::new(ErrorCode::Io, format!("the {stream} broke: {error}")),
+        Err(error) => Fault::new(ErrorCode::Io, format!("the {stream} failed: {error}")),
     }
 }
 
@@ -46,8 +46,8 @@ fn code_of(errno: Errno) -> ErrorCode {
     }
 }
 
-/// The library's words in lower case; the number only where the code does not say it.
-fn words(error: &io::Error, code: ErrorCode) -> String {
+/// The library's text in lower case, with the number only if the code doesn't identify the errno.
+fn text_of(error: &io::Error, code: ErrorCode) -> String {
     let text = error.to_string();
     let (sentence, number) = text.split_once(" (os error ").unwrap_or((&text, ""));
     let mut letters = sentence.chars();
@@ -63,20 +63,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_names_the_path_and_what_was_tried() {
+    fn a_fault_names_the_path_and_the_operation() {
         let fault = fault_from_errno("/x", "read", Errno::NOENT);
         assert_eq!(fault, Fault::new(ErrorCode::NotFound, "failed to read `/x`: no such file or directory"));
     }
 
     #[test]
-    fn an_errno_without_a_name_is_told_by_number() {
+    fn an_errno_without_a_code_is_shown_by_its_number() {
         let fault = fault_from_errno("/x", "read", Errno::NOTTY);
         assert_eq!(fault.code, ErrorCode::Io);
         assert!(fault.message.ends_with("(errno 25)"), "{}", fault.message);
     }
 
     #[test]
-    fn a_fault_passes_through_a_stream_unchanged() {
+    fn a_fault_in_a_streams_error_is_returned_unchanged() {
         let fault = Fault::new(ErrorCode::Cancelled, "cancelled");
         assert_eq!(fault_from_stream("archive", io::Error::other(fault.clone())), fault);
     }

@@ -1,4 +1,4 @@
-//! What is at a path, and what is in a directory: sorted pages with bounded memory.
+//! The status of a path, and the entries of a directory in sorted pages with bounded memory.
 
 use std::collections::BinaryHeap;
 use std::ffi::CString;
@@ -12,15 +12,16 @@ use super::fault::{fault_from_errno, invalid};
 use super::place::{Root, stat_at};
 use super::stat::{file_stat, kind_of, size_of};
 
-/// Most entries of one page.
+/// The most entries of one page.
 pub const LIST_LIMIT_MAX: u32 = 10_000;
-/// A page travels in one frame; this is left for what is around the entries, the next name included.
+/// Bytes of a page's entries. A page is sent in one frame; the rest of the frame is for `next` and the JSON around
+/// entries.
 const PAGE_BYTES_MAX: usize = PAYLOAD_MAX - 4096;
 
-/// What is at a path; with `follow`, at the end of its symlinks.
+/// The status of a path. With `follow`, symlinks at its end are followed.
 ///
 /// # Errors
-/// `not_found`, also for a symlink that leads nowhere and is followed.
+/// `not_found`, also if a symlink is followed and its target does not exist.
 pub fn stat(root: &Root, path: &Text, follow: bool) -> Result<FileStat, Fault> {
     let fail = |errno: Errno| fault_from_errno(path, "stat", errno);
     let flags = if follow { OFlags::PATH } else { OFlags::PATH | OFlags::NOFOLLOW };
@@ -33,12 +34,12 @@ pub fn stat(root: &Root, path: &Text, follow: bool) -> Result<FileStat, Fault> {
     Ok(file_stat(&stat, target))
 }
 
-/// The entries of a directory that come after a name, sorted by name as bytes.
+/// The entries of a directory whose names come after `after`, sorted by the bytes of their names.
 ///
-/// A page ends at its limit or where it would no longer fit a frame; `next` is there as long as names are left.
+/// A page ends at its limit or when a frame is full. `next` is set if names are left.
 ///
 /// # Errors
-/// `invalid_request` for a limit outside 1 ..= [`LIST_LIMIT_MAX`]; `not_a_directory`, `not_found`.
+/// `invalid_request` if the limit is outside 1 ..= [`LIST_LIMIT_MAX`]; `not_a_directory`, `not_found`.
 pub fn list(root: &Root, path: &Text, after: Option<&Text>, limit: Option<u32>) -> Result<ListPage, Fault> {
     let limit = limit.unwrap_or(LIST_LIMIT_MAX);
     if limit == 0 || limit > LIST_LIMIT_MAX {
@@ -65,7 +66,7 @@ pub fn list(root: &Root, path: &Text, after: Option<&Text>, limit: Option<u32>) 
     let mut bytes = 0;
     for name in names {
         let name = CString::new(name).expect("the kernel's names have no zero byte");
-        // What is gone by now is not listed.
+        // An entry that was removed since then is not listed.
         if let Some(stat) = stat_at(&directory, &name).map_err(fail)? {
             let entry = Entry { name: Text::from(name.as_bytes()), kind: kind_of(&stat), size: size_of(&stat) };
             bytes += json_bytes(&entry) + 1;
@@ -80,7 +81,7 @@ pub fn list(root: &Root, path: &Text, after: Option<&Text>, limit: Option<u32>) 
     Ok(ListPage { entries, next: last.filter(|_| more) })
 }
 
-/// What a symlink that is open with `O_PATH` says.
+/// The target of a symlink that is open with `O_PATH`.
 pub(super) fn link_target(handle: &OwnedFd) -> Result<Text, Errno> {
     Ok(rustix::fs::readlinkat(handle, c"", Vec::new())?.into_bytes().into())
 }
@@ -89,7 +90,7 @@ fn json_bytes(entry: &Entry) -> usize {
     serde_json::to_vec(entry).map_or(PAGE_BYTES_MAX, |json| json.len())
 }
 
-/// The smallest names of many, in memory for those alone.
+/// Collects the smallest of many names. Only those are kept in memory.
 struct Smallest {
     heap: BinaryHeap<Vec<u8>>,
     count_max: usize,

@@ -1,4 +1,4 @@
-//! Files that lie in memory: their work is short and never waits for a device.
+//! Files in memory: reading and writing them is short and never waits for a device.
 
 use std::fs::File;
 

@@ -1,4 +1,4 @@
-//! Files of the guest: everything that `kiln_wire::FilesRequest` can ask for, and watching.
+//! Files of the guest: all requests of `kiln_wire::FilesRequest`, and watching.
 //!
 //! ```text
 //!   FilesRequest ─▶ start ─▶ Job ─┬▶ Answered                       done already
@@ -6,10 +6,10 @@
 //!                                 └▶ Write, Append, Unpack          write(&bytes) + commit(), read_from(&mut stream)
 //! ```
 //!
-//! It blocks and knows no protocol: its caller gives it a thread. Paths are resolved once, to an open directory and a
-//! last name, and the work is done on those, so nothing can be swapped between the check and the use. A jail is held by
-//! the kernel (`RESOLVE_BENEATH`), not by looking at strings. Memory is bounded by constants, not by what files hold.
-//! `/proc` must be mounted.
+//! The functions block, so the caller must call them on a thread that may. They don't depend on streams. Paths are
+//! resolved once, to an open directory and a last name, and the work is done on those, so nothing can be replaced
+//! between check and use. The kernel enforces a jail (`RESOLVE_BENEATH`); path strings are not inspected for it. Memory
+//! is bounded by constants and doesn't depend on the content of files. `/proc` must be mounted.
 
 mod fault;
 mod memory;

@@ -1,4 +1,13 @@
-//! Where paths lead: a root, whole or jailed, and places in it that can't move under their user.
+//! Resolves paths in a root (all of the guest or a jail) to places that other processes can't replace.
+//!
+//! # How a jail holds
+//! A jail must hold against processes in the guest that rename directories and replace symlinks while a path is
+//! resolved. So no check of path strings decides: the kernel resolves each path from the jail's open directory with
+//! `RESOLVE_BENEATH`, which refuses `..`, absolute paths and symlinks that leave the directory, at each step and
+//! atomically. The result is an open directory and a last name, and the later system calls use those. If the directory
+//! is renamed in between, they still work on the same directory. The last name can be replaced by a symlink at any
+//! time, so these calls don't follow one (`O_NOFOLLOW`, `AT_SYMLINK_NOFOLLOW`); if a symlink at the end is to be
+//! followed, [`Root::final_place`] resolves its target like a new path, under the same rules.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,13 +18,13 @@ use rustix::io::Errno;
 
 use super::fault::{fault_from_errno, invalid};
 
-/// Longest path that the kernel takes, without its final zero.
+/// Longest path that the kernel accepts, without its final zero.
 const PATH_BYTES_MAX: usize = 4095;
 /// Longest name in a directory.
 const NAME_BYTES_MAX: usize = 255;
-/// Symlinks at the end of one path, as in the kernel.
+/// Symlinks that are followed at the end of one path; the kernel's limit.
 const SYMLINKS_MAX: usize = 40;
-/// Tries of a resolution that renames elsewhere keep disturbing.
+/// Tries of a resolution that concurrent renames disturb.
 const RESOLVE_TRIES: usize = 128;
 
 /// The directory that paths start at: all of the guest, or a jail.
@@ -31,7 +40,7 @@ enum Scope {
     Jail,
 }
 
-/// An open directory and a name in it; the name is `.` where the path has none of its own.
+/// An open directory and a name in it. The name is `.` if the path has no last name, see [`Place::is_nameless`].
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) parent: OwnedFd,
@@ -41,10 +50,10 @@ pub(super) struct Place {
 }
 
 impl Root {
-    /// Opens the jail, or the guest's `/` where there is none.
+    /// Opens the jail, or the guest's `/` if there is no jail.
     ///
     /// # Errors
-    /// A jail that is missing or no directory.
+    /// If the jail does not exist or is not a directory.
     pub fn new(jail: Option<&Text>) -> Result<Self, Fault> {
         let slash = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| fault_from_errno("/", "open", errno))?;
@@ -58,18 +67,18 @@ impl Root {
         Self { directory, scope: Scope::Jail }
     }
 
-    /// Opens what is at a path, following symlinks unless the flags say otherwise.
+    /// Opens a path. Symlinks at its end are followed unless the flags forbid it.
     pub(super) fn open(&self, path: &Text, flags: OFlags, operation: &str) -> Result<OwnedFd, Fault> {
         let relative = relative(path.as_bytes(), path)?;
         self.open_relative(relative, flags).map_err(|errno| self.fault(path, operation, errno))
     }
 
-    /// The place of a path; a symlink at its end is the place itself.
+    /// The place of a path. A symlink at its end is not followed.
     pub(super) fn place(&self, path: &Text, operation: &str) -> Result<Place, Fault> {
         self.place_of(path.as_bytes(), path, operation)
     }
 
-    /// The place that is left when symlinks at the end are followed, whether something is there or not.
+    /// The place of a path after following symlinks at its end. The place may be empty.
     pub(super) fn final_place(&self, path: &Text, operation: &str) -> Result<Place, Fault> {
         let mut current = path.as_bytes().to_vec();
         for _ in 0..=SYMLINKS_MAX {
@@ -85,7 +94,7 @@ impl Root {
                 }
                 current = target;
             } else {
-                // The kernel, too, reads a link's words from the directory that the link is in.
+                // A relative target is resolved from the link's directory, like in the kernel.
                 let trimmed = trim_slashes(&current);
                 let directory = trimmed.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
                 current.truncate(directory);
@@ -98,7 +107,7 @@ impl Root {
         Err(self.fault(path, operation, Errno::LOOP))
     }
 
-    /// Says what an errno of resolving a path means here.
+    /// The fault for an errno of resolving a path.
     pub(super) fn fault(&self, path: &Text, operation: &str, errno: Errno) -> Fault {
         if errno == Errno::XDEV && self.scope == Scope::Jail {
             return Fault::new(ErrorCode::OutsideJail, format!("failed to {operation} `{path}`: it leaves its jail"));
@@ -113,7 +122,7 @@ impl Root {
             Some(slash) => (&trimmed[..slash], &trimmed[slash + 1..]),
             None => (&b"."[..], trimmed),
         };
-        // These name no entry of a directory that is known before they are resolved.
+        // `.` and `..` are not names of an entry, so the whole path is resolved as a directory.
         let (directory, name) = if matches!(name, b"." | b"..") { (trimmed, &b"."[..]) } else { (directory, name) };
         let parent = self
             .open_relative(directory, OFlags::PATH | OFlags::DIRECTORY)
@@ -130,7 +139,7 @@ impl Root {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..RESOLVE_TRIES {
             match rustix::fs::openat2(&self.directory, relative, flags, Mode::empty(), resolve) {
-                // The kernel can't tell whether `..` left the jail while something was renamed.
+                // EAGAIN: a rename happened meanwhile, and the kernel can't decide whether a `..` left the jail.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
             }
@@ -140,18 +149,18 @@ impl Root {
 }
 
 impl Place {
-    /// Whether the path has no name of its own, like `/`, `.` and `a/..`.
+    /// Whether the path has no last name, like `/`, `.` and `a/..`.
     pub(super) fn is_nameless(&self) -> bool {
         self.name.as_bytes() == b"."
     }
 
-    /// What is there now, a symlink itself; `None` where nothing is.
+    /// The status of the place, without following a symlink. `None` if nothing is there.
     pub(super) fn stat(&self) -> Result<Option<Stat>, Errno> {
         stat_at(&self.parent, &self.name)
     }
 }
 
-/// What a name in a directory is, a symlink itself; `None` where nothing is.
+/// The status of a name in a directory, without following a symlink. `None` if nothing is there.
 pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Option<Stat>, Errno> {
     match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -160,18 +169,18 @@ pub(super) fn stat_at(directory: impl AsFd, name: &CStr) -> Result<Option<Stat>,
     }
 }
 
-/// Opens for reading or writing exactly what an `O_PATH` descriptor stands for.
+/// Opens the file of an `O_PATH` descriptor for reading or writing. It is the same file even if its name was replaced.
 pub(super) fn reopen(handle: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     rustix::io::retry_on_intr(|| rustix::fs::openat(CWD, descriptor_path(handle), flags, Mode::empty()))
 }
 
-/// The path under which the kernel knows an open descriptor.
+/// The path of an open descriptor in `/proc`.
 pub(super) fn descriptor_path(handle: &OwnedFd) -> CString {
     CString::new(format!("/proc/self/fd/{}", handle.as_raw_fd())).expect("a number has no zero byte")
 }
 
-/// A path as words to resolve from a root.
+/// A path relative to a root, without leading slashes.
 fn relative<'a>(path: &'a [u8], shown: &Text) -> Result<&'a [u8], Fault> {
     if path.is_empty() {
         return Err(invalid("the path is empty"));

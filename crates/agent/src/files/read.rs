@@ -15,7 +15,7 @@ use super::stat::{expect_plain, file_stat};
 
 const OPERATION: &str = "read";
 
-/// A part of a plain file. [`fill`](Self::fill) it into buffers until there is nothing more.
+/// A part of a plain file. Call [`fill`](Self::fill) until it returns 0.
 #[derive(Debug)]
 pub struct Reader {
     path: Text,
@@ -27,19 +27,20 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Whether each [`fill`](Self::fill) is short: bytes of a file in memory. Lines may have to be searched for at length.
+    /// Whether each [`fill`](Self::fill) takes little time: reading bytes of a file in memory. Finding lines may take
+    /// long.
     pub fn is_quick(&self) -> bool {
         matches!(self.cut, Cut::Bytes { .. }) && in_memory(&self.file)
     }
 
-    /// Opens a file; symlinks are followed.
+    /// Opens a file. Symlinks are followed.
     ///
     /// # Errors
-    /// `invalid_request` for a negative range; `is_a_directory`, `not_a_file`; whatever opening says.
+    /// `invalid_request` if the range is negative; `is_a_directory`, `not_a_file`; the error of opening.
     pub fn open(root: &Root, path: &Text, range: ReadRange) -> Result<Self, Fault> {
         let (cut, offset) = Cut::new(range)?;
         let (mut file, stat) = open_plain(root, path)?;
-        // The kernel refuses offsets that no file of this file system can have: there is nothing there.
+        // The kernel refuses offsets that are beyond the largest file of this file system. There are no bytes at them.
         let ended = match offset {
             0 => false,
             offset => match file.seek(SeekFrom::Start(offset)) {
@@ -51,19 +52,19 @@ impl Reader {
         Ok(Self { path: path.clone(), file, stat, position: offset, cut, ended })
     }
 
-    /// What the file was when it was opened.
+    /// The status of the file when it was opened.
     pub fn stat(&self) -> &FileStat {
         &self.stat
     }
 
-    /// Puts the next bytes of the range into the buffer's start and says how many; 0 is the end.
+    /// Reads the next bytes of the range to the start of the buffer. Returns their number, 0 at the end.
     ///
     /// # Errors
-    /// What reading says.
+    /// If reading fails.
     pub fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Fault> {
         while !self.ended && !self.cut.is_done() {
             let room = usize::try_from(i64::MAX.unsigned_abs() - self.position).unwrap_or(usize::MAX);
-            let length = buffer.len().min(room).min(self.cut.bytes_wanted());
+            let length = buffer.len().min(room).min(self.cut.bytes_max());
             if length == 0 {
                 break;
             }
@@ -86,13 +87,14 @@ impl Reader {
         Ok(0)
     }
 
-    /// Whether `max_bytes` left out something that the lines had. Known at the end.
+    /// Whether `max_bytes` has cut the lines. Known at the end.
     pub fn truncated(&self) -> bool {
         matches!(self.cut, Cut::Lines { truncated: true, .. })
     }
 }
 
-/// Opens a plain file for reading, with no side effects on what is no plain file.
+/// Opens a plain file for reading. Other kinds are refused before they are opened, so opening has no side effects on
+/// them.
 pub(super) fn open_plain(root: &Root, path: &Text) -> Result<(File, FileStat), Fault> {
     let fail = |errno: Errno| fault_from_errno(path, OPERATION, errno);
     let handle = root.open(path, OFlags::PATH, OPERATION)?;
@@ -106,17 +108,17 @@ fn is_past_every_end(error: &io::Error) -> bool {
     [Errno::INVAL, Errno::OVERFLOW].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Which bytes of a file are wanted, decided chunk by chunk and without I/O.
+/// Selects the bytes of a range, chunk by chunk and without I/O.
 #[derive(Debug)]
 pub(super) enum Cut {
-    /// So many bytes more; without end where `None`.
+    /// This many bytes more, or all if `None`.
     Bytes { left: Option<u64> },
-    /// Lines, after those that are skipped.
+    /// Lines, after the ones that are skipped.
     Lines { skip: u64, lines_left: Option<u64>, bytes_left: Option<u64>, truncated: bool },
 }
 
 impl Cut {
-    /// The cut and the byte offset to start at.
+    /// The cut, and the byte offset at which reading starts.
     pub(super) fn new(range: ReadRange) -> Result<(Self, u64), Fault> {
         let count = |name: &str, value: i64| {
             u64::try_from(value).map_err(|_| invalid(format!("`{name}` is {value}, which is negative")))
@@ -147,15 +149,15 @@ impl Cut {
         )
     }
 
-    /// The most that is worth reading at once.
-    fn bytes_wanted(&self) -> usize {
+    /// The most bytes that may still be needed.
+    fn bytes_max(&self) -> usize {
         match self {
             Self::Bytes { left: Some(left) } => usize::try_from(*left).unwrap_or(usize::MAX),
             _ => usize::MAX,
         }
     }
 
-    /// The part of the next chunk that is wanted.
+    /// The part of the next chunk that is in the range.
     pub(super) fn next(&mut self, chunk: &[u8]) -> Range<usize> {
         match self {
             Self::Bytes { left } => {
@@ -164,7 +166,7 @@ impl Cut {
             }
             Self::Lines { skip, lines_left, bytes_left, truncated } => {
                 let start = pass_lines(chunk, skip);
-                // A line that is only begun may still belong to what is skipped.
+                // If lines are left to skip, the chunk ends inside of a skipped line.
                 if *skip > 0 || *truncated {
                     return start..start;
                 }
@@ -180,7 +182,7 @@ impl Cut {
     }
 }
 
-/// How much of `wanted` a budget has, which is spent.
+/// Takes up to `wanted` from the budget. Returns the amount.
 fn take(budget: &mut Option<u64>, wanted: usize) -> usize {
     match budget {
         None => wanted,
@@ -192,9 +194,9 @@ fn take(budget: &mut Option<u64>, wanted: usize) -> usize {
     }
 }
 
-/// Where so many lines end in a chunk; `lines` is what is left to pass after it.
+/// The index at which this number of lines ends in a chunk. `lines` becomes the number that is left.
 fn pass_lines(chunk: &[u8], lines: &mut u64) -> usize {
-    // Counting is several times faster than finding, and only the last chunk needs finding.
+    // Counting line ends is several times faster than finding them, and only the last chunk needs finding.
     let ends = chunk.iter().filter(|byte| **byte == b'\n').count() as u64;
     if ends < *lines {
         *lines -= ends;

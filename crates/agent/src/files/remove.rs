@@ -1,4 +1,4 @@
-//! Removing files and trees. Symlinks are removed, never followed, and mounts are left alone.
+//! Removing files and trees. Symlinks are removed and never followed. Mounts are not removed.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,14 +13,14 @@ use super::place::Root;
 use super::walk::{Purpose, Walk};
 use super::write::expect_name;
 
-/// Directories of one tree that may turn out not to be empty after all, because someone adds to them.
+/// How often a directory of one tree may have new entries after it was emptied, because another process adds them.
 const REFILLED_MAX: usize = 64;
 
-/// Removes a file, a symlink or an empty directory; with `recursive`, what is in the directory first.
+/// Removes a file, a symlink or an empty directory. With `recursive`, a directory's entries are removed first.
 ///
 /// # Errors
-/// `not_found`, `not_empty`, `permission_denied`; `busy` at a mount; `cancelled` once `stop` is set. A tree that
-/// can't be removed as a whole is removed up to the entry that the fault names.
+/// `not_found`, `not_empty`, `permission_denied`; `busy` at a mount; `cancelled` after `stop` was set. If a tree can't
+/// be removed completely, it is removed up to the entry that the fault names.
 pub fn remove(root: &Root, path: &Text, recursive: bool, stop: &AtomicBool) -> Result<(), Fault> {
     let fail = |errno: Errno| fault_from_errno(path, "remove", errno);
     let place = root.place(path, "remove")?;
@@ -62,7 +62,7 @@ fn remove_full(parent: BorrowedFd<'_>, name: &CStr, path: &Text, stop: &AtomicBo
     }
 }
 
-/// Removes everything below the walk's top.
+/// Removes all entries below the walk's top.
 fn empty(walk: &mut Walk, refilled: &mut usize, stop: &AtomicBool) -> Result<(), Fault> {
     loop {
         if stop.load(Ordering::Relaxed) {
@@ -95,7 +95,7 @@ fn enter(walk: &mut Walk, name: &CStr) -> Result<(), Fault> {
     }
 }
 
-/// Removes anything but a directory that is not empty, which is `ENOTEMPTY`.
+/// Removes a file, a symlink or an empty directory. For other directories it returns `ENOTEMPTY`.
 pub(super) fn unlink(directory: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {

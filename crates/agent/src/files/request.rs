@@ -1,4 +1,4 @@
-//! From a request of the protocol to the work it asks for.
+//! Starts the work of a request.
 
 use std::sync::atomic::AtomicBool;
 
@@ -13,38 +13,38 @@ use super::tree::{chmod, chown, copy, mkdir, rename, symlink};
 use super::unpack::{Owners, Unpacker};
 use super::write::{Append, AtomicWrite};
 
-/// What a request turned into.
+/// A request that was started.
 #[derive(Debug)]
 pub enum Job {
     /// It is done.
     Answered(Answer),
-    /// Bytes to fetch.
+    /// A file to read.
     Read(Reader),
-    /// A file that waits for its bytes and its commit.
+    /// A file that needs its bytes and a commit.
     Write(AtomicWrite),
-    /// The end of a file that waits for bytes and a commit.
+    /// A file that needs bytes for its end and a commit.
     Append(Append),
-    /// A directory that waits for an archive.
+    /// A directory that needs an archive.
     Unpack(Unpacker),
-    /// An archive to fetch.
+    /// An archive to read.
     Pack(Packer),
 }
 
-/// What is to be told before `Done`.
+/// The reply of a request that is done, before its `Done`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Nothing.
+    /// No reply.
     Done,
-    /// What is at the path.
+    /// The status of the path.
     Stat(FileStat),
     /// A page of the directory.
     Page(ListPage),
 }
 
-/// Does what needs no stream, and opens what does. `stop` ends the two that may take long, `remove` and `copy`.
+/// Does the work if it needs no stream, or else opens the file. `stop` ends `remove` and `copy`, which may take long.
 ///
 /// # Errors
-/// Whatever the operation says.
+/// The error of the operation.
 pub fn start(request: &FilesRequest, stop: &AtomicBool) -> Result<Job, Fault> {
     let root = &Root::new(request.jail.as_ref())?;
     let answer = match &request.request {

@@ -1,11 +1,11 @@
-//! The kernel's `stat` as the protocol's.
+//! Turns the kernel's `stat` into the protocol's.
 
 use kiln_wire::{ErrorCode, Fault, FileKind, FileStat, Owner, Text};
 use rustix::fs::{FileType, Stat};
 
 use super::fault::invalid;
 
-/// Highest permission bits: set-uid, set-gid, sticky, and three times read, write, execute.
+/// All permission bits: set-uid, set-gid, sticky, and three times read, write, execute.
 pub(super) const PERMISSIONS_MAX: u32 = 0o7777;
 
 pub(super) fn file_stat(stat: &Stat, target: Option<Text>) -> FileStat {
@@ -42,12 +42,12 @@ pub(super) fn owner_of(stat: &Stat) -> Owner {
     Owner { uid: stat.st_uid, gid: stat.st_gid }
 }
 
-/// What tells two files apart.
+/// Identifies a file: device and inode.
 pub(super) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Refuses by name what is not a plain file.
+/// Refuses a file that is not a plain one, by its kind.
 pub(super) fn expect_plain(stat: &Stat, path: &Text) -> Result<(), Fault> {
     let code = match kind_of(stat) {
         FileKind::File => return Ok(()),
@@ -76,7 +76,7 @@ pub(super) fn expect_permissions(permissions: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The kernel reads the highest id as "leave it as it is", which nobody can ask for here.
+/// Refuses the highest id, which the kernel takes as "unchanged".
 pub(super) fn expect_owner(owner: Owner) -> Result<(), Fault> {
     if owner.uid == u32::MAX || owner.gid == u32::MAX {
         return Err(invalid(format!("owner {}:{} is not an owner", owner.uid, owner.gid)));

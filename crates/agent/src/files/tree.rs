@@ -1,4 +1,4 @@
-//! Small changes to the tree: directories, names, copies, symlinks, permissions, owners.
+//! Changes to the tree: directories, names, copies, symlinks, permissions, owners.
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -14,12 +14,12 @@ use super::read::open_plain;
 use super::stat::{PERMISSIONS_MAX, expect_owner, expect_permissions, kind_of};
 use super::write::{AtomicWrite, expect_name};
 
-/// Permission bits of a directory that was given none.
+/// Permission bits of a new directory by default.
 const DIRECTORY_PERMISSIONS_DEFAULT: u32 = 0o755;
-/// Bytes that a copy holds in memory.
+/// Bytes of a copy in memory.
 const COPY_BUFFER_BYTES: usize = 128 * 1024;
 
-/// Makes a directory; with `parents`, those above it too, and one that exists is as good.
+/// Creates a directory. With `parents`, missing directories above it are created too, and it may already exist.
 ///
 /// # Errors
 /// `already_exists`, `not_found`, `not_a_directory`.
@@ -33,11 +33,11 @@ pub fn mkdir(root: &Root, path: &Text, parents: bool, permissions: Option<u32>) 
     make(&place, permissions).map_err(|errno| fault_from_errno(path, "make directory", errno))
 }
 
-/// Renames, replacing what is there as rename(2) does. Symlinks are not followed.
+/// Renames like rename(2), which replaces an existing target. Symlinks are not followed.
 ///
 /// # Errors
-/// `not_found`, `cross_device`, `not_empty`, `is_a_directory`, `not_a_directory`; `invalid_request` for a directory
-/// that would go into itself.
+/// `not_found`, `cross_device`, `not_empty`, `is_a_directory`, `not_a_directory`; `invalid_request` if a directory
+/// would be moved into itself.
 pub fn rename(root: &Root, from: &Text, to: &Text) -> Result<(), Fault> {
     let source = root.place(from, "rename")?;
     let target = root.place(to, "rename to")?;
@@ -50,10 +50,10 @@ pub fn rename(root: &Root, from: &Text, to: &Text) -> Result<(), Fault> {
     }
 }
 
-/// Copies a plain file with its permission bits; the copy appears as a whole. Says how many bytes it has.
+/// Copies a plain file with its permission bits. The copy appears as a whole. Returns its length in bytes.
 ///
 /// # Errors
-/// Those of reading `from` and of writing `to`; `cancelled` once `stop` is set.
+/// The errors of reading `from` and of writing `to`; `cancelled` after `stop` was set.
 pub fn copy(root: &Root, from: &Text, to: &Text, stop: &AtomicBool) -> Result<u64, Fault> {
     let (mut source, stat) = open_plain(root, from)?;
     let mut target = AtomicWrite::begin(root, to, WriteMode::Replace, Some(stat.permissions), None)?;
@@ -71,23 +71,23 @@ pub fn copy(root: &Root, from: &Text, to: &Text, stop: &AtomicBool) -> Result<u6
     }
 }
 
-/// Makes a symlink. It may say anything; a jail holds where it is followed.
+/// Creates a symlink. Its target may be outside of the jail: the jail is enforced when a symlink is followed.
 ///
 /// # Errors
-/// `already_exists`, `not_found`; `invalid_request` for words that no symlink can say.
+/// `already_exists`, `not_found`; `invalid_request` if the target is empty or has a zero byte.
 pub fn symlink(root: &Root, target: &Text, path: &Text) -> Result<(), Fault> {
     if target.is_empty() || target.as_bytes().contains(&0) {
-        return Err(invalid(format!("a symlink can't say `{target}`: it is empty or has a zero byte")));
+        return Err(invalid(format!("a symlink can't have the target `{target}`: it is empty or has a zero byte")));
     }
     let place = root.place(path, "make symlink")?;
     rustix::fs::symlinkat(target.as_bytes(), &place.parent, &place.name)
         .map_err(|errno| fault_from_errno(path, "make symlink", errno))
 }
 
-/// Sets permission bits; a symlink is followed.
+/// Sets permission bits. A symlink is followed.
 ///
 /// # Errors
-/// `invalid_request` for bits over 0o7777; `not_found`, `permission_denied`.
+/// `invalid_request` if there are bits over 0o7777; `not_found`, `permission_denied`.
 pub fn chmod(root: &Root, path: &Text, permissions: u32) -> Result<(), Fault> {
     expect_permissions(permissions)?;
     let handle = root.open(path, OFlags::PATH, "set the permissions of")?;
@@ -95,10 +95,10 @@ pub fn chmod(root: &Root, path: &Text, permissions: u32) -> Result<(), Fault> {
         .map_err(|errno| fault_from_errno(path, "set the permissions of", errno))
 }
 
-/// Sets the owner; a symlink itself is changed.
+/// Sets the owner. A symlink is not followed.
 ///
 /// # Errors
-/// `invalid_request` for ids of 2³² − 1; `not_found`, `permission_denied`.
+/// `invalid_request` if an id is 2³² − 1; `not_found`, `permission_denied`.
 pub fn chown(root: &Root, path: &Text, owner: Owner) -> Result<(), Fault> {
     expect_owner(owner)?;
     let operation = "set the owner of";
@@ -108,7 +108,7 @@ pub fn chown(root: &Root, path: &Text, owner: Owner) -> Result<(), Fault> {
         .map_err(|errno| fault_from_errno(path, operation, errno))
 }
 
-/// Opens a directory, which is made with those above it where it is missing, and says whether it was.
+/// Opens a directory. If it is missing, it is created with the directories above it. Returns whether it was created.
 pub(super) fn open_or_make(root: &Root, path: &Text) -> Result<(OwnedFd, bool), Fault> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     match root.open(path, flags, "open directory") {
@@ -132,7 +132,7 @@ fn mkdir_parents(root: &Root, path: &Text, permissions: u32) -> Result<(), Fault
         Err(fault) if fault.code == ErrorCode::NotFound && !bytes.is_empty() => {}
         Err(fault) => return Err(fault),
     }
-    // Every prefix that ends where a name ends, the whole path last.
+    // All prefixes that end with a whole name. The last is the whole path.
     let ends =
         (0..bytes.len()).filter(|end| bytes[*end] != b'/' && bytes.get(end + 1).is_none_or(|next| *next == b'/'));
     let last = ends.clone().next_back().unwrap_or(0);
@@ -142,7 +142,7 @@ fn mkdir_parents(root: &Root, path: &Text, permissions: u32) -> Result<(), Fault
         let place = root.place(&prefix, operation)?;
         match make(&place, wanted) {
             Ok(()) => {}
-            // Whether it is a directory shows at the next name.
+            // If it isn't a directory, the next name fails.
             Err(Errno::EXIST) if end != last => {}
             Err(Errno::EXIST) => {
                 root.open(path, OFlags::PATH | OFlags::DIRECTORY, operation)?;
@@ -153,7 +153,7 @@ fn mkdir_parents(root: &Root, path: &Text, permissions: u32) -> Result<(), Fault
     Ok(())
 }
 
-/// Makes a directory with exactly these permissions, whatever umask this process has.
+/// Creates a directory with exactly these permissions, independent of the umask.
 pub(super) fn make(place: &Place, permissions: u32) -> Result<(), Errno> {
     rustix::fs::mkdirat(&place.parent, &place.name, Mode::from_raw_mode(permissions))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! Unpacking a tar archive into a directory that nothing in the archive can leave.
+//! Unpacking a tar archive into a directory. No entry can be written outside of it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,21 +20,22 @@ use super::tree::{make, open_or_make};
 const OPERATION: &str = "unpack";
 /// Bytes of a file in memory.
 const UNPACK_BUFFER_BYTES: usize = 64 * 1024;
-/// Names of directories whose permissions and times wait for the archive's end; over this they are set at once.
+/// Bytes of directories whose permissions and times are set at the archive's end. If there are more, they are set
+/// earlier.
 const PENDING_BYTES_MAX: usize = 4 << 20;
-/// Tries to take a name that keeps coming back.
+/// Tries to create an entry whose name another process takes again and again.
 const PLACE_TRIES: usize = 16;
 
-/// Whose the unpacked files are.
+/// The owners of unpacked files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owners {
-    /// The archive's numeric owners where this process is root, else its own.
+    /// The archive's numeric owners if this process is root, or else its own user.
     Archive,
     /// The user of this process.
     Process,
 }
 
-/// A member whose names are as the protocol has them.
+/// A member of the archive, with names in the protocol's type.
 #[derive(Debug, Clone)]
 struct Entry {
     path: Text,
@@ -53,7 +54,7 @@ impl Entry {
     }
 }
 
-/// What came out of an archive.
+/// The content of an archive that was unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Unpacked {
     /// Files, directories and links.
@@ -62,7 +63,7 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
-/// A directory that an archive goes into.
+/// A directory for the content of an archive.
 #[derive(Debug)]
 pub struct Unpacker {
     inside: Root,
@@ -73,10 +74,10 @@ pub struct Unpacker {
 }
 
 impl Unpacker {
-    /// Opens the directory, or makes it with those above it.
+    /// Opens the directory, or creates it with the directories above it.
     ///
     /// # Errors
-    /// `not_a_directory`; what making directories says.
+    /// `not_a_directory`, or the error of creating directories.
     pub fn open(root: &Root, path: &Text, owners: Owners) -> Result<Self, Fault> {
         let (directory, made) = open_or_make(root, path)?;
         let owners = if rustix::process::geteuid().is_root() { owners } else { Owners::Process };
@@ -84,13 +85,13 @@ impl Unpacker {
         Ok(Self { inside, made, owners, pending: Vec::new(), pending_bytes: 0 })
     }
 
-    /// Unpacks the whole stream. Permissions, times and symlinks are kept; files, symlinks and hard links replace what
-    /// has their name, directories are shared with what is there.
+    /// Unpacks the whole stream. Permissions, times and symlinks are kept. Files, symlinks and hard links replace
+    /// existing ones. The entries of a directory are added to an existing one.
     ///
     /// # Errors
-    /// `outside_jail` for an entry that leaves the directory by `..`, an absolute name, a symlink or a hard link;
-    /// `not_a_file` for devices and FIFOs; `invalid_request` for what is no whole archive. What came before the entry
-    /// stays.
+    /// `outside_jail` if an entry leaves the directory by `..`, an absolute name, a symlink or a hard link;
+    /// `not_a_file` if it is a device or FIFO; `invalid_request` if the stream is not a complete archive. Entries that
+    /// were unpacked before the error stay.
     pub fn read_from(mut self, input: impl Read) -> Result<Unpacked, Fault> {
         let mut members = Members::new(input);
         let mut entries = 0;
@@ -121,7 +122,7 @@ impl Unpacker {
         }
         let place = self.place(path)?;
         if place.is_nameless() || place.directory_only {
-            return Err(invalid(format!("`{path}` is no name for a file")));
+            return Err(invalid(format!("`{path}` is not a name of a file")));
         }
         match member.kind {
             EntryType::Symlink => self.symlink(member, &place),
@@ -130,7 +131,7 @@ impl Unpacker {
         }
     }
 
-    /// The place of an entry; directories that the archive did not mention are made.
+    /// The place of an entry. Missing directories above it are created.
     fn place(&self, path: &Text) -> Result<Place, Fault> {
         match self.inside.place(path, OPERATION) {
             Err(fault) if fault.code == ErrorCode::NotFound => {}
@@ -148,21 +149,21 @@ impl Unpacker {
         let path = &member.path;
         let place = self.place(path)?;
         if place.is_nameless() {
-            // The directory itself, which has its own permissions unless it was made for this archive.
+            // This is the target directory. It keeps its permissions unless it was created for this archive.
             if self.made {
-                self.wait(member)?;
+                self.defer(member)?;
             }
             return Ok(());
         }
         match make(&place, 0o700) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                // A directory, or a symlink that leads to one inside.
+                // It must be a directory, or a symlink to a directory inside.
                 self.inside.open(path, OFlags::PATH | OFlags::DIRECTORY, OPERATION)?;
             }
             Err(errno) => return Err(fault_from_errno(path, OPERATION, errno)),
         }
-        self.wait(member)
+        self.defer(member)
     }
 
     fn file<R: Read>(
@@ -179,7 +180,7 @@ impl Unpacker {
         let file = File::from(file);
         let filled = fill(&file, member, members, buffer);
         if let Err(fault) = filled {
-            // Half a file is worse than none; the fault is what matters if this fails, too.
+            // Removes the incomplete file. If this fails too, the first fault is reported.
             let _ = rustix::fs::unlinkat(&place.parent, &place.name, AtFlags::empty());
             return Err(fault);
         }
@@ -220,8 +221,9 @@ impl Unpacker {
         .map_err(fail)
     }
 
-    /// Remembers a directory: its permissions may forbid what is still to come, and its time will change.
-    fn wait(&mut self, member: &Entry) -> Result<(), Fault> {
+    /// Sets a directory's permissions and time later: its permissions may forbid to create its entries, and each new
+    /// entry changes its time.
+    fn defer(&mut self, member: &Entry) -> Result<(), Fault> {
         self.pending_bytes += member.path.as_bytes().len() + size_of::<Entry>();
         self.pending.push(member.clone());
         if self.pending_bytes > PENDING_BYTES_MAX {
@@ -230,19 +232,19 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Sets what waits, the deepest first.
+    /// Sets the permissions and times that were deferred, the deepest directory first.
     fn settle(&mut self) -> Result<(), Fault> {
         self.pending_bytes = 0;
         let pending = std::mem::take(&mut self.pending);
         let mut seen = HashSet::new();
         for member in pending.iter().rev() {
             let path = &member.path;
-            // The last that an archive says of a directory counts.
+            // If a directory is several times in the archive, the last one counts.
             if !seen.insert(path) {
                 continue;
             }
             let fail = |errno: Errno| fault_from_errno(path, OPERATION, errno);
-            // Replaced by something else later in the archive: that has its own permissions.
+            // The directory may have been replaced by a later entry, which has its own permissions.
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             let directory = match self.inside.open(path, flags, OPERATION) {
                 Err(fault) if matches!(fault.code, ErrorCode::NotFound | ErrorCode::NotADirectory) => continue,
@@ -267,7 +269,7 @@ impl Unpacker {
         if self.owners == Owners::Process {
             return Ok(None);
         }
-        // The highest id means "as it is" to the kernel.
+        // The kernel takes the highest id as "unchanged".
         let id = |value: i64| u32::try_from(value).ok().filter(|id| *id != u32::MAX);
         let (Some(uid), Some(gid)) = (id(member.uid), id(member.gid)) else {
             return Err(invalid(format!("`{}` has the owner {}:{}", member.path, member.uid, member.gid)));
@@ -276,31 +278,31 @@ impl Unpacker {
     }
 }
 
-/// Writes a file's data to where it belongs. Holes are left as holes, and the file is as long as it was when it was read.
+/// Writes a file's data to its offsets. Holes stay holes, and the file gets the length that it had when it was packed.
 fn fill<R: Read>(file: &File, member: &Entry, members: &mut Members<R>, buffer: &mut [u8]) -> Result<(), Fault> {
-    let broken = |error: ArchiveError| {
+    let failed = |error: ArchiveError| {
         let fault = fault_from_archive(error);
         Fault::new(fault.code, format!("`{}`: {}", member.path, fault.message))
     };
     let fail = |error| fault_from_errno(&member.path, OPERATION, error);
     let mut end = 0;
-    while let Some(data) = members.read(buffer).map_err(broken)? {
+    while let Some(data) = members.read(buffer).map_err(failed)? {
         file.write_all_at(&buffer[..data.bytes], data.offset).map_err(fail)?;
         end = data.offset + data.bytes as u64;
     }
-    let length = members.length().map_err(broken)?;
+    let length = members.length().map_err(failed)?;
     if length == end { Ok(()) } else { file.set_len(length).map_err(fail) }
 }
 
 fn fault_from_archive(error: ArchiveError) -> Fault {
     match error {
         ArchiveError::Input(error) => fault_from_stream("archive", error),
-        ArchiveError::Malformed(words) => invalid(words),
-        ArchiveError::TooLarge(words) => Fault::new(ErrorCode::LimitExceeded, words),
+        ArchiveError::Malformed(message) => invalid(message),
+        ArchiveError::TooLarge(message) => Fault::new(ErrorCode::LimitExceeded, message),
     }
 }
 
-/// Refuses what can be seen to leave without looking at the disk; symlinks are the kernel's to judge.
+/// Refuses names that leave the directory by themselves. The kernel refuses symlinks that do.
 fn expect_inside(name: &Text, entry: &Text) -> Result<(), Fault> {
     let bytes = name.as_bytes();
     if bytes.starts_with(b"/") || bytes.split(|byte| *byte == b'/').any(|part| part == b"..") {
@@ -314,7 +316,7 @@ fn expect_inside(name: &Text, entry: &Text) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes something under a name, in place of what had it before; a directory that is not empty keeps it.
+/// Creates an entry under a name and replaces an existing file or link. An existing directory is not replaced.
 fn take_name<T>(place: &Place, mut make: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     for _ in 0..PLACE_TRIES {
         match make() {

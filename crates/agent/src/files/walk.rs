@@ -1,4 +1,9 @@
-//! A walk through a directory tree of any depth, by descriptors, with a bounded number of them open.
+//! A walk through a directory tree of any depth, with a bounded number of open descriptors.
+//!
+//! The walk uses descriptors and single names only, never a path from the top, so it can't be led out of the tree by a
+//! directory that is replaced by a symlink. To bound the number of descriptors, it closes directories far above and
+//! opens them again by `..` on the way back. A directory that was moved meanwhile has another directory as its `..`, so
+//! the walk compares device and inode with those that it saw before, and fails if they differ.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,15 +15,16 @@ use rustix::io::Errno;
 use super::fault::fault_from_errno;
 use super::stat::identity;
 
-/// Directories of a walk that are open at once; those above are opened again on the way back.
+/// Directories of a walk that are open at once. The ones above are opened again on the way back.
 const OPEN_MAX: usize = 32;
 
-/// What the walk is for.
+/// The purpose of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Entries stay: a directory that is opened again goes on where it was. Mounts are entered.
+    /// Entries stay: a directory that is opened again continues at its last entry. Mounts are entered.
     Reading,
-    /// Entries go: a directory that is opened again starts over. Mounts are refused with `EXDEV`.
+    /// Entries are removed: a directory that is opened again starts at its first entry. Mounts are refused with
+    /// `EXDEV`.
     Removing,
 }
 
@@ -29,7 +35,7 @@ pub(super) struct Walk {
     base: Text,
     /// From the top to the current directory.
     levels: Vec<Level>,
-    /// The current directory, below the top.
+    /// Path of the current directory below the top.
     path: Vec<u8>,
 }
 
@@ -45,7 +51,7 @@ struct Level {
 }
 
 impl Walk {
-    /// Starts in a directory, given as a name in an open one. `base` is its path in messages.
+    /// Starts in a directory, which is given as a name in an open directory. `base` is its path in messages.
     pub(super) fn start(parent: BorrowedFd<'_>, name: &CStr, base: &Text, purpose: Purpose) -> Result<Self, Errno> {
         let directory = open_directory(parent, name, purpose)?;
         let mut walk = Self { purpose, base: base.clone(), levels: Vec::new(), path: Vec::new() };
@@ -53,7 +59,7 @@ impl Walk {
         Ok(walk)
     }
 
-    /// The next entry of the current directory, `.` and `..` left out.
+    /// The next entry of the current directory, without `.` and `..`.
     pub(super) fn next(&mut self) -> Result<Option<(CString, FileType)>, Fault> {
         let level = self.levels.last_mut().expect("a walk has its top until it is left");
         let stream = level.stream.as_mut().expect("the current directory is open");
@@ -72,7 +78,7 @@ impl Walk {
         Ok(None)
     }
 
-    /// Goes into a directory of the current one; symlinks are not followed.
+    /// Enters a directory of the current one. Symlinks are not followed.
     pub(super) fn enter(&mut self, name: &CStr) -> Result<(), Errno> {
         let directory = open_directory(self.directory(), name, self.purpose)?;
         let parent_path_bytes = self.path.len();
@@ -88,7 +94,8 @@ impl Walk {
         Ok(())
     }
 
-    /// Goes back to the directory above and says what the one that was left is called; `None` leaves the top.
+    /// Goes back to the directory above and returns the name of the directory that was left. `None` if that was the
+    /// top.
     pub(super) fn leave(&mut self) -> Result<Option<CString>, Fault> {
         let left = self.levels.pop().expect("a walk has its top until it is left");
         let Some(above) = self.levels.last_mut() else { return Ok(None) };
@@ -120,12 +127,12 @@ impl Walk {
         matches!(self.levels.as_slice(), [.., above, current] if above.device != current.device)
     }
 
-    /// The current directory's path below the top; empty at the top.
+    /// The current directory's path below the top. Empty at the top.
     pub(super) fn path(&self) -> &[u8] {
         &self.path
     }
 
-    /// An entry of the current directory, or the directory itself, as the caller knows it.
+    /// The path of an entry of the current directory, or of the directory, in messages for the caller.
     pub(super) fn shown(&self, name: Option<&CStr>) -> Text {
         let mut shown = self.base.as_bytes().to_vec();
         let parts = [Some(self.path.as_slice()), name.map(CStr::to_bytes)];
@@ -138,7 +145,7 @@ impl Walk {
         shown.into()
     }
 
-    /// A fault that names an entry of the current directory, or the directory itself.
+    /// A fault with the path of an entry of the current directory, or of the directory.
     pub(super) fn fault(&self, name: Option<&CStr>, operation: &str, errno: Errno) -> Fault {
         let shown = self.shown(name);
         if errno == Errno::XDEV && self.purpose == Purpose::Removing {
@@ -170,7 +177,7 @@ fn open_directory(parent: BorrowedFd<'_>, name: &CStr, purpose: Purpose) -> Resu
     rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)
 }
 
-/// Opens the directory above, and only that one: `..` of a directory that was moved is another.
+/// Opens the directory above. Returns `ESTALE` if it isn't the expected one, because the child was moved.
 fn open_above(child: &Dir, expected: (u64, u64), offset: i64) -> Result<Dir, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = rustix::fs::openat(child.fd()?, c"..", flags, Mode::empty())?;

@@ -1,7 +1,9 @@
 //! Watching a file, a directory or a tree for changes, by inotify.
 //!
-//! A file is watched through its directory, so that replacing it by rename is seen. In a tree, directories that appear
-//! are watched from then on; what they held by then is told as `Created`, perhaps twice.
+//! A file is watched through its directory, so that a replacement by rename is reported. In a tree, new directories are
+//! watched from then on. Entries that a new directory already has are reported as `Created`, possibly twice: an entry
+//! that is created between adding the watch and listing the directory is found by both. The order matters. If the
+//! directory were listed first, an entry created in between would be found by neither.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -21,32 +23,32 @@ use super::walk::{Purpose, Walk};
 const OPERATION: &str = "watch";
 /// Directories of one recursive watch.
 pub const WATCHED_DIRECTORIES_MAX: usize = 4096;
-/// Bytes of events that are taken from the kernel at once.
+/// Bytes of events that are read from the kernel at once.
 const EVENT_BUFFER_BYTES: usize = 16 * 1024;
-/// Entries of directories that appeared which one batch tells one by one; more are an `Overflow`.
+/// Entries of a new directory that are reported one by one. If there are more, an `Overflow` is reported.
 const APPEARED_MAX: usize = 4096;
 
-/// Changes at a path, as events. Its descriptor is readable when there are some.
+/// Changes at a path, as events. Its descriptor is readable when there are events.
 #[derive(Debug)]
 pub struct Watcher {
     root: Root,
     inotify: OwnedFd,
     path: Text,
     target: Target,
-    /// The path of each watched directory, as the caller knows it.
+    /// The path of each watched directory, in the caller's form.
     directories: HashMap<i32, Vec<u8>>,
     top: i32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Target {
-    /// One name of a directory that is watched for it.
+    /// One name in the directory that is watched.
     File(Vec<u8>),
     Directory,
     Tree,
 }
 
-/// An event of the kernel's, out of its buffer.
+/// An event of the kernel, copied from the buffer.
 struct Event {
     watch: i32,
     flags: ReadFlags,
@@ -54,11 +56,11 @@ struct Event {
 }
 
 impl Watcher {
-    /// Begins to watch; symlinks are followed.
+    /// Begins to watch. Symlinks are followed.
     ///
     /// # Errors
-    /// `not_found`; `limit_exceeded` for a tree of more than [`WATCHED_DIRECTORIES_MAX`] directories, or where the
-    /// kernel allows no more watches.
+    /// `not_found`; `limit_exceeded` if a tree has more than [`WATCHED_DIRECTORIES_MAX`] directories, or if the kernel
+    /// allows no more watches.
     pub fn new(root: Root, path: &Text, recursive: bool) -> Result<Self, Fault> {
         let fail = |errno: Errno| fault_from_errno(path, OPERATION, errno);
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(fail)?;
@@ -82,14 +84,14 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// Adds what happened since the last call to `events`, without waiting, and says how many there are.
+    /// Appends the changes since the last call to `events`, without waiting. Returns their number.
     ///
     /// # Errors
-    /// `limit_exceeded` when the tree has grown over [`WATCHED_DIRECTORIES_MAX`] directories.
+    /// `limit_exceeded` if the tree has more than [`WATCHED_DIRECTORIES_MAX`] directories now.
     pub fn read(&mut self, events: &mut Vec<WatchEvent>) -> Result<usize, Fault> {
         let before = events.len();
         for event in self.take()? {
-            self.tell(&event, events)?;
+            self.report(&event, events)?;
         }
         Ok(events.len() - before)
     }
@@ -116,7 +118,7 @@ impl Watcher {
         }
     }
 
-    fn tell(&mut self, event: &Event, events: &mut Vec<WatchEvent>) -> Result<(), Fault> {
+    fn report(&mut self, event: &Event, events: &mut Vec<WatchEvent>) -> Result<(), Fault> {
         if event.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
             events.push(WatchEvent { change: WatchEventKind::Overflow, path: self.path.clone() });
             return self.watch_again();
@@ -132,7 +134,7 @@ impl Watcher {
             self.directories.remove(&event.watch);
             return Ok(());
         }
-        // What a directory below says of itself, the one above says, too.
+        // An event of a subdirectory about itself is reported by the directory above too, so it is ignored here.
         let of_itself = event.name.is_none();
         if of_itself && (event.watch != self.top || matches!(self.target, Target::File(_))) {
             return Ok(());
@@ -150,26 +152,26 @@ impl Watcher {
         Ok(())
     }
 
-    /// Watches a directory that is new in the tree, and tells what it held already.
+    /// Watches a new directory of the tree, and reports the entries that it already has.
     fn appeared(&mut self, path: &[u8], events: &mut Vec<WatchEvent>) -> Result<(), Fault> {
         let path = Text::from(path);
         let Some(handle) = self.open_again(&path)? else { return Ok(()) };
-        // The same inode under its new name: events that are still to come belong here.
+        // If the directory was renamed, this gives its watch the new path.
         self.add(&handle, path.as_bytes().to_vec())?;
-        let mut told = 0;
+        let mut found_count = 0;
         let result = self.add_below(&handle, &path, &mut |found| {
-            told += 1;
-            if told <= APPEARED_MAX {
+            found_count += 1;
+            if found_count <= APPEARED_MAX {
                 events.push(WatchEvent { change: WatchEventKind::Created, path: found });
             }
         });
-        if told > APPEARED_MAX {
+        if found_count > APPEARED_MAX {
             events.push(WatchEvent { change: WatchEventKind::Overflow, path: self.path.clone() });
         }
         result
     }
 
-    /// Watches directories whose appearance may have been lost.
+    /// Watches all directories of the tree after an overflow, since events of new directories may be lost.
     fn watch_again(&mut self) -> Result<(), Fault> {
         if self.target != Target::Tree {
             return Ok(());
@@ -179,7 +181,7 @@ impl Watcher {
         self.add_below(&handle, &path, &mut |_| {})
     }
 
-    /// `None` for what is gone already, or is no directory any more.
+    /// Opens a directory. `None` if it is gone or not a directory any more.
     fn open_again(&self, path: &Text) -> Result<Option<OwnedFd>, Fault> {
         let mut flags = OFlags::PATH | OFlags::DIRECTORY;
         if path != &self.path {
@@ -192,7 +194,7 @@ impl Watcher {
         }
     }
 
-    /// Watches every directory below one that is watched, and tells of everything there.
+    /// Watches all directories below a watched one, and calls `found` for each entry there.
     fn add_below(&mut self, handle: &OwnedFd, path: &Text, found: &mut dyn FnMut(Text)) -> Result<(), Fault> {
         let mut walk = match Walk::start(handle.as_fd(), c".", path, Purpose::Reading) {
             Ok(walk) => walk,
@@ -220,7 +222,7 @@ impl Watcher {
                     .map_err(|errno| walk.fault(None, OPERATION, errno))?;
                 self.add(&handle, walk.shown(None).into_bytes()).map(|_| ())
             }
-            // Gone, or no directory after all.
+            // It is gone, or not a directory.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
             Err(errno) => Err(walk.fault(Some(name), OPERATION, errno)),
         }
@@ -259,7 +261,7 @@ impl Watcher {
             self.directories.iter().filter(|(_, other)| below(other)).map(|(watch, _)| *watch).collect();
         for watch in gone {
             self.directories.remove(&watch);
-            // A directory that was deleted took its watch along.
+            // This fails if the directory was deleted, because its watch is removed with it.
             let _ = inotify::remove_watch(&self.inotify, watch);
         }
     }

@@ -1,4 +1,11 @@
-//! Writing: whole files that appear by rename, and appending.
+//! Writing whole files, which appear by a rename, and appending.
+//!
+//! # What a crash leaves
+//! A whole file is written under a random name in the target's directory, synced, and renamed to its place; then the
+//! directory is synced. The order matters. If the rename came before the sync of the file, a crash could leave the new
+//! name with no or partial content, because file systems may write a name before the data. Without the sync of the
+//! directory, the rename could be lost after the commit was reported. With both, a crash leaves the old file or the new
+//! one, and at worst a temporary file named `.kiln-…`.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,16 +22,16 @@ use super::memory::in_memory;
 use super::place::{Place, Root, reopen};
 use super::stat::{PERMISSIONS_MAX, expect_owner, expect_permissions, expect_plain, owner_of};
 
-/// Permission bits of a file that replaces none and was given none.
+/// Permission bits of a new file by default.
 const PERMISSIONS_DEFAULT: u32 = 0o644;
-/// Random names that may be taken before something is wrong.
+/// Random names that are tried for a temporary file.
 const NAME_TRIES: usize = 16;
-/// Times that a file may appear and vanish between looking and opening.
+/// Tries to open a file that appears and disappears between two calls.
 const APPEND_TRIES: usize = 16;
 
-/// A file that takes its place as a whole at [`commit`](Self::commit), or leaves no trace when it is dropped.
+/// A file that appears as a whole at [`commit`](Self::commit). If it is dropped before, nothing is left of it.
 ///
-/// Readers see the old file or the new one. The new one is another inode, so hard links keep the old content.
+/// Readers see the old file or the new one. The new file has another inode, so hard links keep the old content.
 #[derive(Debug)]
 pub struct AtomicWrite {
     path: Text,
@@ -38,16 +45,17 @@ pub struct AtomicWrite {
 }
 
 impl AtomicWrite {
-    /// Whether each [`write`](Self::write) is short: the file is in memory.
+    /// Whether each [`write`](Self::write) takes little time: the file is in memory.
     pub fn is_quick(&self) -> bool {
         in_memory(&self.file)
     }
 
-    /// Makes the new file beside its place. In `Replace` mode a symlink stays, and the file it leads to is replaced.
+    /// Creates the new file in the directory of its place. In `Replace` mode a symlink stays, and its target is
+    /// replaced.
     ///
     /// # Errors
-    /// `already_exists` in `Exclusive` mode; `is_a_directory`, `not_a_file` for what can't be replaced;
-    /// `permission_denied` where the owner can't be kept or set.
+    /// `already_exists` in `Exclusive` mode; `is_a_directory` or `not_a_file` if the existing file can't be replaced;
+    /// `permission_denied` if the owner can't be kept or set.
     pub fn begin(
         root: &Root,
         path: &Text,
@@ -94,7 +102,7 @@ impl AtomicWrite {
     /// Adds bytes.
     ///
     /// # Errors
-    /// `no_space` and the like. The write is lost then, and its space is given back at once.
+    /// The error of writing, for example `no_space`. The new file is then removed at once.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         if self.failed {
             return Err(self.failed_before());
@@ -108,10 +116,11 @@ impl AtomicWrite {
         Ok(())
     }
 
-    /// Puts the file in its place, durably, and says how many bytes it has.
+    /// Moves the file to its place, durably. Returns its length in bytes.
     ///
     /// # Errors
-    /// `already_exists` where an exclusive write lost a race; what the disk says. Nothing is left behind.
+    /// `already_exists` if the name was taken since an exclusive write began; the error of the file system. Nothing is
+    /// left behind.
     pub fn commit(mut self) -> Result<u64, Fault> {
         let Some(temporary) = self.temporary.clone() else { return Err(self.failed_before()) };
         let fail = |errno: Errno| fault_from_errno(&self.path, "write", errno);
@@ -123,7 +132,7 @@ impl AtomicWrite {
             WriteMode::Exclusive => {
                 match rustix::fs::renameat_with(parent, &temporary, parent, name, RenameFlags::NOREPLACE) {
                     Ok(()) => {}
-                    // Some file systems can't; all that have hard links can do this.
+                    // Some file systems don't support this flag. A hard link fails if the name exists too.
                     Err(Errno::INVAL | Errno::NOSYS) => {
                         rustix::fs::linkat(parent, &temporary, parent, name, AtFlags::empty()).map_err(fail)?;
                         rustix::fs::unlinkat(parent, &temporary, AtFlags::empty()).map_err(fail)?;
@@ -143,7 +152,7 @@ impl AtomicWrite {
 
     fn discard(&mut self) {
         if let Some(temporary) = self.temporary.take() {
-            // A drop has nobody to tell, and the name is unique: it is in nobody's way.
+            // A failure can't be reported here. The name is unique, so a file that is left does no harm.
             let _ = rustix::fs::unlinkat(&self.place.parent, &temporary, AtFlags::empty());
             let _ = rustix::fs::ftruncate(&self.file, 0);
         }
@@ -156,7 +165,7 @@ impl Drop for AtomicWrite {
     }
 }
 
-/// Bytes for the end of a plain file, which is created where it is missing.
+/// Appends to a plain file, which is created if it is missing.
 #[derive(Debug)]
 pub struct Append {
     path: Text,
@@ -166,15 +175,15 @@ pub struct Append {
 }
 
 impl Append {
-    /// Whether each [`write`](Self::write) is short: the file is in memory.
+    /// Whether each [`write`](Self::write) takes little time: the file is in memory.
     pub fn is_quick(&self) -> bool {
         in_memory(&self.file)
     }
 
-    /// Opens the file; symlinks are followed.
+    /// Opens the file. Symlinks are followed.
     ///
     /// # Errors
-    /// `is_a_directory`, `not_a_file`; whatever opening says.
+    /// `is_a_directory`, `not_a_file`; the error of opening.
     pub fn begin(root: &Root, path: &Text) -> Result<Self, Fault> {
         let fail = |errno: Errno| fault_from_errno(path, "append to", errno);
         let flags = OFlags::WRONLY | OFlags::APPEND;
@@ -195,7 +204,7 @@ impl Append {
             let mode = Mode::from_raw_mode(PERMISSIONS_DEFAULT);
             match rustix::fs::openat(&place.parent, &place.name, create, mode) {
                 Ok(file) => {
-                    // Whatever umask this process has.
+                    // Sets the bits independent of the umask.
                     rustix::fs::fchmod(&file, mode).map_err(fail)?;
                     let created_in = Some(place.parent);
                     return Ok(Self { path: path.clone(), file: file.into(), created_in, bytes: 0 });
@@ -207,20 +216,20 @@ impl Append {
         Err(fail(Errno::BUSY))
     }
 
-    /// Adds bytes. Those of earlier calls stay in the file when a later one fails.
+    /// Adds bytes. If a call fails, the bytes of earlier calls stay in the file.
     ///
     /// # Errors
-    /// `no_space` and the like.
+    /// The error of writing, for example `no_space`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.file.write_all(bytes).map_err(|error| fault_from_errno(&self.path, "append to", error))?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 
-    /// Makes the bytes durable and says how many they are.
+    /// Makes the bytes durable and returns their number.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The error of the file system.
     pub fn commit(self) -> Result<u64, Fault> {
         let fail = |errno: Errno| fault_from_errno(&self.path, "append to", errno);
         sync_file(&self.file).map_err(fail)?;
@@ -231,10 +240,10 @@ impl Append {
     }
 }
 
-/// Refuses a path that has no name of its own, as `/` and `..` have none.
+/// Refuses a path that has no last name, like `/` and `..`.
 pub(super) fn expect_name(place: &Place, path: &Text, operation: &str) -> Result<(), Fault> {
     if place.is_nameless() {
-        return Err(invalid(format!("failed to {operation} `{path}`: the path has no name of its own")));
+        return Err(invalid(format!("failed to {operation} `{path}`: the path has no last name")));
     }
     Ok(())
 }
@@ -243,7 +252,7 @@ fn create_temporary(place: &Place) -> Result<(File, CString), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for _ in 0..NAME_TRIES {
         let mut random = [0; 8];
-        // It need not be secret, and early in a boot the secret kind would wait.
+        // The name needn't be secret. Secret random bytes could block early in a boot.
         rustix::rand::getrandom(&mut random, GetRandomFlags::INSECURE)?;
         let name =
             CString::new(format!(".kiln-{:016x}", u64::from_ne_bytes(random))).expect("digits have no zero byte");
@@ -258,7 +267,7 @@ fn create_temporary(place: &Place) -> Result<(File, CString), Errno> {
 
 fn sync_file(file: &File) -> Result<(), Errno> {
     match rustix::io::retry_on_intr(|| rustix::fs::fsync(file)) {
-        // File systems of the kernel itself have nothing to sync.
+        // File systems of the kernel have nothing to sync.
         Err(Errno::INVAL | Errno::ROFS) => Ok(()),
         result => result,
     }
@@ -271,7 +280,7 @@ fn sync_directory(parent: impl AsFd, file: &File) -> Result<(), Errno> {
             Err(Errno::INVAL | Errno::ROFS) => Ok(()),
             result => result,
         },
-        // A directory that may be written and not read.
+        // The directory may be written but not read, so its whole file system is synced.
         Err(Errno::ACCESS) => rustix::fs::syncfs(file),
         Err(errno) => Err(errno),
     }

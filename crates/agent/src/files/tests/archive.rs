@@ -1,4 +1,4 @@
-//! Trees that go into an archive and come out the same.
+//! Packing trees into an archive and unpacking them.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -28,7 +28,7 @@ fn unpack(yard: &Yard, path: &str, archive: &[u8]) -> Unpacked {
     unpacked
 }
 
-/// What another implementation finds in an archive.
+/// The names that another implementation finds in an archive.
 fn member_names(archive: &[u8]) -> Vec<Vec<u8>> {
     let mut archive = tar::Archive::new(archive);
     let entries = archive.entries().expect("an archive");
@@ -37,7 +37,7 @@ fn member_names(archive: &[u8]) -> Vec<Vec<u8>> {
     names
 }
 
-/// Everything that an archive keeps of a tree, by path.
+/// All properties of a tree that an archive keeps, by path.
 fn snapshot(top: &Path) -> BTreeMap<PathBuf, (u32, i64, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut open = vec![top.to_owned()];
@@ -87,7 +87,7 @@ fn build(top: &Path, things: &[(Vec<Vec<u8>>, Thing, u32)]) {
     std::fs::create_dir(top).expect("the yard is writable");
     for (path, thing, modified) in things {
         let path = path.iter().fold(top.to_owned(), |path, name| path.join(OsStr::from_bytes(name)));
-        // What can't be built under a file, a symlink or a taken name is left out of the model, too.
+        // If a path can't be created, because its parent is not a directory or the name exists, it is not in the model.
         let in_the_tree = path.parent().is_some_and(|parent| {
             std::fs::create_dir_all(parent).is_ok() && parent.canonicalize().is_ok_and(|real| real == parent)
         });
@@ -115,7 +115,7 @@ fn build(top: &Path, things: &[(Vec<Vec<u8>>, Thing, u32)]) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
-    fn a_tree_comes_out_as_it_went_in(
+    fn an_unpacked_tree_equals_the_packed_one(
         things in prop::collection::vec((prop::collection::vec(name(), 1..4), thing(), any::<u32>()), 0..14),
     ) {
         let yard = Yard::new();
@@ -128,14 +128,14 @@ proptest! {
         let unpacked = unpack(&yard, "out", &archive);
         prop_assert_eq!(unpacked.entries, packed.entries);
         prop_assert_eq!(&snapshot(&yard.path("out/tree")), &before);
-        // Over itself it changes nothing.
+        // Unpacking it again over itself changes nothing.
         unpack(&yard, "out", &archive);
         prop_assert_eq!(&snapshot(&yard.path("out/tree")), &before);
     }
 }
 
 #[test]
-fn names_start_at_the_paths_own_last_part() {
+fn names_start_with_the_last_part_of_the_path() {
     let yard = Yard::new();
     yard.plant("a/b/f", "x");
     let names = |path: &str| -> Vec<String> {
@@ -149,7 +149,7 @@ fn names_start_at_the_paths_own_last_part() {
 }
 
 #[test]
-fn a_symlink_is_packed_as_one_and_a_slash_follows_it() {
+fn a_symlink_is_packed_as_a_symlink_and_followed_with_a_slash() {
     let yard = Yard::new();
     yard.plant("d/f", "x");
     link("d", yard.path("l"));
@@ -158,7 +158,7 @@ fn a_symlink_is_packed_as_one_and_a_slash_follows_it() {
 }
 
 #[test]
-fn what_no_archive_holds_is_left_out_and_told() {
+fn special_files_are_left_out_and_named() {
     let yard = Yard::new();
     yard.plant("d/f", "x");
     for number in 0..20 {
@@ -179,15 +179,15 @@ fn what_no_archive_holds_is_left_out_and_told() {
 }
 
 #[test]
-fn a_view_of_the_kernel_is_packed_when_it_is_asked_for_by_name() {
+fn a_kernel_file_system_is_packed_if_it_is_requested_by_name() {
     let root = Root::new(None).expect("there is a /");
     let mut walked = Vec::new();
-    let packer = Packer::open(&root, &"/proc/self/fdinfo".into()).expect("it was asked for by name");
+    let packer = Packer::open(&root, &"/proc/self/fdinfo".into()).expect("it was requested by name");
     let packed = packer.write_to(&mut walked).expect("it is packed");
     assert!(packed.entries > 1 && packed.left_out.faults.is_empty());
 }
 
-/// Changes a file as soon as its header is out.
+/// Changes a file after its header was written.
 struct Meddler<F: FnMut()> {
     archive: Vec<u8>,
     meddle: Option<F>,
@@ -208,8 +208,8 @@ impl<F: FnMut()> Write for Meddler<F> {
 }
 
 #[test]
-fn a_file_that_shrinks_or_grows_meanwhile_is_as_long_as_it_was_read() {
-    // What is read before the header is 64 KiB; of the rest there is what is there when its turn comes.
+fn a_file_that_changes_while_it_is_packed_has_the_bytes_that_were_read() {
+    // The first 64 KiB are read before the header. The rest is read later, as far as it still exists.
     for (new_bytes, read) in [(10, 65_536), (100_000, 100_000), (500_000, 200_000)] {
         let yard = Yard::new();
         yard.plant("f", vec![7; 200_000]);
@@ -227,7 +227,7 @@ fn a_file_that_shrinks_or_grows_meanwhile_is_as_long_as_it_was_read() {
         assert_eq!((packed.entries, packed.left_out.faults.len()), (1, 0));
         unpack(&yard, "out", &meddler.archive);
         assert!(yard.content("out/f") == vec![7; read], "{new_bytes}: {} bytes", yard.content("out/f").len());
-        // Other programs find the first size, and zeros in what is missing.
+        // Other programs find the first size, with zeros for missing bytes.
         let mut archive = tar::Archive::new(meddler.archive.as_slice());
         let mut member = archive.entries().expect("an archive").next().expect("a member").expect("a whole one");
         let mut content = Vec::new();
@@ -238,10 +238,10 @@ fn a_file_that_shrinks_or_grows_meanwhile_is_as_long_as_it_was_read() {
 }
 
 #[test]
-fn files_of_the_kernel_are_packed_to_their_end_whatever_size_they_say() {
+fn files_of_the_kernel_are_packed_to_their_end_although_their_size_is_wrong() {
     let root = Root::new(None).expect("there is a /");
     let yard = Yard::new();
-    // One that says 0 and is short, one that says 0 and is long, one that says 4096 and is short.
+    // A short and a long file with the size 0, and a short file with the size 4096.
     for path in ["/proc/self/limits", "/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled"] {
         let Ok(content) = std::fs::read(path) else { continue };
         let mut archive = Vec::new();
@@ -255,8 +255,8 @@ fn files_of_the_kernel_are_packed_to_their_end_whatever_size_they_say() {
 }
 
 #[test]
-fn what_can_not_be_read_is_named_and_the_rest_is_packed() {
-    // Root may open every file, but no process can read memory at an address that is not mapped.
+fn an_unreadable_file_is_named_and_the_rest_is_packed() {
+    // Root may open every file, but no process can read memory at an unmapped address.
     let root = Root::new(None).expect("there is a /");
     let mut archive = Vec::new();
     let packer = Packer::open(&root, &"/proc/self/task".into()).expect("it can be packed");
@@ -267,7 +267,7 @@ fn what_can_not_be_read_is_named_and_the_rest_is_packed() {
 }
 
 #[test]
-fn holes_stay_holes_on_the_way_in_and_out() {
+fn holes_stay_holes_when_packed_and_unpacked() {
     let yard = Yard::new();
     let size = 64_u64 << 30;
     let file = std::fs::File::create(yard.path("f")).expect("the yard is writable");
@@ -286,7 +286,7 @@ fn holes_stay_holes_on_the_way_in_and_out() {
 }
 
 #[test]
-fn a_deep_tree_with_files_on_the_way_back_is_packed_whole() {
+fn a_deep_tree_with_files_at_each_level_is_packed_completely() {
     const DEPTH: usize = 300;
     let yard = Yard::new();
     super::hostile::dig(yard.directory.path(), "deep", DEPTH);
@@ -307,7 +307,7 @@ fn a_deep_tree_with_files_on_the_way_back_is_packed_whole() {
 }
 
 #[test]
-fn a_stream_that_breaks_gives_its_own_fault() {
+fn the_fault_of_a_failed_stream_is_returned() {
     struct Cancelled;
     impl Write for Cancelled {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -324,7 +324,7 @@ fn a_stream_that_breaks_gives_its_own_fault() {
 }
 
 #[test]
-fn archives_of_another_program_come_out_whole() {
+fn archives_of_another_program_are_unpacked_completely() {
     let yard = Yard::new();
     yard.plant("kept", "kept");
     let long: String = "long/".repeat(60);

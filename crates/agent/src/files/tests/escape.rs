@@ -1,11 +1,11 @@
-//! Ways out of a jail, all of them shut.
+//! Attempts to leave a jail.
 
 use kiln_wire::{ErrorCode, Fault, Owner, ReadRange, Text, WriteMode};
 
 use super::{GO, Yard, link, refused, text};
 use crate::files::{self, Append, AtomicWrite, Packer, Reader, Root, Unpacker};
 
-/// A jail with a directory beside it, and in the jail symlinks that point there.
+/// A jail, a directory next to it, and symlinks in the jail that point to that directory.
 fn yard_with_exits() -> (Yard, Root) {
     let yard = Yard::new();
     yard.plant("outside/secret", "secret");
@@ -52,7 +52,7 @@ fn nothing_is_read_or_changed_through_an_exit() {
 }
 
 #[test]
-fn names_behind_an_exit_are_not_touched_either() {
+fn names_below_an_exit_are_not_changed() {
     let (yard, root) = yard_with_exits();
     let exit: Text = "directory/secret".into();
     let up: Text = "../outside/secret".into();
@@ -71,7 +71,7 @@ fn names_behind_an_exit_are_not_touched_either() {
 }
 
 #[test]
-fn a_dangling_symlink_makes_no_file_outside() {
+fn a_dangling_symlink_does_not_create_a_file_outside() {
     let (yard, root) = yard_with_exits();
     let dangling: Text = "dangling".into();
     refused(AtomicWrite::begin(&root, &dangling, WriteMode::Replace, None, None), ErrorCode::OutsideJail);
@@ -81,7 +81,7 @@ fn a_dangling_symlink_makes_no_file_outside() {
 }
 
 #[test]
-fn the_kernels_magic_links_lead_nowhere() {
+fn magic_links_of_proc_are_not_followed() {
     let (_yard, root) = yard_with_exits();
     let path = "magic/etc/passwd".into();
     refused(Reader::open(&root, &path, ReadRange::default()), ErrorCode::OutsideJail);
@@ -90,7 +90,7 @@ fn the_kernels_magic_links_lead_nowhere() {
 }
 
 #[test]
-fn removing_a_symlink_or_a_tree_with_exits_leaves_the_outside() {
+fn removing_a_symlink_or_a_tree_with_exits_removes_nothing_outside() {
     let (yard, root) = yard_with_exits();
     files::remove(&root, &"absolute".into(), true, &GO).expect("the symlink itself is removed");
     link(yard.path("outside"), yard.path("jail/inside/out"));
@@ -99,7 +99,7 @@ fn removing_a_symlink_or_a_tree_with_exits_leaves_the_outside() {
 }
 
 #[test]
-fn absolute_paths_and_dots_that_stay_inside_are_the_jails() {
+fn absolute_paths_and_dots_that_stay_inside_are_resolved_in_the_jail() {
     let (_yard, root) = yard_with_exits();
     for path in ["/inside/f", "inside/../inside/f", "//inside//f", "./inside/./f"] {
         assert_eq!(files::stat(&root, &path.into(), false).expect(path).size, 6);
@@ -118,7 +118,7 @@ fn without_a_jail_paths_start_at_the_root_of_the_guest() {
 }
 
 #[test]
-fn paths_that_no_file_can_have_are_refused_by_name() {
+fn invalid_paths_are_refused_by_name() {
     let yard = Yard::new();
     let stat = |path: &[u8]| files::stat(&yard.root, &text(path), false);
     assert!(refused(stat(b""), ErrorCode::InvalidRequest).contains("empty"));
@@ -134,7 +134,7 @@ fn paths_that_no_file_can_have_are_refused_by_name() {
 }
 
 #[test]
-fn loops_of_symlinks_end() {
+fn loops_of_symlinks_are_refused() {
     let yard = Yard::new();
     link("b", yard.path("a"));
     link("a", yard.path("b"));

@@ -1,4 +1,4 @@
-//! Archives that mean harm, and trees that do.
+//! Hostile archives and trees.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use tar::{EntryType, Header};
 use super::{Yard, link, refused};
 use crate::files::{Owners, Unpacked, Unpacker};
 
-/// Makes directories in directories, all but the first called `d`, deeper than any path can say.
+/// Creates nested directories, all but the first named `d`, deeper than the longest path.
 pub(super) fn dig(directory: &Path, first: &str, depth: usize) {
     let open = |parent: &OwnedFd, name: &str| {
         rustix::fs::mkdirat(parent, name, Mode::RWXU).expect("the directory is writable");
@@ -25,7 +25,7 @@ pub(super) fn dig(directory: &Path, first: &str, depth: usize) {
     }
 }
 
-/// One member as raw as it gets; `size` is what its header says.
+/// The raw bytes of one member. `size` is the size in its header.
 fn member(kind: u8, name: &[u8], link: &[u8], data: &[u8], size: u64) -> Vec<u8> {
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::new(kind));
@@ -58,7 +58,7 @@ fn unpack(yard: &Yard, members: &[Vec<u8>]) -> Result<Unpacked, Fault> {
     unpack_bytes(yard, &archive(members))
 }
 
-/// A yard with something outside the directory that archives go into.
+/// A yard with a file outside the directory into which archives are unpacked.
 fn guarded() -> Yard {
     let yard = Yard::new();
     yard.plant("secret", "secret");
@@ -67,7 +67,7 @@ fn guarded() -> Yard {
 }
 
 #[track_caller]
-fn unharmed(yard: &Yard) {
+fn assert_unharmed(yard: &Yard) {
     assert_eq!(
         (yard.names(), yard.content("secret")),
         (vec!["in".to_owned(), "secret".to_owned()], b"secret".to_vec())
@@ -88,7 +88,7 @@ fn names_that_leave_are_refused() {
     refused(unpack(&yard, &long), ErrorCode::OutsideJail);
     let pax = [member(b'x', b"pax", b"", b"13 path=../x\n", 13), file("x", "x")];
     refused(unpack(&yard, &pax), ErrorCode::OutsideJail);
-    unharmed(&yard);
+    assert_unharmed(&yard);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn files_through_symlinks_that_leave_are_refused() {
         refused(unpack(&yard, &chain), ErrorCode::OutsideJail);
         refused(unpack(&yard, &[special(b'2', "l", target), special(b'5', "l/d", "")]), ErrorCode::OutsideJail);
         refused(unpack(&yard, &[special(b'2', "l", target), special(b'5', "l", "")]), ErrorCode::OutsideJail);
-        unharmed(&yard);
+        assert_unharmed(&yard);
     }
 }
 
@@ -112,7 +112,7 @@ fn a_file_replaces_a_symlink_and_never_writes_through_it() {
     unpack(&yard, &[special(b'2', "l", "../secret"), file("l", "mine")]).expect("nothing leaves");
     assert_eq!(yard.content("in/l"), b"mine");
     assert!(!yard.path("in/l").is_symlink());
-    unharmed(&yard);
+    assert_unharmed(&yard);
 }
 
 #[test]
@@ -125,17 +125,17 @@ fn hard_links_stay_inside() {
     let through = [special(b'2', "l", ".."), special(b'1', "h", "l/secret")];
     refused(unpack(&yard, &through), ErrorCode::OutsideJail);
     refused(unpack(&yard, &[special(b'1', "h", "missing")]), ErrorCode::NotFound);
-    unharmed(&yard);
+    assert_unharmed(&yard);
     unpack(&yard, &[file("f", "x"), special(b'1', "h", "f"), special(b'1', "f", "f")]).expect("it stays inside");
     assert_eq!(yard.content("in/h"), b"x");
 }
 
 #[test]
-fn a_hard_link_to_a_symlink_does_not_open_what_it_leads_to() {
+fn a_hard_link_to_a_symlink_does_not_open_its_target() {
     let yard = guarded();
     let members = [special(b'2', "l", "../secret"), special(b'1', "h", "l"), file("h", "mine")];
     unpack(&yard, &members).expect("nothing leaves");
-    unharmed(&yard);
+    assert_unharmed(&yard);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn devices_fifos_and_unknown_kinds_are_refused_by_name() {
         let message = refused(unpack(&yard, &[special(kind, "dev", "")]), ErrorCode::NotAFile);
         assert!(message.contains("`dev`"), "{message}");
     }
-    // Sparse files are allowed, but their parts have to make sense.
+    // Sparse files are allowed, but their maps must be valid.
     let data_without_parts = member(b'S', b"sparse", b"", b"x", 1);
     refused(unpack(&yard, &[data_without_parts]), ErrorCode::InvalidRequest);
     refused(unpack(&yard, &[special(b'M', "more", "")]), ErrorCode::Unsupported);
@@ -153,7 +153,7 @@ fn devices_fifos_and_unknown_kinds_are_refused_by_name() {
 }
 
 #[test]
-fn sizes_that_lie_cost_only_what_arrives() {
+fn a_wrong_size_costs_only_the_bytes_that_arrive() {
     let yard = guarded();
     for size in [1600, 1 << 40, i64::MAX.unsigned_abs()] {
         let message = refused(unpack(&yard, &[member(b'0', b"f", b"", b"x", size)]), ErrorCode::InvalidRequest);
@@ -169,7 +169,7 @@ fn sizes_that_lie_cost_only_what_arrives() {
 }
 
 #[test]
-fn an_archive_that_ends_early_or_is_none_is_refused() {
+fn an_incomplete_or_invalid_archive_is_refused() {
     let yard = guarded();
     let whole = archive(&[file("a", "one"), file("b", "two")]);
     for length in (0..whole.len() - 1024).step_by(100).chain([0, 512, 1024, 2048]) {
@@ -179,11 +179,11 @@ fn an_archive_that_ends_early_or_is_none_is_refused() {
     let message = refused(unpack_bytes(&yard, &[b'x'; 2048]), ErrorCode::InvalidRequest);
     assert!(message.contains("no tar header at byte 0"), "{message}");
     refused(unpack(&yard, &[member(b'x', b"p", b"", b"99 path=x\n", 10), file("x", "")]), ErrorCode::InvalidRequest);
-    unpack_bytes(&yard, &[0; 10_240]).expect("an empty archive is one");
+    unpack_bytes(&yard, &[0; 10_240]).expect("an empty archive is valid");
 }
 
 #[test]
-fn a_directory_is_not_replaced_by_a_file_and_is_shared_through_an_inner_symlink() {
+fn a_directory_is_not_replaced_by_a_file_and_may_be_reached_by_an_inner_symlink() {
     let yard = guarded();
     yard.plant("in/usr/bin/old", "old");
     link("usr/bin", yard.path("in/bin"));
@@ -195,7 +195,7 @@ fn a_directory_is_not_replaced_by_a_file_and_is_shared_through_an_inner_symlink(
 }
 
 #[test]
-fn a_read_only_directory_still_gets_its_files_and_its_time() {
+fn a_read_only_directory_gets_its_files_and_its_time() {
     let yard = guarded();
     let mut header = Header::new_gnu();
     header.set_entry_type(EntryType::Directory);
@@ -214,7 +214,7 @@ fn a_read_only_directory_still_gets_its_files_and_its_time() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
-    fn no_bytes_harm_what_is_outside(
+    fn no_archive_changes_files_outside(
         changes in prop::collection::vec((0_usize..5120, any::<u8>()), 1..12),
         mend in any::<bool>(),
     ) {
@@ -236,8 +236,8 @@ proptest! {
                 block.copy_from_slice(header.as_bytes());
             }
         }
-        // Refused or not, nothing outside is touched.
+        // Nothing outside is changed, whether or not the archive is refused.
         let _ = unpack_bytes(&yard, &bytes);
-        unharmed(&yard);
+        assert_unharmed(&yard);
     }
 }

@@ -1,4 +1,4 @@
-//! Pages of directories, and what is at a path.
+//! Pages of directories, and the status of a path.
 
 use kiln_wire::{ErrorCode, FileKind, PAYLOAD_MAX, Reply, Text};
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{Yard, fifo, link, refused, socket, text};
 use crate::files::{LIST_LIMIT_MAX, list, stat};
 
-/// All pages, as the client walks through them.
+/// All pages, one after the other.
 fn pages(yard: &Yard, limit: Option<u32>) -> Vec<Vec<Text>> {
     let mut pages = Vec::new();
     let mut after = None;
@@ -21,7 +21,7 @@ fn pages(yard: &Yard, limit: Option<u32>) -> Vec<Vec<Text>> {
 }
 
 #[test]
-fn a_directory_over_a_page_is_listed_whole_in_order() {
+fn a_directory_of_several_pages_is_listed_completely_and_in_order() {
     let yard = Yard::new();
     for number in 0..10_001 {
         std::fs::File::create(yard.path(&format!("file-{number}"))).expect("the yard is writable");
@@ -33,10 +33,10 @@ fn a_directory_over_a_page_is_listed_whole_in_order() {
 }
 
 #[test]
-fn a_page_fits_a_frame_even_with_the_longest_names() {
+fn a_page_of_the_longest_names_fits_into_a_frame() {
     let yard = Yard::new();
     for number in 0_u32..3000 {
-        // Three bytes of JSON for each two, and the base64 form.
+        // Names that are not UTF-8 are base64 in JSON, which is longer.
         let name = [format!("{number:04}").as_bytes(), &[0xff; 251]].concat();
         std::fs::File::create(yard.directory.path().join(text(&name).as_path())).expect("the yard is writable");
     }
@@ -52,7 +52,7 @@ fn a_page_fits_a_frame_even_with_the_longest_names() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn pages_of_any_size_hold_every_name_once(
+    fn pages_of_any_size_contain_every_name_once(
         names in prop::collection::btree_set("[a-c\u{ff}.]{1,4}", 0..30),
         limit in 1_u32..9,
     ) {
@@ -81,7 +81,7 @@ fn limits_outside_their_range_are_refused() {
 }
 
 #[test]
-fn entries_say_what_they_are() {
+fn entries_have_their_kind() {
     let yard = Yard::new();
     yard.plant("f", "12345");
     std::fs::create_dir(yard.path("d")).expect("the yard is writable");
@@ -103,7 +103,7 @@ fn entries_say_what_they_are() {
 }
 
 #[test]
-fn stat_tells_of_a_symlink_or_of_its_end() {
+fn stat_returns_a_symlink_or_its_target() {
     let yard = Yard::new();
     yard.plant("d/f", "12345");
     link("d/f", yard.path("l"));

@@ -1,4 +1,4 @@
-//! The library as its caller sees it, in directories of its own and without root.
+//! Tests of the public functions, in temporary directories and without root.
 
 mod archive;
 mod escape;
@@ -22,7 +22,7 @@ use super::{AtomicWrite, Root};
 /// Nothing is cancelled.
 static GO: AtomicBool = AtomicBool::new(false);
 
-/// A directory of the test's own, as a jail and as a path.
+/// A temporary directory, as a jail and as a path.
 struct Yard {
     directory: TempDir,
     root: Root,
@@ -39,7 +39,7 @@ impl Yard {
         self.directory.path().join(name)
     }
 
-    /// Puts a file in the yard by other means than the library.
+    /// Creates a file in the yard without the library.
     fn plant(&self, name: &str, content: impl AsRef<[u8]>) {
         if let Some(parent) = self.path(name).parent() {
             std::fs::create_dir_all(parent).expect("the yard is writable");
@@ -63,11 +63,11 @@ impl Yard {
 }
 
 impl Drop for Yard {
-    /// Opens what an archive or a test shut, so that the yard can be removed whoever runs this.
+    /// Makes all directories writable, so that the yard can be removed by any user.
     fn drop(&mut self) {
         let mut open = vec![self.directory.path().to_owned()];
         while let Some(path) = open.pop() {
-            // What fails here is left to the removal, which nobody waits for either.
+            // A failure here makes the removal fail, which is ignored too.
             let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700));
             let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
             open.extend(

@@ -18,7 +18,7 @@ fn lines(offset_line: i64, limit_lines: Option<i64>, max_bytes: Option<i64>) -> 
     ReadRange::Lines { offset_line, limit_lines, max_bytes }
 }
 
-/// What a reader gives through a buffer of this size, and whether it was truncated.
+/// The bytes that a reader returns with a buffer of this size, and whether they were truncated.
 fn drain(mut reader: Reader, buffer_bytes: usize) -> (Vec<u8>, bool) {
     let mut buffer = vec![0; buffer_bytes];
     let mut all = Vec::new();
@@ -35,7 +35,7 @@ fn read(yard: &Yard, name: &str, range: ReadRange) -> (Vec<u8>, bool) {
 }
 
 #[test]
-fn byte_ranges_are_parts_of_the_file_and_past_the_end_is_empty() {
+fn a_byte_range_is_a_part_of_the_file_and_empty_past_the_end() {
     let yard = Yard::new();
     yard.plant("f", "0123456789");
     assert_eq!(read(&yard, "f", bytes(0, None)).0, b"0123456789");
@@ -64,7 +64,7 @@ fn negative_ranges_are_refused_by_name() {
 }
 
 #[test]
-fn lines_keep_their_own_ends() {
+fn lines_keep_their_ends() {
     let yard = Yard::new();
     yard.plant("f", "a\r\nb\n\nlast");
     assert_eq!(read(&yard, "f", lines(0, Some(2), None)).0, b"a\r\nb\n");
@@ -74,7 +74,7 @@ fn lines_keep_their_own_ends() {
 }
 
 #[test]
-fn a_cut_by_max_bytes_is_told_and_an_exact_fit_is_none() {
+fn a_cut_by_max_bytes_is_reported_and_an_exact_fit_is_not_a_cut() {
     let yard = Yard::new();
     yard.plant("f", "ab\ncd\n");
     assert_eq!(read(&yard, "f", lines(0, None, Some(4))), (b"ab\nc".to_vec(), true));
@@ -87,7 +87,7 @@ fn a_cut_by_max_bytes_is_told_and_an_exact_fit_is_none() {
 
 proptest! {
     #[test]
-    fn lines_are_those_of_a_naive_model(
+    fn lines_equal_those_of_a_simple_model(
         content in prop::collection::vec(prop::sample::select(b"ab\r\n\n\n\xff".to_vec()), 0..200),
         skip in 0_i64..20,
         count in prop::option::of(0_i64..20),
@@ -115,7 +115,7 @@ proptest! {
     }
 
     #[test]
-    fn a_reader_gives_the_same_through_any_buffer(
+    fn the_bytes_do_not_depend_on_the_buffer(
         content in prop::collection::vec(prop::sample::select(b"xy\n".to_vec()), 0..300),
         skip in 0_i64..9,
         count in prop::option::of(0_i64..9),
@@ -143,7 +143,7 @@ fn one_line_far_over_the_buffer_is_skipped_and_cut_through_a_small_buffer() {
 }
 
 #[test]
-fn files_of_the_kernel_are_read_whole_though_their_size_is_zero() {
+fn files_of_the_kernel_are_read_completely_although_their_size_is_zero() {
     let root = Root::new(None).expect("there is a /");
     let reader = Reader::open(&root, &"/proc/self/status".into(), bytes(0, None)).expect("it opens");
     assert_eq!(reader.stat().size, 0);
@@ -176,7 +176,7 @@ fn directories_devices_and_sockets_are_refused_by_name() {
 }
 
 #[test]
-fn a_symlink_to_a_file_is_followed_and_its_stat_is_the_files() {
+fn a_symlink_to_a_file_is_followed_for_bytes_and_stat() {
     let yard = Yard::new();
     yard.plant("d/f", "x");
     link("d/f", yard.path("l"));

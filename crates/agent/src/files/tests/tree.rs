@@ -1,4 +1,4 @@
-//! Directories, names, copies, symlinks, bits, owners, and removing all of it.
+//! Directories, names, copies, symlinks, permissions, owners, and removing.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::AtomicBool;
@@ -13,7 +13,7 @@ fn permissions(yard: &Yard, name: &str) -> u32 {
 }
 
 #[test]
-fn mkdir_makes_one_with_its_bits_or_all_that_are_missing() {
+fn mkdir_creates_one_directory_with_its_bits_or_all_missing_ones() {
     let yard = Yard::new();
     let make = |path: &str, parents, bits| mkdir(&yard.root, &path.into(), parents, bits);
     make("d", false, Some(0o1777)).expect("it is made");
@@ -23,21 +23,21 @@ fn mkdir_makes_one_with_its_bits_or_all_that_are_missing() {
     refused(make("a/b", false, None), ErrorCode::NotFound);
     make("/a//b/../b/c/", true, Some(0o700)).expect("they are made");
     assert_eq!((permissions(&yard, "a/b"), permissions(&yard, "a/b/c")), (0o755, 0o700));
-    make("a/b", true, Some(0o711)).expect("one that exists is as good");
+    make("a/b", true, Some(0o711)).expect("an existing directory is accepted");
     assert_eq!(permissions(&yard, "a/b"), 0o755);
     yard.plant("f", "");
     refused(make("f", true, None), ErrorCode::AlreadyExists);
     refused(make("f/x/y", true, None), ErrorCode::NotADirectory);
     refused(make("x", true, Some(0o10000)), ErrorCode::InvalidRequest);
     link("a", yard.path("l"));
-    make("l/through", true, None).expect("a symlink to a directory is one");
+    make("l/through", true, None).expect("a symlink to a directory is accepted");
     assert!(yard.path("a/through").is_dir());
     link("nowhere", yard.path("dangling"));
     refused(make("dangling", true, None), ErrorCode::NotFound);
 }
 
 #[test]
-fn remove_takes_one_thing_unless_it_is_recursive() {
+fn remove_takes_one_entry_unless_it_is_recursive() {
     let yard = Yard::new();
     yard.plant("d/f", "");
     yard.plant("kept/f", "");
@@ -55,7 +55,7 @@ fn remove_takes_one_thing_unless_it_is_recursive() {
 }
 
 #[test]
-fn a_tree_is_removed_with_all_kinds_of_things_in_it() {
+fn a_tree_is_removed_with_all_kinds_of_entries() {
     let yard = Yard::new();
     yard.plant("kept", "x");
     for directory in 0..40 {
@@ -89,7 +89,7 @@ fn open_descriptors() -> usize {
 }
 
 #[test]
-fn removing_and_copying_stop_when_told() {
+fn removing_and_copying_can_be_cancelled() {
     let yard = Yard::new();
     yard.plant("d/f", "x");
     let stop = AtomicBool::new(true);
@@ -99,7 +99,7 @@ fn removing_and_copying_stop_when_told() {
 }
 
 #[test]
-fn rename_is_rename_2() {
+fn rename_behaves_like_rename_2() {
     let yard = Yard::new();
     yard.plant("a", "a");
     yard.plant("b", "b");
@@ -122,7 +122,7 @@ fn rename_is_rename_2() {
 }
 
 #[test]
-fn copy_takes_bytes_and_bits_and_appears_whole() {
+fn a_copy_has_the_bytes_and_bits_and_appears_as_a_whole() {
     let yard = Yard::new();
     let content: Vec<u8> = (0..300_000_u32).map(|number| number as u8).collect();
     yard.plant("f", &content);
@@ -143,7 +143,7 @@ fn copy_takes_bytes_and_bits_and_appears_whole() {
 }
 
 #[test]
-fn symlinks_say_what_they_are_told() {
+fn a_symlink_may_have_any_target() {
     let yard = Yard::new();
     symlink(&yard.root, &"/any/../where".into(), &"l".into()).expect("it is made");
     assert_eq!(std::fs::read_link(yard.path("l")).expect("a symlink").to_str(), Some("/any/../where"));

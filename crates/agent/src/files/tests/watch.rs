@@ -16,7 +16,7 @@ fn watch(yard: &Yard, path: &str, recursive: bool) -> Watcher {
     Watcher::new(root, &path.into(), recursive).expect("it is watched")
 }
 
-/// Waits until one of the events says this.
+/// Waits until there is an event with this change and path.
 #[track_caller]
 fn expect(watcher: &mut Watcher, change: WatchEventKind, path: &str) {
     let wanted = WatchEvent { change, path: path.into() };
@@ -32,7 +32,7 @@ fn expect(watcher: &mut Watcher, change: WatchEventKind, path: &str) {
 }
 
 #[test]
-fn changes_in_a_directory_are_told_apart() {
+fn each_change_in_a_directory_has_its_kind() {
     let yard = Yard::new();
     std::fs::create_dir(yard.path("d")).expect("the yard is writable");
     let mut watcher = watch(&yard, "d", false);
@@ -67,7 +67,7 @@ fn a_file_is_still_watched_after_it_was_replaced() {
 }
 
 #[test]
-fn a_tree_is_watched_where_it_grows() {
+fn new_directories_of_a_tree_are_watched() {
     let yard = Yard::new();
     std::fs::create_dir_all(yard.path("t/a/b")).expect("the yard is writable");
     let mut watcher = watch(&yard, "t", true);

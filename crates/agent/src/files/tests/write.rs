@@ -1,4 +1,4 @@
-//! Writing as a whole, exclusively, and at the end.
+//! Writing whole files, exclusive writes, and appending.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Barrier;
@@ -25,7 +25,7 @@ fn permissions(yard: &Yard, name: &str) -> u32 {
 }
 
 #[test]
-fn a_written_file_has_its_bytes_and_leaves_nothing_else() {
+fn a_written_file_has_its_bytes_and_no_other_file_is_left() {
     let yard = Yard::new();
     assert_eq!(yard.write("f", b"one"), Ok(3));
     assert_eq!(yard.write("f", b""), Ok(0));
@@ -35,7 +35,7 @@ fn a_written_file_has_its_bytes_and_leaves_nothing_else() {
 }
 
 #[test]
-fn readers_during_two_hundred_writes_see_one_whole_version() {
+fn readers_see_a_whole_version_during_two_hundred_writes() {
     const WRITES: usize = 200;
     const BYTES: usize = 20_000;
     let yard = Yard::new();
@@ -71,7 +71,7 @@ fn readers_during_two_hundred_writes_see_one_whole_version() {
 }
 
 #[test]
-fn a_write_that_is_dropped_leaves_the_old_file_alone() {
+fn a_write_that_is_dropped_does_not_change_the_old_file() {
     let yard = Yard::new();
     yard.plant("f", "old");
     let mut write = begin(&yard, "f", WriteMode::Replace).expect("it begins");
@@ -104,7 +104,7 @@ fn bits_and_owners_that_do_not_exist_are_refused() {
 }
 
 #[test]
-fn an_owner_of_ones_own_can_be_given() {
+fn the_own_user_can_be_set_as_owner() {
     let yard = Yard::new();
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let write = AtomicWrite::begin(&yard.root, &"f".into(), WriteMode::Replace, None, Some(Owner { uid, gid }));
@@ -114,7 +114,7 @@ fn an_owner_of_ones_own_can_be_given() {
 }
 
 #[test]
-fn exclusive_refuses_whatever_has_the_name() {
+fn an_exclusive_write_refuses_an_existing_name() {
     let yard = Yard::new();
     yard.plant("f", "old");
     link("nowhere", yard.path("l"));
@@ -127,7 +127,7 @@ fn exclusive_refuses_whatever_has_the_name() {
 }
 
 #[test]
-fn an_exclusive_write_that_lost_the_race_is_refused_and_leaves_nothing() {
+fn an_exclusive_write_that_comes_second_is_refused_and_leaves_nothing() {
     let yard = Yard::new();
     let first = begin(&yard, "f", WriteMode::Exclusive).expect("it begins");
     let mut second = begin(&yard, "f", WriteMode::Exclusive).expect("it begins");
@@ -155,7 +155,7 @@ fn a_symlink_stays_and_its_file_is_replaced() {
 }
 
 #[test]
-fn what_is_no_plain_file_is_refused_by_name() {
+fn a_file_that_is_not_plain_is_refused_by_name() {
     let yard = Yard::new();
     fifo(&yard.path("pipe"));
     let _listener = socket(&yard.path("s"));
@@ -175,7 +175,7 @@ fn what_is_no_plain_file_is_refused_by_name() {
 }
 
 #[test]
-fn a_directory_that_took_the_name_meanwhile_wins() {
+fn a_directory_that_was_created_meanwhile_is_not_replaced() {
     let yard = Yard::new();
     let write = begin(&yard, "f", WriteMode::Replace).expect("it begins");
     std::fs::create_dir(yard.path("f")).expect("the yard is writable");
@@ -184,7 +184,7 @@ fn a_directory_that_took_the_name_meanwhile_wins() {
 }
 
 #[test]
-fn append_creates_and_adds() {
+fn append_creates_a_file_and_adds_to_it() {
     let yard = Yard::new();
     assert_eq!(append(&yard, "log", b"one\n"), Ok(4));
     assert_eq!(permissions(&yard, "log"), 0o644);
@@ -193,7 +193,7 @@ fn append_creates_and_adds() {
 }
 
 #[test]
-fn names_need_not_be_text() {
+fn a_name_may_have_any_bytes() {
     let yard = Yard::new();
     let name: Text = text(b"\xff\xfe \n\"'");
     let mut write = AtomicWrite::begin(&yard.root, &name, WriteMode::Exclusive, None, None).expect("it begins");
@@ -202,15 +202,15 @@ fn names_need_not_be_text() {
     assert_eq!(std::fs::read(yard.directory.path().join(name.as_path())).expect("it exists"), b"x");
 }
 
-/// The limit is of a process, so the work happens in one of its own: this test again, told so by a variable.
+/// The limit applies to a process, so the test runs itself again as a child, which it recognises by a variable.
 #[test]
-fn a_write_that_runs_out_of_room_says_so_and_leaves_nothing() {
+fn a_write_that_runs_out_of_room_fails_and_leaves_nothing() {
     const CHILD: &str = "KILN_TEST_WRITE_LIMITED";
     let Some(directory) = std::env::var_os(CHILD) else {
         let yard = Yard::new();
         yard.plant("f", "old");
-        let (_crate, module) = module_path!().split_once("::").expect("this is no crate root");
-        let name = format!("{module}::a_write_that_runs_out_of_room_says_so_and_leaves_nothing");
+        let (_crate, module) = module_path!().split_once("::").expect("the test is not in the root of the crate");
+        let name = format!("{module}::a_write_that_runs_out_of_room_fails_and_leaves_nothing");
         let output = std::process::Command::new(std::env::current_exe().expect("the test has a program"))
             .args([name.as_str(), "--exact", "--nocapture"])
             .env(CHILD, yard.directory.path())
@@ -233,9 +233,9 @@ fn a_write_that_runs_out_of_room_says_so_and_leaves_nothing() {
     refused(write.commit(), ErrorCode::Io);
 }
 
-#[expect(unsafe_code, reason = "no safe way to ignore a signal is among our dependencies")]
+#[expect(unsafe_code, reason = "none of the dependencies has a safe function to ignore a signal")]
 fn ignore_size_signal() {
-    // SAFETY: ignoring a signal runs no code of ours.
+    // SAFETY: ignoring a signal runs no code of this process.
     let former = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     assert_ne!(former, libc::SIG_ERR);
 }
