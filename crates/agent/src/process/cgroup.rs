@@ -7,10 +7,10 @@
 //!                        └─ job-2
 //! ```
 //!
-//! Freezing stops all of them but the agent, and groups that commands made beside these two.
+//! Freezing stops all groups but the agent's, also those that commands made beside these two.
 //!
-//! Making and removing a group is dear, so a fresh one is always ready, and one that a command left as clean as it
-//! found it is used again. A janitor does that work after the command's end was told.
+//! Creating and removing a group is slow. So a fresh group is always ready, and a group is used again if its command
+//! left nothing in it. A janitor does this work after the end of the command was reported.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -31,26 +31,26 @@ use crate::log::note;
 
 /// The agent's own group.
 const AGENT: &str = "agent";
-/// Groups beside it that are frozen: that of the commands, and what commands of root have made there.
+/// Groups beside it that are frozen: the group of the commands, and groups that commands of root have made there.
 const FROZEN_MAX: usize = 256;
 /// Groups that wait for a command.
 const SPARES_MAX: usize = 16;
-/// Memory that a group may still be charged for to be used again: caches of a short command.
+/// The most memory that a group may be charged for to be used again: caches of a short command.
 const REUSE_MEMORY_BYTES_MAX: u64 = 4 << 20;
-/// First wait for processes that are being killed; doubled up to [`DYING_WAIT_MAX`].
+/// First wait for processes that are being killed. It is doubled up to [`DYING_WAIT_MAX`].
 const DYING_WAIT: Duration = Duration::from_millis(5);
-/// Longest wait between two looks.
+/// Longest wait between two checks.
 const DYING_WAIT_MAX: Duration = Duration::from_secs(1);
-/// Groups whose processes do not die (the kernel holds them); older ones are left alone.
+/// Groups with processes that don't exit because they block in the kernel. If there are more, the oldest is given up.
 const DYING_MAX: usize = 64;
-/// Memory of the agent that nothing may take.
+/// Memory that is reserved for the agent.
 const AGENT_MEMORY_MIN_BYTES: u64 = 16 << 20;
-/// Memory that all commands together leave to the kernel and the agent, at least…
+/// Memory that all commands together leave to the kernel and the agent: at least this …
 const RESERVE_BYTES_MIN: u64 = 24 << 20;
-/// …and as a share of all memory.
+/// … and at least this share of all memory.
 const RESERVE_PERCENT: u64 = 6;
-/// What they leave at least of the memory that was free when the agent started: a bound that the guest as a whole runs
-/// into first would let the kernel choose whom to kill.
+/// Part that they leave of the memory that was available when the agent started. Without it the guest could run out of
+/// memory before the commands reach their bound, and the kernel would then choose any process to kill.
 const SPARE_BYTES_MIN: u64 = 16 << 20;
 /// Share of the kernel's processes that all commands together may have.
 const PIDS_PERCENT: u64 = 80;
@@ -75,19 +75,20 @@ pub struct Group {
     directory: Arc<OwnedFd>,
     /// CPU time of earlier commands.
     cpu_base: Duration,
-    /// No command ran in it yet.
+    /// No command has run in it.
     fresh: bool,
-    /// It must not be used again.
+    /// It must not be used again: it has limits, or its counters were changed.
     spoiled: Cell<bool>,
 }
 
 impl Cgroups {
-    /// Takes over the hierarchy at `root`: moves the calling process into its own group and makes the one for commands.
+    /// Takes over the hierarchy at `root`: moves the calling process into its own group and creates the group for
+    /// commands.
     ///
     /// # Errors
-    /// The kernel lacks cgroup v2, or its memory or pids controller.
+    /// If the kernel lacks cgroup v2, or its memory or pids controller.
     pub fn take_over(root: &Path) -> io::Result<Self> {
-        // All at once and before there are groups: each later change would visit every group again.
+        // All controllers at once and before there are groups, because each later change would visit every group again.
         let weighted = fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu").is_ok();
         if !weighted {
             fs::write(root.join("cgroup.subtree_control"), "+memory +pids")?;
@@ -100,7 +101,8 @@ impl Cgroups {
         fs::write(jobs.join("memory.max"), jobs_memory_bytes().to_string())?;
         fs::write(jobs.join("pids.max"), (processes_max() * PIDS_PERCENT / 100).to_string())?;
         fs::write(jobs.join("cgroup.subtree_control"), "+memory +pids")?;
-        // The CPU is divided among the two groups alone: no number of runnable commands then outweighs the agent.
+        // The CPU is divided between the two groups only, so any number of runnable commands leaves the agent its
+        // share.
         if weighted {
             fs::write(agent.join("cpu.weight"), "10000")?;
         }
@@ -115,10 +117,10 @@ impl Cgroups {
         })
     }
 
-    /// A group with these limits.
+    /// Returns a group with these limits.
     ///
     /// # Errors
-    /// The kernel makes none, or refuses a limit.
+    /// If the kernel can't create a group or refuses a limit.
     pub fn take(&self, limits: &Limits) -> io::Result<Rc<Group>> {
         let limited = limits.memory_bytes.is_some() || limits.pids.is_some();
         let spare = {
@@ -134,13 +136,13 @@ impl Cgroups {
         Ok(Rc::new(group))
     }
 
-    /// Takes a group back. What is left in it is killed by the [`janitor`](Self::janitor).
+    /// Takes a group back. The [`janitor`](Self::janitor) kills processes that are left in it.
     pub fn give_back(&self, group: Rc<Group>) {
         self.old.borrow_mut().push(group);
         self.work.notify_one();
     }
 
-    /// Cleans up groups that were given back and keeps a fresh one ready; never ends.
+    /// Cleans up groups that were given back and keeps a fresh one ready. Never ends.
     pub async fn janitor(&self) {
         let mut dying: Vec<Rc<Group>> = Vec::new();
         let mut wait = DYING_WAIT;
@@ -166,7 +168,8 @@ impl Cgroups {
             if dying.is_empty() {
                 self.work.notified().await;
             } else {
-                // Somebody else's return is looked at at once; the wait only bounds how often the dying are asked.
+                // A group that is given back is handled at once. The wait only bounds how often the dying ones are
+                // checked.
                 tokio::select! {
                     () = self.work.notified() => {}
                     () = sleep(wait) => wait = (wait * 2).min(DYING_WAIT_MAX),
@@ -180,10 +183,10 @@ impl Cgroups {
         write(self.jobs.as_fd(), "cgroup.kill", "1")
     }
 
-    /// Asks the kernel to stop all processes but the agent's. Groups that a command froze are that command's affair.
+    /// Starts to freeze all groups but the agent's. Groups that a command has frozen are left to that command.
     ///
     /// # Errors
-    /// It refuses; what it did is undone by [`thaw`](Self::thaw).
+    /// If the kernel refuses. Call [`thaw`](Self::thaw) to undo what was done until then.
     pub fn freeze(&self) -> io::Result<()> {
         let mut frozen = self.frozen.borrow_mut();
         frozen.clear();
@@ -206,10 +209,10 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Whether all that [`freeze`](Self::freeze) asked for stands still.
+    /// Whether all groups that [`freeze`](Self::freeze) started to freeze are frozen.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// If a group's state can't be read.
     pub fn is_frozen(&self) -> io::Result<bool> {
         for group in &*self.frozen.borrow() {
             match read(group.as_fd(), "cgroup.events") {
@@ -225,7 +228,7 @@ impl Cgroups {
     /// Undoes [`freeze`](Self::freeze).
     ///
     /// # Errors
-    /// The kernel refuses; some processes still stand then.
+    /// If the kernel refuses. Some processes are still frozen then.
     pub fn thaw(&self) -> io::Result<()> {
         let mut frozen = self.frozen.borrow_mut();
         while let Some(group) = frozen.last() {
@@ -243,7 +246,7 @@ impl Cgroups {
         }
         match self.make() {
             Ok(group) => self.spares.borrow_mut().push(group),
-            Err(error) => note(format!("no spare control group: {error}")),
+            Err(error) => note(format!("can't prepare a control group: {error}")),
         }
     }
 
@@ -257,7 +260,7 @@ impl Cgroups {
                 group.fresh = false;
                 self.spares.borrow_mut().push(group);
             }
-            // Somebody who measures it still holds it; it is removed, but not used again.
+            // A reader of metrics still holds the group, so it is removed and not used again.
             Ok(Group { name, .. }) => self.remove(&name),
             Err(group) => self.remove(&group.name),
         }
@@ -281,7 +284,7 @@ impl Cgroups {
 }
 
 impl Group {
-    /// For clone3.
+    /// The group's directory, for clone3.
     pub fn directory(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.directory)
     }
@@ -294,14 +297,14 @@ impl Group {
         }
     }
 
-    /// CPU time of the command and everything it started.
+    /// CPU time of the command and all processes that it started.
     pub fn cpu(&self) -> Duration {
         let micros =
             read(self.directory.as_fd(), "cpu.stat").ok().and_then(|text| field(&text, "usage_usec")).unwrap_or(0);
         Duration::from_micros(micros).saturating_sub(self.cpu_base)
     }
 
-    /// Memory that it is charged for.
+    /// Memory that the group is charged for.
     pub fn memory_bytes(&self) -> u64 {
         number(self.directory.as_fd(), "memory.current").unwrap_or(0)
     }
@@ -311,7 +314,7 @@ impl Group {
         number(self.directory.as_fd(), "pids.current").unwrap_or(0)
     }
 
-    /// Whether the kernel killed one of its processes for want of memory.
+    /// Whether the OOM killer killed one of its processes.
     pub fn oom_killed(&self) -> bool {
         self.spoiled.set(true);
         read(self.directory.as_fd(), "memory.events")
@@ -328,7 +331,7 @@ impl Group {
         self.spoiled.set(true);
         if let Some(bytes) = limits.memory_bytes {
             write(self.directory.as_fd(), "memory.max", &bytes.to_string())?;
-            // Absent in kernels without swap.
+            // The file is missing in kernels without swap.
             let _ = write(self.directory.as_fd(), "memory.swap.max", "0");
         }
         if let Some(pids) = limits.pids {
@@ -338,7 +341,7 @@ impl Group {
     }
 }
 
-/// A group that was removed has no files, or dead ones.
+/// Whether the group was removed: its files are missing, or can't be read any more.
 fn is_gone(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::NODEV))
 }
@@ -362,7 +365,7 @@ fn number(directory: BorrowedFd<'_>, file: &str) -> io::Result<u64> {
     read(directory, file)?.trim().parse().map_err(|_| Errno::INVAL.into())
 }
 
-/// The value of one line of a file of `name value` lines.
+/// The value of `name` in a file of `name value` lines.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }

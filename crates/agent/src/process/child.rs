@@ -1,12 +1,35 @@
-//! What the child does between clone and execve. It runs in the agent's own memory, where any lock may be held, so it
-//! makes system calls and nothing else.
+//! The child between clone3 and execve. It runs in the agent's memory and makes system calls only.
+//!
+//! [`spawn`](super::spawn) clones with `CLONE_VM` and `CLONE_VFORK`: the child is a process of its own that uses the
+//! agent's memory, and the thread that cloned it is suspended until the child has executed a program or exited. The
+//! other threads of the agent continue. What the child may touch follows from that:
+//!
+//! - *No lock and no allocation.* The child can be killed at any instruction, by a cancel for example. A lock that it
+//!   held would then stay locked in the agent's memory forever, and a list that it was changing would stay broken. The
+//!   allocator, the standard library's output and a panic all need locks, so none of them may be reached. Nothing here
+//!   can panic: there is no indexing except `shell_argv[1]`, which always exists, and no arithmetic that overflows.
+//! - *Writes only to what the suspended thread owns.* These are the child's stack, `Plan::failure`, `Plan::shell_argv`,
+//!   and `errno`, which is the suspended thread's because both have the same thread pointer. No other thread reads
+//!   them, and the suspended thread reads them only after the kernel has resumed it, which happens after the child's
+//!   last write. So they need no atomics.
+//! - *Raw system calls where the C library does more.* Its `setuid` and similar functions signal all threads in the
+//!   process, so that all change their identity. The list of threads is in the agent's memory and names the agent's
+//!   threads, which are not threads of the child: the call would wait for them forever.
+//! - *Other state is the child's own.* Without `CLONE_FILES`, `CLONE_FS` and `CLONE_SIGHAND` it has copies of the
+//!   descriptor table, the working directory and the signal handlers, so `dup2`, `chdir` and the signal mask don't
+//!   affect the agent. `CLONE_CLEAR_SIGHAND` resets all handlers, so no handler of the agent runs in the child. The
+//!   signal mask is cleared last, directly before execve.
+//! - *No return.* The stack frames of the function that cloned are on the other stack, so [`run`] never returns.
+//!
+//! The strings and arrays that the child reads are prepared before the clone and outlive it, because they belong to the
+//! thread that is suspended.
 #![expect(unsafe_code, reason = "a child after clone may use nothing but raw system calls")]
 
 use std::ffi::{CStr, c_char, c_int};
 use std::os::fd::RawFd;
 use std::ptr;
 
-/// Everything the child needs, prepared before the clone.
+/// Everything that the child needs, prepared before the clone.
 pub(super) struct Plan<'a> {
     /// Arguments, ended by a null pointer.
     pub argv: &'a [*const c_char],
@@ -16,17 +39,17 @@ pub(super) struct Plan<'a> {
     /// Paths to try, in order.
     pub candidates: &'a [*const c_char],
     pub directory: &'a CStr,
-    /// Whether `/` will do where the directory is missing.
-    pub root_will_do: bool,
+    /// Whether the child starts in `/` if the directory can't be entered.
+    pub root_instead: bool,
     pub stdio: [RawFd; 3],
     /// Makes stdin the controlling terminal.
     pub terminal: bool,
     pub identity: Option<Identity<'a>>,
     /// RLIMIT_* and its value, soft and hard.
     pub limits: &'a [(u32, u64)],
-    /// Undoes the agent's own exemption from the OOM killer.
+    /// Whether to undo the agent's exemption from the OOM killer.
     pub reset_oom: bool,
-    /// What failed, and errno; read by the parent, which shares this memory.
+    /// The step that failed, and errno. The parent reads it, since it shares this memory.
     pub failure: Option<(Stage, c_int)>,
 }
 
@@ -36,7 +59,7 @@ pub(super) struct Identity<'a> {
     pub groups: &'a [u32],
 }
 
-/// What failed before the program ran.
+/// The step that failed before the program ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Session,
@@ -49,15 +72,15 @@ pub(super) enum Stage {
     Execute,
     /// No candidate exists.
     Search,
-    /// A candidate exists, but what its first line or its ELF header names does not.
+    /// A candidate exists, but the interpreter that its first line or its ELF header names does not.
     Interpreter,
 }
 
-/// Runs in the child; never returns.
+/// Runs in the child and never returns.
 ///
 /// # Safety
-/// Only in a child that was just cloned, while the thread that made it is suspended; all pointers in `plan` live and
-/// lists end with null.
+/// It must be called in a child that was just cloned, while the thread that cloned it is suspended. All pointers in
+/// `plan` must be valid, and its lists must end with null.
 pub(super) unsafe fn run(plan: &mut Plan<'_>) -> ! {
     // SAFETY: the caller's promise is the same as that of the functions called.
     unsafe {
@@ -67,7 +90,7 @@ pub(super) unsafe fn run(plan: &mut Plan<'_>) -> ! {
 }
 
 /// # Safety
-/// As for [`run`].
+/// See [`run`].
 unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
     macro_rules! check {
         ($stage:ident, $call:expr) => {
@@ -76,7 +99,7 @@ unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
             }
         };
     }
-    // SAFETY: the caller's promise; each call gets plain numbers or pointers from the plan.
+    // SAFETY: see `run`. Each call gets plain numbers or pointers from the plan.
     unsafe {
         check!(Session, libc::setsid());
         for (target, source) in (0..).zip(plan.stdio) {
@@ -86,7 +109,7 @@ unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
             check!(Terminal, libc::ioctl(0, libc::TIOCSCTTY, 0));
         }
         if plan.reset_oom {
-            // Closed by execve, or by the child's end.
+            // The descriptor is closed by execve or when the child exits.
             let path = c"/proc/self/oom_score_adj".as_ptr();
             let fd = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, libc::O_WRONLY | libc::O_CLOEXEC);
             libc::syscall(libc::SYS_write, fd, c"0".as_ptr(), 1);
@@ -96,7 +119,7 @@ unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
             check!(Limits, libc::syscall(libc::SYS_prlimit64, 0, *resource, &raw const limit, ptr::null::<u8>()));
         }
         if let Some(identity) = &plan.identity {
-            // The C library's own functions would tell threads that this process does not have.
+            // The C library's functions would signal threads that this process doesn't have, see the module.
             check!(Identity, libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()));
             let gid = identity.gid;
             check!(Identity, libc::syscall(libc::SYS_setresgid, gid, gid, gid));
@@ -105,11 +128,11 @@ unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
         }
         if libc::chdir(plan.directory.as_ptr()) < 0 {
             let reason = errno();
-            if !plan.root_will_do || libc::chdir(c"/".as_ptr()) < 0 {
+            if !plan.root_instead || libc::chdir(c"/".as_ptr()) < 0 {
                 return (Stage::Directory, reason);
             }
         }
-        // An empty mask; the kernel's sigset has 8 bytes.
+        // An empty mask. The kernel's sigset has 8 bytes.
         let none = 0u64;
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null::<u8>(), 8);
         execute(plan)
@@ -117,13 +140,14 @@ unsafe fn prepare_and_execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
 }
 
 /// # Safety
-/// As for [`run`].
+/// See [`run`].
 unsafe fn execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
     let mut result = (Stage::Search, libc::ENOENT);
     for candidate in plan.candidates {
-        // SAFETY: as for `run`.
+        // SAFETY: see `run`.
         unsafe {
-            // execve builds a whole new address space before it looks for the file, so look first.
+            // execve builds a whole address space before it opens the file, so a missing file is found faster by a
+            // check.
             if libc::syscall(libc::SYS_faccessat, libc::AT_FDCWD, *candidate, libc::F_OK) < 0 {
                 match errno() {
                     libc::ENOENT | libc::ENOTDIR => {}
@@ -148,6 +172,6 @@ unsafe fn execute(plan: &mut Plan<'_>) -> (Stage, c_int) {
 }
 
 fn errno() -> c_int {
-    // SAFETY: the location is that of the thread that made the child, which is suspended meanwhile.
+    // SAFETY: the location belongs to the thread that cloned the child, which is suspended.
     unsafe { *libc::__errno_location() }
 }

@@ -1,4 +1,4 @@
-//! A request made ready to execute: every string the child needs, checked and in its final form.
+//! A request that is ready to be executed: all strings that the child needs, checked and in their final form.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -8,14 +8,14 @@ use kiln_wire::{ErrorCode, ExecRequest, Fault, Text};
 
 use super::users::{self, User};
 
-/// Searched where the command's environment has no PATH, as the C library does.
+/// The search path if the command's environment has no PATH; the C library's default.
 const PATH_FALLBACK: &[u8] = b"/usr/local/bin:/bin:/usr/bin";
 /// PATH of commands in a guest.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// TERM of a terminal whose request names none.
+/// TERM of a terminal if the request has none.
 const TERM_DEFAULT: &str = "xterm-256color";
 
-/// What every command starts from.
+/// Defaults of every command.
 #[derive(Debug, Clone)]
 pub struct Defaults {
     path: Vec<u8>,
@@ -23,7 +23,7 @@ pub struct Defaults {
 }
 
 impl Defaults {
-    /// The defaults of PID 1, or of a service that keeps the PATH it was given; perhaps with another home than its user's.
+    /// The defaults of PID 1, or of a service, which keeps its own PATH. `home` replaces the home of the agent's user.
     pub fn new(pid_1: bool, home: Option<&Path>) -> Self {
         let own = if pid_1 { None } else { std::env::var_os("PATH") };
         let path = own.map_or_else(|| PATH_DEFAULT.into(), std::os::unix::ffi::OsStringExt::into_vec);
@@ -35,12 +35,12 @@ impl Defaults {
     }
 }
 
-/// Where a command starts.
+/// The working directory of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Directory {
-    /// Here, or not at all.
-    Asked(CString),
-    /// In the user's home, or in `/` where that is missing.
+    /// The requested one. If it can't be entered, the command doesn't start.
+    Requested(CString),
+    /// The user's home, or `/` if the home can't be entered.
     Home(CString),
 }
 
@@ -53,9 +53,9 @@ pub struct Command {
     pub env: Vec<CString>,
     /// Paths to try, in order.
     pub candidates: Vec<CString>,
-    /// Where it starts.
+    /// Working directory.
     pub directory: Directory,
-    /// Who it runs as, where that is not the agent's own user.
+    /// The user that it runs as, if that is not the agent's own.
     pub user: Option<User>,
 }
 
@@ -63,11 +63,11 @@ impl Command {
     /// Checks a request.
     ///
     /// # Errors
-    /// What can't be executed as it is: no program, a zero byte, an unknown user…
+    /// If the request can't be executed: it has no program, a zero byte in a string, or an unknown user.
     pub fn new(defaults: &Defaults, request: &ExecRequest) -> Result<Self, Fault> {
         let program = match request.argv.first() {
             Some(program) if !program.is_empty() => program,
-            _ => return Err(Fault::new(ErrorCode::InvalidRequest, "`argv` names no program")),
+            _ => return Err(Fault::new(ErrorCode::InvalidRequest, "`argv` has no program")),
         };
         let user = request.user.as_deref().map(users::find).transpose()?;
         let env = environment(defaults, user.as_ref().unwrap_or(&defaults.user), request)?;
@@ -77,7 +77,7 @@ impl Command {
             Some(cwd) if cwd.is_empty() => {
                 return Err(Fault::new(ErrorCode::InvalidRequest, "`cwd` is empty"));
             }
-            Some(cwd) => Directory::Asked(c_string("cwd", cwd.as_bytes().to_vec())?),
+            Some(cwd) => Directory::Requested(c_string("cwd", cwd.as_bytes().to_vec())?),
             None => Directory::Home(c_string("the user's home", home())?),
         };
         Ok(Self {
@@ -122,15 +122,16 @@ fn environment(defaults: &Defaults, user: &User, request: &ExecRequest) -> Resul
     }
     for (name, value) in &request.env {
         if name.is_empty() || name.as_bytes().contains(&b'=') {
-            let words = format!("`{name}` is no name of a variable");
-            return Err(Fault::new(ErrorCode::InvalidRequest, words));
+            let message = format!("`{name}` is not a name of a variable");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message));
         }
         env.insert(name.as_bytes().into(), value.as_bytes().into());
     }
     Ok(env)
 }
 
-/// The paths that may be the program: itself where it has a slash, else one for each directory of PATH.
+/// The paths at which the program may be: `program` if it contains a slash, or else one path for each directory of
+/// PATH.
 fn candidates(program: &[u8], path: Option<&[u8]>) -> Result<Vec<CString>, Fault> {
     const CANDIDATES_MAX: usize = 256;
     if program.contains(&b'/') {
@@ -151,8 +152,8 @@ fn candidates(program: &[u8], path: Option<&[u8]>) -> Result<Vec<CString>, Fault
 
 fn c_string(what: &str, bytes: Vec<u8>) -> Result<CString, Fault> {
     CString::new(bytes).map_err(|error| {
-        let words = format!("`{what}` holds a zero byte: {}", Text::from(error.into_vec()));
-        Fault::new(ErrorCode::InvalidRequest, words)
+        let message = format!("`{what}` contains a zero byte: {}", Text::from(error.into_vec()));
+        Fault::new(ErrorCode::InvalidRequest, message)
     })
 }
 
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_variable_of_a_name_wins_over_the_default() {
+    fn the_last_variable_with_a_name_replaces_the_default() {
         let mut request = request(&["true"]);
         request.env = vec![("HOME".into(), "/a".into()), ("HOME".into(), "/b".into())];
         let command = Command::new(&Defaults::new(true, None), &request).expect("a plain command");
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_goes_through_the_path_of_the_command() {
+    fn a_program_is_searched_in_the_path_of_the_command() {
         let mut request = request(&["prog"]);
         request.env_clear = true;
         request.env = vec![("PATH".into(), "/a:/b/::rel".into())];
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_executed_is_refused_by_name() {
+    fn an_invalid_request_is_refused_by_name() {
         let refused =
             |request: &ExecRequest| Command::new(&Defaults::new(true, None), request).expect_err("refused").message;
         assert!(refused(&request(&[])).contains("argv"));

@@ -1,4 +1,4 @@
-//! What all commands of the guest share: where they start from, who reaps them, and whether they may run.
+//! The state that all commands of the guest share: their defaults, their reaper, and whether they may run.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub struct Commands {
     oom_exempt: bool,
     cpus: u32,
     cgroups: Option<Cgroups>,
-    /// It stands in for a guest: a freeze holds back commands that are asked for, and those that run go on.
+    /// The agent stands in for a guest in tests. A freeze then only delays new commands, and running ones continue.
     stand_in: bool,
     freezer: Freezer,
     reaper: Reaper,
@@ -35,22 +35,22 @@ pub struct Commands {
     running: RefCell<BTreeMap<u32, Running>>,
 }
 
-/// A command that runs, as metrics and activity see it.
+/// A running command, for metrics and activity.
 #[derive(Debug)]
 pub struct Running {
     /// Its control group, if there are any.
     pub group: Weak<Group>,
-    /// Name of its session, if it is one.
+    /// Name of its session, if it is a session's command.
     pub session: Option<String>,
     /// Its terminal, if it has one.
     pub terminal: Option<Terminal>,
 }
 
 impl Commands {
-    /// No commands yet. `stand_in` is the directory that stands in for the guest's files, in tests.
+    /// Creates the state, without commands. `stand_in` is a directory that stands in for the guest's files in tests.
     ///
     /// # Errors
-    /// `/dev/null` can't be opened.
+    /// If `/dev/null` can't be opened.
     pub fn new(pid_1: bool, cgroups: Option<Cgroups>, stand_in: Option<&Path>) -> io::Result<Self> {
         Ok(Self {
             defaults: Defaults::new(pid_1, stand_in),
@@ -66,10 +66,10 @@ impl Commands {
         })
     }
 
-    /// Collects children and obeys signals until the machine or the service is to stop.
+    /// Reaps children until a signal requests that the machine or the service stops.
     ///
     /// # Errors
-    /// Signals can't be read.
+    /// If signals can't be read.
     pub async fn watch_signals(&self, signals: &Signals) -> io::Result<()> {
         loop {
             match signals.next().await? {
@@ -79,14 +79,14 @@ impl Commands {
         }
     }
 
-    /// Keeps control groups ready for the next commands, if there are any. Never ends while there are.
+    /// Keeps control groups ready for the next commands. Returns only if the agent has no control groups.
     pub async fn prepare_groups(&self) {
         if let Some(cgroups) = &self.cgroups {
             cgroups.janitor().await;
         }
     }
 
-    /// Commands that run, by pid.
+    /// Running commands, by pid.
     pub fn running(&self) -> Ref<'_, BTreeMap<u32, Running>> {
         self.running.borrow()
     }
@@ -96,16 +96,16 @@ impl Commands {
         self.cpus
     }
 
-    /// Whether commands stand still, or are about to.
+    /// Whether commands are frozen or are being frozen.
     pub fn are_frozen(&self) -> bool {
         self.freezer.is_closed()
     }
 
-    /// Stops every command, once `prepared` has come to its end. Commands that are asked for meanwhile wait.
+    /// Freezes all commands after `prepared` has ended. New commands wait until the thaw.
     ///
     /// # Errors
-    /// There are no control groups, `prepared` fails, a command does not stand still in time, or a thaw comes first.
-    /// Commands go on then.
+    /// If there are no control groups, `prepared` fails, a command isn't frozen in time, or a thaw comes first.
+    /// Commands continue then.
     pub async fn freeze(&self, prepared: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
         match &self.cgroups {
             Some(cgroups) => self.freezer.freeze(cgroups, prepared).await,
@@ -113,19 +113,19 @@ impl Commands {
                 self.freezer.close();
                 Ok(())
             }
-            None => Err(Fault::new(ErrorCode::Unsupported, "nothing can be frozen without control groups")),
+            None => Err(Fault::new(ErrorCode::Unsupported, "commands can't be frozen without control groups")),
         }
     }
 
-    /// Lets commands go on, those that wait to start too.
+    /// Thaws all commands, and starts those that wait.
     ///
     /// # Errors
-    /// The kernel refuses; commands still stand then.
+    /// If the kernel refuses. Commands are still frozen then.
     pub fn thaw(&self) -> Result<(), Fault> {
         self.freezer.thaw(self.cgroups.as_ref())
     }
 
-    /// Reaps children that have ended, for when nothing watches signals any more.
+    /// Reaps children that have exited. For use when signals are no longer watched.
     pub fn reap(&self) {
         self.reaper.sweep();
     }
@@ -155,12 +155,12 @@ impl Commands {
         &self.reaper
     }
 
-    /// A buffer for one frame, for use between two waits.
+    /// A buffer for one frame. It is used only between two awaits.
     pub(super) fn scratch(&self) -> RefMut<'_, Vec<u8>> {
         self.scratch.borrow_mut()
     }
 
-    /// Takes the control group of a command that ended.
+    /// Takes back the control group of a command that has ended.
     pub(super) fn give_back(&self, group: Rc<Group>) {
         if let Some(cgroups) = &self.cgroups {
             cgroups.give_back(group);

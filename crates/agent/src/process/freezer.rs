@@ -1,16 +1,34 @@
-//! Freezing: every command stands still while a snapshot is made, and in a fork of it until the fork has an identity of
-//! its own.
+//! Freezing: all commands are frozen while a snapshot is made, and in each fork until the fork has its own identity.
 //!
 //! ```text
-//!            Freeze                 all drivers loaded, no child between clone and execve, the kernel says `frozen`
-//!   Thawed ─────────▶ Freezing ───────────────────────────────────────────────────────────────────────▶ Frozen
-//!      ▲                 │ deadline, cancel, loss of the link                                               │
-//!      └─────────────────┴─────────────────────────── Thaw, Sync ───────────────────────────────────────────┘
+//!            Freeze                 all drivers loaded, no child between clone and execve, all groups `frozen 1`
+//!   Thawed ─────────▶ Freezing ─────────────────────────────────────────────────────────────────────▶ Frozen
+//!      ▲                 │ deadline, cancel, loss of the link                                             │
+//!      └─────────────────┴─────────────────────────── Thaw, Sync ─────────────────────────────────────────┘
 //! ```
 //!
-//! A link that ends changes nothing once the guest is frozen. Commands that are asked for meanwhile wait, in order: a
-//! child born into a frozen control group would never come to its execve, and the agent's thread stands still until
-//! then. Whoever is frozen can still be killed.
+//! A link that ends doesn't change a frozen guest. New commands wait and start in order after the thaw. A frozen
+//! command can still be killed.
+//!
+//! # No child is born into a frozen group
+//! A child that is between clone and execve must not be frozen: it would never reach its execve, and the thread that
+//! cloned it is suspended until it does. A snapshot would contain that thread, and in this guest and each fork the
+//! thread would be missing in the pool until the thaw. So each child is counted from before its clone until after its
+//! execve (`births`), and freezing takes three steps, in this order:
+//!
+//! 1. The state becomes `Freezing`. From then on [`Freezer::pass`] returns no permit.
+//! 2. Wait until no birth is counted.
+//! 3. Write to the kernel's freezer.
+//!
+//! No birth can begin between 2 and 3: all this runs on one thread, and `pass` checks the state and counts the birth
+//! without an await between them. So a birth is either counted before step 1, and step 2 waits for it, or it sees the
+//! state and waits for the thaw. If a child hangs before its execve, step 2 runs into the deadline, and commands
+//! continue.
+//!
+//! # An attempt that is given up
+//! A cancel, an error or the deadline drops the [`Attempt`], which thaws. But between two awaits of this attempt a
+//! `Thaw` may have ended it, and another `Freeze` may have begun a new one. Thawing then would end the new attempt. So
+//! each attempt has a number, and it thaws only if the state still has its number.
 
 use std::cell::Cell;
 use std::io;
@@ -24,12 +42,13 @@ use super::cgroup::Cgroups;
 use crate::log::note;
 use crate::tally::{Counted, Tally};
 
-/// How long commands may take to stand still. One that hangs inside the kernel keeps the guest from being frozen.
+/// How long freezing may take. A command that blocks in the kernel can't be frozen, and then the guest is not frozen.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
-/// First wait between two looks. The kernel would tell, but no more often than each 10 ms, so looking is faster …
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// … and the wait is doubled up to this.
-const LOOK_AGAIN_MAX: Duration = Duration::from_millis(20);
+/// First wait between two checks. The kernel signals changes of `cgroup.events` at most every 10 ms, so polling is
+/// faster.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// The wait is doubled up to this.
+const POLL_INTERVAL_MAX: Duration = Duration::from_millis(20);
 
 /// Whether commands may run.
 #[derive(Debug, Default)]
@@ -37,7 +56,7 @@ pub struct Freezer {
     state: Cell<State>,
     attempts: Cell<u64>,
     thawed: Notify,
-    /// Children that were cloned and did not come to their execve yet.
+    /// Children that are about to be cloned or have not reached their execve.
     births: Tally,
 }
 
@@ -45,18 +64,18 @@ pub struct Freezer {
 enum State {
     #[default]
     Thawed,
-    /// By the attempt of this number.
+    /// By the attempt with this number.
     Freezing(u64),
     Frozen,
 }
 
 impl Freezer {
-    /// Whether commands stand still, or are about to.
+    /// Whether commands are frozen or are being frozen.
     pub fn is_closed(&self) -> bool {
         self.state.get() != State::Thawed
     }
 
-    /// Waits until commands may start. What it gives back is to be held until the child is past its execve.
+    /// Waits until commands may start. The caller must hold the returned guard until the child has passed its execve.
     pub async fn pass(&self) -> Counted {
         while self.is_closed() {
             self.thawed.notified().await;
@@ -64,15 +83,15 @@ impl Freezer {
         self.births.one()
     }
 
-    /// Holds back commands that are asked for from now on; those that run go on.
+    /// Makes new commands wait for the thaw. Running commands continue.
     pub fn close(&self) {
         self.state.set(State::Frozen);
     }
 
-    /// Stops every command, once `prepared` has come to its end. A guest that is frozen already stays so.
+    /// Freezes all commands after `prepared` has ended. Does nothing if the guest is already frozen.
     ///
     /// # Errors
-    /// `prepared` fails, a command does not stand still in time, or a thaw comes first. Commands go on then.
+    /// If `prepared` fails, a command isn't frozen in time, or a thaw comes first. Commands continue then.
     pub async fn freeze(
         &self,
         cgroups: &Cgroups,
@@ -80,22 +99,22 @@ impl Freezer {
     ) -> Result<(), Fault> {
         match self.state.get() {
             State::Frozen => return Ok(()),
-            State::Freezing(_) => return Err(Fault::new(ErrorCode::Busy, "the guest is being frozen already")),
+            State::Freezing(_) => return Err(Fault::new(ErrorCode::Busy, "the guest is already being frozen")),
             State::Thawed => {}
         }
         let attempt = Attempt::new(self, cgroups);
         prepared.await?;
         let settled = timeout(FREEZE_DEADLINE, attempt.settle()).await;
         settled.map_err(|_| {
-            let words = format!("a command did not stand still within {FREEZE_DEADLINE:?}");
-            Fault::new(ErrorCode::TimedOut, words)
+            let message = format!("a command could not be frozen within {FREEZE_DEADLINE:?}");
+            Fault::new(ErrorCode::TimedOut, message)
         })?
     }
 
-    /// Lets commands go on, those that wait to start too.
+    /// Thaws all commands, and starts those that wait.
     ///
     /// # Errors
-    /// The kernel refuses; commands still stand then.
+    /// If the kernel refuses. Commands are still frozen then.
     pub fn thaw(&self, cgroups: Option<&Cgroups>) -> Result<(), Fault> {
         if self.is_closed() {
             if let Some(cgroups) = cgroups {
@@ -108,7 +127,7 @@ impl Freezer {
     }
 }
 
-/// One try to freeze. Dropping it thaws, unless it came to its end.
+/// One attempt to freeze. Dropping it thaws, unless it has succeeded or was ended by a thaw.
 struct Attempt<'a> {
     freezer: &'a Freezer,
     cgroups: &'a Cgroups,
@@ -132,27 +151,27 @@ impl<'a> Attempt<'a> {
     }
 
     async fn until(&self, reached: impl Fn() -> Result<bool, Fault>) -> Result<(), Fault> {
-        let mut wait = LOOK_AGAIN;
+        let mut wait = POLL_INTERVAL;
         loop {
-            if !self.goes_on() {
+            if !self.is_current() {
                 return Err(Fault::new(ErrorCode::Cancelled, "the guest was thawed before it was frozen"));
             }
             if reached()? {
                 return Ok(());
             }
             sleep(wait).await;
-            wait = (wait * 2).min(LOOK_AGAIN_MAX);
+            wait = (wait * 2).min(POLL_INTERVAL_MAX);
         }
     }
 
-    fn goes_on(&self) -> bool {
+    fn is_current(&self) -> bool {
         self.freezer.state.get() == State::Freezing(self.number)
     }
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if self.goes_on()
+        if self.is_current()
             && let Err(fault) = self.freezer.thaw(Some(self.cgroups))
         {
             note(fault.message);
@@ -176,10 +195,10 @@ mod tests {
     use super::super::Commands;
     use super::*;
 
-    /// What a test waits for comes at once, or never.
+    /// Longest wait of a test.
     const DEADLINE: Duration = Duration::from_secs(10);
 
-    /// Files like those of a kernel that stops processes only when the test says so.
+    /// Files like the kernel's control groups. Groups become frozen only when a test writes that they are.
     struct Hierarchy {
         root: TempDir,
         commands: Rc<Commands>,
@@ -188,7 +207,7 @@ mod tests {
     impl Hierarchy {
         fn new() -> Self {
             let root = tempfile::tempdir().expect("a folder");
-            let cgroups = Cgroups::take_over(root.path()).expect("plain files take everything");
+            let cgroups = Cgroups::take_over(root.path()).expect("plain files accept all writes");
             let commands = Rc::new(Commands::new(false, Some(cgroups), None).expect("/dev/null opens"));
             add_group(root.path(), "jobs", "0");
             Self { root, commands }
@@ -198,24 +217,24 @@ mod tests {
             self.commands.freezer()
         }
 
-        fn asked(&self, group: &str) -> String {
+        fn requested(&self, group: &str) -> String {
             fs::read_to_string(self.root.path().join(group).join("cgroup.freeze")).expect("it is there")
         }
 
-        fn stands(&self) {
+        fn mark_frozen(&self) {
             fs::write(self.root.path().join("jobs/cgroup.events"), "populated 1\nfrozen 1\n").expect("it is there");
         }
 
-        /// Looks on while `future` runs, until `state` holds.
+        /// Runs `future` until `state` holds. `future` must not end first.
         async fn until(&self, future: impl Future<Output = Result<(), Fault>>, state: impl Fn(&Self) -> bool) {
-            let look = async {
+            let poll = async {
                 while !state(self) {
-                    sleep(LOOK_AGAIN).await;
+                    sleep(POLL_INTERVAL).await;
                 }
             };
             tokio::select! {
                 outcome = future => panic!("it ended: {outcome:?}"),
-                looked = timeout(DEADLINE, look) => looked.expect("the state comes"),
+                reached = timeout(DEADLINE, poll) => reached.expect("the state is reached in time"),
             }
         }
     }
@@ -232,36 +251,36 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_is_given_up_thaws() {
+    fn a_freeze_that_is_cancelled_thaws() {
         run(async {
             let guest = Hierarchy::new();
-            guest.until(guest.commands.freeze(ready(Ok(()))), |guest| guest.asked("jobs") == "1").await;
-            assert_eq!((guest.asked("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
+            guest.until(guest.commands.freeze(ready(Ok(()))), |guest| guest.requested("jobs") == "1").await;
+            assert_eq!((guest.requested("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
         });
     }
 
     #[test]
-    fn commands_that_do_not_stand_still_go_on_after_the_deadline() {
+    fn commands_that_are_not_frozen_in_time_continue() {
         run(async {
             let guest = Hierarchy::new();
-            let fault = guest.commands.freeze(ready(Ok(()))).await.expect_err("nothing stands still");
+            let fault = guest.commands.freeze(ready(Ok(()))).await.expect_err("no group becomes frozen");
             assert_eq!(fault.code, ErrorCode::TimedOut);
-            assert_eq!((guest.asked("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
+            assert_eq!((guest.requested("jobs").as_str(), guest.freezer().is_closed()), ("0", false));
         });
     }
 
     #[test]
-    fn nothing_is_frozen_while_a_child_is_being_made() {
+    fn a_freeze_waits_for_children_before_their_execve() {
         run(async {
             let guest = Hierarchy::new();
-            guest.stands();
+            guest.mark_frozen();
             let birth = guest.freezer().pass().await;
             let mut freeze = std::pin::pin!(guest.commands.freeze(ready(Ok(()))));
             guest.until(freeze.as_mut(), |guest| guest.freezer().is_closed()).await;
-            assert_eq!(guest.asked("jobs"), "0");
+            assert_eq!(guest.requested("jobs"), "0");
             drop(birth);
             assert_eq!(freeze.await, Ok(()));
-            assert_eq!(guest.asked("jobs"), "1");
+            assert_eq!(guest.requested("jobs"), "1");
         });
     }
 
@@ -269,7 +288,7 @@ mod tests {
     fn commands_that_wait_start_in_order_after_the_thaw() {
         run(async {
             let guest = Hierarchy::new();
-            guest.stands();
+            guest.mark_frozen();
             assert_eq!(guest.commands.freeze(ready(Ok(()))).await, Ok(()));
             let order = Rc::new(std::cell::RefCell::new(Vec::new()));
             let tasks = tokio::task::LocalSet::new();
@@ -280,7 +299,7 @@ mod tests {
                     order.borrow_mut().push(number);
                 });
             }
-            tasks.run_until(sleep(LOOK_AGAIN)).await;
+            tasks.run_until(sleep(POLL_INTERVAL)).await;
             assert_eq!(*order.borrow(), [0; 0]);
             assert_eq!(guest.commands.thaw(), Ok(()));
             tasks.await;
@@ -289,35 +308,36 @@ mod tests {
     }
 
     #[test]
-    fn a_thaw_ends_a_freeze_that_is_under_way() {
+    fn a_thaw_ends_a_freeze_in_progress() {
         run(async {
             let guest = Hierarchy::new();
             let mut freeze = std::pin::pin!(guest.commands.freeze(ready(Ok(()))));
-            guest.until(freeze.as_mut(), |guest| guest.asked("jobs") == "1").await;
+            guest.until(freeze.as_mut(), |guest| guest.requested("jobs") == "1").await;
             let second = guest.commands.freeze(ready(Ok(()))).await.map_err(|fault| fault.code);
             assert_eq!(second, Err(ErrorCode::Busy));
             assert_eq!(guest.commands.thaw(), Ok(()));
             assert_eq!(freeze.await.map_err(|fault| fault.code), Err(ErrorCode::Cancelled));
-            assert_eq!(guest.asked("jobs"), "0");
+            assert_eq!(guest.requested("jobs"), "0");
         });
     }
 
     #[test]
-    fn every_group_but_the_agents_is_frozen_and_what_a_command_froze_stays_so() {
+    fn all_groups_but_the_agents_are_frozen_and_a_group_that_a_command_froze_stays_frozen() {
         run(async {
             let guest = Hierarchy::new();
-            guest.stands();
+            guest.mark_frozen();
             add_group(guest.root.path(), "containers", "0");
             add_group(guest.root.path(), "paused", "1");
             add_group(guest.root.path(), "agent", "0");
-            let asked = |guest: &Hierarchy| ["jobs", "containers", "paused", "agent"].map(|group| guest.asked(group));
+            let requested =
+                |guest: &Hierarchy| ["jobs", "containers", "paused", "agent"].map(|group| guest.requested(group));
             let mut freeze = std::pin::pin!(guest.commands.freeze(ready(Ok(()))));
-            guest.until(freeze.as_mut(), |guest| guest.asked("containers") == "1").await;
-            assert_eq!(asked(&guest), ["1", "1", "1", "0"]);
+            guest.until(freeze.as_mut(), |guest| guest.requested("containers") == "1").await;
+            assert_eq!(requested(&guest), ["1", "1", "1", "0"]);
             fs::remove_dir_all(guest.root.path().join("containers")).expect("it is there");
-            assert_eq!(freeze.await, Ok(()), "a group that is gone stands still");
+            assert_eq!(freeze.await, Ok(()), "a group that was removed counts as frozen");
             assert_eq!(guest.commands.thaw(), Ok(()));
-            assert_eq!(["jobs", "paused", "agent"].map(|group| guest.asked(group)), ["0", "1", "0"]);
+            assert_eq!(["jobs", "paused", "agent"].map(|group| guest.requested(group)), ["0", "1", "0"]);
         });
     }
 }

@@ -1,17 +1,18 @@
-//! What a command writes to its terminal, gathered.
+//! Gathers a command's output on its terminal.
 //!
-//! A terminal hands on each write at once, a line or less: passed on one by one, each would cost a wake of the agent, a
-//! frame, and a wake of the host. So after some output the terminal is left alone for a moment, and then everything that
-//! has come is read together.
+//! A terminal makes each write readable at once, mostly a line or less. Read one by one, each write would cost a wakeup
+//! of the agent, a frame, and a wakeup of the host. So after some output there is a pause, and then all output that has
+//! arrived is read together.
 //!
 //! ```text
-//!   waiting ──▶ output comes: read all of it ──▶ left alone (5 ms; 1 ms if much came) ──┐
-//!      ▲                                                  ▲ more has come: read it ◀────┤
-//!      └──────────────────────── nothing has come ◀──────────────────────────────────────┘
+//!   waiting ──▶ output arrives: read all of it ──▶ pause (5 ms; 1 ms after much output) ──┐
+//!      ▲                                                  ▲ there is more: read it ◀──────┤
+//!      └──────────────────────── there is none ◀──────────────────────────────────────────┘
 //! ```
 //!
-//! The first output after a silence is read at once, and what follows input of the host's too, so an echo never waits.
-//! While the terminal is left alone the runtime does not watch it: otherwise each write would still wake the agent.
+//! The first output after a quiet time is read at once. Output after input from the host is read at once too, so an
+//! echo never waits. During a pause the runtime doesn't watch the terminal: otherwise each write would still wake the
+//! agent.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,36 +27,36 @@ use super::kworkers::Batched;
 use crate::relay;
 use crate::watched::{Watched, watch_reading};
 
-/// How long output is gathered.
+/// Pause after some output.
 const GATHER: Duration = Duration::from_millis(5);
-/// How long it is gathered while much comes: a terminal holds a few KiB, and a command that has filled it stands still.
+/// Pause after much output: a terminal holds a few KiB, and a command that has filled it blocks.
 const GATHER_MUCH: Duration = Duration::from_millis(1);
-/// What is much: half of what the kernel keeps for the reader of a terminal.
+/// The size of much output: half of the buffer that the kernel has for a terminal's reader.
 const MUCH_BYTES: usize = 2048;
-/// Output flows if the terminal was left alone so often within this time.
+/// The command writes continuously if there were this many pauses within this time.
 const FLOW_PAUSES: u32 = 3;
 const FLOW_TIME: Duration = Duration::from_millis(100);
 
-/// The agent's end of a terminal, to read from.
+/// The agent's side of a terminal, for reading.
 #[derive(Debug)]
 pub struct Gathered {
     terminal: OwnedFd,
-    /// Another descriptor of the same terminal, while its next output is waited for.
+    /// Another descriptor of the same terminal, while waiting for output. The runtime watches it.
     waiting: RefCell<Option<Watched>>,
-    /// Bytes that were read since the terminal was last left alone.
+    /// Bytes that were read since the last pause.
     batch_bytes: Cell<usize>,
-    /// When it is looked at again.
+    /// The current pause.
     pause: RefCell<Option<Pin<Box<Sleep>>>>,
-    /// The command is over: what it left is read without a pause.
+    /// The command has exited: the rest is read without pauses.
     over: Cell<bool>,
-    /// How often it was left alone since then.
+    /// A start time, and the number of pauses since then.
     flow: Cell<(Instant, u32)>,
-    /// From when output flows to the next input.
+    /// Kernel workers whose policy is changed while the command writes continuously, up to the next input.
     workers: RefCell<Batched>,
 }
 
 impl Gathered {
-    /// Reads from `terminal`, which doesn't block.
+    /// Reads from `terminal`, which must be non-blocking.
     pub fn new(terminal: OwnedFd) -> Self {
         Self {
             terminal,
@@ -68,43 +69,44 @@ impl Gathered {
         }
     }
 
-    /// Reads up to `room` bytes behind what `frame` holds, once there are some. 0 is the end, and so is an error.
+    /// Waits for output and appends up to `room` bytes to `frame`. Returns their number. Both 0 and an error are the
+    /// end.
     pub fn poll_read(&self, context: &mut Context<'_>, frame: &mut Vec<u8>, room: usize) -> Poll<Result<usize, Errno>> {
         loop {
             if let Some(pause) = &mut *self.pause.borrow_mut() {
                 ready!(pause.as_mut().poll(context));
             }
-            self.look_now();
+            self.end_pause();
             match relay::read(&self.terminal, frame, room) {
                 Ok(count) => {
                     self.batch_bytes.set(self.batch_bytes.get() + count);
                     return Poll::Ready(Ok(count));
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) if self.batch_bytes.get() > 0 && !self.over.get() => self.leave_alone(),
+                Err(Errno::AGAIN) if self.batch_bytes.get() > 0 && !self.over.get() => self.begin_pause(),
                 Err(Errno::AGAIN) => ready!(self.poll_output(context))?,
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
 
-    /// Input came: what follows it is read at once.
+    /// Call this after input from the host. The output that follows it is read at once.
     pub fn hurry(&self) {
         self.workers.borrow_mut().end();
-        self.look_now();
+        self.end_pause();
     }
 
-    /// Gathers no more: the command is over.
+    /// Call this when the command has exited. The rest of its output is read without pauses.
     pub fn finish(&self) {
         self.over.set(true);
-        self.look_now();
+        self.end_pause();
     }
 
-    fn look_now(&self) {
+    fn end_pause(&self) {
         *self.pause.borrow_mut() = None;
     }
 
-    fn leave_alone(&self) {
+    fn begin_pause(&self) {
         let much = self.batch_bytes.take() >= MUCH_BYTES;
         let (since, pauses) = self.flow.get();
         let now = Instant::now();
@@ -118,7 +120,8 @@ impl Gathered {
         *self.waiting.borrow_mut() = None;
     }
 
-    /// Waits until there is output. What came before the terminal is watched counts, as it is readable then.
+    /// Waits until there is output. Output that arrived before the terminal was registered isn't missed: registering
+    /// reports a descriptor that is readable.
     fn poll_output(&self, context: &mut Context<'_>) -> Poll<Result<(), Errno>> {
         self.batch_bytes.set(0);
         let mut waiting = self.waiting.borrow_mut();

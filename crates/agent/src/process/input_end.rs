@@ -1,22 +1,23 @@
 //! The end of a command's input on its terminal.
 //!
-//! A pipe that has ended reads as ended for as long as anyone reads it. A terminal has no such state: its line discipline
-//! turns one character (`VEOF`, Ctrl-D) into the end of one read. Typed once it is easily lost:
+//! After a pipe has ended, each read of it returns the end. A terminal has no such state: its line discipline turns one
+//! character (`VEOF`, Ctrl-D) into the end of one read. If the character is written only once, it is easily lost:
 //!
-//! - A shell that edits its line turns the line discipline off. If the character came before that, the shell reads a byte
-//!   of zero, which means nothing to it, and waits for ever.
-//! - Behind a line that has no end the character ends that line, not the input.
-//! - Of two programs that read one after the other, the first takes it.
-//! - A program that asks for a password throws away what was typed before.
+//! - A shell that edits its own lines turns the line discipline off. If the character was written before that, the
+//!   shell reads a zero byte, which it ignores, and waits forever.
+//! - After a line that has no end, the character ends that line and not the input.
+//! - If two programs read one after the other, the first takes the character.
+//! - A program that prompts for a password discards the input before the prompt.
 //!
-//! So it is typed again whenever the terminal has nothing left to read, for as long as the command runs: the input has
-//! ended for each program that asks, as it has with a pipe. At most one is there unread. The kernel does not tell the
-//! master side when the other one has read, so this is the one place of the agent that has to look from time to time.
+//! So the character is written again each time the terminal has nothing left to read, as long as the command runs. Then
+//! each program that reads gets the end of input, like with a pipe. At most one character is unread at any time. The
+//! kernel doesn't signal the master side when the other side has read, so this is the one place in the agent that must
+//! poll.
 //!
 //! ```text
-//!   input ended ──▶ type it ──▶ pause ──▶ look ── unread ──▶ pause, twice as long
-//!                      ▲                   │
-//!                      └────── taken ──────┘
+//!   input ended ──▶ write it ──▶ pause ──▶ check ── unread ──▶ pause, twice as long
+//!                      ▲                     │
+//!                      └────── was read ─────┘
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -30,54 +31,55 @@ use tokio::time::Instant;
 
 use crate::watched::Watched;
 
-/// From the character to the first look at what became of it.
+/// Time from writing the character to the first check.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
-/// The longest time between two looks.
+/// The longest time between two checks.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Ctrl-D, if the terminal names no other character.
+/// Ctrl-D, if the terminal has no other character for it.
 const EOF_CHARACTER: u8 = 4;
 
-/// Input that has ended, on a terminal.
+/// Ended input of a terminal.
 #[derive(Debug)]
 pub(super) struct InputEnd {
     master: Rc<Watched>,
     pause: Duration,
-    look_at: Instant,
+    check_at: Instant,
 }
 
-/// Who reads the character.
+/// What reads the character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reader {
-    /// The line discipline, which makes an end of it.
+    /// The line discipline, which turns it into an end of input.
     Lines,
-    /// The program itself, as a key.
+    /// The program, which gets it as a key.
     Keys,
 }
 
 impl InputEnd {
-    /// Types the end on the terminal of this master side.
+    /// Writes the end to the terminal of this master side.
     pub(super) fn of(master: Rc<Watched>) -> Self {
-        type_end(master.get_ref());
-        Self { master, pause: PAUSE_MIN, look_at: Instant::now() + PAUSE_MIN }
+        write_end(master.get_ref());
+        Self { master, pause: PAUSE_MIN, check_at: Instant::now() + PAUSE_MIN }
     }
 
-    /// When to [`look`](Self::look) again.
-    pub(super) fn look_at(&self) -> Instant {
-        self.look_at
+    /// When to [`check`](Self::check) again.
+    pub(super) fn check_at(&self) -> Instant {
+        self.check_at
     }
 
-    /// Types the end again if there is nothing left to read.
-    pub(super) fn look(&mut self) {
-        let read_by = if is_unread(self.master.get_ref()) { None } else { Some(type_end(self.master.get_ref())) };
-        // The next program may ask at once. One that takes the character as a key and goes on does not get it often.
+    /// Writes the end again if there is nothing left to read.
+    pub(super) fn check(&mut self) {
+        let read_by = if is_unread(self.master.get_ref()) { None } else { Some(write_end(self.master.get_ref())) };
+        // The next program may read at once, so the pause is short. A program that reads the character as a key and
+        // continues gets it more and more seldom.
         let next = if read_by == Some(Reader::Lines) { PAUSE_MIN } else { self.pause * 2 };
         self.pause = next.min(PAUSE_MAX);
-        self.look_at = Instant::now() + self.pause;
+        self.check_at = Instant::now() + self.pause;
     }
 }
 
-fn type_end(master: &OwnedFd) -> Reader {
-    // A master side answers for the terminal.
+fn write_end(master: &OwnedFd) -> Reader {
+    // On the master side, the modes are those of the terminal.
     let (character, reader) = match tcgetattr(master) {
         Ok(modes) => {
             let lines = modes.local_modes.contains(LocalModes::ICANON);
@@ -85,14 +87,15 @@ fn type_end(master: &OwnedFd) -> Reader {
         }
         Err(_) => (0, Reader::Keys),
     };
-    // Zero is "none"; what edits lines itself knows Ctrl-D all the same.
+    // Zero means that the terminal has no such character. A program that edits lines itself handles Ctrl-D
+    // nevertheless.
     let character = if character == 0 { EOF_CHARACTER } else { character };
-    // A terminal that is full has something to read, and a look finds it empty later.
+    // This fails if the terminal's buffer is full. Then there is something to read, and a later check finds it empty.
     let _ = rustix::io::write(master, &[character]);
     reader
 }
 
-/// Whether a read of the terminal would return at once. The number of its bytes would not tell: the end counts as none.
+/// Whether a read of the terminal would return at once. FIONREAD can't be used, because the end counts as 0 bytes.
 fn is_unread(master: &OwnedFd) -> bool {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let Ok(terminal) = ioctl_tiocgptpeer(master, flags) else { return true };
@@ -121,17 +124,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_that_was_read_is_typed_again_and_one_that_was_not_is_not() {
+    async fn the_end_is_written_again_only_after_it_was_read() {
         let (master, mut slave) = terminal();
-        rustix::io::write(&*master, b"no newline").expect("it takes keys");
+        rustix::io::write(&*master, b"no newline").expect("it accepts keys");
         let mut end = InputEnd::of(master);
         let mut buffer = [0; 64];
         assert_eq!(slave.read(&mut buffer).expect("the rest of a line"), 10);
         for _ in 0..3 {
-            end.look();
+            end.check();
             assert_eq!(end.pause, PAUSE_MIN, "the next reader may be there already");
-            end.look();
-            assert!(end.pause > PAUSE_MIN, "nobody has read it yet");
+            end.check();
+            assert!(end.pause > PAUSE_MIN, "it was not read yet");
             assert_eq!(slave.read(&mut buffer).expect("the end"), 0);
         }
     }
@@ -147,10 +150,10 @@ mod tests {
         modes.local_modes.remove(LocalModes::ICANON);
         tcsetattr(&slave, OptionalActions::Now, &modes).expect("no lines");
         for _ in 0..12 {
-            end.look();
+            end.check();
             assert_eq!(slave.read(&mut buffer).expect("a key"), 1);
             assert_eq!(buffer[0], 0x05);
         }
-        assert_eq!(end.pause, PAUSE_MAX, "it does not want it, and gets it once a second");
+        assert_eq!(end.pause, PAUSE_MAX, "the program gets it once a second");
     }
 }

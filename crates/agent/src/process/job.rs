@@ -1,4 +1,4 @@
-//! One command that was started: what it is known by, how it is signalled, bounded and killed.
+//! One command that was started: its ids, and how it is signalled, limited and killed.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -22,7 +22,7 @@ use super::tree;
 use crate::link::{End, Inbox};
 use crate::tally::Counted;
 
-/// A child that is being made.
+/// A child that is being created.
 struct Newborn {
     commands: Rc<Commands>,
     flight: Flight,
@@ -30,7 +30,7 @@ struct Newborn {
     ends: Ends,
     started: Instant,
     limits: Limits,
-    /// Nothing is frozen while it comes to its execve.
+    /// Delays a freeze until the child has passed its execve.
     birth: Counted,
 }
 
@@ -41,8 +41,9 @@ impl Newborn {
         session: Option<String>,
     ) -> Result<Job, Fault> {
         let Self { commands, flight, group, ends, started, limits, birth } = self;
-        let result =
-            spawning.await.map_err(|error| Fault::new(ErrorCode::Internal, format!("spawn broke: {error}")))?;
+        let failed =
+            |error| Fault::new(ErrorCode::Internal, format!("the thread that starts a command failed: {error}"));
+        let result = spawning.await.map_err(failed)?;
         drop(birth);
         let Spawned { pid, pidfd, fault } = match result {
             Ok(spawned) => spawned,
@@ -61,13 +62,13 @@ impl Newborn {
             terminal: ends.terminal.clone(),
         };
         commands.add(pid.unsigned_abs(), running);
-        // From here on dropping the job kills what there is of it.
+        // From here on, dropping the job kills all of the command's processes.
         let job = Job { commands, pid, pidfd, group, ends, status: Some(status), started, limits };
         fault.map_or(Ok(job), Err)
     }
 }
 
-/// A command that runs. Dropping it kills everything that is left of it.
+/// A running command. Dropping it kills all processes that are left of it.
 #[derive(Debug)]
 pub struct Job {
     pub(super) commands: Rc<Commands>,
@@ -81,10 +82,10 @@ pub struct Job {
 }
 
 impl Job {
-    /// Starts what `request` asks for, once nothing is frozen, and waits until it runs.
+    /// Starts the command of `request`, after the thaw if commands are frozen, and waits until it runs.
     ///
     /// # Errors
-    /// What can't be run, with the reason; `inbox` asked to end first.
+    /// If the command can't be run. `None` if `inbox` requested the end first.
     pub async fn start(
         commands: &Rc<Commands>,
         request: &ExecRequest,
@@ -124,13 +125,15 @@ impl Job {
             biased;
             job = &mut birth => job.map_err(Some),
             end = inbox.ended() => {
-                // A child that hangs before its execve has a pid; one that has none yet is killed with its job.
+                // A child that hangs before its execve has a pid and is killed by it. If there is no pid yet, the child
+                // is killed when `birth` ends and its job is dropped.
                 tree::kill_process(pid.load(Ordering::Acquire));
                 spawn_local(async move { drop(birth.await) });
                 Err(fault_of(end))
             }
         }
     }
+
     /// Pid in the guest.
     pub fn pid(&self) -> u32 {
         self.pid.unsigned_abs()
@@ -143,23 +146,23 @@ impl Job {
 
     /// Sends a signal to the whole process group.
     pub(super) fn signal(&self, signal: i32) {
-        // A group that just ended is no fault.
+        // This fails if the group has just ended, which is not an error.
         let _ = tree::signal_group(self.pid, signal);
     }
 
-    /// Asks every process of the group to end, stopped ones too.
+    /// Sends SIGTERM to all processes of the group, also to stopped ones.
     pub(super) fn terminate(&self) {
         self.signal(libc::SIGTERM);
-        // A stopped process would only see it when it goes on.
+        // A stopped process handles SIGTERM only after it is continued.
         self.signal(libc::SIGCONT);
     }
 
-    /// CPU time so far: of the whole group, or without control groups of the command itself.
+    /// CPU time so far: of the whole control group, or of the command's own process without control groups.
     pub(super) fn cpu_used(&self) -> Duration {
         self.group.as_ref().map_or_else(|| tree::cpu_of(self.pid), |group| group.cpu())
     }
 
-    /// Kills everything that belongs to the command.
+    /// Kills all processes of the command.
     pub(super) fn kill(&self) {
         match &self.group {
             Some(group) => group.kill(),
@@ -199,10 +202,10 @@ fn io_fault(what: &str, error: &std::io::Error) -> Fault {
         Some(Errno::AGAIN | Errno::NOMEM) => ErrorCode::LimitExceeded,
         _ => ErrorCode::Io,
     };
-    Fault::new(code, format!("can't make the command's {what}: {error}"))
+    Fault::new(code, format!("can't create the command's {what}: {error}"))
 }
 
-/// Refuses limits that can't be kept here, by name.
+/// Refuses limits that can't be enforced here, by name.
 fn check_limits(commands: &Commands, limits: &Limits) -> Result<(), Fault> {
     let zero = [
         ("cpu_ms", limits.cpu_ms),
@@ -212,13 +215,13 @@ fn check_limits(commands: &Commands, limits: &Limits) -> Result<(), Fault> {
         ("files", limits.files),
     ];
     if let Some((name, _)) = zero.iter().find(|(_, value)| *value == Some(0)) {
-        return Err(Fault::new(ErrorCode::InvalidRequest, format!("limit `{name}` is 0: nothing could run")));
+        return Err(Fault::new(ErrorCode::InvalidRequest, format!("limit `{name}` is 0: no command could run")));
     }
     if commands.cgroups().is_none() {
         for (name, value) in [("memory_bytes", limits.memory_bytes), ("pids", limits.pids)] {
             if value.is_some() {
-                let words = format!("limit `{name}` needs control groups, which this agent has none of");
-                return Err(Fault::new(ErrorCode::Unsupported, words));
+                let message = format!("limit `{name}` needs control groups, and this agent has none");
+                return Err(Fault::new(ErrorCode::Unsupported, message));
             }
         }
     }
@@ -231,7 +234,7 @@ fn rlimits(limits: &Limits, cgroups: bool) -> Vec<(u32, u64)> {
         list.push((libc::RLIMIT_NOFILE, files));
     }
     if let (Some(cpu_ms), false) = (limits.cpu_ms, cgroups) {
-        // Bounds each process in whole seconds; the supervisor watches the command itself more closely.
+        // This limits each process, in whole seconds. The supervisor watches the command's own process more exactly.
         list.push((libc::RLIMIT_CPU, cpu_ms.div_ceil(1000)));
     }
     list

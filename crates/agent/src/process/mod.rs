@@ -1,4 +1,5 @@
-//! Commands in the guest: from a request to a process group that is watched, bounded and, in the end, gone.
+//! Commands in the guest: starts a request's command as a process group, supervises and limits it, and kills what is
+//! left.
 //!
 //! ```text
 //!   ExecRequest ─▶ command (strings, PATH, user) ─▶ spawn (clone3, child) ─▶ job ─▶ supervise ─▶ Exited

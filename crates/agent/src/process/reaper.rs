@@ -1,7 +1,24 @@
-//! Collects children that ended: commands for their owners, orphans for the kernel.
+//! Reaps children that have exited: sends the status of commands to their owners, and drops the status of orphans.
 //!
-//! A child is looked at before it is reaped. One that has an owner is reaped through its own pidfd and its status goes
-//! to the owner; any other is an orphan that PID 1 inherited. So no status is ever taken from somebody who waits for it.
+//! # No status is lost
+//! A command is created on a thread of the pool, and it may exit before that thread returns. All reaping happens on the
+//! runtime's thread, in [`Reaper::sweep`], and each child that exits is one of three:
+//!
+//! - *Tracked*: an owner waits for it. It is reaped by its pidfd, which can refer to no other process, and the status
+//!   is sent to the owner.
+//! - *In flight*: it was created, but its owner isn't registered yet. [`Reaper::expect_child`] is called before the
+//!   clone, and the kernel writes the pid into the flight before the child runs, so a child that can be reaped has its
+//!   pid in a flight. The exit is kept there, and [`Flight::track`] gives it to the owner. `track` and `sweep` run on
+//!   the same thread, so a sweep finds the child either in its flight or tracked, and never between the two.
+//! - *An orphan*: any other child. PID 1 inherits processes whose parent has exited. No owner waits for them.
+//!
+//! The pid is looked up before the child is reaped (`WNOWAIT`): a pid can't be used again until its process is reaped,
+//! and only the sweep reaps, so the pid still means the same process when it is compared. A flight keeps its pid from
+//! the reaping until `track`; in this short time the kernel doesn't use the pid again, because it assigns pids in a
+//! cycle.
+//!
+//! Several exits may share one SIGCHLD. The signal is read first and then all exited children are reaped, so a child
+//! that exits during or after the sweep is reaped by this sweep or raises another signal.
 #![expect(unsafe_code, reason = "waitid with resource usage is only reachable as a raw system call")]
 
 use std::cell::RefCell;
@@ -16,14 +33,14 @@ use std::time::{Duration, Instant};
 use kiln_wire::ExitStatus;
 use tokio::sync::oneshot;
 
-/// How a child ended and what it used.
+/// How a child exited and the resources that it used.
 #[derive(Debug, Clone, Copy)]
 pub struct Exit {
     /// Code or signal.
     pub status: ExitStatus,
-    /// CPU time in user mode, with that of children it waited for.
+    /// CPU time in user mode, including children that it waited for.
     pub user: Duration,
-    /// CPU time in the kernel, with that of children it waited for.
+    /// CPU time in the kernel, including children that it waited for.
     pub sys: Duration,
     /// Largest resident set.
     pub max_rss_bytes: u64,
@@ -31,11 +48,11 @@ pub struct Exit {
     pub at: Instant,
 }
 
-/// Who waits for which child.
+/// The owners of children.
 #[derive(Debug, Default)]
 pub struct Reaper {
     tracked: Rc<RefCell<HashMap<i32, Tracked>>>,
-    /// Children that are being made: their pid, once they have one, and their end, should it come first.
+    /// Children that are being created: the pid, when there is one, and the exit, if the child has already exited.
     flights: Rc<RefCell<Vec<Expected>>>,
 }
 
@@ -45,7 +62,7 @@ struct Expected {
     exit: Option<Exit>,
 }
 
-/// A child that is being made. What ends before its owner is known is kept for the owner.
+/// A child that is being created. If it exits before its owner is registered, the exit is kept for the owner.
 #[derive(Debug)]
 pub struct Flight {
     pid: Arc<AtomicI32>,
@@ -60,21 +77,21 @@ struct Tracked {
 }
 
 impl Reaper {
-    /// Announces a child. Call it before the child is made.
+    /// Announces a child. Call it before the child is created.
     pub fn expect_child(&self) -> Flight {
         let pid = Arc::new(AtomicI32::new(0));
         self.flights.borrow_mut().push(Expected { pid: Arc::clone(&pid), exit: None });
         Flight { pid, tracked: Rc::clone(&self.tracked), flights: Rc::clone(&self.flights) }
     }
 
-    /// Reaps everything that ended. To be called for each SIGCHLD; several ends may share one.
+    /// Reaps all children that have exited. Call it after each SIGCHLD.
     pub fn sweep(&self) {
         while let Some(pid) = peek() {
             let tracked = self.tracked.borrow_mut().remove(&pid);
             match tracked {
                 Some(Tracked { pidfd, owner }) => {
                     if let Some(exit) = reap(libc::P_PIDFD, pidfd.as_raw_fd()) {
-                        // An owner that is gone has no use for the status.
+                        // This fails if the owner is gone, and then the status isn't needed.
                         let _ = owner.send(exit);
                     }
                 }
@@ -91,12 +108,12 @@ impl Reaper {
 }
 
 impl Flight {
-    /// Where the kernel puts the child's pid before the child runs.
+    /// The place to which the kernel writes the child's pid before the child runs.
     pub fn pid(&self) -> Arc<AtomicI32> {
         Arc::clone(&self.pid)
     }
 
-    /// Makes the caller the owner of the child, which has a pid now.
+    /// Makes the caller the owner of the child, which must have a pid.
     pub fn track(self, pidfd: Rc<OwnedFd>) -> oneshot::Receiver<Exit> {
         let (owner, status) = oneshot::channel();
         let exit = self.land();
@@ -120,17 +137,17 @@ impl Drop for Flight {
     }
 }
 
-/// The pid of a child that ended, which stays to be reaped.
+/// The pid of a child that has exited. The child is not reaped.
 fn peek() -> Option<i32> {
     let (info, _) = waitid(libc::P_ALL, 0, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT)?;
-    // SAFETY: waitid filled the struct for an ended child, or left it zero.
+    // SAFETY: waitid filled the struct for a child that has exited, or left it zero.
     let pid = unsafe { info.si_pid() };
     (pid != 0).then_some(pid)
 }
 
 fn reap(kind: libc::idtype_t, id: i32) -> Option<Exit> {
     let (info, usage) = waitid(kind, id, libc::WEXITED | libc::WNOHANG)?;
-    // SAFETY: as in `peek`.
+    // SAFETY: see `peek`.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
     if pid == 0 {
         return None;
@@ -148,7 +165,7 @@ fn reap(kind: libc::idtype_t, id: i32) -> Option<Exit> {
 fn waitid(kind: libc::idtype_t, id: i32, options: i32) -> Option<(libc::siginfo_t, libc::rusage)> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: both out-structs live through the call and all-zero bytes are a value of each.
+    // SAFETY: both output structs live through the call, and all-zero bytes are a value of each.
     unsafe {
         let result = libc::syscall(libc::SYS_waitid, kind, id, info.as_mut_ptr(), options, usage.as_mut_ptr());
         (result == 0).then(|| (info.assume_init(), usage.assume_init()))

@@ -1,5 +1,5 @@
-//! The agent takes its signals from a descriptor and installs no handler, so commands inherit nothing but a mask, which
-//! the child clears.
+//! The agent's signals. They are read from a descriptor and no handler is installed, so commands inherit only a mask,
+//! which the child clears.
 #![expect(unsafe_code, reason = "signal masks and signalfd are only reachable through libc")]
 
 use std::io;
@@ -13,12 +13,12 @@ use crate::watched::{Watched, watch_reading};
 /// One more than the last classic signal.
 const SIGNALS: i32 = 32;
 
-/// What the agent is told by signal.
+/// The meaning of a signal for the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// A child ended.
+    /// A child has exited.
     Child,
-    /// The machine or the service is to stop.
+    /// The machine or the service must stop.
     Stop,
 }
 
@@ -31,11 +31,12 @@ pub struct Signals {
 /// Blocks the signals that [`Signals`] reads, and SIGPIPE. Call it before there is a second thread.
 pub fn block() {
     let set = handled();
-    // SAFETY: `set` is a whole signal set, and no old one is asked for.
+    // SAFETY: `set` is an initialised signal set, and the old one is not requested.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-    // A signal that a parent left ignored, and SIGPIPE that the standard library ignores, would stay so in every command.
+    // Ignored signals stay ignored after execve. A parent may have ignored some, and the standard library ignores
+    // SIGPIPE.
     for signal in 1..SIGNALS {
-        // SAFETY: asks for the disposition of one signal; both structs are plain data that the call fills or reads.
+        // SAFETY: reads the disposition of one signal; the struct is plain data that the call fills.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             libc::sigaction(signal, std::ptr::null(), &raw mut action);
@@ -48,7 +49,7 @@ pub fn block() {
 
 fn handled() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset makes the set whole, and the signals are valid numbers.
+    // SAFETY: sigemptyset initialises the set, and the signals are valid numbers.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         let mut set = set.assume_init();
@@ -60,15 +61,15 @@ fn handled() -> libc::sigset_t {
 }
 
 impl Signals {
-    /// Opens the descriptor; [`block`] was called before.
+    /// Opens the descriptor. [`block`] must have been called.
     ///
     /// # Errors
-    /// The kernel has no descriptor left.
+    /// If no descriptor is available.
     pub fn new() -> io::Result<Self> {
         let mut set = handled();
-        // SAFETY: `set` is a whole signal set.
+        // SAFETY: `set` is an initialised signal set.
         unsafe { libc::sigdelset(&raw mut set, libc::SIGPIPE) };
-        // SAFETY: -1 asks for a new descriptor, which nothing else owns.
+        // SAFETY: with -1 the call returns a new descriptor, which nothing else owns.
         let descriptor = unsafe {
             let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if fd < 0 {
@@ -79,10 +80,10 @@ impl Signals {
         Ok(Self { descriptor: watch_reading(descriptor)? })
     }
 
-    /// The next notice.
+    /// Waits for the next signal.
     ///
     /// # Errors
-    /// The descriptor broke.
+    /// If reading the descriptor fails.
     pub async fn next(&self) -> io::Result<Notice> {
         const NUMBER_BYTES: usize = 4;
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];

@@ -1,4 +1,5 @@
-//! The ends of a command's stdin, stdout and stderr: the child's, which are closed once it runs, and the agent's.
+//! The ends of a command's stdin, stdout and stderr: those of the child, which the agent closes when it runs, and its
+//! own.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -18,12 +19,12 @@ use crate::watched::{Watched, watch, watch_reading, watch_writing};
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     pub stdin: Option<Rc<Watched>>,
-    /// At most two, each with the channel that its data goes to.
+    /// At most two, each with the channel for its data.
     pub outputs: Vec<(Channel, Source)>,
     pub terminal: Option<Terminal>,
 }
 
-/// Where a command's output is read.
+/// A source of a command's output.
 #[derive(Debug)]
 pub(super) enum Source {
     Pipe(Watched),
@@ -44,13 +45,14 @@ impl AsFd for Source {
 pub struct Terminal(Rc<Watched>);
 
 impl Terminal {
-    /// Tells the terminal its size; the kernel tells the command.
+    /// Sets the terminal's size. The kernel sends SIGWINCH to the foreground process group if the size has changed, so
+    /// only the last of several sizes matters.
     pub fn resize(&self, size: Resize) {
-        // A terminal whose last user is gone has no size to set.
+        // This fails if no process has the terminal open any more, and then the size doesn't matter.
         let _ = set_size(self.0.get_ref(), size);
     }
 
-    /// The process group that reads from the terminal now, where there is one.
+    /// The foreground process group of the terminal, if there is one.
     pub fn foreground(&self) -> Option<u32> {
         let group = rustix::termios::tcgetpgrp(self.0.get_ref()).ok()?;
         u32::try_from(group.as_raw_nonzero().get()).ok()
@@ -66,21 +68,21 @@ pub(super) struct ChildEnds {
 
 impl ChildEnds {
     pub(super) fn stdio(&self) -> [RawFd; 3] {
-        debug_assert!(!self.held.is_empty(), "stdout at least is the child's own");
+        debug_assert!(!self.held.is_empty(), "the child owns at least its stdout");
         self.stdio
     }
 }
 
-/// How stdout and stderr leave.
+/// How stdout and stderr are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// On two channels.
+    /// From two pipes, for two channels.
     Apart,
-    /// On one, in the order they were written.
+    /// From one pipe, in the order in which they are written.
     Together,
 }
 
-/// Makes both ends; a terminal belongs to `user`.
+/// Creates both ends. A terminal is owned by `user`.
 pub(super) fn open(
     request: &ExecRequest,
     user: Option<&User>,
@@ -99,7 +101,8 @@ fn open_terminal(request: &ExecRequest, user: Option<&User>, size: Resize) -> io
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     set_size(&master, size)?;
     if let Some(user) = user {
-        // Programs open their terminal again by name. As another user than root this fails, as it should.
+        // Programs open their terminal again by its name, so the user must own it. This fails if the agent isn't root,
+        // and then it can't run commands as other users anyway.
         let _ = rustix::fs::fchown(&slave, Some(rustix::process::Uid::from_raw(user.uid)), None);
     }
     fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
@@ -126,7 +129,7 @@ fn open_pipes(request: &ExecRequest, output: Output, null: BorrowedFd<'_>) -> io
     }
     let mut add = |channel| -> io::Result<RawFd> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        // The flag belongs to the open end, so the child's one stays blocking.
+        // The flag belongs to this end of the pipe. The child's end stays blocking.
         fcntl_setfl(&read, OFlags::NONBLOCK)?;
         ends.outputs.push((channel, Source::Pipe(watch_reading(read)?)));
         let fd = write.as_raw_fd();

@@ -1,11 +1,16 @@
-//! Watches one command until it is over: output to a sink, input from an inbox, limits, the drain, the end.
+//! Supervises one command to its end: copies output to a sink and input from an inbox, enforces limits, and reports the
+//! exit.
 //!
 //! ```text
 //!   running ──▶ exited, output open ──▶ over
-//!      │           (drain: 200 ms, then whoever holds the pipes is killed)
-//!      ├─ limit of time: SIGTERM, and after the grace everything is killed, then as above
-//!      └─ cancel, link loss: everything is killed, then as above
+//!      │           (drain: 200 ms, then processes that hold the pipes are killed)
+//!      ├─ time limit: SIGTERM, and after the grace all processes are killed, then as above
+//!      └─ cancel, link loss: all processes are killed, then as above
 //! ```
+//!
+//! Output can stay open after the command has exited, because a background process inherited it. So the exit alone is
+//! not the end: the bytes that were in the pipe at the exit (`owed`) are always forwarded, and after the drain the
+//! output is closed. Otherwise a daemon that a command starts would keep its stream open forever.
 
 use std::future::poll_fn;
 use std::io;
@@ -28,20 +33,20 @@ use crate::link::{CHUNK_BYTES, Control, End, Gone, Inbox, Outlet};
 use crate::relay::{self, ShortRead};
 use crate::watched::Watched;
 
-/// How long output may go on after the command's end.
+/// How long output may stay open after the command has exited.
 const DRAIN: Duration = Duration::from_millis(200);
-/// How long the kernel may take to end a command that was killed.
+/// How long a command may take to exit after it was killed.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);
-/// First and shortest wait between two looks at the CPU time used.
+/// First and shortest wait between two checks of the CPU time.
 const CPU_POLL_MIN: Duration = Duration::from_millis(10);
-/// Longest wait between two looks.
+/// Longest wait between two checks.
 const CPU_POLL_MAX: Duration = Duration::from_millis(250);
 
-/// Where output goes.
+/// The target of output.
 pub trait Sink {
-    /// Waits until output may be taken and says how much, at least 1.
+    /// Waits until the sink can take output. Returns the number of bytes, at least 1.
     fn room(&self) -> impl Future<Output = Result<usize, Gone>>;
-    /// Takes output: `frame` holds [`HEADER_BYTES`] of room and then the bytes, and is left with the room alone.
+    /// Takes output. `frame` has [`HEADER_BYTES`] of space and then the bytes. It is left with only the space.
     fn put(&self, channel: Channel, frame: &mut Vec<u8>);
 }
 
@@ -55,18 +60,18 @@ impl Sink for Outlet {
     }
 }
 
-/// How the watch ended.
+/// How a command ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The command is over.
+    /// It exited, on its own or because of a limit.
     Exited(Exited),
-    /// It was killed because of this.
+    /// It was killed for this reason.
     Ended(End, Exited),
 }
 
-/// Watches `job` to its end.
+/// Supervises `job` to its end.
 pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome {
-    let mut status = pin!(job.status.take().expect("a job is watched once"));
+    let mut status = pin!(job.status.take().expect("a job is supervised once"));
     let mut watch = Watch::new(&mut job);
     let mut end = None;
     while !watch.is_over() {
@@ -99,18 +104,18 @@ pub async fn supervise(mut job: Job, inbox: &Inbox, sink: &impl Sink) -> Outcome
 struct Watch<'a> {
     job: &'a mut Job,
     stdin: Option<Rc<Watched>>,
-    /// On a terminal, once the host's input has ended.
+    /// On a terminal, after the host's input has ended.
     input_end: Option<InputEnd>,
     outputs: Vec<Pump>,
     exit: Option<Exit>,
-    /// The exit was waited for in vain.
+    /// The exit will not be known: the process doesn't exit, or the reaper is gone.
     lost: bool,
     killed_at: Option<Instant>,
-    /// Its time is up and it was asked to end; then it is killed.
+    /// The time limit is reached and SIGTERM was sent. At this time the command is killed.
     grace_until: Option<Instant>,
     drain_until: Option<Instant>,
     wall_until: Option<Instant>,
-    cpu_look_at: Option<Instant>,
+    cpu_check_at: Option<Instant>,
     output_left: u64,
     /// Output over the limit is read and dropped.
     dropping: bool,
@@ -123,15 +128,15 @@ struct Watch<'a> {
 struct Pump {
     channel: Channel,
     source: Source,
-    /// What was in the pipe when the command ended and has to be passed on however long it takes.
+    /// Bytes that were in the pipe when the command exited. They are forwarded without a time limit.
     owed: u64,
 }
 
-/// What a read brought; the bytes are in the agent's scratch buffer.
+/// The result of a read. The bytes are in the agent's scratch buffer.
 struct Chunk {
-    /// Which output.
+    /// Index of the output.
     index: usize,
-    /// How many bytes, 0 at the end.
+    /// The number of bytes, 0 at the end.
     result: Result<usize, Errno>,
 }
 
@@ -149,7 +154,7 @@ impl<'a> Watch<'a> {
             grace_until: None,
             drain_until: None,
             wall_until: job.limits.wall_ms.and_then(|ms| started.checked_add(Duration::from_millis(ms))),
-            cpu_look_at: job.limits.cpu_ms.map(|ms| started + Duration::from_millis(ms).min(CPU_POLL_MIN)),
+            cpu_check_at: job.limits.cpu_ms.map(|ms| started + Duration::from_millis(ms).min(CPU_POLL_MIN)),
             output_left: job.limits.output_bytes.unwrap_or(u64::MAX),
             dropping: job.limits.output_bytes == Some(0),
             timed_out: false,
@@ -167,20 +172,21 @@ impl<'a> Watch<'a> {
         let death = self.killed_at.filter(|_| self.exit.is_none()).map(|at| at + DEATH_DEADLINE);
         let drain = self.drain_until.filter(|_| self.outputs.iter().any(|pump| pump.owed == 0));
         let limits = match self.grace_until {
-            // They bound a command that runs. A deadline that has passed and that nothing answers would spin.
+            // Limits apply to a running command. `tick` ignores them afterwards, so a deadline in the past would make
+            // the loop spin.
             _ if self.killed_at.is_some() || self.exit.is_some() => [None; 2],
             Some(until) => [Some(until), None],
-            None => [self.wall_until, self.cpu_look_at],
+            None => [self.wall_until, self.cpu_check_at],
         };
-        let input_end = self.input_end.as_ref().map(InputEnd::look_at);
+        let input_end = self.input_end.as_ref().map(InputEnd::check_at);
         [death, drain, input_end].into_iter().chain(limits).flatten().min()
     }
 
-    /// A deadline passed.
+    /// Handles deadlines that have passed.
     fn tick(&mut self) {
         let now = Instant::now();
         if self.killed_at.is_some_and(|at| now >= at + DEATH_DEADLINE) && self.exit.is_none() {
-            crate::log::note(format!("process {} does not die", self.job.pid));
+            crate::log::note(format!("process {} did not exit after SIGKILL", self.job.pid));
             self.lost = true;
         }
         if self.drain_until.is_some_and(|until| now >= until) {
@@ -188,8 +194,8 @@ impl<'a> Watch<'a> {
             self.outputs.retain(|pump| pump.owed > 0);
             self.pipes_held |= self.outputs.len() < before;
         }
-        if let Some(end) = self.input_end.as_mut().filter(|end| now >= end.look_at()) {
-            end.look();
+        if let Some(end) = self.input_end.as_mut().filter(|end| now >= end.check_at()) {
+            end.check();
         }
         if self.killed_at.is_some() || self.exit.is_some() {
             return;
@@ -200,14 +206,14 @@ impl<'a> Watch<'a> {
             }
         } else if self.wall_until.is_some_and(|until| now >= until) {
             self.time_out();
-        } else if self.cpu_look_at.is_some_and(|at| now >= at) {
+        } else if self.cpu_check_at.is_some_and(|at| now >= at) {
             let allowed = Duration::from_millis(self.job.limits.cpu_ms.unwrap_or(u64::MAX));
             match allowed.checked_sub(self.job.cpu_used()).filter(|left| !left.is_zero()) {
                 None => self.time_out(),
-                // No sooner than all CPUs together could use up what is left.
+                // The rest can't be used up before all CPUs together have spent it, so there is no earlier check.
                 Some(left) => {
                     let wait = (left / self.job.commands.cpus()).clamp(CPU_POLL_MIN, CPU_POLL_MAX);
-                    self.cpu_look_at = Some(now + wait);
+                    self.cpu_check_at = Some(now + wait);
                 }
             }
         }
@@ -221,7 +227,7 @@ impl<'a> Watch<'a> {
                 self.grace_until = Some(until);
                 self.job.terminate();
             }
-            // A grace without end would be no limit.
+            // No grace, or one that exceeds the clock's range, which would disable the limit.
             _ => self.kill(),
         }
     }
@@ -231,7 +237,7 @@ impl<'a> Watch<'a> {
         self.job.kill();
     }
 
-    /// Nobody wants the command any more.
+    /// Kills the command because its stream has ended. Its output is not needed.
     fn give_up(&mut self) {
         self.outputs.clear();
         self.stdin = None;
@@ -257,16 +263,16 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Passes one chunk on.
+    /// Forwards one chunk to the sink.
     fn output(&mut self, chunk: Result<Chunk, Gone>, sink: &impl Sink) {
         let Ok(chunk) = chunk else {
-            // The link's end comes through the inbox; until then nobody wants this.
+            // The link has ended. The inbox will deliver that end; until then output is dropped.
             self.dropping = true;
             return;
         };
         let Ok(count @ 1..) = chunk.result else {
             self.outputs.remove(chunk.index);
-            // A terminal that nobody has open any more is read by nobody, and stays closed.
+            // The terminal's end means that no process has it open, so no process will read input.
             self.input_end = None;
             return;
         };
@@ -296,7 +302,7 @@ impl<'a> Watch<'a> {
         };
         for pump in &self.outputs {
             if let Source::Terminal(terminal) = &pump.source {
-                // It is echoed, or answered.
+                // The terminal echoes the input or the command replies to it, and that output must not wait.
                 terminal.hurry();
             }
         }
@@ -306,7 +312,7 @@ impl<'a> Watch<'a> {
                 self.stdin = None;
             }
             Ok(()) => {}
-            // The command closed its stdin: what still comes is nobody's.
+            // The command has closed its stdin. The rest of the input is discarded.
             Err(_) => self.stdin = None,
         }
     }
@@ -331,10 +337,10 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Waits until the sink has room and an output something to say, and reads it.
+/// Waits until the sink has room and an output has data, and reads it.
 async fn pump(outputs: &[Pump], commands: &Commands, dropping: bool, sink: &impl Sink) -> Result<Chunk, Gone> {
     let room = if dropping {
-        // What is dropped is bounded by nothing else, so others get their turn between two reads.
+        // Dropped output isn't bounded by a window, so the task must yield to others between two reads.
         yield_now().await;
         CHUNK_BYTES
     } else {
@@ -360,7 +366,7 @@ impl Pump {
     }
 }
 
-/// Waits until there is input, or its end, and passes on what the command takes.
+/// Waits for input or its end, and writes as much as the command accepts.
 async fn feed(stdin: Option<&Watched>, inbox: &Inbox) -> io::Result<()> {
     match stdin {
         Some(stdin) => relay::feed(stdin, inbox).await,

@@ -7,17 +7,17 @@ use std::time::Duration;
 
 /// Sends a signal to a process group.
 pub(super) fn signal_group(group: i32, signal: i32) -> bool {
-    // SAFETY: plain numbers; a group that is gone is an error that the caller sees.
+    // SAFETY: plain numbers. For a group that is gone the call fails.
     group > 1 && unsafe { libc::kill(-group, signal) } == 0
 }
 
 /// Kills the one process that the descriptor refers to.
 pub(super) fn kill_pidfd(pidfd: RawFd) {
-    // SAFETY: no information goes with the signal, and flags are zero.
+    // SAFETY: the pointer to additional information is null, and flags are zero.
     unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, libc::SIGKILL, 0, 0) };
 }
 
-/// Kills one process, where there is one.
+/// Kills one process, if there is one with this pid.
 pub(super) fn kill_process(pid: i32) {
     if pid > 1 {
         // SAFETY: plain numbers.
@@ -27,15 +27,15 @@ pub(super) fn kill_process(pid: i32) {
 
 /// CPU time of one process.
 pub(super) fn cpu_of(pid: i32) -> Duration {
-    /// The clock of all threads of a process, as the scheduler counts it.
+    /// The clock of all threads of a process by the scheduler's count.
     const SCHEDULER_CLOCK: i32 = 2;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the struct lives through the call; a process that is gone leaves it zero.
+    // SAFETY: the struct lives through the call. If the process is gone, it stays zero.
     unsafe { libc::clock_gettime((!pid << 3) | SCHEDULER_CLOCK, &raw mut time) };
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Kills a process group, and every other group of the session of the same id.
+/// Kills a process group, and all other processes of the session with the same id.
 pub(super) fn kill_session(session: i32) {
     signal_group(session, libc::SIGKILL);
     let Ok(entries) = fs::read_dir("/proc") else { return };
@@ -49,7 +49,7 @@ pub(super) fn kill_session(session: i32) {
 }
 
 fn session_of(pid: i32) -> Option<i32> {
-    // SAFETY: a plain number; -1 where the process is gone.
+    // SAFETY: a plain number. The result is -1 if the process is gone.
     let session = unsafe { libc::getsid(pid) };
     (session > 0).then_some(session)
 }

@@ -9,19 +9,19 @@ use rustix::fs::{Mode, OFlags};
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
-/// Larger files are not read.
+/// Larger files are ignored.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// Who a command runs as.
+/// A user that a command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// User id.
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Groups beside it.
+    /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// Login name; empty for a bare number that nobody has.
+    /// Login name. Empty for a number without an entry.
     pub name: String,
     /// Home directory.
     pub home: String,
@@ -29,10 +29,10 @@ pub struct User {
     pub shell: String,
 }
 
-/// Finds who a request asks for, see [`UserRef`] for how that is written.
+/// Finds the user of a request, written in the form of [`UserRef`].
 ///
 /// # Errors
-/// `unknown_user` if the guest has no such user or group, `invalid_request` for text that can't be one.
+/// `unknown_user` if the guest has no such user or group, `invalid_request` if the text is not a [`UserRef`].
 pub fn find(wanted: &str) -> Result<User, Fault> {
     let wanted =
         wanted.parse().map_err(|error: UserRefError| Fault::new(ErrorCode::InvalidRequest, error.to_string()))?;
@@ -48,8 +48,8 @@ fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Reads a file that commands of root can put anything in place of: nothing of what is not a plain file or too long, and
-/// no wait for the other end of a FIFO.
+/// Reads a file that commands of root can replace by anything. A file that is too long or not a plain file reads as
+/// empty, and a FIFO doesn't block.
 fn read(path: &str) -> String {
     let open = || {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -87,7 +87,7 @@ fn look_up(wanted: &UserRef, own_uid: u32, passwd: &str, group: &str) -> Result<
     Ok(found)
 }
 
-/// The user of a number, which needs no entry.
+/// The user with this id. An id without an entry is a user too.
 fn by_id(uid: u32, passwd: &str) -> User {
     passwd.lines().filter_map(entry).find(|entry| entry.uid == uid).unwrap_or_else(|| User {
         uid,
@@ -99,8 +99,8 @@ fn by_id(uid: u32, passwd: &str) -> User {
     })
 }
 
-/// One line of `/etc/passwd`. A line with an id that the kernel would not change to is none: with it, a command that
-/// asked for that user would run as root.
+/// Parses one line of `/etc/passwd`. A line whose id the kernel takes as "unchanged" (2³² − 1) is ignored: otherwise a
+/// command for that user would run as root.
 fn entry(line: &str) -> Option<User> {
     let mut fields = line.split(':');
     let name = fields.next()?.to_owned();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_brings_its_groups_and_home() {
+    fn a_name_is_found_with_its_groups_and_home() {
         let user = find("job").expect("job is known");
         assert_eq!((user.uid, user.gid, user.groups), (1000, 1001, vec![6, 7]));
         assert_eq!((user.home.as_str(), user.shell.as_str()), ("/home/job", "/bin/sh"));
@@ -160,14 +160,14 @@ mod tests {
 
     #[test]
     fn a_number_needs_no_entry() {
-        let user = find("4242").expect("any number will do");
+        let user = find("4242").expect("any number is a user");
         assert_eq!((user.uid, user.gid, user.home.as_str()), (4242, 4242, "/"));
         let user = find("1000:5").expect("a group may be given");
         assert_eq!((user.uid, user.gid, user.groups), (1000, 5, vec![]));
     }
 
     #[test]
-    fn a_group_goes_by_its_name_too() {
+    fn a_group_may_be_given_by_its_name() {
         let ids = |wanted| find(wanted).map(|user| (user.uid, user.gid, user.groups));
         assert_eq!(ids("job:disk"), Ok((1000, 6, vec![])));
         assert_eq!(ids("job:4"), Ok((1000, 4, vec![])));
@@ -176,9 +176,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_user_is_told_apart_from_one_that_is_missing() {
+    fn invalid_text_and_a_missing_user_are_different_errors() {
         let code = |wanted| find(wanted).expect_err("refused").code;
-        for missing in ["nobody-here", "nobody-here:0", "job:nobody-here", ":nobody-here"] {
+        for missing in ["missing", "missing:0", "job:missing", ":missing"] {
             assert_eq!(code(missing), ErrorCode::UnknownUser, "{missing}");
         }
         for wrong in ["", ":", "1:", "job:", "99999999999", "-1"] {
@@ -191,15 +191,15 @@ mod tests {
         for wanted in ["4294967295", "1000:4294967295", ":4294967295", "job:4294967295"] {
             assert_eq!(find(wanted).expect_err("refused").code, ErrorCode::InvalidRequest, "{wanted}");
         }
-        // Nor by a name that the guest gave it.
+        // Also not by a name that the guest has given to the id.
         for wanted in ["ghost", "spirit", "job:ghosts"] {
             assert_eq!(find(wanted).expect_err("refused").code, ErrorCode::UnknownUser, "{wanted}");
         }
-        assert_eq!(find("job").expect("known").groups, [6, 7], "a group of that id is nobody's");
+        assert_eq!(find("job").expect("known").groups, [6, 7], "a group with that id is ignored");
     }
 
     #[test]
-    fn what_is_no_plain_file_is_not_waited_for() {
+    fn a_file_that_is_not_a_plain_file_reads_as_empty() {
         let folder = tempfile::tempdir().expect("a folder");
         let fifo = folder.path().join("passwd");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RWXU, 0).expect("a FIFO");
