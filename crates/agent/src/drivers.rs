@@ -1,7 +1,8 @@
-//! Which drivers of the guest's devices are loaded, and who waits for them.
+//! Which drivers of the guest's devices are loaded, and waiting for them.
 //!
 //! ```text
-//!   Few ── those of the link ──▶ Enough ── those that commands wait for ──▶ All ── the rest, in no hurry ──
+//!   Few ───── load drivers for commands ─────▶ Enough ───── load the rest, later ─────▶ All
+//!   (the link works)                           (commands start)                         (a snapshot may be made)
 //! ```
 
 use std::time::Duration;
@@ -15,35 +16,35 @@ use crate::log::note;
 /// How long commands wait for the drivers of the guest's devices.
 const ENOUGH_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a snapshot waits for the drivers that commands do not wait for.
+/// How long a snapshot waits for all drivers.
 const ALL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How many drivers are loaded.
+/// The drivers that are loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loaded {
-    /// Those of the link.
+    /// The link's drivers.
     Few,
-    /// Those that commands wait for.
+    /// All that commands wait for.
     Enough,
-    /// All of them.
+    /// All drivers.
     All,
 }
 
-/// The drivers of the guest's devices. PID 1 loads them; everything else waits for them here.
+/// The drivers of the guest's devices. PID 1 loads them, and all others wait for them here.
 #[derive(Debug)]
 pub struct Drivers {
     loaded: watch::Sender<Loaded>,
-    hurry: Notify,
+    all_requested: Notify,
 }
 
 impl Drivers {
-    /// As many drivers as are loaded at the start.
+    /// Creates the state with the drivers that are loaded at the start.
     pub fn new(loaded: Loaded) -> Self {
-        Self { loaded: watch::Sender::new(loaded), hurry: Notify::new() }
+        Self { loaded: watch::Sender::new(loaded), all_requested: Notify::new() }
     }
 
-    /// More drivers are loaded.
-    pub fn are(&self, loaded: Loaded) {
+    /// Records that more drivers are loaded.
+    pub fn set_loaded(&self, loaded: Loaded) {
         self.loaded.send_if_modified(|before| {
             let more = loaded > *before;
             *before = loaded.max(*before);
@@ -51,20 +52,20 @@ impl Drivers {
         });
     }
 
-    /// Waits until commands may start. Drivers that take longer than their deadline hold no command back.
+    /// Waits until commands may start. If drivers take longer than their deadline, commands start without them.
     pub async fn ready(&self) {
         if !self.reach(Loaded::Enough, ENOUGH_DEADLINE).await {
             note("commands start before all drivers are loaded".into());
-            self.are(Loaded::Enough);
+            self.set_loaded(Loaded::Enough);
         }
     }
 
-    /// Has all drivers loaded now, those that could wait too.
+    /// Requests that all drivers are loaded now, and waits for it.
     ///
     /// # Errors
-    /// They are not loaded within their deadline.
+    /// If they are not loaded within their deadline.
     pub async fn all(&self) -> Result<(), Fault> {
-        self.hurry.notify_one();
+        self.all_requested.notify_one();
         if self.reach(Loaded::All, ALL_DEADLINE).await {
             return Ok(());
         }
@@ -72,15 +73,15 @@ impl Drivers {
     }
 
     /// Waits until [`all`](Self::all) is called.
-    pub async fn hurried(&self) {
-        self.hurry.notified().await;
+    pub async fn all_requested(&self) {
+        self.all_requested.notified().await;
     }
 
-    async fn reach(&self, wanted: Loaded, deadline: Duration) -> bool {
-        if *self.loaded.borrow() >= wanted {
+    async fn reach(&self, level: Loaded, deadline: Duration) -> bool {
+        if *self.loaded.borrow() >= level {
             return true;
         }
         let mut loaded = self.loaded.subscribe();
-        timeout(deadline, loaded.wait_for(|loaded| *loaded >= wanted)).await.is_ok()
+        timeout(deadline, loaded.wait_for(|loaded| *loaded >= level)).await.is_ok()
     }
 }

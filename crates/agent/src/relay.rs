@@ -1,4 +1,4 @@
-//! The two loops of every stream that carries bytes: descriptor to host, and host to descriptor.
+//! The two copy loops of each stream with data: from a descriptor to the host, and from the host to a descriptor.
 
 use std::future::poll_fn;
 use std::io;
@@ -10,16 +10,16 @@ use rustix::io::Errno;
 use crate::link::Inbox;
 use crate::watched::Watched;
 
-/// Whether a read that gave less than it was asked for emptied its source.
+/// Whether a read that returned fewer bytes than requested has emptied its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShortRead {
-    /// As with pipes and sockets.
+    /// It has. So it is for pipes and sockets.
     Empties,
-    /// As with the kernel's log, which hands out a record at a time.
-    SaysNothing,
+    /// Unknown. So it is for the kernel's log, which returns one record per read.
+    Unknown,
 }
 
-/// Reads up to `room` bytes behind what `frame` holds, once there are some. 0 is the end.
+/// Waits for data and appends up to `room` bytes to `frame`. Returns their number, 0 at the end.
 pub fn poll_read(
     source: &Watched,
     context: &mut Context<'_>,
@@ -33,7 +33,8 @@ pub fn poll_read(
             Err(Errno::AGAIN) => guard.clear_ready(),
             Err(Errno::INTR) => {}
             result => {
-                // Whatever comes later is a new edge, so the next read can wait for it without asking first.
+                // The source is empty, and data that arrives later is a new edge. So the next call waits for that edge
+                // and saves a read that would fail with EAGAIN.
                 if short == ShortRead::Empties && result.is_ok_and(|count| count < room) {
                     guard.clear_ready();
                 }
@@ -43,24 +44,24 @@ pub fn poll_read(
     }
 }
 
-/// Reads up to `room` bytes behind what `frame` holds. 0 is the end.
+/// Appends up to `room` bytes to `frame`. Returns their number, 0 at the end.
 ///
 /// # Errors
-/// The source has nothing now, or breaks.
+/// `EAGAIN` if the source has no data now, or the error of reading.
 #[expect(unsafe_code, reason = "a bounded read into spare capacity has to be counted")]
 pub fn read(source: impl AsFd, frame: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
     frame.reserve(room);
     let (filled, _) = rustix::io::read(source, &mut frame.spare_capacity_mut()[..room])?;
     let count = filled.len();
-    // SAFETY: the read initialised `count` bytes right behind the vector's length.
+    // SAFETY: the read initialised `count` bytes directly after the vector's length.
     unsafe { frame.set_len(frame.len() + count) };
     Ok(count)
 }
 
-/// Waits until there is input, or its end, and writes all that `target` takes.
+/// Waits for input or its end, and writes all of it to `target`.
 ///
 /// # Errors
-/// The target takes no more.
+/// If writing to the target fails, for example because its other side is closed.
 pub async fn feed(target: &Watched, inbox: &Inbox) -> io::Result<()> {
     inbox.input().await;
     poll_fn(|context| {

@@ -1,4 +1,4 @@
-//! Test mode: one link on an inherited socket, or one after the other on a Unix socket. Needs no root.
+//! Test mode: serves one link on an inherited socket, or links one after the other on a Unix socket. Needs no root.
 #![expect(unsafe_code, reason = "an inherited descriptor is only a number, and prctl is only reachable through libc")]
 
 use std::fs::{self, File};
@@ -22,12 +22,12 @@ use crate::transport::Transport;
 /// Serves one link on an inherited, connected socket.
 ///
 /// # Errors
-/// The descriptor is no connected socket, or the link broke.
+/// If the descriptor is not a connected socket, or the link fails.
 pub fn socket(fd: RawFd) -> io::Result<()> {
     if fd < 0 {
-        return Err(io::Error::other(format!("`--socket-fd` {fd} is no descriptor")));
+        return Err(io::Error::other(format!("`--socket-fd` {fd} is not a descriptor")));
     }
-    // SAFETY: the caller passed this descriptor for the agent to own; one that is not open is an error of the first use.
+    // SAFETY: the process that started the agent passed this descriptor to it. If it isn't open, its first use fails.
     let socket = unsafe {
         fcntl_setfd(BorrowedFd::borrow_raw(fd), FdFlags::CLOEXEC)?;
         UnixStream::from(OwnedFd::from_raw_fd(fd))
@@ -46,7 +46,7 @@ pub fn socket(fd: RawFd) -> io::Result<()> {
 /// Serves a Unix socket. A newer link replaces the older one.
 ///
 /// # Errors
-/// The socket can't be made, the token can't be read.
+/// If the socket can't be created or the token can't be read.
 pub fn listen(listen: &Listen) -> io::Result<()> {
     let path = &listen.path;
     let token = listen.token_file.as_deref().map(read_token).transpose()?;
@@ -66,7 +66,7 @@ pub fn listen(listen: &Listen) -> io::Result<()> {
             result = agent.commands.watch_signals(&signals) => result,
         }
     });
-    // Only tidiness: a socket that stays is taken over by the next agent.
+    // If this fails, the next agent replaces the socket.
     let _ = fs::remove_file(path);
     result
 }
@@ -78,35 +78,35 @@ async fn accept(agent: &Agent, listener: &tokio::net::UnixListener) -> io::Resul
         if let Some(old) = serving.take() {
             agent.links.end(GoodbyeReason::Replaced);
             let _ = old.await;
-            agent.links.may_start();
+            agent.links.allow();
         }
         let transport = Transport::socket(socket.into_std()?)?;
         let link = agent.serve(transport);
         serving = Some(spawn_local(async move {
             if let Err(error) = link.await {
-                note(format!("the link broke: {error}"));
+                note(format!("the link failed: {error}"));
             }
         }));
     }
 }
 
-/// A test may have leases of its own; those of the machine are not this agent's.
+/// The directory of leases, if a test has one. The machine's leases don't belong to this agent.
 fn leases() -> Option<PathBuf> {
     std::env::var_os("KILN_LEASES").map(PathBuf::from)
 }
 
-/// Reads a token file: its first line.
+/// Reads the token: the first line of its file.
 fn read_token(path: &Path) -> io::Result<String> {
     const TOKEN_BYTES_MAX: u64 = 4096;
     let mut text = String::new();
     File::open(path)?.take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
     match text.lines().next().map(str::trim) {
         Some(token) if !token.is_empty() => Ok(token.to_owned()),
-        _ => Err(io::Error::other(format!("`{}` holds no token", path.display()))),
+        _ => Err(io::Error::other(format!("`{}` has no token in its first line", path.display()))),
     }
 }
 
-/// What PID 1 has by nature: orphans come to it, and nothing it was given leaks into commands.
+/// Gives the process two properties of PID 1: it inherits orphans, and commands inherit none of its descriptors.
 fn prepare() {
     // SAFETY: plain numbers.
     unsafe {

@@ -1,4 +1,4 @@
-//! The guest from its first moment to its last: what is set up in which order, and what ends it.
+//! The guest from start to end: the order of its setup, and the events that end it.
 
 use std::fs;
 use std::io;
@@ -23,26 +23,26 @@ use crate::process::signals::Signals;
 use crate::runtime::runtime;
 use crate::transport::Transport;
 
-/// The very first output: what boots are timed by.
+/// The first output of the agent. The duration of a boot is measured by it.
 const FIRST_LINE: &[u8] = b"kiln-agent: init\n";
-/// Name of a guest that was given none.
+/// Name of a guest before a sync names it.
 const HOSTNAME: &str = "kiln";
-/// Open files that a command may raise its limit to.
+/// Open files to which a command may raise its limit.
 const FILES_MAX: u64 = 524_288;
-/// Without these there is no link.
+/// Modules that the link needs.
 const LINK_MODULES: [&str; 2] = ["virtio_pci", "virtio_console"];
 
-/// A source of randomness beside the CPU's own: no command waits for it …
-const UNHURRIED_MODULES: [&str; 1] = ["virtio_rng"];
-/// … and it does not take the CPU from the first one.
-const UNHURRIED: Duration = Duration::from_millis(300);
+/// A source of randomness in addition to the CPU's. No command waits for it.
+const LATER_MODULES: [&str; 1] = ["virtio_rng"];
+/// How long these modules wait, so that loading them doesn't slow down the first command.
+const LATER: Duration = Duration::from_millis(300);
 
 /// Runs the guest until it is powered off.
 ///
 /// # Errors
-/// The guest can't be served; the console has the reason.
+/// If the guest can't be served. The reason is on the console.
 pub fn run() -> io::Result<()> {
-    // A console that is missing is opened once there is a /dev.
+    // This fails if the kernel has opened no console. The boot continues without the line.
     let _ = rustix::io::write(rustix::stdio::stdout(), FIRST_LINE);
     mounts::mount_all();
     if let Ok(kmsg) = rustix::fs::open("/dev/kmsg", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
@@ -52,7 +52,7 @@ pub fn run() -> io::Result<()> {
     if let Err(error) = &result {
         note(format!("can't serve this guest: {error}"));
     }
-    // Returning would be a panic of the kernel.
+    // If PID 1 returned, the kernel would panic.
     shutdown::power_off()
 }
 
@@ -71,15 +71,15 @@ async fn guest() -> io::Result<()> {
         modules.for_devices().iter().chain(&options.modules).for_each(|name| modules.load(name));
         drivers_wait = false;
         root::switch(root, &modules).await?;
-        // A disk need not know the name; the initramfs does.
+        // The initramfs has the name in its hosts file, and a disk may not.
         if let Err(error) = hosts::rename(HOSTNAME, HOSTNAME) {
-            note(format!("the name `{HOSTNAME}` does not resolve: {error}"));
+            note(format!("can't add `{HOSTNAME}` to `/etc/hosts`: {error}"));
         }
     }
-    // Before the first command, and before the agent's own children, which would inherit it.
+    // Exempts the agent from the OOM killer. A command's child undoes this for itself.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     let cgroups = Cgroups::take_over(Path::new("/sys/fs/cgroup"))
-        .inspect_err(|error| note(format!("no control groups: {error}")))
+        .inspect_err(|error| note(format!("can't use control groups: {error}")))
         .ok();
     let agent = Agent::new(Setup { pid_1: true, cgroups, leases: Some(LEASES.into()), ..Setup::default() })?;
     let commands = Rc::clone(&agent.commands);
@@ -88,12 +88,12 @@ async fn guest() -> io::Result<()> {
         let (links, drivers) = (Rc::clone(&agent.links), Rc::clone(&agent.drivers));
         spawn_local(load_drivers(links, drivers, modules, options));
     } else {
-        agent.drivers.are(Loaded::All);
+        agent.drivers.set_loaded(Loaded::All);
     }
     tokio::select! {
         result = serve(&agent) => result?,
         result = agent.commands.watch_signals(&signals) => result?,
-        () = agent.links.shutdown_asked() => {}
+        () = agent.links.shutdown_requested() => {}
     }
     shutdown::stop_everything(&agent).await;
     Ok(())
@@ -108,35 +108,35 @@ async fn serve(agent: &Agent) -> io::Result<()> {
     }
 }
 
-/// Loads what the link does not need once a host talks to the agent.
+/// Loads the modules that the link doesn't need, after a host has sent Hello.
 async fn load_drivers(links: Rc<Links>, drivers: Rc<Drivers>, modules: Modules, options: BootOptions) {
-    links.first().await;
+    links.first_hello().await;
     let (later, now) = split(modules.for_devices(), &options);
     let modules = Arc::new(modules);
     load(&modules, now).await;
-    drivers.are(Loaded::Enough);
+    drivers.set_loaded(Loaded::Enough);
     if !later.is_empty() {
         tokio::select! {
-            () = tokio::time::sleep(UNHURRIED) => {}
-            () = drivers.hurried() => {}
+            () = tokio::time::sleep(LATER) => {}
+            () = drivers.all_requested() => {}
         }
         load(&modules, later).await;
     }
-    drivers.are(Loaded::All);
+    drivers.set_loaded(Loaded::All);
 }
 
-/// What can wait, and what commands wait for.
+/// Splits modules into those that are loaded later and those that commands wait for.
 fn split(devices: Vec<String>, options: &BootOptions) -> (Vec<String>, Vec<String>) {
     devices
         .into_iter()
         .chain(options.modules.iter().cloned())
-        .partition(|name| UNHURRIED_MODULES.contains(&name.as_str()) && !options.modules.contains(name))
+        .partition(|name| LATER_MODULES.contains(&name.as_str()) && !options.modules.contains(name))
 }
 
 async fn load(modules: &Arc<Modules>, names: Vec<String>) {
     if !names.is_empty() {
         let modules = Arc::clone(modules);
-        // A load that fails was noted; commands run all the same.
+        // A failed load was logged, and commands run nevertheless.
         let _ = spawn_blocking(move || names.iter().for_each(|name| modules.load(name))).await;
     }
 }
@@ -144,7 +144,7 @@ async fn load(modules: &Arc<Modules>, names: Vec<String>) {
 fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let soft = getrlimit(Resource::Nofile).current;
-    // The kernel's own default stays where it is lower than this.
+    // If the kernel allows fewer, this fails and its default stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: soft, maximum: Some(FILES_MAX) });
     rustix::process::umask(Mode::from_raw_mode(0o022));
 }

@@ -1,4 +1,4 @@
-//! The streams of one link: who gets which frame.
+//! The streams of one link: dispatches each frame to its stream.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -15,14 +15,14 @@ use super::service::Service;
 
 /// Streams of one link at a time.
 const STREAMS_MAX: usize = 256;
-/// Streams that ended are forgotten once there are this many.
+/// Streams that ended are removed from the table once it has this many entries.
 const STREAMS_SWEEP: usize = 32;
 /// The highest signal that Linux has.
 const SIGNAL_MAX: i32 = 64;
-/// How long the tasks of a link that ended may take to kill their commands.
+/// How long the tasks of a link may take to kill their commands after the link has ended.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
-/// One stream, as its task has it.
+/// One stream, for the task that serves it.
 #[derive(Debug)]
 pub struct Stream {
     /// From the host.
@@ -53,7 +53,7 @@ impl Streams {
         &self.outbox
     }
 
-    /// A new queue for a new link.
+    /// Creates the queue of a new link.
     pub(super) fn renew(&mut self) -> Rc<Outbox> {
         self.outbox = Rc::default();
         Rc::clone(&self.outbox)
@@ -66,9 +66,9 @@ impl Streams {
         }
     }
 
-    /// Waits until commands of streams that ended are dead.
+    /// Waits until the commands of streams that ended have exited.
     pub(super) async fn wait_for_execs(&mut self) {
-        // Each task kills its command as soon as its stream ends; a command that can't die is the kernel's matter.
+        // Each task kills its command as soon as its stream ends. A process that the kernel can't kill is left behind.
         let _ = timeout(END_DEADLINE, async { while self.tasks.join_next().await.is_some() {} }).await;
     }
 
@@ -98,11 +98,11 @@ impl Streams {
                 if (1..=SIGNAL_MAX).contains(&signal.signal) {
                     inbox.signal(signal.signal);
                 } else {
-                    let words = format!("signal {} is not in 1..={SIGNAL_MAX}", signal.signal);
-                    inbox.end(End::Fault(Fault::new(ErrorCode::InvalidRequest, words)));
+                    let message = format!("signal {} is not in 1..={SIGNAL_MAX}", signal.signal);
+                    inbox.end(End::Fault(Fault::new(ErrorCode::InvalidRequest, message)));
                 }
             }),
-            // A host may answer a ping of an agent that sent none, or end its side; neither asks for anything.
+            // A host may reply to a ping that was never sent, or end its side. Neither requires anything.
             Message::Pong(_) | Message::Done(_) | Message::Error(_) => {}
             Message::Exec(_)
             | Message::Attach(_)
@@ -123,8 +123,8 @@ impl Streams {
             | Message::Reply(_)
             | Message::Exited(_)
             | Message::Data(Channel::Out | Channel::Err, _) => {
-                let words = format!("{:?} is not for an agent, not here", message.kind());
-                let fault = Fault::new(ErrorCode::InvalidRequest, words);
+                let message = format!("an agent does not take {:?} here", message.kind());
+                let fault = Fault::new(ErrorCode::InvalidRequest, message);
                 match self.inbox(stream) {
                     Some(inbox) => inbox.end(End::Fault(fault)),
                     None => self.outbox.link(stream, &Message::Error(fault)),
@@ -137,7 +137,7 @@ impl Streams {
         self.inboxes.get(&stream).filter(|inbox| !inbox.is_closed()).cloned()
     }
 
-    /// Frames of a stream that just ended are late, not wrong.
+    /// Frames of a stream that has ended are ignored: the host may have sent them before it received the end.
     fn with(&self, stream: StreamId, act: impl FnOnce(&Inbox)) {
         if let Some(inbox) = self.inbox(stream) {
             act(&inbox);
@@ -145,11 +145,11 @@ impl Streams {
     }
 
     fn open(&mut self, id: StreamId, request: Message<'_>) {
-        let refuse = |words: String| {
-            self.outbox.link(id, &Message::Error(Fault::new(ErrorCode::StreamRefused, words)));
+        let refuse = |message: String| {
+            self.outbox.link(id, &Message::Error(Fault::new(ErrorCode::StreamRefused, message)));
         };
         if !id.is_host() {
-            return refuse(format!("stream {id} is not the host's to open"));
+            return refuse(format!("stream {id} can't be opened by a host"));
         }
         if self.inbox(id).is_some() {
             return refuse(format!("stream {id} is in use"));
@@ -162,9 +162,10 @@ impl Streams {
             return refuse(format!("more than {STREAMS_MAX} streams at once"));
         }
         let Some(outlet) = self.outbox.open(id) else {
-            return refuse(format!("stream {id} is still being written"));
+            return refuse(format!("frames of an earlier stream {id} are still queued"));
         };
-        // A file takes what comes as fast as it comes; a command may stop reading with a large window full.
+        // A file takes data as fast as it arrives, so a large window is soon empty again. A command may stop reading
+        // its input, and a large window would then stay full in memory.
         let window = match request {
             Message::Files(_) => ReceiveWindow::growing(),
             _ => ReceiveWindow::default(),

@@ -1,7 +1,7 @@
-//! What came from the host for one stream, or for one session, and was not taken yet.
+//! Input from the host for one stream or one session that its task has not taken yet.
 //!
-//! Data is bounded by the stream's window; everything else is folded (the last size, a few signals, one end), so a
-//! host can't make it grow.
+//! Data is bounded by the stream's window. Everything else is merged (the last size, a few signals, one end), so a host
+//! can't make an inbox grow.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -14,12 +14,12 @@ use kiln_wire::{ErrorCode, Fault, Message, Resize, StreamId};
 
 use super::outbox::Outbox;
 
-/// Signals that wait; more are dropped, as the kernel folds pending signals too.
+/// Queued signals. More are dropped; the kernel merges pending signals too.
 const SIGNALS_MAX: usize = 32;
-/// Data is added to the chunk before it up to this size.
+/// Data is appended to the chunk before it up to this size.
 const CHUNK_JOIN_BYTES: usize = 4096;
 
-/// Why a stream has to end early.
+/// The reason why a stream ends early.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
     /// The host sent `Cancel`.
@@ -31,7 +31,7 @@ pub enum End {
 }
 
 impl End {
-    /// What the stream ends with.
+    /// The fault that ends the stream.
     pub fn into_fault(self) -> Fault {
         match self {
             Self::Fault(fault) => fault,
@@ -40,27 +40,27 @@ impl End {
     }
 }
 
-/// The end of a stream that was cancelled.
+/// The fault of a stream that was cancelled.
 pub fn cancelled() -> Fault {
     Fault::new(ErrorCode::Cancelled, "cancelled")
 }
 
-/// Something other than data.
+/// Input other than data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
     /// A signal for the command.
     Signal(i32),
     /// A new size of the terminal.
     Resize(Resize),
-    /// Stop.
+    /// The task must end.
     End(End),
 }
 
-/// Queue into one stream's task. One task takes, the link puts.
+/// The queue into one stream's task. The link puts, and one task takes.
 #[derive(Debug)]
 pub struct Inbox {
     state: RefCell<State>,
-    /// Where credit goes; a session's inbox has none.
+    /// The queue for credit, and the stream that it is for. A session's inbox gives no credit.
     credit: Option<(Rc<Outbox>, StreamId)>,
 }
 
@@ -70,6 +70,7 @@ struct State {
     chunks: VecDeque<Vec<u8>>,
     /// Bytes of the first chunk that were taken.
     taken: usize,
+    /// Bytes of all chunks that were not taken.
     bytes: usize,
     eof: bool,
     signals: VecDeque<i32>,
@@ -77,30 +78,34 @@ struct State {
     end: Option<End>,
     closed: bool,
     waker: Option<Waker>,
-    putters: Vec<Waker>,
+    /// Tasks that wait for [`room`](Inbox::room).
+    room_wakers: Vec<Waker>,
 }
 
 impl Inbox {
-    /// The inbox of a stream, which gives credit for what is taken.
+    /// The inbox of a stream. It gives credit for data that is taken.
     pub fn of_stream(outbox: &Rc<Outbox>, stream: StreamId, window: ReceiveWindow) -> Rc<Self> {
         let state = State { window, ..State::default() };
         Rc::new(Self { state: RefCell::new(state), credit: Some((Rc::clone(outbox), stream)) })
     }
 
-    /// An inbox that several streams put into, waiting for room.
+    /// An inbox that several streams put data into. Each waits for [`room`](Self::room) first.
     pub fn shared() -> Rc<Self> {
         Rc::new(Self { state: RefCell::default(), credit: None })
     }
 
-    /// Data from the host.
+    /// Adds data from the host.
     ///
     /// # Errors
-    /// It ignores its window.
+    /// If the data exceeds the stream's window.
     pub fn data(&self, bytes: &[u8]) -> Result<(), Overrun> {
         self.state.borrow_mut().window.received(bytes.len())?;
         self.put(bytes);
-        // What a small frame costs beyond its bytes is given back at once: it is joined to the chunk before it, so two
-        // chunks that follow each other hold more than `CHUNK_JOIN_BYTES`, and there are few of them.
+        // A small frame costs more of the window than its bytes, because each frame could need a queue entry. Here it
+        // needs none: small data is appended to the chunk before it, so any two neighbouring chunks hold more than
+        // `CHUNK_JOIN_BYTES` together, and the number of chunks is bounded by the bytes. So the surcharge is given back
+        // now, and the bytes when they are taken. If it were given back with the bytes, it would be unknown by then: a
+        // chunk doesn't record how many frames it was made of.
         let surcharge = frame_cost(bytes.len()) - bytes.len();
         if surcharge > 0 {
             self.consumed(surcharge);
@@ -115,16 +120,16 @@ impl Inbox {
             if state.bytes < WINDOW_BYTES as usize || state.closed {
                 return Poll::Ready(());
             }
-            // A task that is polled again for another reason waits once, however often that is.
-            if !state.putters.iter().any(|waker| waker.will_wake(context.waker())) {
-                state.putters.push(context.waker().clone());
+            // A task may be polled many times before there is room, and is still registered once.
+            if !state.room_wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                state.room_wakers.push(context.waker().clone());
             }
             Poll::Pending
         })
         .await;
     }
 
-    /// Adds data that no window counts, to a shared inbox that has [`room`](Self::room).
+    /// Adds data that isn't counted by a window, to a shared inbox that has [`room`](Self::room).
     pub fn put(&self, bytes: &[u8]) {
         let mut state = self.state.borrow_mut();
         if bytes.is_empty() || state.eof || state.closed {
@@ -140,14 +145,14 @@ impl Inbox {
         state.wake();
     }
 
-    /// No more data follows.
+    /// Marks the end of data.
     pub fn eof(&self) {
         let mut state = self.state.borrow_mut();
         state.eof = true;
         state.wake();
     }
 
-    /// A signal for the command.
+    /// Adds a signal for the command.
     pub fn signal(&self, signal: i32) {
         let mut state = self.state.borrow_mut();
         if state.signals.len() < SIGNALS_MAX {
@@ -156,35 +161,35 @@ impl Inbox {
         state.wake();
     }
 
-    /// A new size of the terminal; only the last one counts.
+    /// Sets a new size of the terminal. Only the last size counts.
     pub fn resize(&self, resize: Resize) {
         let mut state = self.state.borrow_mut();
         state.resize = Some(resize);
         state.wake();
     }
 
-    /// Asks the task to end; the first reason counts.
+    /// Requests that the task ends. The first reason counts.
     pub fn end(&self, end: End) {
         let mut state = self.state.borrow_mut();
         state.end.get_or_insert(end);
         state.wake();
     }
 
-    /// Whether the task takes nothing more.
+    /// Whether [`close`](Self::close) was called.
     pub fn is_closed(&self) -> bool {
         self.state.borrow().closed
     }
 
-    /// The task takes nothing more: what waits is dropped.
+    /// Call this when the task takes no more input. Queued data is dropped.
     pub fn close(&self) {
         let mut state = self.state.borrow_mut();
         state.closed = true;
         state.chunks.clear();
         state.bytes = 0;
-        state.putters.drain(..).for_each(Waker::wake);
+        state.room_wakers.drain(..).for_each(Waker::wake);
     }
 
-    /// The next thing that is not data.
+    /// Waits for the next input that is not data. An end comes before signals, and signals before a size.
     pub async fn control(&self) -> Control {
         self.wait(|state| {
             if let Some(end) = &state.end {
@@ -198,22 +203,22 @@ impl Inbox {
         .await
     }
 
-    /// The reason to end, once there is one.
+    /// Waits for a request to end, and returns its reason.
     pub async fn ended(&self) -> End {
         self.wait(|state| state.end.clone()).await
     }
 
-    /// Waits until there is data or its end.
+    /// Waits until there is data, or the end of data.
     pub async fn input(&self) {
         self.wait(|state| (state.bytes > 0 || state.eof).then_some(())).await;
     }
 
-    /// Waits until there is data, for a task that takes none.
+    /// Waits until there is data, for a task that discards it.
     pub async fn unwanted_input(&self) {
         self.wait(|state| (state.bytes > 0).then_some(())).await;
     }
 
-    /// The next chunk; `None` at the end of data.
+    /// Waits for the next chunk. Returns `None` at the end of data.
     pub async fn chunk(&self) -> Option<Vec<u8>> {
         let chunk = self
             .wait(|state| match state.chunks.pop_front() {
@@ -229,7 +234,7 @@ impl Inbox {
         Some(chunk)
     }
 
-    /// All chunks that wait, once there are some or the data ended, and whether it did.
+    /// Waits for data or the end of data. Returns all queued chunks, and whether the data has ended.
     pub async fn chunks(&self) -> (Vec<Vec<u8>>, bool) {
         let (chunks, at_end) = self
             .wait(|state| {
@@ -245,7 +250,7 @@ impl Inbox {
         (chunks, at_end)
     }
 
-    /// Shows the first chunk to `take`, which says how much of it it took. `None` without data.
+    /// Passes the first chunk to `take`, which returns how many of its bytes it took. `None` if there is no data.
     pub fn with_front<T>(&self, take: impl FnOnce(&[u8]) -> (usize, T)) -> Option<T> {
         let mut state = self.state.borrow_mut();
         let front = state.chunks.front()?;
@@ -261,7 +266,7 @@ impl Inbox {
         Some(result)
     }
 
-    /// Drops the data that waits.
+    /// Drops the queued data.
     pub fn discard(&self) {
         let mut state = self.state.borrow_mut();
         let bytes = std::mem::take(&mut state.bytes);
@@ -271,20 +276,20 @@ impl Inbox {
         self.consumed(bytes);
     }
 
-    /// Whether all data came and was taken.
+    /// Whether the data has ended and all of it was taken.
     pub fn is_drained(&self) -> bool {
         let state = self.state.borrow();
         state.eof && state.bytes == 0
     }
 
-    /// Whether no more data follows.
+    /// Whether the data has ended.
     pub fn has_ended(&self) -> bool {
         self.state.borrow().eof
     }
 
     fn consumed(&self, bytes: usize) {
         let mut state = self.state.borrow_mut();
-        state.putters.drain(..).for_each(Waker::wake);
+        state.room_wakers.drain(..).for_each(Waker::wake);
         let Some((outbox, stream)) = &self.credit else { return };
         if let Some(credit) = state.window.consumed(bytes) {
             drop(state);
@@ -350,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_nobody_wants_is_credited_all_the_same() {
+    fn data_after_the_end_is_credited() {
         let inbox = inbox();
         inbox.eof();
         for _ in 0..64 {
@@ -359,31 +364,31 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_tiny_data_costs_little_and_is_credited() {
+    fn empty_and_small_data_is_credited_and_joined() {
         let outbox = Rc::new(Outbox::default());
         let inbox = Inbox::of_stream(&outbox, StreamId(1), ReceiveWindow::default());
         for _ in 0..WINDOW_BYTES {
-            assert_eq!(inbox.data(b""), Ok(()), "nothing of it waits");
+            assert_eq!(inbox.data(b""), Ok(()), "an empty frame is not queued");
         }
         let taken = (0..).take_while(|_| inbox.data(b"x").is_ok()).count();
-        assert!((WINDOW_BYTES as usize / 2..=WINDOW_BYTES as usize).contains(&taken), "its bytes alone wait: {taken}");
+        assert!((WINDOW_BYTES as usize / 2..=WINDOW_BYTES as usize).contains(&taken), "only the bytes count: {taken}");
         assert!(inbox.state.borrow().chunks.len() <= WINDOW_BYTES as usize / CHUNK_JOIN_BYTES);
     }
 
     #[test]
-    fn one_who_waits_for_room_again_and_again_waits_once() {
+    fn a_task_that_is_polled_often_is_registered_once() {
         let inbox = Inbox::shared();
         inbox.put(&vec![0; WINDOW_BYTES as usize]);
-        // Not the waker that does nothing: its copies are not known to be alike.
+        // `Waker::noop` can't be used here: `will_wake` doesn't promise that its copies are equal.
         let waker = Waker::from(std::sync::Arc::new(Quiet));
         for _ in 0..1000 {
             assert_eq!(pin!(inbox.room()).poll(&mut Context::from_waker(&waker)), Poll::Pending);
         }
-        assert_eq!(inbox.state.borrow().putters.len(), 1);
+        assert_eq!(inbox.state.borrow().room_wakers.len(), 1);
     }
 
     #[test]
-    fn controls_are_folded() {
+    fn controls_are_merged() {
         let inbox = inbox();
         for signal in 0..1000 {
             inbox.signal(signal);
@@ -397,17 +402,17 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_inbox_asks_to_wait_once_it_is_full() {
+    fn a_full_shared_inbox_has_no_room_until_it_is_closed() {
         let inbox = Inbox::shared();
         inbox.put(&vec![0; WINDOW_BYTES as usize]);
         assert_eq!(now(inbox.room()), None);
         inbox.close();
-        assert_eq!(now(inbox.room()), Some(()), "what is closed holds nobody up");
+        assert_eq!(now(inbox.room()), Some(()), "a closed inbox blocks no task");
     }
 
     proptest! {
         #[test]
-        fn bytes_come_out_as_they_went_in(
+        fn bytes_are_taken_in_the_order_in_which_they_were_put(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 0..30),
             takes in prop::collection::vec(0usize..5000, 1..50),
         ) {

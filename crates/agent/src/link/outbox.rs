@@ -1,4 +1,5 @@
-//! What waits to be written to the host: one lane for each stream, and one for the link itself that goes first.
+//! Frames that wait to be written to the host: one lane for each stream, and one for the link itself, which is written
+//! first.
 //!
 //! ```text
 //!   Outlet (one stream) ──▶ lane ─┐
@@ -6,10 +7,11 @@
 //!   link: Pong, Credit, … ▶ lane ─┘   (before the others)
 //! ```
 //!
-//! Data waits for its stream's window before it is queued, so a lane holds at most one window, and a host that does not
-//! read one stream stops nothing but that stream. All lanes together hold at most [`QUEUED_BYTES_MAX`], a frame, and one
-//! end for each of [`LANES_MAX`] streams. A frame counts as its bytes and [`ENTRY_BYTES`], so that tiny ones are bounded
-//! as large ones are.
+//! Data waits for its stream's window before it is queued, so a lane holds at most one window, and a host that doesn't
+//! read one stream stops only that stream. A task also waits until all lanes together hold less than
+//! [`QUEUED_BYTES_MAX`]. They can exceed that by one frame for each task that had room before the queue became full,
+//! and by the end of each of [`LANES_MAX`] streams. A frame counts as its bytes and [`ENTRY_BYTES`], so small frames
+//! are bounded too.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -20,28 +22,29 @@ use std::task::{Context, Poll, Waker};
 use kiln_wire::credit::SendWindow;
 use kiln_wire::{Channel, ErrorCode, Fault, HEADER_BYTES, Kind, Message, StreamId, encode};
 
-/// Data of all streams that may be queued before senders wait.
+/// Bytes of all streams that may be queued before senders wait.
 const QUEUED_BYTES_MAX: usize = 1 << 20;
-/// Bytes of the link's own lane before the reader waits for the writer.
+/// Bytes of the link's own lane that may be queued before the reader waits for the writer.
 const LINK_BYTES_MAX: usize = 256 << 10;
-/// What a frame costs beside its bytes: its place in a queue, and what the allocator spends on it.
+/// Memory that a frame costs in addition to its bytes: its entry in a queue, and the allocator's overhead.
 const ENTRY_BYTES: usize = 64;
-/// Streams that have a lane, those that ended and whose end is not written yet too, before the reader waits for the
-/// writer: twice as many as may be open, so that ends which the host reads always make room.
+/// Streams that may have a lane before the reader waits for the writer. A stream that has ended has a lane until its
+/// end is written, so this is twice the number of streams that may be open: 256 open streams and 256 unwritten ends.
+/// When the host reads ends, the number falls again, independent of the open streams.
 const LANES_MAX: usize = 512;
-/// Bytes of one lane before its next message waits.
+/// Bytes of one lane that may be queued before its next message waits.
 const LANE_BYTES_MAX: usize = 512 << 10;
-/// A data frame is at most this long with its header: two writes of the port driver, and no rest.
+/// The longest data frame with its header: exactly two writes of the port driver.
 pub const FRAME_BYTES: usize = 64 << 10;
 /// Data of one frame.
 pub const CHUNK_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
-/// Small frames are put together up to this size, so that one write carries them.
+/// Small frames are joined up to this size, so that one write sends them.
 const BATCH_BYTES: usize = 32 << 10;
 
 /// Buffers that are kept for later frames.
 const SPARES_MAX: usize = 8;
 
-/// The link ended; nothing can be sent on it any more.
+/// The link has ended, so nothing can be sent on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the link ended")]
 pub struct Gone;
@@ -57,11 +60,11 @@ struct State {
     link: VecDeque<Vec<u8>>,
     link_bytes: usize,
     lanes: HashMap<StreamId, Lane>,
-    /// Lanes that hold frames, in turn.
+    /// Lanes that hold frames, in the order of their turns.
     turn: VecDeque<StreamId>,
     queued_bytes: usize,
     life: Life,
-    /// Buffers of frames that were written.
+    /// Buffers of frames that were written, to be used again.
     spares: Vec<Vec<u8>>,
     writer: Option<Waker>,
     reader: Option<Waker>,
@@ -71,7 +74,7 @@ struct State {
 enum Life {
     #[default]
     Open,
-    /// The writer ends once the link's lane is empty.
+    /// The writer ends when the link's lane is empty.
     Finishing,
     Closed,
 }
@@ -86,7 +89,7 @@ struct Lane {
 }
 
 impl Outbox {
-    /// Queues a message of the link itself, or one that waits for no stream's data.
+    /// Queues a message of the link itself, or one that doesn't wait for a stream's data.
     pub fn link(&self, stream: StreamId, message: &Message<'_>) {
         let mut state = self.state.borrow_mut();
         if state.life != Life::Open {
@@ -98,12 +101,12 @@ impl Outbox {
         }
     }
 
-    /// Queues bytes that are no frame: the answer to a reset marker.
+    /// Queues bytes that are not a frame: the reply to a reset marker.
     pub fn raw(&self, bytes: Vec<u8>) {
         self.state.borrow_mut().push_link(bytes);
     }
 
-    /// Whether one more request may be taken: its answer has a place.
+    /// Whether one more request may be taken, because its reply fits into the queue.
     pub fn has_link_room(&self) -> bool {
         let state = self.state.borrow();
         state.life != Life::Open || state.has_link_room()
@@ -122,7 +125,7 @@ impl Outbox {
         .await;
     }
 
-    /// Adds a stream. `None` where frames of an earlier stream of this id still wait.
+    /// Adds a stream. `None` if frames of an earlier stream with this id are still queued.
     pub fn open(self: &Rc<Self>, stream: StreamId) -> Option<Outlet> {
         let mut state = self.state.borrow_mut();
         if state.lanes.contains_key(&stream) {
@@ -132,7 +135,7 @@ impl Outbox {
         Some(Outlet { outbox: Rc::clone(self), stream, ended: Cell::new(false) })
     }
 
-    /// Counts the peer's credit.
+    /// Adds credit that the host sent.
     pub fn credit(&self, stream: StreamId, bytes: u32) {
         let mut state = self.state.borrow_mut();
         if let Some(lane) = state.lanes.get_mut(&stream) {
@@ -141,7 +144,7 @@ impl Outbox {
         }
     }
 
-    /// Lets the writer end once what the link itself has to say is written; streams say nothing more.
+    /// Ends the writer after the link's own messages are written. Frames of streams are dropped.
     pub fn finish(&self) {
         let mut state = self.state.borrow_mut();
         if state.life == Life::Open {
@@ -151,7 +154,7 @@ impl Outbox {
         wake(&mut state.writer);
     }
 
-    /// Ends everything: what is queued is dropped and whoever waits goes on.
+    /// Ends the link: queued frames are dropped, and tasks that wait return [`Gone`].
     pub fn close(&self) {
         let mut state = self.state.borrow_mut();
         state.life = Life::Closed;
@@ -161,7 +164,7 @@ impl Outbox {
         wake(&mut state.reader);
     }
 
-    /// Takes back what was written: large frames are used again.
+    /// Takes back a buffer that was written. Buffers of large frames are used again.
     pub fn written(&self, frame: Vec<u8>) {
         let mut state = self.state.borrow_mut();
         if frame.len() == FRAME_BYTES && state.spares.len() < SPARES_MAX {
@@ -169,7 +172,7 @@ impl Outbox {
         }
     }
 
-    /// The next bytes to write: one large frame, or several small ones; `None` at the end.
+    /// Waits for the next bytes to write: one large frame, or several small ones. `None` when the writer must end.
     pub async fn next(&self) -> Option<Vec<u8>> {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
@@ -211,7 +214,7 @@ impl State {
         wake(&mut self.writer);
     }
 
-    /// The next frame, where it is not longer than `bytes_max`.
+    /// The next frame, if it is not longer than `bytes_max`.
     fn pop(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
         if let Some(frame) = self.link.front() {
             if frame.len() > bytes_max {
@@ -275,33 +278,34 @@ fn wake(waker: &mut Option<Waker>) {
     }
 }
 
-/// One stream's way to the host. Dropping it without an end ends the stream as a bug of the agent.
+/// One stream's output to the host. If it is dropped before the stream has ended, the stream ends with an internal
+/// fault.
 #[derive(Debug)]
 pub struct Outlet {
     outbox: Rc<Outbox>,
     stream: StreamId,
-    /// The lane may belong to a later stream of this id from then on.
+    /// The stream has ended. From then on the lane may belong to a later stream with this id.
     ended: Cell<bool>,
 }
 
 impl Outlet {
-    /// Waits until data may be sent and says how much, at least 1.
+    /// Waits until data may be sent. Returns the number of bytes, at least 1.
     ///
     /// # Errors
-    /// The link ended.
+    /// If the link has ended.
     pub async fn room(&self) -> Result<usize, Gone> {
         poll_fn(|context| self.poll_room(context, 1)).await
     }
 
-    /// Waits until `bytes`, at most a frame's, may be sent at once.
+    /// Waits until `bytes` may be sent at once. They must fit into one frame.
     ///
     /// # Errors
-    /// The link ended.
+    /// If the link has ended.
     pub async fn room_for(&self, bytes: usize) -> Result<(), Gone> {
         poll_fn(|context| self.poll_room(context, bytes)).await.map(|_| ())
     }
 
-    /// A buffer of [`FRAME_BYTES`] whose content means nothing: one that was written, or a new one.
+    /// A buffer of [`FRAME_BYTES`] with undefined content, used before or new.
     pub fn spare(&self) -> Vec<u8> {
         self.outbox.state.borrow_mut().spares.pop().unwrap_or_else(|| vec![0; FRAME_BYTES])
     }
@@ -318,8 +322,8 @@ impl Outlet {
         Poll::Pending
     }
 
-    /// Queues a frame that [`frame_buffer`] started, in whose place an empty one is left. The caller has seen
-    /// [`room`](Self::room) for it. Small ones are added to the frame before them.
+    /// Queues a frame that was begun with [`frame_buffer`], and leaves an empty one in its place. The caller must have
+    /// waited for [`room`](Self::room). Small data is appended to the frame before it.
     pub fn data(&self, channel: Channel, frame: &mut Vec<u8>) {
         let bytes = frame.len() - HEADER_BYTES;
         let mut state = self.outbox.state.borrow_mut();
@@ -338,9 +342,10 @@ impl Outlet {
                 state.queued_bytes += bytes;
             } else {
                 let taken = lane.window.take(bytes);
-                debug_assert_eq!(taken, bytes, "the caller has seen room for it");
+                debug_assert_eq!(taken, bytes, "the caller has waited for room");
                 seal(frame, channel.kind(), self.stream);
-                // A buffer that is mostly empty stays with its owner.
+                // A buffer that is mostly empty is copied and stays with the caller: queued, it would waste its
+                // capacity.
                 let whole = if bytes >= CHUNK_BYTES / 2 {
                     let spare = state.spares.pop().unwrap_or_else(|| Vec::with_capacity(FRAME_BYTES));
                     std::mem::replace(frame, spare)
@@ -354,7 +359,7 @@ impl Outlet {
         frame.resize(HEADER_BYTES, 0);
     }
 
-    /// Queues a whole frame as it is; the caller has seen [`room_for`](Self::room_for) it.
+    /// Queues a whole frame without copying it. The caller must have waited for [`room_for`](Self::room_for) its bytes.
     pub fn whole(&self, channel: Channel, mut frame: Vec<u8>) {
         let bytes = frame.len() - HEADER_BYTES;
         let mut state = self.outbox.state.borrow_mut();
@@ -363,16 +368,16 @@ impl Outlet {
         }
         if let Ok(lane) = state.lane(self.stream) {
             let taken = lane.window.take(bytes);
-            debug_assert_eq!(taken, bytes, "the caller has seen room for it");
+            debug_assert_eq!(taken, bytes, "the caller has waited for room");
             seal(&mut frame, channel.kind(), self.stream);
             state.push(self.stream, frame);
         }
     }
 
-    /// Queues data that lies elsewhere, waiting for room as often as it takes.
+    /// Queues data in as many frames as it needs, and waits for room before each.
     ///
     /// # Errors
-    /// The link ended.
+    /// If the link has ended.
     pub async fn data_from(&self, channel: Channel, mut bytes: &[u8]) -> Result<(), Gone> {
         while !bytes.is_empty() {
             let take = self.room().await?.min(bytes.len()).min(CHUNK_BYTES);
@@ -385,10 +390,10 @@ impl Outlet {
         Ok(())
     }
 
-    /// Queues a message behind the stream's data, waiting for room.
+    /// Waits for room, and queues a message after the stream's data.
     ///
     /// # Errors
-    /// The link ended.
+    /// If the link has ended.
     pub async fn send(&self, message: &Message<'_>) -> Result<(), Gone> {
         poll_fn(|context| {
             let mut state = self.outbox.state.borrow_mut();
@@ -407,7 +412,7 @@ impl Outlet {
 
     /// Queues the message that ends the stream. Only the first end counts.
     pub fn end(&self, message: &Message<'_>) {
-        debug_assert!(message.ends(), "{message:?} ends no stream");
+        debug_assert!(message.ends(), "{message:?} does not end a stream");
         self.put(message);
         self.set_ended();
     }
@@ -444,18 +449,18 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        self.fail(Fault::new(ErrorCode::Internal, "the stream's task ended without a word"));
+        self.fail(Fault::new(ErrorCode::Internal, "the stream's task ended without a result"));
     }
 }
 
-/// A buffer for [`Outlet::data`]: the header's place, payload to be appended.
+/// A buffer for [`Outlet::data`]: space for the header, to which the payload is appended.
 pub fn frame_buffer() -> Vec<u8> {
     let mut frame = Vec::with_capacity(FRAME_BYTES);
     frame.resize(HEADER_BYTES, 0);
     frame
 }
 
-/// Writes the header into its place.
+/// Writes the header into the space for it.
 fn seal(frame: &mut [u8], kind: Kind, stream: StreamId) {
     let mut header = Vec::with_capacity(HEADER_BYTES);
     encode(kind, stream, &[], &mut header).expect("an empty payload fits");
@@ -492,7 +497,7 @@ mod tests {
         assert_eq!(frame.len(), HEADER_BYTES, "the buffer is left for the next data");
     }
 
-    /// Everything that is queued, as (stream, kind, length).
+    /// Takes everything that is queued, as (stream, kind, length).
     fn written(outbox: &Outbox) -> Vec<(u32, Kind, usize)> {
         let mut decoder = Decoder::new();
         let mut frames = Vec::new();
@@ -506,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_take_turns_and_the_link_goes_first() {
+    fn streams_take_turns_and_the_link_comes_first() {
         let outbox = Rc::new(Outbox::default());
         let (a, b) = (outlet(&outbox, 1), outlet(&outbox, 3));
         for _ in 0..2 {
@@ -519,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_stops_at_its_window_and_goes_on_with_credit() {
+    fn a_stream_stops_at_its_window_and_continues_with_credit() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         let mut sent = 0;
@@ -530,9 +535,9 @@ mod tests {
         }
         assert_eq!(sent, WINDOW_BYTES as usize);
         assert_eq!(written(&outbox).iter().map(|(.., bytes)| bytes).sum::<usize>(), sent);
-        assert_eq!(now(a.room()), None, "writing alone opens no window");
+        assert_eq!(now(a.room()), None, "only credit opens the window");
         outbox.credit(StreamId(1), 10);
-        assert_eq!(now(a.room()), None, "less than the smallest frame costs");
+        assert_eq!(now(a.room()), None, "it is less than the smallest frame costs");
         outbox.credit(StreamId(1), 90);
         assert_eq!(now(a.room()), Some(Ok(100)));
         assert_eq!(now(a.room_for(101)), None);
@@ -551,11 +556,11 @@ mod tests {
         }
         assert!(queued <= QUEUED_BYTES_MAX + FRAME_BYTES, "{queued}");
         written(&outbox);
-        assert!(matches!(now(outlets[99].room()), Some(Ok(_))), "what was written makes room again");
+        assert!(matches!(now(outlets[99].room()), Some(Ok(_))), "written frames make room again");
     }
 
     #[test]
-    fn data_of_two_channels_in_turn_is_bounded_by_the_window() {
+    fn data_that_alternates_between_channels_is_bounded_by_the_window() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         let mut frames = 0;
@@ -582,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_nobody_reads_stop_the_reader() {
+    fn the_reader_stops_if_the_host_does_not_read_ends() {
         let outbox = Rc::new(Outbox::default());
         let mut opened = 0;
         while outbox.has_link_room() {
@@ -596,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn small_data_is_joined_and_stays_behind_what_was_before_it() {
+    fn small_data_is_joined_and_stays_in_order() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         put(&a, 3);
@@ -613,22 +618,22 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_end_is_told_and_the_id_is_free_once_it_is_written() {
+    fn only_the_first_end_is_sent_and_the_id_is_free_once_it_is_written() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         a.end(&Message::Done(kiln_wire::Done::default()));
         a.fail(Fault::new(ErrorCode::Io, "late"));
-        assert!(outbox.open(StreamId(1)).is_none(), "its end still waits");
+        assert!(outbox.open(StreamId(1)).is_none(), "its end is still queued");
         assert_eq!(written(&outbox).len(), 1);
         let again = outlet(&outbox, 1);
         drop(a);
-        assert_eq!(written(&outbox), [], "the old stream's outlet does not touch the new one");
+        assert_eq!(written(&outbox), [], "the old stream's outlet does not change the new stream");
         drop(again);
-        assert_eq!(written(&outbox).first().map(|frame| frame.1), Some(Kind::ERROR), "no stream ends without a word");
+        assert_eq!(written(&outbox).first().map(|frame| frame.1), Some(Kind::ERROR), "each stream gets an end");
     }
 
     #[test]
-    fn a_closed_link_lets_everybody_go() {
+    fn tasks_that_wait_return_when_the_link_is_closed() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         outbox.close();
@@ -638,7 +643,7 @@ mod tests {
     }
 
     #[test]
-    fn last_words_are_written_before_the_end() {
+    fn messages_of_the_link_are_written_before_its_end() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         put(&a, 10);
@@ -649,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_fits_no_frame_ends_the_stream_with_a_fault() {
+    fn a_reply_that_is_too_long_for_a_frame_ends_the_stream_with_a_fault() {
         let outbox = Rc::new(Outbox::default());
         let a = outlet(&outbox, 1);
         let huge = "x".repeat(2 << 20);

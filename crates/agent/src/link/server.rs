@@ -1,4 +1,4 @@
-//! The reader of a transport: finds where links start and end, and passes their frames on.
+//! The reader of a transport: finds the start and end of links, and dispatches their frames.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -18,17 +18,17 @@ use super::service::Service;
 use crate::log::note;
 use crate::transport::{READ_BYTES, Transport};
 
-/// How long the last words of a link may take to be written.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+/// How long it may take to write a link's Goodbye.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Serves links on `transport` until it ends; a port never ends by itself.
+/// Serves links on `transport` until it ends. A port ends only with the agent.
 ///
 /// # Errors
-/// The transport broke.
+/// If reading from the transport fails.
 pub async fn serve(links: Rc<Links>, service: Rc<dyn Service>, transport: Transport) -> std::io::Result<()> {
     let mut server = Server {
         streams: Streams::new(service),
-        phase: if transport.is_port() { Phase::Silent } else { Phase::Hello },
+        phase: if transport.is_port() { Phase::NoLink } else { Phase::Hello },
         links,
         transport: Rc::new(transport),
         nonce: None,
@@ -47,26 +47,26 @@ struct Server {
     transport: Rc<Transport>,
     streams: Streams,
     phase: Phase,
-    /// Of the marker that started this link.
+    /// The nonce of the marker that started this link.
     nonce: Option<Nonce>,
     writer: Option<JoinHandle<()>>,
     auth_by: Option<Instant>,
-    /// Frames that came wait in the decoder until the host has read answers.
+    /// Frames wait in the decoder until the host has read replies.
     behind: bool,
 }
 
-/// What there is to do next.
+/// The event that the reader handles next.
 enum Turn {
-    /// So many bytes were read, 0 where the host is away.
+    /// This number of bytes was read, 0 if the host is gone.
     Bytes(usize),
-    /// There is room for the answers of frames that wait.
+    /// There is room for the replies to frames that wait.
     Frames,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is served, nothing is said: only a reset marker is looked for.
-    Silent,
+    /// There is no link. Only a reset marker starts one.
+    NoLink,
     /// Hello is expected.
     Hello,
     /// A token is expected.
@@ -80,16 +80,16 @@ enum Phase {
 enum Next {
     /// More bytes, of this link or of the next.
     Bytes,
-    /// Nothing that counts.
+    /// Nothing: the transport carries one link, which has ended.
     Nothing,
 }
 
-/// What a link ends with.
+/// The Goodbye that ends a link.
 enum Farewell {
-    /// To be told to the host.
-    Say(GoodbyeReason),
-    /// The host said Goodbye.
-    Heard(GoodbyeReason),
+    /// The agent sends it.
+    Send(GoodbyeReason),
+    /// The host has sent it.
+    Received(GoodbyeReason),
 }
 
 impl Server {
@@ -112,11 +112,11 @@ impl Server {
             let turn = tokio::select! {
                 biased;
                 reason = &mut ending => {
-                    self.farewell(Farewell::Say(reason)).await;
+                    self.farewell(Farewell::Send(reason)).await;
                     return Ok(());
                 }
                 () = until(self.auth_by) => {
-                    self.farewell(Farewell::Say(GoodbyeReason::Unauthorized)).await;
+                    self.farewell(Farewell::Send(GoodbyeReason::Unauthorized)).await;
                     if self.transport.is_port() { continue } else { return Ok(()) }
                 }
                 turn = turn => turn?,
@@ -124,16 +124,16 @@ impl Server {
             match turn {
                 Turn::Bytes(0) if !self.transport.is_port() => return Ok(()),
                 Turn::Bytes(0) => {
-                    if self.phase != Phase::Silent || self.nonce.is_some() {
+                    if self.phase != Phase::NoLink || self.nonce.is_some() {
                         note("the host is gone".into());
-                        self.silence();
+                        self.drop_link();
                         self.nonce = None;
                     }
                     self.transport.changed().await?;
                     continue;
                 }
                 Turn::Frames => {}
-                Turn::Bytes(count) if self.phase != Phase::Silent && scanner.is_plain(decoder.offered(count)) => {
+                Turn::Bytes(count) if self.phase != Phase::NoLink && scanner.is_plain(decoder.offered(count)) => {
                     decoder.fill(count);
                 }
                 Turn::Bytes(count) => {
@@ -146,7 +146,7 @@ impl Server {
                                 decoder.clear();
                                 self.reset(nonce);
                             }
-                            Piece::Bytes(_) if self.phase == Phase::Silent => {}
+                            Piece::Bytes(_) if self.phase == Phase::NoLink => {}
                             Piece::Bytes(bytes) => {
                                 decoder.push(bytes);
                                 if self.follow(&mut decoder).await == Next::Nothing {
@@ -157,13 +157,13 @@ impl Server {
                     }
                 }
             }
-            if self.phase == Phase::Silent {
+            if self.phase == Phase::NoLink {
                 continue;
             }
             if self.follow(&mut decoder).await == Next::Nothing {
                 return Ok(());
             }
-            if self.phase != Phase::Silent
+            if self.phase != Phase::NoLink
                 && !self.behind
                 && let Some(bytes) = scanner.release(decoder.missing_bytes())
             {
@@ -175,7 +175,7 @@ impl Server {
         }
     }
 
-    /// Serves whole frames until their answers fill the room for them, and returns what can follow.
+    /// Dispatches whole frames while there is room for their replies. Returns what can follow.
     async fn follow(&mut self, decoder: &mut Decoder) -> Next {
         let Err(farewell) = self.frames(decoder) else { return Next::Bytes };
         self.behind = false;
@@ -184,9 +184,9 @@ impl Server {
         if self.transport.is_port() { Next::Bytes } else { Next::Nothing }
     }
 
-    /// A new link takes the place of the one that was.
+    /// Replaces the link by a new one.
     fn reset(&mut self, nonce: Nonce) {
-        self.silence();
+        self.drop_link();
         self.nonce = Some(nonce);
         self.phase = Phase::Hello;
         self.auth_by = None;
@@ -194,7 +194,7 @@ impl Server {
         self.streams.outbox().raw(marker(&nonce).to_vec());
     }
 
-    /// Gives the link a queue and a writer of its own.
+    /// Creates the queue and the writer of a new link.
     fn start(&mut self) {
         let outbox = self.streams.renew();
         let transport = Rc::clone(&self.transport);
@@ -207,7 +207,7 @@ impl Server {
                 while !rest.is_empty() {
                     match transport.write(rest).await {
                         Ok(count) => rest = &rest[count..],
-                        // The reader sees the same end, and it owns the link.
+                        // The reader gets the same error, and it owns the link.
                         Err(_) => return outbox.close(),
                     }
                 }
@@ -216,9 +216,9 @@ impl Server {
         }));
     }
 
-    /// Ends the link at once: streams end, what is queued is dropped.
-    fn silence(&mut self) {
-        self.phase = Phase::Silent;
+    /// Ends the link at once: streams end, and queued frames are dropped.
+    fn drop_link(&mut self) {
+        self.phase = Phase::NoLink;
         self.auth_by = None;
         self.behind = false;
         self.streams.end_all();
@@ -228,38 +228,38 @@ impl Server {
         }
     }
 
-    /// Ends the link with a last word.
+    /// Ends the link with a Goodbye.
     async fn farewell(&mut self, farewell: Farewell) {
         match farewell {
-            Farewell::Say(reason) => {
+            Farewell::Send(reason) => {
                 note(format!("ending the link: {reason}"));
                 self.streams.end_all();
                 let outbox = self.streams.outbox();
                 outbox.link(StreamId::LINK, &Message::Goodbye(Goodbye { reason }));
                 outbox.finish();
                 if let Some(writer) = &mut self.writer {
-                    // A host that does not read gets no last word.
-                    let _ = timeout(LAST_WORDS_DEADLINE, writer).await;
+                    // A host that doesn't read gets no Goodbye.
+                    let _ = timeout(GOODBYE_DEADLINE, writer).await;
                 }
             }
-            Farewell::Heard(reason) => {
+            Farewell::Received(reason) => {
                 note(format!("the host ended the link: {reason}"));
                 if reason == GoodbyeReason::Shutdown {
-                    self.links.host_wants_shutdown();
+                    self.links.request_shutdown();
                 }
             }
         }
-        self.silence();
+        self.drop_link();
     }
 
     async fn end(&mut self) {
-        self.silence();
+        self.drop_link();
         self.streams.wait_for_execs().await;
     }
 
     fn frames(&mut self, decoder: &mut Decoder) -> Result<(), Farewell> {
         loop {
-            // Looked at before each frame: a read can hold thousands of small requests.
+            // Checked before each frame, because one read can return thousands of small requests.
             self.behind = !self.streams.outbox().has_link_room();
             if self.behind {
                 return Ok(());
@@ -267,34 +267,34 @@ impl Server {
             let frame = match decoder.next() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(()),
-                Err(error) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
+                Err(error) => return Err(Farewell::Send(GoodbyeReason::Protocol(error.to_string()))),
             };
             let stream = frame.stream;
             let message = Message::parse(frame);
             if self.phase == Phase::Open {
                 match message {
-                    Ok(Message::Goodbye(goodbye)) => return Err(Farewell::Heard(goodbye.reason)),
+                    Ok(Message::Goodbye(goodbye)) => return Err(Farewell::Received(goodbye.reason)),
                     Ok(message) => self.streams.message(stream, message),
                     Err(error) => self.streams.unreadable(stream, &error),
                 }
                 continue;
             }
             match (self.phase, message) {
-                (_, Ok(Message::Goodbye(goodbye))) => return Err(Farewell::Heard(goodbye.reason)),
+                (_, Ok(Message::Goodbye(goodbye))) => return Err(Farewell::Received(goodbye.reason)),
                 (Phase::Hello, Ok(Message::Hello(hello))) => self.hello(&hello)?,
                 (Phase::Auth, Ok(Message::Auth(auth))) => self.auth(stream, &auth.token)?,
-                (Phase::Auth, _) => return Err(Farewell::Say(GoodbyeReason::Unauthorized)),
-                (_, Err(error)) => return Err(Farewell::Say(GoodbyeReason::Protocol(error.to_string()))),
+                (Phase::Auth, _) => return Err(Farewell::Send(GoodbyeReason::Unauthorized)),
+                (_, Err(error)) => return Err(Farewell::Send(GoodbyeReason::Protocol(error.to_string()))),
                 (_, Ok(message)) => {
-                    let words = format!("{:?} where Hello belongs", message.kind());
-                    return Err(Farewell::Say(GoodbyeReason::Protocol(words)));
+                    let message = format!("expected Hello, got {:?}", message.kind());
+                    return Err(Farewell::Send(GoodbyeReason::Protocol(message)));
                 }
             }
         }
     }
 
     fn hello(&mut self, theirs: &Hello) -> Result<(), Farewell> {
-        negotiate(theirs).map_err(|refusal| Farewell::Say(refusal.reason))?;
+        negotiate(theirs).map_err(|refusal| Farewell::Send(refusal.reason))?;
         let mut capabilities = self.links.capabilities().to_vec();
         self.phase = Phase::Open;
         if self.links.token().is_some() {
@@ -308,11 +308,11 @@ impl Server {
             boot_id: self.links.boot_id().to_owned(),
         };
         self.streams.outbox().link(StreamId::LINK, &Message::Hello(hello));
-        self.links.is_up();
+        self.links.mark_up();
         Ok(())
     }
 
-    /// Answers on the stream that the request opened.
+    /// Replies on the stream that the request opened.
     fn auth(&mut self, stream: StreamId, token: &str) -> Result<(), Farewell> {
         let outbox = self.streams.outbox();
         if self.links.token().is_some_and(|expected| token_matches(expected, token)) {
@@ -323,7 +323,7 @@ impl Server {
         } else {
             let fault = Fault::new(ErrorCode::Unauthorized, "the token is wrong");
             outbox.link(stream, &Message::Error(fault));
-            Err(Farewell::Say(GoodbyeReason::Unauthorized))
+            Err(Farewell::Send(GoodbyeReason::Unauthorized))
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What a link expects of the code above it. The link knows streams and frames; what a request means is not its matter.
+//! The interface between a link and the services above it. A link handles streams and frames, and services handle
+//! requests.
 
 use std::pin::Pin;
 
@@ -9,9 +10,9 @@ use super::dispatch::Stream;
 /// The work of one stream. It ends when the stream has ended.
 pub type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Answers the requests of hosts.
+/// Serves the requests of hosts.
 pub trait Service {
-    /// Serves a stream that a host has opened with `request`. What has to happen before the next frame of the link is
-    /// looked at happens in this call; the rest is in the task that it returns.
+    /// Serves a stream that a host has opened with `request`. Work that must be done before the link's next frame is
+    /// handled is done in this call. The rest is done in the task that it returns.
     fn open(&self, stream: Stream, request: Message<'_>) -> Option<Task>;
 }

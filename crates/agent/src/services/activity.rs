@@ -1,8 +1,8 @@
-//! Whether anybody needs the guest now: what runs, what is open, and what programs of the guest declare.
+//! Whether the guest is needed now: running commands, open streams, and leases of programs in the guest.
 //!
-//! A session whose shell waits for its next line is no reason to keep a guest running; anything else that runs is. A
-//! program that waits for something the agent can't see takes a *lease*: a file in a directory that everybody may write
-//! to, which says for how many seconds from its last change the guest is needed.
+//! A session whose shell waits for its next line is not a reason to keep a guest running. Any other running command is.
+//! A program that waits for something the agent can't see takes a *lease*: a file in a directory that every user may
+//! write to. Its content is the number of seconds, counted from its last change, for which the guest is needed.
 
 use std::cmp::Reverse;
 use std::ffi::CStr;
@@ -19,13 +19,13 @@ use super::metrics::{cpu_busy_ms, uptime_ms};
 use crate::link::Stream;
 use crate::process::{Commands, Running};
 
-/// Files that are looked at for leases; more are not.
+/// Files that are read as leases. More are ignored.
 const FILES_MAX: usize = 512;
-/// A name is listed up to this length.
+/// Longer names are cut in the list.
 const NAME_BYTES_MAX: usize = 64;
-/// A number of seconds with a line's end, and room to spare.
+/// Longest content of a lease: a number of seconds, an end of line, and some spaces.
 const SECONDS_BYTES_MAX: usize = 16;
-/// Programs that wait for the next line of whoever uses them, by the names that the kernel has for them.
+/// Shells that wait for the next line of their user, by the kernel's names for them.
 const SHELLS: [&str; 10] = ["sh", "ash", "bash", "dash", "zsh", "fish", "ksh", "mksh", "csh", "tcsh"];
 
 /// Serves the stream to its end.
@@ -36,16 +36,16 @@ pub async fn serve(activity: Activity, stream: Stream) {
     }
 }
 
-/// Streams that are open and are a reason to keep the guest.
+/// Open streams that are a reason to keep the guest running.
 #[derive(Debug, Clone, Copy)]
 pub struct Open {
     /// Watches of files.
     pub watches: u32,
-    /// Connections that are forwarded.
+    /// Forwarded connections.
     pub forwards: u32,
 }
 
-/// What the guest is needed for now.
+/// The current reasons to keep the guest running.
 pub fn of(commands: &Commands, open: Open, leases_in: Option<&Path>) -> Activity {
     let mut activity = Activity {
         uptime_ms: uptime_ms(),
@@ -65,16 +65,16 @@ pub fn of(commands: &Commands, open: Open, leases_in: Option<&Path>) -> Activity
     activity
 }
 
-/// Whether a session is a shell that sleeps, in the foreground and without a child. In doubt it is not.
+/// Whether a session is a shell that sleeps, in the foreground and without a child. False if this can't be found out.
 fn is_idle_shell(pid: u32, job: &Running) -> bool {
     let foreground = job.terminal.as_ref().is_none_or(|terminal| terminal.foreground() == Some(pid));
     foreground
         && stat_of(pid).is_some_and(|stat| stat.state == 'S' && SHELLS.contains(&stat.name.as_str()))
-        // Threads count as pids too, and a shell has but one.
+        // Threads count as pids too, and a shell has one.
         && job.group.upgrade().map_or_else(|| is_alone(pid), |group| group.pids() == 1)
 }
 
-/// Whether no other process belongs to this one: for agents without control groups.
+/// Whether no other process belongs to this one. For agents without control groups.
 fn is_alone(pid: u32) -> bool {
     let others = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut others = others.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|other| *other != pid);
@@ -93,7 +93,7 @@ fn stat_of(pid: u32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Reads `/proc/PID/stat`, where the name is in parentheses and may hold some itself.
+/// Parses `/proc/PID/stat`. The name is in parentheses and may contain parentheses too.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (head, tail) = text.rsplit_once(')')?;
     let (_, name) = head.split_once('(')?;
@@ -104,7 +104,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { name: name.to_owned(), state, parent, session })
 }
 
-/// The leases in a directory that are good now, by name. Whatever is no lease is left alone.
+/// The valid leases in a directory, by name. Files that are not a lease are ignored.
 fn leases(directory: &Path) -> Vec<Lease> {
     let mut found = Vec::new();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -113,7 +113,7 @@ fn leases(directory: &Path) -> Vec<Lease> {
     let now = clock_gettime(ClockId::Realtime);
     let now_ns = nanoseconds(now.tv_sec, now.tv_nsec);
     for entry in entries.take(FILES_MAX).flatten() {
-        // Names with a dot in front are for files that are still being written.
+        // A program writes its lease under a name that begins with a dot, and renames it.
         if entry.file_name().to_bytes().first() == Some(&b'.') {
             continue;
         }
@@ -121,15 +121,15 @@ fn leases(directory: &Path) -> Vec<Lease> {
             found.push(Lease { name: listed_name(entry.file_name().to_bytes()), expires_in_ms });
         }
     }
-    // Those that last longest, where there are too many.
+    // If there are too many, the ones that last longest are kept.
     found.sort_unstable_by_key(|lease| Reverse(lease.expires_in_ms));
     found.truncate(LEASES_MAX);
     found.sort_unstable_by(|one, other| one.name.cmp(&other.name));
     found
 }
 
-/// How long the lease in a file is still good. Anybody may have put anything there: links are not followed, and neither
-/// a FIFO nor a mounted file system can hold the agent up.
+/// The rest of a lease's time in milliseconds. Every user may create files here, so the file is hostile: links are not
+/// followed, and neither a FIFO nor a mounted file system can block the agent.
 fn lease(directory: impl AsFd, name: &CStr, now_ns: i128) -> io::Result<Option<u64>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -149,7 +149,8 @@ fn nanoseconds(seconds: i64, rest: i64) -> i128 {
     i128::from(seconds) * SECOND_NS + i128::from(rest)
 }
 
-/// What is left of a lease. One from the future, as a step of the clock makes it, is good for as long as a lease may be.
+/// The rest of a lease's time. If the clock was set back, the last change is in the future; such a lease is valid only
+/// if its rest is not longer than the longest lease.
 fn remaining_ms(text: &[u8], changed_ns: i128, now_ns: i128) -> Option<u64> {
     const MILLISECOND_NS: i128 = 1_000_000;
     if text.len() > SECONDS_BYTES_MAX {
@@ -179,7 +180,7 @@ mod tests {
     const SECOND_NS: i128 = 1_000_000_000;
 
     #[test]
-    fn a_lease_is_good_from_its_change_until_its_seconds_are_over() {
+    fn a_lease_is_valid_for_its_seconds_after_its_last_change() {
         let left =
             |text: &str, changed: i128, now: i128| remaining_ms(text.as_bytes(), changed * SECOND_NS, now * SECOND_NS);
         assert_eq!(left("600", 1000, 1000), Some(600_000));
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_of_seconds_is_no_lease() {
+    fn a_file_without_a_number_of_seconds_is_not_a_lease() {
         for wrong in
             ["", "\n", "0", "-1", "1.5", "ten", "86401", "18446744073709551616", "600 600", "60000000000000000"]
         {
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn only_good_files_of_the_directory_are_listed() {
+    fn only_valid_leases_are_listed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         for (name, text) in [("build", "600"), ("b c", "60\n"), (".new", "600"), ("bad", "x"), ("old", "10")] {
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_leases_are_listed_where_there_are_too_many() {
+    fn of_too_many_leases_the_longest_are_listed() {
         let folder = tempfile::tempdir().expect("a folder");
         for number in 0..LEASES_MAX + 10 {
             fs::write(folder.path().join(format!("lease-{number}")), (1000 + number).to_string()).expect("a file");
@@ -231,13 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cut_and_made_plain() {
+    fn long_names_are_cut_and_special_characters_replaced() {
         assert_eq!(listed_name(std::ffi::OsStr::new("a b/ü").as_bytes()), "a_b___");
         assert_eq!(listed_name(&[b'x'; 255]).len(), NAME_BYTES_MAX);
     }
 
     #[test]
-    fn a_name_with_parentheses_does_not_confuse() {
+    fn a_process_name_may_contain_parentheses() {
         let stat = parse_stat("42 (a) R (b) S 7 8 9 0 -1 4194304\n").expect("a whole line");
         assert_eq!(stat, Stat { name: "a) R (b".into(), state: 'S', parent: 7, session: 9 });
         assert_eq!(parse_stat("42 (sh"), None);

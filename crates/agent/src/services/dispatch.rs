@@ -1,4 +1,4 @@
-//! Which request goes to which service.
+//! Dispatches requests to services.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::process::Commands;
 use crate::session::{self, Sessions};
 use crate::tally::Tally;
 
-/// All that the agent serves.
+/// All services of the agent.
 #[derive(Debug)]
 pub struct Services {
     commands: Rc<Commands>,
@@ -22,12 +22,12 @@ pub struct Services {
     machine: sync::Machine,
     watches: Rc<Tally>,
     forwards: Rc<Forwards>,
-    /// Where programs leave their leases, if anywhere.
+    /// The directory of leases, if there is one.
     leases: Option<PathBuf>,
 }
 
 impl Services {
-    /// Services around the commands of a guest.
+    /// Creates the services for the commands of a guest.
     pub fn new(
         commands: Rc<Commands>,
         drivers: Rc<Drivers>,
@@ -68,7 +68,7 @@ impl Service for Services {
             Message::Freeze => Box::pin(freeze::freeze(commands(), drivers(), stream)),
             Message::Thaw => Box::pin(freeze::thaw(commands(), stream)),
             Message::Activity => Box::pin(activity::serve(self.activity(), stream)),
-            // A fork has to be itself before any request that follows is looked at.
+            // A fork needs its own identity before its next request is handled, so this runs before the call returns.
             Message::Sync(request) => {
                 match sync::sync(&self.commands, &self.machine, &request) {
                     Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
@@ -77,8 +77,8 @@ impl Service for Services {
                 return None;
             }
             other => {
-                let words = format!("{:?} streams are not served by this agent", other.kind());
-                stream.outlet.fail(Fault::new(ErrorCode::Unsupported, words));
+                let message = format!("{:?} streams are not served by this agent", other.kind());
+                stream.outlet.fail(Fault::new(ErrorCode::Unsupported, message));
                 return None;
             }
         })

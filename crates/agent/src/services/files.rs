@@ -1,4 +1,5 @@
-//! File requests of the protocol: the streams around [`files`](crate::files), which blocks and knows none.
+//! File requests of the protocol: connects streams to [`crate::files`], which blocks and does not depend on
+//! streams.
 //!
 //! ```text
 //!   host ─▶ inbox ─▶ chunks ─▶ a turn in the pool (write)
@@ -6,8 +7,8 @@
 //!   tar: a thread of its own for as long as the stream lasts, at most TAR_STREAMS_MAX
 //! ```
 //!
-//! No thread of the pool ever waits for the host, so a host that stalls one stream stalls no other. Files in memory are
-//! read and written without the pool: a turn is shorter than the way to another thread and back.
+//! No thread of the pool waits for the host, so a host that stalls one stream stalls no other stream. Files in memory
+//! are read and written without the pool, because such a turn is shorter than the switch to another thread and back.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -22,9 +23,9 @@ use crate::link::{FRAME_BYTES, Gone, Outlet, Stream, cancelled};
 
 /// Frames that one turn reads.
 const READ_FRAMES: usize = 2;
-/// Reads that may hold a turn's frames beside those that are queued.
+/// Streams that may read one turn ahead, and so hold that turn's frames in addition to those that are queued.
 const READ_AHEAD_STREAMS_MAX: usize = 16;
-/// Archives at once; each has a thread.
+/// Archives at once. Each has a thread.
 const TAR_STREAMS_MAX: usize = 16;
 /// Chunks between an archive's thread and its stream.
 const TAR_QUEUE_CHUNKS: usize = 4;
@@ -72,28 +73,29 @@ async fn reply(outlet: &Outlet, reply: Reply) -> Result<(), Fault> {
 
 /// Runs blocking work in a thread of the pool.
 async fn in_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fault> + Send + 'static) -> Result<T, Fault> {
-    let broke = |error| Fault::new(ErrorCode::Internal, format!("file work broke: {error}"));
-    spawn_blocking(work).await.map_err(broke)?
+    let panicked = |error| Fault::new(ErrorCode::Internal, format!("the thread for a file request failed: {error}"));
+    spawn_blocking(work).await.map_err(panicked)?
 }
 
 async fn read(outlet: &Outlet, reader: Reader) -> Result<Done, Fault> {
     reply(outlet, Reply::Stat(reader.stat().clone())).await?;
-    // With a permit the next turn reads while this one's frames wait for the host.
+    // With a permit, the next turn reads while the frames of this one wait for the host.
     let quick = reader.is_quick();
     let ahead = if quick { None } else { READ_AHEAD.try_acquire().ok() };
     let mut bytes = 0;
     let mut turn = Turn::Idle(reader);
     let reader = loop {
-        let broke = |error| Fault::new(ErrorCode::Internal, format!("file work broke: {error}"));
+        let panicked =
+            |error| Fault::new(ErrorCode::Internal, format!("the thread for a file request failed: {error}"));
         let (reader, frames, at_end) = match turn {
-            Turn::Running(running) => running.await.map_err(broke)??,
+            Turn::Running(running) => running.await.map_err(panicked)??,
             Turn::Idle(reader) => {
-                // A stream that is stalled and has no permit holds no buffer.
+                // Waiting before the buffers are taken: a stalled stream without a permit holds no buffer.
                 outlet.room().await.map_err(|Gone| cancelled())?;
                 if quick {
                     fill(reader, spares(outlet))?
                 } else {
-                    start_turn(outlet, reader).await.map_err(broke)??
+                    start_turn(outlet, reader).await.map_err(panicked)??
                 }
             }
         };
@@ -129,14 +131,14 @@ fn spares(outlet: &Outlet) -> Vec<Vec<u8>> {
 
 type Filled = (Reader, Vec<Vec<u8>>, bool);
 
-/// One turn: frames with room for their headers, as many as there are bytes for.
+/// One turn: fills frames, with space for their headers, while there are bytes. Returns whether the end was reached.
 fn fill(mut reader: Reader, mut buffers: Vec<Vec<u8>>) -> Result<Filled, Fault> {
     for index in 0..buffers.len() {
         let frame = &mut buffers[index];
         frame.resize(FRAME_BYTES, 0);
         let mut filled = HEADER_BYTES;
         while filled < FRAME_BYTES {
-            // A turn of lines brings what the lines have, so only nothing is the end.
+            // A read of lines may return less than the frame's space before the end, so only 0 is the end.
             match reader.fill(&mut frame[filled..])? {
                 0 => {
                     frame.truncate(filled);
@@ -225,11 +227,11 @@ async fn unpack(stream: &Stream, unpacker: Unpacker) -> Result<Done, Fault> {
                 let unpacked = unpacked?;
                 return Ok(Done { bytes: unpacked.bytes, entries: unpacked.entries, ..Done::default() });
             }
-            sent = pass_on(stream, sender.as_ref()), if sender.is_some() => match sent {
-                Passed::Chunk => {}
-                Passed::End => {
+            sent = forward(stream, sender.as_ref()), if sender.is_some() => match sent {
+                Forwarded::Chunk => {}
+                Forwarded::End => {
                     if let Some(sender) = sender.take() {
-                        // The end is said, so that a stream that breaks off can't be taken for one.
+                        // The end is sent as an empty chunk. A stream that breaks off closes the channel without one.
                         let _ = sender.send(Vec::new()).await;
                     }
                 }
@@ -238,27 +240,27 @@ async fn unpack(stream: &Stream, unpacker: Unpacker) -> Result<Done, Fault> {
     }
 }
 
-enum Passed {
+enum Forwarded {
     Chunk,
     End,
 }
 
-async fn pass_on(stream: &Stream, sender: Option<&mpsc::Sender<Vec<u8>>>) -> Passed {
-    let Some(sender) = sender else { return Passed::End };
+async fn forward(stream: &Stream, sender: Option<&mpsc::Sender<Vec<u8>>>) -> Forwarded {
+    let Some(sender) = sender else { return Forwarded::End };
     let Ok(permit) = sender.reserve().await else {
-        // The archive was read to its end, or is no archive: its thread says which.
+        // The thread has read the whole archive, or it is not an archive. The thread's result follows.
         return std::future::pending().await;
     };
     match stream.inbox.chunk().await {
         Some(chunk) => {
             permit.send(chunk);
-            Passed::Chunk
+            Forwarded::Chunk
         }
-        None => Passed::End,
+        None => Forwarded::End,
     }
 }
 
-/// Runs work that waits for the host in a thread of its own.
+/// Runs work that waits for the host on a thread of its own.
 fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
 ) -> Result<oneshot::Receiver<Result<T, Fault>>, Fault> {
@@ -268,23 +270,23 @@ fn on_thread<T: Send + 'static>(
     }
     let (sender, result) = oneshot::channel();
     let body = move || {
-        // A stream that is gone wants no result.
+        // If the stream is gone, the result is not needed.
         let _ = sender.send(work());
         TAR_STREAMS.fetch_sub(1, Ordering::Relaxed);
     };
     let spawned = std::thread::Builder::new().name("archive".into()).stack_size(TAR_STACK_BYTES).spawn(body);
     spawned.map_err(|error| {
         TAR_STREAMS.fetch_sub(1, Ordering::Relaxed);
-        Fault::new(ErrorCode::LimitExceeded, format!("no thread for an archive: {error}"))
+        Fault::new(ErrorCode::LimitExceeded, format!("can't start a thread for an archive: {error}"))
     })?;
     Ok(result)
 }
 
 async fn finished<T>(result: oneshot::Receiver<Result<T, Fault>>) -> Result<T, Fault> {
-    result.await.unwrap_or_else(|_| Err(Fault::new(ErrorCode::Internal, "the archive's thread broke")))
+    result.await.unwrap_or_else(|_| Err(Fault::new(ErrorCode::Internal, "the archive's thread failed")))
 }
 
-/// Gathers an archive into frames.
+/// Writes an archive into frames and sends them.
 struct ChannelWriter {
     sender: mpsc::Sender<Vec<u8>>,
     frame: Vec<u8>,
@@ -321,12 +323,13 @@ impl Write for ChannelWriter {
 
 impl Drop for ChannelWriter {
     fn drop(&mut self) {
-        // The rest of an archive whose stream is gone is nobody's.
+        // This fails if the stream is gone, and then the rest isn't needed.
         let _ = self.send();
     }
 }
 
-/// Hands out an archive as it comes. An empty chunk is its end; a channel that closes without one is an error.
+/// Reads an archive from the chunks of a channel. An empty chunk is its end. A channel that closes without one is an
+/// error.
 struct ChannelReader {
     chunks: mpsc::Receiver<Vec<u8>>,
     rest: Vec<u8>,
@@ -339,7 +342,7 @@ impl Read for ChannelReader {
             self.rest = self.chunks.blocking_recv().ok_or(io::ErrorKind::ConnectionAborted)?;
             self.at = 0;
             if self.rest.is_empty() {
-                // Asked again, the end is still the end.
+                // A further read returns an error instead of blocking forever.
                 self.chunks.close();
                 return Ok(0);
             }

@@ -19,16 +19,16 @@ use crate::relay::{self, ShortRead};
 use crate::tally::Tally;
 use crate::watched::{Watched, watch};
 
-/// How long a connection may take.
+/// How long connecting may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// A hosts file is read up to this length.
+/// Bytes of a hosts file that are read.
 const HOSTS_BYTES_MAX: usize = 256 << 10;
 
-/// What all forwarded connections share.
+/// The state that all forwarded connections share.
 #[derive(Debug)]
 pub struct Forwards {
     open: Tally,
-    /// A buffer for one frame, for use between two waits.
+    /// A buffer for one frame. It is used only between two awaits.
     scratch: RefCell<Vec<u8>>,
 }
 
@@ -39,7 +39,7 @@ impl Default for Forwards {
 }
 
 impl Forwards {
-    /// Connections that are open now.
+    /// The number of open connections.
     pub fn count(&self) -> u32 {
         self.open.count()
     }
@@ -62,7 +62,7 @@ pub async fn serve(forwards: Rc<Forwards>, stream: Stream, request: ForwardReque
     if stream.outlet.send(&Message::Reply(Box::new(Reply::Connected))).await.is_err() {
         return;
     }
-    match carry(&forwards, &stream, &socket).await {
+    match copy(&forwards, &stream, &socket).await {
         Ok(bytes) => stream.outlet.end(&Message::Done(Done { bytes, ..Done::default() })),
         Err(fault) => stream.outlet.fail(fault),
     }
@@ -83,7 +83,7 @@ async fn connect(request: &ForwardRequest) -> Result<Watched, Fault> {
     let socket: OwnedFd = match request {
         ForwardRequest::Tcp { host, port } => {
             if *port == 0 {
-                return Err(Fault::new(ErrorCode::InvalidRequest, "port 0 is no port"));
+                return Err(Fault::new(ErrorCode::InvalidRequest, "port 0 can't be connected to"));
             }
             let mut result = Err(Errno::HOSTUNREACH.into());
             for address in resolve(host)? {
@@ -93,7 +93,7 @@ async fn connect(request: &ForwardRequest) -> Result<Watched, Fault> {
                 }
             }
             let socket = result.map_err(failed)?;
-            // What the host sends is already cut into frames; waiting for more only adds delay.
+            // Data from the host is already cut into frames, so waiting for more only adds delay.
             socket.set_nodelay(true).and_then(|()| socket.into_std()).map_err(failed)?.into()
         }
         ForwardRequest::Unix { path } => {
@@ -105,17 +105,17 @@ async fn connect(request: &ForwardRequest) -> Result<Watched, Fault> {
     watch(socket).map_err(failed)
 }
 
-/// The kernel takes these for other kinds of addresses, or for none.
+/// Refuses paths that the kernel would interpret as another kind of address, or can't hold.
 fn check_socket_path(path: &Text) -> Result<(), Fault> {
     /// `sun_path` with its ending zero.
     const PATH_BYTES_MAX: usize = 107;
     let bytes = path.as_bytes();
     if bytes.is_empty() || bytes.contains(&0) {
-        return Err(Fault::new(ErrorCode::InvalidRequest, format!("`{path}` is no path of a socket")));
+        return Err(Fault::new(ErrorCode::InvalidRequest, format!("`{path}` is not a path of a socket")));
     }
     if bytes.len() > PATH_BYTES_MAX {
-        let words = format!("`{path}` has {} bytes, and a socket's path at most {PATH_BYTES_MAX}", bytes.len());
-        return Err(Fault::new(ErrorCode::NameTooLong, words));
+        let message = format!("`{path}` has {} bytes, and a socket's path may have {PATH_BYTES_MAX}", bytes.len());
+        return Err(Fault::new(ErrorCode::NameTooLong, message));
     }
     Ok(())
 }
@@ -127,7 +127,7 @@ fn name(request: &ForwardRequest) -> String {
     }
 }
 
-/// The addresses of a host as the guest's own files have them: a static program can't load the C library's resolver.
+/// The addresses of a host, from the guest's own files: a static program can't load the C library's resolver.
 fn resolve(host: &str) -> Result<Vec<IpAddr>, Fault> {
     if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse() {
         return Ok(vec![address]);
@@ -139,8 +139,8 @@ fn resolve(host: &str) -> Result<Vec<IpAddr>, Fault> {
     hosts.truncate(HOSTS_BYTES_MAX);
     let found = look_up(host, &String::from_utf8_lossy(&hosts));
     if found.is_empty() {
-        let words = format!("`{host}` is no address, and the guest's /etc/hosts does not name it");
-        return Err(Fault::new(ErrorCode::NotFound, words));
+        let message = format!("`{host}` is not an address, and the guest's `/etc/hosts` does not contain it");
+        return Err(Fault::new(ErrorCode::NotFound, message));
     }
     Ok(found)
 }
@@ -154,19 +154,19 @@ fn look_up(host: &str, hosts: &str) -> Vec<IpAddr> {
     hosts.lines().filter_map(address).collect()
 }
 
-/// Carries bytes both ways until both ends said theirs. Returns how many went to the host.
-async fn carry(forwards: &Forwards, stream: &Stream, socket: &Watched) -> Result<u64, Fault> {
+/// Copies bytes both ways until both sides have ended. Returns the number of bytes to the host.
+async fn copy(forwards: &Forwards, stream: &Stream, socket: &Watched) -> Result<u64, Fault> {
     let (mut receiving, mut sending, mut bytes) = (true, true, 0);
-    let broke = |error: io::Error| Fault::new(ErrorCode::Io, format!("the connection broke: {error}"));
+    let failed = |error: io::Error| Fault::new(ErrorCode::Io, format!("the connection failed: {error}"));
     while receiving || sending {
         tokio::select! {
             biased;
             control = stream.inbox.control() => if let Control::End(end) = control { return Err(end.into_fault()) },
             fed = relay::feed(socket, &stream.inbox), if sending => {
-                fed.map_err(broke)?;
+                fed.map_err(failed)?;
                 if stream.inbox.is_drained() {
                     sending = false;
-                    // A peer that is gone already needs no end.
+                    // This fails if the peer is gone, and then it needs no end.
                     let _ = shutdown(socket, Shutdown::Write);
                 }
             }
@@ -177,7 +177,7 @@ async fn carry(forwards: &Forwards, stream: &Stream, socket: &Watched) -> Result
                     stream.outlet.send(&Message::Eof).await.map_err(|Gone| cancelled())?;
                 }
                 Ok(Ok(count)) => bytes += count as u64,
-                Ok(Err(error)) => return Err(broke(error.into())),
+                Ok(Err(error)) => return Err(failed(error.into())),
             },
         }
     }
@@ -202,14 +202,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_and_localhost_need_no_files() {
+    fn addresses_and_localhost_are_resolved_without_files() {
         assert_eq!(resolve("127.0.0.2"), Ok(vec![IpAddr::from([127, 0, 0, 2])]));
         assert_eq!(resolve("[::1]"), Ok(vec![Ipv6Addr::LOCALHOST.into()]));
         assert_eq!(resolve("localhost").map(|found| found.len()), Ok(2));
     }
 
     #[test]
-    fn a_hosts_file_is_read_word_by_word() {
+    fn a_host_is_found_by_each_of_its_names() {
         let hosts = "10.0.0.1 db db.local # main\n10.0.0.2 dbx\nbad db\n::5 DB\n";
         assert_eq!(look_up("db", hosts), [IpAddr::from([10, 0, 0, 1]), "::5".parse().expect("an address")]);
         assert_eq!(look_up("main", hosts), Vec::<IpAddr>::new());

@@ -1,4 +1,4 @@
-//! Streams that freeze and thaw every command of the guest. How that is done: [`process::freezer`](crate::process).
+//! Streams that freeze and thaw all commands of the guest, see [`process::freezer`](crate::process).
 
 use std::rc::Rc;
 
@@ -13,18 +13,18 @@ pub async fn freeze(commands: Rc<Commands>, drivers: Rc<Drivers>, stream: Stream
     let outcome = tokio::select! {
         biased;
         end = stream.inbox.ended() => Err(end.into_fault()),
-        // What is loaded before the snapshot is there in each fork.
+        // Drivers that are loaded before the snapshot are loaded in each fork.
         outcome = commands.freeze(drivers.all()) => outcome,
     };
-    answer(&stream, outcome);
+    end(&stream, outcome);
 }
 
-/// Serves `Thaw` to its end. A guest that is not frozen, or can't be, has nothing to thaw.
+/// Serves `Thaw` to its end. Succeeds also if the guest is not frozen or can't be.
 pub async fn thaw(commands: Rc<Commands>, stream: Stream) {
-    answer(&stream, commands.thaw());
+    end(&stream, commands.thaw());
 }
 
-fn answer(stream: &Stream, outcome: Result<(), Fault>) {
+fn end(stream: &Stream, outcome: Result<(), Fault>) {
     match outcome {
         Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
         Err(fault) => stream.outlet.fail(fault),

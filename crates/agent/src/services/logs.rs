@@ -1,4 +1,4 @@
-//! The kernel's log and the agent's own, as text.
+//! The kernel's log and the agent's log, as text.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::watched::watch_reading;
 
 /// Longest record of the kernel's log (CONSOLE_EXT_LOG_MAX).
 const RECORD_BYTES_MAX: usize = 8192;
-/// Time between two looks at the agent's own log, which tells nobody that it grew.
+/// Time between two reads of the agent's log, which doesn't signal when it grows.
 const FOLLOW_AGENT: Duration = Duration::from_millis(100);
 
 /// Serves the stream to its end.
@@ -53,7 +53,7 @@ async fn agent(outlet: &Outlet, follow: bool) -> Result<u64, Gone> {
 }
 
 async fn kernel(outlet: &Outlet, follow: bool) -> Result<u64, Fault> {
-    let failed = |error: &std::io::Error, code| Fault::new(code, format!("the kernel's log can't be read: {error}"));
+    let failed = |error: &std::io::Error, code| Fault::new(code, format!("can't read the kernel's log: {error}"));
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let kmsg = rustix::fs::open("/dev/kmsg", flags, Mode::empty()).map_err(|error| {
         let code = if error == Errno::NOENT { ErrorCode::NotFound } else { ErrorCode::PermissionDenied };
@@ -72,15 +72,14 @@ async fn kernel(outlet: &Outlet, follow: bool) -> Result<u64, Fault> {
         record.clear();
         let read = match &following {
             Some(kmsg) => {
-                poll_fn(|context| {
-                    relay::poll_read(kmsg, context, &mut record, RECORD_BYTES_MAX, ShortRead::SaysNothing)
-                })
-                .await
+                poll_fn(|context| relay::poll_read(kmsg, context, &mut record, RECORD_BYTES_MAX, ShortRead::Unknown))
+                    .await
             }
             None => rustix::io::read(&kmsg, rustix::buffer::spare_capacity(&mut record)),
         };
         match read {
-            // Older records were overwritten while they were read; the next read goes on with what is left.
+            // EPIPE: older records were overwritten before they were read. The next read returns the oldest that is
+            // left.
             Err(Errno::PIPE | Errno::INTR) => continue,
             Err(Errno::AGAIN) | Ok(0) => return Ok(bytes),
             Err(error) => return Err(failed(&error.into(), ErrorCode::Io)),
@@ -93,8 +92,8 @@ async fn kernel(outlet: &Outlet, follow: bool) -> Result<u64, Fault> {
     }
 }
 
-/// `6,339,5140900,-;text` becomes `[    5.140900] text`. Lines that follow the first are the kernel's own notes for
-/// programs, and are left out.
+/// Turns `6,339,5140900,-;text` into `[    5.140900] text`. The lines after the first are tags for programs, and are
+/// left out.
 fn line(record: &str, text: &mut Vec<u8>) {
     let first = record.lines().next().unwrap_or_default();
     let (prefix, message) = first.split_once(';').unwrap_or(("", first));
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_becomes_a_line_as_on_the_console() {
+    fn a_record_becomes_a_line_of_the_console() {
         let of = |record: &str| {
             let mut text = Vec::new();
             line(record, &mut text);

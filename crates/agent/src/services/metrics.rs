@@ -1,4 +1,4 @@
-//! What the guest uses: one sample, or one at each interval.
+//! The resources that the guest uses: one sample, or one at each interval.
 
 use std::fs;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use crate::process::{Commands, Running};
 const INTERVAL_MS_MIN: u64 = 10;
 /// Longest interval: a day.
 const INTERVAL_MS_MAX: u64 = 86_400_000;
-/// /proc counts CPU time in hundredths of a second, whatever the kernel's own tick is.
+/// `/proc` counts CPU time in hundredths of a second, independent of the kernel's tick.
 const TICK_MS: u64 = 10;
 
 /// Serves the stream to its end.
@@ -26,11 +26,11 @@ pub async fn serve(commands: Rc<Commands>, stream: Stream, request: MetricsReque
         return;
     };
     if !(INTERVAL_MS_MIN..=INTERVAL_MS_MAX).contains(&interval_ms) {
-        let words = format!("`interval_ms` {interval_ms} is not in {INTERVAL_MS_MIN}..={INTERVAL_MS_MAX}");
-        return stream.outlet.fail(Fault::new(ErrorCode::InvalidRequest, words));
+        let message = format!("`interval_ms` {interval_ms} is not in {INTERVAL_MS_MIN}..={INTERVAL_MS_MAX}");
+        return stream.outlet.fail(Fault::new(ErrorCode::InvalidRequest, message));
     }
     let mut ticks = interval(Duration::from_millis(interval_ms));
-    // A host that reads slowly gets fewer samples, not old ones.
+    // A host that reads slowly gets fewer samples and no old ones.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         tokio::select! {
@@ -59,7 +59,7 @@ pub fn uptime_ms() -> u64 {
     decimal(&read("/proc/uptime"), 1000)
 }
 
-/// CPU time not idle since boot, all CPUs together.
+/// CPU time since boot that was not idle, of all CPUs together.
 pub fn cpu_busy_ms() -> u64 {
     busy_ms(&read("/proc/stat"))
 }
@@ -100,7 +100,7 @@ fn execs(commands: &Commands) -> Vec<CgroupUsage> {
     commands.running().iter().map(usage).collect()
 }
 
-/// The first number of `text`, which has two digits behind its point, times `scale`.
+/// The first number of `text`, which has two digits after its point, times `scale`.
 fn decimal(text: &str, scale: u64) -> u64 {
     let number = text.split_whitespace().next().unwrap_or_default();
     let (whole, hundredths) = number.split_once('.').unwrap_or((number, "0"));
@@ -108,7 +108,7 @@ fn decimal(text: &str, scale: u64) -> u64 {
     parse(whole).saturating_mul(scale).saturating_add(parse(hundredths) * scale / 100)
 }
 
-/// All CPU time but idle and waiting for I/O; time of guests is part of user time already.
+/// All CPU time except idle and waiting for I/O. Time of guests is already part of user time.
 fn busy_ms(stat: &str) -> u64 {
     const IDLE_AND_IOWAIT: [usize; 2] = [3, 4];
     const GUEST_FROM: usize = 8;
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_files_are_read_as_they_are() {
+    fn files_of_proc_are_parsed() {
         assert_eq!(decimal("123.45 200.00\n", 1000), 123_450);
         assert_eq!(decimal("0.07 0.01 0.05 1/90 99\n", 100), 7);
         assert_eq!(decimal("", 100), 0);

@@ -1,16 +1,16 @@
-//! What the agent does for a host: a module for each kind of request, and one that knows which request goes where.
+//! The services for hosts: a module for each kind of request, and one that dispatches requests to them.
 //!
 //! ```text
 //!   link ─▶ dispatch ─┬▶ exec, session       commands
 //!                     ├▶ files, watch        files of the guest
 //!                     ├▶ forward             connections into the guest
-//!                     ├▶ metrics, logs       what the guest uses and says
+//!                     ├▶ metrics, logs       the guest's resources and messages
 //!                     ├▶ activity            whether the guest is needed
-//!                     ├▶ freeze              every command stands still, for a snapshot
+//!                     ├▶ freeze              freezes all commands for a snapshot
 //!                     └▶ sync                clock, randomness and identity of a fork
 //! ```
 //!
-//! Each takes the parts of the agent that it needs and its stream, and ends the stream.
+//! Each service gets the parts of the agent that it needs and its stream, and ends the stream.
 
 pub mod activity;
 mod dispatch;

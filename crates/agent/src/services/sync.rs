@@ -1,5 +1,6 @@
-//! `Sync`: makes a fork its own machine. Two forks of one snapshot have the same clock, the same randomness and the same
-//! names until this was done, so commands that were frozen before the snapshot go on only after it.
+//! `Sync`: gives a fork its own clock, randomness and identity. Before it, two forks of one snapshot have the same
+//! clock, the same randomness and the same names, so commands that were frozen for the snapshot are thawed only after
+//! it.
 #![expect(unsafe_code, reason = "crediting randomness is only reachable by ioctl")]
 
 use std::fs::File;
@@ -23,31 +24,33 @@ const SEED_BYTES: std::ops::RangeInclusive<usize> = 32..=512;
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// Digits of a machine id.
 const MACHINE_ID_DIGITS: usize = 32;
-/// Bytes of an Ethernet address, the first of which has a bit for groups.
+/// Bytes of an Ethernet address.
 const MAC_BYTES: usize = 6;
+/// The bit of an address's first byte that marks a group.
 const MULTICAST: u8 = 1;
-/// A host that was slow to be answered tells the time again. What it tells is late by an unknown way, never early.
+/// A guest's clock that is ahead of the host's time by less than this is left as it is, see [`is_better`].
 const AHEAD_MAX_NS: i128 = SECOND_NS as i128;
 const SECOND_NS: u64 = 1_000_000_000;
 /// `_IOW('R', 0x03, int [2])` and `_IO('R', 0x07)` of linux/random.h.
 const RNDADDENTROPY: u64 = 0x4008_5203;
 const RNDRESEEDCRNG: u64 = 0x5207;
 
-/// Whose clock, randomness and names a sync changes.
+/// The machine whose clock, randomness and names a sync changes.
 #[derive(Debug)]
 pub enum Machine {
-    /// Those of the guest: the agent is its PID 1.
+    /// The guest: the agent is its PID 1.
     Guest,
-    /// The names below this directory, which stands in for a guest in tests.
+    /// A directory that stands in for a guest in tests. Only names are written, to files in it.
     StandIn(PathBuf),
-    /// Nobody's: the agent is a service of a machine that is not its own.
+    /// None: the agent is a service of a machine that it doesn't own.
     Foreign,
 }
 
-/// Sets the clock, credits randomness, names the machine, its boot and its interfaces, and thaws commands that are frozen.
+/// Sets the clock, credits randomness, sets the machine's names, boot id and Ethernet addresses, and thaws frozen
+/// commands.
 ///
 /// # Errors
-/// The agent is not PID 1, a value is no such value, or the kernel refuses.
+/// If the agent is not PID 1, a value is invalid, or the kernel refuses a change.
 pub fn sync(commands: &Commands, machine: &Machine, sync: &Sync) -> Result<(), Fault> {
     match machine {
         Machine::Guest => sync_guest(commands, sync),
@@ -57,7 +60,7 @@ pub fn sync(commands: &Commands, machine: &Machine, sync: &Sync) -> Result<(), F
 }
 
 fn sync_guest(commands: &Commands, sync: &Sync) -> Result<(), Fault> {
-    // Everything is checked before anything is changed.
+    // All values are checked before the first change, so an invalid request changes nothing.
     let seed = seed(&sync.seed)?;
     let time = time(sync.host_time_ns)?;
     let addresses = match &sync.identity {
@@ -79,7 +82,7 @@ fn sync_guest(commands: &Commands, sync: &Sync) -> Result<(), Fault> {
     commands.thaw()
 }
 
-/// What stands in for a guest has names, and no clock, randomness or interfaces that are its own.
+/// A directory that stands in for a guest has names. It has no clock, randomness or interfaces.
 fn sync_stand_in(commands: &Commands, home: &Path, sync: &Sync) -> Result<(), Fault> {
     seed(&sync.seed)?;
     time(sync.host_time_ns)?;
@@ -101,12 +104,12 @@ fn failed(what: &str, error: &io::Error) -> Fault {
     Fault::new(ErrorCode::Io, format!("can't set {what}: {error}"))
 }
 
-fn invalid(words: String) -> Fault {
-    Fault::new(ErrorCode::InvalidRequest, words)
+fn invalid(message: String) -> Fault {
+    Fault::new(ErrorCode::InvalidRequest, message)
 }
 
 fn seed(text: &str) -> Result<Vec<u8>, Fault> {
-    let seed = STANDARD.decode(text).map_err(|error| invalid(format!("`seed` is no base64: {error}")))?;
+    let seed = STANDARD.decode(text).map_err(|error| invalid(format!("`seed` is not base64: {error}")))?;
     if SEED_BYTES.contains(&seed.len()) {
         Ok(seed)
     } else {
@@ -114,11 +117,15 @@ fn seed(text: &str) -> Result<Vec<u8>, Fault> {
     }
 }
 
-/// Whether a time that was told is better than a clock that commands read. One that is a little ahead of it was told the
-/// time before, on a shorter way, and does not go back.
-fn is_better(told: Timespec, clock: Timespec) -> bool {
+/// Whether the host's time is better than the guest's clock, which commands already read.
+///
+/// The host reads its clock when it sends the request, so the time in the request is late by the request's delay, and
+/// never early. A host whose first request got no reply in time sends a second one, and its delay may be longer. A
+/// clock that is a little ahead of the request was set by an earlier request with a shorter delay, so it is the better
+/// one. Setting it back would also make time go backward for the commands.
+fn is_better(host_time: Timespec, clock: Timespec) -> bool {
     let nanoseconds = |time: Timespec| i128::from(time.tv_sec) * i128::from(SECOND_NS) + i128::from(time.tv_nsec);
-    let ahead = nanoseconds(clock) - nanoseconds(told);
+    let ahead = nanoseconds(clock) - nanoseconds(host_time);
     !(0..AHEAD_MAX_NS).contains(&ahead)
 }
 
@@ -132,23 +139,23 @@ fn check(identity: &Identity) -> Result<(), Fault> {
     let Identity { hostname, machine_id, .. } = identity;
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     if !(1..=HOSTNAME_BYTES_MAX).contains(&hostname.len()) || !hostname.bytes().all(good) {
-        return Err(invalid(format!("`{hostname}` is no host name: 1 to {HOSTNAME_BYTES_MAX} of `[A-Za-z0-9-.]`")));
+        return Err(invalid(format!("`{hostname}` is not a host name: 1 to {HOSTNAME_BYTES_MAX} of `[A-Za-z0-9-.]`")));
     }
     if machine_id.len() != MACHINE_ID_DIGITS
         || !machine_id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
     {
-        return Err(invalid(format!("`{machine_id}` is no machine id: {MACHINE_ID_DIGITS} digits of `[0-9a-f]`")));
+        return Err(invalid(format!("`{machine_id}` is not a machine id: {MACHINE_ID_DIGITS} digits of `[0-9a-f]`")));
     }
     Ok(())
 }
 
-/// Which interface gets which address.
+/// Assigns addresses to interfaces, both in their order.
 fn addresses(macs: &[String]) -> Result<Vec<(String, [u8; MAC_BYTES])>, Fault> {
     if macs.len() > MACS_MAX {
-        return Err(invalid(format!("{} MAC addresses, and {MACS_MAX} at most", macs.len())));
+        return Err(invalid(format!("{} MAC addresses, more than {MACS_MAX}", macs.len())));
     }
     let macs = macs.iter().map(|text| mac(text)).collect::<Result<Vec<_>, _>>()?;
-    // Most guests are told none, and need not look.
+    // Most requests have no addresses, and then the interfaces need not be listed.
     let interfaces = if macs.is_empty() { vec![] } else { network::interfaces() };
     if macs.len() > interfaces.len() {
         return Err(invalid(format!("{} MAC addresses for {} interfaces", macs.len(), interfaces.len())));
@@ -164,11 +171,11 @@ fn mac(text: &str) -> Result<[u8; MAC_BYTES], Fault> {
     let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
     match bytes.and_then(|bytes| <[u8; MAC_BYTES]>::try_from(bytes).ok()) {
         Some(mac) if mac[0] & MULTICAST == 0 && mac != [0; MAC_BYTES] => Ok(mac),
-        _ => Err(invalid(format!("`{text}` is no unicast MAC address in lower case"))),
+        _ => Err(invalid(format!("`{text}` is not a unicast MAC address in lower case"))),
     }
 }
 
-/// Gives bytes to the kernel's generator, counts them as random, and makes every CPU use them at once.
+/// Adds bytes to the kernel's random generator, credits them as random, and makes every CPU use them at once.
 fn add_entropy(seed: &[u8]) -> io::Result<()> {
     let random = File::options().write(true).open("/dev/random")?;
     let bits = i32::try_from(seed.len() * 8).expect("a seed has at most 512 bytes");
@@ -178,8 +185,8 @@ fn add_entropy(seed: &[u8]) -> io::Result<()> {
     pool.extend_from_slice(&bits.to_ne_bytes());
     pool.extend_from_slice(&bytes.to_ne_bytes());
     pool.extend_from_slice(seed);
-    // SAFETY: the first call reads a rand_pool_info whose size field is that of the bytes behind it; the second has no
-    // argument.
+    // SAFETY: the first call reads a rand_pool_info, whose size field is the number of bytes after it. The second has
+    // no argument.
     unsafe {
         if libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) < 0
             || libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG, 0) < 0
@@ -197,16 +204,16 @@ fn name_machine(identity: &Identity) -> Result<(), Fault> {
     for (path, value) in [("/etc/hostname", hostname), ("/etc/machine-id", machine_id)] {
         overwrite(path, &format!("{value}\n")).map_err(|error| failed(&format!("`{path}`"), &error))?;
     }
-    // A guest that keeps the file from being written has its reasons; it is no twin for that.
+    // A failure here is not an error of the sync: the fork has its identity, and only the name lookup is affected.
     if let Err(error) = hosts::rename(&before, hostname) {
-        note(format!("the name `{hostname}` does not resolve: {error}"));
+        note(format!("can't add `{hostname}` to `/etc/hosts`: {error}"));
     }
     Ok(())
 }
 
-/// Writes a file in place: the page that it has stays, which is some milliseconds less of a fork's first moments.
+/// Overwrites a file in place. It keeps its page in the cache, which saves some milliseconds at the start of a fork.
 fn overwrite(path: &str, content: &str) -> io::Result<()> {
-    // If the file is a pipe, this does not wait for it.
+    // With O_NONBLOCK, opening a FIFO doesn't wait for a reader.
     let options = File::options().write(true).create(true).truncate(false).custom_flags(libc::O_NONBLOCK).clone();
     let file = options.open(path)?;
     file.write_all_at(content.as_bytes(), 0)?;
@@ -218,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_seeds_of_the_right_length_are_taken() {
+    fn only_seeds_of_the_right_length_are_accepted() {
         let of =
             |bytes: usize| seed(&STANDARD.encode(vec![7; bytes])).map(|seed| seed.len()).map_err(|fault| fault.code);
         assert_eq!(of(32), Ok(32));
@@ -230,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_overwritten_whole() {
+    fn an_overwritten_file_has_only_the_new_content() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("hostname");
         for content in ["a name\n", "another, longer name\n", "short\n"] {
@@ -255,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn only_unicast_addresses_in_lower_case_are_taken() {
+    fn only_unicast_addresses_in_lower_case_are_accepted() {
         assert_eq!(mac("52:54:00:12:ab:ff"), Ok([0x52, 0x54, 0, 0x12, 0xab, 0xff]));
         let wrong = [
             "",
@@ -277,9 +284,9 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_commands_read_goes_forward_unless_it_is_wrong() {
+    fn a_clock_that_is_a_little_ahead_is_not_set_back() {
         let time = |nanoseconds| time(nanoseconds).expect("a time of this century");
-        let better = |told, clock| is_better(time(told), time(clock));
+        let better = |host_time, clock| is_better(time(host_time), time(clock));
         let now = 1_500_000_000_900_000_000;
         assert!(better(now, now - 1) && better(now, now - 200_000_000) && better(now, 0));
         assert!(!better(now, now) && !better(now - 200_000_000, now) && !better(now, now + SECOND_NS - 1));
@@ -290,6 +297,6 @@ mod tests {
     fn times_are_split_into_seconds_and_the_rest() {
         let split = time(1_500_000_000_123_456_789).expect("a time of this century");
         assert_eq!((split.tv_sec, split.tv_nsec), (1_500_000_000, 123_456_789));
-        assert!(time(u64::MAX).is_ok(), "the year 2554 is far, but a time");
+        assert!(time(u64::MAX).is_ok(), "the year 2554 fits");
     }
 }

@@ -1,12 +1,12 @@
 //! Sessions: commands that outlive the stream that started them, with their last output.
 //!
 //! ```text
-//!   command ─▶ Ring ─┬▶ view (first stream)      each with its own offset; one that is slow is told what it missed
+//!   command ─▶ Ring ─┬▶ view (first stream)      each has its own offset; a slow one gets the range that it missed
 //!      ▲             ├▶ view (attached)
-//!      └── Inbox ◀───┴─ the one that may write
+//!      └── Inbox ◀───┴─ the view that may write
 //! ```
 //!
-//! A session's own task watches its command and never waits for a viewer.
+//! A session's own task supervises its command and never waits for a viewer.
 
 mod registry;
 mod ring;

@@ -16,11 +16,11 @@ use super::ring::Ring;
 use crate::link::{CHUNK_BYTES, End, Gone, Inbox};
 use crate::process::Sink;
 
-/// Sessions at once, those that ended and are still readable too.
+/// Sessions at once. A session that has exited and can still be read counts too.
 const SESSIONS_MAX: usize = 64;
 /// Longest name.
 const NAME_BYTES_MAX: usize = 64;
-/// How long the output of one that ended can be read.
+/// How long the output can be read after the command has exited.
 pub(super) const KEPT_AFTER_EXIT: Duration = Duration::from_secs(30);
 
 /// All sessions.
@@ -41,7 +41,7 @@ pub struct Session {
     pub(super) inbox: Rc<Inbox>,
     pub(super) ring: RefCell<Ring>,
     pub(super) exited: RefCell<Option<Exited>>,
-    /// Something that viewers wait for happened.
+    /// Signalled when something happens that viewers wait for.
     pub(super) changed: Notify,
     viewers: RefCell<Vec<Viewer>>,
     active: Cell<Instant>,
@@ -57,7 +57,7 @@ impl Sessions {
     /// Reserves a name for a command that is about to start.
     ///
     /// # Errors
-    /// A bad or taken name, a bad ring, too many sessions.
+    /// If the name is invalid or in use, the ring's size is out of bounds, or there are too many sessions.
     pub fn add(&self, spec: &SessionSpec, command: String, tty: bool) -> Result<Rc<Session>, Fault> {
         let mut sessions = self.by_name.borrow_mut();
         let name = match &spec.name {
@@ -66,18 +66,18 @@ impl Sessions {
         };
         check_name(&name)?;
         if sessions.get(&name).is_some_and(|old| !old.has_exited()) {
-            return Err(Fault::new(ErrorCode::SessionExists, format!("session `{name}` exists")));
+            return Err(Fault::new(ErrorCode::SessionExists, format!("session `{name}` already exists")));
         }
         let ring_bytes = spec.ring_bytes.unwrap_or(SESSION_RING_BYTES);
         if !(1..=SESSION_RING_BYTES_MAX).contains(&ring_bytes) {
-            let words = format!("`ring_bytes` {ring_bytes} is not in 1..={SESSION_RING_BYTES_MAX}");
-            return Err(Fault::new(ErrorCode::InvalidRequest, words));
+            let message = format!("`ring_bytes` {ring_bytes} is not in 1..={SESSION_RING_BYTES_MAX}");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message));
         }
         if sessions.len() >= SESSIONS_MAX && !sessions.contains_key(&name) {
             let ended = sessions.iter().find(|(_, old)| old.has_exited()).map(|(name, _)| name.clone());
             let Some(ended) = ended else {
-                let words = format!("more than {SESSIONS_MAX} sessions at once");
-                return Err(Fault::new(ErrorCode::LimitExceeded, words));
+                let message = format!("more than {SESSIONS_MAX} sessions at once");
+                return Err(Fault::new(ErrorCode::LimitExceeded, message));
             };
             sessions.remove(&ended);
         }
@@ -99,7 +99,7 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Forgets a session, unless its name has been given to another.
+    /// Removes a session, unless its name belongs to another session now.
     pub fn remove(&self, session: &Rc<Session>) {
         let mut sessions = self.by_name.borrow_mut();
         if sessions.get(&session.name).is_some_and(|found| Rc::ptr_eq(found, session)) {
@@ -110,13 +110,13 @@ impl Sessions {
     /// Finds a session whose command was started.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// If there is no session with that name.
     pub fn find(&self, name: &str) -> Result<Rc<Session>, Fault> {
         let found = self.by_name.borrow().get(name).filter(|session| session.pid.get() != 0).cloned();
         found.ok_or_else(|| Fault::new(ErrorCode::SessionNotFound, format!("no session `{name}`")))
     }
 
-    /// All of them, by name.
+    /// All sessions, by name.
     pub fn list(&self) -> Vec<SessionInfo> {
         self.by_name.borrow().values().filter(|session| session.pid.get() != 0).map(|session| session.info()).collect()
     }
@@ -126,12 +126,12 @@ impl Session {
     /// Adds a viewer.
     ///
     /// # Errors
-    /// It wants to write while another one does, and does not steal.
+    /// If it is to write while another viewer writes, and `steal` is false.
     pub(super) fn attach(&self, token: &str, write: bool, steal: bool) -> Result<(), Fault> {
         let mut viewers = self.viewers.borrow_mut();
         if write && !steal && viewers.iter().any(|viewer| viewer.writes) {
-            let words = format!("another attachment writes to session `{}`", self.name);
-            return Err(Fault::new(ErrorCode::SessionBusy, words));
+            let message = format!("another attachment writes to session `{}`", self.name);
+            return Err(Fault::new(ErrorCode::SessionBusy, message));
         }
         if write {
             viewers.iter_mut().for_each(|viewer| viewer.writes = false);
@@ -142,7 +142,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends a viewer; false where its token is stale.
+    /// Removes a viewer. Returns false if there is no viewer with this token.
     pub(super) fn detach(&self, token: &str) -> bool {
         let mut viewers = self.viewers.borrow_mut();
         let before = viewers.len();
@@ -166,12 +166,13 @@ impl Session {
         self.viewers.borrow().iter().any(|viewer| viewer.writes && viewer.token == token)
     }
 
-    /// Input, output or a change of viewers.
+    /// Records activity: input, output or a change of viewers.
     pub(super) fn touch(&self) {
         self.active.set(Instant::now());
     }
 
-    /// When it has been idle for too long, as things are now; `None` while somebody looks.
+    /// When the idle timeout ends if nothing happens until then. `None` while there is a viewer, or if there is no
+    /// timeout.
     pub(super) fn idle_until(&self) -> Option<Instant> {
         let unattended = self.viewers.borrow().is_empty();
         self.idle_timeout.filter(|_| unattended).and_then(|timeout| self.active.get().checked_add(timeout))
@@ -203,7 +204,7 @@ impl Session {
 
 impl Sink for Session {
     async fn room(&self) -> Result<usize, Gone> {
-        // The ring always has room, so a command that never pauses has to let others have their turn.
+        // The ring always has room, so a command that writes without a pause must yield to other tasks here.
         yield_now().await;
         Ok(CHUNK_BYTES)
     }
@@ -221,8 +222,8 @@ fn check_name(name: &str) -> Result<(), Fault> {
     if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(good) {
         Ok(())
     } else {
-        let words = format!("`{name}` is no name of a session: 1 to {NAME_BYTES_MAX} of `[A-Za-z0-9._-]`");
-        Err(Fault::new(ErrorCode::InvalidRequest, words))
+        let message = format!("`{name}` is not a name of a session: 1 to {NAME_BYTES_MAX} of `[A-Za-z0-9._-]`");
+        Err(Fault::new(ErrorCode::InvalidRequest, message))
     }
 }
 
@@ -261,12 +262,12 @@ mod tests {
     #[test]
     fn one_viewer_writes_until_another_steals() {
         let session = Sessions::default().add(&spec("x"), String::new(), false).expect("a good name");
-        session.attach("a", true, false).expect("nobody writes yet");
-        session.attach("b", false, false).expect("many may look");
+        session.attach("a", true, false).expect("no viewer writes yet");
+        session.attach("b", false, false).expect("there may be many viewers");
         assert_eq!(session.attach("c", true, false).expect_err("busy").code, ErrorCode::SessionBusy);
         session.attach("c", true, true).expect("stealing is allowed");
         assert!(!session.may_write("a") && session.may_write("c") && session.is_attached("a"));
-        assert!(session.detach("c") && !session.detach("c"), "a stale token changes nothing");
+        assert!(session.detach("c") && !session.detach("c"), "an old token changes nothing");
         session.attach("d", true, false).expect("the writer is gone");
     }
 

@@ -15,12 +15,12 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Keeps the last `capacity` bytes; memory grows as they come.
+    /// Keeps the last `capacity` bytes. Memory grows with the bytes.
     pub const fn new(capacity: usize) -> Self {
         Self { bytes: VecDeque::new(), capacity, end: 0 }
     }
 
-    /// Adds bytes; the oldest make room.
+    /// Adds bytes, and removes the oldest if there is no room.
     pub fn push(&mut self, bytes: &[u8]) {
         self.end += bytes.len() as u64;
         let kept = &bytes[bytes.len().saturating_sub(self.capacity)..];
@@ -39,7 +39,8 @@ impl Ring {
         self.end - self.bytes.len() as u64
     }
 
-    /// Where a replay may start: at the oldest byte that does not stand inside a character that was cut.
+    /// The offset at which a replay may start: the oldest byte that is not inside of a character whose start was
+    /// removed.
     pub fn oldest_boundary(&self) -> u64 {
         let oldest = self.oldest();
         if oldest == 0 {
@@ -49,7 +50,7 @@ impl Ring {
         oldest + cut as u64
     }
 
-    /// Appends up to `count` bytes from `offset` on to `target`. The offset is one that is kept.
+    /// Appends up to `count` bytes from `offset` on to `target`. The byte at the offset must be kept.
     pub fn copy(&self, offset: u64, count: usize, target: &mut Vec<u8>) {
         let skip = usize::try_from(offset.saturating_sub(self.oldest())).unwrap_or(usize::MAX);
         let (first, second) = self.bytes.as_slices();
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_not_skipped_for_ever() {
+    fn bytes_that_are_not_text_are_skipped_up_to_a_bound() {
         let mut ring = Ring::new(8);
         ring.push(&[0x80; 16]);
         assert_eq!(ring.oldest_boundary(), ring.oldest() + CONTINUATION_MAX as u64);

@@ -16,10 +16,10 @@ use crate::process::{Commands, Job, Outcome, Output, supervise};
 
 /// Signals that Linux has.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
-/// A command line is listed up to this length.
+/// Longer command lines are cut in lists.
 const COMMAND_CHARS_MAX: usize = 256;
 
-/// Starts a session; its stream is the first attachment, and writes.
+/// Starts a session. Its stream is the first attachment and may write.
 pub async fn start(
     commands: Rc<Commands>,
     sessions: Rc<Sessions>,
@@ -27,8 +27,8 @@ pub async fn start(
     request: &ExecRequest,
     spec: &SessionSpec,
 ) {
-    let words: Vec<String> = request.argv.iter().map(ToString::to_string).collect();
-    let command = words.join(" ").chars().take(COMMAND_CHARS_MAX).collect();
+    let argv: Vec<String> = request.argv.iter().map(ToString::to_string).collect();
+    let command = argv.join(" ").chars().take(COMMAND_CHARS_MAX).collect();
     let session = match sessions.add(spec, command, request.tty.is_some()) {
         Ok(session) => session,
         Err(fault) => return stream.outlet.fail(fault),
@@ -43,11 +43,11 @@ pub async fn start(
     session.pid.set(job.pid());
     let token = new_token();
     let attached = session.attach(&token, true, false);
-    debug_assert_eq!(attached, Ok(()), "nobody else has seen the session yet");
+    debug_assert_eq!(attached, Ok(()), "the session has no other viewer yet");
     let started = Started { pid: job.pid(), session: Some(session.name.clone()) };
     spawn_local(run(Rc::clone(&sessions), Rc::clone(&session), job));
-    let told = stream.outlet.send(&Message::Started(started)).await;
-    view(&session, &stream, &token, 0, told).await;
+    let sent = stream.outlet.send(&Message::Started(started)).await;
+    view(&session, &stream, &token, 0, sent).await;
 }
 
 /// Serves an attachment.
@@ -69,8 +69,8 @@ pub async fn attach(sessions: Rc<Sessions>, stream: Stream, request: AttachReque
         }
     };
     let attached = Attached { token: token.clone(), offset, lost, pid: session.pid.get() };
-    let told = stream.outlet.send(&Message::Reply(Box::new(Reply::Attached(attached)))).await;
-    view(&session, &stream, &token, offset, told).await;
+    let sent = stream.outlet.send(&Message::Reply(Box::new(Reply::Attached(attached)))).await;
+    view(&session, &stream, &token, offset, sent).await;
 }
 
 /// Lists and ends sessions and attachments.
@@ -90,8 +90,8 @@ pub async fn manage(sessions: Rc<Sessions>, stream: Stream, request: SessionsReq
             sessions.find(&session).map(|session| session.inbox.signal(signal))
         }
         SessionsRequest::Detach { session, token } => sessions.find(&session).and_then(|session| {
-            let words = || format!("no such attachment to session `{}`", session.name);
-            if session.detach(&token) { Ok(()) } else { Err(Fault::new(ErrorCode::SessionNotFound, words())) }
+            let message = || format!("session `{}` has no attachment with this token", session.name);
+            if session.detach(&token) { Ok(()) } else { Err(Fault::new(ErrorCode::SessionNotFound, message())) }
         }),
     };
     match result {
@@ -100,7 +100,8 @@ pub async fn manage(sessions: Rc<Sessions>, stream: Stream, request: SessionsReq
     }
 }
 
-/// The session's own task: its command, its idle time, and its memory after the end.
+/// The session's own task: supervises the command, watches the idle time, and keeps the output for a while after the
+/// end.
 async fn run(sessions: Rc<Sessions>, session: Rc<Session>, job: Job) {
     let exited = tokio::select! {
         outcome = supervise(job, &session.inbox, &*session) => match outcome {
@@ -115,13 +116,13 @@ async fn run(sessions: Rc<Sessions>, session: Rc<Session>, job: Job) {
     sessions.remove(&session);
 }
 
-/// Ends the command once nobody has cared for it for too long.
+/// Ends the command when the session has been idle for its timeout.
 async fn idle(session: &Session) -> std::convert::Infallible {
     loop {
         let changed = session.changed.notified();
         match session.idle_until().map(Instant::from_std) {
             Some(until) if Instant::now() >= until => {
-                note(format!("session `{}` was idle for too long", session.name));
+                note(format!("ending session `{}` after its idle timeout", session.name));
                 session.inbox.end(End::Cancelled);
                 return std::future::pending().await;
             }
@@ -136,10 +137,10 @@ async fn idle(session: &Session) -> std::convert::Infallible {
     }
 }
 
-/// Shows the session to one stream until either ends.
-async fn view(session: &Session, stream: &Stream, token: &str, mut offset: u64, told: Result<(), Gone>) {
+/// Connects the session to one stream until either ends. `sent` is the result of sending the stream's first reply.
+async fn view(session: &Session, stream: &Stream, token: &str, mut offset: u64, sent: Result<(), Gone>) {
     let mut bytes = 0;
-    let end = match told {
+    let end = match sent {
         Ok(()) => watch(session, stream, token, &mut offset, &mut bytes).await,
         Err(Gone) => Err(Gone),
     };
@@ -157,11 +158,11 @@ async fn view(session: &Session, stream: &Stream, token: &str, mut offset: u64, 
 }
 
 enum Viewed {
-    /// The command is over and all its output was shown.
+    /// The command has exited and all its output was sent.
     Exited,
-    /// Somebody used the token.
+    /// The attachment was removed by its token.
     Detached,
-    /// The stream ends.
+    /// The stream ended.
     Left(End),
 }
 
@@ -199,14 +200,14 @@ async fn watch(
                 _ => {}
             },
             room = output_room(session, &stream.outlet, *offset) => {
-                *bytes += show(session, &stream.outlet, offset, room?, &mut frame).await?;
+                *bytes += send_output(session, &stream.outlet, offset, room?, &mut frame).await?;
             }
             () = changed => {}
         }
     }
 }
 
-/// The next input. What a viewer that may not write sends is taken and dropped.
+/// Waits for the next input. Input of a viewer that may not write is taken too; the caller drops it.
 async fn input(session: &Session, stream: &Stream, may_write: bool) -> Option<Vec<u8>> {
     if may_write {
         session.inbox.room().await;
@@ -218,7 +219,7 @@ async fn input(session: &Session, stream: &Stream, may_write: bool) -> Option<Ve
     }
 }
 
-/// Waits for room, where there is something to show.
+/// Waits until there is output to send and room for it.
 async fn output_room(session: &Session, outlet: &Outlet, offset: u64) -> Result<usize, Gone> {
     if offset >= session.ring.borrow().end() {
         return std::future::pending().await;
@@ -226,7 +227,7 @@ async fn output_room(session: &Session, outlet: &Outlet, offset: u64) -> Result<
     outlet.room().await
 }
 
-async fn show(
+async fn send_output(
     session: &Session,
     outlet: &Outlet,
     offset: &mut u64,
@@ -254,6 +255,6 @@ async fn show(
 fn new_token() -> String {
     let mut bytes = [0u8; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    debug_assert_eq!(filled, Ok(bytes.len()), "short requests are filled whole");
+    debug_assert_eq!(filled, Ok(bytes.len()), "the kernel fills short requests completely");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
