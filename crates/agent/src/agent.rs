@@ -1,4 +1,4 @@
-//! The agent as a whole: its parts, put together. What each part does is its own module's matter.
+//! The agent: creates its parts and connects them.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,27 +13,27 @@ use crate::process::cgroup::Cgroups;
 use crate::services::{Machine, Services};
 use crate::transport::Transport;
 
-/// What this agent is.
+/// The configuration of an agent.
 #[derive(Debug, Default)]
 pub struct Setup {
     /// Whether it is PID 1 and may change the machine.
     pub pid_1: bool,
-    /// The token that a host has to send, if it needs one.
+    /// The token that a host must send, if one is required.
     pub token: Option<String>,
     /// Control groups, if there are any.
     pub cgroups: Option<Cgroups>,
-    /// Where programs leave their leases.
+    /// The directory of leases, if there is one.
     pub leases: Option<PathBuf>,
-    /// It stands in for a guest in tests: what it runs starts in this directory, a sync writes its names to
-    /// `etc/hostname` and `etc/machine-id` below, and a freeze holds back commands that are asked for. The host's clock,
-    /// randomness and names are left alone, and commands that run go on.
+    /// A directory, if the agent stands in for a guest in tests. Commands start in it, a sync writes names to
+    /// `etc/hostname` and `etc/machine-id` below it, and a freeze only delays new commands. Clock, randomness and names
+    /// of the machine are not changed, and running commands continue.
     pub stand_in: Option<PathBuf>,
 }
 
 /// The parts of an agent.
 #[derive(Debug)]
 pub struct Agent {
-    /// What its links share.
+    /// The state that its links share.
     pub links: Rc<Links>,
     /// The commands of the guest.
     pub commands: Rc<Commands>,
@@ -43,10 +43,10 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// An agent that serves no link yet.
+    /// Creates an agent that serves no link yet.
     ///
     /// # Errors
-    /// `/dev/null` can't be opened.
+    /// If `/dev/null` can't be opened.
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { pid_1, token, cgroups, leases, stand_in } = setup;
         let optional = [(cgroups.is_some(), Capability::Cgroups), (pid_1, Capability::Init)];
@@ -63,7 +63,7 @@ impl Agent {
         Ok(Self { links, commands, drivers, services })
     }
 
-    /// Serves links on `transport` until it ends; a port never ends by itself.
+    /// Serves links on `transport` until it ends. A port ends only with the agent.
     pub fn serve(&self, transport: Transport) -> impl Future<Output = io::Result<()>> + use<> {
         let services: Rc<dyn Service> = self.services.clone();
         link::serve(Rc::clone(&self.links), services, transport)

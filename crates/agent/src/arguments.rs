@@ -3,25 +3,25 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What the agent was asked to be.
+/// The mode in which the agent runs.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Mode {
     /// PID 1 of a guest.
     Init,
-    /// Serves one link on an inherited, connected Unix stream socket, then ends.
+    /// Serves one link on an inherited, connected Unix stream socket, then exits.
     SocketFd(i32),
-    /// Serves a Unix socket; a newer link replaces the older one.
+    /// Serves a Unix socket. A newer link replaces the older one.
     Listen(Listen),
     /// Times `count` × fork + exec + wait of `argv`.
     SpawnBench {
-        /// How often.
+        /// Number of runs.
         count: usize,
         /// Program and arguments.
         argv: Vec<OsString>,
     },
     /// Times `count` × `argv` on a terminal.
     TerminalBench {
-        /// How often.
+        /// Number of runs.
         count: usize,
         /// Program and arguments.
         argv: Vec<OsString>,
@@ -30,30 +30,30 @@ pub enum Mode {
     Version,
 }
 
-/// What a served Unix socket is for.
+/// The options of a Unix socket.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listen {
-    /// Where the socket is made.
+    /// Path of the socket, which is created.
     pub path: PathBuf,
-    /// Holds the token that links must show.
+    /// A file with the token that hosts must send.
     pub token_file: Option<PathBuf>,
-    /// The agent stands in for a guest whose files are in here, see [`Setup`](crate::agent::Setup).
+    /// A directory, if the agent stands in for a guest, see [`Setup`](crate::agent::Setup).
     pub stand_in: Option<PathBuf>,
 }
 
-/// A command line that means nothing.
+/// An invalid command line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UsageError {
     /// No mode was given and this is not PID 1.
     #[error("no mode given")]
     NoMode,
-    /// Nothing that is known.
+    /// An argument that is unknown or is given twice.
     #[error("unknown argument `{0}`")]
     Unknown(String),
     /// An option without its value.
     #[error("`{0}` needs a value")]
     MissingValue(&'static str),
-    /// An option whose value is no number.
+    /// An option whose value is not a number.
     #[error("`{option}` needs a number, not `{value}`")]
     NotANumber {
         /// The option.
@@ -61,7 +61,7 @@ pub enum UsageError {
         /// Its value.
         value: String,
     },
-    /// Nothing to run.
+    /// A bench without a command.
     #[error("`{0}` needs a command after `--`")]
     NoCommand(&'static str),
 }
@@ -75,12 +75,12 @@ pub const USAGE: &str = "usage: kiln-agent --socket-fd N
 As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`.
 ";
 
-/// Reads the arguments after the program's name.
+/// Parses the arguments after the program's name.
 ///
 /// # Errors
-/// Arguments that mean nothing; see [`USAGE`].
+/// If the arguments are not in the form of [`USAGE`].
 pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid_1: bool) -> Result<Mode, UsageError> {
-    // The kernel passes words of its command line that it does not know to PID 1.
+    // The kernel passes unknown words of its command line to PID 1 as arguments.
     if pid_1 {
         return Ok(Mode::Init);
     }
@@ -168,12 +168,12 @@ mod tests {
     }
 
     #[test]
-    fn pid_1_ignores_what_the_kernel_passes_on() {
+    fn pid_1_ignores_its_arguments() {
         assert_eq!(parse(["panic_on_x".into()], true), Ok(Mode::Init));
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn errors_name_the_argument() {
         assert_eq!(of(&[]), Err(UsageError::NoMode));
         assert_eq!(of(&["--nope"]), Err(UsageError::Unknown("--nope".into())));
         assert_eq!(of(&["--listen"]), Err(UsageError::MissingValue("--listen")));
@@ -183,5 +183,36 @@ mod tests {
         assert_eq!(of(&["--spawn-bench", "3"]), Err(UsageError::NoCommand("--spawn-bench")));
         assert_eq!(of(&["--terminal-bench", "3", "--"]), Err(UsageError::NoCommand("--terminal-bench")));
         assert_eq!(of(&["--socket-fd", "x"]), Err(UsageError::NotANumber { option: "--socket-fd", value: "x".into() }));
+    }
+
+    #[test]
+    fn errors_and_usage_read_like_this() {
+        let wrong: [&[&str]; 7] = [
+            &[],
+            &["--nope"],
+            &["--listen"],
+            &["--listen", "/s", "--token-file"],
+            &["--socket-fd", "x"],
+            &["--spawn-bench", "3"],
+            &["--terminal-bench", "3", "--"],
+        ];
+        let errors: Vec<String> =
+            wrong.iter().map(|words| of(words).expect_err("these are wrong").to_string()).collect();
+        insta::assert_snapshot!(format!("{}\n\n{USAGE}", errors.join("\n")), @"
+        no mode given
+        unknown argument `--nope`
+        `--listen` needs a value
+        `--token-file` needs a value
+        `--socket-fd` needs a number, not `x`
+        `--spawn-bench` needs a command after `--`
+        `--terminal-bench` needs a command after `--`
+
+        usage: kiln-agent --socket-fd N
+               kiln-agent --listen PATH [--token-file FILE] [--stand-in DIRECTORY]
+               kiln-agent --spawn-bench N -- COMMAND [ARGUMENT]...
+               kiln-agent --terminal-bench N -- COMMAND [ARGUMENT]...
+               kiln-agent --version
+        As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`.
+        ");
     }
 }

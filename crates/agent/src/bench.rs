@@ -1,5 +1,5 @@
-//! The guest's own price of a command, as the floor that execs are compared with: `--spawn-bench` of one that says
-//! nothing, `--terminal-bench` of one that writes to a terminal.
+//! Measures the time of a command in the guest without Kiln, to which execs are compared: `--spawn-bench` for a command
+//! without output, `--terminal-bench` for a command that writes to a terminal.
 #![expect(unsafe_code, reason = "the floor is a plain fork, execvp and waitpid")]
 
 use std::ffi::{CString, OsString, c_char};
@@ -14,7 +14,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 /// Times `count` × fork + exec + wait of `argv` and prints a JSON array of nanoseconds.
 ///
 /// # Errors
-/// The command can't be run.
+/// If the command can't be run.
 pub fn spawn(count: usize, argv: &[OsString]) -> io::Result<()> {
     let words = argv.iter().map(|word| CString::new(word.clone().into_vec())).collect::<Result<Vec<_>, _>>()?;
     let argv: Vec<*const c_char> = words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
@@ -31,10 +31,11 @@ pub fn spawn(count: usize, argv: &[OsString]) -> io::Result<()> {
     Ok(())
 }
 
-/// Times `count` × `argv` on a terminal that is read here, as fast as it can be, and prints a JSON array of nanoseconds.
+/// Times `count` × `argv` on a terminal that this process reads as fast as possible, and prints a JSON array of
+/// nanoseconds.
 ///
 /// # Errors
-/// The command can't be run, or there is no terminal.
+/// If the command can't be run or no terminal can be opened.
 pub fn terminal(count: usize, argv: &[OsString]) -> io::Result<()> {
     let mut samples = Vec::new();
     for _ in 0..count {
@@ -50,7 +51,7 @@ pub fn terminal(count: usize, argv: &[OsString]) -> io::Result<()> {
         loop {
             match master.read(&mut buffer) {
                 Ok(1..) => {}
-                // What a terminal reads as whose last user is gone.
+                // Reading a terminal fails with EIO when no process has its other side open.
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => break,
                 Ok(0) => break,
                 Err(error) => return Err(error),
@@ -71,7 +72,7 @@ fn open_terminal() -> io::Result<(File, OwnedFd)> {
 }
 
 fn once(argv: &[*const c_char]) -> io::Result<i32> {
-    // SAFETY: there is one thread; `argv` ends with null and its strings live; the child only executes or exits.
+    // SAFETY: there is one thread. `argv` ends with null, and its strings are valid. The child only executes or exits.
     unsafe {
         let pid = libc::fork();
         if pid == 0 {

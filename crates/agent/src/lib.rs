@@ -8,11 +8,11 @@
 //!                                                  └▶ machine (names, addresses), drivers
 //! ```
 //!
-//! The modules stand in this order from top to bottom, and none uses one above it. A link knows no service: it hands each
-//! stream to what implements [`link::Service`].
+//! The modules are listed from top to bottom in this order, and none uses a module above it. A link doesn't depend on
+//! the services: it passes each stream to the implementation of [`link::Service`].
 //!
-//! One thread runs everything that talks to the host; blocking file work goes to a small bounded pool. The host is
-//! trusted with the guest, but not to be free of faults: everything it sends is bounded before it is stored.
+//! One thread runs everything that communicates with the host. Blocking file work runs in a small bounded pool. The
+//! host is trusted with the guest, but it may have bugs: everything that it sends is bounded before it is stored.
 
 pub mod agent;
 pub mod serve;

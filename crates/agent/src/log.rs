@@ -1,6 +1,6 @@
-//! The agent's own last lines, for people: a bounded ring in memory that `Logs{agent}` reads.
+//! The agent's log: its last lines in a bounded ring in memory, which `Logs{agent}` reads.
 //!
-//! As PID 1 each line goes to the kernel's log too, at most [`KMSG_BURST`] lines in [`KMSG_PERIOD`], so that a guest
+//! PID 1 also writes each line to the kernel's log, at most `KMSG_BURST` lines per `KMSG_PERIOD`, so that a guest
 //! that provokes messages can't flood the console.
 
 use std::collections::VecDeque;
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 const RING_LINES: usize = 256;
 /// Longer lines are cut.
 const LINE_BYTES_MAX: usize = 512;
-/// Lines to the kernel's log in one period.
+/// Lines to the kernel's log per period.
 const KMSG_BURST: u32 = 20;
-/// The period of that bound.
+/// The period of `KMSG_BURST`.
 const KMSG_PERIOD: Duration = Duration::from_secs(10);
 
 static LOG: Mutex<Log> = Mutex::new(Log { lines: VecDeque::new(), first: 0, kmsg: None });
@@ -50,12 +50,12 @@ pub fn note(mut line: String) {
     log.lines.push_back(line);
 }
 
-/// Sends lines to the kernel's log too from now on.
+/// Writes lines also to the kernel's log from now on.
 pub fn also_to_kernel(file: File) {
     lock().kmsg = Some(Kmsg { file, period_start: Instant::now(), lines_in_period: 0 });
 }
 
-/// The lines from number `from` on that are still kept, each with its end of line, and the number to ask for next.
+/// The kept lines from number `from` on, each with an end of line, and the number of the next line.
 pub fn lines_since(from: u64) -> (String, u64) {
     let log = lock();
     let skip = usize::try_from(from.saturating_sub(log.first)).unwrap_or(usize::MAX);
@@ -79,7 +79,7 @@ impl Kmsg {
         }
         self.lines_in_period += 1;
         if self.lines_in_period <= KMSG_BURST {
-            // Priority 30: facility daemon, level info. There is nowhere left to report a failure to.
+            // Priority 30 is facility daemon, level info. A failure can't be reported anywhere.
             let _ = self.file.write_all(format!("<30>kiln-agent: {line}\n").as_bytes());
         }
     }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ring_keeps_the_last_lines_and_a_reader_goes_on_where_it_was() {
+    fn the_ring_keeps_the_last_lines_and_a_reader_continues_where_it_stopped() {
         let (_, start) = lines_since(u64::MAX);
         for index in 0..RING_LINES + 10 {
             note(format!("ring test {index}"));

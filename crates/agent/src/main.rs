@@ -1,4 +1,4 @@
-//! `kiln-agent`: see the library for what it does.
+//! The `kiln-agent` program, see the library.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    heap::keep_warm();
+    heap::keep_free_memory();
     let result = match mode {
         Mode::Init => init::run(),
         Mode::SocketFd(fd) => serve::socket(fd),

@@ -1,4 +1,4 @@
-//! The one runtime of the process.
+//! The runtime of the process.
 #![expect(unsafe_code, reason = "mallopt is only reachable through libc")]
 
 use std::io;
@@ -10,10 +10,10 @@ use crate::process::signals;
 /// Threads for blocking file work, and for children until their programs run.
 const BLOCKING_THREADS_MAX: usize = 8;
 
-/// The one runtime of the process. Call it once, before anything else starts a thread.
+/// Creates the runtime of the process. Call this once and before another thread is started.
 ///
 /// # Errors
-/// The kernel has no descriptors left.
+/// If no descriptor is available.
 pub fn runtime() -> io::Result<LocalRuntime> {
     signals::block();
     tune_allocator();
@@ -24,10 +24,11 @@ pub fn runtime() -> io::Result<LocalRuntime> {
         .build_local(LocalOptions::default())
 }
 
-/// Memory that is freed is soon used again: giving it back and faulting it in once more costs more than keeping it.
+/// Keeps freed memory in the process, because it is soon used again. Returning it to the kernel and faulting it in
+/// again costs more.
 fn tune_allocator() {
     const KEEP_BYTES: i32 = 1 << 20;
-    // SAFETY: plain numbers, before there is a second thread.
+    // SAFETY: plain numbers, and there is no second thread yet.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_BYTES);
         libc::mallopt(libc::M_MMAP_THRESHOLD, KEEP_BYTES);

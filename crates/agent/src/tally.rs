@@ -1,25 +1,25 @@
-//! Counts what there is now: each thing holds a guard, and its end can't be forgotten.
+//! Counts existing things by guards: each thing holds a guard, and dropping it counts down.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// How many there are.
+/// The number of guards that exist.
 #[derive(Debug, Default)]
 pub struct Tally(Rc<Cell<u32>>);
 
-/// One of them, until it is dropped.
+/// A guard that counts until it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Counted(Rc<Cell<u32>>);
 
 impl Tally {
-    /// Counts one more.
+    /// Creates a guard.
     pub fn one(&self) -> Counted {
         self.0.set(self.0.get() + 1);
         Counted(Rc::clone(&self.0))
     }
 
-    /// How many there are now.
+    /// The number of guards.
     pub fn count(&self) -> u32 {
         self.0.get()
     }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ended_is_not_counted() {
+    fn a_dropped_guard_is_not_counted() {
         let tally = Tally::default();
         let first = tally.one();
         drop(tally.one());

@@ -1,8 +1,9 @@
-//! The byte stream to the host: a virtio-serial port or a Unix socket. Reads and writes may wait at the same time.
+//! The byte stream to the host: a virtio-serial port or a Unix socket. A read and a write may wait at the same time.
 //!
-//! A virtio-serial port whose host is away reads as 0 and polls as hung up for as long as it lasts. Registered with
-//! the runtime directly it would be "closed" for ever, so the port sits edge-triggered in an epoll instance of its
-//! own, and the runtime watches that: one event each time something changes, none in between.
+//! While no host is connected to a virtio-serial port, reading it returns 0 and polling it returns `POLLHUP`. If the
+//! port were registered with the runtime directly, the runtime would take it as closed forever. So the port is
+//! registered edge-triggered with an epoll instance of its own, and the runtime watches that instance: it becomes
+//! readable once each time the port's state changes.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -16,22 +17,23 @@ use rustix::io::Errno;
 
 use crate::watched::{Watched, watch, watch_reading};
 
-/// The port driver hands out one buffer of this size for each read, so a read is split into pieces of it.
+/// The port driver returns at most one buffer of this size per read, so a read is split into pieces of this size.
 const PORT_BUFFER_BYTES: usize = 4096;
 /// Pieces of one read.
 const READ_PIECES: usize = 16;
-/// Size of the buffer to read into.
+/// Size of the read buffer.
 pub const READ_BYTES: usize = PORT_BUFFER_BYTES * READ_PIECES;
 
-/// From this many expected bytes on a read waits for them in the kernel instead of through the runtime.
+/// If at least this many bytes are expected, a read waits for them in the kernel and not through the runtime.
 const BULK_BYTES: usize = 4 * PORT_BUFFER_BYTES;
-/// For this long at most; a host that stops inside a frame must not stop the other streams.
+/// The longest such wait. It blocks the thread, and a host that stops in the middle of a frame must not stop other
+/// streams.
 const BULK_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// One byte stream to the host.
 #[derive(Debug)]
 pub enum Transport {
-    /// A virtio-serial port: one stream for the whole life of the VM, links start with a reset marker.
+    /// A virtio-serial port: one stream for the whole life of the VM. Each link starts with a reset marker.
     Port(Port),
     /// A connected stream socket: one link.
     Socket(Watched),
@@ -41,7 +43,7 @@ pub enum Transport {
 #[derive(Debug)]
 pub struct Port {
     port: File,
-    /// Readable when something happened to the port since it was last asked.
+    /// Readable if the port's state has changed since the last check.
     changes: Watched,
 }
 
@@ -49,7 +51,7 @@ impl Transport {
     /// Opens a virtio-serial port.
     ///
     /// # Errors
-    /// The device can't be opened or watched.
+    /// If the device can't be opened or watched.
     pub fn port(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         let port = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -62,22 +64,22 @@ impl Transport {
     /// Takes a connected stream socket.
     ///
     /// # Errors
-    /// It can't be watched.
+    /// If it can't be watched.
     pub fn socket(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self::Socket(watch(socket.into())?))
     }
 
-    /// Whether the stream outlives its links.
+    /// Whether the stream carries several links.
     pub const fn is_port(&self) -> bool {
         matches!(self, Self::Port(_))
     }
 
-    /// Reads what is there, waiting for at least one byte; 0 where the host is away. The rest of a frame, so many bytes
-    /// as are `expected`, comes a page at a time and is gathered where there is much of it.
+    /// Waits for at least one byte and reads the bytes that are there. Returns 0 if no host is connected. If `expected`
+    /// bytes of a frame are missing, a port waits for them a little, because they arrive one page at a time.
     ///
     /// # Errors
-    /// The stream broke.
+    /// If reading fails.
     pub async fn read(&self, buffer: &mut [u8], expected: usize) -> io::Result<usize> {
         match self {
             Self::Port(port) => port.read(buffer, expected).await,
@@ -92,10 +94,10 @@ impl Transport {
         }
     }
 
-    /// Waits until something changed on a port whose host is away.
+    /// Waits until the state of a port changes: a host connects, or bytes arrive.
     ///
     /// # Errors
-    /// The port can't be watched any more.
+    /// If watching the port fails.
     pub async fn changed(&self) -> io::Result<()> {
         match self {
             Self::Port(port) => port.changed().await,
@@ -103,10 +105,10 @@ impl Transport {
         }
     }
 
-    /// Writes some of `bytes`, waiting for room.
+    /// Waits for room and writes a part of `bytes`. Returns its length.
     ///
     /// # Errors
-    /// The host went away or the stream broke.
+    /// If the host has disconnected or writing fails.
     pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Port(port) => port.write(bytes).await,
@@ -138,14 +140,14 @@ impl Port {
     }
 
     fn read_pieces(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        // The driver stops a vectored read at the first piece that it can't fill, so the pieces stay contiguous.
+        // The driver ends a vectored read at the first piece that it can't fill, so the bytes read are contiguous.
         let mut pieces = buffer.chunks_mut(PORT_BUFFER_BYTES);
         let mut vector: [IoSliceMut<'_>; READ_PIECES] =
             std::array::from_fn(|_| IoSliceMut::new(pieces.next().unwrap_or_default()));
         rustix::io::readv(&self.port, &mut vector)
     }
 
-    /// Waits a moment for more; says whether it came.
+    /// Waits up to [`BULK_WAIT`] for more bytes. Returns whether there are some.
     fn wait_for_bulk(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.port, PollFlags::IN)];
         match poll(&mut fds, Some(&BULK_WAIT)) {
@@ -158,7 +160,7 @@ impl Port {
         loop {
             match rustix::io::write(&self.port, bytes) {
                 Err(Errno::AGAIN) => {
-                    if self.host_is_away()? {
+                    if self.is_disconnected()? {
                         return Err(Errno::PIPE.into());
                     }
                     self.changed().await?;
@@ -178,7 +180,7 @@ impl Port {
         Ok(())
     }
 
-    fn host_is_away(&self) -> io::Result<bool> {
+    fn is_disconnected(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.port, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
         Ok(fds[0].revents().contains(PollFlags::HUP))

@@ -1,5 +1,5 @@
 //! Descriptors that the runtime watches.
-#![expect(unsafe_code, reason = "the runtime asks for a promise about descriptors, given here once")]
+#![expect(unsafe_code, reason = "the runtime requires a promise about descriptors, given here once")]
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,28 +13,28 @@ pub type Watched = AsyncFd<OwnedFd>;
 /// Watches a descriptor for reading and writing.
 ///
 /// # Errors
-/// It can't be watched, as plain files can't.
+/// If it can't be watched. Plain files can't.
 pub fn watch(descriptor: OwnedFd) -> io::Result<Watched> {
     register(descriptor, Interest::READABLE | Interest::WRITABLE)
 }
 
-/// Watches a descriptor for reading alone.
+/// Watches a descriptor for reading only.
 ///
 /// # Errors
-/// It can't be watched, as plain files can't.
+/// If it can't be watched. Plain files can't.
 pub fn watch_reading(descriptor: OwnedFd) -> io::Result<Watched> {
     register(descriptor, Interest::READABLE)
 }
 
-/// Watches a descriptor for writing alone.
+/// Watches a descriptor for writing only.
 ///
 /// # Errors
-/// It can't be watched, as plain files can't.
+/// If it can't be watched. Plain files can't.
 pub fn watch_writing(descriptor: OwnedFd) -> io::Result<Watched> {
     register(descriptor, Interest::WRITABLE)
 }
 
 fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<Watched> {
-    // SAFETY: an `OwnedFd` gives the same open descriptor for as long as it lives, and `AsyncFd` owns it that long.
+    // SAFETY: an `OwnedFd` returns the same open descriptor as long as it lives, and `AsyncFd` owns it.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
 }

@@ -1,4 +1,4 @@
-//! What the kernel command line says to the agent.
+//! The agent's options on the kernel command line.
 
 use std::fs;
 
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modules_and_root_are_read_and_the_rest_is_not_ours() {
+    fn modules_and_root_are_read_and_other_words_are_ignored() {
         let options = BootOptions::parse("quiet kiln.modules=a,,b root=/dev/x kiln.root=/dev/vda:erofs panic=-1\n");
         assert_eq!(options.modules, ["a", "b"]);
         let root = options.root.expect("a root is named");
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_line_asks_for_nothing() {
+    fn an_empty_line_has_no_options() {
         assert_eq!(BootOptions::parse(""), BootOptions::default());
         assert_eq!(BootOptions::parse("kiln.root=/dev/vda").root, None);
     }

@@ -1,13 +1,13 @@
 //! PID 1 of a guest.
 //!
 //! ```text
-//!   first line ─▶ mounts ─▶ virtio modules ─▶ root (where asked) ─▶ control groups ─▶ port ─▶ links
+//!   first line ─▶ mounts ─▶ virtio modules ─▶ root (if named) ─▶ control groups ─▶ port ─▶ links
 //!                                                                                       │
 //!                                   drivers of other devices, extra modules ◀───────────┘ (commands wait for them)
 //!   SIGTERM, SIGPWR, Goodbye{shutdown} ─▶ TERM, KILL, sync, unmount, power off
 //! ```
 //!
-//! What comes before the link is part of every boot's price, so it is only what the link needs.
+//! Each step before the link makes every boot longer, so only the steps that the link needs are done before it.
 
 mod boot_options;
 mod guest;

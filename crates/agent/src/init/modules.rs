@@ -1,4 +1,4 @@
-//! Kernel modules: found by `modules.dep` and `modules.alias`, loaded after what they depend on.
+//! Kernel modules: found by `modules.dep` and `modules.alias`, and loaded after the modules that they depend on.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -23,12 +23,12 @@ pub(super) struct Modules {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Module {
     path: String,
-    /// Paths, in the order of `modules.dep`: the last has to be loaded first.
+    /// Paths in the order of `modules.dep`: the last must be loaded first.
     needs: Vec<String>,
 }
 
 impl Modules {
-    /// Reads the index; empty where the image has no modules.
+    /// Reads the index. It is empty if the image has no modules.
     pub(super) fn of_running_kernel() -> Self {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let directory = Path::new("/lib/modules").join(release);
@@ -36,7 +36,7 @@ impl Modules {
         Self { index: parse_dep(&read("modules.dep")), aliases: parse_aliases(&read("modules.alias")), directory }
     }
 
-    /// Loads a module and what it needs. One that is built in, or not in the image, is left alone.
+    /// Loads a module and the modules that it needs. Does nothing if it is built in or not in the image.
     pub(super) fn load(&self, name: &str) {
         let name = canonical(name);
         if is_loaded(&name) {
@@ -88,7 +88,7 @@ fn is_loaded(name: &str) -> bool {
     Path::new("/sys/module").join(name).exists()
 }
 
-/// The kernel's own spelling: dashes of file names are underscores.
+/// The kernel's spelling: dashes in file names become underscores.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -115,9 +115,10 @@ fn parse_aliases(text: &str) -> Vec<(String, String)> {
     text.lines().filter_map(alias).collect()
 }
 
-/// Shell patterns as `modules.alias` has them for virtio: `*` and `?`.
+/// Matches a shell pattern with `*` and `?`, the form of `modules.alias` for virtio.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    // The place to come back to: after the last star, and what it has swallowed so far.
+    // Where to continue after a mismatch: the index after the last star, and the end of the text that the star has
+    // matched.
     let mut retry: Option<(usize, usize)> = None;
     let (mut at, mut seen) = (0, 0);
     while seen < text.len() {
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dependencies_are_found_by_the_kernel_s_name() {
+    fn a_module_is_found_by_the_kernels_spelling() {
         let index = parse_dep("kernel/a/snd-x.ko.xz: kernel/b.ko kernel/c.ko\nkernel/b.ko:\nnonsense\n");
         let module = index.get("snd_x").expect("dashes are underscores");
         assert_eq!(module.needs, ["kernel/b.ko", "kernel/c.ko"]);
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtio_device_finds_its_driver() {
+    fn the_driver_of_a_virtio_device_is_found() {
         let text =
             "# comment\nalias pci:v* other\nalias virtio:d00000002v* virtio_blk\nalias virtio:d00000001v* virtio-net\n";
         let modules = Modules { directory: PathBuf::new(), index: HashMap::new(), aliases: parse_aliases(text) };
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_match_as_in_a_shell() {
+    fn patterns_match_like_in_a_shell() {
         for (pattern, text, expected) in [
             ("", "", true),
             ("*", "", true),

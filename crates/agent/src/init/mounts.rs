@@ -45,7 +45,7 @@ const LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// Mounts them all. One that can't be mounted is noted: a guest with less is better than none.
+/// Mounts them all. A failure is logged and the boot continues: a guest that lacks a mount is better than no guest.
 pub(super) fn mount_all() {
     for entry in MOUNTS {
         if let Err(error) = one(&entry) {
@@ -53,22 +53,22 @@ pub(super) fn mount_all() {
         }
     }
     for (target, link) in LINKS {
-        // There already where the kernel or an image made it.
+        // This fails if the kernel or the image has made the link.
         let _ = std::os::unix::fs::symlink(target, link);
     }
     if let Err(error) = leases() {
-        note(format!("no leases in `{LEASES}`: {error}"));
+        note(format!("can't create the directory of leases `{LEASES}`: {error}"));
     }
     if let Err(error) = boot_id::cover() {
-        note(format!("forks will share their boot id: {error}"));
+        note(format!("can't replace the boot id, so forks share it: {error}"));
     }
-    // The kernel makes the root of an initramfs so that all may write to it.
+    // The kernel creates the root of an initramfs writable for all users.
     if let Err(error) = fs::set_permissions("/", fs::Permissions::from_mode(0o755)) {
-        note(format!("`/` keeps its mode: {error}"));
+        note(format!("can't set the mode of `/`: {error}"));
     }
 }
 
-/// Where any program may leave a lease, and nobody can take away that of another.
+/// Creates the directory of leases. With the sticky bit, any user can create a lease and only its owner can remove it.
 fn leases() -> io::Result<()> {
     fs::create_dir_all(LEASES)?;
     fs::set_permissions(LEASES, fs::Permissions::from_mode(0o1777))

@@ -1,4 +1,4 @@
-//! Finds the virtio-serial port that leads to the host.
+//! Finds the virtio-serial port to the host.
 
 use std::fs;
 use std::io;
@@ -9,31 +9,31 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 /// Name of the port.
 const PORT_NAME: &str = "kiln.agent.0";
-/// The device tells the driver about its ports one message at a time, within milliseconds.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// Longest wait between two looks.
-const LOOK_AGAIN_MAX: Duration = Duration::from_millis(100);
-/// A machine without the port can't be served.
+/// First wait between two checks. The device announces its ports to the driver one by one, within milliseconds.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// Longest wait between two checks.
+const POLL_INTERVAL_MAX: Duration = Duration::from_millis(100);
+/// How long the port may take to appear. Without it the guest can't be served.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Waits until the port is there, and returns its device.
+/// Waits for the port and returns its device.
 ///
 /// # Errors
-/// It never came.
+/// If the port doesn't appear within the deadline.
 pub(super) async fn find() -> io::Result<PathBuf> {
     let search = async {
-        let mut wait = LOOK_AGAIN;
+        let mut wait = POLL_INTERVAL;
         loop {
             if let Some(device) = look() {
                 return device;
             }
             sleep(wait).await;
-            wait = (wait * 2).min(LOOK_AGAIN_MAX);
+            wait = (wait * 2).min(POLL_INTERVAL_MAX);
         }
     };
     timeout_at(Instant::now() + DEADLINE, search)
         .await
-        .map_err(|_| io::Error::other(format!("no virtio-serial port `{PORT_NAME}` within {DEADLINE:?}")))
+        .map_err(|_| io::Error::other(format!("virtio-serial port `{PORT_NAME}` did not appear within {DEADLINE:?}")))
 }
 
 fn look() -> Option<PathBuf> {

@@ -1,4 +1,4 @@
-//! The end of a guest: nothing is lost that was written, and the machine goes off.
+//! The end of a guest: ends all programs, saves written data, and powers the machine off.
 
 use std::fs;
 use std::io;
@@ -12,20 +12,21 @@ use tokio::time::{Instant, sleep};
 
 use crate::agent::Agent;
 
-/// How long programs may take to end themselves.
+/// How long programs may take to exit after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(2);
-/// How long the kernel may take to end them.
+/// How long they may take after SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(1);
-/// Time between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// Kinds of file systems that hold nothing to lose.
+/// Time between two checks.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// File systems without data on a disk.
 const NOTHING_TO_LOSE: [&str; 9] =
     ["proc", "sysfs", "devtmpfs", "devpts", "tmpfs", "cgroup2", "rootfs", "ramfs", "overlay"];
 
-/// Tells the host, ends all programs and brings file systems to rest.
+/// Sends Goodbye to the host, ends all programs, and syncs and unmounts file systems.
 pub(super) async fn stop_everything(agent: &Agent) {
     agent.links.end(GoodbyeReason::Shutdown);
-    // Who is frozen can't end itself, and is not to run again for that: a fork may not have its identity yet.
+    // Frozen programs can't handle SIGTERM, and must not be thawed for it: in a fork they may not have an identity yet.
+    // So they are killed at once.
     let first = usize::from(agent.commands.are_frozen());
     for (signal, grace) in &[(Signal::TERM, TERM_GRACE), (Signal::KILL, KILL_GRACE)][first..] {
         if !signal_all(*signal) {
@@ -34,7 +35,7 @@ pub(super) async fn stop_everything(agent: &Agent) {
         let until = Instant::now() + *grace;
         while Instant::now() < until && any_program() {
             agent.commands.reap();
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
     rustix::fs::sync();
@@ -44,7 +45,7 @@ pub(super) async fn stop_everything(agent: &Agent) {
 /// Powers the machine off.
 ///
 /// # Errors
-/// The kernel refuses, which leaves nothing to do but to end.
+/// If the kernel refuses. The caller can then only exit.
 pub(super) fn power_off() -> io::Result<()> {
     rustix::fs::sync();
     Err(match reboot(RebootCommand::PowerOff) {
@@ -53,7 +54,7 @@ pub(super) fn power_off() -> io::Result<()> {
     })
 }
 
-/// Signals every program but the agent; false where there is none.
+/// Signals all programs but the agent. Returns false if there are none.
 fn signal_all(signal: Signal) -> bool {
     all_programs(|pid| {
         let _ = kill_process(pid, signal);
@@ -64,12 +65,12 @@ fn any_program() -> bool {
     all_programs(|_| ())
 }
 
-/// Calls `each` for every process that is neither the agent nor of the kernel.
+/// Calls `each` for every process except the agent and kernel threads. Returns whether there is one.
 fn all_programs(mut each: impl FnMut(rustix::process::Pid)) -> bool {
     let mut any = false;
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Kernel threads, and what is dead and not reaped yet, have no command line.
+        // Kernel threads and zombies have no command line.
         let is_program = fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty());
         if let (true, 2.., Some(pid)) = (is_program, pid, rustix::process::Pid::from_raw(pid)) {
             any = true;
@@ -79,7 +80,7 @@ fn all_programs(mut each: impl FnMut(rustix::process::Pid)) -> bool {
     any
 }
 
-/// Unmounts what lies on disks, the last mount first; what is still in use becomes read-only.
+/// Unmounts file systems on disks, the last mount first. If one is in use, it is made read-only.
 fn unmount_all() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for line in mounts.lines().rev() {

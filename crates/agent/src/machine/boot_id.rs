@@ -1,14 +1,16 @@
-//! The guest's boot id, `/proc/sys/kernel/random/boot_id`, which is another one in each fork.
+//! The guest's boot id, `/proc/sys/kernel/random/boot_id`, which is different in each fork.
 //!
 //! ```text
 //!   boot: /run/kiln/boot-id ──bind mount, read-only──▶ /proc/sys/kernel/random/boot_id
-//!   fork: the same file is written anew
+//!   fork: the same file gets a new content
 //! ```
-//! The kernel draws its own boot id when it is read for the first time and then never again, so forks of a VM in which
-//! anybody has read it would share it. Under the mount nobody reads the kernel's, in a mount namespace that is made later
-//! neither: it has a copy of the mount. The file behind it stays the same one, so all those copies change at once. Where a
-//! program mounts a proc file system of its own, as a container does, it reads the kernel's: drawn in the fork, unless
-//! some program had done the same before the snapshot.
+//! The kernel chooses its boot id when it is read for the first time, and never changes it. So forks of a VM would
+//! share it if a program has read it before the snapshot. The mount hides the kernel's file from all programs, also in
+//! mount namespaces that are created later, because these get a copy of the mount. All copies refer to one file, so
+//! they change at once.
+//!
+//! A program that mounts its own proc file system, like a container does, reads the kernel's id. It is chosen in the
+//! fork, and shared by forks only if a program did the same before the snapshot.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,45 +22,45 @@ use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 const PLACE: &str = "/proc/sys/kernel/random/boot_id";
 const FILE: &str = "/run/kiln/boot-id";
-/// Draws a UUID at each read, with an end of line, and does not wait for randomness.
+/// Returns a random UUID with an end of line at each read, and doesn't wait for randomness.
 const UUIDS: &str = "/proc/sys/kernel/random/uuid";
-/// Of a UUID and its end of line.
+/// Bytes of a UUID and its end of line.
 const ID_BYTES: usize = 37;
 
-/// Held open, so that it can be written whatever becomes of its name.
+/// The file under the mount. It is kept open, so it can be written even if a program removes its name.
 static COVER: OnceLock<File> = OnceLock::new();
 
-/// Puts an id of the agent's making in the place of the kernel's. Before any other program runs.
+/// Mounts a file with a new boot id over the kernel's. Call it before any other program runs.
 ///
 /// # Errors
-/// The file can't be made or mounted.
+/// If the file can't be created or mounted.
 pub fn cover() -> io::Result<()> {
     let options = File::options().read(true).write(true).create_new(true).mode(0o444).clone();
     let file = options.open(FILE)?;
     file.write_all_at(&draw()?, 0)?;
     mount(FILE)?;
-    // A second one would be for a second boot.
+    // It is set once, because a boot happens once.
     let _ = COVER.set(file);
     Ok(())
 }
 
-/// Gives this fork a boot id of its own, after its randomness is its own.
+/// Gives this fork a new boot id. Call it after the fork has its own randomness.
 ///
 /// # Errors
-/// There is no such file since the boot; or it can't be written or mounted again.
+/// If [`cover`] failed at boot, or the file can't be written or mounted again.
 pub fn renew() -> io::Result<()> {
-    let cover = COVER.get().ok_or_else(|| io::Error::other("it could not be covered when the guest booted"))?;
+    let cover = COVER.get().ok_or_else(|| io::Error::other("no file was mounted over it when the guest booted"))?;
     cover.write_all_at(&draw()?, 0)?;
     if is_covered(cover)? {
         return Ok(());
     }
-    // A program has taken the mount away.
+    // A program has removed the mount.
     mount(&format!("/proc/self/fd/{}", cover.as_raw_fd()))
 }
 
 fn draw() -> io::Result<Vec<u8>> {
     let id = fs::read(UUIDS)?;
-    if id.len() == ID_BYTES { Ok(id) } else { Err(io::Error::other(format!("`{UUIDS}` gives {} bytes", id.len()))) }
+    if id.len() == ID_BYTES { Ok(id) } else { Err(io::Error::other(format!("`{UUIDS}` returned {} bytes", id.len()))) }
 }
 
 fn mount(file: &str) -> io::Result<()> {

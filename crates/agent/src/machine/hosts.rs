@@ -1,25 +1,25 @@
-//! The guest's own name in `/etc/hosts`, so that it resolves without a name server.
+//! The guest's own name in `/etc/hosts`, so that it can be resolved without a name server.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 const HOSTS: &str = "/etc/hosts";
-/// Where a name is put that the file does not have yet, as Debian does: `localhost` keeps 127.0.0.1 for itself.
+/// The address for a name that the file doesn't have yet. Debian uses the same, so that 127.0.0.1 is only `localhost`.
 const OWN_ADDRESS: &str = "127.0.1.1";
-/// A new file's other lines.
+/// The other lines of a new file.
 const LOCALHOST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-/// A name that every machine has is never replaced.
-const EVERYBODYS: &str = "localhost";
-/// A longer file is a list that the user keeps, and is left alone.
+/// The name that every machine has. It is never replaced.
+const SHARED_NAME: &str = "localhost";
+/// A longer file is a list of the user's and is not changed.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Makes `new` resolve, in the place of `old`.
+/// Replaces the name `old` by `new`, or adds `new`.
 ///
 /// # Errors
-/// The file can't be read or written, or is no ordinary one.
+/// If the file can't be read or written, or is not an ordinary file.
 pub fn rename(old: &str, new: &str) -> io::Result<()> {
-    // If the file is a pipe, this does not wait for it.
+    // With O_NONBLOCK, opening a FIFO doesn't wait for its other side.
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false).mode(0o644).custom_flags(libc::O_NONBLOCK);
     let mut file = options.open(HOSTS)?;
@@ -39,10 +39,10 @@ pub fn rename(old: &str, new: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// `None` if there is nothing to change.
+/// The new content of the file, or `None` if it needs no change.
 fn renamed(text: &str, old: &str, new: &str) -> Option<String> {
     let is_named = |text: &str, name: &str| text.lines().any(|line| names(line).any(|word| word == name));
-    if old != new && old != EVERYBODYS && is_named(text, old) {
+    if old != new && old != SHARED_NAME && is_named(text, old) {
         return Some(text.split_inclusive('\n').map(|line| rename_in(line, old, new)).collect());
     }
     if is_named(text, new) {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_old_name_makes_room_for_the_new_one_and_nothing_else_changes() {
+    fn only_the_old_name_is_replaced() {
         let text = "# mine\n127.0.0.1\tlocalhost\n127.0.1.1  kiln  alias # kiln's own\n10.0.0.1 kiln.example\n\n";
         let expected = "# mine\n127.0.0.1\tlocalhost\n127.0.1.1\tfork-1 alias\t# kiln's own\n10.0.0.1 kiln.example\n\n";
         assert_eq!(renamed(text, "kiln", "fork-1").as_deref(), Some(expected));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_missing_is_added_below() {
+    fn a_missing_name_is_added_at_the_end() {
         let text = "127.0.0.1 localhost\n192.168.0.7 other";
         let expected = "127.0.0.1 localhost\n192.168.0.7 other\n127.0.1.1\tfork-1\n";
         assert_eq!(renamed(text, "kiln", "fork-1").as_deref(), Some(expected));
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_stays_what_it_is() {
+    fn localhost_is_not_replaced() {
         let text = "127.0.0.1 localhost\n::1 localhost\n";
         let changed = renamed(text, "localhost", "fork-1").expect("is added");
         assert_eq!(changed, format!("{text}127.0.1.1\tfork-1\n"));

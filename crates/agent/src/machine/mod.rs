@@ -1,9 +1,8 @@
-//! What makes a guest one machine among others: its names, its addresses, the id of its boot. PID 1 sets them once, and
-//! each fork again.
+//! The identity of a guest: its names, its addresses and its boot id. PID 1 sets them at boot and again in each fork.
 
 pub mod boot_id;
 pub mod hosts;
 pub mod network;
 
-/// Where programs of a guest leave their leases; see [`services::activity`](crate::services::activity).
+/// The directory for leases of programs in the guest, see [`services::activity`](crate::services::activity).
 pub const LEASES: &str = "/run/kiln/leases";

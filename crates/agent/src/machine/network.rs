@@ -1,4 +1,5 @@
-//! Network interfaces: a fresh kernel has `lo` down, and a fork has the addresses of the VM it was made from.
+//! Network interfaces: after a boot `lo` is down, and after a fork the interfaces have the addresses of the VM it was
+//! made from.
 #![expect(unsafe_code, reason = "flags and addresses of interfaces are only reachable by ioctl")]
 
 use std::fs;
@@ -10,7 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::log::note;
 
-/// Where the kernel lists interfaces.
+/// The kernel's list of interfaces.
 const INTERFACES: &str = "/sys/class/net";
 
 /// Brings `lo` up.
@@ -21,7 +22,7 @@ pub fn loopback_up() {
         ioctl(&socket()?, libc::SIOCSIFFLAGS, &mut request)
     };
     if let Err(error) = up() {
-        note(format!("the loopback interface stays down: {error}"));
+        note(format!("can't bring up the loopback interface: {error}"));
     }
 }
 
@@ -40,11 +41,11 @@ pub fn interfaces() -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Gives an interface another Ethernet address. One whose driver can't do that while it is up is down for a moment,
-/// which costs it its routes.
+/// Sets the Ethernet address of an interface. If the driver can't do that while the interface is up, it is brought down
+/// for a moment, and loses its routes.
 ///
 /// # Errors
-/// There is no such interface any more, or the kernel refuses.
+/// If the interface is gone, or the kernel refuses.
 pub fn set_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let socket = socket()?;
     let mut address = request(name)?;
@@ -79,9 +80,9 @@ fn socket() -> io::Result<OwnedFd> {
 fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: all-zero bytes are a value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero: it ends the name.
+    // The last byte stays zero, because it ends the name.
     if name.len() >= request.ifr_name.len() {
-        return Err(io::Error::other(format!("`{name}` is no name of an interface")));
+        return Err(io::Error::other(format!("`{name}` is not a name of an interface")));
     }
     for (target, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *target = byte.cast_signed();
@@ -90,7 +91,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn ioctl(socket: &OwnedFd, operation: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: each operation of this module reads or fills an ifreq, and its name ends with zero.
+    // SAFETY: each operation in this module reads or fills an ifreq, whose name ends with zero.
     if unsafe { libc::ioctl(socket.as_raw_fd(), operation, &raw mut *request) } < 0 {
         return Err(io::Error::last_os_error());
     }
