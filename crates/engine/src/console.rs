@@ -18,7 +18,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use tokio::sync::mpsc;
 
-use crate::private_file;
+use crate::files::private_file;
 use crate::vm::VmEvent;
 
 /// Console bytes that stay in memory for [`Vm::console_tail`](crate::Vm::console_tail).

@@ -16,7 +16,7 @@ use camino::Utf8Path;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::net::unix::pipe;
 
-use crate::private_file::FILE_MODE;
+use crate::files::private_file::FILE_MODE;
 
 /// Name of the console's FIFO in a VM's directory.
 pub(crate) const CONSOLE_FIFO: &str = "console.fifo";

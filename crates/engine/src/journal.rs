@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::history::History;
 
-use crate::private_file;
+use crate::files::private_file;
 use crate::snapshot::SnapshotId;
 use crate::vm_dir::SPEC_FILE;
 

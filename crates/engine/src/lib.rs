@@ -42,7 +42,7 @@ mod engine;
 mod error;
 mod fifo;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-mod file_facts;
+mod files;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod fork;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
@@ -53,10 +53,7 @@ mod nic;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod orphan;
 mod owner;
-mod plain_file;
 mod pool;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-mod private_file;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod process;
 mod pulse;

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::fifo::{CONSOLE_FIFO, STDERR_FIFO};
-use crate::plain_file;
+use crate::files::plain_file;
 
 /// Name of the file in a VM's directory.
 pub(crate) const PID_FILE: &str = "pid";

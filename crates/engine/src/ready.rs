@@ -16,7 +16,7 @@ use crate::blocking::{blocking, operation};
 use crate::driver::Driver;
 use crate::engine::{self, LaunchError};
 use crate::error::SaveError;
-use crate::file_facts::FileFacts;
+use crate::files::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
 use crate::nic::Nic;

@@ -16,9 +16,9 @@ use crate::blocking::{blocking, in_background};
 use crate::driver::{Files, Monitor, Saver, Written};
 use crate::error::SaveError;
 use crate::failpoint;
+use crate::files::private_file;
 use crate::home::Home;
 use crate::journal::{Journal, State, Then};
-use crate::private_file;
 use crate::process::Killer;
 use crate::snapshot::{
     AfterSave, Draft, ExternalDisk, NewSnapshot, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotStore, memory,

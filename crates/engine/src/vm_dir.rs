@@ -29,10 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::blocking::assert_may_block;
 use crate::console::CONSOLE_LOGS;
+use crate::files::plain_file;
+use crate::files::private_file::{self, DIRECTORY_MODE, FILE_MODE};
 use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
 use crate::orphan::PID_FILE;
-use crate::plain_file;
-use crate::private_file::{self, DIRECTORY_MODE, FILE_MODE};
 use crate::snapshot::SnapshotId;
 use crate::vm_spec::VmSpec;
 

@@ -16,9 +16,9 @@ use super::{KvmState, open_kvm};
 use crate::blocking::{blocking, operation};
 use crate::driver::Driver as _;
 use crate::drivers::qemu::QemuEngine;
-use crate::file_facts::FileFacts;
-use crate::plain_file;
-use crate::private_file;
+use crate::files::FileFacts;
+use crate::files::plain_file;
+use crate::files::private_file;
 use crate::vm::{Acceleration, Vm, VmEvent, VmEvents};
 use crate::vm_spec::{AccelerationRequest, OwnerLoss, VmSpec};
 

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
-use crate::{plain_file, private_file};
+use crate::files::{plain_file, private_file};
 
 /// Name of the file in a VM's directory.
 const CONFINEMENT_FILE: &str = "confinement.json";

@@ -44,7 +44,7 @@ impl Place {
         let path = Utf8PathBuf::try_from(directory.path().canonicalize().expect("is there")).expect("UTF-8");
         let [own, sibling] = ["own", "sibling"].map(|name| path.join(name));
         for vm in [&own, &sibling] {
-            crate::private_file::create_dir(vm).expect("made");
+            crate::files::private_file::create_dir(vm).expect("made");
             fs::write(vm.join("memory"), "memory").expect("written");
         }
         let snapshot = path.join("snapshot");

@@ -19,9 +19,9 @@ use super::build::BuildStep;
 use super::packages::SourceError;
 use super::space;
 use super::version::version_key;
-use crate::home::Partial;
-use crate::plain_file;
-use crate::private_file;
+use crate::files::Partial;
+use crate::files::plain_file;
+use crate::files::private_file;
 
 /// Follows a package's file name in the name of the file with its digest.
 const DIGEST_SUFFIX: &str = ".sha256";

@@ -5,7 +5,7 @@ use std::io;
 use camino::Utf8Path;
 
 use super::{JOURNAL_BYTES_MAX, JOURNAL_FILE, JournalError, Record, State, Then, io_error};
-use crate::plain_file;
+use crate::files::plain_file;
 use crate::snapshot::SnapshotId;
 
 /// A file above this was not written by [`Journal`](super::Journal), which stops well before.

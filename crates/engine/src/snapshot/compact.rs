@@ -20,7 +20,7 @@ use super::memory::{ChainMemory, MemoryError, flatten};
 use super::seal::{host_boot_id, lock_manifest, seal_files};
 use super::store::SnapshotStore;
 use super::verified::broken;
-use crate::home;
+use crate::files;
 
 const MIB: u64 = 1 << 20;
 
@@ -85,7 +85,7 @@ impl SnapshotStore {
         let replaced = partial.exchange(&path).map_err(|error| SnapshotError::io("replace", &path, error))?;
         self.sync()?;
         drop(snapshot);
-        match home::sweep(&replaced) {
+        match files::sweep(&replaced) {
             Ok(true) => {}
             Ok(false) => tracing::debug!(path = %replaced, "a compacted snapshot is still in use in its old form"),
             Err(error) => tracing::warn!(path = %replaced, %error, "failed to remove the old form of a snapshot"),

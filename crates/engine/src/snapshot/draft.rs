@@ -20,8 +20,8 @@ use super::seal::host_boot_id;
 use super::store::{OPEN_PATIENCE, SnapshotStore};
 use super::verified::broken;
 use crate::failpoint;
-use crate::home::Partial;
-use crate::private_file;
+use crate::files::Partial;
+use crate::files::private_file;
 use crate::vm_spec::VmSpec;
 
 /// Guest memory is its owner's alone.

@@ -18,7 +18,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::private_file::FILE_MODE;
+use crate::files::private_file::FILE_MODE;
 
 /// First and longest pause between two attempts at a lock. The kernel has no wait for one with a deadline.
 const LOCK_PAUSE_MIN: Duration = Duration::from_millis(1);

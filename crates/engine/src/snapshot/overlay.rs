@@ -17,7 +17,7 @@ use camino::Utf8Path;
 use fs_err as fs;
 use fs_err::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
-use crate::private_file;
+use crate::files::private_file;
 use crate::vm_spec::DiskFormat;
 
 /// An overlay's disk is not larger: from here on QEMU would need a larger refcount table than one cluster.

@@ -21,8 +21,8 @@ use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::{Hold, is_at, lock_until};
 use super::store::SnapshotStore;
-use crate::plain_file;
-use crate::private_file;
+use crate::files::plain_file;
+use crate::files::private_file;
 
 /// Hex digits of a key.
 const KEY_DIGITS: usize = 64;

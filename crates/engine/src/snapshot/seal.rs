@@ -21,7 +21,7 @@ use super::memory;
 use super::store::SnapshotStore;
 use super::verified::{KnownFile, KnownFiles, broken, open_file};
 use crate::failpoint;
-use crate::file_facts::Witness;
+use crate::files::Witness;
 
 /// For another process that seals the same snapshot: some gigabytes on a slow disk.
 const SEAL_PATIENCE: Duration = Duration::from_secs(10 * 60);

@@ -25,7 +25,8 @@ use super::locked_dir::{Hold, LockedDir};
 use super::manifest::{MANIFEST_FILE, Seal};
 use super::seal::host_boot_id;
 use super::verified::{Hashed, Trust, Verified, broken};
-use crate::home::{Home, PARTIAL_SUFFIX, partials, random_suffix, sweep};
+use crate::files::{PARTIAL_SUFFIX, partials, random_suffix, sweep};
+use crate::home::Home;
 
 /// For a remover or a publisher that holds the directory for a moment.
 pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(5);

@@ -20,10 +20,10 @@ use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::LockedDir;
 use super::manifest::{FileEntry, Manifest};
-use crate::file_facts::Witness;
+use crate::files::Witness;
+use crate::files::plain_file;
+use crate::files::private_file;
 use crate::home::Home;
-use crate::plain_file;
-use crate::private_file;
 
 /// Some dozens of files with 200 bytes each.
 const MEMORY_BYTES_MAX: u64 = 64 << 10;

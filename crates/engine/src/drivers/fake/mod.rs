@@ -34,7 +34,7 @@ use crate::adopt::AdoptError;
 use crate::driver::{Driver, Restorer, Transport};
 use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
 use crate::error::RestoreError;
-use crate::file_facts::FileFacts;
+use crate::files::FileFacts;
 use crate::host;
 use crate::journal::State;
 use crate::link::LinkOptions;
@@ -76,7 +76,7 @@ impl FakeEngine {
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
         let guest = dir.path().join(GUEST_DIRECTORY);
-        crate::private_file::create_dir(&guest).map_err(no_directory)?;
+        crate::files::private_file::create_dir(&guest).map_err(no_directory)?;
         let agent = Agent::start(Arc::clone(&self.program), dir, Vec::new()).await?;
         agent.dir().journal().append(State::Running).map_err(|error| no_directory(error.into()))?;
         agent.own(spec).map_err(no_directory)

@@ -14,7 +14,7 @@ use crate::driver::{Files, Restorer, Saver, Waiting, Written};
 use crate::engine::{BoxFuture, LaunchError};
 use crate::error::{RestoreError, SaveError};
 use crate::failpoint;
-use crate::private_file;
+use crate::files::private_file;
 use crate::snapshot::{DEVICE_FILE, Draft, MEMORY_FILE, MachineIdentity, MemoryKind, Snapshot, SnapshotError};
 use crate::vm::Vm;
 use crate::vm_dir::VmDir;

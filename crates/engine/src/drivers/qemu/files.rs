@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::args::{Accelerator, Facts, Memory, Names};
 use crate::confine::Needs;
 use crate::engine::LaunchError;
-use crate::private_file;
+use crate::files::private_file;
 use crate::snapshot::overlay;
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 use crate::vm_spec::{DiskFormat, SpecError, VmSpec};

@@ -14,7 +14,7 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 
 use super::version;
-use crate::file_facts::{FileFacts, Witness};
+use crate::files::{FileFacts, Witness};
 
 /// QEMU's small firmware: it starts a kernel 50 ms sooner than the BIOS, under TCG.
 const QBOOT: &str = "qboot.rom";

@@ -6,7 +6,7 @@ use super::args::{self, Accelerator, Facts};
 use super::firmware::{Firmware, Prefer};
 use super::version::{self, QemuVersion};
 use crate::blocking::assert_may_block;
-use crate::file_facts::{FileFacts, Witness};
+use crate::files::{FileFacts, Witness};
 use crate::host;
 use crate::snapshot::MachineIdentity;
 use crate::vm_spec::VmSpec;

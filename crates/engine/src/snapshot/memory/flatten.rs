@@ -13,7 +13,7 @@ use super::error::MemoryError;
 use super::page_file::PAGE_BYTES;
 use super::page_runs::{BATCH_BYTES, batches, page_count};
 
-use crate::private_file;
+use crate::files::private_file;
 
 /// Writes the chain's memory to a new file at `path`, with holes where it is zero. On a filesystem that shares blocks
 /// it costs the diffs' pages alone.

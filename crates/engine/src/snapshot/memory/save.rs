@@ -11,7 +11,7 @@ use super::page_file::{PAGE_BYTES, PageFileWriter, is_zero};
 use super::page_runs::{BATCH_BYTES, batches, page_count, pages, union};
 use super::process_memory;
 
-use crate::private_file;
+use crate::files::private_file;
 
 /// What became of the pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 //! ```
 //! A umask only takes bits away, and what it leaves of a mode is not what a home needs: 0 makes files that all can write,
 //! 0777 some that their owner can't open again. So the mode is set once more on what was just made, by its descriptor.
-//! Reading is [`plain_file`](crate::plain_file)'s.
+//! Reading is [`plain_file`](super::plain_file)'s.
 
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +18,7 @@ use fs_err as fs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::home::{PARTIAL_SUFFIX, random_suffix};
+use super::partial::{PARTIAL_SUFFIX, random_suffix};
 
 /// Directories of a home.
 pub(crate) const DIRECTORY_MODE: Mode = Mode::RWXU;

@@ -15,8 +15,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
-use crate::plain_file;
-use crate::private_file;
+use super::{plain_file, private_file};
 
 /// A fact has a few hundred bytes.
 const FACT_BYTES_MAX: u64 = 16 << 10;
