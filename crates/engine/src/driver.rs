@@ -27,9 +27,9 @@ use crate::link::LinkOptions;
 use crate::orphan::Orphan;
 use crate::owner::Ends;
 use crate::snapshot::{DiskLayer, Draft, MachineIdentity, MemoryKind, Snapshot};
-use crate::vm::{Acceleration, ExitReason, Vm};
+use crate::spec::{Acceleration, VmSpec};
+use crate::vm::{ExitReason, Vm};
 use crate::vm_dir::{SocketDir, VmDir};
-use crate::vm_spec::VmSpec;
 
 /// One kind of VMM. [`Engine`](crate::Engine) is made of it, alike for all.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {

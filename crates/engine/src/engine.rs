@@ -15,15 +15,14 @@ use crate::driver::{Driver, VmmError};
 use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
 use crate::home::HomeError;
-use crate::nic::Tap;
 use crate::ready::{self, ReadyError, ReadyRequest};
 use crate::recover;
 use crate::restore::{self, Template};
 use crate::snapshot::Snapshot;
+use crate::spec::{Acceleration, SpecError, Tap, VmSpec};
 use crate::tap::TapError;
-use crate::vm::{Acceleration, Vm, VmmStatus};
+use crate::vm::{Vm, VmmStatus};
 use crate::vm_dir::VmId;
-use crate::vm_spec::{SpecError, VmSpec};
 
 /// A future behind a pointer, so that [`Engine`] can be a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

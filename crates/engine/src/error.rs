@@ -19,7 +19,6 @@ use crate::snapshot::{MemoryError, SnapshotError, SnapshotId};
 use crate::tap::TapError;
 use crate::vm::ControlError;
 use crate::vm_dir::{ReopenError, VmId};
-use crate::vm_spec::SpecError;
 
 /// What kind of failure an error is, for those who answer to it with an exit code, a status, another try or a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -304,17 +303,6 @@ impl TapError {
             Self::NoTun(source) if source.kind() != io::ErrorKind::PermissionDenied => ErrorKind::HostLacks,
             Self::Namespace { source, .. } | Self::NoTun(source) | Self::Io(source) => ErrorKind::of_io(source),
             Self::Late(_) => ErrorKind::Io,
-        }
-    }
-}
-
-impl SpecError {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::NoFile { .. } => ErrorKind::NotFound,
-            Self::Backend { .. } => ErrorKind::Busy,
-            _ => ErrorKind::Invalid,
         }
     }
 }

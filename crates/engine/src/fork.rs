@@ -13,12 +13,10 @@ use crate::blocking::assert_may_block;
 use crate::deadlines::BOOT_DEADLINE;
 use crate::error::RestoreError;
 use crate::link::GuestLink;
-use crate::mac_address::MacAddress;
-use crate::nic::Attachment;
 use crate::snapshot::{Manifest, overlay};
+use crate::spec::{Attachment, Disk, DiskFormat, DiskRole, MacAddress, OwnerLoss, VmSpec};
 use crate::vm::Vm;
 use crate::vm_dir::VmId;
-use crate::vm_spec::{Disk, DiskFormat, DiskRole, OwnerLoss, VmSpec};
 
 /// Forks of one request; more than this is a mistake, whatever the host can hold.
 pub const FORKS_MAX: usize = 1000;
@@ -255,8 +253,8 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::nic::{Nic, Tap};
     use crate::snapshot::{ExternalDisk, Snapshot};
+    use crate::spec::{Nic, Tap};
 
     /// A snapshot's manifest and spec, as if they were of a VM with one shared disk and one volume.
     fn saved(snapshot: &Snapshot, volume: &Utf8PathBuf) -> (Manifest, VmSpec) {

@@ -12,7 +12,7 @@ use crate::blocking::operation;
 use crate::confine::Confinement;
 use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
 use crate::home::{Home, HomeError};
-use crate::vm_spec::{AccelerationRequest, VmSpec};
+use crate::spec::{AccelerationRequest, VmSpec};
 
 pub use self::facts::{HostFacts, limits, proportional_set_bytes};
 pub(crate) use self::facts::{cpu_identity, memory_available_mib};

@@ -48,8 +48,6 @@ mod fork;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod journal;
 mod log_writer;
-mod mac_address;
-mod nic;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod orphan;
 mod owner;
@@ -63,15 +61,12 @@ mod recover;
 mod restore;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod save;
+mod spec;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod tap;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod vhost_user;
 mod vm;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod vm_dir;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod vm_spec;
 
 pub use adopt::AdoptError;
 pub use blocking::blocking;
@@ -84,17 +79,15 @@ pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
 pub use error::{ErrorKind, RestoreError, SaveError};
 pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
 pub use guest::Guest;
-pub use mac_address::{MacAddress, NoMacAddress};
-pub use nic::{Attachment, Nic, Tap};
 pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
 pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
 pub use restore::Template;
-pub use tap::TapError;
-pub use vhost_user::{QUEUES_MAX, SHARES_MAX, VhostUser, VhostUserDevice};
-pub use vm::{Acceleration, ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
-pub use vm_dir::{NoVmId, ReopenError, VmId};
-pub use vm_spec::{
-    AGENT_PORT, AccelerationRequest, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk, DiskFormat, DiskRole,
-    EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, NICS_MAX, OwnerLoss, RootSpec, SpecError, VmSpec,
+pub use spec::{
+    AGENT_PORT, Acceleration, AccelerationRequest, Attachment, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk,
+    DiskFormat, DiskRole, EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, MacAddress, NICS_MAX, Nic, NoMacAddress,
+    OwnerLoss, QUEUES_MAX, RootSpec, SHARES_MAX, SpecError, Tap, VhostUser, VhostUserDevice, VmSpec,
 };
+pub use tap::TapError;
+pub use vm::{ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
+pub use vm_dir::{NoVmId, ReopenError, VmId};

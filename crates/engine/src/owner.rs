@@ -23,11 +23,9 @@ use crate::process::Child;
 use crate::pulse::Cpus;
 use crate::save::Save;
 use crate::snapshot::SnapshotId;
-use crate::vm::{
-    Acceleration, COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus,
-};
+use crate::spec::{Acceleration, VmSpec};
+use crate::vm::{COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
 use crate::vm_dir::{SocketDir, VmDir, VmId};
-use crate::vm_spec::VmSpec;
 
 /// Console and monitor bytes read at a time.
 const READ_BYTES: usize = 16 << 10;

@@ -25,8 +25,8 @@ use tokio::io::unix::AsyncFd;
 use crate::blocking::blocking;
 use crate::confine::{Border, Broker, Cgroup, Confinement, Entry, Launch, Measure, MeasureState, Request};
 use crate::orphan::{self, KILL_DEADLINE, Orphan};
+use crate::spec::OwnerLoss;
 use crate::vm::VmmStatus;
-use crate::vm_spec::OwnerLoss;
 
 /// Forks that may wait for the spawner thread.
 const SPAWN_QUEUE: usize = 16;

@@ -19,10 +19,9 @@ use crate::error::SaveError;
 use crate::files::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
-use crate::nic::Nic;
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
+use crate::spec::{Disk, DiskRole, Nic, OwnerLoss, VmSpec};
 use crate::vm::Vm;
-use crate::vm_spec::{Disk, DiskRole, OwnerLoss, VmSpec};
 
 /// Ready-made snapshots of one home: each takes the memory that its guest has used, some 100 MiB.
 pub const READY_SNAPSHOTS_MAX: usize = 16;
@@ -249,7 +248,7 @@ async fn save(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm_spec::DiskFormat;
+    use crate::spec::DiskFormat;
 
     #[test]
     fn a_disk_that_was_changed_in_place_is_another_one_unless_it_is_a_volume() {

@@ -27,8 +27,8 @@ use crate::home::Home;
 use crate::journal::{History, Journal, JournalError, State, Then};
 use crate::orphan::Orphan;
 use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotError, SnapshotId, SnapshotStore};
+use crate::spec::OwnerLoss;
 use crate::vm_dir::{self, MEMORY_FILE, ReopenError, VmDir, VmId};
-use crate::vm_spec::OwnerLoss;
 
 /// For the seal of a snapshot that is to be removed: it reads what was saved once more.
 const SEAL_PATIENCE: Duration = Duration::from_secs(10);

@@ -28,9 +28,9 @@ use crate::journal::{Journal, State};
 use crate::link::{GuestLink, LinkError, Renewal};
 use crate::recover;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
+use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{VmDir, VmId};
-use crate::vm_spec::{DiskRole, VmSpec};
 
 /// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
 /// take, and some.
@@ -377,8 +377,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vhost_user::{VhostUser, VhostUserDevice};
-    use crate::vm_spec::SpecError;
+    use crate::spec::{SpecError, VhostUser, VhostUserDevice};
 
     #[test]
     fn a_spec_that_would_add_arguments_to_the_vmm_is_refused() {

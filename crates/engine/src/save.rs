@@ -23,9 +23,9 @@ use crate::process::Killer;
 use crate::snapshot::{
     AfterSave, Draft, ExternalDisk, NewSnapshot, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotStore, memory,
 };
+use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{ControlError, Shared};
 use crate::vm_dir::MEMORY_FILE;
-use crate::vm_spec::{DiskRole, VmSpec};
 
 /// A VMM pauses and resumes in milliseconds, and a flush of a busy disk may come before that.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);

@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::blocking::assert_may_block;
-use crate::nic::Tap;
+use crate::spec::Tap;
 
 /// The kernel's own device for TAP devices.
 const TUN: &str = "/dev/net/tun";

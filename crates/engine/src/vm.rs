@@ -28,35 +28,13 @@ use crate::owner::MONITOR_DEADLINE;
 use crate::process::Killer;
 use crate::pulse::Cpus;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
+use crate::spec::Acceleration;
 use crate::vm_dir::{Fate, SocketDir, VmId};
-use crate::vm_spec::AccelerationRequest;
 
 /// Commands that may wait for the owner.
 pub(crate) const COMMAND_QUEUE: usize = 16;
 /// From SIGKILL to the end of the owner's work; only a host in trouble needs longer.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
-
-/// What runs a guest's instructions, once that is decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Acceleration {
-    /// The host's CPU.
-    Kvm,
-    /// Translation in user space.
-    Tcg,
-    /// There is no VM: the guest is a process of this host.
-    Native,
-}
-
-impl From<Acceleration> for AccelerationRequest {
-    fn from(acceleration: Acceleration) -> Self {
-        match acceleration {
-            Acceleration::Kvm => Self::Kvm,
-            Acceleration::Tcg => Self::Tcg,
-            Acceleration::Native => Self::Auto,
-        }
-    }
-}
 
 /// Something that happened to a VM, in the order in which it happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -34,7 +34,7 @@ use crate::files::private_file::{self, DIRECTORY_MODE, FILE_MODE};
 use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
 use crate::orphan::PID_FILE;
 use crate::snapshot::SnapshotId;
-use crate::vm_spec::VmSpec;
+use crate::spec::VmSpec;
 
 /// `sun_path` of a Unix socket's address, less its end mark.
 const SOCKET_PATH_BYTES_MAX: usize = 107;

@@ -16,11 +16,9 @@ use super::{KvmState, open_kvm};
 use crate::blocking::{blocking, operation};
 use crate::driver::Driver as _;
 use crate::drivers::qemu::QemuEngine;
-use crate::files::FileFacts;
-use crate::files::plain_file;
-use crate::files::private_file;
-use crate::vm::{Acceleration, Vm, VmEvent, VmEvents};
-use crate::vm_spec::{AccelerationRequest, OwnerLoss, VmSpec};
+use crate::files::{FileFacts, plain_file, private_file};
+use crate::spec::{Acceleration, AccelerationRequest, OwnerLoss, VmSpec};
+use crate::vm::{Vm, VmEvent, VmEvents};
 
 /// A working KVM has the agent up in a second or two.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 
 use super::broker::Filter;
-use crate::vm_spec::OwnerLoss;
+use crate::spec::OwnerLoss;
 
 /// More than any line of proc(5) `stat`.
 const STAT_BYTES_MAX: usize = 1024;

@@ -15,8 +15,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::*;
 use crate::process::{self, Program, Sink, own_environment};
+use crate::spec::OwnerLoss;
 use crate::vm::VmmStatus;
-use crate::vm_spec::OwnerLoss;
 
 /// More than a VMM has threads, less than a host minds.
 const FORKS: usize = 400;

@@ -12,8 +12,8 @@ use crate::error::RestoreError;
 use crate::fork::{Fork, ForkSpec};
 use crate::link::{Command, GuestLink, LinkError};
 use crate::snapshot::Snapshot;
+use crate::spec::VmSpec;
 use crate::vm::Vm;
-use crate::vm_spec::VmSpec;
 
 /// Rows of the console that come with a [`BootError`].
 pub const BOOT_TAIL_ROWS: usize = 20;

@@ -9,8 +9,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::{FindingStatus, HostFinding};
 use crate::confine::{Border, Confinement, MeasureState, Needs, POLICY_VARIABLE, Policy};
 use crate::process::{self, Program, Sink, own_environment};
+use crate::spec::OwnerLoss;
 use crate::vm::VmmStatus;
-use crate::vm_spec::OwnerLoss;
 
 /// QEMU says its version in some 30 ms.
 const DEADLINE: Duration = Duration::from_secs(20);

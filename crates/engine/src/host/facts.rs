@@ -5,7 +5,7 @@ use fs_err as fs;
 use serde::Serialize;
 
 use crate::drivers::qemu::QemuVersion;
-use crate::vm_spec::HostLimits;
+use crate::spec::HostLimits;
 
 /// Digits of the digest of a CPU's features.
 const FEATURES_DIGITS: usize = 8;

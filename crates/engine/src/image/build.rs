@@ -14,8 +14,7 @@ use super::packages::{self, KernelSource};
 use super::recipe::{self, MINI};
 use super::store::{FileEntry, Image, ImageError, ImageStore, Manifest};
 use super::{kernel, modules, space};
-use crate::files::Partial;
-use crate::files::private_file;
+use crate::files::{Partial, private_file};
 
 /// A build takes seconds, plus the time of its downloads.
 const LOCK_DEADLINE: Duration = Duration::from_secs(20 * 60);

@@ -19,9 +19,7 @@ use super::build::BuildStep;
 use super::packages::SourceError;
 use super::space;
 use super::version::version_key;
-use crate::files::Partial;
-use crate::files::plain_file;
-use crate::files::private_file;
+use crate::files::{Partial, plain_file, private_file};
 
 /// Follows a package's file name in the name of the file with its digest.
 const DIGEST_SUFFIX: &str = ".sha256";

@@ -16,7 +16,7 @@ use super::build::BuildStep;
 use super::store::{Image, ImageError, ImageStore};
 use crate::engine::Engine;
 use crate::guest::{BootError, Guest, Watch};
-use crate::vm_spec::{CPUS_MAX, MEMORY_MIB_MIN, VmSpec};
+use crate::spec::{CPUS_MAX, MEMORY_MIB_MIN, VmSpec};
 
 /// Sizes that are tried are so far apart.
 const STEP_MIB: u64 = 8;

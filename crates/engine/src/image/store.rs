@@ -14,9 +14,7 @@ use super::modules::ModulesError;
 use super::packages::SourceError;
 use super::recipe::MINI;
 use super::space::NoSpace;
-use crate::files::FileFacts;
-use crate::files::Partial;
-use crate::files::private_file;
+use crate::files::{FileFacts, Partial, private_file};
 use crate::home::Home;
 
 /// Version of `image.json` and of what the digest covers.

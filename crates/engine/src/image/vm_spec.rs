@@ -1,7 +1,7 @@
 //! From an image to a VM of it.
 
 use super::store::Image;
-use crate::vm_spec::VmSpec;
+use crate::spec::VmSpec;
 
 /// An image does not have a module.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -9,8 +9,8 @@ use crate::fifo::CONSOLE_FIFO;
 use crate::orphan::PID_FILE;
 use crate::orphan::testing::sleeper_with;
 use crate::snapshot::{MachineIdentity, MemoryKind, SNAPSHOT_FORMAT};
+use crate::spec::VmSpec;
 use crate::vm_dir::{ReopenError, VmDir};
-use crate::vm_spec::VmSpec;
 
 /// A home with VMs whose owner is gone.
 struct Scene {

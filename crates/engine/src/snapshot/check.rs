@@ -10,7 +10,7 @@ use super::id::SnapshotId;
 use super::locked_dir::LockedDir;
 use super::manifest::{MANIFEST_FILE, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal};
 use super::verified::broken;
-use crate::vm_spec::{DISKS_MAX, DiskRole};
+use crate::spec::{DISKS_MAX, DiskRole};
 
 /// A manifest has some kilobytes.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;

@@ -20,9 +20,8 @@ use super::seal::host_boot_id;
 use super::store::{OPEN_PATIENCE, SnapshotStore};
 use super::verified::broken;
 use crate::failpoint;
-use crate::files::Partial;
-use crate::files::private_file;
-use crate::vm_spec::VmSpec;
+use crate::files::{Partial, private_file};
+use crate::spec::VmSpec;
 
 /// Guest memory is its owner's alone.
 const DIRECTORY_MODE: u32 = 0o700;

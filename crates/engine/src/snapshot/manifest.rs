@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::overlay;
-use crate::vm_spec::{Disk, VmSpec};
+use crate::spec::{Disk, VmSpec};
 
 /// Version of the manifest and of the files that it names.
 pub const SNAPSHOT_FORMAT: u32 = 2;

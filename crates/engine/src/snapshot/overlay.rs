@@ -18,7 +18,7 @@ use fs_err as fs;
 use fs_err::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 use crate::files::private_file;
-use crate::vm_spec::DiskFormat;
+use crate::spec::DiskFormat;
 
 /// An overlay's disk is not larger: from here on QEMU would need a larger refcount table than one cluster.
 pub(crate) const OVERLAY_BYTES_MAX: u64 = 16 << 40;

@@ -21,8 +21,7 @@ use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::{Hold, is_at, lock_until};
 use super::store::SnapshotStore;
-use crate::files::plain_file;
-use crate::files::private_file;
+use crate::files::{plain_file, private_file};
 
 /// Hex digits of a key.
 const KEY_DIGITS: usize = 64;

@@ -13,7 +13,7 @@ use super::manifest::{DiskLayer, MANIFEST_FILE, MachineIdentity, MemoryKind};
 use super::memory::PAGE_BYTES;
 use super::store::SnapshotStore;
 use crate::home::Home;
-use crate::vm_spec::{Disk, DiskFormat, DiskRole, VmSpec};
+use crate::spec::{Disk, DiskFormat, DiskRole, VmSpec};
 
 /// Memory of the guests here.
 pub(crate) const MEMORY_BYTES: u64 = 1 << 20;

@@ -20,9 +20,7 @@ use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::LockedDir;
 use super::manifest::{FileEntry, Manifest};
-use crate::files::Witness;
-use crate::files::plain_file;
-use crate::files::private_file;
+use crate::files::{Witness, plain_file, private_file};
 use crate::home::Home;
 
 /// Some dozens of files with 200 bytes each.

@@ -41,9 +41,9 @@ use crate::link::LinkOptions;
 use crate::orphan::Orphan;
 use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot};
-use crate::vm::{AGENT_SOCKET, Acceleration, Vm};
+use crate::spec::{Acceleration, OwnerLoss, VmSpec};
+use crate::vm::{AGENT_SOCKET, Vm};
 use crate::vm_dir::{SocketDir, VmDir};
-use crate::vm_spec::{OwnerLoss, VmSpec};
 
 /// Its name, in errors, capabilities and snapshots.
 const DRIVER: &str = "fake";

@@ -14,9 +14,9 @@ use crate::confine::Border;
 use crate::engine::LaunchError;
 use crate::owner::{self, Ends, Parts};
 use crate::process::{self, Child, Sink};
-use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus};
+use crate::spec::{Acceleration, OwnerLoss, VmSpec};
+use crate::vm::{AGENT_SOCKET, Vm, VmmStatus};
 use crate::vm_dir::VmDir;
-use crate::vm_spec::{OwnerLoss, VmSpec};
 
 /// Until the agent listens; it takes a few milliseconds.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);

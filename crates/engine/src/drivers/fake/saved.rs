@@ -16,9 +16,9 @@ use crate::error::{RestoreError, SaveError};
 use crate::failpoint;
 use crate::files::private_file;
 use crate::snapshot::{DEVICE_FILE, Draft, MEMORY_FILE, MachineIdentity, MemoryKind, Snapshot, SnapshotError};
+use crate::spec::VmSpec;
 use crate::vm::Vm;
 use crate::vm_dir::VmDir;
-use crate::vm_spec::VmSpec;
 
 /// Saves one fake guest.
 #[derive(Debug)]

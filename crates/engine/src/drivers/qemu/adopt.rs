@@ -24,9 +24,8 @@ use crate::orphan::Orphan;
 use crate::owner::Ends;
 use crate::snapshot::SnapshotStore;
 use crate::snapshot::memory::Mapping;
-use crate::vm::Acceleration;
+use crate::spec::{Acceleration, VmSpec};
 use crate::vm_dir::{MEMORY_FILE, VmDir};
-use crate::vm_spec::VmSpec;
 
 /// QEMU answers what it is in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);

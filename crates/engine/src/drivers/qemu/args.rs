@@ -9,8 +9,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::firmware::Firmware;
 use super::version::{KernelVersion, QemuVersion};
-use crate::vhost_user::{VhostUser, VhostUserDevice};
-use crate::vm_spec::{AGENT_PORT, VmSpec};
+use crate::spec::{AGENT_PORT, VhostUser, VhostUserDevice, VmSpec};
 
 /// The seccomp filter: QEMU needs none of what this takes away.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -319,7 +318,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nic::Nic;
+    use crate::spec::Nic;
 
     fn spec() -> VmSpec {
         VmSpec { cpus: 2, memory_mib: 512, cmdline: "quiet".into(), ..VmSpec::new("/i/vmlinuz", "/i/initramfs") }
@@ -425,10 +424,10 @@ mod tests {
 
     #[test]
     fn disks_are_inherited_open() {
-        let disk = crate::vm_spec::Disk {
+        let disk = crate::spec::Disk {
             path: "/d".into(),
-            format: crate::vm_spec::DiskFormat::Raw,
-            role: crate::vm_spec::DiskRole::Shared,
+            format: crate::spec::DiskFormat::Raw,
+            role: crate::spec::DiskRole::Shared,
         };
         let line = line(&VmSpec { disks: vec![disk], ..spec() }, &facts(Accelerator::Tcg));
         assert!(line.contains("-add-fd fd=22,set=0 -blockdev {\"filename\":\"/d\"} -device virtio-blk-pci"), "{line}");

@@ -12,7 +12,7 @@
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
-use crate::vm_spec::{Disk, DiskFormat, DiskRole};
+use crate::spec::{Disk, DiskFormat, DiskRole};
 
 /// A disk as the block node `node`: the image itself, or the newest of the qcow2 overlays on it, which come from the
 /// oldest to the newest. The top can be written to unless the disk is read-only; what is below it can't.

@@ -23,8 +23,8 @@ use crate::confine::Needs;
 use crate::engine::LaunchError;
 use crate::files::private_file;
 use crate::snapshot::overlay;
+use crate::spec::{DiskFormat, SpecError, VmSpec};
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
-use crate::vm_spec::{DiskFormat, SpecError, VmSpec};
 
 /// What a VMM may write to a file beyond what its disks hold: tables of a qcow2 image, the state of its devices.
 const EXTRA_BYTES: u64 = 64 << 20;

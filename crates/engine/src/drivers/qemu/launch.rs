@@ -34,14 +34,12 @@ use crate::engine::LaunchError;
 use crate::failpoint;
 use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::files::private_file;
-use crate::nic::Nic;
 use crate::owner::{self, Ends, Parts};
 use crate::process::{self, Child, Program, Sink};
+use crate::spec::{Acceleration, Nic, VhostUser, VmSpec};
 use crate::tap;
-use crate::vhost_user::VhostUser;
-use crate::vm::{AGENT_SOCKET, Acceleration, Vm, VmmStatus, port_socket};
+use crate::vm::{AGENT_SOCKET, Vm, VmmStatus, port_socket};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
-use crate::vm_spec::VmSpec;
 
 /// From the start of the process to QMP's greeting: 30 ms on an idle host.
 pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(20);
@@ -306,7 +304,7 @@ async fn last_words(child: &mut Child, stderr: &mut Option<pipe::Receiver>) -> i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vhost_user::VhostUserDevice;
+    use crate::spec::VhostUserDevice;
 
     fn spec(devices: usize) -> VmSpec {
         let device = |index| VhostUser::new(VhostUserDevice::Blk, format!("/s{index}"));

@@ -9,7 +9,7 @@ use crate::blocking::assert_may_block;
 use crate::files::{FileFacts, Witness};
 use crate::host;
 use crate::snapshot::MachineIdentity;
-use crate::vm_spec::VmSpec;
+use crate::spec::VmSpec;
 
 /// Finds out what is known beside a spec.
 pub(super) async fn facts(home: &Utf8Path, binary: &Utf8Path, spec: &VmSpec, accelerator: Accelerator) -> Facts {

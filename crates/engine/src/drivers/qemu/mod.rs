@@ -48,9 +48,9 @@ use crate::journal::State;
 use crate::orphan::Orphan;
 use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot, overlay};
-use crate::vm::{Acceleration, Vm};
+use crate::spec::{Acceleration, AccelerationRequest, Disk, SpecError, VmSpec};
+use crate::vm::Vm;
 use crate::vm_dir::{VmDir, VmId};
-use crate::vm_spec::{AccelerationRequest, Disk, SpecError, VmSpec};
 
 /// Name of the program.
 pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";

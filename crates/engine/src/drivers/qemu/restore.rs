@@ -29,9 +29,9 @@ use crate::engine::{BoxFuture, LaunchError};
 use crate::error::RestoreError;
 use crate::failpoint;
 use crate::snapshot::{MANIFEST_FILE, MachineIdentity, Snapshot, SnapshotError, overlay};
+use crate::spec::{Disk, DiskFormat, DiskRole, VmSpec};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::VmDir;
-use crate::vm_spec::{Disk, DiskFormat, DiskRole, VmSpec};
 
 /// A QEMU loads the state of its devices in milliseconds.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);

@@ -24,9 +24,9 @@ use crate::snapshot::{
     DEVICE_FILE, DiskLayer, Draft, MEMORY_FILE, MemoryKind, PAGES_FILE, Snapshot, SnapshotError, SnapshotId,
     SnapshotStore,
 };
+use crate::spec::{DiskRole, VmSpec};
 use crate::vm::ControlError;
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
-use crate::vm_spec::{DiskRole, VmSpec};
 
 /// To write the state of the devices, after the flush of a busy disk.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);

@@ -9,39 +9,16 @@ use camino::Utf8PathBuf;
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use serde::{Deserialize, Serialize};
 
-use crate::nic::Nic;
-use crate::vhost_user::{self, SHARES_MAX, VhostUser, VhostUserDevice};
+use super::acceleration::AccelerationRequest;
+use super::bounds::{
+    CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, EXTRA_PORTS_MAX, MEMORY_MIB_MIN, NAME_BYTES_MAX, NICS_MAX, SHARES_MAX,
+};
+use super::error::SpecError;
+use super::nic::Nic;
+use super::vhost_user::{self, VhostUser, VhostUserDevice};
 
-/// Memory below this does not hold a Debian kernel and its initramfs: 64 MiB does not boot, 80 MiB does.
-pub const MEMORY_MIB_MIN: u64 = 80;
-/// Guests may have more CPUs than their host, up to here.
-pub const CPUS_MAX: u32 = 64;
-/// Disks of one VM.
-pub const DISKS_MAX: usize = 16;
-/// Ports of one VM beside the agent's.
-pub const EXTRA_PORTS_MAX: usize = 16;
-/// Network cards of one VM.
-pub const NICS_MAX: usize = 8;
-/// `COMMAND_LINE_SIZE` of x86 Linux, less its end mark and what a driver adds.
-pub const CMDLINE_BYTES_MAX: usize = 2047 - 32;
 /// Name of the port on which the agent serves the guest link.
 pub const AGENT_PORT: &str = "kiln.agent.0";
-/// Length of a module, port or filesystem name.
-const NAME_BYTES_MAX: usize = 64;
-
-/// What to run a guest's instructions with, as the user asked for it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AccelerationRequest {
-    /// KVM where a probe guest has shown that it runs Linux, TCG elsewhere.
-    #[default]
-    Auto,
-    /// The host's CPU, or an error.
-    Kvm,
-    /// Translation in user space: slow for CPU-bound guests, works everywhere.
-    Tcg,
-}
-
 /// How a disk's bytes are laid out in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -143,91 +120,6 @@ pub struct HostLimits {
     pub cpus: u32,
     /// Memory of the host.
     pub memory_mib: u64,
-}
-
-/// Why a [`VmSpec`] can't be started on this host.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
-    /// No CPUs, or too many.
-    #[error("`cpus` must be 1 to {max}, not {cpus} (this host has {host})")]
-    Cpus {
-        /// What was asked for.
-        cpus: u32,
-        /// The bound.
-        max: u32,
-        /// CPUs of the host.
-        host: u32,
-    },
-    /// Too little or too much memory.
-    #[error("`memory` must be {MEMORY_MIB_MIN} MiB to this host's {host_mib} MiB, not {memory_mib} MiB")]
-    Memory {
-        /// What was asked for.
-        memory_mib: u64,
-        /// Memory of the host.
-        host_mib: u64,
-    },
-    /// A file that the VM needs is not there.
-    #[error("the {what} `{path}` is not a readable file")]
-    NoFile {
-        /// `kernel`, `initramfs` or `disk`.
-        what: &'static str,
-        /// Where it should be.
-        path: Utf8PathBuf,
-    },
-    /// A disk's file that can't be used as it is.
-    #[error("the disk `{path}` can't be used: {problem}")]
-    Disk {
-        /// The file.
-        path: Utf8PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A network card can't lead where it should.
-    #[error("network card {index} can't be attached as asked for: {problem}")]
-    Nic {
-        /// Its place in the spec.
-        index: usize,
-        /// What is wrong.
-        problem: String,
-    },
-    /// A device whose backend can't be used.
-    #[error("{device} {problem}")]
-    Backend {
-        /// What it is and where its socket should be, for people.
-        device: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// More of something than a VM can have.
-    #[error("at most {max} {what}, not {count}")]
-    TooMany {
-        /// What there are too many of.
-        what: &'static str,
-        /// How many were asked for.
-        count: usize,
-        /// The bound.
-        max: usize,
-    },
-    /// A name that would not survive a command line.
-    #[error("the {what} `{name}` must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_`, `-` or, for a device, `/`")]
-    Name {
-        /// `module`, `port`, `root device` or `root filesystem`.
-        what: &'static str,
-        /// The name.
-        name: String,
-    },
-    /// Two ports of the same name.
-    #[error("the port `{name}` is there twice")]
-    SamePort {
-        /// The name.
-        name: String,
-    },
-    /// A command line that the kernel would cut or misread.
-    #[error("the kernel command line {problem}")]
-    Cmdline {
-        /// What is wrong with it.
-        problem: String,
-    },
 }
 
 impl VmSpec {
@@ -380,8 +272,7 @@ fn check_name(what: &'static str, name: &str, also: &str) -> Result<(), SpecErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mac_address::MacAddress;
-    use crate::nic::{Attachment, Tap};
+    use crate::spec::{Attachment, MacAddress, Tap};
 
     const HOST: HostLimits = HostLimits { cpus: 2, memory_mib: 4096 };
 

@@ -17,13 +17,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 
-use crate::mac_address::MacAddress;
-use crate::vm_spec::{CPUS_MAX, SpecError};
+use super::bounds::QUEUES_MAX;
+use super::error::SpecError;
+use super::mac_address::MacAddress;
 
-/// Queues of one device: more than CPUs serve nobody.
-pub const QUEUES_MAX: u16 = CPUS_MAX as u16;
-/// Shared directories of one VM: what its disks, cards and Kiln's own devices leave of the 32 slots of a PCI bus.
-pub const SHARES_MAX: usize = 3;
 /// Length of a share's name, by the virtio specification (5.11.4).
 const TAG_BYTES_MAX: usize = 36;
 /// Longest path of a Unix socket: `sun_path` less its end mark.

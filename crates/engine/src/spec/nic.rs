@@ -12,7 +12,7 @@ use std::fmt;
 use camino::Utf8PathBuf;
 use serde::{Deserialize, Serialize};
 
-use crate::mac_address::MacAddress;
+use super::mac_address::MacAddress;
 
 /// `IFNAMSIZ` of Linux, less its end mark.
 const DEVICE_BYTES_MAX: usize = 15;

@@ -1,0 +1,102 @@
+//! Why a spec is refused.
+
+use camino::Utf8PathBuf;
+
+use super::bounds::{MEMORY_MIB_MIN, NAME_BYTES_MAX};
+use crate::error::ErrorKind;
+
+/// Why a [`VmSpec`](super::VmSpec) can't be started on this host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// No CPUs, or too many.
+    #[error("`cpus` must be 1 to {max}, not {cpus} (this host has {host})")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+        /// The bound.
+        max: u32,
+        /// CPUs of the host.
+        host: u32,
+    },
+    /// Too little or too much memory.
+    #[error("`memory` must be {MEMORY_MIB_MIN} MiB to this host's {host_mib} MiB, not {memory_mib} MiB")]
+    Memory {
+        /// What was asked for.
+        memory_mib: u64,
+        /// Memory of the host.
+        host_mib: u64,
+    },
+    /// A file that the VM needs is not there.
+    #[error("the {what} `{path}` is not a readable file")]
+    NoFile {
+        /// `kernel`, `initramfs` or `disk`.
+        what: &'static str,
+        /// Where it should be.
+        path: Utf8PathBuf,
+    },
+    /// A disk's file that can't be used as it is.
+    #[error("the disk `{path}` can't be used: {problem}")]
+    Disk {
+        /// The file.
+        path: Utf8PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A network card can't lead where it should.
+    #[error("network card {index} can't be attached as asked for: {problem}")]
+    Nic {
+        /// Its place in the spec.
+        index: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A device whose backend can't be used.
+    #[error("{device} {problem}")]
+    Backend {
+        /// What it is and where its socket should be, for people.
+        device: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// More of something than a VM can have.
+    #[error("at most {max} {what}, not {count}")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many were asked for.
+        count: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A name that would not survive a command line.
+    #[error("the {what} `{name}` must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_`, `-` or, for a device, `/`")]
+    Name {
+        /// `module`, `port`, `root device` or `root filesystem`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Two ports of the same name.
+    #[error("the port `{name}` is there twice")]
+    SamePort {
+        /// The name.
+        name: String,
+    },
+    /// A command line that the kernel would cut or misread.
+    #[error("the kernel command line {problem}")]
+    Cmdline {
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl SpecError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoFile { .. } => ErrorKind::NotFound,
+            Self::Backend { .. } => ErrorKind::Busy,
+            _ => ErrorKind::Invalid,
+        }
+    }
+}

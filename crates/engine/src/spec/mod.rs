@@ -1,0 +1,22 @@
+//! What is asked for: a VM and its parts, as plain data that comes from outside, and what keeps them from being started.
+
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
+mod vhost_user;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
+mod vm_spec;
+
+mod acceleration;
+mod bounds;
+mod error;
+mod mac_address;
+mod nic;
+
+pub use self::acceleration::{Acceleration, AccelerationRequest};
+pub use self::bounds::{
+    CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, EXTRA_PORTS_MAX, MEMORY_MIB_MIN, NICS_MAX, QUEUES_MAX, SHARES_MAX,
+};
+pub use self::error::SpecError;
+pub use self::mac_address::{MacAddress, NoMacAddress};
+pub use self::nic::{Attachment, Nic, Tap};
+pub use self::vhost_user::{VhostUser, VhostUserDevice};
+pub use self::vm_spec::{AGENT_PORT, Disk, DiskFormat, DiskRole, HostLimits, OwnerLoss, RootSpec, VmSpec};
