@@ -6,59 +6,24 @@
 //! A VM that an interrupted save left standing goes on; one that its user paused stays so. Nothing is killed when this
 //! fails: the VM has no owner then, as before, and [`recover`](crate::recover) looks after it.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
-
 use crate::blocking::operation;
 use crate::confine::Cgroup;
-use crate::driver::{Driver, Monitor, VmmError};
+use crate::driver::{AdoptError, Driver, Monitor};
 use crate::failpoint;
 use crate::home::Home;
-use crate::journal::{JournalError, State};
+use crate::journal::State;
 use crate::orphan::Orphan;
 use crate::owner::{self, Parts};
 use crate::process::Child;
 use crate::recover::{self, Decision};
 use crate::vm::Vm;
-use crate::vm_dir::{ReopenError, VmDir, VmId};
+use crate::vm_dir::{VmDir, VmId};
 
 /// A VMM answers what it does and goes on in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Why a VM was not adopted.
-#[derive(Debug, thiserror::Error)]
-pub enum AdoptError {
-    /// It is not there, or belongs to another process.
-    #[error("failed to take over the VM's directory")]
-    Directory(#[from] ReopenError),
-    /// It does not run, or was not asked to outlive its owner.
-    #[error("the VM `{0}` can't be adopted: it does not run, or ends with its owner")]
-    NotAdoptable(VmId),
-    /// Its monitor does not answer.
-    #[error("the VM's monitor does not answer")]
-    Monitor(#[from] VmmError),
-    /// Its new state can't be written down.
-    #[error("failed to write down that the VM runs")]
-    Journal(#[from] JournalError),
-    /// VMs of this engine end with their owner.
-    #[error("guests of the {driver} engine can't be adopted")]
-    Unsupported {
-        /// Name of the driver.
-        driver: &'static str,
-    },
-    /// Its sockets or files can't be opened.
-    #[error("failed to open what is in `{path}`")]
-    Io {
-        /// The VM's directory.
-        path: Utf8PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Takes over a VM, see [`Engine::adopt`](crate::Engine::adopt).
 pub(crate) async fn adopt(driver: Arc<dyn Driver>, id: VmId) -> Result<Vm, AdoptError> {

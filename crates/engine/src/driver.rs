@@ -10,6 +10,9 @@
 //! ```
 //! How a driver of another VMM fits in here: `docs/design/0006-drivers.md`.
 
+mod capabilities;
+mod error;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -20,12 +23,15 @@ use camino::Utf8Path;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
-use crate::adopt::AdoptError;
-use crate::engine::{BoxFuture, Capabilities, LaunchError};
-use crate::error::{RestoreError, SaveError};
+pub use self::capabilities::{Capabilities, Isolation};
+pub use self::error::{AdoptError, FORKS_MAX, LaunchError, RestoreError};
+
+use crate::engine::BoxFuture;
+use crate::error::ErrorKind;
 use crate::link::LinkOptions;
 use crate::orphan::Orphan;
 use crate::owner::Ends;
+use crate::save::SaveError;
 use crate::snapshot::{DiskLayer, Draft, MachineIdentity, MemoryKind, Snapshot};
 use crate::spec::{Acceleration, VmSpec};
 use crate::vm::{ExitReason, Vm};
@@ -195,4 +201,14 @@ pub enum VmmError {
         /// The bound.
         max: usize,
     },
+}
+
+impl VmmError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::TooMany { .. } => ErrorKind::Busy,
+            Self::Refused { .. } | Self::Deadline { .. } | Self::Closed { .. } => ErrorKind::Vmm,
+        }
+    }
 }

@@ -1,27 +1,20 @@
 //! The one thing every driver does: turn a [`VmSpec`] into a running [`Vm`], and snapshots into more of them.
 
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use camino::{Utf8Path, Utf8PathBuf};
-use serde::Serialize;
+use camino::Utf8Path;
 
-use crate::acceleration::KvmState;
-use crate::adopt::{self, AdoptError};
+use crate::adopt;
 use crate::blocking::operation;
-use crate::confine::PolicyError;
-use crate::driver::{Driver, VmmError};
-use crate::error::RestoreError;
+use crate::driver::{AdoptError, Capabilities, Driver, LaunchError, RestoreError};
 use crate::fork::{Fork, ForkSpec};
-use crate::home::HomeError;
 use crate::ready::{self, ReadyError, ReadyRequest};
 use crate::recover;
 use crate::restore::{self, Template};
 use crate::snapshot::Snapshot;
-use crate::spec::{Acceleration, SpecError, Tap, VmSpec};
-use crate::tap::TapError;
-use crate::vm::{Vm, VmmStatus};
+use crate::spec::{Acceleration, VmSpec};
+use crate::vm::Vm;
 use crate::vm_dir::VmId;
 
 /// A future behind a pointer, so that [`Engine`] can be a trait object.
@@ -185,133 +178,4 @@ async fn launch(driver: Arc<dyn Driver>, spec: VmSpec) -> Result<Vm, LaunchError
 /// The driver, for as long as an operation needs it.
 fn shared<D: Driver + Clone + 'static>(driver: &D) -> Arc<dyn Driver> {
     Arc::new(driver.clone())
-}
-
-/// How far a guest is from the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Isolation {
-    /// None: the guest is a process of this user.
-    Process,
-    /// A VMM in user space alone.
-    Emulated,
-    /// Hardware virtualisation below the VMM.
-    Hardware,
-}
-
-/// What guests of an engine have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Capabilities {
-    /// Name of the driver.
-    pub driver: &'static str,
-    /// The guest has a kernel of its own.
-    pub kernel: bool,
-    /// The guest has a console that gives [`VmEvent::Console`](crate::VmEvent::Console).
-    pub console: bool,
-    /// The guest can be paused.
-    pub pause: bool,
-    /// The guest can have disks.
-    pub disks: bool,
-    /// The guest can have network cards.
-    pub nics: bool,
-    /// The guest can be saved and forked.
-    pub snapshots: bool,
-    /// What every guest of this engine has at least.
-    pub isolation: Isolation,
-}
-
-/// Why a VM did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// The spec can't be started on this host.
-    #[error("the VM can't be started as asked for")]
-    Spec(#[from] SpecError),
-    /// Other users could have put anything into the home.
-    #[error(transparent)]
-    Home(#[from] HomeError),
-    /// This engine's guests don't have what the spec asks for.
-    #[error("the {driver} engine has no {what}")]
-    Unsupported {
-        /// Name of the driver.
-        driver: &'static str,
-        /// What the spec asks for.
-        what: &'static str,
-    },
-    /// `$KILN_CONFINE_OFF` names what is no measure.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// The VMM is not installed, or not where it was said to be.
-    #[error("`{program}` was not found")]
-    VmmMissing {
-        /// What was looked for.
-        program: Utf8PathBuf,
-    },
-    /// KVM was asked for and can't run guests here.
-    #[error("KVM can't be used: {}", .0.reason())]
-    NoKvm(KvmState),
-    /// The kernel, the initramfs or a disk can't be read.
-    #[error("failed to read `{path}`")]
-    Image {
-        /// Which.
-        path: Utf8PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The VM's directory could not be made.
-    #[error("failed to make the VM's directory below `{path}`")]
-    Directory {
-        /// Where.
-        path: Utf8PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The VMM could not be started.
-    #[error("failed to start `{program}`")]
-    Spawn {
-        /// What was to be started.
-        program: Utf8PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The VMM ended before the guest ran.
-    #[error("`{program}` ended at once with {status}: {stderr}")]
-    VmmFailed {
-        /// The VMM.
-        program: Utf8PathBuf,
-        /// How it ended.
-        status: VmmStatus,
-        /// The end of what it said.
-        stderr: String,
-    },
-    /// A network card can't be attached.
-    #[error("failed to attach network card {index} to {tap}")]
-    Attachment {
-        /// Its place in the spec.
-        index: usize,
-        /// Where to.
-        tap: Tap,
-        /// Why not.
-        #[source]
-        source: TapError,
-    },
-    /// The backend of a device keeps the VM from starting.
-    #[error("{device} {problem}")]
-    Backend {
-        /// What it is and where its socket is, for people.
-        device: String,
-        /// What went wrong.
-        problem: String,
-    },
-    /// The VMM runs and can't be talked to.
-    #[error("`{program}` does not answer")]
-    Monitor {
-        /// The VMM.
-        program: Utf8PathBuf,
-        /// Why.
-        #[source]
-        source: VmmError,
-    },
 }

@@ -11,15 +11,13 @@ use kiln_wire::Identity;
 
 use crate::blocking::assert_may_block;
 use crate::deadlines::BOOT_DEADLINE;
-use crate::error::RestoreError;
+use crate::driver::RestoreError;
 use crate::link::GuestLink;
 use crate::snapshot::{Manifest, overlay};
 use crate::spec::{Attachment, Disk, DiskFormat, DiskRole, MacAddress, OwnerLoss, VmSpec};
 use crate::vm::Vm;
 use crate::vm_dir::VmId;
 
-/// Forks of one request; more than this is a mistake, whatever the host can hold.
-pub const FORKS_MAX: usize = 1000;
 /// Longest host name of Linux.
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// The network namespace of this process.

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::history::History;
 
+use crate::error::ErrorKind;
 use crate::files::private_file;
 use crate::snapshot::SnapshotId;
 use crate::vm_dir::SPEC_FILE;
@@ -126,6 +127,16 @@ pub enum JournalError {
         #[source]
         source: io::Error,
     },
+}
+
+impl JournalError {
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Illegal { .. } => ErrorKind::Io,
+            Self::Broken { .. } => ErrorKind::Corrupt,
+            Self::Io { source, .. } => ErrorKind::of_io(source),
+        }
+    }
 }
 
 impl From<JournalError> for io::Error {

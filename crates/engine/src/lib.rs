@@ -68,21 +68,21 @@ mod vm;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod vm_dir;
 
-pub use adopt::AdoptError;
 pub use blocking::blocking;
 pub use confine::{Confinement, Measure, MeasureState, POLICY_VARIABLE, Policy, PolicyError};
 pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
-pub use driver::VmmError;
+pub use driver::{AdoptError, Capabilities, FORKS_MAX, Isolation, LaunchError, RestoreError, VmmError};
 pub use drivers::fake::FakeEngine;
 pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU};
-pub use engine::{BoxFuture, Capabilities, Engine, Isolation, LaunchError};
-pub use error::{ErrorKind, RestoreError, SaveError};
-pub use fork::{FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
+pub use engine::{BoxFuture, Engine};
+pub use error::ErrorKind;
+pub use fork::{Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
 pub use guest::Guest;
 pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
 pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
 pub use restore::Template;
+pub use save::SaveError;
 pub use spec::{
     AGENT_PORT, Acceleration, AccelerationRequest, Attachment, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk,
     DiskFormat, DiskRole, EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, MacAddress, NICS_MAX, Nic, NoMacAddress,

@@ -16,8 +16,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::driver::RestoreError;
 use crate::engine::Engine;
-use crate::error::RestoreError;
 use crate::fork::{Fork, ForkPart, ForkSpec};
 use crate::host;
 use crate::restore::{self, Held, Template};

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use kiln_wire::{ExecRequest, Text};
 
 use crate::blocking::{blocking, operation};
-use crate::driver::Driver;
-use crate::engine::{self, LaunchError};
-use crate::error::SaveError;
+use crate::driver::{Driver, LaunchError};
+use crate::engine;
+use crate::error::ErrorKind;
 use crate::files::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
+use crate::save::SaveError;
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::spec::{Disk, DiskRole, Nic, OwnerLoss, VmSpec};
 use crate::vm::Vm;
@@ -54,6 +55,19 @@ pub enum ReadyError {
     /// It can't be read or written.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+}
+
+impl ReadyError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Launch(error) => error.kind(),
+            Self::Link(error) => error.kind(),
+            Self::WarmUp(_) => ErrorKind::Guest,
+            Self::Save(error) => error.kind(),
+            Self::Snapshot(error) => error.kind(),
+        }
+    }
 }
 
 /// What [`Engine::ready`](crate::Engine::ready) does for longer than a moment.

@@ -17,11 +17,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::blocking::{OffRuntime, blocking, operation};
-use crate::driver::{Driver, Restorer, Waiting};
-use crate::engine::LaunchError;
-use crate::error::RestoreError;
+use crate::driver::{Driver, FORKS_MAX, LaunchError, RestoreError, Restorer, Waiting};
 use crate::failpoint;
-use crate::fork::{self, FORKS_MAX, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile, fresh_identity};
+use crate::fork::{self, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile, fresh_identity};
 use crate::home::Home;
 use crate::host;
 use crate::journal::{Journal, State};

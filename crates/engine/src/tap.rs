@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::blocking::assert_may_block;
+use crate::error::ErrorKind;
 use crate::spec::Tap;
 
 /// The kernel's own device for TAP devices.
@@ -58,6 +59,21 @@ pub enum TapError {
     /// This user may not have it, or it failed in another way.
     #[error("failed to open it")]
     Io(#[source] io::Error),
+}
+
+impl TapError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Namespace { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
+            Self::NoDevice => ErrorKind::NotFound,
+            Self::NotTap => ErrorKind::Invalid,
+            Self::Busy => ErrorKind::Busy,
+            Self::NoTun(source) if source.kind() != io::ErrorKind::PermissionDenied => ErrorKind::HostLacks,
+            Self::Namespace { source, .. } | Self::NoTun(source) | Self::Io(source) => ErrorKind::of_io(source),
+            Self::Late(_) => ErrorKind::Io,
+        }
+    }
 }
 
 /// Opens a TAP device that is there. Never makes one.

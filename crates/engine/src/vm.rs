@@ -22,11 +22,12 @@ use tokio::time::Instant;
 use crate::console::ConsoleRing;
 use crate::deadlines::RENEW_DEADLINE;
 use crate::driver::{Transport, VmmError};
-use crate::error::SaveError;
+use crate::error::ErrorKind;
 use crate::link::{GuestLink, LinkError, Renewal, StreamError};
 use crate::owner::MONITOR_DEADLINE;
 use crate::process::Killer;
 use crate::pulse::Cpus;
+use crate::save::SaveError;
 use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
 use crate::spec::Acceleration;
 use crate::vm_dir::{Fate, SocketDir, VmId};
@@ -134,6 +135,17 @@ pub enum ControlError {
     /// The VMM did not do it.
     #[error("the VMM did not do it")]
     Monitor(#[from] VmmError),
+}
+
+impl ControlError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Ended => ErrorKind::Ended,
+            Self::Unsupported => ErrorKind::Unsupported,
+            Self::Monitor(error) => error.kind(),
+        }
+    }
 }
 
 /// Why there is no connection to a guest's port.

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blocking::assert_may_block;
 use crate::console::CONSOLE_LOGS;
+use crate::error::ErrorKind;
 use crate::files::plain_file;
 use crate::files::private_file::{self, DIRECTORY_MODE, FILE_MODE};
 use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
@@ -176,6 +177,18 @@ pub enum ReopenError {
         #[source]
         source: io::Error,
     },
+}
+
+impl ReopenError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unknown(_) => ErrorKind::NotFound,
+            Self::Owned(_) => ErrorKind::Busy,
+            Self::Journal(error) => error.kind(),
+            Self::Io { source, .. } => ErrorKind::of_io(source),
+        }
+    }
 }
 
 impl VmDir {

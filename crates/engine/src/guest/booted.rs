@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout};
 
 use super::vitals::Vitals;
 use super::watch::{CRASH_GRACE, End, Gone, Watch};
-use crate::engine::{Engine, LaunchError};
-use crate::error::RestoreError;
+use crate::driver::{LaunchError, RestoreError};
+use crate::engine::Engine;
 use crate::fork::{Fork, ForkSpec};
 use crate::link::{Command, GuestLink, LinkError};
 use crate::snapshot::Snapshot;

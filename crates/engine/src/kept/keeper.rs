@@ -18,11 +18,11 @@ use super::state::{DestroyError, Ended, KeptError, KeptState, Status, WakeError,
 use crate::blocking;
 use crate::deadlines::RENEW_DEADLINE;
 use crate::engine::Engine;
-use crate::error::SaveError;
 use crate::guest::{Gone, Guest, Watch};
 use crate::home::Home;
 use crate::link::Renewal;
 use crate::recover::discard_with_stops;
+use crate::save::SaveError;
 use crate::snapshot::{AfterSave, Snapshot, SnapshotRequest};
 use crate::vm::{ControlError, Shared};
 use crate::vm_dir::VmId;

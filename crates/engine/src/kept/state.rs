@@ -10,9 +10,11 @@ use tokio::time::Instant;
 
 use super::activity::Activity;
 use super::policy::Temperature;
-use crate::error::{RestoreError, SaveError};
+use crate::driver::RestoreError;
+use crate::error::ErrorKind;
 use crate::guest::Gone;
 use crate::link::LinkError;
+use crate::save::SaveError;
 use crate::vm::{ControlError, VmExit};
 use crate::vm_dir::ReopenError;
 
@@ -114,6 +116,20 @@ pub enum WakeError {
     Dropped,
 }
 
+impl WakeError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Ended(_) | Self::Dropped => ErrorKind::Ended,
+            Self::Warm(error) => match &**error {
+                WarmError::Control(error) => error.kind(),
+                WarmError::Link(error) => error.kind(),
+            },
+            Self::Cold(error) => error.kind(),
+        }
+    }
+}
+
 /// Why a kept VM was not saved or forked. It goes on as before, unless it has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum KeptError {
@@ -126,6 +142,17 @@ pub enum KeptError {
     /// What was saved of it was not forked.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+}
+
+impl KeptError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Wake(error) => error.kind(),
+            Self::Save(error) => error.kind(),
+            Self::Restore(error) => error.kind(),
+        }
+    }
 }
 
 /// Why a paused VM did not go on.

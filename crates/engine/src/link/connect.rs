@@ -19,6 +19,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::stream::StreamError;
 use super::transport::GuestLink;
 
+use crate::error::ErrorKind;
+
 /// The marker is repeated after this long at first, because a port that the guest has not opened yet loses it …
 const MARKER_REPEAT_FIRST: Duration = Duration::from_millis(5);
 /// … and after twice as long each time, up to this.
@@ -128,6 +130,18 @@ pub enum LinkError {
     /// The guest could not be made a machine of its own.
     #[error("failed to sync the guest's clock, randomness and names")]
     Sync(#[source] StreamError),
+}
+
+impl LinkError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Version { .. } => ErrorKind::Incompatible,
+            Self::NoToken | Self::Unauthorized => ErrorKind::Denied,
+            // Whatever else there is comes from the guest's end of the link.
+            _ => ErrorKind::Guest,
+        }
+    }
 }
 
 impl GuestLink {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 
 use super::id::SnapshotId;
+use crate::error::ErrorKind;
 use crate::failpoint::FailPoint;
 
 /// Why a snapshot was not written, opened, checked, listed or removed. What keeps one from being restored says
@@ -80,6 +81,21 @@ pub enum SnapshotError {
     /// A fail point stopped it; tests alone have them.
     #[error(transparent)]
     FailPoint(#[from] FailPoint),
+}
+
+impl SnapshotError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unknown(_) => ErrorKind::NotFound,
+            Self::MissingLink { .. } | Self::Broken { .. } => ErrorKind::Corrupt,
+            Self::InUse { .. } | Self::Locked { .. } => ErrorKind::Busy,
+            Self::ChainTooLong { .. } => ErrorKind::Invalid,
+            Self::NoSpace { .. } => ErrorKind::NoSpace,
+            Self::Io { source, .. } => ErrorKind::of_io(source),
+            Self::FailPoint(_) => ErrorKind::Io,
+        }
+    }
 }
 
 impl SnapshotError {

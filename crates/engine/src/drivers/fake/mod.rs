@@ -30,10 +30,8 @@ use tokio::sync::OnceCell;
 
 use self::process::Agent;
 use self::saved::FakeRestorer;
-use crate::adopt::AdoptError;
-use crate::driver::{Driver, Restorer, Transport};
-use crate::engine::{BoxFuture, Capabilities, Isolation, LaunchError};
-use crate::error::RestoreError;
+use crate::driver::{AdoptError, Capabilities, Driver, Isolation, LaunchError, RestoreError, Restorer, Transport};
+use crate::engine::BoxFuture;
 use crate::files::FileFacts;
 use crate::host;
 use crate::journal::State;

@@ -11,7 +11,7 @@ use super::monitor::FakeMonitor;
 use super::saved::FakeSaver;
 use super::{GUEST_DIRECTORY, Program, UnixSocket};
 use crate::confine::Border;
-use crate::engine::LaunchError;
+use crate::driver::LaunchError;
 use crate::owner::{self, Ends, Parts};
 use crate::process::{self, Child, Sink};
 use crate::spec::{Acceleration, OwnerLoss, VmSpec};

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::args::{Accelerator, Facts, Memory, Names};
 use crate::confine::Needs;
-use crate::engine::LaunchError;
+use crate::driver::LaunchError;
 use crate::files::private_file;
 use crate::snapshot::overlay;
 use crate::spec::{DiskFormat, SpecError, VmSpec};

@@ -4,7 +4,8 @@ use std::fs::File;
 
 use camino::Utf8Path;
 
-use crate::error::{RestoreError, SaveError};
+use crate::driver::RestoreError;
+use crate::save::SaveError;
 use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
 use crate::snapshot::{Snapshot, SnapshotError};
 

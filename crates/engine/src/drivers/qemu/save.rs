@@ -16,10 +16,9 @@ use super::{guest_memory, machine};
 use crate::blocking;
 use crate::driver::{Files, Saver, VmmError, Written};
 use crate::engine::BoxFuture;
-use crate::error::SaveError;
 use crate::failpoint;
 use crate::home::Home;
-use crate::save::put;
+use crate::save::{SaveError, put};
 use crate::snapshot::{
     DEVICE_FILE, DiskLayer, Draft, MEMORY_FILE, MemoryKind, PAGES_FILE, Snapshot, SnapshotError, SnapshotId,
     SnapshotStore,

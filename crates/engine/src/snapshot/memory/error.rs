@@ -4,6 +4,8 @@ use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use crate::error::ErrorKind;
+
 /// Why memory was not found, saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -57,6 +59,16 @@ pub enum MemoryError {
         /// Bytes of the snapshot's memory.
         saved: u64,
     },
+}
+
+impl MemoryError {
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Broken { .. } => ErrorKind::Corrupt,
+            Self::File { source, .. } => ErrorKind::of_io(source),
+            Self::Process { .. } | Self::NotMapped { .. } | Self::OtherSize { .. } => ErrorKind::Vmm,
+        }
+    }
 }
 
 impl MemoryError {
