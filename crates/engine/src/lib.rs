@@ -45,6 +45,7 @@ mod fifo;
 mod files;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod fork;
+mod hex_id;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod journal;
 mod log_writer;

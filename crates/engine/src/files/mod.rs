@@ -7,4 +7,4 @@ mod file_facts;
 mod partial;
 
 pub(crate) use self::file_facts::{FileFacts, Witness};
-pub(crate) use self::partial::{PARTIAL_SUFFIX, Partial, partials, random_suffix, sweep};
+pub(crate) use self::partial::{PARTIAL_SUFFIX, Partial, partials, sweep};

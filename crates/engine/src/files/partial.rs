@@ -15,6 +15,7 @@ use fs_err as fs;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::{plain_file, private_file};
+use crate::hex_id::random_hex;
 
 /// What a directory or file that is not whole yet ends with.
 pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
@@ -40,7 +41,7 @@ impl Partial {
     pub(crate) fn create(parent: &Utf8Path, name: &str) -> io::Result<Self> {
         private_file::create_dir_all(parent)?;
         for _ in 0..PARTIAL_ATTEMPTS_MAX {
-            let path = parent.join(format!("{name}-{}{PARTIAL_SUFFIX}", random_suffix()));
+            let path = parent.join(format!("{name}-{}{PARTIAL_SUFFIX}", random_hex::<8>()));
             // A sweeper may come between any two of these steps: then it has the lock, or the directory is gone.
             match private_file::create_dir(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -156,14 +157,6 @@ fn is_still(handle: &fs::File, path: &Utf8Path) -> bool {
     let here = fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     let held = handle.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     matches!((here, held), (Ok(here), Ok(held)) if here == held)
-}
-
-/// Hex digits that no other name has.
-pub(crate) fn random_suffix() -> String {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .expect("getrandom has no way to fail for eight bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Syncs a directory and all in it, then renames it, so that after a crash it is there whole or not at all.

@@ -18,7 +18,8 @@ use fs_err as fs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::partial::{PARTIAL_SUFFIX, random_suffix};
+use super::partial::PARTIAL_SUFFIX;
+use crate::hex_id::random_hex;
 
 /// Directories of a home.
 pub(crate) const DIRECTORY_MODE: Mode = Mode::RWXU;
@@ -116,7 +117,7 @@ pub(crate) fn lock_file(path: &Utf8Path) -> io::Result<fs::File> {
 /// It can't be made, written or renamed.
 pub(crate) fn replace(path: &Utf8Path, scratch: &Utf8Path, content: &[u8]) -> io::Result<()> {
     for _ in 0..REPLACE_ATTEMPTS_MAX {
-        let new = Unfinished(scratch.join(format!("{}{PARTIAL_SUFFIX}", random_suffix())));
+        let new = Unfinished(scratch.join(format!("{}{PARTIAL_SUFFIX}", random_hex::<8>())));
         let mut file = create_new(&new.0)?;
         // A sweep removes what nobody holds. If it came before this, the rename finds nothing.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

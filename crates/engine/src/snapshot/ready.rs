@@ -6,22 +6,20 @@
 //!   snapshots/ready/<id>.old     was one, and is to be removed when nobody uses it any more
 //! ```
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
 
 use camino::Utf8PathBuf;
 use fs_err as fs;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW};
-use serde::{Deserialize, Serialize};
 
 use super::error::SnapshotError;
 use super::id::SnapshotId;
 use super::locked_dir::{Hold, is_at, lock_until};
 use super::store::SnapshotStore;
 use crate::files::{plain_file, private_file};
+use crate::hex_id::hex_id;
 
 /// Hex digits of a key.
 const KEY_DIGITS: usize = 64;
@@ -30,15 +28,12 @@ const OLD_SUFFIX: &str = ".old";
 /// A ready-made name holds an id, and perhaps a line break.
 const NAME_BYTES_MAX: u64 = 64;
 
-/// Names what a ready-made snapshot is of: 64 hex digits.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ReadyKey(String);
-
-/// Text that is no key.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no key of a ready-made snapshot: {KEY_DIGITS} digits of `[0-9a-f]`")]
-pub struct NoReadyKey(String);
+hex_id! {
+    /// Names what a ready-made snapshot is of: 64 hex digits.
+    ReadyKey of KEY_DIGITS digits,
+    /// Text that is no key.
+    NoReadyKey: "key of a ready-made snapshot"
+}
 
 /// While it lives, no other process makes the ready-made snapshot of that key.
 #[derive(Debug)]
@@ -58,40 +53,6 @@ impl ReadyKey {
             hasher.update(word.as_bytes());
         }
         Self(hasher.finalize().to_hex().to_string())
-    }
-
-    /// The key as text, as it stands in paths.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for ReadyKey {
-    type Err = NoReadyKey;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let good = text.len() == KEY_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if good { Ok(Self(text.into())) } else { Err(NoReadyKey(text.into())) }
-    }
-}
-
-impl TryFrom<String> for ReadyKey {
-    type Error = NoReadyKey;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<ReadyKey> for String {
-    fn from(key: ReadyKey) -> Self {
-        key.0
-    }
-}
-
-impl fmt::Display for ReadyKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

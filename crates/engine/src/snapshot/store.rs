@@ -25,7 +25,8 @@ use super::locked_dir::{Hold, LockedDir};
 use super::manifest::{MANIFEST_FILE, Seal};
 use super::seal::host_boot_id;
 use super::verified::{Hashed, Trust, Verified, broken};
-use crate::files::{PARTIAL_SUFFIX, partials, random_suffix, sweep};
+use crate::files::{PARTIAL_SUFFIX, partials, sweep};
+use crate::hex_id::random_hex;
 use crate::home::Home;
 
 /// For a remover or a publisher that holds the directory for a moment.
@@ -123,7 +124,7 @@ impl SnapshotStore {
         if !children.is_empty() {
             return Err(self.in_use(id, as_parent_of(&children)));
         }
-        let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_suffix()));
+        let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_hex::<8>()));
         let failed = |error| SnapshotError::io("remove", &path, error);
         fs::rename(&path, &doomed).map_err(failed)?;
         self.verified.forget(id);
@@ -149,7 +150,7 @@ impl SnapshotStore {
 
     /// Takes back what was published a moment ago.
     pub(super) fn withdraw(&self, id: &SnapshotId) {
-        let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_suffix()));
+        let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_hex::<8>()));
         // What can't be removed is swept later.
         if let Err(error) = fs::rename(self.path(id), &doomed).and_then(|()| fs::remove_dir_all(&doomed)) {
             tracing::warn!(snapshot = %id, %error, "failed to take back a snapshot");
