@@ -11,16 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::blocking::operation;
 use crate::confine::Cgroup;
-use crate::driver::{AdoptError, Driver, Monitor};
+use crate::driver::{AdoptError, Driver};
 use crate::failpoint;
 use crate::home::Home;
-use crate::journal::State;
-use crate::orphan::Orphan;
-use crate::owner::{self, Parts};
 use crate::process::Child;
 use crate::recover::{self, Decision};
-use crate::vm::Vm;
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm;
+use crate::vm::{Monitor, Parts, Vm};
+use crate::vm_dir::{Orphan, State, VmDir, VmId};
 
 /// A VMM answers what it does and goes on in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -49,7 +47,7 @@ async fn adopt_here(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
     let fate = dir.fate().clone();
     // Not before: dropped, a child is killed, and whatever fails above leaves the VM as it was.
     let child = Child::adopt(vmm, Cgroup::adopt(id.as_str()));
-    let vm = owner::start(Parts { home: driver.home().into(), dir, child, spec, started: Instant::now(), ends });
+    let vm = vm::start(Parts { home: driver.home().into(), dir, child, spec, started: Instant::now(), ends });
     let vm = vm.map_err(failed)?;
     fate.remove_on_drop();
     Ok(vm)

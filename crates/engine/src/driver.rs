@@ -1,4 +1,5 @@
-//! What a driver implements: all that the rest of the engine asks of a VMM. Nothing else knows which VMM runs.
+//! What a driver implements: with what a running VM needs of it ([`crate::vm`]), all that the rest of the engine asks of a
+//! VMM. Nothing else knows which VMM runs.
 //!
 //! ```text
 //!   Engine ──▶ Driver:    validate, decide, boot, restorer, reattach   one for each engine
@@ -14,28 +15,18 @@ mod capabilities;
 mod error;
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use camino::Utf8Path;
-use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
 pub use self::capabilities::{Capabilities, Isolation};
 pub use self::error::{AdoptError, FORKS_MAX, LaunchError, RestoreError};
 
-use crate::engine::BoxFuture;
-use crate::error::ErrorKind;
-use crate::link::LinkOptions;
-use crate::orphan::Orphan;
-use crate::owner::Ends;
-use crate::save::SaveError;
-use crate::snapshot::{DiskLayer, Draft, MachineIdentity, MemoryKind, Snapshot};
+use crate::snapshot::{MachineIdentity, Snapshot};
 use crate::spec::{Acceleration, VmSpec};
-use crate::vm::{ExitReason, Vm};
-use crate::vm_dir::{SocketDir, VmDir};
+use crate::vm::{BoxFuture, Ends, Vm};
+use crate::vm_dir::{Orphan, VmDir};
 
 /// One kind of VMM. [`Engine`](crate::Engine) is made of it, alike for all.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
@@ -94,121 +85,4 @@ pub(crate) trait Waiting: fmt::Debug + Send + Sync {
 
     /// Loads the state, and hands the VM over to the task that owns it. The guest is paused.
     fn load(self: Box<Self>) -> BoxFuture<'static, Result<Vm, RestoreError>>;
-}
-
-/// Controls one VMM. Every call ends at its deadline.
-pub(crate) trait Monitor: fmt::Debug + Send + Sync {
-    /// Stops the guest's CPUs; nothing happens to a guest that is paused.
-    fn pause(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
-
-    /// Lets the guest's CPUs run; nothing happens to a guest that runs.
-    fn resume(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
-
-    /// Asks the guest to shut down, as a power button does. Returns before it has.
-    fn power_down(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
-
-    /// Whether the guest's CPUs run.
-    fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
-
-    /// Whether the guest's CPUs are all halted with interrupts off, which only a reset ends. False if the VMM can't tell.
-    fn is_halted(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
-}
-
-/// What a VMM reports on its own, in order.
-pub(crate) trait MonitorEvents: fmt::Debug + Send {
-    /// The next event; `None` once there will be no more. Keeps to the contract of `Future::poll`, so that a caller may
-    /// stop to wait at any time and loses nothing.
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<MonitorEvent>>;
-}
-
-/// Something that happened to a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum MonitorEvent {
-    /// Its CPUs stand still.
-    Paused,
-    /// They run again.
-    Resumed,
-    /// It ended; the VMM follows.
-    Ended(ExitReason),
-}
-
-/// Saves one VM.
-pub(crate) trait Saver: fmt::Debug + Send + Sync {
-    /// Whether the VMM can save the guest as it is. Nothing is changed, and the guest may run.
-    fn check(&self) -> BoxFuture<'_, Result<(), SaveError>>;
-
-    /// Writes memory, devices and writable disks of a paused guest into the draft. The caller publishes it.
-    fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SaveError>>;
-}
-
-/// What becomes of a VM's own files when they are put into a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Files {
-    /// They are copied: the VM goes on writing to them.
-    Copy,
-    /// They are linked if they can be: the VM ends.
-    Link,
-}
-
-/// What a [`Saver`] wrote.
-#[derive(Debug)]
-pub(crate) struct Written {
-    pub(crate) draft: Draft,
-    /// What a diff's pages and disk layers lie on.
-    pub(crate) parent: Option<Snapshot>,
-    pub(crate) memory: MemoryKind,
-    pub(crate) disks: Vec<DiskLayer>,
-    pub(crate) machine: MachineIdentity,
-}
-
-/// How a guest's agent is reached.
-pub(crate) trait Transport: fmt::Debug + Send + Sync {
-    /// A new stream to the agent. It may wait for the end of an older one.
-    fn dial<'a>(&'a self, sockets: &'a SocketDir) -> BoxFuture<'a, io::Result<UnixStream>>;
-
-    /// How a link starts on such a stream: with a reset marker if the transport has no connections of its own.
-    fn link_options(&self, deadline: Duration) -> LinkOptions;
-}
-
-/// Why a VMM did not do what it was told.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VmmError {
-    /// It understood and refused.
-    #[error("`{command}` was refused: {description}")]
-    Refused {
-        /// The command.
-        command: String,
-        /// The VMM's words.
-        description: String,
-    },
-    /// No answer in time.
-    #[error("`{command}` got no answer within {waited:?}")]
-    Deadline {
-        /// The command, or `greeting`.
-        command: String,
-        /// How long it was waited for.
-        waited: Duration,
-    },
-    /// The connection to its monitor ended.
-    #[error("the monitor connection ended: {reason}")]
-    Closed {
-        /// Why it ended.
-        reason: String,
-    },
-    /// More commands than are kept at once.
-    #[error("more than {max} commands wait for an answer")]
-    TooMany {
-        /// The bound.
-        max: usize,
-    },
-}
-
-impl VmmError {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::TooMany { .. } => ErrorKind::Busy,
-            Self::Refused { .. } | Self::Deadline { .. } | Self::Closed { .. } => ErrorKind::Vmm,
-        }
-    }
 }

@@ -1,6 +1,5 @@
 //! The one thing every driver does: turn a [`VmSpec`] into a running [`Vm`], and snapshots into more of them.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use camino::Utf8Path;
@@ -14,11 +13,8 @@ use crate::recover;
 use crate::restore::{self, Template};
 use crate::snapshot::Snapshot;
 use crate::spec::{Acceleration, VmSpec};
-use crate::vm::Vm;
+use crate::vm::{BoxFuture, Vm};
 use crate::vm_dir::VmId;
-
-/// A future behind a pointer, so that [`Engine`] can be a trait object.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Starts VMs. One engine serves any number of VMs at once.
 pub trait Engine: Send + Sync {

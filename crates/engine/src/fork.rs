@@ -12,6 +12,7 @@ use kiln_wire::Identity;
 use crate::blocking::assert_may_block;
 use crate::deadlines::BOOT_DEADLINE;
 use crate::driver::RestoreError;
+use crate::hex_id::random_hex;
 use crate::link::GuestLink;
 use crate::snapshot::{Manifest, overlay};
 use crate::spec::{Attachment, Disk, DiskFormat, DiskRole, MacAddress, OwnerLoss, VmSpec};
@@ -148,7 +149,7 @@ pub(crate) fn fresh_identity(vm: &VmId, spec: &VmSpec, part: &ForkPart) -> Ident
     let macs = spec.nics.iter().zip(given).map(|(_, mac)| mac.unwrap_or_else(MacAddress::random).to_string());
     let macs = macs.collect();
     let hostname = part.hostname.clone().unwrap_or_else(|| format!("kiln-{vm}"));
-    Identity { hostname, machine_id: machine_id(), macs }
+    Identity { hostname, machine_id: random_hex::<16>(), macs }
 }
 
 impl ForkPart {
@@ -237,13 +238,6 @@ fn volume_bytes(disk: &Disk) -> io::Result<u64> {
             overlay::virtual_size(&disk.path, disk.format)
         }
     }
-}
-
-fn machine_id() -> String {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .expect("getrandom has no way to fail for sixteen bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

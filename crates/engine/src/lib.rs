@@ -33,62 +33,51 @@ mod blocking;
     reason = "what blocks in it is called by `operation` or `blocking`, or with the end of a VMM"
 )]
 mod confine;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod console;
 mod driver;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod drivers;
 mod engine;
 mod error;
-mod fifo;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod files;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod fork;
 mod hex_id;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-mod journal;
-mod log_writer;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-mod orphan;
-mod owner;
 mod pool;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod process;
-mod pulse;
 mod ready;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod recover;
 mod restore;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod save;
 mod spec;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod tap;
 mod vm;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod vm_dir;
 
 pub use blocking::blocking;
 pub use confine::{Confinement, Measure, MeasureState, POLICY_VARIABLE, Policy, PolicyError};
-pub use console::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, CONSOLE_RING_BYTES};
-pub use driver::{AdoptError, Capabilities, FORKS_MAX, Isolation, LaunchError, RestoreError, VmmError};
+pub use driver::{AdoptError, Capabilities, FORKS_MAX, Isolation, LaunchError, RestoreError};
 pub use drivers::fake::FakeEngine;
 pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU};
-pub use engine::{BoxFuture, Engine};
+pub use engine::Engine;
 pub use error::ErrorKind;
 pub use fork::{Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
 pub use guest::Guest;
 pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
+pub use process::VmmStatus;
 pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
 pub use recover::{Outcome, Recovered, discard, recover};
 pub use restore::Template;
-pub use save::SaveError;
 pub use spec::{
     AGENT_PORT, Acceleration, AccelerationRequest, Attachment, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk,
     DiskFormat, DiskRole, EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, MacAddress, NICS_MAX, Nic, NoMacAddress,
     OwnerLoss, QUEUES_MAX, RootSpec, SHARES_MAX, SpecError, Tap, VhostUser, VhostUserDevice, VmSpec,
 };
 pub use tap::TapError;
-pub use vm::{ControlError, ExitReason, PortError, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
-pub use vm_dir::{NoVmId, ReopenError, VmId};
+pub use vm::{
+    BoxFuture, CONSOLE_RING_BYTES, ControlError, ExitReason, PortError, SaveError, Vm, VmEvent, VmEvents, VmExit,
+    VmmError,
+};
+pub use vm_dir::{CONSOLE_LOG_HEAD_BYTES, CONSOLE_LOG_TAIL_BYTES, NoVmId, ReopenError, VmId};

@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "waiting for a pidfd has no safe interface")]
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -19,14 +20,15 @@ use camino::Utf8PathBuf;
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+use serde::Serialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::blocking::blocking;
 use crate::confine::{Border, Broker, Cgroup, Confinement, Entry, Launch, Measure, MeasureState, Request};
-use crate::orphan::{self, KILL_DEADLINE, Orphan};
 use crate::spec::OwnerLoss;
-use crate::vm::VmmStatus;
+use crate::vm_dir::orphan::KILL_DEADLINE;
+use crate::vm_dir::{Orphan, orphan};
 
 /// Forks that may wait for the spawner thread.
 const SPAWN_QUEUE: usize = 16;
@@ -68,6 +70,28 @@ pub(crate) enum Sink {
     Pipe,
     /// It goes there.
     To(OwnedFd),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmmStatus {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// Nobody told: it was adopted, and only a process's own parent learns its status.
+    Unknown,
+}
+
+impl fmt::Display for VmmStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("an unknown status"),
+        }
+    }
 }
 
 /// A child process, or an adopted one. Dropping it kills it, and reaps it if it is a child.

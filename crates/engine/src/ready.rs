@@ -19,10 +19,9 @@ use crate::error::ErrorKind;
 use crate::files::FileFacts;
 use crate::home::Home;
 use crate::link::{LinkError, StreamError};
-use crate::save::SaveError;
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::spec::{Disk, DiskRole, Nic, OwnerLoss, VmSpec};
-use crate::vm::Vm;
+use crate::vm::{SaveError, Vm};
 
 /// Ready-made snapshots of one home: each takes the memory that its guest has used, some 100 MiB.
 pub const READY_SNAPSHOTS_MAX: usize = 16;

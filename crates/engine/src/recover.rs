@@ -24,11 +24,9 @@ use crate::driver::Driver;
 use crate::failpoint;
 use crate::files::plain_file;
 use crate::home::Home;
-use crate::journal::{History, Journal, JournalError, State, Then};
-use crate::orphan::Orphan;
 use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotError, SnapshotId, SnapshotStore};
 use crate::spec::OwnerLoss;
-use crate::vm_dir::{self, MEMORY_FILE, ReopenError, VmDir, VmId};
+use crate::vm_dir::{self, History, Journal, JournalError, MEMORY_FILE, Orphan, ReopenError, State, Then, VmDir, VmId};
 
 /// For the seal of a snapshot that is to be removed: it reads what was saved once more.
 const SEAL_PATIENCE: Duration = Duration::from_secs(10);

@@ -22,13 +22,12 @@ use crate::failpoint;
 use crate::fork::{self, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile, fresh_identity};
 use crate::home::Home;
 use crate::host;
-use crate::journal::{Journal, State};
 use crate::link::{GuestLink, LinkError, Renewal};
 use crate::recover;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{ControlError, Vm};
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm_dir::{Journal, State, VmDir, VmId};
 
 /// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
 /// take, and some.

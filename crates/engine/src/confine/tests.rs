@@ -14,9 +14,8 @@ use fs_err as fs;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::*;
-use crate::process::{self, Program, Sink, own_environment};
+use crate::process::{self, Program, Sink, VmmStatus, own_environment};
 use crate::spec::OwnerLoss;
-use crate::vm::VmmStatus;
 
 /// More than a VMM has threads, less than a host minds.
 const FORKS: usize = 400;

@@ -6,17 +6,16 @@ use camino::Utf8PathBuf;
 
 use crate::acceleration::KvmState;
 use crate::confine::PolicyError;
-use crate::driver::VmmError;
 use crate::error::ErrorKind;
 use crate::failpoint::FailPoint;
 use crate::home::HomeError;
-use crate::journal::JournalError;
 use crate::link::{LinkError, StreamError};
+use crate::process::VmmStatus;
 use crate::snapshot::{MemoryError, SnapshotError, SnapshotId};
 use crate::spec::{SpecError, Tap};
 use crate::tap::TapError;
-use crate::vm::{ControlError, VmmStatus};
-use crate::vm_dir::{ReopenError, VmId};
+use crate::vm::{ControlError, VmmError};
+use crate::vm_dir::{JournalError, ReopenError, VmId};
 
 /// Forks of one request; more than this is a mistake, whatever the host can hold.
 pub const FORKS_MAX: usize = 1000;
@@ -304,7 +303,7 @@ impl AdoptError {
 mod tests {
     use super::*;
     use crate::ready::ReadyError;
-    use crate::save::SaveError;
+    use crate::vm::SaveError;
 
     #[test]
     fn the_kind_of_a_failure_comes_through_what_wraps_it() {

@@ -20,8 +20,7 @@ use tokio::time::sleep;
 
 use super::watch::{Gone, Watch};
 use crate::link::GuestLink;
-use crate::pulse::{Cpus, Pulse};
-use crate::vm::Vm;
+use crate::vm::{Cpus, Pulse, Vm};
 
 /// Between two pings of a guest that answers.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -107,7 +106,7 @@ impl Vitals {
     /// Begins to watch. That the guest is over is noted in `noted` before anybody hears of it.
     pub(super) fn watch(vm: &Vm, link: &GuestLink, noted: &Watch) -> Self {
         let (sender, over) = watch::channel(None);
-        let (pulse, link, noted) = (Pulse::of(vm), link.clone(), noted.clone());
+        let (pulse, link, noted) = (vm.pulse(), link.clone(), noted.clone());
         let task = tokio::spawn(async move {
             let over = watched(&pulse, &link).await;
             let (kind, title) = over.finding();

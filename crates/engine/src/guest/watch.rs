@@ -270,7 +270,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::vm::{ExitReason, VmmStatus};
+    use crate::process::VmmStatus;
+    use crate::vm::ExitReason;
 
     const PANIC: &str = "[    1.000000] Kernel panic - not syncing: No working init found.\r\n";
     const DEADLINE: Duration = Duration::from_secs(20);

@@ -8,9 +8,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use super::{FindingStatus, HostFinding};
 use crate::confine::{Border, Confinement, MeasureState, Needs, POLICY_VARIABLE, Policy};
-use crate::process::{self, Program, Sink, own_environment};
+use crate::process::{self, Program, Sink, VmmStatus, own_environment};
 use crate::spec::OwnerLoss;
-use crate::vm::VmmStatus;
 
 /// QEMU says its version in some 30 ms.
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -13,9 +13,8 @@ use crate::engine::Engine;
 use crate::fork::{Fork, ForkSpec};
 use crate::guest::{Guest, Watch};
 use crate::link::{Command, GuestLink};
-use crate::save::SaveError;
 use crate::snapshot::Snapshot;
-use crate::vm::ControlError;
+use crate::vm::{ControlError, SaveError};
 use crate::vm_dir::VmId;
 
 /// Requests that may wait for the task.

@@ -22,9 +22,8 @@ use crate::guest::{Gone, Guest, Watch};
 use crate::home::Home;
 use crate::link::Renewal;
 use crate::recover::discard_with_stops;
-use crate::save::SaveError;
 use crate::snapshot::{AfterSave, Snapshot, SnapshotRequest};
-use crate::vm::{ControlError, Shared};
+use crate::vm::{ControlError, SaveError, Shared};
 use crate::vm_dir::VmId;
 
 /// For a new link to a VM that runs.

@@ -14,8 +14,7 @@ use crate::driver::RestoreError;
 use crate::error::ErrorKind;
 use crate::guest::Gone;
 use crate::link::LinkError;
-use crate::save::SaveError;
-use crate::vm::{ControlError, VmExit};
+use crate::vm::{ControlError, SaveError, VmExit};
 use crate::vm_dir::ReopenError;
 
 /// What a kept VM is, or is about to be.

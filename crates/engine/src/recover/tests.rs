@@ -5,11 +5,11 @@ use std::process::{Child, Command};
 use camino::Utf8PathBuf;
 
 use super::*;
-use crate::fifo::CONSOLE_FIFO;
-use crate::orphan::PID_FILE;
-use crate::orphan::testing::sleeper_with;
 use crate::snapshot::{MachineIdentity, MemoryKind, SNAPSHOT_FORMAT};
 use crate::spec::VmSpec;
+use crate::vm_dir::fifo::CONSOLE_FIFO;
+use crate::vm_dir::orphan::PID_FILE;
+use crate::vm_dir::orphan::testing::sleeper_with;
 use crate::vm_dir::{ReopenError, VmDir};
 
 /// A home with VMs whose owner is gone.

@@ -30,18 +30,14 @@ use tokio::sync::OnceCell;
 
 use self::process::Agent;
 use self::saved::FakeRestorer;
-use crate::driver::{AdoptError, Capabilities, Driver, Isolation, LaunchError, RestoreError, Restorer, Transport};
-use crate::engine::BoxFuture;
+use crate::driver::{AdoptError, Capabilities, Driver, Isolation, LaunchError, RestoreError, Restorer};
 use crate::files::FileFacts;
 use crate::host;
-use crate::journal::State;
 use crate::link::LinkOptions;
-use crate::orphan::Orphan;
-use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot};
 use crate::spec::{Acceleration, OwnerLoss, VmSpec};
-use crate::vm::{AGENT_SOCKET, Vm};
-use crate::vm_dir::{SocketDir, VmDir};
+use crate::vm::{AGENT_SOCKET, BoxFuture, Ends, Transport, Vm};
+use crate::vm_dir::{Orphan, SocketDir, State, VmDir};
 
 /// Its name, in errors, capabilities and snapshots.
 const DRIVER: &str = "fake";

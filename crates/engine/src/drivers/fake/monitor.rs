@@ -13,10 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::sync::mpsc;
 
-use crate::driver::{Monitor, MonitorEvent, MonitorEvents, VmmError};
-use crate::engine::BoxFuture;
 use crate::process::Killer;
-use crate::vm::ExitReason;
+use crate::vm::{BoxFuture, ExitReason, Monitor, MonitorEvent, MonitorEvents, VmmError};
 
 /// Events that may wait for the owner, who is told of each pause, resume and end.
 const EVENT_QUEUE: usize = 16;

@@ -12,10 +12,10 @@ use super::saved::FakeSaver;
 use super::{GUEST_DIRECTORY, Program, UnixSocket};
 use crate::confine::Border;
 use crate::driver::LaunchError;
-use crate::owner::{self, Ends, Parts};
-use crate::process::{self, Child, Sink};
+use crate::process::{self, Child, Sink, VmmStatus};
 use crate::spec::{Acceleration, OwnerLoss, VmSpec};
-use crate::vm::{AGENT_SOCKET, Vm, VmmStatus};
+use crate::vm;
+use crate::vm::{AGENT_SOCKET, Ends, Parts, Vm};
 use crate::vm_dir::VmDir;
 
 /// Until the agent listens; it takes a few milliseconds.
@@ -102,6 +102,6 @@ impl Agent {
             acceleration: Acceleration::Native,
             saver: Some(Arc::new(FakeSaver::new(Arc::clone(&program), dir.path(), spec))),
         };
-        owner::start(Parts { home: program.home.clone(), dir, child, spec: spec.clone(), started, ends })
+        vm::start(Parts { home: program.home.clone(), dir, child, spec: spec.clone(), started, ends })
     }
 }

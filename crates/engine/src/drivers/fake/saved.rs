@@ -10,14 +10,12 @@ use fs_err as fs;
 use super::process::Agent;
 use super::{GUEST_DIRECTORY, Program};
 use crate::blocking;
-use crate::driver::{Files, LaunchError, RestoreError, Restorer, Saver, Waiting, Written};
-use crate::engine::BoxFuture;
+use crate::driver::{LaunchError, RestoreError, Restorer, Waiting};
 use crate::failpoint;
 use crate::files::private_file;
-use crate::save::SaveError;
 use crate::snapshot::{DEVICE_FILE, Draft, MEMORY_FILE, MachineIdentity, MemoryKind, Snapshot, SnapshotError};
 use crate::spec::VmSpec;
-use crate::vm::Vm;
+use crate::vm::{BoxFuture, Files, SaveError, Saver, Vm, Written};
 use crate::vm_dir::VmDir;
 
 /// Saves one fake guest.

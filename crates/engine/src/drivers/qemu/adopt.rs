@@ -16,15 +16,14 @@ use super::save::{QemuSaver, SavedMemory};
 use super::transport::VirtioSerial;
 use super::{QemuEngine, machine};
 use crate::blocking;
-use crate::driver::{AdoptError, Saver};
-use crate::fifo::{self, CONSOLE_FIFO, STDERR_FIFO};
+use crate::driver::AdoptError;
 use crate::home::Home;
-use crate::orphan::Orphan;
-use crate::owner::Ends;
 use crate::snapshot::SnapshotStore;
 use crate::snapshot::memory::Mapping;
 use crate::spec::{Acceleration, VmSpec};
-use crate::vm_dir::{MEMORY_FILE, VmDir};
+use crate::vm::{Ends, Saver};
+use crate::vm_dir::fifo::{CONSOLE_FIFO, STDERR_FIFO};
+use crate::vm_dir::{MEMORY_FILE, Orphan, VmDir, fifo};
 
 /// QEMU answers what it is in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::qmp::Qmp;
-use crate::driver::VmmError;
+use crate::vm::VmmError;
 
 /// The interrupt flag in EFLAGS.
 const INTERRUPTS_ON: u32 = 1 << 9;

@@ -5,9 +5,9 @@ use std::fs::File;
 use camino::Utf8Path;
 
 use crate::driver::RestoreError;
-use crate::save::SaveError;
 use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
 use crate::snapshot::{Snapshot, SnapshotError};
+use crate::vm::SaveError;
 
 /// Writes what a fork's memory differs from its base's in to a new page file.
 pub(super) fn save_pages(pid: u32, mapped: &File, base: &Snapshot, to: &Utf8Path) -> Result<(), SaveError> {

@@ -29,15 +29,15 @@ use super::save::QemuSaver;
 use super::transport::VirtioSerial;
 use crate::blocking::assert_may_block;
 use crate::confine::{Border, Policy};
-use crate::driver::{LaunchError, VmmError};
+use crate::driver::LaunchError;
 use crate::failpoint;
-use crate::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::files::private_file;
-use crate::owner::{self, Ends, Parts};
-use crate::process::{self, Child, Program, Sink};
+use crate::process::{self, Child, Program, Sink, VmmStatus};
 use crate::spec::{Acceleration, Nic, VhostUser, VmSpec};
 use crate::tap;
-use crate::vm::{AGENT_SOCKET, Vm, VmmStatus, port_socket};
+use crate::vm;
+use crate::vm::{AGENT_SOCKET, Ends, Parts, Vm, VmmError, port_socket};
+use crate::vm_dir::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 
 /// From the start of the process to QMP's greeting: 30 ms on an idle host.
@@ -209,7 +209,7 @@ pub(super) fn own(
         acceleration,
         saver: Some(Arc::new(saver)),
     };
-    owner::start(Parts { home: home.into(), dir, child, spec: spec.clone(), started: at, ends })
+    vm::start(Parts { home: home.into(), dir, child, spec: spec.clone(), started: at, ends })
 }
 
 /// QEMU's own words say more than a monitor that does not answer.

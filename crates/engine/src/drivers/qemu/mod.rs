@@ -38,17 +38,13 @@ use crate::acceleration::{self, KvmState};
 use crate::blocking::operation;
 use crate::confine::{Confinement, Policy};
 use crate::driver::{AdoptError, Capabilities, Driver, Isolation, LaunchError, RestoreError, Restorer};
-use crate::engine::BoxFuture;
 use crate::failpoint;
 use crate::home::Home;
 use crate::host;
-use crate::journal::State;
-use crate::orphan::Orphan;
-use crate::owner::Ends;
 use crate::snapshot::{MachineIdentity, Snapshot, overlay};
 use crate::spec::{Acceleration, AccelerationRequest, Disk, SpecError, VmSpec};
-use crate::vm::Vm;
-use crate::vm_dir::{VmDir, VmId};
+use crate::vm::{BoxFuture, Ends, Vm};
+use crate::vm_dir::{Orphan, State, VmDir, VmId};
 
 /// Name of the program.
 pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";

@@ -8,9 +8,7 @@ use tokio::sync::mpsc;
 
 use super::cpus;
 use super::qmp::{Qmp, QmpEvent};
-use crate::driver::{Monitor, MonitorEvent, MonitorEvents, VmmError};
-use crate::engine::BoxFuture;
-use crate::vm::ExitReason;
+use crate::vm::{BoxFuture, ExitReason, Monitor, MonitorEvent, MonitorEvents, VmmError};
 
 impl Monitor for Qmp {
     fn pause(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::driver::VmmError;
+use crate::vm::VmmError;
 
 /// Longest line that is read; QEMU's own longest answers are well below.
 const LINE_BYTES_MAX: usize = 1 << 20;

@@ -24,12 +24,11 @@ use super::{QemuEngine, guest_memory, machine};
 use crate::acceleration;
 use crate::blocking;
 use crate::confine::Policy;
-use crate::driver::{LaunchError, RestoreError, Restorer, VmmError, Waiting};
-use crate::engine::BoxFuture;
+use crate::driver::{LaunchError, RestoreError, Restorer, Waiting};
 use crate::failpoint;
 use crate::snapshot::{MANIFEST_FILE, MachineIdentity, Snapshot, SnapshotError, overlay};
 use crate::spec::{Disk, DiskFormat, DiskRole, VmSpec};
-use crate::vm::{ControlError, Vm};
+use crate::vm::{BoxFuture, ControlError, Vm, VmmError};
 use crate::vm_dir::VmDir;
 
 /// A QEMU loads the state of its devices in milliseconds.

@@ -14,17 +14,14 @@ use super::args::Facts;
 use super::qmp::Qmp;
 use super::{guest_memory, machine};
 use crate::blocking;
-use crate::driver::{Files, Saver, VmmError, Written};
-use crate::engine::BoxFuture;
 use crate::failpoint;
 use crate::home::Home;
-use crate::save::{SaveError, put};
 use crate::snapshot::{
     DEVICE_FILE, DiskLayer, Draft, MEMORY_FILE, MemoryKind, PAGES_FILE, Snapshot, SnapshotError, SnapshotId,
     SnapshotStore,
 };
 use crate::spec::{DiskRole, VmSpec};
-use crate::vm::ControlError;
+use crate::vm::{BoxFuture, ControlError, Files, SaveError, Saver, VmmError, Written, put};
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 
 /// To write the state of the devices, after the flush of a busy disk.

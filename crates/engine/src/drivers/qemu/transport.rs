@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 
-use crate::driver::Transport;
-use crate::engine::BoxFuture;
 use crate::link::LinkOptions;
-use crate::vm::AGENT_SOCKET;
+use crate::vm::{AGENT_SOCKET, BoxFuture, Transport};
 use crate::vm_dir::SocketDir;
 
 /// Reaches the agent over virtio-serial. QEMU serves one connection at a time; a second one waits for the first one's end.

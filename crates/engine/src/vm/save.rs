@@ -12,79 +12,24 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
+use super::control::Shared;
+use super::error::{ControlError, SaveError};
+use super::vmm::{Files, Monitor, Saver, Written};
 use crate::blocking::{blocking, in_background};
-use crate::driver::{Files, Monitor, Saver, Written};
-use crate::error::ErrorKind;
-use crate::failpoint::{self, FailPoint};
+use crate::failpoint;
 use crate::files::private_file;
 use crate::home::Home;
-use crate::journal::{Journal, JournalError, State, Then};
-use crate::link::StreamError;
 use crate::process::Killer;
 use crate::snapshot::{
-    AfterSave, Draft, ExternalDisk, MemoryError, NewSnapshot, SaveOrder, Snapshot, SnapshotError, SnapshotId,
-    SnapshotStore, memory,
+    AfterSave, Draft, ExternalDisk, NewSnapshot, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotStore, memory,
 };
 use crate::spec::{DiskRole, VmSpec};
-use crate::vm::{ControlError, Shared};
-use crate::vm_dir::MEMORY_FILE;
+use crate::vm_dir::{Journal, MEMORY_FILE, State, Then};
 
 /// A VMM pauses and resumes in milliseconds, and a flush of a busy disk may come before that.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 /// Links of the chain of a VM that stops and goes on; each costs a restore some milliseconds for its pages.
 const STOPPED_CHAIN_MAX: usize = 8;
-
-/// Why a VM was not saved. It goes on as before, unless it has ended.
-#[derive(Debug, thiserror::Error)]
-pub enum SaveError {
-    /// A device that no VMM can save.
-    #[error("a VM with {device} can't be saved")]
-    Unmigratable {
-        /// The device.
-        device: String,
-    },
-    /// The VM's memory is not a file.
-    #[error("the VM can't be saved: it was launched without `forkable`")]
-    NotForkable,
-    /// Another snapshot of the same VM is being taken, or somebody uses it.
-    #[error("a snapshot of this VM is being taken already")]
-    Busy,
-    /// The guest's commands did not stand still, or did not go on.
-    #[error("the guest's agent did not freeze its commands, or did not let them go on")]
-    Freeze(#[source] StreamError),
-    /// The VMM did not do it, or the VM has ended.
-    #[error("the VMM did not save its state")]
-    Vmm(#[from] ControlError),
-    /// The guest's memory can't be read.
-    #[error("the guest's memory can't be saved")]
-    Memory(#[from] MemoryError),
-    /// The snapshot can't be written.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// What the VM does can't be written down.
-    #[error("failed to write down what becomes of the VM")]
-    Journal(#[from] JournalError),
-    /// A fail point stopped it; tests alone have them.
-    #[error(transparent)]
-    FailPoint(#[from] FailPoint),
-}
-
-impl SaveError {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Unmigratable { .. } => ErrorKind::Unsupported,
-            Self::NotForkable => ErrorKind::Invalid,
-            Self::Busy => ErrorKind::Busy,
-            Self::Freeze(_) => ErrorKind::Guest,
-            Self::Vmm(error) => error.kind(),
-            Self::Memory(error) => error.kind(),
-            Self::Snapshot(error) => error.kind(),
-            Self::Journal(error) => error.kind(),
-            Self::FailPoint(_) => ErrorKind::Io,
-        }
-    }
-}
 
 /// Saves one VM, at the command of its owner.
 #[derive(Debug)]

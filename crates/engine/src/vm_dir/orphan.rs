@@ -20,7 +20,7 @@ use fs_err as fs;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use crate::fifo::{CONSOLE_FIFO, STDERR_FIFO};
+use super::fifo::{CONSOLE_FIFO, STDERR_FIFO};
 use crate::files::plain_file;
 
 /// Name of the file in a VM's directory.

@@ -1,32 +1,24 @@
-//! What becomes of a guest's console bytes: a bounded log on disk, the last lines in memory, events for who listens.
+//! What becomes of a guest's console bytes in memory: the last lines, and events for who listens.
 //!
 //! ```text
-//!   serial line ────▶ Console::push ──▶ console.log (first part), console.tail*.log (last part)
-//!                                  ├──▶ ring of the last 64 KiB
-//!                                  └──▶ EventQueue ──▶ VmEvent::Console
+//!   serial line ──┬──▶ ring of the last 64 KiB
+//!                 ├──▶ EventQueue ──▶ VmEvent::Console
+//!                 └──▶ LogWriter ──▶ console.log (first part), console.tail*.log (last part)
 //! ```
 //! A guest may print for ever and nobody may listen: nothing here waits for a reader or grows without bound.
 
 use std::collections::VecDeque;
-use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
-use camino::{Utf8Path, Utf8PathBuf};
-use fs_err as fs;
 use tokio::sync::mpsc;
 
-use crate::files::private_file;
-use crate::vm::VmEvent;
+use super::events::VmEvent;
 
 /// Console bytes that stay in memory for [`Vm::console_tail`](crate::Vm::console_tail).
 pub const CONSOLE_RING_BYTES: usize = 64 << 10;
-/// The log's first part, which is kept for ever: boots fail early.
-pub const CONSOLE_LOG_HEAD_BYTES: u64 = 1 << 20;
-/// Half of the log's last part: between one and two of these are kept.
-pub const CONSOLE_LOG_TAIL_BYTES: u64 = 4 << 20;
 /// Events that wait in the channel for a reader.
 pub(crate) const EVENT_QUEUE: usize = 64;
 /// Console bytes that wait for room in the channel; beyond that the oldest are dropped and counted.
@@ -35,68 +27,6 @@ const PENDING_CONSOLE_BYTES_MAX: usize = 256 << 10;
 const EVENT_CONSOLE_BYTES_MAX: usize = 64 << 10;
 /// Other events that wait for room in the channel. Only the user's own pauses make them.
 const PENDING_EVENTS_MAX: usize = 256;
-
-/// Names of the log's parts in a VM's directory: its first, the one before the last, the last.
-pub(crate) const CONSOLE_LOGS: [&str; 3] = ["console.log", "console.tail.1.log", "console.tail.log"];
-
-/// The log on disk.
-pub(crate) struct ConsoleLog {
-    directory: Utf8PathBuf,
-    part: Part,
-    file: fs::File,
-    written: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Head,
-    Tail,
-}
-
-impl ConsoleLog {
-    /// Starts a log, or goes on with the one that is there.
-    pub(crate) fn open(directory: &Utf8Path) -> io::Result<Self> {
-        let [head, _, tail] = CONSOLE_LOGS;
-        let open = |part, name| {
-            let file = private_file::append(&directory.join(name))?;
-            let written = file.metadata()?.len();
-            Ok(Self { directory: directory.into(), part, file, written })
-        };
-        let this: Self = open(Part::Head, head)?;
-        if this.written < CONSOLE_LOG_HEAD_BYTES { Ok(this) } else { open(Part::Tail, tail) }
-    }
-
-    /// Appends, going over to the next part where this one is full.
-    pub(crate) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let size_max = match self.part {
-                Part::Head => CONSOLE_LOG_HEAD_BYTES,
-                Part::Tail => CONSOLE_LOG_TAIL_BYTES,
-            };
-            let room = usize::try_from(size_max.saturating_sub(self.written)).unwrap_or(usize::MAX);
-            if room == 0 {
-                self.turn()?;
-                continue;
-            }
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.file.write_all(now)?;
-            self.written += now.len() as u64;
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    fn turn(&mut self) -> io::Result<()> {
-        let [_, before, tail] = CONSOLE_LOGS.map(|name| self.directory.join(name));
-        if self.part == Part::Tail {
-            fs::rename(&tail, before)?;
-        }
-        self.file = private_file::restart(&tail)?;
-        self.part = Part::Tail;
-        self.written = 0;
-        Ok(())
-    }
-}
 
 /// The last bytes of a console.
 #[derive(Debug, Clone, Default)]
@@ -304,29 +234,5 @@ mod tests {
         assert!(ring.contains(b"line 19997\r"));
         ring.push(&vec![b'y'; CONSOLE_RING_BYTES * 2]);
         assert_eq!(ring.tail(5), ["y".repeat(CONSOLE_RING_BYTES)]);
-    }
-
-    #[test]
-    fn the_log_keeps_its_first_part_and_its_last() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = Utf8Path::from_path(directory.path()).expect("UTF-8");
-        let mut log = ConsoleLog::open(path).expect("a log");
-        let total = CONSOLE_LOG_HEAD_BYTES + 3 * CONSOLE_LOG_TAIL_BYTES + 100;
-        let mut written = 0;
-        while written < total {
-            let chunk: Vec<u8> = (0..4096).map(|index| u8::try_from((written + index) % 251).expect("< 251")).collect();
-            log.append(&chunk).expect("written");
-            if written.is_multiple_of(64 * 4096) {
-                log = ConsoleLog::open(path).expect("another owner goes on");
-            }
-            written += 4096;
-        }
-        let size = |name| fs::metadata(path.join(name)).expect("there").len();
-        assert_eq!(size("console.log"), CONSOLE_LOG_HEAD_BYTES);
-        assert_eq!(size("console.tail.1.log"), CONSOLE_LOG_TAIL_BYTES);
-        let last = fs::read(path.join("console.tail.log")).expect("there");
-        assert!(last.len() as u64 <= CONSOLE_LOG_TAIL_BYTES);
-        assert_eq!(u64::from(*last.last().expect("not empty")), (written - 1) % 251);
-        assert_eq!(fs::read_dir(path).expect("lists").count(), 3);
     }
 }

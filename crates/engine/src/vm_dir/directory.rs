@@ -1,39 +1,26 @@
-//! `vms/<id>/`: the directory of one VM.
+//! Making, locking, taking over and removing the directory of one VM.
 //!
-//! ```text
-//!   spec.json     what was asked for
-//!   journal       what the VM is about to do and has done, see `journal.rs`
-//!   pid           the VMM, see `orphan.rs`
-//!   *.sock        monitor, agent and extra ports; bound by Kiln, served by the VMM
-//!   *.fifo        what console and VMM write, see `fifo.rs`
-//!   console.log   and its later parts
-//!
-//!   create ──▶ VmDir (locked) ──drop──▶ removed
-//!                 └──keep──▶ spec, journal, console logs ──reopen──▶ VmDir (locked) ──drop──▶ kept as it is
-//! ```
 //! The owner holds a lock (flock) on the directory itself for as long as it owns the VM. A directory whose lock is free has
 //! lost its owner, or holds a stopped VM; [`recover`](crate::recover) finds out which.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use serde::{Deserialize, Serialize};
 
+use super::console_log::CONSOLE_LOGS;
+use super::id::VmId;
+use super::journal::{JOURNAL_FILE, Journal, JournalError, State};
+use super::orphan::PID_FILE;
+use super::spec_file::{SPEC_FILE, read_spec};
 use crate::blocking::assert_may_block;
-use crate::console::CONSOLE_LOGS;
 use crate::error::ErrorKind;
-use crate::files::plain_file;
 use crate::files::private_file::{self, DIRECTORY_MODE, FILE_MODE};
-use crate::journal::{JOURNAL_FILE, Journal, JournalError, State};
-use crate::orphan::PID_FILE;
 use crate::snapshot::SnapshotId;
 use crate::spec::VmSpec;
 
@@ -50,67 +37,6 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) const MEMORY_FILE: &str = "memory";
 /// Name of the file that the VMM writes the state of its devices to.
 pub(crate) const DEVICE_STATE_FILE: &str = "device";
-/// Name of the file that holds the spec.
-pub(crate) const SPEC_FILE: &str = "spec.json";
-/// A spec as long as its bounds allow is well below.
-const SPEC_BYTES_MAX: u64 = 1 << 20;
-/// Hex digits of an id.
-const ID_DIGITS: usize = 12;
-
-/// Names a VM on this host: 12 hex digits.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct VmId(String);
-
-/// Text that is no VM's id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no VM id: {ID_DIGITS} digits of `[0-9a-f]`")]
-pub struct NoVmId(String);
-
-impl VmId {
-    /// A new id, unlike any other.
-    pub fn random() -> Self {
-        let mut bytes = [0; ID_DIGITS / 2];
-        // The kernel fills small requests whole once it has booted; a zero byte more or less is still an id.
-        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-            .expect("getrandom has no way to fail for six bytes");
-        Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    /// The id as text, as it stands in paths.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for VmId {
-    type Err = NoVmId;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let good = text.len() == ID_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if good { Ok(Self(text.into())) } else { Err(NoVmId(text.into())) }
-    }
-}
-
-impl TryFrom<String> for VmId {
-    type Error = NoVmId;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<VmId> for String {
-    fn from(id: VmId) -> Self {
-        id.0
-    }
-}
-
-impl fmt::Display for VmId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// A VM's directory, locked. Dropping it removes the directory, or leaves it, as [`OnDrop`] says.
 #[derive(Debug)]
@@ -345,11 +271,6 @@ fn tidy(path: &Utf8Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads the spec of the VM whose directory that is.
-pub(crate) fn read_spec(path: &Utf8Path) -> io::Result<VmSpec> {
-    Ok(serde_json::from_slice(&plain_file::read(&path.join(SPEC_FILE), SPEC_BYTES_MAX)?)?)
 }
 
 /// The sockets of a VM.

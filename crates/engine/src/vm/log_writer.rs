@@ -11,7 +11,7 @@ use std::pin::Pin;
 use bytes::{Bytes, BytesMut};
 
 use crate::blocking;
-use crate::console::ConsoleLog;
+use crate::vm_dir::ConsoleLog;
 
 /// Bytes that wait for a write. A serial line needs minutes for as many.
 const WAITING_BYTES_MAX: usize = 1 << 20;
@@ -95,7 +95,7 @@ mod tests {
     use camino::Utf8Path;
 
     use super::*;
-    use crate::console::CONSOLE_LOGS;
+    use crate::vm_dir::CONSOLE_LOGS;
 
     fn writer() -> (tempfile::TempDir, LogWriter) {
         let directory = tempfile::tempdir().expect("a directory");

@@ -6,221 +6,30 @@
 //! ```
 //! Dropping the [`Vm`] kills the guest and removes its directory.
 
-use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use camino::{Utf8Path, Utf8PathBuf};
-use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::console::ConsoleRing;
+use super::control::{Command, MONITOR_DEADLINE, Shared};
+use super::error::{ControlError, PortError, SaveError};
+use super::events::{ExitReason, VmEvents, VmExit};
+use super::pulse::Pulse;
+use super::vmm::Transport;
 use crate::deadlines::RENEW_DEADLINE;
-use crate::driver::{Transport, VmmError};
-use crate::error::ErrorKind;
 use crate::link::{GuestLink, LinkError, Renewal, StreamError};
-use crate::owner::MONITOR_DEADLINE;
-use crate::process::Killer;
-use crate::pulse::Cpus;
-use crate::save::SaveError;
-use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotId, SnapshotRequest};
+use crate::process::VmmStatus;
+use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotRequest};
 use crate::spec::Acceleration;
-use crate::vm_dir::{Fate, SocketDir, VmId};
+use crate::vm_dir::{SocketDir, VmId};
 
-/// Commands that may wait for the owner.
-pub(crate) const COMMAND_QUEUE: usize = 16;
 /// From SIGKILL to the end of the owner's work; only a host in trouble needs longer.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Something that happened to a VM, in the order in which it happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VmEvent {
-    /// The VMM runs.
-    Started {
-        /// Its process.
-        pid: u32,
-    },
-    /// The guest's console printed.
-    Console {
-        /// Since the VM's start; of the first byte.
-        at: Duration,
-        /// What it printed.
-        bytes: Bytes,
-    },
-    /// The guest's CPUs stand still.
-    Paused,
-    /// They run again.
-    Resumed,
-    /// The VM is over; always the last event.
-    Exited(VmExit),
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VmmStatus {
-    /// With this exit code.
-    Code(i32),
-    /// By this signal.
-    Signal(i32),
-    /// Nobody told: it was adopted, and only a process's own parent learns its status.
-    Unknown,
-}
-
-impl fmt::Display for VmmStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exit code {code}"),
-            Self::Signal(signal) => write!(f, "signal {signal}"),
-            Self::Unknown => f.write_str("an unknown status"),
-        }
-    }
-}
-
-/// How a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct VmExit {
-    /// How its VMM process ended.
-    pub status: VmmStatus,
-    /// Why.
-    pub reason: ExitReason,
-}
-
-/// Why a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExitReason {
-    /// The guest turned itself off.
-    GuestPoweredOff,
-    /// The guest rebooted; Kiln's VMs end then.
-    GuestReset,
-    /// The guest's kernel panicked.
-    GuestPanicked,
-    /// [`Vm::kill`], [`Vm::shutdown`] or a dropped [`Vm`].
-    Killed,
-    /// The VMM ended by itself, or was killed by somebody else.
-    VmmFailed {
-        /// The end of what it said.
-        stderr: String,
-    },
-}
-
-impl fmt::Display for VmExit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.reason {
-            ExitReason::GuestPoweredOff => f.write_str("the guest powered off"),
-            ExitReason::GuestReset => f.write_str("the guest rebooted"),
-            ExitReason::GuestPanicked => f.write_str("the guest's kernel panicked"),
-            ExitReason::Killed => f.write_str("the VM was killed"),
-            ExitReason::VmmFailed { stderr } if stderr.is_empty() => write!(f, "the VMM ended with {}", self.status),
-            ExitReason::VmmFailed { stderr } => write!(f, "the VMM ended with {}: {stderr}", self.status),
-        }
-    }
-}
-
-/// Why a VM did not do what it was told.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// There is no such VM any more.
-    #[error("the VM has ended")]
-    Ended,
-    /// Guests of this driver can't do that.
-    #[error("guests of this engine can't be saved")]
-    Unsupported,
-    /// The VMM did not do it.
-    #[error("the VMM did not do it")]
-    Monitor(#[from] VmmError),
-}
-
-impl ControlError {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Ended => ErrorKind::Ended,
-            Self::Unsupported => ErrorKind::Unsupported,
-            Self::Monitor(error) => error.kind(),
-        }
-    }
-}
-
-/// Why there is no connection to a guest's port.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    /// The spec did not ask for such a port.
-    #[error("the VM has no port `{name}`")]
-    Unknown {
-        /// The name.
-        name: String,
-    },
-    /// The VMM does not take the connection.
-    #[error("failed to connect to the port `{name}`")]
-    Connect {
-        /// The name.
-        name: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-pub(crate) enum Command {
-    Pause(oneshot::Sender<Result<(), ControlError>>),
-    /// By then the VMM has done it, or it has failed.
-    Resume(Duration, oneshot::Sender<Result<(), ControlError>>),
-    Save(SaveOrder, oneshot::Sender<Result<Snapshot, SaveError>>),
-    PowerDown,
-    Cpus(oneshot::Sender<Cpus>),
-}
-
-/// What the handle and the owner both see.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) killer: Killer,
-    /// Set before Kiln itself sends a signal, so that the end is not taken for a failure.
-    pub(crate) killed: AtomicBool,
-    /// A snapshot is being taken.
-    pub(crate) saving: AtomicBool,
-    /// What it goes on from when it has ended; without that, nothing of it is kept.
-    pub(crate) stopped: Mutex<Option<SnapshotId>>,
-    /// What becomes of its directory.
-    pub(crate) fate: Fate,
-    pub(crate) ring: ConsoleRing,
-    pub(crate) dropped_console_bytes: Arc<AtomicU64>,
-}
-
-impl Shared {
-    /// Sets [`Self::stopped`]. Where nobody gets to write that down, recovery finds it by the journal.
-    pub(crate) fn keep_as(&self, stopped: SnapshotId) {
-        self.fate.leave_on_drop();
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
-    }
-
-    /// Whether [`Self::stopped`] is set; after the VM's end, that this was not written down.
-    fn is_kept(&self) -> bool {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    pub(crate) fn kill(&self) {
-        self.killed.store(true, Ordering::Release);
-        self.killer.kill();
-    }
-}
-
-/// The stream of a VM's events. Reading is optional: a VM never waits for its reader.
-#[derive(Debug)]
-pub struct VmEvents(pub(crate) mpsc::Receiver<VmEvent>);
-
-impl VmEvents {
-    /// The next event; `None` after [`VmEvent::Exited`]. Safe to cancel.
-    pub async fn next(&mut self) -> Option<VmEvent> {
-        self.0.recv().await
-    }
-}
 
 /// A handle on a running VM.
 ///
@@ -392,6 +201,11 @@ impl Vm {
     /// Console bytes that no event carried, because nobody took the events in time. The log has them.
     pub fn console_bytes_dropped(&self) -> u64 {
         self.shared.dropped_console_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A look at it from beside.
+    pub(crate) fn pulse(&self) -> Pulse {
+        Pulse::new(self.pid, Arc::clone(&self.shared), self.commands.downgrade())
     }
 
     /// A bare stream to the agent, for those who speak its protocol themselves.

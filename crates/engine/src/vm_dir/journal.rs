@@ -28,10 +28,10 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::history::History;
 
+use super::spec_file::SPEC_FILE;
 use crate::error::ErrorKind;
 use crate::files::private_file;
 use crate::snapshot::SnapshotId;
-use crate::vm_dir::SPEC_FILE;
 
 /// Name of the file.
 pub(crate) const JOURNAL_FILE: &str = "journal";

@@ -13,19 +13,20 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::console::{ConsoleRing, EVENT_QUEUE, EventQueue};
+use super::control::{COMMAND_QUEUE, Command, Cpus, MONITOR_DEADLINE, Shared};
+use super::error::{ControlError, VmmError};
+use super::events::{ExitReason, VmEvent, VmEvents, VmExit};
+use super::handle::Vm;
+use super::log_writer::LogWriter;
+use super::save::Save;
+use super::vmm::{Monitor, MonitorEvent, MonitorEvents, Saver, Transport};
 use crate::blocking::{blocking, operation};
-use crate::console::{ConsoleLog, ConsoleRing, EVENT_QUEUE, EventQueue};
-use crate::driver::{Monitor, MonitorEvent, MonitorEvents, Saver, Transport, VmmError};
 use crate::failpoint;
-use crate::journal::{Journal, State};
-use crate::log_writer::LogWriter;
-use crate::process::Child;
-use crate::pulse::Cpus;
-use crate::save::Save;
+use crate::process::{Child, VmmStatus};
 use crate::snapshot::SnapshotId;
 use crate::spec::{Acceleration, VmSpec};
-use crate::vm::{COMMAND_QUEUE, Command, ControlError, ExitReason, Shared, Vm, VmEvent, VmEvents, VmExit, VmmStatus};
-use crate::vm_dir::{SocketDir, VmDir, VmId};
+use crate::vm_dir::{ConsoleLog, Journal, SocketDir, State, VmDir, VmId};
 
 /// Console and monitor bytes read at a time.
 const READ_BYTES: usize = 16 << 10;
@@ -34,8 +35,6 @@ const READ_BYTES: usize = 16 << 10;
 const CONSOLE_PAUSE: Duration = Duration::from_millis(5);
 /// The end of the VMM's words that is kept.
 const STDERR_BYTES_MAX: usize = 8 << 10;
-/// A VMM pauses and resumes in milliseconds.
-pub(crate) const MONITOR_DEADLINE: Duration = Duration::from_secs(10);
 /// After the VMM's end, for the command that it ended in: its monitor is gone, so a save has no more than its files to do.
 const FINISH_DEADLINE: Duration = Duration::from_secs(20);
 /// After the VMM's end, for what it still left in its sockets.

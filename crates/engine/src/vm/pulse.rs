@@ -8,22 +8,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::control::{Command, Cpus, Shared};
 use crate::blocking::blocking;
-use crate::vm::{Command, Shared, Vm};
 
 /// Threads that are asked how long they waited. A VMM has few, and may be anything once its guest has taken it over.
 const THREADS_MAX: usize = 256;
-
-/// What a guest's CPUs do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cpus {
-    /// They were stopped: the VM is paused, or is being saved.
-    Paused,
-    /// They run, or wait for something.
-    Running,
-    /// They stand still for good.
-    Halted,
-}
 
 /// A look at a VM. It does not keep the VM alive.
 #[derive(Debug)]
@@ -34,8 +23,8 @@ pub(crate) struct Pulse {
 }
 
 impl Pulse {
-    pub(crate) fn of(vm: &Vm) -> Self {
-        Self { pid: vm.pid, shared: Arc::clone(&vm.shared), commands: vm.commands.downgrade() }
+    pub(super) fn new(pid: u32, shared: Arc<Shared>, commands: mpsc::WeakSender<Command>) -> Self {
+        Self { pid, shared, commands }
     }
 
     /// What the CPUs do; running, if there is no answer by the deadline.

@@ -1,0 +1,85 @@
+//! What happens to a VM, up to its end.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::process::VmmStatus;
+
+/// Something that happened to a VM, in the order in which it happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmEvent {
+    /// The VMM runs.
+    Started {
+        /// Its process.
+        pid: u32,
+    },
+    /// The guest's console printed.
+    Console {
+        /// Since the VM's start; of the first byte.
+        at: Duration,
+        /// What it printed.
+        bytes: Bytes,
+    },
+    /// The guest's CPUs stand still.
+    Paused,
+    /// They run again.
+    Resumed,
+    /// The VM is over; always the last event.
+    Exited(VmExit),
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmExit {
+    /// How its VMM process ended.
+    pub status: VmmStatus,
+    /// Why.
+    pub reason: ExitReason,
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest turned itself off.
+    GuestPoweredOff,
+    /// The guest rebooted; Kiln's VMs end then.
+    GuestReset,
+    /// The guest's kernel panicked.
+    GuestPanicked,
+    /// [`Vm::kill`], [`Vm::shutdown`] or a dropped [`Vm`].
+    Killed,
+    /// The VMM ended by itself, or was killed by somebody else.
+    VmmFailed {
+        /// The end of what it said.
+        stderr: String,
+    },
+}
+
+impl fmt::Display for VmExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            ExitReason::GuestPoweredOff => f.write_str("the guest powered off"),
+            ExitReason::GuestReset => f.write_str("the guest rebooted"),
+            ExitReason::GuestPanicked => f.write_str("the guest's kernel panicked"),
+            ExitReason::Killed => f.write_str("the VM was killed"),
+            ExitReason::VmmFailed { stderr } if stderr.is_empty() => write!(f, "the VMM ended with {}", self.status),
+            ExitReason::VmmFailed { stderr } => write!(f, "the VMM ended with {}: {stderr}", self.status),
+        }
+    }
+}
+
+/// The stream of a VM's events. Reading is optional: a VM never waits for its reader.
+#[derive(Debug)]
+pub struct VmEvents(pub(crate) mpsc::Receiver<VmEvent>);
+
+impl VmEvents {
+    /// The next event; `None` after [`VmEvent::Exited`]. Safe to cancel.
+    pub async fn next(&mut self) -> Option<VmEvent> {
+        self.0.recv().await
+    }
+}

@@ -1,0 +1,18 @@
+//! The file that holds a VM's spec.
+
+use std::io;
+
+use camino::Utf8Path;
+
+use crate::files::plain_file;
+use crate::spec::VmSpec;
+
+/// Name of the file that holds the spec.
+pub(crate) const SPEC_FILE: &str = "spec.json";
+/// A spec as long as its bounds allow is well below.
+const SPEC_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads the spec of the VM whose directory that is.
+pub(crate) fn read_spec(path: &Utf8Path) -> io::Result<VmSpec> {
+    Ok(serde_json::from_slice(&plain_file::read(&path.join(SPEC_FILE), SPEC_BYTES_MAX)?)?)
+}
