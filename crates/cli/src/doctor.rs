@@ -1,8 +1,7 @@
 //! `kiln doctor`: reports what this host can do, what is missing and how to get it.
 
-use kiln_engine::acceleration;
+use kiln_engine::doctor::{FindingStatus, HostFinding, HostReport, inspect};
 use kiln_engine::home::Home;
-use kiln_engine::host::{FindingStatus, HostFinding, HostReport, inspect};
 use kiln_engine::image::{Image, KernelNews, MINI};
 use kiln_engine::snapshot::SnapshotStore;
 use owo_colors::OwoColorize as _;
@@ -18,7 +17,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     let home = image::unchecked_home()?;
     let trusted = home.check().is_ok();
     if args.probe && trusted {
-        acceleration::forget(home.path())?;
+        kiln_engine::forget_probe(home.path())?;
     }
     let progress = Progress::start("inspecting this host; testing KVM may take 10 s");
     // Without an image there is no guest to test KVM with. The report has a finding for that.
@@ -122,8 +121,8 @@ fn text(report: &HostReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kiln_engine::acceleration::KvmState;
-    use kiln_engine::host::HostFacts;
+    use kiln_engine::doctor::HostFacts;
+    use kiln_engine::host::KvmState;
 
     use super::*;
 

@@ -10,14 +10,13 @@
 // What blocks, and where it may: see `clippy.toml` beside this crate's manifest. Tests may wait for what they like.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-pub mod acceleration;
 pub mod deadlines;
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
+pub mod doctor;
 pub mod failpoint;
 pub mod guest;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod home;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 pub mod host;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod image;
@@ -26,7 +25,6 @@ pub mod link;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod snapshot;
 
-mod adopt;
 mod blocking;
 #[expect(
     clippy::disallowed_methods,
@@ -40,19 +38,12 @@ mod engine;
 mod error;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod files;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod fork;
 mod hex_id;
-mod pool;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+mod kernel;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod process;
-mod ready;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod recover;
-mod restore;
 mod spec;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-mod tap;
 mod vm;
 mod vm_dir;
 
@@ -60,22 +51,22 @@ pub use blocking::blocking;
 pub use confine::{Confinement, Measure, MeasureState, POLICY_VARIABLE, Policy, PolicyError};
 pub use driver::{AdoptError, Capabilities, FORKS_MAX, Isolation, LaunchError, RestoreError};
 pub use drivers::fake::FakeEngine;
-pub use drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU};
-pub use engine::Engine;
+pub use drivers::qemu::{
+    PROBE_DEADLINE, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU, forget_probe, kvm_works,
+};
+pub use engine::{
+    Engine, Fork, ForkIdentity, ForkPart, ForkPool, ForkSpec, NicPart, Outcome, POOL_MAX, PoolSpec, PoolStatus,
+    READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Recovered, Renew, Template, VolumeFile, discard, recover,
+};
 pub use error::ErrorKind;
-pub use fork::{Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
 pub use guest::Guest;
-pub use pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
+pub use host::TapError;
 pub use process::VmmStatus;
-pub use ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
-pub use recover::{Outcome, Recovered, discard, recover};
-pub use restore::Template;
 pub use spec::{
     AGENT_PORT, Acceleration, AccelerationRequest, Attachment, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk,
     DiskFormat, DiskRole, EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, MacAddress, NICS_MAX, Nic, NoMacAddress,
     OwnerLoss, QUEUES_MAX, RootSpec, SHARES_MAX, SpecError, Tap, VhostUser, VhostUserDevice, VmSpec,
 };
-pub use tap::TapError;
 pub use vm::{
     BoxFuture, CONSOLE_RING_BYTES, ControlError, ExitReason, PortError, SaveError, Vm, VmEvent, VmEvents, VmExit,
     VmmError,

@@ -5,8 +5,9 @@ mod support;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
-use kiln_engine::acceleration::{KvmState, PROBE_DEADLINE, kvm_works, open_kvm};
+use kiln_engine::host::{KvmState, open_kvm};
 use kiln_engine::{Acceleration, AccelerationRequest, Engine as _, VmSpec};
+use kiln_engine::{PROBE_DEADLINE, kvm_works};
 
 use support::{Lab, console_until};
 

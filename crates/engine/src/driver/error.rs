@@ -4,16 +4,15 @@ use std::io;
 
 use camino::Utf8PathBuf;
 
-use crate::acceleration::KvmState;
 use crate::confine::PolicyError;
 use crate::error::ErrorKind;
 use crate::failpoint::FailPoint;
 use crate::home::HomeError;
+use crate::host::{KvmState, TapError};
 use crate::link::{LinkError, StreamError};
 use crate::process::VmmStatus;
 use crate::snapshot::{MemoryError, SnapshotError, SnapshotId};
 use crate::spec::{SpecError, Tap};
-use crate::tap::TapError;
 use crate::vm::{ControlError, VmmError};
 use crate::vm_dir::{JournalError, ReopenError, VmId};
 
@@ -302,7 +301,7 @@ impl AdoptError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ready::ReadyError;
+    use crate::engine::ReadyError;
     use crate::vm::SaveError;
 
     #[test]

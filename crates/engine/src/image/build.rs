@@ -9,12 +9,12 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use rustix::fs::FlockOperation;
 
-use super::elf::Elf;
 use super::packages::{self, KernelSource};
 use super::recipe::{self, MINI};
 use super::store::{FileEntry, Image, ImageError, ImageStore, Manifest};
-use super::{kernel, modules, space};
+use super::{modules, space};
 use crate::files::{Partial, private_file};
+use crate::kernel::{self, elf::Elf};
 
 /// A build takes seconds, plus the time of its downloads.
 const LOCK_DEADLINE: Duration = Duration::from_secs(20 * 60);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use camino::Utf8PathBuf;
 
-use super::elf::Elf;
+use crate::kernel::elf::Elf;
 
 /// Debian's has 2 MiB.
 const BYTES_MAX: u64 = 64 << 20;

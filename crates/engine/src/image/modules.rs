@@ -9,8 +9,8 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 
-use super::elf::Elf;
-use super::kernel::unxz;
+use crate::kernel::elf::Elf;
+use crate::kernel::unxz;
 
 /// No module is larger.
 const MODULE_BYTES_MAX: usize = 64 << 20;
@@ -243,8 +243,8 @@ fn read_module_info(path: &Utf8Path, bytes: Vec<u8>) -> Result<Module, ModulesEr
 
 #[cfg(test)]
 mod tests {
-    use super::super::elf::made;
     use super::*;
+    use crate::kernel::elf::made;
 
     fn module(info: &str) -> Vec<u8> {
         made::elf(".modinfo", info.replace('|', "\0").as_bytes(), &[])

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::build::BuildStep;
 use super::cpio::TooLarge;
-use super::kernel::KernelFormat;
 use super::modules::ModulesError;
 use super::packages::SourceError;
 use super::recipe::MINI;
 use super::space::NoSpace;
 use crate::files::{FileFacts, Partial, private_file};
 use crate::home::Home;
+use crate::kernel::KernelFormat;
 
 /// Version of `image.json` and of what the digest covers.
 const FORMAT: u32 = 1;

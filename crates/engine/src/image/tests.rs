@@ -7,9 +7,9 @@ use std::thread;
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 
-use super::elf::made;
 use super::*;
 use crate::home::Home;
+use crate::kernel::elf::made;
 
 const RELEASE: &str = "6.1.0-1-cloud-amd64";
 

@@ -14,8 +14,7 @@ use crate::confine::Border;
 use crate::driver::LaunchError;
 use crate::process::{self, Child, Sink, VmmStatus};
 use crate::spec::{Acceleration, OwnerLoss, VmSpec};
-use crate::vm;
-use crate::vm::{AGENT_SOCKET, Ends, Parts, Vm};
+use crate::vm::{self, AGENT_SOCKET, Ends, Parts, Vm};
 use crate::vm_dir::VmDir;
 
 /// Until the agent listens; it takes a few milliseconds.

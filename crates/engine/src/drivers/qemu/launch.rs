@@ -32,11 +32,10 @@ use crate::confine::{Border, Policy};
 use crate::driver::LaunchError;
 use crate::failpoint;
 use crate::files::private_file;
+use crate::host::tap;
 use crate::process::{self, Child, Program, Sink, VmmStatus};
 use crate::spec::{Acceleration, Nic, VhostUser, VmSpec};
-use crate::tap;
-use crate::vm;
-use crate::vm::{AGENT_SOCKET, Ends, Parts, Vm, VmmError, port_socket};
+use crate::vm::{self, AGENT_SOCKET, Ends, Parts, Vm, VmmError, port_socket};
 use crate::vm_dir::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 

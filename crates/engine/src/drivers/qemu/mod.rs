@@ -13,6 +13,7 @@ mod cpus;
 mod files;
 mod firmware;
 mod guest_memory;
+mod kvm_probe;
 mod launch;
 mod machine;
 mod monitor;
@@ -28,19 +29,19 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::OnceCell;
 
 pub use self::args::TCG_CPU;
+pub use self::kvm_probe::{PROBE_DEADLINE, forget_probe, kvm_works};
 pub use self::version::QemuVersion;
 
 use self::args::{Accelerator, Memory, Start};
 use self::launch::Plan;
 use self::restore::QemuRestorer;
 use self::save::{QemuSaver, SavedMemory};
-use crate::acceleration::{self, KvmState};
 use crate::blocking::operation;
 use crate::confine::{Confinement, Policy};
 use crate::driver::{AdoptError, Capabilities, Driver, Isolation, LaunchError, RestoreError, Restorer};
 use crate::failpoint;
 use crate::home::Home;
-use crate::host;
+use crate::host::{self, KvmState};
 use crate::snapshot::{MachineIdentity, Snapshot, overlay};
 use crate::spec::{Acceleration, AccelerationRequest, Disk, SpecError, VmSpec};
 use crate::vm::{BoxFuture, Ends, Vm};
@@ -206,11 +207,11 @@ impl Driver for QemuEngine {
             let kvm = match spec.acceleration {
                 AccelerationRequest::Tcg => false,
                 // A guest that never starts would only end by its own deadline.
-                AccelerationRequest::Kvm => match acceleration::kvm_works(self, spec).await {
+                AccelerationRequest::Kvm => match kvm_works(self, spec).await {
                     KvmState::Works => true,
                     state => return Err(LaunchError::NoKvm(state)),
                 },
-                AccelerationRequest::Auto => acceleration::kvm_works(self, spec).await.works(),
+                AccelerationRequest::Auto => kvm_works(self, spec).await.works(),
             };
             Ok(if kvm { Acceleration::Kvm } else { Acceleration::Tcg })
         })

@@ -21,11 +21,11 @@ use super::launch::{self, Plan, Started};
 use super::qmp::{Qmp, QmpEvent};
 use super::save::{QemuSaver, SavedMemory};
 use super::{QemuEngine, guest_memory, machine};
-use crate::acceleration;
 use crate::blocking;
 use crate::confine::Policy;
 use crate::driver::{LaunchError, RestoreError, Restorer, Waiting};
 use crate::failpoint;
+use crate::host;
 use crate::snapshot::{MANIFEST_FILE, MachineIdentity, Snapshot, SnapshotError, overlay};
 use crate::spec::{Disk, DiskFormat, DiskRole, VmSpec};
 use crate::vm::{BoxFuture, ControlError, Vm, VmmError};
@@ -60,7 +60,7 @@ impl QemuRestorer {
             "kvm" => Accelerator::Kvm,
             _ => Accelerator::Tcg,
         };
-        if accelerator != Accelerator::Tcg && acceleration::open_kvm().is_err() {
+        if accelerator != Accelerator::Tcg && host::open_kvm().is_err() {
             let (id, what) = (snapshot.id().clone(), "acceleration");
             return Err(RestoreError::OtherMachine { id, what, saved: "kvm".into(), here: "tcg".into() });
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use camino::Utf8Path;
 use serde::{Deserialize, Serialize};
 
-use crate::image;
+use crate::kernel;
 use crate::process;
 
 /// A question takes some 30 ms; a hung program is no QEMU.
@@ -71,7 +71,7 @@ pub(crate) fn kernel_release(kernel: &Utf8Path) -> io::Result<Option<String>> {
     if let Some(release) = parse_kernel(&head) {
         return Ok(Some(release));
     }
-    image::kernel_release(kernel)
+    kernel::release(kernel)
 }
 
 /// The version in a release.

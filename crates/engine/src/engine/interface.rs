@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use camino::Utf8Path;
 
-use crate::adopt;
-use crate::blocking::operation;
+use super::adopt;
+use super::fork::{Fork, ForkSpec};
+use super::launch;
+use super::ready::{self, ReadyError, ReadyRequest};
+use super::restore::{self, Template};
 use crate::driver::{AdoptError, Capabilities, Driver, LaunchError, RestoreError};
-use crate::fork::{Fork, ForkSpec};
-use crate::ready::{self, ReadyError, ReadyRequest};
-use crate::recover;
-use crate::restore::{self, Template};
 use crate::snapshot::Snapshot;
 use crate::spec::{Acceleration, VmSpec};
 use crate::vm::{BoxFuture, Vm};
@@ -116,11 +115,11 @@ impl<D: Driver + Clone + 'static> Engine for D {
     }
 
     fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>> {
-        Box::pin(decide(shared(self), spec.clone()))
+        Box::pin(launch::decide(shared(self), spec.clone()))
     }
 
     fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>> {
-        Box::pin(launch(shared(self), spec))
+        Box::pin(launch::launch(shared(self), spec))
     }
 
     fn restore<'a>(
@@ -150,25 +149,6 @@ impl<D: Driver + Clone + 'static> Engine for D {
     fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>> {
         Box::pin(adopt::adopt(shared(self), vm.clone()))
     }
-}
-
-/// Checks a spec, clears up after earlier processes, and decides what runs the spec's instructions.
-pub(crate) async fn decide(driver: Arc<dyn Driver>, spec: VmSpec) -> Result<Acceleration, LaunchError> {
-    operation(async move { decide_here(&*driver, &spec).await }).await
-}
-
-async fn decide_here(driver: &dyn Driver, spec: &VmSpec) -> Result<Acceleration, LaunchError> {
-    driver.validate(spec)?;
-    recover::once(driver).await;
-    driver.decide(spec).await
-}
-
-async fn launch(driver: Arc<dyn Driver>, spec: VmSpec) -> Result<Vm, LaunchError> {
-    operation(async move {
-        let acceleration = decide_here(&*driver, &spec).await?;
-        driver.boot(&spec, acceleration).await
-    })
-    .await
 }
 
 /// The driver, for as long as an operation needs it.

@@ -76,7 +76,7 @@ mod tests {
 
     #[tokio::test]
     async fn this_hosts_qemu_starts_confined_and_each_measure_is_named() {
-        let qemu = super::super::find_program(crate::drivers::qemu::QEMU_PROGRAM.into()).expect("tests need QEMU");
+        let qemu = crate::host::find_program(crate::drivers::qemu::QEMU_PROGRAM.into()).expect("tests need QEMU");
         let confinement = inspect(&Policy::without([Measure::Limits]), &qemu, false).await;
         let findings = findings(&confinement);
         assert_eq!(findings.len(), Measure::ALL.len(), "{findings:?}");

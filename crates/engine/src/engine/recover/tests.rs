@@ -483,7 +483,7 @@ mod killed {
             let states = [State::Launching, State::Running, saving(&snapshot, Then::GoOn), State::Running];
             let id = scene.vm(OwnerLoss::Kill, &states, Some(&vmm));
             let ended = Command::new(std::env::current_exe().expect("this binary"))
-                .args(["--exact", "recover::tests::killed::recover_and_be_killed", "--ignored"])
+                .args(["--exact", "engine::recover::tests::killed::recover_and_be_killed", "--ignored"])
                 .env(HOME_VARIABLE, scene.home.path())
                 .env(FAIL_POINT_VARIABLE, step)
                 .output()

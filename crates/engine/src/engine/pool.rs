@@ -16,11 +16,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::fork::{Fork, ForkPart, ForkSpec};
+use super::interface::Engine;
+use super::restore::{self, Held, Template};
 use crate::driver::RestoreError;
-use crate::engine::Engine;
-use crate::fork::{Fork, ForkPart, ForkSpec};
 use crate::host;
-use crate::restore::{self, Held, Template};
 use crate::snapshot::Snapshot;
 
 /// Forks of one pool; more would wait for a burst that no host of this kind can run.

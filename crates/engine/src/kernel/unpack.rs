@@ -81,7 +81,7 @@ pub(crate) fn unpack(file: Vec<u8>) -> Option<Kernel> {
 ///
 /// # Errors
 /// The file can't be read.
-pub fn release(vmlinux: &Utf8Path) -> io::Result<Option<String>> {
+pub(crate) fn release(vmlinux: &Utf8Path) -> io::Result<Option<String>> {
     Ok(elf::kernel_release(fs::File::open(vmlinux)?.file()))
 }
 

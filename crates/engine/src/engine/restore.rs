@@ -16,14 +16,14 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use super::fork::{self, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile, fresh_identity};
+use super::recover;
 use crate::blocking::{OffRuntime, blocking, operation};
 use crate::driver::{Driver, FORKS_MAX, LaunchError, RestoreError, Restorer, Waiting};
 use crate::failpoint;
-use crate::fork::{self, Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile, fresh_identity};
 use crate::home::Home;
 use crate::host;
 use crate::link::{GuestLink, LinkError, Renewal};
-use crate::recover;
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
 use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{ControlError, Vm};

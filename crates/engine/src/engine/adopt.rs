@@ -9,15 +9,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::recover::{self, Decision};
 use crate::blocking::operation;
 use crate::confine::Cgroup;
 use crate::driver::{AdoptError, Driver};
 use crate::failpoint;
 use crate::home::Home;
 use crate::process::Child;
-use crate::recover::{self, Decision};
-use crate::vm;
-use crate::vm::{Monitor, Parts, Vm};
+use crate::vm::{self, Monitor, Parts, Vm};
 use crate::vm_dir::{Orphan, State, VmDir, VmId};
 
 /// A VMM answers what it does and goes on in milliseconds.

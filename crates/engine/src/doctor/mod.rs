@@ -7,16 +7,14 @@ mod tools;
 use camino::Utf8Path;
 use serde::Serialize;
 
-use crate::acceleration::{self, KvmState};
 use crate::blocking::operation;
 use crate::confine::Confinement;
-use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine};
+use crate::drivers::qemu::{QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, kvm_works};
 use crate::home::{Home, HomeError};
+use crate::host::{self, KvmState};
 use crate::spec::{AccelerationRequest, VmSpec};
 
-pub use self::facts::{HostFacts, limits, proportional_set_bytes};
-pub(crate) use self::facts::{cpu_identity, memory_available_mib};
-pub use self::tools::{find_program, is_static};
+pub use self::facts::HostFacts;
 
 /// An image of kernel and initramfs needs about this much room while it is built.
 const FREE_MIB_WANTED: u64 = 512;
@@ -69,7 +67,7 @@ impl HostReport {
 }
 
 /// Looks at this host. With a `guest` to boot, KVM is tried with it unless the answer is remembered; that may take
-/// [`PROBE_DEADLINE`](acceleration::PROBE_DEADLINE). A home that others can change is left alone.
+/// [`PROBE_DEADLINE`](crate::PROBE_DEADLINE). A home that others can change is left alone.
 pub async fn inspect(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
     let (home, guest) = (home.to_owned(), guest.cloned());
     operation(async move { look(&home, guest.as_ref()).await }).await
@@ -84,11 +82,11 @@ async fn look(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
         Err(_) => (None, None),
     };
     let facts = HostFacts::collect(qemu, version);
-    let kvm = match (acceleration::open_kvm(), &engine, guest) {
+    let kvm = match (host::open_kvm(), &engine, guest) {
         (Err(state), _, _) => state,
         (Ok(()), Ok(engine), Some(guest)) => {
             let guest = VmSpec { acceleration: AccelerationRequest::Auto, ..guest.clone() };
-            acceleration::kvm_works(engine, &guest).await
+            kvm_works(engine, &guest).await
         }
         (Ok(()), _, _) => KvmState::Opens,
     };
@@ -189,7 +187,7 @@ fn home_finding(home: &Utf8Path, trusted: Result<(), HomeError>) -> HostFinding 
         let detail = format!("this user may not write to `{existing}`");
         return finding(FindingStatus::Missing, detail).hint("export KILN_HOME=/a/directory/of/yours");
     }
-    match facts::free_mib(existing) {
+    match host::free_mib(existing) {
         Some(free_mib) if free_mib < FREE_MIB_WANTED => {
             let detail = format!("`{home}` has {free_mib} MiB free, an image needs {FREE_MIB_WANTED} MiB");
             finding(FindingStatus::Warn, detail)

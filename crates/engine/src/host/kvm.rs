@@ -1,14 +1,9 @@
-//! KVM or TCG? `/dev/kvm` existing proves nothing: there are hosts where it opens and no ordinary Linux ever starts.
-//!
-//! So Kiln boots a probe guest under a deadline and remembers the answer.
-
-mod probe;
+//! Whether `/dev/kvm` opens, and what is known of it beyond that: there are hosts where it opens and no ordinary Linux ever
+//! starts.
 
 use std::io;
 
 use serde::{Deserialize, Serialize};
-
-pub use self::probe::{PROBE_DEADLINE, forget, kvm_works};
 
 /// The device.
 const KVM_DEVICE: &str = "/dev/kvm";

@@ -1,4 +1,5 @@
-//! The probe guest, and the memory of what it found.
+//! KVM or TCG? `/dev/kvm` existing proves nothing: there are hosts where it opens and no ordinary Linux ever starts. So Kiln
+//! boots a probe guest under a deadline and remembers the answer.
 //!
 //! Answers are kept in `$KILN_HOME/probe.json`, keyed by kernel, VMM and host boot: a new kernel, an upgraded VMM or a
 //! rebooted host is asked again. A lock lets one process probe while others wait for its answer.
@@ -12,11 +13,11 @@ use fs_err as fs;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::{KvmState, open_kvm};
+use super::QemuEngine;
 use crate::blocking::{blocking, operation};
 use crate::driver::Driver as _;
-use crate::drivers::qemu::QemuEngine;
 use crate::files::{FileFacts, plain_file, private_file};
+use crate::host::{KvmState, open_kvm};
 use crate::spec::{Acceleration, AccelerationRequest, OwnerLoss, VmSpec};
 use crate::vm::{Vm, VmEvent, VmEvents};
 
@@ -100,7 +101,7 @@ async fn find_out(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
 ///
 /// # Errors
 /// The answers can't be removed.
-pub fn forget(home: &Utf8Path) -> io::Result<()> {
+pub fn forget_probe(home: &Utf8Path) -> io::Result<()> {
     match fs::remove_file(home.join(ANSWERS_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -242,9 +243,9 @@ mod tests {
         let home = Utf8Path::from_path(directory.path()).expect("UTF-8");
         let file = home.join(ANSWERS_FILE);
         Answers::default().with(key("a", "1"), KvmState::Works).store(&file).expect("written");
-        forget(home).expect("is there");
+        forget_probe(home).expect("is there");
         assert_eq!(Answers::load(&file).find(&key("a", "1")), None);
-        forget(home).expect("is gone already");
+        forget_probe(home).expect("is gone already");
     }
 
     #[test]

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{ExecRequest, Text};
 
+use super::launch;
 use crate::blocking::{blocking, operation};
 use crate::driver::{Driver, LaunchError};
-use crate::engine;
 use crate::error::ErrorKind;
 use crate::files::FileFacts;
 use crate::home::Home;
@@ -128,7 +128,7 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     // Saved unplugged, a card goes onto any network later. A network that is one VM's alone could not be every fork's anyway.
     let nics = spec.nics.iter().map(|nic| Nic::unplugged(nic.mac)).collect();
     let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, nics, ..spec.clone() };
-    let acceleration = engine::decide(Arc::clone(&driver), spec.clone()).await?;
+    let acceleration = launch::decide(Arc::clone(&driver), spec.clone()).await?;
     let spec = VmSpec { acceleration: acceleration.into(), ..spec };
     let key = {
         let (driver, spec) = (Arc::clone(&driver), spec.clone());
