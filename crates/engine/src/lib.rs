@@ -6,46 +6,78 @@
 //!   VmSpec or Snapshot ──▶ Guest: a VM whose agent answers, its findings, how it ended
 //! ```
 //! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
+//!
+//! The modules are in this order from top to bottom, and none uses a module above it:
+//!
+//! ```text
+//!   kept ─────┬──▶ guest ──▶ engine ───┐                  hot, warm, cold; an agent that answers; launch, fork, adopt, recover
+//!   image ────┘                        ├──▶ driver        what a driver implements
+//!   doctor ───────▶ drivers ───────────┘      │           what this host lacks; QEMU, fake
+//!                                             ▼
+//!                                            vm           one task owns it, others hold its handle
+//!                                 ┌───────────┼──────────────────┐
+//!                                 ▼           ▼                  ▼
+//!                              process ──▶ vm_dir ────────▶ snapshot ──▶ link
+//!                                 │                              │
+//!                                 ▼                              ▼
+//!                              confine                   home, host, kernel ──▶ spec
+//!                                 │                              │
+//!                                 ▼                              ▼
+//!                 files; blocking, deadlines, error, failpoint, hex_id
+//! ```
 
 // What blocks, and where it may: see `clippy.toml` beside this crate's manifest. Tests may wait for what they like.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
-pub mod deadlines;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 pub mod doctor;
-pub mod failpoint;
-pub mod guest;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-pub mod home;
-pub mod host;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod image;
 pub mod kept;
-pub mod link;
-#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-pub mod snapshot;
 
-mod blocking;
+pub mod guest;
+
+mod engine;
+
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
+mod drivers;
+
+mod driver;
+
+mod vm;
+
+#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
+mod process;
+
 #[expect(
     clippy::disallowed_methods,
     reason = "what blocks in it is called by `operation` or `blocking`, or with the end of a VMM"
 )]
 mod confine;
-mod driver;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod drivers;
-mod engine;
-mod error;
+
+mod vm_dir;
+
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
-mod files;
-mod hex_id;
+pub mod snapshot;
+
+pub mod link;
+
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+pub mod home;
+pub mod host;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 mod kernel;
-#[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
-mod process;
+
 mod spec;
-mod vm;
-mod vm_dir;
+
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+mod files;
+
+mod blocking;
+pub mod deadlines;
+mod error;
+pub mod failpoint;
+mod hex_id;
 
 pub use blocking::blocking;
 pub use confine::{Confinement, Measure, MeasureState, POLICY_VARIABLE, Policy, PolicyError};

@@ -11,9 +11,6 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use super::problem::Problem;
 
-/// Crates whose modules still use each other in circles.
-const NOT_YET: [&str; 1] = ["engine"];
-
 /// For each module the modules that it uses, each with the first file that uses it.
 type Uses = BTreeMap<String, BTreeMap<String, PathBuf>>;
 
@@ -26,7 +23,6 @@ pub fn check(files: &[PathBuf], read: impl Fn(&Path) -> Option<String>) -> Vec<P
             crates.entry(name).or_default().push(file);
         }
     }
-    crates.retain(|name, _| !NOT_YET.contains(name));
     crates.values().flat_map(|files| circles(&uses(files, &read))).collect()
 }
 
@@ -41,9 +37,14 @@ fn uses(files: &[&Path], read: impl Fn(&Path) -> Option<String>) -> Uses {
     for (_, tokens) in modules.iter().zip(&tokens).filter(|(module, _)| module.is_empty()) {
         re_exports(tokens, &roots, &mut exports);
     }
+    let tests: BTreeSet<Vec<String>> =
+        modules.iter().zip(&tokens).flat_map(|(module, tokens)| test_modules(module, tokens)).collect();
     let mut uses = Uses::new();
     for ((file, module), tokens) in files.iter().zip(&modules).zip(&tokens) {
         let Some(from) = module.first() else { continue };
+        if (1..=module.len()).any(|length| tests.contains(&module[..length])) {
+            continue;
+        }
         let mut names = BTreeSet::new();
         names_below_root(tokens, module.len(), &mut names);
         for name in names {
@@ -64,6 +65,18 @@ fn module(file: &Path) -> Vec<String> {
         Some((last, folder)) if matches!(last.as_str(), "mod" | "lib" | "main") => folder.to_vec(),
         _ => parts,
     }
+}
+
+/// The modules that a module has for tests only, each in a file of its own.
+fn test_modules(module: &[String], tokens: &[TokenTree]) -> Vec<Vec<String>> {
+    let declared = (0..tokens.len()).filter(|at| is_test_attribute(&tokens[*at..])).filter_map(|at| {
+        let item: Vec<&TokenTree> = tokens[at + 2..].iter().take_while(|token| !is(token, ';')).collect();
+        match item[..] {
+            [.., TokenTree::Ident(word), TokenTree::Ident(name)] if word == "mod" => Some(name.to_string()),
+            _ => None,
+        }
+    });
+    declared.map(|name| [module, &[name]].concat()).collect()
 }
 
 /// Collects the first name after each `crate::`, and after each chain of `super::` that leads to the root.
@@ -255,6 +268,19 @@ mod tests {
         assert_eq!(found(&tree), Vec::<String>::new());
         let after = [tree[0], ("crates/x/src/b.rs", "#[cfg(test)]\nmod tests {}\nuse crate::a::A;\n")];
         assert_eq!(found(&after).len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_only_for_tests_draws_no_arrows() {
+        let tree = [
+            ("crates/x/src/a.rs", "use crate::b::B;"),
+            ("crates/x/src/b/mod.rs", "mod inner;\n#[cfg(test)]\npub(crate) mod tests;\n"),
+            ("crates/x/src/b/tests.rs", "use crate::a::A;"),
+            ("crates/x/src/b/tests/more.rs", "use crate::a::A;"),
+        ];
+        assert_eq!(found(&tree), Vec::<String>::new());
+        let inner = [tree[0], tree[1], ("crates/x/src/b/inner.rs", "use crate::a::A;")];
+        assert_eq!(found(&inner).len(), 1);
     }
 
     #[test]
