@@ -1,7 +1,7 @@
-//! Agents that stall or dribble in each phase of a run: none holds kiln longer than the phase's bound.
+//! Agents that stall or dribble in each phase of a run. None of them delays kiln longer than the phase's bound.
 //!
-//! The agent is a thread of this test. The fake engine starts a script in its place, which puts a link to the thread's
-//! socket where the agent would have bound its own.
+//! The agent is a thread of this test. The fake engine starts a script instead of an agent. The script puts a symlink to the
+//! thread's socket at the path that the agent would have bound.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -30,11 +30,11 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_millis(300);
 /// How far a bound may be missed.
 const SLACK: Duration = Duration::from_secs(1);
-/// Between two bytes of an agent that dribbles.
+/// Time between two bytes of an agent that dribbles.
 const DRIBBLE: Duration = Duration::from_millis(100);
 const FOR_THE_VM: Duration = Duration::from_secs(20);
 
-/// Where an agent stops to do what it should.
+/// The phase in which an agent misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     CopyIn,
@@ -42,11 +42,11 @@ enum Stop {
     /// In the output of the command.
     Output,
     CopyOut,
-    /// In the files that a command has left that was ended.
+    /// While the files of a command that timed out are copied out.
     CopyOutLate,
 }
 
-/// And what it does then.
+/// How an agent misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     Stall,
@@ -129,7 +129,7 @@ fn send(stream: &mut UnixStream, id: StreamId, message: &Message<'_>) -> std::io
     stream.write_all(&bytes)
 }
 
-/// Sends nothing, or a byte now and then, in a thread of its own: pings are answered meanwhile.
+/// Sends nothing, or a byte now and then, from another thread, so that pings are still answered.
 fn dribble(stream: &UnixStream, then: Then, bytes: Vec<u8>) -> std::io::Result<()> {
     let mut stream = stream.try_clone()?;
     if then == Then::Dribble {
@@ -146,13 +146,13 @@ fn dribble(stream: &UnixStream, then: Then, bytes: Vec<u8>) -> std::io::Result<(
     Ok(())
 }
 
-/// What the fake engine starts: it listens where the test does.
+/// The script that the fake engine starts instead of an agent.
 fn script(folder: &Path, stop: Stop, then: Then) -> camino::Utf8PathBuf {
     let socket = folder.join("hostile.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // A link that ends is the end of its agent.
+            // An error only means that the link was closed, which ends this agent.
             thread::spawn(move || drop(serve(stream, stop, then)));
         }
     });
@@ -178,7 +178,7 @@ fn job(folder: &Path) -> Job {
     }
 }
 
-/// Runs against an agent that stops there, and finds the phase in which the time was up, and that the bound was kept.
+/// Runs against an agent that misbehaves in this phase. Asserts the phase in which the run timed out, and the bound.
 fn bounded_by(stop: Stop, then: Then, phase: Phase, bound: Duration) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut job = job(folder.path());

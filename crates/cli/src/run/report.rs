@@ -172,3 +172,41 @@ impl Report {
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_these_fields_also_if_no_vm_started() {
+        let report = serde_json::to_string_pretty(&Report::default()).expect("a report is JSON");
+        insta::assert_snapshot!(report);
+    }
+
+    #[test]
+    fn a_report_of_a_command_has_its_end_and_its_findings() {
+        let finding = FindingReport {
+            title: "kernel panic: sysrq triggered crash".into(),
+            kind: Kind::Panic,
+            severity: Severity::Fatal,
+            log: vec!["Kernel panic - not syncing: sysrq triggered crash".into()],
+        };
+        let mut report = Report { findings: vec![finding], ..Report::default() };
+        report.exited(&Exited {
+            status: ExitStatus::Signal(9),
+            wall_us: 6100,
+            user_us: 900,
+            sys_us: 4200,
+            max_rss_bytes: 1 << 20,
+            oom_killed: false,
+            timed_out: true,
+            truncated: false,
+            pipes_held: true,
+        });
+        report.timed_out_in(Phase::CopyOut);
+        report.started(Start::Fork, Duration::from_millis(85));
+        report.failed(&Failure::words(125, "the guest crashed").hint("look at its console"));
+        report.output(Captured { stdout: b"text".to_vec(), stderr: vec![0xff], truncated: true });
+        insta::assert_snapshot!(serde_json::to_string_pretty(&report).expect("a report is JSON"));
+    }
+}
