@@ -197,7 +197,7 @@ impl Drop for Agent {
         for pid in stopped_tree(self.pid()) {
             signal(pid, Signal::KILL);
         }
-        // Both fail only where it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -139,7 +139,7 @@ impl Backend {
 
 impl Drop for Backend {
     fn drop(&mut self) {
-        // Both fail only where it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -28,7 +28,7 @@ impl Guest {
     /// Boots a VM whose spec `change` may alter.
     ///
     /// # Panics
-    /// If there is no image, or the VM does not come up.
+    /// If there is no image, or the VM does not boot.
     pub async fn boot(change: impl FnOnce(&mut VmSpec)) -> Self {
         let home = Home::from_env().expect("KILN_HOME or HOME is set");
         let image = ImageStore::new(&home).find(MINI).expect("the image is built: kiln image build mini");

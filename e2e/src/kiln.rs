@@ -199,18 +199,18 @@ pub fn vm_dir(vmm: i32) -> PathBuf {
     let home = PathBuf::from(image).ancestors().nth(2).expect("it is below images").to_owned();
     let vms = home.join("vms");
     let is_of = |dir: &PathBuf| vmm_of(dir) == Some(vmm);
-    // A VMM is there a moment before its directory says so.
+    // A VMM runs a moment before its directory names it.
     until("the VM's directory", || fs::read_dir(&vms).ok()?.flatten().map(|entry| entry.path()).find(is_of))
 }
 
-/// The VMM that a VM's directory tells of: its first words are those of the process's own `/proc/<pid>/stat`.
+/// The VMM that a VM's directory names: its first words are those of the process's own `/proc/<pid>/stat`.
 pub(crate) fn vmm_of(dir: &Path) -> Option<i32> {
     fs::read_to_string(dir.join("pid")).ok()?.split(' ').next()?.parse().ok()
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended already where this fails.
+        // Fails only if it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

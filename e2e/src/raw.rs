@@ -169,7 +169,7 @@ impl RawLink {
         drop(self);
     }
 
-    /// Skips everything up to and with `bytes`, as a host does that starts a link anew.
+    /// Skips everything up to and with `bytes`, like a host that starts a new link.
     ///
     /// # Panics
     /// If they do not arrive.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::pattern::{BLOCK_BYTES, check_block, fill_block};
 
-/// How often the first thread tells how far it is, in each pass.
+/// How often the first thread reports its progress, in each pass.
 pub const TOLD_IN_A_PASS: u64 = 4;
 /// Odd, so that it visits every block of a power of two once.
 const STRIDE: u64 = 2_654_435_761;

@@ -14,7 +14,7 @@ const BACKLOG: i32 = 8;
 /// Sends back what comes, one connection after another.
 ///
 /// # Errors
-/// What the kernel says.
+/// If a system call fails.
 pub fn serve(port: u32, connections: u64, listening: &dyn Fn()) -> io::Result<u64> {
     let listener = socket()?;
     let address = address(libc::VMADDR_CID_ANY, port);
@@ -46,7 +46,7 @@ pub fn serve(port: u32, connections: u64, listening: &dyn Fn()) -> io::Result<u6
 /// Sends `bytes` bytes to the host's `port` with one write, `rounds` times, and compares what comes back.
 ///
 /// # Errors
-/// What the kernel says, and a round that came back changed.
+/// If a system call fails, or if the data of a round came back changed.
 pub fn call(port: u32, bytes: usize, rounds: u64) -> io::Result<()> {
     let stream = socket()?;
     let address = address(libc::VMADDR_CID_HOST, port);

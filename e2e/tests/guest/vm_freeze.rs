@@ -1,4 +1,4 @@
-//! Guests that stand still for a snapshot: nothing of theirs runs until they are thawed, or synced.
+//! Guests that are frozen for a snapshot: none of their commands runs until they are thawed or synced.
 
 use kiln_e2e::guest::{Guest, in_vm, shell};
 use kiln_engine::ExitReason;

@@ -84,7 +84,7 @@ fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
             before,
             "no program writes it, so it stays the same for a boot"
         );
-        // It reads the id again when it is told to, in a mount namespace from before the fork.
+        // It reads the id again on request, in a mount namespace from before the fork.
         let script = format!(
             "mkfifo /tmp/go; exec unshare -m sh -c 'touch /tmp/ready; read -r go < /tmp/go; cat {ID} > /tmp/seen'"
         );

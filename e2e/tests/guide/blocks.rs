@@ -1,10 +1,10 @@
-//! From a page to scripts.
+//! Finds the shell blocks of a page and makes scripts of them.
 
 /// The marks of comments before a block.
 const NOT_RUN: &str = "not run:";
 const SKIP: &str = "skip ";
 const FIRST: &str = "first:";
-/// How a line's comment says what it ends with.
+/// The start of a comment with a line's expected exit code.
 const EXIT_CODE: &str = "exit code ";
 const INDENT: &str = "    ";
 

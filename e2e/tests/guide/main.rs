@@ -1,11 +1,10 @@
-//! The guide's commands do what the guide says: every shell block of `docs/guide` and the README is run by the real
-//! binary, or says why not.
+//! Runs every shell block of `docs/guide` and the README with the real binary, unless a comment has a reason not to.
 //!
-//! A block is run by `sh -e` in a folder of its page. What a line is expected to end with stands in its comment, as the
-//! reader sees it: `# exit code 3`; without one it is 0. A comment of HTML before a block tells the test more:
+//! A block is run by `sh -e` in a folder for its page. A line's comment has its expected exit code, which the reader sees
+//! too: `# exit code 3`. Without one it is 0. An HTML comment before a block has instructions for the test:
 //!
 //! ```text
-//!   <!-- not run: REASON -->               the block is no shell, or needs what is not here; the reason is for people
+//!   <!-- not run: REASON -->               the block is not shell, or needs something that a test host lacks
 //!   <!-- skip kiln verify: REASON -->      lines that begin so are left out
 //!   <!-- first: SHELL -->                  what must be there before, such as the file that the block reads
 //! ```

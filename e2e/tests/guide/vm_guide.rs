@@ -1,4 +1,4 @@
-//! The blocks, run.
+//! Runs the blocks of each page.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -135,7 +135,7 @@ fn shell(script: &str, folder: &Path, home: &Path) -> Ended {
             None => std::thread::sleep(LOOK_INTERVAL),
         }
     };
-    // Nothing is left of the group where this fails.
+    // Fails only if the group has ended.
     let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     let _ = child.wait();
     Ended { code, said: String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned() }

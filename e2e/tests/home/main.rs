@@ -1,4 +1,4 @@
-//! A `$KILN_HOME` that others could change, or have filled.
+//! A `$KILN_HOME` that other users could change, or that has unexpected files.
 
 mod refused;
 mod vm_damaged;

@@ -1,4 +1,4 @@
-//! Homes that are not used at all.
+//! Homes that Kiln refuses to use.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,4 +1,4 @@
-//! Files of a home that are no longer what was put there.
+//! Damaged and outdated files in a home.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -107,7 +107,7 @@ fn an_image_that_was_changed_starts_no_vm_and_is_built_anew() {
 #[test]
 fn kvm_that_is_known_not_to_run_guests_is_refused_with_what_was_found() {
     let home = TestHome::with_image();
-    // What the probe found; a host without /dev/kvm, or with one that works, is told the same.
+    // A made-up result of the probe, so that the refusal is the same with a working /dev/kvm and without one.
     assert_eq!(home.kiln(["run", "--cold", "--", "true"]).run().code, 0);
     let probe = home.path().join("probe.json");
     if let Ok(text) = fs::read_to_string(&probe) {

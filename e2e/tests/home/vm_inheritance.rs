@@ -1,4 +1,4 @@
-//! What the programs that kiln starts get of its caller: descriptors 3 to 300 are open, and a secret is set.
+//! What kiln's programs inherit from its caller, who has descriptors 3 to 300 open and a secret in the environment.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

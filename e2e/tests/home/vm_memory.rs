@@ -5,7 +5,7 @@ use std::fs;
 use kiln_e2e::{Kiln, TestHome};
 use serde_json::Value;
 
-/// What the image's manifest says.
+/// The least memory in the image's manifest.
 fn least() -> u64 {
     let images = Kiln::new(["image", "ls", "--json"]).run();
     let images: Value = serde_json::from_slice(&images.stdout).expect("a list");
@@ -47,7 +47,7 @@ fn an_image_that_was_not_measured_is_measured_when_that_decides() {
     let doctor = home.kiln(["doctor"]).run();
     let named = doctor.text().lines().any(|line| line.contains("guest memory") && line.contains("not measured"));
     assert!(named && doctor.text().contains("kiln image build mini"), "{}", doctor.text());
-    // What does not reach is refused by the number that is assumed, where nothing can be booted.
+    // If no VM can boot, the assumed number decides.
     let without = home.kiln(["run", "-m", "100", "--", "true"]).env("KILN_QEMU", "/surely/not/qemu").run();
     assert_eq!(without.code, 2, "{}", without.stderr);
     assert!(without.stderr.contains("was not measured and is taken to need 192 MiB"), "{}", without.stderr);

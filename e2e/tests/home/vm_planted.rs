@@ -49,7 +49,7 @@ fn nothing_that_was_planted_is_run_killed_or_cut_off() {
     write(&vm.join("journal"), "");
     let stat = fs::read_to_string(format!("/proc/{}/stat", innocent.0.id())).expect("runs");
     write(&vm.join("pid"), &stat);
-    // Programs where an older Kiln would have run one.
+    // Programs at paths from which an older Kiln would have run them.
     let script = format!("#!/bin/sh\necho ran > {}\n", marker.display());
     for program in ["cache/busybox", "images/busybox", "images/busybox-0.partial/busybox"] {
         let program = home.path().join(program);

@@ -1,4 +1,4 @@
-//! What Kiln makes below its home is this user's alone, whatever the umask is.
+//! Only this user can write to what Kiln makes below its home, whatever the umask is.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -10,7 +10,7 @@ use kiln_wire::{Activity, ExecRequest, ForwardRequest, Message, Reply, SessionSp
 use crate::common::{command, sh};
 use crate::sessions::{expect, session};
 
-/// What the agent says once `state` holds.
+/// The agent's report once `state` holds.
 async fn once(link: &GuestLink, state: impl Fn(&Activity) -> bool) -> Activity {
     loop {
         let activity = link.activity().await.expect("an answer");

@@ -11,7 +11,7 @@ const SIGHUP: i32 = 1;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
-/// Starts a script that says `ready` and some pids in its first line.
+/// Starts a script that prints `ready` and some pids as its first line.
 async fn start(link: &GuestLink, script: &str) -> (Exec, Vec<u32>) {
     let mut exec = link.exec(sh(script)).await.expect("starts");
     let mut line = Vec::new();

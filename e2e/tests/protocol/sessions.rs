@@ -237,7 +237,7 @@ fn a_session_that_writes_is_not_idle() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let spec = SessionSpec { name: Some("busy".into()), idle_timeout_ms: Some(2000), ..SessionSpec::default() };
-        // Far more often than that, also where other tests hold up each of its processes.
+        // Far more often than the timeout, even if other tests delay each of its processes.
         let script = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.04; done; exit 5";
         drop(link.exec(with_spec(script, spec)).await.expect("starts"));
         let info = wait_for(&link, "busy", |session| session.state != SessionState::Running).await;

@@ -321,7 +321,7 @@ fn wait_for_offset(raw: &mut RawLink, offset: u64, received: &mut u64) {
     }
 }
 
-/// Waits until stream 3 is told that it lags; data that comes before counts.
+/// Waits for the message that stream 3 lags; data that comes before counts.
 fn lagged(raw: &mut RawLink, received: &mut u64) -> (u64, u64) {
     loop {
         let frame = raw.frame_of(3);

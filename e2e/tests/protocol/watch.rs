@@ -141,7 +141,7 @@ fn more_changes_than_are_read_are_reported_as_an_overflow_and_do_not_grow_the_ag
         let permissions = fs::Permissions::from_mode(0o600 + (number as u32 & 7));
         fs::set_permissions(&files[number % 2], permissions).expect("ours");
     }
-    // The last change is told after all that came before it.
+    // Changes are reported in order, so the last one comes after all others.
     fs::write(agent.path("last"), "").expect("ours");
     let (mut told, mut overflows) = (0, 0);
     loop {

@@ -1,4 +1,4 @@
-//! What is refused before a VM starts, with words that name it.
+//! Requests that are refused before a VM starts, with a message that names the mistake.
 
 use kiln_e2e::Kiln;
 use serde_json::Value;
@@ -125,7 +125,7 @@ fn flags_that_a_snapshot_decides_are_refused_only_with_from() {
     }
     let report = failure_object(&["run", "--json", "--from", "no-such-snapshot", "--image", "mini", "--", "true"], 2);
     assert!(report["hint"].as_str().is_some_and(|hint| hint.contains("the snapshot decides")), "{report}");
-    // What is set for every run is no wish of this one: the snapshot is looked for, and not found.
+    // A variable for all runs does not conflict with this one's flag, so the error is that the snapshot does not exist.
     let outcome = Kiln::new(["run", "--from", "no-such-snapshot", "--", "true"])
         .env("KILN_IMAGE", "no-such-image")
         .env("KILN_ACCEL", "tcg")

@@ -1,4 +1,4 @@
-//! What a guest does with a device that some vhost-user backend serves, whosever it is.
+//! What a guest does with a vhost-user device, for our own backends and for those of others.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

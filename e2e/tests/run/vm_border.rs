@@ -1,4 +1,4 @@
-//! What a VM takes of the directory that kiln was started in: nothing.
+//! A VM uses no file of the directory in which kiln was started.
 
 use kiln_e2e::Kiln;
 

@@ -1,4 +1,4 @@
-//! Guests that crash, power off, or never come up.
+//! Guests that crash, power off, or do not boot.
 
 use kiln_e2e::Kiln;
 

@@ -1,4 +1,4 @@
-//! How runs end that would not end on their own: by time, by signals, by guests that hang.
+//! Runs that end early: by a timeout, by a signal, or because the guest hangs.
 
 use std::fs;
 use std::io::Read as _;
@@ -73,7 +73,7 @@ fn a_timeout_counts_from_when_the_vm_is_there() {
     assert!(outcome.took < Duration::from_secs(12), "{:?}", outcome.took);
 }
 
-/// Scripts after which nothing runs in the guest any more, with words of how that is told.
+/// Scripts that stop the guest, with a part of the message about it.
 const ENDS: [(&[&str], &str, &str); 3] = [
     (&[], "echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger; sleep 1000", "the guest crashed: "),
     (&[], "halt -f; sleep 1000", "halted"),

@@ -1,4 +1,4 @@
-//! `--in` and `--out` of what is not a plain file of a plain size, and to what is there already.
+//! `--in` and `--out` with special files, holes and files of `/proc`, and with existing targets.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};

@@ -1,4 +1,4 @@
-//! Flags and habits of docker in a real VM, and what `--json` holds where more than the command went wrong.
+//! Docker's flags in a real VM, and the fields of `--json` if another step fails besides the command.
 
 use kiln_e2e::Kiln;
 use serde_json::{Value, json};

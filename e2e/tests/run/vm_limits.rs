@@ -1,4 +1,4 @@
-//! Commands that want more than there is.
+//! Commands that exceed their limits or the guest's memory.
 
 use kiln_e2e::Kiln;
 

@@ -83,7 +83,7 @@ fn an_output_that_takes_no_more_is_an_error_that_says_so() {
 
 #[test]
 fn an_interrupted_run_still_tells_what_came() {
-    // What the console says comes another way than what the command says, so the command lets that go first.
+    // The console and the command's output arrive on different paths, so the command waits for the console first.
     let script = "echo out; sleep 1; echo came > /dev/console; sleep 100";
     let mut running = Kiln::shell(&["--json", "--console"], script).start();
     let console = BufReader::new(running.0.stderr.take().expect("stderr is piped"));
@@ -96,7 +96,7 @@ fn an_interrupted_run_still_tells_what_came() {
     assert_eq!((&report["exit_code"], &report["stdout"]), (&143.into(), &"out\n".into()));
 }
 
-/// Peak resident memory; 0 where the process has ended.
+/// Peak resident memory in KiB; 0 if the process has ended.
 fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! Who a command runs as, by the guest's own `/etc/passwd` and `/etc/group`.
+//! The user and groups of a command, by the guest's own `/etc/passwd` and `/etc/group`.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Guests on devices that other people's backends serve: their data arrives, also where the backend is killed under load.
+//! Guests with devices of other projects' backends: their data arrives, also if the backend is killed under load.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use crate::vhost::{self, Place};
 
 const CID: u32 = 1234;
 /// The storage daemon has no `INFLIGHT_SHMFD`: after a kill, QEMU counts on requests having been completed in their order.
-/// Of several, one that was overtaken is lost, and the guest waits for it for ever.
+/// Of several, one that was overtaken is lost, and the guest waits for it forever.
 const DEPTH: u64 = 1;
 /// Guests from Linux 6.12 on send what is over 32 KiB in three parts and more, and vhost-device-vsock takes two.
 const PACKET_BYTES: usize = 16 << 10;

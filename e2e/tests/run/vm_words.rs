@@ -1,9 +1,9 @@
-//! A guest's words on their way to a person: whatever it says and wherever that is printed, no terminal is steered by it.
+//! Text of a guest that kiln prints: it never controls the user's terminal.
 
 use kiln_e2e::Kiln;
 use kiln_wire::is_hidden;
 
-/// A guest that says hostile things on its console, in its kernel's log, and in the error of a file.
+/// A guest that writes hostile text to its console, to its kernel's log, and into the error of a file.
 const SCRIPT: &str = "printf 'row \\342\\200\\256evil\\342\\201\\246 \\302\\23331m \\033[2J \\177\\n' > /dev/console; \
      printf '<4>BUG: using sm\\342\\200\\256p() in preemptible [00000000] code: a/1\\n' > /dev/kmsg; \
      printf '<4> g\\342\\200\\213+0x1/0x2\\n<4>---[ end trace 0 ]---\\n' > /dev/kmsg; sleep 1; exit 3";

@@ -1,4 +1,4 @@
-//! Ready-made snapshots: made once, for each spec, and again where one is broken.
+//! Ready-made snapshots: made once for each spec, and again if one is broken.
 
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};

@@ -1,4 +1,4 @@
-//! One VM with many lives: whatever is done to it, in any order, it has all its data afterwards.
+//! One VM that is paused, saved, stopped, forked and resumed in random order, and keeps all its data.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest, SnapshotStore};
 use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, VmSpec};
 
-/// Steps after which the VM begins anew, so that its files don't fill it.
+/// Steps after which a new VM is used, so that files don't fill it up.
 const STEPS_OF_A_LIFE: u64 = 60;
 const STEP_DEADLINE: Duration = Duration::from_secs(120);
 

@@ -1,3 +1,3 @@
-//! `kiln verify` as a user meets it: it proves what it says with real VMs, and leaves nothing behind.
+//! `kiln verify` with real VMs: its checks hold, and it leaves nothing behind.
 
 mod vm_fork;

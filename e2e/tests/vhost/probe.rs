@@ -1,4 +1,4 @@
-//! A real backend says who it is.
+//! Probes of real backends.
 
 use kiln_e2e::Backend;
 
@@ -35,7 +35,7 @@ fn how_the_storage_daemon_behaves_at_the_edges_is_found_without_harming_it() {
     assert_eq!(quirk("after_client_left"), "keeps listening");
     assert!(quirk("early_need_reply").starts_with("answers 0"));
     assert!(quirk("unknown_request").ends_with("then closes"));
-    // Fails where it has ended.
+    // Fails if it has ended.
     daemon.kill_and_restart();
 }
 
@@ -72,7 +72,7 @@ fn a_vsock_device_is_known_by_its_guests_number() {
     assert_eq!(behaviour(&report, "unknown_request"), "closes");
 }
 
-/// What a report says of something that was tried.
+/// A report's text about one quirk.
 fn behaviour(report: &serde_json::Value, id: &str) -> String {
     let quirks = report["quirks"].as_array().expect("a list");
     let found = quirks.iter().find(|quirk| quirk["id"] == id).unwrap_or_else(|| panic!("{id} in {quirks:?}"));

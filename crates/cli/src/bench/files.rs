@@ -1,4 +1,4 @@
-//! Files, small and large, beside `dd` at a bare virtio-serial port of the same VM.
+//! Small and large files, compared with `dd` at a virtio-serial port without a protocol in the same VM.
 
 use std::time::Instant;
 
@@ -15,10 +15,10 @@ const LARGE_BYTES: usize = 16 << 20;
 const SMALL_BYTES: usize = 1 << 10;
 const PATH: &str = "/tmp/kiln-bench";
 const RAW_PATH: &str = "/tmp/kiln-bench-raw";
-/// The second port: bytes without any protocol.
+/// The second port, which has no protocol.
 const PORT: &str = "kiln.bench.0";
 const COPY_BYTES: usize = 256 << 10;
-/// What a file's way is promised to reach of `dd`'s.
+/// The promised share of `dd`'s speed.
 const RATIO_MIN: f64 = 0.6;
 
 /// Measures files in one guest.
@@ -45,7 +45,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     };
     let mut file_in = Pair::new("file write, 16 MiB", "dd of a bare port to a file, 16 MiB", "file write / dd");
     let mut file_out = Pair::new("file read, 16 MiB", "dd of a file to a bare port, 16 MiB", "file read / dd");
-    // The first of each grows the guest's page cache and the buffers on both sides, and does not count.
+    // The first round is not counted, because it fills the guest's page cache and grows buffers on both sides.
     for round in 0..=bench.samples.div_ceil(4) {
         // The order alternates, so that a busy moment of the host affects both of a pair equally.
         let (dd, file) = if round % 2 == 0 {
@@ -76,7 +76,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     Ok(())
 }
 
-/// One way of a file and its floor, round by round.
+/// The samples of one direction and of its floor, round by round.
 struct Pair {
     file: Series,
     floor: Series,
@@ -99,7 +99,7 @@ impl Pair {
     }
 }
 
-/// The ways of the same bytes; each returns MiB/s, from before the first byte until the file or the bytes are there.
+/// The ways to transfer the same bytes. Each returns MiB/s, from before the first byte until all bytes have arrived.
 struct Ways<'a> {
     link: &'a GuestLink,
     device: String,
@@ -122,7 +122,7 @@ impl Ways<'_> {
         Ok(rate)
     }
 
-    /// `dd` is started before, and its end counts: the file is whole then.
+    /// `dd` starts before the measurement, which ends when `dd` exits: the file is complete then.
     async fn dd_in(&mut self) -> anyhow::Result<f64> {
         let blocks = LARGE_BYTES / COPY_BYTES;
         let device = &self.device;
@@ -136,7 +136,7 @@ impl Ways<'_> {
         Ok(mib_per_s(start))
     }
 
-    /// `dd`'s start doesn't count: the time is that of all bytes but the first ones, from when those came.
+    /// The start of `dd` is not counted: the time starts when the first bytes arrive, and those bytes are not counted.
     async fn dd_out(&mut self) -> anyhow::Result<f64> {
         let blocks = LARGE_BYTES / COPY_BYTES;
         let device = &self.device;

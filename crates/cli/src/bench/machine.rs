@@ -1,8 +1,8 @@
-//! Facts of the machine that a number belongs to.
+//! Facts about the machine on which numbers were measured.
 
 use serde::Serialize;
 
-/// Where and when samples were taken.
+/// The machine and the time of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
     pub kiln: &'static str,

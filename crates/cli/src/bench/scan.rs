@@ -1,4 +1,4 @@
-//! The scanner on a kernel log in memory, beside what it takes to read that log's lines at all.
+//! Crash detection in a kernel log in memory, compared with only reading its lines.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -13,8 +13,8 @@ use super::{Bench, Results};
 
 const LOG_BYTES: usize = 16 << 20;
 const READ_BYTES: usize = 64 << 10;
-/// What the scanner is promised to reach of the floor. A release build was seen at 0.09 to 0.12 of it, which was 65 to
-/// 95 MB/s; before lines were held against few patterns only, it was 0.008.
+/// The promised share of the floor's speed. A release build reached 0.09 to 0.12 of it, which was 65 to 95 MB/s. It was 0.008
+/// before each line was matched against only a few patterns.
 const RATIO_MIN: f64 = 0.05;
 /// Time between two rows.
 const STEP: Duration = Duration::from_millis(2);
@@ -55,7 +55,7 @@ pub fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
     let mut scanned = Series::new("crash detection in a kernel log, 16 MiB", Unit::MibPerS);
     let mut floor = Series::new("reading its lines, 16 MiB", Unit::MibPerS);
     let mut ratio = Series::new("crash detection / reading lines", Unit::Ratio);
-    // The first of each does not count.
+    // The first round is not counted.
     for round in 0..=bench.samples.div_ceil(4) {
         // The order alternates, so that a busy moment of the host affects both of a pair equally.
         let (scan, lines) = if round % 2 == 0 {
@@ -113,7 +113,7 @@ fn scan(log: &str, crashes: usize) -> anyhow::Result<f64> {
     Ok(rate)
 }
 
-/// As std reads lines: each is checked to be UTF-8 and gets memory of its own.
+/// Reads lines like std does: each line is checked to be UTF-8 and is allocated.
 fn lines(log: &str) -> io::Result<f64> {
     let start = Instant::now();
     for line in log.as_bytes().lines() {

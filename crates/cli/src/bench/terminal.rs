@@ -1,4 +1,4 @@
-//! Commands on a terminal beside the same commands without one.
+//! Commands on a terminal, compared with the same commands without one.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use super::samples::{Promise, Sense, Series, Unit};
 use super::{Bench, Results};
 use crate::image;
 
-/// What a terminal may take of the time without one.
+/// The most that a command may take on a terminal, as a multiple of its time without one.
 const RATIO_MAX: f64 = 2.0;
-/// A program that writes line by line where it writes to a terminal.
+/// A program that writes line by line if its output is a terminal.
 const SEQ: &[&str] = &["seq", "20000"];
 const SEQ_LINES: usize = 20_000;
-/// A shell writes each line at once, wherever it writes to.
+/// A shell writes each line on its own, whatever its output is.
 const LOOP: &[&str] = &["sh", "-c", "i=0; while [ $i -lt 5000 ]; do echo $i; i=$((i+1)); done"];
 const LOOP_LINES: usize = 5000;
 /// One whole `kiln run`.
@@ -36,7 +36,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
         Pair::new("kiln run -t -- seq 20000", "kiln run -- seq 20000", "kiln run seq 20000, with -t / without");
     let accel = image::accel_name(guest.vm.acceleration());
     let mut echoes = Pair::new("5000 × echo on a terminal", "5000 × echo without one", "5000 × echo, with / without");
-    // The first of each does not count.
+    // The first round is not counted.
     for round in 0..=bench.samples.div_ceil(4) {
         for (pair, argv, lines) in [(&mut seq, SEQ, SEQ_LINES), (&mut echoes, LOOP, LOOP_LINES)] {
             // The order alternates, so that a busy moment of the host affects both of a pair equally.
@@ -68,8 +68,8 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     }
     for (claim, ratio) in [
         ("`kiln run -t -- seq 20000` ≤ 2 × `kiln run -- seq 20000`, whole processes (median of ratios)", &whole.ratio),
-        // Beside it: a program writes each line to a terminal and 4 KiB at once elsewhere, and what the guest's kernel takes
-        // for that is not ours.
+        // Compared with a terminal in the guest: a program writes each line on its own to a terminal and 4 KiB at once
+        // elsewhere. The guest's kernel needs more time for that, which Kiln can't change.
         ("`seq 20000` on a terminal ≤ 2 × on a terminal that is read in the guest (median of ratios)", &against_own),
         ("a shell's 5000 × `echo` on a terminal ≤ 2 × its time without (median of ratios)", &echoes.ratio),
     ] {
@@ -83,7 +83,7 @@ pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()>
     Ok(())
 }
 
-/// A command with a terminal and without, round by round.
+/// The samples of a command with a terminal and without one, round by round.
 struct Pair {
     with: Series,
     without: Series,
@@ -115,7 +115,7 @@ fn request(argv: &[&str], terminal: bool) -> ExecRequest {
     }
 }
 
-/// Runs a command to its end and returns how long that took, with all of its output.
+/// Runs a command and returns the time until all of its output has arrived, in milliseconds.
 async fn timed(link: &GuestLink, argv: &[&str], lines: usize, terminal: bool) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut exec = link.exec(request(argv, terminal)).await?;
@@ -147,7 +147,7 @@ async fn process(accel: &str, terminal: bool) -> anyhow::Result<f64> {
     Ok(taken)
 }
 
-/// A command on a terminal that a program in the guest reads, as that program timed it.
+/// The time of a command on a terminal that a program in the guest reads, measured by that program, in milliseconds.
 async fn in_guest(link: &GuestLink, argv: &[&str]) -> anyhow::Result<f64> {
     let bench = ["/init", "--terminal-bench", "1", "--"];
     let request = request(&[&bench[..], argv].concat(), false);
@@ -156,7 +156,7 @@ async fn in_guest(link: &GuestLink, argv: &[&str]) -> anyhow::Result<f64> {
     Ok(samples.first().context("the guest timed nothing")? / 1e6)
 }
 
-/// From a key to its echo, on a terminal that nothing else writes to.
+/// The time from a key to its echo, on a terminal without other output.
 async fn keys(bench: &Bench, link: &GuestLink) -> anyhow::Result<Series> {
     let mut echoed = Series::new("a key's echo on a terminal", Unit::Ms);
     let mut exec = link.exec(request(&["cat"], true)).await?;

@@ -7,7 +7,7 @@ use kiln_vdev::virtio::DeviceKind;
 use super::samples::{Promise, Sense, Series, Unit};
 use super::{Bench, Results};
 
-/// What authors of backends wait for, and so when the suite stays in their CI.
+/// The longest check that authors of backends accept in their CI.
 const CHECK_MS_MAX: f64 = 30_000.0;
 const STARTS_LATE: &str = "[serve]\nstart_delay_ms = 100\n";
 const ACCEPTS_LATE: &str = "[serve]\naccept_delay_ms = 20\n";
@@ -30,7 +30,7 @@ pub fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How long a check takes of a mock with this script. It breaks no rule, however slow it is.
+/// The time of a check of a mock with this script, in milliseconds. The mock is slow, but breaks no rule.
 fn check_ms(script: &str) -> anyhow::Result<f64> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("script.toml");

@@ -1,4 +1,4 @@
-//! Restores of chains: diffs on diffs on the whole snapshot, each a megabyte and what a guest at rest has touched.
+//! Restores of chains: diffs on diffs on the full snapshot. Each diff has one MiB and the pages that an idle guest writes.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::super::samples::{Series, Unit};
 use super::scratch::Scratch;
 use super::{Lab, TRUE, dirty, ms_since, run};
 
-/// Diffs of the chains that are restored, and what the table calls them.
+/// Lengths of the chains, and the names of their series.
 const CHAINS: [(usize, &str, &str); 3] = [
     (1, "chain of 1 diff, agent answers", "chain of 1 diff, first exec done"),
     (4, "chain of 4 diffs, agent answers", "chain of 4 diffs, first exec done"),

@@ -1,4 +1,4 @@
-//! Forks at once: the time until all of them answer, and the memory that each takes.
+//! Concurrent forks: the time until all of them answer, and the memory of each.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::super::samples::{Promise, Sense, Series, Unit};
 use super::footprint::Footprint;
 use super::{Lab, TRUE, ms_since, run};
 
-/// A crowd, and what the table calls its figures.
+/// A number of forks, and the names of its series.
 struct Crowd {
     count: usize,
     answers: &'static str,

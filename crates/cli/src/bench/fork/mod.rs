@@ -1,4 +1,4 @@
-//! Snapshots, forks and pauses, beside QEMU alone and beside gVisor's `runsc` in the same run.
+//! Snapshots, forks and pauses, compared with QEMU alone and with gVisor's `runsc` in the same run.
 //!
 //! ```text
 //!   ready-made snapshot ──▶ Lab ──▶ single: fork | QEMU alone | pool | kiln run | runsc, in turn
@@ -7,7 +7,7 @@
 //!                            ├────▶ pauses, chains of diffs
 //!                            └────▶ saves: whole at five sizes of memory, diffs at three amounts
 //! ```
-//! The snapshot is the one that `kiln run` forks from. All others that are made here are gone at the end.
+//! The snapshot is the one that `kiln run` forks. All other snapshots of the bench are removed at the end.
 
 mod border;
 mod chains;
@@ -36,14 +36,14 @@ use kiln_wire::{ExecRequest, ExitStatus, Text};
 
 use super::{BOOT_TIMEOUT, Bench, Results};
 
-/// The program that every first exec runs: without a shell and without output.
+/// The program of every first exec, run without a shell and without output.
 const TRUE: &str = "/bin/true";
 
 /// What all measurements of forks share.
 struct Lab<'a> {
     bench: &'a Bench,
     store: SnapshotStore,
-    /// What `kiln run` forks from.
+    /// The snapshot that `kiln run` forks.
     base: Snapshot,
 }
 
@@ -68,7 +68,7 @@ impl Lab<'_> {
     }
 }
 
-/// Runs a program of the guest that has to succeed.
+/// Runs a program in the guest, which must succeed.
 async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<()> {
     let request = ExecRequest { argv: argv.iter().copied().map(Text::from).collect(), ..ExecRequest::default() };
     let output = link.run(request, b"", 4096).await?;
@@ -77,7 +77,7 @@ async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fills a file of the guest's memory with bytes unlike any that were there.
+/// Fills a file in the guest's memory with random bytes, so that its pages differ from those of the snapshot.
 async fn dirty(link: &GuestLink, file: &str, mib: u64) -> anyhow::Result<()> {
     run(link, &["dd", "if=/dev/urandom", &format!("of={file}"), "bs=1M", &format!("count={mib}")]).await
 }

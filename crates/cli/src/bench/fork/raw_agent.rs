@@ -19,7 +19,7 @@ const READ_BYTES: usize = 16 << 10;
 const THAW: StreamId = StreamId(1);
 const EXEC: StreamId = StreamId(3);
 
-/// A connection to an agent that said hello.
+/// A connection to an agent, after both hellos.
 pub struct RawAgent {
     stream: UnixStream,
     decoder: Decoder,
@@ -37,7 +37,7 @@ impl RawAgent {
         Ok(agent)
     }
 
-    /// Lets the guest's commands go on, which were frozen for the snapshot, and runs one. Both requests go out at once.
+    /// Thaws the guest's commands, which were frozen for the snapshot, and runs one. Sends both requests at once.
     pub fn exec_true(&mut self) -> anyhow::Result<()> {
         let request = ExecRequest { argv: vec![Text::from(TRUE)], ..ExecRequest::default() };
         self.send(&[(THAW, Message::Thaw), (EXEC, Message::Exec(Box::new(request)))])?;

@@ -1,4 +1,4 @@
-//! QMP by hand: one command after the other, on a blocking socket.
+//! A minimal QMP client: one command after another, on a blocking socket.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A monitor connection whose greeting was answered.
+/// A monitor connection after the greeting.
 pub struct RawMonitor {
     stream: BufReader<UnixStream>,
 }
 
 impl RawMonitor {
-    /// Waits for QEMU's greeting and asks for commands.
+    /// Waits for QEMU's greeting and enables commands.
     pub fn greet(stream: UnixStream) -> anyhow::Result<Self> {
         stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
         let mut monitor = Self { stream: BufReader::new(stream) };
@@ -24,7 +24,7 @@ impl RawMonitor {
         Ok(monitor)
     }
 
-    /// Runs a command to its answer; events in between are dropped.
+    /// Runs a command and waits for its reply. Drops events in between.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<()> {
         writeln!(self.stream.get_ref(), "{}", json!({"execute": command, "arguments": arguments}))?;
         loop {

@@ -1,4 +1,4 @@
-//! Saves: whole ones of guests with more and more memory beside QEMU's own save of its devices, and diffs.
+//! Saves: whole saves of guests with more and more memory, compared with QEMU's own save of its devices, and diffs.
 //!
 //! ```text
 //!   freeze ──▶ CPUs stop, devices, memory linked ──▶ snapshot there ──▶ VMM gone
@@ -22,7 +22,7 @@ use super::scratch::Scratch;
 use super::{Lab, TRUE, blocking, dirty, ms_since, run};
 use crate::bench::BOOT_TIMEOUT;
 
-/// Memory of a guest that is saved whole, and what the table calls its figures.
+/// Memory of a guest that is saved whole, and the names of its series.
 struct Size {
     memory_mib: u64,
     saved: &'static str,
@@ -43,9 +43,9 @@ macro_rules! size {
 
 const SIZES: [Size; 5] =
     [size!(128, "128 MiB"), size!(256, "256 MiB"), size!(512, "512 MiB"), size!(1024, "1 GiB"), size!(2048, "2 GiB")];
-/// The size that other figures are of.
+/// The size for the other series.
 const USUAL: usize = 1;
-/// What a fork writes before it is saved.
+/// How much a fork writes before it is saved, and the names of the series.
 const DIRTY: [(u64, &str, &str); 3] = [
     (1, "save diff, 1 MiB dirty", "pages of a diff, 1 MiB dirty"),
     (10, "save diff, 10 MiB dirty", "pages of a diff, 10 MiB dirty"),
@@ -59,7 +59,7 @@ pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()>
     diffs(lab, results).await
 }
 
-/// A boot for each sample, so few of them, and the sizes in turn.
+/// Each sample needs a boot, so there are few. The sizes take turns.
 async fn whole(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
     let mut series = SIZES.map(|size| [size.saved, size.alone, size.all].map(|name| Series::new(name, Unit::Ms)));
     for _ in 0..lab.bench.samples.div_ceil(5) {
@@ -71,7 +71,7 @@ async fn whole(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
                 run(&guest.link, &[TRUE]).await?;
             }
             let arrivals = Arrivals::watch(&Home::at(lab.bench.engine.home()).snapshots())?;
-            // What a request with the link does first, here by hand, so that both can be timed.
+            // A request with a link would freeze the guest first. Done here instead, so that both parts can be timed.
             let start = Instant::now();
             guest.link.freeze().await?;
             let frozen = Instant::now();
@@ -100,7 +100,7 @@ async fn whole(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first save of the devices of a QEMU that runs the same guest, by hand.
+/// The first save of the devices of QEMU alone, which runs the same guest.
 async fn devices_alone(lab: &Lab<'_>, snapshot: &Snapshot) -> anyhow::Result<f64> {
     let fork = lab.fork(snapshot).await?;
     let line = RawLine::of(&fork.vm, lab.bench.engine.binary(), snapshot)?;
