@@ -75,3 +75,25 @@ fn print_tail(rows: &[String]) {
         say(format_args!("    {row}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_did_not_boot_in_time_has_a_hint() {
+        let timeout = Duration::from_secs(60);
+        let link = |source| boot_failure(BootError::Link { source, console: Vec::new() }, timeout);
+        let failures = [
+            boot_failure(BootError::NoVmm { waited: timeout }, timeout),
+            link(LinkError::TimedOut { waiting_for: "hello", waited: timeout }),
+            link(LinkError::Version { ours: 2, theirs: 1 }),
+            link(LinkError::Closed { waiting_for: "hello" }),
+        ];
+        // The other messages are the engine's.
+        assert_eq!(failures[1].message(), "the guest did not come up within 60s");
+        let hints =
+            failures.map(|failure| format!("exit code {}, hint: {}", failure.code, failure.hint_text().unwrap_or("-")));
+        insta::assert_snapshot!(hints.join("\n"));
+    }
+}

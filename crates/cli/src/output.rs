@@ -271,7 +271,7 @@ mod tests {
     fn hostile_text_is_harmless_on_every_way_out() {
         let json = |value: &serde_json::Value| {
             let mut line = Vec::new();
-            write_json(&mut line, value).expect("a vector takes everything");
+            write_json(&mut line, value).expect("writing to a vector does not fail");
             String::from_utf8(line).expect("JSON is text")
         };
         let object = serde_json::json!({ HOSTILE: [HOSTILE] });

@@ -201,6 +201,14 @@ mod tests {
     }
 
     #[test]
+    fn every_subcommand_of_docker_has_a_hint() {
+        let names = ["images", "ps", "exec", "sh", "cp", "build", "rmi", "pull", "kill", "info"];
+        let hints = names.map(|name| format!("{name}\n  hint: {}", subcommand(name).expect("a hint")));
+        insta::assert_snapshot!(hints.join("\n"));
+        assert_eq!(subcommand("fly"), None);
+    }
+
+    #[test]
     fn host_names_names_and_labels_are_checked() {
         for good in ["a", "web-1", "web-1.example.org", "7"] {
             assert_eq!(parse_hostname(good).as_deref(), Ok(good));

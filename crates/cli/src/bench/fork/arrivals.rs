@@ -1,4 +1,4 @@
-//! The moment at which a snapshot is there: `Vm::snapshot` of a VM that ends answers only after the VM's end.
+//! The moment at which a snapshot exists: `Vm::snapshot` of a VM that ends returns only after the VM's end.
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;

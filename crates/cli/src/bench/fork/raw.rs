@@ -44,7 +44,7 @@ pub struct RawLine {
 pub struct RawVm {
     monitor: RawMonitor,
     agent: RawAgent,
-    /// From the start to the agent's answer, in milliseconds.
+    /// Time from the start to the agent's first reply, in milliseconds.
     pub answered_ms: f64,
     start: Instant,
     _qemu: Qemu,
@@ -64,7 +64,7 @@ impl RawLine {
 }
 
 impl RawVm {
-    /// Restores the snapshot up to the agent's answer. Blocks.
+    /// Restores the snapshot and waits for the agent's first reply. Blocks.
     pub fn restore(line: &RawLine) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let start = Instant::now();

@@ -5,7 +5,7 @@
 //!      │       └────────── "save whole" ───────────────┘                  │
 //!      └────────────────── "save whole, with freeze and end" ─────────────┘
 //! ```
-//! A diff is the whole call for a fork that goes on afterwards: freeze, save, thaw.
+//! A diff is the whole call for a fork that keeps running: freeze, save, thaw.
 
 use std::time::Instant;
 
