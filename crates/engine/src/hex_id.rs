@@ -18,18 +18,18 @@ pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
 /// is harmless as a file's name.
 macro_rules! hex_id {
     (
-        $(#[$about:meta])* $id:ident of $digits:ident digits,
+        $(#[$about:meta])* $vis:vis $id:ident of $digits:ident digits,
         $(#[$about_error:meta])* $error:ident: $what:literal
     ) => {
         $(#[$about])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $id(String);
+        $vis struct $id(String);
 
         $(#[$about_error])*
         #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
         #[error("`{0}` is no {what}: {digits} digits of `[0-9a-f]`", what = $what, digits = $digits)]
-        pub struct $error(String);
+        $vis struct $error(String);
 
         impl $id {
             /// As text, as it stands in paths.

@@ -27,7 +27,7 @@ impl Policy {
     ///
     /// # Errors
     /// It names what is no measure: a slip of the pen would leave on what was to be off, or the other way round.
-    pub fn from_environment() -> Result<Self, PolicyError> {
+    pub(crate) fn from_environment() -> Result<Self, PolicyError> {
         Self::parse(&env::var_os(POLICY_VARIABLE).unwrap_or_default().to_string_lossy())
     }
 

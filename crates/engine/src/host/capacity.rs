@@ -11,7 +11,7 @@ const FEATURES_DIGITS: usize = 8;
 const CPUINFO_BYTES: u64 = 8 << 10;
 
 /// CPUs and memory of this host.
-pub fn limits() -> HostLimits {
+pub(crate) fn limits() -> HostLimits {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
     // Without /proc nothing is known, and the VMM will say what it thinks.
     HostLimits { cpus, memory_mib: memory_mib("MemTotal:").unwrap_or(u64::MAX) }
@@ -23,7 +23,7 @@ pub(crate) fn memory_available_mib() -> Option<u64> {
 }
 
 /// Memory of a process, in bytes, with its share of what it shares (proc(5), `smaps_rollup`).
-pub fn proportional_set_bytes(pid: u32) -> Option<u64> {
+pub(crate) fn proportional_set_bytes(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -10,8 +10,9 @@ mod programs;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub(crate) mod tap;
 
-pub(crate) use self::capacity::{cpu_identity, cpuinfo_field, free_mib, memory_available_mib};
-pub use self::capacity::{limits, proportional_set_bytes};
+pub(crate) use self::capacity::{
+    cpu_identity, cpuinfo_field, free_mib, limits, memory_available_mib, proportional_set_bytes,
+};
 pub use self::kvm::{KvmState, open_kvm};
 pub use self::programs::{find_program, is_static};
 pub use self::tap::TapError;

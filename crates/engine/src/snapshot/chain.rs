@@ -19,7 +19,7 @@ use super::seal::seal_link;
 use super::store::SnapshotStore;
 
 /// Links of a chain, the root included. A longer one is [compacted](SnapshotStore::compact) first.
-pub const CHAIN_MAX: usize = 64;
+pub(crate) const CHAIN_MAX: usize = 64;
 
 /// A snapshot that can be restored: it was checked, and nobody removes it or what it lies on while a copy of this lives.
 ///
@@ -103,7 +103,7 @@ impl Snapshot {
 
     /// The locks. A process that inherits copies of them keeps the snapshot, and all that it lies on, from being removed,
     /// also when this process ends. They must be copied (`dup`), not opened anew.
-    pub fn lock_fds(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn lock_fds(&self) -> Vec<BorrowedFd<'_>> {
         self.inner.links.iter().map(|link| link.dir.as_fd()).collect()
     }
 

@@ -21,11 +21,11 @@ const DIGEST_DIGITS: usize = 64;
 const MIB: u64 = 1 << 20;
 
 /// The guest's memory in a full snapshot.
-pub const MEMORY_FILE: &str = "memory";
+pub(crate) const MEMORY_FILE: &str = "memory";
 /// The pages of a diff.
-pub const PAGES_FILE: &str = "pages";
+pub(crate) const PAGES_FILE: &str = "pages";
 /// The VMM's device state.
-pub const DEVICE_FILE: &str = "device";
+pub(crate) const DEVICE_FILE: &str = "device";
 
 /// Any version's manifest.
 #[derive(Deserialize)]

@@ -32,7 +32,7 @@ const FILE_MODE_OF_OTHERS: u32 = 0o600;
 
 /// A snapshot's directory while its files are written. Dropped before [`Draft::publish`], it is removed.
 #[derive(Debug)]
-pub struct Draft {
+pub(crate) struct Draft {
     store: SnapshotStore,
     id: SnapshotId,
     partial: Partial,
@@ -40,27 +40,27 @@ pub struct Draft {
 
 /// What a new snapshot is, beside its files.
 #[derive(Debug, Clone)]
-pub struct NewSnapshot {
+pub(crate) struct NewSnapshot {
     /// What a diff's pages and disk layers lie on. Left out of the manifest where nothing does.
-    pub parent: Option<Snapshot>,
+    pub(crate) parent: Option<Snapshot>,
     /// As [`Manifest::generation`].
-    pub generation: u64,
+    pub(crate) generation: u64,
     /// As [`Manifest::label`].
-    pub label: String,
+    pub(crate) label: String,
     /// As [`Manifest::spec`].
-    pub spec: VmSpec,
+    pub(crate) spec: VmSpec,
     /// As [`Manifest::machine`].
-    pub machine: MachineIdentity,
+    pub(crate) machine: MachineIdentity,
     /// As [`Manifest::frozen`].
-    pub frozen: bool,
+    pub(crate) frozen: bool,
     /// As [`Manifest::memory`].
-    pub memory: MemoryKind,
+    pub(crate) memory: MemoryKind,
     /// As [`Manifest::disks`].
-    pub disks: Vec<DiskLayer>,
+    pub(crate) disks: Vec<DiskLayer>,
     /// As [`Manifest::external`].
-    pub external: Vec<ExternalDisk>,
+    pub(crate) external: Vec<ExternalDisk>,
     /// As [`Manifest::volumes`].
-    pub volumes: Vec<ExternalDisk>,
+    pub(crate) volumes: Vec<ExternalDisk>,
 }
 
 impl Draft {
@@ -71,12 +71,12 @@ impl Draft {
     }
 
     /// The name that it will have.
-    pub fn id(&self) -> &SnapshotId {
+    pub(crate) fn id(&self) -> &SnapshotId {
         &self.id
     }
 
     /// Where to put a file of it.
-    pub fn path(&self, file: &str) -> Utf8PathBuf {
+    pub(crate) fn path(&self, file: &str) -> Utf8PathBuf {
         self.partial.path().join(file)
     }
 
@@ -87,7 +87,7 @@ impl Draft {
     /// [`SnapshotError::Broken`] when a file is missing or does not fit what the snapshot is said to be,
     /// [`SnapshotError::ChainTooLong`], [`SnapshotError::MissingLink`] when the parent was removed; or something can't be
     /// written. The files are removed then.
-    pub fn publish(self, new: NewSnapshot) -> Result<Snapshot, SnapshotError> {
+    pub(crate) fn publish(self, new: NewSnapshot) -> Result<Snapshot, SnapshotError> {
         let Self { store, id, partial } = self;
         let on_parent = new.memory == MemoryKind::Diff || new.disks.iter().any(|layer| layer.on_parent);
         let parent = new.parent.filter(|_| on_parent).map(|parent| current(&store, &id, parent)).transpose()?;

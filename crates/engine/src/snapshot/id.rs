@@ -7,7 +7,7 @@ const DIGITS: usize = 16;
 
 hex_id! {
     /// Names a snapshot on this host: 16 hex digits, never used twice.
-    SnapshotId of DIGITS digits,
+    pub SnapshotId of DIGITS digits,
     /// Text that is no snapshot's id.
     NoSnapshotId: "snapshot id"
 }

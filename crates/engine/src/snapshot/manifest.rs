@@ -12,7 +12,7 @@ use super::overlay;
 use crate::spec::{Disk, VmSpec};
 
 /// Version of the manifest and of the files that it names.
-pub const SNAPSHOT_FORMAT: u32 = 2;
+pub(crate) const SNAPSHOT_FORMAT: u32 = 2;
 /// Digits of a digest that people are shown.
 const DIGEST_CHARS_SHOWN: usize = 12;
 /// Name of the manifest in a snapshot's directory.
@@ -76,7 +76,7 @@ pub struct MachineIdentity {
 }
 
 /// The parts of a [`MachineIdentity`], as errors name them.
-pub const MACHINE_FIELDS: [&str; 6] = ["VMM", "acceleration", "CPU", "machine", "firmware", "kernel"];
+const MACHINE_FIELDS: [&str; 6] = ["VMM", "acceleration", "CPU", "machine", "firmware", "kernel"];
 
 /// What the memory file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,21 +28,21 @@ mod store;
 pub(crate) mod testing;
 mod verified;
 
-pub use chain::{CHAIN_MAX, Link, Snapshot};
-pub use check::{DEVICE_FILE, MEMORY_FILE, PAGES_FILE};
+pub use chain::{Link, Snapshot};
+pub(crate) use check::{DEVICE_FILE, MEMORY_FILE, PAGES_FILE};
 pub use compact::Compacted;
-pub use draft::{Draft, NewSnapshot};
+pub(crate) use draft::{Draft, NewSnapshot};
 pub use error::SnapshotError;
 pub use id::SnapshotId;
 pub use listing::Listed;
-pub use manifest::{
-    DiskLayer, ExternalDisk, FileEntry, MACHINE_FIELDS, MANIFEST_FILE, MachineIdentity, Manifest, MemoryKind,
-    SNAPSHOT_FORMAT, Seal,
-};
+#[cfg(test)]
+pub(crate) use manifest::SNAPSHOT_FORMAT;
+pub use manifest::{DiskLayer, ExternalDisk, FileEntry, MANIFEST_FILE, MachineIdentity, Manifest, MemoryKind, Seal};
 pub use memory::MemoryError;
 #[doc(hidden)]
 pub use memory::read_page_file;
-pub use ready::{NoReadyKey, ReadyKey, ReadyLock};
+pub use ready::ReadyKey;
+pub(crate) use ready::ReadyLock;
 pub(crate) use request::SaveOrder;
 pub use request::{AfterSave, SnapshotRequest};
 pub use store::{SnapshotStore, VerifyReport};

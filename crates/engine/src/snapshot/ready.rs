@@ -30,14 +30,14 @@ const NAME_BYTES_MAX: u64 = 64;
 
 hex_id! {
     /// Names what a ready-made snapshot is of: 64 hex digits.
-    ReadyKey of KEY_DIGITS digits,
+    pub ReadyKey of KEY_DIGITS digits,
     /// Text that is no key.
     NoReadyKey: "key of a ready-made snapshot"
 }
 
 /// While it lives, no other process makes the ready-made snapshot of that key.
 #[derive(Debug)]
-pub struct ReadyLock {
+pub(crate) struct ReadyLock {
     path: Utf8PathBuf,
     // Held, never read.
     _file: fs::File,
@@ -45,7 +45,7 @@ pub struct ReadyLock {
 
 impl ReadyKey {
     /// The key of things that are told apart by all of these words, in this order.
-    pub fn of(words: &[&str]) -> Self {
+    pub(crate) fn of(words: &[&str]) -> Self {
         let mut hasher = blake3::Hasher::new();
         for word in words {
             // Without lengths, "a", "bc" would be "ab", "c".
@@ -68,7 +68,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// The name can't be read.
-    pub fn ready(&self, key: &ReadyKey) -> Result<Option<SnapshotId>, SnapshotError> {
+    pub(crate) fn ready(&self, key: &ReadyKey) -> Result<Option<SnapshotId>, SnapshotError> {
         let Some((id, file)) = self.read_ready(key)? else { return Ok(None) };
         if !self.path(&id).is_dir() {
             return Ok(None);
@@ -83,7 +83,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// [`SnapshotError::Unknown`]; or the name can't be written.
-    pub fn set_ready(&self, key: &ReadyKey, id: &SnapshotId) -> Result<Option<SnapshotId>, SnapshotError> {
+    pub(crate) fn set_ready(&self, key: &ReadyKey, id: &SnapshotId) -> Result<Option<SnapshotId>, SnapshotError> {
         if !self.path(id).is_dir() {
             return Err(SnapshotError::Unknown(id.clone()));
         }
@@ -98,7 +98,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// [`SnapshotError::Locked`] when another process still holds it after that time; or the lock can't be made.
-    pub fn ready_lock(&self, key: &ReadyKey, patience: Duration) -> Result<ReadyLock, SnapshotError> {
+    pub(crate) fn ready_lock(&self, key: &ReadyKey, patience: Duration) -> Result<ReadyLock, SnapshotError> {
         let path = Utf8PathBuf::from(format!("{}.lock", self.ready_path(key)));
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::WouldBlock => SnapshotError::Locked { path: path.clone(), waited: patience },
@@ -120,7 +120,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// It can't be removed, or the note not be written.
-    pub fn retire(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
+    pub(crate) fn retire(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
         let note = self.ready_directory().join(format!("{id}{OLD_SUFFIX}"));
         match self.remove(id) {
             Ok(()) | Err(SnapshotError::Unknown(_)) => {
@@ -139,7 +139,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// The names can't be read, or a snapshot can't be removed.
-    pub fn trim_ready(&self, max: usize) -> Result<Vec<SnapshotId>, SnapshotError> {
+    pub(crate) fn trim_ready(&self, max: usize) -> Result<Vec<SnapshotId>, SnapshotError> {
         for id in self.retired()? {
             self.retire(&id)?;
         }

@@ -81,7 +81,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// Its directory can't be made.
-    pub fn draft(&self) -> Result<Draft, SnapshotError> {
+    pub(crate) fn draft(&self) -> Result<Draft, SnapshotError> {
         Draft::create(self)
     }
 

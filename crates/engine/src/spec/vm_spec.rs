@@ -145,7 +145,7 @@ impl VmSpec {
     }
 
     /// The first device that no VMM can save, for people.
-    pub fn unmigratable(&self) -> Option<String> {
+    pub(crate) fn unmigratable(&self) -> Option<String> {
         self.vhost_user.first().map(VhostUser::to_string)
     }
 

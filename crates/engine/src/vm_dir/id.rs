@@ -7,7 +7,7 @@ const DIGITS: usize = 12;
 
 hex_id! {
     /// Names a VM on this host: 12 hex digits.
-    VmId of DIGITS digits,
+    pub VmId of DIGITS digits,
     /// Text that is no VM's id.
     NoVmId: "VM id"
 }
