@@ -104,7 +104,7 @@ pub trait Engine: Send + Sync {
     fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>>;
 }
 
-/// All that a driver does for an engine may block: each is an [`operation`].
+/// All that a driver does for an engine may block: each is an `operation`.
 impl<D: Driver + Clone + 'static> Engine for D {
     fn capabilities(&self) -> Capabilities {
         Driver::capabilities(self)

@@ -22,7 +22,7 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`SNAPSHOT_FORMAT`].
+    /// `SNAPSHOT_FORMAT`.
     pub format: u32,
     /// Its own name.
     pub id: SnapshotId,

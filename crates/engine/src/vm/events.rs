@@ -51,7 +51,7 @@ pub enum ExitReason {
     GuestReset,
     /// The guest's kernel panicked.
     GuestPanicked,
-    /// [`Vm::kill`], [`Vm::shutdown`] or a dropped [`Vm`].
+    /// [`Vm::kill`](crate::Vm::kill), [`Vm::shutdown`](crate::Vm::shutdown) or a dropped [`Vm`](crate::Vm).
     Killed,
     /// The VMM ended by itself, or was killed by somebody else.
     VmmFailed {
