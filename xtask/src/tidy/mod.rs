@@ -2,6 +2,7 @@
 
 mod arrows;
 mod attributes;
+mod claims;
 mod commits;
 mod modules;
 mod orphans;
@@ -9,6 +10,7 @@ mod problem;
 mod spawns;
 mod words;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -46,13 +48,20 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
     problems.extend(stale_lock(root, "fuzz"));
     problems.extend(orphans::check(root, &[&workspace, &fuzz], &files));
     problems.extend(modules::check(&files, |path| std::fs::read_to_string(root.join(path)).ok()));
+    let mut functions = BTreeSet::new();
     for path in &files {
         let bytes = std::fs::read(root.join(path)).with_context(|| format!("failed to read `{}`", path.display()))?;
         let Ok(text) = String::from_utf8(bytes) else { continue };
         problems.extend(words::check(path, &text));
         if path.extension().is_some_and(|extension| extension == "rs") {
             problems.extend(check_source(path, &text));
+            claims::functions(&text, &mut functions);
         }
+    }
+    for page in claims::PAGES.map(Path::new) {
+        let text =
+            std::fs::read_to_string(root.join(page)).with_context(|| format!("failed to read `{}`", page.display()))?;
+        problems.extend(claims::check(page, &text, &functions));
     }
     Ok(problems)
 }
