@@ -14,13 +14,16 @@
 //! One thread runs everything that communicates with the host. Blocking file work runs in a small bounded pool. The
 //! host is trusted with the guest, but it may have bugs: everything that it sends is bounded before it is stored.
 
-pub mod agent;
+pub mod init;
 pub mod serve;
 
-pub mod init;
+pub mod agent;
+
 pub mod services;
 
 pub mod session;
+
+pub mod runtime;
 
 pub mod process;
 
@@ -28,8 +31,9 @@ pub mod drivers;
 pub mod files;
 pub mod machine;
 
-pub mod link;
 pub mod relay;
+
+pub mod link;
 pub mod transport;
 pub mod watched;
 
@@ -37,5 +41,4 @@ pub mod arguments;
 pub mod bench;
 pub mod heap;
 pub mod log;
-pub mod runtime;
 pub mod tally;

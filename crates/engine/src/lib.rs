@@ -20,7 +20,7 @@
 //!                              process ──▶ vm_dir ────────▶ snapshot ──▶ link
 //!                                 │                              │
 //!                                 ▼                              ▼
-//!                              confine                   home, host, kernel ──▶ spec
+//!                              confine                   home, kernel, host ──▶ spec
 //!                                 │                              │
 //!                                 ▼                              ▼
 //!                 files; blocking, deadlines, error, failpoint, hex_id

@@ -1,4 +1,8 @@
-//! The rules, a file for each group.
+//! The rules. A group (the word before the dot of an id) has one file or several.
+//!
+//! To add a rule: a row in the table of its file and a function; a row in `tests/conformance/wrong.rs` with a backend that
+//! breaks just this rule; entries in `tests/expected/` for the known backends that break it, each with the reason. A new
+//! group also goes into `GROUPS` and into the list of the test `every_group_has_rules_that_bind`.
 
 use super::case::Case;
 
