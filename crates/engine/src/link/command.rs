@@ -1,4 +1,4 @@
-//! Commands in the guest, asked for as with [`std::process::Command`].
+//! Commands in the guest, with an interface like [`std::process::Command`].
 //!
 //! ```text
 //!   guest.command("sh") ─ arg, env, current_dir, user, stdin ─┬─ output() ──▶ what it wrote, how it ended
@@ -22,12 +22,12 @@ use super::exec::{Exec, ExecOutput};
 use super::stream::{Event, StreamError, StreamReceiver, StreamSender};
 use super::transport::GuestLink;
 
-/// Bytes that wait between a child's stream and who reads or writes it, as in a pipe.
+/// Bytes that wait between a child's stream and its reader or writer, like in a pipe.
 const PIPE_BYTES: usize = 64 << 10;
-/// Output that [`Command::output`] keeps if nothing else is said.
+/// Output that [`Command::output`] keeps if no other bound is set.
 pub const OUTPUT_BYTES_DEFAULT: u64 = 16 << 20;
 
-/// Something that lives for as long as a command.
+/// A value that lives as long as a command.
 type Hold = Arc<dyn Any + Send + Sync>;
 
 /// A command to run in a guest.
@@ -72,7 +72,7 @@ pub enum Input {
     Bytes(Vec<u8>),
 }
 
-/// A command that runs. Dropping it kills the command and everything that it left, unless it has a session.
+/// A running command. Dropping it kills the command and all its processes, unless it has a session.
 ///
 /// ```no_run
 /// # async fn example(guest: kiln_engine::Guest) -> Result<(), Box<dyn std::error::Error>> {
@@ -84,7 +84,7 @@ pub enum Input {
 /// stdin.write_all(b"b\na\n").await?;
 /// drop(stdin); // the end of its input
 ///
-/// let mut lines = BufReader::new(child.stdout.take().expect("nobody took it before")).lines();
+/// let mut lines = BufReader::new(child.stdout.take().expect("it is taken once")).lines();
 /// while let Some(line) = lines.next_line().await? {
 ///     println!("{line}");
 /// }
@@ -95,16 +95,16 @@ pub enum Input {
 pub struct Child {
     /// Its standard input, if it is [`Input::Piped`]. Dropping it is the end of the input.
     pub stdin: Option<ChildStdin>,
-    /// Its standard output. Dropped, what the command writes there is thrown away.
+    /// Its standard output. If it is dropped, what the command writes there is discarded.
     pub stdout: Option<ChildStdout>,
-    /// Its standard error; empty if it has a terminal.
+    /// Its standard error; `None` if it has a terminal.
     pub stderr: Option<ChildStderr>,
     pid: u32,
     session: Option<String>,
     control: StreamSender,
     end: oneshot::Receiver<Result<Exited, StreamError>>,
     ended: Option<Result<Exited, StreamError>>,
-    // Dropped with this, and with it their halves of the stream: that ends the command.
+    // Dropping this also drops its halves of the stream, which ends the command.
     _reader: Task,
     _feeder: Task,
     _hold: Option<Hold>,
@@ -133,7 +133,7 @@ impl Drop for Task {
 }
 
 impl GuestLink {
-    /// A command to run in the guest. A program without a slash is searched in the command's own `PATH`.
+    /// A command to run in the guest. A program without a slash is looked up in the command's own `PATH`.
     pub fn command(&self, program: impl Into<Text>) -> Command {
         let request = ExecRequest { argv: vec![program.into()], ..ExecRequest::default() };
         let (input, output_bytes_max) = (Input::Null, OUTPUT_BYTES_DEFAULT);
@@ -173,50 +173,51 @@ impl Command {
         self
     }
 
-    /// Its working directory; else the user's home, or `/`.
+    /// Its working directory. The default is the user's home, or `/`.
     pub fn current_dir(&mut self, directory: impl Into<Text>) -> &mut Self {
         self.request.cwd = Some(directory.into());
         self
     }
 
-    /// Who runs it: a name or a number, also with a group after a colon. Else the agent's own user, root.
+    /// The user that runs it: a name or a number, optionally with a group after a colon. The default is the agent's
+    /// user, root.
     pub fn user(&mut self, user: impl Into<String>) -> &mut Self {
         self.request.user = Some(user.into());
         self
     }
 
-    /// What it reads: nothing if this is not called.
+    /// What it reads. The default is nothing.
     pub fn stdin(&mut self, input: impl Into<Input>) -> &mut Self {
         self.input = input.into();
         self
     }
 
-    /// Kills it, and all that it started, after this time. [`Exited::timed_out`] reports that.
+    /// Kills it and all its processes after this time. [`Exited::timed_out`] reports that.
     pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
         self.request.limits.wall_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
         self
     }
 
-    /// What it may use; sets all limits anew.
+    /// What it may use. Replaces all limits.
     pub fn limits(&mut self, limits: Limits) -> &mut Self {
         self.request.limits = limits;
         self
     }
 
-    /// Bytes of output that [`output`](Self::output) keeps; what is over that is dropped, and [`Exited::truncated`] reports
-    /// it. [`OUTPUT_BYTES_DEFAULT`] if this is not called.
+    /// Bytes of output that [`output`](Self::output) keeps. The rest is dropped, and [`Exited::truncated`] reports it.
+    /// The default is [`OUTPUT_BYTES_DEFAULT`].
     pub fn output_bytes_max(&mut self, bytes: u64) -> &mut Self {
         self.output_bytes_max = bytes;
         self
     }
 
-    /// Gives it a terminal of this size instead of pipes. All that it writes comes on [`Child::stdout`].
+    /// Gives it a terminal of this size instead of pipes. All its output arrives on [`Child::stdout`].
     pub fn terminal(&mut self, rows: u16, cols: u16) -> &mut Self {
         self.request.tty = Some(Tty { rows, cols, term: String::new() });
         self
     }
 
-    /// Lets it outlive its [`Child`], as a session of this name.
+    /// Lets it outlive its [`Child`] as a session of this name.
     pub fn session(&mut self, name: impl Into<String>) -> &mut Self {
         self.request.session = Some(SessionSpec { name: Some(name.into()), ..SessionSpec::default() });
         self
@@ -228,24 +229,24 @@ impl Command {
         ExecRequest { stdin, ..self.request.clone() }
     }
 
-    /// Keeps something for as long as the command, and each [`Child`] of it.
+    /// Keeps a value for as long as the command and each [`Child`] of it live.
     pub(crate) fn hold(mut self, hold: Hold) -> Self {
         self.hold = Some(hold);
         self
     }
 
-    /// Runs it to its end. An input that is [`Input::Piped`] is empty.
+    /// Runs it to its end. If the input is [`Input::Piped`], it is empty.
     ///
     /// # Errors
-    /// [`StreamError::Fault`] with `command_not_found`, `not_executable`, … if it could not start; or the link is lost.
+    /// [`StreamError::Fault`] with `command_not_found`, `not_executable`, … if it did not start; or the link is lost.
     pub fn output(&mut self) -> impl Future<Output = Result<ExecOutput, StreamError>> + Send + use<> {
         self.clone().run(self.output_bytes_max)
     }
 
-    /// Runs it to its end, and throws away what it writes.
+    /// Runs it to its end, and discards its output.
     ///
     /// # Errors
-    /// As [`output`](Self::output).
+    /// See [`output`](Self::output).
     pub fn status(&mut self) -> impl Future<Output = Result<ExitStatus, StreamError>> + Send + use<> {
         let running = self.clone().run(0);
         async move { Ok(running.await?.exited.status) }
@@ -254,7 +255,7 @@ impl Command {
     /// Starts it.
     ///
     /// # Errors
-    /// As [`output`](Self::output).
+    /// See [`output`](Self::output).
     pub fn spawn(&mut self) -> impl Future<Output = Result<Child, StreamError>> + Send + use<> {
         self.clone().start()
     }
@@ -278,7 +279,7 @@ impl Command {
         let (sender, end) = oneshot::channel();
         let reader = tokio::spawn(async move {
             let ended = read(output, out, err).await;
-            // Nobody may want to know.
+            // The receiver may have been dropped.
             drop(sender.send(ended));
         });
         let feeder = tokio::spawn(feed_all(feed, input.clone()));
@@ -336,12 +337,12 @@ impl Child {
     /// Closes its input if [`stdin`](Self::stdin) was not taken, and waits for its end. Safe to cancel, and to call more than
     /// once.
     ///
-    /// A command that writes more than a pipe holds waits until somebody reads it, so read or drop
+    /// A command that has written more than a pipe holds blocks until its output is read. So read or drop
     /// [`stdout`](Self::stdout) and [`stderr`](Self::stderr) meanwhile, or use
     /// [`wait_with_output`](Self::wait_with_output).
     ///
     /// # Errors
-    /// How the command ended without an exit status: the link is lost, or the agent gave it up.
+    /// How the command ended without an exit status: the link was lost, or the agent ended the stream with an error.
     pub async fn wait(&mut self) -> Result<Exited, StreamError> {
         self.stdin = None;
         if self.ended.is_none() {
@@ -351,10 +352,10 @@ impl Child {
         self.ended.clone().unwrap_or(Err(StreamError::Ended))
     }
 
-    /// Reads what it writes until its end. Keeps at most `bytes_max` of both together.
+    /// Reads its output until its end. Keeps at most `bytes_max` of both streams together.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// See [`wait`](Self::wait).
     pub async fn wait_with_output(mut self, bytes_max: usize) -> Result<ExecOutput, StreamError> {
         let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
         let left = std::sync::atomic::AtomicUsize::new(bytes_max);
@@ -364,10 +365,10 @@ impl Child {
         Ok(ExecOutput { stdout: stdout.0, stderr: stderr.0, exited })
     }
 
-    /// Kills it and everything that it left. Its end still comes, see [`wait`](Self::wait).
+    /// Kills it and all its processes. Its end still arrives, see [`wait`](Self::wait).
     ///
     /// # Errors
-    /// It has ended, or the link is lost.
+    /// The command has ended, or the link is lost.
     pub fn start_kill(&self) -> Result<(), StreamError> {
         self.signal(libc::SIGKILL)
     }
@@ -375,13 +376,13 @@ impl Child {
     /// Kills it and waits for its end.
     ///
     /// # Errors
-    /// As [`wait`](Self::wait).
+    /// See [`wait`](Self::wait).
     pub async fn kill(&mut self) -> Result<Exited, StreamError> {
         match self.start_kill() {
             Ok(()) | Err(StreamError::Ended) => {}
             Err(error) => return Err(error),
         }
-        // It would wait for readers of what it has written.
+        // With open pipes, `wait` would block until their content was read.
         (self.stdout, self.stderr) = (None, None);
         self.wait().await
     }
@@ -389,7 +390,7 @@ impl Child {
     /// Sends a signal to its process group.
     ///
     /// # Errors
-    /// It has ended, or the link is lost.
+    /// The command has ended, or the link is lost.
     pub fn signal(&self, signal: i32) -> Result<(), StreamError> {
         self.control.signal(signal)
     }
@@ -397,7 +398,7 @@ impl Child {
     /// Resizes its terminal.
     ///
     /// # Errors
-    /// It has ended, or the link is lost.
+    /// The command has ended, or the link is lost.
     pub fn resize(&self, rows: u16, cols: u16) -> Result<(), StreamError> {
         self.control.resize(rows, cols)
     }
@@ -415,7 +416,7 @@ enum Feed {
     Bytes(Vec<u8>),
 }
 
-/// Sends all of it. A command may end without reading all of its input, which is no failure.
+/// Sends all of it. It is not an error if the command ends before it has read all its input.
 async fn feed_all(feed: Option<Feed>, input: StreamSender) {
     match feed {
         None => return,
@@ -438,7 +439,7 @@ async fn feed_all(feed: Option<Feed>, input: StreamSender) {
     let _ = input.eof().await;
 }
 
-/// Hands out what a command writes, up to its end. What nobody reads any more is thrown away.
+/// Copies a command's output to its readers, up to its end. Output without a reader is discarded.
 async fn read(mut output: StreamReceiver, out: DuplexStream, err: DuplexStream) -> Result<Exited, StreamError> {
     let (mut out, mut err) = (Some(out), Some(err));
     loop {
@@ -458,14 +459,14 @@ async fn read(mut output: StreamReceiver, out: DuplexStream, err: DuplexStream) 
     }
 }
 
-/// Reads a stream to its end, keeps what there is room for, and whether that was less than all.
+/// Reads a stream to its end and keeps what there is room for. Returns also whether it left anything out.
 async fn keep(stream: Option<impl AsyncRead + Unpin>, left: &std::sync::atomic::AtomicUsize) -> (Vec<u8>, bool) {
     use std::sync::atomic::Ordering;
     let (mut kept, mut truncated) = (Vec::new(), false);
     let Some(mut stream) = stream else { return (kept, truncated) };
     let mut buffer = vec![0; PIPE_BYTES];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-        // All of this is one task: nobody takes from it in between.
+        // All readers run in one task, so the value can't change between the load and the store.
         let room = left.load(Ordering::Relaxed).min(count);
         left.fetch_sub(room, Ordering::Relaxed);
         kept.extend_from_slice(&buffer[..room]);

@@ -1,4 +1,4 @@
-//! Starting a link: reset marker, Hello, Auth, Sync, under one deadline.
+//! Starts a link: reset marker, Hello, Auth, Sync, under one deadline.
 
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -21,31 +21,32 @@ use super::transport::GuestLink;
 
 use crate::error::ErrorKind;
 
-/// The marker is repeated after this long at first, because a port that the guest has not opened yet loses it …
+/// The first pause before the marker is repeated. A port that the guest has not opened yet loses the marker …
 const MARKER_REPEAT_FIRST: Duration = Duration::from_millis(5);
-/// … and after twice as long each time, up to this.
+/// … so it is repeated. Each pause is twice as long as the last, up to this.
 const MARKER_REPEAT_MAX: Duration = Duration::from_millis(20);
-/// Garbage that is skipped before the agent's marker: what an older link may have left in the transport.
+/// Bytes before the agent's marker that are skipped: an older link may have left them in the transport.
 const STALE_BYTES_MAX: usize = 64 << 20;
 const READ_BYTES: usize = 16 << 10;
-/// A guest's clock is late by what its time took to get there, which is less than its answer took. On a host that starts
-/// many guests at once that can be a quarter of a second, so one that may be later than this is told the time again …
+/// A guest's clock is late by the time that Sync took to reach it, which is less than the round trip. On a host that
+/// starts many guests at once that can be a quarter of a second. So if the round trip took longer than this, the time
+/// is sent again …
 const SYNC_LAG_MAX: Duration = Duration::from_millis(40);
-/// … up to so many times in all. Where that does not help either, the host has no time for its guests.
+/// … up to so many times in all. If that does not help either, the host is too busy to run its guests.
 const SYNC_ATTEMPTS_MAX: usize = 5;
-/// Randomness that a restored guest gets: twice what its generator holds.
+/// Randomness that a restored guest gets: twice what its kernel's generator holds.
 const SEED_BYTES: usize = 64;
 
 /// How to start a link.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
-    /// Starts with a reset marker: for transports without connections of their own, like virtio-serial.
+    /// Starts with a reset marker. Transports without connections of their own need it, like virtio-serial.
     pub marker: bool,
-    /// Proves that the host may talk to this agent, where the agent asks for it.
+    /// Proves that the host may use this agent, if the agent requires it.
     pub token: Option<String>,
-    /// Makes a restored guest its own machine before anything else may use it.
+    /// Gives a restored guest its own identity before anything else uses it.
     pub renewal: Option<Renewal>,
-    /// For all of it.
+    /// For all steps together.
     pub deadline: Duration,
 }
 
@@ -61,15 +62,15 @@ impl LinkOptions {
     }
 }
 
-/// What a restored guest gets with its first link, beside the time and randomness of that moment.
+/// What a restored guest gets with its first link, beside the time and fresh randomness.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Renewal {
-    /// Its names and addresses; kept where absent.
+    /// Its names and addresses. If absent, it keeps those of the snapshot.
     pub identity: Option<Identity>,
 }
 
 impl Renewal {
-    /// The request, as of now.
+    /// The request, with the time of now.
     fn sync(&self) -> io::Result<Sync> {
         let mut seed = [0; SEED_BYTES];
         if rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())? < SEED_BYTES {
@@ -81,13 +82,13 @@ impl Renewal {
     }
 }
 
-/// A link could not be started.
+/// Why a link was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The agent did not get this far in time.
+    /// The agent did not complete a step in time.
     #[error("no {waiting_for} from the agent within {waited:?}")]
     TimedOut {
-        /// The step that did not come.
+        /// The missing step.
         waiting_for: &'static str,
         /// The deadline.
         waited: Duration,
@@ -95,20 +96,20 @@ pub enum LinkError {
     /// The guest's end is closed.
     #[error("the guest closed the link before its {waiting_for}")]
     Closed {
-        /// The step that did not come.
+        /// The missing step.
         waiting_for: &'static str,
     },
     /// The transport failed.
-    #[error("failed to talk to the agent")]
+    #[error("failed to exchange bytes with the agent")]
     Io(#[from] io::Error),
-    /// Bytes that are no frame.
-    #[error("the guest does not speak Kiln's protocol")]
+    /// Bytes that are not a frame.
+    #[error("the guest does not follow Kiln's protocol")]
     Frame(#[from] FrameError),
-    /// A frame that does not belong there, or none in all that came.
-    #[error("the guest does not speak Kiln's protocol: {0}")]
+    /// A frame that does not belong there, or no frame in all the bytes that arrived.
+    #[error("the guest does not follow Kiln's protocol: {0}")]
     Garbage(String),
-    /// Another version.
-    #[error("the agent speaks protocol version {theirs}, this kiln {ours}")]
+    /// The agent has another protocol version.
+    #[error("the agent has protocol version {theirs}, this kiln has {ours}")]
     Version {
         /// Ours.
         ours: u16,
@@ -118,16 +119,16 @@ pub enum LinkError {
     /// The agent ended the link.
     #[error("the agent refused the link: {0}")]
     Refused(Goodbye),
-    /// The agent asks for a token and there is none.
-    #[error("the agent asks for a token")]
+    /// The agent requires a token, but the options have none.
+    #[error("the agent requires a token")]
     NoToken,
     /// The token is wrong.
     #[error("the agent did not accept the token")]
     Unauthorized,
     /// The link ended before the agent accepted the token.
-    #[error("failed to show the agent its token")]
+    #[error("failed to send the agent its token")]
     Auth(#[source] StreamError),
-    /// The guest could not be made a machine of its own.
+    /// The guest did not get its own identity.
     #[error("failed to sync the guest's clock, randomness and names")]
     Sync(#[source] StreamError),
 }
@@ -148,7 +149,7 @@ impl GuestLink {
     /// Starts a link on a fresh stream to the agent's transport.
     ///
     /// # Errors
-    /// See [`LinkError`]; the stream is closed then.
+    /// Returns a [`LinkError`], and closes the stream.
     pub async fn connect(stream: UnixStream, options: LinkOptions) -> Result<Self, LinkError> {
         let deadline = Instant::now() + options.deadline;
         let (read, write) = stream.into_split();
@@ -176,10 +177,10 @@ impl GuestLink {
 }
 
 impl GuestLink {
-    /// Makes a restored guest its own machine, as of now. All of it ends at the deadline.
+    /// Gives a restored guest its own identity, with the time of now. All of it ends at the deadline.
     ///
     /// # Errors
-    /// [`LinkError::Sync`] and [`LinkError::TimedOut`]: the guest must not be used then.
+    /// [`LinkError::Sync`] or [`LinkError::TimedOut`]: the guest must not be used.
     pub async fn renew(&self, renewal: Renewal, deadline: Duration) -> Result<(), LinkError> {
         self.renew_by(renewal, Instant::now() + deadline, deadline).await
     }
@@ -192,11 +193,11 @@ impl GuestLink {
             synced.map_err(late)?.map_err(LinkError::Sync)?;
             let took = from.elapsed();
             tracing::debug!(attempt, ?took, "synced a guest");
-            // A clock that is late is better than a fork that is not there, so no attempt is begun that may be too long.
+            // A fork with a late clock is better than no fork, so no attempt starts that may pass the deadline.
             if took <= SYNC_LAG_MAX || Instant::now() + 2 * took > until {
                 break;
             }
-            // It has its names, and they stay.
+            // It has its names now, and keeps them.
             renewal.identity = None;
         }
         Ok(())
@@ -228,7 +229,7 @@ impl Start {
         self.hello().await
     }
 
-    /// Sends the marker until it comes back, and skips everything before it.
+    /// Sends the marker until it comes back, and skips all bytes before it.
     async fn reset(&mut self) -> Result<(), LinkError> {
         let nonce = fresh_nonce()?;
         let (mut scanner, mut skipped, mut wait) = (ResetScanner::default(), 0, MARKER_REPEAT_FIRST);

@@ -6,14 +6,14 @@ use kiln_wire::{Channel, ExecRequest, ExitStatus, Exited, Message, Started, Stdi
 use super::stream::{Event, StreamError, StreamReceiver, StreamSender, beside};
 use super::transport::GuestLink;
 
-/// A command that runs. Dropping it kills the command and everything it left.
+/// A running command. Dropping it kills the command and all its processes.
 #[derive(Debug)]
 pub struct Exec {
-    /// Its pid, and its session's name.
+    /// Its pid, and the name of its session.
     pub started: Started,
     /// Stdin, signals, size of the terminal.
     pub input: StreamSender,
-    /// Output and the end.
+    /// Its output and its end.
     pub output: StreamReceiver,
 }
 
@@ -47,7 +47,7 @@ impl GuestLink {
     /// Starts a command.
     ///
     /// # Errors
-    /// [`StreamError::Fault`] with `command_not_found`, `not_executable`, … where it could not start.
+    /// [`StreamError::Fault`] with `command_not_found`, `not_executable`, … if it did not start.
     pub async fn exec(&self, request: ExecRequest) -> Result<Exec, StreamError> {
         let (input, mut output) = self.open(&Message::Exec(Box::new(request)))?;
         match output.next().await? {
@@ -56,11 +56,11 @@ impl GuestLink {
         }
     }
 
-    /// Runs a command to its end with `stdin`, and keeps at most `limit_bytes` of what it writes; what is over that is
-    /// dropped by the agent, and `exited.truncated` says so.
+    /// Runs a command to its end with `stdin`, and keeps at most `limit_bytes` of its output. The agent drops the rest
+    /// and reports that in `exited.truncated`.
     ///
     /// # Errors
-    /// As [`exec`](Self::exec).
+    /// See [`exec`](Self::exec).
     pub async fn run(
         &self,
         mut request: ExecRequest,
@@ -72,7 +72,7 @@ impl GuestLink {
         let Exec { input, mut output, .. } = self.exec(request).await?;
         let feed = async {
             if !stdin.is_empty() {
-                // A command may end without reading all of its input.
+                // A command may end before it has read all its input.
                 let _ = input.send(stdin).await;
                 let _ = input.eof().await;
             }
@@ -86,7 +86,7 @@ async fn collect(output: &mut StreamReceiver, limit_bytes: u64) -> Result<ExecOu
     loop {
         match output.next().await? {
             Event::Data(channel, bytes) => {
-                // The agent counts too, but the guest is not to be trusted with the host's memory.
+                // The agent counts too, but a guest must not decide how much memory the host spends.
                 let room = usize::try_from(limit_bytes).unwrap_or(usize::MAX) - stdout.len() - stderr.len();
                 let kept: Bytes = bytes.slice(..bytes.len().min(room));
                 if channel == Channel::Err { &mut stderr } else { &mut stdout }.extend_from_slice(&kept);

@@ -53,14 +53,14 @@ impl GuestLink {
         let request = FileRequest::Write { path: path.into(), mode: WriteMode::Replace, permissions, owner: None };
         let (sender, mut receiver) = self.files(request)?;
         let feed = async {
-            // Where this fails the receiver knows why.
+            // If this fails, the receiver returns the reason.
             let _ = sender.send(content).await;
             let _ = sender.eof().await;
         };
         beside(receiver.done(), feed).await
     }
 
-    /// What is at a path.
+    /// Returns what is at a path.
     ///
     /// # Errors
     /// The agent's fault.
@@ -74,10 +74,10 @@ impl GuestLink {
 }
 
 impl StreamReceiver {
-    /// Waits for the end of a stream from which no data comes.
+    /// Waits for the end of a stream that carries no data.
     ///
     /// # Errors
-    /// How the stream ended otherwise.
+    /// How else the stream ended.
     pub async fn done(&mut self) -> Result<Done, StreamError> {
         loop {
             match self.next().await? {

@@ -1,4 +1,4 @@
-//! What is asked of a guest around a snapshot: whether it is in use, to stand still, to go on.
+//! Requests around a snapshot: is the guest in use, freeze its commands, thaw them.
 
 use kiln_wire::{Activity, Message, Reply};
 use tokio::time::timeout;
@@ -7,26 +7,26 @@ use super::stream::StreamError;
 use super::transport::{ANSWER_DEADLINE, GuestLink};
 
 impl GuestLink {
-    /// Stops every command of the guest where it is, once all its drivers are loaded. It stays so, also under another
-    /// link, until [`thaw`](Self::thaw) or [`sync`](Self::sync); commands that are asked for meanwhile start then. A
-    /// frozen command can still be killed. A guest that is frozen already stays so.
+    /// Freezes all commands of the guest once its drivers are loaded. They stay frozen, also under another link, until
+    /// [`thaw`](Self::thaw) or [`sync`](Self::sync). Commands that are requested meanwhile start only then. A frozen
+    /// command can still be killed. Freezing a frozen guest changes nothing.
     ///
     /// # Errors
-    /// The agent's fault: `unsupported` without control groups, `timed_out` where a command does not stand still, `busy`
-    /// while another request freezes. Commands go on then, and so they do where the answer does not come in time.
+    /// The agent's fault: `unsupported` without control groups, `timed_out` if a command did not freeze in time, `busy`
+    /// while another request freezes. The commands run on then. They also run on if the answer does not arrive in time.
     pub async fn freeze(&self) -> Result<(), StreamError> {
         self.ask(&Message::Freeze, "freeze").await
     }
 
-    /// Lets a frozen guest's commands go on; nothing happens to one that is not frozen.
+    /// Thaws the commands of a guest. If they are not frozen, nothing happens.
     ///
     /// # Errors
-    /// The link is lost, or the guest's kernel refuses.
+    /// The link is lost, or the guest's kernel refused.
     pub async fn thaw(&self) -> Result<(), StreamError> {
         self.ask(&Message::Thaw, "thaw").await
     }
 
-    /// What runs, what is open and what programs of the guest declare.
+    /// What runs, what is open, and what programs of the guest declare.
     ///
     /// # Errors
     /// The link is lost, or the agent does not answer.

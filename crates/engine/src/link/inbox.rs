@@ -1,8 +1,8 @@
-//! What one stream has received and nobody has taken yet.
+//! What one stream has received and its reader has not taken yet.
 //!
 //! The guest fills it, so everything in it is bounded: data by the window, in which each frame has its cost; answers by
-//! their number and their bytes as they came. They are parsed when they are taken, because a parsed answer can be much
-//! larger than its bytes.
+//! their number and their encoded bytes. Answers are parsed when they are taken, because a parsed answer can be much
+//! larger than its encoding.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,12 +14,12 @@ use tokio::sync::Notify;
 
 use super::stream::{Event, StreamError};
 
-/// Answers that may wait besides data, which its window bounds.
+/// Answers that may wait beside data, which its window bounds.
 const ANSWERS_MAX: usize = 4096;
-/// And their size together: a few of the longest.
+/// The encoded size of these answers together: a few of the longest.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// Frames are joined up to this size; larger ones would be copied again and again.
+/// Frames are joined up to this size. With a larger bound, bytes would be copied again and again.
 const JOINED_BYTES_MAX: usize = 16 << 10;
 
 /// The state that the link's reader and a stream's two halves share.
@@ -43,12 +43,12 @@ struct State {
     send: SendWindow,
 }
 
-/// Nothing is taken in and nothing is sent once a stream is not open any more.
+/// A stream that is not open neither receives nor sends.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Life {
     #[default]
     Open,
-    /// Given up on this side, for what the agent did or because the link is lost. The agent may still serve it.
+    /// Ended on this side, because the agent broke a rule or the link is lost. The agent may still serve it.
     GivenUp,
     /// The agent ended it.
     Over,
@@ -56,20 +56,21 @@ enum Life {
 
 #[derive(Debug)]
 enum Waiting {
-    /// An answer as it came.
+    /// An answer, not parsed yet.
     Answer(Kind, Box<[u8]>),
-    /// Small neighbouring data frames of one channel are joined, so that tiny ones don't cost more than their bytes.
+    /// Small neighbouring data frames of one channel are joined, so that tiny frames don't cost more memory than their
+    /// bytes.
     Data { channel: Channel, bytes: BytesMut, cost: usize },
 }
 
 impl Inbox {
     pub(super) fn new() -> Arc<Self> {
-        // The host has the memory for it.
+        // The host has the memory for large windows.
         let state = State { receive: ReceiveWindow::growing(), ..State::default() };
         Arc::new(Self { state: Mutex::new(state), ..Self::default() })
     }
 
-    /// Takes in one data frame.
+    /// Stores one data frame.
     pub(super) fn push_data(&self, channel: Channel, bytes: &[u8]) {
         self.change(|state| match state.receive.received(bytes.len()) {
             Err(overrun) => {
@@ -80,11 +81,11 @@ impl Inbox {
         });
     }
 
-    /// Takes in one answer.
+    /// Stores one answer.
     pub(super) fn push_answer(&self, kind: Kind, payload: &[u8]) {
         self.change(|state| {
             if state.answers == ANSWERS_MAX || state.answer_bytes + payload.len() > ANSWER_BYTES_MAX {
-                let words = format!("{} answers of {} bytes wait unread", state.answers, state.answer_bytes);
+                let words = format!("{} answers of {} bytes are not read", state.answers, state.answer_bytes);
                 return state.finish(Life::GivenUp, Fault::new(ErrorCode::LimitExceeded, words).into());
             }
             if kind.ends() {
@@ -96,12 +97,12 @@ impl Inbox {
         });
     }
 
-    /// Ends the stream as the agent did; what arrived before can still be taken.
+    /// Ends the stream as the agent did. What arrived before can still be taken.
     pub(super) fn fail(&self, fault: Fault) {
         self.change(|state| state.finish(Life::Over, fault.into()));
     }
 
-    /// Gives the stream up; what arrived before can still be taken.
+    /// Ends the stream on this side. What arrived before can still be taken.
     pub(super) fn give_up(&self, error: StreamError) {
         self.change(|state| state.finish(Life::GivenUp, error));
     }
@@ -111,7 +112,7 @@ impl Inbox {
         self.credited.notify_waiters();
     }
 
-    /// Whether the stream takes and sends nothing more.
+    /// Whether the stream neither receives nor sends any more.
     pub(super) fn ended(&self) -> bool {
         self.lock().life != Life::Open
     }
@@ -121,19 +122,19 @@ impl Inbox {
         self.lock().life == Life::Over
     }
 
-    /// Waits until the stream takes and sends nothing more.
+    /// Waits until the stream neither receives nor sends any more.
     pub(super) async fn end(&self) {
         self.until(|state| (state.life != Life::Open).then_some(())).await;
     }
 
-    /// The next thing that arrived, and the credit that taking it earns the peer.
+    /// The next event, and the credit that the peer earns by it.
     pub(super) async fn next(&self) -> (Result<Event, StreamError>, Option<u32>) {
         loop {
-            // `notify_one` stores a permit, so an arrival between the look and the wait is not missed.
+            // `notify_one` stores a permit, so an arrival between `take` and the wait is not missed.
             let taken = self.lock().take();
             match taken {
                 Some((Err(error), _)) => {
-                    // It may be this very answer that ends the stream.
+                    // This answer itself may be what ended the stream.
                     self.credited.notify_waiters();
                     return (Err(error), None);
                 }
@@ -143,7 +144,8 @@ impl Inbox {
         }
     }
 
-    /// Waits until data may be sent and pays for a frame of up to `wanted` bytes; 0 once the stream has ended.
+    /// Waits until data may be sent, and takes up to `wanted` bytes from the window. Returns 0 once the stream has
+    /// ended.
     pub(super) async fn take_window(&self, wanted: usize) -> usize {
         self.until(|state| match state.life {
             Life::Open => Some(state.send.take(wanted)).filter(|given| *given > 0),
@@ -152,8 +154,8 @@ impl Inbox {
         .await
     }
 
-    /// Changes a stream that has not ended, and wakes all who may wait for it: each way to an end goes through here, so
-    /// that none can forget one of them.
+    /// Changes a stream that has not ended, and wakes every task that may wait for it. Each way to an end goes through
+    /// here, so no path can forget to wake one of them.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let ended = {
             let mut state = self.lock();
@@ -169,7 +171,7 @@ impl Inbox {
         }
     }
 
-    /// Waits until `look` finds something, for the sending half.
+    /// Waits until `look` returns a value, for the sending half.
     async fn until<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let credited = self.credited.notified();
@@ -213,7 +215,7 @@ impl State {
                 self.answer_bytes -= payload.len();
                 let event = event(kind, &payload);
                 if let Err(error) = &event {
-                    // Nothing that follows an answer which can't be read has a meaning.
+                    // Once an answer can't be parsed, nothing after it has a meaning.
                     self.queue.clear();
                     self.end = Some(error.clone());
                     if self.life == Life::Open {
@@ -233,9 +235,9 @@ impl State {
     }
 }
 
-/// Reads an answer.
+/// Parses an answer.
 fn event(kind: Kind, payload: &[u8]) -> Result<Event, StreamError> {
-    // Only its kind and payload count; the stream is known.
+    // Only its kind and payload matter; the stream is known.
     let message = Message::parse(Frame { kind, stream: StreamId::default(), payload });
     match message.map_err(|error| StreamError::Unexpected(error.to_string()))? {
         Message::Started(started) => Ok(Event::Started(started)),
@@ -281,7 +283,7 @@ mod tests {
         inbox.push_data(Channel::Out, b"x");
         assert!(matches!(inbox.next().await.0, Ok(Event::Data(..))));
         assert!(matches!(inbox.next().await.0, Err(StreamError::Fault(fault)) if fault.code == ErrorCode::FlowControl));
-        assert!(!inbox.ended_there(), "the agent is to be told");
+        assert!(!inbox.ended_there(), "the agent has not ended it");
     }
 
     #[tokio::test]
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_can_not_be_read_ends_the_stream() {
+    async fn an_answer_that_cannot_be_parsed_ends_the_stream() {
         let inbox = Inbox::new();
         inbox.push_answer(Kind::REPLY, b"{\"what\":1}");
         inbox.push_data(Channel::Out, b"after it");
@@ -333,10 +335,10 @@ mod tests {
         assert!(inbox.ended() && !inbox.ended_there());
     }
 
-    /// Each way to the end of a stream, and who has to wake: a sender that waits for credit, one that waits for its end,
-    /// and the receiver.
+    /// Each way to the end of a stream, and the tasks that have to wake: a sender that waits for credit, a sender that
+    /// waits for the end, and the receiver.
     #[tokio::test]
-    async fn each_way_to_an_end_wakes_all_who_wait() {
+    async fn each_way_to_an_end_wakes_all_waiting_tasks() {
         type Way = fn(&Inbox);
         let ways: [Way; 7] = [
             |inbox| inbox.push_data(Channel::Out, &vec![0; WINDOW_BYTES as usize + 1]),

@@ -5,11 +5,11 @@
 //!   Stream ─▶ data queue ────┴▶ writer ▶ agent ▶ reader ─▶ inbox of stream 3 ─▶ …
 //! ```
 //!
-//! Nothing above this module knows what carries the bytes. Control frames overtake data, data is paced by credit per
-//! stream, and what a stream has not consumed is bounded by its window: one stuck stream stops nobody else.
+//! No module above this one knows the transport. Control frames overtake data. Credit paces the data of each stream,
+//! and a window bounds what a stream has not consumed, so a stuck stream does not block the others.
 //!
-//! A guest is hostile. Each queue that it can fill has a bound in entries and in bytes, and each end of a stream or of
-//! the link wakes all who wait for it.
+//! A guest is hostile. Each queue that it can fill has a bound in entries and in bytes. Each end of a stream or of the
+//! link wakes all tasks that wait for it.
 
 mod command;
 mod connect;

@@ -1,12 +1,12 @@
-//! What waits to be written to the agent.
+//! Frames that wait to be written to the agent.
 //!
 //! ```text
 //!   Cancel, Credit, requests, … ─▶ control ─┐ (first)
 //!   stdin, uploads, Eof ─────────▶ data ────┴▶ writer ▶ agent
 //! ```
 //!
-//! Control frames never wait for room, so there is a bound at which the link ends: an agent that leaves so much unread
-//! reads nothing. Data waits for one of a few places.
+//! Control frames never wait for room, so the link ends at a bound: an agent that leaves so much unread reads nothing.
+//! Data waits for one of a few places.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,21 +16,21 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Notify, mpsc};
 
-/// Control frames that wait for an agent that does not read; one more ends the link.
+/// Control frames that may wait for an agent that does not read. One more ends the link.
 const CONTROL_FRAMES_MAX: usize = 4096;
-/// And their bytes. Requests are this side's own, and some are long; what the agent can cause is bounded by
+/// The bytes of these frames. This side chooses its requests, and some are long. What the agent can cause is bounded by
 /// [`PONGS_MAX`] and by the data that it sends.
 const CONTROL_BYTES_MAX: usize = 16 << 20;
-/// Echoes that wait. The agent asks for them, so one that asks on without reading them is not served any more.
+/// Echoes that may wait. The agent requests them. If it requests more and does not read them, the link ends.
 const PONGS_MAX: usize = 64;
-/// Data frames that wait. Few, so that streams take turns and `Cancel` is never far behind.
+/// Data frames that may wait. There are few places, so that streams take turns and `Cancel` is never far behind.
 const DATA_FRAMES_MAX: usize = 4;
 /// Control frames are joined into writes of about this size.
 const CONTROL_WRITE_BYTES: usize = 64 << 10;
-/// Where the kind stands in an encoded frame.
+/// Offset of the kind in an encoded frame.
 const KIND_AT: usize = 4;
 
-/// The queue of one link, for those who put.
+/// The queue of one link, for its writers.
 #[derive(Debug)]
 pub(super) struct Outbox {
     control: Mutex<Control>,
@@ -49,12 +49,12 @@ struct Control {
     pongs: usize,
 }
 
-/// The agent leaves too much unread: the link has to end.
+/// The agent leaves too much unread, so the link has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unread {
-    #[error("the agent reads nothing: {0} frames wait")]
+    #[error("the agent does not read: {0} frames wait")]
     Frames(usize),
-    #[error("the agent asks for echoes and does not read them: {PONGS_MAX} wait")]
+    #[error("the agent requests echoes and does not read them: {PONGS_MAX} wait")]
     Pongs,
 }
 
@@ -83,7 +83,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Queues a data frame, or one that must not overtake data, once there is a place for it.
+    /// Waits for a place, then queues a data frame or a frame that must not overtake data.
     ///
     /// # Errors
     /// The writer has ended.
@@ -97,7 +97,7 @@ impl Outbox {
             let mut bytes = tokio::select! {
                 biased;
                 frame = self.next_control() => frame,
-                // `self` holds a sender, so there is always one.
+                // `self` holds a sender, so the channel stays open.
                 Some(frame) = data.recv() => frame,
             };
             while bytes.len() < CONTROL_WRITE_BYTES {
@@ -115,7 +115,7 @@ impl Outbox {
             if let Some(frame) = self.lock().pop() {
                 return frame;
             }
-            // `notify_one` stores a permit, so a frame that is queued between the look and the wait is not missed.
+            // `notify_one` stores a permit, so a frame that is queued between `pop` and the wait is not missed.
             self.queued.notified().await;
         }
     }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn control_frames_that_nobody_reads_are_bounded() {
+    fn unread_control_frames_are_bounded() {
         let (outbox, _data) = Outbox::new();
         let taken = (0..).take_while(|_| outbox.control(frame(&Message::Cancel)).is_ok()).count();
         assert_eq!(taken, CONTROL_FRAMES_MAX);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn echoes_that_nobody_reads_are_few_and_each_that_leaves_makes_room() {
+    fn few_echoes_wait_unread_and_each_that_is_written_makes_room() {
         let (outbox, _data) = Outbox::new();
         let pong = || outbox.control(frame(&Message::Pong(b"x")));
         assert_eq!((0..).take_while(|_| pong().is_ok()).count(), PONGS_MAX);

@@ -1,4 +1,4 @@
-//! One stream of a link, in two halves.
+//! One stream of a link, split into a sender and a receiver.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use kiln_wire::{Channel, Done, Exited, Fault, Message, Reply, Resize, Signal, St
 use super::inbox::Inbox;
 use super::transport::Shared;
 
-/// Replies that one request may have; a page of a listing is one.
+/// Replies that one request may have. A page of a listing is one reply.
 pub const REPLIES_MAX: usize = 64;
 
 /// What arrives on a stream.
@@ -19,15 +19,15 @@ pub const REPLIES_MAX: usize = 64;
 pub enum Event {
     /// The command runs.
     Started(Started),
-    /// One answer of a stream that goes on.
+    /// One reply of a stream that continues.
     Reply(Box<Reply>),
     /// Data from the guest.
     Data(Channel, Bytes),
-    /// No more data from the guest.
+    /// The guest sends no more data.
     Eof,
-    /// Last event of an exec.
+    /// The last event of an exec.
     Exited(Exited),
-    /// Last event of any other stream that went well.
+    /// The last event of any other stream that succeeded.
     Done(Done),
 }
 
@@ -38,16 +38,16 @@ impl Event {
     }
 }
 
-/// How a stream ended otherwise.
+/// How else a stream ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// The agent refused or failed.
+    /// The agent refused the request or failed.
     #[error(transparent)]
     Fault(#[from] Fault),
-    /// The link ended under it.
+    /// The link was lost while the stream was open.
     #[error("the link to the guest was lost: {0}")]
     LinkLost(String),
-    /// The agent did not answer a request in time. The link is up, and the answer counts no more if it comes.
+    /// The agent did not answer a request in time. The link is up. A late answer is dropped.
     #[error("no answer to {request} from the agent within {waited:?}")]
     NoAnswer {
         /// The request.
@@ -55,7 +55,7 @@ pub enum StreamError {
         /// Its deadline.
         waited: Duration,
     },
-    /// It has ended already.
+    /// The stream has ended already.
     #[error("the stream has ended")]
     Ended,
     /// The request does not fit a frame.
@@ -64,20 +64,20 @@ pub enum StreamError {
         /// Its size.
         bytes: u64,
     },
-    /// The agent answered something that this stream does not have.
+    /// The agent sent an answer that this stream does not have.
     #[error("unexpected answer from the agent: {0}")]
     Unexpected(String),
 }
 
 impl StreamError {
-    /// Of an event or reply that has no place where it came. It can hold a whole frame of the guest's bytes, and an error
-    /// is kept, logged and printed, so it is cut here.
+    /// For an event or a reply that does not belong where it arrived. It can hold a whole frame of the guest's bytes,
+    /// and an error is kept, logged and printed, so its text is cut here.
     pub fn unexpected(what: &impl Debug) -> Self {
         Self::Unexpected(kiln_wire::cut(format!("{what:?}")))
     }
 }
 
-/// Dropped with the last half of its stream: asks the agent to end what still runs there.
+/// Dropped with the last half of its stream. Sends the agent a cancel if the stream has not ended.
 #[derive(Debug)]
 pub(super) struct StreamGuard {
     pub(super) id: StreamId,
@@ -91,14 +91,14 @@ impl Drop for StreamGuard {
     }
 }
 
-/// The half that talks to the guest. Cloning gives another handle to the same stream.
+/// The half that sends to the guest. A clone is another handle to the same stream.
 #[derive(Debug, Clone)]
 pub struct StreamSender {
     pub(super) guard: Arc<StreamGuard>,
 }
 
 impl StreamSender {
-    /// Sends data, waiting for credit as needed.
+    /// Sends data. Waits for credit if needed.
     ///
     /// # Errors
     /// The stream or the link ended before all of it was sent.
@@ -116,7 +116,7 @@ impl StreamSender {
         Ok(())
     }
 
-    /// Says that no more data follows.
+    /// Sends the end of the data.
     ///
     /// # Errors
     /// The stream or the link ended.
@@ -125,8 +125,8 @@ impl StreamSender {
         self.unless_ended(self.guard.shared.send_after_data(self.guard.id, &Message::Eof)).await
     }
 
-    /// Sends a signal to the command's process group. Once a [`ping`](super::GuestLink::ping) that is sent after it is
-    /// answered, the signal has reached the agent.
+    /// Sends a signal to the command's process group. When a [`ping`](super::GuestLink::ping) that was sent after it
+    /// has been answered, the signal has reached the agent.
     ///
     /// # Errors
     /// The stream or the link ended.
@@ -142,7 +142,7 @@ impl StreamSender {
         self.control(&Message::Resize(Resize { rows, cols }))
     }
 
-    /// Asks the agent to end the stream now; its last event still comes.
+    /// Requests that the agent ends the stream now. Its last event still arrives.
     ///
     /// # Errors
     /// The stream or the link ended.
@@ -157,7 +157,8 @@ impl StreamSender {
         self.guard.shared.send_control(self.guard.id, message)
     }
 
-    /// Waits for a place in the queue to the agent, which an agent that reads nothing never has, or for the stream's end.
+    /// Waits for a place in the queue to the agent, or for the stream's end. If the agent reads nothing, there never is
+    /// a place.
     async fn unless_ended(&self, sent: impl Future<Output = Result<(), ()>>) -> Result<(), StreamError> {
         tokio::select! {
             biased;
@@ -171,7 +172,7 @@ impl StreamSender {
     }
 }
 
-/// The half that listens to the guest.
+/// The half that receives from the guest.
 #[derive(Debug)]
 pub struct StreamReceiver {
     pub(super) guard: Arc<StreamGuard>,
@@ -181,25 +182,25 @@ impl StreamReceiver {
     /// The next event. Taking data gives the agent credit for more.
     ///
     /// # Errors
-    /// How the stream ended, if not with an event; [`StreamError::Ended`] after its last event.
+    /// How the stream ended, if not with an event. After its last event: [`StreamError::Ended`].
     pub async fn next(&mut self) -> Result<Event, StreamError> {
         let (event, credit) = self.guard.inbox.next().await;
         if let Some(bytes) = credit {
-            // A link that ends here is reported by the next call.
+            // If the link is lost here, the next call reports it.
             let _ = self.guard.shared.send_control(self.guard.id, &Message::Credit(bytes));
         }
         event
     }
 
-    /// Takes events up to the end of a stream that carries no data, and gives back its replies.
+    /// Takes events until the end of a stream that carries no data, and returns its replies.
     ///
     /// # Errors
-    /// How the stream ended, an answer that does not belong there, or more than [`REPLIES_MAX`] of them.
+    /// How the stream ended, an answer that does not belong there, or more than [`REPLIES_MAX`] replies.
     pub async fn replies(mut self) -> Result<Vec<Reply>, StreamError> {
         let mut replies = Vec::new();
         loop {
             match self.next().await? {
-                // A guest may go on and on.
+                // A guest may send replies without end.
                 Event::Reply(_) if replies.len() == REPLIES_MAX => {
                     return Err(StreamError::Unexpected(format!("more than {REPLIES_MAX} replies")));
                 }
@@ -213,21 +214,23 @@ impl StreamReceiver {
     /// Takes the one reply of a stream that carries nothing else.
     ///
     /// # Errors
-    /// How the stream ended, no reply, or more than that one.
+    /// How the stream ended, no reply, or more than one.
     pub async fn reply(mut self) -> Result<Reply, StreamError> {
         let mut reply = None;
         loop {
             match self.next().await? {
                 Event::Reply(first) if reply.is_none() => reply = Some(*first),
-                Event::Done(_) => return reply.ok_or_else(|| StreamError::Unexpected("an end without a reply".into())),
+                Event::Done(_) => {
+                    return reply.ok_or_else(|| StreamError::Unexpected("it ended without a reply".into()));
+                }
                 other => return Err(StreamError::unexpected(&other)),
             }
         }
     }
 }
 
-/// Drives `feed` for as long as `answer` takes and no longer: whatever ends a stream on the receiving side, an answer
-/// that does not belong there too, nobody waits for its sender after that.
+/// Drives `feed` until `answer` completes, and no longer. If the receiving side ends the stream in any way, also by an
+/// answer that does not belong there, the sender is not waited for.
 pub(super) async fn beside<T>(answer: impl Future<Output = T>, feed: impl Future<Output = ()>) -> T {
     tokio::pin!(answer);
     tokio::select! {

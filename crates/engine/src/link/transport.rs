@@ -4,7 +4,7 @@
 //!   open ──▶ lost: the guest closed, a protocol error, an agent that reads nothing, the last handle dropped
 //! ```
 //!
-//! A link is lost once, with one reason, and everything that waits on it wakes with that: streams, pings, senders.
+//! A link is lost once, with one reason. That wakes everything that waits on it: streams, pings, senders.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,16 +21,16 @@ use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::stream::{StreamError, StreamGuard, StreamReceiver, StreamSender};
 
-/// Bytes read at once.
+/// Bytes that one read takes at most.
 const READ_BYTES: usize = 256 << 10;
-/// Longest ping that is answered. Answers wait for an agent that does not read them, so large ones would add up.
+/// The longest ping that is answered. Answers wait for an agent that does not read them, so large ones would add up.
 const PING_BYTES_MAX: usize = 1024;
-/// An agent that does not answer a request that needs no time of its own within this is given up.
+/// An agent has this long to answer a request that takes it no time. After that the caller gives up.
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the last frame of a link may take to leave.
+/// The deadline for writing the last frame of a link.
 const GOODBYE_DEADLINE: Duration = Duration::from_millis(500);
 
-/// A link to one agent. Clones are handles to the same link; it ends when the last one is dropped.
+/// A link to one agent. Clones are handles to the same link. It ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub struct GuestLink {
     shared: Arc<Shared>,
@@ -46,7 +46,7 @@ struct Tasks {
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        // Streams may outlive the last handle of their link: those who wait on them are told first.
+        // Streams may outlive the last handle of their link, so they get the reason before the tasks end.
         self.shared.lose("its last handle was dropped".into());
         self.reader.abort();
         self.writer.abort();
@@ -103,7 +103,7 @@ impl GuestLink {
         Self { shared: Arc::clone(&shared), tasks: Arc::new(Tasks { shared, reader, writer }) }
     }
 
-    /// What the agent said of itself.
+    /// The Hello that the agent sent.
     pub fn hello(&self) -> &Hello {
         &self.shared.hello
     }
@@ -114,7 +114,7 @@ impl GuestLink {
     /// The link is lost, or the request does not fit a frame.
     ///
     /// # Panics
-    /// Where `request` is not of a kind that opens streams.
+    /// If `request` is not of a kind that opens streams.
     pub fn open(&self, request: &Message<'_>) -> Result<(StreamSender, StreamReceiver), StreamError> {
         assert!(request.kind().opens(), "{:?} opens no stream", request.kind());
         let inbox = Inbox::new();
@@ -124,19 +124,19 @@ impl GuestLink {
         Ok((StreamSender { guard: Arc::clone(&guard) }, StreamReceiver { guard }))
     }
 
-    /// Time that one byte takes to the agent and back. The agent takes frames in order: all control frames that were sent
+    /// The round trip of one byte to the agent. The agent handles frames in order, so all control frames that were sent
     /// before, like a signal or a cancel, have reached it once this returns.
     ///
     /// # Errors
-    /// The link is lost, or no answer came within ten seconds.
+    /// The link is lost, or no answer arrived within ten seconds.
     pub async fn ping(&self) -> Result<Duration, StreamError> {
         self.ping_within(ANSWER_DEADLINE).await
     }
 
-    /// As [`ping`](Self::ping), with a deadline of the caller's.
+    /// See [`ping`](Self::ping), but with the caller's deadline.
     ///
     /// # Errors
-    /// The link is lost, or no answer came in time.
+    /// The link is lost, or no answer arrived in time.
     pub async fn ping_within(&self, deadline: Duration) -> Result<Duration, StreamError> {
         let start = Instant::now();
         let (_forgets, answered) = PingGuard::new(&self.shared)?;
@@ -149,15 +149,15 @@ impl GuestLink {
     /// Gives the guest the host's time, fresh randomness and names of its own.
     ///
     /// # Errors
-    /// The agent could not do all of it: the guest must not be used.
+    /// The agent did not complete all of it. The guest must not be used.
     pub async fn sync(&self, sync: Sync) -> Result<(), StreamError> {
         self.ask(&Message::Sync(sync), "sync").await
     }
 
-    /// Sends a request that is answered with `Done` alone and waits for that. Each request has a stream of its own, so an
-    /// answer that comes too late is nobody's, and not the next one's.
+    /// Sends a request whose only answer is `Done`, and waits for that. Each request has a stream of its own, so a late
+    /// answer can't be taken for the answer to the next request.
     pub(super) async fn ask(&self, request: &Message<'_>, name: &'static str) -> Result<(), StreamError> {
-        // Dropped early, the stream asks the agent to give up.
+        // If this future is dropped early, dropping the stream cancels the request.
         let (_sender, mut receiver) = self.open(request)?;
         match tokio::time::timeout(ANSWER_DEADLINE, receiver.done()).await {
             Ok(outcome) => outcome.map(drop),
@@ -165,7 +165,7 @@ impl GuestLink {
         }
     }
 
-    /// Streams that were opened here and did not end yet.
+    /// Streams that were opened here and have not ended.
     pub fn streams_open(&self) -> usize {
         self.shared.table().streams.values().filter(|inbox| !inbox.ended()).count()
     }
@@ -179,23 +179,23 @@ impl GuestLink {
         self.shared.lost.borrow().is_some()
     }
 
-    /// Waits until the link is lost and says why.
+    /// Waits until the link is lost, and returns the reason.
     pub async fn closed(&self) -> String {
         self.shared.until_lost().await
     }
 
-    /// Tells the agent to shut the guest down and ends the link.
+    /// Requests that the agent shuts the guest down, and ends the link.
     pub async fn shutdown(self) {
         let goodbye = Message::Goodbye(Goodbye { reason: GoodbyeReason::Shutdown });
         if self.shared.send_control(StreamId::LINK, &goodbye).is_ok() {
-            // The agent closes the link once it has read this; a guest that does not is the caller's to kill.
+            // The agent closes the link once it has read this. If it does not, the caller has to kill the guest.
             let _ = tokio::time::timeout(GOODBYE_DEADLINE, self.closed()).await;
         }
         drop(self.tasks);
     }
 }
 
-/// A ping that waits. Dropped, it waits no more, however that came.
+/// A ping that waits for its answer. Dropping it removes it from the table on every path.
 struct PingGuard<'a> {
     shared: &'a Shared,
     number: u64,
@@ -225,7 +225,11 @@ impl Shared {
 
     fn register(&self, inbox: &Arc<Inbox>) -> Result<StreamId, StreamError> {
         let mut table = self.table();
-        // `lose` notes the loss before it takes the table: either it is seen here, or this stream is in what it takes.
+        // A link can be lost while a stream is opened, and that stream has to end too. `lose` first stores the reason,
+        // then locks the table and takes all streams. Here the table is locked first, and the reason is read under the
+        // lock. If `lose` locks the table later than this call, it finds the new stream and ends it. If it locked the
+        // table earlier, its reason was stored before that, so it is seen here. No order leaves a stream in the table
+        // of a lost link.
         if let Some(why) = self.lost() {
             return Err(StreamError::LinkLost(why));
         }
@@ -236,11 +240,11 @@ impl Shared {
         Ok(StreamId(id))
     }
 
-    /// Forgets a stream that nobody holds any more, and asks the agent to end it if it has not.
+    /// Removes a stream whose halves are both dropped, and cancels it if the agent has not ended it.
     pub(super) fn close(&self, id: StreamId, cancel: bool) {
         self.table().streams.remove(&id.0);
         if cancel && self.lost().is_none() {
-            // The link is lost if this can't be queued, and an agent ends the streams of a lost link.
+            // This fails only if the link is lost, and an agent ends the streams of a lost link.
             let _ = self.send_control(id, &Message::Cancel);
         }
     }
@@ -252,7 +256,7 @@ impl Shared {
 
     async fn until_lost(&self) -> String {
         let mut lost = self.lost.subscribe();
-        // It has a sender for as long as there is a `Shared`.
+        // The `Shared` holds the sender, so the channel stays open.
         lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
@@ -289,7 +293,7 @@ impl Shared {
         })
     }
 
-    /// Queues data that a window has been taken for.
+    /// Queues data for which a window was taken.
     pub(super) async fn send_data(&self, id: StreamId, data: &[u8]) -> Result<(), ()> {
         let mut frame = Vec::new();
         encode(Channel::In.kind(), id, data, &mut frame).map_err(drop)?;
@@ -302,17 +306,17 @@ impl Shared {
         self.outbox.data(frame).await
     }
 
-    /// Gives a frame to whom it belongs. A later agent may send kinds that we don't know: on the link they mean nothing
-    /// to us, and what breaks a stream of ours ends that stream.
+    /// Passes a frame to its stream. A later agent may send kinds that are unknown here. On the link they are ignored;
+    /// on a stream they end that stream.
     ///
     /// # Errors
-    /// Why the link ends with it.
+    /// Returns why the link ends if the frame ends it.
     fn route(&self, frame: Frame<'_>) -> Result<(), String> {
         let Frame { kind, stream, payload } = frame;
         if stream == StreamId::LINK {
             return Message::parse(frame).map_or(Ok(()), |message| self.route_link(&message));
         }
-        // A frame for a stream that was closed here was on its way already.
+        // A frame for a stream that was closed here may have been on its way already.
         let Some(inbox) = self.table().streams.get(&stream.0).cloned() else { return Ok(()) };
         match kind {
             Kind::DATA_OUT => inbox.push_data(Channel::Out, payload),
@@ -333,7 +337,7 @@ impl Shared {
             Message::Pong(echo) => {
                 let number = (*echo).try_into().map(u64::from_be_bytes);
                 if let Some(answer) = number.ok().and_then(|number| self.table().pongs.remove(&number)) {
-                    // Nobody waits any more where this fails.
+                    // This fails if the ping was dropped meanwhile.
                     let _ = answer.send(());
                 }
                 Ok(())
@@ -357,7 +361,7 @@ fn encoded(id: StreamId, message: &Message<'_>) -> Result<Vec<u8>, StreamError> 
     Ok(frame)
 }
 
-/// Reads until the link ends and says why it did.
+/// Reads until the link ends, and returns the reason.
 async fn read_frames(mut read: OwnedReadHalf, mut decoder: Decoder, shared: &Shared) -> String {
     loop {
         loop {
