@@ -1,4 +1,4 @@
-//! The measures for one VMM: what is asked for, turned into steps of its start, and what became of each.
+//! The measures for one VMM: turns what was requested into steps of its start, and records what became of each.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -14,38 +14,39 @@ use super::landlock::{self, Files};
 use super::measure::{Confinement, Measure, MeasureState};
 use super::policy::Policy;
 
-/// Descriptors of a VMM: with KVM two for each queue of each device, and some.
+/// Descriptors of a VMM: with KVM, two for each queue of each device, and some more.
 const DESCRIPTORS_MAX: u64 = 4096;
-/// Threads of a VMM beside those of its CPUs: its own few, and at most 64 that read and write disks.
+/// Threads of a VMM beside those of its CPUs: a few of its own, and at most 64 that read and write disks.
 const THREADS_MAX: u64 = 128;
-/// Memory of a VMM beside its guest's: TCG keeps up to 1 GiB of translated code.
+/// Memory of a VMM beside its guest's. TCG keeps up to 1 GiB of translated code.
 const VMM_BYTES_MAX: u64 = 2 << 30;
-/// From this kernel on a user namespace counts the processes in it, and not all of its user.
+/// Since this kernel, a limit of processes counts those of a user namespace. Before, it counted all processes of the
+/// user.
 const LINUX_WITH_COUNTED_NAMESPACES: (u32, u32) = (5, 14);
 
-/// What one VMM needs, beside which it gets nothing.
+/// What one VMM needs. It gets nothing else.
 #[derive(Debug, Default)]
 pub(crate) struct Needs {
-    /// Names its control group.
+    /// The name of its control group.
     pub(crate) name: String,
     pub(crate) directory: Utf8PathBuf,
-    /// What it opens by name to read.
+    /// Files that it opens by name to read.
     pub(crate) read: Vec<Utf8PathBuf>,
-    /// What it opens by name to write, and what is its own.
+    /// Files that it opens by name to write, and its own files.
     pub(crate) write: Vec<Utf8PathBuf>,
-    /// Sockets of others that it connects to by name.
+    /// Sockets of other programs that it connects to by name.
     pub(crate) connect: Vec<Utf8PathBuf>,
     /// The memory of the snapshot that it is a fork of.
     pub(crate) snapshot: Option<(Utf8PathBuf, File)>,
-    /// Of its largest file.
+    /// The size of its largest file.
     pub(crate) file_bytes: u64,
-    /// Of its guest.
+    /// The size of its guest's memory.
     pub(crate) memory_bytes: u64,
     pub(crate) cpus: u32,
     pub(crate) kvm: bool,
 }
 
-/// What confines one VMM. The default is nothing, for what is no VMM.
+/// What confines one VMM. The default confines nothing, for programs that are not VMMs.
 #[derive(Debug, Default)]
 pub(crate) struct Border {
     pub(crate) steps: Steps,
@@ -58,10 +59,11 @@ pub(crate) struct Border {
 }
 
 impl Border {
-    /// Prepares what the policy asks for and the host allows.
+    /// Prepares what the policy requires and the host allows.
     pub(crate) fn new(policy: &Policy, program: &Utf8Path, mut needs: Needs) -> Self {
         let mut this = Self { processes_max: THREADS_MAX + u64::from(needs.cpus), ..Self::default() };
-        // In this order: a user of its own needs the broker, Landlock has to know what it hands over.
+        // The order matters. A user of its own needs the broker, because it can't open the memory by name. And Landlock
+        // has to allow the name under which the broker hands the memory over.
         let order = [
             Measure::ForkMemory,
             Measure::Cgroup,
@@ -86,12 +88,12 @@ impl Border {
         this
     }
 
-    /// What the VMM calls the memory of its snapshot, if that is not its name.
+    /// The name that the VMM has for the memory of its snapshot, if it is not the file's name.
     pub(crate) fn memory_name(&self) -> Option<&'static Utf8Path> {
         self.broker.as_ref().map(|_| Utf8Path::new(MEMORY_NAME))
     }
 
-    /// Whether the VMM can't open what is this user's alone.
+    /// Whether the VMM runs as another user, who can't open this user's private files.
     pub(crate) fn is_another_user(&self) -> bool {
         self.steps.user.is_some()
     }
@@ -133,7 +135,7 @@ impl Border {
     fn add_user(&mut self, program: &Utf8Path, needs: &Needs) -> Result<MeasureState, String> {
         root_only()?;
         let closed = |path: &Utf8Path, wanted| match barred(path, wanted) {
-            Some(place) => Err(format!("`{path}` is for some users alone, because of `{place}`")),
+            Some(place) => Err(format!("other users can't open `{path}`, because of `{place}`")),
             None => Ok(()),
         };
         closed(program, 0o005)?;
@@ -168,7 +170,7 @@ impl Border {
         MeasureState::on(detail)
     }
 
-    /// A limit of processes counts all of a user, so it is for a VMM alone that has a count of its own.
+    /// `RLIMIT_NPROC` counts all processes of a user. So it is set only for a VMM whose processes are counted apart.
     fn limit_processes(&mut self) {
         let limits = &mut self.steps.limits;
         limits.retain(|(resource, _)| *resource != Resource::Nproc);
@@ -183,7 +185,8 @@ impl Border {
         self.confinement.set(Measure::Limits, MeasureState::on(format!("{processes}descriptors, file size")));
     }
 
-    /// Does without the measure that a step belongs to. `false`: it belongs to none that can be left out.
+    /// Drops the measure that a failed step belongs to. Returns `false` if the step belongs to no measure that can be
+    /// dropped.
     pub(crate) fn give_up(&mut self, failure: Failure) -> bool {
         let steps = &mut self.steps;
         let state = MeasureState::refused(failure.to_string());
@@ -214,7 +217,7 @@ fn counts_in_namespaces() -> bool {
     kernel().is_some_and(|version| version >= LINUX_WITH_COUNTED_NAMESPACES)
 }
 
-/// The host's kernel, its first two numbers.
+/// The first two numbers of the host's kernel version.
 pub(super) fn kernel() -> Option<(u32, u32)> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());

@@ -1,13 +1,19 @@
-//! Hands a fork's VMM the memory of its snapshot, open for reading alone.
+//! Gives a fork's VMM the memory of its snapshot, open for reading only.
 //!
 //! ```text
 //!   VMM: open(MEMORY_NAME, O_RDWR) ──seccomp──▶ broker thread: is it this name? ──▶ a descriptor that can only read
 //!        ◀──────────────────────────────── the call's result ──────────────────────┘
 //! ```
-//! A fork maps the memory file privately, so it never writes to it. But before version 8.2 QEMU opens it for writing all the
-//! same, and a VMM that its guest has taken over could then write to the memory of all other forks. And a VMM that is a user
-//! of its own could not open it at all. So this one call, which no other of QEMU's looks like, is answered by Kiln. What
-//! the VMM says only chooses between that descriptor and the call as it is, so it does not matter if it lies.
+//! A fork maps the memory file privately, so it never writes to it. But QEMU before version 8.2 opens the file for
+//! writing nevertheless. A VMM that its guest has taken over could then write to the memory of all other forks. And a
+//! VMM with a user of its own could not open the file at all. So Kiln answers this one call, which no other call of
+//! QEMU resembles.
+//!
+//! With seccomp notifications, the VMM's memory must not be trusted: another thread of it can change the path after
+//! Kiln has read it. This broker is safe all the same, because its answer depends on the path only in one way. If the
+//! path is the name, the VMM gets a descriptor that can only read. If it is any other path, the kernel continues the
+//! call as if there were no filter, with the rights that the VMM has anyway. So a VMM that changes the path meanwhile
+//! gains nothing.
 #![expect(unsafe_code, reason = "seccomp's notifications have no safe interface")]
 
 use std::ffi::c_long;
@@ -24,40 +30,40 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-/// What the VMM calls the memory file. Nothing has this name.
+/// The VMM's name for the memory file. No file has this name.
 pub(crate) const MEMORY_NAME: &str = "/memory-of-the-snapshot";
-/// A VMM opens its memory in its first milliseconds, or has failed to start.
+/// A VMM opens its memory in its first milliseconds, or its start has failed.
 const OPEN_DEADLINE: Duration = Duration::from_secs(60);
-/// From this kernel on a descriptor can be put into a process that waits for one.
+/// Since this kernel, a descriptor can be put into a process that waits for an answer.
 const LINUX_WITH_INJECTION: (u32, u32) = (5, 9);
 /// `AUDIT_ARCH_X86_64` of linux/audit.h.
 const ARCHITECTURE: u32 = 0xc000_003e;
-/// Places in `struct seccomp_data`.
+/// Offsets in `struct seccomp_data`.
 const NUMBER_AT: u32 = 0;
 const ARCHITECTURE_AT: u32 = 4;
-/// The lower half of the second argument and of the third: the flags of `open` and of `openat`.
+/// The lower half of the second and the third argument: the flags of `open` and of `openat`.
 const SECOND_AT: u32 = 24;
 const THIRD_AT: u32 = 32;
-/// The kernel's; the one of a C library for 64 bits is 0.
+/// The kernel's value. In C libraries for 64 bits the constant is 0.
 const O_LARGEFILE: u32 = 0o100_000;
-/// The kernel's structures may have grown since; it fills all it has.
+/// The kernel fills all of its structure, which may have grown since.
 const NOTIFICATION_BYTES: usize = 512;
 
-/// Both ends, before the VMM is there.
+/// Both ends, before the VMM exists.
 #[derive(Debug)]
 pub(crate) struct Broker {
     ours: OwnedFd,
     memory: File,
 }
 
-/// The child's part.
+/// The child's end.
 #[derive(Debug)]
 pub(crate) struct Filter {
     socket: OwnedFd,
     program: Vec<libc::sock_filter>,
 }
 
-/// Whether this host can do it, and why not.
+/// Returns `Ok` if this host can do it, or why it can't.
 pub(crate) fn available() -> Result<(), String> {
     if super::border::kernel().is_none_or(|version| version < LINUX_WITH_INJECTION) {
         return Err("handing a VMM its memory needs Linux 5.9".into());
@@ -76,10 +82,10 @@ pub(crate) fn broker(memory: File) -> io::Result<(Broker, Filter)> {
     Ok((Broker { ours, memory }, Filter { socket, program: program() }))
 }
 
-/// Asks for `open` and `openat` with the flags `O_RDWR` and no other; all else is as it was.
+/// Notifies for `open` and `openat` with the flags `O_RDWR` and no other. Allows all other calls.
 fn program() -> Vec<libc::sock_filter> {
     let load = |at| (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
-    // How many lines to skip if it is this value, and if it is not.
+    // How many instructions to skip if the value is equal, and if it is not.
     let compare = |value, same, other| (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, same, other, value);
     let end = |action| (libc::BPF_RET | libc::BPF_K, 0, 0, action);
     let lines = [
@@ -91,7 +97,7 @@ fn program() -> Vec<libc::sock_filter> {
         load(SECOND_AT),
         (libc::BPF_JMP | libc::BPF_JA, 0, 0, 1),
         load(THIRD_AT),
-        // Some C libraries add it by themselves. Here it means nothing.
+        // Some C libraries add it on their own. Here it has no meaning.
         (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, !O_LARGEFILE),
         compare(libc::O_RDWR as u32, 0, 1),
         end(libc::SECCOMP_RET_USER_NOTIF),
@@ -101,10 +107,10 @@ fn program() -> Vec<libc::sock_filter> {
 }
 
 impl Filter {
-    /// Puts the filter on this process and hands its other end to the parent. Runs between fork and exec, and needs that
-    /// no more privileges can be gained.
+    /// Installs the filter on this process and sends its listener to the parent. Runs between fork and exec, after
+    /// `no_new_privs` is set, which the kernel requires.
     pub(super) fn install(&self) -> Result<(), Errno> {
-        let length = u16::try_from(self.program.len()).expect("it has twelve lines");
+        let length = u16::try_from(self.program.len()).expect("it has twelve instructions");
         let program = libc::sock_fprog { len: length, filter: self.program.as_ptr().cast_mut() };
         let (operation, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
         // SAFETY: the kernel copies the program during the call, and writes to none of it.
@@ -123,7 +129,7 @@ impl Filter {
 }
 
 impl Broker {
-    /// Serves the VMM that was started with this broker's filter, on a thread that ends when it has its memory.
+    /// Serves the VMM that was started with this broker's filter, on a thread that ends once the VMM has its memory.
     pub(crate) fn serve(self) -> io::Result<()> {
         let listener = self.listener()?;
         std::thread::Builder::new().name("kiln-broker".into()).spawn(move || {
@@ -134,7 +140,7 @@ impl Broker {
         Ok(())
     }
 
-    /// What the child has sent before it became its program.
+    /// The listener, which the child sent before its exec.
     fn listener(&self) -> io::Result<OwnedFd> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut rights = RecvAncillaryBuffer::new(&mut space);
@@ -149,7 +155,7 @@ impl Broker {
     }
 }
 
-/// Answers until the memory was asked for, or the VMM is gone.
+/// Answers calls until the memory was handed over, or the VMM has exited.
 fn answer(listener: &OwnedFd, memory: &File) -> io::Result<()> {
     let timeout = Timespec::try_from(OPEN_DEADLINE).map_err(io::Error::other)?;
     loop {
@@ -161,7 +167,7 @@ fn answer(listener: &OwnedFd, memory: &File) -> io::Result<()> {
             return Ok(());
         }
         let Some(call) = receive(listener)? else { continue };
-        if asks_for_memory(&call) {
+        if is_for_memory(&call) {
             match hand_over(listener, call.id, memory)? {
                 Answered::Yes => return Ok(()),
                 Answered::TooLate => continue,
@@ -172,7 +178,7 @@ fn answer(listener: &OwnedFd, memory: &File) -> io::Result<()> {
     }
 }
 
-/// `None` for a call that is gone with its thread.
+/// `None` if the thread that made the call is gone.
 fn receive(listener: &OwnedFd) -> io::Result<Option<libc::seccomp_notif>> {
     #[repr(C, align(8))]
     struct Space([u8; NOTIFICATION_BYTES]);
@@ -187,8 +193,8 @@ fn receive(listener: &OwnedFd) -> io::Result<Option<libc::seccomp_notif>> {
     Ok(Some(unsafe { (&raw const space).cast::<libc::seccomp_notif>().read() }))
 }
 
-/// Whether the call's path is the name. What can't be read is another.
-fn asks_for_memory(call: &libc::seccomp_notif) -> bool {
+/// Whether the call's path is the name. If the path can't be read, it is not.
+fn is_for_memory(call: &libc::seccomp_notif) -> bool {
     let mut path = [0; MEMORY_NAME.len() + 1];
     let local = libc::iovec { iov_base: path.as_mut_ptr().cast(), iov_len: path.len() };
     let at = if c_long::from(call.data.nr) == libc::SYS_open { call.data.args[0] } else { call.data.args[1] };
@@ -198,12 +204,13 @@ fn asks_for_memory(call: &libc::seccomp_notif) -> bool {
     read == path.len().cast_signed() && path.strip_suffix(b"\0") == Some(MEMORY_NAME.as_bytes())
 }
 
-/// Whether a call got its answer.
+/// Whether an answer reached the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answered {
     Yes,
-    /// It was gone: its thread has ended, or something interrupted the call, which the kernel then begins anew and asks for
-    /// again. Without a listener it would fail with `ENOSYS`, so this has to go on answering.
+    /// The call was gone. Either its thread has ended, or a signal interrupted the call; then the kernel restarts it
+    /// and notifies again. If the listener were closed by then, the restarted call would fail with `ENOSYS`, so the
+    /// broker has to keep answering.
     TooLate,
 }
 
@@ -242,7 +249,7 @@ fn respond(listener: &OwnedFd, mut response: libc::seccomp_notif_resp) -> io::Re
 }
 
 /// # Safety
-/// `argument` is what the request wants.
+/// `argument` is what the request requires.
 unsafe fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: *mut libc::c_void) -> Result<i32, Errno> {
     // SAFETY: the caller's part.
     match unsafe { libc::syscall(libc::SYS_ioctl, c_long::from(fd.as_raw_fd()), request as c_long, argument) } {

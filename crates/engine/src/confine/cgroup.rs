@@ -1,11 +1,11 @@
-//! A control group for each VMM that root starts: its memory, its processes, and its share of the CPU.
+//! A control group for each VMM that root starts. It bounds the VMM's memory, its processes and its share of the CPU.
 //!
 //! ```text
 //!   version 2:  /sys/fs/cgroup/kiln/<vm>
 //!   version 1:  /sys/fs/cgroup/{memory,pids,cpu}/kiln/<vm>
 //! ```
-//! A group is made before its VMM and removed after it. Its owner holds a lock on it meanwhile, so that [`sweep`] can
-//! tell what a killed Kiln has left from what another one has just made.
+//! A group is made before its VMM and removed after it. Its owner holds a lock on it meanwhile. So [`sweep`] can
+//! distinguish a group that a killed Kiln left from one that another Kiln has just made.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,38 +15,39 @@ use fs_err as fs;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// The group of all our groups.
+/// The parent of all groups of Kiln.
 const PARENT: &str = "kiln";
 /// `CGROUP2_SUPER_MAGIC` and `CGROUP_SUPER_MAGIC` of linux/magic.h.
 const VERSION_2: i64 = 0x6367_7270;
 const VERSION_1: i64 = 0x27_e0eb;
 /// Controllers that a group needs.
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
-/// The kernel takes a moment to empty a group after its last process was reaped.
+/// The kernel takes a moment to empty a group after its last process was reaped, so removing is tried up to so many
+/// times.
 const REMOVALS_MAX: usize = 20;
 const REMOVAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// What a VMM may use.
+/// The bounds of one VMM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) memory_bytes: u64,
     pub(crate) processes: u64,
 }
 
-/// The group of one VMM. Dropped, it is removed, which it can't be before its VMM is gone.
+/// The group of one VMM. Dropping it removes it, which fails while its VMM runs.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     directories: Vec<(Utf8PathBuf, OwnedFd)>,
 }
 
-/// How this host has control groups.
+/// Which kind of control groups this host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
     One,
     Two,
 }
 
-/// Which version this host has; or why it has none.
+/// The version that this host has, or why it has no usable control groups.
 pub(crate) fn version() -> Result<Version, String> {
     if magic(ROOT.into()) == Some(VERSION_2) {
         return Ok(Version::Two);
@@ -66,7 +67,7 @@ impl Cgroup {
     /// Makes a group.
     ///
     /// # Errors
-    /// This host does not let us, in words.
+    /// Why this host does not allow it, as text.
     pub(crate) fn create(name: &str, bounds: Bounds) -> Result<Self, String> {
         let version = version()?;
         Self::create_in(version, Utf8Path::new(ROOT), name, bounds).map_err(|error| error.to_string())
@@ -97,7 +98,7 @@ impl Cgroup {
         Ok(this)
     }
 
-    /// The group of a VMM that another process made, if it has one.
+    /// The group of a VMM that another process started, if it has one.
     pub(crate) fn adopt(name: &str) -> Option<Self> {
         let parents = parents(version().ok()?);
         let found = parents.into_iter().filter_map(|parent| {
@@ -115,23 +116,24 @@ impl Cgroup {
             _ => {}
         }
         let path = parent.join(name);
-        // A VM that is resumed has its name again; what its last VMM left is empty.
+        // A resumed VM has the name that it had before. The group that its last VMM left is empty.
         match fs::remove_dir(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir(&path)?,
         }
-        // A sweep that comes between the two takes it away, and writing its bounds fails.
+        // A sweep that runs between `mkdir` and `lock` removes the new group. Then writing the bounds fails, and the
+        // measure is refused.
         let lock = lock(&path)?.ok_or(io::ErrorKind::WouldBlock)?;
         self.directories.push((path.clone(), lock));
         Ok(path)
     }
 
-    /// Leaves it to its VMM, which has another owner or none.
+    /// Leaves the group to its VMM, which keeps running with another owner or without one.
     pub(crate) fn leave(mut self) {
         self.directories.clear();
     }
 
-    /// What the pid of a process is written to, for it to enter.
+    /// The files to which a pid is written to move that process into the groups.
     pub(crate) fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
         let open = |(path, _): &(Utf8PathBuf, OwnedFd)| {
             let path = path.join("cgroup.procs");
@@ -141,22 +143,27 @@ impl Cgroup {
     }
 }
 
-/// A process on its way into its groups, on a thread of its own.
+/// A process on its way into its groups. Another thread moves it.
 ///
-/// A process that enters a group waits until no processor is in the middle of a fork or an exit: the kernel takes a lock for
-/// each hierarchy whose writer waits for a grace period of RCU, some 10 ms each. A child that entered before its exec would
-/// stand still for all of them. So its parent writes the pid, while QEMU sets itself up for longer than that: no
-/// instruction of a restored guest runs before, and one that boots is in its firmware.
+/// Entering a group is slow. The kernel takes a lock whose writer waits until no processor is in the middle of a fork
+/// or an exit, and for each hierarchy that waits for a grace period of RCU, some 10 ms. If the child entered before its
+/// exec, it would block for all of that. So its parent writes the pid while QEMU already starts, which takes longer
+/// than that.
+///
+/// The VMM is not bounded in that time, and that is safe. A VMM is dangerous only after its guest has taken it over. No
+/// instruction of a restored guest runs before [`finish`](Self::finish), and a guest that boots is still in its
+/// firmware, which is Kiln's choice.
 #[derive(Debug)]
 pub(crate) struct Entry(std::thread::JoinHandle<io::Result<()>>);
 
 impl Entry {
-    /// Lets a child enter. It must not be reaped before [`finish`](Self::finish): until then its pid is not another's.
+    /// Starts to move a child. The child must not be reaped before [`finish`](Self::finish), because until then its pid
+    /// must not be reused.
     pub(crate) fn begin(entrances: Vec<OwnedFd>, pid: u32) -> io::Result<Self> {
         let line = format!("{pid}\n");
         let enter = move || {
             let enter = |entrance: &OwnedFd| match rustix::io::write(entrance, line.as_bytes()) {
-                // It has ended already.
+                // The process has ended already.
                 Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
                 Err(error) => Err(error.into()),
             };
@@ -165,7 +172,7 @@ impl Entry {
         std::thread::Builder::new().name("kiln-cgroup".into()).spawn(enter).map(Self)
     }
 
-    /// Waits until it is in. Blocks.
+    /// Waits until the process is in its groups. Blocks.
     pub(crate) fn finish(self) -> io::Result<()> {
         self.0.join().expect("writing does not panic")
     }
@@ -192,13 +199,14 @@ fn remove(path: &Utf8Path) -> io::Result<()> {
     fs::remove_dir(path)
 }
 
-/// Removes the groups of VMMs that are gone with their owners.
+/// Removes the groups whose VMMs and owners are gone.
 pub(crate) fn sweep() {
     let Ok(version) = version() else { return };
     for parent in parents(version) {
         let Ok(entries) = parent.read_dir_utf8() else { continue };
         for path in entries.flatten().map(camino::Utf8DirEntry::into_path).filter(|path| path.is_dir()) {
-            // Held by whoever owns it; busy while its VMM lives without an owner.
+            // A group with an owner is locked. A group whose VMM lives without an owner is not locked, but busy, so
+            // removing it fails.
             if let Ok(Some(_lock)) = lock(&path)
                 && let Err(error) = fs::remove_dir(&path)
             {
@@ -216,7 +224,7 @@ fn parents(version: Version) -> Vec<Utf8PathBuf> {
     }
 }
 
-/// Lets the groups below a group have what we bound.
+/// Enables the controllers that Kiln needs for the groups below this one.
 fn delegate(group: &Utf8Path) -> io::Result<()> {
     match fs::create_dir(group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -229,7 +237,7 @@ fn delegate(group: &Utf8Path) -> io::Result<()> {
     if words.is_empty() { Ok(()) } else { fs::write(file, words) }
 }
 
-/// `None` for one that another process holds.
+/// `None` if another process holds the lock.
 fn lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::open(path.as_std_path(), flags, Mode::empty())?;

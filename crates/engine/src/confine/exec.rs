@@ -1,14 +1,15 @@
-//! From the fork to the exec of a VMM.
+//! From the fork of a VMM to its exec.
 //!
 //! ```text
 //!   Launch::new: strings, descriptors ──clone3──▶ child: own session, namespaces, directory, user, limits,
 //!        │                                              Landlock, descriptors ──exec──▶ the program
 //!        └──◀── status pipe: closed by the exec, or the step that failed and its errno ──┘
 //! ```
-//! The child is a copy of one thread of a process that has many: a lock that another thread held is held for ever in it.
-//! So between fork and exec it makes system calls alone. It allocates nothing and calls no function of libc that could
-//! lock or that keeps state of its own; above all not `setresuid`, which in glibc signals threads that are not there. All
-//! strings and tables are made before.
+//! The child is a copy of one thread of a process that has many. If another thread held a lock at the fork, that lock
+//! is held forever in the child. So between fork and exec the child makes only system calls. It allocates nothing, and
+//! calls no function of libc that could lock or that keeps state of its own. Above all it does not call `setresuid`:
+//! glibc's signals all threads of the process and waits for them, and they do not exist in the child. All strings and
+//! tables are made before the fork.
 #![expect(unsafe_code, reason = "what happens between fork and exec has no safe interface")]
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_long};
@@ -26,19 +27,19 @@ use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
 use super::broker::Filter;
 use crate::spec::OwnerLoss;
 
-/// More than any line of proc(5) `stat`.
+/// More than any line of proc(5) `stat` has.
 const STAT_BYTES_MAX: usize = 1024;
-/// Descriptors that a child closes one by one, on a host whose kernel can't do it at once.
+/// Descriptors that a child closes one by one if the host's kernel has no call for all of them.
 const DESCRIPTORS_MAX: u64 = 1 << 16;
 /// Signals of Linux.
 const SIGNALS: c_int = 64;
 /// Of linux/mount.h.
 const MOUNT_ATTR_RDONLY: u64 = 1;
 const MOUNT_ATTR_NOSUID: u64 = 2;
-/// How a child ends that did not become its program. Nobody sees it but a debugger.
+/// The exit code of a child that did not reach its exec. Only a debugger sees it.
 const NOT_STARTED: c_int = 127;
 
-/// All that a child needs, made before it is.
+/// All that a child needs, made before the fork.
 #[derive(Debug)]
 pub(crate) struct Launch {
     program: CString,
@@ -52,24 +53,24 @@ pub(crate) struct Launch {
     owner_loss: OwnerLoss,
 }
 
-/// What confines the child, beside what confines every child.
+/// What confines this child, beside what confines every child.
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
-    /// `CLONE_NEW…`.
+    /// Flags `CLONE_NEW…`.
     pub(crate) namespaces: c_int,
     /// What is written to `uid_map` and `gid_map` of a user namespace.
     pub(crate) maps: Option<[String; 2]>,
-    /// In a mount namespace of its own, everything but the directory is read-only.
+    /// In a mount namespace of its own, every mount except the directory is read-only.
     pub(crate) read_only: bool,
-    /// Another user: uid and gid, and the groups beside.
+    /// Another user: uid and gid, and the supplementary groups.
     pub(crate) user: Option<(u32, Vec<u32>)>,
     pub(crate) limits: Vec<(Resource, u64)>,
     pub(crate) landlock: Option<OwnedFd>,
     pub(crate) filter: Option<Filter>,
 }
 
-/// Where a child is on its way. Each has a name, because a [measure](super::Measure) whose step the host
-/// refuses is left out.
+/// The steps of a child. Each has a name, because if the host refuses a step, the [measure](super::Measure) that it
+/// belongs to is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Step {
@@ -104,7 +105,7 @@ const STEPS: [Step; 13] = [
     Step::Exec,
 ];
 
-/// A child that did not become its program.
+/// Why a child did not reach its exec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) step: Step,
@@ -140,14 +141,14 @@ impl std::fmt::Display for Failure {
 impl From<Failure> for io::Error {
     fn from(failure: Failure) -> Self {
         match failure.step {
-            // Callers tell a program that is not there from others by its kind.
+            // Callers recognise by its kind that a program does not exist.
             Step::Exec => failure.errno.into(),
             _ => Self::other(failure.to_string()),
         }
     }
 }
 
-/// Strings as exec wants them.
+/// Strings in the form that `execve` requires.
 #[derive(Debug)]
 struct Strings {
     pointers: Vec<*const c_char>,
@@ -166,16 +167,16 @@ impl Strings {
     }
 }
 
-/// What is started, as its caller has it.
+/// What to start.
 pub(crate) struct Request<'a> {
     pub(crate) program: &'a Utf8Path,
     pub(crate) arguments: Vec<OsString>,
-    /// Whole: the child has nothing of ours.
+    /// The whole environment: the child inherits no variable.
     pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) directory: &'a Utf8Path,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
-    /// What the child keeps, under the same numbers.
+    /// Descriptors that the child keeps under the same numbers.
     pub(crate) keep: Vec<OwnedFd>,
     pub(crate) pid_file: Option<OwnedFd>,
     pub(crate) owner_loss: OwnerLoss,
@@ -202,7 +203,7 @@ impl Launch {
         })
     }
 
-    /// Starts it; returns when the child is its program. Blocks for as long as that takes, some milliseconds.
+    /// Starts it. Returns once the child has reached its exec. Blocks until then, for some milliseconds.
     pub(crate) fn start(&self, steps: &Steps) -> io::Result<Result<(Pid, OwnedFd), Failure>> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         let parent = std::process::id();
@@ -215,7 +216,7 @@ impl Launch {
         };
         drop(writer);
         let mut word = Vec::new();
-        // Ends when the exec closes the child's end, or the child has ended.
+        // Ends when the exec closes the child's end of the pipe, or when the child exits.
         let read = std::fs::File::from(reader).read_to_end(&mut word);
         let failure = match (read, word.as_slice()) {
             (Ok(_), []) => return Ok(Ok((pid, pidfd))),
@@ -225,11 +226,12 @@ impl Launch {
             _ => None,
         };
         rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()))?;
-        failure.map(Err).ok_or_else(|| io::Error::other("the child ended before it was its program"))
+        failure.map(Err).ok_or_else(|| io::Error::other("the child exited before its exec"))
     }
 
     fn fork(&self, steps: &Steps, status: &OwnedFd, parent: u32) -> Result<(Pid, OwnedFd), Errno> {
-        // Until its handlers are gone, a signal to the child would run one of ours, which writes to pipes that we share.
+        // Until the child has reset its handlers, a signal to it would run a handler of Kiln's, which writes to pipes
+        // that both share.
         let blocked = SignalMask::block_all();
         let mut pidfd: c_int = -1;
         let pid = clone(steps.namespaces, &mut pidfd)?;
@@ -242,7 +244,7 @@ impl Launch {
             // SAFETY: the kernel has just opened it for us.
             return Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }));
         }
-        // The child is not reaped yet, so its pid is not another's.
+        // The child is not reaped yet, so its pid can't be reused.
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Ok((pid, pidfd)),
             Err(errno) => {
@@ -255,23 +257,25 @@ impl Launch {
         }
     }
 
-    /// The child's side.
+    /// The child's side of the fork.
     fn become_program(&self, steps: &Steps, status: RawFd, parent: u32) -> ! {
         let Failure { step, errno } = match self.prepare(steps, parent) {
             Err(failure) => failure,
             Ok(()) => self.exec(),
         };
         let [a, b, c, d] = errno.raw_os_error().to_ne_bytes();
-        // SAFETY: the descriptor is the write end of the status pipe, which this copy of the process holds until its end.
+        // SAFETY: the descriptor is the write end of the status pipe, which this copy of the process keeps open until
+        // it ends.
         let status = unsafe { BorrowedFd::borrow_raw(status) };
         let _ = rustix::io::write(status, &[step as u8, a, b, c, d]);
-        // SAFETY: ends this process at once; nothing of the parent's is flushed or dropped.
+        // SAFETY: ends this process at once. Nothing of the parent's is flushed or dropped.
         unsafe { libc::_exit(NOT_STARTED) }
     }
 
     fn prepare(&self, steps: &Steps, parent: u32) -> Result<(), Failure> {
         at(Step::Session, reset_signals(self.owner_loss).and_then(|()| rustix::process::setsid().map(drop)))?;
-        // While it is still what its parent is: /proc has its line for everyone, but not its directory in each case.
+        // Before the namespaces: in a pid namespace of its own, `/proc/self` of the host's mount does not lead to the
+        // child.
         at(Step::PidFile, self.pid_file.as_ref().map_or(Ok(()), write_own_stat))?;
         if let Some(maps) = &steps.maps {
             at(Step::Namespaces, write_maps(maps))?;
@@ -283,12 +287,12 @@ impl Launch {
         if let Some((user, groups)) = &steps.user {
             at(Step::User, become_user(*user, groups))?;
         }
-        // After the change of user, which clears it.
+        // After the change of user, because that clears the signal.
         at(Step::OwnerLoss, self.tie_to_owner(parent))?;
         for (resource, limit) in &steps.limits {
             at(Step::Limits, limit_to(*resource, *limit))?;
         }
-        // A crashed VMM would leave its guest's memory, secrets and all, in a core file.
+        // A core file of a crashed VMM would hold its guest's memory with all secrets.
         at(Step::Limits, limit_to(Resource::Core, 0))?;
         at(Step::Limits, rustix::thread::set_no_new_privs(true))?;
         if let Some(ruleset) = &steps.landlock {
@@ -296,7 +300,7 @@ impl Launch {
             at(Step::Landlock, unsafe { call(libc::SYS_landlock_restrict_self, [fd_arg(ruleset), 0, 0, 0, 0]) })?;
         }
         at(Step::Descriptors, self.arrange_descriptors())?;
-        // Last: it stands between this process and its next `openat`.
+        // Last: from here on the child's own `openat` calls would wait for the broker.
         at(Step::Memory, steps.filter.as_ref().map_or(Ok(()), Filter::install))
     }
 
@@ -304,8 +308,10 @@ impl Launch {
         if self.owner_loss == OwnerLoss::Kill {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         }
-        // The parent may have died before the signal was set, which nobody would send then; and one that died while its
-        // VM started handed it to nobody. The parent's pid comes from /proc: in a pid namespace `getppid` has no answer.
+        // Two cases need this check. The parent may have died before the signal was set; then the kernel would never
+        // send it. And if the VM may outlive its owner, an owner that died during the start has not handed the VM to
+        // anyone yet. In both cases the child must not become a VMM. The parent's pid is read from `/proc`, because in
+        // a pid namespace of its own `getppid` returns 0.
         let mut stat = [0; STAT_BYTES_MAX];
         let stat = read_own_stat(&mut stat)?;
         if parent_in(stat) == Some(parent) { Ok(()) } else { Err(Errno::SRCH) }
@@ -313,10 +319,10 @@ impl Launch {
 
     fn arrange_descriptors(&self) -> Result<(), Errno> {
         for (number, fd) in (0..).zip(&self.standard) {
-            // SAFETY: the call takes numbers alone; what the number meant before is this process's own copy.
+            // SAFETY: the call takes only numbers. The descriptor that it replaces is this process's own copy.
             unsafe { call(libc::SYS_dup3, [fd_arg(fd), number, 0, 0, 0]) }?;
         }
-        // The status pipe has to stay until the exec, so all are closed by that.
+        // The status pipe has to stay open until the exec. So this closes nothing, it sets close-on-exec on everything.
         close_on_exec_from(3)?;
         self.keep.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty()))
     }
@@ -335,7 +341,7 @@ fn at<T>(step: Step, result: Result<T, Errno>) -> Result<T, Failure> {
     result.map_err(|errno| Failure { step, errno })
 }
 
-/// Forks. `pidfd` stays as it was on a kernel that has no `clone3`, or a host that forbids it.
+/// Forks. `pidfd` is unchanged if the kernel has no `clone3` or the host forbids it.
 fn clone(namespaces: c_int, pidfd: &mut c_int) -> Result<i32, Errno> {
     // SAFETY: all zeros is a valid value of this structure of numbers.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -343,8 +349,8 @@ fn clone(namespaces: c_int, pidfd: &mut c_int) -> Result<i32, Errno> {
     arguments.pidfd = ptr::from_mut(pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     let size = size_of::<libc::clone_args>() as c_long;
-    // SAFETY: without `CLONE_VM` this is a fork: the child has a copy of all memory and goes on from here on a copy of this
-    // stack. It keeps to what this module says of it. `pidfd` is written before the call returns.
+    // SAFETY: without `CLONE_VM` this is a fork: the child gets a copy of all memory and continues here on a copy of
+    // this stack. It keeps the rules of this module's docs. `pidfd` is written before the call returns.
     match unsafe { call(libc::SYS_clone3, [ptr::from_mut(&mut arguments) as c_long, size, 0, 0, 0]) } {
         Ok(pid) => Ok(i32::try_from(pid).expect("a pid is an int")),
         Err(Errno::NOSYS) if namespaces == 0 => {
@@ -358,19 +364,20 @@ fn clone(namespaces: c_int, pidfd: &mut c_int) -> Result<i32, Errno> {
     }
 }
 
-/// All signals do what they do in a new program, but for the one of a pipe that nobody reads: without an owner nobody reads
-/// what the VMM writes, which is no reason for it to end. Nor is a file that is as large as it may be.
+/// Sets all signals to what a new program expects, except two. If the VM outlives its owner, its output pipe has no
+/// reader, which must not end the VMM, so `SIGPIPE` is ignored. A file that has reached the size limit must not end it
+/// either, so `SIGXFSZ` is ignored.
 fn reset_signals(owner_loss: OwnerLoss) -> Result<(), Errno> {
     for signal in 1..=SIGNALS {
         let ignored = signal == libc::SIGXFSZ || signal == libc::SIGPIPE && owner_loss == OwnerLoss::KeepRunning;
         let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: neither action runs code of ours. Signals that can't be set, and libc's own two, are refused.
+        // SAFETY: both actions run no code of this process. The kernel and libc refuse signals that can't be set.
         unsafe { libc::signal(signal, action) };
     }
     Ok(())
 }
 
-/// Blocks all signals of this thread until it is dropped.
+/// Blocks all signals of this thread until dropped.
 struct SignalMask(libc::sigset_t);
 
 impl SignalMask {
@@ -384,7 +391,7 @@ impl SignalMask {
         }
     }
 
-    /// For the child: a new program starts with none blocked, whatever the thread that forked had.
+    /// For the child: a new program starts with no signal blocked, whatever mask the forking thread had.
     fn unblock_all() {
         // SAFETY: the set is this function's, and `sigemptyset` makes it valid before it is used.
         unsafe {
@@ -411,23 +418,25 @@ fn read_own_stat(line: &mut [u8; STAT_BYTES_MAX]) -> Result<&[u8], Errno> {
 fn write_own_stat(pid_file: &OwnedFd) -> Result<(), Errno> {
     let mut line = [0; STAT_BYTES_MAX];
     let line = read_own_stat(&mut line)?;
-    // A child that was started before, with more measures than this host allows, may have left its line.
+    // If the host refused a measure, an earlier child may have left its line here.
     rustix::fs::ftruncate(pid_file, 0)?;
     if rustix::io::pwrite(pid_file, line, 0)? == line.len() { Ok(()) } else { Err(Errno::NOSPC) }
 }
 
-/// The parent's pid in a line of proc(5) `stat`: the second field after the name, which may hold anything.
+/// The parent's pid in a line of proc(5) `stat`: the second field after the name. The name may hold any bytes.
 fn parent_in(stat: &[u8]) -> Option<u32> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let mut fields = stat[end + 1..].split(|byte| *byte == b' ').filter(|field| !field.is_empty());
     std::str::from_utf8(fields.nth(1)?).ok()?.parse().ok()
 }
 
-/// Makes this user who it was, in a user namespace, and nobody else.
+/// Maps only this user and this group into the user namespace.
 fn write_maps([users, groups]: &[String; 2]) -> Result<(), Errno> {
-    // The files below /proc belong to root while this process can't be dumped, as Kiln can't.
+    // While a process can't be dumped, its files below `/proc` belong to root. Kiln can't be dumped, and the child
+    // inherits that.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
-    // A group that a file denies something to must not be given up, so the kernel asks for this first.
+    // Dropping a group could give access to a file that denies it to this group. So the kernel requires this before it
+    // accepts `gid_map` from an unprivileged user.
     write_file(c"/proc/self/setgroups", b"deny")?;
     write_file(c"/proc/self/uid_map", users.as_bytes())?;
     write_file(c"/proc/self/gid_map", groups.as_bytes())
@@ -447,11 +456,11 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// Makes every mount read-only for this process, but for a new one of the directory itself.
+/// Makes every mount read-only for this process, except a new mount of the directory itself.
 fn make_read_only(directory: &CStr) -> Result<(), Errno> {
     use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
     let writable = open_tree(CWD, directory, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    // What we mount here must not appear in the host's namespace.
+    // Mounts that are made here must not appear in the host's namespace.
     let attributes = MountAttributes {
         set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID,
         clear: 0,
@@ -471,10 +480,10 @@ fn make_read_only(directory: &CStr) -> Result<(), Errno> {
     move_mount(&writable, c"", CWD, directory, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-/// Gives up root. The kernel takes all capabilities with it.
+/// Gives up root. The kernel then clears all capabilities.
 fn become_user(user: u32, groups: &[u32]) -> Result<(), Errno> {
     let (user, count) = (c_long::from(user), groups.len() as c_long);
-    // SAFETY: the table of groups is valid during the call; the others take numbers alone. They change this one thread,
+    // SAFETY: the table of groups is valid during the call; the others take only numbers. They change only this thread,
     // which is the whole process.
     unsafe {
         call(libc::SYS_setgroups, [count, groups.as_ptr() as c_long, 0, 0, 0])?;
@@ -484,7 +493,7 @@ fn become_user(user: u32, groups: &[u32]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Limits a resource, never above what this process was limited to.
+/// Limits a resource, never above this process's own limit.
 fn limit_to(resource: Resource, limit: u64) -> Result<(), Errno> {
     let limit = rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
     rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
@@ -511,12 +520,12 @@ fn fd_arg(fd: &OwnedFd) -> c_long {
     fd.as_raw_fd().into()
 }
 
-/// A system call as it is, without what libc does around it.
+/// A raw system call, without what libc does around it.
 ///
 /// # Safety
-/// As the call says of its arguments.
+/// The call's own requirements for its arguments.
 unsafe fn call(number: c_long, [a, b, c, d, e]: [c_long; 5]) -> Result<c_long, Errno> {
-    // SAFETY: the caller's part.
+    // SAFETY: the caller keeps the requirements.
     match unsafe { libc::syscall(number, a, b, c, d, e) } {
         -1 => Err(last_errno()),
         result => Ok(result),
@@ -524,7 +533,7 @@ unsafe fn call(number: c_long, [a, b, c, d, e]: [c_long; 5]) -> Result<c_long, E
 }
 
 fn last_errno() -> Errno {
-    // SAFETY: points to this thread's number, which in a child is the copy of it.
+    // SAFETY: points to this thread's errno. In a child it points to the copy.
     Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 

@@ -1,8 +1,8 @@
 //! Landlock rules for a VMM: which files it opens, and how.
 //!
-//! Rules are bound to the files that are there now, not to their names. So a VMM can't make, remove or rename anything,
-//! in its own directory either: all that it writes to is made before it starts.
-#![expect(unsafe_code, reason = "the crate does not say which version the kernel has")]
+//! Rules are bound to existing files, not to their names. So a VMM can't create, remove or rename anything, not even in
+//! its own directory: all files that it writes to are made before it starts.
+#![expect(unsafe_code, reason = "the crate does not return the kernel's version")]
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,11 +13,11 @@ use landlock::{
     RulesetCreatedAttr as _, Scope,
 };
 
-/// A flag of the call that makes rules: it only asks for the version.
+/// This flag of the call makes no rules; the call only returns the version.
 const CREATE_RULESET_VERSION: libc::c_uint = 1;
-/// What we know the meaning of. An older kernel holds what it can of it.
+/// The version whose rights are known here. An older kernel enforces those that it has.
 const KNOWN: ABI = ABI::V7;
-/// Where programs and libraries of a distribution lie, NixOS and Guix among them.
+/// Where distributions put programs and libraries, NixOS and Guix included.
 const SYSTEM: [&str; 9] = [
     "/usr",
     "/lib",
@@ -33,7 +33,7 @@ const SYSTEM: [&str; 9] = [
 const FACTS: [&str; 4] =
     ["/dev/urandom", "/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage"];
 
-/// Files of a VMM.
+/// The files of a VMM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Files {
     /// The VMM itself.
@@ -43,9 +43,9 @@ pub(crate) struct Files {
     pub(crate) kvm: bool,
 }
 
-/// How much of Landlock this kernel has, as it counts it; or why it has none.
+/// The version of Landlock that this kernel has; or why it has none.
 pub(crate) fn abi() -> Result<i64, String> {
-    // SAFETY: with this flag the call takes no structure and makes nothing.
+    // SAFETY: with this flag the call takes no structure and creates nothing.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, CREATE_RULESET_VERSION) };
     if abi > 0 {
         return Ok(abi);
@@ -58,7 +58,7 @@ pub(crate) fn abi() -> Result<i64, String> {
     })
 }
 
-/// What it holds, for people.
+/// What that version restricts, as text for the user.
 pub(crate) fn detail(abi: i64) -> String {
     let holds = [(1, "files"), (4, "TCP"), (5, "devices"), (6, "signals, abstract sockets")];
     let holds = holds.into_iter().filter(|(since, _)| *since <= abi).map(|(_, what)| what);
@@ -73,14 +73,15 @@ pub(crate) fn ruleset(files: &Files) -> io::Result<Option<OwnedFd>> {
     let mut rules = Vec::new();
     let mut allow = |path: &Utf8Path, access: BitFlags<AccessFs>| match PathFd::new(path) {
         Ok(fd) => rules.push(PathBeneath::new(fd, access)),
-        // What is not there is not opened. If it is needed, QEMU says so better.
+        // A missing file is not opened. If it is needed, QEMU's own error is better.
         Err(error) => tracing::debug!(%path, %error, "no rule for what can't be opened"),
     };
     for path in SYSTEM.into_iter().map(Utf8Path::new).chain(prefix(&files.program)) {
         allow(path, read | AccessFs::Execute);
     }
     FACTS.into_iter().for_each(|path| allow(path.into(), read));
-    // QEMU opens it for writing to learn which locks there are, and without them two VMs could write to one disk.
+    // QEMU opens it for writing to find out which locks the kernel has. Without those locks two VMs could write to one
+    // disk.
     allow("/dev/null".into(), write);
     files.read.iter().for_each(|path| allow(path, read));
     files.write.iter().for_each(|path| allow(path, write));
@@ -96,7 +97,8 @@ pub(crate) fn ruleset(files: &Files) -> io::Result<Option<OwnedFd>> {
     ruleset.map(Into::into).map_err(io::Error::other)
 }
 
-/// The directories of a program that is not the distribution's: itself, and `lib` and `share` beside its `bin`.
+/// The directories of a program that the distribution did not install: the program itself, and `lib` and `share` beside
+/// its `bin`.
 fn prefix(program: &Utf8Path) -> impl Iterator<Item = &Utf8Path> {
     let bin = program.parent().filter(|parent| parent.file_name() == Some("bin"));
     [Some(program), bin.and_then(Utf8Path::parent).filter(|prefix| prefix.parent().is_some())].into_iter().flatten()

@@ -1,4 +1,4 @@
-//! The measures, and what became of each.
+//! The measures, and the state of each.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -10,50 +10,50 @@ use crate::files::{plain_file, private_file};
 
 /// Name of the file in a VM's directory.
 const CONFINEMENT_FILE: &str = "confinement.json";
-/// A few words for each measure.
+/// Each measure takes a few words.
 const CONFINEMENT_BYTES_MAX: u64 = 64 << 10;
 
-/// One way in which a VMM is confined.
+/// One way to confine a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Measure {
-    /// Landlock: it opens its own files, QEMU's and its libraries, and nothing else; no TCP, and from Linux 6.12 on no
+    /// Landlock: the VMM opens its own files, QEMU's and its libraries, and nothing else. No TCP. Since Linux 6.12 no
     /// signals and no abstract sockets.
     Landlock,
-    /// Namespaces: of mounts, all read-only but its directory; of the network, with nothing in it; of processes and IPC; if
-    /// it is not started by root, of users.
+    /// Namespaces: of mounts, all read-only except its directory; of the network, which is empty; of processes and IPC.
+    /// Also of users, if root does not start it.
     Namespaces,
-    /// Limits of its descriptors, its processes and the size of its files.
+    /// Limits for its descriptors, its processes and the size of its files.
     Limits,
     /// A user of its own. Needs root.
     User,
     /// A control group that bounds its memory, its processes and its share of the CPU. Needs root.
     Cgroup,
-    /// A fork's VMM gets the memory of its snapshot open for reading alone.
+    /// A fork's VMM gets the memory of its snapshot open for reading only.
     ForkMemory,
 }
 
-/// What became of a measure.
+/// The state of a measure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum MeasureState {
-    /// It holds.
+    /// It is in force.
     On {
-        /// More about it, for people; may be empty.
+        /// More about it, as text for the user; may be empty.
         detail: String,
     },
     /// This host does not allow it.
     Refused {
-        /// Why, for people.
+        /// Why, as text for the user.
         reason: String,
     },
     /// The user turned it off.
     Off,
-    /// There is nothing for it to hold.
+    /// This VMM has nothing that it would protect.
     NotNeeded,
 }
 
-/// What became of each measure, for one VMM.
+/// The state of each measure, for one VMM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Confinement {
@@ -65,7 +65,7 @@ impl Measure {
     pub const ALL: [Self; 6] =
         [Self::Landlock, Self::Namespaces, Self::Limits, Self::User, Self::Cgroup, Self::ForkMemory];
 
-    /// Its name, as the policy and JSON have it.
+    /// Its name in the policy and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Landlock => "landlock",
@@ -77,7 +77,7 @@ impl Measure {
         }
     }
 
-    /// Whether it is there for root alone.
+    /// Whether only root can have it.
     pub fn needs_root(self) -> bool {
         matches!(self, Self::User | Self::Cgroup)
     }
@@ -90,12 +90,12 @@ impl fmt::Display for Measure {
 }
 
 impl MeasureState {
-    /// It holds.
+    /// It is in force.
     pub(crate) fn on(detail: impl Into<String>) -> Self {
         Self::On { detail: detail.into() }
     }
 
-    /// It does not hold, and why.
+    /// It is not in force, and why.
     pub(crate) fn refused(reason: impl Into<String>) -> Self {
         Self::Refused { reason: reason.into() }
     }
@@ -114,12 +114,12 @@ impl fmt::Display for MeasureState {
 }
 
 impl Confinement {
-    /// What became of a measure; `None` for one that a Kiln did not know that wrote this.
+    /// The state of a measure. `None` if the Kiln that wrote this did not have the measure.
     pub fn state(&self, measure: Measure) -> Option<&MeasureState> {
         self.measures.iter().find(|(one, _)| *one == measure).map(|(_, state)| state)
     }
 
-    /// Each measure and what became of it.
+    /// Each measure and its state.
     pub fn iter(&self) -> impl Iterator<Item = (Measure, &MeasureState)> {
         self.measures.iter().map(|(measure, state)| (*measure, state))
     }
@@ -131,7 +131,7 @@ impl Confinement {
         }
     }
 
-    /// Measures that this host does not allow though this user could have them, with the reasons.
+    /// Measures that this host does not allow although this user could have them, with the reasons.
     pub fn missing(&self) -> impl Iterator<Item = (Measure, &str)> {
         let root = rustix::process::geteuid().is_root();
         self.iter().filter_map(move |(measure, state)| match state {
@@ -140,13 +140,13 @@ impl Confinement {
         })
     }
 
-    /// Writes it down in a VM's directory.
+    /// Writes the states to a VM's directory.
     pub(crate) fn store(&self, directory: &Utf8Path) -> io::Result<()> {
         let mut file = private_file::restart(&directory.join(CONFINEMENT_FILE))?;
         file.write_all(&serde_json::to_vec(self)?)
     }
 
-    /// Reads what was written down in a VM's directory.
+    /// Reads the states from a VM's directory.
     pub(crate) fn load(directory: &Utf8Path) -> io::Result<Self> {
         let bytes = plain_file::read(&directory.join(CONFINEMENT_FILE), CONFINEMENT_BYTES_MAX)?;
         Ok(serde_json::from_slice(&bytes)?)

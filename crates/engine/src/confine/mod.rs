@@ -1,15 +1,15 @@
-//! What keeps a VMM from its host, also one that its guest has taken over.
+//! What protects the host from a VMM, even from one that its guest has taken over.
 //!
 //! ```text
 //!   Policy (what is asked for) ─▶ Border: files, limits, user, cgroup of one VM ─▶ exec::Launch ─▶ the VMM, inside it
 //!                                                     └─ a step that the host refuses: the same without its measure ─┐
 //!   Confinement: each measure is on, refused by this host, or off ◀────────────────────────────────────────────────────┘
 //! ```
-//! Each [`Measure`] holds on its own, because hosts differ: a kernel without Landlock, a container without namespaces, a
-//! user who is not root. A measure that this host refuses is left out and written down with the reason, in
-//! `vms/<id>/confinement.json` and in `kiln doctor`. What every host can do is no measure: a VMM always has a session,
-//! an environment and descriptors of its own, gains no privileges, leaves no core file, and is filtered by QEMU's seccomp
-//! rules.
+//! Each [`Measure`] works on its own, because hosts differ: a kernel without Landlock, a container without namespaces,
+//! a user who is not root. If this host refuses a measure, it is left out, and the reason is recorded in
+//! `vms/<id>/confinement.json` and shown by `kiln doctor`. What every host can do is not a measure: a VMM always has
+//! its own session, environment and descriptors, gains no privileges, leaves no core file, and is filtered by QEMU's
+//! seccomp rules.
 
 mod account;
 mod border;

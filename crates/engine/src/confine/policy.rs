@@ -1,42 +1,43 @@
-//! Which measures are asked for: all of them, unless the user turns some off.
+//! Which measures are required: all of them, unless the user turns some off.
 
 use std::collections::BTreeSet;
 use std::env;
 
 use super::measure::Measure;
 
-/// Names the measures that are off, with commas between them; `all` for all of them.
+/// Names the measures that are off, separated by commas. `all` turns off all of them.
 pub const POLICY_VARIABLE: &str = "KILN_CONFINE_OFF";
 
-/// Which measures are asked for.
+/// Which measures are required.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     off: BTreeSet<Measure>,
 }
 
-/// A policy that names what is no measure.
+/// A name in the policy is not a measure.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}` in `{POLICY_VARIABLE}` is not a way to confine a VMM: {known}")]
+#[error("`{name}` in `{POLICY_VARIABLE}` is not a measure: the measures are {known}")]
 pub struct PolicyError {
     name: String,
     known: String,
 }
 
 impl Policy {
-    /// What `$KILN_CONFINE_OFF` says.
+    /// Reads `$KILN_CONFINE_OFF`.
     ///
     /// # Errors
-    /// It names what is no measure: a slip of the pen would leave on what was to be off, or the other way round.
+    /// A name in it is not a measure. With a typing mistake, a measure would stay on that should be off, or the other
+    /// way round.
     pub(crate) fn from_environment() -> Result<Self, PolicyError> {
         Self::parse(&env::var_os(POLICY_VARIABLE).unwrap_or_default().to_string_lossy())
     }
 
-    /// All measures but these.
+    /// All measures except these.
     pub fn without(off: impl IntoIterator<Item = Measure>) -> Self {
         Self { off: off.into_iter().collect() }
     }
 
-    /// Whether a measure is asked for.
+    /// Whether a measure is required.
     pub fn wants(&self, measure: Measure) -> bool {
         !self.off.contains(&measure)
     }
@@ -71,8 +72,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_measure_is_refused_with_those_that_are() {
-        let error = Policy::parse("landlock,limit").expect_err("a slip of the pen").to_string();
+    fn an_unknown_measure_is_refused_and_the_known_ones_are_named() {
+        let error = Policy::parse("landlock,limit").expect_err("a typing mistake").to_string();
         assert!(error.contains("`limit`") && error.contains("limits"), "{error}");
     }
 }

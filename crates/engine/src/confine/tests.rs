@@ -1,4 +1,4 @@
-//! A stand-in for a VMM that its guest has taken over: it tries what such a one would, inside the same border.
+//! A stand-in for a VMM that its guest has taken over: inside the same border it tries what such a VMM would try.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -17,17 +17,17 @@ use super::*;
 use crate::process::{self, Program, Sink, VmmStatus, own_environment};
 use crate::spec::OwnerLoss;
 
-/// More than a VMM has threads, less than a host minds.
+/// More than a VMM has threads, and few enough for a host.
 const FORKS: usize = 400;
-/// More than the stand-in's largest file may have.
+/// More than the size limit of the stand-in's files.
 const FILE_BYTES: u64 = 4 << 20;
-/// Numbers and names that the stand-in is told.
+/// Variables that give the stand-in numbers and names.
 const SIBLING: &str = "KILN_TEST_SIBLING";
 const SNAPSHOT: &str = "KILN_TEST_SNAPSHOT";
 const OWNER: &str = "KILN_TEST_OWNER";
 const PORT: &str = "KILN_TEST_PORT";
 
-/// Where VMs live, and what a guest should not reach.
+/// The place of the VMs, and files that a guest should not reach.
 struct Place {
     directory: tempfile::TempDir,
     own: Utf8PathBuf,
@@ -68,7 +68,7 @@ impl Place {
         }
     }
 
-    /// Runs the stand-in: what it says of each act, and what confined it.
+    /// Runs the stand-in. Returns the result of each act, and what confined it.
     async fn run(&self, policy: &Policy) -> (Vec<(String, bool)>, Confinement) {
         let program = Utf8PathBuf::try_from(std::env::current_exe().expect("this binary")).expect("UTF-8");
         let mut border = Border::new(policy, &program, self.needs());
@@ -80,7 +80,7 @@ impl Place {
         ];
         let mut environment = own_environment();
         environment.extend(told.map(|(name, value)| (name.into(), value.into())));
-        // What the test harness of the stand-in needs is no file of a VM's.
+        // The test harness of the stand-in needs more descriptors than a VMM.
         border.steps.limits.retain(|(resource, _)| *resource != rustix::process::Resource::Nofile);
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
         let words = ["--exact", "confine::tests::stand_in", "--ignored", "--nocapture", "--test-threads=1"];
@@ -110,11 +110,11 @@ impl Place {
 }
 
 fn env(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("`{name}` was not told"))
+    std::env::var(name).unwrap_or_else(|_| panic!("`{name}` is not set"))
 }
 
 fn act<T>(name: &str, result: io::Result<T>) {
-    // On a line of its own: the harness does not end its own line before.
+    // On its own line: the harness does not end its line before.
     println!("\nact {name} {}", result.map_or("refused", |_| "done"));
 }
 
@@ -169,11 +169,11 @@ async fn a_vmm_that_was_taken_over_reaches_nothing_of_the_host() {
 }
 
 #[tokio::test]
-async fn the_stand_in_reaches_what_it_can_if_nothing_confines_it() {
+async fn without_a_border_the_stand_in_reaches_the_host() {
     let place = Place::new();
     let (acts, confinement) = place.run(&Policy::without(Measure::ALL)).await;
     assert!(confinement.iter().all(|(_, state)| *state == MeasureState::Off), "{confinement:?}");
-    // The user's own rights end the others, if that is not root.
+    // If the user is not root, the other acts fail for lack of rights.
     for act in [
         "another VM's file",
         "another VM's directory",
@@ -203,7 +203,7 @@ async fn each_measure_can_be_off_alone() {
 }
 
 #[tokio::test]
-async fn nothing_stays_of_a_vmm_that_has_ended() {
+async fn an_ended_vmm_leaves_nothing() {
     let place = Place::new();
     place.run(&Policy::default()).await;
     let name = place.needs().name;
@@ -215,10 +215,11 @@ async fn nothing_stays_of_a_vmm_that_has_ended() {
 }
 
 #[tokio::test]
-async fn a_host_that_refuses_a_measure_gets_the_vmm_without_it() {
+async fn a_vmm_starts_without_a_measure_that_the_host_refuses() {
     let place = Place::new();
     let mut border = Border::new(&Policy::default(), "/bin/sh".into(), place.needs());
-    // A descriptor that is no ruleset, and a user namespace that nobody may make twice: what a strict host would say.
+    // A descriptor that is not a ruleset, and a user namespace that can't be made twice: a strict host refuses in the
+    // same way.
     let null = || OwnedFd::from(File::open("/dev/null").expect("opens"));
     border.steps.landlock = Some(null());
     border.entrances = vec![null()];
@@ -247,7 +248,7 @@ async fn a_host_that_refuses_a_measure_gets_the_vmm_without_it() {
     assert_eq!(child.try_reap().expect("is ours"), Some(VmmStatus::Code(7)));
 }
 
-/// Without close-on-exec, and with a system call of its C library's choice.
+/// Without close-on-exec, and with the system call that the C library chooses.
 fn open_as_qemu(path: &str) -> io::Result<File> {
     let path = CString::new(path).expect("a path");
     // SAFETY: the path lives during the call, and what is opened is ours.
@@ -259,7 +260,7 @@ fn open_as_qemu(path: &str) -> io::Result<File> {
 }
 
 fn trace(pid: i32) -> io::Result<()> {
-    // SAFETY: attaches or does not; if it does, it lets go at once.
+    // SAFETY: attaches or fails. If it attaches, it detaches at once.
     unsafe {
         if libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) == -1 {
             return Err(io::Error::last_os_error());
@@ -270,7 +271,7 @@ fn trace(pid: i32) -> io::Result<()> {
 }
 
 fn become_root() -> io::Result<()> {
-    // SAFETY: changes numbers of this process alone.
+    // SAFETY: changes only the ids of this process.
     match unsafe { libc::setuid(0) } {
         0 if rustix::process::geteuid().is_root() => Ok(()),
         _ => Err(io::Error::last_os_error()),
