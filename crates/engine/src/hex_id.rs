@@ -1,21 +1,21 @@
-//! Names in hex digits: what they are made of, and the type of each kind of them.
+//! Ids in hex digits: their random digits, and a type for each kind of id.
 
-/// Digits that no other name has.
+/// Random digits, enough of which no other id has.
 pub(crate) fn random_hex<const BYTES: usize>() -> String {
     let mut bytes = [0; BYTES];
-    // The kernel fills small requests whole once it has booted.
+    // Once the kernel has booted, a small request is always filled whole.
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .expect("getrandom has no way to fail for some bytes");
+        .expect("getrandom can't fail for a few bytes");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a text is that many hex digits, in the one way in which they are written.
+/// Whether a text has exactly that many lower case hex digits.
 pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// A name of so many hex digits, and the error of a text that is none. It comes from outside as text, and is one only if it
-/// is harmless as a file's name.
+/// Defines an id of hex digits, and the error for other texts. Ids are parsed from text of users and files, and each parsed
+/// id is harmless as a file name.
 macro_rules! hex_id {
     (
         $(#[$about:meta])* $vis:vis $id:ident of $digits:ident digits,
@@ -28,11 +28,11 @@ macro_rules! hex_id {
 
         $(#[$about_error])*
         #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-        #[error("`{0}` is no {what}: {digits} digits of `[0-9a-f]`", what = $what, digits = $digits)]
+        #[error("`{0}` is not a {what}: it must be {digits} digits of `[0-9a-f]`", what = $what, digits = $digits)]
         $vis struct $error(String);
 
         impl $id {
-            /// As text, as it stands in paths.
+            /// The text, as it appears in paths.
             pub fn as_str(&self) -> &str {
                 &self.0
             }

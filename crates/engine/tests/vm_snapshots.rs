@@ -247,7 +247,7 @@ async fn vm_forks_with_qcow2_volumes_write_to_their_own_and_what_they_wrote_stay
     let launch = |path: &Utf8Path| engine.launch(VmSpec { disks: vec![volume(path)], ..spec() });
 
     let error = launch(&shadow).await.expect_err("its guest would read a file of the host");
-    let problem = "lies on a backing file";
+    let problem = "has a backing file";
     let is_it = matches!(&error, LaunchError::Spec(SpecError::Disk { problem: found, .. }) if found.contains(problem));
     assert!(is_it && error.kind() == ErrorKind::Invalid, "{error:?}");
 

@@ -325,8 +325,8 @@ mod tests {
         let data = place.home.path().join("data");
         let cases = [
             (large, "has 2097152 bytes, the one that was saved 1048576"),
-            (raw, "is no qcow2 image"),
-            (file("shadow", &["-u", "-b", "/etc/shadow", "-F", "raw"]), "lies on a backing file"),
+            (raw, "is not a qcow2 image"),
+            (file("shadow", &["-u", "-b", "/etc/shadow", "-F", "raw"]), "has a backing file"),
             (file("elsewhere", &["-o", &format!("data_file={data}")]), "keeps its data in another file"),
         ];
         for (path, problem) in cases {

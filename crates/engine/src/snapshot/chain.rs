@@ -1,4 +1,5 @@
-//! A snapshot that is open: its links from the full root to itself, each locked for as long as anybody has a copy.
+//! An open snapshot: all snapshots of its chain, from the full root to itself. Each is locked as long as a copy of this
+//! lives.
 //!
 //! ```text
 //!   root: memory ──▶ diff: pages ──▶ … ──▶ the snapshot itself: pages, device
@@ -18,12 +19,13 @@ use super::manifest::{Manifest, MemoryKind, Seal};
 use super::seal::seal_link;
 use super::store::SnapshotStore;
 
-/// Links of a chain, the root included. A longer one is [compacted](SnapshotStore::compact) first.
+/// Snapshots in a chain, the root included. A longer chain has to be [compacted](SnapshotStore::compact) first.
 pub(crate) const CHAIN_MAX: usize = 64;
 
-/// A snapshot that can be restored: it was checked, and nobody removes it or what it lies on while a copy of this lives.
+/// A snapshot that can be restored. It was checked, and neither it nor an ancestor can be removed while a copy of this
+/// lives.
 ///
-/// Paths stay right for as long as nobody compacts a link, which moves its directory: ask for them when they are needed.
+/// Compacting a link moves its directory, which changes paths. So request paths when they are needed.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     inner: Arc<Inner>,
@@ -32,7 +34,7 @@ pub struct Snapshot {
 #[derive(Debug)]
 struct Inner {
     store: SnapshotStore,
-    /// Root first, never empty.
+    /// The root first. Never empty.
     links: Vec<Arc<Link>>,
     hashed_bytes: u64,
 }
@@ -52,17 +54,17 @@ impl Snapshot {
         Self { inner: Arc::new(Inner { store, links, hashed_bytes }) }
     }
 
-    /// Its name.
+    /// Its id.
     pub fn id(&self) -> &SnapshotId {
         &self.manifest().id
     }
 
-    /// What it is. Once it is sealed, with the checksums.
+    /// Its manifest. Once it is sealed, with checksums.
     pub fn manifest(&self) -> &Manifest {
         self.leaf().manifest()
     }
 
-    /// The snapshot that it lies on.
+    /// Its parent.
     pub fn parent(&self) -> Option<&SnapshotId> {
         self.manifest().parent.as_ref()
     }
@@ -72,12 +74,12 @@ impl Snapshot {
         self.inner.links.iter().map(Arc::as_ref)
     }
 
-    /// The memory file on which the [`page_files`](Self::page_files) lie.
+    /// The memory file that the [`page_files`](Self::page_files) apply to.
     pub fn memory_root(&self) -> Utf8PathBuf {
         self.links().nth(self.memory_start()).expect("`memory_start` is one of them").path(MEMORY_FILE)
     }
 
-    /// The diffs' page files, oldest first. The newest has the last word.
+    /// The page files of the diffs, the oldest first. A newer file's page replaces an older file's.
     pub fn page_files(&self) -> Vec<Utf8PathBuf> {
         self.links().skip(self.memory_start() + 1).map(|link| link.path(PAGES_FILE)).collect()
     }
@@ -87,7 +89,7 @@ impl Snapshot {
         self.leaf().path(DEVICE_FILE)
     }
 
-    /// The layers of a disk that can be written, the lowest first; none for other disks.
+    /// The layers of a writable disk, the lowest first. Empty for other disks.
     pub fn disk_layers(&self, index: usize) -> Vec<Utf8PathBuf> {
         let mut layers = Vec::new();
         for link in self.links().rev() {
@@ -101,36 +103,36 @@ impl Snapshot {
         layers
     }
 
-    /// The locks. A process that inherits copies of them keeps the snapshot, and all that it lies on, from being removed,
-    /// also when this process ends. They must be copied (`dup`), not opened anew.
+    /// The locks. If a process inherits copies of them, the snapshot and its ancestors can't be removed while it lives,
+    /// also after this process has ended. Copy them with `dup`; opening the directory again gives another lock.
     pub(crate) fn lock_fds(&self) -> Vec<BorrowedFd<'_>> {
         self.inner.links.iter().map(|link| link.dir.as_fd()).collect()
     }
 
-    /// Bytes that were read to check it when it was opened: none when its files were checked before.
+    /// Bytes that were read to check it when it was opened. 0 if its files had been checked before.
     pub fn hashed_bytes(&self) -> u64 {
         self.inner.hashed_bytes
     }
 
-    /// What its own files take on disk, without those that it lies on.
+    /// Disk space of its own files, without its ancestors'.
     ///
     /// # Errors
-    /// They can't be looked at.
+    /// If they can't be read.
     pub fn bytes_on_disk(&self) -> Result<u64, SnapshotError> {
         let dir = self.leaf().dir();
-        dir.bytes_on_disk().map_err(|source| SnapshotError::io("look at", dir.path(), source))
+        dir.bytes_on_disk().map_err(|source| SnapshotError::io("inspect", dir.path(), source))
     }
 
-    /// It and all that it lies on are on disk with their checksums.
+    /// Whether it and all its ancestors are on disk with checksums.
     pub fn is_sealed(&self) -> bool {
         self.links().all(Link::is_sealed)
     }
 
-    /// Puts it and all that it lies on on disk, with checksums: then it outlives a crash of the host. Reads all its memory
-    /// once, and waits for another process that does so already. Does nothing when it is sealed.
+    /// Writes it and all its ancestors to disk, with checksums. After that it survives a crash of the host. Reads all
+    /// its memory once. If another process seals it already, waits for that. Does nothing if it is sealed.
     ///
     /// # Errors
-    /// [`SnapshotError::Broken`] when a file was written to in the meantime; or it can't be read or written.
+    /// [`SnapshotError::Broken`] if a file was written to in the meantime; or a file can't be read or written.
     pub fn seal(&self) -> Result<(), SnapshotError> {
         self.links().try_for_each(|link| seal_link(&self.inner.store, link))
     }
@@ -143,10 +145,10 @@ impl Snapshot {
         &self.inner.links
     }
 
-    /// Place of the link on whose memory all later pages lie.
+    /// Index of the link whose memory file all later page files apply to.
     fn memory_start(&self) -> usize {
         let full = |link: &Link| link.manifest().memory == MemoryKind::Full;
-        // A diff without a parent is refused, so the root at least is full.
+        // A diff without a parent is refused, so at least the root is full.
         self.links().rposition(full).unwrap_or(0)
     }
 }
@@ -156,12 +158,12 @@ impl Link {
         Self { dir, manifest, sealed: OnceLock::new() }
     }
 
-    /// Its name.
+    /// Its id.
     pub fn id(&self) -> &SnapshotId {
         &self.manifest.id
     }
 
-    /// What it is.
+    /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         self.sealed.get().unwrap_or(&self.manifest)
     }
@@ -171,12 +173,12 @@ impl Link {
         self.dir.path()
     }
 
-    /// A file of it.
+    /// The path of one of its files.
     pub fn path(&self, file: &str) -> Utf8PathBuf {
         self.directory().join(file)
     }
 
-    /// It is on disk, with checksums.
+    /// Whether it is on disk with checksums.
     pub fn is_sealed(&self) -> bool {
         self.manifest().seal == Seal::Done
     }
@@ -185,7 +187,7 @@ impl Link {
         &self.dir
     }
 
-    /// Takes the manifest with the checksums in place of the one without. Of two sealers the first wins.
+    /// Replaces the manifest with the sealed one. If two threads seal at once, the first one wins.
     pub(super) fn set_sealed(&self, manifest: Manifest) {
         debug_assert_eq!(manifest.seal, Seal::Done, "only a sealed manifest has checksums");
         let _ = self.sealed.set(manifest);

@@ -1,4 +1,4 @@
-//! What a manifest must say before anything else looks at it. It comes from the disk, so it is hostile.
+//! Checks a manifest before any other code uses it. It is read from disk, so it is hostile.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,9 +12,9 @@ use super::manifest::{MANIFEST_FILE, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal
 use super::verified::broken;
 use crate::spec::{DISKS_MAX, DiskRole};
 
-/// A manifest has some kilobytes.
+/// A manifest has a few kilobytes.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
-/// Memory, device state, a layer of each disk, and room for more.
+/// Memory, device state, a layer of each disk, and some spare entries.
 pub(super) const FILES_MAX: usize = DISKS_MAX + 8;
 const FILE_NAME_BYTES_MAX: usize = 64;
 const DIGEST_DIGITS: usize = 64;
@@ -27,16 +27,16 @@ pub(crate) const PAGES_FILE: &str = "pages";
 /// The VMM's device state.
 pub(crate) const DEVICE_FILE: &str = "device";
 
-/// Any version's manifest.
+/// The fields that manifests of all versions have.
 #[derive(Deserialize)]
 struct AnyFormat {
     format: u32,
 }
 
-/// Which file has which problem.
+/// A file, and what is wrong with it.
 type Fault = (String, String);
 
-/// Reads and checks the manifest of the snapshot that a directory's name says.
+/// Reads and checks the manifest of the snapshot `id`.
 pub(super) fn read_manifest(dir: &LockedDir, id: &SnapshotId) -> Result<Manifest, SnapshotError> {
     let bytes = dir.read(MANIFEST_FILE, MANIFEST_BYTES_MAX).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => broken(id, MANIFEST_FILE, "is missing"),
@@ -48,41 +48,45 @@ pub(super) fn read_manifest(dir: &LockedDir, id: &SnapshotId) -> Result<Manifest
 }
 
 fn parse(id: &SnapshotId, bytes: &[u8]) -> Result<Manifest, SnapshotError> {
-    let nonsense = |error: serde_json::Error| broken(id, MANIFEST_FILE, format!("can't be understood: {error}"));
+    let nonsense = |error: serde_json::Error| broken(id, MANIFEST_FILE, format!("can't be parsed: {error}"));
     let AnyFormat { format } = serde_json::from_slice(bytes).map_err(nonsense)?;
     if format != SNAPSHOT_FORMAT {
-        let problem = format!("has the format {format}; this version of Kiln knows {SNAPSHOT_FORMAT}");
+        let problem = format!("has the format {format}; this version of Kiln reads {SNAPSHOT_FORMAT}");
         return Err(broken(id, MANIFEST_FILE, problem));
     }
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(nonsense)?;
     if manifest.id != *id {
-        return Err(broken(id, MANIFEST_FILE, format!("is of the snapshot `{}`", manifest.id)));
+        return Err(broken(id, MANIFEST_FILE, format!("belongs to the snapshot `{}`", manifest.id)));
     }
     check(&manifest)?;
     Ok(manifest)
 }
 
-/// Checks what a manifest says by itself.
+/// Checks what needs no other file than the manifest.
 pub(super) fn check(manifest: &Manifest) -> Result<(), SnapshotError> {
     let checks = [check_files, check_memory, check_disks];
     checks.iter().try_for_each(|check| check(manifest)).map_err(|(file, problem)| broken(&manifest.id, file, problem))
 }
 
-/// Checks that a snapshot and its parent belong together.
+/// Checks that a snapshot and its parent fit each other.
 pub(super) fn check_parent(manifest: &Manifest, parent: &Manifest) -> Result<(), SnapshotError> {
     let fault = |problem| Err(broken(&manifest.id, MANIFEST_FILE, problem));
     let (own, parents) = (manifest.spec.memory_mib, parent.spec.memory_mib);
     if manifest.memory == MemoryKind::Diff && own != parents {
-        return fault(format!("is of a VM with {own} MiB of memory, its parent of one with {parents} MiB"));
+        return fault(format!("is of a VM with {own} MiB of memory, but its parent has {parents} MiB"));
     }
     let is_there = |index| parent.disks.iter().any(|layer| layer.index == index);
     match manifest.disks.iter().find(|layer| layer.on_parent && !is_there(layer.index)) {
-        Some(layer) => fault(format!("has a layer of disk {} on none of its parent `{}`", layer.index, parent.id)),
+        Some(layer) => fault(format!(
+            "has a layer of disk {} on its parent `{}`, which has no layer of it",
+            layer.index, parent.id
+        )),
         None => Ok(()),
     }
 }
 
-/// Checks that what was never synced is of this boot of the host.
+/// Checks that an unsealed snapshot was made in this boot of the host. After a crash of the host its files may be
+/// incomplete.
 pub(super) fn check_boot(manifest: &Manifest, host_boot_id: &str) -> Result<(), SnapshotError> {
     match &manifest.seal {
         Seal::Pending { host_boot_id: saved } if saved != host_boot_id => {
@@ -95,13 +99,13 @@ pub(super) fn check_boot(manifest: &Manifest, host_boot_id: &str) -> Result<(), 
 fn check_files(manifest: &Manifest) -> Result<(), Fault> {
     let fault = |problem| Err((MANIFEST_FILE.into(), problem));
     if manifest.files.len() > FILES_MAX {
-        return fault(format!("names {} files, at most {FILES_MAX} are there", manifest.files.len()));
+        return fault(format!("names {} files, more than {FILES_MAX}", manifest.files.len()));
     }
     let mut names = BTreeSet::new();
     for entry in &manifest.files {
         let name = &entry.name;
         if !is_file_name(name) || name == MANIFEST_FILE || !names.insert(name) {
-            return fault(format!("names the file {name:?}, which is no file of a snapshot or named twice"));
+            return fault(format!("names the file {name:?}, which is not a file of a snapshot or is named twice"));
         }
         match &entry.blake3 {
             Some(digest) if !is_digest(digest) => return fault(format!("has no checksum for `{name}`: {digest:?}")),
@@ -138,7 +142,7 @@ fn check_disks(manifest: &Manifest) -> Result<(), Fault> {
     let of_role = |role| manifest.spec.disks.iter().filter(|disk| disk.role == role).count();
     let (volumes, named) = (of_role(DiskRole::Volume), manifest.volumes.len());
     if volumes != named {
-        return fault(format!("names {named} volumes of a VM with {volumes}"));
+        return fault(format!("names {named} volumes, but its VM has {volumes}"));
     }
     let mut seen = BTreeSet::new();
     for layer in &manifest.disks {
@@ -147,7 +151,7 @@ fn check_disks(manifest: &Manifest) -> Result<(), Fault> {
             return fault(format!("has a layer of disk {}, which the VM does not have, or a second one", layer.index));
         }
         if layer.on_parent && manifest.parent.is_none() {
-            return fault(format!("has a layer of disk {} on a parent, and no parent", layer.index));
+            return fault(format!("has a layer of disk {} on a parent, but no parent", layer.index));
         }
     }
     Ok(())
@@ -155,14 +159,14 @@ fn check_disks(manifest: &Manifest) -> Result<(), Fault> {
 
 fn bytes_of(manifest: &Manifest, name: &str) -> Result<u64, Fault> {
     let entry = manifest.files.iter().find(|entry| entry.name == name);
-    // A name that came from the manifest itself may be as long as that.
+    // The name comes from the manifest, so it may be as long as the manifest.
     entry.map(|entry| entry.bytes).ok_or_else(|| {
         let name = name.chars().take(FILE_NAME_BYTES_MAX).collect::<String>();
         (MANIFEST_FILE.into(), format!("does not have the file {name:?}"))
     })
 }
 
-/// A name that leads nowhere else, and is none that Kiln gives to unfinished files.
+/// A name that stays in the directory, and that Kiln does not give to unfinished files.
 pub(super) fn is_file_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=FILE_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.')
@@ -197,38 +201,38 @@ mod tests {
         let entry = |name: &str| json!({"name": name, "bytes": 1, "blake3": null});
         let set = |pointer: &'static str, value: Value| (pointer, value);
         let forgeries = [
-            (set("/format", json!(1)), "has the format 1; this version of Kiln knows 2"),
-            (set("/format", json!(3)), "has the format 3; this version of Kiln knows 2"),
-            (set("/format", json!(-1)), "can't be understood"),
-            (set("/format", json!("1")), "can't be understood"),
-            (set("/id", json!("0123456789abcdef")), "is of the snapshot `0123456789abcdef`"),
-            (set("/id", json!("../../../../etc")), "can't be understood"),
-            (set("/parent", json!("..")), "can't be understood"),
-            (set("/files", json!({})), "can't be understood"),
-            (set("/files", json!(null)), "can't be understood"),
+            (set("/format", json!(1)), "has the format 1; this version of Kiln reads 2"),
+            (set("/format", json!(3)), "has the format 3; this version of Kiln reads 2"),
+            (set("/format", json!(-1)), "can't be parsed"),
+            (set("/format", json!("1")), "can't be parsed"),
+            (set("/id", json!("0123456789abcdef")), "belongs to the snapshot `0123456789abcdef`"),
+            (set("/id", json!("../../../../etc")), "can't be parsed"),
+            (set("/parent", json!("..")), "can't be parsed"),
+            (set("/files", json!({})), "can't be parsed"),
+            (set("/files", json!(null)), "can't be parsed"),
             (set("/files", json!([])), "does not have the file \"device\""),
-            (set("/files/0/name", json!("../device")), "no file of a snapshot"),
-            (set("/files/0/name", json!("/etc/passwd")), "no file of a snapshot"),
-            (set("/files/0/name", json!("..")), "no file of a snapshot"),
-            (set("/files/0/name", json!("")), "no file of a snapshot"),
-            (set("/files/0/name", json!("a\0b")), "no file of a snapshot"),
-            (set("/files/0/name", json!("manifest.json")), "no file of a snapshot"),
+            (set("/files/0/name", json!("../device")), "not a file of a snapshot"),
+            (set("/files/0/name", json!("/etc/passwd")), "not a file of a snapshot"),
+            (set("/files/0/name", json!("..")), "not a file of a snapshot"),
+            (set("/files/0/name", json!("")), "not a file of a snapshot"),
+            (set("/files/0/name", json!("a\0b")), "not a file of a snapshot"),
+            (set("/files/0/name", json!("manifest.json")), "not a file of a snapshot"),
             (set("/files/0/name", json!("memory")), "named twice"),
-            (set("/files/0/bytes", json!(-1)), "can't be understood"),
+            (set("/files/0/bytes", json!(-1)), "can't be parsed"),
             (set("/files/0/bytes", json!(u64::MAX)), "has 6 bytes, not"),
             (set("/files/0/blake3", json!("abc")), "no checksum"),
             (set("/files", (0..25).map(|number| entry(&format!("file-{number}"))).collect()), "names 25 files"),
             (set("/seal", json!("done")), "sealed without a checksum"),
-            (set("/seal", json!("open")), "can't be understood"),
+            (set("/seal", json!("open")), "can't be parsed"),
             (set("/memory", json!("diff")), "does not have the file \"pages\""),
             (set("/spec/memory_mib", json!(0)), "bytes for a guest with 0"),
             (set("/spec/memory_mib", json!(u64::MAX)), "MiB of memory"),
-            (set("/spec/disks/0/role", json!("volume")), "names 0 volumes of a VM with 1"),
-            (set("/spec/disks/0/role", json!("root")), "can't be understood"),
+            (set("/spec/disks/0/role", json!("volume")), "names 0 volumes, but its VM has 1"),
+            (set("/spec/disks/0/role", json!("root")), "can't be parsed"),
             (set("/disks/0/index", json!(1)), "which the VM does not have"),
             (set("/disks/0/index", json!(u64::MAX)), "which the VM does not have"),
             (set("/disks/0/file", json!("../disk-0")), "does not have the file \"../disk-0\""),
-            (set("/disks/0/on_parent", json!(true)), "on a parent, and no parent"),
+            (set("/disks/0/on_parent", json!(true)), "on a parent, but no parent"),
         ];
         for ((pointer, value), expected) in forgeries {
             fs::write(&path, &good).expect("written");
@@ -239,15 +243,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_manifest_at_all_is_named() {
+    fn garbage_is_refused_by_name() {
         let place = place();
         let snapshot = place.full("root");
         let path = place.store.path(snapshot.id()).join(MANIFEST_FILE);
         let texts = [
-            (Vec::new(), "can't be understood"),
-            (b"\xff\xfe".to_vec(), "can't be understood"),
-            (vec![b'['; 100_000], "can't be understood"),
-            (vec![0; 4096], "can't be understood"),
+            (Vec::new(), "can't be parsed"),
+            (b"\xff\xfe".to_vec(), "can't be parsed"),
+            (vec![b'['; 100_000], "can't be parsed"),
+            (vec![0; 4096], "can't be parsed"),
             (vec![b' '; MANIFEST_BYTES_MAX as usize + 1], "has more than 1048576 bytes"),
         ];
         for (text, expected) in texts {
@@ -286,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_bites_its_tail_is_refused() {
+    fn a_circular_chain_is_refused() {
         let place = place();
         let root = place.full("root");
         let diff = place.diff(&root, 1, "diff");
@@ -303,6 +307,6 @@ mod tests {
         let root = place.full("root");
         let diff = place.diff(&root, 1, "diff");
         place.forge(root.id(), |manifest| manifest["spec"]["memory_mib"] = 2.into());
-        assert!(problem(&place, diff.id()).contains("1 MiB of memory, its parent of one with 2 MiB"));
+        assert!(problem(&place, diff.id()).contains("1 MiB of memory, but its parent has 2 MiB"));
     }
 }

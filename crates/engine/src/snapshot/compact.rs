@@ -1,11 +1,12 @@
-//! Makes a full snapshot of a diff, under the same name: what lies on it does not notice.
+//! Turns a diff into a full snapshot under the same id. Its children do not notice.
 //!
 //! ```text
 //!   snapshots/<id>/ (diff)            <id>-x.partial (full) ── memory of the chain, device, disks ── sealed
 //!          └────────────── swapped by one rename ──────────────┘
-//!   snapshots/<id>/ (full)            <id>-x.partial (diff) ── removed, once nobody holds it
+//!   snapshots/<id>/ (full)            <id>-x.partial (diff) ── removed, once it is not in use
 //! ```
-//! Disk layers stay as they are, so a snapshot with one on its parent's keeps the parent, for its disks alone.
+//! Disk layers do not change. So if the snapshot has a layer on its parent's, it keeps the parent, but only for its
+//! disks.
 
 use camino::Utf8Path;
 
@@ -24,8 +25,8 @@ use crate::files;
 
 const MIB: u64 = 1 << 20;
 
-/// What a compaction did to the space that one snapshot takes. What its chain takes gets less only when nothing else lies
-/// on it any more and it is removed.
+/// The disk space of one snapshot, before and after. The space of its ancestors is freed only when they have no other
+/// child and are removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compacted {
     /// Bytes on disk before.
@@ -35,11 +36,11 @@ pub struct Compacted {
 }
 
 impl SnapshotStore {
-    /// Makes a snapshot full that was a diff, and seals it. One that is full is sealed and left as it is. Whoever has it
-    /// open goes on with the diff, which stays on disk for as long; the next sweep removes it.
+    /// Turns a diff into a full snapshot and seals it. A full snapshot is only sealed. Processes that have the diff
+    /// open keep using it. It stays on disk until they end, and the next sweep removes it.
     ///
     /// # Errors
-    /// As [`SnapshotStore::open`]; or something can't be read or written, and then nothing has changed.
+    /// See [`SnapshotStore::open`]; or a file can't be read or written. Then nothing has changed.
     pub fn compact(&self, id: &SnapshotId) -> Result<Compacted, SnapshotError> {
         self.sweep();
         loop {
@@ -49,11 +50,13 @@ impl SnapshotStore {
                 let bytes = bytes_on_disk(snapshot.leaf().dir())?;
                 return Ok(Compacted { bytes_before: bytes, bytes_after: bytes });
             }
-            // Another process may seal or compact it right now.
+            // Two processes may compact one snapshot, or one may seal it meanwhile. The lock is on the file of the
+            // diff's manifest. The process that gets it second finds that its directory has lost its name, and opens
+            // the snapshot again: then it is full.
             let _lock = lock_manifest(snapshot.leaf().dir())?;
             let path = self.path(id);
             let still = snapshot.leaf().dir().is_at(&path);
-            if still.map_err(|error| SnapshotError::io("look at", path, error))? {
+            if still.map_err(|error| SnapshotError::io("inspect", path, error))? {
                 return self.compact_open(snapshot);
             }
         }
@@ -66,7 +69,7 @@ impl SnapshotStore {
         write_memory(&snapshot, &partial.path().join(MEMORY_FILE))?;
         link_others(snapshot.leaf(), partial.path())?;
 
-        let failed = |error| SnapshotError::io("look at", partial.path(), error);
+        let failed = |error| SnapshotError::io("inspect", partial.path(), error);
         let dir = LockedDir::open_unlocked(partial.path()).map_err(failed)?;
         let dir = dir.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
         let old = snapshot.manifest();
@@ -90,7 +93,8 @@ impl SnapshotStore {
             Ok(false) => tracing::debug!(path = %replaced, "a compacted snapshot is still in use in its old form"),
             Err(error) => tracing::warn!(path = %replaced, %error, "failed to remove the old form of a snapshot"),
         }
-        // After the old links are gone, which leaves its mark on the files.
+        // Only now. Removing the old hard links has changed the times of the files, and the remembered state must have
+        // the new ones.
         self.verified().remember_relinked(&dir, &id, known);
         tracing::info!(snapshot = %id, bytes_before, bytes_after, "compacted a snapshot");
         Ok(Compacted { bytes_before, bytes_after })
@@ -104,7 +108,8 @@ fn write_memory(snapshot: &Snapshot, path: &Utf8Path) -> Result<(), SnapshotErro
     flatten(&chain, path).map_err(failed)
 }
 
-/// Puts all files but the pages into another directory. They are immutable, so they can be in both.
+/// Hard-links all files except the pages into another directory. Both can share them, because they are never written
+/// to.
 fn link_others(link: &Link, directory: &Utf8Path) -> Result<(), SnapshotError> {
     for entry in link.manifest().files.iter().filter(|entry| entry.name != PAGES_FILE) {
         let to = directory.join(&entry.name);
@@ -114,14 +119,14 @@ fn link_others(link: &Link, directory: &Utf8Path) -> Result<(), SnapshotError> {
 }
 
 fn bytes_on_disk(dir: &LockedDir) -> Result<u64, SnapshotError> {
-    dir.bytes_on_disk().map_err(|error| SnapshotError::io("look at", dir.path(), error))
+    dir.bytes_on_disk().map_err(|error| SnapshotError::io("inspect", dir.path(), error))
 }
 
 fn memory_error(id: &SnapshotId, error: MemoryError) -> SnapshotError {
     match error {
         MemoryError::Broken { path, problem } => broken(id, path.file_name().unwrap_or(PAGES_FILE), problem),
         MemoryError::File { what, path, source } => SnapshotError::io(what, path, source),
-        // A chain of files alone has no process.
+        // Flattening reads only files, so an error about a process can't occur.
         other => SnapshotError::io("flatten", MEMORY_FILE, std::io::Error::other(other.to_string())),
     }
 }
@@ -134,7 +139,7 @@ mod tests {
     use crate::snapshot::SnapshotError;
     use crate::snapshot::testing::place;
 
-    /// What a page of a full memory begins with.
+    /// The first bytes of a page of a full memory.
     fn page(snapshot: &Snapshot, number: usize, length: usize) -> String {
         assert_eq!(snapshot.page_files(), [] as [&str; 0]);
         let memory = fs::read(snapshot.memory_root()).expect("reads");
@@ -164,9 +169,9 @@ mod tests {
         assert!(!snapshot.leaf().path("pages").exists());
         assert!(place.names().iter().all(|name| !name.ends_with(".partial")), "{:?}", place.names());
 
-        place.store.remove(&middle).expect("nothing lies on it any more");
-        place.store.remove(&root).expect("nothing lies on it any more");
-        let child = place.store.open(&child).expect("lies on the full one now");
+        place.store.remove(&middle).expect("it has no child");
+        place.store.remove(&root).expect("it has no child");
+        let child = place.store.open(&child).expect("its parent is full now");
         assert_eq!(child.memory_root(), snapshot.memory_root());
         assert_eq!(child.page_files().len(), 1);
     }
@@ -189,12 +194,12 @@ mod tests {
         assert_eq!(child.disk_layers(0), layers);
         assert_eq!(fs::read_to_string(&layers[1]).expect("reads"), "disk of leaf");
         drop(child);
-        let error = place.store.remove(&ids[0]).expect_err("disks lie on it");
+        let error = place.store.remove(&ids[0]).expect_err("its disks have layers above");
         assert!(matches!(error, SnapshotError::InUse { .. }));
     }
 
     #[test]
-    fn whoever_has_it_open_goes_on_with_the_diff() {
+    fn an_open_diff_stays_usable_after_its_compaction() {
         let place = place();
         let root = place.full("root");
         let leaf = place.diff(&root, 1, "leaf");
@@ -204,7 +209,7 @@ mod tests {
         assert!(pages[0].exists() && !pages[0].starts_with(place.store.path(leaf.id())), "{pages:?}");
         assert_eq!(fs::read_to_string(leaf.device()).expect("reads"), "device of leaf");
         assert_eq!(place.home.sweep_partials().expect("sweeps").len(), 0);
-        // A diff on it lies on the full one that has its name.
+        // A new diff of it has the full snapshot of the same id as its parent.
         let child = place.diff(&leaf, 2, "child");
         assert_eq!(child.links().len(), 2);
         let id = leaf.id().clone();
@@ -215,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_one_is_sealed_and_left_as_it_is() {
+    fn a_full_snapshot_is_only_sealed() {
         let place = place();
         let snapshot = place.full("root");
         let compacted = place.store.compact(snapshot.id()).expect("is sealed");
@@ -247,7 +252,7 @@ mod tests {
         let leaf = place.diff(&root, 1, "leaf");
         fs::write(&leaf.page_files()[0], vec![7; 3 * 4096]).expect("written");
         place.forge(leaf.id(), |manifest| manifest["files"][1]["bytes"] = (3 * 4096).into());
-        let error = place.store.compact(leaf.id()).expect_err("is no page file");
+        let error = place.store.compact(leaf.id()).expect_err("is not a page file");
         assert!(matches!(error, SnapshotError::Broken { file, .. } if file == "pages"));
         assert_eq!(place.names().len(), 2);
         assert_eq!(place.store.open(leaf.id()).expect("is as it was").page_files().len(), 1);

@@ -1,4 +1,4 @@
-//! The checksum of a file that is mostly holes: these are hashed as zeros without being read.
+//! The checksum of a file that is mostly holes. Holes are hashed as zeros without being read.
 
 use std::fs::File;
 use std::io;
@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt as _;
 
 use super::memory::data_extents;
 
-/// Read and hashed at a time.
+/// Bytes that are read and hashed at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// The blake3 of a file's contents, as hex digits. It fails when the file becomes shorter meanwhile.
+/// The blake3 of a file's contents, as hex digits. Fails if the file becomes shorter meanwhile.
 pub(super) fn digest(file: &File) -> io::Result<String> {
     let bytes = file.metadata()?.len();
     let mut hasher = blake3::Hasher::new();

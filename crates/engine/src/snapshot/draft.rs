@@ -1,4 +1,4 @@
-//! A snapshot in the making. Nobody sees it before it is published by one rename.
+//! A snapshot that is being written. No other process sees it before one rename publishes it.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,14 +23,14 @@ use crate::failpoint;
 use crate::files::{Partial, private_file};
 use crate::spec::VmSpec;
 
-/// Guest memory is its owner's alone.
+/// Only its owner may read guest memory.
 const DIRECTORY_MODE: u32 = 0o700;
-/// Root can open what nobody may write to. Others can't, and QEMU 7.2 opens memory for writing even where it maps a
-/// private copy.
+/// Root can open a file for writing that has no write permission. Other users can't, and QEMU 7.2 opens memory for
+/// writing even if it maps a private copy.
 const FILE_MODE_OF_ROOT: u32 = 0o444;
 const FILE_MODE_OF_OTHERS: u32 = 0o600;
 
-/// A snapshot's directory while its files are written. Dropped before [`Draft::publish`], it is removed.
+/// The directory of a snapshot while its files are written. If it is dropped before [`Draft::publish`], it is removed.
 #[derive(Debug)]
 pub(crate) struct Draft {
     store: SnapshotStore,
@@ -38,28 +38,28 @@ pub(crate) struct Draft {
     partial: Partial,
 }
 
-/// What a new snapshot is, beside its files.
+/// The description of a new snapshot.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSnapshot {
-    /// What a diff's pages and disk layers lie on. Left out of the manifest where nothing does.
+    /// The parent that the diff's pages and disk layers apply to. If neither needs a parent, the manifest names none.
     pub(crate) parent: Option<Snapshot>,
-    /// As [`Manifest::generation`].
+    /// See [`Manifest::generation`].
     pub(crate) generation: u64,
-    /// As [`Manifest::label`].
+    /// See [`Manifest::label`].
     pub(crate) label: String,
-    /// As [`Manifest::spec`].
+    /// See [`Manifest::spec`].
     pub(crate) spec: VmSpec,
-    /// As [`Manifest::machine`].
+    /// See [`Manifest::machine`].
     pub(crate) machine: MachineIdentity,
-    /// As [`Manifest::frozen`].
+    /// See [`Manifest::frozen`].
     pub(crate) frozen: bool,
-    /// As [`Manifest::memory`].
+    /// See [`Manifest::memory`].
     pub(crate) memory: MemoryKind,
-    /// As [`Manifest::disks`].
+    /// See [`Manifest::disks`].
     pub(crate) disks: Vec<DiskLayer>,
-    /// As [`Manifest::external`].
+    /// See [`Manifest::external`].
     pub(crate) external: Vec<ExternalDisk>,
-    /// As [`Manifest::volumes`].
+    /// See [`Manifest::volumes`].
     pub(crate) volumes: Vec<ExternalDisk>,
 }
 
@@ -70,23 +70,33 @@ impl Draft {
         Ok(Self { store: store.clone(), id, partial })
     }
 
-    /// The name that it will have.
+    /// The id that it will have.
     pub(crate) fn id(&self) -> &SnapshotId {
         &self.id
     }
 
-    /// Where to put a file of it.
+    /// The path for one of its files.
     pub(crate) fn path(&self, file: &str) -> Utf8PathBuf {
         self.partial.path().join(file)
     }
 
-    /// Makes a snapshot of the files that are there. It can be restored at once; it is not on disk before it is
+    /// Publishes a snapshot of the files in the draft. It can be restored at once, but is only on disk after it is
     /// [sealed](Snapshot::seal).
     ///
+    /// Another process sees nothing or a whole snapshot, because the only step that it can see is one rename of the
+    /// directory, after the manifest. The lock is held across that rename: the draft's directory is locked exclusively
+    /// from its creation, the lock belongs to the open directory and not to its name, and here it is only changed to a
+    /// shared one. The kernel does that in two steps, so a remover can come between them. It takes the exclusive lock
+    /// and moves the directory away. Then `relock` waits for the remover, and `is_at` finds that the name is gone.
+    ///
+    /// Nothing is synced. A crash of Kiln loses nothing, because the files are in the page cache. A crash of the host
+    /// may lose any of the files, and even keep the rename without them. So the manifest has the boot id of the host
+    /// until the seal, and another boot refuses it.
+    ///
     /// # Errors
-    /// [`SnapshotError::Broken`] when a file is missing or does not fit what the snapshot is said to be,
-    /// [`SnapshotError::ChainTooLong`], [`SnapshotError::MissingLink`] when the parent was removed; or something can't be
-    /// written. The files are removed then.
+    /// [`SnapshotError::Broken`] if a file is missing or does not fit the description, [`SnapshotError::ChainTooLong`],
+    /// [`SnapshotError::MissingLink`] if the parent was removed; or a file can't be written. The draft's files are
+    /// removed then.
     pub(crate) fn publish(self, new: NewSnapshot) -> Result<Snapshot, SnapshotError> {
         let Self { store, id, partial } = self;
         let on_parent = new.memory == MemoryKind::Diff || new.disks.iter().any(|layer| layer.on_parent);
@@ -124,10 +134,10 @@ impl Draft {
         let dir = LockedDir::from_locked(partial.publish_unsynced(&path).map_err(failed)?, &path);
         match dir.relock(Hold::Shared, OPEN_PATIENCE).and_then(|()| dir.is_at(&path)) {
             Ok(true) => {}
-            // Somebody who knew its name before anyone was told has removed it.
+            // Another process has listed the store and removed it before this call returned.
             Ok(false) => return Err(SnapshotError::Unknown(id)),
             Err(error) => {
-                // The VM goes on, and its files must not be a snapshot's.
+                // The VM keeps running, and its files must not become part of a snapshot.
                 store.withdraw(&id);
                 return Err(failed(error));
             }
@@ -137,7 +147,7 @@ impl Draft {
     }
 }
 
-/// A partial directory that only its owner can look into.
+/// A partial directory that only its owner can read.
 pub(super) fn make_partial(parent: &Utf8Path, id: &SnapshotId) -> Result<Partial, SnapshotError> {
     let failed = |error| SnapshotError::io("make a directory in", parent, error);
     let partial = Partial::create(parent, id.as_str()).map_err(failed)?;
@@ -145,7 +155,7 @@ pub(super) fn make_partial(parent: &Utf8Path, id: &SnapshotId) -> Result<Partial
     Ok(partial)
 }
 
-/// Gives the files of a directory their final modes, and lists them.
+/// Gives the files of a directory their final modes, and returns them.
 pub(super) fn finish_files(id: &SnapshotId, directory: &Utf8Path) -> Result<Vec<FileEntry>, SnapshotError> {
     let mode = if rustix::process::geteuid().is_root() { FILE_MODE_OF_ROOT } else { FILE_MODE_OF_OTHERS };
     let failed = |error| SnapshotError::io("finish the files in", directory, error);
@@ -154,7 +164,7 @@ pub(super) fn finish_files(id: &SnapshotId, directory: &Utf8Path) -> Result<Vec<
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_owned();
         if files.len() == FILES_MAX || !is_file_name(&name) || name == MANIFEST_FILE {
-            return Err(broken(id, &name, "is no file of a snapshot, or one too many"));
+            return Err(broken(id, &name, "is not a file of a snapshot, or one file too many"));
         }
         let meta = entry.metadata().map_err(failed)?;
         if !meta.is_file() {
@@ -167,17 +177,18 @@ pub(super) fn finish_files(id: &SnapshotId, directory: &Utf8Path) -> Result<Vec<
     Ok(files)
 }
 
-/// Writes a manifest without waiting for the disk.
+/// Writes a manifest without syncing it.
 pub(super) fn write_pending(directory: &Utf8Path, manifest: &Manifest) -> Result<(), SnapshotError> {
     let path = directory.join(MANIFEST_FILE);
     let bytes = serde_json::to_vec_pretty(manifest).expect("a manifest has no maps with odd keys");
     private_file::write_new(&path, &bytes).map_err(|error| SnapshotError::io("write", path, error))
 }
 
-/// The parent itself, or what a compaction has put in its place: the locks must be those of what is there.
+/// Returns the parent, or the full snapshot that a compaction has put in its place: the locks must be those of the
+/// directory that has the name now.
 fn current(store: &SnapshotStore, of: &SnapshotId, parent: Snapshot) -> Result<Snapshot, SnapshotError> {
     let path = store.path(parent.id());
-    if parent.leaf().dir().is_at(&path).map_err(|error: io::Error| SnapshotError::io("look at", &path, error))? {
+    if parent.leaf().dir().is_at(&path).map_err(|error: io::Error| SnapshotError::io("inspect", &path, error))? {
         return Ok(parent);
     }
     match store.open(parent.id()) {
@@ -202,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_seen_by_nobody_and_leaves_nothing() {
+    fn a_draft_is_not_listed_and_leaves_nothing() {
         let place = place();
         let draft = place.store.draft().expect("a draft");
         fs::write(draft.path(MEMORY_FILE), "memory").expect("written");
@@ -214,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_is_there_at_once_for_its_owner_alone() {
+    fn a_published_snapshot_is_readable_at_once_by_its_owner_only() {
         let place = place();
         let snapshot = place.full("one");
         assert_eq!(place.names(), [snapshot.id().as_str()]);
@@ -255,7 +266,7 @@ mod tests {
             fs::write(draft.path(name), name).expect("written");
         }
         let words = refusal(draft, NewSnapshot { disks: vec![layer(true)], ..new(Some(&parent), MemoryKind::Diff) });
-        assert!(words.contains("a layer of disk 0 on none of its parent"), "{words}");
+        assert!(words.contains("a layer of disk 0 on its parent"), "{words}");
         assert_eq!(place.names(), [parent.id().as_str()]);
     }
 
@@ -279,7 +290,7 @@ mod tests {
         let parent = place.full("root");
         fs::remove_dir_all(place.store.path(parent.id())).expect("removed");
         let draft = place.store.draft().expect("a draft");
-        let error = draft.publish(new(Some(&parent), MemoryKind::Diff)).expect_err("nothing to lie on");
+        let error = draft.publish(new(Some(&parent), MemoryKind::Diff)).expect_err("its parent is gone");
         assert!(matches!(error, SnapshotError::MissingLink { missing, .. } if missing == *parent.id()));
     }
 }

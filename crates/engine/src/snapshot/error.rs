@@ -1,4 +1,4 @@
-//! What can go wrong with snapshots, in words that name what was wrong with what.
+//! Errors of the store. Each names the snapshot or file, and what is wrong with it.
 
 use std::io;
 use std::time::Duration;
@@ -9,32 +9,32 @@ use super::id::SnapshotId;
 use crate::error::ErrorKind;
 use crate::failpoint::FailPoint;
 
-/// Why a snapshot was not written, opened, checked, listed or removed. What keeps one from being restored says
-/// [`RestoreError`](crate::RestoreError), what keeps a VM from being saved [`SaveError`](crate::SaveError).
+/// Why a snapshot was not written, opened, checked, listed or removed. See [`RestoreError`](crate::RestoreError) for
+/// why it was not restored, and [`SaveError`](crate::SaveError) for why a VM was not saved.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// No snapshot of that id.
+    /// No snapshot has that id.
     #[error("there is no snapshot `{0}`")]
     Unknown(SnapshotId),
-    /// A link of the chain is not there.
-    #[error("snapshot `{of}` needs `{missing}`, which is not there")]
+    /// A snapshot of the chain does not exist.
+    #[error("snapshot `{of}` needs `{missing}`, which does not exist")]
     MissingLink {
-        /// The snapshot that was asked for.
+        /// The requested snapshot.
         of: SnapshotId,
         /// Its ancestor.
         missing: SnapshotId,
     },
-    /// A file of it is not what was saved.
+    /// A file of the snapshot is not what was saved.
     #[error("snapshot `{id}` is broken: `{file}` {problem}")]
     Broken {
-        /// The snapshot, perhaps an ancestor of the one asked for.
+        /// The snapshot: the requested one or an ancestor.
         id: SnapshotId,
         /// The file.
         file: String,
         /// What is wrong with it.
         problem: String,
     },
-    /// It can't go away.
+    /// It can't be removed.
     #[error("snapshot `{id}` is in use {by}")]
     InUse {
         /// The snapshot.
@@ -42,26 +42,26 @@ pub enum SnapshotError {
         /// `by a running VM`, `as the parent of …`.
         by: String,
     },
-    /// Nothing more can lie on it.
-    #[error("snapshot `{id}` is the last link of a chain of {max}, which gets no longer")]
+    /// Its chain has the most snapshots that are allowed.
+    #[error("snapshot `{id}` can't have children: its chain already has {max} snapshots")]
     ChainTooLong {
-        /// The snapshot that would be a parent.
+        /// The snapshot that was to become a parent.
         id: SnapshotId,
-        /// The bound.
+        /// The most snapshots in a chain.
         max: usize,
     },
-    /// Somebody else is at work there.
+    /// Another process still holds the lock.
     #[error("`{path}` was still locked after {waited:?}")]
     Locked {
-        /// Where.
+        /// What is locked.
         path: Utf8PathBuf,
-        /// How long it was waited for.
+        /// The time that this process waited.
         waited: Duration,
     },
-    /// There is not enough room on the disk.
+    /// The disk has not enough room.
     #[error("no space for the snapshot below `{path}`")]
     NoSpace {
-        /// Where.
+        /// The file or directory.
         path: Utf8PathBuf,
         /// Why.
         #[source]
@@ -72,13 +72,13 @@ pub enum SnapshotError {
     Io {
         /// What was tried.
         what: &'static str,
-        /// With which file.
+        /// The file.
         path: Utf8PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// A fail point stopped it; tests alone have them.
+    /// A fail point stopped it. Only tests have fail points.
     #[error(transparent)]
     FailPoint(#[from] FailPoint),
 }
@@ -99,7 +99,7 @@ impl SnapshotError {
 }
 
 impl SnapshotError {
-    /// An I/O error, as [`NoSpace`](Self::NoSpace) where it is one.
+    /// Makes an error of an I/O error: [`NoSpace`](Self::NoSpace) if the disk is full.
     pub(crate) fn io(what: &'static str, path: impl Into<Utf8PathBuf>, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {

@@ -1,4 +1,4 @@
-//! Names of snapshots.
+//! Ids of snapshots.
 
 use crate::hex_id::{hex_id, random_hex};
 
@@ -6,14 +6,14 @@ use crate::hex_id::{hex_id, random_hex};
 const DIGITS: usize = 16;
 
 hex_id! {
-    /// Names a snapshot on this host: 16 hex digits, never used twice.
+    /// The id of a snapshot on this host: 16 hex digits, never reused.
     pub SnapshotId of DIGITS digits,
-    /// Text that is no snapshot's id.
+    /// Text that is not a snapshot id.
     NoSnapshotId: "snapshot id"
 }
 
 impl SnapshotId {
-    /// A new id, unlike any other.
+    /// A new random id.
     pub fn random() -> Self {
         Self(random_hex::<{ DIGITS / 2 }>())
     }

@@ -1,4 +1,4 @@
-//! What is in the store, broken or not. Nothing is hashed for it.
+//! Lists the store, broken snapshots included. Hashes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,39 +13,39 @@ use super::seal::host_boot_id;
 use super::store::SnapshotStore;
 use super::verified::open_file;
 
-/// A snapshot, as a list shows it.
+/// A snapshot in a list.
 #[derive(Debug, Clone)]
 pub struct Listed {
-    /// Its name.
+    /// Its id.
     pub id: SnapshotId,
-    /// What it is, where that can be read.
+    /// Its manifest, if it can be read.
     pub manifest: Option<Manifest>,
-    /// Why it can't be restored, as far as that shows without reading its files.
+    /// Why it can't be restored, as far as that is known without reading its files.
     pub problem: Option<String>,
-    /// What its files take on disk.
+    /// Disk space of its files.
     pub bytes_on_disk: u64,
-    /// A VM or a command uses it, or a snapshot that lies on it.
+    /// Whether a VM, a command or a child uses it.
     pub in_use: bool,
-    /// The snapshots that lie on it.
+    /// The snapshots whose parent it is.
     pub children: Vec<SnapshotId>,
-    /// It is the ready-made one for this.
+    /// The key for which it is the ready-made snapshot.
     pub ready_for: Option<ReadyKey>,
 }
 
 impl Listed {
-    /// It is on disk, with checksums.
+    /// Whether it is on disk with checksums.
     pub fn is_sealed(&self) -> bool {
         self.manifest.as_ref().is_some_and(|manifest| manifest.seal == Seal::Done)
     }
 
-    /// The snapshot that it lies on.
+    /// Its parent.
     pub fn parent(&self) -> Option<&SnapshotId> {
         self.manifest.as_ref()?.parent.as_ref()
     }
 }
 
 impl SnapshotStore {
-    /// All snapshots, the oldest first, those that nobody can read before them.
+    /// All snapshots, the oldest first. Snapshots with an unreadable manifest come before the others.
     ///
     /// # Errors
     /// The store's own directory can't be read.
@@ -79,7 +79,7 @@ impl SnapshotStore {
         Ok(listed)
     }
 
-    /// `None` when it is removed meanwhile.
+    /// `None` if it is removed meanwhile.
     fn look_at(&self, id: &SnapshotId, boot_id: &str) -> Option<Listed> {
         let dir = LockedDir::open_unlocked(&self.path(id));
         let (manifest, problem, bytes_on_disk, in_use) = match dir {
@@ -92,7 +92,7 @@ impl SnapshotStore {
                     Err(_) => None,
                 };
                 let problem = problem.as_ref().or(manifest.as_ref().err()).map(problem_words);
-                // What can't be found out of one snapshot is no reason to show none.
+                // A fact of one snapshot that can't be read is left out; the list still shows the others.
                 (manifest.ok(), problem, dir.bytes_on_disk().unwrap_or(0), dir.is_held().unwrap_or(true))
             }
         };
@@ -106,7 +106,7 @@ fn check_one(dir: &LockedDir, manifest: &Manifest, boot_id: &str) -> Result<(), 
     manifest.files.iter().try_for_each(|entry| open_file(dir, &manifest.id, entry).map(drop))
 }
 
-/// What is wrong with what a snapshot lies on.
+/// What is wrong with its ancestors.
 fn chain_problem(listed: &BTreeMap<SnapshotId, Listed>, id: &SnapshotId) -> Option<String> {
     let mut seen = BTreeSet::new();
     let mut one = listed.get(id)?;
@@ -114,7 +114,7 @@ fn chain_problem(listed: &BTreeMap<SnapshotId, Listed>, id: &SnapshotId) -> Opti
         if !seen.insert(parent) || seen.len() == CHAIN_MAX {
             return Some(format!("leads to itself, or to more than {CHAIN_MAX} snapshots"));
         }
-        let Some(below) = listed.get(parent) else { return Some(format!("needs `{parent}`, which is not there")) };
+        let Some(below) = listed.get(parent) else { return Some(format!("needs `{parent}`, which does not exist")) };
         if let Some(problem) = &below.problem {
             return Some(format!("needs `{parent}`, which is broken: {problem}"));
         }
@@ -128,7 +128,7 @@ fn chain_problem(listed: &BTreeMap<SnapshotId, Listed>, id: &SnapshotId) -> Opti
     None
 }
 
-/// A list has the name in another column.
+/// The problem without the snapshot's id, which a list shows in another column.
 fn problem_words(error: &SnapshotError) -> String {
     match error {
         SnapshotError::Broken { file, problem, .. } => format!("`{file}` {problem}"),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_says_what_is_there_and_who_uses_it() {
+    fn a_list_shows_each_snapshot_and_its_users() {
         let place = place();
         assert_eq!(place.store.list().expect("lists").len(), 0);
         let root = place.full("root");
@@ -176,7 +176,7 @@ mod tests {
     const MEMORY_BOUND: u64 = 1 << 19;
 
     #[test]
-    fn broken_ones_are_listed_with_the_reason() {
+    fn broken_snapshots_are_listed_with_the_reason() {
         let place = place();
         let root = place.full("root");
         let cut = place.diff(&root, 1, "cut");
@@ -188,14 +188,14 @@ mod tests {
 
         assert_eq!(find(&place, root.id()).problem, None);
         assert_eq!(find(&place, cut.id()).problem.as_deref(), Some("`device` has 1 bytes, not 13"));
-        let problem = find(&place, above.id()).problem.expect("lies on a broken one");
+        let problem = find(&place, above.id()).problem.expect("its parent is broken");
         assert!(problem.starts_with(&format!("needs `{}`, which is broken: `device`", cut.id())), "{problem}");
         let unreadable = find(&place, other.id());
-        assert!(unreadable.manifest.is_none() && unreadable.problem.is_some_and(|words| words.contains("understood")));
+        assert!(unreadable.manifest.is_none() && unreadable.problem.is_some_and(|words| words.contains("parsed")));
 
         fs::remove_dir_all(place.store.path(other.id())).expect("removed");
-        let problem = find(&place, lost.id()).problem.expect("lies on nothing");
-        assert_eq!(problem, format!("needs `{}`, which is not there", other.id()));
+        let problem = find(&place, lost.id()).problem.expect("its parent is gone");
+        assert_eq!(problem, format!("needs `{}`, which does not exist", other.id()));
 
         place.forge(root.id(), |manifest| manifest["parent"] = above.id().as_str().into());
         fs::write(cut.device(), "device of cut").expect("written");

@@ -1,12 +1,16 @@
-//! A snapshot's directory, held by its descriptor: what is read through it belongs together, whatever its name leads to
-//! by then.
+//! A snapshot's directory, held open by its descriptor. All files that are read through it belong to the same snapshot,
+//! even if the name leads to another directory meanwhile.
 //!
 //! ```text
-//!   shared lock      whoever uses the snapshot: commands, and VMMs that inherited the descriptor
-//!   exclusive lock   whoever removes it
+//!   shared lock      users of the snapshot: commands, and VMMs that inherited the descriptor
+//!   exclusive lock   the process that removes it
 //! ```
-//! The lock (flock) belongs to the open file, so it lives until the last copy of the descriptor is closed. A lock that was
-//! waited for may be one of a directory that is gone: only one that still has its name counts.
+//! The lock (flock) belongs to the open file, so it lives until the last copy of the descriptor is closed.
+//!
+//! A process first opens the directory, then waits for its lock. Meanwhile another process can remove the directory or
+//! exchange it. Then the lock is one on a directory that no other process will find. So after each lock the name is
+//! checked: only if it still leads to the locked directory, the lock counts. From then on the name can't change under a
+//! shared lock, except by a compaction, which leaves the locked directory and its files as they are.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -20,20 +24,20 @@ use rustix::io::Errno;
 
 use crate::files::private_file::FILE_MODE;
 
-/// First and longest pause between two attempts at a lock. The kernel has no wait for one with a deadline.
+/// The shortest and longest pause between two attempts to lock. The kernel can't wait for a lock with a deadline.
 const LOCK_PAUSE_MIN: Duration = Duration::from_millis(1);
 const LOCK_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// How a directory or file is held.
+/// How a directory or file is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hold {
-    /// With others.
+    /// Together with other processes.
     Shared,
-    /// Alone.
+    /// By one process only.
     Exclusive,
 }
 
-/// A directory.
+/// An open directory of a snapshot.
 #[derive(Debug)]
 pub(super) struct LockedDir {
     fd: OwnedFd,
@@ -41,8 +45,8 @@ pub(super) struct LockedDir {
 }
 
 impl LockedDir {
-    /// Opens and locks the directory at `path`; `None` where there is none. [`io::ErrorKind::WouldBlock`] when others
-    /// still hold it after that time.
+    /// Opens and locks the directory at `path`. `None` if it does not exist. [`io::ErrorKind::WouldBlock`] if other
+    /// processes still hold it after that time.
     pub(super) fn open(path: &Utf8Path, hold: Hold, patience: Duration) -> io::Result<Option<Self>> {
         let deadline = Instant::now() + patience;
         loop {
@@ -51,7 +55,7 @@ impl LockedDir {
             if this.is_at(path)? {
                 return Ok(Some(this));
             }
-            // Another one has the name by now, or none: that is seen at the next look.
+            // Another directory has the name by now, or the name is gone. The next turn of the loop finds out.
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
@@ -63,24 +67,24 @@ impl LockedDir {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(path.as_std_path(), flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { fd, opened_at: path.to_owned() })),
-            // Whatever is no directory is no snapshot.
+            // A file that is not a directory is not a snapshot.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// A directory that is open and locked already.
+    /// A directory that is already open and locked.
     pub(super) fn from_locked(fd: OwnedFd, path: &Utf8Path) -> Self {
         Self { fd, opened_at: path.to_owned() }
     }
 
-    /// Changes the kind of lock. Others may have had it for a moment, so a caller looks again whether it
-    /// [`is_at`](Self::is_at) its place.
+    /// Changes the kind of lock. Between the two, another process may have had the lock, so the caller has to check
+    /// [`is_at`](Self::is_at) afterwards.
     pub(super) fn relock(&self, hold: Hold, patience: Duration) -> io::Result<()> {
         lock_until(&self.fd, hold, Instant::now() + patience)
     }
 
-    /// Whether others hold it, for longer than somebody who asks the same.
+    /// Whether another process holds a lock for longer than this check itself would.
     pub(super) fn is_held(&self) -> io::Result<bool> {
         match lock_until(&self.fd, Hold::Exclusive, Instant::now() + LOCK_PAUSE_MIN) {
             Ok(()) => rustix::fs::flock(&self.fd, FlockOperation::Unlock).map(|()| false).map_err(Into::into),
@@ -89,20 +93,20 @@ impl LockedDir {
         }
     }
 
-    /// Where it is now: [`SnapshotStore::compact`](super::SnapshotStore::compact) moves directories that are in use.
+    /// Its path now: [`SnapshotStore::compact`](super::SnapshotStore::compact) moves directories that are in use.
     pub(super) fn path(&self) -> Utf8PathBuf {
         let link = Utf8PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
         link.read_link_utf8().unwrap_or_else(|_| self.opened_at.clone())
     }
 
-    /// Whether it is what that path leads to.
+    /// Whether that path leads to this directory.
     pub(super) fn is_at(&self, path: &Utf8Path) -> io::Result<bool> {
         is_at(&self.fd, path)
     }
 
-    /// Opens a file of it for reading. Only ordinary files are; others are [`io::ErrorKind::InvalidInput`].
+    /// Opens one of its files for reading. If it is not an ordinary file, returns [`io::ErrorKind::InvalidInput`].
     pub(super) fn file(&self, name: &str) -> io::Result<File> {
-        // Without NONBLOCK a pipe would wait for its writer.
+        // Without NONBLOCK, opening a pipe would wait for its writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "not an ordinary file");
         let file = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
@@ -113,24 +117,24 @@ impl LockedDir {
         if file.metadata()?.is_file() { Ok(file) } else { Err(no_file()) }
     }
 
-    /// Reads a file of at most so many bytes; [`io::ErrorKind::FileTooLarge`] for a larger one.
+    /// Reads a file of at most `bytes_max`. For a larger one, returns [`io::ErrorKind::FileTooLarge`].
     pub(super) fn read(&self, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.file(name)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     }
 
-    /// Puts a file there whole and on disk, in place of one of that name.
+    /// Writes a whole file to disk and puts it in place of the file of that name.
     pub(super) fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         let unfinished = format!("{name}.tmp");
         match rustix::fs::unlinkat(&self.fd, &unfinished, AtFlags::empty()) {
-            // What a crash left.
+            // A crash may have left a temporary file.
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mut file = File::from(rustix::fs::openat(&self.fd, &unfinished, flags, FILE_MODE)?);
-        // A umask may have taken what the owner needs to read it.
+        // The umask may have removed the owner's right to read.
         rustix::fs::fchmod(&file, FILE_MODE)?;
         file.write_all(contents)?;
         file.sync_all()?;
@@ -138,11 +142,11 @@ impl LockedDir {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
-    /// Bytes that its files take on disk.
+    /// Disk space of its files.
     pub(super) fn bytes_on_disk(&self) -> io::Result<u64> {
         let mut bytes = 0;
         for entry in self.path().read_dir_utf8()? {
-            // Blocks of 512 bytes, whatever the filesystem's are.
+            // Blocks have 512 bytes here, on every filesystem.
             bytes += entry?.metadata()?.blocks() * 512;
         }
         Ok(bytes)
@@ -155,7 +159,7 @@ impl AsFd for LockedDir {
     }
 }
 
-/// Whether an open file is what a path leads to.
+/// Whether a path leads to an open file.
 pub(super) fn is_at(file: impl AsFd, path: &Utf8Path) -> io::Result<bool> {
     let held = rustix::fs::fstat(file)?;
     match rustix::fs::lstat(path.as_std_path()) {
@@ -165,7 +169,7 @@ pub(super) fn is_at(file: impl AsFd, path: &Utf8Path) -> io::Result<bool> {
     }
 }
 
-/// Locks an open file; [`io::ErrorKind::WouldBlock`] when others still hold it at the deadline.
+/// Locks an open file. [`io::ErrorKind::WouldBlock`] if other processes still hold it at the deadline.
 pub(super) fn lock_until(file: impl AsFd, hold: Hold, deadline: Instant) -> io::Result<()> {
     let operation = match hold {
         Hold::Shared => FlockOperation::NonBlockingLockShared,

@@ -1,4 +1,4 @@
-//! `manifest.json`: what a snapshot is. Written last, so a directory that has one is whole.
+//! `manifest.json` describes a snapshot. It is written last, so a directory with a manifest is whole.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,48 +13,49 @@ use crate::spec::{Disk, VmSpec};
 
 /// Version of the manifest and of the files that it names.
 pub(crate) const SNAPSHOT_FORMAT: u32 = 2;
-/// Digits of a digest that people are shown.
+/// Digits of a digest in texts for users.
 const DIGEST_CHARS_SHOWN: usize = 12;
 /// Name of the manifest in a snapshot's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
-/// A snapshot, as it stands on disk.
+/// A snapshot's description, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// `SNAPSHOT_FORMAT`.
     pub format: u32,
-    /// Its own name.
+    /// Its own id.
     pub id: SnapshotId,
-    /// The snapshot that a diff's pages and disk layers lie on; `None` for a full one.
+    /// The parent, for a snapshot whose pages or disk layers need one.
     pub parent: Option<SnapshotId>,
     /// Generation of the VM's journal when it was saved.
     pub generation: u64,
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
-    /// For people: what it is of.
+    /// A name for users. A ready-made snapshot has its image's name.
     pub label: String,
-    /// The VM.
+    /// The spec of the VM.
     pub spec: VmSpec,
-    /// What it ran on, all of which a restore needs to be the same.
+    /// The machine that it ran on. A restore needs the same one.
     pub machine: MachineIdentity,
-    /// The guest's commands stood still when it was taken, and go on only when a fork has its own identity.
+    /// Whether the guest's commands were frozen when it was taken. They are thawed only after a fork has its own
+    /// identity.
     pub frozen: bool,
     /// What its memory file holds.
     pub memory: MemoryKind,
-    /// Scratch disks, by their place in the spec.
+    /// Scratch disks, by their index in the spec.
     pub disks: Vec<DiskLayer>,
-    /// Disks that can't be written and are not part of the snapshot.
+    /// Read-only disks, which are not part of the snapshot.
     pub external: Vec<ExternalDisk>,
-    /// Volumes, in the order of the spec. They are not part of the snapshot either; each restore is given its own.
+    /// Volumes, in the order of the spec. They are not part of the snapshot either. Each fork is given its own.
     pub volumes: Vec<ExternalDisk>,
-    /// Every file beside the manifest.
+    /// All files beside the manifest.
     pub files: Vec<FileEntry>,
-    /// Whether the checksums are there.
+    /// Whether it has checksums.
     pub seal: Seal,
 }
 
-/// What a VM ran on. Device state and CPU registers fit no other.
+/// The machine that a VM ran on. Device state and CPU registers fit no other machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineIdentity {
@@ -62,16 +63,16 @@ pub struct MachineIdentity {
     pub vmm: String,
     /// `kvm` or `tcg`.
     pub acceleration: String,
-    /// The CPU model, and under KVM the host's.
+    /// The CPU model; under KVM, the host's CPU.
     pub cpu: String,
-    /// The machine and which of its devices are there; empty for one of a Kiln that did not write it down.
+    /// The machine type and its devices. Empty in manifests of older versions of Kiln.
     #[serde(default)]
     pub machine: String,
-    /// The firmware: its name, and a digest of all that the machine loads of it; empty where the VMM doesn't say.
+    /// The firmware's name, and a digest of all firmware that the machine loads. Empty if the VMM does not report it.
     pub firmware: String,
-    /// blake3 of the kernel's file.
+    /// The blake3 of the kernel's file.
     pub kernel: String,
-    /// The kernel's release, for people; empty where it doesn't say.
+    /// The kernel's release, as text for users. Empty if the kernel does not have it.
     pub kernel_release: String,
 }
 
@@ -92,15 +93,15 @@ pub enum MemoryKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskLayer {
-    /// Place in [`VmSpec::disks`].
+    /// Index in [`VmSpec::disks`].
     pub index: usize,
-    /// Name of its file in the snapshot's directory.
+    /// The name of its file in the snapshot's directory.
     pub file: String,
-    /// It is an overlay on the parent's layer of the same disk.
+    /// Whether it is an overlay on the parent's layer of the same disk.
     pub on_parent: bool,
 }
 
-/// A disk that a snapshot names and does not hold.
+/// A disk that a snapshot names but does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalDisk {
@@ -108,27 +109,27 @@ pub struct ExternalDisk {
     pub path: Utf8PathBuf,
     /// Its size when the snapshot was taken.
     pub bytes: u64,
-    /// The size of the disk in it, which is another one if the file is a qcow2 image. Absent in snapshots of a Kiln that did
-    /// not write it down.
+    /// The size of the disk in it. It differs from the file's size if the file is a qcow2 image. Absent in manifests of
+    /// older versions of Kiln.
     #[serde(default)]
     pub disk_bytes: Option<u64>,
-    /// When it had been written last, in nanoseconds since 1970.
+    /// When it was last written to, in nanoseconds since 1970.
     pub modified_ns: i64,
 }
 
 impl ExternalDisk {
-    /// The disk as it is now.
+    /// The current state of the disk.
     ///
     /// # Errors
-    /// Its file is not there, or is not of its format.
+    /// Its file does not exist, or does not have its format.
     pub(crate) fn of(disk: &Disk) -> Result<Self, SnapshotError> {
-        let failed = |source| SnapshotError::io("look at", &disk.path, source);
+        let failed = |source| SnapshotError::io("inspect", &disk.path, source);
         let (bytes, modified_ns) = size_and_time(&disk.path).map_err(failed)?;
         let disk_bytes = overlay::virtual_size(&disk.path, disk.format).map_err(failed)?;
         Ok(Self { path: disk.path.clone(), bytes, disk_bytes: Some(disk_bytes), modified_ns })
     }
 
-    /// Whether it is there, and nobody has written to it since.
+    /// Whether the file exists and was not written to since.
     pub(crate) fn is_unchanged(&self) -> bool {
         size_and_time(&self.path).is_ok_and(|now| now == (self.bytes, self.modified_ns))
     }
@@ -147,32 +148,32 @@ pub struct FileEntry {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// Its checksum; `None` until the snapshot is sealed.
+    /// Its checksum. `None` until the snapshot is sealed.
     pub blake3: Option<String>,
 }
 
-/// Checksums take as long as reading the memory does, so a snapshot can be forked before it has them.
+/// Whether a snapshot has checksums. Making them reads all memory, so a snapshot can be forked before it has them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seal {
-    /// Its files are whole in the page cache of this boot of the host, and may not be on disk.
+    /// Its files are whole in the page cache of this boot of the host, but may not be on disk.
     Pending {
         /// `/proc/sys/kernel/random/boot_id` of the host.
         host_boot_id: String,
     },
-    /// Its files are on disk, with their checksums.
+    /// Its files are on disk, and the manifest has their checksums.
     Done,
 }
 
 impl MachineIdentity {
-    /// The first part that differs, with both values: name, own, other's.
+    /// The first part that differs, with both values: name, own value, other value.
     pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         let values =
             |of: &Self| [&of.vmm, &of.acceleration, &of.cpu, &of.machine, &of.firmware, &of.kernel].map(Clone::clone);
         let pairs = values(self).into_iter().zip(values(other));
         let (name, (ours, theirs)) =
             MACHINE_FIELDS.into_iter().zip(pairs).find(|(_, (ours, theirs))| ours != theirs)?;
-        // Digests mean nothing to people.
+        // For a user a release is clearer than a digest.
         let words = |of: &Self, value: String| match (name, of.kernel_release.as_str()) {
             ("kernel", release) if !release.is_empty() => {
                 format!("{release} ({})", value.chars().take(DIGEST_CHARS_SHOWN).collect::<String>())
@@ -204,7 +205,7 @@ mod tests {
         let new = MachineIdentity { kernel: "b".repeat(64), kernel_release: "6.12".into(), ..old.clone() };
         let (name, ours, theirs) = old.difference(&new).expect("they differ");
         assert_eq!((name, ours.as_str(), theirs.as_str()), ("kernel", "6.1.0 (aaaaaaaaaaaa)", "6.12 (bbbbbbbbbbbb)"));
-        // Whatever stands in a manifest.
+        // A manifest may hold any text.
         let odd = MachineIdentity { kernel: "é".repeat(9), ..old.clone() };
         assert_eq!(odd.difference(&old).expect("they differ").1, format!("6.1.0 ({})", "é".repeat(9)));
     }

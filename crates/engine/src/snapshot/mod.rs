@@ -1,12 +1,12 @@
-//! Snapshots: a VM saved whole, restored any number of times.
+//! Snapshots: a VM is saved whole and restored any number of times.
 //!
 //! ```text
 //!   Vm::snapshot ──▶ Draft (x.partial) ──rename──▶ snapshots/<id>/ ──seal: fsync, checksums──▶ sealed
 //!                                                      │
 //!   Engine::restore ◀── Snapshot (chain, locks) ◀──open, check──┘
 //! ```
-//! A full snapshot holds all memory; a diff holds the pages that differ from its parent's. A chain is a full snapshot and
-//! the diffs on it.
+//! A full snapshot holds all memory. A diff holds the pages that differ from its parent's. A chain is a full snapshot
+//! and its diffs, each the parent of the next.
 
 mod chain;
 mod check;

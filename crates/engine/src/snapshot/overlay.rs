@@ -1,5 +1,5 @@
-//! Disk images without `qemu-img`: an empty overlay is made in some tens of microseconds, where a process takes
-//! milliseconds that a fork doesn't have. Also what an image's header says, as far as Kiln must know it.
+//! Disk images without `qemu-img`. Making an empty overlay takes some tens of microseconds here; starting a process
+//! takes milliseconds, which is too long for a fork. Also reads the parts of an image's header that Kiln needs.
 //!
 //! ```text
 //!   cluster  0        1                   2                    3 …
@@ -7,8 +7,8 @@
 //!                     [0] ──────────────▶ 1 for each cluster   falls through to the layer below
 //!                                         of this file
 //! ```
-//! The format is qcow2 version 3, as QEMU's `docs/interop/qcow2.txt` says. The header names no backing file: Kiln tells
-//! QEMU the layers itself (`drivers/qemu/blockdev.rs`), so moving a file breaks no chain.
+//! The format is qcow2 version 3, described in QEMU's `docs/interop/qcow2.txt`. The header names no backing file. Kiln
+//! gives QEMU the layers itself (`drivers/qemu/blockdev.rs`), so moving a file breaks no chain.
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileTypeExt as _;
@@ -20,15 +20,15 @@ use fs_err::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use crate::files::private_file;
 use crate::spec::DiskFormat;
 
-/// An overlay's disk is not larger: from here on QEMU would need a larger refcount table than one cluster.
+/// The largest disk of an overlay. A larger one would need more than one cluster for its refcount table.
 pub(crate) const OVERLAY_BYTES_MAX: u64 = 16 << 40;
 
-/// Disks have whole sectors.
+/// A disk is a number of whole sectors.
 const SECTOR_BYTES: u64 = 512;
 /// QEMU's default.
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
-/// What an entry of the L1 table maps: a cluster of 8-byte entries, each of which maps a cluster.
+/// How much of the disk an entry of the L1 table maps: a cluster of 8-byte entries, each of which maps a cluster.
 const L1_ENTRY_COVERS_BYTES: u64 = CLUSTER_BYTES / 8 * CLUSTER_BYTES;
 /// Refcounts have 2^4 bits.
 const REFCOUNT_ORDER: u32 = 4;
@@ -37,23 +37,24 @@ const REFCOUNT_BLOCK_AT: u64 = 2 * CLUSTER_BYTES;
 const L1_TABLE_AT: u64 = 3 * CLUSTER_BYTES;
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";
-/// Length of the header of version 3 without later fields; version 2 has 72 bytes.
+/// Length of the header of version 3, without later fields. That of version 2 has 72 bytes.
 const HEADER_BYTES: usize = 104;
 const HEADER_V2_BYTES: usize = 72;
-/// What the format allows.
+/// The versions that are supported.
 const VERSIONS: [u32; 2] = [2, 3];
 const CLUSTER_BITS_ALLOWED: std::ops::RangeInclusive<u32> = 9..=21;
 /// Incompatible feature: the data is in another file, which the header names.
 const EXTERNAL_DATA: u64 = 1 << 2;
 
-/// Makes an empty overlay for a disk of that size, rounded up to whole sectors. It may be larger than what it lies on:
-/// what is beyond reads as zeros.
+/// Makes an empty overlay for a disk of that size, rounded up to whole sectors. It may be larger than the layer below;
+/// the rest reads as zeros.
 ///
 /// Nothing is synced: an overlay belongs to a running VM, which a crash of the host ends.
 ///
 /// # Errors
 ///
-/// The disk is larger than [`OVERLAY_BYTES_MAX`], the file is there already, or it can't be written; then there is none.
+/// The disk is larger than [`OVERLAY_BYTES_MAX`], the file exists already, or it can't be written. Then no overlay is
+/// left.
 pub(crate) fn create(path: &Utf8Path, disk_bytes: u64) -> io::Result<()> {
     if disk_bytes > OVERLAY_BYTES_MAX {
         let problem = format!("`{path}` would be an overlay of {disk_bytes} bytes, of at most {OVERLAY_BYTES_MAX}");
@@ -61,7 +62,7 @@ pub(crate) fn create(path: &Utf8Path, disk_bytes: u64) -> io::Result<()> {
     }
     let file = private_file::create_new(path)?;
     write_empty(&file, disk_bytes.next_multiple_of(SECTOR_BYTES)).inspect_err(|_| {
-        // The first error says why. What is left of the file goes with the VM's directory.
+        // The first error is returned. If the file can't be removed, it goes with the VM's directory.
         let _ = fs::remove_file(path);
     })
 }
@@ -70,7 +71,7 @@ pub(crate) fn create(path: &Utf8Path, disk_bytes: u64) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// It can't be read, or its header is none of qcow2.
+/// It can't be read, or its header is not a qcow2 header.
 pub(crate) fn virtual_size(path: &Utf8Path, format: DiskFormat) -> io::Result<u64> {
     let mut file = open_image(path)?;
     match format {
@@ -79,13 +80,13 @@ pub(crate) fn virtual_size(path: &Utf8Path, format: DiskFormat) -> io::Result<u6
     }
 }
 
-/// Refuses an image whose header names another file. As the place of its data: QEMU would open it, whatever it is, and
-/// nothing on its command line keeps it from that. As its backing file: QEMU is told to open none, so the guest would find
-/// zeros in its place, which is not the disk that the user meant.
+/// Refuses an image whose header names another file. If the header names a data file, QEMU would open it, whatever file
+/// that is, and no option on its command line prevents that. If the header names a backing file, QEMU is told to open
+/// none, so the guest would read zeros there, which is not the disk that the user meant.
 ///
 /// # Errors
 ///
-/// It is such an image, it can't be read, or its header is none of qcow2.
+/// It is such an image, it can't be read, or its header is not a qcow2 header.
 pub(crate) fn refuse_other_files(path: &Utf8Path, format: DiskFormat) -> io::Result<()> {
     if format == DiskFormat::Raw {
         return Ok(());
@@ -95,12 +96,12 @@ pub(crate) fn refuse_other_files(path: &Utf8Path, format: DiskFormat) -> io::Res
         return Err(invalid(path, "keeps its data in another file, which is not followed"));
     }
     if header.has_backing_file {
-        return Err(invalid(path, "lies on a backing file, which is not followed"));
+        return Err(invalid(path, "has a backing file, which is not followed"));
     }
     Ok(())
 }
 
-/// The part of a header that is read.
+/// The fields of a header that are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {
     has_backing_file: bool,
@@ -119,15 +120,15 @@ impl Header {
         let u32_at = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_be_bytes);
         let u64_at = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
         if !bytes.starts_with(&MAGIC) || bytes.len() < HEADER_V2_BYTES {
-            return Err("is no qcow2 image");
+            return Err("is not a qcow2 image");
         }
         let version = u32_at(4).filter(|version| VERSIONS.contains(version));
         let version = version.ok_or("is a qcow2 image of an unknown version")?;
         let backing_file_at = u64_at(8).ok_or("is cut off within its header")?;
         let cluster_bits = u32_at(20).filter(|bits| CLUSTER_BITS_ALLOWED.contains(bits));
-        let cluster_bits = cluster_bits.ok_or("has a cluster size that qcow2 does not know")?;
+        let cluster_bits = cluster_bits.ok_or("has a cluster size that qcow2 does not allow")?;
         let (disk_bytes, l1_entries) = u64_at(24).zip(u32_at(36)).ok_or("is cut off within its header")?;
-        // A cluster of 8-byte entries, as above.
+        // A cluster of 8-byte entries, see above.
         let mapped = u128::from(l1_entries) << (2 * cluster_bits - 3);
         if i64::try_from(disk_bytes).is_err() || u128::from(disk_bytes) > mapped {
             return Err("has a size that its tables do not map");
@@ -141,13 +142,13 @@ impl Header {
 }
 
 fn write_empty(file: &fs::File, disk_bytes: u64) -> io::Result<()> {
-    // A table without entries would do for an empty disk, but readers of the format need not expect it.
+    // An empty disk would need no entry, but readers of the format may expect one.
     let l1_entries = disk_bytes.div_ceil(L1_ENTRY_COVERS_BYTES).max(1);
     let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER_BYTES);
     let clusters = L1_TABLE_AT / CLUSTER_BYTES + l1_clusters;
     let refcounts: Vec<u8> = (0..clusters).flat_map(|_| 1_u16.to_be_bytes()).collect();
 
-    // All else stays a hole: it reads as zeros and takes no space.
+    // All else stays a hole, which reads as zeros and takes no space.
     file.set_len(clusters * CLUSTER_BYTES)?;
     file.write_all_at(&header(disk_bytes, l1_entries), 0)?;
     file.write_all_at(&REFCOUNT_BLOCK_AT.to_be_bytes(), REFCOUNT_TABLE_AT)?;
@@ -172,20 +173,20 @@ fn header(disk_bytes: u64, l1_entries: u64) -> Vec<u8> {
     header.extend(1_u32.to_be_bytes());
     // No snapshots within the image: their number and offset.
     header.extend([0; 4 + 8]);
-    // No features, be they incompatible, compatible (lazy refcounts are one) or cleared by writers that don't know them.
+    // No features: incompatible, compatible (for example lazy refcounts), or autoclear.
     header.extend([0; 3 * 8]);
     header.extend(REFCOUNT_ORDER.to_be_bytes());
     header.extend((HEADER_BYTES as u32).to_be_bytes());
-    // The hole after it is an extension of type 0, which ends the header.
+    // The hole that follows is an extension of type 0, which ends the header.
     debug_assert_eq!(header.len(), HEADER_BYTES);
     header
 }
 
 fn open_image(path: &Utf8Path) -> io::Result<fs::File> {
-    // Else opening a pipe would wait for its writer.
+    // Without this, opening a pipe would wait for its writer.
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
-    if kind.is_file() || kind.is_block_device() { Ok(file) } else { Err(invalid(path, "is no file and no disk")) }
+    if kind.is_file() || kind.is_block_device() { Ok(file) } else { Err(invalid(path, "is neither a file nor a disk")) }
 }
 
 fn invalid(path: &Utf8Path, problem: &str) -> io::Error {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_or_there_already_is_refused() {
+    fn a_disk_that_is_too_large_and_an_existing_file_are_refused() {
         let (_guard, directory) = directory();
         let path = directory.join("overlay");
         for bytes in [OVERLAY_BYTES_MAX + 1, u64::MAX] {
@@ -275,7 +276,7 @@ mod tests {
             qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, qcow2.as_str(), "3G"]);
             assert_eq!(virtual_size(&qcow2, DiskFormat::Qcow2).expect("a size"), 3 << 30, "{options}");
         }
-        // Only another program than QEMU makes such a size; QEMU leaves its last part out.
+        // Only other programs than QEMU make such a size. QEMU ignores the last part.
         let file = fs::OpenOptions::new().write(true).open(&qcow2).expect("the image");
         file.write_all_at(&1000_u64.to_be_bytes(), 24).expect("a write");
         let info = qemu_img(&["info", "--output=json", qcow2.as_str()]);
@@ -284,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_disk_is_refused_without_waiting() {
+    fn a_file_that_is_not_a_disk_is_refused_without_waiting() {
         let (_guard, directory) = directory();
         let fifo = directory.join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, fifo.as_std_path(), rustix::fs::FileType::Fifo, 0o600.into(), 0)
             .expect("a pipe");
         for path in [&fifo, &directory, &Utf8PathBuf::from("/dev/null")] {
             let error = virtual_size(path, DiskFormat::Raw).expect_err("no disk");
-            assert_eq!(error.to_string(), format!("`{path}` is no file and no disk"));
+            assert_eq!(error.to_string(), format!("`{path}` is neither a file nor a disk"));
         }
         let absent = directory.join("absent");
         assert_eq!(virtual_size(&absent, DiskFormat::Raw).expect_err("nothing").kind(), io::ErrorKind::NotFound);
@@ -314,7 +315,7 @@ mod tests {
             let arguments = ["create", "-q", "-f", "qcow2", "-o", compat, "-u", "-b", "/etc/shadow", "-F", "raw"];
             qemu_img(&[&arguments[..], &[image.as_str(), "1M"]].concat());
             let error = refuse_other_files(&image, DiskFormat::Qcow2).expect_err("another file");
-            assert_eq!(error.to_string(), format!("`{image}` lies on a backing file, which is not followed"));
+            assert_eq!(error.to_string(), format!("`{image}` has a backing file, which is not followed"));
         }
     }
 
@@ -328,19 +329,19 @@ mod tests {
         };
         let parsed = Header { has_backing_file: false, disk_bytes: 1 << 20, incompatible_features: 0 };
         assert_eq!(Header::parse(&good), Ok(parsed));
-        // Wherever its name is said to be.
+        // The header may place the name anywhere.
         for at in [1, HEADER_BYTES as u64, u64::MAX] {
             let header = Header::parse(&with(8, &at.to_be_bytes()));
             assert_eq!(header, Ok(Header { has_backing_file: true, ..parsed }));
         }
         let cases = [
-            (Vec::new(), "is no qcow2 image"),
-            (with(0, b"QED\0"), "is no qcow2 image"),
-            (good[..71].to_vec(), "is no qcow2 image"),
+            (Vec::new(), "is not a qcow2 image"),
+            (with(0, b"QED\0"), "is not a qcow2 image"),
+            (good[..71].to_vec(), "is not a qcow2 image"),
             (good[..79].to_vec(), "is cut off within its header"),
             (with(4, &1_u32.to_be_bytes()), "is a qcow2 image of an unknown version"),
-            (with(20, &8_u32.to_be_bytes()), "has a cluster size that qcow2 does not know"),
-            (with(20, &u32::MAX.to_be_bytes()), "has a cluster size that qcow2 does not know"),
+            (with(20, &8_u32.to_be_bytes()), "has a cluster size that qcow2 does not allow"),
+            (with(20, &u32::MAX.to_be_bytes()), "has a cluster size that qcow2 does not allow"),
             (with(24, &(L1_ENTRY_COVERS_BYTES + 1).to_be_bytes()), "has a size that its tables do not map"),
             (with(24, &u64::MAX.to_be_bytes()), "has a size that its tables do not map"),
         ];
@@ -351,7 +352,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_header_is_an_answer_and_not_a_panic(tail in prop::collection::vec(any::<u8>(), 0..110), bits in 0..40_u32) {
+        fn no_header_makes_the_reader_panic(tail in prop::collection::vec(any::<u8>(), 0..110), bits in 0..40_u32) {
             let mut bytes = header(1 << 20, 1);
             let kept = bytes.len().saturating_sub(tail.len());
             bytes.truncate(kept);

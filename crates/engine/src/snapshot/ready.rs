@@ -1,9 +1,9 @@
-//! Ready-made snapshots: what a first run left for the next ones, by a key of all that they depend on.
+//! Ready-made snapshots: the first run leaves one for the next runs, under a key of everything that it depends on.
 //!
 //! ```text
 //!   snapshots/ready/<key>        holds the snapshot's id; its time is that of the last use
 //!   snapshots/ready/<key>.lock   held by the one process that makes it, while others wait
-//!   snapshots/ready/<id>.old     was one, and is to be removed when nobody uses it any more
+//!   snapshots/ready/<id>.old     a note: it was replaced, and is to be removed once it is not in use
 //! ```
 
 use std::fs::File;
@@ -23,15 +23,15 @@ use crate::hex_id::hex_id;
 
 /// Hex digits of a key.
 const KEY_DIGITS: usize = 64;
-/// What the note of a replaced one ends with.
+/// The end of the name of such a note.
 const OLD_SUFFIX: &str = ".old";
-/// A ready-made name holds an id, and perhaps a line break.
+/// The file of a key holds an id and perhaps a line break.
 const NAME_BYTES_MAX: u64 = 64;
 
 hex_id! {
-    /// Names what a ready-made snapshot is of: 64 hex digits.
+    /// The key of a ready-made snapshot: 64 hex digits.
     pub ReadyKey of KEY_DIGITS digits,
-    /// Text that is no key.
+    /// Text that is not a key.
     NoReadyKey: "key of a ready-made snapshot"
 }
 
@@ -44,11 +44,11 @@ pub(crate) struct ReadyLock {
 }
 
 impl ReadyKey {
-    /// The key of things that are told apart by all of these words, in this order.
+    /// The key of these words, in this order. Other words, or another order, give another key.
     pub(crate) fn of(words: &[&str]) -> Self {
         let mut hasher = blake3::Hasher::new();
         for word in words {
-            // Without lengths, "a", "bc" would be "ab", "c".
+            // Without the lengths, "a", "bc" would have the key of "ab", "c".
             hasher.update(&(word.len() as u64).to_le_bytes());
             hasher.update(word.as_bytes());
         }
@@ -58,31 +58,34 @@ impl ReadyKey {
 
 impl Drop for ReadyLock {
     fn drop(&mut self) {
-        // Removed before it is let go: who waits for it sees that it is gone, and makes another.
+        // The file is removed before it is unlocked. Removed after that, the file could already be the lock of the next
+        // process, which would then be without a name, and a third process could lock a new file beside it. In this
+        // order a waiting process gets the lock of a file without a name, `is_at` finds that out, and the process locks
+        // the file that has the name now.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl SnapshotStore {
-    /// The ready-made snapshot of a key, and a note that it was used. `None` also where what it leads to is gone.
+    /// The ready-made snapshot of a key. Notes that it was used. `None` also if the snapshot was removed.
     ///
     /// # Errors
-    /// The name can't be read.
+    /// The file of the key can't be read.
     pub(crate) fn ready(&self, key: &ReadyKey) -> Result<Option<SnapshotId>, SnapshotError> {
         let Some((id, file)) = self.read_ready(key)? else { return Ok(None) };
         if !self.path(&id).is_dir() {
             return Ok(None);
         }
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        // A use that is not noted makes it look older, no more.
+        // If the use can't be noted, the snapshot only looks less recently used.
         let _ = rustix::fs::futimens(&file, &Timestamps { last_access: now, last_modification: now });
         Ok(Some(id))
     }
 
-    /// Makes a snapshot the ready-made one of a key. Returns the one before, which is still there.
+    /// Makes a snapshot the ready-made one of a key. Returns the one that it replaces, which still exists.
     ///
     /// # Errors
-    /// [`SnapshotError::Unknown`]; or the name can't be written.
+    /// [`SnapshotError::Unknown`]; or the file of the key can't be written.
     pub(crate) fn set_ready(&self, key: &ReadyKey, id: &SnapshotId) -> Result<Option<SnapshotId>, SnapshotError> {
         if !self.path(id).is_dir() {
             return Err(SnapshotError::Unknown(id.clone()));
@@ -93,11 +96,11 @@ impl SnapshotStore {
         Ok(before.filter(|before| before != id))
     }
 
-    /// Waits until this is the one process that makes the ready-made snapshot of a key. Whoever waited looks first
-    /// whether it is [there](Self::ready) by now.
+    /// Waits until this is the only process that makes the ready-made snapshot of a key. After waiting, the caller
+    /// first has to check whether it [exists](Self::ready) by now.
     ///
     /// # Errors
-    /// [`SnapshotError::Locked`] when another process still holds it after that time; or the lock can't be made.
+    /// [`SnapshotError::Locked`] if another process still holds it after that time; or the lock can't be made.
     pub(crate) fn ready_lock(&self, key: &ReadyKey, patience: Duration) -> Result<ReadyLock, SnapshotError> {
         let path = Utf8PathBuf::from(format!("{}.lock", self.ready_path(key)));
         let failed = |error: io::Error| match error.kind() {
@@ -115,11 +118,11 @@ impl SnapshotStore {
         }
     }
 
-    /// Removes a snapshot that was a ready-made one, or notes that [`trim_ready`](Self::trim_ready) has to, where it is
-    /// still in use.
+    /// Removes a ready-made snapshot that was replaced. If it is still in use, leaves a note, so that
+    /// [`trim_ready`](Self::trim_ready) removes it later.
     ///
     /// # Errors
-    /// It can't be removed, or the note not be written.
+    /// It can't be removed, or the note can't be written.
     pub(crate) fn retire(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
         let note = self.ready_directory().join(format!("{id}{OLD_SUFFIX}"));
         match self.remove(id) {
@@ -134,11 +137,11 @@ impl SnapshotStore {
         }
     }
 
-    /// Removes ready-made snapshots until there are at most so many, those that were not used for longest first. One that
-    /// is in use stays. Returns the removed ones.
+    /// Removes ready-made snapshots until at most `max` are left, the least recently used first. Snapshots in use stay.
+    /// Returns the removed ones.
     ///
     /// # Errors
-    /// The names can't be read, or a snapshot can't be removed.
+    /// The store can't be read, or a snapshot can't be removed.
     pub(crate) fn trim_ready(&self, max: usize) -> Result<Vec<SnapshotId>, SnapshotError> {
         for id in self.retired()? {
             self.retire(&id)?;
@@ -146,7 +149,7 @@ impl SnapshotStore {
         let mut used = Vec::new();
         for (key, id) in self.ready_names()? {
             let path = self.ready_path(&key);
-            // One that is gone meanwhile has no time; it does no harm among the oldest.
+            // A file that is removed meanwhile counts as the oldest, which does no harm.
             let time = fs::metadata(&path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
             if self.path(&id).is_dir() {
                 used.push((time, id));
@@ -173,13 +176,13 @@ impl SnapshotStore {
         Ok(removed)
     }
 
-    /// Ready-made ones that were replaced while they were in use.
+    /// Ready-made snapshots that were replaced while they were in use.
     fn retired(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
         let id = |name: &str| name.strip_suffix(OLD_SUFFIX)?.parse().ok();
         Ok(self.ready_files()?.iter().filter_map(|name| id(name)).collect())
     }
 
-    /// Names of the files beside the snapshots.
+    /// Names of the files in `snapshots/ready`.
     fn ready_files(&self) -> Result<Vec<String>, SnapshotError> {
         let directory = self.ready_directory();
         let failed = |error| SnapshotError::io("list", &directory, error);
@@ -192,7 +195,7 @@ impl SnapshotStore {
         }
     }
 
-    /// All ready-made names and where they lead, also to what is gone.
+    /// All keys and their snapshots, existing or not.
     pub(super) fn ready_names(&self) -> Result<Vec<(ReadyKey, SnapshotId)>, SnapshotError> {
         let mut names = Vec::new();
         for name in self.ready_files()? {
@@ -204,7 +207,7 @@ impl SnapshotStore {
         Ok(names)
     }
 
-    /// Removes the names that lead to a snapshot which is gone.
+    /// Removes the keys of a snapshot that is gone.
     pub(super) fn forget_ready(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
         for (key, _) in self.ready_names()?.into_iter().filter(|(_, ready)| ready == id) {
             let path = self.ready_path(&key);
@@ -218,7 +221,7 @@ impl SnapshotStore {
         let failed = |error| SnapshotError::io("read", &path, error);
         let mut file = match plain_file::open(&path) {
             Ok(file) => file,
-            // Whatever is no file leads nowhere.
+            // If the key is not an ordinary file, it has no snapshot.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
                 return Ok(None);
             }
@@ -226,7 +229,7 @@ impl SnapshotStore {
         };
         let mut bytes = Vec::new();
         (&mut file).take(NAME_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
-        // What is no id, as after a crash of the host, leads nowhere.
+        // If it holds no id, for example after a crash of the host, it has no snapshot.
         let id = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim_end().parse().ok());
         Ok(id.map(|id| (id, file)))
     }
@@ -290,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ready_name_of_garbage_leads_nowhere() {
+    fn a_key_with_garbage_has_no_snapshot() {
         let place = place();
         let (key, id) = (ReadyKey::of(&["image"]), place.full("one").id().clone());
         place.store.set_ready(&key, &id).expect("written");
@@ -302,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_replaced_while_it_was_in_use_goes_later() {
+    fn a_snapshot_replaced_while_in_use_is_removed_later() {
         let place = place();
         let (key, old) = (ReadyKey::of(&["image"]), place.full("old"));
         place.store.set_ready(&key, old.id()).expect("written");
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_want_it_get_it_in_turn() {
+    fn many_makers_get_the_lock_in_turn() {
         let place = place();
         let key = ReadyKey::of(&["image"]);
         let inside = std::sync::atomic::AtomicUsize::new(0);
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ones_not_used_for_longest_go_first_and_those_in_use_stay() {
+    fn the_least_recently_used_are_removed_first_and_those_in_use_stay() {
         let place = place();
         let keys = ["a", "b", "c", "d"].map(|word| ReadyKey::of(&[word]));
         let snapshots = ["a", "b", "c", "d"].map(|word| place.full(word));

@@ -1,31 +1,31 @@
-//! What is asked of a VM that shall be saved.
+//! A request to save a VM.
 
 use crate::link::GuestLink;
 
 /// How to save a VM.
 #[derive(Debug)]
 pub struct SnapshotRequest<'a> {
-    /// The link to its agent, which freezes the guest's commands meanwhile. Without one, what runs in the guest goes on
-    /// in its forks before they have names and randomness of their own.
+    /// The link to its agent, which freezes the guest's commands meanwhile. Without a link, programs of the guest run
+    /// in its forks before these have their own names and randomness.
     pub link: Option<&'a GuestLink>,
-    /// What becomes of the VM.
+    /// What happens to the VM afterwards.
     pub then: AfterSave,
-    /// For people: what the snapshot is of.
+    /// A name for users.
     pub label: String,
 }
 
-/// What becomes of a VM that was saved.
+/// What happens to a VM that was saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterSave {
-    /// It goes on.
+    /// It continues.
     GoOn,
-    /// It stops: its VMM ends, and [`Engine::resume`](crate::Engine::resume) goes on with it later, under the same id.
+    /// It stops: its VMM ends. [`Engine::resume`](crate::Engine::resume) continues it later under the same id.
     Stop,
-    /// It is over, and the snapshot is all that is left of it.
+    /// It ends, and only the snapshot is left.
     End,
 }
 
-/// A [`SnapshotRequest`] on its way to the VM's owner.
+/// A [`SnapshotRequest`] on its way to the task that owns the VM.
 #[derive(Debug)]
 pub(crate) struct SaveOrder {
     pub(crate) then: AfterSave,

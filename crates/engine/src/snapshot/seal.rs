@@ -1,9 +1,10 @@
-//! Makes a snapshot durable: what was published by a rename alone is put on disk, with checksums.
+//! Makes a snapshot durable: writes to disk what one rename has published, and adds checksums.
 //!
 //! ```text
 //!   manifest.json (pending) ──lock──▶ each file: fsync, hash ──▶ manifest.json.tmp ──fsync, rename──▶ manifest.json (done)
 //! ```
-//! The lock is one on the pending manifest's file itself: whoever gets it second finds another file in its place.
+//! The lock is on the file of the pending manifest itself. The process that gets it second finds another file under
+//! that name, and reads the new manifest.
 
 use std::fs::File;
 use std::io;
@@ -23,17 +24,17 @@ use super::verified::{KnownFile, KnownFiles, broken, open_file};
 use crate::failpoint;
 use crate::files::Witness;
 
-/// For another process that seals the same snapshot: some gigabytes on a slow disk.
+/// How long to wait for another process that seals the same snapshot: some gigabytes on a slow disk.
 const SEAL_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
-/// What names this boot of the host.
+/// Identifies this boot of the host.
 pub(super) fn host_boot_id() -> Result<String, SnapshotError> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = fs::read_to_string(path).map_err(|error| SnapshotError::io("read", path, error))?;
     Ok(text.trim().to_owned())
 }
 
-/// Seals one link, unless somebody has.
+/// Seals one link, if it is not sealed already.
 pub(super) fn seal_link(store: &SnapshotStore, link: &Link) -> Result<(), SnapshotError> {
     if link.is_sealed() {
         return Ok(());
@@ -45,14 +46,16 @@ pub(super) fn seal_link(store: &SnapshotStore, link: &Link) -> Result<(), Snapsh
         return Ok(());
     }
     let (manifest, known) = seal_files(link.dir(), manifest)?;
-    // The rename that published it.
+    // Also puts the rename that published it on disk.
     store.sync()?;
     store.verified().remember(link.id(), &known);
     link.set_sealed(manifest);
     Ok(())
 }
 
-/// Keeps others from sealing or compacting the snapshot meanwhile.
+/// Keeps other processes from sealing or compacting the snapshot meanwhile. A seal replaces the manifest by a rename,
+/// so a process that waited may hold the lock of the old file. It checks the name after locking, and starts again if
+/// another file has it.
 pub(super) fn lock_manifest(dir: &LockedDir) -> Result<File, SnapshotError> {
     let path = || dir.path().join(MANIFEST_FILE);
     let deadline = Instant::now() + SEAL_PATIENCE;
@@ -72,6 +75,11 @@ pub(super) fn lock_manifest(dir: &LockedDir) -> Result<File, SnapshotError> {
 }
 
 /// Syncs and hashes the files of a directory, then replaces its manifest.
+///
+/// The order matters for a crash of the host. All files are on disk before the manifest that has their checksums, so a
+/// manifest that is sealed never names a file that is not on disk. A crash before the rename leaves the pending
+/// manifest, which the next boot refuses because of its boot id. The state of each file is taken before it is hashed
+/// and compared after it, so a write in between is found.
 pub(super) fn seal_files(dir: &LockedDir, mut manifest: Manifest) -> Result<(Manifest, KnownFiles), SnapshotError> {
     let id = manifest.id.clone();
     let mut known = KnownFiles::new();
@@ -96,7 +104,7 @@ pub(super) fn seal_files(dir: &LockedDir, mut manifest: Manifest) -> Result<(Man
     Ok((manifest, known))
 }
 
-/// A guest's memory had room for all of it on the disk; what was never written to needs none. Without it the snapshot is
+/// Guest memory reserves room on the disk for all of it. Frees what was never written. If that fails, the snapshot is
 /// only larger.
 fn give_back_room(memory: &Utf8Path) {
     let punched = fs::OpenOptions::new().write(true).open(memory).and_then(|file| memory::punch_zeros(file.file()));
@@ -153,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_of_a_seal_does_no_harm() {
+    fn a_seal_that_a_crash_interrupted_can_be_repeated() {
         let place = place();
         let id = place.full("root").id().clone();
         let unfinished = place.store.path(&id).join("manifest.json.tmp");
@@ -165,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_sealed_ends_with_the_boot_of_its_host() {
+    fn an_unsealed_snapshot_is_refused_after_a_reboot() {
         let place = place();
         let id = place.full("root").id().clone();
         place.store.open(&id).expect("is whole while the host runs");
@@ -185,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_to_after_the_seal_is_found() {
+    fn a_write_after_the_seal_is_found() {
         let place = place();
         let snapshot = place.full("root");
         snapshot.seal().expect("seals");

@@ -1,12 +1,13 @@
-//! Where snapshots are kept: `$KILN_HOME/snapshots/<id>/`. All of it blocks; async callers use [`blocking`](crate::blocking).
+//! The store of snapshots: `$KILN_HOME/snapshots/<id>/`. All functions block; async callers use
+//! [`blocking`](crate::blocking).
 //!
 //! ```text
 //!   draft ──files──▶ publish ──▶ snapshots/<id>/ ◀──▶ open, seal, verify, list
 //!                                   │        ▲
 //!                   remove ◀────────┘        └── compact: a full one in place of a diff, of the same name
 //! ```
-//! Several processes do all of this at once. What they agree on is the lock on each directory (`locked_dir.rs`), and that
-//! directories come, change places and go by a rename.
+//! Several processes use the store at once, without a process that coordinates them. Two rules make that safe: each
+//! directory has a lock (`locked_dir.rs`), and a directory appears, moves and disappears only by a rename.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,16 +30,17 @@ use crate::files::{PARTIAL_SUFFIX, partials, sweep};
 use crate::hex_id::random_hex;
 use crate::home::Home;
 
-/// For a remover or a publisher that holds the directory for a moment.
+/// How long to wait for a remover or a publisher, which holds the directory only for a moment.
 pub(super) const OPEN_PATIENCE: Duration = Duration::from_secs(5);
-/// For those that only look: [`SnapshotStore::list`], and a process between `fork` and `exec`.
+/// How long a remover waits for processes that hold a lock only for a moment: [`SnapshotStore::list`], and a child
+/// between `fork` and `exec`.
 const REMOVE_PATIENCE: Duration = Duration::from_millis(50);
-/// Each time a compaction or a removal has to come between.
+/// Each attempt fails only if a compaction and a removal come between.
 const OPEN_ATTEMPTS_MAX: usize = 3;
-/// Children that an error names.
+/// Children that an error lists by id.
 const NAMED_CHILDREN_MAX: usize = 3;
 
-/// The snapshots of a home. Making one costs nothing, and creates nothing on disk.
+/// The snapshots of a home. Making this value does no I/O.
 ///
 /// ```no_run
 /// use kiln_engine::home::Home;
@@ -65,9 +67,9 @@ pub struct SnapshotStore {
 pub struct VerifyReport {
     /// Files that match their checksums.
     pub files: usize,
-    /// Their bytes, holes included.
+    /// The size of these files, holes included.
     pub bytes: u64,
-    /// Links without checksums yet: their files are there and have their sizes.
+    /// Snapshots without checksums: their files exist and have the right sizes.
     pub unsealed: Vec<SnapshotId>,
 }
 
@@ -77,7 +79,7 @@ impl SnapshotStore {
         Self { directory: home.snapshots(), verified: Verified::new(home) }
     }
 
-    /// Begins a new snapshot.
+    /// Starts a new snapshot.
     ///
     /// # Errors
     /// Its directory can't be made.
@@ -85,10 +87,10 @@ impl SnapshotStore {
         Draft::create(self)
     }
 
-    /// Opens a snapshot and all that it lies on, so that it can be restored. Files that were checked before, and were not
-    /// touched since, are not read.
+    /// Opens a snapshot and its ancestors, so that it can be restored. Files that were checked before and not touched
+    /// since are not read.
     ///
-    /// One that is not [sealed](Snapshot::is_sealed) is whole for as long as the host runs.
+    /// A snapshot that is not [sealed](Snapshot::is_sealed) is whole as long as the host runs.
     ///
     /// # Errors
     /// [`SnapshotError::Unknown`], [`SnapshotError::MissingLink`], [`SnapshotError::Broken`]; or it can't be read.
@@ -97,28 +99,33 @@ impl SnapshotStore {
         Ok(Snapshot::new(self.clone(), links, hashed.bytes))
     }
 
-    /// Reads all files of a snapshot and of what it lies on, whether they were checked before or not.
+    /// Reads all files of a snapshot and of its ancestors, even if they were checked before.
     ///
     /// # Errors
-    /// As [`SnapshotStore::open`]
+    /// See [`SnapshotStore::open`].
     pub fn verify(&self, id: &SnapshotId) -> Result<VerifyReport, SnapshotError> {
         let (links, hashed) = self.open_chain(id, Trust::Nothing)?;
         let unsealed = links.iter().filter(|link| !link.is_sealed()).map(|link| link.id().clone()).collect();
         Ok(VerifyReport { files: hashed.files, bytes: hashed.bytes, unsealed })
     }
 
-    /// Removes a snapshot and the ready-made names that lead to it.
+    /// Removes a snapshot and the ready-made keys that name it.
+    ///
+    /// A user takes a shared lock on each snapshot of a chain, the child first and then its parent. So while a child is
+    /// being opened, its parent may not be locked yet, and the exclusive lock on the parent is not enough. But then the
+    /// child is in the store, and listing the children under the lock finds it. A child can't appear after that either,
+    /// because its publisher holds a shared lock on the parent.
     ///
     /// # Errors
-    /// [`SnapshotError::Unknown`]; [`SnapshotError::InUse`] when a VM or a command uses it or another snapshot lies on it;
-    /// or it can't be removed.
+    /// [`SnapshotError::Unknown`]; [`SnapshotError::InUse`] if a VM or a command uses it or it has children; or it
+    /// can't be removed.
     pub fn remove(&self, id: &SnapshotId) -> Result<(), SnapshotError> {
         let path = self.path(id);
         let held = LockedDir::open(&path, Hold::Exclusive, REMOVE_PATIENCE).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => self.in_use(id, "by a VM or a command".into()),
             _ => SnapshotError::io("lock", &path, error),
         })?;
-        // Held until it is gone.
+        // The lock is held until the directory is removed.
         let Some(_lock) = held else { return Err(SnapshotError::Unknown(id.clone())) };
         let children = self.children()?.remove(id).unwrap_or_default();
         if !children.is_empty() {
@@ -135,12 +142,12 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// Whether other snapshots lie on it.
+    /// Whether it has children.
     pub(crate) fn is_parent(&self, id: &SnapshotId) -> Result<bool, SnapshotError> {
         Ok(self.children()?.get(id).is_some_and(|children| !children.is_empty()))
     }
 
-    /// Removes what nobody holds any more: old forms of compacted snapshots, drafts of processes that are gone.
+    /// Removes directories without a user: old forms of compacted snapshots, and drafts of processes that have ended.
     pub(crate) fn sweep(&self) {
         let swept = partials(&self.directory).and_then(|found| found.iter().try_for_each(|path| sweep(path).map(drop)));
         if let Err(error) = swept {
@@ -148,10 +155,10 @@ impl SnapshotStore {
         }
     }
 
-    /// Takes back what was published a moment ago.
+    /// Removes a snapshot that was published a moment ago.
     pub(super) fn withdraw(&self, id: &SnapshotId) {
         let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_hex::<8>()));
-        // What can't be removed is swept later.
+        // If it can't be removed, a later sweep does it.
         if let Err(error) = fs::rename(self.path(id), &doomed).and_then(|()| fs::remove_dir_all(&doomed)) {
             tracing::warn!(snapshot = %id, %error, "failed to take back a snapshot");
         }
@@ -166,7 +173,9 @@ impl SnapshotStore {
         let mut attempt = 1;
         let links = loop {
             match self.lock_chain(id) {
-                // A compaction puts a full snapshot in place of a diff, and then the diff's parent may go.
+                // A compaction replaces a diff with a full snapshot, and then the diff's parent may be removed. If that
+                // happens between reading the diff's manifest and locking its parent, the parent is missing although
+                // the snapshot is whole. The next attempt reads the manifest of the full one.
                 Err(SnapshotError::MissingLink { .. }) if attempt < OPEN_ATTEMPTS_MAX => attempt += 1,
                 other => break other?,
             }
@@ -220,7 +229,7 @@ impl SnapshotStore {
         })
     }
 
-    /// Every name that is there, good or broken.
+    /// All ids in the store, of good and broken snapshots.
     pub(super) fn ids(&self) -> Result<Vec<SnapshotId>, SnapshotError> {
         let failed = |error| SnapshotError::io("list", &self.directory, error);
         let entries = match self.directory.read_dir_utf8() {
@@ -241,7 +250,7 @@ impl SnapshotStore {
         Ok(ids)
     }
 
-    /// Which snapshots lie on which, as far as their manifests can be read.
+    /// The children of each snapshot, as far as manifests can be read.
     fn children(&self) -> Result<BTreeMap<SnapshotId, Vec<SnapshotId>>, SnapshotError> {
         let mut children = BTreeMap::<_, Vec<_>>::new();
         for id in self.ids()? {
@@ -256,7 +265,7 @@ impl SnapshotStore {
         Ok(children)
     }
 
-    /// Puts the names in the store on disk.
+    /// Syncs the store's directory, so that its names are on disk.
     pub(super) fn sync(&self) -> Result<(), SnapshotError> {
         let synced = fs::File::open(&self.directory).and_then(|directory| directory.sync_all());
         synced.map_err(|error| SnapshotError::io("sync", &self.directory, error))
@@ -310,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_link_is_named_with_who_needs_it() {
+    fn a_missing_parent_is_named_with_its_child() {
         let place = place();
         let root = place.full("root");
         let middle = place.diff(&root, 1, "middle");
@@ -326,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_goes_only_when_nobody_uses_it_or_lies_on_it() {
+    fn a_snapshot_in_use_or_with_children_is_not_removed() {
         let place = place();
         let full = place.full("root");
         let leaf = place.diff(&full, 1, "leaf");
@@ -339,7 +348,7 @@ mod tests {
         assert_eq!(reason(&leaf_id), "by a VM or a command");
         assert_eq!(reason(&root), "by a VM or a command", "the leaf's user needs the root too");
 
-        // As a VMM that inherited it.
+        // Like a VMM that inherited it.
         let inherited = leaf.lock_fds()[1].try_clone_to_owned().expect("copied");
         drop(leaf);
         assert_eq!(reason(&leaf_id), "by a VM or a command");
@@ -353,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_snapshot_leaves_no_memory_of_its_check() {
+    fn removing_a_snapshot_forgets_its_checks() {
         let place = place();
         let snapshot = place.full("root");
         snapshot.seal().expect("seals");
@@ -365,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn many_children_are_not_all_named() {
+    fn an_error_names_only_some_of_many_children() {
         let ids: Vec<SnapshotId> = (0..5).map(|_| SnapshotId::random()).collect();
         let words = as_parent_of(&ids);
         assert!(words.ends_with(&format!("`{}` and 2 more", ids[2])), "{words}");
@@ -414,13 +423,13 @@ mod tests {
                 // In use at most by the other thread, for a moment.
                 let removed = (0..1000).find(|_| place.store.remove(&root).is_ok());
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
-                removed.expect("nothing lies on it any more");
+                removed.expect("it has no child");
             });
         }
     }
 
     #[test]
-    fn what_a_crash_left_is_no_snapshot() {
+    fn leftovers_of_a_crash_are_not_snapshots() {
         let place = place();
         let kept = place.full("kept");
         fs::create_dir(place.store.path(kept.id()).with_extension("partial")).expect("made");
@@ -430,7 +439,7 @@ mod tests {
             .expect("made");
         assert_eq!(place.store.ids().expect("lists"), [kept.id().clone()]);
         for id in ["0123456789abcdef", "fedcba9876543210"] {
-            let error = place.store.open(&id.parse().expect("an id")).expect_err("is none");
+            let error = place.store.open(&id.parse().expect("an id")).expect_err("is not a snapshot");
             assert!(matches!(error, SnapshotError::Unknown(_)), "{error}");
         }
         assert_eq!(place.home.sweep_partials().expect("sweeps").len(), 1);

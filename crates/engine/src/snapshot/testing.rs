@@ -1,4 +1,4 @@
-//! Snapshots of small made-up files, in a home that goes with the test.
+//! Small made-up snapshots, in a home that is removed with the test.
 
 use std::os::unix::fs::FileExt as _;
 
@@ -25,7 +25,7 @@ pub(crate) struct Place {
     pub(crate) store: SnapshotStore,
 }
 
-/// An empty one.
+/// An empty home.
 pub(crate) fn place() -> Place {
     let directory = tempfile::tempdir().expect("a directory");
     let home = Home::at(Utf8Path::from_path(directory.path()).expect("UTF-8").join("home"));
@@ -33,7 +33,7 @@ pub(crate) fn place() -> Place {
     Place { _directory: directory, home, store }
 }
 
-/// What a snapshot of these kinds is, with one disk.
+/// The description of a snapshot of these kinds, with one disk.
 pub(crate) fn new(parent: Option<&Snapshot>, memory: MemoryKind) -> NewSnapshot {
     let mut spec = VmSpec::new("/kernel", "/initramfs");
     spec.memory_mib = MEMORY_BYTES >> 20;
@@ -68,7 +68,7 @@ pub(crate) fn layer(on_parent: bool) -> DiskLayer {
 }
 
 impl Place {
-    /// A full snapshot whose memory is zeros but for the first bytes.
+    /// A full snapshot whose memory is zeros after the first bytes.
     pub(crate) fn full(&self, memory: &str) -> Snapshot {
         let draft = self.store.draft().expect("a draft");
         write_sparse(&draft.path(MEMORY_FILE), memory);
@@ -86,7 +86,7 @@ impl Place {
         draft.publish(new).expect("published")
     }
 
-    /// A diff whose one page begins with these bytes, with a disk layer where the parent has one.
+    /// A diff with one page, which begins with these bytes. It has a disk layer if the parent has one.
     pub(crate) fn diff(&self, parent: &Snapshot, page: u64, content: &str) -> Snapshot {
         let draft = self.store.draft().expect("a draft");
         fs::write(draft.path(PAGES_FILE), page_file(page, content)).expect("written");
@@ -99,7 +99,7 @@ impl Place {
         draft.publish(new).expect("published")
     }
 
-    /// Changes a manifest as nobody would who means well.
+    /// Changes a manifest as an attacker could.
     pub(crate) fn forge(&self, id: &SnapshotId, change: impl FnOnce(&mut serde_json::Value)) {
         let path = self.store.path(id).join(MANIFEST_FILE);
         let mut manifest = serde_json::from_slice(&fs::read(&path).expect("is there")).expect("JSON");
@@ -107,7 +107,7 @@ impl Place {
         fs::write(&path, serde_json::to_vec(&manifest).expect("JSON")).expect("written");
     }
 
-    /// What is in the store's directory.
+    /// The names in the store's directory.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = self.home.snapshots().read_dir_utf8().expect("lists");
         let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name().to_owned()).collect();
@@ -116,9 +116,9 @@ impl Place {
     }
 }
 
-/// Changes one bit of a file and nothing else that shows from outside but its times.
+/// Flips one bit of a file. From outside only its times differ.
 pub(crate) fn flip_bit(path: &Utf8PathBuf) {
-    // The files are read-only, which root does not feel.
+    // The files are read-only, which does not stop root.
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
     let mut byte = [0];
     file.file().read_exact_at(&mut byte, 3).expect("reads");

@@ -1,5 +1,5 @@
-//! Files are checked against their checksums once. What was found is remembered for as long as the files are the same, so
-//! that a snapshot is opened with a look at each file and without reading any.
+//! Checks files against their checksums once, and remembers the result as long as the files are the same. So opening a
+//! snapshot again takes one `stat` per file and reads none.
 //!
 //! ```text
 //!   check(link) ── each file: size ── same device, inode, times as remembered ──▶ good
@@ -26,17 +26,17 @@ use crate::home::Home;
 /// Some dozens of files with 200 bytes each.
 const MEMORY_BYTES_MAX: u64 = 64 << 10;
 
-/// Where checks are remembered.
+/// The directory of remembered checks.
 #[derive(Debug, Clone)]
 pub(super) struct Verified {
     cache: Utf8PathBuf,
     directory: Utf8PathBuf,
 }
 
-/// What is known of a snapshot's files, by their names.
+/// What is known of a snapshot's files, by name.
 pub(super) type KnownFiles = BTreeMap<String, KnownFile>;
 
-/// A file in the state in which it was hashed.
+/// A file's state when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KnownFile {
     witness: Witness,
@@ -46,13 +46,13 @@ pub(super) struct KnownFile {
 /// Whether earlier checks count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// What is remembered is not hashed again.
+    /// Files with a remembered check are not hashed again.
     Remembered,
-    /// Everything is hashed.
+    /// All files are hashed.
     Nothing,
 }
 
-/// What a check had to do.
+/// The work of a check.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Hashed {
     pub(super) files: usize,
@@ -64,7 +64,7 @@ impl Verified {
         Self { cache: home.cache(), directory: home.cache().join("verified") }
     }
 
-    /// Checks that all files of a snapshot are there and, where they have checksums, are what was saved.
+    /// Checks that all files of a snapshot exist and, if it has checksums, that they match.
     pub(super) fn check(&self, dir: &LockedDir, manifest: &Manifest, trust: Trust) -> Result<Hashed, SnapshotError> {
         let id = &manifest.id;
         let known = match trust {
@@ -96,7 +96,7 @@ impl Verified {
         Ok(hashed)
     }
 
-    /// Remembers what was found. It can be found again, so a failure is not one of the caller's.
+    /// Remembers the result. If that fails, the files are only hashed again, so the caller gets no error.
     pub(super) fn remember(&self, id: &SnapshotId, known: &KnownFiles) {
         let write = || -> io::Result<()> {
             private_file::create_dir_all(&self.directory)?;
@@ -107,7 +107,7 @@ impl Verified {
         }
     }
 
-    /// Remembers files that were not written to since they were hashed, but whose other links have come or gone.
+    /// Remembers files that were not written to since they were hashed, but whose hard links have changed.
     pub(super) fn remember_relinked(&self, dir: &LockedDir, id: &SnapshotId, mut known: KnownFiles) {
         known.retain(|name, one| {
             let Ok(now) = dir.file(name).and_then(|file| file.metadata()) else { return false };
@@ -119,9 +119,9 @@ impl Verified {
         self.remember(id, &known);
     }
 
-    /// Nothing is known any more.
+    /// Forgets all checks of a snapshot.
     pub(super) fn forget(&self, id: &SnapshotId) {
-        // What stays behind is of no use to any other file.
+        // A result that can't be removed does no harm, because ids are not reused.
         let _ = fs::remove_file(self.file(id));
     }
 
@@ -136,14 +136,14 @@ impl Verified {
 }
 
 impl KnownFile {
-    /// Hashes a file. Its state is the one from before, so that a write meanwhile makes it unknown.
+    /// Hashes a file. Its state is taken before that, so a write during the hashing makes the result invalid.
     pub(super) fn of(file: &File) -> io::Result<Self> {
         let witness = Witness::of_metadata(&file.metadata()?);
         witness.settle();
         Ok(Self { witness, blake3: digest(file)? })
     }
 
-    /// Nobody has written to the file since it was hashed.
+    /// Whether the file was not written to since it was hashed.
     pub(super) fn is_unwritten(&self, file: &File) -> io::Result<bool> {
         Ok(Witness::of_metadata(&file.metadata()?).is_unwritten_since(&self.witness))
     }
@@ -154,7 +154,7 @@ impl KnownFile {
     }
 }
 
-/// Opens a file that has the size which the manifest says.
+/// Opens a file that has the size in the manifest.
 pub(super) fn open_file(dir: &LockedDir, id: &SnapshotId, entry: &FileEntry) -> Result<File, SnapshotError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => broken(id, &entry.name, "is missing"),
@@ -169,7 +169,7 @@ pub(super) fn open_file(dir: &LockedDir, id: &SnapshotId, entry: &FileEntry) -> 
     Err(broken(id, &entry.name, format!("has {bytes} bytes, not {}", entry.bytes)))
 }
 
-/// A file of a snapshot is not what it should be.
+/// The error for a file of a snapshot that is not what it should be.
 pub(super) fn broken(id: &SnapshotId, file: impl AsRef<Utf8Path>, problem: impl Into<String>) -> SnapshotError {
     SnapshotError::Broken { id: id.clone(), file: file.as_ref().to_string(), problem: problem.into() }
 }
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_link_leaves_what_it_lies_on_usable() {
+    fn a_broken_snapshot_leaves_its_parent_usable() {
         let place = place();
         let snapshot = chain(&place);
         flip_bit(&snapshot.leaf().path("pages"));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_or_gone_or_none_is_found() {
+    fn a_cut_or_missing_or_special_file_is_found() {
         let place = place();
         let snapshot = chain(&place);
         let path = snapshot.device();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_touched_is_hashed_once() {
+    fn an_untouched_file_is_hashed_once() {
         let place = place();
         let id = chain(&place).id().clone();
         let all = (1 << 20) + 3 * 4096;
@@ -253,7 +253,7 @@ mod tests {
         assert!((all - 4096..all + 4096).contains(&first), "{first}");
         assert_eq!(place.store.open(&id).expect("opens").hashed_bytes(), 0);
 
-        // Its times change, its contents don't: that is found out by one more reading of this file alone.
+        // Its times change, but its contents don't. That costs one more reading of this file only.
         let device = place.store.path(&id).join("device");
         let contents = fs::read(&device).expect("reads");
         fs::remove_file(&device).expect("removed");
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_of_garbage_or_of_other_checksums_does_not_count() {
+    fn remembered_garbage_and_other_checksums_do_not_count() {
         let place = place();
         let snapshot = place.full("root");
         snapshot.seal().expect("seals");
@@ -286,7 +286,7 @@ mod tests {
         let pending = place.diff(&snapshot, 2, "more");
         assert_eq!(place.store.verify(pending.id()).expect("is whole").unsealed, [pending.id().clone()]);
 
-        // A disk that rots does not tell the time of it: here the memory of the check is made to fit.
+        // A failing disk does not change a file's times. Here the remembered check is changed to fit.
         flip_bit(&snapshot.leaf().path("disk-0"));
         let dir = snapshot.leaf().dir();
         let lie = snapshot.manifest().files.iter().map(|entry| {
@@ -295,7 +295,7 @@ mod tests {
             (entry.name.clone(), KnownFile { witness, blake3: entry.blake3.clone().expect("is sealed") })
         });
         place.store.verified().remember(snapshot.id(), &lie.collect());
-        place.store.open(snapshot.id()).expect("is believed");
+        place.store.open(snapshot.id()).expect("is remembered as good");
         let error = place.store.verify(snapshot.id()).expect_err("is broken");
         assert!(matches!(error, SnapshotError::Broken { file, .. } if file == "disk-0"));
         assert_eq!(broken_file(&place, snapshot.id()).1, "disk-0");

@@ -1,4 +1,4 @@
-//! Writes the pages of a chain's diffs into the memory of a VMM that has mapped the chain's root.
+//! Writes the pages of a chain's diffs into the memory of a VMM that maps the chain's root.
 
 use super::chain::ChainMemory;
 use super::error::MemoryError;
@@ -8,7 +8,7 @@ use super::page_runs::{BATCH_BYTES, batches, page_count};
 use super::process_memory;
 use super::save::check_size;
 
-/// Makes a private mapping of the chain's root, in a process that doesn't run its guest yet, the chain's memory.
+/// Turns a private mapping of the chain's root into the chain's memory. The process must not run its guest yet.
 pub(crate) fn apply(pid: u32, mapping: Mapping, chain: &ChainMemory) -> Result<(), MemoryError> {
     check_size(pid, mapping, chain)?;
     let mut buffer = vec![0; BATCH_BYTES];

@@ -1,4 +1,4 @@
-//! The memory of a chain: a full snapshot's memory file and the page files of the diffs on it, the newest of which wins.
+//! The memory of a chain: the memory file of a full snapshot, and the page files of its diffs. The newest page counts.
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -12,16 +12,16 @@ use super::error::MemoryError;
 use super::page_file::{Content, PAGE_BYTES, PageFileError, PageIndex, Slot};
 use super::page_runs::pages;
 
-/// A chain's memory, to be read.
+/// A chain's memory, open for reading.
 #[derive(Debug)]
 pub(crate) struct ChainMemory {
     guest_bytes: u64,
     root: Layer,
-    /// Less than the guest's memory where it ends in zeros.
+    /// Less than the guest's memory if that ends in zeros.
     root_bytes: u64,
-    /// Oldest first.
+    /// The oldest first.
     diffs: Vec<Layer>,
-    /// The pages of all diffs, ascending, each from the newest that has it.
+    /// The pages of all diffs, ascending. Each is from the newest diff that has it.
     merged: Vec<Merged>,
 }
 
@@ -37,7 +37,7 @@ struct Merged {
     diff: u32,
 }
 
-/// Where bytes come from.
+/// The file and offset that bytes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Root(u64),
@@ -45,7 +45,7 @@ enum Source {
     Zero,
 }
 
-/// Part of a buffer, and where its content comes from.
+/// A part of a buffer, and the source of its content.
 #[derive(Debug)]
 struct Piece {
     source: Source,
@@ -53,10 +53,10 @@ struct Piece {
 }
 
 impl ChainMemory {
-    /// Opens and checks the files of a chain, the diffs from oldest to newest. The guest has `guest_bytes` of memory.
+    /// Opens and checks the files of a chain, the oldest diff first. The guest has `guest_bytes` of memory.
     pub(crate) fn open(root: &Utf8Path, diffs: &[impl AsRef<Utf8Path>], guest_bytes: u64) -> Result<Self, MemoryError> {
         let root = Layer::open(root)?;
-        let root_bytes = root.file.metadata().map_err(MemoryError::file("look at", &root.path))?.len();
+        let root_bytes = root.file.metadata().map_err(MemoryError::file("inspect", &root.path))?.len();
         if root_bytes > guest_bytes {
             return Err(root.broken(format!("has {root_bytes} bytes for a guest with {guest_bytes}")));
         }
@@ -81,12 +81,12 @@ impl ChainMemory {
         Ok(())
     }
 
-    /// Bytes of the guest's memory.
+    /// Size of the guest's memory in bytes.
     pub(crate) fn guest_bytes(&self) -> u64 {
         self.guest_bytes
     }
 
-    /// Pages that any of the diffs has, ascending, each once.
+    /// Pages that a diff has, ascending, each once.
     pub(crate) fn diff_pages(&self) -> impl ExactSizeIterator<Item = u64> {
         self.merged.iter().map(Merged::page)
     }
@@ -97,7 +97,7 @@ impl ChainMemory {
         self.read_pages(std::slice::from_ref(&(page..page + 1)), buffer)
     }
 
-    /// Reads pages, one after another, into `buffer`, with few system calls where they lie together.
+    /// Reads the given pages one after another into `buffer`. Neighbouring pages take one system call.
     pub(super) fn read_pages(&self, runs: &[Range<u64>], buffer: &mut [u8]) -> Result<(), MemoryError> {
         let Some(first) = runs.first() else { return Ok(()) };
         let above = self.merged.partition_point(|merged| merged.page() < first.start);
@@ -183,7 +183,7 @@ impl Piece {
     }
 }
 
-/// Both ascend; where both have a page it is the newer one's.
+/// Both inputs ascend. If both have a page, the newer one's is taken.
 fn merge(older: &[Merged], newer: impl ExactSizeIterator<Item = Merged>) -> Vec<Merged> {
     let mut merged = Vec::with_capacity(older.len() + newer.len());
     let (mut older, mut newer) = (older.iter().peekable(), newer.peekable());
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_nobody_asked_for_are_left_out() {
+    fn only_requested_pages_are_read() {
         let home = here();
         let diff = home.pages("diff", 6, &[(0, pattern(10)), (1, pattern(11)), (2, pattern(12))]);
         let chain = ChainMemory::open(&home.root(&[]), &[diff], 6 * 4096).expect("opens");
@@ -250,13 +250,13 @@ mod tests {
     }
 
     #[test]
-    fn a_diff_of_another_guest_or_without_sense_is_refused_by_name() {
+    fn a_diff_of_another_guest_or_of_garbage_is_refused_by_name() {
         let home = here();
         let root = home.root(&[pattern(0)]);
         let other = home.pages("other", 7, &[]);
         let error = ChainMemory::open(&root, &[&other], 6 * 4096).expect_err("is another's");
         assert!(matches!(error, MemoryError::Broken { path, .. } if path == other));
-        let error = ChainMemory::open(&root, &[&root], 6 * 4096).expect_err("is no diff");
+        let error = ChainMemory::open(&root, &[&root], 6 * 4096).expect_err("is not a diff");
         assert!(matches!(error, MemoryError::Broken { path, .. } if path == root));
         let nowhere = home.path("nowhere");
         let error = ChainMemory::open(&root, &[&nowhere], 6 * 4096).expect_err("is not there");

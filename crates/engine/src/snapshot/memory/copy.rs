@@ -11,13 +11,13 @@ use rustix::io::Errno;
 
 use super::page_file::{PAGE_BYTES, is_zero};
 
-/// Copied at once where the kernel doesn't do it.
+/// Bytes that are copied at once if the kernel does not copy.
 const COPY_BYTES: usize = 256 * PAGE_BYTES;
-/// The kernel copies at most this much with one call; some filesystems do it without a look at signals.
+/// The kernel copies at most this much with one call. Some filesystems do not check for signals while they copy.
 const KERNEL_COPY_BYTES: u64 = 256 << 20;
 
-/// Copies a file to an empty one on the same filesystem or another. Blocks are shared where the filesystem can; else
-/// the holes stay holes.
+/// Copies a file to an empty one, on the same filesystem or another. If the filesystem can share blocks, it does.
+/// Otherwise holes stay holes.
 pub(crate) fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
@@ -31,8 +31,8 @@ pub(crate) fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the blocks back that a file has but never wrote, as after `fallocate`: they become holes. Nobody may write to
-/// the file meanwhile. A filesystem that has no holes keeps them.
+/// Frees blocks of a file that were allocated but never written, for example by `fallocate`. They become holes. No
+/// process may write to the file meanwhile. A filesystem without holes keeps the blocks.
 pub(crate) fn punch_zeros(file: &File) -> io::Result<()> {
     let bytes = file.metadata()?.len();
     let mut place = 0;
@@ -46,7 +46,7 @@ pub(crate) fn punch_zeros(file: &File) -> io::Result<()> {
     punch(file, place..bytes).map(drop)
 }
 
-/// Makes part of a file zeros: a hole if the filesystem has them.
+/// Makes a part of a file zeros: a hole if the filesystem has holes.
 pub(super) fn write_hole(file: &File, range: Range<u64>) -> io::Result<()> {
     if punch(file, range.clone())? {
         return Ok(());
@@ -59,7 +59,7 @@ pub(super) fn write_hole(file: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the filesystem has holes.
+/// Returns whether the filesystem has holes.
 fn punch(file: &File, range: Range<u64>) -> io::Result<bool> {
     if range.is_empty() {
         return Ok(true);
@@ -72,12 +72,12 @@ fn punch(file: &File, range: Range<u64>) -> io::Result<bool> {
     }
 }
 
-/// The parts of a file that are no holes, ascending; all of it where the filesystem doesn't tell.
+/// The parts of a file that are not holes, ascending. All of it if the filesystem does not report holes.
 pub(crate) fn data_extents(file: &File, bytes: u64) -> impl Iterator<Item = io::Result<Range<u64>>> {
     let mut place = 0;
     iter::from_fn(move || {
         let extent = next_extent(file, place, bytes).transpose()?;
-        // An error ends it.
+        // An error ends the iteration.
         place = extent.as_ref().map_or(bytes, |extent| extent.end);
         Some(extent)
     })
@@ -102,7 +102,7 @@ fn copy_extent(from: &File, to: &File, extent: Range<u64>) -> io::Result<()> {
     while read_at < extent.end {
         let bytes = (extent.end - read_at).min(KERNEL_COPY_BYTES) as usize;
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), bytes) {
-            // It says so of files that it can't copy, too.
+            // The kernel also returns 0 for files that it can't copy.
             Ok(0) => return copy_by_hand(from, to, read_at..extent.end),
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
@@ -114,7 +114,7 @@ fn copy_extent(from: &File, to: &File, extent: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves out pages that are zero, as the target has holes there.
+/// Skips pages of zeros, because the target has holes there.
 fn copy_by_hand(from: &File, to: &File, extent: Range<u64>) -> io::Result<()> {
     let mut buffer = vec![0; COPY_BYTES];
     for start in extent.clone().step_by(COPY_BYTES) {
@@ -129,16 +129,16 @@ fn copy_by_hand(from: &File, to: &File, extent: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Neighbouring pages, as large as it gets; the last page may be cut.
+/// Neighbouring pages of one kind, as many as there are. The last page may be shorter.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Stretch<'a> {
-    /// So many bytes.
+    /// A number of zero bytes.
     Zeros(usize),
-    /// None of its pages is all zeros.
+    /// Bytes of which no page is all zeros.
     Data(&'a [u8]),
 }
 
-/// Cuts memory where zeros begin or end; each stretch with its place.
+/// Splits memory wherever zeros begin or end. Each part comes with its offset.
 pub(super) fn stretches(memory: &[u8]) -> impl Iterator<Item = (usize, Stretch<'_>)> {
     let mut place = 0;
     iter::from_fn(move || {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_written_is_given_back() {
+    fn blocks_that_were_never_written_are_freed() {
         let home = here();
         let file = home.file("file");
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 64 * MIB).expect("allocated");

@@ -1,4 +1,4 @@
-//! What can go wrong with the memory of a snapshot.
+//! Errors of a snapshot's memory.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::error::ErrorKind;
 /// Why memory was not found, saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// A file is not what was saved; the problem reads on after the file's name.
+    /// A file is not what was saved. The problem continues the sentence after the file's name.
     #[error("`{path}` {problem}")]
     Broken {
         /// The file.
@@ -22,24 +22,24 @@ pub enum MemoryError {
     File {
         /// What was tried.
         what: &'static str,
-        /// With which file.
+        /// The file.
         path: Utf8PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The VMM's memory can't be looked at or changed.
+    /// The VMM's memory can't be read or written.
     #[error("failed to {what} process {pid}")]
     Process {
         /// What was tried.
         what: &'static str,
-        /// With which process.
+        /// The process.
         pid: u32,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The VMM has no such mapping.
+    /// The VMM does not have such a mapping.
     #[error("process {pid} does not map `{path}` as its memory: {problem}")]
     NotMapped {
         /// The VMM.
@@ -49,7 +49,7 @@ pub enum MemoryError {
         /// What was found.
         problem: String,
     },
-    /// The mapping is not one of that snapshot's memory.
+    /// The mapping has another size than that snapshot's memory.
     #[error("process {pid} maps {mapped} bytes of memory, the snapshot has {saved}")]
     OtherSize {
         /// The VMM.
@@ -72,12 +72,12 @@ impl MemoryError {
 }
 
 impl MemoryError {
-    /// Turns an I/O error into one that names the file; for `map_err`.
+    /// Makes a function for `map_err` that adds the file to an I/O error.
     pub(super) fn file(what: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { what, path: path.to_owned(), source }
     }
 
-    /// Turns an I/O error into one that names the process; for `map_err`.
+    /// Makes a function for `map_err` that adds the process to an I/O error.
     pub(super) fn process(what: &'static str, pid: u32) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Process { what, pid, source }
     }

@@ -1,4 +1,4 @@
-//! Makes one memory file of a chain, for a full snapshot of its own.
+//! Makes one memory file of a chain, for a full snapshot.
 
 use std::fs::File;
 use std::io;
@@ -15,8 +15,8 @@ use super::page_runs::{BATCH_BYTES, batches, page_count};
 
 use crate::files::private_file;
 
-/// Writes the chain's memory to a new file at `path`, with holes where it is zero. On a filesystem that shares blocks
-/// it costs the diffs' pages alone.
+/// Writes the chain's memory to a new file at `path`, with holes for zeros. If the filesystem shares blocks, only the
+/// diffs' pages take new space.
 pub(crate) fn flatten(chain: &ChainMemory, path: &Utf8Path) -> Result<(), MemoryError> {
     let file =
         private_file::create_new(path).map(fs_err::File::into_file).map_err(MemoryError::file("create", path))?;
@@ -31,7 +31,7 @@ pub(crate) fn flatten(chain: &ChainMemory, path: &Utf8Path) -> Result<(), Memory
     Ok(())
 }
 
-/// Writes runs of pages whose contents lie one after another.
+/// Writes runs of pages, whose contents follow one another in `contents`.
 fn write(file: &File, runs: &[Range<u64>], mut contents: &[u8]) -> io::Result<()> {
     for run in runs {
         let bytes = (run.end - run.start) as usize * PAGE_BYTES;

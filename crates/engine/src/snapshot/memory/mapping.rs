@@ -1,4 +1,4 @@
-//! Where a process has a memory file mapped, from `/proc/<pid>/maps`.
+//! Finds where a process has mapped a memory file, in `/proc/<pid>/maps`.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
@@ -13,31 +13,31 @@ use super::error::MemoryError;
 use super::page_file::PAGE_BYTES;
 use crate::snapshot::MEMORY_FILE;
 
-/// A process has at most 65530 mappings unless its host says otherwise, and most lines are short.
+/// By default a process has at most 65530 mappings, and most lines are short.
 const MAPS_BYTES_MAX: u64 = 16 << 20;
 /// A path of 4096 bytes, some of them escaped, and the fields before it.
 const LINE_BYTES_MAX: u64 = 16 << 10;
 
-/// Memory of another process that is a file's content from its start.
+/// Memory of another process that maps a file from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Mapping {
-    /// Address in that process.
+    /// Its address in that process.
     pub(crate) start: u64,
-    /// Whole pages.
+    /// Its size, a multiple of the page size.
     pub(crate) bytes: u64,
 }
 
-/// What becomes of writes to a mapping.
+/// Where writes to a mapping go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// They stay with the process: a restored VM.
+    /// To the process only: a restored VM.
     Private,
-    /// They go to the file: a VM that is the first of its kind.
+    /// To the file: a VM that was booted.
     Shared,
 }
 
 impl Mapping {
-    /// Finds the one mapping of all `bytes` of `file`, whose name is `path`, in the process.
+    /// Finds the one mapping of the first `bytes` of `file`, whose path is `path`, in the process.
     pub(crate) fn find(
         pid: u32,
         file: &File,
@@ -45,14 +45,14 @@ impl Mapping {
         bytes: u64,
         sharing: Sharing,
     ) -> Result<Self, MemoryError> {
-        let wanted = Wanted::new(file, bytes, sharing).map_err(MemoryError::file("look at", path))?;
+        let wanted = Wanted::new(file, bytes, sharing).map_err(MemoryError::file("inspect", path))?;
         let maps =
-            File::open(format!("/proc/{pid}/maps")).map_err(MemoryError::process("look at the mappings of", pid))?;
+            File::open(format!("/proc/{pid}/maps")).map_err(MemoryError::process("inspect the mappings of", pid))?;
         let areas = wanted.areas(BufReader::new(maps)).map_err(MemoryError::process("read the mappings of", pid))?;
         wanted.choose(&areas).map_err(|problem| MemoryError::NotMapped { pid, path: path.to_owned(), problem })
     }
 
-    /// The memory file below `directory` of which the process has a private mapping.
+    /// The memory file below `directory` that the process has mapped privately.
     pub(crate) fn private_file(pid: u32, directory: &Utf8Path) -> Result<File, MemoryError> {
         let failed = |source| MemoryError::Process { what: "read the mappings of", pid, source };
         let directory = directory.canonicalize_utf8().map_err(MemoryError::file("find", directory))?;
@@ -67,24 +67,24 @@ impl Mapping {
             }
         })
         .map_err(failed)?;
-        let none = || io::Error::new(io::ErrorKind::NotFound, "it has no snapshot's memory");
+        let none = || io::Error::new(io::ErrorKind::NotFound, "it maps no snapshot's memory");
         let path = found.ok_or_else(none).map_err(failed)?;
         File::open(&path).map_err(MemoryError::file("open", &path))
     }
 
-    /// How many pages it has.
+    /// The number of its pages.
     pub(crate) fn pages(&self) -> u64 {
         self.bytes / PAGE_BYTES as u64
     }
 
-    /// Where a page is in the process.
+    /// The address of a page in the process.
     pub(super) fn address(&self, page: u64) -> u64 {
         debug_assert!(page <= self.pages(), "a page of the mapping, or its end");
         self.start + page * PAGE_BYTES as u64
     }
 }
 
-/// A mapping to look for.
+/// The mapping that is searched for.
 struct Wanted {
     device: (u32, u32),
     inode: u64,
@@ -93,7 +93,7 @@ struct Wanted {
     sharing: Sharing,
 }
 
-/// A mapping of the file, or neighbours that continue each other.
+/// A mapping of the file, or several neighbours that continue each other.
 #[derive(Debug, PartialEq, Eq)]
 struct Area {
     addresses: Range<u64>,
@@ -118,7 +118,7 @@ impl Wanted {
         Ok(areas)
     }
 
-    /// A line that is of this file: `start-end rwxp offset major:minor inode      path`.
+    /// Parses a line that belongs to this file: `start-end rwxp offset major:minor inode      path`.
     fn area(&self, line: &[u8]) -> Option<Area> {
         let (fields, path) = split_fields::<5>(line)?;
         let [addresses, access, offset, device, inode] = fields;
@@ -127,7 +127,8 @@ impl Wanted {
         let hex = |text| u64::from_str_radix(text, 16).ok();
         let device = (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
         let sharing = if access.ends_with('p') { Sharing::Private } else { Sharing::Shared };
-        // Filesystems with volumes, and overlays, have another device number here than a stat gives. There the path tells.
+        // On overlays and on filesystems with subvolumes, this device number is not the one that `stat` returns. There
+        // the path identifies the file.
         let same_file = inode.parse() == Ok(self.inode) && (device == self.device || path == self.path);
         (same_file && sharing == self.sharing).then_some(())?;
         Some(Area { addresses: hex(start)?..hex(end)?, offset: hex(offset)? })
@@ -138,7 +139,7 @@ impl Wanted {
         let mut whole = areas.iter().filter(|area| area.offset == 0 && bytes(area) == self.bytes);
         match (whole.next(), whole.next()) {
             (Some(area), None) => Ok(Mapping { start: area.addresses.start, bytes: self.bytes }),
-            (Some(_), Some(_)) => Err("it is there more than once".into()),
+            (Some(_), Some(_)) => Err("it is mapped more than once".into()),
             (None, _) => {
                 let sharing = if self.sharing == Sharing::Private { "private" } else { "shared" };
                 let found = areas.iter().map(|area| format!("{} from {}", bytes(area), area.offset)).take(3);
@@ -159,7 +160,7 @@ impl Area {
     }
 }
 
-/// Calls `look` with each line, less its end.
+/// Calls `look` with each line, without its end.
 fn each_line(mut maps: impl BufRead, mut look: impl FnMut(&[u8])) -> io::Result<()> {
     let (mut line, mut total) = (Vec::new(), 0);
     loop {
@@ -176,7 +177,7 @@ fn each_line(mut maps: impl BufRead, mut look: impl FnMut(&[u8])) -> io::Result<
     }
 }
 
-/// The first `N` fields, and what comes after them and the spaces behind.
+/// The first `N` fields, and what follows them and the spaces after them.
 fn split_fields<const N: usize>(line: &[u8]) -> Option<([&str; N], &[u8])> {
     let (mut fields, mut rest) = ([""; N], line);
     for field in &mut fields {

@@ -1,4 +1,4 @@
-//! Guest memory in snapshots. All of it blocks: callers run it where blocking is allowed.
+//! Guest memory in snapshots. All functions block, so callers run them on threads that may block.
 //!
 //! ```text
 //!   VMM's private mapping ──pagemap──▶ own pages ──compare with the parent──▶ save ──▶ `pages` file
@@ -6,8 +6,13 @@
 //!        └───────────── apply ◀───── ChainMemory: root `memory` and the diffs on it ◀────┘
 //!                                         └──▶ flatten: one `memory` file of its own
 //! ```
-//! A VM that was restored maps its root's memory file privately, so the pages that it wrote are anonymous memory of the
-//! VMM's process. They are what a diff holds, less those whose content is the parent's after all.
+//! A restored VM maps its root's memory file privately, so the pages that it wrote are anonymous memory of the VMM's
+//! process. A diff holds these pages, except those whose content is still the parent's.
+//!
+//! No tracking of writes is needed for this. The kernel copies a page of a private mapping at the first write, and from
+//! then on the copy belongs to the process alone. So "anonymous" in pagemap means "may differ from the file", and a
+//! page that is not anonymous is the file's. Pages of the parent's diffs were written by Kiln itself, so they are
+//! anonymous too; comparing removes them.
 
 mod apply;
 mod chain;

@@ -1,4 +1,5 @@
-//! Chains of diffs against a model: whatever a guest writes and wherever it is saved, each link is what memory was then.
+//! Compares chains of diffs with a model: whatever a guest writes and wherever it is saved, each link holds the memory
+//! of its moment.
 
 use std::process;
 
@@ -11,22 +12,22 @@ use super::save::SavedPages;
 use super::testing::{Here, Memory, Page, here, pattern, zeros};
 use super::{ChainMemory, Mapping, MemoryError, PAGE_BYTES, apply, flatten, own_pages, save};
 
-/// More than a batch, so that some tests have several.
+/// More than a batch, so that some tests have several batches.
 const GUEST_PAGES: u64 = 300;
 const GUEST_BYTES: u64 = GUEST_PAGES * PAGE_BYTES as u64;
 
-/// What a guest and its owner do.
+/// A step of a guest or of its owner.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The guest writes from a page on: one of some contents, the first of which is zeros.
+    /// The guest writes `count` pages from `page` on. Content 0 is zeros.
     Write { page: u64, count: u64, content: u64 },
-    /// It writes back what the page had in the root.
+    /// The guest writes the root's content of the page back.
     Undo { page: u64 },
-    /// It gives the page back: the root's again.
+    /// The guest gives the page back, so it is the root's again.
     Discard { page: u64 },
-    /// A link is saved.
+    /// The guest is saved as a new link.
     Save,
-    /// The guest goes on as a fork of one of the links.
+    /// The guest continues as a fork of one of the links.
     Fork { link: prop::sample::Index },
 }
 
@@ -51,14 +52,14 @@ fn content(number: u64) -> Page {
     if number == 0 { zeros() } else { pattern(number) }
 }
 
-/// A saved point: the diffs that lead to it, and what memory was.
+/// A saved link: its diffs, and the memory of its moment.
 #[derive(Debug, Clone)]
 struct Link {
     diffs: Vec<Utf8PathBuf>,
     model: Vec<Page>,
 }
 
-/// A guest, its snapshots, and what they should be.
+/// A guest, its snapshots, and the model of both.
 struct Guest {
     home: Here,
     root: Utf8PathBuf,

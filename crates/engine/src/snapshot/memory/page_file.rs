@@ -5,8 +5,9 @@
 //!   4096   the stored pages, 4096 bytes each
 //!   ...    index: an entry of 8 bytes for each page, ascending: its number, and bit 63 if it is all zeros and not stored
 //! ```
-//! Numbers are little-endian. The n-th entry that is stored has the n-th page. The index comes last because it is known
-//! last: pages are written as they are found, and the header makes the file one in the end.
+//! Numbers are little-endian. The n-th stored page belongs to the n-th entry that is stored. The index is at the end,
+//! because it is complete only after all pages were found. The header is written last of all: without it the file is
+//! not a page file, so a save that was interrupted leaves nothing that could be read as whole.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -17,24 +18,24 @@ pub(crate) const PAGE_BYTES: usize = 4096;
 
 const MAGIC: [u8; 8] = *b"KILNPAGE";
 const VERSION: u32 = 1;
-/// What of the header has a meaning.
+/// The bytes of the header that have a meaning.
 const HEADER_FIELDS_BYTES: usize = 40;
 /// The header and the zeros after it.
 const HEADER_BYTES: usize = PAGE_BYTES;
 const ENTRY_BYTES: usize = 8;
 /// In an entry: the page is all zeros.
 const ZERO_BIT: u64 = 1 << 63;
-/// Guests have less than 8 TiB, so that numbers of pages fit 32 bits here.
+/// Guests have less than 8 TiB, so page numbers fit into 32 bits here.
 const GUEST_PAGES_MAX: u64 = 1 << 31;
-/// The index is read and written in pieces.
+/// The index is read and written in parts of this size.
 const INDEX_CHUNK_BYTES: usize = 64 << 10;
 /// In a [`Slot`]: the page is all zeros.
 const NO_SLOT: u32 = u32::MAX;
 
-/// Why a page file has no index.
+/// Why the index of a page file can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PageFileError {
-    /// It is not what was saved; the problem reads on after the file's name.
+    /// It is not what was saved. The problem continues the sentence after the file's name.
     #[error("the file {0}")]
     Broken(String),
     /// It can't be read.
@@ -42,12 +43,12 @@ pub(crate) enum PageFileError {
     Io(#[from] io::Error),
 }
 
-/// What a page file says of a page.
+/// What a page file has for a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// It is all zeros.
+    /// The page is all zeros.
     Zero,
-    /// It is at this offset of the file.
+    /// The page is at this offset of the file.
     At(u64),
 }
 
@@ -58,7 +59,7 @@ pub(crate) struct PageIndex {
     slots: Vec<Slot>,
 }
 
-/// A page and its place among the stored ones.
+/// A page, and its index among the stored pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
     page: u32,
@@ -66,8 +67,8 @@ pub(super) struct Slot {
 }
 
 impl PageIndex {
-    /// Reads and checks a page file's header and index, not its pages. The memory that it takes is bounded by what the
-    /// file holds in entries that are as they should be.
+    /// Reads and checks the header and the index of a page file, but not its pages. Memory is allocated only for
+    /// entries that the file really holds.
     pub(crate) fn read(file: &mut (impl Read + Seek)) -> Result<Self, PageFileError> {
         let bytes = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(0))?;
@@ -91,17 +92,17 @@ impl PageIndex {
         Ok(Self { guest_pages: header.guest_pages, slots })
     }
 
-    /// Pages of the guest's memory, most of which are not in the file.
+    /// Pages of the guest's memory. Most of them are not in the file.
     pub(crate) fn guest_pages(&self) -> u64 {
         self.guest_pages
     }
 
-    /// How many pages the file has.
+    /// The number of pages in the file.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// What the file says of a page; `None` is its parent's.
+    /// What the file has for a page. `None` if the page is the parent's.
     pub(crate) fn find(&self, page: u64) -> Option<Content> {
         let place = self.slots.binary_search_by_key(&page, Slot::page).ok()?;
         Some(self.slots[place].content())
@@ -114,12 +115,12 @@ impl PageIndex {
 }
 
 impl Slot {
-    /// Its number.
+    /// The page's number.
     pub(super) fn page(&self) -> u64 {
         self.page.into()
     }
 
-    /// What the file says of it.
+    /// What the file has for it.
     pub(super) fn content(self) -> Content {
         match self.slot {
             NO_SLOT => Content::Zero,
@@ -128,7 +129,8 @@ impl Slot {
     }
 }
 
-/// For the fuzz target: reads a page file's index and looks up all that it has. How many pages these are, or what is wrong.
+/// For the fuzz target: reads the index of a page file and looks up all its pages. Returns their number, or what is
+/// wrong.
 pub fn read_page_file(bytes: &[u8]) -> Result<usize, String> {
     let index = PageIndex::read(&mut io::Cursor::new(bytes)).map_err(|error| error.to_string())?;
     for slot in index.slots() {
@@ -143,16 +145,16 @@ pub fn read_page_file(bytes: &[u8]) -> Result<usize, String> {
 fn next_slot(entry: u64, last: Option<&Slot>, stored: &mut u32, header: &Header) -> Result<Slot, PageFileError> {
     let number = entry & !ZERO_BIT;
     if number >= header.guest_pages {
-        return Err(broken(format!("has page {number} of a guest with {}", header.guest_pages)));
+        return Err(broken(format!("has page {number}, but the guest has {} pages", header.guest_pages)));
     }
     if let Some(last) = last.filter(|last| last.page() >= number) {
-        return Err(broken(format!("has page {number} behind page {}", last.page)));
+        return Err(broken(format!("has page {number} after page {}", last.page)));
     }
     let page = u32::try_from(number).expect("GUEST_PAGES_MAX fits");
     if entry & ZERO_BIT != 0 {
         return Ok(Slot { page, slot: NO_SLOT });
     }
-    // Numbers ascend below GUEST_PAGES_MAX, so there are not more of them.
+    // Numbers ascend and are below GUEST_PAGES_MAX, so they fit.
     let slot = *stored;
     *stored += 1;
     Ok(Slot { page, slot })
@@ -166,7 +168,7 @@ struct Header {
 }
 
 impl Header {
-    /// Reads it where the file stands, which has `bytes`.
+    /// Reads the header at the current position. The file has `bytes`.
     fn read(file: &mut impl Read, bytes: u64) -> Result<Self, PageFileError> {
         if bytes < HEADER_BYTES as u64 {
             return Err(broken(format!("has {bytes} bytes, less than a header")));
@@ -174,7 +176,7 @@ impl Header {
         let mut header = [0; HEADER_BYTES];
         file.read_exact(&mut header)?;
         if header[..8] != MAGIC {
-            return Err(broken("is no file of pages".into()));
+            return Err(broken("is not a page file".into()));
         }
         let numbers = |range: std::ops::Range<usize>| header[range].as_chunks().0;
         let [version, page_bytes] = [0, 1].map(|place| u32::from_le_bytes(numbers(8..16)[place]));
@@ -194,7 +196,7 @@ impl Header {
         let header = Self { guest_pages, entries, stored };
         match header.file_bytes() {
             wanted if wanted == bytes => Ok(header),
-            wanted => Err(broken(format!("has {bytes} bytes, its header says {wanted}"))),
+            wanted => Err(broken(format!("has {bytes} bytes, but its header requires {wanted}"))),
         }
     }
 
@@ -209,7 +211,7 @@ impl Header {
         bytes
     }
 
-    /// None of these overflow: the counts are at most [`GUEST_PAGES_MAX`].
+    /// These sums can't overflow, because the counts are at most [`GUEST_PAGES_MAX`].
     fn index_offset(&self) -> u64 {
         HEADER_BYTES as u64 + self.stored * PAGE_BYTES as u64
     }
@@ -219,7 +221,7 @@ impl Header {
     }
 }
 
-/// Writes a page file, from the first page to the last.
+/// Writes a page file, the lowest page first.
 #[derive(Debug)]
 pub(super) struct PageFileWriter {
     file: File,
@@ -229,7 +231,7 @@ pub(super) struct PageFileWriter {
 }
 
 impl PageFileWriter {
-    /// Starts a file that is empty.
+    /// Starts an empty file.
     pub(super) fn new(file: File, guest_pages: u64) -> io::Result<Self> {
         match guest_pages {
             ..=GUEST_PAGES_MAX => Ok(Self { file, guest_pages, entries: Vec::new(), stored: 0 }),
@@ -242,7 +244,7 @@ impl PageFileWriter {
         self.push(page, ZERO_BIT);
     }
 
-    /// The next page has content, which [`write_stored`](Self::write_stored) gets next.
+    /// The next page has content. [`write_stored`](Self::write_stored) has to write it next.
     pub(super) fn push_stored(&mut self, page: u64) {
         self.push(page, 0);
     }
@@ -253,7 +255,7 @@ impl PageFileWriter {
         self.entries.push(page | flag);
     }
 
-    /// Writes the contents of stored pages, whole ones.
+    /// Writes the contents of stored pages, each a whole page.
     pub(super) fn write_stored(&mut self, contents: &[u8]) -> io::Result<()> {
         debug_assert!(contents.len().is_multiple_of(PAGE_BYTES), "whole pages");
         self.file.write_all_at(contents, HEADER_BYTES as u64 + self.stored * PAGE_BYTES as u64)?;
@@ -261,7 +263,7 @@ impl PageFileWriter {
         Ok(())
     }
 
-    /// Writes the index and the header. The file's size.
+    /// Writes the index and the header. Returns the file's size.
     pub(super) fn finish(self) -> io::Result<u64> {
         let header = Header { guest_pages: self.guest_pages, entries: self.entries.len() as u64, stored: self.stored };
         let mut place = header.index_offset();
@@ -296,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    /// A file of a guest with 100 pages; a page is stored if it has a byte.
+    /// A page file of a guest with 100 pages. A page with a byte is stored.
     fn file(pages: impl IntoIterator<Item = (u64, Option<u8>)>) -> Vec<u8> {
         let file = tempfile::tempfile().expect("a file");
         let mut writer = PageFileWriter::new(file.try_clone().expect("cloned"), 100).expect("not too large");
@@ -371,11 +373,11 @@ mod tests {
         let found = [0, 7, 9, 10].map(|page| index.find(page));
         assert_eq!(found, [Some(Content::At(4096)), Some(Content::Zero), Some(Content::At(8192)), None]);
         assert_eq!(read_page_file(saved), Ok(3));
-        assert_eq!(read_page_file(&saved[1..]), Err("the file is no file of pages".into()));
+        assert_eq!(read_page_file(&saved[1..]), Err("the file is not a page file".into()));
     }
 
     #[test]
-    fn a_file_without_pages_is_one() {
+    fn a_page_file_may_have_no_pages() {
         assert_eq!(read(&file([])).expect("reads").len(), 0);
     }
 
@@ -383,9 +385,9 @@ mod tests {
     fn a_wrong_length_is_refused() {
         let mut bytes = three();
         bytes.push(0);
-        assert_eq!(problem(&bytes), "has 12313 bytes, its header says 12312");
+        assert_eq!(problem(&bytes), "has 12313 bytes, but its header requires 12312");
         bytes.truncate(THREE_INDEX + 23);
-        assert_eq!(problem(&bytes), "has 12311 bytes, its header says 12312");
+        assert_eq!(problem(&bytes), "has 12311 bytes, but its header requires 12312");
         assert_eq!(problem(&bytes[..100]), "has 100 bytes, less than a header");
         assert_eq!(problem(&[]), "has 0 bytes, less than a header");
     }
@@ -398,20 +400,20 @@ mod tests {
         bytes[8] = 9;
         assert_eq!(problem(&bytes), "has version 9, not 1");
         bytes[0] = b'X';
-        assert_eq!(problem(&bytes), "is no file of pages");
+        assert_eq!(problem(&bytes), "is not a page file");
     }
 
     #[test]
-    fn an_index_out_of_order_or_out_of_the_guest_is_refused() {
+    fn an_index_out_of_order_or_beyond_the_guest_is_refused() {
         let mut bytes = three();
         set(&mut bytes, THREE_INDEX + 16, 6);
-        assert_eq!(problem(&bytes), "has page 6 behind page 7");
+        assert_eq!(problem(&bytes), "has page 6 after page 7");
         set(&mut bytes, THREE_INDEX + 16, 7);
-        assert_eq!(problem(&bytes), "has page 7 behind page 7");
+        assert_eq!(problem(&bytes), "has page 7 after page 7");
         set(&mut bytes, THREE_INDEX + 16, 100);
-        assert_eq!(problem(&bytes), "has page 100 of a guest with 100");
+        assert_eq!(problem(&bytes), "has page 100, but the guest has 100 pages");
         set(&mut bytes, THREE_INDEX + 16, !ZERO_BIT);
-        assert_eq!(problem(&bytes), "has page 9223372036854775807 of a guest with 100");
+        assert_eq!(problem(&bytes), "has page 9223372036854775807, but the guest has 100 pages");
     }
 
     #[test]
@@ -420,7 +422,7 @@ mod tests {
         set(&mut bytes, THREE_INDEX + 8, 7);
         assert_eq!(problem(&bytes), "has 2 pages and an index of 3");
         set(&mut bytes, 24, 4);
-        assert_eq!(problem(&bytes), "has 12312 bytes, its header says 12320");
+        assert_eq!(problem(&bytes), "has 12312 bytes, but its header requires 12320");
         set(&mut bytes, 24, u64::MAX);
         assert!(problem(&bytes).starts_with("has a header that makes no sense"));
         set(&mut bytes, 24, 3);
@@ -438,7 +440,7 @@ mod tests {
         file.write_all_at(&header.to_bytes(), 0).expect("written");
         file.set_len(header.file_bytes()).expect("sparse");
         match PageIndex::read(&mut &file).expect_err("is broken") {
-            PageFileError::Broken(problem) => assert_eq!(problem, "has page 0 behind page 0"),
+            PageFileError::Broken(problem) => assert_eq!(problem, "has page 0 after page 0"),
             PageFileError::Io(error) => panic!("{error}"),
         }
     }

@@ -1,11 +1,12 @@
-//! Page numbers as runs without gaps, cut into batches that fit a buffer.
+//! Page numbers as runs without gaps, split into batches that fit a buffer.
 
 use std::iter;
 use std::ops::Range;
 
 use super::page_file::PAGE_BYTES;
 
-/// Pages that are moved at once. A run per page fits a system call's 1024 vectors, and the buffer the second-level cache.
+/// Pages that are moved at once. Even if each is a run of its own, they fit the 1024 vectors of a system call, and the
+/// buffer fits the second-level cache.
 pub(super) const BATCH_PAGES: usize = 256;
 /// A buffer for a batch.
 pub(super) const BATCH_BYTES: usize = BATCH_PAGES * PAGE_BYTES;
@@ -13,12 +14,12 @@ pub(super) const BATCH_BYTES: usize = BATCH_PAGES * PAGE_BYTES;
 /// Runs of page numbers, ascending, with gaps between them.
 pub(crate) type PageRuns = Vec<Range<u64>>;
 
-/// Adds a page that is above all others.
+/// Adds a page with a higher number than all others.
 pub(super) fn push_page(runs: &mut PageRuns, page: u64) {
     push_run(runs, page..page + 1);
 }
 
-/// Adds a run that is above all others.
+/// Adds a run above all others.
 pub(super) fn push_run(runs: &mut PageRuns, run: Range<u64>) {
     match runs.last_mut() {
         Some(last) if last.end == run.start => last.end = run.end,
@@ -29,7 +30,7 @@ pub(super) fn push_run(runs: &mut PageRuns, run: Range<u64>) {
     }
 }
 
-/// How many pages they are.
+/// The number of pages in the runs.
 pub(super) fn page_count(runs: &[Range<u64>]) -> u64 {
     runs.iter().map(|run| run.end - run.start).sum()
 }
@@ -39,7 +40,7 @@ pub(super) fn pages(runs: &[Range<u64>]) -> impl Iterator<Item = u64> {
     runs.iter().cloned().flatten()
 }
 
-/// Cuts ascending pages into batches of [`BATCH_PAGES`].
+/// Splits ascending pages into batches of [`BATCH_PAGES`].
 pub(super) fn batches(mut pages: impl Iterator<Item = u64>) -> impl Iterator<Item = PageRuns> {
     iter::from_fn(move || {
         let mut runs = Vec::new();
@@ -48,7 +49,7 @@ pub(super) fn batches(mut pages: impl Iterator<Item = u64>) -> impl Iterator<Ite
     })
 }
 
-/// The pages of both, each once; both ascend.
+/// The pages of both, each once. Both inputs ascend.
 pub(super) fn union(left: impl Iterator<Item = u64>, right: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
     let (mut left, mut right) = (left.peekable(), right.peekable());
     iter::from_fn(move || {

@@ -1,7 +1,7 @@
-//! Which pages of a private mapping a process has written, from `/proc/<pid>/pagemap`.
+//! Finds the pages of a private mapping that a process has written, in `/proc/<pid>/pagemap`.
 //!
-//! The kernel's `admin-guide/mm/pagemap` has the format: eight bytes for each page of the address space. A page that was
-//! written is anonymous, one that was only read is the file's.
+//! The format is in the kernel's `admin-guide/mm/pagemap`: eight bytes for each page of the address space. A page that
+//! was written is anonymous. A page that was only read is the file's.
 
 use std::fs::File;
 use std::io;
@@ -13,16 +13,17 @@ use super::page_file::PAGE_BYTES;
 use super::page_runs::{PageRuns, push_page};
 
 const ENTRY_BYTES: usize = 8;
-/// Read at once: the entries of 32 MiB of memory.
+/// Bytes that are read at once: the entries of 32 MiB of memory.
 const CHUNK_BYTES: usize = 64 << 10;
-/// A page of a file, or shared.
+/// The page is a file's, or shared.
 const FILE_BIT: u64 = 1 << 61;
-/// Anonymous, but swapped out.
+/// The page is anonymous and swapped out.
 const SWAPPED_BIT: u64 = 1 << 62;
-/// In memory.
+/// The page is in memory.
 const PRESENT_BIT: u64 = 1 << 63;
 
-/// The pages of a private mapping that are the process's own. It has to stand still, or the answer is old at once.
+/// The pages of a private mapping that belong to the process. The process must be paused, or the result is out of date
+/// at once.
 pub(crate) fn own_pages(pid: u32, mapping: Mapping) -> Result<PageRuns, MemoryError> {
     scan(pid, mapping).map_err(MemoryError::process("find the written pages of", pid))
 }
@@ -50,7 +51,8 @@ fn scan(pid: u32, mapping: Mapping) -> io::Result<PageRuns> {
     Ok(runs)
 }
 
-/// A page on its way between memory nodes counts as swapped out, also one of a file. It costs a comparison.
+/// A page that moves between memory nodes counts as swapped out, even a page of a file. Counting it costs one
+/// comparison.
 fn is_own(entry: u64) -> bool {
     entry & SWAPPED_BIT != 0 || entry & (PRESENT_BIT | FILE_BIT) == PRESENT_BIT
 }
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_swapped_out_is_own() {
+    fn a_swapped_page_is_own() {
         assert!(is_own(PRESENT_BIT) && is_own(SWAPPED_BIT));
         assert!(!is_own(0) && !is_own(FILE_BIT | PRESENT_BIT));
     }

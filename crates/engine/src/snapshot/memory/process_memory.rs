@@ -1,4 +1,4 @@
-//! Reads and writes the pages of another process, many with one system call.
+//! Reads and writes pages of another process, many with one system call.
 #![expect(unsafe_code, reason = "process_vm_readv and process_vm_writev have no safe interface")]
 
 use std::io;
@@ -10,15 +10,15 @@ use super::mapping::Mapping;
 use super::page_file::PAGE_BYTES;
 use super::page_runs::{BATCH_PAGES, page_count};
 
-/// Reads a batch's pages, one after another, into `buffer`.
+/// Reads a batch of pages one after another into `buffer`.
 pub(super) fn read_pages(pid: u32, mapping: Mapping, runs: &[Range<u64>], buffer: &mut [u8]) -> io::Result<()> {
     let (mut place, mut left) = (buffer.as_mut_ptr(), buffer.len());
     transfer(mapping, runs, buffer.len(), |remote, done| {
         (place, left) = (place.wrapping_add(done), left - done);
         let local = iovec { iov_base: place.cast(), iov_len: left };
-        // SAFETY: `local` is the rest of `buffer`, which is borrowed for writing during the call: `transfer` hands in how
-        // much of it is done and never more than there is. The kernel checks the addresses of the other process, which
-        // also can be this one; then its mapping of a guest's memory is no Rust object.
+        // SAFETY: `local` is the rest of `buffer`, which is borrowed for writing during the call: `transfer` passes how
+        // much is done, and never more than there is. The kernel checks the addresses of the other process. If that is
+        // this process, its mapping of a guest's memory is not a Rust object.
         unsafe {
             libc::process_vm_readv(pid.cast_signed() as pid_t, &local, 1, remote.as_ptr(), remote.len() as c_ulong, 0)
         }
@@ -32,14 +32,15 @@ pub(super) fn write_pages(pid: u32, mapping: Mapping, runs: &[Range<u64>], buffe
         rest = &rest[done..];
         let local = iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
         // SAFETY: `local` is the rest of `buffer`, which the kernel only reads. It checks the addresses of the other
-        // process, which also can be this one; then its mapping of a guest's memory is no Rust object.
+        // process. If that is this process, its mapping of a guest's memory is not a Rust object.
         unsafe {
             libc::process_vm_writev(pid.cast_signed() as pid_t, &local, 1, remote.as_ptr(), remote.len() as c_ulong, 0)
         }
     })
 }
 
-/// Calls until all is moved. The call gets what is left at the other side, and what the call before it has moved.
+/// Repeats the call until all bytes are moved. `call` gets the remaining vectors of the other process, and the number
+/// of bytes that are done.
 fn transfer(
     mapping: Mapping,
     runs: &[Range<u64>],
@@ -55,7 +56,7 @@ fn transfer(
         let skip = advance(&mut remote, done);
         done = match call(&remote[skip..], done) {
             ..0 => return Err(io::Error::last_os_error()),
-            // The kernel says so rather than with an error where the first address fails in some versions.
+            // If the first address is not mapped, some kernels return 0 instead of an error.
             0 => return Err(io::Error::from_raw_os_error(libc::EFAULT)),
             moved => moved.cast_unsigned(),
         };
@@ -70,7 +71,7 @@ fn vector(mapping: Mapping, run: &Range<u64>) -> iovec {
     iovec { iov_base: mapping.address(run.start) as *mut _, iov_len: bytes as usize }
 }
 
-/// Takes `done` bytes off the front: how many vectors are done whole; the next one is cut.
+/// Removes `done` bytes from the front. Returns how many vectors are done as a whole; the next one is cut.
 fn advance(vectors: &mut [iovec], mut done: usize) -> usize {
     for (index, vector) in vectors.iter_mut().enumerate() {
         if done < vector.iov_len {
@@ -89,7 +90,7 @@ mod tests {
 
     const MAPPING: Mapping = Mapping { start: 0x10000, bytes: 0x10000 };
 
-    /// Moves at most `step` bytes with each call: the addresses and lengths that the calls began with.
+    /// Moves at most `step` bytes with each call. Returns the address and length that each call began with.
     fn moved_in_steps(step: usize) -> io::Result<Vec<(usize, usize)>> {
         let mut calls = Vec::new();
         transfer(MAPPING, &[1..2, 4..6], 3 * PAGE_BYTES, |remote, _| {

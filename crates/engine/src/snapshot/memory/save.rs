@@ -1,4 +1,4 @@
-//! Writes the page file of a diff snapshot from a paused VMM's memory.
+//! Writes the page file of a diff snapshot from the memory of a paused VMM.
 
 use std::ops::Range;
 
@@ -13,21 +13,21 @@ use super::process_memory;
 
 use crate::files::private_file;
 
-/// What became of the pages.
+/// Counts of a save.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SavedPages {
-    /// The process's own.
+    /// Pages that the process owns.
     pub(crate) own: u64,
-    /// Of these, the ones that differ from the parent's: the pages of the file.
+    /// Of these, pages that differ from the parent's: the pages of the file.
     pub(crate) changed: u64,
-    /// Of these, the ones that are all zeros and take no space.
+    /// Of these, pages that are all zeros and take no space.
     pub(crate) zero: u64,
-    /// Size of the file.
+    /// The file's size.
     pub(crate) bytes: u64,
 }
 
-/// Writes what `own` pages of a paused process differ from the `parent` in to a new file at `path`. After a failure the
-/// file is there, but is none that can be read.
+/// Writes the pages of a paused process that differ from the `parent`'s to a new file at `path`. `own` are the pages
+/// that the process owns. A failed save leaves a file that can't be read as a page file.
 pub(crate) fn save(
     pid: u32,
     mapping: Mapping,
@@ -41,7 +41,9 @@ pub(crate) fn save(
     let mut writer = PageFileWriter::new(file, mapping.pages()).map_err(MemoryError::file("write", path))?;
     let mut saved = SavedPages { own: page_count(own), changed: 0, zero: 0, bytes: 0 };
     let (mut new, mut old) = (vec![0; BATCH_BYTES], vec![0; BATCH_BYTES]);
-    // A page that the parent's diffs have is the process's own, unless it gave it back: then it is the root's again.
+    // All pages of the parent's diffs are compared too. Usually the process owns them, because `apply` wrote them. But
+    // if the guest gave one back, the process does not own it, and it has the root's content again, which differs from
+    // the parent's.
     for runs in batches(union(pages(own), parent.diff_pages())) {
         let bytes = page_count(&runs) as usize * PAGE_BYTES;
         let (new, old) = (&mut new[..bytes], &mut old[..bytes]);
@@ -55,13 +57,13 @@ pub(crate) fn save(
     Ok(saved)
 }
 
-/// The mapping has to be of that memory.
+/// Checks that the mapping has the size of that memory.
 pub(super) fn check_size(pid: u32, mapping: Mapping, chain: &ChainMemory) -> Result<(), MemoryError> {
     let (mapped, saved) = (mapping.bytes, chain.guest_bytes());
     if mapped == saved { Ok(()) } else { Err(MemoryError::OtherSize { pid, mapped, saved }) }
 }
 
-/// Moves the contents to be stored to the front of `new`, and counts: the bytes there.
+/// Moves the contents to store to the front of `new`, and counts. Returns the bytes there.
 fn keep_changed(
     runs: &[Range<u64>],
     new: &mut [u8],

@@ -1,4 +1,4 @@
-//! Files of memory, and processes that map them: for tests the process is this one.
+//! Memory files, and processes that map them. In tests the process is this one.
 #![expect(unsafe_code, reason = "a mapping of guest memory has no safe interface")]
 
 use std::fs::File;
@@ -13,7 +13,7 @@ use super::page_file::{PAGE_BYTES, PageFileWriter, is_zero};
 /// The content of a page.
 pub(super) type Page = [u8; PAGE_BYTES];
 
-/// A page unlike others, and not all zeros.
+/// A page unlike all others, and not all zeros.
 pub(super) fn pattern(number: u64) -> Page {
     let mut page = [1; PAGE_BYTES];
     page[..8].copy_from_slice(&number.to_le_bytes());
@@ -26,7 +26,7 @@ pub(super) fn zeros() -> Page {
     [0; PAGE_BYTES]
 }
 
-/// A directory that goes with the test.
+/// A directory that is removed with the test.
 pub(super) struct Here(tempfile::TempDir);
 
 /// A new directory.
@@ -39,7 +39,7 @@ impl Here {
         Utf8Path::from_path(self.0.path()).expect("UTF-8").join(name)
     }
 
-    /// A new file to read and write.
+    /// A new file for reading and writing.
     pub(super) fn file(&self, name: &str) -> File {
         File::create_new(self.path(name)).expect("created");
         File::options().read(true).write(true).open(self.path(name)).expect("opens")
@@ -67,7 +67,7 @@ impl Here {
     }
 }
 
-/// A guest's memory as its VMM has it: a private mapping of a memory file.
+/// A guest's memory in its VMM: a private mapping of a memory file.
 pub(super) struct Memory {
     start: NonNull<u8>,
     bytes: usize,
@@ -87,12 +87,12 @@ impl Memory {
         Self { start: NonNull::new(start.cast()).expect("no mapping is at zero"), bytes, path: path.to_owned() }
     }
 
-    /// Where it is.
+    /// The mapping.
     pub(super) fn mapping(&self) -> Mapping {
         Mapping { start: self.start.as_ptr() as u64, bytes: self.bytes as u64 }
     }
 
-    /// Finds it as the mapping of another process is found.
+    /// Finds the mapping in the same way as in another process.
     pub(super) fn find(&self, sharing: Sharing) -> Result<Mapping, MemoryError> {
         let file = File::open(&self.path).expect("opens");
         Mapping::find(std::process::id(), &file, &self.path, self.bytes as u64, sharing)
@@ -101,26 +101,26 @@ impl Memory {
     /// Reads a page.
     pub(super) fn page(&self, number: u64) -> Page {
         let place = self.place(number);
-        // SAFETY: `place` checks that the page is in the mapping, which is there as long as `self`. The file is as long.
+        // SAFETY: `place` checks that the page is in the mapping, which lives as long as `self`. The file is as long.
         unsafe { place.cast::<Page>().read_volatile() }
     }
 
     /// Writes a page.
     pub(super) fn write(&mut self, number: u64, page: &Page) {
         let place = self.place(number);
-        // SAFETY: as in `page`, and the mapping can be written. Bytes need no alignment.
+        // SAFETY: see `page`; the mapping is writable. Bytes need no alignment.
         unsafe { place.cast::<Page>().write_volatile(*page) }
     }
 
-    /// Gives a page back: it is the file's again.
+    /// Gives a page back, so it is the file's again.
     pub(super) fn discard(&mut self, number: u64) {
         let place = self.place(number);
-        // SAFETY: as in `page`; no reference to the page is kept by anybody.
+        // SAFETY: see `page`; no reference to the page exists.
         let result = unsafe { libc::madvise(place.as_ptr().cast(), PAGE_BYTES, libc::MADV_DONTNEED) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     }
 
-    /// Whether it is these pages.
+    /// Whether it has these pages.
     pub(super) fn holds(&self, pages: &[Page]) -> bool {
         pages.len() * PAGE_BYTES == self.bytes && (0..).zip(pages).all(|(number, page)| self.page(number) == *page)
     }
@@ -135,7 +135,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and nobody keeps a reference into it.
+        // SAFETY: the mapping belongs to this value, and no reference into it exists.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
