@@ -118,7 +118,7 @@ pub struct ConfigWrite<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// The configuration can't be changed there.
-    #[error("{bytes} bytes at {offset} of the configuration can't be written")]
+    #[error("{bytes} bytes at offset {offset} of the configuration cannot be written")]
     ReadOnly {
         /// Where.
         offset: usize,
@@ -126,7 +126,7 @@ pub enum DeviceError {
         bytes: usize,
     },
     /// A value without a meaning.
-    #[error("`{field}` can't be {value}")]
+    #[error("`{field}` cannot be {value}")]
     Value {
         /// Of the configuration.
         field: &'static str,
@@ -134,19 +134,19 @@ pub enum DeviceError {
         value: u64,
     },
     /// An MTU it can't have.
-    #[error("the MTU can't be {mtu}")]
+    #[error("the MTU cannot be {mtu}")]
     Mtu {
         /// In bytes.
         mtu: u64,
     },
     /// A state of another device's, or of none.
-    #[error("{bytes} bytes are no state of this device")]
+    #[error("{bytes} bytes are not a state of this device")]
     State {
         /// How many came.
         bytes: usize,
     },
     /// It has no such thing.
-    #[error("the device can't {what}")]
+    #[error("the device cannot {what}")]
     Unsupported {
         /// What it would do.
         what: &'static str,

@@ -11,7 +11,7 @@ use crate::socket::SocketError;
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// Its number means nothing.
-    #[error("there is no message {0}")]
+    #[error("message {0} does not exist")]
     Unknown(u32),
     /// It needs a protocol feature that was not negotiated.
     #[error("`{0}` was not negotiated")]
@@ -20,13 +20,13 @@ pub enum Refusal {
     #[error("the virtio feature `{0}` was not negotiated")]
     FeatureNotNegotiated(&'static str),
     /// This device has no use for it.
-    #[error("the device has no use for it")]
+    #[error("this device does not support it")]
     OfNoUse,
     /// Feature bits that were not offered.
     #[error("the feature bits {0:#x} were not offered")]
     NotOffered(u64),
     /// Protocol features without others that they need.
-    #[error("`{feature}` needs `{needs}`")]
+    #[error("`{feature}` requires `{needs}`")]
     Needs {
         /// Which.
         feature: ProtocolFeatures,
@@ -34,7 +34,7 @@ pub enum Refusal {
         needs: ProtocolFeatures,
     },
     /// Another number of descriptors came with it than belong to it.
-    #[error("{found} descriptors came with it, not {expected}")]
+    #[error("it has {found} descriptors, not {expected}")]
     Descriptors {
         /// How many came.
         found: usize,
@@ -42,13 +42,13 @@ pub enum Refusal {
         expected: usize,
     },
     /// A descriptor of another kind than the message is for.
-    #[error("its descriptor is no {0}")]
+    #[error("its descriptor is not a {0}")]
     DescriptorKind(&'static str),
     /// The payload is not the message's.
     #[error(transparent)]
     Payload(#[from] PayloadError),
     /// A ring that the device doesn't have.
-    #[error("there is no ring {index}, there are {queues}")]
+    #[error("ring {index} does not exist: the device has {queues}")]
     NoRing {
         /// Which.
         index: u32,
@@ -56,7 +56,7 @@ pub enum Refusal {
         queues: u16,
     },
     /// A field with a value it can't have.
-    #[error("`{field}` can't be {value:#x}")]
+    #[error("`{field}` cannot be {value:#x}")]
     Value {
         /// Which.
         field: &'static str,
@@ -64,7 +64,7 @@ pub enum Refusal {
         value: u64,
     },
     /// A ring that runs can't be changed so.
-    #[error("ring {ring} runs")]
+    #[error("ring {ring} is running")]
     Running {
         /// Which.
         ring: u16,

@@ -109,7 +109,7 @@ impl Server {
     /// Where it is no such socket.
     pub fn serve_fd(&self, socket: OwnedFd, stop: &Event) -> std::io::Result<u64> {
         if rustix::net::sockopt::socket_domain(&socket)? != rustix::net::AddressFamily::UNIX {
-            return Err(std::io::Error::other("it is no Unix socket"));
+            return Err(std::io::Error::other("it is not a Unix socket"));
         }
         if !rustix::net::sockopt::socket_acceptconn(&socket)? {
             rustix::io::ioctl_fionbio(&socket, false)?;

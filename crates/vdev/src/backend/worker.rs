@@ -94,7 +94,7 @@ pub enum WorkerError {
     #[error("failed to start a queue worker")]
     Start(#[source] io::Error),
     /// It does not answer.
-    #[error("a queue worker did not answer within {waited:?}")]
+    #[error("a queue worker did not reply within {waited:?}")]
     Stuck {
         /// How long it was waited for.
         waited: Duration,

@@ -23,7 +23,7 @@ pub(super) fn handshakes(
         match handshake(options) {
             Ok(took) => histogram.record(took),
             Err(error) if number > 0 => {
-                notes.push(format!("session {} did not begin: {error}", number + 1));
+                notes.push(format!("session {} failed to start: {error}", number + 1));
                 break;
             }
             Err(error) => return Err(error.into()),

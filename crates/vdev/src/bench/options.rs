@@ -29,7 +29,7 @@ pub enum Pattern {
 
 /// A name that is no pattern's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is none of read, write, randread, randwrite, randrw")]
+#[error("`{0}` is not one of read, write, randread, randwrite, randrw")]
 pub struct UnknownPattern(pub String);
 
 impl Pattern {
@@ -127,8 +127,8 @@ pub enum BenchError {
     /// The backend failed.
     #[error(transparent)]
     Frontend(#[from] FrontendError),
-    /// It is a device that the bench can't drive.
-    #[error("`{socket}` is a {kind} device{}, and the bench drives blk devices only", evidence.as_ref().map_or_else(String::new, |evidence| format!(" ({evidence})")))]
+    /// It is a device that the bench cannot drive.
+    #[error("`{socket}` is a {kind} device{}, but the bench drives blk devices only", in_parentheses(evidence.as_deref()))]
     Device {
         /// The backend's socket.
         socket: String,
@@ -138,7 +138,7 @@ pub enum BenchError {
         evidence: Option<String>,
     },
     /// It does not show what it is.
-    #[error("`{socket}` does not show what kind of device it is, and the bench drives blk devices only")]
+    #[error("the kind of device behind `{socket}` is not known, and the bench drives blk devices only")]
     UnknownDevice {
         /// The backend's socket.
         socket: String,
@@ -150,7 +150,7 @@ pub enum BenchError {
         bytes: u32,
     },
     /// The device has blocks of its own that are larger.
-    #[error("blocks of {bytes} bytes are no multiple of the device's own, which have {device_bytes}")]
+    #[error("blocks of {bytes} bytes are not a multiple of the device's blocks of {device_bytes}")]
     DeviceBlocks {
         /// What was asked for.
         bytes: u32,
@@ -166,13 +166,13 @@ pub enum BenchError {
         bytes: u32,
     },
     /// The disk can't be written.
-    #[error("the disk is read-only, and `{pattern}` writes")]
+    #[error("the disk is read-only, but `{pattern}` writes")]
     ReadOnly {
         /// What was asked for.
         pattern: Pattern,
     },
     /// Too many or too few requests.
-    #[error("a depth of {depth} is none: 1 to {max}")]
+    #[error("the depth {depth} is not 1 to {max}")]
     Depth {
         /// What was asked for.
         depth: u16,
@@ -180,7 +180,7 @@ pub enum BenchError {
         max: u16,
     },
     /// The device failed a request.
-    #[error("the device answered {request} at sector {sector} with {status}")]
+    #[error("the device completed {request} at sector {sector} with {status}")]
     Status {
         /// The request.
         request: &'static str,
@@ -192,6 +192,11 @@ pub enum BenchError {
     /// A thread of the load could not be started.
     #[error("failed to start a thread for a queue")]
     Thread(#[source] std::io::Error),
+}
+
+/// ` (…)`, or nothing.
+fn in_parentheses(text: Option<&str>) -> String {
+    text.map_or_else(String::new, |text| format!(" ({text})"))
 }
 
 #[cfg(test)]

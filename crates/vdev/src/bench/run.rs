@@ -111,13 +111,13 @@ fn run_disk(
         if done.short > 0 {
             report
                 .notes
-                .push(format!("{} of {} requests came back with too small a length", done.short, done.requests));
+                .push(format!("{} of {} requests completed with too small a used length", done.short, done.requests));
         }
         seen(&done);
         report.loads.push(done);
     }
     if let Err(error) = driver.stop() {
-        report.notes.push(format!("the rings did not stop: {error}"));
+        report.notes.push(format!("failed to stop the rings: {error}"));
     }
     Ok(())
 }

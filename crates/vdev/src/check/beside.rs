@@ -31,7 +31,9 @@ pub fn independent(
     second.stop();
     match outcome {
         Ok(true) => Ok(()),
-        Ok(false) => Err("a second one has the same disk; `{dir}` in the command gives each its own".to_owned()),
+        Ok(false) => {
+            Err("a second one would use the same disk; `{dir}` in the command gives each backend its own".to_owned())
+        }
         Err(stop) => {
             let (Stop::Fail(because) | Stop::Skip(because) | Stop::Closed(because) | Stop::Hang(because)) = stop;
             let last_words = last_words.map_or_else(String::new, |words| format!(" ({words})"));
@@ -41,7 +43,7 @@ pub fn independent(
 }
 
 fn together(first: &mut Target, second: &mut Target, writes: bool, facts: &Facts, device: DeviceKind) -> Outcome<bool> {
-    let failed = |error: std::io::Error| Stop::Fail(format!("it can't be started: {error}"));
+    let failed = |error: std::io::Error| Stop::Fail(format!("failed to start it: {error}"));
     if first.process().is_none() || first.has_ended() || facts.ends_with_client {
         first.start().map_err(failed)?;
     }

@@ -88,9 +88,9 @@ impl Need {
                 Some(format!("{} is not offered", features.difference(facts.protocol_features)))
             }
             Self::Feature(bit, name) if facts.features & bit == 0 => Some(format!("{name} is not offered")),
-            Self::Kind(kind) if device != Some(kind) => Some(format!("this is no {} device", kind.name())),
+            Self::Kind(kind) if device != Some(kind) => Some(format!("this is not a {} device", kind.name())),
             Self::DataPath if device != Some(DeviceKind::Blk) => {
-                Some("requests are made of blk devices only".to_owned())
+                Some("only blk devices have a data path that the suite can test".to_owned())
             }
             Self::DataPath if facts.capacity_sectors() < super::disk::SECTORS_NEEDED => {
                 Some("the disk is too small".to_owned())
@@ -100,11 +100,11 @@ impl Need {
                 Some("the disk is read-only".to_owned())
             }
             Self::Writes if !allowed.writes => Some("writes are not allowed".to_owned()),
-            Self::Queues(queues) if facts.queues < queues => Some(format!("it serves {} queues", facts.queues)),
-            Self::ManyClients if facts.ends_with_client => Some("it serves one client only".to_owned()),
-            Self::Spawned if !target.is_spawned() => Some("it was not started with `--spawn`".to_owned()),
+            Self::Queues(queues) if facts.queues < queues => Some(format!("the backend has {} queues", facts.queues)),
+            Self::ManyClients if facts.ends_with_client => Some("the backend serves only one client".to_owned()),
+            Self::Spawned if !target.is_spawned() => Some("the backend was not started with `--spawn`".to_owned()),
             Self::Process if !target.is_spawned() && target.pid().is_none() => {
-                Some("its process can't be looked at".to_owned())
+                Some("the backend's process cannot be inspected".to_owned())
             }
             Self::Harm if !allowed.harm => Some("hostile cases are left out".to_owned()),
             _ => None,
@@ -114,15 +114,17 @@ impl Need {
 
 /// Why there is no request to have done.
 fn lacks_request(facts: &Facts, device: Option<DeviceKind>, allowed: Allowed) -> Option<String> {
-    let Some(device) = device else { return Some("what kind of device it is nobody has said".to_owned()) };
+    let Some(device) = device else {
+        return Some("the kind of device is not known; give it with `--device`".to_owned());
+    };
     let Some(request) = Request::of(device, facts) else {
-        return Some(format!("no request is known that every {device} device does"));
+        return Some(format!("the suite has no request that every {device} device serves"));
     };
     let queues = Request::queues(device, facts);
     match () {
-        () if u64::from(request.queue) >= queues => Some(format!("it serves {queues} queues")),
+        () if u64::from(request.queue) >= queues => Some(format!("the backend has {queues} queues")),
         () if request.goes_out && !allowed.writes => {
-            Some("writes are not allowed, and others would see them".to_owned())
+            Some("writes are not allowed, and this request leaves the host".to_owned())
         }
         () => None,
     }

@@ -84,7 +84,7 @@ impl<'a> Context<'a> {
     /// A connection after others, which has been served once.
     pub fn connect_again(&mut self) -> Outcome<Link> {
         let channel = self.target.connect_served()?;
-        self.note("connected again and asked for features");
+        self.note("connected again and sent GET_FEATURES");
         Ok(Link::new(channel, Rc::clone(&self.trace)))
     }
 
@@ -155,14 +155,14 @@ impl<'a> Context<'a> {
         let Some(process) = self.target.process() else { return Ok(()) };
         match process.wait(timeout) {
             Some(_) => Ok(()),
-            None => Err(Stop::Hang("its client has left and it does not end".to_owned())),
+            None => Err(Stop::Hang("its client disconnected, but it does not exit".to_owned())),
         }
     }
 
     /// What the backend's process holds.
     pub fn resources(&self) -> Outcome<Resources> {
         let resources = self.target.pid().and_then(process::resources);
-        resources.ok_or_else(|| Stop::Skip("the backend's process can't be looked at".to_owned()))
+        resources.ok_or_else(|| Stop::Skip("the backend's process cannot be inspected".to_owned()))
     }
 
     /// Waits until the backend holds no more than `limit` descriptors; returns how many it holds.

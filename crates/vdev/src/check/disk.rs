@@ -171,7 +171,7 @@ impl Disk {
         let used = self.ring.wait_used(&mut self.link, self.timeout)?;
         self.link.note(format!("ring {}: used head {}, {} bytes written", self.ring.index, used.head, used.written));
         if used.head != head {
-            return Stop::fail(format!("the used ring names head {}, and {head} was made available", used.head));
+            return Stop::fail(format!("the used ring has head {}, but {head} was made available", used.head));
         }
         Ok(used)
     }
@@ -263,14 +263,14 @@ pub fn require_status(found: u8, expected: u8, what: &str) -> Outcome {
         status::UNWRITTEN => "not written".to_owned(),
         other => other.to_string(),
     };
-    Stop::fail(format!("the status of {what} is {}, and should be {}", name(found), name(expected)))
+    Stop::fail(format!("the status of {what} is {}, not {}", name(found), name(expected)))
 }
 
 /// Fails unless all bytes are the same.
 pub fn same_bytes(found: &[u8], expected: &[u8], what: &str) -> Outcome {
     match found.iter().zip(expected).position(|(found, expected)| found != expected) {
         None => Ok(()),
-        Some(at) => Stop::fail(format!("{what}: byte {at} is {:#04x}, and should be {:#04x}", found[at], expected[at])),
+        Some(at) => Stop::fail(format!("{what}: byte {at} is {:#04x}, not {:#04x}", found[at], expected[at])),
     }
 }
 

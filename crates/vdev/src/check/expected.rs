@@ -56,7 +56,7 @@ pub enum ExpectedError {
         source: std::io::Error,
     },
     /// It is no TOML of this form.
-    #[error("`{path}` is no list of expected failures")]
+    #[error("`{path}` is not a list of expected failures")]
     Parse {
         /// The file.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum ExpectedError {
         source: Box<toml::de::Error>,
     },
     /// It names a case that there is not.
-    #[error("`{path}` expects `{id}` to fail, and there is no such case")]
+    #[error("`{path}` expects `{id}` to fail, but there is no such case")]
     Unknown {
         /// The file.
         path: PathBuf,

@@ -156,8 +156,11 @@ impl<'a> Lane<'a> {
     fn make_ready(&mut self, case: &Case) -> Result<(), Verdict> {
         if !self.target.is_spawned() {
             let Some(last) = self.served.last().copied().filter(|_| self.target.has_ended()) else { return Ok(()) };
-            let needs =
-                if self.target.ends_with_client { ": it ends with its client, and needs `--spawn`" } else { "" };
+            let needs = if self.target.ends_with_client {
+                ": it exits with its client; `--spawn` starts it again for each case"
+            } else {
+                ""
+            };
             if let Some(how) = self.target.crash(false) {
                 self.blame(last, &how);
             }
@@ -231,11 +234,11 @@ impl<'a> Lane<'a> {
         }
         let because = shared.verdict.because().unwrap_or_default().to_owned();
         match how {
-            None => alone.note = Some(format!("on one that had served {} other cases: {because}", served.len())),
+            None => alone.note = Some(format!("on a backend that had served {} other cases: {because}", served.len())),
             Some(how) => {
                 self.target.stop();
                 if !self.find_culprit(&served, &how, died) && shared.trace.has_received() {
-                    return CaseReport { note: Some("on a fresh backend it passes".to_owned()), ..shared };
+                    return CaseReport { note: Some("it passes on a fresh backend".to_owned()), ..shared };
                 }
             }
         }
@@ -291,7 +294,7 @@ impl<'a> Lane<'a> {
         let last = self.served.last().copied().filter(|_| !report.trace.has_received());
         if let Some((last, how)) = last.zip(self.target.crash(true)) {
             self.blame(last, &how);
-            report.verdict = Verdict::Skip(format!("the backend is gone: it ended after {}", last.task.case.id));
+            report.verdict = Verdict::Skip(format!("the backend is gone: it exited after {}", last.task.case.id));
         }
         report
     }
@@ -346,7 +349,7 @@ impl<'a> Lane<'a> {
 }
 
 fn after_the_case(how: &str) -> String {
-    format!("{how}, after the case had ended")
+    format!("{how}, after the end of the case")
 }
 
 /// Whether the rule can't be checked on a backend that others use, or leaves one behind that nobody should use.

@@ -100,10 +100,10 @@ impl Link {
             }
             Err(error) => {
                 let closed = error.is_closed();
-                self.trace.borrow_mut().note(if closed { "the connection is closed" } else { "nothing comes" });
+                self.trace.borrow_mut().note(if closed { "the connection is closed" } else { "no message arrives" });
                 match error {
                     SocketError::Timeout { waited, .. } => {
-                        Err(Stop::Hang(format!("no answer within {waited:?} while waiting for {what}")))
+                        Err(Stop::Hang(format!("no reply within {waited:?} while waiting for {what}")))
                     }
                     _ if closed => Err(Stop::Closed(format!("closed the connection while waiting for {what}"))),
                     other => Err(other.into()),
@@ -118,7 +118,7 @@ impl Link {
         let name = FrontendRequest::from_number(request).map_or("the request", FrontendRequest::name);
         let reply = self.receive_for(&format!("the reply to {name}"))?;
         if reply.header.request != request {
-            return Stop::fail(format!("instead of a reply to {name} came {}", backend_reply(&reply)));
+            return Stop::fail(format!("instead of a reply to {name} the backend sent {}", backend_reply(&reply)));
         }
         Ok(reply)
     }
@@ -138,7 +138,7 @@ impl Link {
         let reply = self.reply_to(M::REQUEST.number())?;
         match M::Reply::decode(&reply.payload) {
             Ok(decoded) => Ok((decoded, reply.fds)),
-            Err(error) => Stop::fail(format!("the reply to {} is none: {error}", M::REQUEST)),
+            Err(error) => Stop::fail(format!("the reply to {} is malformed: {error}", M::REQUEST)),
         }
     }
 
@@ -173,7 +173,7 @@ impl Link {
             Err(stop) => return Err(stop),
         }
         loop {
-            match self.receive_for(&format!("the reply to {question}, sent behind")) {
+            match self.receive_for(&format!("the reply to {question}, sent after it")) {
                 Err(Stop::Closed(_)) => {
                     answer.closed = true;
                     return Ok(answer);
@@ -184,7 +184,9 @@ impl Link {
                     let code = reply.payload.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
                     answer.code = Some(code);
                 }
-                Ok(reply) => return Stop::fail(format!("unasked for came {}", backend_reply(&reply))),
+                Ok(reply) => {
+                    return Stop::fail(format!("the backend sent {} without a request", backend_reply(&reply)));
+                }
             }
         }
     }
@@ -195,9 +197,9 @@ impl Link {
         match answer {
             _ if answer.is_accepted() => Ok(()),
             Answer { code: None, closed: true } => {
-                Err(Stop::Closed(format!("closed the connection at {}", M::REQUEST)))
+                Err(Stop::Closed(format!("closed the connection after {}", M::REQUEST)))
             }
-            _ => Stop::fail(format!("{answer} at {}", M::REQUEST)),
+            _ => Stop::fail(format!("{answer} after {}", M::REQUEST)),
         }
     }
 
@@ -225,7 +227,7 @@ impl Link {
             return Ok(());
         }
         if answer.code.is_none() && !self.has_reply_ack() {
-            return Stop::skip("without REPLY_ACK nobody can say whether it was refused");
+            return Stop::skip("without REPLY_ACK a refusal is not visible");
         }
         Stop::fail(format!("{what}: the backend {answer}"))
     }
@@ -239,7 +241,7 @@ impl Link {
         }
         // A backend that took several messages for questions answers each of them.
         for _ in 0..ANSWERS_TO_NOISE {
-            match self.receive_for("the reply to GET_FEATURES, sent behind") {
+            match self.receive_for("the reply to GET_FEATURES, sent after it") {
                 Err(Stop::Closed(_)) => return Ok(false),
                 Ok(reply) if reply.header.request == 1 => return Ok(true),
                 Ok(_) => {}
@@ -257,7 +259,7 @@ impl Link {
         }
         match self.receive_for("nothing") {
             Err(Stop::Closed(_)) => Ok(false),
-            Ok(message) => Stop::fail(format!("unasked for came {}", backend_reply(&message))),
+            Ok(message) => Stop::fail(format!("the backend sent {} without a request", backend_reply(&message))),
             Err(stop) => Err(stop),
         }
     }

@@ -37,7 +37,7 @@ impl From<SocketError> for Stop {
     fn from(error: SocketError) -> Self {
         let words = match &error {
             SocketError::Closed { doing, .. } => format!("closed the connection while {doing}"),
-            SocketError::Timeout { doing, waited, .. } => format!("no answer within {waited:?} while {doing}"),
+            SocketError::Timeout { doing, waited, .. } => format!("no reply within {waited:?} while {doing}"),
             SocketError::Io { doing, .. } if error.is_closed() => format!("closed the connection while {doing}"),
             other => with_sources(other),
         };
@@ -105,7 +105,7 @@ impl fmt::Display for Answer {
             Some(0) => f.write_str("acknowledged success (0)")?,
             Some(code) => write!(f, "acknowledged the error {code:#x}")?,
             None if self.closed => return f.write_str("closed the connection"),
-            None => f.write_str("said nothing")?,
+            None => f.write_str("sent no reply")?,
         }
         if self.closed { f.write_str(" and then closed the connection") } else { Ok(()) }
     }

@@ -177,7 +177,7 @@ impl PackedRing {
         let id = self.descriptors.load_u16(at + 12, Ordering::Relaxed);
         let written = u32::from_le_bytes(self.descriptors.read(at + 8));
         let Some(count @ 1..) = self.lengths.get_mut(usize::from(id)).map(std::mem::take) else {
-            return Stop::fail(format!("the device gave back id {id}, which was not made available"));
+            return Stop::fail(format!("the device returned id {id}, which was not made available"));
         };
         self.taken = self.taken.after(count, self.size);
         Ok(Some(Used { head: id.into(), written }))
@@ -192,13 +192,15 @@ impl PackedRing {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Stop::Hang(format!("packed ring: a request is not done within {timeout:?}")));
+                return Err(Stop::Hang(format!("packed ring: a request did not complete within {timeout:?}")));
             }
             let nap = left.min(Duration::from_millis(2));
             let [_, spoke] = wait_readable([self.call.as_fd(), link.channel().stream().as_fd()], Some(nap))?;
             if spoke {
                 link.is_silent_for(Duration::ZERO)?;
-                return Err(Stop::Closed("closed the connection while a packed ring had requests".to_owned()));
+                return Err(Stop::Closed(
+                    "closed the connection while a packed ring had requests in flight".to_owned(),
+                ));
             }
         }
     }

@@ -40,7 +40,7 @@ pub enum CommandError {
     #[error("the command to spawn is empty")]
     Empty,
     /// A quote that does not end.
-    #[error("the command to spawn has a `{0}` without its end")]
+    #[error("the command to spawn has an unclosed `{0}`")]
     Quote(char),
 }
 

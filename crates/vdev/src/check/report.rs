@@ -156,10 +156,10 @@ impl Report {
         }
         for case in &self.cases {
             if let (None, Some(note)) = (case.verdict.because(), &case.note) {
-                let _ = write!(text, "\n`{}` passes on a fresh backend, and did not {note}", case.id);
+                let _ = write!(text, "\n`{}` passes on a fresh backend, but failed {note}", case.id);
             }
             if let Expectation::PassesNow(_) = case.expectation {
-                let _ = write!(text, "\n`{}` was expected to fail and passes now", case.id);
+                let _ = write!(text, "\n`{}` was expected to fail, but passes now", case.id);
             }
         }
         text
@@ -182,7 +182,7 @@ impl fmt::Display for CaseReport {
         }
         match &self.expectation {
             Expectation::Failure(_) => f.write_str(" [expected]"),
-            Expectation::PassesNow(_) => f.write_str("  expected to fail, and passes now"),
+            Expectation::PassesNow(_) => f.write_str("  expected to fail, but passes now"),
             Expectation::None | Expectation::MayFail(_) | Expectation::NotRun(_) => Ok(()),
         }
     }

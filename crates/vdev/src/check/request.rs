@@ -49,7 +49,7 @@ impl Request {
             // Type 0 is IN, of sector 0.
             DeviceKind::Blk => reads(0, "a read", vec![0; 16], SECTOR_AND_STATUS.to_vec()),
             DeviceKind::Console => sends(1, "a line", vec![b"kiln vhost check\r\n".to_vec()]),
-            DeviceKind::Rng => reads(0, "a question for 64 bytes", Vec::new(), vec![64]),
+            DeviceKind::Rng => reads(0, "a request for 64 bytes", Vec::new(), vec![64]),
             DeviceKind::Scsi => reads(2, "TEST UNIT READY", scsi_test_unit_ready(), vec![108]),
             // VIRTIO_GPU_CMD_RESOURCE_UNREF of resource 0, which there never is: header, resource and padding, answered with a
             // header. What asks for displays needs the socket to them, which is given by a message that is no backend's.

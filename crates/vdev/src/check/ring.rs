@@ -197,7 +197,10 @@ impl SplitRing {
     pub fn stop(&self, link: &mut Link) -> Outcome<u32> {
         let reply = link.call(&GetVringBase(self.state(0)))?;
         if reply.index != self.index {
-            return Stop::fail(format!("GET_VRING_BASE of ring {} was answered for ring {}", self.index, reply.index));
+            return Stop::fail(format!(
+                "the reply to GET_VRING_BASE of ring {} is for ring {}",
+                self.index, reply.index
+            ));
         }
         Ok(reply.num)
     }
@@ -306,7 +309,7 @@ impl SplitRing {
             if left.is_zero() {
                 let (offered, taken) = (self.offered, self.taken);
                 return Err(Stop::Hang(format!(
-                    "ring {}: a request is not done within {timeout:?} ({} made available, {taken} used)",
+                    "ring {}: a request did not complete within {timeout:?} ({} made available, {taken} used)",
                     self.index, offered
                 )));
             }
@@ -316,7 +319,10 @@ impl SplitRing {
             self.call.take()?;
             if spoke && self.used_index() == self.taken {
                 link.is_silent_for(Duration::ZERO)?;
-                return Err(Stop::Closed(format!("closed the connection while ring {} had requests", self.index)));
+                return Err(Stop::Closed(format!(
+                    "closed the connection while ring {} had requests in flight",
+                    self.index
+                )));
             }
         }
     }

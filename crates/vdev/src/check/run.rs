@@ -82,7 +82,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// There is neither a socket nor a command.
-    #[error("there is no backend to check: neither a socket nor a command that starts one")]
+    #[error("no backend to check: there is neither a socket nor a command that starts one")]
     NoTarget,
     /// The socket can't be connected to, and waiting changes nothing.
     #[error(transparent)]
@@ -91,7 +91,7 @@ pub enum CheckError {
         source: SocketError,
     },
     /// What the backend says of itself fits no kind of device, or more than one.
-    #[error("`{target}` does not show what kind of device it is{}", may_be(candidates))]
+    #[error("the kind of device behind `{target}` is not known{}", may_be(candidates))]
     UnknownDevice {
         /// The socket or the command.
         target: String,
@@ -99,7 +99,7 @@ pub enum CheckError {
         candidates: Vec<Candidate>,
     },
     /// The backend does not get as far as saying what it is.
-    #[error("`{target}` can't be checked: it {because}")]
+    #[error("failed to check `{target}`: it {because}")]
     NoFacts {
         /// The socket or the command.
         target: String,
@@ -195,7 +195,7 @@ pub fn run(options: &Options, on_case: &mut dyn FnMut(&CaseReport)) -> Result<Re
 
 fn no_facts(name: &str, target: &mut Target, stop: Stop) -> CheckError {
     let because = match (target.crash(true), stop) {
-        (Some(crash), _) => format!("ended at the first questions: {crash}"),
+        (Some(crash), _) => format!("exited during the first requests: {crash}"),
         (None, Stop::Fail(because) | Stop::Skip(because) | Stop::Closed(because) | Stop::Hang(because)) => because,
     };
     let last_words = target.process().map_or_else(Vec::new, |process| process.last_words());
@@ -214,15 +214,15 @@ fn lanes(options: &Options, target: &mut Target, facts: &Facts, device: DeviceKi
     let one = |note: Option<&str>| Lanes {
         jobs: 1,
         overlap: false,
-        note: note.map(|because| format!("one backend at a time: {because}")),
+        note: note.map(|because| format!("only one backend at a time: {because}")),
     };
     let Some(command) = &options.spawn else {
-        return one(options.jobs.map(|_| "this one is not started by the suite"));
+        return one(options.jobs.map(|_| "the backend was not started with `--spawn`"));
     };
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let jobs = options.jobs.unwrap_or_else(|| cpus.min(JOBS_DEFAULT_MAX)).clamp(1, JOBS_MAX);
     if options.socket.is_some() && !command.mentions("{socket}") {
-        return one(Some("the command has no `{socket}`, so all would listen at the same place"));
+        return one(Some("the command has no `{socket}`, so all backends would listen on the same socket"));
     }
     // With one case there is nothing to do side by side.
     if selected(options).nth(1).is_none() && options.repeat <= 1 {

@@ -173,7 +173,7 @@ impl Target {
                     return Ok(channel);
                 }
                 Err(error) if self.has_ended() => {
-                    return Err(Stop::Closed(format!("ended before it listened: {error}")));
+                    return Err(Stop::Closed(format!("exited before it listened: {error}")));
                 }
                 Err(error) if Instant::now() >= deadline => {
                     return Err(Stop::Hang(format!("does not listen within {:?}: {error}", self.patience)));
@@ -202,7 +202,7 @@ impl Target {
                     std::thread::sleep(PAUSE);
                 }
                 Err(error @ SocketError::Timeout { .. }) => {
-                    return Err(Stop::Hang(format!("a new client is not served: {error}")));
+                    return Err(Stop::Hang(format!("does not serve a new client: {error}")));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -259,7 +259,7 @@ impl Target {
                 if soon && !allowed {
                     wait_until(END_FOLLOWS, || has_gone(pid));
                 }
-                (self.has_ended() && !allowed).then(|| format!("process {pid} has gone"))
+                (self.has_ended() && !allowed).then(|| format!("process {pid} does not exist"))
             }
         }
     }

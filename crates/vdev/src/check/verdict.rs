@@ -41,7 +41,7 @@ impl fmt::Display for Level {
 
 /// A name that is no level's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no level: `must`, `should` or `may`")]
+#[error("`{0}` is not a level: `must`, `should` or `may`")]
 pub struct UnknownLevel(pub String);
 
 impl FromStr for Level {

@@ -45,7 +45,7 @@ pub fn still_works(context: &mut Context<'_>) -> Outcome {
     if context.facts.rings == RingCheck::Nothing {
         return context.connect_again().map(drop);
     }
-    context.note("a new client has its ring served");
+    context.note("a new client checks that its ring is served");
     let afterwards = |words| format!("afterwards, on a ring of a new client: {words}");
     attempt(context, context.facts.rings).map_err(|stop| match stop {
         Stop::Fail(words) => Stop::Fail(afterwards(words)),

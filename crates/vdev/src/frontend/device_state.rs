@@ -83,7 +83,7 @@ impl Frontend {
                 Err(error) => return Err(failed(error.to_string())),
             }
             if Instant::now() >= deadline {
-                return Err(failed(format!("it was not taken within {timeout:?}")));
+                return Err(failed(format!("it was not read within {timeout:?}")));
             }
         }
         drop(write);

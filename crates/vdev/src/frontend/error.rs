@@ -27,7 +27,7 @@ pub enum FrontendError {
         source: Box<SocketError>,
     },
     /// The backend answered, and the answer can't be true.
-    #[error("`{socket}` answered {request} wrongly: {what}")]
+    #[error("`{socket}` sent a wrong reply to {request}: {what}")]
     Answer {
         /// The socket.
         socket: String,
@@ -57,7 +57,7 @@ pub enum FrontendError {
         bits: String,
     },
     /// The message comes too early or too late.
-    #[error("`{socket}`: {request} comes only after {after}")]
+    #[error("`{socket}`: {request} must come after {after}")]
     Order {
         /// The socket.
         socket: String,
@@ -81,7 +81,7 @@ pub enum FrontendError {
         found: u64,
     },
     /// Postcopy needs a userfaultfd handler behind guest memory, which this frontend has not.
-    #[error("`{socket}`: {request} is not done: postcopy needs a VMM that serves page faults")]
+    #[error("`{socket}`: {request} is not supported: postcopy needs a VMM that serves page faults")]
     Postcopy {
         /// The socket.
         socket: String,
@@ -89,7 +89,7 @@ pub enum FrontendError {
         request: &'static str,
     },
     /// The backend's own channel brought what no backend may send; it is closed.
-    #[error("`{socket}` said on its own channel what no backend may say: {what}")]
+    #[error("`{socket}` broke the protocol on its own channel: {what}")]
     BackendChannel {
         /// The socket.
         socket: String,
@@ -141,7 +141,7 @@ pub enum FrontendError {
         ring: u32,
     },
     /// Requests of a ring were not done in time.
-    #[error("`{socket}` was done with none of {outstanding} requests of ring {ring} within {waited:?}")]
+    #[error("`{socket}` completed none of {outstanding} requests of ring {ring} within {waited:?}")]
     RingTimeout {
         /// The socket.
         socket: String,
@@ -153,7 +153,7 @@ pub enum FrontendError {
         waited: Duration,
     },
     /// The backend has gone while it had requests of a ring.
-    #[error("`{socket}` was closed by its peer, which has {outstanding} requests of ring {ring}")]
+    #[error("`{socket}` was closed by its peer with {outstanding} requests of ring {ring} in flight")]
     RingLost {
         /// The socket.
         socket: String,
@@ -163,7 +163,7 @@ pub enum FrontendError {
         outstanding: u16,
     },
     /// The device did a request otherwise than it may, or not at all.
-    #[error("`{socket}`: ring {ring}: the device answered {request} with {what}")]
+    #[error("`{socket}`: ring {ring}: the device completed {request} with {what}")]
     Device {
         /// The socket.
         socket: String,
@@ -175,7 +175,7 @@ pub enum FrontendError {
         what: String,
     },
     /// A request that the device does not take.
-    #[error("`{socket}`: the device takes no {request} of {what}")]
+    #[error("`{socket}`: the device does not accept a {request} of {what}")]
     NoRequest {
         /// The socket.
         socket: String,
@@ -191,7 +191,7 @@ pub enum FrontendError {
         socket: String,
     },
     /// Nobody took a new connection in time.
-    #[error("`{socket}` took no new connection within {waited:?}")]
+    #[error("`{socket}` accepted no new connection within {waited:?}")]
     NotBack {
         /// The socket.
         socket: String,

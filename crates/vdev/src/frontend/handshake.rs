@@ -92,7 +92,7 @@ impl Frontend {
     /// # Errors
     /// Where it was said before, or can't be sent.
     pub fn set_owner(&mut self) -> Result<(), FrontendError> {
-        self.after(!self.said.owner, "SET_OWNER", "RESET_OWNER, when it was said before")?;
+        self.after(!self.said.owner, "SET_OWNER", "RESET_OWNER, if it was sent before")?;
         self.tell(None, &SetOwner(Empty), &[])?;
         self.said.owner = true;
         Ok(())
@@ -143,7 +143,7 @@ impl Frontend {
     /// Where [`get_features`](Self::get_features) did not tell that there are any; else as there.
     pub fn get_protocol_features(&mut self) -> Result<ProtocolFeatures, FrontendError> {
         let there = self.said.offered.is_some_and(|offered| offered & feature::PROTOCOL_FEATURES != 0);
-        self.after(there, "GET_PROTOCOL_FEATURES", "GET_FEATURES has offered bit 30")?;
+        self.after(there, "GET_PROTOCOL_FEATURES", "GET_FEATURES offered bit 30")?;
         let offered = ProtocolFeatures::from_bits(self.ask_plain(None, &GetProtocolFeatures(Empty), &[])?);
         self.said.protocol_offered = Some(offered);
         Ok(offered)

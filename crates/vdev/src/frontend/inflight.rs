@@ -34,7 +34,7 @@ impl Frontend {
         let wanted = Inflight { mmap_size: 0, mmap_offset: 0, num_queues: queues, queue_size };
         let (description, mut fds) = self.ask(None, &GetInflightFd(wanted), &[])?;
         let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
-            return Err(self.answer_error(NAME, "it came without a descriptor, or with more than one".to_owned()));
+            return Err(self.answer_error(NAME, "it does not have exactly one descriptor".to_owned()));
         };
         let file_bytes = rustix::fs::fstat(&fd).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
         let end = description.mmap_offset.checked_add(description.mmap_size);

@@ -37,7 +37,7 @@ impl Frontend {
     pub fn get_status(&mut self) -> Result<u8, FrontendError> {
         self.need("GET_STATUS", ProtocolFeatures::STATUS, "STATUS")?;
         let status = self.ask_plain(None, &GetStatus(Empty), &[])?;
-        u8::try_from(status).map_err(|_| self.answer_error("GET_STATUS", format!("{status:#x} is no byte")))
+        u8::try_from(status).map_err(|_| self.answer_error("GET_STATUS", format!("{status:#x} does not fit a byte")))
     }
 
     /// `SET_STATUS`: tells the virtio status byte.
@@ -158,7 +158,7 @@ impl Frontend {
         self.need("GET_SHARED_OBJECT", ProtocolFeatures::SHARED_OBJECT, "SHARED_OBJECT")?;
         let (_, mut fds) = self.ask(None, &GetSharedObject(SharedObject { uuid }), &[])?;
         if fds.len() > 1 {
-            return Err(self.answer_error("GET_SHARED_OBJECT", format!("it came with {} descriptors", fds.len())));
+            return Err(self.answer_error("GET_SHARED_OBJECT", format!("it has {} descriptors", fds.len())));
         }
         Ok(fds.pop())
     }
@@ -172,7 +172,7 @@ impl Frontend {
         let SharedMemoryConfig { regions, sizes } = self.ask_plain(None, &GetShmemConfig(Empty), &[])?;
         let there = sizes.iter().filter(|size| **size != 0).count();
         if there != regions as usize || sizes.len() > SHARED_MEMORY_REGIONS_MAX {
-            let what = format!("{regions} regions announced, {there} of {} sizes are not 0", sizes.len());
+            let what = format!("it announces {regions} regions, but {there} of {} sizes are not 0", sizes.len());
             return Err(self.answer_error("GET_SHMEM_CONFIG", what));
         }
         Ok(sizes)

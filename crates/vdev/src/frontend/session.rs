@@ -220,7 +220,7 @@ impl Frontend {
         if fds.is_empty() {
             return Ok(reply);
         }
-        Err(self.answer_error(M::REQUEST.name(), format!("it came with {} descriptors", fds.len())))
+        Err(self.answer_error(M::REQUEST.name(), format!("it has {} descriptors", fds.len())))
     }
 
     /// Waits for all answers that are outstanding. After a refusal the rest is still read, so that the next answer is
@@ -262,7 +262,7 @@ impl Frontend {
             } else {
                 wait_readable([self.channel.as_fd(), backend.as_fd()], Some(left))
             };
-            let [answered, asked] = readable.map_err(|source| self.system("waiting for an answer", source))?;
+            let [answered, asked] = readable.map_err(|source| self.system("waiting for a reply", source))?;
             if answered {
                 break;
             }
@@ -272,7 +272,7 @@ impl Frontend {
             } else {
                 let timeout = SocketError::Timeout {
                     socket: self.name().to_owned(),
-                    doing: format!("waiting for the answer to {request}"),
+                    doing: format!("waiting for the reply to {request}"),
                     waited: self.options.timeout,
                 };
                 return self.at(ring, request, Err(timeout));

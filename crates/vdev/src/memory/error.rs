@@ -12,7 +12,7 @@ pub enum MemoryError {
         guest_address: u64,
     },
     /// It would end beyond the last address.
-    #[error("the memory region at guest address {guest_address:#x} does not end: {size:#x} bytes")]
+    #[error("the memory region at guest address {guest_address:#x} ends beyond the last address: {size:#x} bytes")]
     EndlessRegion {
         /// Where it begins.
         guest_address: u64,
@@ -32,7 +32,7 @@ pub enum MemoryError {
         file_bytes: u64,
     },
     /// The descriptor is not of memory.
-    #[error("the memory region at guest address {guest_address:#x} lies in no file that can be shared")]
+    #[error("the memory region at guest address {guest_address:#x} is not in a file that can be shared")]
     NoFile {
         /// Where it begins.
         guest_address: u64,
@@ -52,7 +52,7 @@ pub enum MemoryError {
         address: u64,
     },
     /// No region of this place and size is there.
-    #[error("there is no memory region at guest address {guest_address:#x}")]
+    #[error("no memory region at guest address {guest_address:#x}")]
     UnknownRegion {
         /// Where it would be.
         guest_address: u64,
@@ -74,7 +74,7 @@ pub enum MemoryError {
         bytes: u64,
     },
     /// Its file has become shorter since it was shared.
-    #[error("the file of the memory region at guest address {guest_address:#x} was cut short")]
+    #[error("the file of the memory region at guest address {guest_address:#x} was truncated")]
     Cut {
         /// Where it begins.
         guest_address: u64,

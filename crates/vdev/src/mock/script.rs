@@ -306,7 +306,7 @@ impl MessageRule {
             && self.reply == ReplyRule::default()
             && self.backend_channel.is_none();
         match self {
-            _ if says_nothing => Some("says nothing that is to be done"),
+            _ if says_nothing => Some("has no action"),
             Self { nth: Some(0), .. } => Some("`nth` counts from 1"),
             Self { delay_ms, .. } if *delay_ms > DELAY_MS_MAX => Some("`delay_ms` is over a minute"),
             Self { crash_after_ms: Some(delay), .. } if *delay > DELAY_MS_MAX => {
@@ -338,9 +338,9 @@ impl RingRule {
             _ if of_completions && !is_completion => {
                 Some("`sector`, `written`, `id`, `jump`, `status` and `corrupt` belong to `on = \"completion\"`")
             }
-            Self { on: RingOn::Call, times: None, .. } => Some("a call needs `times`"),
+            Self { on: RingOn::Call, times: None, .. } => Some("`on = \"call\"` needs `times`"),
             _ if is_completion && !of_completions && self.times.is_none() && self.delay_ms == 0 => {
-                Some("says nothing that is to be done")
+                Some("has no action")
             }
             _ => None,
         }
@@ -367,7 +367,7 @@ pub(super) fn numbered_bit(name: &str) -> Option<u64> {
 
 pub(super) fn unknown(kind: &str, name: &str, meant: Option<&str>) -> String {
     let hint = meant.map_or_else(String::new, |meant| format!(", did you mean `{meant}`?"));
-    format!("there is no {kind} `{name}`{hint}")
+    format!("unknown {kind} `{name}`{hint}")
 }
 
 /// The nearest to an unknown key among those that the parser says there are.
@@ -405,7 +405,7 @@ mod tests {
     #[test]
     fn a_rule_that_can_not_be_followed_is_named() {
         let rule = |body: &str| error(&format!("[[message]]\nname = 200\n{body}\n"));
-        assert_eq!(rule(""), "[[message]] 1: says nothing that is to be done");
+        assert_eq!(rule(""), "[[message]] 1: has no action");
         assert!(rule("nth = 0\ndo = \"close\"").contains("counts from 1"));
         assert!(rule("delay_ms = 60001").contains("a minute"));
         assert!(rule("crash_after_ms = 60001").contains("a minute"));

@@ -235,7 +235,7 @@ fn config_of(asker: &mut Asker, size: usize) -> Result<Option<Vec<u8>>, SocketEr
     if reply.header.request != request.number() || !reply.header.flags.is_reply() {
         asker.is_over = true;
         let found = format!("{} (flags {:#x})", reply.header.request, reply.header.flags.bits());
-        let (socket, doing) = (asker.channel.name().to_owned(), format!("waiting for the answer to {request}"));
+        let (socket, doing) = (asker.channel.name().to_owned(), format!("waiting for the reply to {request}"));
         return Err(SocketError::WrongReply { socket, doing, found });
     }
     // Some refuse with no payload at all, some with no bytes behind its fields.

@@ -67,7 +67,7 @@ impl QuirkId {
     const fn tried(self) -> &'static str {
         match self {
             Self::SecondConnection => "a second connection while one is open",
-            Self::AfterClientLeft => "after its client left",
+            Self::AfterClientLeft => "after its client disconnects",
             Self::EarlyNeedReply => "need_reply before REPLY_ACK is negotiated",
             Self::UnknownRequest => "an unknown request with need_reply",
             Self::FeatureNotOffered => "SET_FEATURES with a bit that was not offered",
@@ -140,7 +140,7 @@ impl Finder {
         if let Some(second) = &mut waiting {
             behaviour = Some(match second.is_answered() {
                 true => "queued until the first ends",
-                false => "waits, and is not served when the first ends",
+                false => "queued, and not served when the first ends",
             });
         }
         if let Some(behaviour) = behaviour {
@@ -149,7 +149,7 @@ impl Finder {
         drop(waiting);
         match self.is_alive() {
             true => self.add(QuirkId::AfterClientLeft, "keeps listening", false),
-            false => self.add(QuirkId::AfterClientLeft, "takes no more connections", true),
+            false => self.add(QuirkId::AfterClientLeft, "accepts no more connections", true),
         }
     }
 
@@ -229,16 +229,16 @@ impl Asker {
     fn acknowledgement(&mut self) -> String {
         match self.outcome() {
             Outcome::Closed => "closes".to_owned(),
-            Outcome::Silent => "no answer".to_owned(),
+            Outcome::Silent => "no reply".to_owned(),
             Outcome::Answered(payload) => {
                 let verdict = match u64::decode(&payload) {
-                    Ok(0) => "answers 0 (done)".to_owned(),
-                    Ok(code) => format!("answers {code} (refused)"),
-                    Err(_) => format!("answers {} bytes", payload.len()),
+                    Ok(0) => "replies 0 (success)".to_owned(),
+                    Ok(code) => format!("replies {code} (failure)"),
+                    Err(_) => format!("replies with {} bytes", payload.len()),
                 };
                 let then = match self.ask_briefly() {
                     Outcome::Closed => ", then closes",
-                    Outcome::Silent => ", then is silent",
+                    Outcome::Silent => ", then sends no reply",
                     Outcome::Answered(_) => "",
                 };
                 verdict + then
@@ -288,9 +288,9 @@ fn reserved_flag(_: &Finder, asker: &mut Asker) -> Result<String, SocketError> {
 fn get_features_with(asker: &mut Asker, flags: Flags) -> Result<String, SocketError> {
     asker.channel.send_raw(FrontendRequest::GetFeatures.number(), flags, &[], &[])?;
     Ok(match asker.outcome() {
-        Outcome::Answered(_) => "answers as if it were right".to_owned(),
+        Outcome::Answered(_) => "replies as if it were valid".to_owned(),
         Outcome::Closed => "closes".to_owned(),
-        Outcome::Silent => "no answer".to_owned(),
+        Outcome::Silent => "no reply".to_owned(),
     })
 }
 
@@ -312,9 +312,9 @@ fn set_ring_size(finder: &Finder, asker: &mut Asker, state: VringState) -> Resul
     }
     asker.say(&SetVringNum(state))?;
     Ok(match asker.ask_briefly() {
-        Outcome::Answered(_) => "goes on".to_owned(),
+        Outcome::Answered(_) => "continues".to_owned(),
         Outcome::Closed => "closes".to_owned(),
-        Outcome::Silent => "then is silent".to_owned(),
+        Outcome::Silent => "then sends no reply".to_owned(),
     })
 }
 
@@ -346,7 +346,7 @@ fn stray_descriptors(_: &Finder, asker: &mut Asker) -> Result<String, SocketErro
     let said = match outcome {
         Outcome::Answered(_) => "answers",
         Outcome::Closed => "closes",
-        Outcome::Silent => "no answer",
+        Outcome::Silent => "no reply",
     };
     Ok(format!("{said}, {then}"))
 }

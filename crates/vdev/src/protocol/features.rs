@@ -71,7 +71,7 @@ protocol_features! {
 
 /// A name that is no protocol feature's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no protocol feature")]
+#[error("`{0}` is not a protocol feature")]
 pub struct UnknownFeature(pub String);
 
 impl ProtocolFeatures {

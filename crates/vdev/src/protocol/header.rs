@@ -102,7 +102,7 @@ pub struct Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The version is not ours.
-    #[error("message {request} is of version {version}, not {VERSION}")]
+    #[error("message {request} has version {version}, not {VERSION}")]
     Version {
         /// The message's number.
         request: u32,
@@ -118,7 +118,7 @@ pub enum HeaderError {
         bits: u32,
     },
     /// An answer that asks for an answer.
-    #[error("message {request} is a reply and asks for one")]
+    #[error("message {request} is a reply with need_reply")]
     ReplyToReply {
         /// The message's number.
         request: u32,

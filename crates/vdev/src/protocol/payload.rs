@@ -34,7 +34,7 @@ pub enum PayloadError {
         found: usize,
     },
     /// A field that says how much follows is wrong.
-    #[error("`{field}` is {value}, at most {max} here")]
+    #[error("`{field}` is {value}, more than {max}")]
     Bound {
         /// Which.
         field: &'static str,
@@ -44,7 +44,7 @@ pub enum PayloadError {
         max: u64,
     },
     /// A field has a value without a meaning.
-    #[error("`{field}` is {value}, which means nothing")]
+    #[error("`{field}` has the undefined value {value}")]
     Meaning {
         /// Which.
         field: &'static str,

@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// No ring has this size.
-    #[error("ring {ring} can't have {size} descriptors")]
+    #[error("ring {ring} cannot have {size} descriptors")]
     Size {
         /// The ring.
         ring: u32,
@@ -36,7 +36,7 @@ pub enum QueueError {
         alignment: u64,
     },
     /// A place in the ring that it doesn't have.
-    #[error("ring {ring} can't begin at base {base:#x}")]
+    #[error("ring {ring} cannot begin at index {base:#x}")]
     Base {
         /// The ring.
         ring: u32,
@@ -44,7 +44,7 @@ pub enum QueueError {
         base: u32,
     },
     /// A peer has cut short the memory that the ring or its buffers lie in.
-    #[error("the memory of ring {ring} was cut short")]
+    #[error("the memory of ring {ring} was truncated")]
     Cut {
         /// The ring.
         ring: u32,
@@ -90,7 +90,7 @@ pub enum QueueError {
         head: u16,
     },
     /// A chain that was made available before all of it was.
-    #[error("the chain at descriptor {head} of ring {ring} goes on with what is not available")]
+    #[error("the chain at descriptor {head} of ring {ring} continues with a descriptor that is not available")]
     Unfinished {
         /// The ring.
         ring: u32,
@@ -98,7 +98,7 @@ pub enum QueueError {
         head: u16,
     },
     /// A buffer to be read stands behind one to be written.
-    #[error("the chain at descriptor {head} of ring {ring} has a readable buffer behind a writable one")]
+    #[error("the chain at descriptor {head} of ring {ring} has a readable buffer after a writable one")]
     ReadableBehindWritable {
         /// The ring.
         ring: u32,
@@ -140,7 +140,7 @@ pub enum QueueError {
         ring: u32,
     },
     /// An indirect table in the middle of a chain.
-    #[error("ring {ring} has a chain that goes on behind an indirect table")]
+    #[error("ring {ring} has a chain that continues after an indirect table")]
     IndirectWithNext {
         /// The ring.
         ring: u32,
@@ -180,7 +180,7 @@ pub enum QueueError {
         max: usize,
     },
     /// The used index is where it can't be.
-    #[error("the used index of ring {ring} jumped from {from} to {to}, and {outstanding} are outstanding")]
+    #[error("the used index of ring {ring} jumped from {from} to {to}, but {outstanding} are in flight")]
     UsedJump {
         /// The ring.
         ring: u32,
@@ -192,7 +192,7 @@ pub enum QueueError {
         outstanding: u16,
     },
     /// Something was used that the device does not have.
-    #[error("ring {ring} gives back {id}, which is not outstanding")]
+    #[error("ring {ring} returned {id}, which is not in flight")]
     UnknownId {
         /// The ring.
         ring: u32,
@@ -200,7 +200,7 @@ pub enum QueueError {
         id: u32,
     },
     /// More was written than there was room for.
-    #[error("ring {ring} says that {written} bytes were written to {id}, which has room for {writable}")]
+    #[error("ring {ring} returned {written} bytes written to {id}, which has room for {writable}")]
     UsedLength {
         /// The ring.
         ring: u32,
@@ -228,7 +228,7 @@ pub enum QueueError {
 
     // What a backend finds in the memory where requests under way are recorded.
     /// It can't be mapped, or is too short.
-    #[error("the inflight region is no record of {queues} queues of {size}: {reason}")]
+    #[error("the inflight region is not a record of {queues} queues of {size}: {reason}")]
     InflightRegion {
         /// Queues.
         queues: u16,
@@ -238,7 +238,7 @@ pub enum QueueError {
         reason: String,
     },
     /// What is recorded of a ring can't be.
-    #[error("what the inflight region records of ring {ring} can't be: {reason}")]
+    #[error("the inflight region has an invalid record of ring {ring}: {reason}")]
     Inflight {
         /// The ring.
         ring: u32,

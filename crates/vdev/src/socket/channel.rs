@@ -180,7 +180,7 @@ impl Channel {
     /// # Errors
     /// [`SocketError::Refused`] where it says that it did not; else as [`call`](Self::call).
     pub fn call_acknowledged<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), SocketError> {
-        debug_assert!(!M::HAS_REPLY, "{} has a reply of its own", M::REQUEST);
+        debug_assert!(!M::HAS_REPLY, "{} already has a reply", M::REQUEST);
         self.send_with(message, Flags::request_with_reply(), fds)?;
         self.acknowledgement_of(M::REQUEST, 0)
     }
@@ -479,7 +479,7 @@ impl AsFd for Channel {
 }
 
 fn waiting_for(request: &str) -> String {
-    format!("waiting for the answer to {request}")
+    format!("waiting for the reply to {request}")
 }
 
 #[cfg(test)]

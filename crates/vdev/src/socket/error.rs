@@ -45,7 +45,7 @@ pub enum SocketError {
         wanted: usize,
     },
     /// The peer took too long.
-    #[error("`{socket}` did not answer within {waited:?} while {doing}")]
+    #[error("`{socket}` sent no reply within {waited:?} while {doing}")]
     Timeout {
         /// The socket.
         socket: String,
@@ -65,7 +65,7 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The peer sent a header that no peer may send.
-    #[error("`{socket}` sent what is no message while {doing}")]
+    #[error("`{socket}` sent bytes that are not a message while {doing}")]
     Header {
         /// The socket.
         socket: String,
@@ -75,7 +75,7 @@ pub enum SocketError {
         source: HeaderError,
     },
     /// The peer answered something else.
-    #[error("`{socket}` answered message {found} while {doing}")]
+    #[error("`{socket}` replied with message {found} while {doing}")]
     WrongReply {
         /// The socket.
         socket: String,

@@ -45,7 +45,7 @@ impl Flow {
             }
             FileType::Socket => Kind::Socket,
             FileType::RegularFile if fstatfs(&fd)?.f_type as u64 != FUSE_MAGIC => Kind::File,
-            _ => return Err(io::Error::other("the descriptor is no pipe, socket or file")),
+            _ => return Err(io::Error::other("the descriptor is not a pipe, socket or file")),
         };
         Ok(Self { fd, kind })
     }

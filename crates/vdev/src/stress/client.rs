@@ -94,7 +94,7 @@ pub(super) fn run(
                     std::thread::sleep(RETRY_INTERVAL);
                     continue;
                 }
-                let error = "nobody listens any more".to_owned();
+                let error = "the backend does not listen any more".to_owned();
                 tally.failed(Failure { client, cycle, kind, error });
                 tally.finished = false;
                 break;

@@ -54,7 +54,7 @@ pub(super) fn words(message: &Recorded, kind: Option<DeviceKind>) -> String {
         let fds: Vec<_> = message.fds.iter().map(Descriptor::words).collect();
         words = format!("{words} with {}", fds.join(", "));
     }
-    if words.is_empty() { "an answer without a payload".to_owned() } else { words }
+    if words.is_empty() { "a reply without a payload".to_owned() } else { words }
 }
 
 /// The fields that differ, then and now; everything where it is not a matter of fields.

@@ -124,7 +124,7 @@ impl Pipe<'_> {
                 is_raw = true;
             }
             if is_raw {
-                let why = "a header announced more than any message has";
+                let why = "a header announced more bytes than any message has";
                 inspect(Passing::Bytes(&pending.bytes, &pending.descriptors, why));
             } else if pending.is_whole() {
                 pending.inspect(inspect);

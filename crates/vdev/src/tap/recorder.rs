@@ -27,7 +27,7 @@ pub enum RecorderError {
         source: io::Error,
     },
     /// There is something else in the file.
-    #[error("`{}` is there already and is no recording", path.display())]
+    #[error("`{}` already exists and is not a recording", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -235,7 +235,7 @@ mod tests {
         open(&path, 1 << 20).expect("a new file").record(1, TapEvent::Connected);
         let mut file = OpenOptions::new().append(true).open(&path).expect("is there");
         file.write_all(b"{\"time_us\":12,\"sess").expect("can be written");
-        open(&path, 1 << 20).expect("goes on").record(2, TapEvent::Over);
+        open(&path, 1 << 20).expect("continues").record(2, TapEvent::Over);
         let read: Vec<_> = Recording::open(&path).expect("a recording").collect();
         assert_eq!(read.iter().filter(|entry| entry.is_ok()).count(), 2);
         assert_eq!(read.iter().filter(|entry| entry.is_err()).count(), 1);

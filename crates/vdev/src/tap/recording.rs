@@ -25,7 +25,7 @@ pub enum RecordingError {
         source: io::Error,
     },
     /// It does not begin as a recording does.
-    #[error("`{name}` is no recording of vhost-user messages")]
+    #[error("`{name}` is not a recording of vhost-user messages")]
     Foreign {
         /// The file.
         name: String,
@@ -39,7 +39,7 @@ pub enum RecordingError {
         found: u32,
     },
     /// A line that is no entry.
-    #[error("line {line} of `{name}` is no entry: {reason}")]
+    #[error("line {line} of `{name}` is not an entry: {reason}")]
     Line {
         /// The file.
         name: String,
@@ -49,13 +49,13 @@ pub enum RecordingError {
         reason: String,
     },
     /// The last line was cut, as it is when the tap was killed; all before it is whole.
-    #[error("the last line of `{name}` is cut")]
+    #[error("the last line of `{name}` is incomplete")]
     Cut {
         /// The file.
         name: String,
     },
     /// Too many lines are no entries.
-    #[error("more than {BAD_LINES_MAX} lines of `{name}` are no entries")]
+    #[error("more than {BAD_LINES_MAX} lines of `{name}` are not entries")]
     Hopeless {
         /// The file.
         name: String,

@@ -88,7 +88,7 @@ pub fn tap(options: &TapOptions, stop: &Event, tell: &mut dyn FnMut(&str)) -> Re
                 recorder.record(sessions, TapEvent::Connected);
                 Session { number: sessions, recorder: &recorder, stop, backend_channels: Mutex::default() }
                     .run(frontend.stream(), backend.stream());
-                tell(&format!("session {sessions}: over"));
+                tell(&format!("session {sessions}: closed"));
             }
             Err(error) => {
                 unreachable += 1;

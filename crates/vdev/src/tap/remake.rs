@@ -31,7 +31,7 @@ pub(super) fn remake(descriptor: &Descriptor, is_written: bool) -> io::Result<Re
         Descriptor::Eventfd => alone(Event::new()?.as_fd().try_clone_to_owned()?),
         Descriptor::Memfd { bytes } | Descriptor::File { bytes } => {
             if *bytes > FILE_BYTES_MAX {
-                return Err(io::Error::other(format!("a file of {bytes} bytes is more than a replay makes")));
+                return Err(io::Error::other(format!("a file of {bytes} bytes is larger than a replay creates")));
             }
             let file = SharedFile::new(*bytes).map_err(io::Error::other)?;
             alone(file.as_fd().try_clone_to_owned()?)

@@ -182,7 +182,7 @@ impl Replay {
         let fds = match prepared {
             Ok(fds) => fds,
             Err(error) => {
-                self.differ(time_us, &name, "it was taken", error.to_string());
+                self.differ(time_us, &name, "it was accepted", error.to_string());
                 return Err(GivenUp);
             }
         };
@@ -190,13 +190,13 @@ impl Replay {
         match live.channel.send_raw(message.request, flags, &payload, &fds) {
             Ok(()) => Ok(()),
             Err(error) if error.is_closed() => {
-                let (recorded, replayed) = ("it was taken".to_owned(), "the connection is closed".to_owned());
+                let (recorded, replayed) = ("it was accepted".to_owned(), "the connection is closed".to_owned());
                 let session = live.number;
                 live.lost = Some(Difference { session, time_us, request: name, recorded, replayed, count: 1 });
                 Ok(())
             }
             Err(error) => {
-                self.differ(time_us, &name, "it was taken", error.to_string());
+                self.differ(time_us, &name, "it was accepted", error.to_string());
                 Err(GivenUp)
             }
         }
@@ -205,11 +205,11 @@ impl Replay {
     fn say_bytes(&mut self, time_us: u64, payload: &[u8], bytes: u64) -> Result<(), GivenUp> {
         let Some(live) = &mut self.live else { return Err(GivenUp) };
         if payload.len() as u64 != bytes {
-            self.differ(time_us, "bytes", format!("{bytes} bytes"), "they were not recorded whole".into());
+            self.differ(time_us, "bytes", format!("{bytes} bytes"), "they were not recorded completely".into());
             return Err(GivenUp);
         }
         live.channel.send_bytes(payload, &[]).map_err(|error| {
-            self.differ(time_us, "bytes", "they were taken", error.to_string());
+            self.differ(time_us, "bytes", "they were accepted", error.to_string());
             GivenUp
         })
     }
@@ -232,7 +232,7 @@ impl Replay {
             }
             let extra = seen(&reply);
             let words = words(&extra, self.kind());
-            self.differ(time_us, &name_of(&extra), "no answer", words);
+            self.differ(time_us, &name_of(&extra), "no reply", words);
         }
         Err(GivenUp)
     }
@@ -287,7 +287,7 @@ impl Replay {
                         Err(_) => break,
                         Ok(reply) => {
                             let extra = words(&seen(&reply), self.kind());
-                            self.differ(time_us, &name_of(&seen(&reply)), "no answer", extra);
+                            self.differ(time_us, &name_of(&seen(&reply)), "no reply", extra);
                         }
                     }
                 }
@@ -322,7 +322,7 @@ impl Replay {
                 Ok(reply) if has_reply(reply.header.request) => {}
                 Ok(reply) => {
                     let extra = words(&seen(&reply), self.kind());
-                    self.differ(time_us, &name_of(&seen(&reply)), "no answer", extra);
+                    self.differ(time_us, &name_of(&seen(&reply)), "no reply", extra);
                 }
                 Err(_) => break,
             }

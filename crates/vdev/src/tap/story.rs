@@ -330,8 +330,8 @@ impl Ending {
     pub const fn words(self) -> &'static str {
         match self {
             Self::Closed => "closed its end",
-            Self::HalfClosed => "will send no more",
-            Self::PeerGone => "its peer had gone",
+            Self::HalfClosed => "shut down its side",
+            Self::PeerGone => "its peer had closed the connection",
             Self::Stopped => "the tap was stopped",
             Self::Failed => "the connection failed",
         }
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(told.what, ToldWhat::Acknowledgement);
         assert_eq!(told.violations[0].by, Side::Backend);
         let told = story.tell(reply(3, 8, 0));
-        assert_eq!(told.violations[0].what, "answers request 8, which was not asked");
+        assert_eq!(told.violations[0].what, "replies to request 8, which was not sent");
     }
 
     /// What a message breaks after these features were offered and taken.
@@ -411,7 +411,7 @@ mod tests {
             broken_after(feature::VERSION_1, DeviceKind::Blk, &frontend::GetVringBase(VringState { index: 0, num }))
         };
         assert_eq!(stop(0), Vec::<String>::new());
-        assert_eq!(stop(3), ["num is 3: it is reserved and must be 0"]);
+        assert_eq!(stop(3), ["num is 3, but it is reserved and must be 0"]);
     }
 
     #[test]
@@ -420,9 +420,10 @@ mod tests {
             broken_after(features, DeviceKind::Blk, &frontend::SetVringBase(VringState { index: 0, num }))
         };
         assert_eq!(base(0, 0xffff), Vec::<String>::new());
-        assert_eq!(base(0, 0x1_0000), ["the base of split ring 0 is 0x10000: bits 16 to 31 are reserved"]);
+        assert_eq!(base(0, 0x1_0000), ["the index of split ring 0 is 0x10000, but bits 16 to 31 are reserved"]);
         assert_eq!(base(feature::RING_PACKED, 0x8007_8007), Vec::<String>::new());
-        let words = "the base of packed ring 0 of 8 entries is available 8 (wrap counter 0), used 8 (wrap counter 0)";
+        let words =
+            "packed ring 0 has 8 entries, but its indices are available 8 (wrap counter 0), used 8 (wrap counter 0)";
         assert_eq!(base(feature::RING_PACKED, 0x0008_0008), [words]);
     }
 
@@ -452,7 +453,7 @@ mod tests {
         let mut story = Story::new(None);
         story.tell(message(1, &frontend::GetFeatures(crate::protocol::Empty), Flags::request()));
         let told = story.tell(Entry { time_us: 2, session: 1, event: TapEvent::Over });
-        assert_eq!(told.violations[0].what, "GET_FEATURES was never answered");
+        assert_eq!(told.violations[0].what, "GET_FEATURES got no reply");
         assert_eq!(story.end().violations.len(), 1);
     }
 

@@ -127,7 +127,7 @@ impl Witness {
         }
         let is_answer = message.from != message.channel.asker();
         if is_answer != header.flags.is_reply() {
-            let what = if is_answer { "an answer without the reply flag" } else { "a request with the reply flag" };
+            let what = if is_answer { "a reply without the reply flag" } else { "a request with the reply flag" };
             findings.add("Header", what);
         }
         match (message.channel, is_answer) {
@@ -149,7 +149,7 @@ impl Witness {
             for pending in std::mem::take(&mut self.pending[channel as usize]) {
                 if pending.must_be_answered() {
                     let by = channel.asker().peer();
-                    let what = format!("{} was never answered", pending.name);
+                    let what = format!("{} got no reply", pending.name);
                     found.push(Violation { by, section: "Communication", what });
                 }
             }
@@ -182,10 +182,10 @@ impl Witness {
             pending.has_reply = false;
         }
         if flags.needs_reply() && !has_reply_ack {
-            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "need_reply, and REPLY_ACK was not negotiated");
+            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "has need_reply, but REPLY_ACK was not negotiated");
         }
         let Some(request) = known else {
-            findings.add("Front-end message types", format!("there is no request {}", message.request));
+            findings.add("Front-end message types", format!("request {} does not exist", message.request));
             self.ask(TapChannel::Main, pending);
             return;
         };
@@ -195,8 +195,7 @@ impl Witness {
         let count = message.fds.len();
         if !request.descriptors().contains(&count) {
             let allowed = request.descriptors();
-            let what =
-                format!("{request} comes with {count} descriptors, not {} to {}", allowed.start(), allowed.end());
+            let what = format!("{request} has {count} descriptors, not {} to {}", allowed.start(), allowed.end());
             findings.add("Communication", what);
         }
         match FrontendCall::decode(request, &message.payload) {
@@ -266,7 +265,7 @@ impl Witness {
             Call::SetVringNum(state) => {
                 let (index, size) = (state.0.index, state.0.num);
                 if size == 0 || size > RING_SIZE_MAX || !(self.has_packed_rings() || size.is_power_of_two()) {
-                    findings.add("SET_VRING_NUM", format!("ring {index} has a size that no ring has: {size}"));
+                    findings.add("SET_VRING_NUM", format!("ring {index} has the invalid size {size}"));
                 }
                 if let Some(ring) = self.ring(index, findings) {
                     ring.size = Some(size);
@@ -278,7 +277,8 @@ impl Witness {
                 let has_memory = self.has_memory;
                 let ring = self.ring(file.0.index.into(), findings);
                 if ring.is_some_and(|ring| !ring.has_address || ring.size.is_none()) || !has_memory {
-                    let what = format!("ring {} is started before it has a size, an address and memory", file.0.index);
+                    let what =
+                        format!("ring {} is started before its size, addresses and memory are set", file.0.index);
                     findings.add("Ring states", what);
                 }
             }
@@ -314,7 +314,7 @@ impl Witness {
             Some(other) => findings.add(SECTION, format!("the region at guest address {at:#x} is a {}", other.words())),
         }
         if region.size == 0 || at.checked_add(region.size).is_none() {
-            findings.add(SECTION, format!("the region at guest address {at:#x} has a size that no memory has"));
+            findings.add(SECTION, format!("the region at guest address {at:#x} has an invalid size"));
         }
         let overlaps = |other: &MemoryRegion| {
             at < other.guest_address.saturating_add(other.size) && other.guest_address < at.saturating_add(region.size)
@@ -339,10 +339,10 @@ impl Witness {
                 place.checked_sub(start).is_some_and(|offset| offset < region.size)
             };
             if self.has_memory && !self.regions.iter().any(holds) {
-                findings.add(SECTION, format!("the {name} area of ring {index} is at {place:#x}, in no region"));
+                findings.add(SECTION, format!("the {name} area of ring {index} at {place:#x} is outside all regions"));
             }
             if place % alignment != 0 {
-                let what = format!("the {name} area of ring {index} is at {place:#x}, no multiple of {alignment}");
+                let what = format!("the {name} area of ring {index} at {place:#x} is not aligned to {alignment}");
                 findings.add(SECTION, what);
             }
         }
@@ -359,10 +359,11 @@ impl Witness {
         if is_packed {
             let base = PackedBase::from_bits(num);
             if let Some(size) = ring.size.filter(|size| !base.is_inside(*size)) {
-                findings.add(section, format!("the base of packed ring {index} of {size} entries is {base}"));
+                findings.add(section, format!("packed ring {index} has {size} entries, but its indices are {base}"));
             }
         } else if num > 0xffff {
-            findings.add(section, format!("the base of split ring {index} is {num:#x}: bits 16 to 31 are reserved"));
+            findings
+                .add(section, format!("the index of split ring {index} is {num:#x}, but bits 16 to 31 are reserved"));
         }
     }
 
@@ -375,7 +376,7 @@ impl Witness {
     fn see_stop(&mut self, section: &'static str, state: VringState, findings: &mut Findings<'_>) {
         self.ring(state.index, findings);
         if state.num != 0 {
-            findings.add(section, format!("num is {}: it is reserved and must be 0", state.num));
+            findings.add(section, format!("num is {}, but it is reserved and must be 0", state.num));
         }
     }
 
@@ -384,9 +385,9 @@ impl Witness {
         let VringFile { index, no_descriptor, reserved } = file;
         if no_descriptor != fds.is_empty() {
             let what = if no_descriptor {
-                "says that no descriptor comes, and one does"
+                "has a descriptor, but bit 8 is set"
             } else {
-                "comes without its descriptor"
+                "has no descriptor, but bit 8 is clear"
             };
             findings.add(SECTION, format!("the event of ring {index} {what}"));
         }
@@ -401,12 +402,15 @@ impl Witness {
         // Backends of network cards differ in what they count: queues, or pairs of them.
         let count = self.queues.filter(|_| self.kind().is_some_and(|kind| kind != DeviceKind::Net));
         if count.is_some_and(|count| u64::from(index) >= count) {
-            findings.add("Multiple queue support", format!("ring {index} is none of {} queues", count.unwrap_or(0)));
+            findings.add(
+                "Multiple queue support",
+                format!("ring {index} does not exist: the backend has {} queues", count.unwrap_or(0)),
+            );
         }
         match u8::try_from(index) {
             Ok(index) => Some(self.rings.entry(index).or_default()),
             Err(_) => {
-                findings.add("Multiple queue support", format!("there is no ring {index}"));
+                findings.add("Multiple queue support", format!("ring {index} does not exist"));
                 None
             }
         }
@@ -427,7 +431,7 @@ impl Witness {
             },
         );
         let Some(request) = known else {
-            findings.add("Back-end message types", format!("there is no request {}", message.request));
+            findings.add("Back-end message types", format!("request {} does not exist", message.request));
             return;
         };
         let needed = match request {
@@ -443,7 +447,7 @@ impl Witness {
             findings.add("Protocol features", format!("{request} needs {needed}, which was not negotiated"));
         }
         if !message.fds.is_empty() && !self.protocol_accepted.contains(ProtocolFeatures::BACKEND_SEND_FD) {
-            findings.add("Back-end communication", "a descriptor comes, and BACKEND_SEND_FD was not negotiated");
+            findings.add("Back-end communication", "has a descriptor, but BACKEND_SEND_FD was not negotiated");
         }
         if let Err(error) = crate::protocol::BackendCall::decode(request, &message.payload) {
             findings.add("Payload", format!("{request}: {error}"));
@@ -453,18 +457,18 @@ impl Witness {
     fn see_answer(&mut self, channel: TapChannel, message: &Recorded, findings: &mut Findings<'_>) -> Option<Answered> {
         let queue = &mut self.pending[channel as usize];
         let Some(place) = queue.iter().position(|pending| pending.request == message.request) else {
-            findings.add("Communication", format!("answers request {}, which was not asked", message.request));
+            findings.add("Communication", format!("replies to request {}, which was not sent", message.request));
             return None;
         };
         for skipped in queue.drain(..place) {
             if skipped.must_be_answered() {
-                findings.add("Communication", format!("{} was not answered in its turn", skipped.name));
+                findings.add("Communication", format!("{} got no reply in its turn", skipped.name));
             }
         }
         let asked = queue.pop_front()?;
         let is_acknowledgement = !asked.has_reply;
         if is_acknowledgement && !asked.with_reply_ack {
-            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "answered, and REPLY_ACK was not negotiated");
+            findings.add("VHOST_USER_PROTOCOL_F_REPLY_ACK", "a reply, but REPLY_ACK was not negotiated");
         }
         if channel == TapChannel::Main {
             self.see_reply(&asked, is_acknowledgement, message, findings);
@@ -507,7 +511,8 @@ impl Witness {
             Some(Request::GetConfig) => {
                 if let (Ok(config), Some((offset, size))) = (Config::decode(&message.payload), asked.config) {
                     if !config.bytes.is_empty() && (config.offset, config.bytes.len()) != (offset, size) {
-                        let what = format!("{} bytes at {}, not what was asked for", config.bytes.len(), config.offset);
+                        let what =
+                            format!("{} bytes at offset {}, not the requested ones", config.bytes.len(), config.offset);
                         findings.add("GET_CONFIG", what);
                     }
                     if config.offset == 0
@@ -521,13 +526,13 @@ impl Witness {
             Some(Request::GetInflightFd) => {
                 let has_memory = Inflight::decode(&message.payload).is_ok_and(|inflight| inflight.mmap_size > 0);
                 if has_memory && message.fds.len() != 1 {
-                    findings.add("GET_INFLIGHT_FD", "the region comes without its descriptor");
+                    findings.add("GET_INFLIGHT_FD", "the region has no descriptor");
                 }
             }
             _ => {}
         }
         if let Some(error) = super::decode::decode(message, Known::default()).error {
-            findings.add("Payload", format!("the answer to {}: {error}", asked.name));
+            findings.add("Payload", format!("the reply to {}: {error}", asked.name));
         }
     }
 }

@@ -54,23 +54,23 @@ kinds! {
     Vsock = 19 "vsock", "Sockets between host and guest.", config 8;
     Crypto = 20 "crypto", "A cryptographic accelerator.", config 56;
     Iommu = 23 "iommu", "Translates the addresses of other devices.", config 40;
-    Mem = 24 "mem", "Memory that is plugged by the block.", config 56;
+    Mem = 24 "mem", "Memory that is hot-plugged in blocks.", config 56;
     Sound = 25 "sound", "A sound card.", config 16;
     Fs = 26 "fs", "A directory, over FUSE.", config 44;
     Pmem = 27 "pmem", "Persistent memory.", config 16;
-    Rpmb = 28 "rpmb", "Memory that can't be replayed.", config 3;
+    Rpmb = 28 "rpmb", "Memory that cannot be replayed.", config 3;
     Scmi = 32 "scmi", "System control and management.", config 0;
     I2c = 34 "i2c", "An I2C adapter.", config 0;
     Can = 36 "can", "A controller of a CAN bus.", config 2;
     Bt = 40 "bt", "A Bluetooth controller.", config 6;
-    Gpio = 41 "gpio", "Lines of general purpose.", config 8;
+    Gpio = 41 "gpio", "General-purpose input and output lines.", config 8;
     Spi = 45 "spi", "An SPI controller.", config 32;
     Media = 48 "media", "A camera or codec, over V4L2.", config 40;
 }
 
 /// A name that is no kind's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{name}` is no kind of device; there are {}", names())]
+#[error("`{name}` is not a kind of device; the kinds are {}", names())]
 pub struct UnknownDevice {
     /// What was asked for.
     pub name: String,
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_name_that_is_none_is_answered_with_all_there_are() {
         let text = "disk".parse::<DeviceKind>().expect_err("no kind").to_string();
-        assert!(text.starts_with("`disk` is no kind of device; there are `net`, `blk`,"), "{text}");
+        assert!(text.starts_with("`disk` is not a kind of device; the kinds are `net`, `blk`,"), "{text}");
     }
 
     #[test]

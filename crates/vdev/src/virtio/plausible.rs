@@ -133,13 +133,13 @@ fn is_vsock(told: &Told<'_>) -> Option<String> {
     let cid = told.number(DeviceKind::Vsock, "guest_cid")?;
     let fits = (3..u64::from(u32::MAX)).contains(&cid) && told.ends_with(DeviceKind::Vsock);
     let queues_fit = told.queues.is_none_or(|queues| (2..=3).contains(&queues));
-    (fits && queues_fit).then(|| format!("the configuration is nothing but the guest's number {cid}"))
+    (fits && queues_fit).then(|| format!("the configuration is only the guest's CID {cid}"))
 }
 
 /// Nothing at all.
 fn is_rng(told: &Told<'_>) -> Option<String> {
     (told.config.is_empty() && told.features == 0 && told.queues == Some(1))
-        .then(|| "it has one queue, no configuration and no features of its own".to_owned())
+        .then(|| "it has one queue, no configuration and no device features".to_owned())
 }
 
 #[cfg(test)]

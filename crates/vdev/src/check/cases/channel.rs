@@ -22,20 +22,20 @@ cases! {
         SECTION => "with REPLY_ACK \"the back-end must respond with zero for success\"";
     "channel.without-fd" Should [CHANNEL, ACK] without_fd,
         SECTION =>
-            "\"The fd is provided via ... ancillary data\"; with REPLY_ACK the answer to a failure is \"non-zero \
+            "\"The fd is provided via ... ancillary data\"; with REPLY_ACK the reply to a failure is \"non-zero \
              otherwise\"";
     "channel.replaced" Should [CHANNEL, ACK] replaced,
-        SECTION => "a frontend may give another; the old one is closed";
+        SECTION => "a frontend may set another channel; the backend closes the old one";
     "channel.well-formed" Must [CHANNEL] well_formed,
-        COMMUNICATION => "what a backend says there is one of its requests, and no reply";
+        COMMUNICATION => "a backend sends only its own requests on the channel, no replies";
     "channel.closed-with-session" Should [CHANNEL] closed_with_session,
-        COMMUNICATION => "the channel belongs to the session and ends with it";
+        COMMUNICATION => "the channel belongs to the session, and the backend closes it with the session";
     "channel.hung-up" Must [CHANNEL, Need::Harm] hung_up,
-        COMMUNICATION => "a frontend that closes the channel has not closed the session";
+        COMMUNICATION => "a frontend that closes the channel does not close the session";
     "channel.noise" Must [CHANNEL, Need::Harm] noise,
-        COMMUNICATION => "answers that nobody asked for end no backend";
+        COMMUNICATION => "unexpected replies on the channel must not end the backend";
     "channel.never-read" Must [CHANNEL, Need::Harm] never_read,
-        COMMUNICATION => "a frontend that does not listen there still is answered on its session";
+        COMMUNICATION => "a frontend that does not read the channel still gets replies on its session";
 }
 
 /// A session, and one that can have a channel.
@@ -77,7 +77,7 @@ fn replaced(context: &mut Context<'_>) -> Outcome {
     if ends_within(&first, Duration::from_millis(300))? {
         Ok(())
     } else {
-        Stop::fail("a new channel was given, and the old one is still open after 300 ms")
+        Stop::fail("a new channel was set, but the old one is still open after 300 ms")
     }
 }
 
@@ -95,7 +95,10 @@ fn well_formed(context: &mut Context<'_>) -> Outcome {
         let Header { request, flags, .. } = message.header;
         link.note(format!("on the channel: {}", crate::check::backend_message(&message)));
         if message.header.check().is_err() || flags.is_reply() || BackendRequest::from_number(request).is_none() {
-            return Stop::fail(format!("on the channel came message {request} with flags {:#x}", flags.bits()));
+            return Stop::fail(format!(
+                "the backend sent message {request} with flags {:#x} on the channel",
+                flags.bits()
+            ));
         }
     }
     Ok(())
@@ -107,7 +110,7 @@ fn closed_with_session(context: &mut Context<'_>) -> Outcome {
     if ends_within(&ours, context.timeout())? {
         Ok(())
     } else {
-        Stop::fail("the session is over, and its channel is still open")
+        Stop::fail("the session is closed, but its channel is still open")
     }
 }
 
@@ -121,7 +124,7 @@ fn hung_up(context: &mut Context<'_>) -> Outcome {
 
 fn noise(context: &mut Context<'_>) -> Outcome {
     let (link, mut ours) = with_channel(context)?;
-    link.done("noise on the channel");
+    link.done("random bytes on the channel");
     // A backend that has closed it already has made up its mind.
     let _ = ours.write_all(&crate::check::disk::pattern(5, 2048));
     context.survives_rings(link)

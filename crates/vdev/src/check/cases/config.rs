@@ -14,21 +14,20 @@ cases! {
     "config.whole" Must [CONFIG] whole,
         GET => "\"vhost-user back-end's payload size MUST match the front-end's request\"";
     "config.offset-echoed" Must [CONFIG] offset_echoed,
-        GET => "the reply is a config space description of the same place";
+        GET => "the reply describes the same offset and size as the request";
     "config.part" Should [CONFIG] part,
-        GET => "a part of the space is what the whole has there";
+        GET => "a part of the configuration space has the same bytes as the whole";
     "config.stable" Should [CONFIG] stable,
         GET => "\"The front-end may cache the contents\"";
     "config.beyond" Must [CONFIG] beyond,
         GET =>
-            "what is not there is answered with \"zero length of payload to indicate an error\", or it is zeros of the \
-             size that was asked for";
+            "a read beyond the configuration gets \"zero length of payload to indicate an error\", or zeros of the \
+             requested size";
     "config.nothing-beyond-the-end" Must [CONFIG] nothing_beyond_the_end,
         GET =>
-            "what is asked for beyond the configuration's end is an error or zeros, never what lies behind it in the \
-             backend's memory";
+            "a read beyond the configuration's end gets an error or zeros, never the backend's memory behind it";
     "config.endless" Should [CONFIG] endless,
-        GET => "an offset and a size whose sum does not fit 32 bits are in no space";
+        GET => "a range whose offset plus size does not fit 32 bits is outside the configuration space";
     "config.read-only-field" Must [CONFIG, ACK, BLK] read_only_field,
         SET =>
             "back-ends \"MUST NOT accept SET_CONFIG for read-only configuration space fields unless the live migration \
@@ -39,16 +38,16 @@ cases! {
         [CONFIG, ACK, BLK, Need::Feature(feature::blk::CONFIG_WCE, "VIRTIO_BLK_F_CONFIG_WCE")]
         write_cache,
         "VIRTIO 1.2, 5.2.5 Device Initialization" =>
-            "with CONFIG_WCE the driver sets `writeback`, and the device does as it says";
+            "with CONFIG_WCE the driver sets `writeback`, and the device applies it";
     "config.flags-unknown" Should [CONFIG, ACK] flags_unknown,
         SET => "\"The vhost-user back-end must check the flags field\", which is 0 or 1";
     "config.capacity" Must [CONFIG, BLK] capacity,
-        "VIRTIO 1.2, 5.2.4 Device configuration layout" => "a disk has a size; a guest makes nothing of one without";
+        "VIRTIO 1.2, 5.2.4 Device configuration layout" => "a guest cannot use a disk of 0 sectors";
     "config.queues-match" Should
         [CONFIG, BLK, Need::Feature(feature::blk::MQ, "VIRTIO_BLK_F_MQ"), Need::Protocol(ProtocolFeatures::MQ)]
         queues_match,
         "VIRTIO 1.2, 5.2.4 Device configuration layout" =>
-            "`num_queues` is what the guest sets up, GET_QUEUE_NUM what the VMM does";
+            "the guest sets up `num_queues` queues, the VMM as many as GET_QUEUE_NUM returns";
 }
 
 fn ask(offset: u32, bytes: usize) -> GetConfig {
@@ -58,20 +57,20 @@ fn ask(offset: u32, bytes: usize) -> GetConfig {
 /// A size of configuration that the backend answers.
 fn known_bytes(context: &Context<'_>) -> Outcome<usize> {
     match context.facts.config.len() {
-        0 => Stop::skip("GET_CONFIG was not answered for any size that devices have"),
+        0 => Stop::skip("GET_CONFIG returned no bytes for any size that devices have"),
         bytes => Ok(bytes),
     }
 }
 
 fn whole(context: &mut Context<'_>) -> Outcome {
     let Ok(bytes) = known_bytes(context) else {
-        return Stop::fail("CONFIG is offered, and GET_CONFIG is answered for no size that devices have");
+        return Stop::fail("CONFIG is offered, but GET_CONFIG returned no bytes for any size that devices have");
     };
     let reply = context.open_device()?.call(&ask(0, bytes))?;
     if reply.bytes.len() == bytes {
         Ok(())
     } else {
-        Stop::fail(format!("{bytes} bytes were asked for, {} came", reply.bytes.len()))
+        Stop::fail(format!("{bytes} bytes were requested, {} returned", reply.bytes.len()))
     }
 }
 
@@ -88,12 +87,17 @@ fn offset_echoed(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
     let reply = link.call(&ask(4, bytes - 4))?;
     if reply.bytes.is_empty() {
-        return Stop::skip("parts of the space are not answered");
+        return Stop::skip("GET_CONFIG returned no bytes for a part of the configuration space");
     }
     if (reply.offset, reply.bytes.len()) == (4, bytes - 4) {
         return Ok(());
     }
-    Stop::fail(format!("{} bytes at 4 were asked for, {} bytes at {} came", bytes - 4, reply.bytes.len(), reply.offset))
+    Stop::fail(format!(
+        "{} bytes at offset 4 were requested, {} bytes at offset {} returned",
+        bytes - 4,
+        reply.bytes.len(),
+        reply.offset
+    ))
 }
 
 fn part(context: &mut Context<'_>) -> Outcome {
@@ -103,10 +107,13 @@ fn part(context: &mut Context<'_>) -> Outcome {
     for (offset, size) in [(0, 4), (4, 4), (bytes - 4, 4), (2, bytes - 2)] {
         let found = link.call(&ask(u32::try_from(offset).unwrap_or(0), size))?.bytes;
         let Some(expected) = whole.get(offset..offset + size) else {
-            return Stop::fail(format!("{bytes} bytes were asked for, {} came", whole.len()));
+            return Stop::fail(format!("{bytes} bytes were requested, {} returned", whole.len()));
         };
         if expected != found {
-            return Stop::fail(format!("{size} bytes at {offset} are {found:02x?}, and in the whole {expected:02x?}"));
+            return Stop::fail(format!(
+                "{size} bytes at offset {offset} are {found:02x?}, but the whole configuration has {expected:02x?} \
+                 there"
+            ));
         }
     }
     Ok(())
@@ -117,7 +124,7 @@ fn stable(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
     let first = link.call(&ask(0, bytes))?.bytes;
     let second = link.call(&ask(0, bytes))?.bytes;
-    if first == second { Ok(()) } else { Stop::fail("the configuration changed between two questions") }
+    if first == second { Ok(()) } else { Stop::fail("the configuration changed between two GET_CONFIG") }
 }
 
 /// What a backend says to a question that it can't answer: zeros of that size, nothing, or the end of the connection.
@@ -126,7 +133,7 @@ fn is_error_or_zeros(context: &mut Context<'_>, question: &GetConfig) -> Outcome
     link.send(question, &[])?;
     let reply = match link.reply_to(24) {
         Ok(reply) => reply,
-        Err(Stop::Closed(_)) => return Stop::fail("closed the connection instead of an answer of no bytes"),
+        Err(Stop::Closed(_)) => return Stop::fail("closed the connection instead of replying with 0 bytes"),
         Err(stop) => return Err(stop),
     };
     let contents = reply.payload.get(12..).unwrap_or_default();
@@ -134,7 +141,10 @@ fn is_error_or_zeros(context: &mut Context<'_>, question: &GetConfig) -> Outcome
     if contents.is_empty() || contents.len() == asked && contents.iter().all(|byte| *byte == 0) {
         return Ok(());
     }
-    Stop::fail(format!("{asked} bytes that are not there were asked for, and {} came", contents.len()))
+    Stop::fail(format!(
+        "{asked} bytes beyond the configuration were requested, and the {} returned are not zeros",
+        contents.len()
+    ))
 }
 
 fn beyond(context: &mut Context<'_>) -> Outcome {
@@ -176,7 +186,8 @@ fn nothing_beyond_the_end(context: &mut Context<'_>) -> Outcome {
             let place = offset + known + place;
             let found = &contents[place - offset..];
             return Stop::fail(format!(
-                "{bytes} bytes at {offset} were asked for: at {place}, beyond the configuration's {end} bytes, came {:02x?}",
+                "{bytes} bytes at offset {offset} were requested: those at {place}, beyond the configuration's {end} \
+                 bytes, are {:02x?}",
                 &found[..found.len().min(16)]
             ));
         }
@@ -206,7 +217,7 @@ fn read_only_field_kept(context: &mut Context<'_>) -> Outcome {
         link = context.open_again(USUAL)?;
     }
     let after = link.call(&ask(0, before.len()))?.bytes;
-    if after == before { Ok(()) } else { Stop::fail("SET_CONFIG has changed the capacity") }
+    if after == before { Ok(()) } else { Stop::fail("SET_CONFIG changed the capacity") }
 }
 
 fn write_cache(context: &mut Context<'_>) -> Outcome {
@@ -222,7 +233,7 @@ fn write_cache(context: &mut Context<'_>) -> Outcome {
         link.require(&SetConfig(Config { offset: 32, flags: 0, bytes: vec![value] }), &[])?;
         let found = writeback(&mut link)?;
         if found != value {
-            return Stop::fail(format!("`writeback` was set to {value} and reads {found}"));
+            return Stop::fail(format!("`writeback` was set to {value}, but is {found}"));
         }
     }
     Ok(())
@@ -231,7 +242,7 @@ fn write_cache(context: &mut Context<'_>) -> Outcome {
 fn flags_unknown(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
     let config = Config { offset: 0, flags: 0x8000_0000, bytes: vec![0; 4] };
-    link.require_refusal(&SetConfig(config), &[], "SET_CONFIG with flags that mean nothing")
+    link.require_refusal(&SetConfig(config), &[], "SET_CONFIG with undefined flags")
 }
 
 fn capacity(context: &mut Context<'_>) -> Outcome {
@@ -246,7 +257,7 @@ fn queues_match(context: &mut Context<'_>) -> Outcome {
     let Some(bytes) = context.facts.config.get(34..36) else { return Stop::skip("the configuration is too short") };
     let told = u64::from(bytes[0]) | u64::from(bytes[1]) << 8;
     if told == 0 || told > context.facts.queues {
-        return Stop::fail(format!("`num_queues` is {told}, and GET_QUEUE_NUM says {}", context.facts.queues));
+        return Stop::fail(format!("`num_queues` is {told}, but GET_QUEUE_NUM returned {}", context.facts.queues));
     }
     Ok(())
 }

@@ -15,80 +15,84 @@ const STATES: &str = "Ring states";
 
 cases! {
     "data.read" Must [DATA] read,
-        OPERATION => "type 0 reads sectors, and says OK";
+        OPERATION => "type 0 reads sectors and returns status OK";
     "data.write-read-back" Must [DATA, WRITES] write_read_back,
-        OPERATION => "what was written is read";
+        OPERATION => "a read returns the data of the last write";
     "data.write-its-sectors-only" Must [DATA, WRITES] write_its_sectors_only,
-        OPERATION => "a write changes its own sectors and no others";
+        OPERATION => "a write changes only its own sectors";
     "data.large" Must [DATA, WRITES] large,
         OPERATION => "one descriptor of 256 KiB is one request";
     "data.flush" Must [DATA, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")] flush,
-        OPERATION => "a guest that asks for its writes to last waits for the answer";
+        OPERATION => "a guest that flushes its writes waits for the status";
     "data.get-id" Should [DATA] get_id,
-        OPERATION => "type 8 tells a name of 20 bytes, and says OK";
+        OPERATION => "type 8 returns an identifier of 20 bytes and status OK";
     "data.unknown-type" Should [DATA] unknown_type,
         OPERATION =>
-            "VIRTIO_BLK_S_UNSUPP is the status \"for a request unsupported by device\"; a guest stops sending such \
-             ones then";
+            "VIRTIO_BLK_S_UNSUPP is the status \"for a request unsupported by device\"; a guest then stops sending \
+             that type";
     "data.read-out-of-range" Must [DATA] read_out_of_range,
-        REQUIREMENTS => "sectors beyond the end are an error, never OK";
+        REQUIREMENTS => "a read of sectors beyond the end of the disk returns an error, never OK";
     "data.read-over-the-end" Must [DATA] read_over_the_end,
-        REQUIREMENTS => "a request that begins on the disk and ends beyond it is an error";
+        REQUIREMENTS => "a request that ends beyond the disk returns an error";
     "data.write-out-of-range" Must [DATA, WRITES] write_out_of_range,
-        REQUIREMENTS => "a write beyond the end must neither say OK nor make the file longer";
+        REQUIREMENTS => "a write beyond the end must neither return OK nor extend the file";
     "data.sector-overflow" Must [DATA] sector_overflow,
-        REQUIREMENTS => "a sector whose byte offset does not fit 64 bits is beyond the end, not at its start";
+        REQUIREMENTS =>
+            "a sector whose byte offset does not fit 64 bits is beyond the end of the disk, not at its start";
     "data.part-of-a-sector" Should [DATA] part_of_a_sector,
         "VIRTIO 1.2, 5.2.6.1 Driver Requirements: Device Operation" =>
-            "the length of data is a multiple of 512; another is an error that a guest must hear of";
+            "the length of data is a multiple of 512; any other length must return an error";
     "data.write-to-read-only" Must [DATA, Need::Feature(feature::blk::RO, "VIRTIO_BLK_F_RO")] write_to_read_only,
         REQUIREMENTS =>
             "a device that offers RO \"MUST set the status byte to VIRTIO_BLK_S_IOERR for a write request\", and \
              \"MUST NOT write any data\"";
     "data.discard" Should [DATA, WRITES, Need::Feature(feature::blk::DISCARD, "VIRTIO_BLK_F_DISCARD")] discard,
-        OPERATION => "with DISCARD type 11 is taken";
+        OPERATION => "with DISCARD the device accepts type 11";
     "data.write-zeroes" Must
         [DATA, WRITES, Need::Feature(feature::blk::WRITE_ZEROES, "VIRTIO_BLK_F_WRITE_ZEROES")]
         write_zeroes,
-        OPERATION => "with WRITE_ZEROES type 13 fills sectors with zeros, which are read then";
+        OPERATION => "with WRITE_ZEROES type 13 fills sectors with zeros";
     "data.written-length-at-most" Must [DATA, WRITES] written_length_at_most,
-        USED => "the device \"MUST write at least len bytes\": whoever says more lets a guest read what nobody wrote";
+        USED =>
+            "the device \"MUST write at least len bytes\": if `len` is too large, a guest reads bytes that were never \
+             written";
     "data.written-length-of-read" Should [DATA] written_length_of_read,
-        USED => "`len` is what the device wrote: the data and the status, 513 bytes of a read of 512";
+        USED => "`len` counts the bytes that the device wrote: data and status, 513 for a read of 512";
     "data.written-length-of-write" Should [DATA, WRITES] written_length_of_write,
-        USED => "`len` is what the device wrote: of a write, the status alone";
+        USED => "`len` counts the bytes that the device wrote: for a write, only the status";
     "data.many-at-once" Must [DATA, WRITES] many_at_once,
-        USED => "a full ring of requests is done, each once, in any order";
+        USED => "all requests of a full ring complete, each once, in any order";
     "data.queues-at-once" Must [DATA, Need::Queues(2)] queues_at_once,
-        "Multiple queue support" => "each queue does requests";
+        "Multiple queue support" => "every queue serves requests";
     "data.disabled-from-the-start" Must [DATA, WRITES] disabled_from_the_start,
         STATES =>
-            "a ring that was not enabled yet is processed \"without causing any side effects\": nothing is written";
+            "a ring that was never enabled is processed \"without causing any side effects\": nothing is written";
     "data.disabled-later" Must [DATA, WRITES] disabled_later,
         STATES => "a ring that was disabled is processed \"without causing any side effects\": nothing is written";
     "data.enabled-again" Must [DATA] enabled_again,
-        STATES => "a ring that is enabled again does requests";
+        STATES => "a ring that is enabled again serves requests";
     "data.stopped" Must [DATA] stopped,
         STATES => "\"stopped: the back-end must not process the ring at all\"";
     "data.base-counts" Must [DATA] base_counts,
-        "VHOST_USER_GET_VRING_BASE" => "where a migrated guest goes on: after 3 requests from 0 on it is 3";
+        "VHOST_USER_GET_VRING_BASE" =>
+            "a migrated guest continues at this index: after 3 requests from index 0 on it is 3";
     "data.stop-and-go-on" Must [DATA] stop_and_go_on,
-        STATES => "a ring that was stopped goes on where it was, and repeats nothing";
+        STATES => "a ring that was stopped continues at its index and repeats no request";
     "data.start-elsewhere" Must [DATA] start_elsewhere,
-        STATES => "after a reboot the ring lies elsewhere, with another size, from index 0 on";
+        STATES => "after a reboot the ring has another address and size, and begins at index 0";
     "data.offered-before-start" Must [DATA] offered_before_start,
-        STATES => "what was made available before the ring started is done after the first kick";
+        STATES => "requests that were made available before the ring started complete after the first kick";
     "data.without-protocol-features" Must [DATA] without_protocol_features,
-        STATES => "where bit 30 is not taken \"the ring starts directly in the enabled state\"";
+        STATES => "if bit 30 is not negotiated, \"the ring starts directly in the enabled state\"";
     "data.second-region" Must [DATA, WRITES] second_region,
         "Memory access" =>
             "\"Guest addresses map to the vhost memory region containing that guest address\", not only the first";
     "data.over-two-regions" Should [DATA] over_two_regions,
-        "Memory access" => "memory that is contiguous for the guest may be two regions; a buffer may lie in both";
+        "Memory access" => "memory that is contiguous for the guest may be two regions; a buffer may span both";
     "data.added-region" Must [DATA, Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS)] added_region,
-        "VHOST_USER_ADD_MEM_REG" => "memory that was plugged holds data";
+        "VHOST_USER_ADD_MEM_REG" => "a buffer may be in memory that was hot-plugged";
     "data.removed-region" Must [DATA, Need::Protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS), Need::Harm] removed_region,
-        "VHOST_USER_REM_MEM_REG" => "memory that was unplugged is not written any more";
+        "VHOST_USER_REM_MEM_REG" => "the backend does not write to memory that was unplugged";
 }
 
 fn read(context: &mut Context<'_>) -> Outcome {
@@ -102,7 +106,7 @@ fn write_read_back(context: &mut Context<'_>) -> Outcome {
     on_scratch(context, &Setup::default(), |disk| {
         let (at, bytes) = (disk.scratch, pattern(1, 8192));
         disk.write(at, &bytes)?;
-        disk.require_contents(at, &bytes, "what was written")
+        disk.require_contents(at, &bytes, "the written sectors")
     })
 }
 
@@ -211,7 +215,7 @@ fn write_zeroes(context: &mut Context<'_>) -> Outcome {
         let range = range(disk, 64);
         let (found, _) = disk.request(kind::WRITE_ZEROES, 0, Some(range))?;
         require_status(found, status::OK, "a write of zeros")?;
-        disk.require_contents(at, &[0; 32 << 10], "sectors that were filled with zeros")
+        disk.require_contents(at, &[0; 32 << 10], "the zeroed sectors")
     })
 }
 
@@ -224,7 +228,7 @@ fn written_length_at_most(context: &mut Context<'_>) -> Outcome {
             let (_, used) = disk.request(kind, sector, Some(data))?;
             if used.written > most {
                 return Stop::fail(format!(
-                    "the device can write {most} bytes there, and says that it wrote {}",
+                    "the used length is {}, but the device can write only {most} bytes there",
                     used.written
                 ));
             }
@@ -240,7 +244,7 @@ fn written_length_of_read(context: &mut Context<'_>) -> Outcome {
     if used.written == 513 {
         Ok(())
     } else {
-        Stop::fail(format!("a read of 512 bytes says that {} were written", used.written))
+        Stop::fail(format!("a read of 512 bytes has the used length {}, not 513", used.written))
     }
 }
 
@@ -252,7 +256,7 @@ fn written_length_of_write(context: &mut Context<'_>) -> Outcome {
         if used.written == 1 {
             Ok(())
         } else {
-            Stop::fail(format!("a write of 512 bytes says that {} were written", used.written))
+            Stop::fail(format!("a write of 512 bytes has the used length {}, not 1", used.written))
         }
     })
 }
@@ -302,7 +306,7 @@ impl Batch {
             let place = used.head / 3;
             match is_done.get_mut(place as usize) {
                 Some(done) if !*done && used.head % 3 == 0 => *done = true,
-                Some(true) => return Stop::fail(format!("the chain with head {} was used twice", used.head)),
+                Some(true) => return Stop::fail(format!("the chain with head {} completed twice", used.head)),
                 _ => {
                     return Stop::fail(format!("the used ring names head {}, which was not made available", used.head));
                 }
@@ -373,7 +377,7 @@ fn writes_nothing(disk: &mut Disk, bytes: &[u8]) -> Outcome {
     // It may be used without effect, or not at all; there is no other sign of its having been seen.
     disk.ring.is_quiet_for(std::time::Duration::from_millis(50));
     let was_used = disk.ring.used_index() != disk.ring.taken;
-    disk.link.note(if was_used { "it was used" } else { "it was not used within 50 ms" });
+    disk.link.note(if was_used { "it completed" } else { "it did not complete within 50 ms" });
     disk.ring.stop(&mut disk.link)?;
     let mut enabled = SplitRing::new(&mut disk.guest, 0, 64)?;
     std::mem::swap(&mut disk.ring, &mut enabled);
@@ -424,7 +428,7 @@ fn stopped(context: &mut Context<'_>) -> Outcome {
     if disk.ring.is_quiet_for(std::time::Duration::from_millis(30)) {
         Ok(())
     } else {
-        Stop::fail("a request of a stopped ring was done")
+        Stop::fail("a request of a stopped ring completed")
     }
 }
 
@@ -435,7 +439,7 @@ fn base_counts(context: &mut Context<'_>) -> Outcome {
     }
     match disk.ring.stop(&mut disk.link)? {
         3 => Ok(()),
-        base => Stop::fail(format!("after 3 requests from base 0 on GET_VRING_BASE says {base}")),
+        base => Stop::fail(format!("after 3 requests from index 0 on, GET_VRING_BASE returned {base}, not 3")),
     }
 }
 
@@ -446,7 +450,7 @@ fn stop_and_go_on(context: &mut Context<'_>) -> Outcome {
         let base = disk.ring.stop(&mut disk.link)?;
         if base != u32::from(disk.ring.offered) {
             return Stop::fail(format!(
-                "round {round}: {} requests were made, and the base is {base}",
+                "round {round}: after {} requests GET_VRING_BASE returned {base}",
                 disk.ring.offered
             ));
         }
@@ -456,7 +460,7 @@ fn stop_and_go_on(context: &mut Context<'_>) -> Outcome {
     // Nothing is done twice.
     match disk.ring.take_used() {
         None => Ok(()),
-        Some(used) => Stop::fail(format!("the chain with head {} was used twice", used.head)),
+        Some(used) => Stop::fail(format!("the chain with head {} completed twice", used.head)),
     }
 }
 
@@ -499,7 +503,7 @@ fn second_region(context: &mut Context<'_>) -> Outcome {
         let sector = disk.scratch;
         let (found, _) = disk.request(kind::OUT, sector, Some(Descriptor::readable(there, 4096)))?;
         require_status(found, status::OK, "a write from the second region")?;
-        disk.require_contents(sector, &bytes, "what was written from the second region")
+        disk.require_contents(sector, &bytes, "the sectors written from the second region")
     })
 }
 
@@ -528,11 +532,11 @@ fn added_region(context: &mut Context<'_>) -> Outcome {
     let (mut disk, region) = with_slots(context)?;
     let expected = disk.read(0, 4096)?;
     let (found, _) = disk.request(kind::IN, 0, Some(Descriptor::writable(region.guest_address, 4096)))?;
-    require_status(found, status::OK, "a read into a region that was added")?;
+    require_status(found, status::OK, "a read into an added region")?;
     crate::check::disk::same_bytes(
         &disk.guest.read(region.guest_address, 4096),
         &expected,
-        "a read into a region that was added",
+        "a read into an added region",
     )
 }
 
@@ -542,12 +546,12 @@ fn removed_region(context: &mut Context<'_>) -> Outcome {
     disk.link.require(&RemMemReg(SingleRegion(region)), &[])?;
     let header = Descriptor::readable(disk.header(kind::IN, 0), 16);
     let (data, at) = (Descriptor::writable(region.guest_address, 512), Descriptor::writable(disk.status_at(), 1));
-    disk.link.done("a read into the region that was removed");
+    disk.link.done("a read into the removed region");
     disk.ring.send(0, &[header, data, at])?;
     disk.ring.is_quiet_for(std::time::Duration::from_millis(50));
     let written = disk.guest.read(region.guest_address, 512) != [0xee; 512];
     if written {
-        return Stop::fail("a region that was removed has been written");
+        return Stop::fail("the backend wrote to a removed region");
     }
     context.survives_rings(disk.link)
 }

@@ -12,69 +12,70 @@ cases! {
         "VIRTIO 1.2, 6.2 Device Requirements: Reserved Feature Bits" =>
             "\"A device MUST offer VIRTIO_F_VERSION_1\"; without it a modern driver refuses the device";
     "features.protocol-features" Should [] protocol_features,
-        "Communication" => "every extension, acknowledgements included, is gated by VHOST_USER_F_PROTOCOL_FEATURES";
+        "Communication" => "every extension, including acknowledgements, needs VHOST_USER_F_PROTOCOL_FEATURES";
     "features.reply-ack" Should [PROTOCOL] reply_ack,
         "VHOST_USER_PROTOCOL_F_REPLY_ACK" =>
-            "without REPLY_ACK a frontend can't tell whether a command was carried out";
+            "without REPLY_ACK a frontend cannot know whether a command succeeded";
     "features.mq" Should [PROTOCOL] mq,
         "Multiple queue support" =>
             "\"Back-ends should always implement the VHOST_USER_PROTOCOL_F_MQ protocol feature\"";
     "features.queue-num" Must [MQ] queue_num,
-        "VHOST_USER_GET_QUEUE_NUM" => "a frontend sets up as many queues as this says";
+        "VHOST_USER_GET_QUEUE_NUM" => "a frontend sets up at most as many queues as GET_QUEUE_NUM returns";
     "features.queues-of-device" Should [MQ] queues_of_device,
-        "Multiple queue support" => "a device has at least the queues that make it useful";
+        "Multiple queue support" => "a device cannot work with fewer queues than VIRTIO requires of its kind";
     "features.defined-protocol-features" Should [PROTOCOL] defined_protocol_features,
-        "Protocol features" => "a bit without a meaning may get one that the backend does not know";
+        "Protocol features" => "an undefined bit may get a meaning that the backend does not implement";
     "features.protocol-features-stable" Should [PROTOCOL] protocol_features_stable,
-        "VHOST_USER_GET_PROTOCOL_FEATURES" => "what is offered does not depend on what was taken";
+        "VHOST_USER_GET_PROTOCOL_FEATURES" => "the offered features do not depend on those that were negotiated";
     "features.same-for-next-client" Should [Need::ManyClients] same_for_next_client,
-        "VHOST_USER_GET_FEATURES" => "a frontend that reconnects must find what its guest has negotiated";
+        "VHOST_USER_GET_FEATURES" => "a frontend that reconnects needs the features that its guest has negotiated";
     "features.none-taken-by-last-client" Must [ACK, Need::ManyClients] none_taken_by_last_client,
         "VHOST_USER_PROTOCOL_F_REPLY_ACK" =>
-            "what one session has negotiated must not hold in the next: a reply that nobody asked for is taken for another";
+            "negotiation ends with its session: a reply that the next client did not request is taken for another";
     "features.offered-accepted" Should [ACK] offered_accepted,
         "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits" =>
             "\"The device SHOULD accept any valid subset of features the driver accepts\"";
     "features.fewest-accepted" Should [ACK] fewest_accepted,
         "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits" =>
-            "\"The device SHOULD accept any valid subset of features the driver accepts\"; VERSION_1 alone is one";
+            "\"The device SHOULD accept any valid subset of features the driver accepts\"; VERSION_1 alone is a valid \
+             subset";
     "features.never-offered-bit" Should [ACK] never_offered_bit,
         "VHOST_USER_SET_FEATURES" =>
-            "a guest that was promised a feature the device does not have loses data; \"incompatible features\" are an \
-             error";
+            "a guest that uses a feature the device does not have loses data; \"incompatible features\" are an error";
     "features.never-offered-protocol-bit" May [ACK] never_offered_protocol_bit,
         "VHOST_USER_SET_PROTOCOL_FEATURES" =>
-            "a frontend that takes what was not offered has a defect, which an error would show";
+            "a frontend that sets a feature that was not offered has a defect, and an error reveals it";
     "features.set-again" Should [ACK] set_again,
         "Migration" => "logging is started and stopped by SET_FEATURES in the middle of a session";
     "features.protocol-subset" Should [ACK] protocol_subset,
-        "VHOST_USER_SET_PROTOCOL_FEATURES" => "a frontend takes what it knows of what is offered";
+        "VHOST_USER_SET_PROTOCOL_FEATURES" => "a frontend negotiates only the offered features that it implements";
     "features.no-protocol-features-taken" Should [PROTOCOL] no_protocol_features_taken,
-        "Protocol features" => "extensions are optional for both sides; a frontend may take none";
+        "Protocol features" => "extensions are optional for both sides; a frontend may negotiate none";
     "features.without-protocol-features" Must [] without_protocol_features,
         "Communication" =>
-            "\"Old vhost-user front-end and back-end implementations continue to work\": bit 30 need not be taken";
+            "\"Old vhost-user front-end and back-end implementations continue to work\": bit 30 need not be negotiated";
     "features.inband-alone" Should [Need::Protocol(ProtocolFeatures::INBAND_NOTIFICATIONS)] inband_alone,
         "In-band notifications" =>
-            "the backend \"should close the connection\" where it is negotiated without BACKEND_REQ and REPLY_ACK";
+            "the backend \"should close the connection\" if it is negotiated without BACKEND_REQ and REPLY_ACK";
     "features.depend-on-offered" Should [PROTOCOL] depend_on_offered,
-        "Protocol features" => "a protocol feature that needs another is of no use without it";
+        "Protocol features" => "a protocol feature that requires another does not work without it";
     "features.requirements" Must [] requirements,
         "VIRTIO 1.2, 2.2.2 Device Requirements: Feature Bits" =>
-            "\"The device MUST NOT offer a feature which requires another feature which was not offered\"; a driver may \
-             refuse the device, or accept what neither side can do";
+            "\"The device MUST NOT offer a feature which requires another feature which was not offered\"; a driver \
+             may reject the device, or negotiate a feature that does not work";
     "features.control-queue" May [Need::Kind(DeviceKind::Net)] control_queue,
         "VIRTIO 1.2, 5.1.3.1 Feature bit requirements" =>
-            "features of the control queue require CTRL_VQ; a VMM may serve that queue and offer the bit itself";
+            "features of the control queue require CTRL_VQ; a VMM that serves this queue may offer the bit itself";
     "features.zero-length-request" Must [Need::Kind(DeviceKind::I2c)] zero_length_request,
         "VIRTIO 1.2, 5.21.6.2 Device Requirements: Device Operation" =>
-            "\"A device MUST offer the VIRTIO_I2C_F_ZERO_LENGTH_REQUEST feature\"; without it a driver does not drive the \
-             device at all";
+            "\"A device MUST offer the VIRTIO_I2C_F_ZERO_LENGTH_REQUEST feature\"; without it drivers reject the \
+             device";
     "features.config" Should [PROTOCOL, Need::Kind(DeviceKind::Blk)] config,
-        "VHOST_USER_GET_CONFIG" => "a frontend learns the size of a disk by GET_CONFIG alone";
+        "VHOST_USER_GET_CONFIG" => "GET_CONFIG is the only way for a frontend to read the size of a disk";
     "features.enable-before-set" May [ACK] enable_before_set,
         "VHOST_USER_SET_VRING_ENABLE" =>
-            "QEMU's vhost-user-net enables rings before SET_FEATURES; a backend that refuses can't serve it";
+            "QEMU's vhost-user-net enables rings before SET_FEATURES; a backend that refuses this does not work with \
+             it";
 }
 
 fn version_1(context: &mut Context<'_>) -> Outcome {
@@ -106,7 +107,7 @@ fn must_offer(context: &mut Context<'_>, wanted: ProtocolFeatures) -> Outcome {
     if offered.contains(wanted) {
         Ok(())
     } else {
-        Stop::fail(format!("{wanted} is not among the protocol features: {offered}"))
+        Stop::fail(format!("{wanted} is not offered; the protocol features are {offered}"))
     }
 }
 
@@ -125,18 +126,20 @@ fn config(context: &mut Context<'_>) -> Outcome {
 fn queue_num(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open()?;
     match link.call(&GetQueueNum(Empty))? {
-        0 => Stop::fail("GET_QUEUE_NUM says 0"),
+        0 => Stop::fail("GET_QUEUE_NUM returned 0"),
         // The index of a ring is 8 bits where its descriptors are sent.
         queues @ 1..=256 => {
-            link.note(format!("it serves {queues} queues"));
+            link.note(format!("the backend has {queues} queues"));
             Ok(())
         }
-        queues => Stop::fail(format!("GET_QUEUE_NUM says {queues}, and SET_VRING_KICK has 8 bits for the index")),
+        queues => Stop::fail(format!("GET_QUEUE_NUM returned {queues}, but SET_VRING_KICK has 8 bits for the index")),
     }
 }
 
 fn queues_of_device(context: &mut Context<'_>) -> Outcome {
-    let Some(device) = context.device else { return Stop::skip("what kind of device it is nobody has said") };
+    let Some(device) = context.device else {
+        return Stop::skip("the kind of device is not known; give it with `--device`");
+    };
     let least = match device {
         // The event queue is the VMM's own there.
         DeviceKind::Vsock => 2,
@@ -146,7 +149,7 @@ fn queues_of_device(context: &mut Context<'_>) -> Outcome {
     if queues >= least {
         Ok(())
     } else {
-        Stop::fail(format!("GET_QUEUE_NUM says {queues}, and a {} device has {least}", device.name()))
+        Stop::fail(format!("GET_QUEUE_NUM returned {queues}, but a {} device has at least {least}", device.name()))
     }
 }
 
@@ -154,7 +157,7 @@ fn defined_protocol_features(context: &mut Context<'_>) -> Outcome {
     let offered = offered_protocol_features(context)?;
     match offered.undefined() {
         0 => Ok(()),
-        bits => Stop::fail(format!("the protocol features have the bits {bits:#x}, which have no meaning")),
+        bits => Stop::fail(format!("the protocol features have the undefined bits {bits:#x}")),
     }
 }
 
@@ -167,7 +170,7 @@ fn protocol_features_stable(context: &mut Context<'_>) -> Outcome {
     if first == second {
         Ok(())
     } else {
-        Stop::fail(format!("GET_PROTOCOL_FEATURES was answered with {first:#x}, then with {second:#x}"))
+        Stop::fail(format!("GET_PROTOCOL_FEATURES returned {first:#x}, then {second:#x}"))
     }
 }
 
@@ -177,7 +180,7 @@ fn same_for_next_client(context: &mut Context<'_>) -> Outcome {
     if first == second {
         Ok(())
     } else {
-        Stop::fail(format!("the first client is offered {first:#x}, the next {second:#x}"))
+        Stop::fail(format!("the first client was offered {first:#x}, the next {second:#x}"))
     }
 }
 
@@ -264,12 +267,14 @@ fn depend_on_offered(context: &mut Context<'_>) -> Outcome {
     ];
     match needed.into_iter().find(|(one, other)| offered.contains(*one) && !offered.contains(*other)) {
         None => Ok(()),
-        Some((one, other)) => Stop::fail(format!("{one} is offered without {other}, which it needs")),
+        Some((one, other)) => Stop::fail(format!("{one} is offered without {other}, which it requires")),
     }
 }
 
 fn requirements(context: &mut Context<'_>) -> Outcome {
-    let Some(device) = context.device else { return Stop::skip("what kind of device it is nobody has said") };
+    let Some(device) = context.device else {
+        return Stop::skip("the kind of device is not known; give it with `--device`");
+    };
     let offered = context.connect()?.features()?;
     all_met(&unmet_by_offer(device, offered))
 }
@@ -282,7 +287,7 @@ fn control_queue(context: &mut Context<'_>) -> Outcome {
 fn all_met(unmet: &[Unmet]) -> Outcome {
     let Some(first) = unmet.first() else { return Ok(()) };
     let words: Vec<_> = unmet.iter().map(ToString::to_string).collect();
-    Stop::fail(format!("it offers {} ({})", words.join(", "), first.section))
+    Stop::fail(format!("the backend offers {} ({})", words.join(", "), first.section))
 }
 
 fn zero_length_request(context: &mut Context<'_>) -> Outcome {

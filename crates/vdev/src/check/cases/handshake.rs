@@ -20,29 +20,33 @@ const IN_PIECES: Duration = Duration::from_millis(25);
 
 cases! {
     "handshake.features-answered" Must [] features_answered,
-        "VHOST_USER_GET_FEATURES" => "the first question of every session has a reply of 8 bytes";
+        "VHOST_USER_GET_FEATURES" => "every session begins with GET_FEATURES, whose reply has 8 bytes";
     "handshake.features-before-owner" Should [] features_before_owner,
-        "VHOST_USER_SET_OWNER" => "QEMU asks for features before it sends SET_OWNER";
+        "VHOST_USER_SET_OWNER" => "QEMU sends GET_FEATURES before SET_OWNER";
     "handshake.reply-flag" Must [] reply_flag,
         "Header" => "bit 2 \"needs to be sent on each reply from the back-end\"";
     "handshake.reply-version" Must [] reply_version,
         "Header" => "the lower 2 bits of a reply's flags are the version, 1";
     "handshake.reply-asks-nothing" Should [ACK] reply_asks_nothing,
-        "Header" => "a reply asks for none, so need_reply is not copied into it; nor has it flags without a meaning";
+        "Header" =>
+            "a reply has no reply of its own, so need_reply must not be copied into it; undefined flags must be 0";
     "handshake.features-stable" Should [] features_stable,
-        "VHOST_USER_GET_FEATURES" => "what a device offers does not change from one question to the next";
+        "VHOST_USER_GET_FEATURES" => "a device offers the same features each time GET_FEATURES is sent";
     "handshake.header-in-pieces" Should [] header_in_pieces,
-        "Message Specification" => "a stream has no borders: a header may arrive byte by byte";
+        "Message Specification" => "a stream has no message boundaries: a header may arrive byte by byte";
     "handshake.payload-apart" Should [ACK] payload_apart,
-        "Message Specification" => "a stream has no borders: a payload may arrive after its header, in pieces";
+        "Message Specification" =>
+            "a stream has no message boundaries: a payload may arrive after its header, in pieces";
     "handshake.messages-in-one-piece" Must [] messages_in_one_piece,
-        "Communication" => "most requests have no reply, so the next may follow in the same packet";
+        "Communication" => "most requests have no reply, so a frontend may send the next one in the same write";
     "handshake.many-questions-ahead" Should [] many_questions_ahead,
-        "Communication" => "questions that are sent ahead are answered one by one, in order";
+        "Communication" => "pipelined requests get their replies one by one, in order";
     "handshake.owner-silent" Must [] owner_silent,
-        "Communication" => "SET_OWNER is not in the list of messages that have a reply";
+        "Communication" =>
+            "SET_OWNER is not in the list of messages that have a reply, so a reply is taken for that of the next \
+             request";
     "handshake.owner-twice" May [] owner_twice,
-        "VHOST_USER_SET_OWNER" => "a frontend that says twice whose session it is takes nothing from anybody";
+        "VHOST_USER_SET_OWNER" => "a second SET_OWNER on the same session changes nothing";
     "handshake.protocol-features-early" Must [PROTOCOL] protocol_features_early,
         "VHOST_USER_GET_PROTOCOL_FEATURES" =>
             "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"";
@@ -51,10 +55,10 @@ cases! {
             "backends \"must support this message even before VHOST_USER_SET_FEATURES was called\"";
     "handshake.no-ack-before-negotiation" Should [] no_ack_before_negotiation,
         REPLY_ACK =>
-            "only \"with this protocol extension negotiated\" does need_reply bring a reply; an unexpected one is \
-             taken for that of the next question";
+            "need_reply means something only \"with this protocol extension negotiated\"; an unexpected reply is \
+             taken for that of the next request";
     "handshake.no-ack-unless-asked" Must [ACK] no_ack_unless_asked,
-        REPLY_ACK => "a reply that nobody asked for is taken for that of the next question";
+        REPLY_ACK => "a reply that was not requested is taken for that of the next request";
     "handshake.question-answered-once" Must [ACK] question_answered_once,
         REPLY_ACK =>
             "for messages that have a reply, need_reply \"brings no behavioural change\"";
@@ -63,7 +67,7 @@ cases! {
     "handshake.ack-features" Must [ACK] ack_features,
         REPLY_ACK => MUST_RESPOND;
     "handshake.ack-mem-table" Must [ACK] ack_mem_table,
-        REPLY_ACK => "without it a frontend can't tell when memory is mapped";
+        REPLY_ACK => "without the reply a frontend cannot know when memory is mapped";
     "handshake.ack-vring-num" Must [ACK] ack_vring_num,
         REPLY_ACK => MUST_RESPOND;
     "handshake.ack-vring-base" Must [ACK] ack_vring_base,
@@ -80,14 +84,15 @@ cases! {
         REPLY_ACK => MUST_RESPOND;
     "handshake.unknown-request-fails" Should [ACK] unknown_request_fails,
         REPLY_ACK =>
-            "the reply indicates success or failure; what the backend does not know it has not done";
+            "the reply indicates success or failure; an unknown request cannot succeed";
     "handshake.other-version" May [ACK] |context| odd_flags(context, 0b1010),
-        "Header" => "the version is \"currently 0x01\"; a message of another may mean anything";
+        "Header" => "the version is \"currently 0x01\"; a message of another version may have another layout";
     "handshake.unknown-flag" May [ACK] |context| odd_flags(context, 1 << 31 | 0b1001),
-        "Header" => "a flag that has no meaning yet may get one that the backend does not know";
+        "Header" => "a reserved flag may get a meaning that the backend does not implement";
     "handshake.ack-reset-owner" Must [ACK] ack_reset_owner,
         "VHOST_USER_RESET_OWNER" =>
-            "need_reply on \"any command\" brings a reply, also where the backend ignores the command, as is recommended";
+            "need_reply on \"any command\" requires a reply, even if the backend ignores the command, as is \
+             recommended";
     "handshake.reset-owner-harmless" Should [ACK] reset_owner_harmless,
         "VHOST_USER_RESET_OWNER" =>
             "\"It is recommended that back-ends either ignore this message, or use it to disable all rings\"";
@@ -99,13 +104,13 @@ fn features_answered(context: &mut Context<'_>) -> Outcome {
     link.send(&GetFeatures(Empty), &[])?;
     let reply = link.receive()?;
     if reply.header.request != 1 {
-        return Stop::fail(format!("GET_FEATURES (1) was answered with message {}", reply.header.request));
+        return Stop::fail(format!("the reply to GET_FEATURES (1) is message {}", reply.header.request));
     }
     if reply.payload.len() != 8 {
         return Stop::fail(format!("the reply to GET_FEATURES has {} bytes, not 8", reply.payload.len()));
     }
     if !reply.fds.is_empty() {
-        return Stop::fail(format!("{} descriptors came with the reply to GET_FEATURES", reply.fds.len()));
+        return Stop::fail(format!("the reply to GET_FEATURES has {} descriptors, not 0", reply.fds.len()));
     }
     Ok(())
 }
@@ -132,7 +137,11 @@ fn reply_flag(context: &mut Context<'_>) -> Outcome {
 
 fn reply_version(context: &mut Context<'_>) -> Outcome {
     let flags = first_reply_flags(context)?;
-    if flags.version() == 1 { Ok(()) } else { Stop::fail(format!("a reply is of version {}", flags.version())) }
+    if flags.version() == 1 {
+        Ok(())
+    } else {
+        Stop::fail(format!("the version of a reply is {}, not 1", flags.version()))
+    }
 }
 
 fn reply_asks_nothing(context: &mut Context<'_>) -> Outcome {
@@ -153,7 +162,7 @@ fn features_stable(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open()?;
     let again = link.features()?;
     if again != link.offered {
-        return Stop::fail(format!("GET_FEATURES was answered with {:#x}, then with {again:#x}", link.offered));
+        return Stop::fail(format!("GET_FEATURES returned {:#x}, then {again:#x}", link.offered));
     }
     Ok(())
 }
@@ -270,7 +279,7 @@ fn question_answered_once(context: &mut Context<'_>) -> Outcome {
     link.send_raw(1, Flags::request_with_reply(), &[], &[])?;
     let reply = link.reply_to(1)?;
     if reply.payload != link.offered.to_ne_bytes() {
-        return Stop::fail("need_reply on GET_FEATURES brought something else than the features");
+        return Stop::fail("the reply to GET_FEATURES with need_reply is not the features");
     }
     // A second reply would come before that of the next question.
     link.call(&GetProtocolFeatures(Empty)).map(drop)
@@ -279,7 +288,7 @@ fn question_answered_once(context: &mut Context<'_>) -> Outcome {
 fn require_success(payload: &[u8]) -> Outcome {
     match <[u8; 8]>::try_from(payload).map(u64::from_ne_bytes) {
         Ok(0) => Ok(()),
-        Ok(code) => Stop::fail(format!("a message that is right was acknowledged with {code:#x}, not with 0")),
+        Ok(code) => Stop::fail(format!("a valid message was acknowledged with {code:#x}, not 0")),
         Err(_) => Stop::fail(format!("an acknowledgement has {} bytes, not 8", payload.len())),
     }
 }
@@ -292,10 +301,10 @@ fn acknowledged<M: Message>(link: &mut Link, message: &M, fds: &[BorrowedFd<'_>]
     link.send(&GetFeatures(Empty), &[])?;
     let reply = link.receive()?;
     if reply.header.request == 1 {
-        return Stop::fail(format!("{} with need_reply was not answered", M::REQUEST));
+        return Stop::fail(format!("{} with need_reply got no reply", M::REQUEST));
     }
     if reply.header.request != number {
-        return Stop::fail(format!("{} was answered as message {}", M::REQUEST, reply.header.request));
+        return Stop::fail(format!("the reply to {} is message {}", M::REQUEST, reply.header.request));
     }
     require_success(&reply.payload)?;
     link.reply_to(1).map(drop)
@@ -377,7 +386,7 @@ fn ack_vring_enable(context: &mut Context<'_>) -> Outcome {
 fn unknown_request_fails(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open()?;
     let answer = link.ask_raw(200, Flags::request_with_reply(), &[], &[])?;
-    link.judge_refusal(answer, "request 200, which there is not")
+    link.judge_refusal(answer, "request 200, which does not exist")
 }
 
 /// A right message with wrong flags.

@@ -18,11 +18,13 @@ const REACTS_WITHIN: Duration = Duration::from_millis(60);
 
 cases! {
     "hostile.kick-pipe-hangs-up" Must [HARM] |context| hangs_up(context, pipe()?),
-        KICK => "a frontend may close its end of a kick descriptor; a backend must neither end nor stop serving others";
+        KICK =>
+            "a frontend may close its end of a kick descriptor; the backend must neither exit nor stop serving others";
     "hostile.kick-socket-hangs-up" Must [HARM] |context| hangs_up(context, socket()?),
-        KICK => "a kick descriptor may be anything; one whose other end is gone ends no backend";
+        KICK => "a kick descriptor may be any file; if its other end is closed, the backend must not exit";
     "resources.idle-after-kick-hangs-up" Must [Need::Process, HARM] idles_after_hang_up,
-        KICK => "a kick descriptor whose other end was closed is readable for ever; reading it for ever takes a processor";
+        KICK =>
+            "a kick descriptor whose other end is closed stays readable forever; a loop that reads it uses a whole CPU";
 }
 
 /// What a backend is given as a kick descriptor, and the other end of it.
@@ -61,7 +63,7 @@ fn after_hang_up(context: &mut Context<'_>, kick: Kick) -> Outcome<Option<Link>>
     }
     // 8 bytes are a kick, by an eventfd and by a pipe alike.
     rustix::io::write(&kept, &1_u64.to_ne_bytes()).map_err(std::io::Error::from)?;
-    link.done("ring 0: kick, of which nothing comes");
+    link.done("ring 0: a kick through a pipe that is closed");
     link.features()?;
     link.done("the other end of the kick descriptor is closed");
     drop(kept);

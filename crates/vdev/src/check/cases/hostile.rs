@@ -13,8 +13,7 @@ const HARM: Need = Need::Harm;
 const MESSAGES: &str = "Message Specification";
 const HEADER: &str = "Header";
 const STATE: &str = "A vring state description";
-const SURVIVES: &str =
-    "no message ends a backend: it would end a guest's disk or network, and those of others that it serves";
+const SURVIVES: &str = "no message may end a backend: its guests would lose their disk or network";
 
 cases! {
     "hostile.unknown-request" Must [HARM] |context| message(context, 200, Flags::request(), &[0; 8]),
@@ -139,7 +138,7 @@ fn message(context: &mut Context<'_>, request: u32, flags: Flags, payload: &[u8]
 /// Bytes, and then the end: whoever waits for more must see it.
 fn bytes(context: &mut Context<'_>, bytes: &[u8]) -> Outcome {
     let mut link = context.open_device()?;
-    link.send_bytes(bytes, &[], &format!("{} bytes that are no message", bytes.len()))?;
+    link.send_bytes(bytes, &[], &format!("{} bytes that are not a message", bytes.len()))?;
     drop(link);
     context.serves_again()
 }
@@ -390,7 +389,7 @@ fn many_descriptors(context: &mut Context<'_>) -> Outcome {
 /// Questions whose answers nobody reads, until the socket is full or time is up; then all are read.
 fn flood_unread(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
-    link.note("GET_FEATURES is asked until the backend takes no more");
+    link.note("GET_FEATURES is sent until the backend reads no more");
     let before = context.resources().ok();
     link.channel().set_timeout(std::time::Duration::from_millis(100));
     let question = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode().repeat(64);
@@ -404,7 +403,7 @@ fn flood_unread(context: &mut Context<'_>) -> Outcome {
         && after.resident_kib > before.resident_kib + (32 << 10)
     {
         return Stop::fail(format!(
-            "unread answers made it grow from {} to {} KiB",
+            "unread replies made its memory grow from {} to {} KiB",
             before.resident_kib, after.resident_kib
         ));
     }

@@ -20,10 +20,11 @@ const PACKED: Need = Need::Feature(feature::RING_PACKED, "VIRTIO_F_RING_PACKED")
 const PACKED_RINGS: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
 const FRAMING: &str = "VIRTIO 1.2, 2.7.4 Message Framing";
 const MEMORY: &str = "Memory access";
-const SURVIVES: &str = "a guest lays out its rings as it likes; what it puts there ends no backend";
+const SURVIVES: &str = "a guest writes its rings freely; no content of them may end the backend";
 const CUT: &str =
-    "a frontend can cut the file short that it shares as memory; the SIGBUS that follows must not end a backend";
-const WAITS: &str = "a frontend may never take its calls; a backend that waits for that serves nobody else";
+    "a frontend can truncate the file that it shares as memory; the SIGBUS that follows must not end the backend";
+const WAITS: &str =
+    "a frontend may never read its calls; a backend that blocks on a full descriptor stops serving others";
 /// Entries of the rings: as many as every device takes.
 const ENTRIES: u16 = 64;
 /// How long a backend is given to do something about a ring.
@@ -285,7 +286,7 @@ fn ring_of_noise(context: &mut Context<'_>) -> Outcome {
         // What a disk finds there as a request is mostly zeros: a read.
         ring.offer(head);
     }
-    rings.survived(context, "a ring of noise is made available")
+    rings.survived(context, "a ring of random descriptors is made available")
 }
 
 fn request_of_noise(context: &mut Context<'_>) -> Outcome {
@@ -308,7 +309,7 @@ fn request_of_noise(context: &mut Context<'_>) -> Outcome {
         noise[0] |= 0x40;
         rings.guest.write(0x8_0000 + place * 64, &noise);
     }
-    rings.survived(context, "20 requests of noise are made available")
+    rings.survived(context, "20 requests of random bytes are made available")
 }
 
 /// Cuts the file of the memory short, then makes a request whose data lay there.
@@ -326,7 +327,7 @@ fn cut(context: &mut Context<'_>, bytes: u64) -> Outcome {
     rings.ring().put_chain(0, &chain);
     rings.ring().offer(0);
     rings.ring().publish();
-    rings.link.done(format!("the file of the memory is cut to {bytes:#x} bytes"));
+    rings.link.done(format!("the memory's file is truncated to {bytes:#x} bytes"));
     file.set_len(bytes)?;
     rings.ring().kick()?;
     // What was cut can't be looked at from here either.
@@ -377,7 +378,7 @@ fn packed_endless_chain(context: &mut Context<'_>) -> Outcome {
     for place in 0..ring.size {
         ring.put(place, Descriptor { flags: AVAIL | NEXT, ..Descriptor::readable(0x8_0000, 64) }, 0);
     }
-    link.done("packed ring: every descriptor goes on with the next");
+    link.done("packed ring: every descriptor has NEXT");
     ring.kick()?;
     context.survives_rings(link)
 }
@@ -387,7 +388,7 @@ fn packed_table_wild(context: &mut Context<'_>) -> Outcome {
     for (place, bytes) in [(0, u32::MAX), (1, 0), (2, 33)] {
         ring.put(place, Descriptor { address: 1 << 45, bytes, flags: AVAIL | INDIRECT, next: 0 }, place);
     }
-    link.done("packed ring: tables that are nowhere");
+    link.done("packed ring: tables outside guest memory");
     ring.kick()?;
     context.survives_rings(link)
 }
@@ -401,7 +402,7 @@ fn packed_noise(context: &mut Context<'_>) -> Outcome {
         let descriptor = Descriptor { address: u64::from(number(0)) * 64, bytes: number(2).into(), flags, next: 0 };
         ring.put(place, descriptor, number(6));
     }
-    link.done("packed ring: noise");
+    link.done("packed ring: random descriptors");
     ring.kick()?;
     context.survives_rings(link)
 }

@@ -20,28 +20,30 @@ const TRACKING: &str = "Inflight I/O tracking";
 
 cases! {
     "inflight.buffer" Must [INFLIGHT] buffer,
-        GET => "the reply has a descriptor of memory that holds a region for each queue";
+        GET => "the reply has a memory descriptor with a region for each queue";
     "inflight.buffer-unused" Should [INFLIGHT] buffer_unused,
-        TRACKING => "\"Zero value indicates an uninitialized buffer\": a new one says that nothing is under way";
+        TRACKING => "\"Zero value indicates an uninitialized buffer\": a new buffer records no request in flight";
     "inflight.accepted" Must [INFLIGHT, ACK] accepted,
-        SET => "the buffer that a backend gave is taken back";
+        SET => "the backend accepts the buffer that it allocated";
     "inflight.too-small" Should [INFLIGHT, ACK] too_small,
-        SET => "a buffer that does not hold its queues would be written beyond its end";
+        SET => "the backend would write beyond the end of a buffer that is too small for its queues";
     "inflight.without-fd" Should [INFLIGHT, ACK] without_fd,
         SET => "without a descriptor there is no buffer";
     "inflight.recorded" Must [INFLIGHT, DATA] recorded,
-        TRACKING => "after requests are done the region has version 1, its size, the used index, and nothing under way";
+        TRACKING =>
+            "after all requests complete, the region has version 1, its size, the used index, and no request in flight";
     "inflight.resubmits" Must [INFLIGHT, DATA] resubmits,
         TRACKING =>
-            "\"Resubmit inflight DescStateSplit entries\": what a backend before had taken and not done is done";
+            "\"Resubmit inflight DescStateSplit entries\": requests that the last backend popped but did not complete \
+             are completed";
     "inflight.last-batch-not-twice" Must [INFLIGHT, DATA] last_batch_not_twice,
-        TRACKING => "what was used just before the crash is in the last batch list, and is not done again";
+        TRACKING => "a request that completed just before the crash is in the last batch list, and is not repeated";
     "inflight.nothing-under-way" Must [INFLIGHT, DATA] nothing_under_way,
-        TRACKING => "a new backend with a region in which all is done goes on with the next request";
+        TRACKING => "a new backend with a region without requests in flight continues with the next request";
     "inflight.region-of-noise" Must [INFLIGHT, DATA, Need::Harm] region_of_noise,
-        TRACKING => "the region is shared memory: what lies in it ends no backend";
+        TRACKING => "the region is shared memory: no content of it may end the backend";
     "inflight.killed-under-load" Must [INFLIGHT, DATA, Need::Writes, Need::Spawned] killed_under_load,
-        TRACKING => "a backend that is killed and started again loses no request, does none twice, and tears no write";
+        TRACKING => "a backend that is killed and restarted loses no request, repeats none, and tears no write";
 }
 
 /// What is recorded of one split ring, as the specification lays it out.
@@ -66,7 +68,7 @@ impl Record {
         let wish = Inflight { num_queues: queues, queue_size: SIZE, ..Inflight::default() };
         let (description, mut fds) = link.call_with_fds(&GetInflightFd(wish), &[])?;
         let (Some(fd), true) = (fds.pop(), fds.is_empty()) else {
-            return Stop::fail("the reply to GET_INFLIGHT_FD has not exactly one descriptor");
+            return Stop::fail("the reply to GET_INFLIGHT_FD does not have exactly one descriptor");
         };
         Self::map(description, fd)
     }
@@ -74,7 +76,7 @@ impl Record {
     fn map(description: Inflight, fd: OwnedFd) -> Outcome<Self> {
         let needed = (HEADER_BYTES + ENTRY_BYTES * usize::from(SIZE)) * usize::from(description.num_queues.max(1));
         if description.mmap_size < needed as u64 {
-            return Stop::fail(format!("the buffer has {} bytes, and {needed} are needed", description.mmap_size));
+            return Stop::fail(format!("the buffer has {} bytes, but {needed} are needed", description.mmap_size));
         }
         let file = SharedFile::from_peer(fd);
         let place = MemoryRegion {
@@ -84,15 +86,12 @@ impl Record {
         };
         let region = match Region::map(place, file.try_clone()?) {
             Ok(region) => region,
-            Err(error) => return Stop::fail(format!("the buffer of GET_INFLIGHT_FD can't be mapped: {error}")),
+            Err(error) => return Stop::fail(format!("the buffer of GET_INFLIGHT_FD cannot be mapped: {error}")),
         };
         let memory = GuestMemory::new(vec![std::sync::Arc::new(region)])?;
         let area = memory.area(memory.at_guest(0, needed)?)?;
         if area.check_alignment(8).is_err() {
-            return Stop::fail(format!(
-                "the buffer begins at {:#x} of its file, where no number can",
-                place.mmap_offset
-            ));
+            return Stop::fail(format!("the buffer's offset {:#x} in its file is not aligned", place.mmap_offset));
         }
         Ok(Self { description, file, area })
     }
@@ -149,7 +148,7 @@ fn buffer(context: &mut Context<'_>) -> Outcome {
         return Ok(());
     }
     Stop::fail(format!(
-        "a buffer for {queues} queues of {SIZE} was asked for, one for {num_queues} of {queue_size} came"
+        "a buffer for {queues} queues of {SIZE} was requested, one for {num_queues} of {queue_size} returned"
     ))
 }
 
@@ -159,7 +158,7 @@ fn buffer_unused(context: &mut Context<'_>) -> Outcome {
     match (record.number(VERSION_AT), record.under_way().len()) {
         // A backend may write the version before it gives the buffer away.
         (0 | 1, 0) => Ok(()),
-        (version, count) => Stop::fail(format!("a new buffer has version {version} and {count} requests under way")),
+        (version, count) => Stop::fail(format!("a new buffer has version {version} and {count} requests in flight")),
     }
 }
 
@@ -222,7 +221,7 @@ fn recorded(context: &mut Context<'_>) -> Outcome {
     }
     match record.under_way()[..] {
         [] => Ok(()),
-        ref heads => Stop::fail(format!("all requests are done, and {heads:?} are recorded as under way")),
+        ref heads => Stop::fail(format!("all requests completed, but {heads:?} are recorded as in flight")),
     }
 }
 
@@ -250,7 +249,8 @@ fn left_behind(context: &mut Context<'_>, done: &[u16], recorded: usize) -> Outc
     disk.ring.set_used_index(count(done.len()));
     disk.ring.taken = count(done.len());
     disk.link.done(format!(
-        "3 requests were taken, {done:?} of them done, {recorded} of these recorded as done; then a new backend came"
+        "3 requests were popped, {done:?} of them completed, {recorded} of these recorded as completed; then a new \
+         backend started"
     ));
     record.bring(&mut disk.link)?;
     disk.ring.start(&mut disk.link)?;
@@ -267,17 +267,17 @@ fn are_done(context: &Context<'_>, disk: &mut Disk, batch: &Batch, done_before: 
     }
     places.sort_unstable();
     if !places.iter().copied().eq(left.iter().map(|place| u32::from(*place))) {
-        return Stop::fail(format!("the requests {left:?} were under way, and {places:?} were done"));
+        return Stop::fail(format!("the requests {left:?} were in flight, but {places:?} completed"));
     }
     for place in left {
-        require_status(batch.status(&disk.guest, place), status::OK, "a request that was done again")?;
+        require_status(batch.status(&disk.guest, place), status::OK, "a resubmitted request")?;
     }
     // A fourth, and nothing else.
     disk.read_at(100, 0)?;
     disk.link.features()?;
     match disk.ring.take_used() {
         None => Ok(()),
-        Some(used) => Stop::fail(format!("the request {} was done twice", used.head / 3)),
+        Some(used) => Stop::fail(format!("the request {} completed twice", used.head / 3)),
     }
 }
 
@@ -305,7 +305,7 @@ fn region_of_noise(context: &mut Context<'_>) -> Outcome {
         record.area.write(at, byte);
     }
     record.initialise(0);
-    disk.link.done("the region is filled with noise");
+    disk.link.done("the region is filled with random bytes");
     disk.link.send(&SetInflightFd(record.description), &[record.file.as_fd()])?;
     match disk.ring.start(&mut disk.link).and_then(|()| disk.ring.kick()) {
         Ok(()) | Err(Stop::Closed(_) | Stop::Fail(_)) => {}
@@ -335,7 +335,7 @@ fn killed_under_load(context: &mut Context<'_>) -> Outcome {
         let target = disk.ring.taken.wrapping_add(u16::try_from(round * 8).unwrap_or(0));
         let ring = &disk.ring;
         wait_until(Duration::from_millis(100), || ring.used_index().wrapping_sub(target) < u16::MAX / 2);
-        disk.link.done(format!("{count} writes are under way; kill -9; a new backend"));
+        disk.link.done(format!("{count} writes are in flight; kill -9; a new backend"));
         context.target.kill_and_start()?;
         let done_before = disk.ring.used_index().wrapping_sub(disk.ring.taken);
         let mut is_done = vec![false; usize::from(count)];
@@ -343,7 +343,7 @@ fn killed_under_load(context: &mut Context<'_>) -> Outcome {
         disk.link = context.open_with(USUAL | ProtocolFeatures::INFLIGHT_SHMFD)?;
         let features = usual_features(disk.link.offered);
         disk.link.require(&SetFeatures(features), &[])?;
-        disk.link.note(format!("{done_before} were done before"));
+        disk.link.note(format!("{done_before} completed before"));
         disk.guest.share(&mut disk.link)?;
         record.bring(&mut disk.link)?;
         disk.ring.start(&mut disk.link)?;
@@ -358,7 +358,7 @@ fn killed_under_load(context: &mut Context<'_>) -> Outcome {
             return Stop::fail(format!("request {place} is lost"));
         }
         let sector = disk.scratch;
-        disk.require_contents(sector, &contents, "what was written around a kill")?;
+        disk.require_contents(sector, &contents, "the sectors written around a kill")?;
     }
     let sector = disk.scratch;
     disk.write(sector, &kept)
@@ -369,7 +369,7 @@ fn mark_used(disk: &mut Disk, is_done: &mut [bool]) -> Outcome {
     while let Some(used) = disk.ring.take_used() {
         match is_done.get_mut((used.head / 3) as usize) {
             Some(done) if !*done && used.head % 3 == 0 => *done = true,
-            Some(true) => return Stop::fail(format!("request {} was done twice", used.head / 3)),
+            Some(true) => return Stop::fail(format!("request {} completed twice", used.head / 3)),
             _ => return Stop::fail(format!("the used ring names head {}", used.head)),
         }
     }

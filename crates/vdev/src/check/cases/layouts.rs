@@ -25,9 +25,9 @@ cases! {
     "data.status-with-data" Must [DATA] status_with_data,
         FRAMING => "a read may have its data and status in one descriptor";
     "data.many-descriptors" Must [DATA, WRITES] many_descriptors,
-        FRAMING => "guests with scattered memory send a page a descriptor";
+        FRAMING => "guests with scattered memory use a descriptor for each page";
     "data.odd-sizes" Must [DATA, WRITES] odd_sizes,
-        FRAMING => "descriptors need not end where sectors do";
+        FRAMING => "a descriptor may end in the middle of a sector";
     "data.unaligned-buffers" Must [DATA, WRITES] unaligned_buffers,
         FRAMING => "buffers begin at any address";
     "data.chain-backwards" Must [DATA] chain_backwards,
@@ -35,11 +35,11 @@ cases! {
     "data.chain-over-the-end" Must [DATA] chain_over_the_end,
         SPLIT => "a chain may begin at the last entry and go on at the first";
     "data.whole-table" Must [DATA] whole_table,
-        SPLIT => "one chain may have as many descriptors as the ring";
+        SPLIT => "one chain may use all descriptors of the ring";
     "data.indirect" Must [DATA, INDIRECT_OFFERED] indirect,
-        TABLES => "with INDIRECT_DESC a request may lie in a table of its own";
+        TABLES => "with INDIRECT_DESC a request may be in an indirect table";
     "data.indirect-large" Must [DATA, WRITES, INDIRECT_OFFERED] indirect_large,
-        TABLES => "tables make requests of many pieces possible in a small ring";
+        TABLES => "indirect tables allow requests with many descriptors in a small ring";
     "data.indirect-after-direct" Must [DATA, INDIRECT_OFFERED] indirect_after_direct,
         TABLES =>
             "\"The device MUST handle the case of zero or more normal chained descriptors followed by a single \
@@ -49,19 +49,19 @@ cases! {
             "\"The device MUST ignore the write-only flag (flags&VIRTQ_DESC_F_WRITE) in the descriptor that refers to \
              an indirect table\"";
     "data.ring-of-2" Should [DATA, INDIRECT_OFFERED] |context| ring_of(context, 2),
-        SPLIT => "a small ring works, with requests in tables";
+        SPLIT => "a small ring works with requests in indirect tables";
     "data.ring-of-1" May [DATA, INDIRECT_OFFERED] |context| ring_of(context, 1),
-        SPLIT => "the smallest ring works, with requests in tables";
+        SPLIT => "the smallest ring works with requests in indirect tables";
     "data.ring-of-256" Must [DATA] |context| goes_around(context, 256),
-        SPLIT => "the size of most rings in use works, when it wraps around too";
+        SPLIT => "the most common ring size works, also after the ring wraps";
     "data.ring-of-1024" Should [DATA] |context| goes_around(context, 1024),
-        SPLIT => "QEMU's largest ring works, when it wraps around too";
+        SPLIT => "QEMU's largest ring works, also after the ring wraps";
     "data.ring-of-4" Must [DATA] |context| goes_around(context, 4),
-        SPLIT => "a ring that wraps around at every other request works";
+        SPLIT => "a ring that wraps at every other request works";
     "data.index-wraps" Must [DATA] index_wraps,
-        SPLIT => "the index goes from 65535 to 0";
+        SPLIT => "the index after 65535 is 0";
     "data.more-than-65536" Must [DATA] more_than_65536,
-        SPLIT => "after 65536 requests every index has been used once; those after it are others";
+        SPLIT => "after 65536 requests every index was used once; reused indices are new requests";
 }
 
 /// Reads 4096 bytes of sector 0 with what `layout` makes of header, data and status; compares with an ordinary read.
@@ -219,14 +219,14 @@ fn table(disk: &mut Disk, descriptors: &[Descriptor]) -> Descriptor {
 }
 
 fn indirect(context: &mut Context<'_>) -> Outcome {
-    reads(context, "a read in a table", |disk, header, data, at| {
+    reads(context, "a read in an indirect table", |disk, header, data, at| {
         let chain = [Descriptor::readable(header, 16), Descriptor::writable(data, 4096), Descriptor::writable(at, 1)];
         Ok((5, vec![table(disk, &chain)]))
     })
 }
 
 fn indirect_large(context: &mut Context<'_>) -> Outcome {
-    writes(context, 64 << 10, "a write in a table of 66 descriptors", |disk, header, contents, at| {
+    writes(context, 64 << 10, "a write in an indirect table of 66 descriptors", |disk, header, contents, at| {
         let mut chain = vec![Descriptor::readable(header, 16)];
         for piece in contents.chunks(1024) {
             chain.push(Descriptor::readable(disk.guest.put(piece), 1024));
@@ -237,14 +237,14 @@ fn indirect_large(context: &mut Context<'_>) -> Outcome {
 }
 
 fn indirect_after_direct(context: &mut Context<'_>) -> Outcome {
-    reads(context, "a read with its header in the ring and the rest in a table", |disk, header, data, at| {
+    reads(context, "a read with its header in the ring and the rest in an indirect table", |disk, header, data, at| {
         let rest = table(disk, &[Descriptor::writable(data, 4096), Descriptor::writable(at, 1)]);
         Ok((0, chained(0, &[Descriptor::readable(header, 16), rest])))
     })
 }
 
 fn indirect_ignores_write(context: &mut Context<'_>) -> Outcome {
-    reads(context, "a read in a table that is marked as written by the device", |disk, header, data, at| {
+    reads(context, "a read in an indirect table with the WRITE flag", |disk, header, data, at| {
         let chain = [Descriptor::readable(header, 16), Descriptor::writable(data, 4096), Descriptor::writable(at, 1)];
         Ok((0, vec![Descriptor { flags: INDIRECT | WRITE, ..table(disk, &chain) }]))
     })
@@ -301,6 +301,6 @@ fn many(context: &mut Context<'_>, entries: u16, requests: u32, base: u16) -> Ou
     let expected = u32::from(base).wrapping_add(requests) & 0xffff;
     match disk.ring.stop(&mut disk.link)? {
         base if base == expected => Ok(()),
-        base => Stop::fail(format!("the base should be {expected} and is {base}")),
+        base => Stop::fail(format!("GET_VRING_BASE returned {base}, not {expected}")),
     }
 }

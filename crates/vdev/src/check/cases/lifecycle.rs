@@ -26,33 +26,33 @@ const STATE: Need = Need::Protocol(ProtocolFeatures::DEVICE_STATE);
 cases! {
     "lifecycle.next-client" Should [MANY] next_client,
         COMMUNICATION =>
-            "\"An optional reconnection mechanism can be implemented\": a VMM comes back without the backend being \
-             started again";
+            "\"An optional reconnection mechanism can be implemented\": a VMM reconnects without a restart of the \
+             backend";
     "lifecycle.fifty-clients" Should [MANY] fifty_clients,
-        COMMUNICATION => "the fiftieth client is served as the first was";
+        COMMUNICATION => "the fiftieth client is served like the first";
     "lifecycle.first-client-undisturbed" Must [] first_client_undisturbed,
-        COMMUNICATION => "another that connects, by mistake or not, must not end a session";
+        COMMUNICATION => "a second connection must not end the first session";
     "lifecycle.leaves-in-handshake" Must [] leaves_in_handshake,
-        COMMUNICATION => "a VMM may end at any time; the next is served";
+        COMMUNICATION => "a VMM may exit at any time; the next one is served";
     "lifecycle.leaves-in-message" Must [Need::Harm] leaves_in_message,
-        COMMUNICATION => "a VMM may end at any time; half a message is the end of the session only";
+        COMMUNICATION => "a VMM may exit at any time; half a message ends only its session";
     "lifecycle.leaves-before-answer" Must [Need::Harm] leaves_before_answer,
-        COMMUNICATION => "an answer that nobody reads any more (SIGPIPE) ends no backend";
+        COMMUNICATION => "a reply to a client that has disconnected (SIGPIPE) must not end the backend";
     "lifecycle.leaves-with-rings" Must [] leaves_with_rings,
         COMMUNICATION => "a VMM that is killed does not stop its rings";
     "lifecycle.leaves-with-requests" Must [Need::DataPath] leaves_with_requests,
-        COMMUNICATION => "a VMM that is killed leaves requests behind; the next has its own";
+        COMMUNICATION => "a VMM that is killed leaves requests in its rings; the next VMM has its own";
     "lifecycle.half-closed" Should [] half_closed,
-        COMMUNICATION => "a frontend that sends no more has ended; a session that is kept for it blocks the next";
+        COMMUNICATION => "a frontend that shuts down its side has left; a session that stays open blocks the next one";
     "lifecycle.next-client-works" Should [MANY, Need::DataPath, Need::Writes] next_client_works,
-        COMMUNICATION => "what one client has written the next one reads";
+        COMMUNICATION => "a client reads the data that the client before it wrote";
     "lifecycle.flushed-survives-kill" Must
         [Need::DataPath, Need::Writes, Need::Spawned, Need::Feature(feature::blk::FLUSH, "VIRTIO_BLK_F_FLUSH")]
         flushed_survives_kill,
         "VIRTIO 1.2, 5.2.6.2 Device Requirements: Device Operation" =>
-            "what was flushed is there after a backend that was killed is started again";
+            "flushed data survives a kill and restart of the backend";
     "lifecycle.stays-in-foreground" Must [Need::Spawned] stays_in_foreground,
-        CONVENTIONS => "\"The back-end program must not daemonize itself\": whoever started it watches it";
+        CONVENTIONS => "\"The back-end program must not daemonize itself\": its parent supervises it";
     "lifecycle.ends-at-sigterm" Must [Need::Spawned] ends_at_sigterm,
         CONVENTIONS => "it \"must end (as quickly and cleanly as possible) when the SIGTERM signal is received\"";
     "lifecycle.ends-at-sigterm-with-client" Must [Need::Spawned] ends_at_sigterm_with_client,
@@ -61,21 +61,22 @@ cases! {
              serves";
     "lifecycle.print-capabilities" Should [Need::Spawned] print_capabilities,
         CONVENTIONS =>
-            "`--print-capabilities` tells management what it starts, as JSON, \"and then exit successfully\"";
+            "`--print-capabilities` prints the backend's capabilities as JSON for management software, \"and then \
+             exit successfully\"";
     "lifecycle.status-kept" Must [STATUS] status_kept,
-        "VHOST_USER_GET_STATUS" => "the status that a driver set is the one that it reads";
+        "VHOST_USER_GET_STATUS" => "GET_STATUS returns the status that was set";
     "lifecycle.status-reset" Must [STATUS] status_reset,
         "VHOST_USER_SET_STATUS" => "status 0 resets the device, \"as defined in the Virtio specification\"";
     "lifecycle.state-saved" Must [STATE] state_saved,
         "VHOST_USER_SET_DEVICE_STATE_FD" =>
-            "a device that offers its state gives it, to the end, and says that all went well";
+            "a device that offers DEVICE_STATE writes its whole state, closes the pipe, and reports success";
     "lifecycle.state-loaded" Must [STATE] state_loaded,
-        "VHOST_USER_CHECK_DEVICE_STATE" => "a state that was saved can be loaded";
+        "VHOST_USER_CHECK_DEVICE_STATE" => "a saved state can be loaded";
     "lifecycle.state-of-noise" Must [STATE, Need::Harm] state_of_noise,
         "VHOST_USER_CHECK_DEVICE_STATE" =>
-            "a state comes from another host; one that is none is refused and ends nobody";
+            "a state comes from another host; an invalid one is refused and does not end the backend";
     "lifecycle.shmem-config" Must [Need::Protocol(ProtocolFeatures::SHMEM)] shmem_config,
-        "VHOST_USER_GET_SHMEM_CONFIG" => "the sizes of VIRTIO shared memory regions, as many as it says";
+        "VHOST_USER_GET_SHMEM_CONFIG" => "the reply has as many sizes of VIRTIO shared memory regions as it announces";
 }
 
 fn next_client(context: &mut Context<'_>) -> Outcome {
@@ -172,7 +173,7 @@ fn next_client_works(context: &mut Context<'_>) -> Outcome {
     };
     let link = context.open_again(USUAL)?;
     let mut disk = Disk::on(context, link, &Default::default())?;
-    disk.require_contents(sector, &bytes, "what the client before has written")?;
+    disk.require_contents(sector, &bytes, "the data of the client before")?;
     disk.write(sector, &kept)
 }
 
@@ -188,7 +189,7 @@ fn flushed_survives_kill(context: &mut Context<'_>) -> Outcome {
     disk.link.done("kill -9; the backend is started again");
     context.target.kill_and_start()?;
     on_scratch(context, &Default::default(), |disk| {
-        disk.require_contents(sector, &bytes, "what was flushed")?;
+        disk.require_contents(sector, &bytes, "the flushed data")?;
         disk.write(sector, &kept)
     })
 }
@@ -198,7 +199,7 @@ fn stays_in_foreground(context: &mut Context<'_>) -> Outcome {
     match context.target.ended() {
         None => Ok(()),
         Some(status) => {
-            Stop::fail(format!("the process that was started has ended ({}), and somebody answers", end_words(status)))
+            Stop::fail(format!("the started process has exited ({}), but its socket still replies", end_words(status)))
         }
     }
 }
@@ -226,17 +227,19 @@ fn sigterm(context: &mut Context<'_>) -> Outcome {
     const AS_QUICKLY: Duration = Duration::from_secs(2);
     context.note("SIGTERM");
     context.target.expect_end();
-    let Some(process) = context.target.process() else { return Stop::skip("it was not started by us") };
+    let Some(process) = context.target.process() else {
+        return Stop::skip("the backend was not started with `--spawn`");
+    };
     let started = Instant::now();
     match process.terminate(AS_QUICKLY) {
-        None => Stop::fail(format!("it has not ended {AS_QUICKLY:?} after SIGTERM")),
+        None => Stop::fail(format!("the backend did not exit within {AS_QUICKLY:?} of SIGTERM")),
         Some(status) => {
             let words = end_words(status);
-            context.note(format!("ended after {:?}: {words}", started.elapsed()));
+            context.note(format!("exited after {:?}: {words}", started.elapsed()));
             if matches!(words.as_str(), "SIGTERM (signal 15)") || words.starts_with("exit code") {
                 return Ok(());
             }
-            Stop::fail(format!("SIGTERM ended it by {words}"))
+            Stop::fail(format!("after SIGTERM it ended with {words}"))
         }
     }
 }
@@ -249,11 +252,13 @@ const STARTERS: [&str; 19] = [
 
 fn print_capabilities(context: &mut Context<'_>) -> Outcome {
     let Some(program) = context.target.command().map(|command| command.program().to_owned()) else {
-        return Stop::skip("it was not started by us");
+        return Stop::skip("the backend was not started with `--spawn`");
     };
     let name = std::path::Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if STARTERS.contains(&name) {
-        return Stop::skip(format!("`{name}` starts the backend, and would take `--print-capabilities` for itself"));
+        return Stop::skip(format!(
+            "`{name}` starts the backend, so `--print-capabilities` would not reach the backend"
+        ));
     }
     // What comes before the first option names what the program is to be: `qemu-tool vhost-user-blk`.
     let words = context.target.command().map(|command| command.words_before_options().to_vec()).unwrap_or_default();
@@ -265,7 +270,7 @@ fn print_capabilities(context: &mut Context<'_>) -> Outcome {
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()?;
-    let output = child.stdout.take().map(|output| read_to_end(output, "what it says", context.timeout()));
+    let output = child.stdout.take().map(|output| read_to_end(output, "its output", context.timeout()));
     let ended = wait_until(context.timeout(), || matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
     if !ended {
         // It runs as a backend, perhaps, and has started others; nobody needs them.
@@ -273,15 +278,17 @@ fn print_capabilities(context: &mut Context<'_>) -> Outcome {
     }
     let status = child.wait()?;
     if !ended {
-        return Stop::fail(format!("`{program} --print-capabilities` does not end"));
+        return Stop::fail(format!("`{program} --print-capabilities` does not exit"));
     }
     if !status.success() {
-        return Stop::fail(format!("`{program} --print-capabilities` ends with {}", end_words(status)));
+        return Stop::fail(format!("`{program} --print-capabilities` failed: {}", end_words(status)));
     }
     let text = output.transpose()?.unwrap_or_default();
     let said: serde_json::Value = match serde_json::from_slice(&text) {
         Ok(said) => said,
-        Err(error) => return Stop::fail(format!("what `{program} --print-capabilities` says is no JSON: {error}")),
+        Err(error) => {
+            return Stop::fail(format!("the output of `{program} --print-capabilities` is not JSON: {error}"));
+        }
     };
     if said["type"].is_string() { Ok(()) } else { Stop::fail("the capabilities have no `type`") }
 }
@@ -303,7 +310,7 @@ fn status_kept(context: &mut Context<'_>) -> Outcome {
         link.require(&SetStatus(value), &[])?;
         let found = link.call(&GetStatus(Empty))?;
         if found != value {
-            return Stop::fail(format!("the status was set to {value} and reads {found}"));
+            return Stop::fail(format!("the status was set to {value}, but is {found}"));
         }
     }
     Ok(())
@@ -315,7 +322,7 @@ fn status_reset(context: &mut Context<'_>) -> Outcome {
     link.require(&SetStatus(0), &[])?;
     match link.call(&GetStatus(Empty))? {
         0 => Ok(()),
-        found => Stop::fail(format!("the status was reset and reads {found}")),
+        found => Stop::fail(format!("the status was reset, but is {found}")),
     }
 }
 
@@ -325,11 +332,7 @@ fn transfer(link: &mut Link, direction: u32, fd: std::os::fd::BorrowedFd<'_>) ->
     const OURS: u64 = 1 << 8;
     let message = SetDeviceStateFd(DeviceStateTransfer { direction, phase: 0 });
     let (answer, _) = link.call_with_fds(&message, &[fd])?;
-    if answer & !OURS & 0xff == 0 {
-        Ok(())
-    } else {
-        Stop::fail(format!("SET_DEVICE_STATE_FD was answered with {answer:#x}"))
-    }
+    if answer & !OURS & 0xff == 0 { Ok(()) } else { Stop::fail(format!("SET_DEVICE_STATE_FD returned {answer:#x}")) }
 }
 
 fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
@@ -343,7 +346,7 @@ fn state(context: &mut Context<'_>) -> Outcome<(Link, Vec<u8>)> {
     link.note(format!("{} bytes of state", saved.len()));
     match link.call(&CheckDeviceState(Empty))? {
         0 => Ok((link, saved)),
-        code => Stop::fail(format!("after saving, CHECK_DEVICE_STATE says {code}")),
+        code => Stop::fail(format!("after saving, CHECK_DEVICE_STATE returned {code}")),
     }
 }
 
@@ -356,14 +359,14 @@ fn read_to_end(mut reader: impl Read + AsFd, what: &str, timeout: Duration) -> O
         let left = deadline.saturating_duration_since(Instant::now());
         let [ready] = crate::socket::wait_readable([reader.as_fd()], Some(left))?;
         if !ready {
-            return Err(Stop::Hang(format!("{what} does not come to its end")));
+            return Err(Stop::Hang(format!("{what} does not end")));
         }
         match reader.read(&mut buffer)? {
             0 => return Ok(all),
             count => all.extend_from_slice(&buffer[..count]),
         }
         if all.len() > BYTES_MAX {
-            return Stop::fail(format!("{what} has no end"));
+            return Stop::fail(format!("{what} is too long"));
         }
     }
 }
@@ -388,7 +391,7 @@ fn load(link: &mut Link, bytes: &[u8], timeout: Duration) -> Outcome<u64> {
         let _ = done.send(());
     });
     if is_done.recv_timeout(timeout).is_err() {
-        return Err(Stop::Hang("the backend does not read the state that it is given".to_owned()));
+        return Err(Stop::Hang("the backend does not read the state".to_owned()));
     }
     link.call(&CheckDeviceState(Empty))
 }
@@ -397,7 +400,7 @@ fn state_loaded(context: &mut Context<'_>) -> Outcome {
     let (mut link, saved) = state(context)?;
     match load(&mut link, &saved, context.timeout())? {
         0 => Ok(()),
-        code => Stop::fail(format!("the state that was just saved is refused with {code}")),
+        code => Stop::fail(format!("the state that was just saved was refused with {code}")),
     }
 }
 
@@ -406,7 +409,7 @@ fn state_of_noise(context: &mut Context<'_>) -> Outcome {
     let features = usual_features(link.offered);
     link.require(&SetFeatures(features), &[])?;
     match load(&mut link, &pattern(31, 10_000), context.timeout()) {
-        Ok(0) => return Stop::fail("10,000 bytes of noise were taken for a state"),
+        Ok(0) => return Stop::fail("10,000 random bytes were accepted as a state"),
         Ok(_) | Err(Stop::Closed(_)) => {}
         Err(stop) => return Err(stop),
     }
@@ -420,6 +423,6 @@ fn shmem_config(context: &mut Context<'_>) -> Outcome {
     if regions == config.regions as usize {
         Ok(())
     } else {
-        Stop::fail(format!("it says {} regions, and {regions} have a size", config.regions))
+        Stop::fail(format!("it announces {} regions, but {regions} have a size", config.regions))
     }
 }

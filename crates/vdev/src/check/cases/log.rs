@@ -18,11 +18,11 @@ cases! {
     "data.log-fd-accepted" May [Need::Protocol(ProtocolFeatures::REPLY_ACK)] log_fd_accepted,
         "VHOST_USER_SET_LOG_FD" => "\"an optional message with an eventfd\"";
     "data.log-marks-data" Must [Need::DataPath, SHMFD, LOG_ALL] log_marks_data,
-        MIGRATION => "a page that is not marked is not sent again: the guest wakes up elsewhere with old data";
+        MIGRATION => "a page that is not marked is not sent again: after migration the guest reads old data";
     "data.log-marks-used-ring" Must [Need::DataPath, SHMFD, LOG_ALL] log_marks_used_ring,
         MIGRATION => "with VHOST_VRING_F_LOG writes to the used ring are marked at `log_guest_addr`";
     "data.log-stops" Should [Need::DataPath, SHMFD, LOG_ALL] log_stops,
-        MIGRATION => "without VHOST_F_LOG_ALL nothing more is marked: a migration that was cancelled costs nothing";
+        MIGRATION => "without VHOST_F_LOG_ALL no page is marked: a cancelled migration costs nothing";
 }
 
 fn log_base_answered(context: &mut Context<'_>) -> Outcome {
@@ -67,7 +67,7 @@ fn log_marks_data(context: &mut Context<'_>) -> Outcome {
         return Ok(());
     }
     Stop::fail(format!(
-        "a read wrote 3 pages, and {} of them are not marked, the first at {:#x}",
+        "a read wrote 3 pages, but {} of them are not marked, the first at {:#x}",
         missing.len(),
         missing[0]
     ))
@@ -81,7 +81,7 @@ fn log_marks_used_ring(context: &mut Context<'_>) -> Outcome {
     if log.is_dirty(used) {
         Ok(())
     } else {
-        Stop::fail(format!("the used ring was written, and its page {used:#x} is not marked"))
+        Stop::fail(format!("the used ring was written, but its page {used:#x} is not marked"))
     }
 }
 
@@ -96,6 +96,6 @@ fn log_stops(context: &mut Context<'_>) -> Outcome {
     disk.read(0, 512)?;
     match log.take().first() {
         None => Ok(()),
-        Some(page) => Stop::fail(format!("logging was stopped, and page {page:#x} is marked")),
+        Some(page) => Stop::fail(format!("logging was stopped, but page {page:#x} was marked afterwards")),
     }
 }

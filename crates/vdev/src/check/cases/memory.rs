@@ -14,62 +14,64 @@ const REMOVE: &str = "VHOST_USER_REM_MEM_REG";
 
 cases! {
     "memory.one-region" Must [ACK] one_region,
-        MEM_TABLE => "a guest with one piece of memory is the simplest there is";
+        MEM_TABLE => "one memory region is the simplest guest";
     "memory.eight-regions" Must [ACK] eight_regions,
         "Memory regions description" => "a table has up to 8 regions, and a VMM uses them";
     "memory.table-replaced" Must [ACK] table_replaced,
-        MEM_TABLE => "a VMM sends the whole table again when memory is plugged";
+        MEM_TABLE => "a VMM sends the whole table again when memory is hot-plugged";
     "memory.offset-in-file" Must [ACK] offset_in_file,
         "Memory regions description" =>
-            "\"mmap offset\" is where a region starts in its file; the memory below and above 4 GiB is one file in QEMU";
+            "\"mmap offset\" is the region's start in its file; QEMU has memory below and above 4 GiB in one file";
     "memory.high-addresses" Should [ACK] high_addresses,
         "Memory regions description" =>
-            "addresses are 64-bit numbers; memory above 4 GiB is common, devices lie at 1 TiB and more";
+            "addresses have 64 bits; memory above 4 GiB is common, and device memory may be above 1 TiB";
     "memory.table-after-rings" Should [ACK] table_after_rings,
         "Ring states" => "\"the back-end must support changing some configuration aspects on the fly\"";
     "memory.table-filled-up" May [ACK] table_filled_up,
-        "C structure" => "a frontend may send the whole C struct; regions beyond the count mean nothing";
+        "C structure" => "a frontend may send the whole C struct; regions beyond the count are ignored";
     "memory.fd-missing" Should [ACK] fd_missing,
         MEM_TABLE =>
-            "\"The size and ordering of the fds matches the number and ordering of memory regions\"; a success would \
-             be a lie";
+            "\"The size and ordering of the fds matches the number and ordering of memory regions\"; without its \
+             descriptor a region cannot be mapped";
     "memory.fd-surplus" Should [ACK] fd_surplus,
         MEM_TABLE => "\"The size and ordering of the fds matches the number and ordering of memory regions\"";
     "memory.nine-regions" Should [ACK] nine_regions,
-        "Memory regions description" => "there are at most 8; whoever takes more without an error has lost some";
+        "Memory regions description" =>
+            "a table has at most 8 regions; a backend that accepts more without an error has lost some";
     "memory.no-memory-file" Should [ACK] no_memory_file,
-        MEM_TABLE => "what can't be mapped is an error, and \"the payload should be set to ... non-zero on failure\"";
+        MEM_TABLE =>
+            "a region that cannot be mapped is an error, and \"the payload should be set to ... non-zero on failure\"";
     "memory.past-file" Should [ACK] past_file,
-        MEM_TABLE => "memory beyond the end of its file is SIGBUS at the first access";
+        MEM_TABLE => "the first access to memory beyond the end of its file raises SIGBUS";
     "memory.size-zero" Should [ACK] size_zero,
-        MEM_TABLE => "a region of no bytes can't be mapped, and is an error";
+        MEM_TABLE => "a region of 0 bytes cannot be mapped";
     "memory.endless" Should [ACK] endless,
-        MEM_TABLE => "a region that ends beyond the last address defeats every check of bounds";
+        MEM_TABLE => "a region that ends beyond the last address overflows bounds checks";
     "memory.overlap" May [ACK] overlap,
-        MEM_TABLE => "an address in two regions means two things";
+        MEM_TABLE => "an address in two regions is ambiguous";
     "memory.max-slots" Must [SLOTS] max_slots,
-        "VHOST_USER_GET_MAX_MEM_SLOTS" => "a VMM plugs as much memory as this allows";
+        "VHOST_USER_GET_MAX_MEM_SLOTS" => "a VMM hot-plugs at most this number of regions";
     "memory.add-region" Must [ACK, SLOTS] add_region,
-        ADD => "the first region comes this way where the feature is negotiated";
+        ADD => "if the feature is negotiated, a VMM adds even the first region this way";
     "memory.add-all-slots" Should [ACK, SLOTS] add_all_slots,
-        "VHOST_USER_GET_MAX_MEM_SLOTS" => "as many regions as GET_MAX_MEM_SLOTS says can be added";
+        "VHOST_USER_GET_MAX_MEM_SLOTS" => "a frontend may add as many regions as GET_MAX_MEM_SLOTS returns";
     "memory.add-without-fd" Should [ACK, SLOTS] add_without_fd,
         ADD => "\"Exactly one file descriptor from which the memory is mapped is passed\"";
     "memory.add-past-file" Should [ACK, SLOTS] add_past_file,
-        ADD => "memory beyond the end of its file is SIGBUS at the first access";
+        ADD => "the first access to memory beyond the end of its file raises SIGBUS";
     "memory.add-twice" Should [ACK, SLOTS] add_twice,
-        ADD => "a region that is there already can't be told from its double";
+        ADD => "two equal regions cannot be told apart when one is removed";
     "memory.remove-region" Must [ACK, SLOTS] remove_region,
-        REMOVE => "memory that is unplugged is taken away by its addresses and size";
+        REMOVE => "a VMM removes unplugged memory by its addresses and size";
     "memory.remove-ignores-offset" Must [ACK, SLOTS] remove_ignores_offset,
         REMOVE => "\"The mmap offset is ignored\"";
     "memory.remove-unknown" Should [ACK, SLOTS] remove_unknown,
-        REMOVE => "what is not there can't be removed; a success would hide that both sides differ";
+        REMOVE => "an unknown region cannot be removed; success would hide that both sides have different tables";
     "memory.remove-and-add" Must [ACK, SLOTS] remove_and_add,
-        REMOVE => "memory that was unplugged can be plugged again";
+        REMOVE => "memory that was unplugged may be plugged again";
     "memory.remove-unmaps" Must [ACK, SLOTS, Need::Process] remove_unmaps,
         REMOVE =>
-            "a region \"which the back-end device must unmap\": whoever keeps it keeps the memory from being freed";
+            "a region \"which the back-end device must unmap\": as long as it is mapped, the memory is not freed";
     "memory.remove-closes-fd" Must [ACK, SLOTS, Need::Process] remove_closes_fd,
         REMOVE => "\"If a file descriptor is passed, the back-end MUST close it without using it otherwise\"";
 }
@@ -179,7 +181,7 @@ fn past_file(context: &mut Context<'_>) -> Outcome {
 
 fn size_zero(context: &mut Context<'_>) -> Outcome {
     let (mut link, file) = file(context)?;
-    link.require_refusal(&table(&[region(0, 0)]), &[file.as_fd()], "a region of no bytes")
+    link.require_refusal(&table(&[region(0, 0)]), &[file.as_fd()], "a region of 0 bytes")
 }
 
 fn endless(context: &mut Context<'_>) -> Outcome {
@@ -205,7 +207,7 @@ fn slots(context: &mut Context<'_>) -> Outcome<Link> {
 fn max_slots(context: &mut Context<'_>) -> Outcome {
     let mut link = slots(context)?;
     match link.call(&GetMaxMemSlots(Empty))? {
-        0 => Stop::fail("GET_MAX_MEM_SLOTS says 0"),
+        0 => Stop::fail("GET_MAX_MEM_SLOTS returned 0"),
         slots => {
             link.note(format!("{slots} slots"));
             Ok(())
@@ -252,7 +254,7 @@ fn add_twice(context: &mut Context<'_>) -> Outcome {
     let mut link = slots(context)?;
     let file = SharedFile::new(FILE_BYTES)?;
     link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
-    link.require_refusal(&add(region(0, FILE_BYTES)), &[file.as_fd()], "a region that is there already")
+    link.require_refusal(&add(region(0, FILE_BYTES)), &[file.as_fd()], "a region that was already added")
 }
 
 fn remove_region(context: &mut Context<'_>) -> Outcome {
@@ -274,7 +276,7 @@ fn remove_unknown(context: &mut Context<'_>) -> Outcome {
     let mut link = slots(context)?;
     let file = SharedFile::new(FILE_BYTES)?;
     link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
-    link.require_refusal(&remove(region(1 << 32, FILE_BYTES)), &[], "REM_MEM_REG of a region that is not there")
+    link.require_refusal(&remove(region(1 << 32, FILE_BYTES)), &[], "REM_MEM_REG of an unknown region")
 }
 
 fn remove_and_add(context: &mut Context<'_>) -> Outcome {
@@ -295,12 +297,12 @@ fn remove_unmaps(context: &mut Context<'_>) -> Outcome {
     let before = guest_mappings(context)?;
     link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
     if guest_mappings(context)? == before {
-        return Stop::skip("the backend maps memory in a way that can't be seen");
+        return Stop::skip("the backend's mappings of guest memory are not visible in `/proc`");
     }
     link.require(&remove(region(0, FILE_BYTES)), &[])?;
     let after = guest_mappings(context)?;
     if after > before {
-        Stop::fail(format!("{before} mappings of guest memory before a region came and went, {after} after"))
+        Stop::fail(format!("{before} mappings of guest memory before a region was added and removed, {after} after"))
     } else {
         Ok(())
     }
@@ -308,7 +310,7 @@ fn remove_unmaps(context: &mut Context<'_>) -> Outcome {
 
 /// Mappings of our memory files that the backend has.
 fn guest_mappings(context: &Context<'_>) -> Outcome<usize> {
-    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process can't be looked at") };
+    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process cannot be inspected") };
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     Ok(maps.lines().filter(|line| line.contains("memfd:kiln-memory")).count())
 }

@@ -19,23 +19,25 @@ cases! {
     "data.call" Must [DATA] call,
         "VHOST_USER_SET_VRING_CALL" => "the call descriptor is signalled \"when buffers are used\"";
     "data.call-changed" Must [DATA] call_changed,
-        "Ring states" => "a VMM changes the call descriptor while the ring runs; the new one is signalled";
+        "Ring states" =>
+            "a VMM may change the call descriptor while the ring runs; the backend then signals the new one";
     "data.call-not-wanted" Should [DATA] call_not_wanted,
         SUPPRESSION => "with flags 1 in the available ring \"the device SHOULD NOT send a notification\"";
     "data.call-without-fd" Must [DATA] call_without_fd,
-        "VHOST_USER_SET_VRING_CALL" => "bit 8: the driver polls the used ring, which goes on";
+        "VHOST_USER_SET_VRING_CALL" => "bit 8: the driver polls the used ring, and requests still complete";
     "data.call-again-after-polling" Must [DATA] call_again,
-        "VHOST_USER_SET_VRING_CALL" => "a descriptor that comes later is signalled from then on";
+        "VHOST_USER_SET_VRING_CALL" =>
+            "the backend signals a call descriptor from when it is set, also if it is set late";
     "data.kick-without-fd" Should [DATA] kick_without_fd,
         "VHOST_USER_SET_VRING_KICK" => "bit 8: \"polling should be used instead of waiting for the kick\"";
     "data.one-kick-for-many" Must [DATA] one_kick_for_many,
         "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" =>
-            "one notification stands for all that was made available before it";
+            "one kick covers all requests that were made available before it";
     "data.kick-without-request" Must [DATA] kick_without_request,
-        "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" => "a notification may find nothing new";
+        "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" => "a kick may come without a new request";
     "data.offered-while-working" Must [DATA] offered_while_working,
         "VIRTIO 1.2, 2.7.13 Supplying Buffers to The Device" =>
-            "requests that come while others are done are not forgotten";
+            "a request that is made available while others complete is not lost";
     "data.event-idx" Must [DATA, EVENT_IDX] event_idx,
         SUPPRESSION => "with EVENT_IDX the device \"MUST send a notification\" when the used index passes `used_event`";
     "data.event-idx-quiet" Should [DATA, EVENT_IDX] event_idx_quiet,
@@ -54,7 +56,7 @@ fn polled_read(disk: &mut Disk, timeout: Duration) -> Outcome {
     disk.ring.publish();
     disk.ring.kick()?;
     if disk.ring.is_quiet_for(timeout) {
-        return Err(Stop::Hang(format!("a request is not done within {timeout:?}")));
+        return Err(Stop::Hang(format!("a request did not complete within {timeout:?}")));
     }
     disk.ring.take_used();
     Ok(())
@@ -65,13 +67,13 @@ fn must_call(call: &Event, timeout: Duration, what: &str) -> Outcome {
     if call.wait(timeout)? {
         Ok(())
     } else {
-        Stop::fail(format!("{what}: a request was used, and no call came within {timeout:?}"))
+        Stop::fail(format!("{what}: a request completed, but no call came within {timeout:?}"))
     }
 }
 
 /// Fails if a call comes.
 fn must_not_call(call: &Event, what: &str) -> Outcome {
-    if call.wait(QUIET)? { Stop::fail(format!("{what}: a call came")) } else { Ok(()) }
+    if call.wait(QUIET)? { Stop::fail(format!("{what}: an unexpected call came")) } else { Ok(()) }
 }
 
 fn call(context: &mut Context<'_>) -> Outcome {
@@ -105,10 +107,10 @@ fn call_not_wanted(context: &mut Context<'_>) -> Outcome {
     disk.ring.set_available_flags(NO_INTERRUPT);
     disk.ring.call.take()?;
     polled_read(&mut disk, timeout)?;
-    must_not_call(&disk.ring.call, "the driver wants none")?;
+    must_not_call(&disk.ring.call, "the driver disabled calls")?;
     disk.ring.set_available_flags(0);
     polled_read(&mut disk, timeout)?;
-    must_call(&disk.ring.call, timeout, "a read after calls were wanted again")
+    must_call(&disk.ring.call, timeout, "a read after calls were enabled again")
 }
 
 fn call_without_fd(context: &mut Context<'_>) -> Outcome {
@@ -129,7 +131,7 @@ fn call_again(context: &mut Context<'_>) -> Outcome {
     disk.link.require(&SetVringCall(VringFile::with_descriptor(0)), &[disk.ring.call.as_fd()])?;
     disk.ring.call.take()?;
     polled_read(&mut disk, timeout)?;
-    must_call(&disk.ring.call, timeout, "a read after the call descriptor came")
+    must_call(&disk.ring.call, timeout, "a read after the call descriptor was set")
 }
 
 fn kick_without_fd(context: &mut Context<'_>) -> Outcome {
@@ -139,9 +141,9 @@ fn kick_without_fd(context: &mut Context<'_>) -> Outcome {
     disk.link.require(&SetVringKick(VringFile::polled(0)), &[])?;
     disk.ring.enable(&mut disk.link, true)?;
     match polled_read(&mut disk, Duration::from_millis(500)) {
-        Err(Stop::Hang(_)) => {
-            Stop::fail("without a kick descriptor the backend does not poll: a request is not done within 500 ms")
-        }
+        Err(Stop::Hang(_)) => Stop::fail(
+            "the backend does not poll a ring without a kick descriptor: a request did not complete within 500 ms",
+        ),
         outcome => outcome,
     }
 }
@@ -167,7 +169,7 @@ fn kick_without_request(context: &mut Context<'_>) -> Outcome {
         disk.link.features()?;
     }
     if disk.ring.used_index() != 0 {
-        return Stop::fail("a kick without a request was answered with a used buffer");
+        return Stop::fail("a kick without a request produced a used buffer");
     }
     disk.read(0, 512).map(drop)
 }
@@ -220,7 +222,7 @@ fn calls_at_the_third(context: &mut Context<'_>, base: u16, quiet_before: bool) 
     for place in 0..3 {
         polled_read(&mut disk, timeout)?;
         if place < 2 && quiet_before {
-            must_not_call(&disk.ring.call, "the used index is not beyond `used_event` yet")?;
+            must_not_call(&disk.ring.call, "the used index has not passed `used_event`")?;
         } else if place < 2 {
             disk.ring.call.take()?;
         }

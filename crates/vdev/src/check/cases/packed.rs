@@ -18,9 +18,9 @@ const SECTION: &str = "VIRTIO 1.2, 2.8 Packed Virtqueues";
 
 cases! {
     "data.packed-write-read-back" Must [DATA, PACKED, Need::Writes] write_read_back,
-        SECTION => "with RING_PACKED requests are done by packed rings";
+        SECTION => "with RING_PACKED the backend serves requests through packed rings";
     "data.packed-goes-around" Must [DATA, PACKED] |context| goes_around(context, 16),
-        SECTION => "the wrap counters turn each time that the ring is passed, in the middle of a chain too";
+        SECTION => "the wrap counters flip at the end of the ring, also in the middle of a chain";
     "data.packed-any-size" Must [DATA, PACKED] |context| goes_around(context, 13),
         SECTION => "a packed ring may have any size up to 32768, not only powers of 2";
     "data.packed-largest" Should [DATA, PACKED] |context| goes_around(context, 1024),
@@ -29,21 +29,22 @@ cases! {
         [DATA, PACKED, Need::Feature(feature::RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC")]
         indirect,
         "VIRTIO 1.2, 2.8 Packed Virtqueues, Indirect Flag: Scatter-Gather Support" =>
-            "a table of descriptors is read in its order, without NEXT";
+            "an indirect table is read in its order, without NEXT";
     "data.packed-written-length" Should [DATA, PACKED] written_length,
-        SECTION => "the used descriptor has the bytes that the device wrote";
+        SECTION => "the used descriptor has the number of bytes that the device wrote";
     "data.packed-stop-and-go-on" Must [DATA, PACKED] stop_and_go_on,
-        "VHOST_USER_GET_VRING_BASE" => "the base of a packed ring has both indices and both wrap counters";
+        "VHOST_USER_GET_VRING_BASE" => "the state of a packed ring has both indices and both wrap counters";
     "rings.packed-base-kept" Must [ACK, PACKED] |context| keeps_base(context, PackedBase { available: 5, used: 5, ..START }),
-        BASE => "a packed ring goes on at the indices and wrap counters that SET_VRING_BASE gave: 32 bits, not 16";
+        BASE => "a packed ring continues at the indices and wrap counters from SET_VRING_BASE: 32 bits, not 16";
     "rings.packed-base-of-second-lap" Must [ACK, PACKED]
         |context| keeps_base(context, PackedBase { available: 9, available_wrap: false, used: 9, used_wrap: false }),
-        BASE => "each time that the ring is passed both wrap counters turn, so a base has them at 0 as often as at 1";
+        BASE => "both wrap counters flip at the end of the ring, so SET_VRING_BASE has them at 0 as often as at 1";
     "rings.packed-base-at-start" Must [ACK, PACKED] |context| keeps_base(context, START),
-        BASE => "a new packed ring begins at index 0 with both wrap counters at 1, which is base 0x80008000";
+        BASE => "a new packed ring begins at index 0 with both wrap counters at 1: SET_VRING_BASE sends 0x80008000";
     "data.packed-call-not-wanted" Should [DATA, PACKED] call_not_wanted,
         "VIRTIO 1.2, 2.8 Packed Virtqueues, Event Suppression Structure Format" =>
-            "the driver's area says whether it wants calls";
+            "RING_EVENT_FLAGS_DISABLE in the driver event suppression area disables calls, RING_EVENT_FLAGS_ENABLE \
+             enables them";
 }
 
 /// A disk with a packed ring that runs.
@@ -69,7 +70,7 @@ fn request(
     disk.link.done(format!("packed ring: request type {kind}, id {id}"));
     ring.send(id, &chain)?;
     let used = ring.wait_used(&mut disk.link, timeout)?;
-    require_status(disk.status(), status::OK, "a request by a packed ring")?;
+    require_status(disk.status(), status::OK, "a request through a packed ring")?;
     Ok(used.written)
 }
 
@@ -84,7 +85,7 @@ fn write_read_back(context: &mut Context<'_>) -> Outcome {
         request(&mut disk, &mut ring, 0, kind::OUT, Descriptor::readable(data, 4096), timeout)?;
         disk.guest.write(data, &[0xee; 4096]);
         read_at(&mut disk, &mut ring, sector, timeout)?;
-        same_bytes(&disk.guest.read(data, 4096), &contents, "what was written by a packed ring")?;
+        same_bytes(&disk.guest.read(data, 4096), &contents, "the sectors written through a packed ring")?;
     }
     Ok(())
 }
@@ -94,7 +95,7 @@ fn read_at(disk: &mut Disk, ring: &mut PackedRing, sector: u64, timeout: Duratio
     let data = Descriptor::writable(disk.data_at(), 4096);
     ring.send(1, &[header, data, Descriptor::writable(disk.status_at(), 1)])?;
     ring.wait_used(&mut disk.link, timeout)?;
-    require_status(disk.status(), status::OK, "a read by a packed ring")
+    require_status(disk.status(), status::OK, "a read through a packed ring")
 }
 
 fn goes_around(context: &mut Context<'_>, entries: u16) -> Outcome {
@@ -109,7 +110,7 @@ fn goes_around(context: &mut Context<'_>, entries: u16) -> Outcome {
         let data = disk.data_at();
         disk.guest.write(data, &[0xee; 512]);
         request(&mut disk, &mut ring, time % entries, kind::IN, Descriptor::writable(data, 512), timeout)?;
-        same_bytes(&disk.guest.read(data, 512), &expected, "a read by a packed ring")?;
+        same_bytes(&disk.guest.read(data, 512), &expected, "a read through a packed ring")?;
     }
     Ok(())
 }
@@ -126,8 +127,8 @@ fn indirect(context: &mut Context<'_>) -> Outcome {
     let table = Descriptor::indirect(disk.guest.put(&table), size(chain.len()));
     ring.send(7, &[table])?;
     let used = ring.wait_used(&mut disk.link, timeout)?;
-    require_status(disk.status(), status::OK, "a read in a table")?;
-    if used.head == 7 { Ok(()) } else { Stop::fail(format!("id 7 was made available, and {} was used", used.head)) }
+    require_status(disk.status(), status::OK, "a read in an indirect table")?;
+    if used.head == 7 { Ok(()) } else { Stop::fail(format!("id 7 was made available, but id {} was used", used.head)) }
 }
 
 fn written_length(context: &mut Context<'_>) -> Outcome {
@@ -136,7 +137,7 @@ fn written_length(context: &mut Context<'_>) -> Outcome {
     let data = Descriptor::writable(disk.data_at(), 512);
     match request(&mut disk, &mut ring, 0, kind::IN, data, timeout)? {
         513 => Ok(()),
-        written => Stop::fail(format!("a read of 512 bytes says that {written} were written")),
+        written => Stop::fail(format!("a read of 512 bytes has the used length {written}")),
     }
 }
 
@@ -149,7 +150,7 @@ fn stop_and_go_on(context: &mut Context<'_>) -> Outcome {
         request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
         let (base, expected) = (ring.stop(&mut disk.link)?, ring.base());
         if base != expected {
-            return Stop::fail(format!("the base should be {expected:#010x} and is {base:#010x}"));
+            return Stop::fail(format!("GET_VRING_BASE returned {base:#010x}, not {expected:#010x}"));
         }
         ring.start(&mut disk.link)?;
     }
@@ -172,8 +173,8 @@ fn keeps_base(context: &mut Context<'_>, base: PackedBase) -> Outcome {
     let (given, found_bits) = (base.bits(), found);
     let found = PackedBase::from_bits(found);
     Stop::fail(format!(
-        "the ring was given base {given:#010x}, which is {base}, did nothing, and GET_VRING_BASE says {found_bits:#010x}, \
-         which is {found}"
+        "SET_VRING_BASE set {given:#010x} ({base}), the ring had no requests, and GET_VRING_BASE returned \
+         {found_bits:#010x} ({found})"
     ))
 }
 
@@ -185,9 +186,13 @@ fn call_not_wanted(context: &mut Context<'_>) -> Outcome {
     ring.call.take()?;
     request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
     if ring.call.wait(Duration::from_millis(20))? {
-        return Stop::fail("the driver wants no calls, and one came");
+        return Stop::fail("the driver set RING_EVENT_FLAGS_DISABLE, but a call came");
     }
     ring.set_event_flags(0);
     request(&mut disk, &mut ring, 0, kind::IN, data, timeout)?;
-    if ring.call.wait(timeout)? { Ok(()) } else { Stop::fail("the driver wants calls again, and none came") }
+    if ring.call.wait(timeout)? {
+        Ok(())
+    } else {
+        Stop::fail("the driver set RING_EVENT_FLAGS_ENABLE, but no call came")
+    }
 }

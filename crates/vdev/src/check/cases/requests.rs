@@ -21,29 +21,31 @@ const ENTRIES: u16 = 16;
 cases! {
     "requests.used" Must [REQUEST] |context| is_used(context, Request::in_parts),
         "VIRTIO 1.2, 2.7.8 The Virtqueue Used Ring" =>
-            "what is made available comes back, laid out as drivers do it, with the head of its chain";
+            "a request in the layout of real drivers completes with the head of its chain";
     "requests.written-length" Must [REQUEST] written_length,
         "VIRTIO 1.2, 2.7.8.2 Device Requirements: The Virtqueue Used Ring" =>
-            "the device \"MUST write at least len bytes\" to what it may write, so `len` is never more than there is room for";
+            "the device \"MUST write at least len bytes\" to its writable buffers, so `len` is never larger than these";
     "requests.chain-of-two" Must [REQUEST] |context| is_used(context, Request::in_two),
         FRAMING =>
-            "\"The device MUST NOT make assumptions about the particular arrangement of descriptors\": a request in two \
-             of them comes back, whatever the device";
+            "\"The device MUST NOT make assumptions about the particular arrangement of descriptors\": a request in \
+             two descriptors completes on any device";
     "requests.chain-of-many" Must [REQUEST] |context| is_used(context, Request::in_many),
-        FRAMING => "a request comes back too if its descriptors end where none of its parts does";
+        FRAMING => "a request completes even if its descriptors end in the middle of its fields";
     "requests.indirect-table" Must [REQUEST, INDIRECT_OFFERED] indirect_table,
         "VIRTIO 1.2, 2.7.5.3.2 Device Requirements: Indirect Descriptors" =>
-            "with INDIRECT_DESC a request of any device may lie in a table of its own";
+            "with INDIRECT_DESC a request of any device may be in an indirect table";
     "requests.goes-around" Must [REQUEST] goes_around,
-        "VIRTIO 1.2, 2.7 Split Virtqueues" => "a ring goes on after its last entry, whatever the device";
+        "VIRTIO 1.2, 2.7 Split Virtqueues" => "a ring of any device continues at index 0 after its last entry";
     "requests.offered-before-start" Must [REQUEST] offered_before_start,
-        STATES => "what was made available before the ring started is done after the first kick";
+        STATES => "requests that were made available before the ring started complete after the first kick";
     "requests.kick-before-enable" Must [REQUEST, PROTOCOL] kick_before_enable,
         STATES =>
-            "a ring starts at its kick and is enabled later: what was made available in between is not lost, though \
-             nobody kicks again";
+            "a ring may be kicked before it is enabled: requests made available in between complete without another \
+             kick";
     "requests.kick-while-disabled" Must [REQUEST, PROTOCOL] kick_while_disabled,
-        STATES => "a ring that is disabled and enabled again does what was made available meanwhile, without another kick";
+        STATES =>
+            "a ring that is disabled and enabled again completes the requests made available meanwhile, without \
+             another kick";
 }
 
 /// A device whose rings run, up to the one that its requests go by.
@@ -60,7 +62,7 @@ struct Opened {
 /// A device whose rings run but the last, which is as far as `start` brings it.
 fn open(context: &mut Context<'_>, start: impl FnOnce(&SplitRing, &mut Link) -> Outcome) -> Outcome<Opened> {
     let request = context.device.and_then(|device| Request::of(device, context.facts));
-    let Some(request) = request else { return Stop::skip("no request is known") };
+    let Some(request) = request else { return Stop::skip("the suite has no request for this device") };
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;
     guest.share(&mut link)?;
@@ -96,7 +98,7 @@ impl Opened {
         let used = self.ring.wait_used(&mut self.link, self.timeout)?;
         self.link.note(format!("ring {}: used head {}, {} bytes written", self.ring.index, used.head, used.written));
         if used.head != u32::from(head) {
-            return Stop::fail(format!("the used ring names head {}, and {head} was made available", used.head));
+            return Stop::fail(format!("the used ring has head {}, but {head} was made available", used.head));
         }
         Ok(used)
     }
@@ -120,7 +122,7 @@ fn written_length(context: &mut Context<'_>) -> Outcome {
     if written <= room {
         return Ok(());
     }
-    Stop::fail(format!("the used ring says that {written} bytes were written, and there is room for {room}"))
+    Stop::fail(format!("the used length is {written}, but the request has only {room} writable bytes"))
 }
 
 fn indirect_table(context: &mut Context<'_>) -> Outcome {

@@ -22,47 +22,48 @@ const TIMES: usize = 50;
 
 cases! {
     "resources.descriptors-of-clients" Must [PROCESS, MANY] descriptors_of_clients,
-        COMMUNICATION => "50 clients that have left leave no descriptor behind";
+        COMMUNICATION => "50 clients that disconnect leave no descriptor open";
     "resources.mappings-of-clients" Must [PROCESS, MANY] mappings_of_clients,
-        "Memory access" => "the memory of a guest that has gone is let go";
+        "Memory access" => "the backend unmaps the memory of a guest that has gone";
     "resources.memory-of-clients" Must [PROCESS, MANY] memory_of_clients,
-        COMMUNICATION => "clients that have left leave no memory behind";
+        COMMUNICATION => "clients that disconnect leave no memory allocated";
     "resources.threads-of-clients" Must [PROCESS, MANY] threads_of_clients,
-        COMMUNICATION => "clients that have left leave no thread behind";
+        COMMUNICATION => "clients that disconnect leave no thread running";
     "resources.stray-descriptors" Must [PROCESS, Need::Harm] stray_descriptors,
-        COMMUNICATION => "GET_FEATURES carries no descriptor; one that comes along is closed, 50 are too";
+        COMMUNICATION => "GET_FEATURES has no descriptor; the backend closes those that come with it";
     "resources.stray-descriptors-on-commands" Must [PROCESS, Need::Harm] stray_on_commands,
         COMMUNICATION =>
-            "SET_OWNER, SET_FEATURES and SET_VRING_NUM carry no descriptor; those that come along are closed";
+            "SET_OWNER, SET_FEATURES and SET_VRING_NUM have no descriptor; the backend closes those that come with \
+             them";
     "resources.surplus-of-table" Must [PROCESS, Need::Harm] surplus_of_table,
-        "VHOST_USER_SET_MEM_TABLE" => "descriptors beyond the regions are closed";
+        "VHOST_USER_SET_MEM_TABLE" => "the backend closes descriptors beyond the number of regions";
     "resources.refused-table" Must [PROCESS, MANY, Need::Harm] refused_table,
-        "VHOST_USER_SET_MEM_TABLE" => "a table that is refused leaves neither descriptors nor mappings behind";
+        "VHOST_USER_SET_MEM_TABLE" => "a refused table leaves no descriptor open and no memory mapped";
     "resources.call-replaced" Must [PROCESS] |context| replaced(context, 13),
-        "VHOST_USER_SET_VRING_CALL" => "a new descriptor takes the place of the old one, which is closed";
+        "VHOST_USER_SET_VRING_CALL" => "a new descriptor replaces the old one, which is closed";
     "resources.err-replaced" Must [PROCESS] |context| replaced(context, 14),
-        "VHOST_USER_SET_VRING_ERR" => "a new descriptor takes the place of the old one, which is closed";
+        "VHOST_USER_SET_VRING_ERR" => "a new descriptor replaces the old one, which is closed";
     "resources.kick-replaced" Must [PROCESS] kick_replaced,
-        "VHOST_USER_SET_VRING_KICK" => "a ring that is stopped and started again has one kick descriptor";
+        "VHOST_USER_SET_VRING_KICK" => "a ring that is stopped and started again has one kick descriptor open";
     "resources.table-replaced" Must [PROCESS] table_replaced,
-        "VHOST_USER_SET_MEM_TABLE" => "a new table takes the place of the old one, which is unmapped and closed";
+        "VHOST_USER_SET_MEM_TABLE" => "a new table replaces the old one, which is unmapped and closed";
     "resources.log-replaced" Must [PROCESS, Need::Protocol(ProtocolFeatures::LOG_SHMFD)] log_replaced,
-        "VHOST_USER_SET_LOG_BASE" => "a new log takes the place of the old one, which is unmapped and closed";
+        "VHOST_USER_SET_LOG_BASE" => "a new log replaces the old one, which is unmapped and closed";
     "resources.log-fd-replaced" Must [PROCESS] log_fd_replaced,
-        "VHOST_USER_SET_LOG_FD" => "a new descriptor takes the place of the old one, which is closed";
+        "VHOST_USER_SET_LOG_FD" => "a new descriptor replaces the old one, which is closed";
     "resources.inflight-replaced" Must [PROCESS, Need::Protocol(ProtocolFeatures::INFLIGHT_SHMFD)] inflight_replaced,
-        "VHOST_USER_GET_INFLIGHT_FD" => "a buffer that is asked for again takes the place of the old one";
+        "VHOST_USER_GET_INFLIGHT_FD" => "a new inflight buffer replaces the old one, which is closed";
     "resources.channel-replaced" Must [PROCESS, Need::Protocol(ProtocolFeatures::BACKEND_REQ)] channel_replaced,
-        "VHOST_USER_SET_BACKEND_REQ_FD" => "a new channel takes the place of the old one, which is closed";
+        "VHOST_USER_SET_BACKEND_REQ_FD" => "a new channel replaces the old one, which is closed";
     "resources.memory-of-messages" Must [PROCESS] memory_of_messages,
-        COMMUNICATION => "a session of 20,000 messages takes no more memory than one of a few";
+        COMMUNICATION => "a session of 20,000 messages uses no more memory than a short one";
     "resources.idle-without-client" Should [PROCESS, MANY] idle_without_client,
-        COMMUNICATION => "a backend that serves nobody takes no processor";
+        COMMUNICATION => "a backend without a client uses no CPU time";
     "resources.idle-with-ring" Should [PROCESS] idle_with_ring,
-        "Ring states" => "a ring with a kick descriptor is waited for, not polled";
+        "Ring states" => "the backend waits for a ring's kick descriptor and does not poll the ring";
     "resources.idle-after-kick-ended" Must [PROCESS, Need::Harm] idle_after_kick_ended,
         "VHOST_USER_SET_VRING_KICK" =>
-            "a kick descriptor at its end is readable for ever; whoever reads it for ever takes a processor";
+            "a kick descriptor at end of file stays readable forever; a loop that reads it uses a whole CPU";
 }
 
 /// Fails where there are more descriptors than before.
@@ -98,7 +99,7 @@ fn descriptors_of_clients(context: &mut Context<'_>) -> Outcome {
 fn mappings_of_clients(context: &mut Context<'_>) -> Outcome {
     clients(context, 1)?;
     clients(context, 30)?;
-    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process can't be looked at") };
+    let Some(pid) = context.target.pid() else { return Stop::skip("the backend's process cannot be inspected") };
     let ours = || {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         maps.lines().filter(|line| line.contains("memfd:kiln-memory")).count()
@@ -106,7 +107,7 @@ fn mappings_of_clients(context: &mut Context<'_>) -> Outcome {
     wait_until(Duration::from_millis(500), || ours() == 0);
     match ours() {
         0 => Ok(()),
-        left => Stop::fail(format!("30 guests have gone, and {left} mappings of their memory are left")),
+        left => Stop::fail(format!("30 guests have gone, but {left} mappings of their memory are left")),
     }
 }
 
@@ -209,10 +210,10 @@ fn refused_table(context: &mut Context<'_>) -> Outcome {
         link.ask(&SetMemTable(MemoryTable(vec![good, bad])), &[file.as_fd(), pipe.as_fd()])?;
     }
     drop(context.connect_again()?);
-    no_more_descriptors(context, before.descriptors, "50 tables that can't be mapped")?;
+    no_more_descriptors(context, before.descriptors, "50 tables that cannot be mapped")?;
     let after = context.resources()?.mappings;
     if after > before.mappings + 20 {
-        Stop::fail(format!("{} mappings before, {after} after 50 tables that can't be mapped", before.mappings))
+        Stop::fail(format!("{} mappings before, {after} after 50 tables that cannot be mapped", before.mappings))
     } else {
         Ok(())
     }
@@ -298,7 +299,7 @@ fn log_fd_replaced(context: &mut Context<'_>) -> Outcome {
         let event = Event::new()?;
         let answer = link.ask(&SetLogFd(Empty), &[event.as_fd()])?;
         if answer.closed {
-            return Stop::skip("SET_LOG_FD is not taken");
+            return Stop::skip("SET_LOG_FD is not accepted");
         }
         if time == 0 {
             before = context.resources()?.descriptors;
@@ -378,7 +379,7 @@ impl Work {
     fn watch(context: &Context<'_>) -> Outcome<Self> {
         let times = || {
             let times = context.target.pid().and_then(processor_time);
-            times.ok_or_else(|| Stop::Skip("the backend's process can't be looked at".to_owned()))
+            times.ok_or_else(|| Stop::Skip("the backend's process cannot be inspected".to_owned()))
         };
         let before = times()?;
         std::thread::sleep(WATCHED);
@@ -419,10 +420,10 @@ pub(super) fn idles(context: &Context<'_>, baseline: Work, what: &str) -> Outcom
     std::thread::sleep(Duration::from_millis(20));
     let Work { used, polling } = Work::watch(context)?;
     if baseline.polling > 0 && polling > baseline.polling {
-        return Stop::fail(format!("{what}: {polling} threads poll, and {} did before", baseline.polling));
+        return Stop::fail(format!("{what}: {polling} threads poll, {} did before", baseline.polling));
     }
     if baseline.polling == 0 && used > IDLE_MAX {
-        return Stop::fail(format!("{what}: it used {used:?} of processor time in {WATCHED:?}"));
+        return Stop::fail(format!("{what}: it used {used:?} of CPU time in {WATCHED:?}"));
     }
     Ok(())
 }
@@ -432,14 +433,16 @@ fn idles_unless_it_polls(context: &Context<'_>, baseline: Work, what: &str) -> O
     idles(context, baseline, what)?;
     match baseline.polling {
         0 => Ok(()),
-        threads => Stop::skip(format!("it polls: {threads} threads do from its start on, and no more do now")),
+        threads => Stop::skip(format!(
+            "it polls by design: {threads} threads have done so since its start, and no more do now"
+        )),
     }
 }
 
 fn idle_without_client(context: &mut Context<'_>) -> Outcome {
     let baseline = Work::baseline(context)?;
     clients(context, 2)?;
-    idles_unless_it_polls(context, baseline, "nobody is connected")
+    idles_unless_it_polls(context, baseline, "no client is connected")
 }
 
 fn idle_with_ring(context: &mut Context<'_>) -> Outcome {
@@ -468,5 +471,5 @@ fn idle_after_kick_ended(context: &mut Context<'_>) -> Outcome {
         return context.survives_messages(link);
     }
     link.ask(&SetVringEnable(ring.state(1)), &[])?;
-    if context.target.has_ended() { Ok(()) } else { idles(context, baseline, "the kick descriptor is at its end") }
+    if context.target.has_ended() { Ok(()) } else { idles(context, baseline, "the kick descriptor is at end of file") }
 }

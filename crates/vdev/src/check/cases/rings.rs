@@ -18,62 +18,63 @@ const SIZES: &str = "VIRTIO 1.2, 2.7 Split Virtqueues";
 cases! {
     "rings.size-64" Must [ACK] |context| takes_size(context, 64),
         NUM =>
-            "QEMU gives rings of 64 to a device that it knows nothing of; vhost-user has no message by which a backend \
-             could ask for less";
+            "QEMU uses rings of 64 for devices that it does not know; vhost-user has no message by which a backend \
+             could request smaller ones";
     "rings.size-128" Should [ACK] |context| takes_size(context, 128),
-        NUM => "the size that QEMU gives to disks and consoles";
+        NUM => "QEMU uses this size for disks and consoles";
     "rings.size-256" Should [ACK] |context| takes_size(context, 256),
-        NUM => "the size of most rings in use; \"the maximum Queue Size\" of a device may be smaller";
+        NUM => "most rings have this size; \"the maximum Queue Size\" of a device may be smaller";
     "rings.size-2" Should [ACK] |context| takes_size(context, 2),
         NUM => "a queue size is any power of 2 up to what the device allows";
     "rings.size-1" May [ACK] |context| takes_size(context, 1),
         SIZES => "1 is a power of 2, and the smallest ring";
     "rings.size-1024" Should [ACK] |context| takes_size(context, 1024),
-        NUM => "QEMU's largest ring, and its default on virtio-mmio, whatever the backend says";
+        NUM => "this is QEMU's largest ring, and its default on virtio-mmio for every backend";
     "rings.size-zero" Should [ACK] |context| refuses_size(context, 0),
-        SIZES => "a ring without entries holds nothing, and an index is taken modulo its size";
+        SIZES => "a ring without entries holds no descriptor, and an index modulo 0 is a division by zero";
     "rings.size-no-power-of-2" Should [ACK] |context| refuses_size(context, 100),
         SIZES =>
-            "\"Queue Size value is always a power of 2\" in a split ring; with another, indices go wrong when they wrap";
+            "\"Queue Size value is always a power of 2\" in a split ring; with another size, indices are wrong after \
+             they wrap";
     "rings.size-too-large" Should [ACK] |context| refuses_size(context, 65536),
         SIZES => "\"The maximum Queue Size value is 32768\"; indices have 16 bits";
     "rings.every-queue" Must [ACK] every_queue,
-        "Multiple queue support" => "as many queues as GET_QUEUE_NUM says can be set up";
+        "Multiple queue support" => "a frontend may set up as many queues as GET_QUEUE_NUM returns";
     "rings.queues-apart" Must [ACK, Need::Queues(2)] queues_apart,
         "Multiple queue support" =>
-            "\"the front-end uses a unique index for each queue\": what one is told is nothing to another";
+            "\"the front-end uses a unique index for each queue\": a message for one queue does not change another";
     "rings.beyond-queue-num" Should [ACK, Need::Protocol(ProtocolFeatures::MQ)] beyond_queue_num,
-        "VHOST_USER_GET_QUEUE_NUM" => "a ring that the backend does not serve would be waited for in vain";
+        "VHOST_USER_GET_QUEUE_NUM" => "a frontend would wait forever for a ring that the backend does not serve";
     "rings.base-kept" Must [ACK] base_kept,
         GET_BASE =>
-            "a migrated device goes on at the index that SET_VRING_BASE gave; any other repeats or loses requests";
+            "a migrated device continues at the index from SET_VRING_BASE; any other index repeats or loses requests";
     "rings.base-at-the-end" Must [ACK] base_at_the_end,
-        GET_BASE => "an index has 16 bits, whatever the size of its ring";
+        GET_BASE => "an available index has 16 bits, independent of the size of its ring";
     "rings.stop-answers-for-its-ring" Must [ACK] stop_answers,
-        GET_BASE => "the reply is a vring state description: this ring's index and base";
+        GET_BASE => "the reply is a vring state description: the ring's index and its next available index";
     "rings.stop-before-start" Must [ACK] stop_before_start,
         "Communication" =>
-            "GET_VRING_BASE is in the list of messages that have a reply, whatever the state of the ring";
+            "GET_VRING_BASE is in the list of messages that have a reply, in every state of the ring";
     "rings.stop-twice" Should [ACK] stop_twice,
-        GET_BASE => "a ring that is stopped already still has a base";
+        GET_BASE => "a ring that is already stopped still has an available index";
     "rings.start-again" Must [ACK] start_again,
-        STATES => "a guest that reboots stops its rings and starts them elsewhere in memory";
+        STATES => "a guest that reboots stops its rings and starts them at other addresses";
     "rings.stop-forgets-kick" Should [ACK] stop_forgets_kick,
-        STATES => "a stopped ring is started by the next kick descriptor, so the old one is of no more use";
+        STATES => "a stopped ring is started by its next kick descriptor, so the backend must not use the old one";
     "rings.enable-and-disable" Must [ACK, PROTOCOL] enable_and_disable,
         "VHOST_USER_SET_VRING_ENABLE" => "\"Rings can be enabled or disabled by VHOST_USER_SET_VRING_ENABLE\"";
     "rings.enable-before-kick" Should [ACK, PROTOCOL] enable_before_kick,
-        STATES => "whether a ring is enabled is kept while it is stopped";
+        STATES => "a stopped ring keeps its enabled state";
     "rings.kick-without-fd" Should [ACK] |context| without_fd(context, 12),
         "VHOST_USER_SET_VRING_KICK" => "bit 8: \"polling should be used instead of waiting for the kick\"";
     "rings.call-without-fd" Must [ACK] |context| without_fd(context, 13),
         "VHOST_USER_SET_VRING_CALL" =>
-            "bit 8: \"polling will be used instead of waiting for the call\"; guests without interrupts do this";
+            "bit 8: \"polling will be used instead of waiting for the call\"; guests that poll do this";
     "rings.err-without-fd" Should [ACK] |context| without_fd(context, 14),
         "VHOST_USER_SET_VRING_ERR" => "bit 8: \"there is no file descriptor in the ancillary data\"";
     "rings.fd-promised" Should [ACK] fd_promised,
         "VHOST_USER_SET_VRING_CALL" =>
-            "without bit 8 a descriptor comes along; where it does not, calls would go nowhere";
+            "without bit 8 the message has a descriptor; if it is missing, calls are lost";
     "rings.call-before-size" Should [ACK] call_before_size,
         "VHOST_USER_SET_VRING_CALL" => "QEMU sends SET_VRING_CALL long before it sets up the ring";
     "rings.call-changed-while-running" Must [ACK] call_changed,
@@ -82,21 +83,21 @@ cases! {
              guests mask interrupts this way";
     "rings.outside-memory" Should [ACK] outside_memory,
         ADDR =>
-            "\"User addresses map to the vhost memory region containing that user address\"; where there is none it is \
-             an error";
+            "\"User addresses map to the vhost memory region containing that user address\"; an address outside all \
+             regions is an error";
     "rings.partly-outside-memory" Should [ACK] partly_outside_memory,
-        ADDR => "a ring that begins in memory and ends beyond it is read and written beyond it";
+        ADDR => "a ring that ends beyond its memory region makes the backend read and write outside it";
     "rings.unaligned" May [ACK] unaligned,
         SIZES =>
-            "descriptors lie at a multiple of 16, the used ring at a multiple of 4, the available ring at a multiple of 2";
+            "the descriptor table is aligned to 16 bytes, the used ring to 4, the available ring to 2";
     "rings.address-before-memory" May [ACK] address_before_memory,
-        ADDR => "without memory no address means anything; a success is a promise that can't be kept";
+        ADDR => "an address cannot be valid before there is memory, so success would be wrong";
     "rings.endian-value" Should [ACK, Need::Protocol(ProtocolFeatures::CROSS_ENDIAN)] endian_value,
         "VHOST_USER_SET_VRING_ENDIAN" => "0 and 1 are byte orders, \"Other values are invalid\"";
     "rings.reset-device" Must [ACK, Need::Protocol(ProtocolFeatures::RESET_DEVICE)] reset_device,
         "VHOST_USER_RESET_DEVICE" => "after a reset the device is \"ready to be reinitialized\"";
     "rings.features-enable-all" Must [ACK, PROTOCOL] legacy_start,
-        STATES => "where bit 30 is not taken rings start enabled, without SET_VRING_ENABLE";
+        STATES => "if bit 30 is not negotiated, rings start enabled, without SET_VRING_ENABLE";
 }
 
 /// A session with memory.
@@ -152,7 +153,10 @@ fn queues_apart(context: &mut Context<'_>) -> Outcome {
     for ring in &rings {
         let base = ring.stop(&mut link)?;
         if base != u32::from(ring.offered) {
-            return Stop::fail(format!("ring {} was given base {} and has {base}", ring.index, ring.offered));
+            return Stop::fail(format!(
+                "ring {}: SET_VRING_BASE set the available index to {}, GET_VRING_BASE returned {base}",
+                ring.index, ring.offered
+            ));
         }
     }
     Ok(())
@@ -183,7 +187,10 @@ fn keeps_base(context: &mut Context<'_>, base: u16) -> Outcome {
     if found == u32::from(base) {
         return Ok(());
     }
-    Stop::fail(format!("the ring was given base {base}, did nothing, and GET_VRING_BASE says {found}"))
+    Stop::fail(format!(
+        "SET_VRING_BASE set the available index to {base}, the ring had no requests, and GET_VRING_BASE returned \
+         {found}"
+    ))
 }
 
 fn stop_answers(context: &mut Context<'_>) -> Outcome {
@@ -203,7 +210,7 @@ fn stop_twice(context: &mut Context<'_>) -> Outcome {
     let (mut link, _guest, ring) = running(context)?;
     let first = ring.stop(&mut link)?;
     let second = ring.stop(&mut link)?;
-    if first == second { Ok(()) } else { Stop::fail(format!("GET_VRING_BASE says {first}, then {second}")) }
+    if first == second { Ok(()) } else { Stop::fail(format!("GET_VRING_BASE returned {first}, then {second}")) }
 }
 
 fn start_again(context: &mut Context<'_>) -> Outcome {
@@ -220,7 +227,7 @@ fn stop_forgets_kick(context: &mut Context<'_>) -> Outcome {
     ring.kick()?;
     link.features()?;
     // Nobody may take the signal: whoever waits on a stopped ring would start it.
-    if ring.kick.take()? { Ok(()) } else { Stop::fail("the kick of a stopped ring was taken") }
+    if ring.kick.take()? { Ok(()) } else { Stop::fail("the backend read the kick of a stopped ring") }
 }
 
 fn enable_and_disable(context: &mut Context<'_>) -> Outcome {
@@ -261,7 +268,7 @@ fn fd_promised(context: &mut Context<'_>) -> Outcome {
     let ring = SplitRing::new(&mut guest, 0, 64)?;
     ring.place(&mut link)?;
     let promised = SetVringCall(VringFile::with_descriptor(0));
-    link.require_refusal(&promised, &[], "SET_VRING_CALL that promises a descriptor and has none")
+    link.require_refusal(&promised, &[], "SET_VRING_CALL without bit 8 and without a descriptor")
 }
 
 fn call_before_size(context: &mut Context<'_>) -> Outcome {
@@ -286,7 +293,7 @@ fn outside_memory(context: &mut Context<'_>) -> Outcome {
     link.require(&SetVringNum(ring.state(64)), &[])?;
     let outside =
         VringAddress { index: 0, descriptor: 0x1000, used: 0x3000, available: 0x2000, ..VringAddress::default() };
-    link.require_refusal(&SetVringAddr(outside), &[], "a ring that is nowhere in memory")
+    link.require_refusal(&SetVringAddr(outside), &[], "a ring outside guest memory")
 }
 
 fn partly_outside_memory(context: &mut Context<'_>) -> Outcome {
@@ -317,7 +324,7 @@ fn address_before_memory(context: &mut Context<'_>) -> Outcome {
     let mut guest = Guest::new()?;
     let ring = SplitRing::new(&mut guest, 0, 64)?;
     link.require(&SetVringNum(ring.state(64)), &[])?;
-    link.require_refusal(&SetVringAddr(ring.address()), &[], "a ring before there is memory")
+    link.require_refusal(&SetVringAddr(ring.address()), &[], "a ring without guest memory")
 }
 
 fn endian_value(context: &mut Context<'_>) -> Outcome {

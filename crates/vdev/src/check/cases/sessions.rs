@@ -28,15 +28,17 @@ const EXTRAS: ProtocolFeatures = ProtocolFeatures::LOG_SHMFD
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
 cases! {
-    "resources.descriptors-of-connections" Must [PROCESS, MANY] |context| leave(context, "connections without a word", connects),
-        COMMUNICATION => "clients that leave without a word leave no descriptor behind";
+    "resources.descriptors-of-connections" Must [PROCESS, MANY] |context| leave(context,
+        "connections without a message", connects),
+        COMMUNICATION => "clients that disconnect without a message leave no descriptor open";
     "resources.descriptors-of-whole-sessions" Must [PROCESS, MANY]
-        |context| leave(context, "sessions that pass every descriptor there is", passes_all),
+        |context| leave(context, "sessions that pass every kind of descriptor", passes_all),
         COMMUNICATION =>
-            "a session ends with all of its descriptors: memory, log, kick, call, error, inflight buffer, channel";
+            "the end of a session closes all of its descriptors: memory, log, kick, call, error, inflight buffer, \
+             channel";
     "resources.descriptors-of-cut-sessions" Must [PROCESS, MANY, Need::Harm]
         |context| leave(context, "sessions that end before their last message is read", ends_early),
-        COMMUNICATION => "a client that leaves while its message is read leaves no descriptor behind";
+        COMMUNICATION => "a client that disconnects while its message is read leaves no descriptor open";
 }
 
 /// Has many such sessions, after some that warm the backend up.

@@ -102,7 +102,7 @@ pub enum BlkError {
         path: PathBuf,
     },
     /// An option that no disk has.
-    #[error("a disk's {option} can't be `{value}`")]
+    #[error("a disk's {option} cannot be `{value}`")]
     Option {
         /// Which.
         option: &'static str,

@@ -27,7 +27,7 @@ impl Tap {
         if name.is_empty() || name.len() > room || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("`{name}` is no name of a network device"),
+                format!("`{name}` is not a valid name of a network device"),
             ));
         }
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {

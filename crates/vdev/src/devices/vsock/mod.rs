@@ -50,7 +50,7 @@ impl Vsock {
         if guest_cid <= HOST_CID || guest_cid >= u64::from(u32::MAX) {
             let source = io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{guest_cid} is no guest's address: 3 to 4294967294"),
+                format!("{guest_cid} is not a guest's CID: 3 to 4294967294"),
             );
             return Err(SocketError::Listen { socket: path.display().to_string(), source });
         }

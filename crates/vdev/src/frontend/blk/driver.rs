@@ -255,7 +255,7 @@ fn start_queues(frontend: &mut Frontend, queues: &[BlkQueue]) -> Result<(), Fron
 /// The connection under another descriptor, for a queue to see its end.
 fn connection(frontend: &Frontend) -> Result<(String, OwnedFd), FrontendError> {
     let fd = frontend.channel().stream().as_fd().try_clone_to_owned();
-    let fd = fd.map_err(|source| frontend.system("keeping the connection in sight", source))?;
+    let fd = fd.map_err(|source| frontend.system("watching the connection", source))?;
     Ok((frontend.name().to_owned(), fd))
 }
 

@@ -297,7 +297,7 @@ impl BlkQueue {
         match BlkStatus::from_byte(byte) {
             Some(status) => Ok(Done { slot, request, status, written }),
             None if byte == NO_STATUS => Err(self.device_error(&request, "no status".to_owned())),
-            None => Err(self.device_error(&request, format!("the status {byte}, which means nothing"))),
+            None => Err(self.device_error(&request, format!("the undefined status {byte}"))),
         }
     }
 

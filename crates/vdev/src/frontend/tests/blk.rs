@@ -124,9 +124,9 @@ fn a_length_that_has_no_room_is_refused() {
 #[test]
 fn a_status_without_a_meaning_or_none_at_all_is_refused() {
     let error = read_from(|device| device.finish(Some(7), WRITTEN)).expect_err("means nothing");
-    assert!(error.to_string().ends_with("ring 0: the device answered read with the status 7, which means nothing"));
+    assert!(error.to_string().ends_with("ring 0: the device completed read with the undefined status 7"));
     let error = read_from(|device| device.finish(None, WRITTEN)).expect_err("is none");
-    assert!(error.to_string().ends_with("ring 0: the device answered read with no status"), "{error}");
+    assert!(error.to_string().ends_with("ring 0: the device completed read with no status"), "{error}");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn an_index_that_jumps_and_an_id_that_is_unknown_are_refused() {
             write_used(device, 4, id);
             write_used(device, 2, 1);
         };
-        let error = read_from(unknown).expect_err("is not outstanding");
+        let error = read_from(unknown).expect_err("is not in flight");
         assert!(matches!(error, FrontendError::Queue { what: QueueError::UnknownId { .. }, .. }), "{error}");
     }
 }

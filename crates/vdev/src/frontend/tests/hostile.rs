@@ -96,7 +96,7 @@ fn descriptors_that_nobody_asked_for_are_refused_and_closed() {
         let (read, _write) = std::io::pipe().expect("a pipe");
         backend.channel.answer(1, &[0; 8], &[read.as_fd(), read.as_fd()]).expect("is taken");
     });
-    assert!(error.to_string().contains("it came with 2 descriptors"), "{error}");
+    assert!(error.to_string().contains("it has 2 descriptors"), "{error}");
 }
 
 #[test]

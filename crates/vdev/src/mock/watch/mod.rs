@@ -130,7 +130,8 @@ impl Observer for Watch {
             SessionEvent::Kicked { queue } => session.kicked(*queue, outcomes),
             SessionEvent::RingBroke { error, .. } => refused::judge_ring(outcomes, error),
             SessionEvent::KickLost { queue, error } => {
-                outcomes.broken(Rule::RingEvent, format!("the kick of ring {queue} is of no use: {error}"));
+                outcomes
+                    .broken(Rule::RingEvent, format!("the kick descriptor of ring {queue} cannot be read: {error}"));
             }
             SessionEvent::Ended { error, .. } => ended(outcomes, session, *error),
         }
@@ -144,11 +145,11 @@ fn received(outcomes: &mut Outcomes, session: &mut SessionView, header: Header, 
     outcomes.held(Rule::InTime);
     outcomes.judge(Rule::NoReply, !header.flags.is_reply(), || format!("message {} is a reply", header.request));
     let request = FrontendRequest::from_number(header.request);
-    outcomes.judge(Rule::Known, request.is_some(), || format!("there is no message {}", header.request));
+    outcomes.judge(Rule::Known, request.is_some(), || format!("message {} does not exist", header.request));
     let Some(request) = request else { return };
     let expected = request.descriptors();
     outcomes.judge(Rule::Descriptors, expected.contains(&fds), || {
-        format!("{request} came with {fds} descriptors, not {} to {}", expected.start(), expected.end())
+        format!("{request} has {fds} descriptors, not {} to {}", expected.start(), expected.end())
     });
     match FrontendCall::decode(request, payload) {
         Ok(call) => {
@@ -177,7 +178,7 @@ fn ended(outcomes: &mut Outcomes, session: &SessionView, error: Option<&SessionE
 fn case(rule: Rule, outcome: Option<&Outcome>) -> CaseReport {
     let About { id, level, section, reason } = rule.about();
     let (verdict, trace) = match outcome {
-        None => (Verdict::Skip("it had no occasion".to_owned()), Trace::default()),
+        None => (Verdict::Skip("the frontend did nothing that this rule applies to".to_owned()), Trace::default()),
         Some(Outcome { broken: None }) => (Verdict::Pass, Trace::default()),
         Some(Outcome { broken: Some((because, said)) }) => (Verdict::Fail(because.clone()), said.clone()),
     };

@@ -35,117 +35,118 @@ macro_rules! rules {
 
 rules! {
     Owner = "handshake.owner" Should "VHOST_USER_SET_OWNER"
-        "a backend may take it for the start of the session";
+        "a backend may start the session only at this message";
     OwnerOnce = "handshake.owner-once" Should "VHOST_USER_SET_OWNER"
         "a session has one owner";
     NoResetOwner = "handshake.no-reset-owner" Should "VHOST_USER_RESET_OWNER"
-        "backends differ in what they forget when it comes";
+        "backends differ in which state this message resets";
     Header = "messages.header" Must "Header"
-        "a backend can't tell where the next message begins";
+        "with a wrong header a backend cannot find the start of the next message";
     Known = "messages.known" Must "Front-end message types"
-        "a backend closes the connection";
+        "backends close the connection on unknown messages";
     Payload = "messages.payload" Must "Payload"
-        "another size is another message";
+        "a payload of another size cannot be decoded";
     Descriptors = "messages.descriptors" Must "Communication"
-        "descriptors that belong to no message leak, and those that are missing can't be guessed";
+        "surplus descriptors may leak, and missing ones cannot be replaced";
     NoReply = "messages.no-reply" Must "Header"
-        "a frontend asks, a backend answers";
+        "only a backend sends replies on this connection";
     NeedReply = "messages.need-reply" Must "VHOST_USER_PROTOCOL_F_REPLY_ACK"
-        "without the feature nobody answers, and the frontend waits for ever";
+        "without the feature the backend sends no reply, and the frontend waits forever";
     Whole = "messages.whole" Must "Communication"
-        "a message that ends in the middle was never sent";
+        "a backend discards a message that is not complete";
     InTime = "messages.in-time" Should "Communication"
-        "a backend that waits in the middle of a message serves nobody";
+        "a backend that waits for the rest of a message may serve nothing else";
     FeaturesOffered = "features.offered" Must "VHOST_USER_SET_FEATURES"
-        "the device does not do what the driver believes";
+        "the driver would use a feature that the device does not have";
     FeaturesNeed = "features.requirements" Must "VIRTIO 1.2, 2.2.1 Driver Requirements: Feature Bits"
         "a driver \"MUST NOT accept a feature which requires another feature which was not accepted\"";
     FeaturesFirst = "features.before-rings" Must "Ring states"
-        "the layout of a ring depends on them";
+        "the layout of a ring depends on the features";
     FeaturesStay = "features.stay" Must "Migration"
         "only logging may change while a ring runs";
     ProtocolBit = "features.protocol-bit" Must "VHOST_USER_GET_PROTOCOL_FEATURES"
-        "a backend without the bit does not know the message";
+        "a backend without bit 30 does not implement the message";
     ProtocolAsked = "features.protocol-asked" Should "VHOST_USER_SET_PROTOCOL_FEATURES"
-        "whoever does not ask can't know what there is";
+        "GET_PROTOCOL_FEATURES is the only way to know what the backend offers";
     ProtocolOffered = "features.protocol-offered" Must "VHOST_USER_SET_PROTOCOL_FEATURES"
-        "what was not offered can't be negotiated";
+        "a protocol feature that was not offered cannot be negotiated";
     ProtocolNeeds = "features.protocol-needs" Must "In-band notifications"
-        "in-band notifications need a channel back, and answers";
+        "in-band notifications require BACKEND_REQ and REPLY_ACK";
     Negotiated = "features.negotiated" Must "Protocol features"
-        "a message of a feature that was not negotiated is not understood";
+        "a backend does not implement the messages of features that were not negotiated";
     MemoryFirst = "memory.before-rings" Must "Memory access"
-        "a ring lies in memory that must be known";
+        "a ring is in guest memory, which the backend must have first";
     MemoryFits = "memory.fits-its-file" Must "Memory regions description"
-        "what lies beyond the file's end can't be reached";
+        "memory beyond the end of its file cannot be accessed";
     MemoryApart = "memory.regions-apart" Must "Memory access"
-        "an address must lead to one place";
+        "an address in two regions is ambiguous";
     MemoryPages = "memory.whole-pages" Should "Memory regions description"
-        "memory is shared by the page";
+        "memory is mapped in whole pages";
     MemorySlots = "memory.slots" Must "VHOST_USER_GET_MAX_MEM_SLOTS"
-        "a backend has said how many regions it takes";
+        "a backend accepts at most as many regions as GET_MAX_MEM_SLOTS returns";
     MemoryKnown = "memory.removes-what-is-there" Must "VHOST_USER_REM_MEM_REG"
-        "a region is named by its guest address, user address and size";
+        "a region is identified by its guest address, user address and size";
     MemoryNoFd = "memory.removes-without-descriptor" Should "VHOST_USER_REM_MEM_REG"
         "a backend may close the connection";
     MemoryStays = "memory.stays" Must "Memory access"
-        "a file that is cut short takes a ring's memory away";
+        "truncating the memory's file removes the memory of its rings";
     RingIndex = "rings.index" Must "Multiple queue support"
-        "a backend has said how many queues it has";
+        "a backend has only as many queues as GET_QUEUE_NUM returns";
     RingSize = "rings.size" Must "VHOST_USER_SET_VRING_NUM"
-        "a split ring has a power of two, no ring more than 32768";
+        "the size of a split ring is a power of 2, that of any ring at most 32768";
     RingInside = "rings.address-inside" Must "A vring address description"
-        "a ring outside memory can't be reached";
+        "a ring outside guest memory cannot be accessed";
     RingAligned = "rings.address-aligned" Must "A vring address description"
-        "a ring's parts are read by whole numbers";
+        "a backend reads the fields of a ring with aligned accesses";
     RingBase = "rings.base" Should "VHOST_USER_SET_VRING_BASE"
-        "a backend that has served the ring before may begin elsewhere";
+        "a backend that has served the ring before may continue at another index";
     RingBaseValue = "rings.base-value" Must "VHOST_USER_SET_VRING_BASE"
-        "the base of a split ring has 16 bits, that of a packed ring two indices inside the ring";
+        "a split ring has a 16-bit available index; a packed ring has two indices inside the ring and two wrap \
+         counters";
     RingOrder = "rings.set-up-first" Should "Ring states"
-        "the kick descriptor starts the ring, which must be complete by then";
+        "the kick descriptor starts the ring, so its size and addresses must be set before";
     RingStays = "rings.stay" Must "Ring states"
-        "a ring that runs keeps its size, place and base";
+        "a running ring keeps its size, addresses and indices";
     RingFlag = "rings.descriptor-flag" Must "VHOST_USER_SET_VRING_KICK"
-        "bit 8 says whether a descriptor comes along";
+        "bit 8 is set if and only if the message has no descriptor";
     RingReserved = "rings.reserved-bits" Must "VHOST_USER_SET_VRING_KICK"
-        "bits without a meaning may get one";
+        "reserved bits may get a meaning";
     RingKick = "rings.kick-after-start" Should "Ring states"
-        "some backends start a ring at its first kick alone";
+        "some backends start a ring only at its first kick";
     RingEvent = "rings.event-descriptor" Must "VHOST_USER_SET_VRING_KICK"
-        "what can't be waited for wakes nobody, or wakes for ever";
+        "a backend cannot wait for this file, or its wait returns at once forever";
     EnableValue = "rings.enable-value" Must "VHOST_USER_SET_VRING_ENABLE"
-        "it is 0 or 1";
+        "the value is 0 or 1";
     EnableNegotiated = "rings.enable-negotiated" Should "VHOST_USER_SET_VRING_ENABLE"
-        "it means nothing before VHOST_USER_F_PROTOCOL_FEATURES is negotiated";
+        "the message is undefined before VHOST_USER_F_PROTOCOL_FEATURES is negotiated";
     EnableComes = "rings.enable-comes" Must "Ring states"
-        "with VHOST_USER_F_PROTOCOL_FEATURES a ring begins disabled";
+        "with VHOST_USER_F_PROTOCOL_FEATURES a ring starts disabled";
     StopNum = "rings.stop-num" Must "VHOST_USER_GET_VRING_BASE"
         "the num of the request is reserved and \"must be set to 0\"";
     StopFirst = "rings.stop-before-close" Should "VHOST_USER_GET_VRING_BASE"
         "a backend may write to memory until the ring is stopped";
     DataIndex = "data.available-index" Must "Split virtqueue"
-        "more entries than the ring has can't be available";
+        "at most as many entries as the ring has can be available";
     DataDescriptors = "data.descriptors" Must "Split virtqueue"
-        "a chain must end, and lie in its table";
+        "a chain must end, and must be inside its table";
     DataOrder = "data.readable-first" Must "Split virtqueue"
-        "what a device reads stands before what it writes";
+        "the readable buffers of a chain come before the writable ones";
     DataBuffers = "data.buffers-inside" Must "Memory access"
-        "a buffer outside memory can't be reached";
+        "a buffer outside guest memory cannot be accessed";
     DataIndirect = "data.indirect" Must "Split virtqueue"
-        "an indirect table was negotiated, and is made of whole descriptors";
+        "an indirect table needs INDIRECT_DESC and consists of whole descriptors";
     ConfigRange = "config.range" Must "VHOST_USER_GET_CONFIG"
-        "the configuration space has 256 bytes";
+        "the configuration space has at most 256 bytes";
     ConfigWrite = "config.write" Must "VHOST_USER_SET_CONFIG"
-        "a driver writes writable fields alone";
+        "a driver writes only writable fields";
     InflightShape = "inflight.shape" Must "Inflight description"
-        "there is a record for each queue, of its size";
+        "the region has a record for each queue, of its size";
     BackendChannel = "backend-channel.socket" Must "VHOST_USER_SET_BACKEND_REQ_FD"
-        "the backend's own requests need a stream of bytes";
+        "the backend's own requests need a stream socket";
     LogInside = "log.fits-its-file" Must "Migration"
-        "a page that can't be marked is lost";
+        "a page that cannot be marked is lost in the migration";
     StatusOrder = "status.order" Should "VHOST_USER_SET_STATUS"
-        "a driver is ready only after its features were accepted";
+        "a driver sets DRIVER_OK only after its features were accepted";
 }
 
 #[cfg(test)]

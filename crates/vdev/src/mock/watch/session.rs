@@ -52,7 +52,7 @@ impl SessionView {
             let brings_it = matches!(call, FrontendCall::SetProtocolFeatures(message)
                 if ProtocolFeatures::from_bits(message.0).contains(ProtocolFeatures::REPLY_ACK));
             outcomes.judge(Rule::NeedReply, acks || brings_it, || {
-                format!("{request} asks for a reply, and REPLY_ACK was not negotiated")
+                format!("{request} has need_reply, but REPLY_ACK was not negotiated")
             });
         }
         match call {
@@ -103,7 +103,7 @@ impl SessionView {
                 let accepted = (self.status | message.0) & FEATURES_OK != 0 || self.features.is_some();
                 if becomes_ready {
                     outcomes.judge(Rule::StatusOrder, accepted, || {
-                        format!("status {:#x} is DRIVER_OK without features", message.0)
+                        format!("status {:#x} has DRIVER_OK without FEATURES_OK", message.0)
                     });
                 }
                 self.status = message.0;
@@ -124,7 +124,7 @@ impl SessionView {
         self.ring(queue.into(), |ring| {
             if ring.was_kicked {
                 outcomes.judge(Rule::EnableComes, ring.enabled || !negotiated, || {
-                    format!("ring {queue} was kicked and stopped, and never enabled")
+                    format!("ring {queue} was kicked and stopped, but never enabled")
                 });
             } else {
                 outcomes.broken(Rule::RingKick, format!("ring {queue} was started and stopped without a kick"));
@@ -151,11 +151,11 @@ impl SessionView {
     /// The frontend has left by itself.
     pub fn left(&self, outcomes: &mut Outcomes) {
         if self.features.is_some() && self.owners == 0 {
-            outcomes.broken(Rule::Owner, "features were negotiated, and SET_OWNER never came");
+            outcomes.broken(Rule::Owner, "features were negotiated, but SET_OWNER never came");
         }
         for (ring, place) in self.rings.iter().zip(0..) {
             if ring.runs {
-                let because = format!("the frontend left while ring {place} ran");
+                let because = format!("the frontend disconnected while ring {place} was running");
                 outcomes.broken(Rule::StopFirst, because);
             }
         }
@@ -172,7 +172,7 @@ impl SessionView {
 
     fn judge_protocol_bit(&self, request: FrontendRequest, outcomes: &mut Outcomes) {
         let offers = self.offer.is_none_or(|offer| offer.features & feature::PROTOCOL_FEATURES != 0);
-        outcomes.judge(Rule::ProtocolBit, offers, || format!("{request} came, and bit 30 was not offered"));
+        outcomes.judge(Rule::ProtocolBit, offers, || format!("{request} came, but bit 30 was not offered"));
     }
 
     fn set_features(&mut self, features: u64, outcomes: &mut Outcomes) {
@@ -180,7 +180,9 @@ impl SessionView {
         outcomes.judge(Rule::FeaturesOffered, never == 0, || format!("the bits {never:#x} were not offered"));
         if self.rings.iter().any(|ring| ring.runs) {
             let changed = (features ^ self.features.unwrap_or(0)) & !feature::LOG_ALL;
-            outcomes.judge(Rule::FeaturesStay, changed == 0, || format!("the bits {changed:#x} changed"));
+            outcomes.judge(Rule::FeaturesStay, changed == 0, || {
+                format!("the bits {changed:#x} changed while a ring was running")
+            });
         }
         if let Some(kind) = self.kind {
             let unmet = unmet_by_driver(kind, features);
@@ -208,11 +210,11 @@ impl SessionView {
             // left the upper half out.
             let is_half = num == PackedBase::START.bits() & 0xffff;
             outcomes.judge(Rule::RingBaseValue, is_inside && !is_half, || {
-                format!("the packed ring {index} has {entries} entries, and its base is {base}")
+                format!("the packed ring {index} has {entries} entries, but SET_VRING_BASE is {base}")
             });
         } else {
             outcomes.judge(Rule::RingBaseValue, num <= 0xffff, || {
-                format!("the base of the split ring {index} is {num:#x}, and bits 16 to 31 are reserved")
+                format!("SET_VRING_BASE of the split ring {index} is {num:#x}, but bits 16 to 31 are reserved")
             });
         }
     }
@@ -236,7 +238,7 @@ impl SessionView {
         outcomes.judge(Rule::EnableValue, value <= 1, || format!("SET_VRING_ENABLE of ring {index} is {value}"));
         let negotiated = self.features.is_some_and(|features| features & feature::PROTOCOL_FEATURES != 0);
         outcomes.judge(Rule::EnableNegotiated, negotiated, || {
-            format!("SET_VRING_ENABLE of ring {index} came before features were set with bit 30")
+            format!("SET_VRING_ENABLE of ring {index} came before bit 30 was negotiated")
         });
         self.ring(index, |ring| ring.enabled |= value == 1);
     }
@@ -270,18 +272,22 @@ fn judge_region(region: &MemoryRegion, outcomes: &mut Outcomes) {
         [region.guest_address, region.size, region.user_address].iter().all(|n| n.is_multiple_of(PAGE_BYTES));
     outcomes.judge(Rule::MemoryPages, is_whole, || {
         let MemoryRegion { guest_address, size, user_address, .. } = region;
-        format!("the region at {guest_address:#x} ({user_address:#x}) with {size:#x} bytes is not of whole pages")
+        format!(
+            "the region at {guest_address:#x} ({user_address:#x}) with {size:#x} bytes does not consist of whole pages"
+        )
     });
 }
 
 fn judge_stop(request: FrontendRequest, state: VringState, outcomes: &mut Outcomes) {
-    outcomes.judge(Rule::StopNum, state.num == 0, || {
-        format!("{request} of ring {} came with num {}", state.index, state.num)
-    });
+    outcomes
+        .judge(Rule::StopNum, state.num == 0, || format!("{request} of ring {} has num {}", state.index, state.num));
 }
 
 fn judge_file(file: VringFile, fds: usize, outcomes: &mut Outcomes) {
-    outcomes.judge(Rule::RingReserved, file.reserved == 0, || format!("the bits {:#x} are set", file.reserved));
+    outcomes
+        .judge(Rule::RingReserved, file.reserved == 0, || format!("the reserved bits {:#x} are set", file.reserved));
     let expected = usize::from(!file.no_descriptor);
-    outcomes.judge(Rule::RingFlag, fds == expected, || format!("{fds} descriptors came, and bit 8 says {expected}"));
+    outcomes.judge(Rule::RingFlag, fds == expected, || {
+        format!("the message has {fds} descriptors, but bit 8 requires {expected}")
+    });
 }

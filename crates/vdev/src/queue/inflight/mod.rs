@@ -99,7 +99,7 @@ impl InflightRegion {
     pub fn queue(&self, index: u16) -> Result<InflightQueue, QueueError> {
         let Inflight { num_queues: queues, queue_size: size, .. } = self.description;
         if index >= queues {
-            return Err(refused(queues, size, &format!("it has no part for ring {index}")));
+            return Err(refused(queues, size, &format!("it has no record for ring {index}")));
         }
         let bytes = queue_bytes(self.kind, size);
         let start = usize::from(index) * bytes;
@@ -150,7 +150,7 @@ impl InflightQueue {
             return Err(QueueError::Cut { ring });
         }
         if self.kind != layout.kind {
-            return Err(wrong("it is of rings of the other kind"));
+            return Err(wrong("it is for the other ring layout"));
         }
         if self.size < layout.size {
             return Err(wrong("it has fewer entries than the ring"));
@@ -158,8 +158,8 @@ impl InflightQueue {
         match (self.read::<u16>(VERSION_AT), self.read::<u16>(ENTRIES_AT)) {
             (0, _) => Ok(false),
             (VERSION, entries) if entries == self.size => Ok(true),
-            (VERSION, _) => Err(wrong("it says that it has another number of entries")),
-            _ => Err(wrong("it is of an unknown version")),
+            (VERSION, _) => Err(wrong("it records another number of entries")),
+            _ => Err(wrong("it has an unknown version")),
         }
     }
 }

@@ -267,14 +267,14 @@ impl PackedRecord {
             for _ in 0..descriptors {
                 match is_taken.get_mut(usize::from(entry)) {
                     Some(taken) if !*taken => *taken = true,
-                    _ => return Err("an entry is in two chains, or in none"),
+                    _ => return Err("an entry is in two chains, or in no chain"),
                 }
                 last = entry;
                 entry = self.queue.read(self.queue.entry(entry) + NEXT_AT);
                 self.next[usize::from(last)] = entry;
             }
             if descriptors == 0 || self.queue.read::<u16>(at + LAST_AT) != last {
-                return Err("a chain does not end where it says");
+                return Err("a chain does not end at its recorded last entry");
             }
             self.chains[usize::from(head)] = Recorded { last, descriptors };
             self.left.push((self.queue.read(at + COUNTER_AT), head));

@@ -112,7 +112,7 @@ impl SplitRecord {
         let mut head = self.last_batch_head;
         for _ in 0..batch {
             if head >= size {
-                return Err(wrong("its last batch has what the ring has not"));
+                return Err(wrong("its last batch has entries that the ring does not have"));
             }
             queue.write(queue.entry(head), 0_u8);
             head = queue.read(queue.entry(head) + NEXT_AT);
