@@ -29,7 +29,7 @@ fn a_mute_peer_ends_at_the_deadline_and_is_named() {
     let place = Place::new();
     let _mute = place.mute();
     let mute = place.text("mute");
-    let took = refused(&["probe", &mute, "--timeout", "500ms"], 1, &[&mute, "GET_FEATURES", "did not answer"]);
+    let took = refused(&["probe", &mute, "--timeout", "500ms"], 1, &[&mute, "GET_FEATURES", "sent no reply"]);
     assert!(took >= Duration::from_millis(500), "{took:?}");
     refused(&["bench", &mute, "--timeout", "500ms"], 1, &[&mute]);
     refused(&["check", &mute, "--timeout", "500ms"], 1, &[&mute]);
@@ -40,7 +40,7 @@ fn a_file_that_is_no_recording_is_refused_and_left_alone() {
     let place = Place::new();
     std::fs::write(place.path("f"), "precious\n").expect("can be written");
     let (a, b, f) = (place.text("a"), place.text("b"), place.text("f"));
-    refused(&["show", &f], 1, &[&f, "no recording"]);
+    refused(&["show", &f], 1, &[&f, "not a recording"]);
     refused(&["replay", &f, "--connect", &b], 1, &[&f]);
     refused(&["tap", "--listen", &a, "--connect", &b, "--record", &f], 1, &[&f]);
     assert_eq!(std::fs::read(place.path("f")).expect("is there"), b"precious\n");
@@ -49,7 +49,7 @@ fn a_file_that_is_no_recording_is_refused_and_left_alone() {
 #[test]
 fn wrong_words_are_usage_errors() {
     refused(&["probe"], 2, &["SOCKET"]);
-    refused(&["probe", "s", "--device", "disk"], 2, &["`disk` is no kind of device"]);
+    refused(&["probe", "s", "--device", "disk"], 2, &["`disk` is not a kind of device"]);
     refused(&["probe", "s", "--timeout", "soon"], 2, &["soon"]);
     refused(&["bench", "s", "--rw", "sideways"], 2, &["sideways"]);
     refused(&["bench", "s", "--bs", "100"], 2, &["512"]);

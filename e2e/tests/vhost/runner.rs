@@ -62,7 +62,7 @@ fn a_device_that_does_not_show_its_kind_is_asked_for_and_the_report_says_how_it_
     let place = Place::new();
     let outcome = check(&place, console, &["--case", "features.*"]);
     assert_eq!(outcome.code, 2, "{}", outcome.text());
-    for words in ["does not show what kind of device it is", "it may be blk", "--device says what kind it is"] {
+    for words in ["the kind of device behind", "it may be blk", "give the kind of device with --device"] {
         assert!(outcome.text().contains(words), "no `{words}` in {}", outcome.text());
     }
     let junit = place.text("report.xml");
@@ -110,7 +110,7 @@ fn a_backend_that_serves_one_client_has_the_verdicts_of_one_that_serves_many() {
     let many = check(&place, "", &only);
     assert_eq!(cases(&one, &["pass", "skip"]), cases(&many, &["pass", "skip"]));
     // What takes two clients is left out, with that reason, and nothing else.
-    let left_out = |outcome: &Outcome| outcome.text().matches("it serves one client only").count();
+    let left_out = |outcome: &Outcome| outcome.text().matches("the backend serves only one client").count();
     let (skipped, skipped_of_many) = (cases(&one, &["skip"]).len(), cases(&many, &["skip"]).len());
     assert_eq!((left_out(&one), left_out(&many)), (skipped - skipped_of_many, 0));
 }
@@ -197,7 +197,7 @@ fn cases_run_side_by_side_only_if_their_backends_do_not_disturb_each_other() {
          --export type=vhost-user-blk,id=e0,node-name=d0,addr.type=unix,addr.path={{socket}},writable=on"
     );
     let locked = format!("{} vhost mock --file {disk} --socket {{socket}}", kiln_binary().display());
-    for (command, because) in [(unlocked, "has the same disk"), (locked, "does not work beside the first")] {
+    for (command, because) in [(unlocked, "would use the same disk"), (locked, "does not work beside the first")] {
         let outcome = check_command(&command, &[&["--json", "--level", "must"], &only[..]].concat());
         let report = json(&outcome);
         assert_eq!(report["jobs"], 1, "{report}");
@@ -264,7 +264,7 @@ fn bench_says_which_devices_it_drives_and_refuses_others() {
     assert!(outcome.stderr.contains("drives blk devices only"), "{}", outcome.stderr);
     let outcome = vhost(&["bench", &fs, "--device", "net"]);
     assert_eq!(outcome.code, 2, "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("is a net device, and the bench drives blk devices only"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("is a net device, but the bench drives blk devices only"), "{}", outcome.stderr);
     // The card has as many pairs of queues as it was given.
     let probed = json(&vhost(&["probe", &fs, "--device", "net", "--json"]));
     assert_eq!(probed["queues"], 6, "{probed}");

@@ -9,10 +9,11 @@ use kiln_vdev::virtio::DeviceKind;
 use super::vhost_testing::{BenchArgs, CheckArgs, MockArgs, StressArgs};
 use super::{parse_duration, parse_size_bytes};
 
-/// Talk to vhost-user backends, test them, and stand in for them.
+/// Test vhost-user backends and frontends.
 ///
-/// A vhost-user backend serves a virtio device to a VMM, the frontend, through a Unix socket. These commands are a frontend
-/// for backends that are tested, a backend for frontends that are tested, and a man in the middle for both.
+/// A vhost-user backend serves a virtio device to a VMM, the frontend, through a Unix socket. `probe`, `check`, `bench`,
+/// `stress` and `replay` are frontends that test a backend. `mock` is a backend that tests a frontend. `tap` sits between
+/// the two and records their messages; `show` prints the recording.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost probe /run/disk.sock\n  \
@@ -26,46 +27,46 @@ pub struct VhostArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum VhostCommand {
-    /// Ask a backend who it is
+    /// Show what a backend offers
     Probe(ProbeArgs),
     /// Check a backend against the specification, rule by rule
     Check(CheckArgs),
     /// Measure a backend: handshake, round trip, a disk under load
     Bench(BenchArgs),
-    /// Send a backend many clients, good and bad ones
+    /// Connect many clients to a backend, well-behaved and faulty
     Stress(StressArgs),
-    /// Be a backend: right by default, wrong on purpose by script
+    /// Run a backend: correct by default, faulty by script
     Mock(MockArgs),
-    /// Forward and record what a frontend and a backend say
+    /// Forward and record the messages of a frontend and a backend
     Tap(TapArgs),
-    /// Tell a recording, field by field
+    /// Print a recording, field by field
     Show(ShowArgs),
-    /// Play the frontend's part of a recording to a backend and compare
+    /// Replay the frontend's messages of a recording and compare replies
     Replay(ReplayArgs),
 }
 
-/// Ask a backend who it is.
+/// Show what a backend offers.
 ///
-/// Features and protocol features by name, queues, memory slots, configuration field by field, and how it behaves where
-/// backends differ. Nothing is shared with it and no ring is started. A backend that ends with its first client ends after
-/// this.
+/// Prints features and protocol features by name, queues, memory slots, configuration field by field, and how the backend
+/// behaves in cases that backends treat differently. Shares no memory and starts no ring. A backend that exits with its
+/// first client exits after this command.
 ///
-/// vhost-user has no question for the kind of device, so it is guessed and said to be a guess; --device says it.
+/// vhost-user has no request for the kind of device. It is guessed, and marked as a guess, unless you give it with --device.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost probe /run/disk.sock\n  \
     kiln vhost probe /run/fs.sock --device fs --json\n  \
-    kiln vhost probe /tmp/mine.sock --quirks       # may end it")]
+    kiln vhost probe /tmp/mine.sock --quirks       # may crash the backend")]
 pub struct ProbeArgs {
     /// The backend's socket
     pub socket: PathBuf,
     /// The kind of device: blk, net, fs, vsock, scsi, gpu, …
     #[arg(long, value_name = "KIND")]
     pub device: Option<DeviceKind>,
-    /// Also try what may end the backend or make it leak
+    /// Also send messages that may crash the backend or make it leak
     #[arg(long)]
     pub quirks: bool,
-    /// How long all of it may take
+    /// The longest time that the whole probe may take
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Print JSON
@@ -73,43 +74,43 @@ pub struct ProbeArgs {
     pub json: bool,
 }
 
-/// Forward and record what a frontend and a backend say.
+/// Forward and record the messages of a frontend and a backend.
 ///
-/// Frontends connect to --listen, one after the other; each is connected to the backend at --connect. Every byte and every
-/// descriptor is passed on as it is, malformed ones too, and so is the end of either direction. The backend's own channel
-/// (SET_BACKEND_REQ_FD) goes through here as well. What lies in rings and memory is not seen and not slowed down.
+/// Frontends connect to --listen, one at a time; the tap connects each of them to the backend at --connect. It forwards every
+/// byte and every descriptor unchanged, even malformed messages, and also the shutdown of either direction. The backend's
+/// own channel (SET_BACKEND_REQ_FD) is recorded too. Rings and memory are neither recorded nor slowed down.
 ///
-/// A recording that is there already goes on. Ctrl-C ends it; exit code 130.
+/// Appends to a recording that already exists. Ctrl-C stops it; the exit code is then 130.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost tap --listen a.sock --connect b.sock --record session.ndjson\n  \
     qemu-system-x86_64 … -chardev socket,id=c,path=a.sock -device vhost-user-blk-pci,chardev=c\n  \
     kiln vhost show session.ndjson")]
 pub struct TapArgs {
-    /// Where frontends connect
+    /// The socket that frontends connect to
     #[arg(long, value_name = "SOCKET")]
     pub listen: PathBuf,
     /// The backend's socket
     #[arg(long, value_name = "SOCKET")]
     pub connect: PathBuf,
-    /// Where to record, one JSON object a line
+    /// The recording: one JSON object per line
     #[arg(long, value_name = "FILE")]
     pub record: PathBuf,
-    /// The most that the recording may take; more is forwarded and not recorded
+    /// The largest size of the recording; later messages are forwarded, but not recorded
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size_bytes)]
     pub limit: u64,
-    /// End after so many frontends
+    /// Exit after N frontends
     #[arg(long, value_name = "N")]
     pub sessions: Option<u32>,
-    /// How long connecting to the backend may take
+    /// The longest time to connect to the backend
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
 }
 
-/// Tell a recording, field by field.
+/// Print a recording, field by field.
 ///
-/// Each message with its fields, its descriptors, how long its answer took, and what it breaks of the specification; a
-/// summary at the end. With --json one object a line, the last of which is {"summary": …}.
+/// Prints each message with its fields, its descriptors, the time until its reply, and the rules of the specification that
+/// it violates. A summary comes last. With --json prints one object per line; the last one is {"summary": …}.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost show session.ndjson\n  \
@@ -121,10 +122,10 @@ pub struct ShowArgs {
     /// The kind of device [default: guessed]
     #[arg(long, value_name = "KIND")]
     pub device: Option<DeviceKind>,
-    /// Only the summary
+    /// Print only the summary
     #[arg(long)]
     pub summary: bool,
-    /// Only this session
+    /// Print only this session
     #[arg(long, value_name = "N")]
     pub session: Option<u32>,
     /// Print JSON
@@ -132,12 +133,12 @@ pub struct ShowArgs {
     pub json: bool,
 }
 
-/// Play the frontend's part of a recording to a backend and compare its answers.
+/// Replay the frontend's messages of a recording and compare replies.
 ///
-/// Descriptors are made anew: events, memory of the recorded sizes, sockets. Memory is zeros and rings are idle, so what is
-/// compared is what the backend says: features, configuration, refusals, closed connections.
+/// Sends the recorded messages with new descriptors: events, memory of the recorded sizes, sockets. Memory is zeros and rings
+/// are idle, so only messages are compared: features, configuration, refusals, closed connections.
 ///
-/// Exit code 100 where an answer differs.
+/// Exits with code 100 if a reply differs.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost replay session.ndjson --connect new-version.sock")]
@@ -147,13 +148,13 @@ pub struct ReplayArgs {
     /// The backend's socket
     #[arg(long, value_name = "SOCKET")]
     pub connect: PathBuf,
-    /// Only this session
+    /// Replay only this session
     #[arg(long, value_name = "N")]
     pub session: Option<u32>,
     /// The kind of device [default: guessed]
     #[arg(long, value_name = "KIND")]
     pub device: Option<DeviceKind>,
-    /// How long one answer may take
+    /// The longest time to wait for a reply
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Print JSON

@@ -12,15 +12,16 @@ use super::{parse_duration, parse_size_bytes};
 
 /// Check a backend against the specification, rule by rule.
 ///
-/// Each case is one rule with the heading it stands under, how binding it is, a verdict, and what was sent and received.
-/// With --spawn the backend is started and watched: exit code, signal, descriptors, memory; a crash is a finding with its
-/// messages. Hostile cases and those that look at the process have a backend of their own; the others share one until a case
-/// fails. If two backends do not disturb each other, cases run side by side. Without --spawn, the backend that listens on
-/// SOCKET is used for all cases, as long as it lives.
+/// Each case is one rule of the specification. The report has its section, its level (must, should or may), the verdict, and
+/// for a failure the messages that were sent and received.
 ///
-/// The disk is written in places that are read before and put back after; --no-writes leaves it alone.
+/// With --spawn kiln starts the backend and watches its exit code, signals, descriptors and memory. Hostile cases and cases
+/// that inspect the process each get a backend of their own; the others share one until a case fails. If two backends do not
+/// disturb each other, cases run in parallel. Without --spawn all cases use the backend that listens on SOCKET.
 ///
-/// Exit code 100 where a case fails that --expect-failures does not name.
+/// Cases write to the disk, and restore the sectors that they wrote; --no-writes disables them.
+///
+/// Exits with code 100 if a case fails that --expect-failures does not name.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost check /tmp/s --device blk --spawn 'my-backend --socket-path {socket}'\n  \
@@ -28,46 +29,46 @@ use super::{parse_duration, parse_size_bytes};
     kiln vhost check /tmp/s --spawn '…' --junit report.xml --expect-failures known.toml\n  \
     kiln vhost check --list")]
 pub struct CheckArgs {
-    /// Where the backend listens; with --spawn it may be left out
+    /// The backend's socket; optional with --spawn
     #[arg(required_unless_present_any = ["spawn", "list"])]
     pub socket: Option<PathBuf>,
-    /// Start the backend as often as needed; {socket} is where it must listen, {dir} a folder of its own
+    /// Start the backend with this command; {socket} is the path to listen on, {dir} a folder of its own
     #[arg(long, value_name = "COMMAND")]
     pub spawn: Option<SpawnCommand>,
-    /// The kind of device; needed if the backend's features and configuration leave a doubt
+    /// The kind of device; needed if features and configuration do not show it
     #[arg(long, value_name = "KIND")]
     pub device: Option<DeviceKind>,
-    /// Leave out rules that bind less: must, should, may
+    /// Check rules of this level and stricter ones: must, should, may
     #[arg(long, value_name = "LEVEL", default_value = "should")]
     pub level: Level,
-    /// Run only these cases; * stands for anything
+    /// Run only these cases; * matches any text
     #[arg(long = "case", value_name = "ID")]
     pub cases: Vec<String>,
-    /// Known failures, a TOML file: [group] case = "what it means", or { may-fail = "why" }
+    /// A TOML file of known failures: [group] case = "what it means", or { may-fail = "why" }
     #[arg(long, value_name = "FILE")]
     pub expect_failures: Option<PathBuf>,
-    /// Write such a file of what fails now; meanings that are known are kept
+    /// Write such a file of the current failures; keeps the meanings of known ones
     #[arg(long, value_name = "FILE")]
     pub write_failures: Option<PathBuf>,
-    /// Also fail where a case passes that was expected to fail
+    /// Also fail if a case passes that was expected to fail
     #[arg(long)]
     pub strict: bool,
     /// Write a JUnit XML report
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
-    /// The longest that anything is waited for; a backend that takes longer hangs
+    /// The longest time to wait for a reply or a request; after it the verdict is hang
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// With --spawn: how many backends are used at the same time [default: one for each CPU, 8 at most]
+    /// With --spawn: how many backends run at the same time [default: one per CPU, at most 8]
     #[arg(long, value_name = "N", requires = "spawn", value_parser = parse_jobs)]
     pub jobs: Option<usize>,
-    /// Run each case N times and name those that come out in more than one way
+    /// Run each case N times and list the flaky ones
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
-    /// Leave out what may harm the backend
+    /// Leave out hostile cases, which may crash the backend
     #[arg(long)]
     pub gentle: bool,
-    /// Leave out what writes to the disk
+    /// Leave out cases that write to the disk
     #[arg(long)]
     pub no_writes: bool,
     /// List the cases instead of running them
@@ -80,8 +81,8 @@ pub struct CheckArgs {
 
 /// Measure a backend: handshake, round trip, a disk under load.
 ///
-/// It drives blk devices, and refuses others. The disk is only read unless --rw writes, which changes what is on it. Each of
-/// --qd is a load of its own; latencies are from submitting a request to seeing it done.
+/// Drives only blk devices. Reads the disk, unless --rw is a pattern that writes: that destroys its contents. Each depth of
+/// --qd is a separate load. A latency is the time from the submission of a request until its completion is seen.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost bench /run/disk.sock\n  \
@@ -90,40 +91,40 @@ pub struct CheckArgs {
 pub struct BenchArgs {
     /// The backend's socket
     pub socket: PathBuf,
-    /// What to do: read, write, randread, randwrite, randrw
+    /// The pattern: read, write, randread, randwrite, randrw
     #[arg(long, value_name = "PATTERN", default_value = "randread")]
     pub rw: Pattern,
     /// Bytes of each request
     #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = parse_block)]
     pub bs: u32,
-    /// Requests under way at once in each queue
+    /// Requests in flight in each queue
     #[arg(long, value_name = "N,N", default_value = "1,32", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=32768))]
     pub qd: Vec<u16>,
-    /// How long each load takes
+    /// The duration of each load
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub time: Duration,
-    /// How many queues, a thread each
+    /// How many queues, each with a thread
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub queues: u32,
-    /// Packed rings instead of split ones
+    /// Use packed rings instead of split rings
     #[arg(long)]
     pub packed: bool,
-    /// No indirect descriptors, even where they are offered
+    /// Do not use indirect descriptors, even if they are offered
     #[arg(long)]
     pub no_indirect: bool,
-    /// No notifications by index, even where they are offered
+    /// Do not use EVENT_IDX, even if it is offered
     #[arg(long)]
     pub no_event_idx: bool,
-    /// Handshakes that are measured
+    /// How many handshakes to measure
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub handshakes: u32,
-    /// Where offsets come from [default: another each time; it is printed]
+    /// The seed of the random offsets [default: random; it is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// The kind of device, if it does not show: only blk can be driven
+    /// The kind of device, if it is not detected; only blk is supported
     #[arg(long, value_name = "KIND")]
     pub device: Option<DeviceKind>,
-    /// The longest that one answer or request may take
+    /// The longest time to wait for a reply or a request
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Print JSON
@@ -131,13 +132,14 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
-/// Clients that come, go, stop half-way and say too much.
+/// Connect many clients to a backend, well-behaved and faulty.
 ///
-/// Each client does cycles of a kind that the seed chooses: whole sessions, handshakes cut anywhere, half messages, kicks
-/// without end, stray descriptors. Afterwards: does the backend still serve, and what does it hold that it did not before?
+/// Each client runs cycles of kinds that the seed chooses: whole sessions, interrupted handshakes, half messages, floods of
+/// kicks, stray descriptors. Then checks that the backend still serves, and compares its descriptors and memory with those
+/// before.
 ///
-/// A backend that serves one client at a time is reported as such, and is no failure. Exit code 100 where it does not serve
-/// any more, or failed a client that kept the rules.
+/// A backend may serve one client at a time; this is reported, but not a failure. Exits with code 100 if the backend does not
+/// serve any more, or failed a client that kept the rules.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost stress /tmp/s --clients 10 --cycles 1000\n  \
@@ -145,22 +147,22 @@ pub struct BenchArgs {
 pub struct StressArgs {
     /// The backend's socket
     pub socket: PathBuf,
-    /// Clients at the same time
+    /// How many clients run at the same time
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub clients: u32,
-    /// Cycles of each
+    /// How many cycles each client runs
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub cycles: u32,
-    /// What chooses the cycles [default: another each time; it is printed]
+    /// The seed that chooses the cycles [default: random; it is printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// The kind of device
     #[arg(long, value_name = "KIND", default_value = "blk")]
     pub device: DeviceKind,
-    /// How long all of it may take
+    /// The longest time that the whole run may take
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     pub time: Duration,
-    /// How long one client waits for an answer
+    /// The longest time that a client waits for a reply
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Print JSON
@@ -168,47 +170,47 @@ pub struct StressArgs {
     pub json: bool,
 }
 
-/// Be a backend: right by default, wrong on purpose by script.
+/// Run a backend: correct by default, faulty by script.
 ///
-/// It serves one frontend after the other, QEMU or kiln's own, until SIGTERM or Ctrl-C. It keeps to what backend programs
-/// agree on: --socket-path, --fd, --print-capabilities, no daemonising.
+/// Serves one frontend at a time, such as QEMU, until SIGTERM or Ctrl-C. Follows the conventions for backend programs:
+/// --socket-path, --fd, --print-capabilities, stays in the foreground.
 ///
-/// blk: without --file or --null a disk in SOCKET.disk, removed when the mock ends. net: --tap, else a host that answers ARP and
-/// pings at 10.77.0.1. vsock: Unix sockets with `CONNECT port`, as Firecracker has them.
+/// blk: without --file or --null, the disk is in SOCKET.disk and is removed when the mock exits. net: without --tap, a host at
+/// 10.77.0.1 answers ARP and pings. vsock: Unix sockets with `CONNECT port`, like Firecracker's.
 #[derive(Debug, ClapArgs)]
 #[command(group(ArgGroup::new("where").required(true).args(["socket", "fd", "print_capabilities"])))]
 #[command(after_help = "Examples:\n  \
     kiln vhost mock --device blk --socket disk.sock --file disk.img --queues 4\n  \
     kiln vhost mock --device net --socket net.sock --tap tap0\n  \
     kiln vhost mock --device vsock --socket vs.sock --cid 3 --uds vm.vsock\n  \
-    kiln vhost mock --socket disk.sock --script misbehave.toml    # what does the VMM do?\n  \
+    kiln vhost mock --socket disk.sock --script misbehave.toml    # how does the VMM react?\n  \
     kiln vhost mock --socket disk.sock --check --junit vmm.xml    # does the VMM keep the rules?")]
 pub struct MockArgs {
-    /// What to be
+    /// The kind of device
     #[arg(long, value_name = "KIND", default_value = "blk")]
     pub device: MockDevice,
-    /// Where to listen
+    /// The socket to listen on
     #[arg(long, alias = "socket-path", value_name = "SOCKET")]
     pub socket: Option<PathBuf>,
-    /// Serve on this inherited descriptor: a socket that listens, or one frontend
+    /// Serve on this inherited descriptor: a listening socket, or one frontend's connection
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     pub fd: Option<i32>,
-    /// Say what the backend can, as JSON, and end
+    /// Print the backend's capabilities as JSON and exit
     #[arg(long)]
     pub print_capabilities: bool,
-    /// Be wrong where this file says so; the guide has its format
+    /// Misbehave as this file describes; its format is in docs/guide/vhost.md
     #[arg(long, value_name = "TOML")]
     pub script: Option<PathBuf>,
-    /// Watch the frontend and report at the end which rules it kept; exit code 100 where it broke one
+    /// Report at the end which rules the frontend kept; exits with code 100 if it broke one
     #[arg(long)]
     pub check: bool,
-    /// With --check: leave out rules that bind less: must, should
+    /// With --check: check rules of this level and stricter ones: must, should
     #[arg(long, value_name = "LEVEL", default_value = "should", requires = "check")]
     pub level: Level,
     /// With --check: write a JUnit XML report
     #[arg(long, value_name = "FILE", requires = "check")]
     pub junit: Option<PathBuf>,
-    /// With --check: known failures, a TOML file
+    /// With --check: a TOML file of known failures
     #[arg(long, value_name = "FILE", requires = "check")]
     pub expect_failures: Option<PathBuf>,
     /// With --check: print JSON
@@ -217,7 +219,7 @@ pub struct MockArgs {
     /// blk: a file or block device
     #[arg(long, value_name = "FILE", help_heading = "blk")]
     pub file: Option<PathBuf>,
-    /// blk: no bytes at all; reads are zeros, writes are forgotten
+    /// blk: a disk without storage: reads return zeros, writes are discarded
     #[arg(long, conflicts_with = "file", help_heading = "blk")]
     pub null: bool,
     /// blk: the size of the disk without --file
@@ -232,24 +234,24 @@ pub struct MockArgs {
     /// blk: the serial number, at most 20 bytes
     #[arg(long, value_name = "TEXT", default_value = "kiln", help_heading = "blk")]
     pub serial: String,
-    /// net: a TAP device of this host; made if it is not there
+    /// net: a TAP device of this host; created if it does not exist
     #[arg(long, value_name = "NAME", help_heading = "net")]
     pub tap: Option<String>,
-    /// net: the guest's frames come back to it
+    /// net: send the guest's frames back to it
     #[arg(long, conflicts_with = "tap", help_heading = "net")]
     pub reflect: bool,
-    /// net: of 1000 frames, how many are lost
+    /// net: how many of 1000 frames to drop
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000), help_heading = "net")]
     pub loss: u16,
-    /// vsock: the guest's number
+    /// vsock: the guest's CID
     #[arg(long, value_name = "N", default_value_t = 3, help_heading = "vsock")]
     pub cid: u64,
-    /// vsock: where the host connects; ports are at PATH_PORT [default: SOCKET.vsock]
+    /// vsock: the host's Unix socket; ports are at PATH_PORT [default: SOCKET.vsock]
     #[arg(long, value_name = "PATH", help_heading = "vsock")]
     pub uds: Option<PathBuf>,
 }
 
-/// Devices that there are.
+/// The devices that the mock implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MockDevice {
     /// A disk

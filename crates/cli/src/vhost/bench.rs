@@ -48,7 +48,7 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
 fn of_bench(args: &BenchArgs, error: BenchError) -> Failure {
     match error {
         BenchError::Frontend(error) => of_frontend(&args.socket, error),
-        BenchError::UnknownDevice { .. } => Failure::new(USAGE, error).hint("--device blk says that it is a disk"),
+        BenchError::UnknownDevice { .. } => Failure::new(USAGE, error).hint("if it is a disk, add --device blk"),
         error => Failure::new(USAGE, error),
     }
 }
@@ -102,10 +102,10 @@ fn show(report: &Report) -> anyhow::Result<()> {
     }
     print(table)?;
     for load in report.loads.iter().filter(|load| load.short > 0) {
-        print(format_args!("{} requests at depth {} wrote less than they must have", load.short, load.depth))?;
+        print(format_args!("{} requests at depth {} have too small a used length", load.short, load.depth))?;
     }
     report.notes.iter().try_for_each(|note| print(plain(note)))?;
-    if report.stopped { print("stopped early; these are the figures until then") } else { Ok(()) }
+    if report.stopped { print("stopped early: these are the results until then") } else { Ok(()) }
 }
 
 fn size(bytes: u32) -> String {

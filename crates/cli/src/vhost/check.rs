@@ -38,7 +38,7 @@ pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
     };
     let count = check::selected(&options).count();
     if count == 0 {
-        return Err(Failure::words(USAGE, "no case has such an id").hint("kiln vhost check --list"));
+        return Err(Failure::words(USAGE, "no case matches").hint("list the cases with kiln vhost check --list"));
     }
     if args.list {
         return list(&options, args.json);
@@ -101,9 +101,9 @@ fn of_check(args: &CheckArgs, error: CheckError) -> Failure {
     }
     match error {
         CheckError::Unreachable { source } => of_socket(args.socket.as_deref().unwrap_or(Path::new("")), source),
-        CheckError::UnknownDevice { .. } => Failure::new(USAGE, error).hint("--device says what kind it is"),
+        CheckError::UnknownDevice { .. } => Failure::new(USAGE, error).hint("give the kind of device with --device"),
         CheckError::NoTarget => Failure::new(1, error).hint("give a socket, or a command with --spawn"),
         CheckError::NoFacts { .. } => Failure::new(1, error)
-            .hint("try it with kiln vhost probe; with --spawn, {socket} stands for where to listen"),
+            .hint("run kiln vhost probe on it; in the command of --spawn, {socket} is the path to listen on"),
     }
 }

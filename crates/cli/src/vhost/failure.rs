@@ -34,27 +34,27 @@ fn hint(path: &Path, error: &SocketError) -> Option<String> {
     match error {
         SocketError::Connect { source, .. } => of_connecting(path, source),
         SocketError::Listen { source, .. } => match source.kind() {
-            ErrorKind::AddrInUse => Some("somebody listens there already".into()),
+            ErrorKind::AddrInUse => Some("another program already listens on this socket".into()),
             ErrorKind::InvalidInput | ErrorKind::InvalidFilename => Some(TOO_LONG.into()),
             _ => None,
         },
-        error if error.is_timeout() => {
-            Some("another client may have the backend; most serve one at a time. --timeout waits longer".into())
-        }
+        error if error.is_timeout() => Some(
+            "most backends serve one client at a time: disconnect the other one, or wait longer with --timeout".into(),
+        ),
         _ => None,
     }
 }
 
-const TOO_LONG: &str = "the path of a socket has at most 107 bytes";
+const TOO_LONG: &str = "use a shorter path: a socket's path has at most 107 bytes";
 
 fn of_connecting(path: &Path, error: &std::io::Error) -> Option<String> {
     match error.kind() {
-        ErrorKind::NotFound => Some("start the backend first; it makes the socket".into()),
+        ErrorKind::NotFound => Some("start the backend first; it creates the socket".into()),
         ErrorKind::ConnectionRefused if path.exists() => {
-            Some("the socket is there and nobody listens: the backend has ended, or is not a listening one".into())
+            Some("start the backend again: the socket exists, but no program listens on it".into())
         }
         ErrorKind::PermissionDenied => Some("this user may not write to the socket, or not enter its folder".into()),
-        ErrorKind::WouldBlock => Some("the backend takes no more connections: another client has it".into()),
+        ErrorKind::WouldBlock => Some("the backend accepts no more connections: disconnect its other clients".into()),
         ErrorKind::InvalidInput | ErrorKind::InvalidFilename => Some(TOO_LONG.into()),
         _ => None,
     }

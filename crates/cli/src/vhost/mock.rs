@@ -56,7 +56,9 @@ pub fn run(args: &MockArgs) -> Result<u8, Failure> {
     let served = match (inherited, &args.socket) {
         (Some(socket), _) => mock.serve_fd(socket, stop.event()),
         (None, Some(path)) => mock.serve(path, stop.event()),
-        (None, None) => return Err(Failure::words(USAGE, "there is nowhere to listen").hint("--socket or --fd")),
+        (None, None) => {
+            return Err(Failure::words(USAGE, "there is no socket to listen on").hint("give --socket or --fd"));
+        }
     };
     served.map_err(|error| match error {
         MockError::Listen(error) => of_socket(args.socket.as_deref().unwrap_or(Path::new("")), error),
@@ -78,7 +80,7 @@ fn target(args: &MockArgs) -> String {
 }
 
 fn of_script(path: &Path, error: ScriptError) -> Failure {
-    Failure::new(USAGE, anyhow::Error::new(error).context(format!("`{}` is no script", path.display())))
+    Failure::new(USAGE, anyhow::Error::new(error).context(format!("`{}` is not a script", path.display())))
 }
 
 fn expected(args: &MockArgs) -> Result<ExpectedFailures, Failure> {
@@ -156,12 +158,15 @@ fn device(args: &MockArgs) -> Result<(Arc<dyn Device>, Option<OwnDisk>), Failure
             let options = NetOptions { behind, pairs, loss_permille: args.loss, ..NetOptions::default() };
             let name = args.tap.as_deref().unwrap_or_default();
             let net = Net::new(options).with_context(|| format!("failed to open the TAP device `{name}`"));
-            let hint = "it takes root, or a TAP made for this user";
+            let hint = "run as root, or use a TAP that was made for this user";
             (Arc::new(net.map_err(|error| Failure::new(1, error).hint(hint))?), None)
         }
         MockDevice::Vsock => {
             if args.queues.is_some() {
-                return Err(Failure::words(USAGE, "--queues is for blk and net: a vsock device has its three queues"));
+                return Err(Failure::words(
+                    USAGE,
+                    "--queues is for blk and net: a vsock device always has three queues",
+                ));
             }
             let path = uds(args);
             (Arc::new(Vsock::new(args.cid, &path).map_err(|error| of_socket(&path, error))?), None)
@@ -235,10 +240,10 @@ impl Observer for Observers {
             SessionEvent::Refused { request, refusal, told } => warn!(request, %refusal, told, "refused a message"),
             SessionEvent::RingStarted { queue, size, enabled } => info!(queue, size, enabled, "ring started"),
             SessionEvent::RingStopped { queue, base } => info!(queue, base, "ring stopped"),
-            SessionEvent::RingBroke { queue, error } => warn!(queue, %error, "ring can't be believed"),
-            SessionEvent::KickLost { queue, error } => warn!(queue, %error, "kick is of no use"),
+            SessionEvent::RingBroke { queue, error } => warn!(queue, %error, "ring broken"),
+            SessionEvent::KickLost { queue, error } => warn!(queue, %error, "kick descriptor lost"),
             SessionEvent::Ended { client, error: Some(error) } => warn!(client, %error, "session ended"),
-            SessionEvent::Ended { client, error: None } => info!(client, "frontend left"),
+            SessionEvent::Ended { client, error: None } => info!(client, "frontend disconnected"),
             SessionEvent::Offered { .. } | SessionEvent::Handled { .. } | SessionEvent::Kicked { .. } => {}
         }
     }

@@ -35,7 +35,7 @@ impl OwnDisk {
 
     /// In memory.
     pub fn in_memory(bytes: u64) -> anyhow::Result<Self> {
-        let file = SharedFile::new(bytes).context("failed to make a disk in memory")?;
+        let file = SharedFile::new(bytes).context("failed to create a disk in memory")?;
         Ok(Self { file: file.as_fd().try_clone_to_owned()?, path: None, is_removed: false })
     }
 

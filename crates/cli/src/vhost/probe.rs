@@ -77,10 +77,10 @@ fn bold_name(line: &str, width: usize) -> String {
 fn device(report: &ProbeReport) -> String {
     match &report.device {
         Some(device) if device.is_guess => {
-            format!("{} (a guess: {})", device.kind, device.reason.as_deref().unwrap_or_default())
+            format!("{} (guessed: {})", device.kind, device.reason.as_deref().unwrap_or_default())
         }
         Some(device) => device.kind.clone(),
-        None => "unknown; --device says it".into(),
+        None => "unknown; give it with --device".into(),
     }
 }
 

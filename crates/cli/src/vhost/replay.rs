@@ -33,7 +33,9 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     let report = replay.end();
     drop(progress);
     if report.sessions == 0 {
-        return Err(Failure::words(1, "there is no session to play").hint("kiln vhost show lists what is recorded"));
+        return Err(
+            Failure::words(1, "the recording has no session to play").hint("list its sessions with kiln vhost show")
+        );
     }
     match args.json {
         true => print_json(&report)?,
@@ -57,6 +59,7 @@ fn print_report(report: &ReplayReport) -> anyhow::Result<()> {
     }
     let count = *more_differences + differences.iter().map(|difference| difference.count).sum::<u64>();
     print(format_args!(
-        "{sessions} sessions, {sent} messages sent: {same} answers are the same, {count} differ, {not_compared} depend on data"
+        "{sessions} sessions, {sent} messages sent: {same} replies are the same, {count} differ, {not_compared} \
+         depend on data"
     ))
 }

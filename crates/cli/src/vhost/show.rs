@@ -145,15 +145,15 @@ fn words(told: &Told) -> (String, &'static str) {
     };
     match told.what {
         ToldWhat::Connected => ("connected".into(), ""),
-        ToldWhat::Unreachable => ("the backend is not there".into(), ""),
+        ToldWhat::Unreachable => ("failed to connect to the backend".into(), ""),
         ToldWhat::Request => (name, ""),
         ToldWhat::Reply => (name, " reply"),
         ToldWhat::Acknowledgement => (name, " acknowledged"),
-        ToldWhat::Bytes => ("bytes that are no message".into(), ""),
+        ToldWhat::Bytes => ("bytes that are not a message".into(), ""),
         ToldWhat::Ended => (told.from.map_or("a side", Side::name).into(), ""),
         ToldWhat::Over => ("over".into(), ""),
-        ToldWhat::Full => ("the recording is full here".into(), ""),
-        ToldWhat::Unknown => ("something that this kiln does not know".into(), ""),
+        ToldWhat::Full => ("the recording reached its limit".into(), ""),
+        ToldWhat::Unknown => ("an entry that this version of kiln does not know".into(), ""),
     }
 }
 
@@ -165,7 +165,7 @@ fn descriptors(fds: &[Descriptor]) -> String {
 fn summary_lines(summary: &Summary, with_gap: bool) -> String {
     let mut text = if with_gap { "\n".to_owned() } else { String::new() };
     let device = match (&summary.device, &summary.device_guess) {
-        (Some(kind), Some(reason)) => format!(", device {kind} (a guess: {})", plain(reason).replace('\n', " ")),
+        (Some(kind), Some(reason)) => format!(", device {kind} (guessed: {})", plain(reason).replace('\n', " ")),
         (Some(kind), None) => format!(", device {kind}"),
         (None, _) => String::new(),
     };
@@ -198,7 +198,7 @@ fn summary_lines(summary: &Summary, with_gap: bool) -> String {
         }
     }
     if summary.violations.is_empty() {
-        text.push_str("nothing seen that breaks the specification\n");
+        text.push_str("no violation of the specification found\n");
     }
     for broken in &summary.violations {
         let message = if broken.message.is_empty() { String::new() } else { format!("{}: ", broken.message) };

@@ -18,13 +18,13 @@ pub struct Stop {
 impl Stop {
     /// Hears signals from now on. A second one ends kiln at once.
     pub fn new() -> anyhow::Result<Self> {
-        let event = Event::new().context("failed to make an event")?;
+        let event = Event::new().context("failed to create an event")?;
         let (code, flag) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicBool::new(false)));
         let (heard, raised, told) =
-            (Arc::clone(&code), Arc::clone(&flag), event.try_clone().context("failed to make an event")?);
+            (Arc::clone(&code), Arc::clone(&flag), event.try_clone().context("failed to create an event")?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
-        let mut interrupts = Interrupts::new().context("failed to hear signals")?;
+        let mut interrupts = Interrupts::new().context("failed to handle signals")?;
         drop(guard);
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             runtime.block_on(async {

@@ -39,9 +39,9 @@ pub fn run(args: &StressArgs) -> Result<u8, Failure> {
 
 fn show(report: &StressReport) -> anyhow::Result<()> {
     let serves = match report.concurrency {
-        Concurrency::Many => "serves all at the same time",
-        Concurrency::OneOthersWait => "serves one at a time; others wait",
-        Concurrency::OneOthersRefused => "serves one at a time; others are turned away",
+        Concurrency::Many => "serves all clients at the same time",
+        Concurrency::OneOthersWait => "serves one client at a time; others wait",
+        Concurrency::OneOthersRefused => "serves one client at a time; others are refused",
     };
     print(format_args!(
         "{}: {} clients, {} cycles each in {:.1} s, seed {}; {serves}",
@@ -67,20 +67,20 @@ fn show(report: &StressReport) -> anyhow::Result<()> {
     let micros = |nanos: u64| nanos as f64 / 1e3;
     let handshake = report.handshake;
     print(format_args!(
-        "handshake p50 {:.0} µs, p99 {:.0} µs, waiting for a turn included",
+        "handshake p50 {:.0} µs, p99 {:.0} µs, including the wait for a turn",
         micros(handshake.p50_ns),
         micros(handshake.p99_ns)
     ))?;
     if let Some(process) = report.process {
         let words = |facts: ProcessFacts| format!("{} descriptors, {} KiB", facts.fds, facts.rss_kib);
-        let after = process.after.map_or_else(|| "it has ended".to_owned(), words);
+        let after = process.after.map_or_else(|| "it has exited".to_owned(), words);
         print(format_args!("process {}: {} before, after: {after}", process.pid, words(process.before)))?;
     }
     for failure in &report.failures {
         print(format_args!("client {}, cycle {}: {}", failure.client, failure.cycle, plain(&failure.error)))?;
     }
     if let Some(dead) = &report.dead {
-        print(format_args!("it does not serve any more: {}", plain(dead)))?;
+        print(format_args!("the backend does not serve any more: {}", plain(dead)))?;
     }
-    if report.stopped { print("stopped early; this is what was done until then") } else { Ok(()) }
+    if report.stopped { print("stopped early: these are the results until then") } else { Ok(()) }
 }

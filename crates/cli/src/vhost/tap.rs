@@ -41,7 +41,7 @@ pub fn run(args: TapArgs) -> Result<u8, Failure> {
         plain(&record)
     ));
     if end.recording.is_full {
-        say("the recording reached its --limit: what came after was forwarded and not recorded");
+        say("the recording reached its --limit: later messages were forwarded, but not recorded");
     }
     match end.recording.failure {
         Some(failure) => Err(failure.into()),
