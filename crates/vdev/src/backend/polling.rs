@@ -1,8 +1,14 @@
-//! How long a worker that has nothing to do looks for more before it sleeps.
+//! How long a worker without requests polls its rings before it sleeps.
 //!
-//! Between two requests of a driver that waits for each, looking is much faster than sleeping: no kick, no wake-up. It is
-//! worse where others want the processor: whoever sleeps is woken at once, whoever looks waits for its turn. So a worker
-//! that finds out that it was not running while it looked gives it up for a while, for longer each time.
+//! Between two requests of a driver that waits for each, polling is much faster than sleeping: no kick, no wake-up. It is slower
+//! if other threads need the processor. A thread that polls uses up its time slice, and the scheduler then lets it wait
+//! behind the others, for milliseconds. A thread that slept has time left and runs as soon as it is woken. The worker cannot
+//! see the load of the host, but it sees its own clock: if much more time passes between two looks than a look takes, it was
+//! not running in between. Then it stops polling for a while, and for longer each time, so that a busy host gets the
+//! processor and an idle host loses little.
+//!
+//! Polling never decides whether a request is found. A worker that stops polling enables kicks and looks at its rings once more
+//! before it sleeps, see "Sleeping and waking" in [`crate::queue`].
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +31,7 @@ pub struct Polling {
 }
 
 impl Polling {
-    /// Looks for so long; never, where there is no processor to spare.
+    /// Polls for so long; never, if there is only one processor.
     pub fn new(time: Duration) -> Self {
         let is_alone = std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
         let time = if is_alone { Duration::ZERO } else { time };
@@ -78,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_did_not_run_while_it_looked_gives_it_up_for_longer_each_time() {
+    fn a_worker_that_did_not_run_while_it_polled_rests_longer_each_time() {
         let mut polling = Polling { time: Duration::from_micros(50), ..Polling::new(Duration::ZERO) };
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
@@ -94,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_time_nobody_looks() {
+    fn without_a_time_there_is_no_polling() {
         assert!(!Polling::new(Duration::ZERO).goes_on());
     }
 }

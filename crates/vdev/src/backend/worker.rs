@@ -43,7 +43,7 @@ const POLL_PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Times that queues are served before other descriptors and deadlines have their turn, however much a driver has.
 const ROUNDS_MAX: u32 = 64;
 /// Kicks in a row for which there was nothing to do, after which they are looked at no more often than rings without kicks:
-/// some descriptors are ready for ever, such as a semaphore that is full.
+/// some descriptors are always ready, such as a semaphore that is full.
 const IDLE_KICKS_MAX: u32 = 256;
 /// How long a worker is waited for before it is interrupted for the first time; a peer may have it wait.
 const INTERRUPT_AFTER: Duration = Duration::from_millis(100);
@@ -160,8 +160,9 @@ impl Worker {
         }
     }
 
-    /// Waits for an answer. A worker that lets one wait for it may be waiting for a peer, so it is interrupted now and
-    /// then; each time after twice as long, as one that is just slow should get on.
+    /// Waits for an answer. A worker that takes long may be blocked in a system call by a peer, so it is interrupted. One
+    /// signal is not enough: it may arrive just before the call, which then blocks all the same. Repeated signals cannot all
+    /// arrive too early. The pauses double, so that a worker which is only slow is not disturbed.
     fn wait_for(&self, answer: &Receiver<Answer>) -> Result<Answer, RecvTimeoutError> {
         let deadline = Instant::now() + self.patience;
         let mut pause = INTERRUPT_AFTER;
@@ -242,7 +243,9 @@ impl Run {
             {
                 self.broke(queue, &error);
             }
-            // Cleared before the commands are taken, so that none that comes later is overlooked.
+            // A session queues its command first and sets the flag second. The flag is cleared before commands are taken, so a
+            // command that is queued after the last `try_recv` sets it again, and its wake event ends the next wait. Cleared
+            // afterwards, the flag of that command could be erased, and its session would wait until its deadline.
             if self.waker.pending.swap(false, Ordering::AcqRel) {
                 while let Ok((command, answer)) = self.commands.try_recv() {
                     let Some(command) = command else { return };
@@ -299,7 +302,7 @@ impl Run {
 
     fn on_event(&mut self, token: u64) {
         if token == WAKE {
-            // Only ever read here, and by nobody else.
+            // Only this thread reads it.
             let _ = self.waker.event.take();
         } else if token >= KICK {
             let queue = (token - KICK) as u16;
@@ -314,7 +317,7 @@ impl Run {
         let Kick::Event(event) = &state.kick else { return };
         match event.take() {
             Ok(_) => self.kicked(queue),
-            // A pipe whose other end is closed, or no eventfd at all: it would be ready for ever.
+            // A pipe whose other end is closed, or not an eventfd: it would always be ready.
             Err(_) if self.queues.is_ignored(queue, RingEvent::KickEnds) => {}
             Err(source) => {
                 self.queues.unwatch(event);
@@ -360,7 +363,7 @@ impl Run {
             Command::Call(queue, call) => {
                 if let Some(found) = self.queues.get(queue) {
                     found.call = call;
-                    // Whoever was to be told by the old one may not have been: a call too many is harmless.
+                    // A call through the old descriptor may be lost; one call too many is harmless.
                     found.notify();
                 }
                 Ok(0)

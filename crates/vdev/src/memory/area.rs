@@ -50,7 +50,7 @@ impl Area {
     /// Refuses an area that does not begin at a multiple of `alignment` in this process.
     ///
     /// # Errors
-    /// Where it does not.
+    /// If it does not.
     pub fn check_alignment(&self, alignment: u64) -> Result<(), MemoryError> {
         let start = self.slice(0, 0).ptr_guard().as_ptr() as u64;
         if start.is_multiple_of(alignment) && self.user_address().is_multiple_of(alignment) {

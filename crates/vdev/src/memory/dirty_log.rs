@@ -22,7 +22,7 @@ impl DirtyLog {
     /// Maps the log that a frontend has sent.
     ///
     /// # Errors
-    /// Where its file does not hold it.
+    /// If its file does not hold it.
     pub fn map(log: &Log, file: SharedFile) -> Result<Self, MemoryError> {
         let region = MemoryRegion { guest_address: 0, size: log.size, user_address: 0, mmap_offset: log.offset };
         Region::map(region, file).map(|bits| Self { bits })
@@ -31,14 +31,14 @@ impl DirtyLog {
     /// A new log for guest memory up to this address, and the file to share it by.
     ///
     /// # Errors
-    /// Where the system has no room for it.
+    /// If the system has no room for it.
     pub fn create(guest_end: u64) -> Result<(Self, Log, SharedFile), MemoryError> {
         let size = guest_end.div_ceil(DIRTY_PAGE_BYTES * 8).max(1).next_multiple_of(4096);
         let (bits, file) = Region::create(0, size)?;
         Ok((Self { bits }, Log { size, offset: 0 }, file))
     }
 
-    /// Marks the pages of a write. What lies beyond the log is nobody's.
+    /// Marks the pages of a write. Pages beyond the log are ignored.
     pub fn mark(&self, guest_address: u64, bytes: u64) {
         if bytes == 0 {
             return;

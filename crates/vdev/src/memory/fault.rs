@@ -1,12 +1,27 @@
 //! Files that become shorter while they are mapped.
 //!
-//! Memory that a peer shares is a file, and the peer may cut it short at any time; touching what was cut is `SIGBUS`, which
-//! ends a process. Here it ends nobody: while a mapping has a [`Guard`], a fault in it puts zeros there, from that page to the
-//! mapping's end, and is remembered, so that whoever works on that memory finds out and stops believing it. A fault anywhere
-//! else does what it always did.
+//! Memory that a peer shares is a file, and the peer may truncate it at any time. An access beyond the new end raises `SIGBUS`,
+//! which kills a process. No check before an access can prevent that: the peer may truncate the file after the check. So the
+//! access is made, and the signal is handled. While a mapping has a [`Guard`], a fault in it maps zeros there, from that page
+//! to the mapping's end, and sets a flag. The access is then repeated and reads zeros. Code that uses the memory looks at the
+//! flag after its reads, and stops trusting the memory. A fault at any other address kills the process, as without a handler.
 //!
-//! All to the end, because what lies behind a cut is gone too: however a peer cuts, and wherever it makes us look, there are
-//! never more mappings than a few, of which a process may have only so many.
+//! The zeros reach to the end of the mapping, because all behind a cut is gone too. So a guarded mapping is at most two of
+//! the kernel's: the part before the lowest fault, and the zeros. Zeros for single pages would let a peer use up the number of
+//! mappings that the kernel allows a process.
+//!
+//! # Why the handler may do this
+//! It runs in the middle of any code of this process, so it may take no lock and allocate nothing: the interrupted thread
+//! may hold that lock. It reads a static array of atomics and calls `mmap`, which on Linux is a plain system call.
+//!
+//! Slots change while handlers read them. The sequence of a slot is odd during a change and different after it, so a handler
+//! never combines the start of one mapping with the end of another; it takes such a slot as not matching. That is right: a slot
+//! that is being changed belongs to a mapping that no thread may touch yet, or any more. The slot of a mapping that
+//! faulted cannot change, because the faulting thread holds a reference to the mapping, whose guard lives as long as it does.
+//! For the same reason `MAP_FIXED` replaces only our own mapping: it is not unmapped while the thread waits in its access.
+//!
+//! Two threads may fault in the same mapping at once. Both map zeros, the second time over the first. A write of the first
+//! thread to those zeros may be lost. That is harmless, since the flag is set, and no data of such a memory is used.
 #![expect(unsafe_code, reason = "a signal handler, and the one system call it makes")]
 
 use std::mem::MaybeUninit;
@@ -38,7 +53,7 @@ static SLOTS: [Slot; GUARDS_MAX] = [const {
     }
 }; GUARDS_MAX];
 
-/// While it lives, a fault in its mapping ends nobody. It must end before the mapping does.
+/// While it lives, a fault in its mapping does not kill the process. It must be dropped before the mapping is unmapped.
 #[derive(Debug)]
 pub struct Guard(Option<usize>);
 
@@ -71,7 +86,7 @@ impl Drop for Guard {
 }
 
 impl Slot {
-    /// Only whoever has taken the slot does this.
+    /// Changes the slot. Only its owner may call this, see `is_taken`.
     fn set(&self, start: usize, end: usize, page_bytes: usize) {
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
@@ -82,8 +97,8 @@ impl Slot {
         self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
     }
 
-    /// The page of this address and the end of the mapping, where it lies in the slot's. One that is being changed is not
-    /// it: whoever touches a mapping keeps it, and its guard, alive.
+    /// The page of this address and the end of the mapping, if the address is in the slot's mapping. A slot that is being
+    /// changed does not match: a thread that touches a mapping keeps it, and its guard, alive.
     fn find(&self, address: usize) -> Option<(usize, usize, usize)> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let [start, end, page_bytes] =
@@ -117,8 +132,9 @@ extern "C" fn on_fault(_signal: libc::c_int, info: *mut libc::siginfo_t, _contex
     let address = unsafe { (*info).si_addr() } as usize;
     let found = SLOTS.iter().find_map(|slot| slot.find(address).map(|place| (slot, place)));
     if let Some((slot, (page, end, page_bytes))) = found {
+        // Before the zeros are there: a thread that reads them finds the flag set when it looks after its read.
         slot.is_cut.store(true, Ordering::Release);
-        // Where the system has no room for all of it, a page will do.
+        // If the process has no room for a new mapping of all of it, a page is enough to go on.
         if put_zeros(page, end - page) || put_zeros(page, page_bytes) {
             return;
         }

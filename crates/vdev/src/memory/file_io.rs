@@ -1,7 +1,7 @@
 //! Files read into guest memory, and written from it, without a copy in between.
 //!
 //! The kernel copies to and from the mapped pages itself. Where a peer has cut its file short, it says `EFAULT`, or has
-//! copied less, and nobody is ended by a signal.
+//! copied less, and no signal ends the process.
 #![expect(unsafe_code, reason = "vectored input and output straight to shared memory, which no slice may stand for")]
 
 use std::io;
@@ -17,7 +17,7 @@ type Transfer = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_in
 /// Fills spans with what a file has at an offset, and says how many bytes it had: fewer where the file ends.
 ///
 /// # Errors
-/// Where the file can't be read, the memory was cut short, or a span is not in it.
+/// If the file can't be read, the memory was cut short, or a span is not in it.
 pub fn read_at(
     file: impl AsFd,
     offset: u64,
@@ -30,7 +30,7 @@ pub fn read_at(
 /// Writes spans to a file at an offset, and says how many bytes it took: fewer where it takes no more.
 ///
 /// # Errors
-/// Where the file can't be written, the memory was cut short, or a span is not in it.
+/// If the file can't be written, the memory was cut short, or a span is not in it.
 pub fn write_at(
     file: impl AsFd,
     offset: u64,

@@ -1,5 +1,5 @@
 //! All of a guest's memory, as one side has it. It never changes: a peer that adds or removes a region gets another one,
-//! and whoever works with the old goes on with it, whole, until it lets go.
+//! and threads that use the old one keep it, whole, until they drop it.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ impl Span {
         self.bytes
     }
 
-    /// The part of it that is `bytes` long, from `offset` on, as far as there is one.
+    /// The part of it that is `bytes` long, from `offset` on, as far as it is inside.
     #[must_use]
     pub fn part(self, offset: usize, bytes: usize) -> Self {
         let offset = offset.min(self.bytes);
@@ -48,7 +48,7 @@ impl GuestMemory {
     /// Memory of these regions.
     ///
     /// # Errors
-    /// Where two of them share an address, or there are too many.
+    /// If two of them share an address, or there are too many.
     pub fn new(regions: Vec<Arc<Region>>) -> Result<Self, MemoryError> {
         if regions.len() > Self::SLOTS_MAX {
             return Err(MemoryError::TooManyRegions { max: Self::SLOTS_MAX });
@@ -77,7 +77,7 @@ impl GuestMemory {
     /// The same without the region that has this guest address, user address and size.
     ///
     /// # Errors
-    /// Where there is none.
+    /// If there is no such region.
     pub fn without(&self, gone: &MemoryRegion) -> Result<Self, MemoryError> {
         let key = |region: &MemoryRegion| (region.guest_address, region.user_address, region.size);
         let is_it = |region: &Arc<Region>| key(region.description()) == key(gone);
@@ -105,7 +105,7 @@ impl GuestMemory {
     /// The bytes at a guest address, all of them in one region.
     ///
     /// # Errors
-    /// Where they are not.
+    /// If they are not.
     pub fn at_guest(&self, address: u64, bytes: usize) -> Result<Span, MemoryError> {
         self.find("guest", address, bytes, |region| region.guest_address)
     }
@@ -113,7 +113,7 @@ impl GuestMemory {
     /// The bytes at a user address, all of them in one region.
     ///
     /// # Errors
-    /// Where they are not.
+    /// If they are not.
     pub fn at_user(&self, address: u64, bytes: usize) -> Result<Span, MemoryError> {
         self.find("user", address, bytes, |region| region.user_address)
     }
@@ -121,7 +121,7 @@ impl GuestMemory {
     /// Adds the bytes at a guest address to `spans`, one for each region that they lie in.
     ///
     /// # Errors
-    /// Where some of them are in none.
+    /// If some of them are in none.
     pub fn push_guest(&self, address: u64, bytes: usize, spans: &mut Vec<Span>) -> Result<(), MemoryError> {
         let (mut at, mut left) = (address, bytes);
         while left > 0 {
@@ -140,7 +140,7 @@ impl GuestMemory {
     /// The bytes of a span that this memory has found.
     ///
     /// # Errors
-    /// Where the span is another memory's and there is nothing like it here, or a peer has cut its file short: then what
+    /// If the span is another memory's and there is nothing like it here, or a peer has cut its file short: then what
     /// would be written is kept from growing in this process alone.
     pub fn slice(&self, span: Span) -> Result<VolatileSlice<'_>, MemoryError> {
         match self.regions.get(span.region) {

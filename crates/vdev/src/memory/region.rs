@@ -19,7 +19,7 @@ impl SharedFile {
     /// A new file of zeros that never shrinks.
     ///
     /// # Errors
-    /// Where the system has no room for it.
+    /// If the system has no room for it.
     pub fn new(bytes: u64) -> Result<Self, MemoryError> {
         let fd = memfd_create("kiln-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(std::io::Error::from)?;
@@ -36,7 +36,7 @@ impl SharedFile {
     /// The same file under another descriptor.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn try_clone(&self) -> Result<Self, MemoryError> {
         Ok(Self(self.0.try_clone()?))
     }
@@ -63,7 +63,7 @@ impl Region {
     /// Maps what a peer says is guest memory. The file must be as long as it says.
     ///
     /// # Errors
-    /// Where it is not, or can't be mapped.
+    /// If it is not, or can't be mapped.
     pub fn map(description: MemoryRegion, file: SharedFile) -> Result<Self, MemoryError> {
         let MemoryRegion { guest_address, size, user_address, mmap_offset } = description;
         if size == 0 {
@@ -101,7 +101,7 @@ impl Region {
     /// New memory of zeros for a guest, and the file to share it by. Its user address is where this process has it.
     ///
     /// # Errors
-    /// Where the system has no room for it.
+    /// If the system has no room for it.
     pub fn create(guest_address: u64, size: u64) -> Result<(Self, SharedFile), MemoryError> {
         let file = SharedFile::new(size)?;
         let description = MemoryRegion { guest_address, size, user_address: 0, mmap_offset: 0 };
@@ -123,7 +123,7 @@ impl Region {
     /// Some of its bytes, counted from its start; zeros where it was cut short.
     ///
     /// # Errors
-    /// Where they are not all in it.
+    /// If they are not all in it.
     pub fn slice(&self, offset: usize, bytes: usize) -> Result<VolatileSlice<'_>, MemoryError> {
         let size = self.mapping.size() - self.lead;
         if offset > size || bytes > size - offset {
@@ -149,7 +149,7 @@ fn page_bytes(file: &SharedFile, guest_address: u64) -> Result<(u64, bool), Memo
             let page = u64::try_from(stat.f_bsize).unwrap_or(PAGE_BYTES);
             Ok((if page.is_power_of_two() { page } else { PAGE_BYTES }, true))
         }
-        // A peer may serve such a file itself, and whoever touches it waits for the peer, out of reach of any deadline.
+        // A peer may serve such a file itself, and a thread that touches it waits for the peer, out of reach of any deadline.
         FUSE_MAGIC => Err(MemoryError::NoFile { guest_address }),
         _ => Ok((PAGE_BYTES, false)),
     }

@@ -16,7 +16,7 @@ impl Arena {
     /// So much memory of zeros at this guest address, and the file to share it by.
     ///
     /// # Errors
-    /// Where the system has no room for it.
+    /// If the system has no room for it.
     pub fn new(guest_address: u64, bytes: u64) -> Result<(Self, SharedFile), MemoryError> {
         let (region, file) = Region::create(guest_address, bytes)?;
         let memory = GuestMemory::new(vec![Arc::new(region)])?;
@@ -26,7 +26,7 @@ impl Arena {
     /// The next so many bytes, at a multiple of `alignment`, which is a power of two.
     ///
     /// # Errors
-    /// Where there are too few left.
+    /// If there are too few left.
     pub fn allocate(&mut self, bytes: usize, alignment: u64) -> Result<Area, QueueError> {
         let description = *self.region().description();
         let full = || QueueError::ArenaFull { bytes, left: description.size - self.used };
@@ -53,7 +53,7 @@ impl Arena {
         self.region().description().size - self.used
     }
 
-    /// Begins again at the start. Its bytes stay as they are, and whoever still has some shares them.
+    /// Begins again at the start. Its bytes stay as they are, and earlier owners share them with new ones.
     pub const fn reset(&mut self) {
         self.used = 0;
     }

@@ -20,7 +20,7 @@ pub struct ChainId {
 pub(super) const NO_ENTRY: u16 = u16::MAX;
 
 impl ChainId {
-    /// The id of a chain that nobody has popped: for whoever gives back what isn't his on purpose.
+    /// The id of a chain that was not popped, for a mock that returns a wrong one on purpose.
     pub const fn forged(number: u16, descriptors: u16) -> Self {
         Self { number, descriptors, entry: NO_ENTRY }
     }
@@ -98,12 +98,12 @@ impl Chain {
         self.writable_bytes
     }
 
-    /// The spans of so many readable bytes from an offset on, as far as there are any.
+    /// The spans of so many readable bytes from an offset on, as far as the chain has them.
     pub fn readable_part(&self, offset: u64, bytes: u64) -> impl Iterator<Item = Span> + '_ {
         part(&self.readable, offset, bytes)
     }
 
-    /// The spans of so many writable bytes from an offset on, as far as there are any.
+    /// The spans of so many writable bytes from an offset on, as far as the chain has them.
     pub fn writable_part(&self, offset: u64, bytes: u64) -> impl Iterator<Item = Span> + '_ {
         part(&self.writable, offset, bytes)
     }

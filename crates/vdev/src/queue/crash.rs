@@ -17,7 +17,7 @@ mod armed {
         static WRITES_LEFT: Cell<Option<usize>> = const { Cell::new(None) };
     }
 
-    /// Whoever wrote was lost in the middle.
+    /// The writer was lost in the middle.
     #[derive(Debug)]
     pub struct Lost;
 

@@ -54,7 +54,7 @@ impl DeviceRing {
     /// The ring `index` at these user addresses, from `base` on.
     ///
     /// # Errors
-    /// Where there is no such ring.
+    /// If there can't be such a ring.
     pub fn new(
         index: u32,
         layout: RingLayout,
@@ -90,10 +90,10 @@ impl DeviceRing {
         Ok(ring)
     }
 
-    /// Takes the next request that the driver has made available. Where there is none, `false`, and the chain is empty.
+    /// Takes the next request that the driver has made available. `false` if there is no request; the chain is empty then.
     ///
     /// # Errors
-    /// Where the driver lies. Nothing is taken then, and it is the same the next time.
+    /// If the driver lies. Nothing is taken then, and it is the same the next time.
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         chain.begin(&self.place.memory);
@@ -137,7 +137,7 @@ impl DeviceRing {
         }
     }
 
-    /// Lets the driver see all that was pushed. `true`: it wants to be called.
+    /// Makes all that was pushed visible to the driver. `true`: it needs a call.
     #[inline]
     #[must_use = "the driver waits for the call"]
     pub fn publish(&mut self) -> bool {
@@ -147,7 +147,7 @@ impl DeviceRing {
         }
     }
 
-    /// Tells the driver that the device looks by itself.
+    /// Disables kicks: the device polls.
     pub fn disable_kicks(&mut self) {
         match &mut self.side {
             Side::Split(side) => side.disable_kicks(&self.place),
@@ -155,7 +155,7 @@ impl DeviceRing {
         }
     }
 
-    /// Tells the driver to kick when it makes more available. `true`: it did meanwhile, and may not have kicked.
+    /// Enables kicks. `true`: the driver made more available meanwhile, and may not have kicked.
     pub fn enable_kicks(&mut self) -> bool {
         match &mut self.side {
             Side::Split(side) => side.enable_kicks(&self.place),
@@ -190,7 +190,7 @@ impl DeviceRing {
         self.place.layout
     }
 
-    /// Its parts, for whoever writes wrong rings on purpose.
+    /// Its areas, for a mock that writes wrong rings on purpose.
     pub const fn areas(&self) -> &RingAreas {
         &self.place.areas
     }
@@ -203,7 +203,7 @@ impl DeviceRing {
     /// The ring goes on in other memory. Chains that were popped stay in the memory that they came from.
     ///
     /// # Errors
-    /// Where the ring is not in it; the ring stays where it was.
+    /// If the ring is not in it; the ring stays where it was.
     pub fn set_memory(&mut self, memory: GuestMemory) -> Result<(), QueueError> {
         self.place.areas = RingAreas::find(&self.place.layout, &self.address, self.space, &memory)?;
         self.place.memory = memory;
@@ -221,7 +221,7 @@ impl DeviceRing {
     /// was lost, whatever its base was said to be.
     ///
     /// # Errors
-    /// Where what is recorded can't be.
+    /// If what is recorded can't be.
     pub fn set_inflight(&mut self, queue: InflightQueue) -> Result<(), QueueError> {
         match &mut self.side {
             Side::Split(side) => side.set_inflight(&self.place, queue)?,
@@ -235,7 +235,7 @@ impl DeviceRing {
     /// no more.
     ///
     /// # Errors
-    /// Where what is recorded can't be. Nothing is taken then, and it is the same the next time.
+    /// If what is recorded can't be. Nothing is taken then, and it is the same the next time.
     pub fn resubmit(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         chain.begin(&self.place.memory);
         let taken = match &mut self.side {
@@ -305,7 +305,11 @@ impl RingPlace {
     }
 }
 
-/// Whether a side that wants to be told of entry `event` is to be told of entries `old..new` ("vring_need_event").
+/// Whether a side that set `event` needs a notification of the entries `old..new` ("vring_need_event").
+///
+/// All indices wrap, so they are compared by their distance from `new`: `event` was passed if it is at most `new - old` entries
+/// behind. A plain `old <= event && event < new` is wrong for the batch that wraps. For the same reason a side that never
+/// updates `event` is notified once every 65536 entries.
 pub(super) const fn is_event_in(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

@@ -61,7 +61,7 @@ impl DriverRing {
     /// Lays out the ring `index` in memory of ours.
     ///
     /// # Errors
-    /// Where there is no such ring, or no room for it.
+    /// If there can't be such a ring, or memory has no room for it.
     pub fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
         layout.check(index)?;
         let [descriptors, driver, device] = layout.areas();
@@ -109,7 +109,7 @@ impl DriverRing {
         }
     }
 
-    /// Its parts, for whoever writes wrong rings on purpose.
+    /// Its areas, for tests that write wrong rings on purpose.
     pub const fn areas(&self) -> &RingAreas {
         &self.place.areas
     }
@@ -139,7 +139,7 @@ impl DriverRing {
     /// Takes the next request that the device is done with.
     ///
     /// # Errors
-    /// Where the device lies. Nothing is taken then, and it is the same the next time.
+    /// If the device lies. Nothing is taken then, and it is the same the next time.
     #[inline]
     pub fn take_used(&mut self) -> Result<Option<Used>, QueueError> {
         let used = match &mut self.side {
@@ -182,7 +182,7 @@ impl DriverRing {
         }
     }
 
-    /// Tells the device that the driver looks by itself.
+    /// Disables calls: the driver polls.
     pub fn disable_calls(&mut self) {
         match &mut self.side {
             Side::Split(side) => side.disable_calls(&self.place),
@@ -260,7 +260,7 @@ pub(super) struct Request {
     pub writable: u64,
     /// Descriptors that come back with it; none: there is no request.
     pub descriptors: u16,
-    /// It was the how manieth request, so that one can be told that the device can't have seen yet.
+    /// Its position among all requests. Shows whether it was published, so that the device can have seen it.
     pub number: u64,
 }
 

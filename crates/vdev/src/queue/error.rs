@@ -248,7 +248,7 @@ pub enum QueueError {
 }
 
 impl QueueError {
-    /// The ring that it is about, where there is one.
+    /// The ring that it is about, if any.
     pub const fn ring(&self) -> Option<u32> {
         match self {
             Self::Size { ring, .. }

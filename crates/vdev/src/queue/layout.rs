@@ -46,7 +46,7 @@ impl RingLayout {
     /// Refuses a size that no ring of this kind has.
     ///
     /// # Errors
-    /// Where it is such a size.
+    /// If it is such a size.
     pub fn check(&self, ring: u32) -> Result<(), QueueError> {
         let is_allowed = match self.kind {
             RingKind::Split => self.size.is_power_of_two() && self.size <= SIZE_MAX,
@@ -83,7 +83,7 @@ impl RingAreas {
     /// Finds a ring's parts in memory.
     ///
     /// # Errors
-    /// Where one is not in it as a whole, or not aligned.
+    /// If one is not in it as a whole, or not aligned.
     pub fn find(
         layout: &RingLayout,
         address: &VringAddress,

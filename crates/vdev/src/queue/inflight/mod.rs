@@ -6,8 +6,14 @@
 //!   backend: InflightRegion::map ◀───── SET_INFLIGHT_FD ◀───── and brings it to each backend that comes
 //!            queue(n) ──▶ DeviceRing::set_inflight ──▶ resubmit … resubmit ──▶ pop
 //! ```
-//! A backend may be lost between any two writes, so their order is what counts. A process that is lost leaves behind what
-//! it wrote in the order of its program; no more is asked of the processor.
+//! A backend may be killed between any two writes, and the next one recovers from what is in memory then. So the order of the
+//! writes is the whole protocol; [`split`] and [`packed`] give it, and what each moment leaves behind.
+//!
+//! No barriers of the processor are needed. The reader is not another processor that runs at the same time, but a process that
+//! starts after the writer has died. The kernel has then taken the writer off its processor, which makes all of its earlier
+//! stores visible. Only the compiler must keep the order: the writes are volatile, which it does not exchange among each other,
+//! and `compiler_fence` keeps them on their side of the atomic stores that publish. This holds for a killed process, not for
+//! a host that loses power: the region is memory, and is gone then.
 
 mod packed;
 mod split;
@@ -29,7 +35,7 @@ use crate::protocol::{Inflight, MemoryRegion};
 const QUEUES_MAX: u16 = 256;
 /// Queues begin at multiples of this, in all backends.
 const QUEUE_ALIGNMENT: usize = 64;
-/// The version of the layout; 0 is a region that nobody has used.
+/// The version of the layout; 0 is a region that no backend has used.
 const VERSION: u16 = 1;
 
 /// What both kinds of a queue's part begin with: features, then these.
@@ -60,7 +66,7 @@ impl InflightRegion {
     /// New memory for so many queues of this size, and the file to share it by: the answer to `GET_INFLIGHT_FD`.
     ///
     /// # Errors
-    /// Where there are no such queues, or the system has no room.
+    /// If there are no such queues, or the system has no room.
     pub fn create(kind: RingKind, queues: u16, size: u16) -> Result<(Self, SharedFile), QueueError> {
         let mmap_size = check_shape(kind, queues, size)?;
         let failed = |error: MemoryError| refused(queues, size, &error.to_string());
@@ -73,7 +79,7 @@ impl InflightRegion {
     /// Maps what `SET_INFLIGHT_FD` brings.
     ///
     /// # Errors
-    /// Where it does not hold what it should.
+    /// If it does not hold what it should.
     pub fn map(kind: RingKind, description: &Inflight, file: SharedFile) -> Result<Self, QueueError> {
         let Inflight { mmap_size, mmap_offset, num_queues: queues, queue_size: size } = *description;
         let needed = check_shape(kind, queues, size)?;
@@ -95,7 +101,7 @@ impl InflightRegion {
     /// The part of a queue.
     ///
     /// # Errors
-    /// Where it has none.
+    /// If it has none.
     pub fn queue(&self, index: u16) -> Result<InflightQueue, QueueError> {
         let Inflight { num_queues: queues, queue_size: size, .. } = self.description;
         if index >= queues {
@@ -117,13 +123,13 @@ impl InflightQueue {
         self.size
     }
 
-    /// The entries of requests that are recorded as under way, as they stand: for whoever watches a backend. In a split ring
+    /// The entries of requests that are recorded as under way, for tests that watch a backend. In a split ring
     /// an entry is the request's first descriptor.
     pub fn recorded(&self) -> impl Iterator<Item = u16> + '_ {
         (0..self.size).filter(|entry| self.read::<u8>(self.entry(*entry)) != 0)
     }
 
-    /// Its bytes, for whoever writes wrong ones on purpose.
+    /// Its bytes, for tests that write wrong ones on purpose.
     pub const fn area(&self) -> &Area {
         &self.area
     }

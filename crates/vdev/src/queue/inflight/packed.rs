@@ -9,8 +9,20 @@
 //!   publish   the entries go to the front of the free list, used_idx and used_wrap, (the descriptor's flags),
 //!             inflight = 0, then the old ones are as the new ones
 //! ```
-//! Where `used_idx` is not the old one, the flags in the ring say whether the chain was seen. Chains are published one by
-//! one: of a batch, the later ones would lie in the ring as used before the first one is.
+//! Each change is made in the new fields first and copied to the old ones last. So recovery can always undo it or complete it:
+//!
+//! - Killed in pop: `free_head` may have moved, `old_free_head` has not. Recovery restores `free_head` from it, so the entries
+//!   are free again and the chain is not recorded. It is still available in the ring, and is popped again.
+//! - Killed in publish before the used fields are written: `used_idx` equals `old_used_idx`, so recovery restores the free list,
+//!   and the chain is recorded as in flight. It is submitted again; the driver has not seen it as used.
+//! - Killed after the used fields are written: they differ, and the record alone does not show whether the driver can see the
+//!   chain. The ring does: the descriptor at `old_used_idx` has the driver's flags until the device's flags are
+//!   stored. If it is still available, recovery undoes the change, otherwise it completes it.
+//!
+//! The four used fields are one 8-byte write. An index without its wrap counter would be another place in the ring.
+//!
+//! Chains are published one by one, not as a batch. Of a batch, the later chains would be in the ring as used before the first
+//! one is. Used descriptors overwrite available ones, so recovery could not submit those requests again.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -40,7 +52,7 @@ const ADDRESS_AT: usize = 24;
 pub(in crate::queue) struct PackedRecord {
     queue: InflightQueue,
     counter: u64,
-    /// The first free entry; the number of entries where there is none.
+    /// The first free entry; the number of entries if no entry is free.
     free_head: u16,
     free_count: u16,
     /// Of each entry, the next one that is free or in the same chain.
@@ -62,8 +74,8 @@ struct Recorded {
 }
 
 impl PackedRecord {
-    /// Opens the record of a ring with these descriptors, of which all up to `used` were used where nobody has used the
-    /// record before; then it says so: `false`.
+    /// Opens the record of a ring with these descriptors, of which all up to `used` were used if the region is new: no backend has used the
+    /// record before. Returns `false` then.
     pub fn open(
         queue: InflightQueue,
         ring: u32,
@@ -130,7 +142,7 @@ impl PackedRecord {
         self.free_count
     }
 
-    /// Records a chain that it has room for, and says in which entry.
+    /// Records a chain that it has room for, and returns its entry.
     pub fn popped(&mut self, descriptors: &[Descriptor]) -> u16 {
         let head = self.free_head;
         let head_at = self.queue.entry(head);
@@ -163,11 +175,13 @@ impl PackedRecord {
         }
     }
 
-    /// Lets the driver see a chain as used, up to this place: `show` writes the descriptor's flags.
+    /// Makes a chain visible to the driver as used, up to this place: `show` writes the descriptor's flags.
     pub fn publish(&mut self, entry: u16, used: Cursor, show: impl FnOnce()) {
         let was_recorded = self.free(entry);
         self.queue.write(USED_AT, used_fields(used, self.used));
         self.used = used;
+        // The flags stay between the two: recovery looks at them only if the used fields differ, and must find the chain
+        // recorded until the driver can see it.
         compiler_fence(Ordering::SeqCst);
         show();
         compiler_fence(Ordering::SeqCst);
@@ -178,7 +192,7 @@ impl PackedRecord {
         self.queue.write(USED_AT, used_fields(used, used));
     }
 
-    /// Puts the entries of a chain at the front of the free list, where there is such a chain.
+    /// Puts the entries of a chain at the front of the free list, if there is such a chain.
     fn free(&mut self, entry: u16) -> bool {
         let Some(chain) = self.chains.get_mut(usize::from(entry)).map(std::mem::take) else { return false };
         if chain.descriptors == 0 {
@@ -237,7 +251,7 @@ impl PackedRecord {
         self.recover_chains(is_free, size).map_err(wrong)
     }
 
-    /// What is free is not in flight, and says so from now on.
+    /// Entries on the free list are not in flight; clears their `inflight`.
     fn recover_free(&mut self, free_head: u16) -> Option<Vec<bool>> {
         let mut is_free = vec![false; self.next.len()];
         let mut entry = free_head;

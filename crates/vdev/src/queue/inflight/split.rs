@@ -8,7 +8,24 @@
 //!   push      next = last_batch_head, last_batch_head = it
 //!   publish   (the used index), inflight = 0 of each in the batch, used_idx
 //! ```
-//! Where `used_idx` is not the ring's, the last batch was published and is still recorded: it is as long as the difference.
+//! A device that is killed leaves one of these states. No request is lost in any of them, and none that the driver has seen as
+//! used is done again:
+//!
+//! - Before `inflight = 1`: the request is not recorded, but it is still available, since the next device begins at the used
+//!   index plus the number of recorded requests. It pops the request again. The counter is written before, because
+//!   recovery sorts by the counters of all entries with `inflight = 1`.
+//! - After that, until the used index is stored: `used_idx` equals the ring's used index. All requests with `inflight = 1`
+//!   are submitted again, also those that were pushed: the driver has not seen them as used. A write to a disk may happen
+//!   twice then, with the same data.
+//! - After the used index is stored, until `used_idx` is: the driver may have seen the batch, so it must not be done again.
+//!   The difference of the two indices is the length of the batch, and the list from `last_batch_head` names its requests.
+//!   Recovery clears their `inflight`, which repeats what the killed device may have done in part.
+//! - After that the record describes the ring again.
+//!
+//! `used_idx` is therefore written last. Before the zeros, a kill between the two would leave requests recorded that the
+//! driver has seen as used, and nothing would show it. The list may be longer than the batch, or may even be a circle (a
+//! request that was pushed, not published, and pushed again by the next device), so only as many links are followed as the
+//! difference has.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -34,8 +51,8 @@ pub(in crate::queue) struct SplitRecord {
 }
 
 impl SplitRecord {
-    /// Opens the record of a ring whose used index is this. Where nobody has used it before, it begins with nothing and
-    /// says so: `false`.
+    /// Opens the record of a ring whose used index is this. If no backend has used it before, it begins empty and
+    /// this returns `false`.
     pub fn open(queue: InflightQueue, ring: u32, layout: &RingLayout, used: u16) -> Result<(Self, bool), QueueError> {
         let is_old = queue.check(ring, layout)?;
         let batch = Vec::with_capacity(layout.size.into());
@@ -92,6 +109,8 @@ impl SplitRecord {
     /// All that was pushed is visible, up to this used index.
     #[inline]
     pub fn published(&mut self, used: u16) {
+        // The used index was stored before this. The compiler must not move the zeros before it: the requests would be neither
+        // recorded nor used, and would be lost with this process.
         compiler_fence(Ordering::SeqCst);
         for head in self.batch.drain(..) {
             self.queue.write(self.queue.entry(head), 0_u8);

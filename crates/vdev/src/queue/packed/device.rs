@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{Cursor, DO_NOT_TELL, EVENT_DESCRIPTOR, EVENT_FLAGS, TELL, TELL_OF_ONE, is_wanted};
+use super::{
+    Cursor, EVENT_DESCRIPTOR, EVENT_FLAGS, RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE,
+    is_wanted,
+};
 use crate::queue::chain::{Chain, ChainId, NO_ENTRY};
 use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use crate::queue::device::RingPlace;
@@ -29,7 +32,7 @@ impl Device {
     pub fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
         let size = place.layout.size;
         let next = Cursor::from_bits((base & 0xffff) as u16);
-        // Some frontends say nothing of the used half: then all that was available was used.
+        // Some frontends leave the used half 0. Then all that was available was used.
         let used = if base >> 16 == 0 { next } else { Cursor::from_bits((base >> 16) as u16) };
         let is_there = next.index < size && used.index < size;
         if !is_there || used.distance(next, size) > size.into() {
@@ -41,7 +44,7 @@ impl Device {
 
     #[inline]
     pub fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
-        // What the driver wrote before the flags is there once they are.
+        // Pairs with the Release store of the driver's flags: what the driver wrote before them is visible from here on.
         let flags = place.areas.descriptors.load_u16(self.next.flags_at(), Ordering::Acquire);
         if !self.next.is_available(flags) {
             return Ok(false);
@@ -80,7 +83,8 @@ impl Device {
         is_wanted(&place.areas.driver, &place.layout, self.used, descriptors)
     }
 
-    /// The driver looks at the first one, and goes on to the others once its flags are there.
+    /// Publishes all with the flags of the first one. The driver reads used descriptors in order, so it does not look at the
+    /// others before the first one is used. Its flags are stored last and with Release, which makes the others visible with it.
     #[inline]
     fn publish_batch(&mut self, place: &RingPlace) -> u16 {
         let first = self.used;
@@ -102,7 +106,8 @@ impl Device {
         descriptors
     }
 
-    /// One by one, so that there is no moment in which a device that is lost leaves half a batch.
+    /// Publishes one by one. The record can describe one chain that is being published, not a batch: a device that is killed
+    /// in the middle of a batch would leave used descriptors in the ring of which the record knows nothing.
     fn publish_recorded(&mut self, place: &RingPlace) -> u16 {
         let mut descriptors: u16 = 0;
         for (id, written) in self.pushed.drain(..) {
@@ -122,17 +127,17 @@ impl Device {
     }
 
     pub fn disable_kicks(&self, place: &RingPlace) {
-        place.store_device_u16(EVENT_FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+        place.store_device_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DISABLE, Ordering::Relaxed);
     }
 
     pub fn enable_kicks(&self, place: &RingPlace) -> bool {
         if place.layout.event_idx {
             place.store_device_u16(EVENT_DESCRIPTOR, self.next.bits(), Ordering::Relaxed);
-            place.store_device_u16(EVENT_FLAGS, TELL_OF_ONE, Ordering::Release);
+            place.store_device_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DESC, Ordering::Release);
         } else {
-            place.store_device_u16(EVENT_FLAGS, TELL, Ordering::Relaxed);
+            place.store_device_u16(EVENT_FLAGS, RING_EVENT_FLAGS_ENABLE, Ordering::Relaxed);
         }
-        // Either the driver sees that we ask, or we see what it has made available.
+        // Our wish first, then the flags of the next descriptor: see "Sleeping and waking" in `queue`.
         fence(Ordering::SeqCst);
         self.next.is_available(place.areas.descriptors.load_u16(self.next.flags_at(), Ordering::Relaxed))
     }
@@ -144,7 +149,7 @@ impl Device {
     pub fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
         let ring = place.index;
         if self.in_flight > 0 || !self.pushed.is_empty() {
-            return Err(QueueError::Inflight { ring, reason: "requests are under way that it lacks" });
+            return Err(QueueError::Inflight { ring, reason: "requests are in flight that it does not have" });
         }
         let (record, is_old) = PackedRecord::open(queue, ring, &place.layout, &place.areas.descriptors, self.used)?;
         if is_old {
@@ -173,7 +178,7 @@ impl Device {
         self.in_flight
     }
 
-    /// Adds the buffers of the next chain, and says what its id is and how many descriptors it takes.
+    /// Adds the buffers of the next chain, and returns its id and how many descriptors it has.
     #[inline]
     fn walk(&self, place: &RingPlace, chain: &mut Chain) -> Result<(u16, u16), QueueError> {
         let (ring, size) = (place.index, place.layout.size);
@@ -234,8 +239,8 @@ fn add_table(place: &RingPlace, head: u16, table: Descriptor, chain: &mut Chain)
     Ok(())
 }
 
-/// Writes length and id of a used descriptor, and says what its flags are to be. Until they are there, the flags say what
-/// the driver wrote: that is how a device that recovers knows that they were not.
+/// Writes length and id of a used descriptor, and returns its flags, which the caller stores. Until then the descriptor has
+/// the driver's flags. They show a device that recovers that the chain was not published.
 #[inline]
 fn write_used(place: &RingPlace, at: Cursor, id: ChainId, written: u32) -> u16 {
     let start = usize::from(at.index) * DESCRIPTOR_BYTES;

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{Cursor, DO_NOT_TELL, EVENT_DESCRIPTOR, EVENT_FLAGS, TELL, TELL_OF_ONE, is_wanted};
+use super::{
+    Cursor, EVENT_DESCRIPTOR, EVENT_FLAGS, RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE,
+    is_wanted,
+};
 use crate::memory::Area;
 use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use crate::queue::driver::{Buffer, DriverPlace, Fit, Request, TABLE_ENTRIES, Used, with_flags};
@@ -88,7 +91,9 @@ impl Driver {
     #[inline]
     pub fn publish(&mut self, place: &DriverPlace) -> bool {
         let Some((first, flags)) = self.first.take() else { return false };
-        // All that is behind the first descriptor is there before it is.
+        // The device reads descriptors in order and stops at the first one that is not available. So the flags of the first
+        // descriptor of a batch publish the whole batch. They are stored last and with Release: all that was written
+        // behind the first descriptor is visible before it is.
         place.areas.descriptors.store_u16(first.flags_at(), flags, Ordering::Release);
         self.published_numbers = self.numbers;
         let descriptors = std::mem::take(&mut self.unpublished);
@@ -97,7 +102,8 @@ impl Driver {
 
     #[inline]
     pub fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
-        // What the device wrote before the flags, to the ring and to buffers, is there once they are.
+        // Pairs with the Release store of the device's flags: what the device wrote before them, to the ring and to buffers,
+        // is visible from here on.
         let flags = place.areas.descriptors.load_u16(self.used.flags_at(), Ordering::Acquire);
         if !self.used.is_used(flags) {
             return Ok(None);
@@ -122,17 +128,18 @@ impl Driver {
         let area = &place.areas.driver;
         if place.layout.event_idx {
             area.store_u16(EVENT_DESCRIPTOR, self.used.bits(), Ordering::Relaxed);
-            area.store_u16(EVENT_FLAGS, TELL_OF_ONE, Ordering::Release);
+            area.store_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DESC, Ordering::Release);
         } else {
-            area.store_u16(EVENT_FLAGS, TELL, Ordering::Relaxed);
+            area.store_u16(EVENT_FLAGS, RING_EVENT_FLAGS_ENABLE, Ordering::Relaxed);
         }
-        // Either the device sees that we ask, or we see what it has used.
+        // Our wish first, then the flags of the next used descriptor: see "Sleeping and waking" in `queue`. The Release
+        // store above keeps the flags behind the descriptor that they are about: a device that reads DESC also reads it.
         fence(Ordering::SeqCst);
         self.used.is_used(place.areas.descriptors.load_u16(self.used.flags_at(), Ordering::Relaxed))
     }
 
     pub fn disable_calls(&self, place: &DriverPlace) {
-        place.areas.driver.store_u16(EVENT_FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+        place.areas.driver.store_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DISABLE, Ordering::Relaxed);
     }
 
     /// Behind the last descriptor that was used, taken or not.
@@ -175,7 +182,7 @@ impl Driver {
     }
 }
 
-/// Writes the table of the request `id`, and says where it is.
+/// Writes the table of the request `id`, and returns where it is.
 #[inline]
 fn write_table(tables: &Area, id: u16, readable: &[Buffer], writable: &[Buffer]) -> Buffer {
     let first = usize::from(id) * TABLE_ENTRIES;

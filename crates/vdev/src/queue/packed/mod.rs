@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   descriptors   16 bytes each: address, length, id, flags     written by the driver, then by the device
-//!   driver area   which used descriptor the driver wants to be called for
-//!   device area   which available descriptor the device wants to be kicked for
+//!   driver area   driver event suppression: for which used descriptor the device calls
+//!   device area   device event suppression: for which available descriptor the driver kicks
 //! ```
-//! Both sides go round the ring. Two bits of each descriptor's flags say who wrote it last, and their meaning turns over
-//! with each lap.
+//! Both sides go round the ring. Two bits of each descriptor's flags show which side wrote it last. Their meaning flips with
+//! each lap: that is the wrap counter.
 
 mod device;
 mod driver;
@@ -27,16 +27,16 @@ const USED: u16 = 1 << 15;
 
 /// Where in an event area the descriptor is, in the form of [`Cursor::bits`].
 const EVENT_DESCRIPTOR: usize = 0;
-/// Where in an event area it says whether that counts.
+/// Where in an event area the flags are (`RING_EVENT_FLAGS_*`).
 const EVENT_FLAGS: usize = 2;
-/// `RING_EVENT_FLAGS_ENABLE`: tell always.
-const TELL: u16 = 0;
-/// `RING_EVENT_FLAGS_DISABLE`: tell never.
-const DO_NOT_TELL: u16 = 1;
-/// `RING_EVENT_FLAGS_DESC`: tell of one descriptor.
-const TELL_OF_ONE: u16 = 2;
+/// Notify of every batch.
+const RING_EVENT_FLAGS_ENABLE: u16 = 0;
+/// Do not notify.
+const RING_EVENT_FLAGS_DISABLE: u16 = 1;
+/// Notify when the descriptor at [`EVENT_DESCRIPTOR`] is passed.
+const RING_EVENT_FLAGS_DESC: u16 = 2;
 
-/// A place in the ring, and whether the lap is one of those in which a set bit means yes.
+/// An index in the ring and its wrap counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub index: u16,
@@ -47,7 +47,7 @@ impl Cursor {
     /// Where both sides begin.
     pub const START: Self = Self { index: 0, lap: true };
 
-    /// As `SET_VRING_BASE` and event areas have it.
+    /// The form that `SET_VRING_BASE` and event areas use: the wrap counter is bit 15.
     pub const fn bits(self) -> u16 {
         self.index | (self.lap as u16) << 15
     }
@@ -97,7 +97,7 @@ impl Cursor {
         if self.lap { AVAILABLE | USED } else { 0 }
     }
 
-    /// Flags of a descriptor that nobody has written here in this lap.
+    /// Flags of a descriptor that neither side has written here in this lap.
     pub const fn untouched(self) -> u16 {
         if self.lap { 0 } else { AVAILABLE | USED }
     }
@@ -116,13 +116,13 @@ impl Cursor {
     }
 }
 
-/// Whether the other side wants to be told of the last `descriptors` before `new`. What was written before is visible to
-/// whoever asked too late for this to see it.
+/// Whether the other side needs a notification of the last `descriptors` before `new`.
 fn is_wanted(area: &Area, layout: &RingLayout, new: Cursor, descriptors: u16) -> bool {
+    // See "Sleeping and waking" in `queue`.
     fence(Ordering::SeqCst);
     match area.load_u16(EVENT_FLAGS, Ordering::Acquire) & 3 {
-        DO_NOT_TELL => false,
-        TELL_OF_ONE if layout.event_idx => {
+        RING_EVENT_FLAGS_DISABLE => false,
+        RING_EVENT_FLAGS_DESC if layout.event_idx => {
             let at = Cursor::from_bits(area.load_u16(EVENT_DESCRIPTOR, Ordering::Relaxed));
             let event = if at.lap == new.lap { at.index } else { at.index.wrapping_sub(layout.size) };
             is_event_in(event, new.index, new.index.wrapping_sub(descriptors))

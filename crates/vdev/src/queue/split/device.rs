@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{DO_NOT_TELL, FLAGS, INDEX, available_entry, used_entry};
+use super::{FLAGS, INDEX, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, available_entry, used_entry};
 use crate::queue::chain::{Chain, ChainId, NO_ENTRY};
 use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use crate::queue::device::{RingPlace, is_event_in};
@@ -29,10 +29,11 @@ pub(in crate::queue) struct Device {
 impl Device {
     pub fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
         let next = u16::try_from(base).map_err(|_| QueueError::Base { ring: place.index, base })?;
-        // The base says nothing of the used ring, whose index only the device writes: it is where a device before left it.
+        // SET_VRING_BASE has no used index for split rings. Only the device writes that index, so it is read from the ring:
+        // it has the value that the device before left there.
         let used = place.areas.device.load_u16(INDEX, Ordering::Relaxed);
         if place.layout.event_idx {
-            // They mean nothing now, and a device before may have left a 1.
+            // With EVENT_IDX the flags are not used, and the device before may have set NO_NOTIFY.
             place.store_device_u16(FLAGS, 0, Ordering::Relaxed);
         }
         let is_in_flight = vec![false; usize::from(place.layout.size)].into_boxed_slice();
@@ -88,10 +89,11 @@ impl Device {
             return false;
         }
         let old = self.published;
-        // The entries are there before the index says so.
+        // The driver loads the index with Acquire. The Release store orders the used entries, and the data that was written to
+        // buffers, before it: a driver that sees the index also sees them.
         place.store_device_u16(INDEX, self.used, Ordering::Release);
         self.published = self.used;
-        // Either the driver sees the index when it looks again after having asked for a call, or we see that it asked.
+        // Index first, then the driver's wish: see "Sleeping and waking" in `queue`.
         fence(Ordering::SeqCst);
         if let Some(record) = &mut self.record {
             record.published(self.used);
@@ -100,21 +102,21 @@ impl Device {
             let event = place.areas.driver.load_u16(available_entry(place.layout.size), Ordering::Relaxed);
             is_event_in(event, self.used, old)
         } else {
-            place.areas.driver.load_u16(FLAGS, Ordering::Relaxed) & DO_NOT_TELL == 0
+            place.areas.driver.load_u16(FLAGS, Ordering::Relaxed) & VIRTQ_AVAIL_F_NO_INTERRUPT == 0
         }
     }
 
     pub fn disable_kicks(&self, place: &RingPlace) {
-        // With events there is nothing to say: the driver kicks for one entry and not again.
+        // With EVENT_IDX there is nothing to do: the driver kicks once when it passes `avail_event`, and not again.
         if !place.layout.event_idx {
-            place.store_device_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+            place.store_device_u16(FLAGS, VIRTQ_USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
     }
 
     pub fn enable_kicks(&self, place: &RingPlace) -> bool {
         let (at, value) = if place.layout.event_idx { (used_entry(place.layout.size), self.next) } else { (FLAGS, 0) };
         place.store_device_u16(at, value, Ordering::Relaxed);
-        // Either the driver sees that we ask, or we see what it has made available.
+        // Our wish first, then the driver's index: see "Sleeping and waking" in `queue`.
         fence(Ordering::SeqCst);
         place.areas.driver.load_u16(INDEX, Ordering::Relaxed) != self.next
     }
@@ -126,7 +128,7 @@ impl Device {
     pub fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
         let ring = place.index;
         if self.in_flight > 0 || self.used != self.published {
-            return Err(QueueError::Inflight { ring, reason: "requests are under way that it lacks" });
+            return Err(QueueError::Inflight { ring, reason: "requests are in flight that it does not have" });
         }
         let (record, is_old) = SplitRecord::open(queue, ring, &place.layout, self.used)?;
         if is_old {
@@ -155,7 +157,8 @@ impl Device {
     }
 
     fn load_available(&mut self, place: &RingPlace) -> Result<bool, QueueError> {
-        // What the driver wrote before the index is there once the index is.
+        // Pairs with the Release store of the driver's index: entries and descriptors up to it are visible from here on. A
+        // hostile driver may still change them at any time, so each is loaded once and checked after that.
         let to = place.areas.driver.load_u16(INDEX, Ordering::Acquire);
         let size = place.layout.size;
         if to.wrapping_sub(self.next) > size {
@@ -165,7 +168,7 @@ impl Device {
         Ok(to != self.next)
     }
 
-    /// The chain is no longer in flight. It was not where its id was forged.
+    /// The chain is no longer in flight. `false` if it was not, because its id was forged.
     #[inline]
     fn land(&mut self, id: ChainId) -> bool {
         let was_in_flight = self.is_in_flight.get_mut(usize::from(id.number)).is_some_and(std::mem::take);
@@ -174,7 +177,7 @@ impl Device {
     }
 }
 
-/// Adds the buffers of the chain at `head`, and says how many descriptors of the ring it takes.
+/// Adds the buffers of the chain at `head`, and returns how many descriptors of the ring it has.
 #[inline]
 fn walk(place: &RingPlace, head: u16, chain: &mut Chain) -> Result<u16, QueueError> {
     let (ring, size) = (place.index, place.layout.size);

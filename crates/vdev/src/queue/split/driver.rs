@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{DO_NOT_TELL, FLAGS, INDEX, available_entry, used_entry};
+use super::{FLAGS, INDEX, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, available_entry, used_entry};
 use crate::memory::Area;
 use crate::queue::descriptor::{Descriptor, INDIRECT, NEXT};
 use crate::queue::device::is_event_in;
@@ -83,23 +83,26 @@ impl Driver {
             return false;
         }
         let old = self.published;
-        // Descriptors and entries are there before the index says so.
+        // The index is what publishes: the device reads descriptors and entries only up to it, and loads it with Acquire. The
+        // Release store orders all writes of `add` before it. With a relaxed store the processor or the compiler could make
+        // the index visible first, and the device would take the descriptors of an older request for this one.
         place.areas.driver.store_u16(INDEX, self.available, Ordering::Release);
         self.published = self.available;
         self.published_numbers = self.numbers;
-        // Either the device sees the index when it looks again after having asked for a kick, or we see that it asked.
+        // Index first, then the device's wish: see "Sleeping and waking" in `queue`.
         fence(Ordering::SeqCst);
         if place.layout.event_idx {
             let event = place.areas.device.load_u16(used_entry(place.layout.size), Ordering::Relaxed);
             is_event_in(event, self.available, old)
         } else {
-            place.areas.device.load_u16(FLAGS, Ordering::Relaxed) & DO_NOT_TELL == 0
+            place.areas.device.load_u16(FLAGS, Ordering::Relaxed) & VIRTQ_USED_F_NO_NOTIFY == 0
         }
     }
 
     #[inline]
     pub fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
-        // What the device wrote before the index, to the ring and to buffers, is there once the index is.
+        // Pairs with the Release store of the device's index: what the device wrote before it, to the used ring and to
+        // buffers, is visible from here on.
         let to = place.areas.device.load_u16(INDEX, Ordering::Acquire);
         let ring = place.index;
         if to == self.used {
@@ -127,15 +130,15 @@ impl Driver {
         let (at, value) =
             if place.layout.event_idx { (available_entry(place.layout.size), self.used) } else { (FLAGS, 0) };
         place.areas.driver.store_u16(at, value, Ordering::Relaxed);
-        // Either the device sees that we ask, or we see what it has used.
+        // Our wish first, then the device's index: see "Sleeping and waking" in `queue`.
         fence(Ordering::SeqCst);
         place.areas.device.load_u16(INDEX, Ordering::Relaxed) != self.used
     }
 
     pub fn disable_calls(&self, place: &DriverPlace) {
-        // With events there is nothing to say: the device calls for one entry and not again.
+        // With EVENT_IDX there is nothing to do: the device calls once when it passes `used_event`, and not again.
         if !place.layout.event_idx {
-            place.areas.driver.store_u16(FLAGS, DO_NOT_TELL, Ordering::Relaxed);
+            place.areas.driver.store_u16(FLAGS, VIRTQ_AVAIL_F_NO_INTERRUPT, Ordering::Relaxed);
         }
     }
 
@@ -155,7 +158,7 @@ impl Driver {
         &self.requests
     }
 
-    /// Writes a chain of free descriptors from `head` on, and says which is its last.
+    /// Writes a chain of free descriptors from `head` on, and returns the last one.
     #[inline]
     fn write_chain(&self, place: &DriverPlace, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
         let mut left = readable.len() + writable.len();
@@ -181,7 +184,7 @@ impl Driver {
     }
 }
 
-/// Writes the table of `head`, and says that the chain ends with it.
+/// Writes the table of `head`. The chain ends with it, so `head` is returned.
 #[inline]
 fn write_table(place: &DriverPlace, tables: &Area, head: u16, readable: &[Buffer], writable: &[Buffer]) -> u16 {
     let first = usize::from(head) * TABLE_ENTRIES;

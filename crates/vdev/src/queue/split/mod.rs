@@ -12,14 +12,16 @@ mod driver;
 pub(super) use device::Device;
 pub(super) use driver::Driver;
 
-/// Where the flags of either ring are: 1 in it asks not to be told.
+/// Where the flags of either ring are.
 const FLAGS: usize = 0;
 /// Where the index of either ring is.
 const INDEX: usize = 2;
 /// Where the entries of either ring begin.
 const ENTRIES: usize = 4;
-/// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`.
-const DO_NOT_TELL: u16 = 1;
+/// Flag of the available ring: the device need not call.
+const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// Flag of the used ring: the driver need not kick.
+const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
 
 /// Where an entry of the available ring is; behind the last, `used_event`.
 const fn available_entry(slot: u16) -> usize {
