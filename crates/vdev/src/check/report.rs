@@ -13,10 +13,10 @@ use super::verdict::{CaseReport, Expectation, Level, Verdict, seconds};
 pub struct Report {
     /// What was checked: a socket, or a command.
     pub target: String,
-    /// The kind of device, and how it is known; there is none if a frontend was checked.
+    /// The kind of device, and how it is known; missing if a frontend was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<CheckedDevice>,
-    /// What the backend says of itself; there is none where a frontend was checked.
+    /// What the backend reports about itself; missing if a frontend was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<Facts>,
     /// Every case that was looked at, in order.
@@ -84,7 +84,7 @@ impl Report {
         counts.unexpected == 0 && !(strict && counts.passing_now > 0)
     }
 
-    /// The cases that came out in a way that nobody expected.
+    /// The cases that failed and were not expected to.
     pub fn unexpected(&self) -> impl Iterator<Item = &CaseReport> {
         self.cases.iter().filter(|case| case.is_unexpected_failure())
     }
@@ -230,5 +230,80 @@ impl fmt::Display for Failure<'_> {
             writeln!(f, "  stderr | {line}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::facts::DeviceKnown;
+    use crate::check::trace::Trace;
+    use crate::check::verdict::Resources;
+    use crate::virtio::DeviceKind;
+
+    fn case(id: &'static str, level: Level, verdict: Verdict) -> CaseReport {
+        CaseReport {
+            id,
+            level,
+            section: "Ring states",
+            reason: "a ring goes on after its last entry",
+            verdict,
+            expectation: Expectation::None,
+            trace: Trace::default(),
+            duration: Duration::from_millis(12),
+            resources: None,
+            stderr: Vec::new(),
+            note: None,
+            flaky: None,
+        }
+    }
+
+    fn report() -> Report {
+        let descriptors = |descriptors| Resources { descriptors, ..Resources::default() };
+        let crash = CaseReport {
+            stderr: vec!["thread 'main' panicked".into()],
+            resources: Some([descriptors(9), descriptors(12)]),
+            note: Some("it passes on a fresh backend".into()),
+            ..case("hostile.size-huge", Level::Must, Verdict::Crash("SIGABRT (signal 6)".into()))
+        };
+        let expected = CaseReport {
+            expectation: Expectation::Failure("the guest can't use this size".into()),
+            ..case("rings.size-1", Level::May, Verdict::Fail("a ring of 1 entries: the backend closed".into()))
+        };
+        let flaky = CaseReport {
+            flaky: Some([("hang", 1), ("pass", 2)].into()),
+            ..case("data.read", Level::Must, Verdict::Hang("no reply within 5s".into()))
+        };
+        let passes_now = CaseReport {
+            expectation: Expectation::PassesNow("known".into()),
+            note: Some("on a backend that had served 3 other cases: closed the connection".into()),
+            ..case("rings.size-2", Level::Should, Verdict::Pass)
+        };
+        let skipped = case("data.discard", Level::Must, Verdict::Skip("DISCARD is not offered".into()));
+        Report {
+            target: "disk.sock".into(),
+            device: Some(CheckedDevice {
+                kind: DeviceKind::Blk,
+                known: DeviceKnown::Guessed,
+                evidence: Some("its features are a disk's".into()),
+            }),
+            cases: vec![crash, expected, flaky, passes_now, skipped],
+            duration: Duration::from_millis(1500),
+            runs: 3,
+            jobs: 1,
+            notes: vec!["only one backend at a time: the backend was not started with `--spawn`".into()],
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_report_names_the_device_then_failures_then_counts() {
+        insta::assert_snapshot!(report().to_text());
+    }
+
+    #[test]
+    fn each_case_has_a_line_with_its_verdict() {
+        let lines: Vec<_> = report().cases.iter().map(ToString::to_string).collect();
+        insta::assert_snapshot!(lines.join("\n"));
     }
 }

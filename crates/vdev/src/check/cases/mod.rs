@@ -106,6 +106,15 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_is_listed_with_its_section_and_reason() {
+        let lines = all().map(|case| {
+            let (level, id) = (case.level, case.id);
+            format!("{level} {id}\n    {}\n    {}\n", case.section, case.reason)
+        });
+        insta::assert_snapshot!(lines.collect::<String>());
+    }
+
+    #[test]
     fn every_group_has_rules_that_bind() {
         let groups = [
             "handshake",

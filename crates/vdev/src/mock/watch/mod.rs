@@ -197,3 +197,21 @@ fn case(rule: Rule, outcome: Option<&Outcome>) -> CaseReport {
         flaky: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_broken_rules_and_counts() {
+        let watch = Watch::new("vmm.sock").of_device(DeviceKind::Blk);
+        {
+            let mut state = watch.lock();
+            state.outcomes.held(Rule::Header);
+            state.outcomes.broken(Rule::RingBase, "ring 0 starts without SET_VRING_BASE");
+            state.outcomes.broken(Rule::StopNum, "GET_VRING_BASE of ring 0 has num 3");
+        }
+        let report = Report { duration: std::time::Duration::ZERO, ..watch.report() };
+        insta::assert_snapshot!(report.to_text());
+    }
+}

@@ -163,4 +163,13 @@ mod tests {
         );
         assert!(Rule::ALL.len() >= 25, "{}", Rule::ALL.len());
     }
+
+    #[test]
+    fn every_rule_is_listed_with_its_section_and_reason() {
+        let lines = Rule::ALL.iter().map(|rule| {
+            let About { id, level, section, reason } = rule.about();
+            format!("{level} {id}\n    {section}\n    {reason}\n")
+        });
+        insta::assert_snapshot!(lines.collect::<String>());
+    }
 }

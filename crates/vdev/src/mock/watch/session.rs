@@ -148,7 +148,7 @@ impl SessionView {
         self.ring(queue.into(), |ring| ring.was_kicked = true);
     }
 
-    /// The frontend has left by itself.
+    /// The frontend has disconnected on its own.
     pub fn left(&self, outcomes: &mut Outcomes) {
         if self.features.is_some() && self.owners == 0 {
             outcomes.broken(Rule::Owner, "features were negotiated, but SET_OWNER never came");
