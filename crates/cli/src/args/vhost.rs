@@ -27,21 +27,13 @@ pub struct VhostArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum VhostCommand {
-    /// Show what a backend offers
     Probe(ProbeArgs),
-    /// Check a backend against the specification, rule by rule
     Check(CheckArgs),
-    /// Measure a backend: handshake, round trip, a disk under load
     Bench(BenchArgs),
-    /// Connect many clients to a backend, well-behaved and faulty
     Stress(StressArgs),
-    /// Run a backend: correct by default, faulty by script
     Mock(MockArgs),
-    /// Forward and record the messages of a frontend and a backend
     Tap(TapArgs),
-    /// Print a recording, field by field
     Show(ShowArgs),
-    /// Replay the frontend's messages of a recording and compare replies
     Replay(ReplayArgs),
 }
 

@@ -1,5 +1,7 @@
 //! `kiln vhost bench`: how fast a backend is.
 
+use std::fmt::{self, Write as _};
+
 use comfy_table::{CellAlignment, Table, presets};
 use kiln_vdev::bench::{self, BenchError, BenchOptions, Latency, Report};
 use kiln_vdev::frontend;
@@ -40,7 +42,7 @@ pub fn run(args: &BenchArgs) -> Result<u8, Failure> {
     let report = report.map_err(|error| of_bench(args, error))?;
     match args.json {
         true => print_json(&report)?,
-        false => show(&report)?,
+        false => print(text(&report)?.trim_end())?,
     }
     Ok(stop.code().unwrap_or(0))
 }
@@ -53,10 +55,13 @@ fn of_bench(args: &BenchArgs, error: BenchError) -> Failure {
     }
 }
 
-fn show(report: &Report) -> anyhow::Result<()> {
+/// What people read.
+fn text(report: &Report) -> Result<String, fmt::Error> {
+    let mut text = String::new();
     if let Some(disk) = &report.disk {
         let words = |is: bool, word: &'static str| if is { word } else { "" };
-        print(format_args!(
+        writeln!(
+            text,
             "{}: {:.1} MiB, {} queues of {} descriptors, {}{}{}, seed {}",
             plain(&report.socket),
             disk.capacity_bytes as f64 / f64::from(1 << 20),
@@ -66,7 +71,7 @@ fn show(report: &Report) -> anyhow::Result<()> {
             words(disk.indirect, ", indirect"),
             words(disk.event_idx, ", event idx"),
             report.seed
-        ))?;
+        )?;
     }
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
@@ -100,12 +105,15 @@ fn show(report: &Report) -> anyhow::Result<()> {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    print(table)?;
+    writeln!(text, "{table}")?;
     for load in report.loads.iter().filter(|load| load.short > 0) {
-        print(format_args!("{} requests at depth {} have too small a used length", load.short, load.depth))?;
+        writeln!(text, "{} requests at depth {} have too small a used length", load.short, load.depth)?;
     }
-    report.notes.iter().try_for_each(|note| print(plain(note)))?;
-    if report.stopped { print("stopped early: these are the results until then") } else { Ok(()) }
+    report.notes.iter().try_for_each(|note| writeln!(text, "{}", plain(note)))?;
+    if report.stopped {
+        text.push_str("stopped early: these are the results until then\n");
+    }
+    Ok(text)
 }
 
 fn size(bytes: u32) -> String {
@@ -113,5 +121,51 @@ fn size(bytes: u32) -> String {
         bytes if bytes.is_multiple_of(1 << 20) => format!("{}M", bytes >> 20),
         bytes if bytes.is_multiple_of(1 << 10) => format!("{}k", bytes >> 10),
         bytes => bytes.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_vdev::bench::{DiskReport, HandshakeReport, LoadReport, Pattern};
+
+    use super::*;
+
+    fn latency(n: u64) -> Latency {
+        Latency { n, min_ns: 9_000, mean_ns: 14_000, p50_ns: 12_300, p95_ns: 20_000, p99_ns: 31_500, max_ns: 900_000 }
+    }
+
+    #[test]
+    fn a_measurement_is_a_table_with_notes() {
+        let load = LoadReport {
+            pattern: Pattern::RandRead,
+            block_bytes: 4096,
+            depth: 32,
+            queues: 2,
+            requests: 1_000,
+            writes: 0,
+            seconds: 1.0,
+            iops: 123_456.0,
+            bytes_per_second: 505_675_776.0,
+            short: 1,
+            latency: latency(1_000),
+        };
+        let report = Report {
+            socket: "disk.sock".into(),
+            seed: 7,
+            handshake: HandshakeReport { until: "rings started".into(), latency: latency(100) },
+            round_trip: latency(100),
+            disk: Some(DiskReport {
+                capacity_bytes: 64 << 20,
+                queues: 2,
+                queue_size: 256,
+                ring: "split".into(),
+                indirect: true,
+                event_idx: true,
+            }),
+            loads: vec![load],
+            stopped: true,
+            notes: vec!["failed to stop the rings: timeout".into()],
+        };
+        insta::assert_snapshot!(text(&report).expect("can be formatted"));
     }
 }

@@ -75,7 +75,7 @@ fn write_reports(args: &CheckArgs, options: &Options, report: &Report) -> anyhow
     Ok(())
 }
 
-/// Each line by itself, so that a peer's words end where their line does.
+/// Cleans each line on its own, so that a peer's words end at the end of their line.
 pub fn plain_lines(text: &str) -> String {
     text.lines().map(|line| plain(line) + "\n").collect()
 }

@@ -59,3 +59,40 @@ fn of_connecting(path: &Path, error: &std::io::Error) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_usual_cause_has_a_hint() {
+        let socket = || "disk.sock".to_owned();
+        let connect = |kind: ErrorKind| SocketError::Connect { socket: socket(), source: io::Error::from(kind) };
+        let listen = |kind: ErrorKind| SocketError::Listen { socket: socket(), source: io::Error::from(kind) };
+        let timeout = SocketError::Timeout {
+            socket: socket(),
+            doing: "waiting for the reply to GET_FEATURES".into(),
+            waited: Duration::from_secs(5),
+        };
+        let errors = [
+            connect(ErrorKind::NotFound),
+            connect(ErrorKind::ConnectionRefused),
+            connect(ErrorKind::PermissionDenied),
+            connect(ErrorKind::WouldBlock),
+            connect(ErrorKind::InvalidInput),
+            listen(ErrorKind::AddrInUse),
+            listen(ErrorKind::InvalidInput),
+            timeout,
+        ];
+        // The root folder exists, as a socket without a listener does.
+        let lines = errors.iter().map(|error| {
+            let hint = hint(Path::new("/"), error).expect("a usual cause has a hint");
+            let source = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));
+            format!("{error}{source}\nhint: {hint}\n")
+        });
+        insta::assert_snapshot!(lines.collect::<String>());
+    }
+}

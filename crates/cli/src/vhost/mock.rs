@@ -28,7 +28,7 @@ use crate::output::{print, print_json};
 
 /// Where the host behind a network card without a TAP is.
 const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// Queues of a disk if nobody says how many.
+/// Queues of a disk without --queues.
 const BLK_QUEUES: u16 = 4;
 /// Warnings that are written within [`WARNINGS_TIME`].
 const WARNINGS_MAX: u32 = 20;
@@ -195,7 +195,7 @@ fn print_capabilities(device: &dyn Device) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Those who hear what happens: the log, and whoever judges the frontend.
+/// The observers of a session: the log, and the judge of the frontend if there is one.
 struct Observers {
     watch: Option<Arc<Watch>>,
     /// Since when warnings are counted, and how many there were.

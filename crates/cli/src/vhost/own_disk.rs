@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use kiln_vdev::memory::SharedFile;
 
-/// A disk that nobody named: a file beside the socket, as long as the mock lives. Like the socket it outlives a mock that is
+/// The disk of a mock without --file: a file beside the socket, as long as the mock lives. Like the socket it outlives a mock that is
 /// killed, and the next one on that socket goes on with it, as a disk does. Without a path it is in memory.
 pub struct OwnDisk {
     file: OwnedFd,
@@ -44,7 +44,7 @@ impl OwnDisk {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 
-    /// From now on nobody else has it.
+    /// From now on it is used only by this mock.
     pub fn remove_at_end(mut self) -> Self {
         self.is_removed = true;
         self
@@ -54,7 +54,7 @@ impl OwnDisk {
 impl Drop for OwnDisk {
     fn drop(&mut self) {
         if let (true, Some(path)) = (self.is_removed, &self.path) {
-            // Somebody else may have removed it.
+            // Another process may have removed it.
             let _ = fs_err::remove_file(path);
         }
     }

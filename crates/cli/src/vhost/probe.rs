@@ -104,11 +104,15 @@ fn bits(row: &mut impl FnMut(&str, String), name: &str, bits: &NamedBits) {
 
 #[cfg(test)]
 mod tests {
-    use kiln_vdev::probe::{ConfigReport, DeviceReport};
+    use kiln_vdev::probe::{ConfigReport, DeviceReport, Quirk, QuirkId};
     use kiln_vdev::protocol::ProtocolFeatures;
     use kiln_vdev::virtio::{DeviceKind, feature};
 
     use super::*;
+
+    fn quirk(id: QuirkId, tried: &'static str, behaviour: &str) -> Quirk {
+        Quirk { id, tried, behaviour: behaviour.into(), is_deadly: false }
+    }
 
     fn report() -> ProbeReport {
         let mut config = vec![0; 60];
@@ -126,7 +130,10 @@ mod tests {
             status: None,
             shared_memory: vec![(1, 4096)],
             config: Some(ConfigReport::new(kind, features, config)),
-            quirks: Vec::new(),
+            quirks: vec![
+                quirk(QuirkId::SecondConnection, "a second connection while one is open", "served beside the first"),
+                quirk(QuirkId::AfterClientLeft, "after its client disconnects", "accepts no more connections"),
+            ],
             handshake_us: 340,
             round_trip_us: Some(16),
             problems: vec!["`disk.sock` said \u{1b}[2J".into()],

@@ -1,5 +1,7 @@
 //! `kiln vhost replay`: the frontend's part again, to another backend.
 
+use std::fmt::{self, Write as _};
+
 use kiln_vdev::tap::{Recording, RecordingError, Replay, ReplayOptions, ReplayReport};
 use owo_colors::OwoColorize as _;
 
@@ -39,27 +41,60 @@ pub fn run(args: &ReplayArgs) -> Result<u8, Failure> {
     }
     match args.json {
         true => print_json(&report)?,
-        false => print_report(&report)?,
+        false => print(text(&report)?.trim_end())?,
     }
     Ok(if report.differences.is_empty() { 0 } else { FAILED })
 }
 
-fn print_report(report: &ReplayReport) -> anyhow::Result<()> {
+/// What people read.
+fn text(report: &ReplayReport) -> Result<String, fmt::Error> {
+    let mut text = String::new();
     let ReplayReport { sessions, sent, same, not_compared, differences, more_differences } = report;
     for difference in differences {
         let (seconds, micros) = (difference.time_us / 1_000_000, difference.time_us % 1_000_000);
         let name = plain(&difference.request);
         let times = if difference.count == 1 { String::new() } else { format!(", {} times", difference.count) };
-        print(format_args!("{} session {}, {seconds}.{micros:06}{times}", name.bold(), difference.session))?;
-        print(format_args!("  recorded: {}", plain(&difference.recorded)))?;
-        print(format_args!("  now:      {}", plain(&difference.replayed)))?;
+        writeln!(text, "{} session {}, {seconds}.{micros:06}{times}", name.bold(), difference.session)?;
+        writeln!(text, "  recorded: {}", plain(&difference.recorded))?;
+        writeln!(text, "  now:      {}", plain(&difference.replayed))?;
     }
     if *more_differences > 0 {
-        print(format_args!("and {more_differences} more"))?;
+        writeln!(text, "and {more_differences} more")?;
     }
     let count = *more_differences + differences.iter().map(|difference| difference.count).sum::<u64>();
-    print(format_args!(
-        "{sessions} sessions, {sent} messages sent: {same} replies are the same, {count} differ, {not_compared} \
-         depend on data"
-    ))
+    writeln!(
+        text,
+        "{sessions} sessions, {sent} messages sent: {same} replies are the same, {count} differ, \
+         {not_compared} depend on data"
+    )?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_vdev::tap::Difference;
+
+    use super::*;
+
+    #[test]
+    fn differences_are_listed_before_the_counts() {
+        let difference = Difference {
+            session: 1,
+            time_us: 1_000_250,
+            request: "GET_QUEUE_NUM".into(),
+            recorded: "queues 4".into(),
+            replayed: "queues 1".into(),
+            count: 2,
+        };
+        let report = ReplayReport {
+            sessions: 1,
+            sent: 31,
+            same: 9,
+            not_compared: 2,
+            differences: vec![difference],
+            more_differences: 3,
+        };
+        let text = text(&report).expect("can be formatted");
+        insta::assert_snapshot!(anstream::adapter::strip_str(&text));
+    }
 }

@@ -22,7 +22,7 @@ pub fn run(args: &ShowArgs) -> Result<u8, Failure> {
     let colors = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
     let mut out = BufWriter::new(anstream::stdout().lock());
     match show(recording, args, colors, &mut out) {
-        // Whoever stopped reading wants no more.
+        // The reader closed the pipe, for example `head`.
         Err(Broken::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(0),
         Err(Broken::Output(error)) => Err(anyhow::Error::new(error).context("failed to write to stdout").into()),
         Err(Broken::Recording(error)) => Err(error.into()),

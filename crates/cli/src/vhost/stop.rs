@@ -1,4 +1,4 @@
-//! Signals to commands that run until they are told to end: a thread hears them and tells whoever polls.
+//! Signals for commands that run until they are stopped: a thread waits for them and sets an event and a flag.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -39,7 +39,7 @@ impl Stop {
         Ok(Self { event, flag, code })
     }
 
-    /// Readable once kiln was told to end. Nobody takes what is there, so all who poll it hear of it.
+    /// Readable once kiln was stopped. It is never read, so every thread that polls it sees it.
     pub const fn event(&self) -> &Event {
         &self.event
     }

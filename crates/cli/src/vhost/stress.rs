@@ -1,4 +1,6 @@
-//! `kiln vhost stress`: clients that come, go, stop half-way and say too much.
+//! `kiln vhost stress`: many clients, well-behaved and faulty.
+
+use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 use kiln_vdev::frontend;
@@ -28,7 +30,7 @@ pub fn run(args: &StressArgs) -> Result<u8, Failure> {
     drop(progress);
     match args.json {
         true => print_json(&report)?,
-        false => show(&report)?,
+        false => print(text(&report)?.trim_end())?,
     }
     Ok(match stop.code() {
         Some(code) => code,
@@ -37,20 +39,23 @@ pub fn run(args: &StressArgs) -> Result<u8, Failure> {
     })
 }
 
-fn show(report: &StressReport) -> anyhow::Result<()> {
+/// What people read.
+fn text(report: &StressReport) -> anyhow::Result<String> {
+    let mut text = String::new();
     let serves = match report.concurrency {
         Concurrency::Many => "serves all clients at the same time",
         Concurrency::OneOthersWait => "serves one client at a time; others wait",
         Concurrency::OneOthersRefused => "serves one client at a time; others are refused",
     };
-    print(format_args!(
+    writeln!(
+        text,
         "{}: {} clients, {} cycles each in {:.1} s, seed {}; {serves}",
         plain(&report.socket),
         report.clients,
         report.cycles,
         report.seconds,
         report.seed
-    ))?;
+    )?;
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["", "cycles", "not served", "failed"]);
@@ -63,24 +68,56 @@ fn show(report: &StressReport) -> anyhow::Result<()> {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    print(table)?;
+    writeln!(text, "{table}")?;
     let micros = |nanos: u64| nanos as f64 / 1e3;
     let handshake = report.handshake;
-    print(format_args!(
+    writeln!(
+        text,
         "handshake p50 {:.0} µs, p99 {:.0} µs, including the wait for a turn",
         micros(handshake.p50_ns),
         micros(handshake.p99_ns)
-    ))?;
+    )?;
     if let Some(process) = report.process {
         let words = |facts: ProcessFacts| format!("{} descriptors, {} KiB", facts.fds, facts.rss_kib);
         let after = process.after.map_or_else(|| "it has exited".to_owned(), words);
-        print(format_args!("process {}: {} before, after: {after}", process.pid, words(process.before)))?;
+        writeln!(text, "process {}: {} before, after: {after}", process.pid, words(process.before))?;
     }
     for failure in &report.failures {
-        print(format_args!("client {}, cycle {}: {}", failure.client, failure.cycle, plain(&failure.error)))?;
+        writeln!(text, "client {}, cycle {}: {}", failure.client, failure.cycle, plain(&failure.error))?;
     }
     if let Some(dead) = &report.dead {
-        print(format_args!("the backend does not serve any more: {}", plain(dead)))?;
+        writeln!(text, "the backend does not serve any more: {}", plain(dead))?;
     }
-    if report.stopped { print("stopped early: these are the results until then") } else { Ok(()) }
+    if report.stopped {
+        text.push_str("stopped early: these are the results until then\n");
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_vdev::bench::Latency;
+    use kiln_vdev::stress::{CycleKind, Failure, KindReport, ProcessReport};
+
+    use super::*;
+
+    #[test]
+    fn a_run_is_described_with_its_failures() {
+        let kind = CycleKind::HalfMessage;
+        let report = StressReport {
+            socket: "disk.sock".into(),
+            seed: 7,
+            clients: 10,
+            cycles: 1000,
+            seconds: 12.34,
+            concurrency: Concurrency::OneOthersWait,
+            kinds: vec![KindReport { kind, cycles: 900, not_served: 100, failed: 1 }],
+            handshake: Latency { n: 5, p50_ns: 340_000, p99_ns: 900_000, ..Latency::default() },
+            failures: vec![Failure { client: 3, cycle: 17, kind, error: "`disk.sock` was closed by its peer".into() }],
+            process: Some(ProcessReport { pid: 4711, before: ProcessFacts { fds: 9, rss_kib: 4096 }, after: None }),
+            dead: Some("no reply within 5s".into()),
+            stopped: true,
+        };
+        insta::assert_snapshot!(text(&report).expect("can be formatted"));
+    }
 }
