@@ -18,7 +18,7 @@ impl Random {
         random
     }
 
-    /// A seed that nobody has chosen.
+    /// A random seed.
     pub fn fresh_seed() -> u64 {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let nanos = now.map_or(0, |now| now.subsec_nanos().into());

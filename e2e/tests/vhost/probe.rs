@@ -33,7 +33,7 @@ fn how_the_storage_daemon_behaves_at_the_edges_is_found_without_harming_it() {
     let quirk = |id| behaviour(&report, id);
     assert_eq!(quirk("second_connection"), "queued until the first ends");
     assert_eq!(quirk("after_client_left"), "keeps listening");
-    assert!(quirk("early_need_reply").starts_with("answers 0"));
+    assert!(quirk("early_need_reply").starts_with("replies 0"));
     assert!(quirk("unknown_request").ends_with("then closes"));
     // Fails if it has ended.
     daemon.kill_and_restart();
@@ -57,7 +57,7 @@ fn virtiofsd_is_probed_and_ends_with_its_first_client() {
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     let report = json(&outcome);
     assert_eq!((&report["queues"], &report["max_mem_slots"]), (&2.into(), &509.into()));
-    assert_eq!(behaviour(&report, "after_client_left"), "takes no more connections");
+    assert_eq!(behaviour(&report, "after_client_left"), "accepts no more connections");
 }
 
 #[test]

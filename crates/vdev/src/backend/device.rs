@@ -53,7 +53,7 @@ pub trait Device: Send + Sync {
     /// Changes its configuration space.
     ///
     /// # Errors
-    /// Where not all of it may be changed; then nothing was.
+    /// If not all of it may be changed; then nothing was.
     fn set_config(&self, write: &ConfigWrite<'_>) -> Result<(), DeviceError> {
         Err(DeviceError::ReadOnly { offset: write.offset, bytes: write.bytes.len() })
     }
@@ -61,7 +61,7 @@ pub trait Device: Send + Sync {
     /// Takes the MTU of the host (`NET_SET_MTU`).
     ///
     /// # Errors
-    /// Where it can't be that.
+    /// If it can't be that.
     fn set_mtu(&self, mtu: u64) -> Result<(), DeviceError> {
         Err(DeviceError::Mtu { mtu })
     }
@@ -69,7 +69,7 @@ pub trait Device: Send + Sync {
     /// Announces the guest with this address (`SEND_RARP`).
     ///
     /// # Errors
-    /// Where it can't.
+    /// If it can't.
     fn announce(&self, _mac: [u8; 6]) -> Result<(), DeviceError> {
         Err(DeviceError::Unsupported { what: "announce" })
     }
@@ -82,7 +82,7 @@ pub trait Device: Send + Sync {
     /// Takes the state that another has saved.
     ///
     /// # Errors
-    /// Where it is not one of this device.
+    /// If it is not one of this device.
     fn load_state(&self, state: &[u8]) -> Result<(), DeviceError> {
         if state.is_empty() { Ok(()) } else { Err(DeviceError::State { bytes: state.len() }) }
     }
@@ -94,7 +94,7 @@ pub trait Device: Send + Sync {
     /// the frontend goes.
     ///
     /// # Errors
-    /// Where the system has no room for it.
+    /// If the system has no room for it.
     fn start(&self, worker: u16, features: u64) -> io::Result<Box<dyn QueueHandler>>;
 }
 
@@ -173,14 +173,14 @@ pub trait QueueHandler: Send {
     /// A queue that is enabled was started, kicked, enabled, or is polled.
     ///
     /// # Errors
-    /// Where the ring can't be believed.
+    /// If the ring can't be believed.
     fn process(&mut self, queues: &mut Queues, queue: u16) -> Result<Work, QueueError>;
 
     /// A queue that is disabled was kicked: it may be emptied, without any effect on the world. Left as it is, its buffers
     /// wait until it is enabled.
     ///
     /// # Errors
-    /// Where the ring can't be believed.
+    /// If the ring can't be believed.
     fn discard(&mut self, _queues: &mut Queues, _queue: u16) -> Result<Work, QueueError> {
         Ok(Work::Left)
     }

@@ -98,14 +98,14 @@ pub struct AnswerFault {
     pub cut_after: Option<usize>,
 }
 
-/// How a backend goes about its clients, other than at once and one after the other for ever.
+/// How a backend goes about its clients, if not at once and one after the other forever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Serving {
     /// How long it takes until it listens.
     pub start_delay: Duration,
     /// How long a connection waits before it is accepted.
     pub accept_delay: Duration,
-    /// How long after a client has left whoever connects is closed at once.
+    /// How long after a client has left new connections are closed at once.
     pub pause: Duration,
     /// After how many clients it ends; never, if it is left out.
     pub clients: Option<u64>,

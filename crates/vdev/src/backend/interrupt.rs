@@ -1,8 +1,8 @@
 //! Gets a thread out of a system call that a peer has it wait in.
 //!
 //! A peer that shares an eventfd or a pipe with a worker takes `O_NONBLOCK` off it at any time, and there is no way to write
-//! to an eventfd that never waits. Whoever waits for the worker interrupts it: the call returns `EINTR`, and the worker sees
-//! what it is told.
+//! to an eventfd that never waits. The thread that waits for the worker interrupts it: the call returns `EINTR`, and the
+//! worker sees its commands.
 #![expect(unsafe_code, reason = "a signal handler that does nothing, and sending its signal to one thread")]
 
 use std::mem::MaybeUninit;

@@ -9,7 +9,7 @@
 //! It follows QEMU's `docs/interop/vhost-user.rst` at its strictest. What was not offered or not negotiated is refused: the
 //! frontend is told so where it asks to be told (`need_reply`), else the connection is closed; nothing is ever done in
 //! part. A ring that can't be believed is left alone and its error signalled. [`fault`] is where a mock is wrong on purpose,
-//! [`SessionEvent`] is what whoever prints or judges sees.
+//! A [`SessionEvent`] is what an observer sees.
 
 mod device;
 pub mod fault;
@@ -25,7 +25,7 @@ mod signal;
 mod worker;
 
 pub use device::{ConfigWrite, Device, DeviceError, QueueHandler, STATE_BYTES_MAX, Work};
-pub use observe::{Nobody, Observer, SessionEvent};
+pub use observe::{NoObserver, Observer, SessionEvent};
 pub use queues::{Queue, Queues, StoppedQueue};
 pub use refusal::{Refusal, SessionError};
 pub use rustix::event::epoll::EventFlags;

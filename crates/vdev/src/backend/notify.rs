@@ -28,10 +28,10 @@ impl BackendChannel {
         Self { channel, is_over: AtomicBool::new(false), acknowledged }
     }
 
-    /// Says that the configuration has changed. Nobody waits for an answer: the frontend may be waiting for one of ours.
+    /// Reports that the configuration has changed. Does not wait for a reply: the frontend may be waiting for one of ours.
     ///
     /// # Errors
-    /// Where the frontend does not take it in time.
+    /// If the frontend does not take it in time.
     pub fn config_changed(&self) -> Result<(), SocketError> {
         self.say(|channel| channel.send(&ConfigChangeMsg(Empty), &[]))
     }
@@ -39,7 +39,7 @@ impl BackendChannel {
     /// Says something and waits until the frontend has done it, where it can say so.
     ///
     /// # Errors
-    /// Where the frontend does not take it, or does not answer in time.
+    /// If the frontend does not take it, or does not answer in time.
     pub fn tell<M: Message>(&self, message: &M) -> Result<(), SocketError> {
         self.say(
             |channel| {
@@ -51,7 +51,7 @@ impl BackendChannel {
     /// Says anything at all.
     ///
     /// # Errors
-    /// Where the frontend does not take it in time.
+    /// If the frontend does not take it in time.
     pub fn send_raw(&self, request: u32, flags: Flags, payload: &[u8]) -> Result<(), SocketError> {
         self.say(|channel| channel.send_raw(request, flags, payload, &[]))
     }
@@ -95,7 +95,7 @@ impl Notify {
     /// Tells the frontend.
     ///
     /// # Errors
-    /// Where it can't be told.
+    /// If it can't be told.
     pub fn tell(&self, ring: u16, what: Told) -> io::Result<()> {
         let state = VringState { index: ring.into(), num: 0 };
         match (self, what) {

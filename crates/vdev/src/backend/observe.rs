@@ -93,10 +93,10 @@ pub trait Observer: Send + Sync {
     fn event(&self, event: &SessionEvent<'_>);
 }
 
-/// Nobody.
+/// Ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Nobody;
+pub struct NoObserver;
 
-impl Observer for Nobody {
+impl Observer for NoObserver {
     fn event(&self, _event: &SessionEvent<'_>) {}
 }

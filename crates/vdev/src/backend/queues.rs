@@ -67,7 +67,7 @@ impl Queue {
     /// Takes the next chain of buffers. Returns whether there was one.
     ///
     /// # Errors
-    /// Where the ring can't be believed.
+    /// If the ring can't be believed.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         // What a backend before this one had taken comes first.
         self.resubmits = self.resubmits && self.ring.resubmit(chain)?;
@@ -113,7 +113,7 @@ impl Queue {
             self.notify();
         }
         if let Some(event) = &self.log_changed {
-            // Whoever waits for it reads the log anyway when it comes to an end.
+            // The frontend reads the log anyway at the end of a migration.
             let _ = event.signal_watched();
         }
     }
@@ -148,7 +148,7 @@ impl Queue {
         self.ring.layout()
     }
 
-    /// Its parts, for whoever writes wrong rings on purpose.
+    /// Its areas, for a mock that writes wrong rings on purpose.
     pub const fn areas(&self) -> &RingAreas {
         self.ring.areas()
     }
@@ -163,7 +163,7 @@ impl Queue {
     }
 }
 
-/// A ring that was stopped, for whoever goes on writing to it on purpose.
+/// A stopped ring, for a mock that keeps writing to it on purpose.
 pub struct StoppedQueue(Box<Queue>);
 
 impl StoppedQueue {
@@ -217,7 +217,7 @@ impl Queues {
     /// token while it is ready.
     ///
     /// # Errors
-    /// Where it can't be waited for, or is already.
+    /// If it can't be waited for, or is already.
     pub fn watch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
         debug_assert!(token < OWN_TOKENS, "the token is a handler's");
         self.watch_any(fd, token, interest)
@@ -226,7 +226,7 @@ impl Queues {
     /// Changes what a descriptor is waited for.
     ///
     /// # Errors
-    /// Where it is not waited for.
+    /// If it is not waited for.
     pub fn rewatch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), interest)?)
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::device::Device;
 use super::fault::{Faults, Serving};
-use super::observe::{Nobody, Observer, SessionEvent};
+use super::observe::{NoObserver, Observer, SessionEvent};
 use super::refusal::SessionError;
 use super::session::Session;
 use crate::socket::{Channel, Event, Listener, SocketError, wait_readable};
@@ -30,7 +30,7 @@ impl Default for Options {
         Self {
             message_timeout: Duration::from_secs(3),
             stop_timeout: Duration::from_secs(10),
-            observer: Arc::new(Nobody),
+            observer: Arc::new(NoObserver),
             faults: None,
         }
     }
@@ -55,7 +55,7 @@ impl Server {
     /// A server of this device.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn new(device: Arc<dyn Device>, options: Options) -> std::io::Result<Self> {
         Ok(Self { device, options, config_changed: Event::new()? })
     }
@@ -68,15 +68,15 @@ impl Server {
     /// An event by which the device says that its configuration has changed; the frontend is told, if it can be.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn config_changed(&self) -> std::io::Result<Event> {
         self.config_changed.try_clone()
     }
 
-    /// Serves whoever connects, until it is told to stop. Returns how many frontends there were.
+    /// Serves frontends until it is stopped. Returns how many there were.
     ///
     /// # Errors
-    /// Where nothing can be waited for.
+    /// If nothing can be waited for.
     pub fn serve(&self, listener: &Listener, stop: &Event) -> std::io::Result<u64> {
         let serving = self.options.faults.as_ref().map_or_else(Serving::default, |faults| faults.serving());
         let (mut clients, mut pauses_until) = (0, None);
@@ -106,7 +106,7 @@ impl Server {
     /// many frontends there were.
     ///
     /// # Errors
-    /// Where it is no such socket.
+    /// If it is no such socket.
     pub fn serve_fd(&self, socket: OwnedFd, stop: &Event) -> std::io::Result<u64> {
         if rustix::net::sockopt::socket_domain(&socket)? != rustix::net::AddressFamily::UNIX {
             return Err(std::io::Error::other("it is not a Unix socket"));

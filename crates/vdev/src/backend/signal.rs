@@ -11,11 +11,11 @@ use crate::socket::Event;
 /// started later; so this comes first in `main`.
 ///
 /// # Errors
-/// Where the process has no descriptors left.
+/// If the process has no descriptors left.
 pub fn stop_on_signals() -> io::Result<Event> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: the set is initialised by `sigemptyset` before it is used; the descriptor that `signalfd` returns is new
-    // and nobody else's.
+    // and of no other thread.
     let fd = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);

@@ -30,7 +30,7 @@ pub struct Load {
 /// then counts.
 ///
 /// # Errors
-/// Where the load can't be had from this disk, or the device fails a request or lies.
+/// If the load can't be had from this disk, or the device fails a request or lies.
 pub fn run_load(driver: &mut BlkDriver, load: &Load, stop: &AtomicBool) -> Result<LoadReport, BenchError> {
     let config = *driver.config();
     let Load { pattern, block_bytes, depth, .. } = *load;

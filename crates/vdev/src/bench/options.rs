@@ -210,6 +210,6 @@ mod tests {
             assert_eq!(serde_json::to_string(&pattern).expect("serializes"), format!("\"{pattern}\""));
         }
         assert!("trim".parse::<Pattern>().is_err());
-        assert_eq!(Pattern::default(), Pattern::RandRead, "nobody's disk is written unasked");
+        assert_eq!(Pattern::default(), Pattern::RandRead, "no disk is written unless requested");
     }
 }

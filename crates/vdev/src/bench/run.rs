@@ -19,7 +19,7 @@ const BLOCK_BYTES_MAX: u32 = 16 << 20;
 /// reported.
 ///
 /// # Errors
-/// Where the backend fails or lies, or can't be asked for this.
+/// If the backend fails or lies, or can't be asked for this.
 pub fn run(options: &BenchOptions, stop: &AtomicBool, mut seen: impl FnMut(&LoadReport)) -> Result<Report, BenchError> {
     let bytes = options.block_bytes;
     if bytes == 0 || !bytes.is_multiple_of(512) || bytes > BLOCK_BYTES_MAX {

@@ -115,7 +115,7 @@ impl<'a> Context<'a> {
         Ok(link)
     }
 
-    /// A session whose messages can be refused in words; skips the case where there is none.
+    /// A session whose messages can be refused in words; skips the case if there is no such session.
     pub fn open_device_with_acks(&mut self) -> Outcome<Link> {
         let link = self.open_device()?;
         if link.has_reply_ack() { Ok(link) } else { Stop::skip("REPLY_ACK is not offered") }
@@ -130,7 +130,7 @@ impl<'a> Context<'a> {
     }
 
     /// After a hostile message: the backend still answers here, or has closed this connection; then it serves a new
-    /// client, or, if it is of the kind that serves one only, ends by itself.
+    /// client, or, if it is of the kind that serves one only, exits on its own.
     pub fn survives_messages(&mut self, mut link: Link) -> Outcome {
         link.is_alive()?;
         drop(link);

@@ -221,7 +221,7 @@ impl Disk {
     }
 }
 
-/// Runs a case on sectors that it may write; what was there is put back, where the backend still does requests.
+/// Runs a case on sectors that it may write; their contents are restored if the backend still serves requests.
 pub fn on_scratch(context: &mut Context<'_>, setup: &Setup, run: impl FnOnce(&mut Disk) -> Outcome) -> Outcome {
     let mut disk = Disk::open_with(context, setup)?;
     let kept = disk.read(disk.scratch, SCRATCH_BYTES)?;
@@ -237,7 +237,7 @@ pub fn on_scratch(context: &mut Context<'_>, setup: &Setup, run: impl FnOnce(&mu
 /// Bytes that a case may write.
 pub const SCRATCH_BYTES: usize = 256 << 10;
 
-/// Bytes that are different at every place and for every seed.
+/// Bytes that are different at every place and forevery seed.
 pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut pattern = Vec::with_capacity(bytes + 8);

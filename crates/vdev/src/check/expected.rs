@@ -77,7 +77,7 @@ impl ExpectedFailures {
     /// Reads a file. Every case that it names must be one of `known`.
     ///
     /// # Errors
-    /// Where it can't be read or understood.
+    /// If it can't be read or understood.
     pub fn read(path: &Path, known: &mut dyn FnMut(&str) -> bool) -> Result<Self, ExpectedError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ExpectedError::Read { path: path.to_owned(), source })?;
@@ -100,7 +100,7 @@ impl ExpectedFailures {
     /// What a file of this text says: a table for each group, or ids in quotes.
     ///
     /// # Errors
-    /// Where it is no TOML of this form.
+    /// If it is no TOML of this form.
     pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
         // No case is called `may-fail`, so a table with that key alone is never a group.
         #[derive(serde::Deserialize)]
@@ -150,7 +150,7 @@ impl ExpectedFailures {
         let may_fail =
             |case: &&CaseReport| case.flaky.is_some() || matches!(self.0.get(case.id), Some(Known::MayFail(_)));
         let failed = report.cases.iter().filter(|case| case.verdict.is_failure() || may_fail(case));
-        let mut text = String::from("# What this backend does otherwise, and what that means for whoever uses it.\n");
+        let mut text = String::from("# Cases that fail on this backend, and what each failure means for its users.\n");
         let mut group = "";
         for case in failed {
             if case.group() != group {

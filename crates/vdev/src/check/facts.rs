@@ -141,7 +141,7 @@ fn open(target: &mut Target) -> Outcome<Link> {
     Ok(link)
 }
 
-/// What nobody takes to ask questions: it changes how everything else is said.
+/// Not negotiated for these requests: it changes how all other messages work.
 const REFUSED: ProtocolFeatures = ProtocolFeatures::XEN_MMAP.union(ProtocolFeatures::INBAND_NOTIFICATIONS);
 
 fn config(target: &mut Target, bytes: usize) -> Outcome<Vec<u8>> {

@@ -34,7 +34,7 @@ const I2C_ADDRESS: u16 = 0x7f << 1;
 const ETHERTYPE_EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
 impl Request {
-    /// A request to a device of this kind, if there is one that harms nobody.
+    /// A request to a device of this kind, if there is a harmless one.
     pub fn of(kind: DeviceKind, facts: &Facts) -> Option<Self> {
         let reads = |queue, what, readable: Vec<u8>, writable: Vec<u32>| Self {
             queue,
@@ -73,7 +73,7 @@ impl Request {
         })
     }
 
-    /// How many queues the backend serves, as far as anybody can tell: "Front-ends must not rely on MQ for devices with a fixed
+    /// How many queues the backend serves, as far as it is known: "Front-ends must not rely on MQ for devices with a fixed
     /// number of virtqueues."
     pub fn queues(kind: DeviceKind, facts: &Facts) -> u64 {
         if facts.protocol_features.contains(ProtocolFeatures::MQ) { facts.queues } else { kind.queues_default() as u64 }
@@ -90,7 +90,7 @@ impl Request {
         self.in_pieces_of(guest, &read, &self.writable)
     }
 
-    /// Into two descriptors: what is read and what is written; or, where there is only one of them, two parts of it.
+    /// Into two descriptors: what is read and what is written; or, if there is only one of them, two parts of it.
     pub fn in_two(&self, guest: &mut Guest) -> Vec<Descriptor> {
         let (read, written) = (self.readable.concat(), self.writable_bytes());
         match (read.len(), written) {

@@ -30,7 +30,7 @@ pub enum Side {
     Received,
     /// The suite, in memory that both sides share.
     Done,
-    /// Nobody: a remark.
+    /// Neither side: a remark.
     Note,
 }
 

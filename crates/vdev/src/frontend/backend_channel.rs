@@ -17,7 +17,7 @@ use crate::socket::{Channel, RawMessage};
 
 /// Requests that one call of [`Frontend::serve_backend_requests`] answers at most.
 const REQUESTS_PER_CALL: usize = 256;
-/// Notices that are kept until somebody takes them; a backend that says more is refused.
+/// Notices that are kept until the caller takes them; a backend that sends more is refused.
 const NOTICES_MAX: usize = 64;
 /// Shared objects that are known of at most.
 const OBJECTS_MAX: usize = 64;
@@ -74,10 +74,10 @@ impl RingSet {
 
 impl Frontend {
     /// Answers what the backend asks until it has asked for nothing more, at most for so long that `timeout` passes
-    /// without a request. Returns how many were answered. Without such a channel there are none.
+    /// without a request. Returns how many were answered: 0 without such a channel.
     ///
     /// # Errors
-    /// Where the backend says what none may say; its channel is closed then.
+    /// If the backend says what none may say; its channel is closed then.
     pub fn serve_backend_requests(&mut self, timeout: Duration) -> Result<usize, FrontendError> {
         let deadline = Instant::now() + timeout;
         for served in 0..REQUESTS_PER_CALL {
@@ -194,7 +194,7 @@ impl BackendSide {
         let sent = channel.answer(call.request().number(), &code.to_ne_bytes(), fd.as_slice());
         sent.or_else(|error| {
             if error.is_closed() {
-                // Whoever hangs up before the answer does not want it; the next read tells of the end.
+                // A backend that hangs up before the reply does not need it; the next read reports the end.
                 return Ok(());
             }
             Err(self.give_up(socket, error.to_string()))

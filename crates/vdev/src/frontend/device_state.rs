@@ -30,7 +30,7 @@ impl Frontend {
     /// Takes the backend's state, of which all rings must have stopped. `timeout` bounds the whole transfer.
     ///
     /// # Errors
-    /// Where `DEVICE_STATE` was not negotiated, the backend fails, takes too long, or has more than
+    /// If `DEVICE_STATE` was not negotiated, the backend fails, takes too long, or has more than
     /// [`DEVICE_STATE_BYTES_MAX`] bytes to tell.
     pub fn save_device_state(&mut self, timeout: Duration) -> Result<Vec<u8>, FrontendError> {
         let deadline = Instant::now() + timeout;
@@ -65,7 +65,7 @@ impl Frontend {
     /// Gives the backend the state that another one has told. `timeout` bounds the whole transfer.
     ///
     /// # Errors
-    /// Where `DEVICE_STATE` was not negotiated, or the backend does not take it in time.
+    /// If `DEVICE_STATE` was not negotiated, or the backend does not take it in time.
     pub fn load_device_state(&mut self, state: &[u8], timeout: Duration) -> Result<(), FrontendError> {
         let deadline = Instant::now() + timeout;
         let (read, write) = self.pipe()?;
@@ -111,7 +111,7 @@ impl Frontend {
     /// `CHECK_DEVICE_STATE`: whether the transfer that has just ended went well.
     ///
     /// # Errors
-    /// Where it did not, or `DEVICE_STATE` was not negotiated.
+    /// If it did not, or `DEVICE_STATE` was not negotiated.
     pub fn check_device_state(&mut self) -> Result<(), FrontendError> {
         const NAME: &str = "CHECK_DEVICE_STATE";
         self.need(NAME, ProtocolFeatures::DEVICE_STATE, "DEVICE_STATE")?;

@@ -190,7 +190,7 @@ pub enum FrontendError {
         /// The socket.
         socket: String,
     },
-    /// Nobody took a new connection in time.
+    /// The backend accepted no new connection in time.
     #[error("`{socket}` accepted no new connection within {waited:?}")]
     NotBack {
         /// The socket.

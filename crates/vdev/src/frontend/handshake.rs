@@ -17,7 +17,7 @@ impl Frontend {
     /// memory slots, the backend's own channel, the configuration, and the features that are acknowledged.
     ///
     /// # Errors
-    /// Where the backend has gone, answers nonsense, refuses, or lacks what the wish requires.
+    /// If the backend has gone, answers nonsense, refuses, or lacks what the wish requires.
     pub fn handshake(&mut self, wish: &Wish) -> Result<Negotiated, FrontendError> {
         self.wish = wish.clone();
         let mut negotiated = Negotiated::default();
@@ -90,7 +90,7 @@ impl Frontend {
     /// `SET_OWNER`: this connection owns the session. The first message of all.
     ///
     /// # Errors
-    /// Where it was said before, or can't be sent.
+    /// If it was said before, or can't be sent.
     pub fn set_owner(&mut self) -> Result<(), FrontendError> {
         self.after(!self.said.owner, "SET_OWNER", "RESET_OWNER, if it was sent before")?;
         self.tell(None, &SetOwner(Empty), &[])?;
@@ -101,7 +101,7 @@ impl Frontend {
     /// `RESET_OWNER`, which the specification no longer recommends: what a backend makes of it is its own affair.
     ///
     /// # Errors
-    /// Where it can't be sent or is refused.
+    /// If it can't be sent or is refused.
     pub fn reset_owner(&mut self) -> Result<(), FrontendError> {
         self.tell(None, &ResetOwner(Empty), &[])?;
         self.said.owner = false;
@@ -111,7 +111,7 @@ impl Frontend {
     /// `GET_FEATURES`: the virtio features that the backend offers.
     ///
     /// # Errors
-    /// Where the backend does not answer, or not with that.
+    /// If the backend does not answer, or not with that.
     pub fn get_features(&mut self) -> Result<u64, FrontendError> {
         let offered = self.ask_plain(None, &GetFeatures(Empty), &[])?;
         self.said.offered = Some(offered);
@@ -121,7 +121,7 @@ impl Frontend {
     /// `SET_FEATURES`: the virtio features that are used, of those that [`get_features`](Self::get_features) told.
     ///
     /// # Errors
-    /// Where some were not offered, or the backend refuses.
+    /// If some were not offered, or the backend refuses.
     pub fn set_features(&mut self, features: u64) -> Result<(), FrontendError> {
         let Some(offered) = self.said.offered else {
             return self.after(false, "SET_FEATURES", "GET_FEATURES");
@@ -140,7 +140,7 @@ impl Frontend {
     /// `GET_PROTOCOL_FEATURES`: the protocol features that the backend offers.
     ///
     /// # Errors
-    /// Where [`get_features`](Self::get_features) did not tell that there are any; else as there.
+    /// If [`get_features`](Self::get_features) was not called before, or bit 30 is not offered; or if the backend does not reply.
     pub fn get_protocol_features(&mut self) -> Result<ProtocolFeatures, FrontendError> {
         let there = self.said.offered.is_some_and(|offered| offered & feature::PROTOCOL_FEATURES != 0);
         self.after(there, "GET_PROTOCOL_FEATURES", "GET_FEATURES offered bit 30")?;
@@ -152,7 +152,7 @@ impl Frontend {
     /// `SET_PROTOCOL_FEATURES`: those that are used. It is itself not answered, as `REPLY_ACK` begins after it.
     ///
     /// # Errors
-    /// Where some were not offered, or it can't be sent.
+    /// If some were not offered, or it can't be sent.
     pub fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<(), FrontendError> {
         let Some(offered) = self.said.protocol_offered else {
             return self.after(false, "SET_PROTOCOL_FEATURES", "GET_PROTOCOL_FEATURES");
@@ -171,7 +171,7 @@ impl Frontend {
     /// `GET_QUEUE_NUM`: how many queues the backend says there are.
     ///
     /// # Errors
-    /// Where `MQ` was not negotiated, or the backend does not answer.
+    /// If `MQ` was not negotiated, or the backend does not answer.
     pub fn get_queue_num(&mut self) -> Result<u64, FrontendError> {
         self.need("GET_QUEUE_NUM", ProtocolFeatures::MQ, "MQ")?;
         self.ask_plain(None, &GetQueueNum(Empty), &[])
@@ -180,7 +180,7 @@ impl Frontend {
     /// `GET_MAX_MEM_SLOTS`: how many pieces guest memory may have.
     ///
     /// # Errors
-    /// Where `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend does not answer.
+    /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend does not answer.
     pub fn get_max_mem_slots(&mut self) -> Result<u64, FrontendError> {
         self.need("GET_MAX_MEM_SLOTS", ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
         self.ask_plain(None, &GetMaxMemSlots(Empty), &[])
@@ -189,7 +189,7 @@ impl Frontend {
     /// `GET_CONFIG`: so many bytes of the device's configuration. Fewer come back where there are no more.
     ///
     /// # Errors
-    /// Where `CONFIG` was not negotiated, more is asked for than [`Config::BYTES_MAX`], or the backend has none to tell.
+    /// If `CONFIG` was not negotiated, more is asked for than [`Config::BYTES_MAX`], or the backend has none to tell.
     pub fn get_config(&mut self, offset: u32, bytes: u32) -> Result<Vec<u8>, FrontendError> {
         self.need("GET_CONFIG", ProtocolFeatures::CONFIG, "CONFIG")?;
         let request = self.config_request(offset, bytes)?;

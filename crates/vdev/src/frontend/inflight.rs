@@ -27,7 +27,7 @@ impl Frontend {
     /// back with [`set_inflight`](Self::set_inflight) before rings are started.
     ///
     /// # Errors
-    /// Where `INFLIGHT_SHMFD` was not negotiated, or what comes is no such region.
+    /// If `INFLIGHT_SHMFD` was not negotiated, or what comes is no such region.
     pub fn get_inflight(&mut self, queues: u16, queue_size: u16) -> Result<&InflightFile, FrontendError> {
         const NAME: &str = "GET_INFLIGHT_FD";
         self.need(NAME, ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")?;
@@ -56,7 +56,7 @@ impl Frontend {
     /// `SET_INFLIGHT_FD`: hands the region that the session keeps to the backend, with all that it records.
     ///
     /// # Errors
-    /// Where there is none, or the backend refuses.
+    /// If there is no region, or the backend refuses it.
     pub fn set_inflight(&mut self) -> Result<(), FrontendError> {
         self.need("SET_INFLIGHT_FD", ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")?;
         let Some(inflight) = self.inflight.take() else {

@@ -16,7 +16,7 @@ impl Frontend {
     /// acknowledged. Rings log their own writes only where [`set_vring_addr`](Self::set_vring_addr) says so.
     ///
     /// # Errors
-    /// Where `LOG_SHMFD` or `VHOST_F_LOG_ALL` is missing, or the backend refuses.
+    /// If `LOG_SHMFD` or `VHOST_F_LOG_ALL` is missing, or the backend refuses.
     pub fn start_log(&mut self, guest_end: u64) -> Result<DirtyLog, FrontendError> {
         self.need_features("SET_LOG_BASE")?;
         let (log, description, file) = DirtyLog::create(guest_end)
@@ -29,7 +29,7 @@ impl Frontend {
     /// Stops logging.
     ///
     /// # Errors
-    /// Where the backend refuses.
+    /// If the backend refuses.
     pub fn stop_log(&mut self) -> Result<(), FrontendError> {
         self.set_features(self.said.features.unwrap_or(0) & !feature::LOG_ALL)
     }
@@ -38,7 +38,7 @@ impl Frontend {
     /// read the specification either way.
     ///
     /// # Errors
-    /// Where `LOG_SHMFD` was not negotiated, or the backend answers an error.
+    /// If `LOG_SHMFD` was not negotiated, or the backend answers an error.
     pub fn set_log_base(&mut self, log: &Log, file: BorrowedFd<'_>) -> Result<(), FrontendError> {
         const NAME: &str = "SET_LOG_BASE";
         self.need(NAME, ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD")?;
@@ -59,7 +59,7 @@ impl Frontend {
     /// `SET_LOG_FD`: the event by which the backend tells that it logged.
     ///
     /// # Errors
-    /// Where the backend refuses.
+    /// If the backend refuses.
     pub fn set_log_fd(&mut self, event: BorrowedFd<'_>) -> Result<(), FrontendError> {
         self.tell(None, &SetLogFd(Empty), &[event])
     }

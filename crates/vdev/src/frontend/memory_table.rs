@@ -24,7 +24,7 @@ impl Frontend {
     /// table. The session keeps the files, so that it can share them again after a reconnect.
     ///
     /// # Errors
-    /// Where there are more pieces than the backend takes, or it refuses one.
+    /// If there are more pieces than the backend takes, or it refuses one.
     pub fn share_memory(&mut self, memory: Vec<SharedRegion>) -> Result<(), FrontendError> {
         for old in std::mem::take(&mut self.memory) {
             if self.said.memory && self.has_protocol(ProtocolFeatures::CONFIGURE_MEM_SLOTS) {
@@ -63,7 +63,7 @@ impl Frontend {
     /// `SET_MEM_TABLE`: all of guest memory, a descriptor for each region.
     ///
     /// # Errors
-    /// Where it comes before `SET_FEATURES`, has too many regions or not as many descriptors, or the backend refuses.
+    /// If it comes before `SET_FEATURES`, has too many regions or not as many descriptors, or the backend refuses.
     pub fn set_mem_table(&mut self, regions: &[MemoryRegion], fds: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
         self.need_features("SET_MEM_TABLE")?;
         self.bound("SET_MEM_TABLE", "regions", regions.len() as u64, REGIONS_MAX as u64)?;
@@ -77,7 +77,7 @@ impl Frontend {
     /// `ADD_MEM_REG`: one more piece of guest memory.
     ///
     /// # Errors
-    /// Where `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.
+    /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.
     pub fn add_mem_reg(&mut self, region: &MemoryRegion, file: BorrowedFd<'_>) -> Result<(), FrontendError> {
         self.need("ADD_MEM_REG", ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
         self.need_features("ADD_MEM_REG")?;
@@ -89,7 +89,7 @@ impl Frontend {
     /// `REM_MEM_REG`: one piece less. Its descriptor is not sent along, as the specification wants it.
     ///
     /// # Errors
-    /// Where `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.
+    /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.
     pub fn rem_mem_reg(&mut self, region: &MemoryRegion) -> Result<(), FrontendError> {
         self.need("REM_MEM_REG", ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
         self.tell(None, &RemMemReg(SingleRegion(*region)), &[])

@@ -7,7 +7,7 @@
 //!        └──────────◀── reconnect (same memory, inflight and rings on a new connection) ──◀─┘
 //! ```
 //! Every request that a frontend may send is a method of [`Frontend`]. A method refuses what the two sides have not agreed
-//! on or what comes out of order; whoever wants to send exactly that goes through [`Frontend::channel_mut`], where nothing
+//! on or what comes out of order; to send exactly that, use [`Frontend::channel_mut`], where nothing
 //! is checked. With `REPLY_ACK` every message is answered; inside [`Frontend::batched`] the answers are awaited together.
 //! While an answer is awaited, the backend's own channel is served, so that neither side waits for the other.
 

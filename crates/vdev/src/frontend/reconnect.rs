@@ -13,7 +13,7 @@ use super::session::Frontend;
 use crate::protocol::ProtocolFeatures;
 use crate::socket::{Channel, SocketError};
 
-/// How long a socket that nobody listens on is left alone before it is tried again.
+/// The pause before a socket without a listener is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Frontend {
@@ -21,7 +21,7 @@ impl Frontend {
     /// the last one had. Rings are not started: that is for who owns them.
     ///
     /// # Errors
-    /// Where the backend does not come back within [`Options::reconnect_timeout`](super::Options), lacks what the last
+    /// If the backend does not come back within [`Options::reconnect_timeout`](super::Options), lacks what the last
     /// one had, or refuses what it took.
     pub fn reconnect(&mut self) -> Result<(), FrontendError> {
         let waited = self.options.reconnect_timeout;

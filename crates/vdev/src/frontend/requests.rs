@@ -22,7 +22,7 @@ impl Frontend {
     /// [`Config::MIGRATION`].
     ///
     /// # Errors
-    /// Where `CONFIG` was not negotiated, it is too much, or the backend refuses.
+    /// If `CONFIG` was not negotiated, it is too much, or the backend refuses.
     pub fn set_config(&mut self, offset: u32, flags: u32, bytes: &[u8]) -> Result<(), FrontendError> {
         self.need("SET_CONFIG", ProtocolFeatures::CONFIG, "CONFIG")?;
         let end = u64::from(offset) + bytes.len() as u64;
@@ -33,7 +33,7 @@ impl Frontend {
     /// `GET_STATUS`: the virtio status byte.
     ///
     /// # Errors
-    /// Where `STATUS` was not negotiated, or the backend does not answer with a byte.
+    /// If `STATUS` was not negotiated, or the backend does not answer with a byte.
     pub fn get_status(&mut self) -> Result<u8, FrontendError> {
         self.need("GET_STATUS", ProtocolFeatures::STATUS, "STATUS")?;
         let status = self.ask_plain(None, &GetStatus(Empty), &[])?;
@@ -43,7 +43,7 @@ impl Frontend {
     /// `SET_STATUS`: tells the virtio status byte.
     ///
     /// # Errors
-    /// Where `STATUS` was not negotiated, or the backend refuses.
+    /// If `STATUS` was not negotiated, or the backend refuses.
     pub fn set_status(&mut self, status: u8) -> Result<(), FrontendError> {
         self.need("SET_STATUS", ProtocolFeatures::STATUS, "STATUS")?;
         self.tell(None, &SetStatus(status.into()), &[])
@@ -52,7 +52,7 @@ impl Frontend {
     /// `RESET_DEVICE`: all rings stop, features are forgotten; the connection and what was negotiated for it stay.
     ///
     /// # Errors
-    /// Where `RESET_DEVICE` was not negotiated, or the backend refuses.
+    /// If `RESET_DEVICE` was not negotiated, or the backend refuses.
     pub fn reset_device(&mut self) -> Result<(), FrontendError> {
         self.need("RESET_DEVICE", ProtocolFeatures::RESET_DEVICE, "RESET_DEVICE")?;
         self.tell(None, &ResetDevice(Empty), &[])?;
@@ -63,7 +63,7 @@ impl Frontend {
     /// `SEND_RARP`: announces a guest with this MAC address after a migration.
     ///
     /// # Errors
-    /// Where `RARP` was not negotiated, or the backend refuses.
+    /// If `RARP` was not negotiated, or the backend refuses.
     pub fn send_rarp(&mut self, mac: [u8; 6]) -> Result<(), FrontendError> {
         self.need("SEND_RARP", ProtocolFeatures::RARP, "RARP")?;
         let [a, b, c, d, e, f] = mac;
@@ -73,7 +73,7 @@ impl Frontend {
     /// `NET_SET_MTU`.
     ///
     /// # Errors
-    /// Where `NET_MTU` was not negotiated, or the backend refuses.
+    /// If `NET_MTU` was not negotiated, or the backend refuses.
     pub fn net_set_mtu(&mut self, mtu: u16) -> Result<(), FrontendError> {
         self.need("NET_SET_MTU", ProtocolFeatures::NET_MTU, "NET_MTU")?;
         self.tell(None, &NetSetMtu(mtu.into()), &[])
@@ -82,7 +82,7 @@ impl Frontend {
     /// `SET_VRING_ENDIAN`: the byte order of a legacy device's ring.
     ///
     /// # Errors
-    /// Where `CROSS_ENDIAN` was not negotiated, or the backend refuses.
+    /// If `CROSS_ENDIAN` was not negotiated, or the backend refuses.
     pub fn set_vring_endian(&mut self, ring: u32, big: bool) -> Result<(), FrontendError> {
         self.need("SET_VRING_ENDIAN", ProtocolFeatures::CROSS_ENDIAN, "CROSS_ENDIAN")?;
         self.tell(Some(ring), &SetVringEndian(VringState { index: ring, num: big.into() }), &[])
@@ -91,7 +91,7 @@ impl Frontend {
     /// `CREATE_CRYPTO_SESSION`: parameters in, the same with the session's id out. Their layout is the VMM's.
     ///
     /// # Errors
-    /// Where `CRYPTO_SESSION` was not negotiated, or the backend does not answer.
+    /// If `CRYPTO_SESSION` was not negotiated, or the backend does not answer.
     pub fn create_crypto_session(&mut self, parameters: Vec<u8>) -> Result<Vec<u8>, FrontendError> {
         self.need("CREATE_CRYPTO_SESSION", ProtocolFeatures::CRYPTO_SESSION, "CRYPTO_SESSION")?;
         let max = u64::from(crate::protocol::PAYLOAD_BYTES_MAX);
@@ -102,7 +102,7 @@ impl Frontend {
     /// `CLOSE_CRYPTO_SESSION`.
     ///
     /// # Errors
-    /// Where `CRYPTO_SESSION` was not negotiated, or the backend refuses.
+    /// If `CRYPTO_SESSION` was not negotiated, or the backend refuses.
     pub fn close_crypto_session(&mut self, session: u64) -> Result<(), FrontendError> {
         self.need("CLOSE_CRYPTO_SESSION", ProtocolFeatures::CRYPTO_SESSION, "CRYPTO_SESSION")?;
         self.tell(None, &CloseCryptoSession(session), &[])
@@ -111,7 +111,7 @@ impl Frontend {
     /// `GPU_SET_SOCKET`: hands a GPU backend the socket that it draws to.
     ///
     /// # Errors
-    /// Where the backend refuses.
+    /// If the backend refuses.
     pub fn gpu_set_socket(&mut self, socket: BorrowedFd<'_>) -> Result<(), FrontendError> {
         self.tell(None, &GpuSetSocket(Empty), &[socket])
     }
@@ -119,7 +119,7 @@ impl Frontend {
     /// `IOTLB_MSG`: here is what an address of the IOMMU's means.
     ///
     /// # Errors
-    /// Where addresses go through no IOMMU (`VIRTIO_F_ACCESS_PLATFORM`), or the backend refuses.
+    /// If addresses go through no IOMMU (`VIRTIO_F_ACCESS_PLATFORM`), or the backend refuses.
     pub fn iotlb_update(
         &mut self,
         iova: u64,
@@ -153,7 +153,7 @@ impl Frontend {
     /// `GET_SHARED_OBJECT`: the descriptor of an object that the backend has told of, `None` where it has it no more.
     ///
     /// # Errors
-    /// Where `SHARED_OBJECT` was not negotiated, or the backend answers with more than one descriptor.
+    /// If `SHARED_OBJECT` was not negotiated, or the backend answers with more than one descriptor.
     pub fn get_shared_object(&mut self, uuid: [u8; 16]) -> Result<Option<OwnedFd>, FrontendError> {
         self.need("GET_SHARED_OBJECT", ProtocolFeatures::SHARED_OBJECT, "SHARED_OBJECT")?;
         let (_, mut fds) = self.ask(None, &GetSharedObject(SharedObject { uuid }), &[])?;
@@ -166,7 +166,7 @@ impl Frontend {
     /// `GET_SHMEM_CONFIG`: the sizes of the device's VIRTIO shared memory regions, each at its id.
     ///
     /// # Errors
-    /// Where `SHMEM` was not negotiated, or the backend contradicts itself.
+    /// If `SHMEM` was not negotiated, or the backend contradicts itself.
     pub fn get_shmem_config(&mut self) -> Result<Vec<u64>, FrontendError> {
         self.need("GET_SHMEM_CONFIG", ProtocolFeatures::SHMEM, "SHMEM")?;
         let SharedMemoryConfig { regions, sizes } = self.ask_plain(None, &GetShmemConfig(Empty), &[])?;
@@ -210,7 +210,7 @@ impl Frontend {
     /// asks is served by [`serve_backend_requests`](Self::serve_backend_requests), and while answers are awaited.
     ///
     /// # Errors
-    /// Where `BACKEND_REQ` was not negotiated, or the backend refuses.
+    /// If `BACKEND_REQ` was not negotiated, or the backend refuses.
     pub fn open_backend_channel(&mut self) -> Result<(), FrontendError> {
         self.need("SET_BACKEND_REQ_FD", ProtocolFeatures::BACKEND_REQ, "BACKEND_REQ")?;
         let name = format!("{} (its own channel)", self.name());

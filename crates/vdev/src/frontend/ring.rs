@@ -37,7 +37,7 @@ impl Ring {
     /// Lays out a ring with new events.
     ///
     /// # Errors
-    /// Where there is no room for it, or the process has no descriptors left.
+    /// If memory has no room for it, or the process has no descriptors left.
     pub fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
         let driver = DriverRing::create(index, layout, arena)?;
         let event = || Event::new().map_err(|_| QueueError::NoEvents { ring: index });
@@ -54,7 +54,7 @@ impl Frontend {
     /// Lays out a ring in memory that is shared already, and starts it.
     ///
     /// # Errors
-    /// Where there is no room for it, or the backend refuses one of the messages.
+    /// If memory has no room for it, or the backend refuses one of the messages.
     pub fn set_up_ring(&mut self, index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Ring, FrontendError> {
         let ring = Ring::create(index, layout, arena).map_err(|what| self.queue_error(what))?;
         self.start_ring(&ring)?;
@@ -65,7 +65,7 @@ impl Frontend {
     /// backend is kicked once, as it may have missed what was published before.
     ///
     /// # Errors
-    /// Where the backend refuses one of the messages.
+    /// If the backend refuses one of the messages.
     pub fn start_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
         let in_band = self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS);
         let event = |event| (!in_band).then_some(event);
@@ -89,7 +89,7 @@ impl Frontend {
     /// Tells the backend of new requests: by the ring's event, or by message where that was negotiated.
     ///
     /// # Errors
-    /// Where it can't be told.
+    /// If it can't be told.
     pub fn kick_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
         if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
             return self.vring_kick(ring.index());
@@ -100,7 +100,7 @@ impl Frontend {
     /// Stops a ring and tells where the backend stands in it.
     ///
     /// # Errors
-    /// Where the backend does not answer.
+    /// If the backend does not answer.
     pub fn stop_ring(&mut self, ring: &Ring) -> Result<u32, FrontendError> {
         self.get_vring_base(ring.index())
     }
@@ -108,7 +108,7 @@ impl Frontend {
     /// Waits for the backend to call about a ring, by its event or by message. Returns whether it did in time.
     ///
     /// # Errors
-    /// Where the backend reports an error of the ring, or has gone.
+    /// If the backend reports an error of the ring, or has gone.
     pub fn wait_for_call(&mut self, ring: &Ring, timeout: Duration) -> Result<bool, FrontendError> {
         if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
             self.serve_backend_requests(timeout)?;

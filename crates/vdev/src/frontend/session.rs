@@ -16,7 +16,7 @@ use crate::protocol::{Flags, Message, ProtocolFeatures, Request};
 use crate::socket::{Channel, SocketError, wait_readable};
 use crate::virtio::feature;
 
-/// Messages whose answers are outstanding at the same time in a batch: both sockets hold that many without anybody reading.
+/// Messages whose answers are outstanding at the same time in a batch: both sockets hold that many before either side reads.
 const BATCH_MESSAGES: usize = 32;
 
 /// The driver's side of a vhost-user session.
@@ -68,7 +68,7 @@ impl Frontend {
     /// Connects to a backend. Nothing is said yet.
     ///
     /// # Errors
-    /// Where nobody listens there, or takes the connection in time.
+    /// If no backend listens there, or it does not accept the connection in time.
     pub fn connect(path: &Path, options: &Options) -> Result<Self, FrontendError> {
         let channel = Channel::connect(path, options.timeout)?;
         Ok(Self { path: Some(path.to_owned()), ..Self::from_channel(channel, options) })
@@ -153,7 +153,7 @@ impl Frontend {
         self.pending.clear();
     }
 
-    /// Sends a message and waits for the reply that it has by itself.
+    /// Sends a message and waits for the reply that it always has.
     pub(super) fn ask<M: Message>(
         &mut self,
         ring: Option<u32>,

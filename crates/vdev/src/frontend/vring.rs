@@ -30,7 +30,7 @@ impl Frontend {
     /// `SET_VRING_NUM`: how many entries the ring has.
     ///
     /// # Errors
-    /// Where it comes before `SET_FEATURES`, or the backend refuses.
+    /// If it comes before `SET_FEATURES`, or the backend refuses.
     pub fn set_vring_num(&mut self, ring: u32, size: u32) -> Result<(), FrontendError> {
         self.need_features("SET_VRING_NUM")?;
         self.check_ring("SET_VRING_NUM", ring)?;
@@ -42,7 +42,7 @@ impl Frontend {
     /// `SET_VRING_ADDR`: where the ring lies.
     ///
     /// # Errors
-    /// Where it comes before `SET_VRING_NUM` or before there is memory, or the backend refuses.
+    /// If it comes before `SET_VRING_NUM` or before there is memory, or the backend refuses.
     pub fn set_vring_addr(&mut self, address: &VringAddress) -> Result<(), FrontendError> {
         let ring = address.index;
         self.check_ring("SET_VRING_ADDR", ring)?;
@@ -58,7 +58,7 @@ impl Frontend {
     /// `GET_VRING_BASE` tells them.
     ///
     /// # Errors
-    /// Where it comes before `SET_FEATURES`, or the backend refuses.
+    /// If it comes before `SET_FEATURES`, or the backend refuses.
     pub fn set_vring_base(&mut self, ring: u32, base: u32) -> Result<(), FrontendError> {
         self.need_features("SET_VRING_BASE")?;
         self.check_ring("SET_VRING_BASE", ring)?;
@@ -68,7 +68,7 @@ impl Frontend {
     /// `GET_VRING_BASE`: stops the ring and tells where it stands.
     ///
     /// # Errors
-    /// Where the backend does not answer, or for another ring.
+    /// If the backend does not answer, or for another ring.
     pub fn get_vring_base(&mut self, ring: u32) -> Result<u32, FrontendError> {
         self.check_ring("GET_VRING_BASE", ring)?;
         let reply = self.ask_plain(Some(ring), &GetVringBase(VringState { index: ring, num: 0 }), &[])?;
@@ -79,7 +79,7 @@ impl Frontend {
     /// inflight region at once.
     ///
     /// # Errors
-    /// Where `GET_VRING_BASE_SKIP_DRAIN` was not negotiated; else as there.
+    /// If `GET_VRING_BASE_SKIP_DRAIN` was not negotiated; otherwise see [`get_vring_base`](Self::get_vring_base).
     pub fn get_vring_base_skip_drain(&mut self, ring: u32) -> Result<u32, FrontendError> {
         const NAME: &str = "GET_VRING_BASE_SKIP_DRAIN";
         self.need(NAME, ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN, NAME)?;
@@ -99,7 +99,7 @@ impl Frontend {
     /// `SET_VRING_KICK`: the event that starts the ring and tells of new requests; without one the backend polls.
     ///
     /// # Errors
-    /// Where it comes before `SET_VRING_ADDR`, or the backend refuses.
+    /// If it comes before `SET_VRING_ADDR`, or the backend refuses.
     pub fn set_vring_kick(&mut self, ring: u32, event: Option<BorrowedFd<'_>>) -> Result<(), FrontendError> {
         let file = self.check_file("SET_VRING_KICK", ring, event.is_some())?;
         let placed = self.steps(ring).address;
@@ -110,7 +110,7 @@ impl Frontend {
     /// `SET_VRING_CALL`: the event that tells of requests that are done; without one the frontend polls.
     ///
     /// # Errors
-    /// Where the backend refuses.
+    /// If the backend refuses.
     pub fn set_vring_call(&mut self, ring: u32, event: Option<BorrowedFd<'_>>) -> Result<(), FrontendError> {
         let file = self.check_file("SET_VRING_CALL", ring, event.is_some())?;
         self.tell(Some(ring), &SetVringCall(file), event.as_slice())
@@ -119,7 +119,7 @@ impl Frontend {
     /// `SET_VRING_ERR`: the event that tells of a ring which the backend can't work with.
     ///
     /// # Errors
-    /// Where the backend refuses.
+    /// If the backend refuses.
     pub fn set_vring_err(&mut self, ring: u32, event: Option<BorrowedFd<'_>>) -> Result<(), FrontendError> {
         let file = self.check_file("SET_VRING_ERR", ring, event.is_some())?;
         self.tell(Some(ring), &SetVringErr(file), event.as_slice())
@@ -129,7 +129,7 @@ impl Frontend {
     /// rings are enabled from the start.
     ///
     /// # Errors
-    /// Where virtio feature bit 30 was not acknowledged, or the backend refuses.
+    /// If virtio feature bit 30 was not acknowledged, or the backend refuses.
     pub fn set_vring_enable(&mut self, ring: u32, enabled: bool) -> Result<(), FrontendError> {
         self.need_features("SET_VRING_ENABLE")?;
         self.check_ring("SET_VRING_ENABLE", ring)?;
@@ -143,7 +143,7 @@ impl Frontend {
     /// `VRING_KICK`: tells of new requests by message.
     ///
     /// # Errors
-    /// Where `INBAND_NOTIFICATIONS` was not negotiated, or the backend refuses.
+    /// If `INBAND_NOTIFICATIONS` was not negotiated, or the backend refuses.
     pub fn vring_kick(&mut self, ring: u32) -> Result<(), FrontendError> {
         self.need("VRING_KICK", ProtocolFeatures::INBAND_NOTIFICATIONS, "INBAND_NOTIFICATIONS")?;
         self.check_ring("VRING_KICK", ring)?;

@@ -1,4 +1,4 @@
-//! What somebody may have meant who wrote a name that there isn't.
+//! Finds the known name that is nearest to an unknown one.
 
 /// The name that is nearest to this one, if any is near.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

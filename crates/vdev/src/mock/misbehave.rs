@@ -19,8 +19,8 @@ use crate::virtio::{DeviceKind, feature};
 const NACK: u64 = 1;
 /// How long after a ring was stopped a mock writes to it.
 const LATE: Duration = Duration::from_millis(30);
-/// What a used entry that nobody gave says.
-const NOBODYS_ID: u16 = 0x7777;
+/// The id of a used entry without a request.
+const UNKNOWN_ID: u16 = 0x7777;
 
 /// A script as a server asks it, for all of its sessions.
 pub struct Misbehave {
@@ -155,7 +155,7 @@ impl Faults for Misbehave {
     }
 
     fn looks_unasked(&self) -> bool {
-        // Whoever looks by itself hears a kick that it does not hear.
+        // A device that polls would find the request without its kick.
         self.script.ring.iter().all(|rule| rule.on != RingOn::Kick)
     }
 
@@ -195,7 +195,7 @@ impl Faults for Misbehave {
                 let place = queue.base() >> 16;
                 let (index, wrap) = ((place & 0x7fff) as usize, place >> 15 & 1);
                 let flags = if wrap == 1 { 1_u16 << 7 | 1 << 15 } else { 0 };
-                areas.descriptors.write(index * 16 + 12, NOBODYS_ID.to_le());
+                areas.descriptors.write(index * 16 + 12, UNKNOWN_ID.to_le());
                 areas.descriptors.store_u16(index * 16 + 14, flags, Ordering::Release);
             }
         }
@@ -213,7 +213,7 @@ impl Faults for Misbehave {
             std::thread::sleep(LATE);
             queue.write_late();
         };
-        // It ends by itself soon. Where the system has no thread to spare, nothing goes wrong this once.
+        // It ends on its own soon. If the system has no thread to spare, the fault is left out this time.
         let _ = std::thread::Builder::new().name("late-write".to_owned()).spawn(late);
     }
 }

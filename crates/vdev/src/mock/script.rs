@@ -9,7 +9,7 @@
 //! [serve]                        # how it goes about its clients
 //! start_delay_ms = 100           # listens late
 //! accept_delay_ms = 2000         # accepts late
-//! pause_ms = 300                 # so long after a client has left, whoever connects is closed
+//! pause_ms = 300                 # so long after a client has left, new connections are closed
 //! clients = 1                    # ends after so many
 //!
 //! [[config]]                     # bytes of the configuration

@@ -36,7 +36,7 @@ impl Mock {
     /// Is wrong where this script says so.
     ///
     /// # Errors
-    /// Where the script names features that a device of this kind doesn't have.
+    /// If the script names features that a device of this kind doesn't have.
     pub fn script(mut self, script: &Script) -> Result<Self, ScriptError> {
         self.options.faults = Some(Arc::new(Misbehave::new(script, self.device.kind())?));
         Ok(self)
@@ -54,10 +54,10 @@ impl Mock {
         &mut self.options
     }
 
-    /// The server, for whoever wants to run it in another way.
+    /// The server, for callers that run it in another way.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn into_server(self) -> std::io::Result<Server> {
         Server::new(self.device, self.options)
     }
@@ -65,7 +65,7 @@ impl Mock {
     /// Serves on a new socket until it is told to stop. Returns how many frontends there were.
     ///
     /// # Errors
-    /// Where it can't listen there.
+    /// If it can't listen there.
     pub fn serve(self, socket: &Path, stop: &Event) -> Result<u64, MockError> {
         let faults = self.options.faults.as_ref();
         let delay = faults.map_or(Duration::ZERO, |faults| faults.serving().start_delay);
@@ -80,7 +80,7 @@ impl Mock {
     /// Serves on a socket that the process was started with.
     ///
     /// # Errors
-    /// Where it is no such socket.
+    /// If it is no such socket.
     pub fn serve_fd(self, socket: OwnedFd, stop: &Event) -> Result<u64, MockError> {
         Ok(self.into_server()?.serve_fd(socket, stop)?)
     }

@@ -113,7 +113,7 @@ pub(super) fn left(deadline: Instant) -> Duration {
 /// Asks the backend behind a socket who it is.
 ///
 /// # Errors
-/// Where nobody is there, or whoever is there does not say at least its features in time.
+/// If no backend listens, or it does not reply at least to `GET_FEATURES` in time.
 pub fn probe(path: &Path, options: &ProbeOptions) -> Result<ProbeReport, ProbeError> {
     let started = Instant::now();
     let mut asker = Asker::connect(path, started + options.timeout)?;

@@ -5,7 +5,7 @@
 //!               ─▶ quirks   connections of their own, each with one thing that peers treat differently
 //!               ─▶ ProbeReport
 //! ```
-//! Asking harms nobody: no memory is shared and no ring is started. What may end a backend is done only where it was asked for.
+//! Requests are harmless: no memory is shared and no ring is started. What may end a backend is done only on request.
 
 mod ask;
 mod quirks;

@@ -183,7 +183,7 @@ impl Finder {
         }
     }
 
-    /// Whether somebody answers.
+    /// Whether the backend replies.
     fn is_alive(&self) -> bool {
         self.connect_again().is_ok_and(|mut asker| asker.is_answered())
     }

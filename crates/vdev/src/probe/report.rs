@@ -24,7 +24,7 @@ pub struct ProbeReport {
     pub max_mem_slots: Option<u64>,
     /// Its status (`STATUS`).
     pub status: Option<u64>,
-    /// VIRTIO shared memory regions by id, those that are none left out (`SHMEM`).
+    /// VIRTIO shared memory regions by id, without those of size 0 (`SHMEM`).
     pub shared_memory: Vec<(u8, u64)>,
     /// Its configuration (`CONFIG`).
     pub config: Option<ConfigReport>,

@@ -20,9 +20,9 @@ use super::request::{BackendRequest, FrontendRequest, Request};
 pub trait Message: Sized {
     /// Its number.
     const REQUEST: Request;
-    /// Whether it has a reply by itself, without `REPLY_ACK`.
+    /// Whether it has a reply even without `REPLY_ACK`.
     const HAS_REPLY: bool;
-    /// What that reply says; [`Empty`] where there is none.
+    /// The payload of that reply; [`Empty`] if it has no reply.
     type Reply: Payload;
     /// What it says.
     type Payload: Payload;
@@ -33,7 +33,7 @@ pub trait Message: Sized {
     /// What a payload says.
     ///
     /// # Errors
-    /// Where it is not one of this message.
+    /// If it is not one of this message.
     fn decode(bytes: &[u8]) -> Result<Self, PayloadError>;
 }
 
@@ -80,7 +80,7 @@ macro_rules! messages {
             /// What a payload says, as one of this request.
             ///
             /// # Errors
-            /// Where it is not one of this request.
+            /// If it is not one of this request.
             pub fn decode(request: $request, bytes: &[u8]) -> Result<Self, PayloadError> {
                 match request {
                     $($request::$name => Message::decode(bytes).map(Self::$name),)*

@@ -18,7 +18,7 @@ pub trait Payload: Sized {
     /// What these bytes say.
     ///
     /// # Errors
-    /// Where they are too few, too many, or contradict themselves.
+    /// If they are too few, too many, or contradict themselves.
     fn decode(bytes: &[u8]) -> Result<Self, PayloadError>;
 }
 
@@ -470,7 +470,7 @@ impl Payload for Inflight {
 pub struct VringFile {
     /// The ring, 0 to 255.
     pub index: u8,
-    /// No descriptor: whoever waits for the event polls.
+    /// No descriptor: the side that waits for the event polls.
     pub no_descriptor: bool,
     /// Bits without a meaning, as they came.
     pub reserved: u64,
@@ -553,7 +553,7 @@ fixed_payload! {
     }
 }
 
-/// The sizes of VIRTIO shared memory regions; 0 where there is none ("VIRTIO Shared Memory Region configuration").
+/// The sizes of VIRTIO shared memory regions; 0 if the region does not exist ("VIRTIO Shared Memory Region configuration").
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct SharedMemoryConfig {
     /// How many of the sizes are not 0.

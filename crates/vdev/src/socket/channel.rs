@@ -59,7 +59,7 @@ impl Channel {
     /// Connects to a socket. `timeout` bounds the connecting and, until it is changed, every send and receive.
     ///
     /// # Errors
-    /// Where nobody listens, or whoever listens takes no more connections in time.
+    /// If no peer listens, or it accepts no connection in time.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, SocketError> {
         let name = path.display().to_string();
         let failed = |source: io::Error| SocketError::Connect { socket: path.display().to_string(), source };
@@ -75,7 +75,7 @@ impl Channel {
         loop {
             match rustix::net::connect(&socket, &address) {
                 Ok(()) => break,
-                // The queue of connections that nobody has accepted is full.
+                // The queue of connections that wait for `accept` is full.
                 Err(Errno::AGAIN | Errno::INTR) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -99,7 +99,7 @@ impl Channel {
         }
     }
 
-    /// A connection whose socket came from a peer, which may still have it: nothing that the peer does to it makes anybody
+    /// A connection whose socket came from a peer, which may still have it: nothing that the peer does to it makes this side
     /// wait longer.
     pub fn from_peer(stream: UnixStream, name: impl Into<String>, timeout: Duration) -> Self {
         Self { is_shared: true, ..Self::new(stream, name, timeout) }
@@ -108,7 +108,7 @@ impl Channel {
     /// Two ends that are connected to each other.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn pair(timeout: Duration) -> io::Result<(Self, Self)> {
         let (one, other) = UnixStream::pair()?;
         Ok((Self::new(one, "one end", timeout), Self::new(other, "the other end", timeout)))
@@ -134,7 +134,7 @@ impl Channel {
         &self.stream
     }
 
-    /// Ends both directions; whoever waits on either side is told.
+    /// Shuts down both directions; both sides see it.
     pub fn shut_down(&self) {
         // A peer that has gone already has the same effect.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
@@ -143,7 +143,7 @@ impl Channel {
     /// Sends a message that wants no answer.
     ///
     /// # Errors
-    /// Where the peer has gone or does not take it in time.
+    /// If the peer has gone or does not take it in time.
     pub fn send<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), SocketError> {
         self.send_with(message, Flags::request(), fds)
     }
@@ -161,10 +161,10 @@ impl Channel {
         self.send_raw(M::REQUEST.number(), flags, &message.payload(), fds)
     }
 
-    /// Sends a message and waits for the reply that it has by itself.
+    /// Sends a message and waits for the reply that it always has.
     ///
     /// # Errors
-    /// Where the peer has gone, is late, or answers anything else.
+    /// If the peer has gone, is late, or answers anything else.
     pub fn call<M: Message>(
         &mut self,
         message: &M,
@@ -185,12 +185,12 @@ impl Channel {
         self.acknowledgement_of(M::REQUEST, 0)
     }
 
-    /// Waits until the peer says that it did what it was asked with `need_reply`: the second half of
-    /// [`call_acknowledged`](Self::call_acknowledged), for whoever sends more before it waits. `more` acknowledgements
+    /// Waits for the acknowledgement of a message with `need_reply`: the second half of
+    /// [`call_acknowledged`](Self::call_acknowledged), for callers that send more before they wait. `more` acknowledgements
     /// are to come after it; those that are there are read along.
     ///
     /// # Errors
-    /// As there.
+    /// See [`call_acknowledged`](Self::call_acknowledged).
     pub fn acknowledgement_of(&mut self, request: Request, more: usize) -> Result<(), SocketError> {
         let doing = || waiting_for(request.name());
         let expected = 8 + more * (HEADER_BYTES + 8);
@@ -293,7 +293,7 @@ impl Channel {
     /// Receives one message; its header has been checked.
     ///
     /// # Errors
-    /// Where none comes in time, the peer has gone, or what comes is no message.
+    /// If none comes in time, the peer has gone, or what comes is no message.
     pub fn receive(&mut self) -> Result<RawMessage, SocketError> {
         self.receive_while(0, &|| "waiting for a message".to_owned())
     }
@@ -301,7 +301,7 @@ impl Channel {
     /// Receives one message of any kind whose payload fits, its header unchecked.
     ///
     /// # Errors
-    /// Where none comes in time, the peer has gone, or announces more than [`PAYLOAD_BYTES_MAX`] bytes.
+    /// If none comes in time, the peer has gone, or announces more than [`PAYLOAD_BYTES_MAX`] bytes.
     pub fn receive_unchecked(&mut self) -> Result<RawMessage, SocketError> {
         let doing = || "waiting for a message".to_owned();
         let message = self.receive_any(0, &doing)?;
@@ -316,7 +316,7 @@ impl Channel {
     /// Whether a message, or the end, is there to be received within this time.
     ///
     /// # Errors
-    /// Where the system can't poll.
+    /// If the system can't poll.
     pub fn is_readable(&self, timeout: Duration) -> io::Result<bool> {
         if !self.ahead.is_empty() {
             return Ok(true);
@@ -557,7 +557,7 @@ mod tests {
     fn a_mute_peer_and_one_that_drips_end_at_the_deadline() {
         let (mut frontend, mut backend) = pair();
         frontend.set_timeout(Duration::from_millis(60));
-        let error = frontend.call(&GetFeatures(Empty), &[]).expect_err("nobody answers");
+        let error = frontend.call(&GetFeatures(Empty), &[]).expect_err("there is no reply");
         assert!(error.is_timeout() && error.to_string().contains("GET_FEATURES"), "{error}");
 
         let dripping = std::thread::spawn(move || {

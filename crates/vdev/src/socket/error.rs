@@ -8,7 +8,7 @@ use crate::protocol::{HeaderError, PayloadError};
 /// Why a message was not sent or not received.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Nobody listens there.
+    /// No peer listens there.
     #[error("failed to connect to `{socket}`")]
     Connect {
         /// The socket.

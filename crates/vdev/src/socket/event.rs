@@ -1,6 +1,6 @@
 //! Notifications between driver and device: eventfds, and waiting for several descriptors at once.
 //!
-//! Some peers set `O_NONBLOCK` on the eventfd that both sides share, so nobody here blocks in `read`: [`Event::wait`]
+//! Some peers set `O_NONBLOCK` on the eventfd that both sides share, so no thread here blocks in `read`: [`Event::wait`]
 //! polls, and taking what is there never waits. A hostile peer takes it off again, so it is never what keeps us from waiting.
 
 use std::io::{self, IoSliceMut};
@@ -18,7 +18,7 @@ impl Event {
     /// A new eventfd.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
@@ -26,7 +26,7 @@ impl Event {
     /// A descriptor that came from a peer.
     ///
     /// # Errors
-    /// Where it can't be made non-blocking.
+    /// If it can't be made non-blocking.
     pub fn from_peer(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
@@ -36,15 +36,15 @@ impl Event {
     /// The same event under another descriptor.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
-    /// Tells whoever polls. An eventfd that is full was told already, so that is no error.
+    /// Signals the event. An eventfd that is full is already signalled, so that is not an error.
     ///
     /// # Errors
-    /// Where the descriptor takes no 8-byte write.
+    /// If the descriptor takes no 8-byte write.
     pub fn signal(&self) -> io::Result<()> {
         // There is no write to an eventfd that is sure not to wait; this leaves a peer no more than a moment to fill it.
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -56,10 +56,10 @@ impl Event {
     }
 
     /// As [`signal`](Self::signal), with one call of the system less. A peer that fills the event and takes `O_NONBLOCK`
-    /// off has this wait until a signal comes, so it is for threads that somebody watches over.
+    /// off has this wait until a signal comes, so it is for threads that another thread watches.
     ///
     /// # Errors
-    /// As there.
+    /// See [`signal`](Self::signal).
     pub(crate) fn signal_watched(&self) -> io::Result<()> {
         match rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
@@ -70,7 +70,7 @@ impl Event {
     /// Takes what was signalled. Returns whether there was anything.
     ///
     /// # Errors
-    /// Where the descriptor can't be read, or has come to its end.
+    /// If the descriptor can't be read, or has come to its end.
     pub fn take(&self) -> io::Result<bool> {
         let mut bytes = [0; 8];
         // "From where the file is" of a descriptor that has no place.
@@ -105,11 +105,11 @@ impl AsFd for Event {
     }
 }
 
-/// Waits until one of the descriptors can be read or has ended; without a timeout for ever. None of them is ready when
+/// Waits until one of the descriptors can be read or has ended; without a timeout forever. None of them is ready when
 /// time has run out.
 ///
 /// # Errors
-/// Where the system can't poll them.
+/// If the system can't poll them.
 pub fn wait_readable<const N: usize>(fds: [BorrowedFd<'_>; N], timeout: Option<Duration>) -> io::Result<[bool; N]> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let mut polled = fds.each_ref().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_makes_an_event_wait_makes_nobody_wait() {
+    fn a_peer_that_makes_an_event_block_blocks_no_thread() {
         let event = Event::new().expect("an eventfd");
         rustix::fs::fcntl_setfl(&event, rustix::fs::OFlags::RDWR).expect("is set");
         assert!(!event.take().expect("reads"));

@@ -1,7 +1,7 @@
 //! Bytes through a descriptor that came from a peer, such as the state of a device, without ever waiting in it.
 //!
 //! `O_NONBLOCK` is no help: the peer has the same description and takes it off again. So each kind is asked in the way in
-//! which it can't make anybody wait: sockets by `MSG_DONTWAIT`, pipes by `splice` from and to a pipe of ours.
+//! which it can't block this side: sockets by `MSG_DONTWAIT`, pipes by `splice` from and to a pipe of ours.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,7 +36,7 @@ impl Flow {
     /// Takes a pipe, a socket or a file.
     ///
     /// # Errors
-    /// Where it is anything else, or a file that the peer itself may serve.
+    /// If it is anything else, or a file that the peer itself may serve.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let kind = match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Fifo => {
@@ -53,7 +53,7 @@ impl Flow {
     /// Reads what is there; 0 where it has ended.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] where there is nothing now, and where it can't be read.
+    /// [`io::ErrorKind::WouldBlock`] if there is nothing now, or it can't be read.
     pub fn read(&self, into: &mut [u8]) -> io::Result<usize> {
         Ok(match &self.kind {
             Kind::Socket => recv(&self.fd, into, RecvFlags::DONTWAIT)?.0,
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_makes_nobody_wait_and_comes_to_its_end() {
+    fn a_pipe_never_blocks_and_comes_to_its_end() {
         let (read, mut write) = io::pipe().expect("a pipe");
         let flow = waiting(read.into(), OFlags::RDONLY);
         let mut bytes = [0; 8];

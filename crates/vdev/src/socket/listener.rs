@@ -18,10 +18,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on a new socket. A socket file that nobody listens on any more is replaced.
+    /// Listens on a new socket. A socket file without a listener is replaced.
     ///
     /// # Errors
-    /// Where somebody listens there, or the path can't be a socket.
+    /// If another process listens there, or the path can't be a socket.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Listen { socket: path.display().to_string(), source };
         let listener = match UnixListener::bind(path) {
@@ -43,7 +43,7 @@ impl Listener {
     /// The same socket under another descriptor, which is not removed when this one is dropped.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { listener: self.listener.try_clone()?, path: PathBuf::new() })
     }
@@ -51,7 +51,7 @@ impl Listener {
     /// The next connection, if there is one now.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn accept_stream(&self) -> io::Result<Option<UnixStream>> {
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
@@ -63,7 +63,7 @@ impl Listener {
     /// The next connection, if one comes in time. `timeout` is also that of the channel.
     ///
     /// # Errors
-    /// Where the socket can't be polled or has no more descriptors.
+    /// If the socket can't be polled or has no more descriptors.
     pub fn accept(&self, wait: Option<Duration>, timeout: Duration) -> Result<Option<Channel>, SocketError> {
         let name = self.path.display().to_string();
         let failed = |source: io::Error| SocketError::Listen { socket: name.clone(), source };
@@ -91,13 +91,13 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if !self.path.as_os_str().is_empty() {
-            // Somebody else may have removed it; there is nothing left to do then.
+            // Another process may have removed it; there is nothing left to do then.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Whether there is a socket file without anybody behind it.
+/// Whether there is a socket file without a listener.
 fn is_abandoned(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
@@ -111,7 +111,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[test]
-    fn a_socket_that_nobody_listens_on_is_replaced_and_one_in_use_is_not() {
+    fn a_socket_without_a_listener_is_replaced_and_one_in_use_is_not() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s");
         drop(UnixListener::bind(&path).expect("listens"));

@@ -37,7 +37,7 @@ pub enum CycleKind {
     HalfMessage,
     /// A ring that is kicked and kicked with nothing in it.
     KickStorm,
-    /// Messages with descriptors that nobody asked for.
+    /// Messages with descriptors that do not belong to them.
     ManyDescriptors,
     /// Connections that are closed at once, and one that is used.
     Reconnect,
@@ -52,7 +52,7 @@ pub(super) enum Outcome {
     NotServed,
     /// It failed a client that kept the rules.
     Failed(FrontendError),
-    /// Nobody listens any more.
+    /// The backend does not listen any more.
     Gone,
 }
 
@@ -238,7 +238,7 @@ fn said(result: Result<(), SocketError>) -> Result<(), Broken> {
     }
 }
 
-/// Nobody listens; a backend whose queue of connections is full is there.
+/// No backend listens. One whose queue of connections is full is still there.
 fn is_gone(error: &FrontendError) -> bool {
     match error.socket_error() {
         Some(SocketError::Connect { source, .. }) => {

@@ -59,7 +59,7 @@ impl StressOptions {
 /// Sends clients at a backend. When `stop` is set, what was done until then is reported.
 ///
 /// # Errors
-/// Where the backend does not even answer the first, well-behaved client.
+/// If the backend does not even answer the first, well-behaved client.
 pub fn run(options: &StressOptions, stop: &AtomicBool) -> Result<StressReport, FrontendError> {
     let started = Instant::now();
     let (pid, concurrency) = first_look(options)?;

@@ -40,7 +40,7 @@ pub struct ShownFields(pub Vec<(&'static str, Shown)>);
 pub struct Decoded {
     /// Its fields.
     pub fields: ShownFields,
-    /// Why there are none, where its payload is wrong.
+    /// Why there are no fields, if its payload is wrong.
     pub error: Option<PayloadError>,
 }
 

@@ -1,4 +1,4 @@
-//! What a descriptor is, as far as the kernel tells whoever holds it.
+//! What a descriptor is, as far as the kernel shows it to its holder.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
@@ -69,7 +69,7 @@ impl Descriptor {
     }
 }
 
-/// What `/proc` says the descriptor leads to; nothing where there is no `/proc`.
+/// What `/proc` says the descriptor leads to; nothing without `/proc`.
 fn target(fd: BorrowedFd<'_>) -> String {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     link.map(|target| target.to_string_lossy().into_owned()).unwrap_or_default()

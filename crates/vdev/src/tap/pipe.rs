@@ -248,7 +248,7 @@ impl Pending {
         self.announced().is_some() && self.wanted() == 0
     }
 
-    /// Shows the message to whoever records it.
+    /// Passes the message to the recorder.
     fn inspect(&mut self, inspect: &mut dyn FnMut(Passing<'_>)) {
         let Some(header) = self.header() else { return };
         let mut none = Vec::new();

@@ -77,11 +77,11 @@ impl Recorder {
     /// Opens a recording and writes its opening. One that is there already goes on behind what it holds.
     ///
     /// # Errors
-    /// Where the file can't be opened or written, or holds something else.
+    /// If the file can't be opened or written, or holds something else.
     pub fn open(path: &Path, bytes_max: u64, listen: &Path, connect: &Path) -> Result<Self, RecorderError> {
         let failed = |source| RecorderError::Open { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
-        // A pipe without a reader would hold up the opening for ever.
+        // A pipe without a reader would block the opening forever.
         options.read(true).append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK);
         let mut file = options.open(path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {

@@ -1,4 +1,4 @@
-//! Reads a recording, which may come from anybody: lines have a bound, and what is no entry is an error with its line's
+//! Reads a recording, which may be hostile: lines have a bound, and what is not an entry is an error with its line's
 //! number, after which reading goes on.
 
 use std::fs::File;
@@ -79,7 +79,7 @@ impl Recording {
     /// Opens a recording; `-` is stdin.
     ///
     /// # Errors
-    /// Where the file can't be read, or does not begin as a recording.
+    /// If the file can't be read, or does not begin as a recording.
     pub fn open(path: &Path) -> Result<Self, RecordingError> {
         if path == Path::new("-") {
             return Self::new(Box::new(BufReader::new(io::stdin())), "-");

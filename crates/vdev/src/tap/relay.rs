@@ -74,7 +74,7 @@ pub struct TapEnd {
 /// sessions, in words.
 ///
 /// # Errors
-/// Where it can't listen or record.
+/// If it can't listen or record.
 pub fn tap(options: &TapOptions, stop: &Event, tell: &mut dyn FnMut(&str)) -> Result<TapEnd, TapError> {
     let recorder = Recorder::open(&options.record, options.bytes_max, &options.listen, &options.connect)?;
     let listener = Listener::bind(&options.listen)?;

@@ -123,7 +123,7 @@ impl Replay {
     /// Plays the next entry.
     ///
     /// # Errors
-    /// Where there is no backend to connect to.
+    /// If there is no backend to connect to.
     pub fn play(&mut self, entry: &Entry) -> Result<(), SocketError> {
         let Entry { time_us, session, ref event } = *entry;
         if self.options.session.is_some_and(|wanted| wanted != session) {

@@ -45,7 +45,7 @@ pub struct Told {
     /// Its flags.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flags: Option<u32>,
-    /// Whether it asks for an answer that it does not have by itself.
+    /// Whether it has `need_reply`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub need_reply: bool,
     /// What it says.

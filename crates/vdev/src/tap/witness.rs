@@ -69,7 +69,7 @@ struct Pending {
     request: u32,
     name: &'static str,
     asked_us: u64,
-    /// It has a reply by itself.
+    /// It has a reply even without `need_reply`.
     has_reply: bool,
     needs_reply: bool,
     /// `REPLY_ACK` was there when it was asked.
@@ -397,7 +397,7 @@ impl Witness {
         self.ring(index.into(), findings);
     }
 
-    /// The ring with this number, where there is one.
+    /// The ring with this number, if it exists.
     fn ring(&mut self, index: u32, findings: &mut Findings<'_>) -> Option<&mut KnownRing> {
         // Backends of network cards differ in what they count: queues, or pairs of them.
         let count = self.queues.filter(|_| self.kind().is_some_and(|kind| kind != DeviceKind::Net));

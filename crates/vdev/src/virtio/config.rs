@@ -41,7 +41,7 @@ pub struct Layout {
     pub offset: usize,
     /// How it is read.
     pub shape: Shape,
-    /// It means something only where one of these feature bits is negotiated; always where there are none.
+    /// It is valid only if one of these feature bits is negotiated; always, if the list is empty.
     pub needs: u64,
 }
 
@@ -69,7 +69,7 @@ pub struct Field {
     pub value: FieldValue,
     /// What that means to a person, where the value alone does not tell.
     pub note: Option<String>,
-    /// It means something only where one of these feature bits is negotiated; always where there are none.
+    /// It is valid only if one of these feature bits is negotiated; always, if the list is empty.
     pub needs: u64,
 }
 

@@ -129,7 +129,7 @@ fn a_disk_that_can_not_be_written_is_not() {
 }
 
 #[test]
-fn a_request_without_header_or_status_keeps_nobody_from_going_on() {
+fn a_request_without_header_or_status_does_not_stop_the_ring() {
     let disk = disk(|_| {});
     let (_frontend, mut ring) = ready(&disk);
     let (header, data, status) = (ring.buffer(0, 16), ring.buffer(4096, 512), ring.buffer(64, 1));
@@ -162,7 +162,7 @@ fn a_disk_is_opened_by_one_writer_and_as_it_can_be() {
     };
     assert!(again(|_| {}).expect_err("is in use").contains("in use"));
     assert!(again(|options| options.backing = Backing::File("/nowhere".into())).is_err());
-    assert!(again(|options| options.block_bytes = 1000).expect_err("is none").contains("`1000`"));
+    assert!(again(|options| options.block_bytes = 1000).expect_err("is not a size").contains("`1000`"));
     assert!(again(|options| options.queues = 0).is_err());
     assert!(again(|options| options.serial = "x".repeat(21)).is_err());
     drop(disk.served);

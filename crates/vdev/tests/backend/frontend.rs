@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kiln_vdev::backend::{Device, Nobody, Observer, Options, Server, SessionEvent};
+use kiln_vdev::backend::{Device, NoObserver, Observer, Options, Server, SessionEvent};
 use kiln_vdev::memory::{Area, SharedFile};
 use kiln_vdev::protocol::frontend::*;
 use kiln_vdev::protocol::{Empty, Flags, MemoryTable, ProtocolFeatures, VringFile, VringState};
@@ -34,7 +34,7 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { seen: Mutex::default(), also: Arc::new(Nobody) }
+        Self { seen: Mutex::default(), also: Arc::new(NoObserver) }
     }
 }
 
@@ -352,7 +352,7 @@ impl Killed {
         Self(child.expect("starts"))
     }
 
-    /// How it has ended by itself, which it must in time.
+    /// How it has exited on its own, which it must in time.
     pub fn ended(mut self) -> ExitStatus {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -367,13 +367,13 @@ impl Killed {
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited on its own.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Waits until somebody takes connections there. The file is there a moment before.
+/// Waits until a server accepts connections there. The file is there a moment before.
 pub fn wait_until_it_listens(socket: &Path) {
     eventually("it listens", || std::os::unix::net::UnixStream::connect(socket).is_ok());
 }

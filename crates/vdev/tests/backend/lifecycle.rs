@@ -1,5 +1,5 @@
 //! Frontends that come and go: one after the other, ten at once, under load, and a backend that is stopped, started
-//! again, or given its socket by somebody else.
+//! again, or given its socket by its parent.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -56,7 +56,7 @@ fn ten_at_once_wait_for_their_turn() {
 }
 
 #[test]
-fn whoever_stops_in_the_middle_of_a_message_does_not_keep_others_waiting() {
+fn a_client_that_stops_in_a_message_does_not_block_others() {
     let served = Served::new(disk());
     let mut stuck = served.connect();
     stuck.send_bytes(&[5, 0, 0, 0, 1, 0, 0], &[]).expect("is sent");
@@ -65,7 +65,7 @@ fn whoever_stops_in_the_middle_of_a_message_does_not_keep_others_waiting() {
 }
 
 #[test]
-fn whoever_says_nothing_may_stay() {
+fn a_silent_client_may_stay() {
     let served = Served::new(disk());
     let mut frontend = served.frontend();
     std::thread::sleep(Duration::from_millis(1000));

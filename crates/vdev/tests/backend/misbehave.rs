@@ -117,7 +117,7 @@ fn a_ring_that_is_not_served_ends_at_the_deadline() {
     let served = served("kick_ignored");
     let mut driver = connect(&served).expect("starts");
     let read = |driver: &mut BlkDriver| driver.read(8, &mut [0; 512]);
-    let error = read(&mut driver).and_then(|()| read(&mut driver)).expect_err("nobody hears the kick");
+    let error = read(&mut driver).and_then(|()| read(&mut driver)).expect_err("the kick is lost");
     assert!(error.is_timeout(), "{error}");
 }
 
@@ -132,7 +132,7 @@ fn kicks_are_heard_until_a_message_has_come() {
     channel.send_raw(200, Flags::request(), &[], &[]).expect("is sent");
     assert!(channel.receive_unchecked().expect_err("there is no such message").is_closed());
     let mut driver = connect(&served).expect("starts");
-    let error = read(&mut driver).and_then(|()| read(&mut driver)).expect_err("nobody hears the kick");
+    let error = read(&mut driver).and_then(|()| read(&mut driver)).expect_err("the kick is lost");
     assert!(error.is_timeout(), "{error}");
 }
 
@@ -168,15 +168,15 @@ fn what_is_only_slow_or_loud_is_borne() {
 }
 
 #[test]
-fn a_backend_that_never_calls_does_not_hang_anybody() {
+fn a_backend_that_never_calls_does_not_hang_the_driver() {
     let began = Instant::now();
-    // Either is right: to find the answer at the deadline, or to say that nobody called.
+    // Either is right: to find the completion at the deadline, or to report the missing call.
     let _ = session("call_missing");
     assert!(began.elapsed() < TIMEOUT);
 }
 
 #[test]
-fn a_sector_that_comes_back_wrong_is_seen_by_whoever_compares() {
+fn a_sector_with_wrong_data_is_found_by_comparing() {
     let sector = session("corrupt_sector").expect("is read");
     assert_eq!((sector[0], &sector[1..]), (0xff, &[0; 511][..]));
 }
@@ -220,8 +220,8 @@ fn a_ring_that_is_written_after_it_was_stopped_is_noticed() {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         match driver.queues_mut()[0].poll() {
-            Ok(None) => assert!(Instant::now() < deadline, "nobody writes"),
-            Ok(Some(done)) => panic!("{done:?} is nobody's"),
+            Ok(None) => assert!(Instant::now() < deadline, "the mock does not write"),
+            Ok(Some(done)) => panic!("{done:?} was not requested"),
             Err(FrontendError::Queue { what: QueueError::UsedJump { .. }, .. }) => break,
             Err(other) => panic!("{other}"),
         }
@@ -255,7 +255,7 @@ fn a_backend_that_crashes_is_noticed_at_once() {
             assert!(error.is_closed(), "{error}");
         }
         assert_eq!(child.ended().signal(), Some(6), "it was ended by its abort");
-        // Nobody was left to remove it.
+        // No process was left to remove it.
         assert!(Listener::bind(&socket).is_ok(), "the socket can be had again");
     }
 }

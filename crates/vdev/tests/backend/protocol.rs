@@ -28,7 +28,7 @@ fn event() -> Event {
     Event::new().expect("an event")
 }
 
-/// A message of any number with a payload that fits it, as far as there is one.
+/// A message of any number with a payload that fits it, if it is known.
 fn payload(request: FrontendRequest) -> Vec<u8> {
     let sizes = [0, 8, 16, 40, 32, 20, 264, 13];
     let fits = |size: &&usize| kiln_vdev::protocol::FrontendCall::decode(request, &vec![0; **size]).is_ok();
@@ -366,7 +366,7 @@ fn the_devices_state_goes_through_a_pipe_and_comes_back() {
     }
     let (mute, _writer) = std::io::pipe().expect("a pipe");
     frontend.channel.call(&transfer(1), &[mute.as_fd()]).expect("is answered");
-    assert_eq!(frontend.get(&CheckDeviceState(Empty)), 1, "a state that does not end is none");
+    assert_eq!(frontend.get(&CheckDeviceState(Empty)), 1, "a state that does not end is refused");
 }
 
 #[test]

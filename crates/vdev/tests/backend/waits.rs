@@ -1,4 +1,4 @@
-//! Frontends that change what they have handed over, so that whoever uses it would wait for ever: nobody does.
+//! Frontends that change descriptors which they have passed, so that their use would block forever: no thread blocks.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,7 @@ fn ready(served: &Served) -> (Frontend, Ring) {
     (frontend, ring)
 }
 
-/// A flush, for which nobody waits.
+/// A flush whose completion is not awaited.
 fn submit(ring: &mut Ring) {
     ring.put(0, &[&4_u32.to_le_bytes()[..], &[0; 12]].concat());
     let (header, status) = (ring.buffer(0, 16), ring.buffer(64, 1));
@@ -81,7 +81,7 @@ fn a_channel_whose_time_never_runs_out_is_given_up_like_any_other() {
     for direction in [Timeout::Recv, Timeout::Send] {
         set_socket_timeout(&theirs, direction, None).expect("is set");
     }
-    // The call is a message that nobody answers, however often.
+    // The call is a message without a reply, however often.
     for _ in 0..3 {
         submit(&mut ring);
         frontend.kick_in_band(0);

@@ -33,7 +33,7 @@ fn watched_device(device: Arc<dyn Device>) -> Watched {
 }
 
 impl Watched {
-    /// The report, once the session of whoever has left is over.
+    /// The report, once the session of the client that has left is closed.
     fn report(self) -> Report {
         eventually("it has ended", || self.served.is_idle());
         drop(self.served);

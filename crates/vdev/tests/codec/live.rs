@@ -56,7 +56,7 @@ pub fn record(directory: &Path, steering: Steering) -> Vec<Line> {
     Middle { frontend, backend, steering, lines: Vec::new() }.run(qemu, &firmware)
 }
 
-/// Connects as soon as somebody listens.
+/// Connects as soon as the peer listens.
 fn connect(path: &Path) -> Channel {
     let started = Instant::now();
     loop {
@@ -117,7 +117,7 @@ impl Middle {
         }
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let to = if side == Side::Frontend { &mut self.backend } else { &mut self.frontend };
-        // Whoever has gone by now has its end noticed when it is read.
+        // The end of a peer that has gone by now is noticed when it is read.
         let _ = to.send_raw(header.request, header.flags, &payload, &borrowed);
         self.lines.push(Line { side, header, payload, fds: fds.len() });
     }
@@ -147,7 +147,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that has ended by itself is only waited for.
+        // One that has exited on its own is only waited for.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -42,7 +42,7 @@ pub struct Started(Child);
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited on its own.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -22,7 +22,7 @@ fn spawned(command: &str) -> Options {
     Options {
         spawn: Some(command.parse().expect("a command")),
         level: Level::May,
-        // Long for a busy machine; whoever hangs is known to, so it is not waited for often.
+        // Long for a busy machine; the mocks that hang are known, so this timeout rarely passes.
         timeout: Duration::from_secs(3),
         ..Options::default()
     }

@@ -367,7 +367,7 @@ fn a_crash_and_its_message_are_named() {
 }
 
 #[test]
-fn whoever_does_not_end_at_sigterm_is_found_and_ended() {
+fn a_backend_that_ignores_sigterm_is_found_and_killed() {
     let (_directory, disk) = disk();
     let server = backend::command("", &disk).replace('\'', "");
     let mut options = spawned(&format!("sh -c 'trap \"\" TERM; {server}'"));

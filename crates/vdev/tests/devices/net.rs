@@ -116,7 +116,7 @@ fn all_comes_over_a_wire_that_loses_frames_when_it_is_sent_again() {
     let mut lost = 0;
     for number in 0..200_u16 {
         for attempt in 0.. {
-            assert!(attempt < 100, "frame {number} is lost for ever");
+            assert!(attempt < 100, "frame {number} is lost forever");
             driver.send(&frame(number, 200), 3);
             match driver.receive(Duration::from_millis(20)) {
                 Some(back) if back[HEADER + 14..HEADER + 16] == number.to_le_bytes() => break,

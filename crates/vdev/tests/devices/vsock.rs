@@ -214,7 +214,7 @@ fn a_guest_is_told_what_was_read_and_loses_a_connection_on_which_it_sends_too_mu
     let deadline = Instant::now() + DEADLINE;
     let mut sent = 0;
     loop {
-        assert!(Instant::now() < deadline, "it may send {sent} bytes that nobody reads");
+        assert!(Instant::now() < deadline, "it may send {sent} bytes that are not read");
         lab.send(52, 1024, RW, 0, &bytes, 1);
         sent += bytes.len();
         match lab.receive_within(Duration::from_millis(1)) {
@@ -240,7 +240,7 @@ fn a_guest_that_receives_nothing_makes_nothing_grow() {
 }
 
 #[test]
-fn packets_that_are_none_are_nobodys() {
+fn malformed_packets_are_dropped() {
     let mut lab = Lab::new();
     let mut host = lab.connect(52, 1024);
     for bytes in [1, HEADER - 1] {

@@ -27,7 +27,7 @@ const USER: u64 = 0x7f00_0000;
 const MEMORY_BYTES: u64 = 0x10_0000;
 /// What an allocator keeps of what it was given back, in pieces.
 const SLACK_BYTES: usize = 6 << 20;
-/// A server that serves nobody any more.
+/// A server that serves no frontend any more.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 #[test]
@@ -59,7 +59,7 @@ fn campaign(sessions: u64) {
         let channel = Channel::connect(&path, DEADLINE).expect("connects");
         Peer { channel, dice: &mut dice }.attack(session);
     }
-    // Whoever comes last is served: all before have been let go.
+    // The last frontend is served: all before have been closed.
     let mut last = Channel::connect(&path, DEADLINE).expect("connects");
     let (features, _) = last.call(&GetFeatures(Empty), &[]).expect("is served");
     assert_ne!(features & feature::VERSION_1, 0);

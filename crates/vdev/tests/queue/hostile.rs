@@ -87,7 +87,7 @@ proptest! {
             for (token, (bytes, index)) in written.iter().zip(&indices).enumerate() {
                 for _ in 0..3 {
                     let readable = [pair.buffer(0, 8), pair.buffer(8, 8)];
-                    // It may be full by now: nobody gives back what is asked.
+                    // It may be full by now: the device returns no requests.
                     let _ = pair.driver.add(&readable, &[pair.buffer(16, 1 << 16)], token as u64);
                 }
                 let _ = pair.driver.publish();

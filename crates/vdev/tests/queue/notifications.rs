@@ -5,7 +5,7 @@ use kiln_vdev::queue::{Chain, RingKind, RingLayout};
 use super::{Pair, layouts};
 
 #[test]
-fn whoever_looks_by_himself_is_not_told() {
+fn a_side_that_polls_is_not_notified() {
     for layout in layouts(16) {
         let mut pair = Pair::new(layout);
         assert!(pair.ask(0), "{layout:?}");
@@ -23,7 +23,7 @@ fn whoever_looks_by_himself_is_not_told() {
 }
 
 #[test]
-fn whoever_asks_is_told_of_the_next_one_only() {
+fn a_side_that_sets_an_event_is_notified_once() {
     for layout in layouts(8).filter(|layout| layout.event_idx) {
         let mut pair = Pair::new(layout);
         assert!(!pair.device.enable_kicks());
@@ -42,7 +42,7 @@ fn whoever_asks_is_told_of_the_next_one_only() {
 }
 
 #[test]
-fn without_events_everybody_is_told_of_every_batch() {
+fn without_event_idx_every_batch_is_notified() {
     for layout in layouts(8).filter(|layout| !layout.event_idx) {
         let mut pair = Pair::new(layout);
         for token in 0..100 {

@@ -99,7 +99,7 @@ struct Run {
     spare: Vec<Chain>,
     next_token: u64,
     taken: u64,
-    /// The device was told, or looks by itself; so the driver. Whoever was not told does nothing.
+    /// The device was notified, or polls; likewise the driver. A side that was not notified does nothing.
     device_knows: bool,
     driver_knows: bool,
 }

@@ -89,7 +89,7 @@ fn ask(pair: &mut DriverRing, start: u64, data: &Area, kick: &SyncSender<()>, ca
             assert_eq!(
                 u64::from_le(answer),
                 (token ^ 0x5555).wrapping_mul(3),
-                "an answer was there before its used entry"
+                "a used entry was visible before its data"
             );
             free.push(slot);
             taken += 1;
@@ -155,7 +155,7 @@ fn who_asks_to_be_told_in_the_same_moment_is_told_or_sees() {
         let Pair { mut driver, mut device, data, .. } = Pair::new(layout);
         let one = [Buffer { guest_address: data.guest_address(), bytes: 8 }];
         let (line, start, is_over) = (Line::default(), Instant::now(), AtomicBool::new(false));
-        // Whether the last one was told; how often nobody knew.
+        // Whether the last one was notified; how often neither side knew.
         let [kicked, called, lost] = [(); 3].map(|()| AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -62,7 +62,7 @@ impl Session<'_> {
         if let (true, Some(channel)) = (self.has(P::CONFIG), &self.backend_channel)
             && channel.config_changed().is_err()
         {
-            // Whoever doesn't take it has no use for the channel.
+            // A device that does not take it has no use for the channel.
             self.backend_channel = None;
         }
     }
@@ -131,7 +131,7 @@ impl Session<'_> {
     }
 }
 
-/// Writes a state, which is smaller than what any pipe holds, and waits for nobody.
+/// Writes a state, which is smaller than what any pipe holds, and never blocks.
 fn save(fd: OwnedFd, state: &[u8]) -> io::Result<()> {
     if state.is_empty() {
         return Ok(());

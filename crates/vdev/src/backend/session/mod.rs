@@ -58,7 +58,7 @@ impl Answer {
 /// One frontend's session.
 pub struct Session<'a> {
     /// By the device's numbers. They come first, so that they have ended before the frontend sees that the session has:
-    /// then nobody writes to its memory any more.
+    /// then no worker writes to its memory any more.
     workers: BTreeMap<u16, Worker>,
     channel: Channel,
     device: &'a Arc<dyn Device>,

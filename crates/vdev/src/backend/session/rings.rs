@@ -193,7 +193,7 @@ impl Session<'_> {
         Ok(Answer::Done)
     }
 
-    /// `RESET_OWNER`, which nobody is to send any more: the rings have no effects from now on, the session goes on.
+    /// `RESET_OWNER`, which is deprecated: the rings have no effects from now on, the session continues.
     pub(super) fn disable_all(&mut self) -> Result<Answer, Refusal> {
         for ring in 0..self.device.queues() {
             self.enable(ring, false)?;
@@ -370,7 +370,7 @@ impl Session<'_> {
     }
 }
 
-/// What comes with `SET_VRING_KICK`, `_CALL` and `_ERR`: a descriptor, or the word that there is none.
+/// What comes with `SET_VRING_KICK`, `_CALL` and `_ERR`: a descriptor, or the flag that there is no descriptor.
 fn event(file: VringFile, fd: Option<OwnedFd>) -> Result<Option<Event>, Refusal> {
     if file.reserved != 0 {
         return Err(Refusal::Value { field: "u64", value: file.reserved });

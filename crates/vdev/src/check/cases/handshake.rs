@@ -297,7 +297,7 @@ fn require_success(payload: &[u8]) -> Outcome {
 fn acknowledged<M: Message>(link: &mut Link, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
     let number = M::REQUEST.number();
     link.send_raw(number, Flags::request_with_reply(), &message.payload(), fds)?;
-    // A backend that does not answer would be waited for in vain: its answer to the next question comes instead.
+    // Waiting for a backend that does not reply would end in a timeout: the reply to the next request comes instead.
     link.send(&GetFeatures(Empty), &[])?;
     let reply = link.receive()?;
     if reply.header.request == 1 {

@@ -1,5 +1,5 @@
 //! Kick descriptors whose other end is closed while the ring runs. A backend may be given a pipe ("Support for platforms other
-//! than Linux"), and anything at all by a frontend that it does not trust: what can be read for ever wakes for ever.
+//! than Linux"), and anything at all by a frontend that it does not trust: a descriptor that is always readable always wakes the backend.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;

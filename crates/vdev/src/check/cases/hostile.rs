@@ -135,7 +135,7 @@ fn message(context: &mut Context<'_>, request: u32, flags: Flags, payload: &[u8]
     context.survives_messages(link)
 }
 
-/// Bytes, and then the end: whoever waits for more must see it.
+/// Bytes, and then the end: a backend that waits for more must see it.
 fn bytes(context: &mut Context<'_>, bytes: &[u8]) -> Outcome {
     let mut link = context.open_device()?;
     link.send_bytes(bytes, &[], &format!("{} bytes that are not a message", bytes.len()))?;
@@ -199,7 +199,7 @@ fn closed_is_fine(stop: Stop) -> Outcome {
     if matches!(stop, Stop::Closed(_)) { Ok(()) } else { Err(stop) }
 }
 
-/// A ring that nobody has: the first beyond 8 bits, and one far beyond any array.
+/// A ring that no device has: the first beyond 8 bits, and one far beyond any array.
 fn index(context: &mut Context<'_>, request: u32) -> Outcome {
     let mut payload = 9999_u32.to_ne_bytes().to_vec();
     payload.extend_from_slice(&64_u32.to_ne_bytes());
@@ -334,7 +334,7 @@ fn config_huge(context: &mut Context<'_>) -> Outcome {
 
 fn inflight_wild(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_with(USUAL | ProtocolFeatures::INFLIGHT_SHMFD)?;
-    // More than anybody has; a backend that makes all of it takes 64 MiB, which ends no host.
+    // More than any device has; a backend that allocates all of it uses 64 MiB, which harms no host.
     let wild = Inflight { mmap_size: u64::MAX, mmap_offset: u64::MAX, num_queues: 4096, queue_size: 1024 };
     link.send(&GetInflightFd(wild), &[])?;
     context.survives_messages(link)
@@ -386,7 +386,7 @@ fn many_descriptors(context: &mut Context<'_>) -> Outcome {
     context.survives_messages(link)
 }
 
-/// Questions whose answers nobody reads, until the socket is full or time is up; then all are read.
+/// Requests whose replies are not read until the socket is full or time is up; then all are read.
 fn flood_unread(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open_device()?;
     link.note("GET_FEATURES is sent until the backend reads no more");

@@ -350,7 +350,7 @@ fn call_is_a_full_pipe(context: &mut Context<'_>) -> Outcome {
     calls_on(context, writer.as_fd(), "a call on a pipe that is full")
 }
 
-/// Has requests done whose calls go where nobody takes them: whoever waits for that stands still.
+/// Makes requests whose calls are never read: a backend that blocks on them stops.
 fn calls_on(context: &mut Context<'_>, call: std::os::fd::BorrowedFd<'_>, what: &str) -> Outcome {
     let mut rings = rings(context)?;
     let index = rings.ring().small_index();

@@ -100,7 +100,7 @@ fn first_client_undisturbed(context: &mut Context<'_>) -> Outcome {
     first.note(if second.is_ok() { "a second client is connected" } else { "a second client is refused" });
     if let Ok(mut second) = second {
         let question = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode();
-        // Whoever refuses may have closed it already.
+        // A backend that refuses may have closed it already.
         let _ = second.send_bytes(&question, &[]);
     }
     for _ in 0..10 {
@@ -273,7 +273,7 @@ fn print_capabilities(context: &mut Context<'_>) -> Outcome {
     let output = child.stdout.take().map(|output| read_to_end(output, "its output", context.timeout()));
     let ended = wait_until(context.timeout(), || matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
     if !ended {
-        // It runs as a backend, perhaps, and has started others; nobody needs them.
+        // It may run as a backend, and may have started others; none of them is needed.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
     let status = child.wait()?;

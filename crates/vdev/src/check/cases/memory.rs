@@ -323,7 +323,7 @@ fn remove_closes_fd(context: &mut Context<'_>) -> Outcome {
         link.require(&add(region(0, FILE_BYTES)), &[file.as_fd()])?;
         let answer = link.ask(&remove(region(0, FILE_BYTES)), &[file.as_fd()])?;
         if !answer.is_accepted() {
-            // It MAY take a descriptor; whoever refuses must still not keep it.
+            // It MAY take a descriptor; a backend that refuses must still not keep it.
             break;
         }
     }

@@ -1,5 +1,5 @@
-//! What a backend holds: descriptors, memory, mappings, threads and time. Whoever keeps a little of each client or message
-//! ends some day, in the middle of somebody's work.
+//! What a backend holds: descriptors, memory, mappings, threads and time. A backend that leaks a little with each client
+//! or message fails after days, in the middle of a guest's work.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;

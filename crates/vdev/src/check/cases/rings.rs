@@ -29,7 +29,7 @@ cases! {
     "rings.size-1" May [ACK] |context| takes_size(context, 1),
         SIZES => "1 is a power of 2, and the smallest ring";
     "rings.size-1024" Should [ACK] |context| takes_size(context, 1024),
-        NUM => "this is QEMU's largest ring, and its default on virtio-mmio for every backend";
+        NUM => "this is QEMU's largest ring, and its default on virtio-mmio forevery backend";
     "rings.size-zero" Should [ACK] |context| refuses_size(context, 0),
         SIZES => "a ring without entries holds no descriptor, and an index modulo 0 is a division by zero";
     "rings.size-no-power-of-2" Should [ACK] |context| refuses_size(context, 100),
@@ -226,7 +226,7 @@ fn stop_forgets_kick(context: &mut Context<'_>) -> Outcome {
     ring.stop(&mut link)?;
     ring.kick()?;
     link.features()?;
-    // Nobody may take the signal: whoever waits on a stopped ring would start it.
+    // The backend must not take the signal: one that waits on a stopped ring would start it.
     if ring.kick.take()? { Ok(()) } else { Stop::fail("the backend read the kick of a stopped ring") }
 }
 

@@ -45,7 +45,7 @@ pub fn encode(disk: &Disk, block_bytes: u32, queues: u16) -> [u8; CONFIG_BYTES] 
 /// more, as long as it is what is there already, for it can't be changed.
 ///
 /// # Errors
-/// Where it would change anything else.
+/// If it would change anything else.
 pub fn check_write(config: &[u8], write: &ConfigWrite<'_>) -> Result<Option<bool>, DeviceError> {
     let read_only = DeviceError::ReadOnly { offset: write.offset, bytes: write.bytes.len() };
     let end = write.offset.checked_add(write.bytes.len()).filter(|end| *end <= config.len());

@@ -95,7 +95,7 @@ pub enum BlkError {
         /// Why.
         source: io::Error,
     },
-    /// Somebody else has it.
+    /// Another process uses it.
     #[error("the disk `{path}` is in use by another process")]
     InUse {
         /// Which.
@@ -124,7 +124,7 @@ impl Blk {
     /// is to be written.
     ///
     /// # Errors
-    /// Where it can't be opened, is in use, or can't be as the options say.
+    /// If it can't be opened, is in use, or can't be as the options say.
     pub fn open(options: &BlkOptions) -> Result<Self, BlkError> {
         let wrong = |option, value: String| Err(BlkError::Option { option, value });
         if options.serial.len() > SERIAL_BYTES_MAX {

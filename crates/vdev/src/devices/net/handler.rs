@@ -24,7 +24,7 @@ const ANSWERS_MAX: usize = 256;
 /// Buffers that one frame may take: more than the longest takes in buffers of 4 KiB.
 const BUFFERS_MAX: usize = 64;
 /// Looks for buffers beyond those that are there for one frame: a driver may add some while they are counted, and one that
-/// only says so is not believed for ever.
+/// only says so is not trusted forever.
 const LOOKS_MAX: usize = 2 * BUFFERS_MAX;
 /// The token of the TAP.
 const TAP: u64 = 0;
@@ -107,7 +107,7 @@ impl Handler {
 
     /// Gives frames to the guest while there are any and it has room. Returns whether room is what is missing.
     fn receive(&mut self, queue: &mut Queue) -> Result<bool, QueueError> {
-        // All answers, and some of what comes by itself: a TAP is ready again at once.
+        // All replies, and some of the other frames: a TAP is ready again at once.
         for _ in 0..ANSWERS_MAX + FRAMES_AT_ONCE {
             let Some(frame) = self.next_frame() else { return Ok(false) };
             if !self.deliver(queue, &frame)? {

@@ -79,7 +79,7 @@ impl Net {
     /// A card, with what lies behind it.
     ///
     /// # Errors
-    /// Where the TAP can't be opened.
+    /// If the TAP can't be opened.
     pub fn new(options: NetOptions) -> io::Result<Self> {
         let tap = match &options.behind {
             Behind::Tap(name) => Some(Tap::open(name)?),

@@ -15,10 +15,10 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens the TAP device of this name; where there is none it is made, and goes when this is dropped.
+    /// Opens the TAP device of this name; if it does not exist, it is created, and removed when this is dropped.
     ///
     /// # Errors
-    /// Where the name is none, or the user may not.
+    /// If the name is not valid, or the user may not.
     pub fn open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         // SAFETY: all zeros are a value of this plain struct.
@@ -43,7 +43,7 @@ impl Tap {
     /// The same device under another descriptor.
     ///
     /// # Errors
-    /// Where the process has no descriptors left.
+    /// If the process has no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { file: self.file.try_clone()? })
     }
@@ -51,7 +51,7 @@ impl Tap {
     /// Sends a frame to the host.
     ///
     /// # Errors
-    /// Where the device takes it not.
+    /// If the device takes it not.
     pub fn write(&self, frame: &[u8]) -> io::Result<()> {
         (&self.file).write(frame).map(drop)
     }
@@ -59,7 +59,7 @@ impl Tap {
     /// The next frame of the host's. Returns whether there was one.
     ///
     /// # Errors
-    /// Where the device is gone.
+    /// If the device is gone.
     pub(super) fn read(&self, frame: &mut Vec<u8>) -> io::Result<bool> {
         frame.resize(FRAME_BYTES_MAX, 0);
         let read = loop {

@@ -31,10 +31,10 @@ impl Wire {
         }
     }
 
-    /// The next frame that came by itself, put into `frame`. Returns whether there was one.
+    /// The next frame that is not a reply, put into `frame`. Returns whether there was one.
     ///
     /// # Errors
-    /// Where there will never be another.
+    /// If there will never be another.
     pub(super) fn receive(&self, frame: &mut Vec<u8>) -> io::Result<bool> {
         match self {
             Self::Tap(tap) => tap.read(frame),

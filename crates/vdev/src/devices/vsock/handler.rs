@@ -96,7 +96,7 @@ impl Handler {
                 self.bytes.truncate(read);
             }
             queue.complete(&self.chain, 0);
-            // A packet that is none, or not from this guest to the host, is nobody's.
+            // A malformed packet, or one that is not from this guest to the host, is dropped.
             if is_whole && fits && header.src_cid == self.guest_cid && header.dst_cid == HOST_CID {
                 self.take(queues, &header);
             }
@@ -272,7 +272,7 @@ impl Handler {
         queue.complete(&self.chain, u32::try_from(written).unwrap_or(u32::MAX));
     }
 
-    /// The next packet for the guest, its bytes in `bytes`. Whoever has nothing to say is taken off the list.
+    /// The next packet for the guest, its bytes in `bytes`. A connection with nothing to send is taken off the list.
     fn next_packet(&mut self, queues: &Queues, room: usize) -> Option<Header> {
         self.bytes.clear();
         if let Some(ports) = self.resets.pop_front() {
@@ -355,7 +355,7 @@ impl Handler {
         // Those that are left are there to be accepted at once again.
         for _ in 0..CALLERS_MAX {
             let Ok(Some(stream)) = self.listener.accept_stream() else { return };
-            // Whoever comes when there is no place finds the connection closed.
+            // If there is no place, the connection is closed.
             if self.callers.len() >= CALLERS_MAX || self.connections.len() >= CONNECTIONS_MAX {
                 continue;
             }
@@ -420,7 +420,7 @@ impl Handler {
 }
 
 /// Waits for what a connection needs: more bytes only where those that are there were read. One that needs nothing is not
-/// waited for at all, as a stream whose other end is closed is ready for ever.
+/// waited for at all, as a stream whose other end is closed is always ready.
 fn rewatch(queues: &Queues, connection: &mut Connection) {
     let mut interest = EventFlags::empty();
     if !connection.is_readable && !connection.sent_all {

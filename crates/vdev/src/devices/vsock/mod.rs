@@ -45,7 +45,7 @@ impl Vsock {
     /// A device for a guest with this address, which must be above the host's; the host connects to `path`.
     ///
     /// # Errors
-    /// Where it can't listen there.
+    /// If it can't listen there.
     pub fn new(guest_cid: u64, path: &Path) -> Result<Self, SocketError> {
         if guest_cid <= HOST_CID || guest_cid >= u64::from(u32::MAX) {
             let source = io::Error::new(

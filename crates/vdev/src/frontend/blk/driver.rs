@@ -37,7 +37,7 @@ impl BlkDriver {
     /// Connects to a backend and starts its queues.
     ///
     /// # Errors
-    /// Where the session fails, or the backend lacks what the options ask for.
+    /// If the session fails, or the backend lacks what the options ask for.
     pub fn connect(path: &Path, session: &Options, options: &BlkOptions) -> Result<Self, FrontendError> {
         Self::start(Frontend::connect(path, session)?, &Wish::default(), options)
     }
@@ -102,7 +102,7 @@ impl BlkDriver {
     /// Reads from a sector on. `into` has whole sectors, at most as many as a request may have.
     ///
     /// # Errors
-    /// Where the device fails, says that it wrote less, or does not come back after it has gone.
+    /// If the device fails, says that it wrote less, or does not come back after it has gone.
     pub fn read(&mut self, sector: u64, into: &mut [u8]) -> Result<(), FrontendError> {
         let bytes = self.length("read", into.len())?;
         self.run(BlkRequest::Read { sector, bytes }, &[], into)
@@ -189,7 +189,7 @@ impl BlkDriver {
     /// The next request that comes back on a queue; when the backend goes meanwhile, it is waited for and told again.
     ///
     /// # Errors
-    /// Where nothing comes back in time, the backend does not come back, or lies.
+    /// If nothing comes back in time, the backend does not come back, or lies.
     pub fn next_done(&mut self, queue: usize) -> Result<Done, FrontendError> {
         let queues = &self.queues[queue];
         let deadline = Instant::now() + queues.timeout + self.frontend.options.reconnect_timeout;
@@ -205,7 +205,7 @@ impl BlkDriver {
     /// Stops all rings, as a frontend does before it leaves. What is under way is finished by the backend first.
     ///
     /// # Errors
-    /// Where the backend does not answer.
+    /// If the backend does not answer.
     pub fn stop(&mut self) -> Result<(), FrontendError> {
         let queues = &self.queues;
         let frontend = &mut self.frontend;
@@ -217,7 +217,7 @@ impl BlkDriver {
     /// what was not given back. A request may be done twice, and it is never forgotten: what it writes is the same.
     ///
     /// # Errors
-    /// Where the backend does not come back, or as another one.
+    /// If the backend does not come back, or as another one.
     pub fn recover(&mut self) -> Result<(), FrontendError> {
         self.frontend.reconnect()?;
         for queue in &mut self.queues {

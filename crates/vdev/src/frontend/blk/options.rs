@@ -90,7 +90,7 @@ pub struct BlkConfig {
 }
 
 impl BlkConfig {
-    /// What every device with the features of VIRTIO 1.1 has; older backends tell nothing to whoever asks for more.
+    /// What every device with the features of VIRTIO 1.1 has; older backends return nothing if more is requested.
     pub const BYTES: u32 = 60;
 
     /// What a handshake has told; nothing where it told nothing.
@@ -108,7 +108,7 @@ impl BlkConfig {
     }
 }
 
-/// A little-endian number at this place, where there is one: as many bytes as its type has.
+/// The little-endian number at this offset, if it is inside: as many bytes as its type has.
 fn number<T: TryFrom<u64>>(bytes: &[u8], at: usize) -> Option<T> {
     let mut wide = [0; 8];
     let size = size_of::<T>();

@@ -1,14 +1,14 @@
 //! Whether to look for an answer or to sleep until one is announced.
 //!
 //! Looking saves the time it takes to be woken, which is most of a short request. On a processor that others want as well
-//! it does harm: a thread that never sleeps is taken off it for milliseconds. So whoever finds that it was away while it
+//! it does harm: a thread that never sleeps is taken off it for milliseconds. So a thread that was away while it
 //! looked sleeps for a while instead, each time longer.
 
 use std::time::{Duration, Instant};
 
 /// Looks at the ring between two looks at the clock.
 pub(super) const LOOKS_PER_CLOCK: u32 = 64;
-/// With more requests under way than this, nobody looks: their ends come in batches anyway, and each look delays one.
+/// With more requests in flight than this, the thread does not look: their ends come in batches anyway, and each look delays one.
 const LOOKING_MAX: u16 = 8;
 /// Between two looks at the clock passes far less, unless the thread was taken off its processor.
 const AWAY: Duration = Duration::from_micros(200);
@@ -31,7 +31,7 @@ impl Patience {
     }
 
     /// How long to look, where so many requests are under way: the more there are, the more come back at once, and a
-    /// thread that sleeps leaves the processor to whoever does them.
+    /// thread that sleeps leaves the processor to the backend.
     pub fn looking_time(&self, now: Instant, outstanding: u16) -> Duration {
         match self.rested {
             Some(rested) if now < rested => Duration::ZERO,
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_was_away_rests_longer_each_time_and_forgets() {
+    fn a_thread_that_was_away_rests_longer_each_time_and_forgets() {
         let spin = Duration::from_micros(100);
         let mut patience = Patience::new(spin);
         let mut now = Instant::now();

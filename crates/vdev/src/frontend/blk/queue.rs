@@ -1,7 +1,7 @@
 //! One queue of a block device: its ring and the slots of its requests.
 //!
 //! A queue belongs to one thread and knows nothing of the session, but for the connection: if that ends while requests are
-//! under way, whoever waits is told.
+//! in flight, the waiting caller gets an error.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl Slot {
 struct SlotState {
     /// What the device was asked and has not given back.
     request: Option<BlkRequest>,
-    /// The how manieth request it is, so that they can be submitted again in the same order.
+    /// Its position among all requests, so that they can be submitted again in the same order.
     number: u64,
 }
 
@@ -195,7 +195,7 @@ impl BlkQueue {
     /// Lets the device see what was submitted, and kicks it if it wants that.
     ///
     /// # Errors
-    /// Where it can't be kicked.
+    /// If it can't be kicked.
     pub fn publish(&mut self) -> Result<(), FrontendError> {
         if self.ring.driver.publish() { self.kick() } else { Ok(()) }
     }
@@ -203,7 +203,7 @@ impl BlkQueue {
     /// Kicks the device, whether it wants that or not.
     ///
     /// # Errors
-    /// Where it can't be kicked.
+    /// If it can't be kicked.
     pub fn kick(&self) -> Result<(), FrontendError> {
         self.ring.kick.signal().map_err(|source| self.system("kicking a ring", source))
     }
@@ -211,7 +211,7 @@ impl BlkQueue {
     /// The next request that came back, if there is one now.
     ///
     /// # Errors
-    /// Where the device lies about the ring or the request.
+    /// If the device lies about the ring or the request.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Done>, FrontendError> {
         match self.ring.driver.take_used() {
@@ -227,7 +227,7 @@ impl BlkQueue {
     /// The next request that came back: looks for a short while, then sleeps until the device calls.
     ///
     /// # Errors
-    /// Where nothing comes back in time, the connection ends, or the device lies.
+    /// If nothing comes back in time, the connection ends, or the device lies.
     pub fn next_done(&mut self) -> Result<Done, FrontendError> {
         // In the usual case at some depth: it is there, and no clock is read.
         if let Some(done) = self.poll()? {

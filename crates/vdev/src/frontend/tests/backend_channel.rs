@@ -86,7 +86,7 @@ fn shared_objects_come_go_and_are_found() {
         assert_eq!(ask(own, &backend::SharedObjectAdd(object(1))), 0);
         assert_ne!(ask(own, &backend::SharedObjectAdd(object(1))), 0, "is there already");
         assert_ne!(ask(own, &backend::SharedObjectRemove(object(9))), 0, "is the frontend's");
-        assert_ne!(ask(own, &backend::SharedObjectLookup(object(2))), 0, "is nobody's");
+        assert_ne!(ask(own, &backend::SharedObjectLookup(object(2))), 0, "has no owner");
         own.send_with(&backend::SharedObjectLookup(object(9)), Flags::request_with_reply(), &[]).expect("is taken");
         let found = own.receive().expect("an answer");
         assert_eq!((u64::decode(&found.payload), found.fds.len()), (Ok(0), 1));
@@ -112,7 +112,7 @@ fn what_is_kept_of_a_backends_requests_has_a_bound() {
         assert_eq!(answers.iter().filter(|answer| **answer == 0).count(), 64);
         for first in 0..=255 {
             let object = SharedObject { uuid: [first; 16] };
-            assert_ne!(ask(own, &backend::SharedObjectAdd(object)), 0, "nobody takes notices");
+            assert_ne!(ask(own, &backend::SharedObjectAdd(object)), 0, "the notices are full");
         }
     });
     session(&Options::default(), backend, |frontend| {
@@ -164,7 +164,7 @@ fn a_channel_that_the_backend_closes_is_no_error() {
         frontend.get_features().expect("is answered");
         frontend.serve_backend_requests(Duration::from_millis(10)).expect("is no error");
         assert_eq!(frontend.take_notice(), Some(Notice::Closed));
-        assert_eq!(frontend.serve_backend_requests(Duration::from_secs(9)).expect("there is none"), 0);
+        assert_eq!(frontend.serve_backend_requests(Duration::from_secs(9)).expect("there is no channel"), 0);
     });
 }
 
@@ -175,7 +175,7 @@ fn a_backend_that_asks_without_end_is_one_that_does_not_answer() {
         standin.expect::<message::GetFeatures>();
         let started = Instant::now();
         while own.send(&backend::ConfigChangeMsg(Empty), &[]).is_ok() {
-            assert!(started.elapsed() < TIMEOUT, "nobody has had enough of it");
+            assert!(started.elapsed() < TIMEOUT, "the frontend never stops reading");
         }
     };
     session(&super::quick(), backend, |frontend| {

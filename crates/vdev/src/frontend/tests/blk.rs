@@ -122,10 +122,10 @@ fn a_length_that_has_no_room_is_refused() {
 }
 
 #[test]
-fn a_status_without_a_meaning_or_none_at_all_is_refused() {
+fn an_undefined_or_missing_status_is_refused() {
     let error = read_from(|device| device.finish(Some(7), WRITTEN)).expect_err("means nothing");
     assert!(error.to_string().ends_with("ring 0: the device completed read with the undefined status 7"));
-    let error = read_from(|device| device.finish(None, WRITTEN)).expect_err("is none");
+    let error = read_from(|device| device.finish(None, WRITTEN)).expect_err("is not a status");
     assert!(error.to_string().ends_with("ring 0: the device completed read with no status"), "{error}");
 }
 

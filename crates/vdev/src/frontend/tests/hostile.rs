@@ -91,7 +91,7 @@ fn an_answer_of_another_version_or_with_reserved_flags_is_refused() {
 }
 
 #[test]
-fn descriptors_that_nobody_asked_for_are_refused_and_closed() {
+fn unexpected_descriptors_are_refused_and_closed() {
     let error = features_from(|backend| {
         let (read, _write) = std::io::pipe().expect("a pipe");
         backend.channel.answer(1, &[0; 8], &[read.as_fd(), read.as_fd()]).expect("is taken");
@@ -120,7 +120,7 @@ fn a_configuration_that_was_not_asked_for_is_refused() {
         for _ in 0..2 {
             assert!(matches!(frontend.get_config(0, 8), Err(FrontendError::Answer { .. })));
         }
-        assert!(frontend.get_config(0, 8).is_err(), "no payload means that there is none");
+        assert!(frontend.get_config(0, 8).is_err(), "no payload means no configuration");
         assert!(matches!(frontend.get_config(200, 57), Err(FrontendError::Bound { .. })));
     });
 }

@@ -82,7 +82,7 @@ impl Standin {
         chosen
     }
 
-    /// A handshake in which all of this is offered; returns the backend's own channel where there is one.
+    /// A handshake in which all of this is offered; returns the backend's own channel if it has one.
     fn handshake(&mut self, features: u64, protocol: ProtocolFeatures) -> Option<Channel> {
         let chosen = self.negotiate(features, protocol);
         if chosen.contains(ProtocolFeatures::MQ) {

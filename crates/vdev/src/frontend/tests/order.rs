@@ -1,4 +1,4 @@
-//! Messages that come out of order, or that nobody agreed on, are not sent.
+//! Messages that are out of order, or that were not negotiated, are not sent.
 
 use std::os::fd::AsFd as _;
 
