@@ -1,4 +1,4 @@
-//! Drivers: what turns a [`VmSpec`](crate::VmSpec) into a running guest.
+//! Drivers: each turns a [`VmSpec`](crate::VmSpec) into a running guest.
 
 pub mod fake;
 pub mod qemu;

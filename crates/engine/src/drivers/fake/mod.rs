@@ -1,20 +1,20 @@
-//! The fake driver: the real agent as a process of this host, no VM. For tests of everything above the engine, in
+//! The fake driver: the real agent as a process of this host, without a VM. It tests everything above the engine in
 //! milliseconds.
 //!
 //! ```text
-//!   vms/<id>/guest/   what the guest's files are: its commands start here
+//!   vms/<id>/guest/   the guest's files; its commands start here
 //!   save  ──▶ pause, guest/ as a tar archive in the snapshot's `memory`      restore ──▶ unpacked, a new agent
 //! ```
-//! What it is not, so that nobody takes a test on it for more than it is:
+//! Its limits, which a test has to know:
 //!
 //! - There is no kernel, no console and no isolation: commands run as this user and see this host.
-//! - A save holds the files below `guest/`, not processes: no command that ran goes on in a fork, no session is there.
-//!   What is not an ordinary file, a directory or a link is left out. `memory_mib` bounds the archive.
+//! - A save holds the files below `guest/`, not processes: no command continues in a fork, and a fork has no sessions.
+//!   It leaves out everything except ordinary files, directories and links. `memory_mib` bounds the archive.
 //! - Every snapshot is a full one, so chains and diffs need a real VM.
 //! - A sync names the guest in `etc/hostname` and `etc/machine-id` below `guest/`, and leaves the host's clock alone.
-//! - A frozen guest starts no new commands; those that run go on.
+//! - A frozen guest starts no new commands; running ones continue.
 //!
-//! What only passes here is not done.
+//! A feature that works only here is not finished.
 
 mod monitor;
 mod process;
@@ -39,7 +39,7 @@ use crate::spec::{Acceleration, OwnerLoss, VmSpec};
 use crate::vm::{AGENT_SOCKET, BoxFuture, Ends, Transport, Vm};
 use crate::vm_dir::{Orphan, SocketDir, State, VmDir};
 
-/// Its name, in errors, capabilities and snapshots.
+/// Its name in errors, capabilities and snapshots.
 const DRIVER: &str = "fake";
 /// Below a VM's directory: the files of its guest.
 const GUEST_DIRECTORY: &str = "guest";
@@ -51,7 +51,7 @@ pub struct FakeEngine {
     recovered: Arc<OnceCell<()>>,
 }
 
-/// What its guests are made of.
+/// The program and the home of its guests.
 #[derive(Debug)]
 struct Program {
     home: Utf8PathBuf,
@@ -78,7 +78,7 @@ impl FakeEngine {
 }
 
 impl Program {
-    /// What a snapshot needs to find again: the same agent.
+    /// The identity that a snapshot has to find again: the same agent.
     fn machine(&self) -> Result<MachineIdentity, LaunchError> {
         let digest = FileFacts::new(&self.home).digest(&self.agent);
         let agent = digest.map_err(|source| LaunchError::Image { path: self.agent.clone(), source })?;

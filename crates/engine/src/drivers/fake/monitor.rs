@@ -1,8 +1,8 @@
-//! What stands in for a VMM's monitor: signals to the agent and to all that it has started.
+//! Takes the place of a VMM's monitor: sends signals to the agent and to all its descendants.
 //!
-//! Processes are stopped from the agent down. A parent that stands still reaps no child, so the ids of its children stay
-//! theirs while they are looked up, and it starts no new ones. What left the tree, because its parent ended, comes back
-//! as a child of the agent, which adopts orphans.
+//! Processes are stopped from the agent downwards. While a parent is stopped, it starts no processes and reaps none, so
+//! the pids of its children can't be reused while they are looked up. A process whose parent has ended becomes a child
+//! of the agent, which adopts orphans.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -16,11 +16,11 @@ use tokio::sync::mpsc;
 use crate::process::Killer;
 use crate::vm::{BoxFuture, ExitReason, Monitor, MonitorEvent, MonitorEvents, VmmError};
 
-/// Events that may wait for the owner, who is told of each pause, resume and end.
+/// Events that may wait for the owner. Each pause, resume and end is one.
 const EVENT_QUEUE: usize = 16;
-/// Between two looks at whether a process stands still. The kernel has no wait for that but the parent's.
+/// Pause between two checks whether a process is stopped. Only its parent can wait for that.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
-/// Processes of one guest that are looked at; a test that needs more is no test for this engine.
+/// Processes of one guest that are followed. A test that needs more should not use this engine.
 const PROCESSES_MAX: usize = 1024;
 
 /// Pauses a fake guest, and ends it.
@@ -29,11 +29,11 @@ pub(super) struct FakeMonitor {
     agent: u32,
     killer: Killer,
     events: mpsc::Sender<MonitorEvent>,
-    /// It was stopped by this monitor. An agent that anything else has stopped stands still as a guest that has halted.
+    /// Whether this monitor has stopped it. If anything else has stopped the agent, it counts as halted.
     paused: AtomicBool,
 }
 
-/// What became of it.
+/// The guest's events.
 #[derive(Debug)]
 pub(super) struct FakeEvents {
     events: mpsc::Receiver<MonitorEvent>,
@@ -41,17 +41,17 @@ pub(super) struct FakeEvents {
 }
 
 impl FakeMonitor {
-    /// Of the agent with this id.
+    /// A monitor for the agent with this pid.
     pub(super) fn new(agent: u32, killer: Killer) -> (Self, FakeEvents) {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let reported = FakeEvents { events: receiver, agent: killer.clone() };
-        // One that was found stopped was paused by whoever had it before.
+        // If the agent is already stopped, a previous owner has paused it.
         let paused = AtomicBool::new(state(agent).is_ok_and(|state| state == Some(STOPPED)));
         (Self { agent, killer, events, paused }, reported)
     }
 
-    async fn tell(&self, event: MonitorEvent) {
-        // The owner has ended, and with it whoever would hear of this.
+    async fn send(&self, event: MonitorEvent) {
+        // This fails if the owner has ended. Then there is no receiver.
         drop(self.events.send(event).await);
     }
 
@@ -60,7 +60,7 @@ impl FakeMonitor {
         state.ok_or_else(|| VmmError::Closed { reason: "the agent has ended".into() })
     }
 
-    /// Stops or continues the agent and all below it, from the top down.
+    /// Stops or continues the agent and all its descendants, from the top down.
     async fn signal(&self, signal: Signal, deadline: Duration) -> Result<(), VmmError> {
         let until = Instant::now() + deadline;
         let command = if signal == Signal::STOP { "stop" } else { "continue" };
@@ -75,7 +75,7 @@ impl FakeMonitor {
             let refused =
                 |error: io::Error| VmmError::Refused { command: command.into(), description: error.to_string() };
             let Some(process) = open(pid).map_err(refused)? else { continue };
-            // Children are listed while their parent stands still: before it goes on, after it stopped.
+            // Children are listed while their parent is stopped: before it continues, or after it stopped.
             if signal == Signal::CONT {
                 waiting.extend(children(pid).map_err(refused)?);
             }
@@ -85,7 +85,7 @@ impl FakeMonitor {
                 Err(error) => return Err(refused(error.into())),
             }
             if signal == Signal::STOP {
-                while !stands_still(pid).map_err(refused)? {
+                while !is_stopped_or_gone(pid).map_err(refused)? {
                     if Instant::now() >= until {
                         return Err(VmmError::Deadline { command: command.into(), waited: deadline });
                     }
@@ -103,12 +103,12 @@ impl Monitor for FakeMonitor {
         Box::pin(async move {
             self.paused.store(true, Ordering::Release);
             if let Err(error) = self.signal(Signal::STOP, deadline).await {
-                // What stands still already goes on: a guest is paused whole or not at all.
+                // Continues the processes that are stopped already: a guest is paused as a whole or not at all.
                 drop(self.signal(Signal::CONT, deadline).await);
                 self.paused.store(false, Ordering::Release);
                 return Err(error);
             }
-            self.tell(MonitorEvent::Paused).await;
+            self.send(MonitorEvent::Paused).await;
             Ok(())
         })
     }
@@ -117,17 +117,17 @@ impl Monitor for FakeMonitor {
         Box::pin(async move {
             self.signal(Signal::CONT, deadline).await?;
             self.paused.store(false, Ordering::Release);
-            self.tell(MonitorEvent::Resumed).await;
+            self.send(MonitorEvent::Resumed).await;
             Ok(())
         })
     }
 
     fn power_down(&self, _: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move {
-            // A process cannot tell an end that it was asked for from any other.
-            self.tell(MonitorEvent::Ended(ExitReason::Killed)).await;
+            // A process can't distinguish a requested end from any other.
+            self.send(MonitorEvent::Ended(ExitReason::Killed)).await;
             self.killer.signal(Signal::TERM);
-            // One that is stopped gets it only then.
+            // A stopped process gets the signal only when it continues.
             self.killer.signal(Signal::CONT);
             Ok(())
         })
@@ -148,7 +148,7 @@ impl Monitor for FakeMonitor {
 impl MonitorEvents for FakeEvents {
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<MonitorEvent>> {
         match self.events.poll_recv(context) {
-            // The monitor lives as long as the owner does, so its end does not say that no more will come.
+            // The monitor lives as long as the owner, so the end of its channel does not mean that no event follows.
             Poll::Pending if self.agent.has_ended() => Poll::Ready(None),
             other => other,
         }
@@ -159,7 +159,7 @@ impl MonitorEvents for FakeEvents {
 const STOPPED: char = 'T';
 
 /// Whether a process is stopped or gone.
-fn stands_still(pid: u32) -> io::Result<bool> {
+fn is_stopped_or_gone(pid: u32) -> io::Result<bool> {
     Ok(state(pid)?.is_none_or(|state| matches!(state, STOPPED | 'Z' | 'X')))
 }
 
@@ -173,7 +173,7 @@ fn state(pid: u32) -> io::Result<Option<char>> {
     Ok(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()))
 }
 
-/// The processes that a process has started and not reaped, by any of its threads.
+/// The processes that any thread of a process has started and not reaped.
 fn children(pid: u32) -> io::Result<Vec<u32>> {
     let threads = match fs_err::read_dir(format!("/proc/{pid}/task")) {
         Ok(threads) => threads,

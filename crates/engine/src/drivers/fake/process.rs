@@ -1,4 +1,4 @@
-//! An agent that listens, for a boot and for a restore alike.
+//! An agent that listens, both for a boot and for a restore.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,13 +19,13 @@ use crate::vm_dir::VmDir;
 
 /// Until the agent listens; it takes a few milliseconds.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks at whether it listens. The agent binds its own socket, so there is nothing to wait on.
+/// Pause between two checks whether the agent listens. It binds its own socket, so there is no event to wait for.
 const LISTEN_PAUSE: Duration = Duration::from_millis(2);
 
 /// An agent that listens.
 #[derive(Debug)]
 pub(super) struct Agent {
-    // Dropped first: the directory is removed when the process is gone.
+    // Dropped first: the directory is removed after the process is gone.
     child: Child,
     stderr: Option<pipe::Receiver>,
     dir: VmDir,
@@ -34,19 +34,20 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent of the VM whose directory that is, and whose files are there. It holds these descriptors.
+    /// Starts the agent for the VM of that directory, in which its files already are. The agent inherits these
+    /// descriptors.
     pub(super) async fn start(program: Arc<Program>, dir: VmDir, inherit: Vec<OwnedFd>) -> Result<Self, LaunchError> {
         let no_directory = |source| LaunchError::Directory { path: dir.path().into(), source };
         let spawn_error = |source| LaunchError::Spawn { program: program.agent.clone(), source };
         let sockets = dir.sockets().map_err(no_directory)?;
         let guest = dir.path().join(GUEST_DIRECTORY);
-        // Too long a path for an address is refused by the agent itself, in its own words.
+        // If the path is too long for an address, the agent reports it.
         let socket = dir.path().join(format!("{AGENT_SOCKET}.sock"));
         let arguments = ["--listen".into(), socket.into_string(), "--stand-in".into(), guest.clone().into_string()];
         let order = process::Program {
             path: program.agent.clone(),
             arguments: arguments.map(Into::into).to_vec(),
-            // A process for tests: what they set for it is theirs to set.
+            // The tests' own environment, because the process is part of a test.
             environment: std::env::vars_os().collect(),
             directory: guest,
             inherit,
@@ -63,7 +64,7 @@ impl Agent {
         })?;
         let stderr = child.take_stderr().map(pipe::Receiver::from_owned_fd).transpose().map_err(spawn_error)?;
         let deadline = started + LISTEN_DEADLINE;
-        // A probing connection is a link of its own to the agent; the next one replaces it.
+        // A connection that only probes is a link to the agent, which the next link replaces.
         while sockets.connect(AGENT_SOCKET).is_err() {
             if let Some(status) = child.try_reap().map_err(spawn_error)? {
                 return Err(LaunchError::VmmFailed { program: program.agent.clone(), status, stderr: String::new() });
@@ -88,7 +89,7 @@ impl Agent {
         self.child.pid()
     }
 
-    /// Hands it over to the task that owns it.
+    /// Hands it to the task that owns it.
     pub(super) fn own(self, spec: &VmSpec) -> io::Result<Vm> {
         let Self { child, stderr, dir, program, started } = self;
         let (monitor, events) = FakeMonitor::new(child.pid(), child.killer());

@@ -81,7 +81,7 @@ impl FakeRestorer {
             unpacked.map_err(|source| SnapshotError::io("unpack", memory, source))
         });
         unpacked.await?;
-        // The snapshot stays for as long as its fork runs, as it does under a VMM that maps its memory.
+        // The fork holds the snapshot's locks while it runs, like a VMM that maps the snapshot's memory.
         let locks = self.snapshot.lock_fds().into_iter().map(|lock| lock.try_clone_to_owned());
         let failed = |source| LaunchError::Directory { path: dir.path().into(), source };
         let locks = locks.collect::<io::Result<_>>().map_err(failed)?;
@@ -100,7 +100,7 @@ impl Restorer for FakeRestorer {
     }
 }
 
-/// An agent that nobody has talked to yet.
+/// An agent that has no link yet.
 #[derive(Debug)]
 struct WaitingAgent {
     agent: Agent,
@@ -123,7 +123,7 @@ impl Waiting for WaitingAgent {
     }
 }
 
-/// Puts what is in a directory into a new archive.
+/// Packs a directory into a new archive.
 fn pack(directory: &Utf8Path, to: &Utf8Path, bytes_max: u64) -> io::Result<()> {
     let bounded = Bounded { file: private_file::create_new(to)?, left: bytes_max };
     let mut archive = tar::Builder::new(bounded);
@@ -146,7 +146,8 @@ fn pack_entries(archive: &mut tar::Builder<Bounded>, directory: &Utf8Path, name:
     Ok(())
 }
 
-/// Makes a directory of an archive. A save on this host made it, and its entries stay below the directory all the same.
+/// Unpacks an archive into a directory. A save of this host made it, but its entries are kept below the directory
+/// nevertheless.
 fn unpack(from: &Utf8Path, directory: &Utf8Path) -> io::Result<()> {
     private_file::create_dir(directory)?;
     let mut file = fs::File::open(from)?;
@@ -156,7 +157,7 @@ fn unpack(from: &Utf8Path, directory: &Utf8Path) -> io::Result<()> {
     archive.unpack(Path::new(directory))
 }
 
-/// A file that takes so many bytes and no more.
+/// A file that accepts a limited number of bytes.
 struct Bounded {
     file: fs::File,
     left: u64,

@@ -1,7 +1,7 @@
-//! Connecting to a QEMU that outlived its owner.
+//! Connects to a QEMU that has outlived its owner.
 //!
-//! QEMU serves one client per socket and takes the next one when that is gone, so the new owner connects where the old one
-//! did.
+//! QEMU serves one client per socket. When that client is gone, it accepts the next one. So the new owner connects to
+//! the same sockets as the old one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::vm::{Ends, Saver};
 use crate::vm_dir::fifo::{CONSOLE_FIFO, STDERR_FIFO};
 use crate::vm_dir::{MEMORY_FILE, Orphan, VmDir, fifo};
 
-/// QEMU answers what it is in milliseconds.
+/// QEMU answers in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 impl QemuEngine {
@@ -50,7 +50,7 @@ impl QemuEngine {
         })
     }
 
-    /// What saves an adopted VM: its memory is a file of its own, or that of the snapshot that it is a fork of.
+    /// What can save an adopted VM. Its memory is a file of its own, or that of the snapshot of which it is a fork.
     async fn saver_of(
         &self,
         dir: &VmDir,
@@ -71,7 +71,9 @@ impl QemuEngine {
             Some(base) => {
                 let store = SnapshotStore::new(&Home::at(&self.home));
                 let snapshot = blocking(move || store.open(&base)).await.ok()?;
-                // It may have been compacted since, so its memory may be another file than the one that the VMM has.
+                // The snapshot may have been compacted since the fork was made. Then its path leads to another memory
+                // file, whose pages the VMM does not map. A diff against that file would be wrong. So the file is taken
+                // from the VMM's own mappings.
                 let mapped = Mapping::private_file(pid, &Home::at(&self.home).snapshots()).ok()?;
                 let overlay = |index| (index, dir.path().join(format!("disk-{index}")));
                 let overlays = (0..spec.disks.len()).map(overlay).filter(|(_, path)| path.exists()).collect();

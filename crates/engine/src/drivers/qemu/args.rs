@@ -1,6 +1,6 @@
-//! From a [`VmSpec`] to QEMU's command line. Pure: nothing is opened, looked up or started here.
+//! From a [`VmSpec`] to QEMU's command line. Pure: opens, reads and starts nothing.
 //!
-//! Descriptors are passed by number; [`process`](crate::process) makes the child keep exactly those.
+//! Descriptors are passed by number; [`process`](crate::process) makes the child keep exactly these.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -11,42 +11,43 @@ use super::firmware::Firmware;
 use super::version::{KernelVersion, QemuVersion};
 use crate::spec::{AGENT_PORT, VhostUser, VhostUserDevice, VmSpec};
 
-/// The seccomp filter: QEMU needs none of what this takes away.
+/// The seccomp filter. QEMU needs no call that it takes away.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-/// Kernels from here on use `cmpxchg16b` in their allocator …
+/// Since this version, kernels use `cmpxchg16b` in their allocator …
 const KERNEL_WITH_CMPXCHG16B: KernelVersion = KernelVersion { major: 6, minor: 12 };
-/// … which TCG before this version emulates with garbage in EFLAGS, so that boots panic now and then.
+/// … and TCG before this version leaves garbage in EFLAGS after it, so boots panic now and then.
 const QEMU_WITH_SOUND_CMPXCHG16B: QemuVersion = QemuVersion { major: 8, minor: 0 };
-/// Memory files have `rom=off` from here on.
+/// Since this version, memory files have `rom=off`.
 const QEMU_WITH_ROM_OFF: QemuVersion = QemuVersion { major: 8, minor: 2 };
 
-/// A connection that is gone is tried again after milliseconds from here on, after whole seconds before.
+/// Since this version, a lost connection is retried after milliseconds; before, after whole seconds.
 const QEMU_WITH_RECONNECT_MS: QemuVersion = QemuVersion { major: 9, minor: 2 };
 
-/// A vhost-user network card with MSI-X is sound under TCG from here on at the latest; 7.2 reads through a null pointer when
-/// its driver starts, for the interrupt routes of a KVM that is not there.
+/// Since this version at the latest, a vhost-user network card with MSI-X works under TCG. QEMU 7.2 dereferences a null
+/// pointer when the card's driver starts, because it looks up interrupt routes of KVM.
 const QEMU_WITH_MSIX_FOR_CARDS: QemuVersion = QemuVersion { major: 10, minor: 0 };
 
-/// All that TCG can, but for the promise that `rep movsb` is fast: a guest that believes it copies byte by byte, four to
-/// seven times slower than by words.
+/// All features of TCG, except the flags that promise a fast `rep movsb`. A guest that sees them copies memory with
+/// that instruction. TCG translates it into a loop over single bytes, so copies take four to seven times longer than
+/// with words.
 pub const TCG_CPU: &str = "max,-erms,-fsrm";
 const TCG_CPU_NO_CX16: &str = "max,-erms,-fsrm,-cx16";
 
-/// The machine, without what no guest of ours needs: a SATA and an SMBus controller, keyboard and mouse, a second clock, and
-/// VMware's port. Each is code of the VMM that a guest could reach. A snapshot is bound to it.
+/// The machine, without devices that no guest needs: a SATA and an SMBus controller, keyboard and mouse, a second
+/// clock, and VMware's port. Each is code of the VMM that a guest could attack. A snapshot fits only this machine.
 pub(crate) const MACHINE: &str = "q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off";
 
-/// Without an HPET a kernel tries whether the old timer's interrupt comes through, for as long as a few of its ticks take,
-/// and panics if none came ("IO-APIC + timer doesn't work"). It is wired in this machine, but on a busy host TCG delivers
-/// it late: 3 of 12 boots ended so. Under KVM a kernel does not try either.
+/// Without an HPET, a kernel tests whether interrupts of the old timer arrive. It waits for a few ticks and panics if
+/// none has come ("IO-APIC + timer doesn't work"). The timer is wired in this machine, but on a busy host TCG delivers
+/// its interrupts late: 3 of 12 boots panicked. Under KVM, kernels skip this test too.
 const TIMER: &str = "no_timer_check";
 
-/// What runs the guest's instructions, once that is decided.
+/// What runs the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accelerator {
-    /// KVM with the host's CPU as it is.
+    /// KVM with the host's unchanged CPU.
     Kvm,
-    /// KVM without `IA32_ARCH_CAPABILITIES`, an MSR that some hosts claim to have and refuse to set.
+    /// KVM without `IA32_ARCH_CAPABILITIES`, an MSR that some hosts report and refuse to set.
     KvmWithoutArchCapabilities,
     /// Translation.
     Tcg,
@@ -59,57 +60,58 @@ pub(crate) struct Sockets {
     pub(crate) agent: RawFd,
     /// In the order of [`VmSpec::extra_ports`].
     pub(crate) extra: Vec<RawFd>,
-    /// TAP devices of those cards of [`VmSpec::nics`] that are on one.
+    /// For each card of [`VmSpec::nics`], its TAP device if it is on one.
     pub(crate) taps: Vec<Option<RawFd>>,
-    /// Connections to those backends of [`VmSpec::vhost_user`] that QEMU does not connect to itself.
+    /// For each backend of [`VmSpec::vhost_user`], its connection if QEMU does not connect itself.
     pub(crate) backends: Vec<Option<RawFd>>,
 }
 
-/// What files are called that QEMU opens. It inherits most of them open, because it may not reach them by name.
+/// QEMU's names for the files that it opens. It inherits most of them open, because it can't reach them by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Names {
     pub(crate) kernel: Utf8PathBuf,
     pub(crate) initramfs: Option<Utf8PathBuf>,
     /// The `-blockdev` of each disk of the spec.
     pub(crate) disks: Vec<serde_json::Value>,
-    /// Descriptors of files of disks; the first is `/dev/fdset/0`.
+    /// Descriptors of the disks' files. The first is `/dev/fdset/0`.
     pub(crate) sets: Vec<RawFd>,
 }
 
-/// What is known beside the spec.
+/// Facts beside the spec.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     pub(crate) accelerator: Accelerator,
     pub(crate) firmware: Firmware,
-    /// Unknown versions get the careful arguments.
+    /// A QEMU of unknown version gets the careful arguments.
     pub(crate) qemu: Option<QemuVersion>,
     pub(crate) kernel: Option<KernelVersion>,
 }
 
-/// What backs the guest's memory.
+/// The storage of the guest's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Memory {
     /// The VMM's own memory.
     Anonymous,
-    /// A file that the guest writes to, for guests that can be saved, or that share it with vhost-user backends.
+    /// A file that the guest writes to: for guests that can be saved, or that share memory with vhost-user backends.
     Shared(Utf8PathBuf),
-    /// A file that the guest reads, and never writes to: the kernel copies each page that it changes.
+    /// A file that the guest reads and never writes to. The kernel copies each page that the guest changes.
     Private(Utf8PathBuf),
-    /// The same, handed over open for reading when QEMU opens it for writing, see `confine::broker`.
+    /// The same file, but the broker hands it over open for reading when QEMU opens it for writing, see
+    /// `confine::broker`.
     Brokered(Utf8PathBuf),
 }
 
-/// Where a guest begins.
+/// How a guest starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     /// With the first instruction of its kernel.
     Boot,
-    /// Where the device state says that will be loaded; it stands still until told to go on.
+    /// In the device state that will be loaded. It stays paused until `cont`.
     Restore,
 }
 
 impl Start {
-    /// The fail point after its VMM was started.
+    /// The fail point after the start of its VMM.
     pub(crate) fn spawned(&self) -> &'static str {
         match self {
             Self::Boot => "launch.spawned",
@@ -129,13 +131,13 @@ pub(crate) fn arguments(
 ) -> Vec<OsString> {
     let mut line = Line::default();
     line.flags(&["-nodefaults", "-no-user-config", "-no-reboot"]);
-    // `-nographic` would do, but then the BIOS clears the screen of whoever watches the console.
+    // `-nographic` would do the same, but then the BIOS clears the screen of the terminal that shows the console.
     line.option("-display", "none");
     line.option("-sandbox", SANDBOX);
     line.option("-nic", "none");
     machine(&mut line, spec, facts, memory);
     match start {
-        // Booting without the kernel is no loss for a restored guest: it is in its memory.
+        // A restored guest needs no kernel file: its kernel is in its memory.
         Start::Restore => restore(&mut line),
         Start::Boot => kernel(&mut line, spec, names),
     }
@@ -154,7 +156,7 @@ pub(crate) fn arguments(
 }
 
 fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
-    // The description of the device state is for people; QEMU complains where it is missing, unless told.
+    // The description of the device state is for debugging. Without an explicit setting QEMU warns that it is missing.
     let backend = match memory {
         Memory::Anonymous => "",
         Memory::Shared(_) | Memory::Private(_) | Memory::Brokered(_) => ",memory-backend=memory",
@@ -173,7 +175,8 @@ fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
     let (path, how) = match memory {
         Memory::Anonymous => return,
         Memory::Shared(path) => (path, "share=on"),
-        // From this version on QEMU can be kept from opening for writing what it never writes to.
+        // Without `readonly=on` QEMU opens the file for writing, although it maps it privately and never writes to it.
+        // `readonly=on` alone would make the guest's memory read-only, so it needs `rom=off`.
         Memory::Private(path) if facts.qemu.is_some_and(|version| version >= QEMU_WITH_ROM_OFF) => {
             (path, "share=off,readonly=on,rom=off")
         }
@@ -183,7 +186,7 @@ fn machine(line: &mut Line, spec: &VmSpec, facts: &Facts, memory: &Memory) {
     line.option("-object", &format!("memory-backend-file,id=memory,size={size}M,mem-path={path},{how}"));
 }
 
-/// The CPU model that an accelerator gives its guests.
+/// The CPU model of a guest with this accelerator.
 pub(crate) fn cpu(facts: &Facts) -> &'static str {
     match facts.accelerator {
         Accelerator::Kvm => "host",
@@ -196,9 +199,11 @@ pub(crate) fn cpu(facts: &Facts) -> &'static str {
 fn restore(line: &mut Line) {
     line.option("-incoming", "defer");
     line.flags(&["-S"]);
-    // The state of the devices alone, as `xen-save-devices-state` writes it, says nothing of the machine's configuration.
+    // `xen-save-devices-state` writes only the devices, without the section for the machine's configuration. By default
+    // QEMU expects that section and refuses the state.
     line.option("-global", "migration.send-configuration=off");
-    // Tells when the state is loaded. A command would cost a millisecond: QEMU reads them byte by byte.
+    // An event reports that the state is loaded. Polling with a command would cost a millisecond each time, because
+    // QEMU reads commands byte by byte.
     line.option("-global", "migration.x-events=on");
 }
 
@@ -207,7 +212,7 @@ fn needs_no_cmpxchg16b(facts: &Facts) -> bool {
     old_qemu && kernel_needs_sound_cmpxchg16b(facts.kernel)
 }
 
-/// Whether a kernel, or one of unknown version, is among those that old QEMUs translate wrongly.
+/// Whether a kernel is one of those that an old QEMU translates wrongly. A kernel of unknown version counts as one.
 pub(crate) fn kernel_needs_sound_cmpxchg16b(kernel: Option<KernelVersion>) -> bool {
     kernel.is_none_or(|version| version >= KERNEL_WITH_CMPXCHG16B)
 }
@@ -223,8 +228,8 @@ fn kernel(line: &mut Line, spec: &VmSpec, names: &Names) {
 fn devices(line: &mut Line, spec: &VmSpec, sockets: &Sockets) {
     line.option("-chardev", &listener("monitor", sockets.monitor));
     line.option("-mon", "chardev=monitor,mode=control");
-    // The emulated line writes byte by byte. A pipe packs them into pages, where a socket keeps each as a message of
-    // its own: the reader wakes a hundred times less, which a booting guest gains.
+    // The emulated serial port writes byte by byte. A pipe collects the bytes in pages, but a socket keeps each as a
+    // message of its own. With a pipe the reader wakes a hundred times less often, and a guest boots faster.
     line.option("-chardev", "stdio,id=console,signal=off");
     line.option("-serial", "chardev:console");
     line.option("-device", "virtio-rng-pci");
@@ -232,21 +237,21 @@ fn devices(line: &mut Line, spec: &VmSpec, sockets: &Sockets) {
     let extra = spec.extra_ports.iter().map(String::as_str).zip(sockets.extra.iter().copied());
     for (index, (name, fd)) in std::iter::once((AGENT_PORT, sockets.agent)).chain(extra).enumerate() {
         line.option("-chardev", &listener(&format!("port{index}"), fd));
-        // Port 0 belongs to the console that virtio reserves it for.
+        // virtio reserves port 0 for the console.
         let number = index + 1;
         line.option("-device", &format!("virtserialport,chardev=port{index},name={name},nr={number}"));
     }
     for (index, nic) in spec.nics.iter().enumerate() {
-        // A card that leads nowhere has no `netdev`: with one that is a hub of its own, qboot never starts the kernel.
+        // An unplugged card has no `netdev`. With a hub of its own as `netdev`, qboot never starts the kernel.
         let netdev = match sockets.taps.get(index).copied().flatten() {
             Some(fd) => {
-                // With it QEMU would open /dev/vhost-net, which a VMM may not.
+                // With vhost, QEMU would open /dev/vhost-net, which a VMM must not.
                 line.option("-netdev", &format!("tap,id=nic{index},fd={fd},vhost=off"));
                 format!("netdev=nic{index},")
             }
             None => String::new(),
         };
-        // Its boot firmware would be run for nothing.
+        // The card's boot firmware is not needed.
         line.option("-device", &format!("virtio-net-pci,{netdev}mac={},romfile=", nic.mac));
     }
 }
@@ -283,17 +288,17 @@ fn msix_for_cards(facts: &Facts) -> bool {
     facts.accelerator != Accelerator::Tcg || facts.qemu.is_some_and(|version| version >= QEMU_WITH_MSIX_FOR_CARDS)
 }
 
-/// Names the connection to a backend; QEMU's own words about it have that name.
+/// The id of the connection to a backend. QEMU's errors about the backend contain it.
 pub(crate) fn backend_id(index: usize) -> String {
     format!("vhost{index}")
 }
 
-/// Names the block node of a disk of the spec.
+/// The name of the block node of a disk.
 pub(crate) fn disk_node(index: usize) -> String {
     format!("disk{index}")
 }
 
-/// A path as a value among others that commas part.
+/// A path as a value in a list that commas separate.
 fn comma_safe(path: &Utf8Path) -> String {
     path.as_str().replace(',', ",,")
 }

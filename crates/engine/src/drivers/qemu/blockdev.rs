@@ -1,21 +1,22 @@
-//! What QEMU is told of a disk: one JSON value for `-blockdev` and for QMP's `blockdev-add`. Pure: nothing is opened.
+//! A disk as QEMU gets it: one JSON value for `-blockdev` and for QMP's `blockdev-add`. Pure: nothing is opened.
 //!
 //! ```text
 //!   disk0 ── overlay N: the guest's writes ──▶ … ──▶ overlay 1 ──▶ the image, raw or qcow2 ──▶ nothing
 //!                                              └── layers below the top are open for reading alone ──┘
 //! ```
-//! Every layer is spelled out, down to the `null` below the last, so QEMU follows no name of a backing file that stands
-//! in an image. `snapshot::overlay::refuse_other_files` refuses an image with such a name, and one with the other name, which
-//! QEMU would follow. QEMU's locks stay on: any number of VMMs read a layer together, and none of them runs while another
-//! writes to it. A VMM that waits for incoming state has no locks yet; it takes them when it has loaded that state.
+//! Every layer is listed, with an explicit `null` below the lowest, so QEMU follows no backing file that an image
+//! names. An image that names a backing file or a data file is refused before, by
+//! `snapshot::overlay::refuse_other_files`: QEMU would follow the second. QEMU's locks stay on. So any number of VMMs
+//! can read a layer together, and none of them can start while another writes to it. A VMM that waits for incoming
+//! state has no locks yet; it takes them after it has loaded the state.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};
 
 use crate::spec::{Disk, DiskFormat, DiskRole};
 
-/// A disk as the block node `node`: the image itself, or the newest of the qcow2 overlays on it, which come from the
-/// oldest to the newest. The top can be written to unless the disk is read-only; what is below it can't.
+/// A disk as the block node `node`: the image itself, or the newest of its qcow2 overlays, which are given from the
+/// oldest to the newest. The top layer is writable unless the disk is read-only. All layers below are read-only.
 pub(crate) fn blockdev(node: &str, disk: &Disk, overlays: &[Utf8PathBuf]) -> Value {
     let mut layers = vec![(disk.path.as_path(), disk.format)];
     layers.extend(overlays.iter().map(|path| (path.as_path(), DiskFormat::Qcow2)));
@@ -27,7 +28,7 @@ pub(crate) fn blockdev(node: &str, disk: &Disk, overlays: &[Utf8PathBuf]) -> Val
         let file = json!({"driver": "file", "filename": absolute(path), "read-only": read_only});
         let mut layer = json!({"read-only": read_only, "file": file});
         match format {
-            // Only the image at the bottom is raw, so there is nothing below it.
+            // Only the lowest image can be raw, so it has no layer below.
             DiskFormat::Raw => layer["driver"] = "raw".into(),
             DiskFormat::Qcow2 => {
                 layer["driver"] = "qcow2".into();
@@ -43,7 +44,7 @@ pub(crate) fn blockdev(node: &str, disk: &Disk, overlays: &[Utf8PathBuf]) -> Val
 }
 
 fn absolute(path: &Utf8Path) -> String {
-    // QEMU reads `name:rest` as a protocol; a path that starts with `/` or `.` never looks like one.
+    // QEMU reads `name:rest` as a protocol. A path that starts with `/` or `.` is never read like that.
     if path.is_absolute() { path.to_string() } else { format!("./{path}") }
 }
 
@@ -76,7 +77,7 @@ mod tests {
         path
     }
 
-    /// Bytes that differ from sector to sector.
+    /// Bytes that differ in each sector.
     fn pattern(bytes: usize) -> Vec<u8> {
         (0..bytes as u64 / 8).flat_map(|index| (index * 0x9e37_79b9 + 1).to_le_bytes()).collect()
     }
@@ -110,7 +111,7 @@ mod tests {
         assert!(output.status.success(), "{}", text(&output));
     }
 
-    /// A VMM that has the node as its guest's disk, until it is dropped. The guest stands still.
+    /// A VMM that has the node as its guest's disk until it is dropped. The guest stays paused.
     struct Vmm(Child);
 
     impl Vmm {
@@ -120,7 +121,7 @@ mod tests {
             command.args(["-blockdev", &node.to_string(), "-device", "virtio-blk-pci,drive=disk0"]);
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
             let mut vmm = Self(command.spawn().expect("QEMU"));
-            // Its greeting comes when every device has what it needs.
+            // QEMU greets when every device has what it needs.
             let stdout = vmm.0.stdout.as_mut().expect("a pipe");
             stdout.read_exact(&mut [0]).expect("a greeting");
             vmm
@@ -129,7 +130,7 @@ mod tests {
 
     impl Drop for Vmm {
         fn drop(&mut self) {
-            // After a `kill` that failed there is nothing to wait for.
+            // If `kill` failed, there is no process to wait for.
             let _ = self.0.kill().and_then(|()| self.0.wait());
         }
     }
@@ -171,13 +172,13 @@ mod tests {
             let node = blockdev("disk0", &root, std::slice::from_ref(&first));
             assert!(content(&node, &directory) == pattern(MIB), "an empty overlay shows what is below");
 
-            // Less than a cluster: the rest of it is copied from below.
+            // Less than a cluster: the rest of the cluster is copied from below.
             write(&node, 0x11, 70_000, 1000);
             let mut model = pattern(MIB);
             model[70_000..71_000].fill(0x11);
             assert!(content(&node, &directory) == model);
 
-            // The next one is larger than what it lies on.
+            // The next overlay is larger than the layer below it.
             let first_before = fs::read(&first).expect("the overlay");
             let second = overlay(&directory, &name(2), 2 * MIB);
             let node = blockdev("disk0", &root, &[first.clone(), second.clone()]);

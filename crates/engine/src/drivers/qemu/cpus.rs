@@ -1,7 +1,8 @@
-//! Whether a guest's CPUs can still do anything, from QEMU's view of their registers.
+//! Finds out from QEMU's registers whether a guest's CPUs can still run.
 //!
-//! `query-cpus-fast` lists threads and nothing of what they run. The words of `info registers` are for people, but two of
-//! them are as old as QEMU and the same with KVM, which QEMU asks for the state of its CPUs before it prints them.
+//! `query-cpus-fast` lists threads, but not their state. The text of `info registers` is meant for reading, but these
+//! two fields are as old as QEMU. They are right with KVM too, because QEMU fetches the state of its CPUs before it
+//! prints them.
 
 use std::time::Duration;
 
@@ -13,21 +14,22 @@ use crate::vm::VmmError;
 /// The interrupt flag in EFLAGS.
 const INTERRUPTS_ON: u32 = 1 << 9;
 
-/// Whether every CPU is halted with its interrupts off: `halt -f`, or a kernel that gave up. Only a reset ends that.
+/// Whether every CPU is halted with its interrupts off: after `halt -f`, or if a kernel gave up. Only a reset ends
+/// that.
 pub(super) async fn all_halted(qmp: &Qmp, deadline: Duration) -> Result<bool, VmmError> {
     let arguments = json!({ "command-line": "info registers -a" });
     let registers = qmp.execute("human-monitor-command", Some(arguments), deadline).await?;
     Ok(registers.as_str().is_some_and(are_halted))
 }
 
-/// A text without CPUs says nothing of a halt.
+/// A text without CPUs does not prove a halt.
 fn are_halted(registers: &str) -> bool {
     let mut cpus = registers.lines().filter_map(is_halted).peekable();
     cpus.peek().is_some() && cpus.all(|halted| halted)
 }
 
-/// From the one line of a CPU that has its flags: `RIP=… RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1`. A CPU that
-/// waits for an interrupt is idle. One that halted without is not counted as halted for good while it handles an SMI.
+/// Parses the one line of a CPU that has its flags: `RIP=… RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1`. A CPU
+/// that waits for an interrupt is idle, not halted. A CPU that handles an SMI does not count as halted.
 fn is_halted(line: &str) -> Option<bool> {
     let value = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name));
     let flags = value("RFL=").or_else(|| value("EFL="))?;

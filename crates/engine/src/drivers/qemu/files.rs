@@ -1,12 +1,12 @@
-//! The files that QEMU opens: those that it inherits open, and those that it finds by name.
+//! The files that QEMU opens: some are inherited open, others are found by name.
 //!
 //! ```text
-//!   kernel, initramfs  inherited, opened anew as /proc/self/fd/N
+//!   kernel, initramfs  inherited, opened again as /proc/self/fd/N
 //!   disks              inherited, as /dev/fdset/N
 //!   memory, device     its own files, by name in its directory
 //!   snapshot's memory  from the broker, see `confine::broker`
 //! ```
-//! A VMM may be another user than this one, who may pass through none of the directories on the way to these files.
+//! A VMM may run as another user, who can't pass through the directories on the path of these files.
 
 use std::fs::File;
 use std::io;
@@ -26,12 +26,12 @@ use crate::snapshot::overlay;
 use crate::spec::{DiskFormat, SpecError, VmSpec};
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 
-/// What a VMM may write to a file beyond what its disks hold: tables of a qcow2 image, the state of its devices.
+/// What a VMM may write to a file beyond the content of its disks: tables of a qcow2 image, the state of its devices.
 const EXTRA_BYTES: u64 = 64 << 20;
-/// Others may read it.
+/// Other users may read it.
 const READABLE: u32 = 0o004;
 
-/// What a VMM needs, but for what it inherits.
+/// What a VMM needs, except what it inherits.
 pub(super) fn needs(
     dir: &VmDir,
     spec: &VmSpec,
@@ -62,7 +62,7 @@ pub(super) fn needs(
     }
 }
 
-/// How large the largest file can get that a VM with these disks writes to.
+/// The largest size of a file that a VM with these disks writes to.
 pub(super) fn largest(spec: &VmSpec, disks: &[Value]) -> u64 {
     let mut largest = spec.memory_mib << 20;
     for disk in disks.iter().filter(|disk| disk["read-only"] != Value::Bool(true)) {
@@ -74,12 +74,12 @@ pub(super) fn largest(spec: &VmSpec, disks: &[Value]) -> u64 {
     largest.saturating_add(largest / 64).saturating_add(EXTRA_BYTES)
 }
 
-/// Makes the file that QEMU writes the state of its devices to: it may not make files.
+/// Makes the file for the device state, because QEMU may not create files.
 pub(super) fn make_device_state(dir: &VmDir) -> io::Result<()> {
     private_file::restart(&dir.path().join(DEVICE_STATE_FILE)).map(drop)
 }
 
-/// Opens each file that the disks are made of, and calls it by its descriptor.
+/// Opens each file of the disks, and replaces its name with that of the descriptor.
 pub(super) fn open_disks(names: &mut Names, inherit: &mut Vec<OwnedFd>) -> Result<(), LaunchError> {
     let Names { disks, sets, .. } = names;
     disks.iter_mut().try_for_each(|disk| open_layers(disk, sets, inherit))
@@ -99,7 +99,7 @@ fn open_layers(layer: &mut Value, sets: &mut Vec<i32>, inherit: &mut Vec<OwnedFd
     layer.values_mut().try_for_each(|value| open_layers(value, sets, inherit))
 }
 
-/// Opens kernel and initramfs. Another user gets a copy of what is for this one alone.
+/// Opens the kernel and the initramfs. If only this user may read them, another user gets a copy.
 pub(super) fn open_kernel(
     spec: &VmSpec,
     another_user: bool,
@@ -123,7 +123,8 @@ fn readable(path: &Utf8Path, another_user: bool) -> io::Result<File> {
     if !another_user || file.metadata()?.mode() & READABLE == READABLE {
         return Ok(file);
     }
-    // Opened anew it asks for the mode of the file, which in memory is everyone's. It is reached by its descriptor alone.
+    // Opening `/proc/self/fd/N` again checks the mode of the file. A file in memory is readable for all, but only its
+    // descriptor reaches it.
     let copy = rustix::fs::memfd_create(c"kiln-boot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut copy = File::from(copy);
     io::copy(&mut file, &mut copy)?;

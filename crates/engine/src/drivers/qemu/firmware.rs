@@ -1,13 +1,13 @@
-//! The files that QEMU loads into a machine: its BIOS and the ROMs of its devices.
+//! The firmware that QEMU loads into a machine: its BIOS and the ROMs of its devices.
 //!
 //! ```text
 //!   binary ──`-L help`──▶ its data directories (remembered) ──▶ BIOS, ROMs ──▶ `-L`, `-bios`
 //!                                                                     └─────▶ MachineIdentity: one digest of all
 //! ```
-//! QEMU looks for each of these by name in its working directory before it looks in its own directories. So it works in
-//! its VM's directory, which has no such file, and the BIOS has an absolute path. A guest runs what is in them before its
-//! kernel, and their memory is no part of a snapshot: a restored VM gets them anew from these files. So a snapshot is
-//! bound to what they hold.
+//! QEMU searches each of these files in its working directory first, and then in its own directories. So it works in
+//! its VM's directory, which contains no such file, and the BIOS has an absolute path. The guest runs this code before
+//! its kernel, and a snapshot does not contain its memory: a restored VM loads it again from these files. So a snapshot
+//! fits only the same contents.
 
 use std::io;
 
@@ -16,23 +16,23 @@ use camino::{Utf8Path, Utf8PathBuf};
 use super::version;
 use crate::files::{FileFacts, Witness};
 
-/// QEMU's small firmware: it starts a kernel 50 ms sooner than the BIOS, under TCG.
+/// QEMU's small firmware. Under TCG it starts a kernel 50 ms sooner than the BIOS.
 const QBOOT: &str = "qboot.rom";
-/// What q35 has unless told.
+/// The default of q35.
 const BIOS: &str = "bios-256k.bin";
-/// What the devices of our machines load, and what starts a kernel.
+/// The ROMs that the devices of this machine load, and that start a kernel.
 const ROMS: [&str; 4] = ["kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin", "pvh.bin"];
 /// More than any QEMU has.
 const DIRECTORIES_MAX: usize = 16;
 
-/// What a machine is started with.
+/// The firmware of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Firmware {
-    /// The BIOS, or what takes its place. `None`: QEMU did not say where it lies, and finds it by itself.
+    /// The BIOS or its replacement. `None` if its path is unknown; then QEMU finds it on its own.
     pub(crate) bios: Option<Utf8PathBuf>,
-    /// Where QEMU looks for what has no absolute path.
+    /// Directories in which QEMU searches files without an absolute path.
     pub(crate) directories: Vec<Utf8PathBuf>,
-    /// Which files these are, and one digest of what they hold.
+    /// The names of these files, and one digest of their contents.
     pub(crate) identity: String,
 }
 
@@ -44,7 +44,7 @@ pub(super) enum Prefer {
 }
 
 impl Firmware {
-    /// Finds a QEMU's files. Asking it for its directories costs a process, so the answer is remembered.
+    /// Finds the files of a QEMU. Asking QEMU for its directories takes a process, so the answer is remembered.
     pub(super) async fn find(home: &Utf8Path, binary: &Utf8Path, prefer: Prefer) -> Self {
         let memory = FileFacts::new(home);
         let directories = directories(&memory, binary).await;
@@ -91,7 +91,7 @@ async fn directories(memory: &FileFacts, binary: &Utf8Path) -> Vec<Utf8PathBuf> 
     directories
 }
 
-/// Absolute directories that are there, one in each line.
+/// Parses absolute directories that exist, one per line.
 fn parse(words: &str) -> Vec<Utf8PathBuf> {
     let paths = words.lines().map(Utf8Path::new).filter(|path| path.is_absolute());
     let there = paths.filter_map(|path| path.canonicalize_utf8().ok()).filter(|path| path.is_dir());

@@ -1,4 +1,4 @@
-//! Between the memory of a snapshot and that of a QEMU process which stands still. All of it blocks.
+//! Moves memory between a snapshot and a paused QEMU process. All functions block.
 
 use std::fs::File;
 
@@ -9,7 +9,7 @@ use crate::snapshot::memory::{self, ChainMemory, Mapping, MemoryError, Sharing};
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::vm::SaveError;
 
-/// Writes what a fork's memory differs from its base's in to a new page file.
+/// Writes the pages of a fork's memory that differ from its base's to a new page file.
 pub(super) fn save_pages(pid: u32, mapped: &File, base: &Snapshot, to: &Utf8Path) -> Result<(), SaveError> {
     let chain = chain(base).map_err(|error| blame::<SaveError>(base, error))?;
     let saved = find(pid, mapped, base)
@@ -40,7 +40,7 @@ fn guest_bytes(snapshot: &Snapshot) -> u64 {
     snapshot.manifest().spec.memory_mib << 20
 }
 
-/// Files that are not what was saved are the snapshot's fault, and named by its id.
+/// If a file is not what was saved, reports the snapshot that it belongs to.
 fn blame<E: From<SnapshotError> + From<MemoryError>>(snapshot: &Snapshot, error: MemoryError) -> E {
     match error {
         MemoryError::Broken { path, problem } => {

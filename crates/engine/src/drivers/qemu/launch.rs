@@ -1,10 +1,10 @@
-//! Starting a QEMU process, for a boot and for a restore alike.
+//! Starts a QEMU process, both for a boot and for a restore.
 //!
 //! ```text
 //!   VmDir, listening sockets, memory file ──▶ arguments ──▶ process ──▶ QMP greeting ──▶ Started
 //! ```
-//! Kiln binds every socket itself and QEMU inherits them, so that connecting works from the first moment and nothing
-//! ever polls for a path to appear.
+//! Kiln binds every socket itself and QEMU inherits it. So a connection succeeds from the first moment, and no code has
+//! to poll for a path.
 
 use std::fs::File;
 use std::io;
@@ -41,12 +41,12 @@ use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 
 /// From the start of the process to QMP's greeting: 30 ms on an idle host.
 pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(20);
-/// Between the end of the monitor connection and that of the process.
+/// From the end of the monitor connection to the exit of the process.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-/// What is kept of the words of a QEMU that did not start.
+/// How much of its stderr is kept if a QEMU does not start.
 const STDERR_BYTES_MAX: u64 = 4096;
 
-/// What a QEMU is started with.
+/// How to start a QEMU.
 pub(super) struct Plan<'a> {
     pub(super) binary: &'a Utf8Path,
     pub(super) spec: &'a VmSpec,
@@ -55,14 +55,14 @@ pub(super) struct Plan<'a> {
     pub(super) start: Start,
     /// The `-blockdev` of each disk of the spec.
     pub(super) disks: Vec<Value>,
-    /// The memory of the snapshot that it is a fork of.
+    /// The memory of the snapshot of which it is a fork.
     pub(super) snapshot: Option<File>,
     /// Descriptors that it inherits beside its sockets.
     pub(super) inherit: Vec<OwnedFd>,
     pub(super) policy: &'a Policy,
 }
 
-/// A QEMU that answers.
+/// A QEMU that has sent its greeting.
 #[derive(Debug)]
 pub(super) struct Started {
     pub(super) child: Child,
@@ -91,7 +91,8 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
     let border = Border::new(policy, binary, needs);
     match (&memory, border.memory_name()) {
         (Memory::Private(_), Some(name)) => memory = Memory::Brokered(name.to_owned()),
-        // By the name that it has in the directory that QEMU works in: the way there may be closed to QEMU.
+        // QEMU gets the name relative to its working directory, because it may not be allowed to pass through the
+        // directories above.
         (Memory::Shared(_), _) => memory = Memory::Shared(MEMORY_FILE.into()),
         _ => {}
     }
@@ -108,7 +109,7 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
         path: binary.into(),
         arguments,
         environment: process::own_environment(),
-        // QEMU looks for each of its data files here first, and here are none.
+        // QEMU searches its data files here first, and finds none.
         directory: dir.path().to_owned(),
         inherit,
         stdout: Sink::To(console.writer),
@@ -135,13 +136,13 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
     }
 }
 
-/// Connects to those backends that QEMU is handed a connection to.
+/// Connects to the backends whose connection QEMU inherits.
 fn connect_backends(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
     let connect = |device: &VhostUser| match device.reconnects() {
         true => Ok(None),
         false => device.connect().map(Some).map_err(|error| {
             let problem = match error.kind() {
-                io::ErrorKind::WouldBlock => "has no room for one more client: others wait already".into(),
+                io::ErrorKind::WouldBlock => "accepts no more clients: its queue is full".into(),
                 _ => format!("can't be connected to: {error}"),
             };
             LaunchError::Backend { device: device.to_string(), problem }
@@ -150,7 +151,7 @@ fn connect_backends(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> 
     spec.vhost_user.iter().map(connect).collect()
 }
 
-/// Opens the TAP devices of the cards that are on one: QEMU runs in a network namespace with nothing in it.
+/// Opens the TAP devices of the cards, because QEMU runs in an empty network namespace.
 fn open_taps(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
     let open = |(index, nic): (usize, &Nic)| match nic.attachment.tap() {
         None => Ok(None),
@@ -162,7 +163,8 @@ fn open_taps(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
     spec.nics.iter().enumerate().map(open).collect()
 }
 
-/// QEMU shakes hands with every backend before it greets, and names its connections where it complains of one.
+/// QEMU does the handshake with every backend before its greeting. Its error about a backend contains the id of the
+/// connection.
 fn blame_backend(spec: &VmSpec, error: LaunchError) -> LaunchError {
     let devices = || spec.vhost_user.iter().enumerate();
     match error {
@@ -173,19 +175,19 @@ fn blame_backend(spec: &VmSpec, error: LaunchError) -> LaunchError {
         }
         LaunchError::Monitor { .. } if !spec.vhost_user.is_empty() => {
             let names: Vec<_> = devices().map(|(_, device)| device.to_string()).collect();
-            let problem = "did not come through QEMU's handshake in time".to_owned();
+            let problem = "did not complete QEMU's handshake in time".to_owned();
             LaunchError::Backend { device: names.join(" or "), problem }
         }
         other => other,
     }
 }
 
-/// Whether `words` have this name, and not a longer one.
+/// Whether `words` contain this id, and not a longer one.
 fn names_backend(words: &str, id: &str) -> bool {
     words.match_indices(id).any(|(at, _)| !words[at + id.len()..].starts_with(|next: char| next.is_ascii_digit()))
 }
 
-/// Hands a VM over to the task that owns it.
+/// Hands a VM to the task that owns it.
 pub(super) fn own(
     home: &Utf8Path,
     dir: VmDir,
@@ -211,7 +213,11 @@ pub(super) fn own(
     vm::start(Parts { home: home.into(), dir, child, spec: spec.clone(), started: at, ends })
 }
 
-/// QEMU's own words say more than a monitor that does not answer.
+/// Prefers QEMU's own error to that of a monitor that does not answer.
+///
+/// QEMU closes QMP before it exits, so at the end of the connection its exit status and its last words are not there
+/// yet. They arrive soon after, and are waited for. If instead a deadline passed, QEMU is still connected, and there is
+/// no reason to expect its exit.
 pub(super) async fn why_it_ended(
     binary: &Utf8Path,
     child: &mut Child,
@@ -228,8 +234,8 @@ pub(super) async fn why_it_ended(
     }
 }
 
-/// Makes the file that a guest's memory is, with room for all of it: a guest that writes where the disk has no room left
-/// would die of it.
+/// Makes the file for a guest's memory and reserves room for all of it. A guest that writes to memory for which the
+/// disk has no room would be killed by `SIGBUS`.
 pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, LaunchError> {
     assert_may_block();
     let path = dir.path().join(MEMORY_FILE);
@@ -238,7 +244,7 @@ pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, Lau
         let bytes = spec.memory_mib << 20;
         file.set_len(bytes)?;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            // What a filesystem can't promise can't be asked of it.
+            // Some filesystems can't reserve room.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(io::Error::from(error)),
         }
@@ -246,7 +252,7 @@ pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, Lau
     make().map(|()| path.clone()).map_err(|source| LaunchError::Directory { path, source })
 }
 
-/// Kiln's ends of what QEMU inherits.
+/// Kiln's ends of the sockets that QEMU inherits.
 struct HostSide {
     sockets: Sockets,
     inherited: Vec<OwnedFd>,

@@ -1,4 +1,4 @@
-//! What a VM runs on: the facts that decide QEMU's arguments, and the identity that a snapshot needs to be the same.
+//! The facts that decide QEMU's arguments, and the machine identity that a snapshot needs.
 
 use camino::Utf8Path;
 
@@ -11,18 +11,18 @@ use crate::host;
 use crate::snapshot::MachineIdentity;
 use crate::spec::VmSpec;
 
-/// Finds out what is known beside a spec.
+/// Collects the facts beside a spec.
 pub(super) async fn facts(home: &Utf8Path, binary: &Utf8Path, spec: &VmSpec, accelerator: Accelerator) -> Facts {
     let kernel = kernel_release(&FileFacts::new(home), &spec.kernel);
     let kernel = version::parse_release(&kernel);
     let qemu = qemu_version(home, binary).await;
-    // Only what was measured: under KVM the BIOS takes no time that counts.
+    // Only under TCG was a gain measured. Under KVM the BIOS takes hardly any time.
     let prefer = if accelerator == Accelerator::Tcg { Prefer::Small } else { Prefer::Bios };
     let firmware = Firmware::find(home, binary, prefer).await;
     Facts { accelerator, firmware, qemu, kernel }
 }
 
-/// QEMU's version: asking costs a process, so it is remembered.
+/// QEMU's version. Asking takes a process, so the answer is remembered.
 pub(super) async fn qemu_version(home: &Utf8Path, binary: &Utf8Path) -> Option<QemuVersion> {
     const NAME: &str = "qemu-version";
     let memory = FileFacts::new(home);
@@ -43,7 +43,7 @@ pub(super) async fn qemu_version(home: &Utf8Path, binary: &Utf8Path) -> Option<Q
     version
 }
 
-/// What of all this a restored VM needs to find again.
+/// The part of the facts that a restored VM needs to be the same.
 pub(super) fn identity(home: &Utf8Path, spec: &VmSpec, facts: &Facts) -> std::io::Result<MachineIdentity> {
     assert_may_block();
     let (acceleration, cpu) = match facts.accelerator {
@@ -64,7 +64,7 @@ pub(super) fn identity(home: &Utf8Path, spec: &VmSpec, facts: &Facts) -> std::io
     })
 }
 
-/// What a kernel says it is; empty for one that doesn't say.
+/// The release in a kernel's file. Empty if it has none.
 fn kernel_release(memory: &FileFacts, kernel: &Utf8Path) -> String {
     let read = || version::kernel_release(kernel).map(Option::unwrap_or_default);
     memory.text(kernel, "kernel-release", read).unwrap_or_else(|error| {

@@ -49,9 +49,9 @@ use crate::vm_dir::{Orphan, State, VmDir, VmId};
 
 /// Name of the program.
 pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";
-/// Names another QEMU than the one on `PATH`.
+/// The variable that names another QEMU than the one on `PATH`.
 pub const QEMU_VARIABLE: &str = "KILN_QEMU";
-/// What QEMU says when the host refuses `IA32_ARCH_CAPABILITIES`.
+/// QEMU's error if the host refuses `IA32_ARCH_CAPABILITIES`.
 const MSR_FAILURE: &str = "failed to set MSR";
 
 /// Starts VMs with QEMU.
@@ -64,18 +64,18 @@ pub struct QemuEngine {
 }
 
 impl QemuEngine {
-    /// An engine that keeps its VMs below `home` (`$KILN_HOME`), with the QEMU named by `$KILN_QEMU` or found on `PATH`. It
-    /// confines them by all measures that `$KILN_CONFINE_OFF` does not name.
+    /// An engine that keeps its VMs below `home` (`$KILN_HOME`), with the QEMU in `$KILN_QEMU` or on `PATH`. It uses
+    /// all measures to confine VMMs that `$KILN_CONFINE_OFF` does not name.
     ///
     /// # Errors
-    /// [`LaunchError::VmmMissing`]; [`LaunchError::Policy`]; or the home is one that others can change ([`Home::check`]).
+    /// [`LaunchError::VmmMissing`]; [`LaunchError::Policy`]; or other users can change the home ([`Home::check`]).
     pub fn find(home: impl Into<Utf8PathBuf>) -> Result<Self, LaunchError> {
         let home = home.into();
         Home::at(&home).check()?;
         Self::find_unchecked(home)
     }
 
-    /// [`find`](Self::find) for a home that may be anybody's, and that must be left alone then.
+    /// Like [`find`](Self::find), but does not check who owns the home. The home must not be changed then.
     pub(crate) fn find_unchecked(home: impl Into<Utf8PathBuf>) -> Result<Self, LaunchError> {
         let program = std::env::var(QEMU_VARIABLE).unwrap_or_else(|_| QEMU_PROGRAM.into());
         let binary = host::find_program(Utf8Path::new(&program));
@@ -83,42 +83,43 @@ impl QemuEngine {
         Ok(Self::new(home, binary).with_policy(Policy::from_environment()?))
     }
 
-    /// An engine with a certain QEMU.
+    /// An engine with the given QEMU.
     pub fn new(home: impl Into<Utf8PathBuf>, binary: impl Into<Utf8PathBuf>) -> Self {
         Self { home: home.into(), binary: binary.into(), recovered: Arc::default(), policy: Policy::default() }
     }
 
-    /// The same, with its VMMs confined as a policy says.
+    /// The same engine, with another policy to confine its VMMs.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
         Self { policy, ..self }
     }
 
-    /// How its VMMs are confined.
+    /// The policy that confines its VMMs.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// What confines the VMM of a VM of this home, whichever process owns it.
+    /// The state of each measure for a VM of this home, whichever process owns it.
     ///
     /// # Errors
-    /// There is no such VM.
+    /// The VM does not exist.
     pub fn confinement(&self, vm: &VmId) -> std::io::Result<Confinement> {
         Confinement::load(&self.home.join("vms").join(vm.as_str()))
     }
 
-    /// The program that it starts.
+    /// The QEMU program.
     pub fn binary(&self) -> &Utf8Path {
         &self.binary
     }
 
-    /// QEMU's version, remembered for as long as the program is the same. `None` for a program that doesn't say.
+    /// QEMU's version, remembered as long as the program is the same. `None` if the program does not report it.
     pub async fn version(&self) -> Option<QemuVersion> {
         let (home, binary) = (self.home.clone(), self.binary.clone());
         operation(async move { machine::qemu_version(&home, &binary).await }).await
     }
 
-    /// [`version`](Self::version), asked of the program itself: nothing is remembered, so the home is left alone.
+    /// Like [`version`](Self::version), but always starts the program and remembers nothing, so it does not write to
+    /// the home.
     pub(crate) async fn ask_version(&self) -> Option<QemuVersion> {
         version::qemu_version(&self.binary).await.ok().flatten()
     }
@@ -135,7 +136,8 @@ impl QemuEngine {
 
     async fn launch_with(&self, spec: &VmSpec, accelerator: Accelerator) -> Result<Vm, LaunchError> {
         for Disk { path, format, .. } in &spec.disks {
-            // A qcow2 image can name another file of the host to read from, which no option of QEMU's prevents.
+            // A qcow2 image can name another file of the host as the place of its data, and no option of QEMU prevents
+            // that.
             overlay::refuse_other_files(path, *format)
                 .map_err(|error| SpecError::Disk { path: path.clone(), problem: error.to_string() })?;
         }
@@ -206,7 +208,7 @@ impl Driver for QemuEngine {
         Box::pin(async move {
             let kvm = match spec.acceleration {
                 AccelerationRequest::Tcg => false,
-                // A guest that never starts would only end by its own deadline.
+                // Without this check, a guest that never starts would end only at its deadline.
                 AccelerationRequest::Kvm => match kvm_works(self, spec).await {
                     KvmState::Works => true,
                     state => return Err(LaunchError::NoKvm(state)),

@@ -1,4 +1,4 @@
-//! QEMU's monitor, as the VM's owner uses it.
+//! QEMU's monitor in the form that the VM's owner uses.
 
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Monitor for Qmp {
     }
 }
 
-/// Those of QEMU's events that concern the guest.
+/// QEMU's events about the guest.
 #[derive(Debug)]
 pub(super) struct GuestEvents(pub(super) mpsc::Receiver<QmpEvent>);
 

@@ -1,12 +1,12 @@
-//! QEMU's machine protocol: one JSON object a line, over a Unix socket.
+//! QEMU's monitor protocol (QMP): one JSON object per line over a Unix socket.
 //!
 //! ```text
 //!   Qmp::execute ──requests──▶ task ──▶ {"execute": …, "id": 7}
 //!        ◀──────reply 7──────── task ◀── {"return": …, "id": 7}
 //!   QmpEvent ◀────events─────── task ◀── {"event": …}
 //! ```
-//! One task owns the socket. The peer is not trusted: lines are bounded, and the first one that is not QMP ends the
-//! connection with an error that every waiting command gets.
+//! One task owns the socket. The peer is not trusted: lines are bounded, and the first line that is not QMP ends the
+//! connection with an error, which every waiting command gets.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -21,18 +21,18 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::vm::VmmError;
 
-/// Longest line that is read; QEMU's own longest answers are well below.
+/// The longest line that is read. QEMU's own answers are much shorter.
 const LINE_BYTES_MAX: usize = 1 << 20;
-/// Bytes asked of the socket at a time.
+/// Bytes that one read takes at most.
 const READ_BYTES: usize = 8 << 10;
-/// Commands that may wait for the task, and answers that it may wait for.
+/// Commands that may wait for the task, and for an answer.
 const COMMANDS_MAX: usize = 16;
-/// Events that may wait for their reader; beyond that QEMU waits.
+/// Events that may wait for their reader. If there are more, QEMU has to wait.
 const EVENT_QUEUE: usize = 64;
 /// Bytes of a line that is not QMP that its error shows.
 const GARBAGE_BYTES_SHOWN: usize = 80;
 
-/// Something that happened to the VM.
+/// An event of QEMU.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct QmpEvent {
     #[serde(rename = "event")]
@@ -41,7 +41,7 @@ pub(crate) struct QmpEvent {
     pub(crate) data: Value,
 }
 
-/// A handle on the task that owns the monitor connection, which ends when the last handle is dropped.
+/// A handle to the task that owns the monitor connection. The task ends when the last handle is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct Qmp {
     requests: mpsc::Sender<Request>,
@@ -83,7 +83,7 @@ struct Failure {
 }
 
 impl Qmp {
-    /// Reads the greeting and leaves the negotiation mode.
+    /// Reads the greeting and leaves negotiation mode.
     pub(crate) async fn handshake(
         stream: UnixStream,
         deadline: Duration,
@@ -93,7 +93,7 @@ impl Qmp {
         let greeting = tokio::time::timeout(deadline, connection.next()).await.map_err(late)?;
         match greeting.map_err(|reason| VmmError::Closed { reason })? {
             Line::Greeting { .. } => {}
-            other => return Err(VmmError::Closed { reason: format!("`{other:?}` is no greeting") }),
+            other => return Err(VmmError::Closed { reason: format!("`{other:?}` is not a greeting") }),
         }
         let (requests, inbox) = mpsc::channel(COMMANDS_MAX);
         let (events, outbox) = mpsc::channel(EVENT_QUEUE);
@@ -139,7 +139,7 @@ struct Task {
 }
 
 impl Task {
-    /// Serves until the peer, or the last handle, is gone.
+    /// Runs until the peer or the last handle is gone.
     async fn run(&mut self, mut inbox: mpsc::Receiver<Request>) {
         let reason = loop {
             tokio::select! {
@@ -155,16 +155,16 @@ impl Task {
         };
         tracing::debug!(%reason, "the monitor connection ended");
         for (_, (_, reply)) in self.waiting.drain() {
-            // The asker may have given up; there is nobody to tell then.
+            // This fails if the caller has given up.
             drop(reply.send(Err(VmmError::Closed { reason: reason.clone() })));
         }
-        // Set before `inbox` closes, so whoever finds it closed finds the reason.
+        // Set before `inbox` is closed, so a caller that finds it closed finds the reason.
         drop(self.ended.set(reason));
     }
 
     async fn send(&mut self, request: Request) -> Result<(), String> {
         let Request { command, arguments, reply } = request;
-        // Answers to askers that gave up at their deadline may still come, or never.
+        // If a caller gave up at its deadline, its answer may come later, or never.
         self.waiting.retain(|_, (_, reply)| !reply.is_closed());
         if self.waiting.len() >= COMMANDS_MAX {
             drop(reply.send(Err(VmmError::TooMany { max: COMMANDS_MAX })));
@@ -184,7 +184,7 @@ impl Task {
         let (id, result) = match line {
             Line::Greeting { .. } => return Err("a second greeting".into()),
             Line::Event(event) => {
-                // Nobody may listen; commands are answered all the same.
+                // This fails if the events have no reader. Commands are answered nevertheless.
                 drop(self.events.send(event).await);
                 return Ok(());
             }
@@ -192,7 +192,7 @@ impl Task {
             Line::Returned { value, id } => (id, Ok(value)),
         };
         let id = id.ok_or("an answer without an id")?;
-        // An answer without an asker is one that came after its deadline.
+        // An answer without a waiting command came after its deadline.
         if let Some((command, reply)) = self.waiting.remove(&id) {
             let refused = |description| VmmError::Refused { command: command.into(), description };
             drop(reply.send(result.map_err(refused)));
@@ -201,14 +201,14 @@ impl Task {
     }
 }
 
-/// A socket and what was read of the next line.
+/// A socket, and the bytes of the next line so far.
 struct Connection {
     stream: UnixStream,
     buffer: BytesMut,
 }
 
 impl Connection {
-    /// The next line. Safe to cancel: nothing read is lost.
+    /// The next line. Safe to cancel: no bytes are lost.
     async fn next(&mut self) -> Result<Line, String> {
         let mut scanned = 0;
         loop {
@@ -223,7 +223,7 @@ impl Connection {
             }
             self.buffer.reserve(READ_BYTES);
             match self.stream.read_buf(&mut self.buffer).await {
-                Ok(0) => return Err("the peer closed it".into()),
+                Ok(0) => return Err("the peer closed the connection".into()),
                 Ok(_) => {}
                 Err(error) => return Err(error.to_string()),
             }
@@ -247,7 +247,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22}}, "capabilities": []}}"#;
 
-    /// Speaks one script: sends the greeting, then for each command read sends the next answer.
+    /// Plays one script: sends the greeting, then one answer for each command that it reads.
     async fn peer(stream: UnixStream, greeting: &str, answers: &[&str]) -> Vec<Value> {
         let mut stream = BufReader::new(stream);
         let mut heard = Vec::new();
@@ -256,7 +256,7 @@ mod tests {
             let mut line = String::new();
             stream.read_line(&mut line).await.expect("the client writes");
             heard.push(serde_json::from_str(&line).expect("the client writes JSON"));
-            // The client may end the connection over an earlier answer.
+            // The client may have ended the connection because of an earlier answer.
             drop(stream.write_all(answer.as_bytes()).await);
         }
         heard

@@ -1,9 +1,9 @@
-//! What QEMU does of a restore: a process that maps the snapshot's memory privately, and loads the state of the devices.
+//! QEMU's part of a restore: a process that maps the snapshot's memory privately and loads the device state.
 //!
 //! ```text
 //!   disk overlays ─▶ QEMU, waiting ─▶ pages of diffs into its memory ─▶ device state ─▶ Vm
 //! ```
-//! The pages of diffs come first: devices look at their queues in the guest's memory while they are loaded.
+//! The pages of diffs come first, because devices read their queues in the guest's memory while they are loaded.
 
 use std::fs::File;
 use std::io;
@@ -31,10 +31,10 @@ use crate::spec::{Disk, DiskFormat, DiskRole, VmSpec};
 use crate::vm::{BoxFuture, ControlError, Vm, VmmError};
 use crate::vm_dir::VmDir;
 
-/// A QEMU loads the state of its devices in milliseconds.
+/// QEMU loads the device state in milliseconds.
 const LOAD_DEADLINE: Duration = Duration::from_secs(20);
 
-/// All that the QEMUs of one snapshot's forks have in common.
+/// What the QEMUs of all forks of one snapshot share.
 #[derive(Debug, Clone)]
 pub(super) struct Common {
     home: Utf8PathBuf,
@@ -52,7 +52,7 @@ pub(super) struct QemuRestorer {
 }
 
 impl QemuRestorer {
-    /// For a snapshot, on the machine that QEMU is here.
+    /// A restorer for a snapshot, with the QEMU of this host.
     pub(super) async fn new(engine: &QemuEngine, snapshot: &Snapshot, spec: &VmSpec) -> Result<Self, RestoreError> {
         let saved = &snapshot.manifest().machine;
         let accelerator = match saved.acceleration.as_str() {
@@ -87,10 +87,10 @@ impl Restorer for QemuRestorer {
     }
 }
 
-/// A QEMU with the snapshot's memory that has not loaded the state of its devices yet.
+/// A QEMU with the snapshot's memory that has not loaded the device state yet.
 #[derive(Debug)]
 struct WaitingQemu {
-    // Dropped first: the directory is cleared when the process is gone.
+    // Dropped first: the directory is removed after the process is gone.
     started: Started,
     dir: VmDir,
     common: Arc<Common>,
@@ -98,7 +98,7 @@ struct WaitingQemu {
     overlays: Vec<(usize, Utf8PathBuf)>,
     /// The memory file.
     mapped: File,
-    /// Of the device state, in QEMU.
+    /// The descriptor of the device state in QEMU.
     device_fd: RawFd,
 }
 
@@ -120,7 +120,7 @@ impl WaitingQemu {
         let device = snapshot.device();
         let opened = OwnedFd::from(open(&device)?);
         let device_fd = opened.as_raw_fd();
-        // The VMM holds the locks too: a snapshot stays for as long as a fork of it runs, with an owner or without.
+        // The VMM holds the locks too, so the snapshot can't be removed while a fork runs, with an owner or without.
         let locks = snapshot.lock_fds().into_iter().map(|lock| lock.try_clone_to_owned());
         let mut inherit = locks.collect::<io::Result<Vec<_>>>().map_err(no_directory)?;
         inherit.push(opened);
@@ -140,19 +140,21 @@ impl WaitingQemu {
         Ok(Self { dir, started, common, spec, overlays, mapped, device_fd })
     }
 
-    /// Gives it the pages of the diffs and the state of its devices. It stands still yet.
+    /// Writes the pages of the diffs into its memory and loads the device state. It stays paused.
     async fn load_state(mut self) -> Result<Vm, RestoreError> {
         let (pid, common) = (self.started.child.pid(), Arc::clone(&self.common));
         if !common.snapshot.page_files().is_empty() {
             let snapshot = common.snapshot.clone();
-            // It has the process meanwhile: where nobody waits for it any more, the pid must not be another's yet.
+            // The blocking thread owns the process meanwhile. If the caller's future is dropped, the thread keeps
+            // writing to the memory of this pid until it is done. The process is reaped only after that, because `self`
+            // moves with the thread, so the pid can't belong to another process.
             self = blocking(move || guest_memory::apply_diffs(pid, &self.mapped, &snapshot).map(|()| self)).await?;
         }
         failpoint::hit("restore.pages")?;
         if let Err(error) = load(&mut self.started.monitor, self.device_fd).await {
             let Started { child, stderr, .. } = &mut self.started;
             return Err(match error {
-                // QEMU ends where it can't load a state, and its own words say why.
+                // If QEMU can't load a state, it exits. Its last words tell why.
                 VmmError::Closed { .. } => launch::why_it_ended(&common.binary, child, stderr, error).await.into(),
                 other => ControlError::from(other).into(),
             });
@@ -179,7 +181,7 @@ impl Waiting for WaitingQemu {
     }
 }
 
-/// Loads the state of the devices.
+/// Loads the device state.
 async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -> Result<(), VmmError> {
     let (qmp, events) = monitor;
     let from = json!({"uri": format!("fd:{device_fd}")});
@@ -219,7 +221,7 @@ fn make_overlays(dir: &VmDir, spec: &VmSpec, snapshot: &Snapshot) -> Result<Vec<
     overlays.collect()
 }
 
-/// The layers of a disk in a snapshot: what it was, and the overlays on it.
+/// The layers of a disk in a snapshot: the image, and its overlays.
 fn layers(snapshot: &Snapshot, index: usize, disk: &Disk) -> Result<(Disk, Vec<Utf8PathBuf>), SnapshotError> {
     let mut layers = snapshot.disk_layers(index).into_iter();
     let path = layers.next().ok_or_else(|| SnapshotError::Broken {

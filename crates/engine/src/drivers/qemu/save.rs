@@ -1,7 +1,10 @@
-//! What QEMU does of a save: the state of its devices, the guest's memory, and the disks.
+//! QEMU's part of a save: the device state, the guest's memory and the disks.
 //!
-//! The state of the devices alone comes from `xen-save-devices-state`, which has nothing to do with Xen: it is the one
-//! command that writes them without the memory, also of a guest whose memory is private.
+//! The device state comes from `xen-save-devices-state`, which works without Xen despite its name. It is the only
+//! command that writes the devices without the memory. A migration would write the memory too, and Kiln has that
+//! already as a file or as a private mapping. The command has no section for the machine's configuration, so the
+//! restoring QEMU has to be told not to expect one (`migration.send-configuration=off` in `args.rs`). It also pauses
+//! nothing: the owner has paused the CPUs before.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -24,27 +27,28 @@ use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{BoxFuture, ControlError, Files, SaveError, Saver, VmmError, Written, put};
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 
-/// To write the state of the devices, after the flush of a busy disk.
+/// For writing the device state, after the flush of a busy disk.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
-/// More than the devices of a machine take.
+/// More than the device state of a machine takes.
 const DEVICE_BYTES: u64 = 4 << 20;
-/// A migration to a descriptor of this name is refused for want of it, once QEMU has found that nothing else is against.
+/// The name of a descriptor that does not exist. A migration to it is refused for that reason, but only after QEMU has
+/// checked that no device blocks it. So this answer means that the machine can be saved.
 const NO_DESCRIPTOR: &str = "kiln-none";
 
-/// What a VM's memory is made of.
+/// The storage of a VM's memory.
 #[derive(Debug)]
 pub(super) enum SavedMemory {
-    /// Nothing that could be saved.
+    /// Memory that can't be saved.
     None,
-    /// One file that the guest writes to.
+    /// A file that the guest writes to.
     Whole(Utf8PathBuf),
     /// A private mapping of a snapshot's memory.
     Fork {
         /// The snapshot.
         base: SnapshotId,
-        /// Its memory file, as the fork maps it.
+        /// The memory file that the fork maps.
         mapped: File,
-        /// The overlay of each disk that can be written, by its place in the spec.
+        /// The overlay of each writable disk, by the disk's index in the spec.
         overlays: Vec<(usize, Utf8PathBuf)>,
     },
 }
@@ -53,7 +57,7 @@ pub(super) enum SavedMemory {
 #[derive(Debug)]
 pub(super) struct QemuSaver {
     home: Utf8PathBuf,
-    /// Of the state of its devices, as QEMU writes it.
+    /// The file that QEMU writes its device state to.
     device_state: Utf8PathBuf,
     spec: VmSpec,
     facts: Facts,
@@ -76,11 +80,11 @@ impl QemuSaver {
         Self { home: home.into(), device_state, spec: spec.clone(), facts, qmp, pid, memory }
     }
 
-    /// Writes the state of the devices, in the VM's directory: QEMU reaches no other file of the home.
+    /// Writes the device state to the VM's directory, the only place of the home that QEMU can write to.
     async fn save_devices(&self) -> Result<(), SaveError> {
         let device = json!({"filename": DEVICE_STATE_FILE, "live": false});
         if let Err(error) = self.qmp.execute("xen-save-devices-state", Some(device), COMMAND_DEADLINE).await {
-            // QEMU says that writing failed, and not why.
+            // QEMU reports that the write failed, but not why.
             check_room(&self.home)?;
             return Err(ControlError::from(error).into());
         }
@@ -103,12 +107,13 @@ impl QemuSaver {
             SavedMemory::None => Err(SaveError::NotForkable),
             SavedMemory::Whole(file) => {
                 put(files, file, &draft.path(MEMORY_FILE))?;
-                // The VMM's user, if it has one of its own, is nobody to the snapshot.
+                // If the VMM has a user of its own, that user must lose its access to the file, which belongs to the
+                // snapshot now.
                 own(&draft.path(MEMORY_FILE))?;
                 Ok((MemoryKind::Full, None))
             }
             SavedMemory::Fork { base, mapped, .. } => {
-                // Opened anew: it may have been compacted since, and what it was made of is gone then.
+                // Opened again: if the base was compacted since, the old files of its chain are gone.
                 let base = SnapshotStore::new(&Home::at(&self.home)).open(base)?;
                 guest_memory::save_pages(self.pid, mapped, &base, &draft.path(PAGES_FILE))?;
                 Ok((MemoryKind::Diff, Some(base)))
@@ -127,7 +132,8 @@ impl QemuSaver {
             };
             match overlay {
                 Some((_, overlay)) => put(files, overlay, &draft.path(&file))?,
-                // The user's own file: the guest wrote to it, and others may.
+                // This is the user's own file. The guest wrote to it, and other programs may too, so the snapshot gets
+                // a copy.
                 None => put(Files::Copy, &disk.path, &draft.path(&file))?,
             }
             layers.push(DiskLayer { index, file, on_parent: overlay.is_some() });
@@ -137,7 +143,7 @@ impl QemuSaver {
 }
 
 impl Saver for QemuSaver {
-    /// Asks QEMU itself whether anything in the machine can't be saved.
+    /// Asks QEMU itself whether the machine can be saved.
     fn check(&self) -> BoxFuture<'_, Result<(), SaveError>> {
         Box::pin(async move {
             if matches!(self.memory, SavedMemory::None) {
@@ -146,9 +152,9 @@ impl Saver for QemuSaver {
             let nowhere = json!({"uri": format!("fd:{NO_DESCRIPTOR}")});
             match self.qmp.execute("migrate", Some(nowhere), COMMAND_DEADLINE).await {
                 Err(VmmError::Refused { description, .. }) if description.contains(NO_DESCRIPTOR) => Ok(()),
-                Err(VmmError::Refused { description, .. }) => {
-                    Err(SaveError::Unmigratable { device: format!("what QEMU says of it: {description}") })
-                }
+                Err(VmmError::Refused { description, .. }) => Err(SaveError::Unmigratable {
+                    device: format!("a device that QEMU refuses to save: {description}"),
+                }),
                 Err(error) => Err(ControlError::from(error).into()),
                 Ok(_) => Ok(()),
             }
@@ -164,14 +170,14 @@ impl Saver for QemuSaver {
     }
 }
 
-/// Makes a file this user's.
+/// Makes this user the owner of a file.
 fn own(file: &Utf8Path) -> Result<(), SnapshotError> {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let owned = std::os::unix::fs::chown(file, Some(user), Some(group));
     owned.map_err(|source| SnapshotError::io("take over", file, source))
 }
 
-/// Whether the disk is full: QEMU says that writing failed, and not why.
+/// Checks whether the disk is full, because QEMU reports that the write failed but not why.
 fn check_room(path: &Utf8Path) -> Result<(), SnapshotError> {
     let free = rustix::fs::statvfs(path.as_std_path()).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
     if free >= DEVICE_BYTES {

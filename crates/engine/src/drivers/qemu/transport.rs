@@ -1,4 +1,4 @@
-//! The agent's port: virtio-serial, behind a Unix socket that QEMU serves.
+//! The agent's port: virtio-serial behind a Unix socket that QEMU serves.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use crate::link::LinkOptions;
 use crate::vm::{AGENT_SOCKET, BoxFuture, Transport};
 use crate::vm_dir::SocketDir;
 
-/// Reaches the agent over virtio-serial. QEMU serves one connection at a time; a second one waits for the first one's end.
+/// Reaches the agent over virtio-serial. QEMU serves one connection at a time. A second one waits until the first has
+/// closed.
 #[derive(Debug)]
 pub(super) struct VirtioSerial;
 

@@ -1,4 +1,4 @@
-//! Versions that decide between arguments: QEMU's, from its own words, and a kernel's, from its image's header.
+//! The versions that decide about arguments: QEMU's, from its own output, and a kernel's, from its file.
 
 use std::io::{self, Read as _};
 use std::process::Stdio;
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::kernel;
 use crate::process;
 
-/// A question takes some 30 ms; a hung program is no QEMU.
+/// QEMU answers in some 30 ms. A program that hangs is not QEMU.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
-/// Where a bzImage keeps its magic (`HdrS`), see the kernel's Documentation/arch/x86/boot.rst.
+/// Offset of the magic (`HdrS`) in a bzImage, see the kernel's Documentation/arch/x86/boot.rst.
 const BZIMAGE_MAGIC_OFFSET: usize = 0x202;
-/// Where it keeps a pointer to its version text, less 0x200.
+/// Offset of a pointer to the version text; the pointer is relative to 0x200.
 const BZIMAGE_VERSION_OFFSET: usize = 0x20e;
 /// The setup code, which holds the version text, is at most this long.
 const BZIMAGE_SETUP_BYTES: usize = 32 << 10;
@@ -46,7 +46,7 @@ pub(crate) async fn qemu_version(binary: &Utf8Path) -> io::Result<Option<QemuVer
     ask(binary, &["--version"]).await.map(|words| parse_qemu(&words))
 }
 
-/// What a QEMU says when it is asked and does nothing else. It gets no more of the caller than a VMM does.
+/// Starts a QEMU that only prints an answer. It inherits no more of the caller than a VMM does.
 pub(super) async fn ask(binary: &Utf8Path, question: &[&str]) -> io::Result<String> {
     let mut command = tokio::process::Command::from(kiln_programs::command(binary, kiln_programs::PATH_ONLY));
     command.args(question).envs(process::own_environment()).current_dir("/");
@@ -63,7 +63,7 @@ fn parse_qemu(text: &str) -> Option<QemuVersion> {
     Some(QemuVersion { major, minor })
 }
 
-/// The release that a kernel says it is, such as `6.1.0-44-cloud-amd64`; `None` for one that doesn't say.
+/// The release in a kernel's file, such as `6.1.0-44-cloud-amd64`. `None` if it has none.
 pub(crate) fn kernel_release(kernel: &Utf8Path) -> io::Result<Option<String>> {
     let file = fs_err::File::open(kernel)?;
     let mut head = Vec::new();
