@@ -124,7 +124,7 @@ fn the_finding(script: &str) -> Value {
 fn a_guest_that_has_halted_is_a_finding() {
     let finding = the_finding("echo 0 > /proc/sys/kernel/panic; echo 7 > /proc/sys/kernel/printk; halt -f; sleep 1000");
     assert_eq!(finding["kind"], "halted", "{finding}");
-    assert_eq!(finding["title"], "guest halted: its CPUs stand still with interrupts off");
+    assert_eq!(finding["title"], "guest halted: all its CPUs are halted with interrupts off");
     let log = finding["log"].as_array().expect("rows");
     assert!(log.iter().any(|row| row.as_str().is_some_and(|row| row.contains("System halted"))), "{finding}");
 }

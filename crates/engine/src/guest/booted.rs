@@ -40,26 +40,26 @@ pub struct Guest {
     pub vm: Vm,
     /// The link to its agent.
     pub link: GuestLink,
-    /// Time from the request for a VM to the agent's answer, in a fork also to its being a machine of its own.
+    /// Time from the request to the agent's answer. For a fork, until it has its own identity.
     pub boot: Duration,
     watch: Watch,
     end: End,
     vitals: Vitals,
 }
 
-/// Why a guest did not come up. Its VM is gone.
+/// Why a guest did not come up. Its VM has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// Its VM did not start.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// Its VMM did not even start in time.
-    #[error("the guest did not come up within {waited:?}: no console yet, its VMM still starts")]
+    /// Its VMM did not start in time.
+    #[error("the guest did not come up within {waited:?}: it has no console yet, its VMM is still starting")]
     NoVmm {
         /// The deadline.
         waited: Duration,
     },
-    /// Its agent does not answer.
+    /// Its agent did not answer.
     #[error("the guest did not come up")]
     Link {
         /// Why.
@@ -79,10 +79,10 @@ pub enum BootError {
 }
 
 impl Guest {
-    /// Starts a VM and waits for its agent, all within `boot_timeout`. What happens meanwhile is in `watch`.
+    /// Starts a VM and waits for its agent, all within `boot_timeout`. `watch` follows it meanwhile.
     ///
     /// # Errors
-    /// [`BootError`]; nothing is left behind then.
+    /// [`BootError`]. Nothing of the VM is left then.
     pub async fn start(
         engine: &dyn Engine,
         spec: VmSpec,
@@ -107,10 +107,10 @@ impl Guest {
         }
     }
 
-    /// Forks a snapshot once. What its console printed before it was saved is not printed again.
+    /// Makes one fork of a snapshot. Console output from before the save is not repeated.
     ///
     /// # Errors
-    /// [`RestoreError`]; nothing is left behind then.
+    /// [`RestoreError`]. Nothing of the fork is left then.
     pub async fn fork(
         engine: &dyn Engine,
         snapshot: &Snapshot,
@@ -123,7 +123,7 @@ impl Guest {
         Ok(Self::of(fork, started.elapsed(), watch))
     }
 
-    /// Watches a fork that runs. `boot` is the time that it took.
+    /// Watches a running fork. `boot` is the time that it took.
     ///
     /// # Panics
     /// If its VM's events were taken before.
@@ -144,38 +144,38 @@ impl Guest {
         &self.watch
     }
 
-    /// What its kernel has reported so far, and that it is over if only the host could see it.
+    /// The findings of its kernel so far. If only the host can see that the guest is over, that is a finding too.
     pub fn findings(&self) -> Vec<Finding> {
         self.watch.findings()
     }
 
-    /// The last rows of its console, oldest first, as a terminal may have them; also after its end.
+    /// The last rows of its console, oldest first, safe for a terminal. Also available after its end.
     pub fn console_tail(&self, rows: usize) -> Vec<String> {
         console_rows(&self.vm, rows)
     }
 
-    /// Links its agent anew, after the link was lost.
+    /// Links to its agent again after the link was lost.
     ///
     /// # Errors
-    /// The agent does not answer; the guest keeps the link that it had.
+    /// The agent does not answer. The guest keeps its old link.
     pub async fn relink(&mut self, deadline: Duration) -> Result<(), LinkError> {
         self.link = self.vm.connect(deadline).await?;
         self.vitals = Vitals::watch(&self.vm, &self.link, &self.watch);
         Ok(())
     }
 
-    /// Waits until the guest is gone: its VM ended, its kernel reported that it does not go on, its CPUs are halted for
-    /// good, or its agent has been silent for too long. Safe to cancel, and to call more than once.
+    /// Waits until the guest is over: its VM has ended, its kernel reported a fatal error, its CPUs are halted for
+    /// good, or its agent was silent for too long. Safe to cancel, and to call more than once.
     pub async fn gone(&self) -> Gone {
         tokio::select! {
-            // What its kernel or its VMM reported says more.
+            // A report of its kernel or its VMM explains more.
             biased;
             gone = self.end.gone() => gone,
             over = self.vitals.over() => over.into(),
         }
     }
 
-    /// Why the link was lost, if the VM ended with it; waits a moment for that to show.
+    /// Returns how the VM ended, if its end explains the lost link. Waits a moment for that.
     pub async fn gone_soon(&self) -> Option<Gone> {
         gone_soon(&self.end).await
     }
@@ -186,7 +186,7 @@ fn follow(vm: &mut Vm, watch: &Watch) -> End {
 }
 
 async fn gone_soon(end: &End) -> Option<Gone> {
-    // A crash takes the grace to show, and some time to be printed.
+    // A crash is reported only after the grace, and its report takes some time to be printed.
     timeout(2 * CRASH_GRACE, end.gone()).await.ok()
 }
 
@@ -206,7 +206,8 @@ fn console_rows(vm: &Vm, rows: usize) -> Vec<String> {
     last_rows(&vm.console_tail(rows), rows)
 }
 
-/// The last rows of a console as a terminal may have them: a guest that draws or steers it made any number of each line.
+/// The last rows of a console, safe for a terminal. A guest can draw and send escape sequences, which split one line
+/// into any number of rows.
 fn last_rows(raw: &[String], count: usize) -> Vec<String> {
     let mut lines = Lines::new();
     let mut rows: Vec<String> = raw.iter().flat_map(|line| lines.push(format!("{line}\n").as_bytes())).collect();

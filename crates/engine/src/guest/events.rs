@@ -1,7 +1,7 @@
-//! What happens in a guest, in order and numbered: a bounded log that any number of readers follow.
+//! The events of a guest, in order and numbered: a bounded log with any number of readers.
 //!
-//! A writer never waits for a reader. A reader that is too slow is told how many entries it has missed, and goes on with
-//! the oldest that is left.
+//! A writer never waits for a reader. If a reader is too slow, it gets the number of entries that it missed, and
+//! continues with the oldest one left.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,10 +17,10 @@ use crate::vm::VmExit;
 pub const EVENTS_MAX: usize = 4096;
 /// Bytes of text that a log keeps.
 pub const EVENTS_BYTES_MAX: usize = 1 << 20;
-/// What an entry takes besides its text.
+/// Size of an entry without its text.
 const ENTRY_BYTES: usize = 96;
 
-/// Something that happened in a guest.
+/// An event of a guest.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GuestEvent {
     /// Its VMM runs.
@@ -30,15 +30,15 @@ pub enum GuestEvent {
     },
     /// A row of its console, without escape sequences and control characters.
     Console(String),
-    /// Its kernel reported something, or the host saw that it is over.
+    /// Its kernel reported something, or the host found that the guest is over.
     Finding(Arc<Finding>),
     /// Its CPUs were paused.
     Paused,
     /// Its CPUs were resumed.
     Resumed,
-    /// It was saved, and its VM ended with that. It is restored when somebody needs it.
+    /// It was saved, and its VM ended with that. It is restored when it is needed.
     Stopped,
-    /// It is over.
+    /// It has ended.
     Exited(VmExit),
 }
 
@@ -53,19 +53,19 @@ pub struct Entry {
     pub event: GuestEvent,
 }
 
-/// A reader was too slow: entries that it had not read have left the log.
+/// A reader was too slow: entries that it had not read were removed from the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{missed} events were missed")]
 pub struct Lagged {
-    /// How many.
+    /// The number of missed entries.
     pub missed: u64,
 }
 
-/// The writer's end of a log. Its readers end once it is dropped and they have read all of it.
+/// The writer's end of a log. After it is dropped, readers read what is left and end.
 #[derive(Debug)]
 pub(super) struct EventLog {
     kept: Arc<Mutex<Kept>>,
-    /// The number of the entry that comes next.
+    /// The number of the next entry.
     next: watch::Sender<u64>,
 }
 
@@ -106,7 +106,7 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Adds an entry. The oldest leave if there is no room.
+    /// Adds an entry. If there is no room, removes the oldest ones.
     pub(super) fn push(&self, event: GuestEvent) {
         let mut kept = lock(&self.kept);
         self.next.send_modify(|next| {
@@ -115,12 +115,12 @@ impl EventLog {
         });
     }
 
-    /// A reader of all that follows entry `number`, or of all that is kept if that has left.
+    /// A reader of all entries from `number` on, or of all that are kept if that one was removed.
     pub(super) fn from(&self, number: u64) -> Events {
         Events { kept: Arc::clone(&self.kept), added: self.next.subscribe(), next: number }
     }
 
-    /// The newest rows of the console that are kept, oldest first.
+    /// The newest rows of the console in the log, oldest first.
     pub(super) fn last_rows(&self, count: usize) -> Vec<String> {
         let kept = lock(&self.kept);
         let rows = kept.entries.iter().rev().filter_map(|entry| match &entry.event {
@@ -132,24 +132,24 @@ impl EventLog {
         rows
     }
 
-    /// The number of the oldest entry that is kept.
+    /// The number of the oldest entry in the log.
     pub(super) fn oldest(&self) -> u64 {
         let kept = lock(&self.kept);
         kept.entries.front().map_or_else(|| self.next(), |entry| entry.number)
     }
 
-    /// The number of the entry that comes next.
+    /// The number of the next entry.
     pub(super) fn next(&self) -> u64 {
         *self.next.borrow()
     }
 }
 
 impl Events {
-    /// The next entry, or how many were missed before it. `None` once the guest is gone for good and all was read. Safe
-    /// to cancel.
+    /// The next entry, or how many were missed before it. `None` once the guest is over and all was read. Safe to
+    /// cancel.
     pub async fn next(&mut self) -> Option<Result<Entry, Lagged>> {
         let mine = self.next;
-        // An error here means that nothing is added any more. What was added before is still read.
+        // An error means that no entry will be added. Earlier entries are still read.
         let _ = self.added.wait_for(|next| *next > mine).await;
         self.read()
     }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_told_what_it_missed_and_goes_on() {
+    fn a_slow_reader_gets_the_number_of_missed_events_and_continues() {
         let log = EventLog::default();
         let mut reader = log.from(0);
         for number in 0..EVENTS_MAX + 10 {

@@ -1,10 +1,10 @@
-//! What the guest's kernel reported: the first findings, which usually name the cause, and the newest.
+//! The findings of a guest's kernel: the first ones, which usually name the cause, and the newest.
 
 use std::collections::VecDeque;
 
 use kiln_detect::Finding;
 
-/// Findings that are kept from the start on; a guest can make any number.
+/// Findings that are kept from the start. A guest can cause any number.
 pub const FINDINGS_HEAD: usize = 50;
 /// Findings that are kept of those after the first ones; the newest stay.
 pub const FINDINGS_TAIL: usize = 50;
@@ -38,12 +38,12 @@ impl Findings {
         }
     }
 
-    /// Those that are kept, in order.
+    /// The kept findings, in order.
     pub(super) fn kept(&self) -> Vec<Finding> {
         self.head.iter().chain(&self.tail).cloned().collect()
     }
 
-    /// How many there were.
+    /// The number of all findings.
     pub(super) fn total(&self) -> u64 {
         self.total
     }

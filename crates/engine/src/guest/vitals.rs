@@ -1,4 +1,4 @@
-//! Whether a guest that says nothing is still there.
+//! Finds out whether a silent guest is still alive.
 //!
 //! ```text
 //!   ping every 5 s ── answered ──▶ it lives
@@ -6,10 +6,11 @@
 //!                               │ twice: halted for good          ▶ Over::Halted
 //!                               └ silent for 30 s that were its own ▶ Over::Silent
 //! ```
-//! A busy guest must not be taken for a dead one. Its agent has most of the CPU when it is scarce and memory that nothing
-//! takes away, so it answers in milliseconds beside fork bombs. What it can't make up for is a host that gives the VM no
-//! CPU: time in which the VM's threads waited for one is not counted against it, up to a bound. Nor is time in which Kiln
-//! itself stood still, which is why looks are counted and not hours: after a suspend all clocks are late at once.
+//! A busy guest must not be taken for a dead one. When CPU time is scarce, its agent gets most of it, and no program
+//! can take the agent's memory. So it answers in milliseconds even beside fork bombs. The agent can't help if the host
+//! gives the VM no CPU. So time in which the VM's threads waited for a CPU does not count as silence, up to a bound.
+//! Time in which Kiln itself did not run must not count either: after a suspend of the host, all clocks jump at once.
+//! So the checks are counted, not the time between them.
 
 use std::time::Duration;
 
@@ -22,15 +23,16 @@ use super::watch::{Gone, Watch};
 use crate::link::GuestLink;
 use crate::vm::{Cpus, Pulse, Vm};
 
-/// Between two pings of a guest that answers.
+/// Pause between two pings of a guest that answers.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// An agent that needs longer is looked at.
+/// After this long without an answer, the guest is checked.
 const LOOK: Duration = Duration::from_secs(2);
-/// Silence that is a guest's own before it is over.
+/// Silence after which a guest is over, without time that the host took from it.
 pub const SILENCE_DEADLINE: Duration = Duration::from_secs(30);
-/// Silence after which it is over whatever the host did.
+/// Silence after which it is over in any case.
 pub const SILENCE_MAX: Duration = Duration::from_secs(300);
-/// Looks in a row that find every CPU halted. One might fall into the moment of a CPU that goes offline.
+/// Checks in a row that have to find every CPU halted. One check alone could hit the moment in which a CPU goes
+/// offline.
 const HALTED_LOOKS: u32 = 2;
 
 /// Why a guest is over although its VMM still runs.
@@ -38,15 +40,15 @@ const HALTED_LOOKS: u32 = 2;
 pub(super) enum Over {
     /// All of its CPUs are halted with their interrupts off.
     Halted,
-    /// Its agent has not answered for so long.
+    /// Its agent has not answered for this long.
     Silent(Duration),
 }
 
 impl Over {
-    /// Kind and title of the finding: the same for every guest that ends so.
+    /// Kind and title of the finding: the same for every guest that ends like this.
     fn finding(self) -> (Kind, &'static str) {
         match self {
-            Self::Halted => (Kind::Halted, "guest halted: its CPUs stand still with interrupts off"),
+            Self::Halted => (Kind::Halted, "guest halted: all its CPUs are halted with interrupts off"),
             Self::Silent(_) => (Kind::Silent, "guest silent: its agent does not answer"),
         }
     }
@@ -61,15 +63,15 @@ impl From<Over> for Gone {
     }
 }
 
-/// What one look at a silent guest finds.
+/// The result of one check of a silent guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
     cpus: Cpus,
-    /// The part of the look in which the host had no CPU for it.
+    /// The part of the check in which the host had no CPU for it.
     starved: Duration,
 }
 
-/// What is known of a guest that does not answer.
+/// The state of a silent guest.
 #[derive(Debug, Default)]
 struct Silence {
     total: Duration,
@@ -78,7 +80,7 @@ struct Silence {
 }
 
 impl Silence {
-    /// Takes what a look of [`LOOK`] found; says when that is enough.
+    /// Adds the result of a check that took [`LOOK`]. Returns a reason once the guest is over.
     fn add(&mut self, look: Look) -> Option<Over> {
         if look.cpus == Cpus::Paused {
             *self = Self::default();
@@ -103,7 +105,7 @@ pub(super) struct Vitals {
 }
 
 impl Vitals {
-    /// Begins to watch. That the guest is over is noted in `noted` before anybody hears of it.
+    /// Starts to watch. If the guest is over, that is recorded in `noted` before [`over`](Self::over) returns.
     pub(super) fn watch(vm: &Vm, link: &GuestLink, noted: &Watch) -> Self {
         let (sender, over) = watch::channel(None);
         let (pulse, link, noted) = (vm.pulse(), link.clone(), noted.clone());
@@ -129,12 +131,12 @@ impl Vitals {
 
 impl Drop for Vitals {
     fn drop(&mut self) {
-        // It holds a handle on the link, which would not end by itself.
+        // The task holds a handle to the link, so the link would not end on its own.
         self.task.abort();
     }
 }
 
-/// Never returns for a link that is lost: what became of that is the business of the streams on it.
+/// Never returns if the link is lost: the streams on it report that.
 async fn watched(pulse: &Pulse, link: &GuestLink) -> Over {
     loop {
         sleep(PING_INTERVAL).await;
@@ -150,7 +152,7 @@ async fn watched(pulse: &Pulse, link: &GuestLink) -> Over {
                 return over;
             }
             if cpus == Cpus::Paused {
-                // Pings would only pile up before a guest that does not run.
+                // Pings would only pile up for a guest that is paused.
                 while pulse.cpus(LOOK).await == Cpus::Paused {
                     sleep(PING_INTERVAL).await;
                 }
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_the_host_starves_gets_longer_and_not_for_ever() {
+    fn a_guest_that_the_host_starves_gets_more_time_but_not_forever() {
         let (_, over) = looks(Look { starved: LOOK / 2, ..BUSY });
         assert_eq!(over, Over::Silent(2 * SILENCE_DEADLINE));
         let (_, over) = looks(Look { starved: 8 * LOOK, ..BUSY });

@@ -1,7 +1,7 @@
-//! The watch on a guest: its VM's events become rows, findings and, in the end, how it ended.
+//! The watch on a guest: turns the events of its VM into rows and findings, and finally into how it ended.
 //!
-//! A [`Watch`] can follow several VMs one after the other: a guest that was saved and restored is one guest, so its
-//! findings, the numbers of its events and a report that its kernel had begun go on.
+//! A [`Watch`] can follow several VMs one after the other. A guest that was saved and restored is one guest, so its
+//! findings, the numbers of its events and an unfinished report of its kernel continue.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,23 +14,23 @@ use super::events::{EventLog, Events, GuestEvent};
 use super::findings::Findings;
 use crate::vm::{VmEvent, VmEvents, VmExit};
 
-/// After a fatal report, a VM has this long to end on its own, so that its log is whole. A fatal report that has begun
-/// counts as complete after the console was silent for as long.
+/// After a fatal report, a VM has this long to end on its own, so that its log is complete. An unfinished fatal report
+/// counts as complete once the console was silent for this long.
 pub(super) const CRASH_GRACE: Duration = Duration::from_secs(2);
 
-/// Rows of the console in a finding that the console itself does not hold.
+/// Rows of the console in a finding that no text of the console caused.
 const LAST_ROWS: usize = 20;
 
 /// How a guest ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Gone {
-    /// Its kernel reported something that it does not survive. Its VM may still be there.
+    /// Its kernel reported a fatal error. Its VM may still exist.
     Crashed(Box<Finding>),
     /// It powered off, reset, or its VMM ended.
     Exited(VmExit),
-    /// All of its CPUs are halted with interrupts off. Its VM is still there.
+    /// All of its CPUs are halted with interrupts off. Its VM still exists.
     Halted,
-    /// Its agent has answered nothing for this long. Its VM is still there.
+    /// Its agent has not answered for this long. Its VM still exists.
     Silent(Duration),
 }
 
@@ -39,13 +39,13 @@ impl std::fmt::Display for Gone {
         match self {
             Self::Crashed(finding) => f.write_str(&finding.title),
             Self::Exited(exit) => exit.fmt(f),
-            Self::Halted => f.write_str("the guest halted: its CPUs stand still with interrupts off"),
+            Self::Halted => f.write_str("the guest halted: all its CPUs are halted with interrupts off"),
             Self::Silent(time) => write!(f, "the guest's agent has not answered for {} s", time.as_secs()),
         }
     }
 }
 
-/// What happens in a guest: its events and what its kernel reported. Clones are the same watch.
+/// The watch on a guest: its events, and the findings of its kernel. Clones are the same watch.
 #[derive(Debug, Clone, Default)]
 pub struct Watch(Arc<Inner>);
 
@@ -60,54 +60,55 @@ struct Seen {
     lines: Lines,
     scanner: Scanner,
     findings: Findings,
-    /// The first finding that the guest does not survive.
+    /// The first fatal finding.
     crash: Option<Finding>,
-    /// The guest's own time so far: what its VMs before this one have lived.
+    /// The guest's own time so far: how long its earlier VMs lived.
     before: Duration,
-    /// Of the last console bytes.
+    /// The time of the last console bytes.
     last: Duration,
-    /// The VM that ends next is restored later: a row or report that it has begun goes on then.
+    /// The next VM that ends will be restored, so an unfinished row or report continues then.
     goes_on: bool,
 }
 
-/// How one VM ends, once it does.
+/// How one VM ends, once it has.
 #[derive(Debug, Clone)]
 pub(crate) struct End(watch::Receiver<Option<Gone>>);
 
 impl Watch {
-    /// What happens from now on.
+    /// Events from now on.
     pub fn events(&self) -> Events {
         self.0.log.from(self.0.log.next())
     }
 
-    /// What has happened since the entry with this number, and from now on. If that has left the log, the reader is told
-    /// how many it missed.
+    /// Events since the entry with this number, and from now on. If older ones were removed from the log, the reader
+    /// gets the number of missed ones.
     pub fn events_since(&self, number: u64) -> Events {
         self.0.log.from(number)
     }
 
-    /// All that is kept, and what happens from now on.
+    /// All events in the log, and events from now on.
     pub fn events_kept(&self) -> Events {
         self.0.log.from(self.0.log.oldest())
     }
 
-    /// What the kernel has reported, in order: the first findings and the newest.
+    /// The findings of its kernel, in order: the first ones and the newest.
     pub fn findings(&self) -> Vec<Finding> {
         self.seen().findings.kept()
     }
 
-    /// How many findings there were, also those that are no longer kept.
+    /// The number of all findings, kept or not.
     pub fn findings_total(&self) -> u64 {
         self.seen().findings.total()
     }
 
-    /// Whether the VM that ends next is restored later, see [`GuestEvent::Stopped`].
+    /// Sets whether the next VM that ends will be restored, see [`GuestEvent::Stopped`].
     pub(crate) fn expect_return(&self, returns: bool) {
         self.seen().goes_on = returns;
     }
 
-    /// Notes that the guest is over although its VMM still runs, which no row of its console says: the last ones are the
-    /// finding's log. If its kernel has reported what ended it, that is the finding, and this is what came of it.
+    /// Records that the guest is over although its VMM still runs. No row of the console reports that, so the last rows
+    /// become the finding's log. If its kernel has reported a fatal error, that is the finding, and this is only its
+    /// effect.
     pub(super) fn note_over(&self, kind: Kind, title: &str) {
         if self.crash().is_some() {
             return;
@@ -132,9 +133,9 @@ impl Watch {
         End(end)
     }
 
-    /// Reads a VM's events to their end.
+    /// Reads the events of a VM to their end.
     async fn read(self, mut events: VmEvents, end: watch::Sender<Option<Gone>>) {
-        // When a fatal report is the end of the guest.
+        // When a fatal report counts as the end of the guest.
         let mut due: Option<Instant> = None;
         loop {
             let event = tokio::select! {
@@ -170,7 +171,7 @@ impl Watch {
                     });
                     return;
                 }
-                // The owner is gone with its runtime, and so is who waits.
+                // The owner has ended with its runtime, so nothing waits for this.
                 None => return,
             }
         }
@@ -184,7 +185,7 @@ impl Watch {
         }
     }
 
-    /// The finding that the guest does not survive, also if its report has no end.
+    /// The fatal finding. If its report is not finished, that of the unfinished report.
     fn crash(&self) -> Option<Finding> {
         let mut seen = self.seen();
         let fatal = |finding: &Finding| finding.severity == Severity::Fatal;
@@ -194,7 +195,7 @@ impl Watch {
         seen.crash.clone()
     }
 
-    /// Its VM has ended: what it did not survive, and whether it is restored later.
+    /// Its VM has ended. Returns the fatal finding, and whether the guest will be restored.
     fn ended(&self) -> (Option<Finding>, bool) {
         let mut seen = self.seen();
         if !seen.goes_on {
@@ -239,18 +240,18 @@ impl Seen {
 }
 
 impl End {
-    /// Waits for it. Safe to cancel.
+    /// Waits for the end. Safe to cancel.
     pub(crate) async fn gone(&self) -> Gone {
         let mut end = self.0.clone();
         let gone = end.wait_for(Option::is_some).await.ok().and_then(|gone| gone.clone());
         match gone {
             Some(gone) => gone,
-            // The task ends only after it has set this, except with the runtime.
+            // The task sets the end before it ends, unless the runtime ends.
             None => std::future::pending().await,
         }
     }
 
-    /// How it ended, if it did.
+    /// How it ended, if it has.
     pub(crate) fn now(&self) -> Option<Gone> {
         self.0.borrow().clone()
     }
@@ -320,7 +321,7 @@ mod tests {
         for _ in 0..30 {
             events.next().await.expect("it is there").expect("nothing was missed");
         }
-        // The row that has no end comes with nothing that could be waited for but what is seen of it.
+        // The row has no end yet, so it causes no event that could be waited for.
         timeout(DEADLINE, async {
             while watch.seen().lines.partial().is_none() {
                 tokio::task::yield_now().await;
@@ -328,11 +329,11 @@ mod tests {
         })
         .await
         .expect("it is read");
-        watch.note_over(Kind::Halted, "it stands still");
+        watch.note_over(Kind::Halted, "it is halted");
         let [finding] = &watch.findings()[..] else { panic!("one finding: {:?}", watch.findings()) };
         assert_eq!(
             (finding.title.as_str(), finding.kind, finding.severity),
-            ("it stands still", Kind::Halted, Severity::Fatal)
+            ("it is halted", Kind::Halted, Severity::Fatal)
         );
         assert_eq!(finding.extract.len(), LAST_ROWS + 1);
         assert_eq!(finding.extract[LAST_ROWS - 1..], ["[    1.000000] row 29", "reboot: System halted"]);
@@ -347,7 +348,7 @@ mod tests {
         let watch = Watch::default();
         let (end, _vm) = follow(&watch, [console(PANIC)]).await;
         assert!(matches!(gone(&end).await, Gone::Crashed(_)));
-        watch.note_over(Kind::Halted, "it stands still");
+        watch.note_over(Kind::Halted, "it is halted");
         assert_eq!(watch.findings().iter().map(|finding| finding.kind).collect::<Vec<_>>(), [Kind::Panic]);
     }
 

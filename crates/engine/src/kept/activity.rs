@@ -1,4 +1,4 @@
-//! Whether anybody needs a guest: facts, not guesses.
+//! Whether a guest is in use, from facts.
 
 use std::fmt;
 
@@ -9,23 +9,23 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activity {
-    /// Callers hold it with [`KeptVm::ensure_hot`](super::KeptVm::ensure_hot).
+    /// Callers hold it hot with [`KeptVm::ensure_hot`](super::KeptVm::ensure_hot).
     InUse(usize),
     /// Streams of the host's link are open: commands, files, proxies, watches.
     Streams(usize),
     /// Commands run in it.
     Execs(u32),
-    /// Sessions that run anything but a waiting shell.
+    /// Sessions that run more than a waiting shell.
     Sessions(Vec<String>),
     /// Watches are open.
     Watches(u32),
     /// Connections are forwarded.
     Forwards(u32),
-    /// Its CPUs are at work: percent of one CPU.
+    /// Its CPUs are busy: percent of one CPU.
     Cpu(u64),
-    /// Its programs asked for it to be kept.
+    /// Its programs requested that it stays up.
     Leases(Vec<String>),
-    /// Its agent did not say in time whether it is idle: it is too busy, or gone.
+    /// Its agent did not report its activity in time: it is too busy, or gone.
     Silent,
 }
 
@@ -35,24 +35,24 @@ impl fmt::Display for Activity {
             Self::InUse(count) => write!(f, "{count} requests use it"),
             Self::Streams(count) => write!(f, "{count} streams are open"),
             Self::Execs(count) => write!(f, "{count} commands run"),
-            Self::Sessions(names) => write!(f, "sessions at work: {}", names.join(", ")),
+            Self::Sessions(names) => write!(f, "busy sessions: {}", names.join(", ")),
             Self::Watches(count) => write!(f, "{count} watches are open"),
             Self::Forwards(count) => write!(f, "{count} connections are forwarded"),
-            Self::Cpu(percent) => write!(f, "its CPUs are at work: {percent} % of one"),
+            Self::Cpu(percent) => write!(f, "its CPUs are busy: {percent} % of one"),
             Self::Leases(names) => write!(f, "leases: {}", names.join(", ")),
             Self::Silent => f.write_str("its agent does not answer"),
         }
     }
 }
 
-/// What the host itself knows.
+/// The facts of the host.
 pub(super) fn of_host(uses: usize, streams: usize) -> Vec<Activity> {
     let uses = (uses > 0).then_some(Activity::InUse(uses));
     let streams = (streams > 0).then_some(Activity::Streams(streams));
     uses.into_iter().chain(streams).collect()
 }
 
-/// What the agent reports; the CPUs' share is that since the report `before`.
+/// The facts of the agent's report. The CPU share is that since the report `before`.
 pub(super) fn of_guest(before: Option<&Report>, now: &Report, busy_cpu_percent: u32) -> Vec<Activity> {
     let mut found = Vec::new();
     if now.execs > 0 {
@@ -121,7 +121,7 @@ mod tests {
             words,
             [
                 "1 commands run",
-                "sessions at work: make",
+                "busy sessions: make",
                 "1 watches are open",
                 "2 connections are forwarded",
                 "leases: build"

@@ -1,4 +1,4 @@
-//! The handle on a kept VM.
+//! The handle to a kept VM.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ use crate::vm_dir::VmId;
 /// Requests that may wait for the task.
 const QUEUE: usize = 64;
 
-/// A handle on a kept VM. The VM ends when the last one, and the last [`HotVm`], is dropped; one that is cold stays.
+/// A handle to a kept VM. The VM ends when the last handle and the last [`HotVm`] are dropped. A cold VM stays.
 ///
 /// ```no_run
 /// # async fn example(engine: std::sync::Arc<dyn kiln_engine::Engine>, fork: kiln_engine::Fork) -> Result<(), Box<dyn std::error::Error>> {
@@ -49,21 +49,21 @@ const QUEUE: usize = 64;
 pub struct KeptVm {
     id: VmId,
     asks: mpsc::Sender<Ask>,
-    /// Overtakes all that was asked before.
+    /// Overtakes all earlier requests.
     ends: mpsc::Sender<oneshot::Sender<Result<(), DestroyError>>>,
     status: watch::Receiver<Status>,
     watch: Watch,
     engine: EngineRef,
 }
 
-/// A kept VM that runs, for as long as this is held.
+/// A kept VM that runs as long as this is held.
 #[derive(Debug)]
 pub struct HotVm {
     link: GuestLink,
     held: Arc<Held>,
 }
 
-/// What keeps a VM hot, and its keeper there.
+/// Keeps a VM hot, and its keeper running.
 #[derive(Debug)]
 struct Held {
     _use: Use,
@@ -87,16 +87,16 @@ pub(super) enum Ask {
     Inspect(oneshot::Sender<Inspection>),
 }
 
-/// Counts who uses the VM.
+/// Counts the users of the VM.
 #[derive(Debug, Default)]
 pub(super) struct Uses(Arc<AtomicUsize>);
 
-/// One who uses it, until it is dropped: also as an answer that nobody took.
+/// One user of the VM, until it is dropped. That includes a reply that its caller did not take.
 #[derive(Debug)]
 pub(super) struct Use(Arc<AtomicUsize>);
 
 impl KeptVm {
-    /// Keeps a VM that runs.
+    /// Keeps a running VM.
     ///
     /// # Panics
     /// If its events were taken before.
@@ -110,7 +110,7 @@ impl KeptVm {
         Self::start(engine, id, Some(guest), watch, policy)
     }
 
-    /// Keeps a VM that is stopped.
+    /// Keeps a stopped VM.
     pub fn keep_stopped(engine: Arc<dyn Engine>, id: VmId, policy: KeepPolicy) -> Self {
         Self::start(engine, id, None, Watch::default(), policy)
     }
@@ -123,7 +123,7 @@ impl KeptVm {
         Self { id, asks, ends, status, watch, engine: EngineRef(engine) }
     }
 
-    /// Names the VM.
+    /// The VM's id.
     pub fn id(&self) -> &VmId {
         &self.id
     }
@@ -133,25 +133,25 @@ impl KeptVm {
         &self.watch
     }
 
-    /// What it is, or is about to be. Never waits.
+    /// Its current state, or the state that it moves to. Never waits.
     pub fn state(&self) -> KeptState {
         self.status.borrow().state.clone()
     }
 
-    /// Waits until it is over, and why. Safe to cancel.
+    /// Waits until it has ended, and returns how. Safe to cancel.
     pub async fn ended(&self) -> Ended {
         let mut status = self.status.clone();
         let ended = |status: &Status| matches!(status.state, KeptState::Ended(_));
         let state = status.wait_for(ended).await.ok().map(|status| status.state.clone());
         match state {
             Some(KeptState::Ended(ended)) => ended,
-            // The keeper lives for as long as a handle, except that its runtime ends.
+            // The keeper lives as long as a handle, unless its runtime ends.
             _ => std::future::pending().await,
         }
     }
 
-    /// The VM, running: at once if it is hot, resumed if it is warm, restored if it is cold. It stays hot for as long as
-    /// the answer is held.
+    /// The running VM: at once if it is hot, resumed if it is warm, restored if it is cold. It stays hot as long as the
+    /// returned value is held.
     ///
     /// # Errors
     /// [`WakeError`]
@@ -162,38 +162,38 @@ impl KeptVm {
         Ok(HotVm { link, held: Arc::new(Held { _use: in_use, _asks: self.asks.clone() }) })
     }
 
-    /// Cools the VM now, whatever its policy says. A colder one stays as it is.
+    /// Cools the VM now, whatever its policy. A colder VM is not changed.
     ///
     /// # Errors
-    /// [`SaveError::Busy`] while somebody holds it hot; or it can't be saved, and goes on.
+    /// [`SaveError::Busy`] while a caller holds it hot; or it can't be saved, and continues.
     pub async fn cool(&self, to: Temperature) -> Result<(), SaveError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Cool(to, reply)).await.map_err(|_| ControlError::Ended)?;
         answer.await.map_err(|_| ControlError::Ended)?
     }
 
-    /// Saves the VM as it is now; it goes on, hot. One that is cold or warm is woken first.
+    /// Saves the VM as it is now. It continues, hot. A cold or warm VM is woken first.
     ///
     /// # Errors
-    /// [`KeptError`]; the VM goes on as before then.
+    /// [`KeptError`]. The VM continues as before then.
     pub async fn snapshot(&self, label: impl Into<String>) -> Result<Snapshot, KeptError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Save(label.into(), reply)).await.map_err(|_| WakeError::Dropped)?;
         answer.await.map_err(|_| WakeError::Dropped)?
     }
 
-    /// Forks the VM as it is now. The snapshot that the forks lie on stays until it is removed.
+    /// Forks the VM as it is now. The snapshot of the forks stays until it is removed.
     ///
     /// # Errors
-    /// [`KeptError`]; the VM goes on as before then.
+    /// [`KeptError`]. The VM continues as before then.
     pub async fn fork(&self, forks: ForkSpec) -> Result<(Snapshot, Vec<Fork>), KeptError> {
         let snapshot = self.snapshot(format!("vm {}, forked", self.id)).await?;
         let forks = self.engine.0.restore(&snapshot, forks).await?;
         Ok((snapshot, forks))
     }
 
-    /// What it does, and why it is still hot. Never waits for a save or a restore: the answer is then what the keeper last
-    /// saw.
+    /// What it does, and why it is still hot. Never waits for a save or a restore: during these it returns what the
+    /// keeper last found.
     ///
     /// # Errors
     /// [`WakeError::Dropped`]
@@ -213,8 +213,8 @@ impl KeptVm {
         }
     }
 
-    /// Ends the VM, whatever it does and whoever uses it, and removes all that is left of it. Snapshots that were taken with
-    /// [`snapshot`](Self::snapshot) stay. Does nothing more to one that is destroyed.
+    /// Ends the VM, whatever it does and however many callers use it, and removes its directory. Snapshots that
+    /// [`snapshot`](Self::snapshot) took stay. Destroying it again does nothing.
     ///
     /// # Errors
     /// [`DestroyError`]
@@ -231,7 +231,7 @@ impl HotVm {
         &self.link
     }
 
-    /// A command to run in it. The VM stays hot until the command, and what was started with it, is dropped.
+    /// A command to run in it. The VM stays hot until the command and its child are dropped.
     pub fn command(&self, program: impl Into<kiln_wire::Text>) -> Command {
         self.link.command(program).hold(Arc::clone(&self.held) as _)
     }
@@ -259,10 +259,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_nobody_took_is_no_use() {
+    fn a_reply_that_was_not_taken_does_not_count_as_a_use() {
         let uses = Uses::default();
         let (reply, answer) = oneshot::channel();
-        reply.send(uses.one()).expect("somebody waits");
+        reply.send(uses.one()).expect("the receiver lives");
         assert_eq!(uses.count(), 1);
         drop(answer);
         assert_eq!(uses.count(), 0);

@@ -1,7 +1,8 @@
 //! The task that owns a kept VM.
 //!
-//! It does one thing after the other, and publishes a [`Status`] before and after each. An order to destroy the VM
-//! overtakes what waits: it kills the VMM at once, which ends a save that runs, and is carried out as soon as that is over.
+//! It does one thing after the other, and publishes a [`Status`] before and after each. A request to destroy the VM
+//! overtakes those that wait: it kills the VMM at once, which ends a running save, and is completed as soon as that has
+//! returned.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,25 +26,25 @@ use crate::snapshot::{AfterSave, Snapshot, SnapshotRequest};
 use crate::vm::{ControlError, SaveError, Shared};
 use crate::vm_dir::VmId;
 
-/// For a new link to a VM that runs.
+/// For a new link to a running VM.
 const LINK_DEADLINE: Duration = Duration::from_secs(30);
-/// For the answer whether it is idle. Requests wait meanwhile, so it is short: a guest that needs longer is at work.
+/// For the agent's report of its activity. Requests wait meanwhile, so it is short: a guest that needs longer is busy.
 const ACTIVITY_DEADLINE: Duration = Duration::from_secs(1);
-/// A guest counts its CPU time in steps of 10 ms, which say nothing of a shorter while.
+/// A guest counts its CPU time in steps of 10 ms, so a shorter period would be too coarse.
 const CPU_WINDOW_MS: u64 = 400;
-/// After a VM could not be cooled.
+/// The pause after a VM could not be cooled.
 const COOL_RETRY: Duration = Duration::from_secs(30);
 
 type Destroys = mpsc::Receiver<oneshot::Sender<Result<(), DestroyError>>>;
 
-/// Whether a guest's CPU time counts.
+/// Whether a guest's CPU time counts as activity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CpuTime {
     Count,
     Skip,
 }
 
-/// What the keeper does next.
+/// The next step of the keeper.
 enum Step {
     Answer(Ask),
     Look,
@@ -51,7 +52,7 @@ enum Step {
     Destroy(oneshot::Sender<Result<(), DestroyError>>),
 }
 
-/// Where the VM is.
+/// What holds the VM.
 enum Place {
     Hot(Guest),
     Warm(Guest),
@@ -76,7 +77,7 @@ impl Place {
     }
 }
 
-/// Kills the VMM that runs now, from outside of what the keeper does.
+/// Kills the running VMM from outside the keeper's current step.
 #[derive(Debug, Clone, Default)]
 struct Axe(Arc<Mutex<Option<Arc<Shared>>>>);
 
@@ -100,9 +101,9 @@ pub(super) struct Keeper {
     axe: Axe,
     policy: KeepPolicy,
     uses: Uses,
-    /// When it was needed last.
+    /// When it was last needed.
     needed: Instant,
-    /// The agent's last report, for the CPU time since.
+    /// The agent's last report, to compute the CPU time since.
     report: Option<Report>,
     activity: Vec<Activity>,
     problem: Option<String>,
@@ -146,7 +147,7 @@ impl Keeper {
             };
             let looks = matches!(step, Step::Look);
             let overtaken = {
-                // Never dropped half way: it has the guest.
+                // Never dropped half-way, because it holds the guest.
                 let mut work = std::pin::pin!(self.act(step));
                 tokio::select! {
                     biased;
@@ -167,7 +168,7 @@ impl Keeper {
         }
     }
 
-    /// When to look whether it is idle.
+    /// When to check whether it is idle.
     fn look_next(&self) -> Option<Instant> {
         let pause = if self.problem.is_some() { Some(COOL_RETRY) } else { self.policy.look_every() };
         pause.map(|pause| Instant::now() + pause)
@@ -190,12 +191,12 @@ impl Keeper {
     async fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Hot(reply) => {
-                // Counted before anybody is told: nothing cools it in between.
+                // Counted before the reply is sent, so the VM can't be cooled in between.
                 let in_use = self.uses.one();
                 self.needed = Instant::now();
                 let woken = self.wake().await.map(|guest| (guest.link.clone(), in_use));
                 self.publish(self.place.state());
-                // The asker may have given up.
+                // This fails if the caller has given up.
                 drop(reply.send(woken));
             }
             Ask::Cool(to, reply) => {
@@ -210,7 +211,7 @@ impl Keeper {
                 drop(reply.send(saved));
             }
             Ask::Inspect(reply) => {
-                // Being asked is work too, and not what a guest is kept hot for.
+                // Answering costs CPU time too, which is not a reason to keep the guest hot.
                 self.take_stock(CpuTime::Skip).await;
                 self.publish(self.place.state());
                 drop(reply.send(self.status.borrow().inspection()));
@@ -275,7 +276,7 @@ impl Keeper {
         }
     }
 
-    /// Saves it, and lets it go on.
+    /// Saves it and lets it continue.
     async fn save(&mut self, label: String) -> Result<Snapshot, KeptError> {
         self.wake().await?;
         let Place::Hot(guest) = &self.place else { return Err(SaveError::from(ControlError::Ended).into()) };
@@ -283,25 +284,25 @@ impl Keeper {
         Ok(guest.vm.snapshot(SnapshotRequest { link: Some(&guest.link), then: AfterSave::GoOn, label }).await?)
     }
 
-    /// Looks whether it is idle, and cools it if it has been for long enough.
+    /// Checks whether it is idle, and cools it if it was idle for long enough.
     async fn look(&mut self) {
         self.take_stock(CpuTime::Count).await;
         let wanted = self.policy.wanted(self.needed.elapsed());
         if self.uses.count() == 0
             && let Err(error) = self.cool(wanted).await
         {
-            tracing::warn!(vm = %self.id, %error, "failed to cool a vm that nobody uses");
+            tracing::warn!(vm = %self.id, %error, "failed to cool an idle vm");
             self.problem = Some(error.to_string());
         }
     }
 
-    /// Asks who needs it, if it runs.
+    /// Finds out why it is in use, if it runs.
     async fn take_stock(&mut self, cpu_time: CpuTime) {
         let Place::Hot(guest) = &self.place else {
             self.activity.clear();
             return;
         };
-        // Before the question, which is a stream too.
+        // Counted before the agent is asked, because that is a stream too.
         self.activity = activity::of_host(self.uses.count(), guest.link.streams_open());
         match timeout(ACTIVITY_DEADLINE, guest.link.activity()).await {
             Ok(Ok(report)) => {
@@ -314,9 +315,9 @@ impl Keeper {
                     self.report = Some(report);
                 }
             }
-            // A guest too busy to answer is not idle; one whose agent is gone is nothing that can be saved.
+            // If a guest is too busy to answer, it is not idle. If its agent is gone, it can't be saved.
             Ok(Err(error)) => {
-                tracing::debug!(vm = %self.id, %error, "a kept vm does not say whether it is idle");
+                tracing::debug!(vm = %self.id, %error, "a kept vm does not report its activity");
                 self.activity.push(Activity::Silent);
             }
             Err(_) => self.activity.push(Activity::Silent),
@@ -336,7 +337,7 @@ impl Keeper {
             }
             Place::Warm(guest) if to == Temperature::Cold => {
                 self.publish(KeptState::Cooling);
-                // Its agent has to run to answer; all else in it stays frozen.
+                // The agent has to run to answer. Everything else in the guest stays frozen.
                 if let Err(error) = guest.vm.resume().await {
                     self.place = Place::Warm(guest);
                     return Err(error.into());
@@ -358,7 +359,7 @@ impl Keeper {
         let saved = guest.vm.snapshot(request).await;
         if let Err(error) = saved {
             self.watch.expect_return(false);
-            // It goes on, and has been paused: for the save, or for the hours that it was warm.
+            // It continues, but was paused: for the save, or for the hours in which it was warm.
             if let Err(error) = set_right(&mut guest).await {
                 tracing::warn!(vm = %self.id, %error, "failed to set the clock of a vm that could not be cooled");
             }
@@ -369,10 +370,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// It is gone.
+    /// It has ended.
     async fn end(&mut self, gone: Gone) {
         if let Place::Hot(guest) | Place::Warm(guest) = &self.place {
-            // One that has crashed may still be there.
+            // After a crash, its VMM may still run.
             guest.vm.kill().await;
         }
         let ended = Ended::from(gone);
@@ -397,33 +398,33 @@ impl Keeper {
     }
 }
 
-/// Pauses a VM with its commands frozen: when its CPUs go on, nothing but its agent runs before it has the time.
+/// Pauses a VM with its commands frozen. When its CPUs continue, only its agent runs until it has the time.
 async fn pause(guest: &Guest) -> Result<(), ControlError> {
     if let Err(error) = guest.link.freeze().await {
         tracing::debug!(vm = %guest.vm.id(), %error, "a guest is paused without being frozen");
     }
     let paused = guest.vm.pause().await;
     if paused.is_err() {
-        // Also an agent that froze after all.
+        // The agent may have frozen the commands after its deadline.
         drop(guest.link.thaw().await);
     }
     paused
 }
 
-/// Lets a paused VM go on, with the time as it is now.
+/// Lets a paused VM continue, with the current time.
 async fn go_on(guest: &mut Guest) -> Result<(), WarmError> {
     guest.vm.resume().await?;
     set_right(guest).await
 }
 
-/// Gives a VM the time as it is now, and lets its commands go on.
+/// Gives a VM the current time and thaws its commands.
 async fn set_right(guest: &mut Guest) -> Result<(), WarmError> {
     mend_link(guest).await?;
     guest.link.renew(Renewal::default(), RENEW_DEADLINE).await?;
     Ok(())
 }
 
-/// Links the agent anew if the link was lost.
+/// Links to the agent again if the link was lost.
 async fn mend_link(guest: &mut Guest) -> Result<(), WarmError> {
     if guest.link.is_lost() {
         guest.relink(LINK_DEADLINE).await?;

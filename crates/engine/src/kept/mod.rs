@@ -1,4 +1,4 @@
-//! A VM that is kept for longer than it is used: hot while somebody needs it, warm and then cold while nobody does.
+//! A VM that is kept for longer than it is used: hot while it is needed, warm and then cold while it is not.
 //!
 //! ```text
 //!            ┌───────── idle_to_warm ────────▶ warm: paused, commands frozen ──┐
@@ -7,11 +7,11 @@
 //!            └◀─────────────────── ensure_hot ──────────────────────────────────┘
 //!   any ── crash, exit, destroy ──▶ ended, with the reason
 //! ```
-//! One task owns the VM, so that a thousand requests at once wake it once, and nothing cools it while one of them uses it.
-//! It does one thing after the other; what it does, and why, is in a channel of its own, so that a question never waits
-//! behind a save.
+//! One task owns the VM. So a thousand requests at once wake it once, and it can't be cooled while one of them uses it.
+//! The task does one thing after the other. Its state is in a channel of its own, so reading the state never waits for
+//! a save.
 //!
-//! The guest's events, console and findings go on across wakes, see [`Watch`](crate::guest::Watch): for them it is one
+//! The guest's events, console and findings continue across wakes, see [`Watch`](crate::guest::Watch): it is one
 //! machine, however often it was saved.
 
 mod activity;

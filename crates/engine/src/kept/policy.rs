@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How often a VM is looked at: a part of the shortest wait of its policy, within these bounds.
+/// How often a VM is checked: a part of the shortest time in its policy, within these bounds.
 const LOOK_MIN: Duration = Duration::from_millis(100);
 const LOOK_MAX: Duration = Duration::from_secs(5);
-/// Looks within the shortest wait.
+/// Checks within the shortest time.
 const LOOKS: u32 = 4;
-/// Share of one CPU above which a guest is at work; an idle one with its agent asked now and then takes one or two.
+/// The share of one CPU above which a guest is busy. An idle guest whose agent is asked now and then takes 1 or 2 %.
 const BUSY_CPU_PERCENT: u32 = 10;
 
 /// How far a VM is from running.
@@ -18,22 +18,22 @@ const BUSY_CPU_PERCENT: u32 = 10;
 pub enum Temperature {
     /// A snapshot on disk, no process.
     Cold,
-    /// A process whose CPUs stand still.
+    /// A process whose CPUs are paused.
     Warm,
     /// It runs.
     Hot,
 }
 
-/// When a VM that nobody needs cools down.
+/// When an idle VM cools down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeepPolicy {
-    /// Idle for so long, its CPUs are stopped; never where absent.
+    /// After being idle for this long, its CPUs are paused. Never if absent.
     pub idle_to_warm: Option<Duration>,
-    /// Idle for so long, it is saved and its process ended; never where absent.
+    /// After being idle for this long, it is saved and its process ends. Never if absent.
     pub idle_to_cold: Option<Duration>,
-    /// It stays hot, idle or not.
+    /// It stays hot, even if it is idle.
     pub keep_hot: bool,
-    /// Share of one CPU above which the guest counts as at work.
+    /// The share of one CPU above which the guest is busy.
     pub busy_cpu_percent: u32,
 }
 
@@ -44,7 +44,7 @@ impl Default for KeepPolicy {
 }
 
 impl KeepPolicy {
-    /// What a VM that has been idle for so long should be.
+    /// The temperature for a VM that was idle for this long.
     pub(super) fn wanted(&self, idle: Duration) -> Temperature {
         let over = |wait: Option<Duration>| !self.keep_hot && wait.is_some_and(|wait| idle >= wait);
         match (over(self.idle_to_warm), over(self.idle_to_cold)) {
@@ -54,7 +54,7 @@ impl KeepPolicy {
         }
     }
 
-    /// Time between two looks at the VM; `None` where it never cools.
+    /// Pause between two checks of the VM. `None` if it never cools.
     pub(super) fn look_every(&self) -> Option<Duration> {
         let shortest = self.idle_to_warm.into_iter().chain(self.idle_to_cold).min().filter(|_| !self.keep_hot)?;
         Some((shortest / LOOKS).clamp(LOOK_MIN, LOOK_MAX))
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_kept_hot_or_has_no_policy_never_cools() {
+    fn a_vm_that_is_kept_hot_or_has_no_policy_never_cools() {
         let hot = KeepPolicy { idle_to_warm: Some(SECOND), keep_hot: true, ..KeepPolicy::default() };
         assert_eq!((hot.wanted(1000 * SECOND), hot.look_every()), (Temperature::Hot, None));
         let none = KeepPolicy::default();
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn one_can_go_cold_at_once_and_is_looked_at_within_bounds() {
+    fn a_vm_can_go_cold_at_once_and_is_checked_within_bounds() {
         let policy = KeepPolicy { idle_to_cold: Some(Duration::from_millis(1)), ..KeepPolicy::default() };
         assert_eq!(policy.wanted(SECOND), Temperature::Cold);
         assert_eq!(policy.look_every(), Some(LOOK_MIN));

@@ -1,4 +1,4 @@
-//! What a kept VM is and does, and why it does not do what it was told.
+//! The states of a kept VM, and why a request to it fails.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::link::LinkError;
 use crate::vm::{ControlError, SaveError, VmExit};
 use crate::vm_dir::ReopenError;
 
-/// What a kept VM is, or is about to be.
+/// The state of a kept VM, or the state that it moves to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeptState {
@@ -29,26 +29,26 @@ pub enum KeptState {
     Cold,
     /// It is being resumed or restored.
     Waking,
-    /// It is being paused or saved, to run no more for now.
+    /// It is being paused or saved, and will not run for now.
     Cooling,
-    /// It is being saved, to run on.
+    /// It is being saved, and will run on.
     Saving,
-    /// It is over.
+    /// It has ended.
     Ended(Ended),
 }
 
 impl KeptState {
-    /// It is on its way to another state.
+    /// Whether it moves to another state.
     pub fn is_moving(&self) -> bool {
         matches!(self, Self::Waking | Self::Cooling | Self::Saving)
     }
 }
 
-/// Why a kept VM is over.
+/// How a kept VM ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
-    /// Its kernel reported something that it does not survive.
+    /// Its kernel reported a fatal error.
     Crashed(Box<Finding>),
     /// It powered off, reset, or its VMM ended.
     Exited(VmExit),
@@ -83,35 +83,35 @@ impl fmt::Display for Ended {
     }
 }
 
-/// What a kept VM does, and why.
+/// The state of a kept VM, and the reasons.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Inspection {
-    /// What it is, or is about to be.
+    /// Its state, or the state that it moves to.
     pub state: KeptState,
-    /// How far it is from running; what it was if it is on its way.
+    /// How far it is from running. While it moves, its last temperature.
     pub temperature: Temperature,
-    /// Since when nobody has needed it.
+    /// How long it has been idle.
     pub idle: Duration,
-    /// Why it is not idle; empty if it is. Of the last look at it if it is on its way.
+    /// Why it is not idle; empty if it is. While it moves, the result of the last check.
     pub activity: Vec<Activity>,
-    /// Why it could not be cooled, or why it is over.
+    /// Why it could not be cooled, or how it ended.
     pub problem: Option<String>,
 }
 
 /// Why a kept VM does not run.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WakeError {
-    /// It is over.
+    /// It has ended.
     #[error("the VM has ended: {0}")]
     Ended(Ended),
-    /// Its CPUs did not go on, or its agent does not answer.
+    /// Its CPUs did not continue, or its agent does not answer.
     #[error("failed to resume the VM")]
     Warm(#[source] Arc<WarmError>),
-    /// It was not restored; it is still there.
+    /// It was not restored. It still exists.
     #[error("failed to restore the VM")]
     Cold(#[source] Arc<RestoreError>),
     /// Its keeper was dropped.
-    #[error("nobody keeps the VM any more")]
+    #[error("the VM is not kept any more")]
     Dropped,
 }
 
@@ -129,7 +129,7 @@ impl WakeError {
     }
 }
 
-/// Why a kept VM was not saved or forked. It goes on as before, unless it has ended.
+/// Why a kept VM was not saved or forked. It continues as before, unless it has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum KeptError {
     /// It does not run.
@@ -138,7 +138,7 @@ pub enum KeptError {
     /// It was not saved.
     #[error(transparent)]
     Save(#[from] SaveError),
-    /// What was saved of it was not forked.
+    /// The snapshot was taken, but not forked.
     #[error(transparent)]
     Restore(#[from] RestoreError),
 }
@@ -154,13 +154,13 @@ impl KeptError {
     }
 }
 
-/// Why a paused VM did not go on.
+/// Why a paused VM did not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum WarmError {
-    /// The VMM did not do it.
+    /// The VMM refused or did not answer.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The agent does not answer, or could not set the clock.
+    /// The agent did not answer, or could not set the clock.
     #[error(transparent)]
     Link(#[from] LinkError),
 }
@@ -172,7 +172,7 @@ pub enum DestroyError {
     #[error("failed to remove what is left of the VM")]
     Directory(#[from] ReopenError),
     /// Its keeper was dropped.
-    #[error("nobody keeps the VM any more")]
+    #[error("the VM is not kept any more")]
     Dropped,
 }
 
@@ -180,9 +180,9 @@ pub enum DestroyError {
 #[derive(Debug, Clone)]
 pub(super) struct Status {
     pub(super) state: KeptState,
-    /// Of the last state that was reached.
+    /// The temperature of the last state that was reached.
     pub(super) temperature: Temperature,
-    /// When it was needed last.
+    /// When it was last needed.
     pub(super) needed: Instant,
     pub(super) activity: Vec<Activity>,
     pub(super) problem: Option<String>,
