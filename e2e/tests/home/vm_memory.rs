@@ -50,7 +50,7 @@ fn an_image_that_was_not_measured_is_measured_when_that_decides() {
     // If no VM can boot, the assumed number decides.
     let without = home.kiln(["run", "-m", "100", "--", "true"]).env("KILN_QEMU", "/surely/not/qemu").run();
     assert_eq!(without.code, 2, "{}", without.stderr);
-    assert!(without.stderr.contains("was not measured and is taken to need 192 MiB"), "{}", without.stderr);
+    assert!(without.stderr.contains("was not measured and is assumed to need 192 MiB"), "{}", without.stderr);
 
     // Far too little: refused by what was measured, and not by what was assumed.
     let refused = home.kiln(["run", "-m", "33", "--", "true"]).run();

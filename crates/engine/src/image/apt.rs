@@ -1,5 +1,5 @@
-//! What apt knows of packages, and downloads. Its lists are signed by the distribution and checked by apt, so a digest
-//! from them says what the bytes of a package must be.
+//! Reads apt's lists of packages, and downloads packages. The distribution signs the lists and apt checks that, so a
+//! digest from them proves the bytes of a package.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use super::version::version_key;
 
 /// Depends on the newest kernel package of the release.
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
-/// For questions to apt's own files.
+/// For reading apt's own files.
 const QUERY_DEADLINE: Duration = Duration::from_secs(60);
-/// For a download; apt gives up on a silent server on its own long before.
+/// For a download. apt gives up on a silent server much sooner.
 const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(15 * 60);
 const QUERY_BYTES_MAX: u64 = 1 << 20;
 const SHA256_DIGITS: usize = 64;
@@ -34,16 +34,16 @@ pub(super) fn newest_kernel() -> Result<String, SourceError> {
     let kernels = depends.filter(|name| is_kernel_package(name));
     kernels.max_by_key(|name| version_key(name)).map(str::to_owned).ok_or(SourceError::Unusable {
         path: KERNEL_META_PACKAGE.into(),
-        problem: "names no kernel package; are apt's lists up to date (`apt-get update`)?",
+        problem: "depends on no kernel package; run `apt-get update` to renew apt's lists",
     })
 }
 
-/// The file that a download of the package would give.
+/// The file that a download of the package would fetch.
 pub(super) fn candidate(package: &str) -> Result<Candidate, SourceError> {
     let uris = ask("apt-get", &["download", "--print-uris", package])?;
     let unusable = |problem| SourceError::Unusable { path: package.into(), problem };
     let line = uris.lines().find_map(download_line);
-    let (file, bytes, digest) = line.ok_or_else(|| unusable("can't be downloaded: apt knows no file for it"))?;
+    let (file, bytes, digest) = line.ok_or_else(|| unusable("can't be downloaded: apt has no file for it"))?;
     let sha256 = match digest {
         Some(digest) => digest,
         None => sha256_of(file).ok_or_else(|| unusable("has no SHA-256 in apt's lists"))?,
@@ -51,11 +51,11 @@ pub(super) fn candidate(package: &str) -> Result<Candidate, SourceError> {
     Ok(Candidate { file: file.into(), bytes, sha256 })
 }
 
-/// What the bytes of a package file must be, by its name. `None` if apt does not know it, or is not there.
+/// The SHA-256 of a package file, by its name. `None` if apt does not have it or is not installed.
 pub(super) fn sha256_of(file: &str) -> Option<String> {
     let mut words = file.strip_suffix(".deb")?.split('_');
     let (package, version, arch) = (words.next()?, words.next()?, words.next()?);
-    // apt writes an epoch's colon so, because not every filesystem has it in names.
+    // In file names apt replaces the colon of an epoch, because not every filesystem allows it.
     let asked = format!("{package}:{arch}={}", version.replace("%3a", ":"));
     if asked.starts_with('-') {
         return None;
@@ -66,7 +66,7 @@ pub(super) fn sha256_of(file: &str) -> Option<String> {
 
 /// Downloads a package's file into a directory.
 pub(super) fn download(package: &str, directory: &Utf8Path) -> Result<(), CommandError> {
-    // apt reads what it has written, which not every umask of the caller's lets it do.
+    // apt reads the files that it writes, and some umasks of callers prevent that.
     let script = "umask 077 && exec apt-get download -q \"$0\"";
     let mut command = kiln_programs::command("sh", APT);
     command::stream(command.args(["-c", script, package]).current_dir(directory), DOWNLOAD_DEADLINE, |_| Ok(()))
@@ -76,7 +76,7 @@ fn ask(program: &str, arguments: &[&str]) -> Result<String, CommandError> {
     command::output(kiln_programs::command(program, APT).args(arguments), QUERY_DEADLINE, QUERY_BYTES_MAX)
 }
 
-/// A line of `--print-uris`: 'address' file bytes digest.
+/// Parses a line of `--print-uris`: 'address' file bytes digest.
 fn download_line(line: &str) -> Option<(&str, u64, Option<String>)> {
     let mut words = line.strip_prefix('\'')?.split(' ').skip(1);
     let (file, bytes) = (words.next()?, words.next()?.parse().ok()?);

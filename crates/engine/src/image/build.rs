@@ -1,4 +1,4 @@
-//! Builds the image `mini`. Everything is put together in memory, so that an image is written once and whole, or not.
+//! Builds the image `mini`. Everything is assembled in memory, so an image is written as a whole or not at all.
 
 use std::fmt;
 use std::os::fd::AsFd as _;
@@ -31,55 +31,55 @@ pub struct BuildOptions<'a> {
     pub agent: Utf8PathBuf,
     /// Where the kernel comes from.
     pub kernel: KernelSource,
-    /// Is told each step as it begins.
+    /// Called with each step as it begins.
     pub progress: &'a mut dyn FnMut(BuildStep),
 }
 
-/// A step of a build. Its text is for people.
+/// A step of a build. Its text is for users.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BuildStep {
-    /// Another build of the same image runs.
+    /// Waits for another build of the same image.
     Waiting {
-        /// The file that it holds.
+        /// The file that the other build has locked.
         lock: Utf8PathBuf,
     },
-    /// A package is fetched, which happens once.
+    /// Downloads a package. This happens once.
     Downloading {
         /// Its file.
         file: String,
     },
-    /// A package that is in the cache is not used.
+    /// A package in the cache is not used.
     Refused {
         /// Its file.
         file: String,
         /// Why.
         problem: &'static str,
     },
-    /// This image was built already, and is no longer what was built: it is built again.
+    /// This image was built before, but was changed since, so it is built again.
     Repairing {
         /// What is wrong.
         problem: String,
     },
-    /// This image is there already.
+    /// This image exists already.
     Unchanged,
-    /// Kernel and modules are read.
+    /// Reads the kernel and its modules.
     Unpacking {
         /// The package or kernel.
         path: Utf8PathBuf,
     },
-    /// The image is put together.
+    /// Assembles the image.
     Packing {
         /// The kernel's release.
         kernel_version: String,
-        /// How many modules go in.
+        /// The number of its modules.
         modules: usize,
     },
-    /// The image is booted, to find out whether so little memory is enough.
+    /// Boots the image, to find out whether this little memory is enough.
     Booting {
         /// The guest's memory.
         memory_mib: u64,
     },
-    /// The image is written.
+    /// Writes the image.
     Writing {
         /// Its size.
         bytes: u64,
@@ -89,7 +89,7 @@ pub enum BuildStep {
 impl fmt::Display for BuildStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Waiting { lock } => write!(f, "waiting for another build (it holds `{lock}`)"),
+            Self::Waiting { lock } => write!(f, "waiting for another build, which has locked `{lock}`"),
             Self::Downloading { file } => write!(f, "downloading {file}"),
             Self::Refused { file, problem } => write!(f, "{file} {problem}"),
             Self::Repairing { problem } => write!(f, "{problem}"),
@@ -105,11 +105,11 @@ impl fmt::Display for BuildStep {
 }
 
 impl ImageStore {
-    /// Builds the image `mini`, or finds that it was built from the same parts already. Builds of the same image wait for
-    /// each other; a build that fails leaves nothing but what it has downloaded.
+    /// Builds the image `mini`, unless it was built from the same parts already. Builds of the same image wait for each
+    /// other. A failed build leaves only its downloads.
     ///
     /// # Errors
-    /// [`ImageError`]; [`ImageError::hint`] often knows what to do.
+    /// [`ImageError`]; [`ImageError::hint`] often has a remedy.
     pub fn build_mini(&self, options: BuildOptions<'_>) -> Result<Image, ImageError> {
         let BuildOptions { agent, kernel: source, progress } = options;
         let agent = read_agent(&agent)?;
@@ -189,7 +189,7 @@ impl ImageStore {
         })
     }
 
-    /// Keeps other builds of the same image out until the file is closed.
+    /// Locks out other builds of the same image until the file is closed.
     fn lock(
         &self,
         name: &str,
@@ -210,7 +210,7 @@ impl ImageStore {
                         progress(BuildStep::Waiting { lock: path.clone() });
                         told = true;
                     }
-                    // The kernel has no wait for a lock with a deadline.
+                    // The kernel can't wait for a lock with a deadline.
                     thread::sleep(LOCK_POLL_INTERVAL);
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -236,7 +236,7 @@ fn read_agent(path: &Utf8Path) -> Result<Vec<u8>, ImageError> {
     }
 }
 
-/// Stands for everything that decides what the image will be.
+/// A digest of everything that decides the content of the image.
 fn inputs(kernel: &blake3::Hash, agent_digest: &str, busybox: &[u8]) -> String {
     let busybox = blake3::hash(busybox);
     let text = format!(

@@ -1,7 +1,7 @@
-//! A static busybox, and which programs it is.
+//! A static busybox, and the list of its programs.
 //!
-//! Its names are read from its file, where they stand one after another in the order that busybox looks them up in. It is
-//! not run for that: what goes into guests may come from a package or a home, and nothing of those runs on the host.
+//! The names are read from the file, where they follow each other in the order of busybox's table. Busybox is not run
+//! for that: files for guests may come from a package or a home, and no program of these runs on the host.
 
 use std::collections::BTreeSet;
 
@@ -14,9 +14,9 @@ const BYTES_MAX: u64 = 64 << 20;
 /// Debian's `busybox-static` is some 270 programs.
 const APPLETS_MAX: usize = 4096;
 const NAME_BYTES_MAX: usize = 32;
-/// Every busybox is these: they tell its table from other sorted words.
+/// Every busybox has these names, which distinguishes its table from other sorted words.
 const EVERY_BUSYBOX: [&str; 2] = ["busybox", "sh"];
-/// Where programs are looked for, as busybox installs them; the others belong into [`ELSEWHERE`].
+/// The directories of the programs, as busybox installs them. All others go to [`ELSEWHERE`].
 const PLACES: [(&str, &str); 3] = [
     (
         "bin",
@@ -45,15 +45,15 @@ const PLACES: [(&str, &str); 3] = [
     ),
 ];
 const ELSEWHERE: &str = "usr/bin";
-/// Itself, and a name for the root directory.
+/// The program itself, and a name for the root directory.
 const LEFT_OUT: [&str; 2] = ["busybox", "linuxrc"];
 
-/// Whether it is a program that runs in a guest, which has no libraries.
+/// Whether the program needs no libraries. A guest has none.
 pub(crate) fn is_static(bytes: &[u8]) -> bool {
     bytes.len() as u64 <= BYTES_MAX && Elf::parse(bytes).is_some_and(|elf| !elf.has_interpreter())
 }
 
-/// Where links to a busybox belong, such as `usr/bin/awk`. `None` if it has no table of names.
+/// The paths of links to a busybox, such as `usr/bin/awk`. `None` if the file has no table of names.
 pub(crate) fn applets(bytes: &[u8]) -> Option<Vec<Utf8PathBuf>> {
     let names = names(bytes)?;
     let place = |name: &str| {
@@ -64,12 +64,12 @@ pub(crate) fn applets(bytes: &[u8]) -> Option<Vec<Utf8PathBuf>> {
     Some(wanted.map(|name| Utf8PathBuf::from(place(&name)).join(name)).collect())
 }
 
-/// The longest row of names in ascending order, each with a zero byte at its end, that has what every busybox is.
+/// The longest run of names in ascending order that contains those of every busybox. Each name ends with a zero byte.
 fn names(bytes: &[u8]) -> Option<BTreeSet<String>> {
     let mut row: Vec<&str> = Vec::new();
     let mut best: Vec<&str> = Vec::new();
     let mut words = bytes.split(|byte| *byte == 0);
-    // What follows the last zero byte is no word of a table.
+    // The bytes after the last zero byte are not a name.
     let _ = words.next_back();
     for word in words.map(as_name).chain([None]) {
         let goes_on = word.is_some_and(|word| row.last().is_none_or(|before| *before < word));

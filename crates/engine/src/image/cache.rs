@@ -1,12 +1,12 @@
-//! Packages that were downloaded, and are used again only if they are what apt's signed lists say.
+//! Downloaded packages. They are used again only if they match apt's signed lists.
 //!
 //! ```text
 //!   newest ─▶ cache/<package>.deb ── its SHA-256 as kept beside it, else as apt says ── matches ─▶ used
 //!                                                  ├── does not match ─▶ removed, named, fetched again
-//!                                                  └── nobody knows it ─▶ left alone, named
+//!                                                  └── apt has no digest ─▶ left alone, named
 //!   fetch ──▶ apt ─▶ a partial directory ── its SHA-256 as apt says ─▶ cache/, with the digest beside it
 //! ```
-//! A digest is kept because apt forgets a package as soon as there is a newer one.
+//! The digest is kept because apt forgets a package as soon as there is a newer one.
 
 use std::io;
 
@@ -21,12 +21,12 @@ use super::space;
 use super::version::version_key;
 use crate::files::{Partial, plain_file, private_file};
 
-/// Follows a package's file name in the name of the file with its digest.
+/// The suffix of a package's name in the name of the file with its digest.
 const DIGEST_SUFFIX: &str = ".sha256";
-/// 64 digits and an end of line.
+/// 64 digits and a line break.
 const DIGEST_FILE_BYTES_MAX: u64 = 80;
 
-/// The packages below a home's cache.
+/// The packages in a home's cache.
 pub(super) struct PackageCache<'a> {
     directory: &'a Utf8Path,
     progress: &'a mut dyn FnMut(BuildStep),
@@ -34,22 +34,22 @@ pub(super) struct PackageCache<'a> {
 }
 
 impl<'a> PackageCache<'a> {
-    /// Packages in a directory. `progress` is told what is downloaded and what can't be used.
+    /// Packages in a directory. `progress` is called with downloads and with packages that can't be used.
     pub(super) fn new(directory: &'a Utf8Path, progress: &'a mut dyn FnMut(BuildStep)) -> Self {
         Self { directory, progress, refused: Vec::new() }
     }
 
-    /// Where they are.
+    /// The directory.
     pub(super) fn directory(&self) -> &Utf8Path {
         self.directory
     }
 
-    /// The newest of the packages whose name is wanted, if it is what apt's lists say.
+    /// The newest package with a wanted name that matches apt's lists.
     pub(super) fn newest(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Option<Utf8PathBuf>, SourceError> {
         for path in self.packages(wanted)? {
             let file = path.file_name().unwrap_or_default();
             let Some(sha256) = self.kept(file).or_else(|| apt::sha256_of(file)) else {
-                self.refuse(file, "is not known to apt, so nobody can say whether it is whole");
+                self.refuse(file, "is not in apt's lists, so it can't be checked");
                 continue;
             };
             if self.is_whole(&path, &sha256)? {
@@ -59,7 +59,7 @@ impl<'a> PackageCache<'a> {
         Ok(None)
     }
 
-    /// Downloads a package, unless it is there.
+    /// Downloads a package if the cache does not have it.
     pub(super) fn fetch(&mut self, package: &str) -> Result<Utf8PathBuf, SourceError> {
         let Candidate { file, bytes, sha256 } = apt::candidate(package)?;
         let path = self.directory.join(&file);
@@ -73,7 +73,7 @@ impl<'a> PackageCache<'a> {
         apt::download(package, partial.path())?;
         let new = partial.path().join(&file);
         if sha256_of(&new).map_err(self.failed())? != sha256 {
-            let problem = "was downloaded and is not what apt's lists say";
+            let problem = "was downloaded, but does not match apt's lists";
             return Err(SourceError::Unusable { path: file.into(), problem });
         }
         self.keep(&file, &sha256)?;
@@ -81,7 +81,7 @@ impl<'a> PackageCache<'a> {
         Ok(path)
     }
 
-    /// Packages that were there and could not be used, for people; empty if there was none.
+    /// Packages in the cache that could not be used, as text for users; empty if there was none.
     pub(super) fn refused(&self) -> String {
         if self.refused.is_empty() { String::new() } else { format!(" ({})", self.refused.join(", ")) }
     }
@@ -104,13 +104,13 @@ impl<'a> PackageCache<'a> {
         Ok(found)
     }
 
-    /// Whether a package is there and has this digest. One that has another is removed: it is of no use to anybody.
+    /// Whether a package exists and has this digest. A package with another digest is removed, because it has no use.
     fn is_whole(&mut self, path: &Utf8Path, sha256: &str) -> Result<bool, SourceError> {
         let file = path.file_name().unwrap_or_default();
         let found = match sha256_of(path) {
             Ok(found) => Some(found),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            // What is no file is no package.
+            // A path that is not a file is not a package.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => None,
             Err(error) => return Err(self.failed()(error)),
         };
@@ -195,16 +195,16 @@ mod tests {
         assert_eq!(found, None);
         let words = steps[0].to_string();
         assert!(steps.len() == 1 && words.contains(NAME) && words.contains("damaged"), "{steps:?}");
-        assert!(!path.join(NAME).exists(), "it would be damaged for ever");
+        assert!(!path.join(NAME).exists(), "it is removed");
     }
 
     #[test]
-    fn a_package_that_nobody_vouches_for_is_named_and_left_alone() {
+    fn a_package_without_a_digest_is_named_and_left_alone() {
         let (_directory, path) = scratch();
         fs::write(path.join(NAME), TEXT).expect("written");
         let (found, steps) = newest(&path);
         assert_eq!(found, None);
-        assert!(steps[0].to_string().contains("is not known to apt"), "{steps:?}");
+        assert!(steps[0].to_string().contains("is not in apt's lists"), "{steps:?}");
         assert!(path.join(NAME).exists());
     }
 

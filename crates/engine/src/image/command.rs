@@ -1,4 +1,4 @@
-//! Runs the host's package tools: under a deadline, with what they said kept for the error.
+//! Runs the host's package tools under a deadline, and keeps their error output.
 
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt as _;
@@ -7,12 +7,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Of what a program says on stderr, this much is kept.
+/// Bytes of a program's stderr that are kept.
 const STDERR_BYTES_MAX: u64 = 16 << 10;
-/// Of that, this much goes into an error.
+/// Lines of these that an error shows.
 const STDERR_LINES_SHOWN: usize = 4;
 
-/// Why a program did not do what it was started for.
+/// Why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// It is not installed.
@@ -21,7 +21,7 @@ pub enum CommandError {
         /// Its name.
         program: String,
     },
-    /// It could not be started, or not be talked to.
+    /// It could not be started, or its pipes failed.
     #[error("failed to run `{program}`")]
     Io {
         /// Its name.
@@ -30,14 +30,14 @@ pub enum CommandError {
         #[source]
         source: io::Error,
     },
-    /// It ended with an error.
-    #[error("`{command}` ended with {status}: {stderr}")]
+    /// It exited with an error.
+    #[error("`{command}` failed with {status}: {stderr}")]
     Failed {
         /// The program with its arguments.
         command: String,
         /// How it ended.
         status: ExitStatus,
-        /// The end of what it said.
+        /// The end of its error output.
         stderr: String,
     },
     /// It did not end in time and was killed.
@@ -45,12 +45,12 @@ pub enum CommandError {
     TimedOut {
         /// The program with its arguments.
         command: String,
-        /// How long it had.
+        /// The time that it had.
         deadline: Duration,
     },
 }
 
-/// Runs a program and returns what it wrote to stdout, at most `bytes_max` of it.
+/// Runs a program and returns at most `bytes_max` of its stdout.
 pub(crate) fn output(command: &mut Command, deadline: Duration, bytes_max: u64) -> Result<String, CommandError> {
     let mut text = String::new();
     stream(command, deadline, |stdout| {
@@ -62,8 +62,8 @@ pub(crate) fn output(command: &mut Command, deadline: Duration, bytes_max: u64) 
     Ok(text)
 }
 
-/// Runs a program while `consume` reads its stdout. When the deadline passes, the program and all that it started are
-/// killed, so that `consume` sees the end of its input.
+/// Runs a program while `consume` reads its stdout. At the deadline the program and all its children are killed, so
+/// `consume` reaches the end of its input.
 pub(crate) fn stream(
     command: &mut Command,
     deadline: Duration,
@@ -71,7 +71,7 @@ pub(crate) fn stream(
 ) -> Result<(), CommandError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let line = describe(command);
-    // Apt's words are read below, and users read them in errors.
+    // apt's output is parsed below, and users read it in errors.
     command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => CommandError::Missing { program: program.clone() },
@@ -86,7 +86,7 @@ pub(crate) fn stream(
         let watchdog = scope.spawn(move || {
             let timed_out = ended.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout);
             if timed_out {
-                // The child is reaped only after this thread has ended, so the group is still its own.
+                // The child is reaped only after this thread has ended, so its process group can't be reused.
                 _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
             }
             timed_out
@@ -94,10 +94,10 @@ pub(crate) fn stream(
         let talk = scope.spawn(move || tail(stderr));
         let consumed = consume(&mut stdout);
         if consumed.is_err() {
-            // Nobody reads its output any more.
+            // Its output is not read any more.
             _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
-        // Left unread, the rest would keep the program from ending.
+        // With unread output in the pipe, the program would not end.
         _ = io::copy(&mut stdout, &mut io::sink());
         let said = talk.join().unwrap_or_default();
         wait_for_end(&child);
@@ -115,7 +115,7 @@ pub(crate) fn stream(
     }
 }
 
-/// Waits until the child has ended, and leaves it to be reaped: until then its pid is no other's.
+/// Waits until the child has exited, but does not reap it, so its pid can't be reused.
 fn wait_for_end(child: &Child) {
     use rustix::process::{WaitId, WaitIdOptions};
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_output_ends_when_nobody_wants_it() {
+    fn endless_output_is_cut_when_it_is_not_read() {
         let refuse = |_: &mut dyn Read| Err(io::Error::other("enough"));
         let error = stream(&mut shell("yes"), DEADLINE, refuse).expect_err("is refused");
         assert!(matches!(error, CommandError::Io { .. }), "{error}");

@@ -1,11 +1,11 @@
-//! How little memory an image boots with: found out by booting it, once for each image.
+//! Finds the least memory with which an image boots, by booting it, once for each image.
 //!
 //! ```text
 //!   a guess ──▶ boots? ── yes ─▶ one step less, then half-way ─▶ … ─▶ the least that boots + HEADROOM ─▶ image.json
 //!                      └─ no ──▶ two steps more
 //! ```
-//! What a kernel and an initramfs need can't be read from their sizes: the kernel unpacks one into memory while it still
-//! holds the other, and dies without a word if that does not fit.
+//! The need can't be computed from the sizes of a kernel and an initramfs: the kernel unpacks one into memory while it
+//! still holds the other, and fails without output if both do not fit.
 
 use std::time::Duration;
 
@@ -18,28 +18,28 @@ use crate::engine::Engine;
 use crate::guest::{BootError, Guest, Watch};
 use crate::spec::{CPUS_MAX, MEMORY_MIB_MIN, VmSpec};
 
-/// Sizes that are tried are so far apart.
+/// The step between the sizes that are tried.
 const STEP_MIB: u64 = 8;
-/// What a guest has beside the least that boots: no two boots need the same, and a command needs some.
+/// A guest gets this much beside the least that boots: boots differ, and a command needs some memory.
 const HEADROOM_MIB: u64 = STEP_MIB;
-/// What each CPU takes beyond the first.
+/// The memory of each CPU beyond the first.
 const EACH_CPU_MIB: u64 = 1;
-/// What `mini` with Debian's 6.1 needs; another image is a few boots from it.
+/// The need of `mini` with Debian's 6.1. Another image is found from it in a few boots.
 const GUESS_MIB: u64 = 96;
-/// An image that does not boot with so much has another problem.
+/// If an image does not boot with this much, it has another problem.
 const TRIED_MIB_MAX: u64 = 512;
-/// A boot that takes longer counts as none, which makes the least no smaller than it is.
+/// A boot that takes longer counts as failed, which can only make the result larger.
 const BOOT_DEADLINE: Duration = Duration::from_secs(45);
-/// Once one has booted, the others have so many times its time: a kernel that is out of memory looks for some for a
-/// minute before it gives up.
+/// After the first boot that succeeds, others get so many times its time. A kernel without memory searches for some for
+/// a minute before it gives up.
 const BOOT_TIMES_MAX: u32 = 3;
-/// And no less than this, which a busy host may need.
+/// But at least this long, which a busy host may need.
 const BOOT_DEADLINE_MIN: Duration = Duration::from_secs(10);
-/// For a command of no work, once the guest has booted.
+/// For a trivial command after the boot.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What an image that was not measured is taken to need with one CPU: twice what `mini` does, and with the most CPUs still
-/// no more than a VM has by default.
+/// The assumed need of an image that was not measured, with one CPU: twice that of `mini`. Even with the most CPUs it
+/// is not more than a VM has by default.
 pub const UNMEASURED_MIB: u64 = 192;
 
 /// An image does not boot with that memory.
@@ -48,18 +48,18 @@ pub const UNMEASURED_MIB: u64 = 192;
 pub struct TooLittleMemory {
     /// The image's name.
     pub image: String,
-    /// The memory that was asked for.
+    /// The requested memory.
     pub memory_mib: u64,
-    /// The CPUs that were asked for.
+    /// The requested CPUs.
     pub cpus: u32,
     /// The least that it boots with.
     pub needed_mib: u64,
-    /// It was booted to find that out. Else it is taken to need so much, and may need less.
+    /// Whether that was measured. If not, it is assumed, and the image may need less.
     pub is_measured: bool,
 }
 
 fn need_words(is_measured: bool) -> &'static str {
-    if is_measured { "needs" } else { "was not measured and is taken to need" }
+    if is_measured { "needs" } else { "was not measured and is assumed to need" }
 }
 
 fn cpu_words(cpus: u32) -> &'static str {
@@ -67,16 +67,16 @@ fn cpu_words(cpus: u32) -> &'static str {
 }
 
 impl Image {
-    /// The least memory that the image boots with on one CPU, or [`UNMEASURED_MIB`].
+    /// The least memory with which the image boots on one CPU, or [`UNMEASURED_MIB`].
     pub fn memory_mib_needed(&self) -> u64 {
         self.memory_mib_min.unwrap_or(UNMEASURED_MIB)
     }
 
-    /// Refuses a size with which the image does not boot, or, if it was not measured, may not boot. A number of CPUs that
-    /// no VM has is left to [`VmSpec::validate`].
+    /// Refuses a size with which the image does not boot or, if it was not measured, may not boot. [`VmSpec::validate`]
+    /// refuses a number of CPUs that no VM has.
     ///
     /// # Errors
-    /// [`TooLittleMemory`] has the least that does.
+    /// [`TooLittleMemory`] with the least that is accepted.
     pub fn check_memory(&self, memory_mib: u64, cpus: u32) -> Result<(), TooLittleMemory> {
         let more = u64::from(cpus.saturating_sub(1)) * EACH_CPU_MIB;
         let needed_mib = self.memory_mib_needed().saturating_add(more);
@@ -89,8 +89,8 @@ impl Image {
 }
 
 impl ImageStore {
-    /// Finds out how little memory an image boots with, and writes it into its manifest. An image whose manifest says it
-    /// already is left alone. Some boots: seconds under TCG.
+    /// Finds the least memory with which an image boots, and writes it into the image's manifest. If the manifest has
+    /// it already, does nothing. Takes several boots, which are seconds under TCG.
     ///
     /// # Errors
     /// [`ImageError::DoesNotBoot`]; or the manifest can't be written.
@@ -126,10 +126,10 @@ impl ImageStore {
     }
 }
 
-/// Whether a guest comes up and runs a command; else why not.
+/// Returns `Ok` if a guest comes up and runs a command, otherwise the reason.
 async fn boots(engine: &dyn Engine, spec: VmSpec, deadline: Duration) -> Result<(), String> {
     let guest = Guest::start(engine, spec, deadline, Watch::default()).await.map_err(|error| match error {
-        // What the kernel last printed is of no use to anybody here.
+        // The kernel's last output does not help here.
         BootError::Link { source, .. } => source.to_string(),
         other => other.to_string(),
     })?;
@@ -144,13 +144,13 @@ async fn boots(engine: &dyn Engine, spec: VmSpec, deadline: Duration) -> Result<
     }
 }
 
-/// Which size to try next.
+/// The next size to try.
 #[derive(Debug)]
 struct Search {
     next: Option<u64>,
     /// The least that has booted.
     boots: Option<u64>,
-    /// The most that has not.
+    /// The most that has failed.
     fails: u64,
 }
 
@@ -160,7 +160,7 @@ impl Search {
         Self { next: Some(guess), boots: None, fails: MEMORY_MIB_MIN - STEP_MIB }
     }
 
-    /// Takes the outcome of the last one.
+    /// Records the outcome of the last attempt.
     fn tried(&mut self, booted: bool) {
         let Some(size) = self.next else { return };
         let first = self.boots.is_none();
@@ -171,7 +171,7 @@ impl Search {
         }
         self.next = match self.boots {
             Some(least) if least - self.fails <= STEP_MIB => None,
-            // A good guess is the least, which takes one more boot to know.
+            // A good guess is the least, which one more boot proves.
             Some(least) if first => Some(least - STEP_MIB),
             Some(least) => {
                 Some((self.fails + (least - self.fails) / 2).next_multiple_of(STEP_MIB).min(least - STEP_MIB))
@@ -186,14 +186,14 @@ impl Search {
 mod tests {
     use super::*;
 
-    /// The least that is found from a guess, and how many boots that takes.
+    /// The least that is found from a guess, and the number of boots.
     fn search(guess: u64, needs: u64) -> (Option<u64>, usize) {
         let (mut search, mut boots) = (Search::from(guess), 0);
         while let Some(size) = search.next {
             assert!((MEMORY_MIB_MIN..=TRIED_MIB_MAX).contains(&size), "{size}");
             search.tried(size >= needs);
             boots += 1;
-            assert!(boots <= 40, "it goes on for ever");
+            assert!(boots <= 40, "it does not end");
         }
         (search.boots, boots)
     }

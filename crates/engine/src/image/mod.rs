@@ -1,5 +1,5 @@
-//! Guest images: a kernel, an initramfs with the agent and the modules it needs, and the kernel command line that goes
-//! with them. Everything here blocks and needs no root.
+//! Guest images: a kernel, an initramfs with the agent and its modules, and the kernel command line for them. All
+//! functions block and need no root.
 //!
 //! ```text
 //!   packages ──► kernel, modules ──► recipe ──► cpio ─┐
@@ -7,8 +7,8 @@
 //!                                                                                   │
 //!                                                              store: find, list, remove, verify
 //! ```
-//! An image's digest covers kernel, initramfs and command line, and nothing else: the same parts give the same image on
-//! every machine.
+//! The digest of an image covers the kernel, the initramfs and the command line, and nothing else. The same parts give
+//! the same image on every machine.
 
 mod apt;
 mod build;

@@ -1,6 +1,6 @@
-//! Chooses kernel modules for an image: those asked for and all that they need, with the tables by which `modprobe` and
-//! the agent find them. Packages carry no `modules.dep` (it is made when they are installed), so what a module needs is
-//! read from the module itself.
+//! Chooses kernel modules for an image: the requested ones and all that they need, with the tables by which `modprobe`
+//! and the agent find them. Packages have no `modules.dep`, which is made when they are installed, so a module's needs
+//! are read from the module itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -30,7 +30,7 @@ pub(crate) enum ModuleFiles {
 pub(crate) enum ModulesError {
     #[error("the kernel has no module `{name}`, which guests need")]
     Missing { name: String },
-    #[error("the module `{path}` is damaged or packed in a way that is not known (`.ko` and `.ko.xz` are)")]
+    #[error("the module `{path}` is damaged or packed in an unknown way (`.ko` and `.ko.xz` are known)")]
     Damaged { path: Utf8PathBuf },
     #[error("failed to read the modules in `{path}`")]
     Read {
@@ -40,17 +40,17 @@ pub(crate) enum ModulesError {
     },
 }
 
-/// What is put below `/lib/modules/<release>` of an image.
+/// The files for `/lib/modules/<release>` of an image.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chosen {
-    /// By path; modules are not packed.
+    /// By path. Modules are stored unpacked.
     pub(crate) files: BTreeMap<Utf8PathBuf, Vec<u8>>,
     /// Names of the modules, sorted.
     pub(crate) names: Vec<String>,
 }
 
 impl ModuleFiles {
-    /// All files: a path and something that changes with the contents.
+    /// All files: a path, and a text that changes with the contents.
     pub(crate) fn paths(&self) -> Result<Vec<Utf8PathBuf>, ModulesError> {
         match self {
             Self::Memory(files) => Ok(files.keys().cloned().collect()),
@@ -97,15 +97,15 @@ fn walk(root: &Utf8Path, below: &Utf8Path, depth: usize, paths: &mut Vec<Utf8Pat
     Ok(())
 }
 
-/// The name by which the kernel knows the module in a file; `None` for other files.
+/// The kernel's name of the module in a file. `None` for other files.
 fn module_name(path: &Utf8Path) -> Option<String> {
     let file = path.file_name()?;
     let (name, packing) = file.split_once(".ko")?;
     matches!(packing, "" | ".xz" | ".gz" | ".zst").then(|| name.replace('-', "_"))
 }
 
-/// Takes the modules `required` and, where the kernel has them, `optional`, with all that they need. A module that is
-/// built into the kernel is there already.
+/// Takes the modules `required` and, if the kernel has them, `optional`, with all that they need. A module that is
+/// built into the kernel counts as present.
 pub(crate) fn choose(files: &ModuleFiles, required: &[&str], optional: &[&str]) -> Result<Chosen, ModulesError> {
     let paths = files.paths()?;
     let builtin_list = Utf8PathBuf::from(BUILTIN);
@@ -130,7 +130,7 @@ struct Closure<'a> {
     by_name: BTreeMap<String, Utf8PathBuf>,
     builtin: BTreeSet<String>,
     modules: BTreeMap<String, Module>,
-    /// Names, each after all that it needs.
+    /// Names, each after those that it needs.
     order: Vec<String>,
 }
 
@@ -143,7 +143,7 @@ struct Module {
 }
 
 impl Closure<'_> {
-    /// Adds a module after those that it needs. False if the kernel does not have it.
+    /// Adds a module after those that it needs. Returns false if the kernel does not have it.
     fn add(&mut self, name: &str) -> Result<bool, ModulesError> {
         let name = name.replace('-', "_");
         if self.modules.contains_key(&name) || self.builtin.contains(&name) {
@@ -153,7 +153,7 @@ impl Closure<'_> {
         let bytes = self.files.read_module(&path)?;
         let module = read_module_info(&path, bytes)?;
         let (needs, soft) = (module.needs.clone(), module.soft.clone());
-        // Its place is taken before its needs are looked at, so that a circle ends.
+        // Added before its needs are followed, so that a circle ends.
         self.modules.insert(name.clone(), module);
         for need in needs {
             if !self.add(&need)? {
@@ -162,7 +162,8 @@ impl Closure<'_> {
         }
         for line in &soft {
             for wish in line.split_ascii_whitespace().skip(1).filter(|word| !word.ends_with(':')) {
-                // A wish may name what provides it ("crc32c"): the generic provider is good enough for any guest.
+                // A soft dependency may name an algorithm ("crc32c"). Any guest can use the generic module that
+                // provides it.
                 let _ = self.add(wish)? || self.add(&format!("{wish}_generic"))?;
             }
         }
@@ -225,7 +226,7 @@ fn read_module_info(path: &Utf8Path, bytes: Vec<u8>) -> Result<Module, ModulesEr
     let fields: Vec<_> = text
         .split(|&byte| byte == 0)
         .filter_map(|field| std::str::from_utf8(field).ok()?.split_once('='))
-        // Each line of a table is one field.
+        // A field with a line break would break the tables, which have one field per line.
         .filter(|(_, value)| !value.contains('\n'))
         .collect();
     let all =
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_builtin_module_counts_as_there_and_a_missing_one_is_named() {
+    fn a_builtin_module_counts_as_present_and_a_missing_one_is_named() {
         assert_eq!(choose(&files(), &["ext4"], &[]).expect("is there").names, [] as [&str; 0]);
         for (asked, missing) in [("virtio_mem", "virtio_mem"), ("broken", "nowhere")] {
             let error = choose(&files(), &[asked], &[]).expect_err("is not there");

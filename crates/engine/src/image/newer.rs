@@ -1,21 +1,21 @@
-//! Whether apt knows a newer kernel than the one in an image.
+//! Finds out whether apt has a newer kernel than an image.
 
 use super::apt;
 use super::packages::SourceError;
 use super::store::Image;
 use super::version::version_key;
 
-/// What apt knows of the kernel of an image.
+/// What apt has compared with the kernel of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelNews {
     /// Nothing newer.
     Newest,
-    /// This package, which `kiln image build` takes.
+    /// This package is newer. `kiln image build` takes it.
     Newer {
         /// The package's file, with its version.
         package: String,
     },
-    /// apt can't be asked, or names no kernel.
+    /// apt can't be run, or names no kernel.
     Unknown {
         /// Why.
         reason: String,
@@ -23,15 +23,15 @@ pub enum KernelNews {
 }
 
 impl Image {
-    /// Asks apt whether there is a newer kernel than this image's. Takes some seconds, changes nothing, and knows what
-    /// the last `apt-get update` has learnt.
+    /// Asks apt for a newer kernel than this image's. Takes some seconds, changes nothing, and uses the lists of the
+    /// last `apt-get update`.
     pub fn kernel_news(&self) -> KernelNews {
         let newest = apt::newest_kernel().and_then(|package| apt::candidate(&package)).map(|candidate| candidate.file);
         news(self.kernel_package.as_deref(), &self.kernel_version, newest)
     }
 }
 
-/// A package has its own version beside that of the kernel in its name: a rebuilt kernel keeps its name.
+/// A package's version counts too, not only the kernel's version in its name: a rebuilt kernel keeps its name.
 fn news(package: Option<&str>, release: &str, newest: Result<String, SourceError>) -> KernelNews {
     let newest = match newest {
         Ok(newest) => newest,
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn an_apt_that_can_not_be_asked_is_no_news() {
+    fn an_apt_that_fails_gives_no_news() {
         let missing = SourceError::Unusable { path: "apt-cache".into(), problem: "was not found" };
         let expected = KernelNews::Unknown { reason: "`apt-cache` was not found".into() };
         assert_eq!(news(Some(OLD), RELEASE, Err(missing)), expected);

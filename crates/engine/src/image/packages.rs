@@ -1,6 +1,6 @@
-//! Finds the parts of an image that Kiln does not make itself, the kernel and busybox, without root and without fetching
-//! anything twice: what is in the cache, else what apt can download, else what is installed. A package is used only if it
-//! is what apt's lists say, or was named by the user. Nothing that is in one is run.
+//! Finds the parts of an image that Kiln does not build, the kernel and busybox, without root and without downloading
+//! anything twice. It looks in the cache, then for a download through apt, then for an installed one. A package is used
+//! only if it matches apt's lists or the user named it. Nothing in a package is run.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -25,15 +25,16 @@ const BUSYBOX_PACKAGE: &str = "busybox-static";
 const BUSYBOX_PATHS: [&str; 3] = ["/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox"];
 
 const UNPACK_DEADLINE: Duration = Duration::from_secs(5 * 60);
-/// All that is kept of one package. Debian's cloud kernel has 105 MiB of kernel and modules.
+/// The most that is kept of one package. Debian's cloud kernel has 105 MiB of kernel and modules.
 const PACKAGE_BYTES_MAX: u64 = 1 << 30;
 
-/// Where an image's kernel comes from.
+/// The source of an image's kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelSource {
-    /// The newest cloud kernel package in the cache, else one that apt can download, else an installed one.
+    /// The newest cloud kernel package in the cache; if there is none, one that apt can download, and then an installed
+    /// one.
     Auto,
-    /// The newest that apt knows, downloaded unless the cache has it.
+    /// The newest kernel that apt has. It is downloaded unless the cache has it.
     Latest,
     /// A Debian kernel package.
     Deb(Utf8PathBuf),
@@ -46,32 +47,32 @@ pub enum KernelSource {
     },
 }
 
-/// Why a part of an image could not be had.
+/// Why a part of an image was not found.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// No kernel in any of the places.
+    /// None of the places has a kernel.
     #[error(
         "no Debian cloud kernel: none in `{cache}`{refused}, none installed in `/boot`, and apt can't download one: {apt}"
     )]
     NoKernel {
-        /// The cache that was looked into.
+        /// The cache.
         cache: Utf8PathBuf,
-        /// What was there and could not be used, for people.
+        /// Packages in it that could not be used, as text for users.
         refused: String,
-        /// Why apt could not help.
+        /// Why apt failed.
         apt: String,
     },
-    /// No static busybox in any of the places.
+    /// None of the places has a static busybox.
     #[error("no static busybox: none in `{cache}`{refused}, none installed, and apt can't download one: {apt}")]
     NoBusybox {
-        /// The cache that was looked into.
+        /// The cache.
         cache: Utf8PathBuf,
-        /// What was there and could not be used, for people.
+        /// Packages in it that could not be used, as text for users.
         refused: String,
-        /// Why apt could not help.
+        /// Why apt failed.
         apt: String,
     },
-    /// A package or directory that is not what it should be.
+    /// A package or directory can't be used.
     #[error("`{path}` {problem}")]
     Unusable {
         /// The file or directory.
@@ -79,7 +80,7 @@ pub enum SourceError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// No room for a download.
+    /// There is no room for a download.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
     /// A package tool failed.
@@ -97,7 +98,7 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// What the user can do about it, where there is something.
+    /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NoKernel { .. } => Some("as root: apt-get update && apt-get install linux-image-cloud-amd64"),
@@ -125,7 +126,7 @@ pub(crate) struct KernelFiles {
     pub(crate) modules: ModuleFiles,
 }
 
-/// Finds the kernel. `progress` is told what is about to be fetched, and what can't be used.
+/// Finds the kernel. `progress` is called with downloads and with packages that can't be used.
 pub(crate) fn find_kernel(
     source: &KernelSource,
     cache: &Utf8Path,
@@ -150,7 +151,7 @@ pub(crate) fn find_kernel(
         Err(error) => error.to_string(),
     };
     let cached = match source {
-        // It was looked for above.
+        // The cache and the download were tried above.
         KernelSource::Auto => None,
         _ => cache.newest(is_kernel_package)?,
     };
@@ -173,7 +174,7 @@ fn installed_kernel() -> Option<KernelPackage> {
     let usable = releases.filter(|release| release.ends_with(KERNEL_PACKAGE_SUFFIX)).filter_map(|release| {
         let vmlinuz = Utf8PathBuf::from(format!("/boot/vmlinuz-{release}"));
         let modules_dir = Utf8PathBuf::from(format!("/lib/modules/{release}"));
-        // Kernels in /boot are readable by root alone on some distributions.
+        // On some distributions only root can read kernels in /boot.
         let readable = fs::File::open(&vmlinuz).is_ok() && modules_dir.is_dir();
         readable.then_some((version_key(&release), KernelPackage::Files { vmlinuz, modules_dir }))
     });
@@ -181,12 +182,12 @@ fn installed_kernel() -> Option<KernelPackage> {
 }
 
 impl KernelPackage {
-    /// Whether it is a package of the cache, whose name is the one that apt gave it.
+    /// Whether it is a package of the cache, where apt has chosen the file names.
     pub(crate) fn is_from(&self, cache: &Utf8Path) -> bool {
         matches!(self, Self::Deb(path) if path.parent() == Some(cache))
     }
 
-    /// Names it to people.
+    /// The path, for users.
     pub(crate) fn path(&self) -> &Utf8Path {
         match self {
             Self::Deb(path) => path,
@@ -194,7 +195,7 @@ impl KernelPackage {
         }
     }
 
-    /// Stands for the contents: the same digest means the same kernel and modules.
+    /// A digest of the contents: if it is the same, so are kernel and modules.
     pub(crate) fn digest(&self) -> Result<blake3::Hash, SourceError> {
         let mut hasher = blake3::Hasher::new();
         match self {
@@ -238,7 +239,7 @@ fn hash_file(hasher: &mut blake3::Hasher, path: &Utf8Path) -> Result<(), SourceE
     Ok(())
 }
 
-/// Kernel and modules are kept in memory: the disk never needs room for more than the image.
+/// Kernel and modules are kept in memory, so the disk needs room only for the image.
 fn read_deb(deb: &Utf8Path) -> Result<KernelFiles, SourceError> {
     let unusable = |problem| SourceError::Unusable { path: deb.into(), problem };
     let wanted = |path: &Utf8Path| {
@@ -302,11 +303,11 @@ fn read_package(
 #[derive(Debug)]
 pub(crate) struct Busybox {
     pub(crate) bytes: Vec<u8>,
-    /// Where its applets belong, such as `usr/bin/awk`.
+    /// The paths of its programs, such as `usr/bin/awk`.
     pub(crate) applets: Vec<Utf8PathBuf>,
 }
 
-/// Finds busybox: the installed one, else one from the cache, else one that apt can download.
+/// Finds busybox: the installed one; if there is none, one from the cache, and then one that apt can download.
 pub(crate) fn find_busybox(cache: &Utf8Path, progress: &mut dyn FnMut(BuildStep)) -> Result<Busybox, SourceError> {
     for path in BUSYBOX_PATHS {
         if let Ok(bytes) = fs::read(path)
@@ -339,7 +340,7 @@ fn busybox_from_package(cache: &mut PackageCache<'_>) -> Result<Busybox, SourceE
 fn with_applets(bytes: Vec<u8>, path: Utf8PathBuf) -> Result<Busybox, SourceError> {
     match busybox::applets(&bytes) {
         Some(applets) => Ok(Busybox { bytes, applets }),
-        None => Err(SourceError::Unusable { path, problem: "has no table of a busybox's programs" }),
+        None => Err(SourceError::Unusable { path, problem: "has no table of programs, so it is not a busybox" }),
     }
 }
 

@@ -1,22 +1,22 @@
-//! What is in the image `mini`: everything that is a matter of choice, and nothing that touches the host.
+//! The content of the image `mini`: all choices, and no access to the host.
 
 use super::cpio::{Node, Tree};
 use super::modules::Chosen;
 use super::packages::Busybox;
 
-/// Name of the image that this recipe makes.
+/// The name of the image of this recipe.
 pub const MINI: &str = "mini";
-/// Goes up whenever the same inputs give another image.
+/// Increased whenever the same inputs give another image.
 pub(crate) const VERSION: u32 = 2;
 /// The kernel command line, less what the engine adds. Each word is measured in docs/design/0002-boot-time.md: messages
 /// of an ordinary boot stay in `dmesg` (warnings and worse go to the console), the kernel's cryptography is not tested at
 /// each boot, and code is not rewritten for a guest that happens to have one CPU.
 pub(crate) const CMDLINE: &str = "loglevel=5 cryptomgr.notests noreplace-smp";
 
-/// Without these, no guest talks to its host.
+/// Without these a guest can't communicate with its host.
 pub(crate) const MODULES_REQUIRED: [&str; 2] = ["virtio_pci", "virtio_console"];
-/// For devices that a VM may have, filesystems that a root may have, and what containers and networks in a guest need
-/// most. Every module costs room in each guest's memory: larger ones come with other images.
+/// Modules for devices of a VM, for root filesystems, and for what containers and networks in a guest need most. Every
+/// module takes memory in each guest, so larger ones are left to other images.
 pub(crate) const MODULES_OPTIONAL: [&str; 15] = [
     "virtio_mmio",
     "virtio_blk",

@@ -1,4 +1,4 @@
-//! Says how much room something needs before it is half written, and when it was after all.
+//! Reports how much room a file needs: before it is written, and if the disk was full after all.
 
 use std::io;
 
@@ -6,15 +6,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 const MIB: u64 = 1 << 20;
 
-/// A filesystem without the room for what shall be put there.
+/// A filesystem has not enough room.
 #[derive(Debug, thiserror::Error)]
 #[error("no space left for `{path}`: {needed_mib} MiB are needed, {}", self.found())]
 pub struct NoSpace {
-    /// What was to be written.
+    /// The file or directory to write.
     pub path: Utf8PathBuf,
-    /// Room that it takes.
+    /// The room that it needs.
     pub needed_mib: u64,
-    /// Room that there is for this user.
+    /// The room that this user has.
     pub available_mib: u64,
 }
 
@@ -32,14 +32,14 @@ impl NoSpace {
     }
 }
 
-/// Checks that `bytes` fit below a directory that exists.
+/// Checks that a directory has room for `bytes`.
 pub(crate) fn check(directory: &Utf8Path, bytes: u64) -> Result<(), NoSpace> {
     let available = available(directory).unwrap_or(u64::MAX);
     if available < bytes { Err(NoSpace::new(directory, bytes, available)) } else { Ok(()) }
 }
 
-/// Tells an error for want of space from others. Another writer may have been faster than [`check`], and quotas and
-/// limits show only here.
+/// Turns an error about space into [`NoSpace`], and returns others unchanged. Another program may have filled the disk
+/// since [`check`], and quotas and limits show only here.
 pub(crate) fn explain(path: &Utf8Path, bytes: u64, error: io::Error) -> Result<NoSpace, io::Error> {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     match error.kind() {

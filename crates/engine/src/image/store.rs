@@ -1,4 +1,4 @@
-//! Images that were built: `images/<digest>/` with its `image.json`, and the names that point to them.
+//! Built images: `images/<digest>/` with its `image.json`, and the names that point to them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -24,35 +24,35 @@ const MANIFEST: &str = "image.json";
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 const NAME_BYTES_MAX: usize = 64;
 const DIGEST_HEX_BYTES: usize = 64;
-/// So much of a digest is enough to name an image, as long as no other begins with it.
+/// So many digits of a digest name an image, if no other digest begins with them.
 const DIGEST_PREFIX_BYTES_MIN: usize = 8;
 
 /// A guest image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The recipe it was made by.
+    /// The name of its recipe.
     pub name: String,
-    /// Over kernel, initramfs and command line: 64 hex digits.
+    /// Digest of the kernel, the initramfs and the command line: 64 hex digits.
     pub digest: String,
-    /// The directory that holds it.
+    /// Its directory.
     pub dir: Utf8PathBuf,
     /// The kernel.
     pub kernel: Utf8PathBuf,
     /// The initial filesystem.
     pub initramfs: Utf8PathBuf,
-    /// The kernel command line, to which the engine adds.
+    /// The kernel command line. The engine adds to it.
     pub cmdline: String,
     /// The kernel's release, such as `6.1.0-44-cloud-amd64`.
     pub kernel_version: String,
-    /// How the kernel is to be loaded.
+    /// How to load the kernel.
     pub kernel_format: KernelFormat,
-    /// Digest of the agent within.
+    /// Digest of its agent.
     pub agent_digest: String,
-    /// The modules within, sorted.
+    /// Its modules, sorted.
     pub modules: Vec<String>,
-    /// The package that its kernel came from, if apt downloaded it.
+    /// The package of its kernel, if apt downloaded it.
     pub kernel_package: Option<String>,
-    /// The least memory that it boots with, if it was booted to find that out.
+    /// The least memory that it boots with, if that was measured.
     pub memory_mib_min: Option<u64>,
     /// When it was built.
     pub created_unix_seconds: u64,
@@ -60,32 +60,32 @@ pub struct Image {
     pub size_bytes: u64,
 }
 
-/// Why an image can't be had, built or removed.
+/// Why an image was not found, built or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// No image of that name or digest.
+    /// No image has that name or digest.
     #[error("there is no image `{asked}` {}", known_words(known))]
     Unknown {
-        /// What was asked for.
+        /// The requested name or digest.
         asked: String,
-        /// The names there are.
+        /// The existing names.
         known: Vec<String>,
     },
-    /// A digest's beginning that is not enough.
-    #[error("`{asked}` is the beginning of {count} images' digests")]
+    /// Several digests begin with this.
+    #[error("the digests of {count} images begin with `{asked}`")]
     Ambiguous {
-        /// What was asked for.
+        /// The requested digits.
         asked: String,
-        /// How many there are.
+        /// The number of these images.
         count: usize,
     },
-    /// A name that can't be a file's.
+    /// A name that can't be a file name.
     #[error("an image's name must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_` or `-`, not `{name}`")]
     BadName {
         /// The name.
         name: String,
     },
-    /// An image that is not what its manifest says.
+    /// An image does not match its manifest.
     #[error("the image in `{dir}` is damaged: {problem}")]
     Damaged {
         /// Its directory.
@@ -101,13 +101,13 @@ pub enum ImageError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The kernel or busybox could not be had.
+    /// The kernel or busybox was not found.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The kernel file is none.
+    /// The kernel's file is not a kernel.
     #[error("`{release}` is not a Linux kernel for x86-64")]
     NoKernel {
-        /// What it was said to be.
+        /// Its release.
         release: String,
     },
     /// The kernel's modules can't be used.
@@ -118,33 +118,33 @@ pub enum ImageError {
         /// What is wrong with them.
         problem: String,
     },
-    /// A file that an initramfs can't hold.
-    #[error("the image can't be made: {problem}")]
+    /// A file does not fit into an initramfs.
+    #[error("the image can't be built: {problem}")]
     TooLarge {
-        /// Which, and why.
+        /// The file, and why.
         problem: String,
     },
-    /// An image that boots with no size that was tried.
+    /// An image boots with none of the sizes that were tried.
     #[error("the image `{image}` does not boot, not even with {memory_mib} MiB: {problem}")]
     DoesNotBoot {
         /// The image's name.
         image: String,
-        /// The most memory that it was tried with.
+        /// The largest size that was tried.
         memory_mib: u64,
         /// How the last attempt ended.
         problem: String,
     },
-    /// No room for the image.
+    /// There is no room for the image.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
     /// Another build of the same image takes too long.
-    #[error("another build of `{name}` has not ended within {waited:?}: its lock is `{lock}`")]
+    #[error("another build of `{name}` did not finish within {waited:?}: its lock is `{lock}`")]
     Busy {
         /// The image.
         name: String,
-        /// The file that the other build holds.
+        /// The file that the other build has locked.
         lock: Utf8PathBuf,
-        /// How long was waited.
+        /// The time that this build waited.
         waited: std::time::Duration,
     },
     /// A file can't be read or written.
@@ -163,7 +163,7 @@ fn known_words(known: &[String]) -> String {
 }
 
 impl ImageError {
-    /// What the user can do about it, where there is something.
+    /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unknown { .. } | Self::Damaged { .. } => Some(format!("kiln image build {MINI}")),
@@ -215,10 +215,10 @@ pub(super) struct Manifest {
     pub(super) agent_digest: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) kernel_package: Option<String>,
-    /// Found out after the image was built. The digest does not cover it.
+    /// Found after the image was built. The digest does not cover it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) memory_mib_min: Option<u64>,
-    /// Stands for all that the image was made from, so that it is not made again.
+    /// A digest of all parts of the image, so that it is not built again.
     pub(super) inputs: String,
     pub(super) modules: Vec<String>,
     pub(super) created_unix_seconds: u64,
@@ -241,7 +241,7 @@ impl FileEntry {
 impl Manifest {
     pub(super) const FORMAT: u32 = FORMAT;
 
-    /// What names the image: kernel, initramfs, command line.
+    /// The digest that names an image: of the kernel, the initramfs and the command line.
     pub(super) fn digest_of(kernel: &FileEntry, initramfs: &FileEntry, cmdline: &str) -> String {
         let canonical = format!(
             "kiln-image {FORMAT}\nkernel {} {}\ninitramfs {} {}\ncmdline {cmdline}\n",
@@ -268,10 +268,10 @@ impl Manifest {
         let manifest: Self =
             serde_json::from_slice(&text).map_err(|error| damaged(format!("`{MANIFEST}`: {error}")))?;
         if manifest.format != FORMAT {
-            return Err(damaged(format!("its format is {}, this Kiln reads {FORMAT}", manifest.format)));
+            return Err(damaged(format!("its format is {}, but this Kiln reads {FORMAT}", manifest.format)));
         }
         if Some(manifest.digest.as_str()) != dir.file_name() {
-            return Err(damaged(format!("`{MANIFEST}` is that of another image")));
+            return Err(damaged(format!("`{MANIFEST}` belongs to another image")));
         }
         let digest = Self::digest_of(&manifest.kernel, &manifest.initramfs, &manifest.cmdline);
         if digest != manifest.digest {
@@ -279,7 +279,7 @@ impl Manifest {
         }
         for entry in [&manifest.kernel, &manifest.initramfs] {
             if !is_name(&entry.file) {
-                return Err(damaged(format!("`{}` is no file name", entry.file)));
+                return Err(damaged(format!("`{}` is not a file name", entry.file)));
             }
             let found = fs::metadata(dir.join(&entry.file)).map_err(|error| damaged(error.to_string()))?;
             if found.len() != entry.bytes {
@@ -329,23 +329,23 @@ impl Image {
     }
 }
 
-/// The images below a [`Home`].
+/// The images in a [`Home`].
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     pub(super) home: Home,
 }
 
 impl ImageStore {
-    /// The images of a home. Touches nothing.
+    /// The images of a home. Does no I/O.
     pub fn new(home: &Home) -> Self {
         Self { home: home.clone() }
     }
 
-    /// Finds an image by its name, its digest, or an unambiguous beginning of the digest. Its files are those that were
-    /// built: they are read once, and again when they have changed.
+    /// Finds an image by its name, its digest, or unique first digits of the digest. Its files are as they were built:
+    /// they are read once, and again after they have changed.
     ///
     /// # Errors
-    /// [`ImageError::Unknown`] lists the names there are; [`ImageError::Damaged`] names the file that changed.
+    /// [`ImageError::Unknown`] with the existing names; [`ImageError::Damaged`] with the file that changed.
     pub fn find(&self, name_or_digest: &str) -> Result<Image, ImageError> {
         let digest = self.resolve(name_or_digest)?;
         let dir = self.dir(&digest);
@@ -366,7 +366,7 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// Names, each with the digest it stands for.
+    /// All names, each with its digest.
     ///
     /// # Errors
     /// The store can't be read.
@@ -376,11 +376,11 @@ impl ImageStore {
         Ok(names.filter_map(|name| Some((name.clone(), self.named(&name)?))).collect())
     }
 
-    /// Removes a name, and the image unless another name stands for it. Given a digest, the image and all its names.
-    /// Running VMs keep what they have loaded.
+    /// Removes a name, and the image unless it has another name. For a digest, removes the image and all its names.
+    /// Running VMs are not affected.
     ///
     /// # Errors
-    /// [`ImageError::Unknown`], or what can't be removed.
+    /// [`ImageError::Unknown`], or a file can't be removed.
     pub fn remove(&self, name_or_digest: &str) -> Result<(), ImageError> {
         let digest = self.resolve(name_or_digest)?;
         let names = self.names()?.into_iter().filter(|(_, named)| *named == digest).map(|(name, _)| name);
@@ -393,13 +393,14 @@ impl ImageStore {
         if kept.is_empty() { self.discard(&digest) } else { Ok(()) }
     }
 
-    /// Removes an image's directory, which is never seen half removed.
+    /// Removes an image's directory. No other process sees it half removed.
     pub(super) fn discard(&self, digest: &str) -> Result<(), ImageError> {
         let dir = self.dir(digest);
         if !dir.exists() {
             return Ok(());
         }
-        // Moved into a partial directory, it is gone at once for readers, and swept if this ends half-way.
+        // After the move into a partial directory, readers do not find it any more. If this process is killed, a sweep
+        // removes it.
         let partial = Partial::create(&self.home.images(), "removed").map_err(ImageError::io(&dir))?;
         match fs::rename(&dir, partial.path().join(digest)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::io(&dir)(error)),
@@ -407,7 +408,7 @@ impl ImageStore {
         }
     }
 
-    /// Gives a name to an image, in place of the one that had it.
+    /// Gives an image a name. If another image has that name, it loses it.
     pub(super) fn set_name(&self, name: &str, digest: &str) -> Result<(), ImageError> {
         if self.named(name).as_deref() == Some(digest) {
             return Ok(());
@@ -422,12 +423,12 @@ impl ImageStore {
         write().map_err(ImageError::io(&directory.join(name)))
     }
 
-    /// The least memory that another image of this name boots with, the newest that is known.
+    /// The least memory with which an earlier image of this name boots, from the newest that was measured.
     pub(super) fn measured_before(&self, name: &str) -> Result<Option<u64>, ImageError> {
         Ok(self.list()?.into_iter().filter(|image| image.name == name).find_map(|image| image.memory_mib_min))
     }
 
-    /// Writes into an image's manifest how little memory it boots with.
+    /// Writes the least memory into an image's manifest.
     pub(super) fn set_memory_min(&self, image: &Image, memory_mib: u64) -> Result<Image, ImageError> {
         let manifest = Manifest { memory_mib_min: Some(memory_mib), ..Manifest::read(&image.dir)? };
         let path = image.dir.join(MANIFEST);
@@ -436,7 +437,7 @@ impl ImageStore {
         Ok(manifest.into_image(&image.dir))
     }
 
-    /// The image that was made from these inputs, if it is still what was made.
+    /// The image that was built from these inputs, if it is unchanged.
     pub(super) fn made_from(
         &self,
         inputs: &str,
@@ -456,8 +457,8 @@ impl ImageStore {
         Ok(None)
     }
 
-    /// Compares kernel and initramfs with the manifest. What was found is remembered for as long as a file is the same,
-    /// so that each launch can ask.
+    /// Compares the kernel and the initramfs with the manifest. The result is remembered as long as a file is the same,
+    /// so each launch can check.
     fn check_files(&self, manifest: &Manifest, dir: &Utf8Path) -> Result<(), ImageError> {
         let facts = FileFacts::new(self.home.path());
         for entry in [&manifest.kernel, &manifest.initramfs] {
@@ -513,7 +514,7 @@ impl ImageStore {
     }
 }
 
-/// Names in a directory, sorted; none if it is not there.
+/// The sorted names in a directory; empty if it does not exist.
 fn entries(directory: &Utf8Path) -> Result<Vec<String>, ImageError> {
     let read = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -529,7 +530,7 @@ fn entries(directory: &Utf8Path) -> Result<Vec<String>, ImageError> {
     }
 }
 
-/// What can be a file's name here and an image's name.
+/// Whether a text can be a file name here and an image's name.
 pub(super) fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with(['.', '-'])

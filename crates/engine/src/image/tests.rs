@@ -13,7 +13,7 @@ use crate::kernel::elf::made;
 
 const RELEASE: &str = "6.1.0-1-cloud-amd64";
 
-/// A home, a kernel with its modules, and an agent; removed at the end.
+/// A home, a kernel with its modules, and an agent, all removed at the end.
 struct Scene {
     _dir: tempfile::TempDir,
     root: Utf8PathBuf,
@@ -53,7 +53,7 @@ impl Scene {
         self.store.build_mini(BuildOptions { agent: self.root.join("agent"), kernel, progress })
     }
 
-    /// Directories of images, whole or half.
+    /// Directories of images, whole or half-built.
     fn image_dirs(&self) -> Vec<String> {
         let entries = self.root.join("home/images").read_dir_utf8().expect("is there");
         let names = entries.map(|entry| entry.expect("reads").file_name().to_owned());
@@ -106,7 +106,7 @@ fn the_same_inputs_are_not_built_twice() {
 }
 
 #[test]
-fn a_damaged_image_is_told_apart_and_built_anew() {
+fn a_damaged_image_is_found_and_built_again() {
     let scene = Scene::new();
     let (image, _) = scene.build().expect("builds");
     let mut bytes = fs::read(&image.initramfs).expect("reads");
@@ -130,7 +130,7 @@ fn a_damaged_image_is_told_apart_and_built_anew() {
 }
 
 #[test]
-fn an_unknown_image_is_refused_with_the_known_ones_and_what_to_do() {
+fn an_unknown_image_is_refused_with_the_known_ones_and_a_hint() {
     let scene = Scene::new();
     let error = scene.store.find("mini").expect_err("nothing is built");
     assert_eq!(error.to_string(), "there is no image `mini` (none is built yet)");
@@ -152,7 +152,7 @@ fn a_size_below_the_measured_least_is_refused_with_the_least() {
     let words = image.check_memory(80, 1).expect_err("may be too little").to_string();
     assert_eq!(
         words,
-        "the image `mini` was not measured and is taken to need 192 MiB of memory with 1 CPU, not 80 MiB"
+        "the image `mini` was not measured and is assumed to need 192 MiB of memory with 1 CPU, not 80 MiB"
     );
     assert_eq!(scene.store.measured_before(MINI).expect("reads"), None);
 
@@ -223,7 +223,7 @@ fn builds_of_the_same_image_wait_for_each_other_and_say_so() {
 }
 
 #[test]
-fn a_build_that_can_not_be_published_leaves_no_half_image() {
+fn a_build_that_cannot_be_published_leaves_no_half_image() {
     let scene = Scene::new();
     let (image, _) = scene.build().expect("builds");
     scene.store.remove(MINI).expect("is removed");
@@ -236,12 +236,12 @@ fn a_build_that_can_not_be_published_leaves_no_half_image() {
     assert_eq!(scene.image_dirs(), [image.digest.as_str()]);
     assert!(scene.store.names().expect("reads").is_empty());
 
-    // What is in the way is no image, so the next build clears it.
+    // The directory that was in the way is not an image, so the next build removes it.
     scene.build().expect("builds").0.verify().expect("is whole");
 }
 
 #[test]
-fn parts_that_can_not_be_used_are_named() {
+fn unusable_parts_are_named() {
     let refused = |break_it: &dyn Fn(&Scene)| {
         let scene = Scene::new();
         break_it(&scene);
@@ -258,7 +258,7 @@ fn parts_that_can_not_be_used_are_named() {
 }
 
 #[test]
-fn agents_that_can_not_run_in_a_guest_are_refused_before_anything_is_made() {
+fn agents_that_cannot_run_in_a_guest_are_refused_before_a_build() {
     let scene = Scene::new();
     scene.write("agent", b"#!/bin/sh\n");
     let error = scene.build().expect_err("is a script");
@@ -269,7 +269,7 @@ fn agents_that_can_not_run_in_a_guest_are_refused_before_anything_is_made() {
 }
 
 #[test]
-fn an_image_is_for_this_user_alone() {
+fn only_this_user_can_read_an_image() {
     let scene = Scene::new();
     let (image, _) = scene.build().expect("builds");
     let mode = |path: &Utf8Path| fs::metadata(path).expect("is there").permissions().mode() & 0o777;

@@ -1,4 +1,4 @@
-//! Which of two names is the newer one.
+//! Compares names by their version numbers.
 
 /// Orders names by their numbers: `6.1.0-9` is before `6.1.0-44`.
 pub(super) fn version_key(name: &str) -> Vec<(u64, String)> {

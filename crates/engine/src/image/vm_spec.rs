@@ -1,4 +1,4 @@
-//! From an image to a VM of it.
+//! From an image to the spec of a VM.
 
 use super::store::Image;
 use crate::spec::VmSpec;
@@ -9,9 +9,9 @@ use crate::spec::VmSpec;
 pub struct NoModule {
     /// The image's name.
     pub image: String,
-    /// The module that it does not have.
+    /// The missing module.
     pub module: String,
-    /// The modules that it has.
+    /// The modules of the image.
     pub has: Vec<String>,
 }
 
@@ -29,12 +29,12 @@ impl Image {
         VmSpec { cmdline: self.cmdline.clone(), ..VmSpec::new(&self.kernel, &self.initramfs) }
     }
 
-    /// Refuses modules that the image does not have: its guest would only print that on its console.
+    /// Refuses modules that the image does not have. The guest itself would report them only on its console.
     ///
     /// # Errors
-    /// [`NoModule`] with the first of them.
+    /// [`NoModule`] with the first missing one.
     pub fn check_modules(&self, wanted: &[String]) -> Result<(), NoModule> {
-        // The kernel takes both for the same.
+        // The kernel treats both characters as the same.
         let plain = |name: &str| name.replace('-', "_");
         match wanted.iter().find(|wanted| !self.modules.iter().any(|module| plain(module) == plain(wanted))) {
             None => Ok(()),
