@@ -148,12 +148,12 @@ async fn vm_of_another_machine_is_refused_with_both_named() {
     };
 
     let words = restore("VMM", "QEMU 99.0", &|manifest| manifest["machine"]["vmm"] = "QEMU 99.0".into()).await;
-    assert!(words.ends_with(&format!("here it is {}", here.machine.vmm)), "{words}");
+    assert!(words.ends_with(&format!("but this host has {}", here.machine.vmm)), "{words}");
     let words = restore("CPU", "486", &|manifest| manifest["machine"]["cpu"] = "486".into()).await;
-    assert!(words.ends_with(&format!("here it is {}", here.machine.cpu)), "{words}");
+    assert!(words.ends_with(&format!("but this host has {}", here.machine.cpu)), "{words}");
     let release = &here.machine.kernel_release;
     let words = restore("kernel", release, &|manifest| manifest["spec"]["kernel"] = kernel.as_str().into()).await;
-    let (saved, here_kernel) = words.split_once(", here it is ").expect("names both");
+    let (saved, here_kernel) = words.split_once(", but this host has ").expect("names both");
     assert!(saved.contains(&here.machine.kernel[..12]) && here_kernel.starts_with(release.as_str()), "{words}");
     let fork = fork(&lab.engine(), &snapshot).await;
     assert_eq!(shell(&fork.link, "echo restores").await, "restores");

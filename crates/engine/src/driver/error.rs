@@ -1,4 +1,4 @@
-//! Why a driver's guests do not start: at a launch, a restore or an adoption.
+//! Why a driver's guest did not start: at a launch, a restore or an adoption.
 
 use std::io;
 
@@ -16,42 +16,42 @@ use crate::spec::{SpecError, Tap};
 use crate::vm::{ControlError, VmmError};
 use crate::vm_dir::{JournalError, ReopenError, VmId};
 
-/// Forks of one request; more than this is a mistake, whatever the host can hold.
+/// Most forks of one request. More is a mistake, however large the host is.
 pub const FORKS_MAX: usize = 1000;
 
 /// Why a VM did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The spec can't be started on this host.
-    #[error("the VM can't be started as asked for")]
+    /// This host can't run the spec.
+    #[error("the VM can't be started as requested")]
     Spec(#[from] SpecError),
-    /// Other users could have put anything into the home.
+    /// Other users could have changed the home.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// This engine's guests don't have what the spec asks for.
-    #[error("the {driver} engine has no {what}")]
+    /// This engine's guests do not support a part of the spec.
+    #[error("the {driver} engine does not support {what}")]
     Unsupported {
         /// Name of the driver.
         driver: &'static str,
-        /// What the spec asks for.
+        /// The part of the spec.
         what: &'static str,
     },
-    /// `$KILN_CONFINE_OFF` names what is no measure.
+    /// `$KILN_CONFINE_OFF` names something that is not a measure.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The VMM is not installed, or not where it was said to be.
+    /// The VMM is not installed, or not at the given path.
     #[error("`{program}` was not found")]
     VmmMissing {
         /// What was looked for.
         program: Utf8PathBuf,
     },
-    /// KVM was asked for and can't run guests here.
+    /// KVM was requested, but can't run guests here.
     #[error("KVM can't be used: {}", .0.reason())]
     NoKvm(KvmState),
     /// The kernel, the initramfs or a disk can't be read.
     #[error("failed to read `{path}`")]
     Image {
-        /// Which.
+        /// The file.
         path: Utf8PathBuf,
         /// Why.
         #[source]
@@ -60,7 +60,7 @@ pub enum LaunchError {
     /// The VM's directory could not be made.
     #[error("failed to make the VM's directory below `{path}`")]
     Directory {
-        /// Where.
+        /// The directory.
         path: Utf8PathBuf,
         /// Why.
         #[source]
@@ -69,28 +69,28 @@ pub enum LaunchError {
     /// The VMM could not be started.
     #[error("failed to start `{program}`")]
     Spawn {
-        /// What was to be started.
+        /// The VMM.
         program: Utf8PathBuf,
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// The VMM ended before the guest ran.
-    #[error("`{program}` ended at once with {status}: {stderr}")]
+    /// The VMM exited before the guest ran.
+    #[error("`{program}` exited at once with {status}: {stderr}")]
     VmmFailed {
         /// The VMM.
         program: Utf8PathBuf,
         /// How it ended.
         status: VmmStatus,
-        /// The end of what it said.
+        /// The end of its error output.
         stderr: String,
     },
     /// A network card can't be attached.
     #[error("failed to attach network card {index} to {tap}")]
     Attachment {
-        /// Its place in the spec.
+        /// Its index in the spec.
         index: usize,
-        /// Where to.
+        /// The TAP device.
         tap: Tap,
         /// Why not.
         #[source]
@@ -99,12 +99,12 @@ pub enum LaunchError {
     /// The backend of a device keeps the VM from starting.
     #[error("{device} {problem}")]
     Backend {
-        /// What it is and where its socket is, for people.
+        /// The device and the path of its socket, as text for users.
         device: String,
         /// What went wrong.
         problem: String,
     },
-    /// The VMM runs and can't be talked to.
+    /// The VMM runs, but does not answer.
     #[error("`{program}` does not answer")]
     Monitor {
         /// The VMM.
@@ -133,43 +133,43 @@ impl LaunchError {
     }
 }
 
-/// Why a snapshot was not restored, or a stopped VM not resumed. Nothing is left of the attempt.
+/// Why a snapshot was not restored, or a stopped VM not resumed. The attempt leaves nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// Its machine is not the one here.
-    #[error("snapshot `{id}` was taken with {what} {saved}, here it is {here}")]
+    /// The snapshot's machine is not this host's.
+    #[error("snapshot `{id}` was taken with {what} {saved}, but this host has {here}")]
     OtherMachine {
         /// The snapshot.
         id: SnapshotId,
-        /// Which part.
+        /// The part that differs.
         what: &'static str,
-        /// In the snapshot.
+        /// Its value in the snapshot.
         saved: String,
-        /// On this host.
+        /// Its value on this host.
         here: String,
     },
-    /// A disk that was not saved with it has changed since.
-    #[error("snapshot `{id}` needs the disk `{path}` as it was, and it has changed")]
+    /// A disk outside the snapshot has changed since.
+    #[error("snapshot `{id}` needs the disk `{path}`, which has changed since")]
     DiskMoved {
         /// The snapshot.
         id: SnapshotId,
         /// The disk.
         path: Utf8PathBuf,
     },
-    /// It names a device that no VMM can save.
+    /// A device of the VM can't be saved by any VMM.
     #[error("a VM with {device} can't be saved")]
     Unmigratable {
         /// The device.
         device: String,
     },
-    /// A volume is named by the snapshot and not held, and the fork was given none.
-    #[error("snapshot `{id}` needs a volume for disk {index}, as `{path}` was")]
+    /// The snapshot does not hold a volume, and the fork was given none.
+    #[error("snapshot `{id}` needs a volume for disk {index} in place of `{path}`")]
     NoVolume {
         /// The snapshot.
         id: SnapshotId,
-        /// Place of the disk in the spec.
+        /// The index of the disk in the spec.
         index: usize,
-        /// The volume that the VM had.
+        /// The volume of the saved VM.
         path: Utf8PathBuf,
     },
     /// A network card was on a TAP device when the VM was saved, and the fork was given none for it.
@@ -177,24 +177,24 @@ pub enum RestoreError {
     NoTap {
         /// The snapshot.
         id: SnapshotId,
-        /// Place of the card in the spec.
+        /// The index of the card in the spec.
         index: usize,
     },
-    /// What one fork should have of its own does not fit the snapshot.
-    #[error("a fork can't be made as asked for: {problem}")]
+    /// A part of one fork does not fit the snapshot.
+    #[error("a fork can't be made as requested: {problem}")]
     Part {
         /// Why not.
         problem: String,
     },
-    /// More than this host can hold, or none.
+    /// More forks than this host can hold, or none.
     #[error("{count} forks can't be started: {why}")]
     Budget {
-        /// How many were asked for.
+        /// The requested number.
         count: usize,
         /// The bound.
         why: String,
     },
-    /// There is no such VM, or it has an owner.
+    /// The VM does not exist, or has an owner.
     #[error("failed to take over the stopped VM")]
     Directory(#[from] ReopenError),
     /// The VM runs, or was lost.
@@ -204,24 +204,24 @@ pub enum RestoreError {
     #[error("failed to start a fork")]
     Launch(#[from] LaunchError),
     /// The VMM did not load its state, or the VM has ended.
-    #[error("the VMM did not load its state")]
+    #[error("the VMM failed to load the guest's state")]
     Vmm(#[from] ControlError),
-    /// The guest's memory can't be put in place.
+    /// The guest's memory can't be restored.
     #[error("the guest's memory can't be restored")]
     Memory(#[from] MemoryError),
-    /// The fork's agent could not be reached, or not be made its own machine.
+    /// The fork's agent did not answer, or could not give it its own identity.
     #[error("the fork's agent did not answer")]
     Link(#[from] LinkError),
-    /// The fork's commands did not stand still for it to be held.
-    #[error("the fork's agent did not freeze its commands")]
+    /// The fork's commands were not frozen, so it can't be held.
+    #[error("the fork's agent failed to freeze its commands")]
     Freeze(#[source] StreamError),
     /// The snapshot can't be read.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// What the VM does can't be written down.
-    #[error("failed to write down what becomes of the VM")]
+    /// The journal can't be written.
+    #[error("failed to write the VM's journal")]
     Journal(#[from] JournalError),
-    /// A fail point stopped it; tests alone have them.
+    /// A fail point stopped it. Only tests have fail points.
     #[error(transparent)]
     FailPoint(#[from] FailPoint),
 }
@@ -255,17 +255,17 @@ impl RestoreError {
 /// Why a VM was not adopted.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
-    /// It is not there, or belongs to another process.
+    /// It does not exist, or belongs to another process.
     #[error("failed to take over the VM's directory")]
     Directory(#[from] ReopenError),
-    /// It does not run, or was not asked to outlive its owner.
+    /// It does not run, or its spec does not let it outlive its owner.
     #[error("the VM `{0}` can't be adopted: it does not run, or ends with its owner")]
     NotAdoptable(VmId),
     /// Its monitor does not answer.
     #[error("the VM's monitor does not answer")]
     Monitor(#[from] VmmError),
-    /// Its new state can't be written down.
-    #[error("failed to write down that the VM runs")]
+    /// The journal can't be written.
+    #[error("failed to write the VM's journal")]
     Journal(#[from] JournalError),
     /// VMs of this engine end with their owner.
     #[error("guests of the {driver} engine can't be adopted")]
@@ -274,7 +274,7 @@ pub enum AdoptError {
         driver: &'static str,
     },
     /// Its sockets or files can't be opened.
-    #[error("failed to open what is in `{path}`")]
+    #[error("failed to open the files in `{path}`")]
     Io {
         /// The VM's directory.
         path: Utf8PathBuf,
@@ -332,7 +332,14 @@ mod tests {
     fn sources_are_kept_and_said_once() {
         let refused = VmmError::Refused { command: "stop".into(), description: "not now".into() };
         let error = chain_of(&SaveError::from(ControlError::from(refused)));
-        assert_eq!(error, ["the VMM did not save its state", "the VMM did not do it", "`stop` was refused: not now"]);
+        assert_eq!(
+            error,
+            [
+                "the VMM failed to save the guest's state",
+                "the VMM failed to carry out a command",
+                "`stop` was refused: not now"
+            ]
+        );
     }
 
     fn chain_of(error: &dyn std::error::Error) -> Vec<String> {

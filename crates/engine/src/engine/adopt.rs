@@ -1,10 +1,13 @@
-//! Taking over a VM that outlived its owner.
+//! Takes over a VM that has outlived its owner.
 //!
 //! ```text
 //!   vms/<id>/ ──lock──▶ journal, pid ──decide──▶ Driver::reattach ──▶ settle ──▶ Parts ──▶ Vm
 //! ```
-//! A VM that an interrupted save left standing goes on; one that its user paused stays so. Nothing is killed when this
-//! fails: the VM has no owner then, as before, and [`recover`](crate::recover) looks after it.
+//! If an interrupted save left the VM paused, it continues. If its user paused it, it stays paused. If adoption fails,
+//! nothing is killed: the VM has no owner, as before, and [`recover`](crate::recover) decides about it.
+//!
+//! Two processes can't adopt one VM, because the lock on its directory is taken first and held as long as the VM has an
+//! owner. The journal and the pid are read under that lock, so they can't change until the new owner has the VM.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +22,7 @@ use crate::process::Child;
 use crate::vm::{self, Monitor, Parts, Vm};
 use crate::vm_dir::{Orphan, State, VmDir, VmId};
 
-/// A VMM answers what it does and goes on in milliseconds.
+/// A VMM answers and resumes in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Takes over a VM, see [`Engine::adopt`](crate::Engine::adopt).
@@ -44,7 +47,7 @@ async fn adopt_here(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
     failpoint::hit("adopt.resumed").map_err(|error| failed(error.into()))?;
 
     let fate = dir.fate().clone();
-    // Not before: dropped, a child is killed, and whatever fails above leaves the VM as it was.
+    // Only now, because dropping a `Child` kills the process, and every failure above has to leave the VM as it was.
     let child = Child::adopt(vmm, Cgroup::adopt(id.as_str()));
     let vm = vm::start(Parts { home: driver.home().into(), dir, child, spec, started: Instant::now(), ends });
     let vm = vm.map_err(failed)?;
@@ -52,11 +55,11 @@ async fn adopt_here(driver: &dyn Driver, id: &VmId) -> Result<Vm, AdoptError> {
     Ok(vm)
 }
 
-/// Ends what the lost owner began, and makes the journal say what the VM does.
+/// Finishes what the lost owner started, and records the VM's state in the journal.
 async fn settle(home: &Home, dir: &VmDir, monitor: &dyn Monitor) -> Result<(), AdoptError> {
     let saved = dir.journal().last().is_some_and(|last| matches!(last.state, State::Saving { .. }));
     if saved {
-        // Its snapshot never became whole, and nobody will finish it.
+        // The interrupted snapshot never became whole, and no process will finish it.
         if let Err(error) = home.sweep_partials() {
             tracing::warn!(vm = %dir.id(), %error, "failed to sweep an interrupted snapshot");
         }

@@ -1,10 +1,16 @@
-//! Ready-made snapshots: what a spec's VM is once it has booted, saved so that it boots once and is forked from then on.
+//! Ready-made snapshots: a spec's VM is booted once and saved, and from then on forked.
 //!
 //! ```text
 //!   key(spec, kernel, initramfs, machine) ──▶ snapshots/ready/<key> ── there ──▶ Snapshot
 //!                                                     └── not there, or broken ──▶ boot, settle, save, seal ──▶ Snapshot
 //! ```
-//! One process makes it while others wait. They are trimmed to a bound, the longest unused first.
+//! One process makes the snapshot while others wait. At most [`READY_SNAPSHOTS_MAX`] are kept; the least recently used
+//! are removed.
+//!
+//! The key covers everything that decides the memory of the booted guest: the spec, the contents of kernel, initramfs
+//! and disks, and the machine. Two runs with the same key would boot the same guest, so one snapshot serves both. The
+//! paths of kernel and initramfs are not part of it, because the guest never sees them. What each fork gets for itself
+//! is not part of it either: how a network card is attached, volumes, and what happens when the owner ends.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,30 +29,30 @@ use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, S
 use crate::spec::{Disk, DiskRole, Nic, OwnerLoss, VmSpec};
 use crate::vm::{SaveError, Vm};
 
-/// Ready-made snapshots of one home: each takes the memory that its guest has used, some 100 MiB.
+/// Most ready-made snapshots of one home. Each takes the memory that its guest has used, some 100 MiB.
 pub const READY_SNAPSHOTS_MAX: usize = 16;
-/// For another process that makes the same one: a boot on a busy host, and some.
+/// How long to wait for another process that makes the same snapshot: a boot on a busy host, and some more.
 const LOCK_PATIENCE: Duration = Duration::from_secs(180);
-/// A wait for the lock takes a thread that can't be called off; so long is each.
+/// Waiting for the lock takes a thread that can't be cancelled, so each wait is this short.
 const LOCK_STEP: Duration = Duration::from_millis(100);
-/// Run before the save, so that what a first command has to fetch and set up is there in every fork.
+/// Run before the save, so that every fork already has what a first command needs.
 const WARM_UP: &str = "/bin/true";
-/// How often.
+/// How often it is run.
 const WARM_UPS: usize = 3;
-/// What the kernel still has to do after its boot is done once here, not in every fork.
+/// Time for the kernel's work after the boot, so that it is done once here and not in every fork.
 const SETTLE: Duration = Duration::from_millis(150);
 
 /// Why there is no ready-made snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadyError {
     /// Its guest did not start.
-    #[error("failed to start the guest that is to be saved")]
+    #[error("failed to start the guest of the ready-made snapshot")]
     Launch(#[from] LaunchError),
     /// Its guest did not come up.
-    #[error("the guest that is to be saved did not come up")]
+    #[error("the guest of the ready-made snapshot did not come up")]
     Link(#[from] LinkError),
-    /// Its guest runs no commands.
-    #[error("the guest that is to be saved does not run `{WARM_UP}`")]
+    /// Its guest does not run commands.
+    #[error("the guest of the ready-made snapshot failed to run `{WARM_UP}`")]
     WarmUp(#[source] StreamError),
     /// Its guest can't be saved.
     #[error(transparent)]
@@ -69,42 +75,42 @@ impl ReadyError {
     }
 }
 
-/// What [`Engine::ready`](crate::Engine::ready) does for longer than a moment.
+/// Steps of [`Engine::ready`](crate::Engine::ready) that take longer than a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyStep {
     /// Waits for another process that makes it, or boots its guest.
     Booting,
     /// Saves the guest.
     Saving,
-    /// Reads it all again for its checksums.
+    /// Reads all of it again for its checksums.
     Sealing,
 }
 
-/// Whether a ready-made snapshot that is there will do.
+/// Whether an existing ready-made snapshot may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renew {
-    /// Where it is not there, or broken.
+    /// Makes one only if there is none, or if it is broken.
     IfNeeded,
     /// Makes a new one.
     Always,
 }
 
-/// What ready-made snapshot is asked for.
+/// A request for a ready-made snapshot.
 pub struct ReadyRequest<'a> {
-    /// What VM it is of.
+    /// The spec of its VM.
     pub spec: &'a VmSpec,
-    /// For people: what it is of.
+    /// A name for users.
     pub label: &'a str,
-    /// Whether one that is there will do.
+    /// Whether an existing one may be used.
     pub renew: Renew,
-    /// For the boot of its guest, and for each of the commands that it runs then.
+    /// For the boot of its guest, and for each command that it runs then.
     pub boot_deadline: Duration,
-    /// Is told of what takes longer than a moment.
+    /// Called at each step that takes longer than a moment.
     pub progress: Option<&'a mut (dyn FnMut(ReadyStep) + Send)>,
 }
 
 impl<'a> ReadyRequest<'a> {
-    /// Asks for one that is there or is made now, and tells nobody on the way.
+    /// Requests an existing or a new one, without progress.
     pub fn new(spec: &'a VmSpec, label: &'a str, boot_deadline: Duration) -> Self {
         Self { spec, label, renew: Renew::IfNeeded, boot_deadline, progress: None }
     }
@@ -124,8 +130,8 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     let ReadyRequest { spec, label, renew, boot_deadline, progress } = request;
     let mut silent = |_| {};
     let progress = progress.unwrap_or(&mut silent);
-    // What becomes of a fork at its owner's end is the fork's own matter.
-    // Saved unplugged, a card goes onto any network later. A network that is one VM's alone could not be every fork's anyway.
+    // What happens to a fork when its owner ends is set for each fork. A network card is saved unplugged, so a fork can
+    // attach it to any network. A network that belongs to one VM could not be every fork's anyway.
     let nics = spec.nics.iter().map(|nic| Nic::unplugged(nic.mac)).collect();
     let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, nics, ..spec.clone() };
     let acceleration = launch::decide(Arc::clone(&driver), spec.clone()).await?;
@@ -152,7 +158,8 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     progress(ReadyStep::Sealing);
     let made = snapshot.clone();
     let named = blocking(move || {
-        // Named before it is sealed, which takes a while: one that nobody can name would stay for ever.
+        // The key is set before the seal, which takes a while. If the process were killed in between, a snapshot
+        // without a key would never be removed.
         let before = store.set_ready(&key, made.id())?;
         made.seal()?;
         if let Some(before) = before {
@@ -173,7 +180,7 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, Launc
     };
     let disks = disk_digests(&facts, &spec.disks)?;
     let json = |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
-    // Where the image lies is no part of what it is.
+    // The path of the image does not change what the guest is.
     let spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
     let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
     let mut words = vec![env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs];
@@ -181,8 +188,9 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, Launc
     Ok(ReadyKey::of(&words))
 }
 
-/// What a spec's disks hold: of a guest that has booted, its memory knows what it read, and a snapshot has a copy of what
-/// it could write to. A disk whose file was changed in place is another disk. A volume is none of the snapshot's.
+/// Digests of a spec's disks. The memory of a booted guest holds what it read from them, and the snapshot has a copy of
+/// those that it could write to. If a disk's file was changed in place, it is another disk. A volume is not part of the
+/// snapshot.
 fn disk_digests(facts: &FileFacts, disks: &[Disk]) -> Result<Vec<String>, LaunchError> {
     let digest = |disk: &Disk| match disk.role {
         DiskRole::Volume => Ok("volume".to_owned()),
@@ -193,7 +201,7 @@ fn disk_digests(facts: &FileFacts, disks: &[Disk]) -> Result<Vec<String>, Launch
     disks.iter().map(digest).collect()
 }
 
-/// The one that is there, unless it is broken: then it is removed.
+/// The existing snapshot. If it is broken, it is removed.
 async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>, SnapshotError> {
     let (store, key) = (store.clone(), key.clone());
     blocking(move || {
@@ -202,10 +210,10 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
             Ok(snapshot) => Ok(Some(snapshot)),
             Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
                 tracing::warn!(%error, "a ready-made snapshot can't be used and is made anew");
-                // Where a fork of it still runs the new one takes its name.
+                // If a fork of it still runs, it stays until then, and the new one gets its key.
                 store.retire(&id).map(|()| None)
             }
-            // Removed by somebody just now.
+            // Another process has just removed it.
             Err(SnapshotError::Unknown(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -213,18 +221,18 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
     .await
 }
 
-/// Seals one whose maker did not come to it.
+/// Seals a snapshot whose maker was interrupted before the seal.
 fn sealed(snapshot: Snapshot) -> Result<Snapshot, SnapshotError> {
     match snapshot.seal() {
         Err(error @ SnapshotError::Broken { .. }) => return Err(error),
-        // It is whole for as long as the host runs.
+        // It is whole as long as the host runs.
         Err(error) => tracing::warn!(snapshot = %snapshot.id(), %error, "failed to seal a ready-made snapshot"),
         Ok(()) => {}
     }
     Ok(snapshot)
 }
 
-/// Waits until this is the one that makes it. Safe to cancel.
+/// Waits until this is the process that makes it. Safe to cancel.
 async fn lock(store: &SnapshotStore, key: &ReadyKey) -> Result<ReadyLock, SnapshotError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -276,7 +284,7 @@ mod tests {
         fs_err::write(&path, "one").expect("written");
         let one = digests();
         assert_eq!(digests(), one);
-        // The same size, and the same time as far as anybody can set it.
+        // The same size, and the same time as far as it can be set.
         let modified = fs_err::metadata(&path).and_then(|meta| meta.modified()).expect("facts");
         fs_err::write(&path, "two").expect("written");
         std::fs::File::options().write(true).open(&path).expect("opens").set_modified(modified).expect("set");

@@ -1,4 +1,4 @@
-//! What becomes of VMs whose owner is gone.
+//! Decides about VMs whose owner is gone.
 //!
 //! ```text
 //!   vms/<id>/, lock free ──▶ journal, spec, pid ──decide──▶ Adopt               left running, for `Engine::adopt`
@@ -6,10 +6,18 @@
 //!                                                    ├────▶ Lose { reason }     VMM killed; Lost
 //!                                                    └────▶ Remove              VMM killed, directory removed
 //! ```
-//! A VMM that is not to be adopted is gone before anything else happens, so no second one ever has its disks. A VM goes back
-//! to its last whole snapshot: snapshots never change and hold their disks, so that is safe at any time. What is decided
-//! is written to the journal first and the directory is tidied after, so that a recovery which is killed midway ends the
-//! same way when it is run again. A fork's origin is no snapshot of its own: a fork that was never saved leaves nothing.
+//! A VMM that is not to be adopted is killed, and its exit awaited, before anything else. So no second VMM ever uses
+//! its disks. A VM goes back to its last whole snapshot. Snapshots never change and hold their disks, so that is safe
+//! at any time.
+//!
+//! The decision is written to the journal before the directory is tidied. If recovery is killed in between, the next
+//! one reads the decision and tidies again, with the same result. The other order would be wrong: tidying removes files
+//! by which the decision is made, so a second recovery could decide differently. And if recovery is killed before the
+//! decision is written, only the VMM is gone, which the next recovery takes for a VMM that ended on its own.
+//!
+//! The lock on the directory is held from the first read to the last write, so a VM can't get an owner meanwhile, and
+//! two recoveries can't work on one VM. The snapshot that a fork was made from is not its own. So a fork that was never
+//! saved leaves nothing.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -28,53 +36,53 @@ use crate::snapshot::{FileEntry, MANIFEST_FILE, Manifest, Seal, SnapshotError, S
 use crate::spec::OwnerLoss;
 use crate::vm_dir::{self, History, Journal, JournalError, MEMORY_FILE, Orphan, ReopenError, State, Then, VmDir, VmId};
 
-/// For the seal of a snapshot that is to be removed: it reads what was saved once more.
+/// How long to wait for the seal of a snapshot that is to be removed. Sealing reads the saved data once more.
 const SEAL_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries.
+/// Pause between two attempts.
 const SEAL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Longest manifest that is read.
+/// The longest manifest that is read.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-/// Longest chain that is followed; savers stop well before.
+/// The longest chain that is followed. Savers stop long before.
 const CHAIN_MAX: usize = 256;
 
 /// A VM without an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
-    /// The VM.
+    /// The VM's id.
     pub id: VmId,
-    /// What became of it.
+    /// What was decided.
     pub outcome: Outcome,
 }
 
-/// What became of a VM whose owner is gone.
+/// What was decided about a VM whose owner is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It runs on, or stands still, and waits for [`Engine::adopt`](crate::Engine::adopt).
+    /// It runs or is paused, and waits for [`Engine::adopt`](crate::Engine::adopt).
     Adoptable,
     /// It has no VMM and can be resumed from its last whole snapshot.
     Stopped {
         /// The snapshot.
         snapshot: SnapshotId,
-        /// What was lost since, for people; `None` for a VM that was stopped in order.
+        /// What was lost since, as text for users. `None` if the VM was stopped in order.
         lost: Option<String>,
     },
-    /// It ended and was never saved, or nothing of that is whole. What its directory still holds is kept.
+    /// It ended, and has no whole snapshot. The rest of its directory is kept.
     Lost {
-        /// How, for people.
+        /// Why, as text for users.
         reason: String,
     },
-    /// It ended, nobody asked to keep it, and its directory is gone.
+    /// It ended, its spec does not keep it, and its directory was removed.
     Removed,
 }
 
-/// [`recover`], once for each engine; a failure of that keeps no VM from starting.
+/// Runs [`recover`] once for each engine. If that fails, VMs can still start.
 pub(crate) async fn once(driver: &dyn Driver) {
     let home = Home::at(driver.home());
-    driver.recovered().get_or_init(|| look_after(home)).await;
+    driver.recovered().get_or_init(|| recover_all(home)).await;
 }
 
-async fn look_after(home: Home) {
+async fn recover_all(home: Home) {
     match blocking(move || recover(&home)).await {
         Ok(recovered) => {
             for Recovered { id, outcome } in recovered {
@@ -83,18 +91,19 @@ async fn look_after(home: Home) {
                 }
             }
         }
-        Err(error) => tracing::warn!(%error, "failed to look for vms without an owner"),
+        Err(error) => tracing::warn!(%error, "failed to recover vms without an owner"),
     }
 }
 
-/// Looks after every VM below `home` whose owner is gone, and sweeps what crashed builders left
-/// ([`Home::sweep_partials`]). Stopped and lost VMs are named each time.
+/// Decides about every VM below `home` whose owner is gone, and removes what crashed builders left
+/// ([`Home::sweep_partials`]). Stopped and lost VMs are returned each time.
 ///
 /// # Errors
-/// When the directory of the VMs can't be read. A single VM that can't be looked after is logged and left for the next time.
+/// The directory of VMs can't be read. If a single VM can't be recovered, that is logged, and the next recovery tries
+/// again.
 pub fn recover(home: &Home) -> io::Result<Vec<Recovered>> {
     if let Err(error) = home.sweep_partials() {
-        tracing::warn!(%error, "failed to sweep what is not whole");
+        tracing::warn!(%error, "failed to remove unfinished files");
     }
     let mut recovered = Vec::new();
     let entries = match fs::read_dir(home.vms()) {
@@ -105,25 +114,25 @@ pub fn recover(home: &Home) -> io::Result<Vec<Recovered>> {
     for entry in entries {
         let entry = entry?;
         let id = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok());
-        // Whatever else lies there is none of ours.
+        // Other files are not Kiln's.
         let (Some(id), true) = (id, entry.file_type()?.is_dir()) else { continue };
         match recover_one(home, &id) {
             Ok(Some(outcome)) => recovered.push(Recovered { id, outcome }),
             Ok(None) => {}
-            Err(error) => tracing::warn!(vm = %id, %error, "failed to look after a VM whose owner is gone"),
+            Err(error) => tracing::warn!(vm = %id, %error, "failed to recover a VM whose owner is gone"),
         }
     }
-    // After VMMs were killed that had one.
+    // After their VMMs were killed.
     confine::sweep_cgroups();
     recovered.sort_by(|one, other| one.id.cmp(&other.id));
     Ok(recovered)
 }
 
-/// Ends a VM that has no owner, and removes its directory; its snapshots stay. For stopped and lost VMs that nobody wants
-/// any more.
+/// Ends a VM that has no owner, and removes its directory. Its snapshots stay. For stopped and lost VMs that are not
+/// needed any more.
 ///
 /// # Errors
-/// [`ReopenError`]: there is no such VM, it has an owner, or it can't be removed.
+/// [`ReopenError`]: the VM does not exist, has an owner, or can't be removed.
 pub fn discard(home: &Home, id: &VmId) -> Result<(), ReopenError> {
     let dir = VmDir::reopen(&home.vms(), id)?;
     let ended = Orphan::find(dir.path()).and_then(|vmm| vmm.map_or(Ok(()), Orphan::kill));
@@ -132,25 +141,25 @@ pub fn discard(home: &Home, id: &VmId) -> Result<(), ReopenError> {
         .map_err(|source| ReopenError::Io { path: dir.path().into(), source })
 }
 
-/// [`discard`], and with it the snapshots that the VM stopped at. Those that something else lies on stay.
+/// Runs [`discard`], and removes the snapshots at which the VM stopped. Snapshots with other children stay.
 pub(crate) fn discard_with_stops(home: &Home, id: &VmId) -> Result<(), ReopenError> {
-    // Without a journal that can be read nothing more can be found.
+    // If the journal can't be read, no snapshots are known.
     let stops = History::read(&home.vms().join(id.as_str())).map(|history| history.stopped_snapshots());
     match discard(home, id) {
         Ok(()) | Err(ReopenError::Unknown(_)) => {}
         Err(error) => return Err(error),
     }
     let store = SnapshotStore::new(home);
-    // Each lies on the one before it, so the newest goes first.
+    // Each is the child of the one before, so the newest has to be removed first.
     for stop in stops.unwrap_or_default().iter().rev() {
         if let Err(error) = remove_stop(&store, stop) {
-            tracing::debug!(vm = %id, snapshot = %stop, %error, "where a discarded vm stopped stays");
+            tracing::debug!(vm = %id, snapshot = %stop, %error, "a snapshot of a discarded vm stays");
         }
     }
     Ok(())
 }
 
-/// Whoever stopped the VM just now may still seal the snapshot.
+/// Removes a snapshot at which a VM stopped. The process that stopped the VM may still be sealing it.
 fn remove_stop(store: &SnapshotStore, stop: &SnapshotId) -> Result<(), SnapshotError> {
     let deadline = Instant::now() + SEAL_PATIENCE;
     loop {
@@ -164,7 +173,7 @@ fn remove_stop(store: &SnapshotStore, stop: &SnapshotId) -> Result<(), SnapshotE
     }
 }
 
-/// `None` for a VM that has an owner.
+/// `None` if the VM has an owner.
 fn recover_one(home: &Home, id: &VmId) -> io::Result<Option<Outcome>> {
     let path = home.vms().join(id.as_str());
     // Held until all is done.
@@ -210,7 +219,7 @@ fn act(path: &Utf8Path, history: History, decision: Decision) -> io::Result<Outc
     }
 }
 
-/// Writes down that the VM was lost, where that is not its last word already.
+/// Records that the VM was lost, unless the journal ends with that already.
 fn lose(path: &Utf8Path, history: History, reason: &str) -> Result<Journal, JournalError> {
     if history.problem.is_some() {
         return Journal::repair(path, history, reason);
@@ -222,7 +231,7 @@ fn lose(path: &Utf8Path, history: History, reason: &str) -> Result<Journal, Jour
     Ok(journal)
 }
 
-/// What to do with a VM whose owner is gone.
+/// What to do about a VM whose owner is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
     Adopt,
@@ -231,15 +240,15 @@ pub(crate) enum Decision {
     Remove,
 }
 
-/// All that the decision hangs on.
+/// The facts that decide.
 pub(crate) struct Case<'a> {
     pub(crate) history: &'a History,
     pub(crate) owner_loss: OwnerLoss,
-    /// Its VMM lives.
+    /// Whether its VMM lives.
     pub(crate) alive: bool,
-    /// Whether a snapshot is there, with all that it lies on.
+    /// Whether a snapshot and all its ancestors exist.
     pub(crate) is_whole: &'a dyn Fn(&SnapshotId) -> bool,
-    /// Whether the VM's memory is that snapshot's file, which must not change any more.
+    /// Whether the VM's memory file is that snapshot's, which must not change any more.
     pub(crate) is_memory_of: &'a dyn Fn(&SnapshotId) -> bool,
 }
 
@@ -260,7 +269,7 @@ impl Case<'_> {
                 self.go_back("its VMM ended while it had no owner")
             }
             State::Running | State::Paused => self.go_back("it ended with the process that owned it"),
-            // Whoever ended it wanted no more than the snapshot.
+            // The caller wanted only the snapshot.
             State::Saving { snapshot, then: Then::End } if (self.is_whole)(snapshot) => Decision::Remove,
             State::Saving { snapshot, then } => self.interrupted_save(snapshot, *then, adoptable),
             // Nothing of it has run yet.
@@ -277,15 +286,15 @@ impl Case<'_> {
         if !(self.is_whole)(snapshot) {
             return if adoptable { Decision::Adopt } else { self.go_back("its owner ended while it was being saved") };
         }
-        // A guest that ran on would write into a snapshot that has its memory.
+        // A guest that continued would write into a snapshot that shares its memory file.
         if then == Then::GoOn && adoptable && !(self.is_memory_of)(snapshot) {
             return Decision::Adopt;
         }
-        // It stood still from the snapshot on, or for all but a moment.
+        // The VM was paused since the snapshot, or ran only for a moment.
         Decision::Stop { snapshot: snapshot.clone(), lost: None }
     }
 
-    /// To the last whole snapshot, where there is one.
+    /// Goes back to the last whole snapshot, if there is one.
     fn go_back(&self, reason: &str) -> Decision {
         let own = self.history.own_snapshots();
         if let Some(snapshot) = own.iter().find(|snapshot| (self.is_whole)(snapshot)) {
@@ -303,9 +312,9 @@ impl Case<'_> {
     }
 }
 
-/// Decides about the VM in this directory, whose lock the caller holds.
+/// Decides about the VM in this directory. The caller holds its lock.
 pub(crate) fn decide(home: &Home, path: &Utf8Path, history: &History, alive: bool) -> Decision {
-    // Without a readable spec nobody can say that it was to be kept.
+    // If the spec can't be read, it can't show that the VM was to be kept.
     let owner_loss = vm_dir::read_spec(path).map_or(OwnerLoss::Kill, |spec| spec.owner_loss);
     let is_whole = |snapshot: &SnapshotId| is_whole(home, snapshot);
     let is_memory_of =
@@ -313,8 +322,8 @@ pub(crate) fn decide(home: &Home, path: &Utf8Path, history: &History, alive: boo
     Case { history, owner_loss, alive, is_whole: &is_whole, is_memory_of: &is_memory_of }.decide()
 }
 
-/// Whether a snapshot and all that it lies on is there, by names and sizes: checksums take as long as reading it does,
-/// and a restore looks at them.
+/// Whether a snapshot and its ancestors exist, by names and sizes. Comparing checksums would read all of it; a restore
+/// does that.
 fn is_whole(home: &Home, snapshot: &SnapshotId) -> bool {
     let mut next = Some(snapshot.clone());
     for _ in 0..CHAIN_MAX {
@@ -325,7 +334,7 @@ fn is_whole(home: &Home, snapshot: &SnapshotId) -> bool {
             let name = Utf8Path::new(&file.name).file_name();
             name.is_some_and(|name| fs::metadata(directory.join(name)).is_ok_and(|found| found.len() == file.bytes))
         };
-        // Never synced, it may have lost anything when the host went down.
+        // A snapshot that was never synced may be incomplete after a crash of the host.
         let is_on_disk = match &manifest.seal {
             Seal::Done => true,
             Seal::Pending { host_boot_id } => host_boot_id_now().is_ok_and(|now| now == *host_boot_id),
@@ -346,7 +355,8 @@ fn host_boot_id_now() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Whether `memory` is the file of that name in the snapshot's directory. When in doubt, it is.
+/// Whether `memory` is the same file as in the snapshot's directory. `true` if that can't be found out, which is the
+/// safe answer.
 fn is_same(memory: &Utf8Path, snapshot: &Utf8Path) -> bool {
     let identity = |path: &Utf8Path| match fs::metadata(path) {
         Ok(found) => Ok(Some((found.dev(), found.ino()))),

@@ -1,11 +1,15 @@
-//! Restoring a snapshot: new VMMs that have its memory and load the state of its devices.
+//! Restores a snapshot: new VMMs map its memory and load its device state.
 //!
 //! ```text
 //!   check machine, budget ─▶ for each fork: VmDir ─▶ Restorer: a VMM, waiting ─▶ state loaded
 //!       ─▶ resume ─▶ link with Sync: clock, randomness, names ─▶ Fork
 //! ```
-//! How a VMM comes to the snapshot's memory, disks and devices is the driver's matter, see [`Restorer`]. That a fork is its
-//! own machine before anybody gets it, and that nothing is left of one that failed, is decided here.
+//! The driver decides how a VMM gets the snapshot's memory, disks and devices, see [`Restorer`]. This module makes sure
+//! that a fork has its own identity before a caller gets it, and that a failed fork leaves nothing.
+//!
+//! Each stage ([`NewFork`], [`Started`], [`Linked`]) owns all that it has made, and dropping it removes that. So an
+//! error, a deadline and a cancelled future take the same path. `Running` is written to the journal only after Sync:
+//! until then recovery removes the fork, so a guest that still has the identity of its snapshot is never adopted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,17 +33,16 @@ use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{Journal, State, VmDir, VmId};
 
-/// Memory that a fork takes beside what it shares, as the budget counts it: what 20 forks of an idle guest were seen to
-/// take, and some.
+/// Memory of a fork beside what it shares, for the budget. 20 forks of an idle guest took a little less each.
 const FORK_MEMORY_MIB: u64 = 48;
-/// Memory that forks leave to the host.
+/// Memory that is left to the host.
 const HOST_MEMORY_MIB: u64 = 256;
-/// What a held fork runs before it is taken.
+/// The command that a held fork runs before it is handed out.
 const WARM_UP: &str = "/bin/true";
-/// A VMM answers when the guest lets it, some milliseconds into the guest's first work.
+/// A VMM answers when its guest lets it, some milliseconds after the guest resumed.
 const RESUME_DEADLINE: Duration = Duration::from_secs(20);
 
-/// A snapshot that was found to fit this host, ready to be forked any number of times.
+/// A snapshot that fits this host, and can be forked any number of times.
 ///
 /// ```no_run
 /// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
@@ -78,9 +81,9 @@ pub(crate) async fn restore(
     if count == 1 {
         return Ok(vec![template.fork_with(parts.remove(0)).await?]);
     }
-    // Before the first one starts: all of them, or none.
+    // Checked before the first fork starts: all of them, or none.
     template.check(parts.clone()).await?;
-    // More at once would only wait for a CPU.
+    // More at a time would only wait for a CPU.
     let at_once = Arc::new(Semaphore::new(2 * host::limits().cpus as usize));
     let mut tasks = JoinSet::new();
     for (number, part) in parts.into_iter().enumerate() {
@@ -92,20 +95,20 @@ pub(crate) async fn restore(
     }
     let mut ready = Vec::with_capacity(count);
     while let Some(joined) = tasks.join_next().await {
-        // The first failure drops the forks that are ready, and so ends them.
+        // The first failure drops the forks that are ready, which ends them.
         ready.push(joined.map_err(|_| ControlError::Ended)??);
     }
     ready.sort_by_key(|(number, _)| *number);
     Ok(ready.into_iter().map(|(_, fork)| fork).collect())
 }
 
-/// Goes on with a stopped VM.
+/// Resumes a stopped VM.
 pub(crate) async fn resume(driver: Arc<dyn Driver>, id: VmId) -> Result<Fork, RestoreError> {
     let (template, new) = operation(async move { reopen(&*driver, &id).await }).await?;
     template.finish(new).await
 }
 
-/// Takes over the directory of a stopped VM, and makes ready what it stopped at.
+/// Takes over the directory of a stopped VM, and opens the snapshot at which it stopped.
 async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, NewFork), RestoreError> {
     recover::once(driver).await;
     let home = Home::at(driver.home());
@@ -118,7 +121,8 @@ async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, NewFork), R
     let spec = dir.spec().map_err(|source| SnapshotError::io("read the spec in", path, source))?;
     let forks = ForkSpec { identity: ForkIdentity::Keep, owner_loss: spec.owner_loss, ..ForkSpec::default() };
     let template = prepare(driver, &snapshot, &forks).await?;
-    // The same machine, so it has the same volumes, and what it knows of them has to be true. Its TAP devices are opened anew.
+    // It is the same machine, so it has the same volumes, and its memory has cached parts of them. So they must not
+    // have changed. Its TAP devices are opened again.
     if let Some(volume) = snapshot.manifest().volumes.iter().find(|volume| !volume.is_unchanged()) {
         return Err(RestoreError::DiskMoved { id: snapshot.id().clone(), path: volume.path.clone() });
     }
@@ -150,7 +154,7 @@ pub(crate) fn check_budget(count: usize) -> Result<(), RestoreError> {
     }
 }
 
-/// Finds out whether a snapshot can be restored on this host.
+/// Checks whether a snapshot can be restored on this host.
 pub(crate) async fn template(
     driver: Arc<dyn Driver>,
     snapshot: Snapshot,
@@ -181,7 +185,7 @@ async fn prepare(driver: &dyn Driver, snapshot: &Snapshot, forks: &ForkSpec) -> 
     })
 }
 
-/// The spec came from the disk, and makes arguments of a VMM.
+/// The spec is read from disk, and becomes arguments of a VMM.
 fn check_spec(spec: &VmSpec) -> Result<(), RestoreError> {
     if let Some(device) = spec.unmigratable() {
         return Err(RestoreError::Unmigratable { device });
@@ -191,29 +195,29 @@ fn check_spec(spec: &VmSpec) -> Result<(), RestoreError> {
 }
 
 impl Template {
-    /// One more VM.
+    /// Makes one more fork.
     ///
     /// # Errors
-    /// As for [`Engine::restore`](crate::Engine::restore).
+    /// See [`Engine::restore`](crate::Engine::restore).
     pub async fn fork(&self) -> Result<Fork, RestoreError> {
         self.fork_with(ForkPart::default()).await
     }
 
-    /// One more VM, with what is its own.
+    /// Makes one more fork with its own parts.
     ///
     /// # Errors
-    /// As for [`Engine::restore`](crate::Engine::restore).
+    /// See [`Engine::restore`](crate::Engine::restore).
     pub async fn fork_with(&self, part: ForkPart) -> Result<Fork, RestoreError> {
         self.finish(self.begin(part).await?).await
     }
 
-    /// Refuses parts that do not fit the snapshot, or each other.
+    /// Refuses parts that do not fit the snapshot or each other.
     pub(crate) async fn check(&self, parts: Vec<ForkPart>) -> Result<(), RestoreError> {
         let (snapshot, spec) = (self.snapshot.clone(), self.spec.clone());
         blocking(move || fork::check_parts(&parts, snapshot.manifest(), &spec)).await
     }
 
-    /// A fork's directory.
+    /// Makes a fork's directory.
     async fn begin(&self, part: ForkPart) -> Result<NewFork, RestoreError> {
         let (vms, spec, snapshot) = (self.vms.clone(), self.spec.clone(), self.snapshot.clone());
         blocking(move || {
@@ -226,17 +230,17 @@ impl Template {
         .await
     }
 
-    /// One fork, from its directory to its own identity.
+    /// Takes one fork from its directory to its own identity.
     async fn finish(&self, new: NewFork) -> Result<Fork, RestoreError> {
         let deadline = Instant::now() + self.deadline;
         let NewFork { dir, spec, part } = new;
         let (journal, restorer) = (dir.journal().clone(), Arc::clone(&self.restorer));
         let forked = async {
-            // One operation: each way to a thread and back takes time that a fork does not have.
+            // One operation, because each switch to a thread and back takes time that a fork does not have.
             let vm = operation(async move { restorer.start(dir.into_inner(), spec).await?.load().await }).await?;
             Linked::new(vm, journal, part, deadline).await?.renew(self, deadline).await
         };
-        // A VMM has its own bounds, which add up to more than a short deadline.
+        // A VMM has deadlines of its own, which add up to more than a short deadline.
         match timeout_at(deadline, forked).await {
             Ok(outcome) => outcome,
             Err(_) => Err(LinkError::TimedOut { waiting_for: "answer", waited: self.deadline }.into()),
@@ -244,12 +248,12 @@ impl Template {
     }
 }
 
-/// A fork whose VMM is yet to be started.
+/// A fork whose VMM has not started.
 #[derive(Debug)]
 struct NewFork {
-    // Dropped, it removes the directory.
+    // Dropping it removes the directory.
     dir: OffRuntime<VmDir>,
-    /// The snapshot's, with the volumes and attachments of this fork.
+    /// The snapshot's spec, with the volumes and attachments of this fork.
     spec: VmSpec,
     part: ForkPart,
 }
@@ -257,7 +261,7 @@ struct NewFork {
 /// A fork whose VMM waits.
 #[derive(Debug)]
 pub(crate) struct Started {
-    // Dropped, it ends its process and removes its directory.
+    // Dropping it ends the process and removes the directory.
     vmm: OffRuntime<Box<dyn Waiting>>,
     journal: Journal,
     part: ForkPart,
@@ -279,7 +283,7 @@ impl Started {
     }
 }
 
-/// A fork whose agent answers, and that is not its own machine yet.
+/// A fork whose agent answers, but that does not have its own identity yet.
 #[derive(Debug)]
 struct Linked {
     vm: Vm,
@@ -305,7 +309,7 @@ impl Linked {
             ForkIdentity::Keep => None,
         };
         link.renew(Renewal { identity }, deadline.saturating_duration_since(Instant::now())).await?;
-        // Not before: a recovery must not take for a machine what is none yet.
+        // Only now: before, recovery must not adopt it.
         blocking(move || {
             journal.append(State::Running)?;
             Ok::<_, RestoreError>(failpoint::hit("restore.running")?)
@@ -316,12 +320,12 @@ impl Linked {
     }
 }
 
-/// A fork that waits for somebody who takes it.
+/// A fork that is ready to be taken.
 #[derive(Debug)]
 pub(crate) enum Held {
-    /// It is its own machine, has run a command, and stands still with all others frozen as they were saved.
+    /// It has its own identity, has run a command, and is paused. All other commands are frozen as they were saved.
     Warm(Box<Fork>),
-    /// Its commands would run before it is its own machine, so it has not begun to.
+    /// Its commands would run before it has its own identity, so it has not started to run.
     Waiting(Started),
 }
 
@@ -334,7 +338,7 @@ impl Held {
             return Ok(Self::Waiting(started));
         }
         let fork = started.link(deadline).await?.renew(template, deadline).await?;
-        // Under TCG the code of a first command is translated first, which takes ten times as long as the command.
+        // Under TCG the code of a first command has to be translated, which takes ten times as long as the command.
         let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
         match timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
             Ok(Err(error)) => tracing::debug!(%error, "a held fork did not run its first command"),
@@ -351,7 +355,7 @@ impl Held {
         match self {
             Self::Warm(fork) => {
                 fork.vm.resume().await?;
-                // The time as it is now, fresh randomness, and then its commands go on.
+                // It gets the current time and fresh randomness, and then its commands are thawed.
                 fork.link.renew(Renewal::default(), template.deadline).await?;
                 Ok(*fork)
             }
@@ -362,7 +366,7 @@ impl Held {
         }
     }
 
-    /// Its VMM.
+    /// The pid of its VMM.
     pub(crate) fn pid(&self) -> u32 {
         match self {
             Self::Warm(fork) => fork.vm.pid(),

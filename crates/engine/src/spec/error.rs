@@ -26,15 +26,15 @@ pub enum SpecError {
         /// Memory of the host.
         host_mib: u64,
     },
-    /// A file that the VM needs is not there.
+    /// A file of the VM does not exist or can't be read.
     #[error("the {what} `{path}` is not a readable file")]
     NoFile {
         /// `kernel`, `initramfs` or `disk`.
         what: &'static str,
-        /// Where it should be.
+        /// The path.
         path: Utf8PathBuf,
     },
-    /// A disk's file that can't be used as it is.
+    /// A disk can't be used.
     #[error("the disk `{path}` can't be used: {problem}")]
     Disk {
         /// The file.
@@ -42,33 +42,33 @@ pub enum SpecError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A network card can't lead where it should.
-    #[error("network card {index} can't be attached as asked for: {problem}")]
+    /// A network card can't be attached.
+    #[error("network card {index} can't be attached as requested: {problem}")]
     Nic {
-        /// Its place in the spec.
+        /// Its index in the spec.
         index: usize,
         /// What is wrong.
         problem: String,
     },
-    /// A device whose backend can't be used.
+    /// The backend of a device can't be used.
     #[error("{device} {problem}")]
     Backend {
-        /// What it is and where its socket should be, for people.
+        /// The device and the path of its socket, as text for users.
         device: String,
         /// What is wrong with it.
         problem: String,
     },
-    /// More of something than a VM can have.
+    /// More parts of one kind than a VM can have.
     #[error("at most {max} {what}, not {count}")]
     TooMany {
-        /// What there are too many of.
+        /// The kind.
         what: &'static str,
-        /// How many were asked for.
+        /// The requested number.
         count: usize,
         /// The bound.
         max: usize,
     },
-    /// A name that would not survive a command line.
+    /// A name that can't be part of a command line.
     #[error("the {what} `{name}` must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_`, `-` or, for a device, `/`")]
     Name {
         /// `module`, `port`, `root device` or `root filesystem`.
@@ -76,8 +76,8 @@ pub enum SpecError {
         /// The name.
         name: String,
     },
-    /// Two ports of the same name.
-    #[error("the port `{name}` is there twice")]
+    /// Two ports have the same name.
+    #[error("the port `{name}` is listed twice")]
     SamePort {
         /// The name.
         name: String,

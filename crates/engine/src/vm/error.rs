@@ -1,4 +1,4 @@
-//! Why a VM does not do what it is told.
+//! Why a VM does not carry out a request.
 
 use std::io;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use crate::link::StreamError;
 use crate::snapshot::{MemoryError, SnapshotError};
 use crate::vm_dir::JournalError;
 
-/// Why a VMM did not do what it was told.
+/// Why a VMM did not carry out a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmmError {
-    /// It understood and refused.
+    /// It refused the command.
     #[error("`{command}` was refused: {description}")]
     Refused {
         /// The command.
         command: String,
-        /// The VMM's words.
+        /// The VMM's own words.
         description: String,
     },
     /// No answer in time.
@@ -25,7 +25,7 @@ pub enum VmmError {
     Deadline {
         /// The command, or `greeting`.
         command: String,
-        /// How long it was waited for.
+        /// The time that it was waited for.
         waited: Duration,
     },
     /// The connection to its monitor ended.
@@ -34,7 +34,7 @@ pub enum VmmError {
         /// Why it ended.
         reason: String,
     },
-    /// More commands than are kept at once.
+    /// More commands wait than are allowed.
     #[error("more than {max} commands wait for an answer")]
     TooMany {
         /// The bound.
@@ -52,17 +52,17 @@ impl VmmError {
     }
 }
 
-/// Why a VM did not do what it was told.
+/// Why a VM did not carry out a request.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// There is no such VM any more.
+    /// The VM has ended.
     #[error("the VM has ended")]
     Ended,
-    /// Guests of this driver can't do that.
+    /// The driver of this VM can't do that.
     #[error("guests of this engine can't be saved")]
     Unsupported,
-    /// The VMM did not do it.
-    #[error("the VMM did not do it")]
+    /// The VMM refused or did not answer.
+    #[error("the VMM failed to carry out a command")]
     Monitor(#[from] VmmError),
 }
 
@@ -77,16 +77,16 @@ impl ControlError {
     }
 }
 
-/// Why there is no connection to a guest's port.
+/// Why a port of a guest can't be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
-    /// The spec did not ask for such a port.
+    /// The spec has no such port.
     #[error("the VM has no port `{name}`")]
     Unknown {
         /// The name.
         name: String,
     },
-    /// The VMM does not take the connection.
+    /// The VMM does not accept the connection.
     #[error("failed to connect to the port `{name}`")]
     Connect {
         /// The name.
@@ -97,7 +97,7 @@ pub enum PortError {
     },
 }
 
-/// Why a VM was not saved. It goes on as before, unless it has ended.
+/// Why a VM was not saved. It continues as before, unless it has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     /// A device that no VMM can save.
@@ -109,14 +109,14 @@ pub enum SaveError {
     /// The VM's memory is not a file.
     #[error("the VM can't be saved: it was launched without `forkable`")]
     NotForkable,
-    /// Another snapshot of the same VM is being taken, or somebody uses it.
-    #[error("a snapshot of this VM is being taken already")]
+    /// Another snapshot of the same VM is being taken, or the VM is in use.
+    #[error("another snapshot of this VM is being taken")]
     Busy,
-    /// The guest's commands did not stand still, or did not go on.
-    #[error("the guest's agent did not freeze its commands, or did not let them go on")]
+    /// The guest's commands were not frozen or not thawed.
+    #[error("the guest's agent failed to freeze or thaw its commands")]
     Freeze(#[source] StreamError),
-    /// The VMM did not do it, or the VM has ended.
-    #[error("the VMM did not save its state")]
+    /// The VMM failed, or the VM has ended.
+    #[error("the VMM failed to save the guest's state")]
     Vmm(#[from] ControlError),
     /// The guest's memory can't be read.
     #[error("the guest's memory can't be saved")]
@@ -124,10 +124,10 @@ pub enum SaveError {
     /// The snapshot can't be written.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// What the VM does can't be written down.
-    #[error("failed to write down what becomes of the VM")]
+    /// The journal can't be written.
+    #[error("failed to write the VM's journal")]
     Journal(#[from] JournalError),
-    /// A fail point stopped it; tests alone have them.
+    /// A fail point stopped it. Only tests have fail points.
     #[error(transparent)]
     FailPoint(#[from] FailPoint),
 }

@@ -1,10 +1,17 @@
-//! Saving a VM: its CPUs stand still while the state of its devices is written and its memory is put aside.
+//! Saves a VM: its CPUs are paused while its device state is written and its memory is put aside.
 //!
 //! ```text
-//!   can it be saved? ─▶ pause ─▶ Saver: devices, memory, disks ─▶ publish ─▶ resume (or the end) ─▶ seal, in the background
+//!   can it be saved? ─▶ pause ─▶ Saver: devices, memory, disks ─▶ publish ─▶ resume (or end) ─▶ seal, in the background
 //!                         └──────── any failure: the draft is removed, resume ────────▶ error
 //! ```
-//! What is written is the driver's matter, see [`Saver`]; when, and what the journal says of it, is decided here.
+//! The driver decides what is written, see [`Saver`]. This module decides when, and what the journal records.
+//!
+//! The order makes a crash at any point safe. First the journal names the snapshot (`Saving`). Then the files are
+//! written into a draft, which no other process sees. Then one rename publishes the snapshot, and only then the VM
+//! continues or ends. A crash before the rename leaves a draft that the next start removes, and a VM that has not
+//! changed. After the rename recovery finds the snapshot whole, and `then` in the journal tells what it was for: if the
+//! VM was to stop, it counts as stopped there. A VM that continues never shares files with the snapshot: its memory is
+//! copied, not linked. So it can't damage what was published, whatever happens to the journal.
 
 use std::io;
 use std::sync::Arc;
@@ -26,15 +33,16 @@ use crate::snapshot::{
 use crate::spec::{DiskRole, VmSpec};
 use crate::vm_dir::{Journal, MEMORY_FILE, State, Then};
 
-/// A VMM pauses and resumes in milliseconds, and a flush of a busy disk may come before that.
+/// A VMM pauses and resumes in milliseconds, but may first have to flush a busy disk.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
-/// Links of the chain of a VM that stops and goes on; each costs a restore some milliseconds for its pages.
+/// Most snapshots in the chain of a VM that is stopped and resumed repeatedly. Each adds some milliseconds to a
+/// restore.
 const STOPPED_CHAIN_MAX: usize = 8;
 
-/// Saves one VM, at the command of its owner.
+/// Saves one VM when its owner requests it.
 #[derive(Debug)]
 pub(crate) struct Save {
-    /// The VM's.
+    /// The VM's directory.
     pub(crate) directory: Utf8PathBuf,
     pub(crate) store: SnapshotStore,
     pub(crate) spec: VmSpec,
@@ -43,7 +51,7 @@ pub(crate) struct Save {
 }
 
 impl Save {
-    /// For the VM of a directory.
+    /// A save operation for the VM of a directory.
     pub(crate) fn new(
         directory: &Utf8Path,
         home: &Utf8Path,
@@ -55,7 +63,7 @@ impl Save {
         Self { directory: directory.into(), store, spec: spec.clone(), monitor, saver }
     }
 
-    /// Saves the VM. On failure it goes on as before.
+    /// Saves the VM. If that fails, it continues as before.
     pub(crate) async fn run(
         self: &Arc<Self>,
         journal: &Journal,
@@ -71,7 +79,7 @@ impl Save {
         let was_running = self.monitor.is_running(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
         let before = if was_running { State::Running } else { State::Paused };
         let after = order.then;
-        // After a save whose end could not be written down.
+        // An earlier save may have failed to record its end.
         journal.enter(before.clone())?;
         let generation = journal.append(State::Saving { snapshot: draft.id().clone(), then: after.into() })?;
         let saved = match failpoint::hit("save.begun") {
@@ -80,7 +88,7 @@ impl Save {
         };
         let snapshot = match saved {
             Ok(snapshot) if after != AfterSave::GoOn => {
-                // The memory is the snapshot's alone from now on.
+                // From now on only the snapshot has the memory file.
                 if let Err(error) = fs_err::remove_file(self.directory.join(MEMORY_FILE))
                     && error.kind() != io::ErrorKind::NotFound
                 {
@@ -92,13 +100,13 @@ impl Save {
                 shared.kill();
                 snapshot
             }
-            other => match (other, self.go_on(journal, before).await) {
+            other => match (other, self.restore_state(journal, before).await) {
                 (Ok(snapshot), Ok(())) => snapshot,
                 (Ok(snapshot), Err(error)) => {
                     let this = Arc::clone(self);
                     return blocking(move || Err(this.discard(snapshot, error))).await;
                 }
-                // Why it was not saved says more than what followed from that.
+                // The first error explains more than an error that followed from it.
                 (Err(error), _) => return Err(error),
             },
         };
@@ -150,8 +158,8 @@ impl Save {
         }
     }
 
-    /// Lets a VM that stands still for a save do what it did before.
-    async fn go_on(&self, journal: &Journal, before: State) -> Result<(), SaveError> {
+    /// Restores what a paused VM did before the save.
+    async fn restore_state(&self, journal: &Journal, before: State) -> Result<(), SaveError> {
         if before == State::Running {
             self.monitor.resume(COMMAND_DEADLINE).await.map_err(ControlError::from)?;
         }
@@ -160,7 +168,8 @@ impl Save {
         Ok(())
     }
 
-    /// Removes what was published in vain: nobody learns its name, and the VM may go on writing to files that it has.
+    /// Removes a snapshot that was published before a later step failed. Its id was not returned to any caller, and the
+    /// VM may continue to write to its files.
     fn discard(&self, snapshot: Snapshot, why: SaveError) -> SaveError {
         let id = snapshot.id().clone();
         drop(snapshot);
@@ -175,7 +184,7 @@ impl Save {
 pub(crate) fn put(files: Files, from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
     match files {
         Files::Link => match fs_err::hard_link(from, to) {
-            // The VM stands still from now on, so a copy is as good.
+            // The VM is paused for the rest of its life, so a copy is as good.
             Err(error) if has_no_links(error.kind()) => copy(from, to),
             linked => linked.map_err(|source| SnapshotError::io("link", from, source)),
         },
@@ -190,20 +199,21 @@ fn copy(from: &Utf8Path, to: &Utf8Path) -> Result<(), SnapshotError> {
     memory::copy_sparse(source.file(), target.file()).map_err(|error| SnapshotError::io("copy to", to, error))
 }
 
-/// Whether a filesystem, or two of them, have no links.
+/// Whether an error means that the filesystem has no hard links, or that there are two filesystems.
 fn has_no_links(error: io::ErrorKind) -> bool {
     use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
     matches!(error, CrossesDevices | PermissionDenied | TooManyLinks | Unsupported)
 }
 
-/// [`tidy`], in the background.
+/// Runs [`tidy`] in the background.
 fn tidy_later(store: SnapshotStore, snapshot: Snapshot, vmm: Option<Killer>, earlier: Vec<SnapshotId>) {
     in_background(move || tidy(&store, snapshot, vmm.as_ref(), &earlier));
 }
 
-/// Seals a snapshot while its owner goes on, once the VMM whose memory it has is gone. One that is not sealed when the
-/// process ends is whole for the next that opens it on this boot of the host. A VM that stops time and again would lie on a
-/// longer chain each time: a long one is made short, and where the VM stood before is forgotten.
+/// Seals a snapshot while its owner continues, after the VMM that wrote to its memory has exited. If the process ends
+/// before, the next one that opens the snapshot on this boot of the host finds it whole. A VM that stops again and
+/// again would get a longer chain each time, so a long chain is compacted, and the snapshots of earlier stops are
+/// removed.
 fn tidy(store: &SnapshotStore, snapshot: Snapshot, vmm: Option<&Killer>, earlier: &[SnapshotId]) {
     let id = snapshot.id().clone();
     let long = !earlier.is_empty() && snapshot.links().len() > STOPPED_CHAIN_MAX;
@@ -212,22 +222,22 @@ fn tidy(store: &SnapshotStore, snapshot: Snapshot, vmm: Option<&Killer>, earlier
     let sealed = sealed.and_then(|()| snapshot.seal());
     let sealed = sealed.and_then(|()| if long { store.compact(&id).map(drop) } else { Ok(()) });
     drop(snapshot);
-    // Until now this task held what a compaction has replaced, here or below: nobody else looks for it.
+    // Until now this task held the old forms of compacted snapshots open, and no other process removes them.
     store.sweep();
     match sealed {
         Ok(()) => forget(store, earlier, &id),
-        // Where it stood before may be all that outlives the host.
+        // An earlier stop may be the only snapshot that survives a crash of the host, so it stays.
         Err(error) => tracing::warn!(snapshot = %id, %error, "failed to seal a snapshot"),
     }
 }
 
-/// Removes where a VM stood before, oldest first in `earlier`.
+/// Removes the snapshots of earlier stops. `earlier` has the oldest first.
 fn forget(store: &SnapshotStore, earlier: &[SnapshotId], now: &SnapshotId) {
-    // Each lies on the one before it, so the newest goes first.
+    // Each is the child of the one before, so the newest has to be removed first.
     for old in earlier.iter().rev().filter(|old| *old != now) {
-        // Refused while anything lies on it.
+        // Refused if it has other children.
         if let Err(error) = store.remove(old) {
-            tracing::debug!(snapshot = %old, %error, "where a vm stood before stays");
+            tracing::debug!(snapshot = %old, %error, "the snapshot of an earlier stop stays");
         }
     }
 }
@@ -248,7 +258,7 @@ mod tests {
     use crate::snapshot::MemoryKind;
 
     #[test]
-    fn where_a_vm_stood_before_is_forgotten_from_the_newest_on() {
+    fn earlier_stops_are_removed_from_the_newest_on() {
         let place = crate::snapshot::testing::place();
         let root = place.full("root");
         let middle = place.diff(&root, 1, "middle");
@@ -256,7 +266,7 @@ mod tests {
         let [root, middle, now] = [root, middle, now].map(|snapshot| snapshot.id().clone());
         let earlier = [root, middle];
         forget(&place.store, &earlier, &now);
-        assert_eq!(place.store.open(&now).expect("lies on both").links().len(), 3);
+        assert_eq!(place.store.open(&now).expect("is their child").links().len(), 3);
 
         place.store.compact(&now).expect("compacts");
         forget(&place.store, &earlier, &now);
@@ -264,13 +274,13 @@ mod tests {
     }
 
     #[test]
-    fn the_old_form_of_what_a_stop_has_compacted_goes_also_where_nothing_is_forgotten() {
+    fn the_old_form_of_a_compacted_stop_is_removed_even_if_no_stop_is() {
         let place = crate::snapshot::testing::place();
         let mut chain = vec![place.full_with_disk("root")];
         for number in 1..=STOPPED_CHAIN_MAX as u64 {
             chain.push(place.diff(&chain[chain.len() - 1], number, "stop"));
         }
-        // Layers of a disk stay, and so does all that they lie in.
+        // The layers of a disk stay, and so do the snapshots that hold them.
         let mut ids: Vec<_> = chain.iter().map(|snapshot| snapshot.id().clone()).collect();
         let now = chain.pop().expect("has links");
         drop(chain);
@@ -283,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_given_as_a_copy_where_there_are_no_links() {
+    fn a_file_is_copied_if_there_are_no_links() {
         let memory = Utf8Path::new("/dev/shm");
         let place = crate::snapshot::testing::place();
         let from = tempfile::NamedTempFile::new_in(memory).expect("another filesystem");

@@ -1,20 +1,20 @@
-//! `vms/<id>/journal`: what a VM is about to do and what it has done, so that nobody has to guess after a crash.
+//! `vms/<id>/journal`: what a VM is about to do and what it has done, so that recovery knows it after a crash.
 //!
 //! ```text
 //!   new ──▶ Launching ──▶ Running ◀──▶ Paused        a user's pause and resume
 //!   new ──▶ Restoring ──▶ Running | Paused           a fork
 //!           Running | Paused ──▶ Saving ──▶ Running | Paused     saved, or the save failed
 //!                                Saving ──▶ Stopped              `then: Stop`
-//!                                Saving ──▶ Restoring            goes on as a fork of what was saved
+//!                                Saving ──▶ Restoring            continues as a fork of the snapshot
 //!           Stopped ──▶ Restoring ──▶ Stopped                    a resume that failed
 //!           any ──▶ Lost ──▶ Stopped                             recovery goes back to the last whole snapshot
 //! ```
-//! One JSON line a state, written before the act that it names (`Launching`, `Saving`, `Restoring`) and after it (the
-//! others). Each line is one write: a process that is killed leaves whole lines, a host that crashes may leave a torn last
-//! one, which counts as never written. The number of a line is the VM's generation.
+//! One JSON line per state. A line is written before the act that it names (`Launching`, `Saving`, `Restoring`) or
+//! after it (all others). Each line is one write. A process that is killed leaves whole lines. A host that crashes may
+//! leave a torn last line, which counts as not written. The number of a line is the VM's generation.
 //!
-//! Only `Stopped` waits for the disk: it is the one promise to a user that outlives the host's power. All else may be lost
-//! with the host, because the VM is lost with it too, and an older line leads to the same whole snapshot.
+//! Only `Stopped` is synced to disk, because only that promise to a user has to survive a crash of the host. All other
+//! lines may be lost with the host: the VM is lost too, and an older line leads to the same whole snapshot.
 
 mod history;
 
@@ -35,12 +35,12 @@ use crate::snapshot::SnapshotId;
 
 /// Name of the file.
 pub(crate) const JOURNAL_FILE: &str = "journal";
-/// A journal that has grown to this is written anew with what still matters.
+/// A journal of this size is rewritten with the lines that still matter.
 const JOURNAL_BYTES_MAX: u64 = 256 << 10;
 /// Characters of a reason that are kept.
 const REASON_CHARS_MAX: usize = 300;
 
-/// What a VM does, or what became of it.
+/// What a VM does, or how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
@@ -48,18 +48,18 @@ pub(crate) enum State {
     Launching,
     /// The guest's CPUs run.
     Running,
-    /// They stand still because a user said so.
+    /// Its CPUs are paused at a user's request.
     Paused,
-    /// It is being saved, and its CPUs stand still for it.
+    /// It is being saved, and its CPUs are paused for that.
     Saving {
-        /// The snapshot in the making.
+        /// The snapshot that is being made.
         snapshot: SnapshotId,
-        /// What follows.
+        /// What follows the save.
         then: Then,
     },
-    /// It has no VMM, and goes on from there when it is resumed.
+    /// It has no VMM, and continues from the snapshot when it is resumed.
     Stopped {
-        /// Where it stopped.
+        /// The snapshot at which it stopped.
         snapshot: SnapshotId,
     },
     /// Its VMM is being started from a snapshot.
@@ -67,9 +67,9 @@ pub(crate) enum State {
         /// The snapshot.
         snapshot: SnapshotId,
     },
-    /// It ended without having been saved.
+    /// It ended without being saved.
     Lost {
-        /// How, for people.
+        /// Why, as text for users.
         reason: String,
     },
 }
@@ -78,18 +78,18 @@ pub(crate) enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Then {
-    /// The VM goes on.
+    /// The VM continues.
     GoOn,
     /// The VM stops.
     Stop,
-    /// The VM is over, and the snapshot is all that is left of it.
+    /// The VM ends, and only the snapshot is left.
     End,
 }
 
 /// A line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// Counts the VM's states, from 1.
+    /// The number of the VM's states so far, from 1.
     pub(crate) generation: u64,
     /// The state.
     pub(crate) state: State,
@@ -97,18 +97,18 @@ pub(crate) struct Record {
     pub(crate) at_unix_ms: u64,
 }
 
-/// Why a state was not written down.
+/// Why a state was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// That state does not follow the last one: a bug of ours, or two owners.
+    /// The state does not follow the last one: a bug of Kiln, or two owners.
     #[error("a VM that is {from} can't become {to}")]
     Illegal {
         /// The last state.
         from: &'static str,
-        /// The one refused.
+        /// The refused state.
         to: &'static str,
     },
-    /// Something in the journal is none of ours.
+    /// Kiln did not write something in the journal.
     #[error("the journal `{path}` is broken: {problem}")]
     Broken {
         /// The journal.
@@ -148,7 +148,7 @@ impl From<JournalError> for io::Error {
     }
 }
 
-/// The journal of one VM, held by its owner alone. Clones write to the same one.
+/// The journal of one VM. Only its owner holds it. Clones write to the same journal.
 #[derive(Debug, Clone)]
 pub(crate) struct Journal(Arc<Mutex<Inner>>);
 
@@ -156,7 +156,7 @@ pub(crate) struct Journal(Arc<Mutex<Inner>>);
 struct Inner {
     directory: Utf8PathBuf,
     file: fs::File,
-    /// Bounded by what `JOURNAL_BYTES_MAX` holds.
+    /// `JOURNAL_BYTES_MAX` bounds their number.
     records: Vec<Record>,
     bytes: u64,
 }
@@ -170,7 +170,7 @@ impl Journal {
         Ok(Self::new(directory, file, History::default()))
     }
 
-    /// Goes on with the journal of a VM that has one. A torn last line is cut off.
+    /// Opens the journal of an existing VM. A torn last line is cut off.
     pub(crate) fn open(directory: &Utf8Path) -> Result<Self, JournalError> {
         let history = History::read(directory)?;
         if let Some(problem) = history.problem {
@@ -182,7 +182,7 @@ impl Journal {
         Ok(Self::new(directory, file, history))
     }
 
-    /// Goes on with a broken journal as far as it could be read. What followed counts as lost, for that reason.
+    /// Opens a broken journal and keeps the lines that could be read. The VM counts as lost, for that reason.
     pub(crate) fn repair(directory: &Utf8Path, history: History, reason: &str) -> Result<Self, JournalError> {
         let mut records = history.records;
         if !matches!(records.last(), Some(Record { state: State::Lost { .. }, .. })) {
@@ -197,9 +197,9 @@ impl Journal {
         Self(Arc::new(Mutex::new(Inner { directory: directory.into(), file, records, bytes })))
     }
 
-    /// Writes a state down. Returns its generation.
+    /// Writes a state. Returns its generation.
     ///
-    /// A state that does not follow the last one is a bug: it panics where assertions are on, and is refused elsewhere.
+    /// A state that does not follow the last one is a bug: with debug assertions it panics, otherwise it is refused.
     pub(crate) fn append(&self, state: State) -> Result<u64, JournalError> {
         let mut inner = self.lock();
         if let Err(error) = inner.check(&state) {
@@ -209,8 +209,8 @@ impl Journal {
         inner.append(state)
     }
 
-    /// [`append`](Self::append), unless the VM is already in that state, or is a fork that was not handed out yet: it is
-    /// not its own machine, so whatever its CPUs do, nobody may adopt it.
+    /// Runs [`append`](Self::append), unless the VM is already in that state, or is a fork that was not handed out yet.
+    /// Such a fork does not have its own identity, so it must not be adopted, whatever its CPUs do.
     pub(crate) fn enter(&self, state: State) -> Result<u64, JournalError> {
         let is_at_work = matches!(state, State::Running | State::Paused);
         match self.last() {
@@ -225,14 +225,14 @@ impl Journal {
         self.lock().records.last().cloned()
     }
 
-    /// What the journal says now.
+    /// The history as of now.
     pub(crate) fn history(&self) -> History {
         let inner = self.lock();
         History { records: inner.records.clone(), problem: None, bytes: inner.bytes }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Records are pushed once they are written, so they are right also after a panic.
+        // A record is pushed after it was written, so the records are right even after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -271,7 +271,7 @@ impl Inner {
         Ok(generation)
     }
 
-    /// Puts the journal on the disk, and with it what leads to it.
+    /// Syncs the journal, and the directories that lead to it.
     fn sync(&self) -> io::Result<()> {
         self.file.file().sync_data()?;
         // A resume needs the spec too.
@@ -333,7 +333,7 @@ fn follows(from: Option<&State>, to: &State) -> bool {
     }
 }
 
-/// Puts these records in the place of the journal, whole or not at all.
+/// Replaces the journal with these records, as a whole or not at all.
 fn rewrite(directory: &Utf8Path, records: &[Record]) -> Result<(fs::File, u64), JournalError> {
     let write = || {
         let new = directory.join(format!("{JOURNAL_FILE}.new"));

@@ -1,14 +1,16 @@
-//! A VMM that may have lost its owner: found by its pid file, ended or adopted.
+//! A VMM that may have lost its owner: found by its pid file, then killed or adopted.
 //!
 //! ```text
 //!   child, before exec ──its own /proc/self/stat──▶ vms/<id>/pid ──▶ Orphan::find ──▶ kill, or Child::adopt
 //! ```
-//! The child writes the file itself, while it still shares its owner's lock on the directory: whoever finds that lock free
-//! finds the file whole. A pid alone could be another process by now; with its start time it can't, as long as the host
-//! has not been started anew. But a file is only what somebody wrote: a home that was copied, restored from a backup or
-//! made up names processes that have nothing to do with it. So a process counts as the VMM only if it has the VM's own
-//! console or error FIFO open, which no process has by chance and which every VMM is started with. One that is named and
-//! can't be proved is neither killed nor taken for gone: then the VM is left as it is, with an error that names both.
+//! The child writes the pid file itself, while it still shares its owner's lock on the directory. So a process that
+//! finds the lock free finds the file whole. The pid alone could belong to another process by now. With the start time
+//! it can't, as long as the host has not rebooted.
+//!
+//! But the file's content proves nothing: a home that was copied, restored from a backup or made up names unrelated
+//! processes. So a process counts as the VMM only if it has the VM's own console or error FIFO open. Every VMM is
+//! started with these, and no other process has them by chance. If a named process lives but is not proved to be the
+//! VMM, it is neither killed nor taken to be gone. The VM is left as it is, with an error that names both.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -25,16 +27,16 @@ use crate::files::plain_file;
 
 /// Name of the file in a VM's directory.
 pub(crate) const PID_FILE: &str = "pid";
-/// A process that was killed ends as soon as it is scheduled and its memory is given back.
+/// A killed process ends as soon as it is scheduled and its memory is freed.
 pub(crate) const KILL_DEADLINE: Duration = Duration::from_secs(10);
-/// A process that ends has closed its files a moment before it is gone.
+/// A process that ends closes its files a moment before it is gone.
 const CLOSING_DEADLINE: Duration = Duration::from_secs(1);
-/// What each VMM has as its standard output and error.
+/// The standard output and error of each VMM.
 const FIFOS: [&str; 2] = [CONSOLE_FIFO, STDERR_FIFO];
-/// More than any line of proc(5) `stat`.
+/// More than any line of proc(5) `stat` has.
 const STAT_BYTES_MAX: u64 = 4096;
 
-/// A living process that is not our child.
+/// A living process that is not a child of this one.
 #[derive(Debug)]
 pub(crate) struct Orphan {
     pub(crate) pid: u32,
@@ -52,7 +54,7 @@ impl Orphan {
     /// The VMM of the VM in `directory`. `None` if no pid file is there, or the process that it names has ended.
     ///
     /// # Errors
-    /// The process that it names lives, and is not proved to be this VM's.
+    /// The named process lives, and is not proved to be this VM's.
     pub(crate) fn find(directory: &Utf8Path) -> io::Result<Option<Self>> {
         let Some(this) = Self::named(directory)? else { return Ok(None) };
         if has_a_fifo_of(this.pid, directory)? {
@@ -66,7 +68,7 @@ impl Orphan {
         Err(io::Error::other(words))
     }
 
-    /// The process that the pid file of a VM names, whatever it is.
+    /// The process in the pid file of a VM, whatever program it is.
     pub(crate) fn named(directory: &Utf8Path) -> io::Result<Option<Self>> {
         let Some(record) = read(&directory.join(PID_FILE))? else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(record.pid, PidfdFlags::empty()) {
@@ -74,13 +76,14 @@ impl Orphan {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // Compared after the pidfd was opened: it stays with that process whatever becomes of the number.
+        // Compared after the pidfd was opened, which stays bound to that process even if the number is reused. If the
+        // start times match now, the pidfd is that of the VMM.
         let now = read(format!("/proc/{}/stat", record.pid.as_raw_nonzero()).as_str().into())?;
         let this = Self { pid: record.pid.as_raw_nonzero().get().cast_unsigned(), pidfd };
         Ok((now == Some(record) && !this.ends_within(Duration::ZERO)?).then_some(this))
     }
 
-    /// Ends it, and waits until it is gone: its disks and memory may be used by another one next.
+    /// Kills it, and waits until it is gone: after that another VMM may use its disks and memory.
     pub(crate) fn kill(self) -> io::Result<()> {
         match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -97,15 +100,15 @@ impl Orphan {
     }
 }
 
-/// Whether a process, perhaps a zombie since, ends within that time.
+/// Whether a process ends within that time. A zombie counts as ended.
 pub(crate) fn ends_within(pidfd: &OwnedFd, deadline: Duration) -> io::Result<bool> {
     let timeout = Timespec::try_from(deadline).map_err(io::Error::other)?;
     let mut polled = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
     Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)))? > 0)
 }
 
-/// Whether a process has a FIFO open that lies in this directory. One that may not be looked at does not belong to this
-/// user, so it has none.
+/// Whether a process has a FIFO in this directory open. If this user may not read the process's descriptors, it belongs
+/// to another user, so it has none.
 fn has_a_fifo_of(pid: u32, directory: &Utf8Path) -> io::Result<bool> {
     let mut own = Vec::new();
     for name in FIFOS {
@@ -117,25 +120,25 @@ fn has_a_fifo_of(pid: u32, directory: &Utf8Path) -> io::Result<bool> {
         }
     }
     let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(false) };
-    // A descriptor may be closed while the others are looked at.
+    // A descriptor may be closed while the others are read.
     let mut open = open.flatten().filter_map(|entry| fs::metadata(entry.path()).ok());
     Ok(open.any(|found| own.contains(&(found.dev(), found.ino()))))
 }
 
-/// `None` for a file that is not there or that holds something else: then nobody is named by it.
+/// `None` if the file does not exist or holds something else. Then it names no process.
 fn read(path: &Utf8Path) -> io::Result<Option<PidRecord>> {
     match plain_file::read(path, STAT_BYTES_MAX) {
         Ok(stat) => Ok(parse(&String::from_utf8_lossy(&stat))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // It ended while its line was being read.
+        // The process ended while its line was being read.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Reads proc(5) `stat`: the pid, and when it started (field 22).
+/// Parses proc(5) `stat`: the pid, and the start time (field 22).
 fn parse(stat: &str) -> Option<PidRecord> {
-    // The second field is a name in parentheses that may hold anything, parentheses too.
+    // The second field is a name in parentheses, which may hold anything, parentheses too.
     let (before, after) = (stat.split_once('(')?.0, stat.rsplit_once(')')?.1);
     let pid = Pid::from_raw(before.trim().parse().ok().filter(|pid| *pid > 0)?)?;
     let start_time = after.split_ascii_whitespace().nth(19)?.parse().ok()?;
@@ -187,13 +190,13 @@ mod tests {
         let orphan = Orphan::find(&path).expect("looks").expect("is there");
         assert_eq!(orphan.pid, vmm.id());
         orphan.kill().expect("ends");
-        assert!(Orphan::find(&path).expect("looks").is_none(), "a zombie is no VMM");
+        assert!(Orphan::find(&path).expect("looks").is_none(), "a zombie is not a VMM");
         assert!(!vmm.wait().expect("ended").success());
         assert!(Orphan::find(&path).expect("looks").is_none());
     }
 
     #[test]
-    fn a_stranger_with_that_pid_is_not_the_one() {
+    fn another_process_with_that_pid_is_not_the_vmm() {
         let (_scratch, path) = scratch();
         let mut stranger = sleeper_with(&path.join(STDERR_FIFO));
         let real = stat(stranger.id());
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_named_and_has_no_file_of_the_vm_is_left_alone() {
+    fn a_named_process_without_a_file_of_the_vm_is_not_killed() {
         let (_scratch, path) = scratch();
         let (_other, elsewhere) = scratch();
         let mut innocents = [sleeper(), sleeper_with(&elsewhere.join(CONSOLE_FIFO))];
