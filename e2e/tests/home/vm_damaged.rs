@@ -85,7 +85,7 @@ fn doctor_names_a_newer_kernel_and_the_command_that_takes_it() {
 }
 
 #[test]
-fn an_image_that_was_changed_starts_no_vm_and_is_built_anew() {
+fn an_image_that_was_changed_starts_no_vm_and_is_built_again() {
     let home = TestHome::with_image();
     let images = home.kiln(["image", "ls", "--json"]).run();
     let images: serde_json::Value = serde_json::from_slice(&images.stdout).expect("a list");

@@ -124,7 +124,7 @@ fn a_lease_is_listed_while_its_file_is_there() {
         let link = agent.link().await.expect("the agent answers");
         let file = folder.path().join("build");
         fs::write(&file, "600\n").expect("a file");
-        fs::write(folder.path().join("nonsense"), "for ever\n").expect("a file");
+        fs::write(folder.path().join("nonsense"), "forever\n").expect("a file");
         let leases = link.activity().await.expect("an answer").leases;
         assert_eq!(leases.len(), 1, "{leases:?}");
         assert_eq!(leases[0].name, "build");

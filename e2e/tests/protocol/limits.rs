@@ -29,7 +29,7 @@ fn a_wall_limit_ends_a_command_and_says_so() {
 }
 
 #[test]
-fn a_command_that_handles_sigterm_ends_by_itself_within_the_grace() {
+fn a_command_that_handles_sigterm_ends_on_its_own_within_the_grace() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let limits = Limits { wall_ms: Some(300), grace_ms: Some(60_000), ..Limits::default() };

@@ -38,7 +38,7 @@ impl Polling {
         Self { time, began: None, last: None, rest: REST, rests_until: None }
     }
 
-    /// Something was done: looking begins anew.
+    /// Something was done: polling begins again.
     pub const fn begin(&mut self) {
         self.began = None;
         self.last = None;
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looking_ends_when_its_time_is_over_and_begins_anew_after_work() {
+    fn looking_ends_when_its_time_is_over_and_begins_again_after_work() {
         let mut polling = Polling { time: Duration::from_micros(50), ..Polling::new(Duration::ZERO) };
         let start = Instant::now();
         let at = |micros| start + Duration::from_micros(micros);

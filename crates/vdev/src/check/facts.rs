@@ -78,7 +78,7 @@ fn by_name<S: serde::Serializer>(features: &ProtocolFeatures, serializer: S) -> 
 }
 
 impl Facts {
-    /// Asks a backend. It is started afresh as often as needed, where it can be.
+    /// Asks a backend. The backend is restarted as often as needed, if it can be.
     pub fn ask(target: &mut Target, device: Option<DeviceKind>) -> Outcome<Self> {
         let mut facts = Self { queues: 1, ..Self::default() };
         restart(target)?;

@@ -352,7 +352,7 @@ fn after_the_case(how: &str) -> String {
     format!("{how}, after the end of the case")
 }
 
-/// Whether the rule can't be checked on a backend that others use, or leaves one behind that nobody should use.
+/// Whether the rule can't be checked on a backend that others use, or leaves a backend behind that no other rule should use.
 fn wants_its_own(case: &Case) -> bool {
     case.needs.iter().any(|need| matches!(need, Need::Spawned | Need::Process)) || is_harmful(case)
 }

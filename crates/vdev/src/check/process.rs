@@ -133,7 +133,7 @@ impl Process {
         self.kill();
         let directory = Arc::clone(&self.directory);
         drop(self);
-        // A process that is killed can't remove its sockets, and binding to a path that is there fails. Whoever starts a
+        // A process that is killed can't remove its sockets, and binding to a path that is there fails. A person who starts a
         // backend again after a crash removes them; all other files are the backend's state.
         for entry in std::fs::read_dir(directory.path())?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
@@ -186,7 +186,7 @@ impl Process {
     /// How it ended, if it has. What it has started ends then too.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() && self.has_ended(Duration::ZERO) {
-            // As long as nobody has asked for its status, no other group can have its number.
+            // As long as its status has not been read, no other group can have its number.
             let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             self.ended = self.child.wait().ok();
         }
@@ -396,11 +396,11 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_ends_with_whoever_started_it() {
+    fn a_backend_ends_with_the_process_that_started_it() {
         let starter = std::thread::spawn(|| {
             let process = Process::start(&"sleep 1000".parse().expect("is one"), None).expect("starts");
             let left = (process.pid(), process.socket().parent().expect("lies in a folder").to_owned());
-            // Nobody drops it: the thread is lost, as a process that is killed is.
+            // Nothing drops it: the thread is lost, as a process that is killed is.
             std::mem::forget(process);
             left
         });
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_ignores_sigterm_is_killed_with_all_that_it_started() {
+    fn a_backend_that_ignores_sigterm_is_killed_with_all_that_it_started() {
         let command = "sh -c 'trap \"\" TERM; sleep 1000 & echo $!; wait; sleep 1000'".parse().expect("is one");
         let process = Process::start(&command, None).expect("starts");
         let has_spoken = || process.last_words().first().is_some_and(|line| line.parse::<u32>().is_ok());

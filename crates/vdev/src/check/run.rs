@@ -31,12 +31,11 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     /// Starts the backend; `{socket}` is where it shall listen, `{dir}` a folder for whatever else it makes.
     pub spawn: Option<SpawnCommand>,
-    /// What kind of device it is; guessed from what it says where it is left out.
+    /// The kind of device. If it is left out, it is guessed from the backend's replies.
     pub device: Option<DeviceKind>,
     /// Rules that bind less are left out.
     pub level: Level,
-    /// Ids of the cases to run, with `*` for anything, and with `!` before it of those to leave out; all where there is
-    /// none.
+    /// Ids of the cases to run. `*` stands for any text, and `!` before an id leaves its cases out. All cases if empty.
     pub only: Vec<String>,
     /// Failures that are known.
     pub expected: ExpectedFailures,
@@ -46,7 +45,7 @@ pub struct Options {
     pub writes: bool,
     /// Whether the backend is spared what may harm it.
     pub gentle: bool,
-    /// Set by whoever wants the run to end after the case that runs.
+    /// Set by the caller to end the run after the current case.
     pub stop: Option<Arc<AtomicBool>>,
     /// Backends that are used at the same time, at most; as many as there are processors, if it is left out.
     pub jobs: Option<usize>,
@@ -54,7 +53,7 @@ pub struct Options {
     pub repeat: u32,
 }
 
-/// Backends that are used at the same time if nobody says how many.
+/// Backends that are used at the same time if the caller gives no number.
 const JOBS_DEFAULT_MAX: usize = 8;
 /// Backends that are used at the same time at most.
 pub const JOBS_MAX: usize = 64;

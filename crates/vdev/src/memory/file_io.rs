@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_was_cut_short_is_an_error_and_ends_nobody() {
+    fn memory_that_was_truncated_is_an_error_and_ends_no_process() {
         let backing = tempfile::tempfile().expect("a file");
         backing.set_len(16384).expect("grows");
         let memory = memory(SharedFile::from_peer(backing.try_clone().expect("clones").into()), 16384);

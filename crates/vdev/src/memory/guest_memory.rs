@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_short_ends_nobody() {
+    fn a_file_that_is_truncated_ends_no_process() {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(0x4000).expect("grows");
         let shared = SharedFile::from_peer(file.try_clone().expect("clones").into());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_in_huge_pages_that_are_not_there_ends_nobody_and_is_unmapped() {
+    fn memory_in_huge_pages_that_are_not_there_ends_no_process_and_is_unmapped() {
         use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
         const HUGE: u64 = 2 << 20;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;

@@ -54,7 +54,7 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// Connects anew.
+    /// Connects again.
     pub fn connect(path: &Path, deadline: Instant) -> Result<Self, SocketError> {
         let channel = Channel::connect(path, left(deadline))?;
         Ok(Self { path: path.to_owned(), deadline, channel, is_over: false })

@@ -167,7 +167,7 @@ impl Finder {
         self.quirks.push(Quirk { id, tried: id.tried(), behaviour: behaviour.into(), is_deadly });
     }
 
-    /// A new connection that is served. Some backends make their socket anew when a client has left, so one that was
+    /// A new connection that is served. Some backends make their socket again when a client has left, so one that was
     /// taken a moment before is closed without a word.
     fn connect_again(&self) -> Result<Asker, SocketError> {
         let until = (Instant::now() + 5 * PATIENCE).min(self.first.deadline());

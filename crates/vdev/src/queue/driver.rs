@@ -190,7 +190,7 @@ impl DriverRing {
         }
     }
 
-    /// Begins anew at base 0, with nothing outstanding; the device must have let go of the ring.
+    /// Begins again at base 0, with nothing outstanding; the device must have let go of the ring.
     pub fn reset(&mut self) {
         self.place.clear();
         match &mut self.side {

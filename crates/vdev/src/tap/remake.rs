@@ -1,4 +1,4 @@
-//! Descriptors for a replay: what a recording says a frontend passed, made anew; and memory in which no ring has anything to do.
+//! Descriptors for a replay: what a recording says a frontend passed, made again; and memory in which no ring has anything to do.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ const FILE_BYTES_MAX: u64 = 1 << 40;
 /// Regions and rings that are remembered.
 const KEPT_MAX: usize = 512;
 
-/// A descriptor that was made anew, and what we keep of it.
+/// A descriptor that was made again, and what we keep of it.
 pub(super) struct Remade {
     /// What is passed on.
     pub fd: OwnedFd,

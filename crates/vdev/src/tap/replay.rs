@@ -1,7 +1,7 @@
 //! Plays the frontend's part of a recording to a backend, and compares what it answers with what was answered then.
 //!
 //! ```text
-//!   recording: frontend → ──▶ sent again, with descriptors made anew
+//!   recording: frontend → ──▶ sent again, with descriptors made again
 //!              backend  ← ──▶ waited for, and compared
 //!              ended      ──▶ done again, or waited for
 //! ```

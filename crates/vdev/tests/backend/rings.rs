@@ -287,7 +287,7 @@ fn what_a_device_writes_is_in_the_dirty_log() {
 }
 
 #[test]
-fn a_reset_stops_all_rings_and_the_device_can_be_set_up_anew() {
+fn a_reset_stops_all_rings_and_the_device_can_be_set_up_again() {
     let served = served();
     let mut frontend = ready(&served);
     for by_status in [false, true] {

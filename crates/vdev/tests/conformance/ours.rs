@@ -1,4 +1,4 @@
-//! Our own backends break no rule that binds, started afresh for each case or running already.
+//! Our own backends break no rule that binds, restarted for each case or running already.
 
 use kiln_vdev::check::{Options, Report, Verdict};
 use kiln_vdev::virtio::DeviceKind;

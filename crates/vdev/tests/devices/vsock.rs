@@ -145,7 +145,7 @@ fn who_is_not_there_is_said_so() {
     let mut lab = Lab::new();
     lab.send(99, 1, REQUEST, 0, &[], 1);
     assert_eq!(lab.receive().op, RST);
-    lab.send(99, 1, RW, 0, b"to nobody", 1);
+    lab.send(99, 1, RW, 0, b"to no one", 1);
     assert_eq!(lab.receive().op, RST);
 
     let mut host = UnixStream::connect(lab.path("v")).expect("connects");
@@ -160,7 +160,7 @@ fn who_is_not_there_is_said_so() {
 }
 
 #[test]
-fn each_side_ends_by_itself_and_the_connection_when_both_have() {
+fn each_side_ends_on_its_own_and_the_connection_when_both_have() {
     let mut lab = Lab::new();
     let mut host = lab.connect(52, 1024);
     host.write_all(b"last words").expect("is sent");

@@ -95,7 +95,7 @@ fn clients_that_come_and_go_leave_a_backend_that_serves() {
 }
 
 #[test]
-fn descriptors_that_a_backend_keeps_for_ever_are_seen() {
+fn descriptors_that_a_backend_keeps_forever_are_seen() {
     // The storage daemon keeps what comes with messages that carry none.
     let daemon = Daemon::start(DISK_BYTES, 1);
     let options = StressOptions {

@@ -77,7 +77,7 @@ const GROUPS: &[&[Case]] = &[
     hangup::CASES,
 ];
 
-/// Every rule, in the order in which they are run: a backend that is not started afresh ends at the last ones, if at any.
+/// Every rule, in the order in which they are run: a backend that is not restarted exits at the last ones, if at any.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     GROUPS.iter().copied().flatten()
 }

@@ -213,7 +213,7 @@ impl BlkDriver {
     }
 
     /// After the backend has gone: waits until it is back, tells it all that the last one knew, and has requests under
-    /// way done again. With an inflight region the backend finds them there; without one we begin the rings anew with
+    /// way done again. With an inflight region the backend finds them there; without one the rings begin again with
     /// what was not given back. A request may be done twice, and it is never forgotten: what it writes is the same.
     ///
     /// # Errors

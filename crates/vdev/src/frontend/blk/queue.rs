@@ -301,7 +301,7 @@ impl BlkQueue {
         }
     }
 
-    /// Begins the ring anew with all that the last device has not given back, in the order in which it was submitted.
+    /// Begins the ring again with all that the last device has not given back, in the order in which it was submitted.
     /// That device must have let go of the ring.
     pub(super) fn submit_again(&mut self) -> Result<(), FrontendError> {
         self.ring.driver.reset();

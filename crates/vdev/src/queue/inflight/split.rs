@@ -124,7 +124,7 @@ impl SplitRecord {
         self.last_batch_head = queue.read(LAST_BATCH_HEAD_AT);
         let batch = match used.wrapping_sub(queue.read(USED_AT)) {
             batch if batch <= size => batch,
-            // A frontend may lay out a ring anew and keep the region, which has nothing in flight then.
+            // A frontend may lay out a ring again and keep the region, which has nothing in flight then.
             _ if queue.recorded().next().is_none() => 0,
             _ => return Err(wrong("its used index is not of this ring")),
         };
