@@ -101,7 +101,7 @@ fn a_backend_that_refuses_or_goes_is_named_with_the_message() {
 
 #[test]
 fn lies_in_a_ring_are_reported_and_not_followed() {
-    reports("used_length", &["ring 0", "100000000 bytes were written"]);
+    reports("used_length", &["ring 0", "returned 100000000 bytes written"]);
     reports("used_id", &["ring 0", "77"]);
     reports("used_jump", &["used index of ring 0"]);
     reports("used_twice", &["ring 0"]);
