@@ -1,4 +1,4 @@
-//! A hundred operations that block, and a guest beside them that must not notice.
+//! A hundred blocking operations, which must not delay a guest that runs beside them.
 
 #[path = "support/agent.rs"]
 mod agent;
@@ -12,12 +12,12 @@ use kiln_engine::guest::Watch;
 use kiln_engine::{FakeEngine, Guest, VmSpec, blocking};
 use tokio::time::timeout;
 
-/// No step takes this long, unless it waits for what blocks.
+/// No step takes this long, unless it waits for a blocking operation.
 const DEADLINE: Duration = Duration::from_secs(20);
 const OPERATIONS: usize = 100;
 const PINGS: usize = 100;
 
-/// Opens once, for all who wait.
+/// A gate that opens once, for all that wait.
 #[derive(Debug, Default)]
 struct Gate(Mutex<bool>, Condvar);
 
@@ -33,7 +33,7 @@ impl Gate {
     }
 }
 
-// One thread: it has the links, the timers and the owners of all guests.
+// One thread runs the links, the timers and the owners of all guests.
 #[tokio::test(flavor = "current_thread")]
 async fn a_guest_starts_answers_and_ends_while_a_hundred_operations_block() {
     let gate = Arc::new(Gate::default());
@@ -45,7 +45,7 @@ async fn a_guest_starts_answers_and_ends_while_a_hundred_operations_block() {
         .collect();
     tokio::task::yield_now().await;
 
-    // None of them ends before the guest has: if it waited for one, it would wait for ever.
+    // None of them ends before the guest has. If it waited for one, it would wait forever.
     let home = tempfile::tempdir().expect("a directory");
     let engine = FakeEngine::new(Utf8Path::from_path(home.path()).expect("UTF-8"), agent());
     let guest = Guest::start(&engine, VmSpec::new("/unused", "/unused"), DEADLINE, Watch::default());

@@ -1,4 +1,4 @@
-//! Commands as `std::process::Command` has them, against the real agent as a process of this host.
+//! Commands with the interface of `std::process::Command`, against the real agent as a process of this host.
 
 #[path = "support/agent.rs"]
 mod agent;
@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 /// No step of these tests takes this long, unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A guest, which goes with this.
+/// A guest, which ends when this is dropped.
 struct Lab {
     link: GuestLink,
     vm: Vm,
@@ -134,7 +134,7 @@ async fn a_childs_output_is_read_up_to_a_bound_and_it_still_ends() {
     assert_eq!(output.stdout.len() + output.stderr.len(), 1_000_000);
     assert!(output.exited.truncated && output.success());
 
-    // Nobody wants it at all.
+    // Its output has no reader at all.
     let mut child = in_time(command.spawn()).await.expect("starts");
     (child.stdout, child.stderr) = (None, None);
     assert_eq!(in_time(child.wait()).await.expect("it ends").status, ExitStatus::Code(0));
@@ -146,7 +146,7 @@ async fn a_child_is_killed_when_asked_for_and_when_dropped() {
     let lab = Lab::new().await;
     let mut command = lab.link.command("sh");
     command.args(["-c", "head -c 10000000 /dev/zero; sleep 1000"]);
-    // Its output is full, and nobody reads it.
+    // Its output is full and has no reader.
     let mut child = in_time(command.spawn()).await.expect("starts");
     assert_eq!(in_time(child.kill()).await.expect("it ends").status, ExitStatus::Signal(9));
     assert!(matches!(child.start_kill(), Err(StreamError::Ended)));

@@ -1,5 +1,5 @@
-//! No step of a link's start outlasts its deadline, whether the agent stalls or sends a byte now and then. The steps of a
-//! run that follow are walked in the same way by the tests of `kiln run`.
+//! No step of a link's start exceeds its deadline, whether the agent stalls or sends a byte now and then. Tests of
+//! `kiln run` do the same for the later steps of a run.
 
 use std::time::{Duration, Instant};
 
@@ -10,19 +10,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// How far it may be missed.
+/// How far a deadline may be missed.
 const SLACK: Duration = Duration::from_secs(1);
-/// Between two bytes of an agent that dribbles.
+/// Pause between two bytes of a slow agent.
 const DRIBBLE: Duration = Duration::from_millis(50);
 
-/// What an agent does when it has come to where it stops.
+/// What an agent does at the step at which it stops.
 #[derive(Debug, Clone, Copy)]
 enum Then {
     Stall,
     Dribble,
 }
 
-/// What an agent has done when it stops.
+/// The last step that an agent completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum After {
     Nothing,
@@ -45,7 +45,7 @@ async fn agent(mut stream: UnixStream, after: After, capabilities: Vec<Capabilit
     }
     let (mut read, mut write) = stream.into_split();
     let dribble = async {
-        // The beginning of a frame of 256 bytes that never comes to its end.
+        // The start of a frame of 256 bytes that is never completed.
         let mut byte = [0, 0, 1, 0, 4].into_iter().chain(std::iter::repeat(0));
         loop {
             match then {

@@ -1,4 +1,4 @@
-//! VMs that outlive the process that started them, and are taken over by another one.
+//! VMs that outlive the process that started them, and are adopted by another one.
 
 mod support;
 
@@ -21,7 +21,7 @@ const HOME_VARIABLE: &str = "KILN_TEST_ADOPT_HOME";
 const SCENE_VARIABLE: &str = "KILN_TEST_ADOPT_SCENE";
 const OUTPUT_BYTES_MAX: u64 = 1 << 16;
 
-/// A VM whose owner was killed. It is killed at the end, if the test did not.
+/// A VM whose owner was killed. It is killed at the end, if the test did not do so.
 struct Orphan {
     lab: Lab,
     id: VmId,
@@ -29,7 +29,7 @@ struct Orphan {
 }
 
 impl Orphan {
-    /// Has another process start a VM as `scene` says, and kills that process.
+    /// Starts a VM in another process, as `scene` requires, and kills that process.
     fn make(scene: &str) -> Self {
         let lab = Lab::new();
         let mut owner = helper_process("own_a_vm_and_wait_to_be_killed", HOME_VARIABLE, lab.home().as_str())
@@ -63,7 +63,7 @@ impl Orphan {
 impl Drop for Orphan {
     fn drop(&mut self) {
         if is_alive(self.pid) {
-            // This pid was the VMM's a moment ago, and nothing else starts that many processes meanwhile.
+            // This was the VMM's pid a moment ago, and nothing else starts so many processes meanwhile.
             drop(Command::new("kill").args(["-9", &self.pid.to_string()]).status());
         }
     }
@@ -138,7 +138,7 @@ async fn vm_that_outlived_its_owner_is_adopted_with_link_and_console() {
     let link = link(&vm).await;
     assert_eq!(shell(&link, "cat /tmp/word; echo to the console > /dev/ttyS0").await, "before\n");
     console_until(&mut events, "to the console").await;
-    // A thread of its own writes the log, so it may be behind the events.
+    // A thread of its own writes the log, so the log may be behind the events.
     let log = || std::fs::read_to_string(vm.dir().join("console.log")).expect("reads");
     for _ in 0..500 {
         if log().contains("to the console") {

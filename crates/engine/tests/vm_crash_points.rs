@@ -1,5 +1,5 @@
-//! The owner of a real VM is killed at every named step. Afterwards the VM is adopted, stopped with its last whole
-//! snapshot, or gone; nobody else's VMM runs, and its memory and its disk are of one moment.
+//! The owner of a real VM is killed at every named step. Afterwards the VM is adopted, or stopped at its last whole
+//! snapshot, or gone. No other VMM runs, and the VM's memory and disk are of the same moment.
 
 mod support;
 
@@ -16,7 +16,7 @@ use support::guest::{self, connect, names, save, shell, start_process, vmms};
 const POLICIES: [OwnerLoss; 2] = [OwnerLoss::Kill, OwnerLoss::KeepRunning];
 const LAUNCH: [&str; 3] = ["launch.dir", "launch.spawned", "launch.running"];
 const FORK: [&str; 5] = ["restore.dir", "restore.spawned", "restore.pages", "restore.loaded", "restore.running"];
-/// Of a save that publishes nothing yet.
+/// Steps of a save before it publishes anything.
 const SAVE: [&str; 6] = ["save.begun", "save.paused", "save.device", "save.memory", "save.disks", "save.manifest"];
 const PUBLISHED: &str = "save.published";
 const RESUMED: &str = "save.resumed";
@@ -90,7 +90,7 @@ async fn vm_that_is_forked_is_gone_with_its_owner_or_adopted_once_it_runs() {
     }
 }
 
-/// Kills the owner of a stopped VM at this point of its resume, and goes on with it.
+/// Kills the owner of a stopped VM at this point of its resume, and continues with the VM.
 async fn resume_is_cut(scene: &Scene, id: &VmId, point: &str, is_expected: impl Fn(&Outcome) -> bool) {
     scene.kill_at(point, &format!("resume {id}"));
     let outcome = scene.recover();
@@ -116,7 +116,7 @@ async fn vm_that_is_resumed_is_stopped_again_where_its_owner_is_killed() {
     }
 }
 
-/// Kills the owner at this point of a save, and goes on with the VM, which must have noted that word last.
+/// Kills the owner at this point of a save, and continues with the VM, which must have noted that word last.
 async fn save_is_cut(
     scene: &Scene,
     id: &VmId,
@@ -179,7 +179,7 @@ async fn vm_that_outlives_its_owner_is_stopped_once_the_snapshot_of_its_stop_is_
     }
 }
 
-/// The memory of a VM that was launched is a file that it writes to, and that the snapshot of its stop takes over.
+/// The memory of a booted VM is a file that it writes to. The snapshot of its stop takes that file over.
 #[tokio::test]
 async fn vm_with_memory_of_its_own_lives_through_one_owner_after_the_other() {
     let scene = Scene::new(OwnerLoss::KeepRunning).await;

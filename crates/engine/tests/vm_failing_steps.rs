@@ -1,4 +1,4 @@
-//! Each named step of a real VM's life is made to fail: what was asked for fails with it, the VM is as it was, and
+//! Each named step in the life of a real VM is made to fail. The request fails with it, the VM is as it was before, and
 //! nothing is left behind.
 
 mod support;
@@ -79,7 +79,7 @@ async fn vm_whose_stop_is_not_written_down_is_stopped_by_the_next_recovery() {
 async fn vm_whose_snapshot_is_not_sealed_has_it_all_the_same() {
     for point in ["seal.hashed", "seal.renamed"] {
         let scene = Scene::new(OwnerLoss::Kill).await;
-        // Whether this process or its background task is the one that fails is no matter.
+        // Either this process or its background task fails; both are fine.
         assert!(scene.run("save forked kept go-on", &format!("{point}:error")).status.success());
         scene.assert_whole();
         let ids = guest::names(scene.home().join("snapshots"));

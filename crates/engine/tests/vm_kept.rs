@@ -1,4 +1,4 @@
-//! Forks that are held ready, and VMs that cool while nobody uses them, with real VMs of the image `mini`.
+//! Forks that are held ready, and VMs that cool while they are idle, with real VMs of the image `mini`.
 
 mod support;
 
@@ -84,7 +84,7 @@ async fn vm_a_pool_hands_out_machines_of_their_own_and_refills() {
 
     let mut names = Vec::new();
     let mut forks = Vec::new();
-    // One more than it holds: the last one is made there and then, or was refilled.
+    // One more than it holds. The last one is made now, or was refilled already.
     for _ in 0..3 {
         let fork = timeout(STEP_DEADLINE, pool.take()).await.expect("in time").expect("taken");
         names.push(sh(&fork.link, "hostname; cat /etc/machine-id; head -c 16 /dev/urandom | md5sum").await);
@@ -129,7 +129,7 @@ async fn vm_an_idle_vm_cools_in_steps_and_wakes_as_the_same_machine() {
     let id = fork.vm.id().clone();
     let policy = KeepPolicy {
         idle_to_warm: Some(Duration::from_millis(400)),
-        // Warm for long enough to be seen so, whatever else this host does.
+        // Warm for long enough to be seen, whatever else this host does.
         idle_to_cold: Some(Duration::from_secs(10)),
         ..KeepPolicy::default()
     };
@@ -157,7 +157,7 @@ async fn vm_an_idle_vm_cools_in_steps_and_wakes_as_the_same_machine() {
     assert!((before_asking - 2..=now() + 2).contains(&seconds), "{seconds}, not {before_asking}");
     drop(hot);
 
-    // A VM that stopped more than once leaves no more behind than where it is.
+    // A VM that stopped more than once leaves only its last snapshot.
     kept.cool(Temperature::Cold).await.expect("cools");
     drop(kept);
     discard(&Home::at(engine.home()), &id).expect("discarded");
@@ -200,7 +200,7 @@ async fn vm_what_runs_in_a_guest_keeps_it_hot() {
     let policy = KeepPolicy { idle_to_warm: Some(Duration::from_millis(400)), ..KeepPolicy::default() };
     let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork, policy);
 
-    // A session goes on when nobody is attached.
+    // A session keeps it hot without an attached client.
     let hot = kept.ensure_hot().await.expect("hot");
     let session = SessionSpec { name: Some("work".into()), ..SessionSpec::default() };
     let argv = ["sleep", "1000"].map(Text::from).to_vec();
@@ -218,7 +218,7 @@ async fn vm_what_runs_in_a_guest_keeps_it_hot() {
     drop(hot);
     until_it_is(&kept, Temperature::Warm).await;
 
-    // A lease does too, until it ends.
+    // A lease keeps it hot too, until it ends.
     let hot = kept.ensure_hot().await.expect("hot");
     sh(hot.link(), "echo 600 > /run/kiln/leases/build").await;
     drop(hot);
@@ -254,7 +254,7 @@ async fn vm_one_that_ended_is_not_woken() {
     assert!(matches!(kept.ensure_hot().await, Err(WakeError::Ended(_))));
 }
 
-/// What is in a log now; its numbers have no gaps.
+/// The entries in a log now. Their numbers have no gaps.
 fn all(mut events: Events) -> Vec<GuestEvent> {
     let entries: Vec<_> =
         std::iter::from_fn(|| events.read()).map(|entry| entry.expect("nothing was missed")).collect();
@@ -315,7 +315,7 @@ async fn vm_a_halt_after_a_wake_is_a_finding_and_the_reason_of_its_end() {
     let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
     kept.cool(Temperature::Cold).await.expect("cools");
     let hot = kept.ensure_hot().await.expect("wakes");
-    // Its link is not lost with it: nobody would say that it is over.
+    // A halt does not lose the link, so no error reports it.
     let halt =
         hot.command("sh").args(["-c", "echo 0 > /proc/sys/kernel/panic; halt -f"]).spawn().await.expect("starts");
     let ended = timeout(STEP_DEADLINE, kept.ended()).await.expect("is noticed");
@@ -351,7 +351,10 @@ async fn vm_a_destroyed_one_is_gone_and_leaves_nothing() {
         drop(used);
         let store = SnapshotStore::new(&Home::at(engine.home()));
         let left = store.list().expect("lists").into_iter().filter_map(|one| one.manifest);
-        assert!(!left.into_iter().any(|manifest| manifest.label.contains(id.as_str())), "where it stopped is gone too");
+        assert!(
+            !left.into_iter().any(|manifest| manifest.label.contains(id.as_str())),
+            "the snapshot of its stop is gone too"
+        );
     }
 }
 
@@ -397,7 +400,7 @@ async fn act(name: &str, point: &str) {
     assert!(output.status.success() && words.contains("1 passed"), "{words}\n{errors}");
 }
 
-/// The file with which a fail point says that it waits.
+/// The file by which a fail point shows that it waits.
 fn waiting() -> camino::Utf8PathBuf {
     let point = std::env::var(FAIL_POINT_VARIABLE).expect("it is armed");
     point.split_once(":wait-").expect("it waits").1.into()
@@ -506,7 +509,7 @@ async fn vm_one_that_could_not_be_cooled_has_the_time() {
 async fn fail_to_cool() {
     let engine = engine();
     let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
-    // Notes the time each tenth of a second, whoever else looks.
+    // Notes the time ten times a second.
     let session = SessionSpec { name: Some("clock".into()), ..SessionSpec::default() };
     let script = "while sleep 0.1; do date +%s; done > /root/times";
     let argv = ["sh", "-c", script].map(Text::from).to_vec();
@@ -526,7 +529,7 @@ async fn fail_to_cool() {
     let times = sh(hot.link(), "cat /root/times; date +%s").await;
     let times: Vec<i64> = times.lines().map(|line| line.parse().expect("seconds")).collect();
     assert!((now() - 2..=now() + 1).contains(times.last().expect("one at least")), "{times:?}, now {}", now());
-    // Nothing in it ever saw the seconds after it was paused by its old clock.
+    // No process in it saw a second after the pause by the old clock.
     let old: Vec<_> = times.iter().filter(|time| (warm + 2..warm + 5).contains(*time)).collect();
     assert!(old.is_empty(), "{old:?} of {times:?}, warm at {warm}");
     drop(hot);
@@ -538,7 +541,7 @@ fn now() -> i64 {
     i64::try_from(now.as_secs()).expect("of this century")
 }
 
-/// Removes where a VM of these tests stopped, once it is sealed.
+/// Removes the snapshots at which a VM of these tests stopped, once they are sealed.
 async fn remove_stopped(engine: &QemuEngine, id: &str) {
     let store = SnapshotStore::new(&Home::at(engine.home()));
     let of_it = |label: &str| label.contains(id);
@@ -551,7 +554,7 @@ async fn remove_stopped(engine: &QemuEngine, id: &str) {
                 return;
             }
             for one in left {
-                // One that others lie on goes in the next round.
+                // A snapshot with children is removed in the next round.
                 drop(store.remove(&one.id));
             }
             sleep(Duration::from_millis(50)).await;

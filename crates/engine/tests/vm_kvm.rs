@@ -1,4 +1,4 @@
-//! Which acceleration a VM gets on a host whose `/dev/kvm` may be missing, working, or lying.
+//! The acceleration of a VM on a host whose `/dev/kvm` may be missing, work, or open without running guests.
 
 mod support;
 
@@ -29,7 +29,7 @@ async fn vm_of_automatic_acceleration_boots_whatever_kvm_is_and_the_answer_is_re
     assert_ne!(state, KvmState::Opens, "a probe decides");
     assert_eq!(open_kvm().is_ok(), matches!(state, KvmState::Works | KvmState::Lies { .. }));
 
-    // A probe writes down its answer; without `/dev/kvm` there is none.
+    // A probe remembers its answer. Without `/dev/kvm` there is none.
     let answers =
         || std::fs::metadata(lab.home().join("probe.json")).map(|file| (file.ino(), file.modified().ok())).ok();
     let written = answers();

@@ -1,4 +1,4 @@
-//! Real VMs under TCG: how they start, what they say, how they end.
+//! Real VMs under TCG: how they start, what they print, how they end.
 
 mod support;
 
@@ -102,8 +102,8 @@ async fn vm_prints_nothing_while_it_is_paused_and_goes_on_after() {
     vm.pause().await.expect("pauses");
     let paused = async { while events.next().await.expect("it runs") != VmEvent::Paused {} };
     tokio::time::timeout(support::STEP_DEADLINE, paused).await.expect("the event comes");
-    // What the guest printed before is out when `stop` returns, but comes by another way than the event; then there is
-    // silence.
+    // When `stop` returns, the guest's earlier output was written, but it arrives by another path than the event. After
+    // it comes silence.
     let silence = async {
         while let Ok(event) = tokio::time::timeout(TEN_COUNTS, events.next()).await {
             assert!(matches!(event, Some(VmEvent::Console { .. })), "{event:?}");
@@ -154,7 +154,7 @@ async fn vm_takes_disks_whose_paths_hold_anything() {
     let path = lab.home().join("a,b:\"c\".raw");
     std::fs::write(&path, [0; 4096]).expect("written");
     let disk = |role| Disk { path: path.clone(), format: DiskFormat::Raw, role };
-    // The same file twice: two readers share it, and QEMU refuses the writer beside them in its own words.
+    // The same file twice: two readers share it, and QEMU refuses a writer beside them with its own error.
     let vm = lab
         .engine()
         .launch(VmSpec { disks: vec![disk(DiskRole::Shared), disk(DiskRole::Shared)], ..lab.spec("idle") })

@@ -1,4 +1,5 @@
-//! Guests on TAP devices of the host: what they reach, and what becomes of that when they are saved, forked and stopped.
+//! Guests on TAP devices of the host: what they reach, and what happens to that when they are saved, forked and
+//! stopped.
 
 mod support;
 
@@ -18,7 +19,7 @@ use support::guest::{connect, ready_made, save, shell, spec};
 use support::network::{DEVICE, GUEST, HOST, Network, PORT};
 use support::{Lab, helper_process, is_alive};
 
-/// An address of the second network alone.
+/// An address that only the second network has.
 const ELSEWHERE: &str = "10.77.0.9";
 /// At boot; forks get others.
 const MAC: &str = "52:54:00:77:00:01";
@@ -42,7 +43,7 @@ async fn set_up(link: &GuestLink) {
     shell(link, &format!("ip addr add {GUEST}/24 dev eth0 && ip link set eth0 up")).await;
 }
 
-/// What the host side serves to a guest.
+/// The word that the host side serves to a guest.
 async fn served(link: &GuestLink, address: &str) -> String {
     shell(link, &format!("nc -w 20 {address} {PORT} </dev/null")).await
 }
@@ -55,7 +56,7 @@ async fn vm_forks_of_one_that_was_unplugged_are_each_on_a_tap_of_their_own() {
     let [one, two] = [Network::serving("one"), Network::serving("two")];
     two.run(&format!("ip addr add {ELSEWHERE}/24 dev {DEVICE}"));
     two.serve(ELSEWHERE, "elsewhere");
-    // Made unplugged, wherever its cards should lead: there is no such device.
+    // The ready-made snapshot is made unplugged, whatever the spec's cards are attached to: that device does not exist.
     let nowhere = Attachment::Tap(Tap { device: "none".into(), namespace: None });
     let snapshot = ready_made(lab.home(), &with_card(nowhere)).await;
     assert_eq!(snapshot.manifest().spec.nics[0].attachment, Attachment::Unplugged);
@@ -71,7 +72,7 @@ async fn vm_forks_of_one_that_was_unplugged_are_each_on_a_tap_of_their_own() {
         addresses.push(shell(&fork.link, "cat /sys/class/net/eth0/address").await);
     }
     assert!(addresses[0] != addresses[1] && !addresses.contains(&MAC.to_owned()), "{addresses:?}");
-    // The second network has it, and no way leads there from the first.
+    // The second network has it, and there is no route to it from the first.
     assert_eq!(served(&forks[1].link, ELSEWHERE).await, "elsewhere");
     for unreached in [&forks[0], &forks[2]] {
         shell(&unreached.link, &format!("! ping -c 3 -W 1 {ELSEWHERE}")).await;
@@ -81,7 +82,7 @@ async fn vm_forks_of_one_that_was_unplugged_are_each_on_a_tap_of_their_own() {
         network.run(&format!("busybox ping -c 1 -W 20 {GUEST}"));
     }
 
-    // The VMM is where none of these networks is.
+    // The VMM is in none of these networks.
     let namespace = |file: String| std::fs::read_link(file).expect("is there");
     for fork in &forks {
         let of_vmm = namespace(format!("/proc/{}/ns/net", fork.vm.pid()));
@@ -180,13 +181,13 @@ async fn vm_that_cooled_on_a_tap_wakes_there_once_there_is_one_again() {
 const HOME_VARIABLE: &str = "KILN_TEST_NETWORK_HOME";
 const NAMESPACE_VARIABLE: &str = "KILN_TEST_NETWORK_NAMESPACE";
 
-/// A VMM without an owner. It is killed at the end, if the test did not.
+/// A VMM without an owner. It is killed at the end, if the test did not do so.
 struct Orphan(u32);
 
 impl Drop for Orphan {
     fn drop(&mut self) {
         if is_alive(self.0) {
-            // This pid was the VMM's a moment ago, and nothing else starts that many processes meanwhile.
+            // This was the VMM's pid a moment ago, and nothing else starts so many processes meanwhile.
             drop(Command::new("kill").args(["-9", &self.0.to_string()]).status());
         }
     }

@@ -1,4 +1,4 @@
-//! A Kiln that is killed leaves no VM behind.
+//! A killed Kiln leaves no VM behind.
 
 mod support;
 
@@ -13,7 +13,7 @@ use kiln_engine::{Engine as _, Outcome, QemuEngine, Recovered, recover};
 use support::{Lab, helper_process, is_alive, spec};
 
 const HOME_VARIABLE: &str = "KILN_TEST_ORPHAN_HOME";
-/// What the foundation promises.
+/// The bound that the specification promises.
 const ORPHANS_GONE: Duration = Duration::from_secs(2);
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What is refused around snapshots, by name and before anything starts; and what goes on all the same.
+//! What is refused around snapshots, by name and before a VMM starts; and what continues in spite of it.
 
 mod support;
 
@@ -20,12 +20,12 @@ use support::{Lab, STEP_DEADLINE, console_until, end, helper_process};
 
 const HOME_VARIABLE: &str = "KILN_TEST_REFUSALS_HOME";
 
-/// Saves a VM whose guest nobody talks to.
+/// Saves a VM whose guest has no link.
 async fn save_unlinked(vm: &Vm) -> Result<Snapshot, SaveError> {
     vm.snapshot(SnapshotRequest { link: None, then: AfterSave::GoOn, label: "test".into() }).await
 }
 
-/// What happens where a restore is refused: nothing.
+/// A refused restore starts nothing.
 fn assert_nothing_started(lab: &Lab) {
     assert_eq!(lab.vms(), [""; 0]);
     assert_eq!(vmms(lab.home()), [0; 0]);
@@ -45,20 +45,20 @@ impl Backend {
             .spawn()
             .expect("qemu-storage-daemon comes with qemu-system-common");
         let this = Self(child);
-        // It says nothing when it is ready, and takes one connection, which is not ours. A socket has its path a moment
-        // before it listens.
+        // The backend prints nothing when it is ready, and accepts one connection, which must not be the test's. A
+        // socket has its path a moment before it listens.
         until("the backend", || listens(&socket));
         (this, socket)
     }
 }
 
-/// Whether somebody listens at a socket: the flag `__SO_ACCEPTCON` in `/proc/net/unix`.
+/// Whether a socket has a listener: the flag `__SO_ACCEPTCON` in `/proc/net/unix`.
 fn listens(socket: &Utf8Path) -> bool {
     let sockets = std::fs::read_to_string("/proc/net/unix").expect("reads");
     sockets.lines().any(|line| line.ends_with(&format!(" {socket}")) && line.split(' ').nth(3) == Some("00010000"))
 }
 
-/// Looks until it is so.
+/// Waits until the condition holds.
 fn until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + STEP_DEADLINE;
     while !is_so() {
@@ -223,7 +223,7 @@ async fn vm_snapshot_stays_while_forks_of_it_live_and_goes_after_the_last() {
         assert_eq!(shell(&fork.link, "echo lives").await, "lives");
         fork.vm.kill().await;
     }
-    // What this process had copies of goes with its tasks.
+    // Copies in this process are closed with its tasks.
     let deadline = Instant::now() + STEP_DEADLINE;
     while store.remove(&id).is_err() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -231,7 +231,7 @@ async fn vm_snapshot_stays_while_forks_of_it_live_and_goes_after_the_last() {
     assert_eq!(names(lab.home().join("snapshots")), [""; 0]);
 }
 
-/// Room for the guest's memory and some of a copy of it.
+/// Room for the guest's memory and a part of a copy of it.
 const SMALL_DISK_MIB: u64 = 160;
 
 #[tokio::test]
@@ -277,7 +277,7 @@ fn vm_on_a_full_disk_is_not_saved_and_goes_on() {
     let lab = Lab::new();
     let helper = helper_process("save_on_a_small_disk", HOME_VARIABLE, lab.home().as_str());
     let mut command = Command::new("unshare");
-    // Whoever is not root becomes it in a namespace of users.
+    // A user who is not root becomes root in a user namespace.
     command.args(if rustix::process::geteuid().is_root() { &["--mount"][..] } else { &["--map-root-user", "--mount"] });
     command.arg(helper.get_program()).args(helper.get_args());
     command.env(HOME_VARIABLE, lab.home());
@@ -302,7 +302,7 @@ async fn lose_the_vmm_during_a_save() {
 async fn vm_whose_vmm_is_killed_during_a_save_leaves_nothing() {
     for point in ["save.begun", "save.paused", "save.device"] {
         let lab = Lab::new();
-        // Made here: the boot of a ready-made one, where there is none yet, saves too.
+        // Made here: if the ready-made one does not exist yet, its boot saves too.
         drop(base(lab.home()).await);
         let reached = lab.home().join("reached");
         let mut helper = helper_process("lose_the_vmm_during_a_save", HOME_VARIABLE, lab.home().as_str());

@@ -17,7 +17,7 @@ use kiln_engine::{
 use support::guest::{base, connect, disk, fork, make_disk, note, noted, open, save, shell, spec, start_process, tell};
 use support::{Lab, is_alive};
 
-/// A word in a variable of the running process, and in a file, for each step so far.
+/// A word in a variable of the running process and in a file, for each step so far.
 async fn remember(link: &kiln_engine::link::GuestLink, step: &str) {
     tell(link, &format!("words=\"$words {step}\"")).await;
     shell(link, &format!("echo {step} > /tmp/step-{step}")).await;
@@ -74,7 +74,7 @@ async fn vm_data_accumulates_from_a_full_snapshot_over_diffs_and_stays_after_com
     assert_eq!(lab.vms(), [""; 0]);
 }
 
-/// Three links over the shared snapshot, sealed; their ids and directories.
+/// Three links above the shared snapshot, sealed. Returns their ids and directories.
 async fn chain(lab: &Lab) -> Vec<(SnapshotId, Utf8PathBuf)> {
     let engine = lab.engine();
     let mut last = base(lab.home()).await;
@@ -275,7 +275,7 @@ async fn vm_forks_with_qcow2_volumes_write_to_their_own_and_what_they_wrote_stay
 
     let two = engine.restore(&snapshot, forks(&[&first, &second])).await.expect("are restored");
     for (fork, word) in two.iter().zip(["one", "two"]) {
-        // A flush of the disk, which a `sync` is not: QEMU keeps the tables of an image to itself until then.
+        // This flushes the disk, which `sync` does not: QEMU keeps the tables of an image in memory until then.
         let script = format!("echo {word} | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null");
         shell(&fork.link, &script).await;
     }
@@ -284,11 +284,11 @@ async fn vm_forks_with_qcow2_volumes_write_to_their_own_and_what_they_wrote_stay
     }
     drop(two);
     assert_eq!([&saved, &first, &second].map(|path| on_the_host(path)), [*b"\0\0\0\0", *b"one\n", *b"two\n"]);
-    // The next one finds what the last one wrote.
+    // The next fork finds what the last one wrote.
     let again = engine.restore(&snapshot, forks(&[&second])).await.expect("is restored").remove(0);
     let read = "echo 3 >/proc/sys/vm/drop_caches; head -c 3 /dev/vda";
     assert_eq!(shell(&again.link, read).await, "two");
-    // A stop flushes what nobody did.
+    // A stop flushes what no command flushed.
     shell(&again.link, "echo six >/dev/vda; sync").await;
     let id = again.vm.id().clone();
     save(&again.vm, &again.link, AfterSave::Stop).await.expect("stops");

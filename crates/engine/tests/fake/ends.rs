@@ -1,4 +1,4 @@
-//! Guests that are over without a word over the fake engine: what the host alone can see is a finding.
+//! Guests of the fake engine that end silently. What only the host can see is a finding.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use kiln_engine::{Engine, Guest};
 use super::saves::{one, prepared};
 use super::{DEADLINE, Lab, spec};
 
-/// Stops a guest's agent from beside, which is to the fake engine what a halt is to a VM.
+/// Stops a guest's agent from outside, which is to the fake engine what a halt is to a VM.
 fn halt(pid: u32) {
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("is stopped");
@@ -41,7 +41,7 @@ async fn a_kept_guest_that_has_halted_ends_with_a_finding() {
     let engine = Arc::new(lab.engine());
     let fork = one(&engine, &prepared(&engine).await).await;
     let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork, KeepPolicy::default());
-    // Once more by a pause and a save: what it is after them has to be told from what they did.
+    // Again after a pause and a save, so that its state is distinguished from what they did.
     for temperature in [Temperature::Warm, Temperature::Cold] {
         kept.cool(temperature).await.expect("cools");
         kept.ensure_hot().await.expect("wakes");
@@ -64,7 +64,7 @@ async fn a_kept_guest_that_has_halted_ends_with_a_finding() {
     assert_eq!(kept.watch().findings(), [told]);
 }
 
-/// The next finding of these events.
+/// The next finding in these events.
 async fn found(mut events: Events) -> Finding {
     let next = async {
         loop {

@@ -1,4 +1,4 @@
-//! Kept guests over the fake engine: several who cool, wake, use and end them at once.
+//! Kept guests over the fake engine: several callers cool, wake, use and end them at once.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::saves::{one, prepared};
 use super::{DEADLINE, Lab, shell, until};
 
-/// Those who want something of a guest at once.
+/// Callers that use a guest at once.
 const ASKERS: usize = 24;
 
 async fn keep(engine: &Arc<FakeEngine>) -> KeptVm {
@@ -59,7 +59,7 @@ async fn those_who_cool_a_guest_take_it_from_nobody_who_uses_it() {
         let user = kept.clone();
         askers.spawn(async move {
             let hot = user.ensure_hot().await.expect("wakes");
-            // Two writes, between which no cooling may come.
+            // Two writes, and no cooling may come between them.
             shell(hot.link(), &format!("echo begun {number} >>log; echo ended {number} >>log")).await;
         });
         let cooler = kept.clone();
@@ -83,7 +83,7 @@ async fn those_who_cool_a_guest_take_it_from_nobody_who_uses_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_is_in_use_is_not_cooled_and_one_asker_more_changes_nothing() {
+async fn a_guest_that_is_in_use_is_not_cooled() {
     let lab = Lab::new();
     let engine = Arc::new(lab.engine());
     let kept = keep(&engine).await;
@@ -95,14 +95,14 @@ async fn a_guest_that_is_in_use_is_not_cooled_and_one_asker_more_changes_nothing
             drop(hot);
         }
         kept.cool(temperature).await.expect("nobody uses it");
-        // Cooling what is as cool already is no second cooling.
+        // Cooling a guest that is cool already is not counted as a second cooling.
         kept.cool(temperature).await.expect("is so already");
         assert_eq!(kept.inspect().await.expect("is kept").temperature, temperature);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_end_in_the_middle_answers_all_who_ask() {
+async fn an_end_in_the_middle_answers_all_callers() {
     let lab = Lab::new();
     let engine = Arc::new(lab.engine());
     for temperature in [Temperature::Hot, Temperature::Warm, Temperature::Cold] {
@@ -115,7 +115,7 @@ async fn an_end_in_the_middle_answers_all_who_ask() {
                 match number % 3 {
                     0 => match kept.ensure_hot().await {
                         Ok(_) | Err(WakeError::Ended(Ended::Destroyed)) => {}
-                        // It was killed on its way.
+                        // The guest was killed during the request.
                         Err(WakeError::Warm(_) | WakeError::Cold(_)) => {}
                         Err(error) => panic!("{error:?}"),
                     },

@@ -1,4 +1,4 @@
-//! The fake engine against the real agent: what stands in for VMs in the tests of everything above the engine.
+//! The fake engine with the real agent. It takes the place of VMs in the tests of everything above the engine.
 
 #[path = "../support/agent.rs"]
 mod agent;
@@ -23,7 +23,7 @@ use kiln_wire::{ExecRequest, Text};
 /// No step of these tests takes this long, unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What stands still for so long stands still: a guest that runs answers and counts in less than a tenth of it.
+/// A guest that does nothing for this long is paused: a running guest counts in less than a tenth of it.
 const STANDS: Duration = Duration::from_millis(200);
 
 struct Lab {
@@ -49,7 +49,7 @@ impl Lab {
         entries.map(|entry| entry.expect("lists").file_name().to_owned()).collect()
     }
 
-    /// Agents that listen.
+    /// The number of listening agents.
     fn agents(&self) -> usize {
         let listens = |id: &String| self.home().join("vms").join(id).join("agent.sock").exists();
         self.vms().iter().filter(|id| listens(id)).count()
@@ -58,7 +58,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // A seal in the background would make a part of the home again.
+        // A seal in the background would create a part of the home again.
         let snapshots = self.home().join("snapshots");
         let deadline = Instant::now() + DEADLINE;
         while is_in_use(&snapshots) && Instant::now() < deadline {
@@ -67,7 +67,7 @@ impl Drop for Lab {
     }
 }
 
-/// Whether somebody has a lock on a snapshot. Takes none to find out: a sweep would leave what it finds locked.
+/// Whether a snapshot is locked. Takes no lock to find out, because a sweep would skip what is locked.
 fn is_in_use(snapshots: &Utf8Path) -> bool {
     let Ok(entries) = snapshots.read_dir_utf8() else { return false };
     let locks = fs_err::read_to_string("/proc/locks").expect("reads");
@@ -75,7 +75,7 @@ fn is_in_use(snapshots: &Utf8Path) -> bool {
     entries.filter_map(|entry| entry.ok()?.metadata().ok()).any(|found| held(found.ino()))
 }
 
-/// What a script prints.
+/// The output of a script.
 async fn shell(link: &GuestLink, script: &str) -> String {
     let request = ExecRequest { argv: ["/bin/sh", "-c", script].map(Text::from).to_vec(), ..ExecRequest::default() };
     let output = tokio::time::timeout(DEADLINE, link.run(request, b"", 1 << 20)).await;
@@ -85,7 +85,7 @@ async fn shell(link: &GuestLink, script: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned()
 }
 
-/// Waits for a state; the test's own bound ends one that never comes.
+/// Waits for a state. If it never comes, the test's own timeout ends the wait.
 async fn until(reached: impl Fn() -> bool) {
     let poll = async {
         while !reached() {
@@ -100,7 +100,7 @@ fn spec() -> VmSpec {
 }
 
 #[tokio::test]
-async fn a_fake_guest_serves_links_one_after_the_other_and_ends_when_told() {
+async fn a_fake_guest_serves_one_link_after_the_other_and_ends_on_request() {
     let lab = Lab::new();
     let mut guest = lab.engine().launch(spec()).await.expect("starts");
     let mut events = guest.take_events().expect("not taken");
@@ -115,13 +115,13 @@ async fn a_fake_guest_serves_links_one_after_the_other_and_ends_when_told() {
 }
 
 #[tokio::test]
-async fn a_paused_fake_guest_stands_still_with_all_that_it_runs() {
+async fn a_paused_fake_guest_is_paused_with_all_its_processes() {
     let lab = Lab::new();
     let mut guest = lab.engine().launch(spec()).await.expect("starts");
     let mut events = guest.take_events().expect("not taken");
     assert!(matches!(events.next().await, Some(VmEvent::Started { .. })));
     let link = guest.connect(DEADLINE).await.expect("the agent greets");
-    // A shell whose child counts up: the child is no child of the agent's.
+    // A shell whose child counts up, so the counting process is not a child of the agent.
     let count = lab.home().join("count");
     let script = format!("(i=0; while :; do i=$((i+1)); echo $i >{count}; done) & wait");
     let argv = ["/bin/sh", "-c", &script].map(Text::from).to_vec();
@@ -152,7 +152,7 @@ async fn a_paused_fake_guest_can_be_shut_down() {
 }
 
 #[tokio::test]
-async fn a_fake_guest_has_no_disks_and_says_so() {
+async fn a_fake_guest_with_disks_is_refused() {
     let lab = Lab::new();
     let disk = Disk { path: "/dev/null".into(), format: DiskFormat::Raw, role: DiskRole::Shared };
     let error = lab.engine().launch(VmSpec { disks: vec![disk], ..spec() }).await.expect_err("has none");
@@ -187,7 +187,7 @@ async fn a_fake_guest_has_no_network_cards_and_says_so_before_and_after_a_save()
 }
 
 #[tokio::test]
-async fn an_agent_that_is_none_is_an_error_and_leaves_nothing() {
+async fn a_program_that_is_not_an_agent_is_an_error_and_leaves_nothing() {
     let lab = Lab::new();
     let error = FakeEngine::new(lab.home(), "/bin/false").launch(spec()).await.expect_err("does not listen");
     assert!(matches!(error, LaunchError::VmmFailed { .. }), "{error:?}");

@@ -1,4 +1,4 @@
-//! Pools over the fake engine: what they hold, give out and refill, and what becomes of their snapshot.
+//! Pools over the fake engine: what they hold, hand out and refill, and what happens to their snapshot.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ async fn a_pool_over_any_engine_hands_out_forks_that_were_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_refills_what_was_taken_and_ends_what_nobody_took() {
+async fn a_pool_refills_what_was_taken_and_ends_the_rest() {
     let lab = Lab::new();
     let engine: Arc<dyn Engine> = Arc::new(lab.engine());
     let snapshot = prepared(&lab.engine()).await;
@@ -48,7 +48,7 @@ async fn a_pool_refills_what_was_taken_and_ends_what_nobody_took() {
     let taken = [pool.take().await.expect("was ready"), pool.take().await.expect("was ready")];
     let pids = taken.each_ref().map(|fork| fork.vm.pid());
     assert!(pids.iter().all(|pid| first.contains(pid)), "{pids:?} of {first:?}");
-    // The pool is empty, unless it has refilled by now: the next one is as good either way.
+    // The pool is empty, unless it has refilled by now. Both are fine here.
     let third = pool.take().await.expect("is made");
     let mut names = Vec::new();
     for fork in taken.iter().chain([&third]) {
@@ -87,7 +87,7 @@ async fn a_fork_that_died_in_its_pool_is_not_given_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_that_can_not_refill_names_the_problem_and_goes_on_when_it_is_gone() {
+async fn a_pool_that_cannot_refill_names_the_problem_and_recovers() {
     let lab = Lab::new();
     let own = lab.home().join("agent");
     fs_err::copy(agent(), &own).expect("copied");
@@ -122,7 +122,7 @@ async fn a_snapshot_stays_for_its_pool_and_is_made_anew_after_it() {
     let error = store.remove(&id).expect_err("the pool has it");
     assert!(matches!(error, SnapshotError::InUse { .. }), "{error:?}");
 
-    // A fork that was taken holds it for as long as it runs, too.
+    // A fork that was taken holds the snapshot too while it runs.
     let fork = pool.take().await.expect("was ready");
     drop(pool);
     until(|| lab.agents() == 1).await;

@@ -1,4 +1,4 @@
-//! Saves, forks and stops over the fake engine: what a server and a lab build on, without a VM.
+//! Saves, forks and stops over the fake engine, on which a server and a lab can be tested without a VM.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ fn forkable() -> VmSpec {
     VmSpec { forkable: true, ..spec() }
 }
 
-/// A snapshot of a guest that has one file.
+/// A snapshot of a guest with one file.
 pub(super) async fn prepared(engine: &FakeEngine) -> Snapshot {
     let vm = engine.launch(forkable()).await.expect("starts");
     let link = vm.connect(DEADLINE).await.expect("answers");
@@ -54,7 +54,7 @@ async fn forks_have_the_files_of_the_moment_and_names_and_files_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_guest_goes_on_as_the_same_one() {
+async fn a_stopped_guest_continues_as_the_same_one() {
     let lab = Lab::new();
     let engine = lab.engine();
     let fork = one(&engine, &prepared(&engine).await).await;
@@ -74,7 +74,7 @@ async fn a_stopped_guest_goes_on_as_the_same_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_was_not_asked_to_be_forkable_is_not_saved_and_goes_on() {
+async fn a_guest_that_is_not_forkable_is_not_saved_and_continues() {
     let lab = Lab::new();
     let vm = lab.engine().launch(spec()).await.expect("starts");
     let link = vm.connect(DEADLINE).await.expect("answers");

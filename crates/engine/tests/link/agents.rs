@@ -1,4 +1,4 @@
-//! Agents that lie, stall and break off, one rule each.
+//! Agents that break one rule each: they send wrong data, stall or close the link.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn another_version_is_refused_with_both_named() {
 }
 
 #[tokio::test]
-async fn an_agent_that_refuses_our_version_is_understood() {
+async fn an_agent_that_refuses_this_version_is_reported() {
     let (host, mut peer) = pair();
     let reason = GoodbyeReason::Version { ours: 9, theirs: VERSION };
     peer.send(0, Message::Goodbye(Goodbye { reason })).await;
@@ -81,7 +81,7 @@ async fn the_marker_is_repeated_until_it_comes_back_and_stale_bytes_are_skipped(
 }
 
 #[tokio::test]
-async fn an_agent_that_asks_for_a_token_gets_it_or_none() {
+async fn an_agent_that_requires_a_token_gets_it_or_none() {
     let capabilities = vec![kiln_wire::Capability::Auth];
     let hello =
         || Hello { version: VERSION, agent: "p".into(), capabilities: capabilities.clone(), boot_id: "".into() };
@@ -99,10 +99,10 @@ async fn an_agent_that_asks_for_a_token_gets_it_or_none() {
 }
 
 #[tokio::test]
-async fn a_port_that_closes_mid_frame_is_told_to_every_stream() {
+async fn a_port_that_closes_mid_frame_ends_every_stream() {
     let (link, mut peer) = linked().await;
     let (_sender, mut receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
-    // A socket that is closed with unread bytes in it resets the connection instead of ending it.
+    // If a socket is closed with unread bytes in it, the connection is reset and not ended.
     peer.next_of(Kind::EXEC).await;
     let mut frame = Vec::new();
     encode(Kind::DATA_OUT, StreamId(1), b"whole", &mut frame).expect("it fits");
@@ -248,7 +248,7 @@ async fn replies_without_end_are_an_error() {
     assert!(matches!(outcome, Err(StreamError::Unexpected(_))), "{outcome:?}");
 }
 
-/// Answers `Sync`s, the first `slow` of them too late for a good clock, until `renewed` ends; gives all of them.
+/// Answers `Sync`s until `renewed` ends, the first `slow` of them too late for a good clock. Returns all of them.
 async fn synced(peer: &mut Peer, slow: usize, renewed: impl Future<Output = Result<(), LinkError>>) -> Vec<Sync> {
     let mut syncs: Vec<Sync> = Vec::new();
     let answers = async {
@@ -269,7 +269,7 @@ async fn synced(peer: &mut Peer, slow: usize, renewed: impl Future<Output = Resu
 }
 
 #[tokio::test]
-async fn a_guest_that_was_told_the_time_too_slowly_is_told_again_with_fresh_randomness_and_no_other_names() {
+async fn a_guest_with_a_late_clock_is_synced_again_with_fresh_randomness_and_the_same_names() {
     let (link, mut peer) = linked().await;
     let identity = Identity { hostname: "fork".into(), machine_id: "0".repeat(32), macs: vec![] };
     let renewal = Renewal { identity: Some(identity.clone()) };
@@ -283,7 +283,7 @@ async fn a_guest_that_was_told_the_time_too_slowly_is_told_again_with_fresh_rand
 }
 
 #[tokio::test]
-async fn a_guest_that_is_never_in_time_is_told_the_time_five_times() {
+async fn a_guest_that_is_always_late_is_synced_five_times() {
     let (link, mut peer) = linked().await;
     let syncs = synced(&mut peer, usize::MAX, link.renew(Renewal::default(), DEADLINE)).await;
     assert_eq!(syncs.len(), 5);
@@ -308,7 +308,7 @@ async fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_stream_that_the_host_gives_up_is_cancelled_in_the_guest() {
+async fn a_stream_that_the_host_drops_is_cancelled_in_the_guest() {
     let (link, mut peer) = linked().await;
     let (sender, mut receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
     peer.send(1, Message::Data(Channel::Out, &vec![7; WINDOW_BYTES as usize + 1])).await;

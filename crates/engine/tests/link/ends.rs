@@ -1,8 +1,8 @@
-//! Streams and links that end at any moment, in any way, under anybody who waits: nobody is left waiting.
+//! Streams and links that end at any moment, in any way, while tasks wait on them: no task is left waiting.
 //!
-//! A property: a script of what the agent and the users of a link do, then an end of the link. After the end of a stream
-//! its users go on, while the link is still up; after the end of the link all of them do. No deadline of the product
-//! hides a wait: the shortest is ten seconds, and this test waits half of that.
+//! A property: a script of what the agent and the users of a link do, then an end of the link. After the end of a
+//! stream all its users continue, while the link is still up. After the end of the link all users continue. No deadline
+//! of the product hides a wait: the shortest is ten seconds, and this test waits half of that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,21 +18,21 @@ use tokio::time::timeout;
 
 use crate::peer::{Peer, linked};
 
-/// Half of what the product itself waits for an answer.
+/// Half of the product's own deadline for an answer.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// More than any window.
 const UPLOAD_BYTES: usize = 3 << 20;
-/// Enough for the host's tasks to act on what they were given.
+/// Enough for the host's tasks to handle what they were given.
 const TURNS: usize = 20;
 
-/// Somebody who waits on a link.
+/// A task that waits on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum User {
-    /// Sends on, and nobody reads the other half.
+    /// Sends without end, and the other half is not read.
     Sender,
-    /// Reads on, with the other half held.
+    /// Reads without end, and holds the other half.
     Receiver,
-    /// Says that no data follows, behind another who sends.
+    /// Sends the end of the data, behind another sender.
     SenderThenEof,
     /// `GuestLink::run` with input.
     Run,
@@ -43,14 +43,14 @@ enum User {
     Activity,
 }
 
-/// What the agent says on a stream.
+/// What the agent sends on a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Word {
     Started,
     Data,
     EmptyData,
     Credit,
-    /// From here on each ends the stream.
+    /// From here on, each of these ends the stream.
     Done,
     Fault,
     Overrun,
@@ -68,15 +68,15 @@ impl Word {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Open(User),
-    /// The agent says this on one of the streams that were opened.
+    /// The agent sends this on one of the open streams.
     Say(prop::sample::Index, Word),
-    /// The agent reads some of what waits for it.
+    /// The agent reads some of the bytes that wait for it.
     Read,
-    /// A user goes away.
+    /// A user is dropped.
     Drop(prop::sample::Index),
     /// A stream is cancelled.
     Cancel(prop::sample::Index),
-    /// Somebody asks for an echo, which the agent never gives.
+    /// A task requests an echo, which the agent never sends.
     Ping,
 }
 
@@ -87,9 +87,9 @@ enum End {
     Goodbye,
     BadLength,
     LongPing,
-    /// More control frames than an agent that reads nothing may leave.
+    /// More control frames than an agent may leave unread.
     ControlOverflow,
-    /// The last handle goes; those who hold one are ended first.
+    /// The last handle is dropped, after the tasks that hold one.
     LastHandle,
 }
 
@@ -145,14 +145,14 @@ fn ends() -> impl Strategy<Value = End> {
     ])
 }
 
-/// A link, those who wait on it, and the agent that it is linked with.
+/// A link, the tasks that wait on it, and its agent.
 struct Scene {
     link: GuestLink,
     peer: Peer,
-    /// By the id of their stream; those who ask for echoes have none.
+    /// By the id of their stream. Tasks that request echoes have no stream.
     users: BTreeMap<u32, (User, JoinHandle<()>)>,
     pings: Vec<JoinHandle<()>>,
-    /// Halves that are held and not used.
+    /// Halves that are held but not used.
     held: BTreeMap<u32, (Option<StreamSender>, Option<StreamReceiver>)>,
     ended: BTreeSet<u32>,
     next_id: u32,
@@ -204,7 +204,7 @@ impl Scene {
         turns().await;
     }
 
-    /// One of the streams that were opened.
+    /// One of the open streams.
     fn pick(&self, index: prop::sample::Index) -> Option<u32> {
         let ids: Vec<u32> = self.users.keys().copied().collect();
         (!ids.is_empty()).then(|| *index.get(&ids))
@@ -223,7 +223,7 @@ impl Scene {
             Word::Malformed => self.send_frame(id, Kind::EXITED, b"{").await,
             Word::WrongKind => self.send(id, &Message::Cancel).await,
             Word::EndlessAnswers => {
-                // A user that takes them all finds one that can't be read, or does not belong there.
+                // A user that takes all answers finds one that can't be parsed or does not belong there.
                 for _ in 0..ANSWERS {
                     self.send_frame(id, Kind::REPLY, b"").await;
                 }
@@ -247,7 +247,7 @@ impl Scene {
     }
 
     async fn write(&mut self, bytes: &[u8]) {
-        // The host may have ended the link already; what it must not do is stop reading.
+        // The host may have ended the link already, but it must not stop reading.
         let written = timeout(WAIT_MAX, self.peer.stream.write_all(bytes)).await;
         drop(written.expect("the host always reads"));
     }
@@ -287,8 +287,8 @@ impl Scene {
         }
     }
 
-    /// All users of streams that have ended go on, while the link is up and whether or not the agent reads.
-    async fn assert_ended_streams_hold_nobody(&mut self) -> Result<(), TestCaseError> {
+    /// All users of ended streams continue, while the link is up, whether or not the agent reads.
+    async fn assert_ended_streams_block_no_task(&mut self) -> Result<(), TestCaseError> {
         for id in std::mem::take(&mut self.ended) {
             if let Some((user, task)) = self.users.remove(&id) {
                 prop_assert!(timeout(WAIT_MAX, task).await.is_ok(), "{user:?} waits on a stream that has ended");
@@ -297,7 +297,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Ends the link: all users go on.
+    /// Ends the link. All users continue.
     async fn end(mut self, end: End) -> Result<(), TestCaseError> {
         match end {
             End::Closed => drop(self.peer),
@@ -308,7 +308,7 @@ impl Scene {
             End::LongPing => self.send(0, &Message::Ping(&[0; 2000])).await,
             End::ControlOverflow => {
                 if let Ok((sender, _receiver)) = self.link.open(&Message::Exec(Box::default())) {
-                    // No task of the link runs meanwhile, so nothing of it leaves.
+                    // No task of the link runs meanwhile, so it sends nothing.
                     while sender.resize(1, 1).is_ok() {}
                 }
                 prop_assert!(self.link.is_lost(), "a full queue ends the link");
@@ -351,7 +351,7 @@ fn play(steps: Vec<Step>, end: End) -> Result<(), TestCaseError> {
         for step in steps {
             scene.act(step).await;
         }
-        scene.assert_ended_streams_hold_nobody().await?;
+        scene.assert_ended_streams_block_no_task().await?;
         scene.end(end).await
     })
 }
@@ -360,7 +360,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nobody_waits_on_a_stream_or_a_link_that_has_ended(steps in steps(), end in ends()) {
+    fn no_task_waits_on_a_stream_or_a_link_that_has_ended(steps in steps(), end in ends()) {
         play(steps, end)?;
     }
 }

@@ -1,5 +1,5 @@
-//! What a guest that floods its host costs while nobody reads: a bounded queue, whatever kind of stream and frame it
-//! chooses. Memory is the process's own resident set, so each test needs a process of its own: nextest gives it one.
+//! A guest that floods its host, without a reader, costs a bounded queue, whatever kind of stream and frame it chooses.
+//! Memory is the process's own resident set, so each test needs a process of its own, which nextest gives it.
 
 use std::fs;
 
@@ -15,12 +15,12 @@ use crate::peer::{DEADLINE, Peer, linked};
 
 /// What one flood may cost.
 const GROWTH_MAX_BYTES: u64 = 8 << 20;
-/// What is sent in one flood of data: of the smallest frames that is a quarter of a million, and costs far more than
-/// [`GROWTH_MAX_BYTES`] if each is kept.
+/// The size of one flood of data. Of the smallest frames that is a quarter of a million, which would cost far more than
+/// [`GROWTH_MAX_BYTES`] if each were kept.
 const DATA_BYTES: usize = 2 << 20;
-/// What is sent in one flood of answers, each of which is kept with more beside it.
+/// The size of one flood of answers. Each is kept, with more beside it.
 const ANSWER_BYTES: usize = 1 << 20;
-/// What is sent in one flood of frames that end a stream or mean nothing.
+/// The size of one flood of frames that end a stream or have no meaning.
 const NOTHING_BYTES: usize = 512 << 10;
 const WRITE_BYTES: usize = 64 << 10;
 /// The stream that is flooded: the first that a link opens.
@@ -62,7 +62,7 @@ fn frame(stream: u32, message: &Message<'_>) -> Vec<u8> {
     frame
 }
 
-/// Many entries in one answer: parsed they take more than the bytes they came in.
+/// Many entries in one answer. Parsed, they take more memory than their bytes.
 fn long_list() -> Message<'static> {
     let session = SessionInfo {
         name: "s".into(),
@@ -90,13 +90,13 @@ fn forget_peak() {
     fs::write("/proc/self/clear_refs", "5").expect("Linux resets the peak");
 }
 
-/// The frames of `cycle` again and again.
+/// The frames of `cycle`, repeated.
 fn piece(cycle: &[Vec<u8>]) -> Vec<u8> {
     let once = cycle.concat();
     once.repeat(WRITE_BYTES.div_ceil(once.len()))
 }
 
-/// Sends `piece` again and again, up to `bytes` or until the host ends the link, which it may.
+/// Sends `piece` repeatedly, up to `bytes`, or until the host ends the link, which is allowed.
 async fn flood(peer: &mut Peer, piece: &[u8], bytes: usize) {
     let mut sent = 0;
     while sent < bytes {
@@ -108,7 +108,7 @@ async fn flood(peer: &mut Peer, piece: &[u8], bytes: usize) {
     }
 }
 
-/// Floods a link on which `request` is open and nobody reads its stream, and returns by how much this process grew.
+/// Floods a link on which `request` is open and its stream is not read. Returns by how much this process grew.
 async fn growth(request: &Message<'_>, cycle: &[Vec<u8>], bytes: usize) -> u64 {
     let (link, mut peer) = linked().await;
     let stream = link.open(request).expect("the link is up");
@@ -117,7 +117,7 @@ async fn growth(request: &Message<'_>, cycle: &[Vec<u8>], bytes: usize) -> u64 {
     forget_peak();
     let before = resident_bytes("VmRSS:");
     flood(&mut peer, &piece, bytes).await;
-    // Either the host took all of it, or it has ended the link.
+    // Either the host received all of it, or it has ended the link.
     if peer.stream.write_all(&frame(0, &Message::Ping(b"fence"))).await.is_ok() {
         tokio::select! {
             _ = peer.until_echo(b"fence") => {}

@@ -1,4 +1,4 @@
-//! The host's end of the link against agents that are none. The real agent is met in `e2e/`.
+//! The host's end of the link, against scripted agents. Tests in `e2e/` use the real agent.
 
 mod agents;
 mod ends;

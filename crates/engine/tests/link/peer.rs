@@ -50,7 +50,7 @@ impl Peer {
         }
     }
 
-    /// Reads up to the echo of this ping; waits for ever where the host has closed the link.
+    /// Reads up to the echo of this ping. If the host has closed the link, waits forever.
     pub async fn until_echo(&mut self, bytes: &[u8]) {
         let mut buffer = [0; 4096];
         loop {

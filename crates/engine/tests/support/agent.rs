@@ -2,7 +2,7 @@
 
 use camino::Utf8PathBuf;
 
-/// `KILN_AGENT_BIN`, else the static agent of this workspace.
+/// `KILN_AGENT_BIN`; if it is not set, the static agent of this workspace.
 pub fn agent() -> Utf8PathBuf {
     let built = || {
         let exe = Utf8PathBuf::try_from(std::env::current_exe().expect("this binary")).expect("UTF-8");

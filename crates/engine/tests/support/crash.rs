@@ -1,4 +1,4 @@
-//! Owners that end at a fail point: the test starts itself again as the owner of a VM, and looks at what is left.
+//! Owners that end at a fail point. The test starts itself again as the owner of a VM, and checks what is left.
 //!
 //! ```text
 //!   Scene ──KILN_FAILPOINT=point, an Act──▶ the same binary, its test `act` ──▶ SIGKILL, or an error and an orderly end
@@ -25,9 +25,9 @@ use super::{Lab, STEP_DEADLINE, helper_process, is_alive};
 
 const HOME_VARIABLE: &str = "KILN_TEST_CRASH_HOME";
 const ACT_VARIABLE: &str = "KILN_TEST_CRASH_ACT";
-/// What the other process prints before the error of its act.
+/// Printed by the other process before the error of its act.
 const FAILED: &str = "the act failed: ";
-/// Name of the test in each binary that calls [`act`].
+/// The test in each binary that calls [`act`].
 const ACT_TEST: &str = "act_in_another_process";
 
 /// A home with the shared snapshot, and at most one VM. Its VMM is killed at the end.
@@ -40,7 +40,7 @@ pub struct Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         for pid in vmms(self.home()) {
-            // It has a file of this test's own directory.
+            // The process has a file of this test's own directory open.
             drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
         }
     }
@@ -73,7 +73,7 @@ impl Scene {
         (fork.vm.id().clone(), snapshot)
     }
 
-    /// Has another process do this with this fail point armed, as `point`, `point:error` or nothing.
+    /// Runs this in another process with this fail point armed: `point`, `point:error` or nothing.
     pub fn run(&self, act: &str, point: &str) -> Output {
         let mut command = helper_process(ACT_TEST, HOME_VARIABLE, self.home().as_str());
         let policy = if self.policy == OwnerLoss::Kill { "kill" } else { "keep" };
@@ -90,7 +90,7 @@ impl Scene {
         assert_eq!(output.status.signal(), Some(9), "`{act}` does not pass `{point}`: {output:?}");
     }
 
-    /// Makes that step fail. Returns the error of the act, which the other process outlives.
+    /// Makes that step fail. Returns the error of the act, which does not end the other process.
     pub fn fail_at(&self, point: &str, act: &str) -> String {
         let output = self.run(act, &format!("{point}:error"));
         assert!(output.status.success(), "{point}: {output:?}");
@@ -99,7 +99,7 @@ impl Scene {
         error.unwrap_or_else(|| panic!("{point}: no error, but {words}")).to_owned()
     }
 
-    /// What recovery makes of the one VM, twice. Checks what holds whatever became of it.
+    /// Recovers twice, and returns the outcome of the one VM. Checks what holds in every case.
     pub fn recover(&self) -> Outcome {
         let home = Home::at(self.home());
         let recovered = recover(&home).expect("recovers");
@@ -119,7 +119,7 @@ impl Scene {
         outcome.clone()
     }
 
-    /// Every snapshot that is there is one, and what is not whole is in somebody's hands.
+    /// Every snapshot is whole, and everything that is not whole is locked.
     pub fn assert_whole(&self) {
         let snapshots = self.home().join("snapshots");
         for name in names(snapshots.clone()) {
@@ -133,14 +133,14 @@ impl Scene {
         }
     }
 
-    /// Nothing is left but the snapshot from the beginning.
+    /// Only the snapshot from the beginning is left.
     pub fn assert_empty(&self, point: &str) {
         assert_eq!(vmms(self.home()), [0; 0], "{point}");
         assert_eq!(names(self.home().join("vms")), [""; 0], "{point}");
         assert_eq!(names(self.home().join("snapshots")), [self.base.as_str()], "{point}");
     }
 
-    /// Goes on with what recovery has found.
+    /// Continues from the outcome of the recovery.
     pub async fn go_on(&self, id: &VmId, outcome: &Outcome) -> Fork {
         let engine = self.lab.engine();
         match outcome {
@@ -159,7 +159,7 @@ async fn adopt(engine: &QemuEngine, id: &VmId) -> Fork {
     Fork { vm, link }
 }
 
-/// What the other process does: `kill|keep BASE ACT …`. Ends with the error of the act, if it has one.
+/// The act of the other process: `kill|keep BASE ACT …`. Ends with the error of the act, if it has one.
 pub async fn act() {
     let home = Utf8PathBuf::from(std::env::var(HOME_VARIABLE).expect("started by another test"));
     let words = std::env::var(ACT_VARIABLE).expect("started by another test");
@@ -185,7 +185,7 @@ pub async fn act() {
             let fork = adopt(&engine, &id(vm)).await;
             start_process(&fork.link).await;
             note(&fork.link, word).await;
-            // Its VM outlives an owner that is killed, and none that ends in order.
+            // Its VM outlives an owner that is killed, but not one that ends in order.
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
                 .map_err(|error| error.to_string())
         }
@@ -210,7 +210,8 @@ pub async fn act() {
     }
 }
 
-/// Saves a VM after its guest has noted a word. Where that fails the VM goes on, and fails in the same way again.
+/// Saves a VM after its guest has noted a word. If that fails, the VM continues, and saving fails in the same way
+/// again.
 async fn save_after(vm: &Vm, link: &GuestLink, word: &str, then: &str) -> Result<(), String> {
     note(link, word).await;
     let then = match then {
@@ -232,7 +233,7 @@ async fn save_after(vm: &Vm, link: &GuestLink, word: &str, then: &str) -> Result
     Err(first)
 }
 
-/// Somebody holds what is not whole, or removes it: a save or a compaction in the background lets go of it just before.
+/// What is not whole is locked, or is being removed: a save or a compaction in the background unlocks it just before.
 fn assert_is_held_or_goes(partial: &Utf8Path) {
     let deadline = Instant::now() + STEP_DEADLINE;
     while partial.exists() && !is_held(partial) {

@@ -3,7 +3,7 @@
 //! ```text
 //!   $KILN_HOME: image ──boots once──▶ ready-made snapshot ──copy──▶ lab/snapshots/<id>/ ──▶ forks of one test
 //! ```
-//! What a guest remembers is in three places that must agree: a variable of a process that runs on, a file, and a disk.
+//! A guest keeps a word in three places, which must agree: a variable of a running process, a file, and a disk.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
@@ -21,14 +21,14 @@ use kiln_wire::{ExecRequest, SessionSpec};
 
 use super::{STEP_DEADLINE, mini};
 
-/// What the kernel, the agent and some pages to change need.
+/// Memory for the kernel, the agent and some pages to change.
 const MEMORY_MIB: u64 = 128;
 /// Room for some sectors.
 pub const DISK_BYTES: u64 = 1 << 20;
 const OUTPUT_BYTES_MAX: u64 = 1 << 16;
 /// A boot on a host that is busy with other tests.
 const BOOT_DEADLINE: Duration = Duration::from_secs(100);
-/// Reads lines from a pipe and obeys them.
+/// Reads lines from a pipe and executes them.
 const PROCESS: &str = r#"exec 3<>/tmp/ask; while read -r line <&3; do eval "$line" > /tmp/answer; done"#;
 
 /// A guest of the image, under TCG.
@@ -43,7 +43,7 @@ pub fn spec() -> VmSpec {
     }
 }
 
-/// A disk that its guest can write.
+/// A disk that its guest can write to.
 pub fn disk(path: &Utf8Path, format: DiskFormat) -> Disk {
     Disk { path: path.into(), format, role: DiskRole::Scratch }
 }
@@ -54,7 +54,7 @@ pub fn make_disk(path: &Utf8Path) {
     file.set_len(DISK_BYTES).expect("sparse");
 }
 
-/// A snapshot of a guest that has booted, with one raw disk that can be written, in `home`'s own store.
+/// A snapshot of a booted guest with one writable raw disk, in `home`'s own store.
 pub async fn base(home: &Utf8Path) -> Snapshot {
     let path = shared_home().path().join("test-disk.raw");
     make_disk(&path);
@@ -76,7 +76,7 @@ fn shared_home() -> Home {
     Home::from_env().expect("a home for images")
 }
 
-/// Copies a directory, and holes as holes.
+/// Copies a directory, and keeps holes.
 pub fn copy(directory: &Utf8Path, into: &Utf8Path) {
     let copied = Command::new("cp").args(["--archive", "--sparse=always"]).args([directory, into]).status();
     assert!(copied.expect("cp runs").success());
@@ -104,7 +104,7 @@ pub async fn save(vm: &Vm, link: &GuestLink, then: AfterSave) -> Result<Snapshot
     vm.snapshot(SnapshotRequest { link: Some(link), then, label: "test".into() }).await
 }
 
-/// What a script prints.
+/// The output of a script.
 pub async fn shell(link: &GuestLink, script: &str) -> String {
     let output = tokio::time::timeout(STEP_DEADLINE, link.run(request(script), b"", OUTPUT_BYTES_MAX));
     let output = output.await.expect("ends in time").expect("runs");
@@ -117,19 +117,19 @@ fn request(script: &str) -> ExecRequest {
     ExecRequest { argv: ["sh", "-c", script].map(Into::into).to_vec(), ..ExecRequest::default() }
 }
 
-/// Starts the process that remembers variables.
+/// Starts the process that keeps variables.
 pub async fn start_process(link: &GuestLink) {
     shell(link, "mkfifo /tmp/ask /tmp/answer").await;
     let session = Some(SessionSpec { name: Some("memory".into()), ..SessionSpec::default() });
     link.exec(ExecRequest { session, ..request(PROCESS) }).await.expect("starts");
 }
 
-/// Has the process obey a line; what that prints.
+/// Sends a line to that process, and returns its output.
 pub async fn tell(link: &GuestLink, line: &str) -> String {
     shell(link, &format!("echo '{line}' > /tmp/ask; cat /tmp/answer")).await
 }
 
-/// Has a guest with [`base`]'s disk note a word of at most twelve letters in all three places.
+/// Notes a word of at most twelve letters in all three places of a guest with [`base`]'s disk.
 pub async fn note(link: &GuestLink, word: &str) {
     let script = format!(
         "echo 'word={word}' > /tmp/ask; cat /tmp/answer; echo {word} > /tmp/word; \
@@ -138,7 +138,7 @@ pub async fn note(link: &GuestLink, word: &str) {
     shell(link, &script).await;
 }
 
-/// The three words; the disk is read, not the guest's memory of it.
+/// The three words. The disk itself is read, not the guest's cache of it.
 pub async fn noted(link: &GuestLink) -> [String; 3] {
     let script = "echo 3 > /proc/sys/vm/drop_caches; echo 'echo $word' > /tmp/ask; cat /tmp/answer; cat /tmp/word; \
                   dd if=/dev/vda bs=12 count=1 2> /dev/null";
@@ -147,7 +147,7 @@ pub async fn noted(link: &GuestLink) -> [String; 3] {
     words.try_into().unwrap_or_else(|words| panic!("three words, not {words:?}"))
 }
 
-/// Waits until nobody has a snapshot of this home open: no VMM, no task that seals it.
+/// Waits until no snapshot of this home is open in a VMM or in a task that seals it.
 pub fn wait_for_snapshots(home: &Utf8Path) {
     let snapshots = home.join("snapshots");
     let deadline = Instant::now() + STEP_DEADLINE;
@@ -156,7 +156,7 @@ pub fn wait_for_snapshots(home: &Utf8Path) {
     }
 }
 
-/// Whether anybody has a lock on a directory. Takes none to find out: a sweep at that moment would leave what it finds locked.
+/// Whether a directory is locked. Takes no lock to find out, because a sweep at that moment would skip what is locked.
 pub fn is_held(directory: &Utf8Path) -> bool {
     let Ok(found) = std::fs::metadata(directory) else { return false };
     // `1: FLOCK ADVISORY READ 4242 fe:00:131 0 EOF`, see proc_locks(5).
@@ -165,7 +165,7 @@ pub fn is_held(directory: &Utf8Path) -> bool {
     locks.lines().any(|line| line.contains("FLOCK") && line.split(' ').any(|word| word.ends_with(&inode)))
 }
 
-/// VMMs of this home: each works in its VM's directory.
+/// VMMs of this home. Each works in its VM's directory.
 pub fn vmms(home: &Utf8Path) -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").expect("lists").map_while(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

@@ -1,4 +1,4 @@
-//! What tests of real VMs share: a kernel, and an initramfs whose init does what the command line says.
+//! Shared by the tests of real VMs: a kernel, and an initramfs whose init does what the command line requires.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -19,10 +19,11 @@ use rustix::process::{Pid, PidfdFlags};
 /// No step of a test waits longer.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(50);
 
-/// Names the kernel to test with; without it, it is the image `mini`'s.
+/// The kernel to test with. If it is not set, that of the image `mini`.
 pub const KERNEL_VARIABLE: &str = "KILN_TEST_KERNEL";
 
-/// `test=` on the kernel command line says what it does once it is up. It says `kiln-agent: init` as the agent does.
+/// `test=` on the kernel command line selects what init does once it is up. It prints `kiln-agent: init` like the
+/// agent.
 const INIT: &str = r#"#!/bin/busybox sh
 echo "kiln-agent: init"
 /bin/busybox mkdir -p /proc /sys
@@ -41,14 +42,14 @@ done
 while :; do /bin/busybox sleep 1000; done
 "#;
 
-/// A home of its own for one test, with what it needs to boot. Everything goes when it is dropped.
+/// A home of its own for one test, with all it needs to boot. Everything is removed when it is dropped.
 pub struct Lab {
     directory: tempfile::TempDir,
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // A seal in the background would make a part of the home again.
+        // A seal in the background would create a part of the home again.
         guest::wait_for_snapshots(self.home());
     }
 }
@@ -81,7 +82,7 @@ impl Lab {
     }
 }
 
-/// A guest that does `test`, under TCG: these tests are about the engine, not about this host's KVM.
+/// A guest that runs `test` under TCG: these tests are about the engine, not about this host's KVM.
 pub fn spec(home: &Utf8Path, test: &str) -> VmSpec {
     VmSpec {
         cmdline_extra: vec![format!("test={test}")],
@@ -113,7 +114,7 @@ pub async fn end(vm: &Vm) -> kiln_engine::VmExit {
     in_time.unwrap_or_else(|_| panic!("no end within {STEP_DEADLINE:?}: {:#?}", vm.console_tail(20)))
 }
 
-/// Whether a process is there and is no zombie. One whose first thread is a zombie while another one still ends is there:
+/// Whether a process exists and is not a zombie. If its first thread is a zombie while another still ends, it exists:
 /// it has its files and its memory.
 pub fn is_alive(pid: u32) -> bool {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a pid");
@@ -162,7 +163,8 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, device: (u32, u32), data:
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-/// Runs this test binary's own test `name` in another process, with `variable` set: for what happens when it is killed.
+/// Runs this test binary's own test `name` in another process, with `variable` set, to test what happens when it is
+/// killed.
 pub fn helper_process(name: &str, variable: &str, value: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["--exact", name, "--nocapture", "--ignored"]).env(variable, value);

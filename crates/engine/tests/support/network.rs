@@ -1,4 +1,4 @@
-//! Networks of the host for guests: a namespace with a TAP device in it, both gone with the test, however that ends.
+//! Networks of the host for guests: a namespace with a TAP device. Both are removed with the test, however it ends.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -10,23 +10,23 @@ use camino::Utf8PathBuf;
 use kiln_engine::{Attachment, Tap};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// The TAP device's name in each of them.
+/// The name of the TAP device in each namespace.
 pub const DEVICE: &str = "tap0";
 /// The host's address in each of them, and the guest's.
 pub const HOST: &str = "10.77.0.1";
 pub const GUEST: &str = "10.77.0.2";
 const HOST_MAC: &str = "02:fc:00:00:00:01";
-/// Where the host serves its word.
+/// The port on which the host serves its word.
 pub const PORT: u16 = 777;
 
-/// A network namespace, for as long as this is there: its one process ends when its input does, so also when this test is
-/// killed, and with it go namespace and device.
+/// A network namespace that lives as long as this value. Its one process ends when its input does, also when this test
+/// is killed. The namespace and the device end with it.
 pub struct Network {
     holder: Child,
 }
 
 impl Network {
-    /// One with a TAP device, whose host side has [`HOST`] and serves `word` to everyone who connects to [`PORT`].
+    /// A namespace with a TAP device. Its host side has [`HOST`] and serves `word` to every client of [`PORT`].
     pub fn serving(word: &'static str) -> Self {
         let script = "ip link set lo up && echo made && exec cat";
         let mut holder = Command::new("unshare")
@@ -55,7 +55,7 @@ impl Network {
         Attachment::Tap(Tap { device: DEVICE.into(), namespace: Some(self.namespace()) })
     }
 
-    /// Its host side has the same address each time, because a guest that goes on remembers it.
+    /// Its host side always has the same address, because a guest that continues remembers it.
     pub fn make_device(&self) {
         let script = format!(
             "ip tuntap add {DEVICE} mode tap && ip link set {DEVICE} address {HOST_MAC} && \
@@ -68,7 +68,7 @@ impl Network {
         self.run(&format!("ip link del {DEVICE}"));
     }
 
-    /// Serves a word at an address that it has, until this test ends.
+    /// Serves a word at one of its addresses until this test ends.
     pub fn serve(&self, address: &'static str, word: &'static str) {
         let namespace = self.namespace();
         // A socket stays in the namespace of the thread that made it.
