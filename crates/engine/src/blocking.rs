@@ -6,7 +6,7 @@
 //! ```
 //! A runtime thread that waits for a disk holds up every VM, link and timer of this process. So nothing here waits on one:
 //! work moves to a thread together with what it works on, which therefore stays valid, and locked, for as long as the work
-//! runs. What has to be undone when nobody waits any more is undone by dropping the result.
+//! runs. If the caller is gone, dropping the result undoes what has to be undone.
 //!
 //! The threads are the runtime's own, at most 512 at a time: work beyond that waits for a thread, the runtime does not.
 
@@ -44,7 +44,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     let task = spawn_blocking(move || {
         here(move || {
             let result = catch_unwind(AssertUnwindSafe(work));
-            // Nobody waits any more: it is dropped here. If that happens between this and its arrival, it comes back here.
+            // The caller is gone: the result is dropped here. If that happens between this and its arrival, it comes back here.
             drop(sender.send(OffRuntime::new(result)));
         });
     });
@@ -78,7 +78,7 @@ pub(crate) async fn operation<T: Send + 'static>(work: impl Future<Output = T> +
     result
 }
 
-/// Runs what blocks on a thread of its own, and nobody waits for it. A runtime that ends waits for it, or drops it without
+/// Runs blocking work on a thread of its own, without a caller that waits for it. A runtime that ends waits for it, or drops it without
 /// having begun.
 pub(crate) fn in_background(work: impl FnOnce() + Send + 'static) {
     #[expect(clippy::disallowed_methods, reason = "the one way to a thread")]
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_that_nobody_waits_for_goes_on_and_its_result_is_dropped_elsewhere() {
+    async fn work_without_a_waiting_caller_continues_and_its_result_is_dropped_elsewhere() {
         let gate = Arc::new(Gate::default());
         let (result, dropped) = reports();
         let work = {
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operation_that_nobody_waits_for_is_undone_elsewhere() {
+    async fn an_operation_without_a_waiting_caller_is_undone_elsewhere() {
         let (held, dropped) = reports();
         let begun = Arc::new(Gate::default());
         let begins = {

@@ -1,4 +1,4 @@
-//! How long each step between a host and a guest may take: the one place that says so.
+//! How long each step between a host and a guest may take, all in one place.
 //!
 //! ```text
 //!   boot timeout   VMM ─ marker ─ hello ─ token ─ sync ─▶│
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// From the request for a VM to its agent's answer, and in a fork to its own clock and names, if nobody asks for another
+/// From the request for a VM to its agent's answer, and in a fork to its own clock and names, if no other is requested
 /// bound.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// From the moment in which the CPUs of a guest go on that stood still, to its having the time.

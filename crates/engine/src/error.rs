@@ -1,4 +1,4 @@
-//! Of which kind an error is. Each module says it of its own errors.
+//! The kinds of errors. Each module decides the kind of its own errors.
 
 use std::fmt;
 use std::io;

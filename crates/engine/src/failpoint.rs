@@ -10,7 +10,7 @@
 use std::io;
 
 /// Names one fail point, and what happens there: `name`, `name:kill`, `name:error` or `name:wait-PATH`, which makes that file
-/// and goes on once somebody has removed it.
+/// and continues once the file has been removed.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
 
 /// Every fail point there is, in the order in which a VM's life passes them.
@@ -53,14 +53,14 @@ impl From<FailPoint> for io::Error {
     }
 }
 
-/// Does what [`FAIL_POINT_VARIABLE`] says, if it names this place.
+/// Acts as [`FAIL_POINT_VARIABLE`] requires, if it names this place.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub(crate) fn hit(_name: &'static str) -> Result<(), FailPoint> {
     Ok(())
 }
 
-/// Does what [`FAIL_POINT_VARIABLE`] says, if it names this place.
+/// Acts as [`FAIL_POINT_VARIABLE`] requires, if it names this place.
 #[cfg(feature = "failpoints")]
 pub(crate) fn hit(name: &'static str) -> Result<(), FailPoint> {
     armed::hit(name)
@@ -77,7 +77,7 @@ mod armed {
 
     use super::{FAIL_POINT_VARIABLE, FAIL_POINTS, FailPoint};
 
-    /// For whoever has seen the file, and does something meanwhile.
+    /// For a test that has seen the file and acts meanwhile.
     const WAIT_DEADLINE: Duration = Duration::from_secs(60);
     const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -118,7 +118,7 @@ mod armed {
                 fs_err::write(path, name).expect("a test may write there");
                 let deadline = Instant::now() + WAIT_DEADLINE;
                 while path.exists() {
-                    assert!(Instant::now() < deadline, "nobody removes `{path}` within {WAIT_DEADLINE:?}");
+                    assert!(Instant::now() < deadline, "`{path}` was not removed within {WAIT_DEADLINE:?}");
                     std::thread::sleep(LOOK_INTERVAL);
                 }
                 Ok(())

@@ -1,6 +1,6 @@
 //! `$KILN_HOME`: where Kiln keeps what outlives a command.
 //!
-//! A home is used only if [`Home::check`] finds that nobody else could have put anything there.
+//! A home is used only if [`Home::check`] finds that no other user could have put anything there.
 
 mod trust;
 
@@ -31,7 +31,7 @@ pub enum HomeError {
     },
     /// Another user owns the home, or a directory or link on the way to it.
     #[error(
-        "`{path}` is owned by {owner}, not by {user}{}: Kiln uses only a home that nobody else can change",
+        "`{path}` is owned by {owner}, not by {user}{}: Kiln uses only a home that no other user can change",
         way_words(path, home)
     )]
     Foreign {
@@ -46,7 +46,7 @@ pub enum HomeError {
     },
     /// Other users may change the home, or put another directory in its place.
     #[error(
-        "other users may write to `{path}` (mode {mode:04o}, owned by {owner}){}: Kiln uses only a home that nobody else can change",
+        "other users may write to `{path}` (mode {mode:04o}, owned by {owner}){}: Kiln uses only a home that no other user can change",
         way_words(path, home)
     )]
     WritableByOthers {
@@ -65,8 +65,8 @@ pub enum HomeError {
         /// What is there.
         path: Utf8PathBuf,
     },
-    /// It can't be looked at.
-    #[error("failed to look at `{path}`")]
+    /// It can't be inspected.
+    #[error("failed to inspect `{path}`")]
     Io {
         /// What.
         path: Utf8PathBuf,
@@ -96,7 +96,7 @@ impl HomeError {
             Self::Unset | Self::NotAbsolute { .. } | Self::Foreign { .. } | Self::NotADirectory { .. } => {
                 another.into()
             }
-            Self::Io { .. } => format!("kiln doctor says more, or: {another}"),
+            Self::Io { .. } => format!("kiln doctor shows details, or: {another}"),
         }
     }
 }
@@ -128,7 +128,7 @@ impl Home {
         Self(path.into())
     }
 
-    /// Checks that nobody but this user and root can have put anything into the home, or can put another one in its place.
+    /// Checks that only this user and root can have put anything into the home, or can replace it.
     /// A home that does not exist yet will be made so. Changes nothing.
     ///
     /// # Errors

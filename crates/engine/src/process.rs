@@ -44,7 +44,7 @@ pub(crate) struct Program {
     pub(crate) arguments: Vec<OsString>,
     /// All of it: the child has none of ours. See [`own_environment`].
     pub(crate) environment: Vec<(OsString, OsString)>,
-    /// Where it works. Programs look for files there that nobody named.
+    /// Where it works. Programs search files there that no argument names.
     pub(crate) directory: Utf8PathBuf,
     /// Descriptors that the child keeps, under the same numbers. They stay close-on-exec in this process.
     pub(crate) inherit: Vec<OwnedFd>,
@@ -64,7 +64,7 @@ pub(crate) fn own_environment() -> Vec<(OsString, OsString)> {
 /// What becomes of what a program writes.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    /// Nobody reads it.
+    /// It has no reader.
     Null,
     /// [`Child::take_stderr`] reads it; for standard error alone.
     Pipe,
@@ -80,7 +80,7 @@ pub enum VmmStatus {
     Code(i32),
     /// By this signal.
     Signal(i32),
-    /// Nobody told: it was adopted, and only a process's own parent learns its status.
+    /// Unknown: it was adopted, and only a process's own parent gets its status.
     Unknown,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Child {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kin {
     Own,
-    /// Somebody else's child: init reaps it and alone learns how it ended.
+    /// Another process's child: init reaps it, and only init gets its status.
     Adopted,
 }
 
@@ -131,7 +131,7 @@ pub(crate) async fn spawn(program: Program) -> io::Result<Child> {
         spawner()?.send((program, reply)).map_err(|_| gone())?;
         match answer.recv_timeout(SPAWN_DEADLINE) {
             Ok(started) => started,
-            // The child is killed as soon as the spawner finds that nobody takes it.
+            // The child is killed as soon as the spawner finds that the caller is gone.
             Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
             Err(RecvTimeoutError::Disconnected) => Err(gone()),
         }
@@ -149,7 +149,7 @@ fn spawner() -> io::Result<&'static mpsc::SyncSender<Order>> {
     let (sender, requests) = mpsc::sync_channel::<Order>(SPAWN_QUEUE);
     std::thread::Builder::new().name("kiln-spawner".into()).spawn(move || {
         while let Ok((program, reply)) = requests.recv() {
-            // When nobody waits any more, the answer comes back here and its drop kills the child.
+            // If the caller is gone, the answer comes back here and its drop kills the child.
             drop(reply.send(fork_and_exec(program)));
         }
     })?;
@@ -220,7 +220,7 @@ impl Child {
         Self { pid, pidfd, kin, status: None, stderr: None, confinement, entry: None, cgroup }
     }
 
-    /// Ends a child; an adopted process goes on as it did.
+    /// Kills a child. An adopted process keeps running.
     pub(crate) fn give_up(mut self) {
         if self.kin == Kin::Adopted {
             self.status = Some(VmmStatus::Unknown);

@@ -72,7 +72,7 @@ fn a_backend_that_does_not_listen_is_named_with_its_socket() {
     refused(&["run", "--vhost-user", "net:/etc/passwd", "--", "true"], 2, &["/etc/passwd", "no socket"]);
     for kind in ["blk", "net", "vsock"] {
         let device = format!("{kind}:{gone}");
-        refused(&["run", "--vhost-user", &device, "--", "true"], 2, &[gone, "nobody who listens", "hint: "]);
+        refused(&["run", "--vhost-user", &device, "--", "true"], 2, &[gone, "no listener", "hint: "]);
     }
 }
 

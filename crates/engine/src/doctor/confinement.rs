@@ -11,7 +11,7 @@ use crate::confine::{Border, Confinement, MeasureState, Needs, POLICY_VARIABLE, 
 use crate::process::{self, Program, Sink, VmmStatus, own_environment};
 use crate::spec::OwnerLoss;
 
-/// QEMU says its version in some 30 ms.
+/// QEMU reports its version in some 30 ms.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Starts QEMU as a fork's VMM is started, to say its version.
@@ -48,7 +48,7 @@ pub(super) async fn inspect(policy: &Policy, qemu: &Utf8Path, kvm: bool) -> io::
     }
 }
 
-/// One finding for each measure. What root lacks is worth a warning, and what anybody could have.
+/// One finding for each measure. A measure that this user could have and does not is a warning, for root every missing one.
 pub(super) fn findings(confinement: &io::Result<Confinement>) -> Vec<HostFinding> {
     let confinement = match confinement {
         Ok(confinement) => confinement,

@@ -42,7 +42,7 @@ pub struct HostFinding {
     pub status: FindingStatus,
     /// What was found.
     pub detail: String,
-    /// The command that helps, where there is one.
+    /// The command that helps, if any.
     pub hint: Option<String>,
 }
 
@@ -126,7 +126,7 @@ fn qemu_finding(facts: &HostFacts) -> HostFinding {
     let finding = |status, detail: String| HostFinding::new("qemu", status, detail);
     match (&facts.qemu, facts.qemu_version) {
         (Some(path), Some(version)) => finding(FindingStatus::Ok, format!("{version} at {path}")),
-        (Some(path), None) => finding(FindingStatus::Warn, format!("{path} does not say its version")),
+        (Some(path), None) => finding(FindingStatus::Warn, format!("{path} does not report its version")),
         (None, _) => {
             let named = std::env::var(QEMU_VARIABLE).map(|path| format!("`{path}` (from {QEMU_VARIABLE})"));
             let what = named.unwrap_or_else(|_| format!("`{QEMU_PROGRAM}`"));

@@ -47,7 +47,7 @@ pub struct ForkPart {
     /// One for each network card, in the order of the spec. If there are none, all cards are unplugged and have random
     /// addresses.
     pub nics: Vec<NicPart>,
-    /// One for each [volume](crate::DiskRole::Volume) of the snapshot. What a file system in the guest's memory believes
+    /// One for each [volume](crate::DiskRole::Volume) of the snapshot. What a file system in the guest's memory has cached
     /// of a volume was true when the VM was saved, so a mounted one needs the very bytes of that moment.
     pub volumes: Vec<VolumeFile>,
 }
@@ -93,7 +93,7 @@ pub struct VolumeFile {
 pub enum ForkIdentity {
     /// A machine of its own: new machine id, host name and addresses.
     Fresh,
-    /// The machine that was saved: for a VM that stood still and goes on. Its clock and randomness are new all the same.
+    /// The machine that was saved: for a VM that was stopped and continues. Its clock and randomness are new all the same.
     Keep,
 }
 
@@ -163,7 +163,9 @@ impl ForkPart {
         if let Some(name) = &self.hostname {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
             if !(1..=HOSTNAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(allowed) {
-                return refuse(format!("`{name}` is no host name: 1 to {HOSTNAME_BYTES_MAX} of `[a-zA-Z0-9.-]`"));
+                return refuse(format!(
+                    "`{name}` is not a host name: it must be 1 to {HOSTNAME_BYTES_MAX} of `[a-zA-Z0-9.-]`"
+                ));
             }
         }
         let mut spec = spec.clone();
@@ -196,7 +198,7 @@ impl ForkPart {
             }
             match spec.disks.get_mut(index) {
                 Some(disk) if disk.role == DiskRole::Volume => disk.path.clone_from(&volume.path),
-                _ => return refuse(format!("a volume for disk {index}, which is none")),
+                _ => return refuse(format!("disk {index} is not a volume")),
             }
         }
         let disks = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Volume);

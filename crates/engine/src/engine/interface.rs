@@ -64,7 +64,7 @@ pub trait Engine: Send + Sync {
     fn restore<'a>(&'a self, snapshot: &'a Snapshot, forks: ForkSpec)
     -> BoxFuture<'a, Result<Vec<Fork>, RestoreError>>;
 
-    /// Goes on with a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
+    /// Resumes a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
     /// same id, with the same volumes and on the same TAP devices: those are opened anew.
     ///
     /// # Errors

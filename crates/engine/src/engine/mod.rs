@@ -3,7 +3,7 @@
 //! ```text
 //!   Engine ─┬▶ launch                     a spec's VM
 //!           ├▶ ready                      a spec's snapshot, made once
-//!           ├▶ restore ◀── pool           a snapshot's forks; some of them ready before anybody asks
+//!           ├▶ restore ◀── pool           a snapshot's forks; some of them ready in advance
 //!           ├▶ adopt                      a VM that outlived its owner
 //!           └▶ recover, before any of it  VMs whose owner is gone
 //! ```

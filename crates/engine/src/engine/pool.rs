@@ -1,11 +1,11 @@
-//! Forks that are ready before anybody asks for them.
+//! Forks that are ready before they are requested.
 //!
 //! ```text
 //!   filler ──▶ fork: its own machine, one command, frozen, paused ──▶ [ held, bounded in number and bytes ]
 //!                  take ──▶ cont, Sync, thaw ──▶ Fork      none left ──▶ a fork made there and then
 //! ```
 //! A held fork takes memory and no CPU. It became its own machine when it was made, ran one command of no effect, so that
-//! the first one of its taker is not also the first one ever, and stands still since with all commands frozen: what was
+//! the first one of its taker is not also the first one ever, and is paused since then with all commands frozen: what was
 //! running when it was saved has gone on for that moment alone. A snapshot that was taken without freezing is held before
 //! its first instruction.
 
@@ -50,7 +50,7 @@ pub struct PoolStatus {
     pub problem: Option<String>,
 }
 
-/// Keeps forks of one snapshot ready. Dropped, it ends those that nobody took.
+/// Keeps forks of one snapshot ready. Dropping it ends those that were not taken.
 ///
 /// ```no_run
 /// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {

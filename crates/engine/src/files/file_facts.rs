@@ -53,7 +53,7 @@ impl Witness {
         }
     }
 
-    /// It is the same file and nobody wrote to it in between. A link to it may have come or gone.
+    /// It is the same file and was not written to in between. A link to it may have come or gone.
     pub(crate) fn is_unwritten_since(&self, earlier: &Self) -> bool {
         Self { changed_ns: 0, ..*self } == Self { changed_ns: 0, ..*earlier }
     }

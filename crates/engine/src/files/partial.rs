@@ -29,7 +29,7 @@ const SYNC_DEPTH_MAX: usize = 32;
 pub(crate) struct Partial {
     path: Utf8PathBuf,
     published: bool,
-    // It tells `sweep_partials` that the builder lives.
+    // It shows `sweep_partials` that the builder lives.
     lock: fs::File,
 }
 
@@ -71,10 +71,10 @@ impl Partial {
     }
 
     /// Gives the directory its final name without waiting for the disk: after a crash of the host there may be a part of
-    /// it. Returns its lock, which nobody else has had meanwhile.
+    /// it. Returns its lock, which no other process has had meanwhile.
     ///
     /// # Errors
-    /// As [`Partial::publish`]
+    /// See [`Partial::publish`].
     pub(crate) fn publish_unsynced(mut self, final_dir: &Utf8Path) -> io::Result<OwnedFd> {
         let lock = self.lock.as_fd().try_clone_to_owned()?;
         fs::rename(&self.path, final_dir)?;
@@ -83,7 +83,7 @@ impl Partial {
     }
 
     /// Swaps the directory with the one that has the final name. Returns the path that the latter has now, where
-    /// [`Home::sweep_partials`](crate::home::Home::sweep_partials) finds it once nobody holds it. Syncs nothing.
+    /// [`Home::sweep_partials`](crate::home::Home::sweep_partials) finds it once it is not locked. Syncs nothing.
     ///
     /// # Errors
     /// Nothing has that name, or the filesystem can't swap; the partial directory is removed then.

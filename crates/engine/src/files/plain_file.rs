@@ -1,4 +1,4 @@
-//! Opening small files whose place is known and whose nature is not: whoever can write there may have put anything there.
+//! Opening small files whose place is known and whose nature is not: any process that can write there may have put anything there.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 /// Opens an ordinary file for reading. A pipe is not waited for, and a link is not followed.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] for what is no ordinary file; or it can't be opened.
+/// [`io::ErrorKind::InvalidInput`] if it is not an ordinary file; or it can't be opened.
 pub(crate) fn open(path: &Utf8Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, format!("`{path}` is not an ordinary file"));

@@ -88,7 +88,7 @@ pub(crate) fn restart(path: &Utf8Path) -> io::Result<fs::File> {
 /// Opens an ordinary file to write at its end, and makes it if it is not there.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidInput`] for what is no ordinary file; or it can't be opened.
+/// [`io::ErrorKind::InvalidInput`] if it is not an ordinary file; or it can't be opened.
 pub(crate) fn append(path: &Utf8Path) -> io::Result<fs::File> {
     open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)
 }
@@ -119,7 +119,7 @@ pub(crate) fn replace(path: &Utf8Path, scratch: &Utf8Path, content: &[u8]) -> io
     for _ in 0..REPLACE_ATTEMPTS_MAX {
         let new = Unfinished(scratch.join(format!("{}{PARTIAL_SUFFIX}", random_hex::<8>())));
         let mut file = create_new(&new.0)?;
-        // A sweep removes what nobody holds. If it came before this, the rename finds nothing.
+        // A sweep removes what is not locked. If it came before this, the rename finds nothing.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => continue,

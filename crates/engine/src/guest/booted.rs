@@ -182,7 +182,7 @@ impl Guest {
 }
 
 fn follow(vm: &mut Vm, watch: &Watch) -> End {
-    watch.follow(vm.take_events().expect("nobody else took this VM's events"))
+    watch.follow(vm.take_events().expect("only this call takes the VM's events"))
 }
 
 async fn gone_soon(end: &End) -> Option<Gone> {

@@ -1,4 +1,4 @@
-//! Whether a home can be trusted: Kiln starts, kills, overwrites and removes what its files name, so nobody else may have
+//! Whether a home can be trusted: Kiln starts, kills, overwrites and removes what its files name, so no other user may have
 //! put them there.
 //!
 //! ```text
@@ -114,7 +114,7 @@ impl Judge<'_> {
 
     fn judge_owner(&self, path: &Utf8Path, found: &Metadata, own: bool) -> Result<(), HomeError> {
         let owner = found.uid();
-        // Of a directory outside of this user namespace nobody in it can say more than who may write to it.
+        // For a directory outside of this user namespace, only its mode shows who may write to it.
         let outside = owner == OVERFLOW_UID && self.accounts.overflow_is_outside;
         if owner == self.user || (!own && (owner == ROOT || outside)) {
             return Ok(());
@@ -150,7 +150,7 @@ impl Accounts {
         name.map_or_else(|| format!("uid {uid}"), |name| format!("`{name}` (uid {uid})"))
     }
 
-    /// Whether a group has this user and nobody else, as where each user has a group of their own: what that group may
+    /// Whether a group has only this user, for example because each user has a group of their own: what that group may
     /// write, no other user may.
     fn is_private(&self, gid: u32, uid: u32) -> bool {
         let Some(user) = self.users().find(|user| user.uid == uid) else { return false };

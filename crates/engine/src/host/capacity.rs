@@ -13,7 +13,7 @@ const CPUINFO_BYTES: u64 = 8 << 10;
 /// CPUs and memory of this host.
 pub(crate) fn limits() -> HostLimits {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
-    // Without /proc nothing is known, and the VMM will say what it thinks.
+    // Without /proc nothing is known, and the VMM reports it if something is missing.
     HostLimits { cpus, memory_mib: memory_mib("MemTotal:").unwrap_or(u64::MAX) }
 }
 

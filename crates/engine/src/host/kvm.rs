@@ -1,5 +1,4 @@
-//! Whether `/dev/kvm` opens, and what is known of it beyond that: there are hosts where it opens and no ordinary Linux ever
-//! starts.
+//! Whether `/dev/kvm` opens, and what else is known of it. On some hosts it opens and no ordinary Linux ever starts.
 
 use std::io;
 
@@ -12,7 +11,7 @@ const KVM_DEVICE: &str = "/dev/kvm";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum KvmState {
-    /// There is no `/dev/kvm`.
+    /// `/dev/kvm` does not exist.
     Missing,
     /// This user may not open it.
     Denied,
@@ -21,9 +20,9 @@ pub enum KvmState {
         /// The error.
         reason: String,
     },
-    /// It opens, and no guest was tried yet.
+    /// It opens, but no guest was tried yet.
     Opens,
-    /// It opens, and a probe guest did not start.
+    /// It opens, but a probe guest did not start.
     Lies {
         /// How the probe ended.
         reason: String,
@@ -50,7 +49,7 @@ impl KvmState {
         }
     }
 
-    /// What the user can do.
+    /// What the user can do about it.
     pub fn hint(&self) -> String {
         match self {
             Self::Missing => "modprobe kvm_intel || modprobe kvm_amd (in a VM: turn on nested virtualisation)".into(),
@@ -65,7 +64,7 @@ impl KvmState {
 /// Opens the device, as a VMM would.
 ///
 /// # Errors
-/// The state that keeps it from opening.
+/// Why it does not open.
 pub fn open_kvm() -> Result<(), KvmState> {
     match fs_err::OpenOptions::new().read(true).write(true).open(KVM_DEVICE) {
         Ok(_) => Ok(()),

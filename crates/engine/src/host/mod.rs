@@ -1,4 +1,4 @@
-//! What this host has and lets us use: CPUs, memory, programs, KVM and TAP devices. What is missing is told by
+//! What this host has and lets us use: CPUs, memory, programs, KVM and TAP devices. What is missing is reported by
 //! [`doctor`](crate::doctor).
 
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]

@@ -12,7 +12,7 @@ pub const EXTRA_PORTS_MAX: usize = 16;
 pub const NICS_MAX: usize = 8;
 /// `COMMAND_LINE_SIZE` of x86 Linux, less its end mark and what a driver adds.
 pub const CMDLINE_BYTES_MAX: usize = 2047 - 32;
-/// Queues of one device: more than CPUs serve nobody.
+/// Queues of one device: more than one per CPU have no use.
 pub const QUEUES_MAX: u16 = CPUS_MAX as u16;
 /// Shared directories of one VM: what its disks, cards and Kiln's own devices leave of the 32 slots of a PCI bus.
 pub const SHARES_MAX: usize = 3;

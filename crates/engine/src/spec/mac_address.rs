@@ -13,9 +13,9 @@ const PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress([u8; 6]);
 
-/// Text that is no such address.
+/// Text that is not such an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no address of a network card: write 52:54:00:12:34:56")]
+#[error("`{0}` is not the address of a network card, such as 52:54:00:12:34:56")]
 pub struct NoMacAddress(String);
 
 impl MacAddress {

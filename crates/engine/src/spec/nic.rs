@@ -109,7 +109,9 @@ impl Tap {
         let dots = device == "." || device == "..";
         if dots || !(1..=DEVICE_BYTES_MAX).contains(&device.len()) || !device.bytes().all(allowed) {
             let start: String = device.chars().take(DEVICE_BYTES_MAX).collect();
-            return Some(format!("{start:?} is no name of a device: 1 to {DEVICE_BYTES_MAX} of `[a-zA-Z0-9._-]`"));
+            return Some(format!(
+                "{start:?} is not the name of a device: it must be 1 to {DEVICE_BYTES_MAX} of `[a-zA-Z0-9._-]`"
+            ));
         }
         let path = namespace.as_ref()?;
         let usable = path.is_absolute() && path.as_str().len() <= PATH_BYTES_MAX && !path.as_str().contains('\0');
@@ -141,8 +143,8 @@ mod tests {
             assert_eq!(tap(good, Some("/run/netns/one")).problem(), None, "{good}");
         }
         for wrong in ["", ".", "..", "tap%d", "a/b", "a b", "tap0\0", "é", "sixteen-bytes-xx"] {
-            let problem = tap(wrong, None).problem().expect("is no name");
-            assert!(problem.contains("no name of a device"), "{problem}");
+            let problem = tap(wrong, None).problem().expect("is not a name");
+            assert!(problem.contains("not the name of a device"), "{problem}");
         }
         for wrong in ["", "netns/one", "./one", "/a\0b", &format!("/{}", "x".repeat(PATH_BYTES_MAX))] {
             assert!(tap("tap0", Some(wrong)).problem().is_some(), "{wrong}");

@@ -1,7 +1,7 @@
 //! Devices of a VM that another process serves, by the vhost-user protocol.
 //!
 //! ```text
-//!   VhostUser ──check──▶ probe: does somebody listen? ──▶ blk, net: a path, to which the VMM connects, again and again
+//!   VhostUser ──check──▶ probe: is it listening? ──▶ blk, net: a path, to which the VMM connects, again and again
 //!                                                    └──▶ vsock, fs: a connection that Kiln makes, once
 //! ```
 //! A probe that connected would be a client like any other: many backends serve one and end. So this one asks with a
@@ -86,7 +86,7 @@ impl VhostUser {
     pub(crate) fn check(&self) -> Result<(), SpecError> {
         let path = self.socket.as_str();
         if !self.socket.is_absolute() || path.len() > SOCKET_PATH_BYTES_MAX {
-            return self.refuse(format!("is no absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"));
+            return self.refuse(format!("is not an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"));
         }
         if path.bytes().any(|byte| byte.is_ascii_control()) {
             return self.refuse("has a control character in its path");
@@ -169,22 +169,22 @@ fn close_on_exec() -> SocketFlags {
 }
 
 /// Whether a stream socket lives at a path. Linux looks the address up before it compares types, so a datagram socket
-/// that connects there is told `EPROTOTYPE`, and whoever listens is not told at all (`unix_find_other` in
+/// that connects there gets `EPROTOTYPE`, and the listener does not notice (`unix_find_other` in
 /// net/unix/af_unix.c).
 fn probe(path: &Utf8Path) -> Result<(), String> {
     let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "is not there".to_owned(),
-        _ => format!("can't be looked at: {error}"),
+        _ => format!("can't be inspected: {error}"),
     })?;
     if !kind.file_type().is_socket() {
-        return Err("is no socket".into());
+        return Err("is not a socket".into());
     }
     let asked = socket_with(AddressFamily::UNIX, SocketType::DGRAM, close_on_exec(), None)
         .and_then(|socket| connect(&socket, &SocketAddrUnix::new(Path::new(path))?));
     match asked {
         Err(Errno::PROTOTYPE) => Ok(()),
         Ok(()) => Err("is a datagram socket, and vhost-user needs a stream".into()),
-        Err(Errno::CONNREFUSED) => Err("has nobody who listens there any more".into()),
+        Err(Errno::CONNREFUSED) => Err("has no listener any more".into()),
         Err(error) => Err(format!("can't be connected to: {}", io::Error::from(error))),
     }
 }
@@ -220,7 +220,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<VhostUser>(&text).expect("is read"), device, "{text}");
         }
         let text = r#"{"device":{"net":{"mac":"52:54:00:00:00:00,script=/x"}},"socket":"/run/x.sock"}"#;
-        serde_json::from_str::<VhostUser>(text).expect_err("is no address");
+        serde_json::from_str::<VhostUser>(text).expect_err("is not an address");
     }
 
     #[test]
@@ -254,23 +254,23 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = Utf8PathBuf::from_path_buf(folder.path().join("s")).expect("UTF-8");
         let probed = |path: &Utf8Path| VhostUser::new(VhostUserDevice::Vsock, path).probe().map_err(|e| e.to_string());
-        let says = |path: &Utf8Path, words: &str| {
+        let fails_with = |path: &Utf8Path, words: &str| {
             let error = probed(path).expect_err("is refused");
             assert!(error.contains(words) && error.contains(path.as_str()), "{error}");
         };
-        says(&path, "not there");
-        says("/etc/passwd".into(), "no socket");
+        fails_with(&path, "not there");
+        fails_with("/etc/passwd".into(), "not a socket");
 
         let listener = UnixListener::bind(&path).expect("listens");
         listener.set_nonblocking(true).expect("is set");
-        probed(&path).expect("somebody listens");
-        assert_eq!(listener.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+        probed(&path).expect("the backend listens");
+        assert_eq!(listener.accept().expect_err("no connection came").kind(), io::ErrorKind::WouldBlock);
 
         drop(listener);
-        says(&path, "nobody");
+        fails_with(&path, "no listener");
         std::fs::remove_file(&path).expect("is removed");
         let _datagrams = UnixDatagram::bind(&path).expect("is bound");
-        says(&path, "datagram");
+        fails_with(&path, "datagram");
     }
 
     #[test]

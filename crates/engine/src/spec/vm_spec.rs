@@ -322,7 +322,7 @@ mod tests {
         let disk = Disk { path: path.clone(), format: DiskFormat::Raw, role: DiskRole::Shared };
         let pipes = [VmSpec { disks: vec![disk], ..spec() }, VmSpec { kernel: path, ..spec() }];
         for (spec, what) in pipes.into_iter().zip(["disk", "kernel"]) {
-            let error = spec.validate(HOST).expect_err("is no file");
+            let error = spec.validate(HOST).expect_err("is not a file");
             assert!(matches!(&error, SpecError::NoFile { what: of, .. } if *of == what), "{error}");
         }
     }

@@ -5,7 +5,7 @@
 //!                 ├──▶ EventQueue ──▶ VmEvent::Console
 //!                 └──▶ LogWriter ──▶ console.log (first part), console.tail*.log (last part)
 //! ```
-//! A guest may print for ever and nobody may listen: nothing here waits for a reader or grows without bound.
+//! A guest may print forever without a reader, so nothing here waits for a reader or grows without bound.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_that_nobody_reads_is_bounded_and_counted() {
+    fn an_unread_flood_is_bounded_and_counted() {
         let (mut queue, mut receiver, dropped) = queue();
         let chunk = [b'x'; 4096];
         let pushed = 10_000 * chunk.len() as u64;

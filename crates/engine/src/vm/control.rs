@@ -33,7 +33,7 @@ pub(crate) enum Cpus {
     Paused,
     /// They run, or wait for something.
     Running,
-    /// They stand still for good.
+    /// They are halted for good.
     Halted,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Sets [`Self::stopped`]. Where nobody gets to write that down, recovery finds it by the journal.
+    /// Sets [`Self::stopped`]. If the owner can't record that, recovery finds it in the journal.
     pub(crate) fn keep_as(&self, stopped: SnapshotId) {
         self.fate.leave_on_drop();
         *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);

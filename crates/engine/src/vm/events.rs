@@ -24,7 +24,7 @@ pub enum VmEvent {
         /// What it printed.
         bytes: Bytes,
     },
-    /// The guest's CPUs stand still.
+    /// The guest's CPUs are paused.
     Paused,
     /// They run again.
     Resumed,
@@ -53,9 +53,9 @@ pub enum ExitReason {
     GuestPanicked,
     /// [`Vm::kill`](crate::Vm::kill), [`Vm::shutdown`](crate::Vm::shutdown) or a dropped [`Vm`](crate::Vm).
     Killed,
-    /// The VMM ended by itself, or was killed by somebody else.
+    /// The VMM exited on its own, or another process killed it.
     VmmFailed {
-        /// The end of what it said.
+        /// The end of its error output.
         stderr: String,
     },
 }

@@ -1,4 +1,4 @@
-//! A running VM: the handle that others hold.
+//! A running VM, and the handle to it.
 //!
 //! ```text
 //!   Vm ──Command──▶ Owner (one task) ──▶ VMM process, monitor, console
@@ -28,17 +28,17 @@ use crate::snapshot::{AfterSave, SaveOrder, Snapshot, SnapshotError, SnapshotReq
 use crate::spec::Acceleration;
 use crate::vm_dir::{SocketDir, VmId};
 
-/// From SIGKILL to the end of the owner's work; only a host in trouble needs longer.
+/// From SIGKILL to the end of the owner's work. Only a host in trouble needs longer.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A handle on a running VM.
+/// A handle to a running VM.
 ///
 /// ```no_run
 /// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::VmEvent;
 ///
 /// let mut vm = engine.launch(spec).await?;
-/// let mut events = vm.take_events().expect("nobody took them before");
+/// let mut events = vm.take_events().expect("the first call gets them");
 /// while let Some(event) = events.next().await {
 ///     if let VmEvent::Console { bytes, .. } = event {
 ///         print!("{}", String::from_utf8_lossy(&bytes));
@@ -67,17 +67,17 @@ pub struct Vm {
 pub(crate) const AGENT_SOCKET: &str = "agent";
 
 impl Vm {
-    /// Names it on this host.
+    /// Its id on this host.
     pub fn id(&self) -> &VmId {
         &self.id
     }
 
-    /// Its directory; gone once the VM has ended.
+    /// Its directory, which is removed when the VM ends.
     pub fn dir(&self) -> &Utf8Path {
         &self.path
     }
 
-    /// The VMM's process.
+    /// The pid of its VMM.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -87,23 +87,23 @@ impl Vm {
         self.acceleration
     }
 
-    /// Its events, to whoever asks first.
+    /// Its events. Only the first call gets them.
     pub fn take_events(&mut self) -> Option<VmEvents> {
         self.events.take()
     }
 
-    /// Stops the guest's CPUs.
+    /// Pauses the guest's CPUs.
     ///
     /// # Errors
-    /// When the VM has ended, can't be paused, or its VMM does not answer.
+    /// The VM has ended, can't be paused, or its VMM does not answer.
     pub async fn pause(&self) -> Result<(), ControlError> {
         self.command(Command::Pause).await
     }
 
-    /// Lets the guest's CPUs run again.
+    /// Resumes the guest's CPUs.
     ///
     /// # Errors
-    /// As for [`Vm::pause`].
+    /// See [`Vm::pause`].
     pub async fn resume(&self) -> Result<(), ControlError> {
         self.resume_within(MONITOR_DEADLINE).await
     }
@@ -114,7 +114,7 @@ impl Vm {
 
     /// Presses the power button, and kills the VM if it still runs at the deadline.
     pub async fn shutdown(&self, deadline: Duration) -> VmExit {
-        // Where the owner has ended, so has the VM.
+        // If the owner has ended, so has the VM.
         drop(self.commands.send(Command::PowerDown).await);
         match tokio::time::timeout(deadline, self.wait()).await {
             Ok(exit) => exit,
@@ -122,26 +122,26 @@ impl Vm {
         }
     }
 
-    /// Saves the VM: memory, devices and disks, as they are at one moment. Its CPUs stand still meanwhile.
+    /// Saves the VM: memory, devices and disks of one moment. Its CPUs are paused meanwhile.
     ///
-    /// With a link the guest's commands are frozen before and go on afterwards; those of its forks go on once a fork is
-    /// its own machine. Where saving fails the VM goes on as before, and nothing is left behind.
+    /// With a link, the guest's commands are frozen before and thawed afterwards. Those of a fork are thawed once the
+    /// fork has its own identity. If saving fails, the VM continues as before, and nothing of the attempt is left.
     ///
-    /// A VM that was launched is saved whole, without a copy of its memory where it stops; one that goes on has its used
-    /// memory copied. A fork is saved as the pages that differ from what it was forked from.
+    /// A VM that was booted is saved as a whole. If it stops, its memory is not copied. If it continues, the memory
+    /// that it has used is copied. A fork is saved as the pages that differ from its parent.
     ///
-    /// The snapshot can be restored at once. It outlives a crash of the host once it is sealed, which happens in the
+    /// The snapshot can be restored at once. It survives a crash of the host once it is sealed, which happens in the
     /// background; [`Snapshot::seal`] waits for that.
     ///
     /// ```no_run
     /// # async fn example(engine: &dyn kiln_engine::Engine, fork: kiln_engine::Fork) -> Result<(), Box<dyn std::error::Error>> {
     /// use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
     ///
-    /// // Where it is now, to go back to; it runs on.
+    /// // A snapshot to go back to. The VM continues.
     /// let request = SnapshotRequest { link: Some(&fork.link), then: AfterSave::GoOn, label: "before".into() };
     /// let before = fork.vm.snapshot(request).await?;
-    /// println!("{} lies on {:?}", before.id(), before.parent());
-    /// // Away until somebody needs it again.
+    /// println!("the parent of {} is {:?}", before.id(), before.parent());
+    /// // Stopped until it is needed again.
     /// let id = fork.vm.id().clone();
     /// let request = SnapshotRequest { link: Some(&fork.link), then: AfterSave::Stop, label: "away".into() };
     /// fork.vm.snapshot(request).await?;
@@ -160,7 +160,7 @@ impl Vm {
         let commands = self.commands.clone();
         let link = request.link.cloned();
         let order = SaveOrder { then: request.then, label: request.label, frozen: link.is_some() };
-        // A task of its own: a caller that gives up must not leave the guest frozen.
+        // A task of its own: if the caller gives up, the guest must not stay frozen.
         let saved = tokio::spawn(async move {
             let _saving = saving;
             save(&commands, link.as_ref(), order).await
@@ -170,54 +170,54 @@ impl Vm {
             self.wait().await;
         }
         if self.shared.is_kept() {
-            let source = io::Error::other("it is stopped once its home is recovered");
+            let source = io::Error::other("the next recovery of its home completes the stop");
             return Err(SnapshotError::io("write down the stop of the VM in", &self.path, source).into());
         }
         Ok(snapshot)
     }
 
-    /// Ends the VM now. When this returns, its process is gone.
+    /// Ends the VM now. When this returns, its VMM is gone.
     pub async fn kill(&self) -> VmExit {
         self.shared.kill();
         let killed = VmExit { status: VmmStatus::Signal(libc::SIGKILL), reason: ExitReason::Killed };
         tokio::time::timeout(KILL_DEADLINE, self.wait()).await.unwrap_or(killed)
     }
 
-    /// Waits for the VM's end. Safe to cancel, and to call more than once.
+    /// Waits until the VM has ended. Safe to cancel, and to call more than once.
     pub async fn wait(&self) -> VmExit {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
             Ok(value) => value.clone().expect("it was waited for"),
-            // The owner ended with its runtime, and killed the VM on its way.
+            // The owner ended with its runtime, and killed the VM.
             Err(_) => VmExit { status: VmmStatus::Signal(libc::SIGKILL), reason: ExitReason::Killed },
         }
     }
 
-    /// The last lines of its console, oldest first; also after its end.
+    /// The last lines of its console, oldest first. Also available after its end.
     pub fn console_tail(&self, lines: usize) -> Vec<String> {
         self.shared.ring.tail(lines)
     }
 
-    /// Console bytes that no event carried, because nobody took the events in time. The log has them.
+    /// Console bytes that no event has, because the events were not read in time. The log has them.
     pub fn console_bytes_dropped(&self) -> u64 {
         self.shared.dropped_console_bytes.load(Ordering::Relaxed)
     }
 
-    /// A look at it from beside.
+    /// A pulse of the VM, which does not keep it alive.
     pub(crate) fn pulse(&self) -> Pulse {
         Pulse::new(self.pid, Arc::clone(&self.shared), self.commands.downgrade())
     }
 
-    /// A bare stream to the agent, for those who speak its protocol themselves.
+    /// A raw stream to the agent, for callers that implement its protocol themselves.
     ///
     /// # Errors
-    /// When the VM has ended.
+    /// The VM has ended.
     pub async fn dial(&self) -> io::Result<UnixStream> {
         self.transport.dial(&self.sockets).await
     }
 
-    /// A new link to the agent, which may still be booting. An agent serves one link at a time: where the transport lets
-    /// a second one in, it ends the first, and elsewhere the second one waits for the first one's end.
+    /// A new link to the agent, which may still be booting. An agent serves one link at a time. If the transport
+    /// accepts a second connection, that ends the first link. If not, the second waits until the first has closed.
     ///
     /// # Errors
     /// [`LinkError`]: the agent does not answer within the deadline, or the VM has ended.
@@ -234,7 +234,7 @@ impl Vm {
     /// A new connection to one of [`VmSpec::extra_ports`](crate::VmSpec::extra_ports).
     ///
     /// # Errors
-    /// When there is no such port, or the VM has ended.
+    /// The VM has no such port, or has ended.
     pub async fn port_stream(&self, name: &str) -> Result<UnixStream, PortError> {
         let index = self.ports.iter().position(|port| port == name);
         let index = index.ok_or_else(|| PortError::Unknown { name: name.into() })?;
@@ -254,12 +254,12 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // The owner reaps and cleans up; this works even where it never gets to run again.
+        // The owner reaps the VMM and removes the directory. The kill works even if the owner never runs again.
         self.shared.kill();
     }
 }
 
-/// A save that goes on, until it is dropped.
+/// A running save. Dropping it marks its end.
 struct Saving(Arc<Shared>);
 
 impl Drop for Saving {
@@ -278,7 +278,7 @@ async fn save(
         && let Err(error) = link.freeze().await
     {
         if matches!(error, StreamError::LinkLost(_) | StreamError::NoAnswer { .. }) {
-            // It may have been frozen after its answer was given up.
+            // The agent may have frozen the commands after its deadline.
             let link = link.clone();
             tokio::spawn(async move { drop(link.thaw().await) });
         }
@@ -293,7 +293,7 @@ async fn save(
         && (then == AfterSave::GoOn || saved.is_err())
     {
         let thawed = thaw(link).await;
-        // A VM that has ended needs no thaw, and says so itself.
+        // A VM that has ended needs no thaw. The error already reports its end.
         if saved.is_ok() {
             thawed.map_err(SaveError::Freeze)?;
         }
@@ -301,11 +301,11 @@ async fn save(
     saved
 }
 
-/// Lets the commands of a guest that was paused for a save go on. Its clock stood still meanwhile, so it gets the time
-/// first.
+/// Thaws the commands of a guest that was paused for a save. Its clock did not run meanwhile, so it gets the current
+/// time first.
 async fn thaw(link: &GuestLink) -> Result<(), StreamError> {
     match link.renew(Renewal::default(), RENEW_DEADLINE).await {
-        // The agent thaws once all of it is done.
+        // The agent thaws the commands as the last step of that.
         Ok(()) => Ok(()),
         Err(error) => {
             tracing::warn!(%error, "failed to set the clock of a guest that was saved");
@@ -314,7 +314,8 @@ async fn thaw(link: &GuestLink) -> Result<(), StreamError> {
     }
 }
 
-/// Socket of an extra port. Ports are numbered on disk: their names may be longer than a socket's address.
+/// The socket of an extra port. Its name on disk is a number, because a port's name may be longer than a socket's
+/// address.
 pub(crate) fn port_socket(index: usize) -> String {
     format!("port{index}")
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   owner ──push──▶ waiting (bounded) ──one write at a time──▶ ConsoleLog
-//!                      └── full: the bytes are counted, and the log says how many it misses
+//!                      └── full: the bytes are counted, and the log notes how many are missing
 //! ```
 
 use std::io;
@@ -47,7 +47,7 @@ impl LogWriter {
         self.start();
     }
 
-    /// Waits until the write that runs is done; for ever if none does. Safe to cancel.
+    /// Waits until the write that runs is done. If no write runs, waits forever. Safe to cancel.
     ///
     /// # Errors
     /// The log can't be written, and ends here.
@@ -126,7 +126,7 @@ mod tests {
     async fn what_has_no_room_is_counted_in_the_log() {
         let (directory, mut writer) = writer();
         writer.push(b"first\n");
-        // The first write runs, and nobody looks whether it is done.
+        // The first write runs, and its end is not polled.
         writer.push(&vec![b'x'; WAITING_BYTES_MAX - 10]);
         writer.push(b"twelve bytes");
         writer.push(b"x");

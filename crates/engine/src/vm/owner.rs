@@ -1,4 +1,4 @@
-//! The task that owns a VM: its process, monitor, console and directory.
+//! The task that owns a VM: its process, its monitor, its console and its directory.
 
 use std::future::poll_fn;
 use std::io;
@@ -28,21 +28,22 @@ use crate::snapshot::SnapshotId;
 use crate::spec::{Acceleration, VmSpec};
 use crate::vm_dir::{ConsoleLog, Journal, SocketDir, State, VmDir, VmId};
 
-/// Console and monitor bytes read at a time.
+/// Bytes that one read of the console or monitor takes at most.
 const READ_BYTES: usize = 16 << 10;
-/// Between two reads of the console, whose bytes come one by one. What the pipe holds meanwhile is far more than a
-/// serial line prints.
+/// Pause between two reads of the console, whose bytes arrive one by one. The pipe holds far more than a serial port
+/// prints meanwhile.
 const CONSOLE_PAUSE: Duration = Duration::from_millis(5);
-/// The end of the VMM's words that is kept.
+/// How much of the VMM's last error output is kept.
 const STDERR_BYTES_MAX: usize = 8 << 10;
-/// After the VMM's end, for the command that it ended in: its monitor is gone, so a save has no more than its files to do.
+/// After the VMM has exited, for the command that was running. Its monitor is gone, so a save has only its files left
+/// to write.
 const FINISH_DEADLINE: Duration = Duration::from_secs(20);
-/// After the VMM's end, for what it still left in its sockets.
+/// After the VMM has exited, for what is left in its sockets.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(1);
-/// What a Linux kernel prints when it gives up.
+/// A Linux kernel prints this when it panics.
 const PANIC_MARK: &[u8] = b"Kernel panic - not syncing";
 
-/// A VM that runs, as it comes to its owner.
+/// The parts of a running VM, for its owner.
 pub(crate) struct Parts {
     /// `$KILN_HOME`.
     pub(crate) home: Utf8PathBuf,
@@ -53,7 +54,7 @@ pub(crate) struct Parts {
     pub(crate) ends: Ends,
 }
 
-/// Our ends of what leads to a VMM.
+/// Kiln's ends of the connections to a VMM.
 pub(crate) struct Ends {
     pub(crate) stderr: Option<pipe::Receiver>,
     pub(crate) console: Option<pipe::Receiver>,
@@ -65,7 +66,7 @@ pub(crate) struct Ends {
     pub(crate) saver: Option<Arc<dyn Saver>>,
 }
 
-/// Starts the owner's task. Where that fails a child is killed, and an adopted process goes on.
+/// Starts the owner's task. If that fails, a child is killed, but an adopted process keeps running.
 pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
     let opened = parts.open();
     let Parts { home, dir, child, spec, started, ends } = parts;
@@ -117,7 +118,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
 }
 
 impl Parts {
-    /// All that can fail.
+    /// Opens everything that can fail to open.
     fn open(&self) -> io::Result<(SocketDir, Option<LogWriter>, ExitWatch)> {
         let log = self.ends.console.as_ref().map(|_| ConsoleLog::open(self.dir.path())).transpose()?;
         Ok((self.dir.sockets()?, log.map(LogWriter::new), self.child.watch()?))
@@ -127,7 +128,7 @@ impl Parts {
 type Busy = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Owner {
-    // Dropped first: the directory is removed when the process is gone.
+    // Dropped first: the directory is removed after the process is gone.
     child: Child,
     dir: VmDir,
     shared: Arc<Shared>,
@@ -135,7 +136,7 @@ struct Owner {
     save: Option<Arc<Save>>,
     monitor_events: Option<Box<dyn MonitorEvents>>,
     console: Option<pipe::Receiver>,
-    /// Not before then is it read again.
+    /// The console is not read before this time.
     console_due: tokio::time::Instant,
     stderr: Option<pipe::Receiver>,
     log: Option<LogWriter>,
@@ -143,7 +144,7 @@ struct Owner {
     started: Instant,
     last_words: BytesMut,
     end_seen: Option<ExitReason>,
-    /// The command that the monitor works on.
+    /// The command that the monitor is carrying out.
     busy: Option<Busy>,
 }
 
@@ -189,18 +190,19 @@ impl Owner {
             }
         }
         let mut busy = self.busy.take();
-        // A save's threads look into the process: nobody else gets its pid before they have ended. What a save has
-        // published by now counts.
+        // Threads of a save may be reading the process's memory by its pid. So the process is reaped only after they
+        // have ended, and the pid can't be reused before. If the save has published its snapshot by now, the save
+        // counts.
         let finish = tokio::time::timeout(FINISH_DEADLINE, async {
             if busy.is_some() {
                 finished(&mut busy).await;
             }
         });
-        // A timeout here loses last words alone.
+        // If this times out, only the VMM's last output is lost.
         let drain = tokio::time::timeout(DRAIN_DEADLINE, self.drain(&mut console_buffer));
         let (finished, _) = tokio::join!(finish, drain);
         if finished.is_err() {
-            tracing::warn!(vm = %id, "a vm ended, and the command that it ended in does not");
+            tracing::warn!(vm = %id, "a vm ended, but the command that was running does not");
         }
         let exit = self.exit();
         tracing::info!(vm = %id, %exit, "vm ended");
@@ -211,8 +213,8 @@ impl Owner {
             match stopped {
                 Some(snapshot) => {
                     if let Err(error) = stop_for_good(dir, snapshot.clone()) {
-                        tracing::warn!(vm = %id, %error, "failed to write down that a vm has stopped");
-                        // Whoever stopped it sees by this that it is left to the next recovery.
+                        tracing::warn!(vm = %id, %error, "failed to record that a vm has stopped");
+                        // The caller that stopped the VM sees by this that the next recovery has to finish the stop.
                         shared.keep_as(snapshot);
                     }
                 }
@@ -227,7 +229,7 @@ impl Owner {
         events.finish().await;
     }
 
-    /// Reads what the VMM left behind.
+    /// Reads what the VMM has left in its pipes.
     async fn drain(&mut self, console_buffer: &mut BytesMut) {
         while let Some(event) = next_or_end(&mut self.monitor_events).await {
             self.monitor_event(event);
@@ -264,7 +266,7 @@ impl Owner {
 
     fn log_written(&mut self, written: io::Result<()>) {
         if let Err(error) = written {
-            // A full disk must not end a VM; its events and last lines are still there.
+            // A full disk must not end a VM. Its events and its last lines are still available.
             tracing::warn!(path = %self.dir.path(), %error, "failed to write the console log, it ends here");
             self.log = None;
         }
@@ -293,7 +295,7 @@ impl Owner {
                         Some(save) => operation(async move { save.run(&journal, order, &shared).await }).await,
                         None => Err(ControlError::Unsupported.into()),
                     };
-                    // The asker may have given up.
+                    // This fails if the caller has given up.
                     drop(reply.send(saved));
                 }
                 Command::Pause(reply) => {
@@ -322,7 +324,8 @@ impl Owner {
             }
         };
         let reason = match self.end_seen.take() {
-            // `panic=-1` makes a reboot of every panic, so that no guest hangs; only its console knows the difference.
+            // With `panic=-1` every panic becomes a reboot, so that no guest hangs. Only its console shows the
+            // difference.
             Some(ExitReason::GuestReset) if self.shared.ring.contains(PANIC_MARK) => ExitReason::GuestPanicked,
             Some(reason) => reason,
             None if self.shared.killed.load(Ordering::Acquire) => ExitReason::Killed,
@@ -336,14 +339,14 @@ async fn cpus(monitor: &dyn Monitor) -> Cpus {
     match monitor.is_running(MONITOR_DEADLINE).await {
         Ok(false) => return Cpus::Paused,
         Ok(true) => {}
-        // A VMM that does not answer says nothing of its guest.
+        // A VMM that does not answer proves nothing about its guest.
         Err(_) => return Cpus::Running,
     }
     if monitor.is_halted(MONITOR_DEADLINE).await.unwrap_or(false) { Cpus::Halted } else { Cpus::Running }
 }
 
-/// Leaves the directory of a VM that was saved to stop, once its VMM is gone. Where that fails all of it stays: recovery
-/// finds the same snapshot.
+/// Tidies the directory of a VM that was saved to stop, after its VMM has exited. If that fails, everything stays, and
+/// recovery finds the same snapshot.
 fn stop_for_good(dir: VmDir, snapshot: SnapshotId) -> io::Result<()> {
     failpoint::hit("stop.killed")?;
     dir.journal().append(State::Stopped { snapshot })?;
@@ -360,14 +363,14 @@ async fn answer(
     if result.is_ok()
         && let Err(error) = blocking(move || journal.enter(state)).await
     {
-        // Recovery treats both states alike, and an adopter asks the VMM.
-        tracing::warn!(%error, "failed to write down what the VM does");
+        // Recovery handles both states in the same way, and an adopter asks the VMM.
+        tracing::warn!(%error, "failed to record a vm's state");
     }
-    // The asker may have given up.
+    // This fails if the caller has given up.
     drop(reply.send(result.map_err(ControlError::from)));
 }
 
-/// Reads some bytes; false at the end. Never ready without a source. Safe to cancel.
+/// Reads some bytes. Returns false at the end. Without a source it is never ready. Safe to cancel.
 async fn read(source: &mut Option<impl tokio::io::AsyncRead + Unpin>, buffer: &mut BytesMut) -> bool {
     let Some(source) = source else { return std::future::pending().await };
     buffer.reserve(READ_BYTES);
@@ -380,7 +383,7 @@ async fn read(source: &mut Option<impl tokio::io::AsyncRead + Unpin>, buffer: &m
     }
 }
 
-/// [`read`], not before `due`.
+/// Runs [`read`], but not before `due`.
 async fn read_from(
     due: tokio::time::Instant,
     source: &mut Option<impl tokio::io::AsyncRead + Unpin>,

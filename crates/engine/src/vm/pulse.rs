@@ -14,7 +14,7 @@ use crate::blocking::blocking;
 /// Threads that are asked how long they waited. A VMM has few, and may be anything once its guest has taken it over.
 const THREADS_MAX: usize = 256;
 
-/// A look at a VM. It does not keep the VM alive.
+/// Reads the state of a VM, without keeping the VM alive.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     pid: u32,

@@ -39,7 +39,7 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync {
     /// Whether the guest's CPUs run.
     fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 
-    /// Whether the guest's CPUs are all halted with interrupts off, which only a reset ends. False if the VMM can't tell.
+    /// Whether the guest's CPUs are all halted with interrupts off, which only a reset ends. False if the VMM can't find out.
     fn is_halted(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 }
 
@@ -53,7 +53,7 @@ pub(crate) trait MonitorEvents: fmt::Debug + Send {
 /// Something that happened to a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MonitorEvent {
-    /// Its CPUs stand still.
+    /// Its CPUs are paused.
     Paused,
     /// They run again.
     Resumed,
@@ -73,7 +73,7 @@ pub(crate) trait Saver: fmt::Debug + Send + Sync {
 /// What becomes of a VM's own files when they are put into a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Files {
-    /// They are copied: the VM goes on writing to them.
+    /// They are copied, because the VM continues to write to them.
     Copy,
     /// They are linked if they can be: the VM ends.
     Link,
@@ -83,7 +83,7 @@ pub(crate) enum Files {
 #[derive(Debug)]
 pub(crate) struct Written {
     pub(crate) draft: Draft,
-    /// What a diff's pages and disk layers lie on.
+    /// The parent that a diff's pages and disk layers apply to.
     pub(crate) parent: Option<Snapshot>,
     pub(crate) memory: MemoryKind,
     pub(crate) disks: Vec<DiskLayer>,

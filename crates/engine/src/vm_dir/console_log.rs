@@ -7,7 +7,7 @@ use fs_err as fs;
 
 use crate::files::private_file;
 
-/// The log's first part, which is kept for ever: boots fail early.
+/// The log's first part, which is kept forever, because boots fail early.
 pub const CONSOLE_LOG_HEAD_BYTES: u64 = 1 << 20;
 /// Half of the log's last part: between one and two of these are kept.
 pub const CONSOLE_LOG_TAIL_BYTES: u64 = 4 << 20;
@@ -89,7 +89,7 @@ mod tests {
             let chunk: Vec<u8> = (0..4096).map(|index| u8::try_from((written + index) % 251).expect("< 251")).collect();
             log.append(&chunk).expect("written");
             if written.is_multiple_of(64 * 4096) {
-                log = ConsoleLog::open(path).expect("another owner goes on");
+                log = ConsoleLog::open(path).expect("another owner continues");
             }
             written += 4096;
         }

@@ -45,7 +45,7 @@ pub(crate) struct VmDir {
     path: Utf8PathBuf,
     journal: Journal,
     fate: Fate,
-    // Held, never read: closing it tells `recover` that the owner is gone.
+    // Held, never read. Closing it shows `recover` that the owner is gone.
     _lock: OwnedFd,
 }
 
@@ -85,14 +85,14 @@ impl From<OnDrop> for Fate {
 /// Why a VM's directory can't be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum ReopenError {
-    /// There is no such VM.
+    /// The VM does not exist.
     #[error("there is no VM `{0}`")]
     Unknown(VmId),
     /// It has an owner.
     #[error("the VM `{0}` belongs to another process")]
     Owned(VmId),
     /// What it did can't be learnt.
-    #[error("failed to read what became of the VM")]
+    #[error("failed to read the VM's journal")]
     Journal(#[from] JournalError),
     /// Its directory can't be opened.
     #[error("failed to open `{path}`")]
@@ -235,7 +235,7 @@ impl VmDir {
 
 impl Drop for VmDir {
     fn drop(&mut self) {
-        // Done before the lock is let go: nobody takes it for one without an owner.
+        // Done before the lock is released, so no recovery takes it for a VM without an owner.
         let fate = *self.fate.0.lock().unwrap_or_else(PoisonError::into_inner);
         let done = match fate {
             OnDrop::Leave => Ok(()),
@@ -253,7 +253,7 @@ pub(crate) fn tidy_stopped(path: &Utf8Path) -> io::Result<()> {
     tidy(path, |name| [SPEC_FILE, JOURNAL_FILE].contains(&name) || CONSOLE_LOGS.contains(&name))
 }
 
-/// Leaves all but what only a running VM needs: disks of a lost VM may hold what somebody misses.
+/// Leaves all but what only a running VM needs: disks of a lost VM may hold data that its user needs.
 pub(crate) fn tidy_lost(path: &Utf8Path) -> io::Result<()> {
     let gone = [PID_FILE, MEMORY_FILE, DEVICE_STATE_FILE];
     tidy(path, |name| !gone.contains(&name) && !name.ends_with(".sock") && !name.ends_with(".fifo"))

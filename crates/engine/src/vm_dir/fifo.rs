@@ -4,7 +4,7 @@
 //!   VMM: stdout, stderr ──write end──▶ vms/<id>/console.fifo, stderr.fifo ──read end──▶ owner, or who adopts the VM
 //! ```
 //! Kiln keeps no write end, so the reader sees the end when the VMM ends. The write end is open for writing alone and does
-//! not wait. Without an owner its writes fail at once and the bytes are lost; with one that stands still they fail when the
+//! not wait. Without an owner its writes fail at once and the bytes are lost; with an owner that is stopped they fail when the
 //! pipe is full. (Open for reading too, it would keep the first 64 KiB of an ownerless guest's words, and then make the
 //! guest's serial line wait until it is adopted: a kernel that logs would crawl.) What was not read yet stays for the next
 //! reader.
@@ -48,7 +48,7 @@ impl Fifo {
     }
 }
 
-/// Goes on reading where an earlier reader is gone.
+/// Continues reading after an earlier reader is gone.
 pub(crate) fn open_reader(path: &Utf8Path) -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(open(path, OFlags::RDONLY)?)
 }

@@ -8,7 +8,7 @@ const DIGITS: usize = 12;
 hex_id! {
     /// Names a VM on this host: 12 hex digits.
     pub VmId of DIGITS digits,
-    /// Text that is no VM's id.
+    /// Text that is not a VM id.
     NoVmId: "VM id"
 }
 

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_file_of_nonsense_names_nobody() {
+    fn a_pid_file_of_garbage_names_no_process() {
         let (_scratch, path) = scratch();
         assert!(Orphan::find(&path).expect("looks").is_none());
         let zeros = "0 (x) S 0".to_owned() + &" 0".repeat(30);

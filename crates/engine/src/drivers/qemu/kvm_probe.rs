@@ -1,8 +1,10 @@
-//! KVM or TCG? `/dev/kvm` existing proves nothing: there are hosts where it opens and no ordinary Linux ever starts. So Kiln
-//! boots a probe guest under a deadline and remembers the answer.
+//! Finds out whether KVM works. That `/dev/kvm` exists and opens proves nothing: some hosts offer it without working
+//! virtualisation, and no ordinary Linux starts there. Asking KVM for its version or its features does not help either,
+//! because such a host answers all of these calls. Only running a kernel shows it. So Kiln boots a probe guest under a
+//! deadline and remembers the answer.
 //!
-//! Answers are kept in `$KILN_HOME/probe.json`, keyed by kernel, VMM and host boot: a new kernel, an upgraded VMM or a
-//! rebooted host is asked again. A lock lets one process probe while others wait for its answer.
+//! Answers are kept in `$KILN_HOME/probe.json`, keyed by kernel, VMM and boot of the host. After a new kernel, an
+//! upgraded VMM or a reboot, KVM is probed again. A lock lets one process probe while others wait for its answer.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -23,7 +25,7 @@ use crate::vm::{Vm, VmEvent, VmEvents};
 
 /// A working KVM has the agent up in a second or two.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(10);
-/// With its early console a running kernel has printed its first line by now, also on a loaded host.
+/// A kernel with an early console has printed its first line by now, even on a busy host.
 const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(5);
 /// Another process may be probing; it ends by its own deadline.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
@@ -75,7 +77,7 @@ async fn find_out(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
     }
     let key = match Key::new(&FileFacts::new(engine.home()), engine.binary(), &spec.kernel) {
         Ok(key) => key,
-        // The launch that follows finds the same and says it better.
+        // The launch that follows fails for the same reason, with a better error.
         Err(error) => return KvmState::Unusable { reason: error.to_string() },
     };
     let file = engine.home().join(ANSWERS_FILE);
@@ -121,17 +123,17 @@ async fn probe(engine: &QemuEngine, spec: &VmSpec) -> Result<(), String> {
         vhost_user: Vec::new(),
         forkable: false,
         owner_loss: OwnerLoss::Kill,
-        // The early console speaks before anything has to be calibrated; the last word on `quiet` wins.
+        // The early console works before any clock is calibrated. The last option about `quiet` counts.
         cmdline_extra: vec!["earlycon=uart8250,io,0x3f8,115200".into(), "ignore_loglevel".into()],
         ..spec.clone()
     };
-    // Not by a launch, which would ask whether KVM works.
+    // Not with `launch`, which would probe KVM again.
     engine.validate(&probe).map_err(|error| error.to_string())?;
     let mut vm = engine.boot(&probe, Acceleration::Kvm).await.map_err(|error| error.to_string())?;
     let events = vm.take_events().expect("a new VM has its events");
     let result = tokio::time::timeout(PROBE_DEADLINE, watch(&vm, events)).await;
     vm.kill().await;
-    result.unwrap_or_else(|_| Err(format!("it was not up within {PROBE_DEADLINE:?}")))
+    result.unwrap_or_else(|_| Err(format!("it did not come up within {PROBE_DEADLINE:?}")))
 }
 
 async fn watch(vm: &Vm, mut events: VmEvents) -> Result<(), String> {
@@ -141,7 +143,7 @@ async fn watch(vm: &Vm, mut events: VmEvents) -> Result<(), String> {
             events.next().await
         } else {
             let waited = tokio::time::timeout(FIRST_LINE_DEADLINE, events.next()).await;
-            waited.map_err(|_| format!("its kernel said nothing for {FIRST_LINE_DEADLINE:?}"))?
+            waited.map_err(|_| format!("its kernel printed nothing for {FIRST_LINE_DEADLINE:?}"))?
         };
         match event {
             Some(VmEvent::Console { bytes, .. }) => console.push_str(&String::from_utf8_lossy(&bytes)),
@@ -153,7 +155,7 @@ async fn watch(vm: &Vm, mut events: VmEvents) -> Result<(), String> {
             return Ok(());
         }
         if console.len() > CONSOLE_BYTES_MAX {
-            return Err("its console said too much".into());
+            return Err("its console printed too much".into());
         }
     }
 }

@@ -225,7 +225,6 @@ pub(super) async fn why_it_ended(
     source: VmmError,
 ) -> LaunchError {
     let program = binary.to_owned();
-    // One that has not spoken for so long does not end now; only a connection that ended tells of an end.
     let patience = if matches!(source, VmmError::Deadline { .. }) { Duration::ZERO } else { END_DEADLINE };
     match tokio::time::timeout(patience, last_words(child, stderr)).await {
         Ok(Ok((status, stderr))) => LaunchError::VmmFailed { program, status, stderr },

@@ -323,7 +323,7 @@ mod tests {
     async fn silence_ends_at_the_deadline() {
         let waited = Duration::from_millis(20);
         let (ours, _theirs) = UnixStream::pair().expect("a pair");
-        let error = Qmp::handshake(ours, waited).await.expect_err("nobody greets");
+        let error = Qmp::handshake(ours, waited).await.expect_err("no greeting comes");
         assert_eq!(error, VmmError::Deadline { command: "greeting".into(), waited });
     }
 

@@ -182,7 +182,7 @@ fn a_vm_that_was_never_saved_leaves_nothing_and_one_with_an_owner_is_left_alone(
 }
 
 #[test]
-fn a_vm_to_be_kept_that_was_not_handed_to_anybody_yet_leaves_nothing() {
+fn a_vm_to_be_kept_that_was_not_handed_out_yet_leaves_nothing() {
     let scene = Scene::new();
     let origin = scene.snapshot();
     for state in [State::Launching, restoring(&origin)] {
@@ -276,7 +276,7 @@ fn an_end_that_saved_nothing_is_no_end_for_a_vm_to_be_kept() {
     assert_eq!(scene.outcome(&id), fell_back(&before, MID_SAVE));
 
     let id = scene.vm(OwnerLoss::Kill, &ends(&unfinished), None);
-    assert_eq!(scene.outcome(&id), Outcome::Removed, "nobody ever asked to keep it");
+    assert_eq!(scene.outcome(&id), Outcome::Removed, "its spec does not keep it");
     let id = scene.vm(OwnerLoss::KeepRunning, &ends(&before), None);
     assert_eq!(scene.outcome(&id), Outcome::Removed, "the snapshot is what is left of it");
 }
@@ -396,14 +396,14 @@ fn a_broken_journal_loses_the_vm_with_a_reason_and_never_its_older_snapshot() {
 fn what_is_no_vm_is_left_where_it_is_and_what_is_not_whole_is_swept() {
     let scene = Scene::new();
     let vms = scene.home.vms();
-    fs::create_dir_all(vms.join("somebody-elses")).expect("made");
+    fs::create_dir_all(vms.join("other")).expect("made");
     fs::create_dir_all(vms.join("x.partial")).expect("made");
     assert_eq!(recover(&scene.home).expect("recovers"), []);
-    assert!(vms.join("somebody-elses").exists() && !vms.join("x.partial").exists());
+    assert!(vms.join("other").exists() && !vms.join("x.partial").exists());
 }
 
 #[test]
-fn a_vm_that_nobody_wants_any_more_is_discarded_unless_it_has_an_owner() {
+fn a_discarded_vm_is_removed_unless_it_has_an_owner() {
     let scene = Scene::new();
     let mut vmm = Vmm::start();
     let id = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running], Some(&vmm));

@@ -70,10 +70,10 @@ fn a_home_of_another_user_is_refused_and_names_its_owner() {
     let mut scene = Scene::new();
     let home = scene.directory("home", 0o700);
     let owner = scene.user;
-    scene.accounts.passwd = format!("somebody:x:{owner}:{owner}::/:/bin/sh\nme:x:4242:4242::/:/bin/sh\n");
+    scene.accounts.passwd = format!("other:x:{owner}:{owner}::/:/bin/sh\nme:x:4242:4242::/:/bin/sh\n");
     scene.user = 4242;
     let error = scene.check(&home).expect_err("is another's").to_string();
-    assert!(error.contains(&format!("is owned by `somebody` (uid {owner})")), "{error}");
+    assert!(error.contains(&format!("is owned by `other` (uid {owner})")), "{error}");
     assert!(error.contains("`me` (uid 4242)"), "{error}");
 }
 

@@ -15,7 +15,7 @@ pub(super) const LINE_BYTES_MAX: usize = 4 << 10;
 /// Snapshots of the VM that a journal still names when it is written anew.
 const SNAPSHOTS_KEPT: usize = 16;
 
-/// What a journal said when it was read.
+/// The content of a journal when it was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct History {
     /// Oldest first.
@@ -27,7 +27,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Reads a VM's journal; empty where there is none.
+    /// Reads a VM's journal; empty if it has none.
     pub(crate) fn read(directory: &Utf8Path) -> Result<Self, JournalError> {
         match plain_file::read(&directory.join(JOURNAL_FILE), READ_BYTES_MAX + 1) {
             Ok(bytes) => Ok(parse(&bytes)),
@@ -40,7 +40,7 @@ impl History {
     pub(crate) fn own_snapshots(&self) -> Vec<SnapshotId> {
         let mut own = Vec::new();
         for record in self.records.iter().rev() {
-            // What a VM leaves for others at its end is not where it goes on.
+            // A snapshot that a VM left at its end is not one to continue from.
             if matches!(record.state, State::Saving { then: Then::End, .. }) {
                 continue;
             }
@@ -53,7 +53,7 @@ impl History {
         own
     }
 
-    /// The snapshots at which it stopped, oldest first. They are nobody's but the VM's.
+    /// The snapshots at which it stopped, oldest first. They belong to the VM alone.
     pub(crate) fn stopped_snapshots(&self) -> Vec<SnapshotId> {
         let stopped = self.records.iter().filter_map(|record| match &record.state {
             State::Stopped { snapshot } => Some(snapshot.clone()),
@@ -87,7 +87,7 @@ impl History {
         self.records.iter().any(|record| stops(&record.state))
     }
 
-    /// Whether it was ever handed to a user.
+    /// Whether it was ever handed out.
     pub(crate) fn has_run(&self) -> bool {
         self.records.iter().any(|record| !matches!(record.state, State::Launching | State::Restoring { .. }))
     }
