@@ -7,10 +7,11 @@
 //! One process makes the snapshot while others wait. At most [`READY_SNAPSHOTS_MAX`] are kept; the least recently used
 //! are removed.
 //!
-//! The key covers everything that decides the memory of the booted guest: the spec, the contents of kernel, initramfs
-//! and disks, and the machine. Two runs with the same key would boot the same guest, so one snapshot serves both. The
-//! paths of kernel and initramfs are not part of it, because the guest never sees them. What each fork gets for itself
-//! is not part of it either: how a network card is attached, volumes, and what happens when the owner ends.
+//! The key covers everything that decides the memory of the booted guest: the version of Kiln, the spec, the contents
+//! of kernel, initramfs and disks, and the machine. Two runs with the same key would boot the same guest, so one
+//! snapshot serves both. The paths of kernel and initramfs are not part of it, because the guest never sees them. What
+//! each fork gets for itself is not part of it either: the contents of volumes, how a network card is attached, and
+//! what happens when the owner ends.
 
 use std::fmt;
 use std::sync::Arc;
