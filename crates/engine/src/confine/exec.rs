@@ -272,10 +272,23 @@ impl Launch {
         unsafe { libc::_exit(NOT_STARTED) }
     }
 
+    /// The steps of a child between fork and exec. Most steps take a right away that an earlier one still needs, so
+    /// their order is fixed.
+    ///
+    /// - The pid file is written first, while the child has its parent's user and mounts: then it can read its own
+    ///   `/proc/self/stat` in any case.
+    /// - A user namespace gets its maps before anything else is done in it. Without them the child has no valid user
+    ///   and must not mount.
+    /// - Mounts need the rights of root, in the host or in the user namespace, so they come before the change of user.
+    ///   The directory is entered after them, because the writable mount covers it, and before the change of user, who
+    ///   may not reach it by name.
+    /// - The kernel clears the signal for the parent's death when the user changes, so it is set after that.
+    /// - Landlock and the seccomp filter require that no privileges can be gained any more. Landlock follows all steps
+    ///   that open files which its rules do not name, like `/proc/self/stat`.
+    /// - The filter is the last step: its broker answers only after the exec, so a call of the child that it stops
+    ///   would wait.
     fn prepare(&self, steps: &Steps, parent: u32) -> Result<(), Failure> {
         at(Step::Session, reset_signals(self.owner_loss).and_then(|()| rustix::process::setsid().map(drop)))?;
-        // Before the namespaces: in a pid namespace of its own, `/proc/self` of the host's mount does not lead to the
-        // child.
         at(Step::PidFile, self.pid_file.as_ref().map_or(Ok(()), write_own_stat))?;
         if let Some(maps) = &steps.maps {
             at(Step::Namespaces, write_maps(maps))?;

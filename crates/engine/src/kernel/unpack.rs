@@ -1,8 +1,13 @@
-//! From the kernel that a package carries to the one that boots fastest.
+//! Finds the form of a package's kernel that boots fastest.
 //!
-//! A bzImage is a small loader around a compressed ELF kernel. Unpacking it costs an emulated CPU a third of a second at
-//! every boot, so it is done once, here, where the kernel has an entry point that VMMs can use directly (PVH). A kernel
-//! packed or built in another way stays as it is and boots too.
+//! A bzImage is a small loader around a compressed ELF kernel. Unpacking it takes an emulated CPU a third of a second
+//! at every boot. So it is unpacked here, once, if the kernel has an entry point that VMMs can use directly (PVH). Any
+//! other kernel stays as it is and boots too.
+//!
+//! Skipping the loader has two more effects. It does not turn on page tables with five levels, which would make every
+//! fork slower under `-cpu max`. And it does not choose a random address for the kernel (KASLR), so every guest has its
+//! kernel at the same address. Forks of one snapshot would share the address in any case, because it is in their
+//! memory. The relocations that the loader would need for this are cut off.
 
 use std::io::{self, Read as _};
 
@@ -13,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::elf::{self, Elf};
 use super::lz4;
 
-/// No kernel is larger; more than this is a decompression bomb.
+/// No kernel is larger. More than this is a decompression bomb.
 const KERNEL_BYTES_MAX: usize = 512 << 20;
 /// Memory that the xz decoder may take.
 const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
@@ -25,22 +30,22 @@ const MAGIC_OFFSET: usize = 0x202;
 const PROTOCOL_OFFSET: usize = 0x206;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
-/// The first protocol that says where the payload is.
+/// Since this version of the protocol, the header has the offset of the payload.
 const PROTOCOL_WITH_PAYLOAD: u16 = 0x0208;
 const SECTOR_BYTES: usize = 512;
 
-/// How a kernel file is to be loaded.
+/// How to load a kernel file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelFormat {
-    /// Unpacks itself.
+    /// It unpacks itself.
     BzImage,
     /// An ELF file, entered at its PVH entry point.
     Vmlinux,
 }
 
 impl KernelFormat {
-    /// What the file is called in an image.
+    /// The file's name in an image.
     pub fn file_name(self) -> &'static str {
         match self {
             Self::BzImage => "vmlinuz",
@@ -49,14 +54,14 @@ impl KernelFormat {
     }
 }
 
-/// A kernel as it goes into an image.
+/// A kernel for an image.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) format: KernelFormat,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// The fastest form of a kernel; `None` for what is no x86 kernel at all.
+/// The fastest form of a kernel. `None` if the file is not an x86 kernel.
 pub(crate) fn unpack(file: Vec<u8>) -> Option<Kernel> {
     if Elf::parse(&file).is_some_and(|elf| elf.has_pvh_entry()) {
         return Some(Kernel { format: KernelFormat::Vmlinux, bytes: file });
@@ -68,7 +73,7 @@ pub(crate) fn unpack(file: Vec<u8>) -> Option<Kernel> {
         && let Some(elf) = Elf::parse(&bytes)
         && elf.has_pvh_entry()
     {
-        // What follows are relocations, which only the loader that is left out could use.
+        // After the end are relocations, which only the skipped loader could use.
         let end = elf.end();
         bytes.truncate(end);
         return Some(Kernel { format: KernelFormat::Vmlinux, bytes });
