@@ -110,12 +110,18 @@ impl<'a> Lane<'a> {
 
     /// Runs cases until there is none left.
     pub fn run(mut self) {
-        while let Some(task) = self.shared.next() {
+        let mut next = self.shared.next();
+        while let Some(task) = next {
             let report = self.run_task(task);
             self.say(Said::Done(task, Box::new(report)));
+            next = self.shared.next().or_else(|| {
+                // The last backends may die late, too. The cases that are run again for that are put back into the queue,
+                // which can be empty for every other lane by now.
+                self.retire();
+                self.bury(0, WATCHED_LONG);
+                self.shared.next()
+            });
         }
-        self.retire();
-        self.bury(0, WATCHED_LONG);
     }
 
     fn say(&self, said: Said) {
