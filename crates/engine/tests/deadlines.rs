@@ -55,10 +55,10 @@ async fn agent(mut stream: UnixStream, after: After, capabilities: Vec<Capabilit
             tokio::time::sleep(DRIBBLE).await;
         }
     };
-    let mut nobody = tokio::io::sink();
+    let mut sink = tokio::io::sink();
     tokio::select! {
         end = dribble => end,
-        end = tokio::io::copy(&mut read, &mut nobody) => end.map(drop),
+        end = tokio::io::copy(&mut read, &mut sink) => end.map(drop),
     }
 }
 

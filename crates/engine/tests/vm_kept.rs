@@ -103,7 +103,7 @@ async fn vm_a_pool_hands_out_machines_of_their_own_and_refills() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(STEP_DEADLINE, gone).await.expect("those that nobody took end with it");
+    timeout(STEP_DEADLINE, gone).await.expect("forks that were not taken end with it");
     assert_eq!(sh(&forks[0].link, "echo on").await, "on");
 }
 

@@ -134,7 +134,7 @@ async fn vm_takes_connections_to_its_ports_from_the_start() {
 }
 
 #[tokio::test]
-async fn vm_that_floods_a_console_nobody_reads_stays_in_hand() {
+async fn vm_that_floods_an_unread_console_stays_bounded() {
     let lab = Lab::new();
     let vm = lab.engine().launch(lab.spec("flood")).await.expect("starts");
     let flooded = async {

@@ -81,7 +81,7 @@ async fn vm_with_a_vhost_user_device_or_without_a_memory_file_is_not_saved_and_g
     let device = VhostUser::new(VhostUserDevice::Blk, socket.clone());
     let spec = VmSpec { forkable: true, vhost_user: vec![device], ..lab.spec("count") };
     let mut vm = lab.engine().launch(spec).await.expect("starts");
-    let error = save_unlinked(&vm).await.expect_err("nobody can save that");
+    let error = save_unlinked(&vm).await.expect_err("it can't be saved");
     assert_eq!(error.to_string(), format!("a VM with the vhost-user-blk device `{socket}` can't be saved"));
 
     let mut other = lab.engine().launch(lab.spec("count")).await.expect("starts");

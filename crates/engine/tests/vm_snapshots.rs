@@ -308,7 +308,7 @@ async fn vm_with_a_read_only_disk_that_was_written_since_is_not_restored() {
     let vm = engine.launch(VmSpec { disks, ..spec() }).await.expect("starts");
     let link = connect(&vm).await;
     let snapshot = save(&vm, &link, AfterSave::End).await.expect("is saved");
-    assert!(snapshot.disk_layers(0).is_empty(), "no copy of what nobody writes");
+    assert!(snapshot.disk_layers(0).is_empty(), "no copy of a disk that is not written");
     let fork = fork(&engine, &snapshot).await;
     assert_eq!(shell(&fork.link, "head -c 4 /dev/vda | tr '\\0' .").await, "....");
     fork.vm.kill().await;

@@ -4,6 +4,7 @@ mod arrows;
 mod attributes;
 mod claims;
 mod commits;
+mod english;
 mod modules;
 mod orphans;
 mod problem;
@@ -53,6 +54,7 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
         let bytes = std::fs::read(root.join(path)).with_context(|| format!("failed to read `{}`", path.display()))?;
         let Ok(text) = String::from_utf8(bytes) else { continue };
         problems.extend(words::check(path, &text));
+        problems.extend(english::check(path, &text));
         if path.extension().is_some_and(|extension| extension == "rs") {
             problems.extend(check_source(path, &text));
             claims::functions(&text, &mut functions);

@@ -117,7 +117,7 @@ mod tests {
             ("blk:/b.sock,queues=x", "`x` is not a number"),
             ("blk:/b.sock,queues=-1", "`-1` is not a number"),
             ("blk:/b.sock,queues=1,queues=2", "twice"),
-            ("net:/n.sock,mac=ff:ff", "no address"),
+            ("net:/n.sock,mac=ff:ff", "is not the address of a network card"),
             ("vsock:/v.sock,cid=3", "--guest-cid"),
             ("vsock:/v.sock,queues=1", "it has no options"),
             ("fs:/f.sock", "tag=NAME"),

@@ -65,7 +65,7 @@ pub trait Engine: Send + Sync {
     -> BoxFuture<'a, Result<Vec<Fork>, RestoreError>>;
 
     /// Resumes a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
-    /// same id, with the same volumes and on the same TAP devices: those are opened anew.
+    /// same id, with the same volumes and on the same TAP devices: those are opened again.
     ///
     /// # Errors
     /// [`RestoreError`]; the VM is stopped as before then. One whose TAP device is gone is resumed once there is one of that
@@ -94,7 +94,7 @@ pub trait Engine: Send + Sync {
     /// [`recover`](crate::recover) names it [`Adoptable`](crate::Outcome::Adoptable). From then on it is this process's
     /// VM: dropping the handle ends it.
     ///
-    /// The guest link is begun anew with [`Vm::connect`]. If the owner was lost in the middle of a save, the guest's
+    /// The guest link is started again with [`Vm::connect`]. If the owner was lost in the middle of a save, the guest's
     /// commands may still be frozen for it: send `Thaw` before anything else, which does no harm elsewhere. Console bytes
     /// from before are in the log; those that were printed while there was no owner are lost. How the VMM exits will be
     /// unknown, because it is not this process's child.

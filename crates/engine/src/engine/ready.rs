@@ -210,7 +210,7 @@ async fn find(store: &SnapshotStore, key: &ReadyKey) -> Result<Option<Snapshot>,
         match store.open(&id).and_then(sealed) {
             Ok(snapshot) => Ok(Some(snapshot)),
             Err(error @ (SnapshotError::Broken { .. } | SnapshotError::MissingLink { .. })) => {
-                tracing::warn!(%error, "a ready-made snapshot can't be used and is made anew");
+                tracing::warn!(%error, "a ready-made snapshot can't be used and is made again");
                 // If a fork of it still runs, it stays until then, and the new one gets its key.
                 store.retire(&id).map(|()| None)
             }

@@ -128,7 +128,7 @@ fn open_here(device: &str) -> Result<OwnedFd, TapError> {
             _ => TapError::Io(error),
         });
     }
-    // One that was removed since it was looked for has just been made anew, and leads nowhere. It goes with the descriptor,
+    // One that was removed since it was looked for has just been made again, and leads nowhere. It goes with the descriptor,
     // as every device does that was not made persistent.
     // SAFETY: as above; the kernel fills name and flags.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) } < 0 {

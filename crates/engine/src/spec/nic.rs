@@ -70,7 +70,7 @@ pub struct Tap {
     /// Its name: 1 to 15 of `[a-zA-Z0-9._-]`.
     pub device: String,
     /// The network namespace that it is in, as a file: `/run/netns/NAME` or `/proc/PID/ns/net`. This process's own if absent.
-    /// A VM that stops and goes on opens its device anew, so it needs a name that is still there by then.
+    /// A VM that is stopped and resumed opens its device again, so the name must still exist then.
     pub namespace: Option<Utf8PathBuf>,
 }
 

@@ -77,7 +77,7 @@ impl VhostUser {
         Self { device, socket: socket.into(), queues: 1 }
     }
 
-    /// Whether the VMM connects anew when the backend is gone: for those devices that can go on with another one.
+    /// Whether the VMM reconnects when the backend is gone. Only some devices can continue with another backend.
     pub(crate) fn reconnects(&self) -> bool {
         matches!(self.device, VhostUserDevice::Blk | VhostUserDevice::Net { .. })
     }

@@ -212,7 +212,7 @@ impl VmDir {
 
     /// What connects to this directory's sockets, also when its path is too long for an address.
     pub(crate) fn sockets(&self) -> io::Result<SocketDir> {
-        // Opened anew: a copy of the locked descriptor would hold the lock too.
+        // Opened again: a copy of the locked descriptor would hold the lock too.
         let handle = open_directory(&self.path, OFlags::PATH)?;
         Ok(SocketDir { path: self.path.clone(), handle })
     }

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_stands_still_does_not_hold_up_the_writer() {
+    async fn a_reader_that_does_not_read_does_not_block_the_writer() {
         let (_scratch, path) = scratch();
         let Fifo { reader, writer } = Fifo::create(&path).expect("made");
         let mut shell = shell(writer);

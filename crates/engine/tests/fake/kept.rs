@@ -50,7 +50,7 @@ async fn a_hundred_requests_wake_a_cold_guest_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_who_cool_a_guest_take_it_from_nobody_who_uses_it() {
+async fn a_guest_in_use_is_not_cooled() {
     let lab = Lab::new();
     let engine = Arc::new(lab.engine());
     let kept = keep(&engine).await;
@@ -74,7 +74,7 @@ async fn those_who_cool_a_guest_take_it_from_nobody_who_uses_it() {
     let all = async { while askers.join_next().await.transpose().expect("no panic").is_some() {} };
     timeout(DEADLINE, all).await.expect("all of them are answered");
 
-    kept.cool(Temperature::Cold).await.expect("nobody uses it");
+    kept.cool(Temperature::Cold).await.expect("it is not in use");
     assert_eq!((kept.state(), lab.agents()), (KeptState::Cold, 0));
     let hot = kept.ensure_hot().await.expect("wakes");
     let lines = shell(hot.link(), "grep -c begun log; grep -c ended log; sort -u log | wc -l").await;
@@ -94,7 +94,7 @@ async fn a_guest_that_is_in_use_is_not_cooled() {
             assert_eq!(shell(hot.link(), "cat file").await, "prepared");
             drop(hot);
         }
-        kept.cool(temperature).await.expect("nobody uses it");
+        kept.cool(temperature).await.expect("it is not in use");
         // Cooling a guest that is cool already is not counted as a second cooling.
         kept.cool(temperature).await.expect("is so already");
         assert_eq!(kept.inspect().await.expect("is kept").temperature, temperature);

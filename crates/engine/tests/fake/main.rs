@@ -132,7 +132,7 @@ async fn a_paused_fake_guest_is_paused_with_all_its_processes() {
     guest.pause().await.expect("stops");
     assert_eq!(events.next().await, Some(VmEvent::Paused));
     let stood = counted();
-    assert!(tokio::time::timeout(STANDS, link.ping()).await.is_err(), "the agent stands still");
+    assert!(tokio::time::timeout(STANDS, link.ping()).await.is_err(), "the agent is paused");
     assert_eq!(counted(), stood);
 
     guest.resume().await.expect("goes on");

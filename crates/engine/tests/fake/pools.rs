@@ -108,7 +108,7 @@ async fn a_pool_that_cannot_refill_names_the_problem_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_stays_for_its_pool_and_is_made_anew_after_it() {
+async fn a_snapshot_stays_for_its_pool_and_is_made_again_after_it() {
     let lab = Lab::new();
     let engine: Arc<dyn Engine> = Arc::new(lab.engine());
     let store = SnapshotStore::new(&Home::at(lab.home()));

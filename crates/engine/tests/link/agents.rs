@@ -294,7 +294,7 @@ async fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
     let (link, mut peer) = linked().await;
     let sync = || Sync { host_time_ns: 1, seed: String::new(), identity: None };
     let given_up = tokio::time::timeout(Duration::from_millis(20), link.sync(sync())).await;
-    assert!(given_up.is_err(), "nobody answers");
+    assert!(given_up.is_err(), "no agent answers");
     let (first, _) = peer.next_of(Kind::SYNC).await;
     let second = tokio::spawn({
         let link = link.clone();

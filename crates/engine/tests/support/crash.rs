@@ -237,7 +237,7 @@ async fn save_after(vm: &Vm, link: &GuestLink, word: &str, then: &str) -> Result
 fn assert_is_held_or_goes(partial: &Utf8Path) {
     let deadline = Instant::now() + STEP_DEADLINE;
     while partial.exists() && !is_held(partial) {
-        assert!(Instant::now() < deadline, "nobody holds `{partial}`");
+        assert!(Instant::now() < deadline, "no process holds `{partial}`");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -191,7 +191,7 @@ mod tests {
                 same
             );
             let mut text = String::new();
-            let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("opens anew");
+            let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("opens again");
             (&again).read_to_string(&mut text).expect("reads");
             assert_eq!(text, "kernel");
         }

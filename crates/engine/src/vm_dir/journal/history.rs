@@ -12,7 +12,7 @@ use crate::snapshot::SnapshotId;
 const READ_BYTES_MAX: u64 = 2 * JOURNAL_BYTES_MAX;
 /// Longest line; reasons are cut to fit.
 pub(super) const LINE_BYTES_MAX: usize = 4 << 10;
-/// Snapshots of the VM that a journal still names when it is written anew.
+/// Snapshots of the VM that a journal still names when it is written again.
 const SNAPSHOTS_KEPT: usize = 16;
 
 /// The content of a journal when it was read.
