@@ -174,7 +174,7 @@ fn scsi_test_unit_ready() -> Vec<u8> {
 /// Header and data: an RW packet of a stream. A device answers with a reset, when it has a buffer to answer in.
 fn vsock_packet(facts: &Facts) -> Option<Vec<Vec<u8>>> {
     let cid = facts.config.first_chunk::<8>()?;
-    let data = b"no reader".to_vec();
+    let data = b"unread".to_vec();
     let host = 2_u64.to_le_bytes();
     let ports = [1_u32, 1].map(u32::to_le_bytes).concat();
     let (stream, read_write) = (1_u16.to_le_bytes(), 5_u16.to_le_bytes());
