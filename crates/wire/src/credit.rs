@@ -15,7 +15,10 @@
 /// Window of each direction at the start of a stream.
 pub const WINDOW_BYTES: u32 = 256 << 10;
 /// The largest window.
-pub const WINDOW_BYTES_MAX: u32 = 1 << 20;
+pub const WINDOW_BYTES_MAX: u32 = 4 << 20;
+/// Credit is sent after this many bytes at the latest. A sender whose largest window is smaller than the receiver's, because
+/// it is of an older version, must get credit before it has sent all that the receiver allows.
+const CREDIT_BYTES_MAX: u32 = 256 << 10;
 /// What the smallest data frame takes of the window, even if it is empty: about the size of a queue entry.
 pub const FRAME_COST_MIN: usize = 32;
 
@@ -100,9 +103,18 @@ impl Default for ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// A window that grows to [`WINDOW_BYTES_MAX`] with its first credit.
-    pub fn growing() -> Self {
-        Self { size_later: WINDOW_BYTES_MAX, ..Self::default() }
+    /// A window that grows to this size with its first credit.
+    pub fn growing(size: u32) -> Self {
+        Self { size_later: size.clamp(WINDOW_BYTES, WINDOW_BYTES_MAX), ..Self::default() }
+    }
+
+    /// Lets the window grow by this much at once, up to [`WINDOW_BYTES_MAX`], and returns the credit to send for it.
+    pub fn grow(&mut self, bytes: u32) -> u32 {
+        let growth = bytes.min(WINDOW_BYTES_MAX - self.size);
+        self.size += growth;
+        self.size_later = self.size_later.max(self.size);
+        self.allowed += growth;
+        growth
     }
 
     /// Counts one data frame that arrived.
@@ -121,11 +133,11 @@ impl ReceiveWindow {
     }
 
     /// Counts the cost of frames that were passed on, and returns the credit to send, if any: a quarter of the window at
-    /// a time, so that credit frames are few and the sender does not run out of window.
+    /// a time and at most 256 KiB, so that credit frames are few and the sender does not run out of window.
     pub fn consumed(&mut self, cost: usize) -> Option<u32> {
         let outstanding = self.size - self.allowed - self.owed;
         self.owed += u32::try_from(cost).unwrap_or(u32::MAX).min(outstanding);
-        if self.owed < self.size / 4 {
+        if self.owed < (self.size / 4).min(CREDIT_BYTES_MAX) {
             return None;
         }
         let credit = std::mem::take(&mut self.owed) + self.size_later - self.size;
@@ -159,15 +171,27 @@ mod tests {
 
     #[test]
     fn a_growing_window_grows_once_and_only_when_data_flows() {
-        let mut window = ReceiveWindow::growing();
+        const SIZE: u32 = 1 << 20;
+        let mut window = ReceiveWindow::growing(SIZE);
         assert!(window.received(WINDOW_BYTES as usize + 1).is_err(), "it starts with the usual size");
         window.received(WINDOW_BYTES as usize).expect("a whole window is allowed");
-        let growth = WINDOW_BYTES_MAX - WINDOW_BYTES;
+        let growth = SIZE - WINDOW_BYTES;
         assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), Some(WINDOW_BYTES / 4 + growth));
         assert_eq!(window.consumed(WINDOW_BYTES as usize / 4), None, "a quarter of its new size");
         assert_eq!(window.received(growth as usize + WINDOW_BYTES as usize / 4), Ok(()));
         assert!(window.received(1).is_err());
-        assert_eq!(window.consumed(usize::MAX), Some(WINDOW_BYTES_MAX));
+        assert_eq!(window.consumed(usize::MAX), Some(SIZE));
+    }
+
+    #[test]
+    fn a_window_that_grows_at_once_stays_below_the_largest() {
+        let mut window = ReceiveWindow::default();
+        assert_eq!((window.grow(1000), window.grow(u32::MAX)), (1000, WINDOW_BYTES_MAX - WINDOW_BYTES - 1000));
+        assert_eq!(window.grow(1), 0);
+        assert_eq!(window.received(WINDOW_BYTES_MAX as usize), Ok(()));
+        assert!(window.received(1).is_err());
+        assert_eq!(window.consumed(CREDIT_BYTES_MAX as usize - 1), None);
+        assert_eq!(window.consumed(1), Some(CREDIT_BYTES_MAX), "long before a quarter of it");
     }
 
     #[test]

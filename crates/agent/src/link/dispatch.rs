@@ -13,6 +13,8 @@ use super::inbox::{End, Inbox};
 use super::outbox::{Outbox, Outlet};
 use super::service::Service;
 
+/// Window of a file that is written, once its data flows.
+const FILE_WINDOW_BYTES: u32 = 1 << 20;
 /// Streams of one link at a time.
 const STREAMS_MAX: usize = 256;
 /// Streams that ended are removed from the table once it has this many entries.
@@ -167,7 +169,7 @@ impl Streams {
         // A file takes data as fast as it arrives, so a large window is soon empty again. A command may stop reading
         // its input, and a large window would then stay full in memory.
         let window = match request {
-            Message::Files(_) => ReceiveWindow::growing(),
+            Message::Files(_) => ReceiveWindow::growing(FILE_WINDOW_BYTES),
             _ => ReceiveWindow::default(),
         };
         let inbox = Inbox::of_stream(&self.outbox, id, window);

@@ -5,10 +5,11 @@
 //! larger than its encoding.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use kiln_wire::credit::{ReceiveWindow, SendWindow, frame_cost};
+use kiln_wire::credit::{ReceiveWindow, SendWindow, WINDOW_BYTES, WINDOW_BYTES_MAX, frame_cost};
 use kiln_wire::{Channel, ErrorCode, Fault, Frame, Kind, Message, StreamId};
 use tokio::sync::Notify;
 
@@ -18,6 +19,9 @@ use super::stream::{Event, StreamError};
 const ANSWERS_MAX: usize = 4096;
 /// The encoded size of these answers together: a few of the longest.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// What the windows of all streams of a link may grow by together.
+const GROWTH_BYTES_MAX: u32 = 16 << 20;
 
 /// Frames are joined up to this size. With a larger bound, bytes would be copied again and again.
 const JOINED_BYTES_MAX: usize = 16 << 10;
@@ -40,7 +44,45 @@ struct State {
     end: Option<StreamError>,
     life: Life,
     receive: ReceiveWindow,
+    growth: Arc<Growth>,
+    grown: Option<Grown>,
     send: SendWindow,
+}
+
+/// What is left for the windows of a link's streams to grow by.
+///
+/// A window is what a transfer has in flight while a credit is on its way to the guest and its effect on the way back. On a
+/// busy host that takes milliseconds, because five threads have to run one after the other, so a small window would bound
+/// the rate of a file however fast both sides are. But a hostile guest can fill all windows of streams that are not read, so
+/// not each of them may be large: a stream whose data flows takes what is left, and gives it back when it ends.
+#[derive(Debug)]
+pub(super) struct Growth(AtomicU32);
+
+/// What a window has grown by; dropped, it is given back.
+#[derive(Debug)]
+struct Grown {
+    bytes: u32,
+    growth: Arc<Growth>,
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        Self(AtomicU32::new(GROWTH_BYTES_MAX))
+    }
+}
+
+impl Growth {
+    fn take(self: &Arc<Self>, wanted: u32) -> Grown {
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left - left.min(wanted)));
+        let left = taken.unwrap_or_default();
+        Grown { bytes: left.min(wanted), growth: Arc::clone(self) }
+    }
+}
+
+impl Drop for Grown {
+    fn drop(&mut self) {
+        self.growth.0.fetch_add(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A stream that is not open neither receives nor sends.
@@ -64,9 +106,9 @@ enum Waiting {
 }
 
 impl Inbox {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(growth: &Arc<Growth>) -> Arc<Self> {
         // The host has the memory for large windows.
-        let state = State { receive: ReceiveWindow::growing(), ..State::default() };
+        let state = State { growth: Arc::clone(growth), ..State::default() };
         Arc::new(Self { state: Mutex::new(state), ..Self::default() })
     }
 
@@ -203,6 +245,17 @@ impl State {
         }
     }
 
+    /// Lets the window grow with the first credit, and returns by how much.
+    fn grow(&mut self) -> u32 {
+        if self.grown.is_some() {
+            return 0;
+        }
+        let grown = self.growth.take(WINDOW_BYTES_MAX - WINDOW_BYTES);
+        let bytes = self.receive.grow(grown.bytes);
+        self.grown = Some(grown);
+        bytes
+    }
+
     fn finish(&mut self, life: Life, error: StreamError) {
         self.life = life;
         self.end = Some(error);
@@ -225,8 +278,8 @@ impl State {
                 Some((event, None))
             }
             Some(Waiting::Data { channel, bytes, cost }) => {
-                let credit = self.receive.consumed(cost);
-                let credit = credit.filter(|_| self.life == Life::Open);
+                let credit = self.receive.consumed(cost).filter(|_| self.life == Life::Open);
+                let credit = credit.map(|credit| credit + self.grow());
                 Some((Ok(Event::Data(channel, Bytes::from(bytes))), credit))
             }
             None if self.life != Life::Open => Some((Err(self.end.clone().unwrap_or(StreamError::Ended)), None)),
@@ -252,7 +305,7 @@ fn event(kind: Kind, payload: &[u8]) -> Result<Event, StreamError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_wire::credit::{FRAME_COST_MIN, WINDOW_BYTES, WINDOW_BYTES_MAX};
+    use kiln_wire::credit::FRAME_COST_MIN;
 
     fn done() -> (Kind, &'static [u8]) {
         (Kind::DONE, b"{}")
@@ -260,7 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn small_frames_are_joined_and_the_window_grows_with_the_first_credit() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&Arc::default());
         for _ in 0..WINDOW_BYTES as usize / FRAME_COST_MIN {
             inbox.push_data(Channel::Out, &[7; FRAME_COST_MIN]);
         }
@@ -277,8 +330,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_windows_of_a_link_grow_by_a_bounded_size_together() {
+        let growth = Arc::<Growth>::default();
+        let each = WINDOW_BYTES_MAX - WINDOW_BYTES;
+        let mut streams = Vec::new();
+        let mut grown = 0;
+        for _ in 0..2 * GROWTH_BYTES_MAX / each {
+            let inbox = Inbox::new(&growth);
+            inbox.push_data(Channel::Out, &vec![0; WINDOW_BYTES as usize]);
+            grown += inbox.next().await.1.expect("a whole window is credited") - WINDOW_BYTES;
+            streams.push(inbox);
+        }
+        assert_eq!(grown, GROWTH_BYTES_MAX);
+        drop(streams);
+        assert_eq!(growth.take(u32::MAX).bytes, GROWTH_BYTES_MAX, "all of it is given back");
+    }
+
+    #[tokio::test]
     async fn an_overrun_ends_the_stream_after_what_was_allowed() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&Arc::default());
         inbox.push_data(Channel::Out, &vec![0; WINDOW_BYTES as usize]);
         inbox.push_data(Channel::Out, b"x");
         assert!(matches!(inbox.next().await.0, Ok(Event::Data(..))));
@@ -289,7 +359,7 @@ mod tests {
     #[tokio::test]
     async fn empty_frames_and_frames_of_two_channels_in_turn_are_bounded() {
         for bytes in [&b""[..], b"x"] {
-            let inbox = Inbox::new();
+            let inbox = Inbox::new(&Arc::default());
             let mut taken = 0;
             while !inbox.ended() {
                 inbox.push_data(if taken % 2 == 0 { Channel::Out } else { Channel::Err }, bytes);
@@ -301,12 +371,12 @@ mod tests {
 
     #[tokio::test]
     async fn endless_answers_end_the_stream() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&Arc::default());
         for _ in 0..=ANSWERS_MAX {
             inbox.push_answer(Kind::EOF, b"");
         }
         assert!(inbox.ended());
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&Arc::default());
         for _ in 0..=ANSWER_BYTES_MAX / (1 << 20) {
             inbox.push_answer(Kind::REPLY, &[b' '; 1 << 20]);
         }
@@ -315,7 +385,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_comes_after_the_end() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&Arc::default());
         let (kind, payload) = done();
         inbox.push_answer(kind, payload);
         inbox.push_data(Channel::Out, b"late");
@@ -326,7 +396,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_cannot_be_parsed_ends_the_stream() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&Arc::default());
         inbox.push_answer(Kind::REPLY, b"{\"what\":1}");
         inbox.push_data(Channel::Out, b"after it");
         for _ in 0..2 {
@@ -350,7 +420,7 @@ mod tests {
             |inbox| inbox.give_up(StreamError::LinkLost(String::new())),
         ];
         for (number, way) in ways.iter().enumerate() {
-            let inbox = Inbox::new();
+            let inbox = Inbox::new(&Arc::default());
             assert_eq!(inbox.take_window(WINDOW_BYTES as usize).await, WINDOW_BYTES as usize);
             let all = async { tokio::join!(inbox.take_window(1), inbox.end(), inbox.next()) };
             tokio::pin!(all);

@@ -17,7 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::inbox::Inbox;
+use super::inbox::{Growth, Inbox};
 use super::outbox::Outbox;
 use super::stream::{StreamError, StreamGuard, StreamReceiver, StreamSender};
 
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     hello: Hello,
     outbox: Outbox,
     table: Mutex<Table>,
+    growth: Arc<Growth>,
     lost: watch::Sender<Option<String>>,
     ping_count: AtomicU64,
 }
@@ -77,6 +78,7 @@ impl GuestLink {
             hello,
             outbox,
             table: Mutex::default(),
+            growth: Arc::default(),
             lost: watch::Sender::new(None),
             ping_count: AtomicU64::new(0),
         });
@@ -117,7 +119,7 @@ impl GuestLink {
     /// If `request` is not of a kind that opens streams.
     pub fn open(&self, request: &Message<'_>) -> Result<(StreamSender, StreamReceiver), StreamError> {
         assert!(request.kind().opens(), "{:?} opens no stream", request.kind());
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(&self.shared.growth);
         let id = self.shared.register(&inbox)?;
         let guard = Arc::new(StreamGuard { id, inbox, shared: Arc::clone(&self.shared) });
         self.shared.send_control(id, request)?;

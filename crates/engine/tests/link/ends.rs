@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kiln_engine::link::{GuestLink, StreamReceiver, StreamSender};
-use kiln_wire::credit::{WINDOW_BYTES, WINDOW_BYTES_MAX};
+use kiln_wire::PAYLOAD_MAX;
+use kiln_wire::credit::WINDOW_BYTES;
 use kiln_wire::{Channel, Done, ErrorCode, ExecRequest, Fault, Goodbye, GoodbyeReason, Kind, Message, Started, Sync};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -334,7 +335,7 @@ impl Scene {
 }
 
 /// More than any window allows.
-const OVERRUN_BYTES: usize = WINDOW_BYTES_MAX as usize - 5;
+const OVERRUN_BYTES: usize = PAYLOAD_MAX - 5;
 /// One answer more than may wait.
 const ANSWERS: usize = 4097;
 
