@@ -22,7 +22,10 @@ readonly NEWER_SUITE=bookworm NEWER_POCKET=bookworm-backports
 need_program() { command -v "$1" >/dev/null || packages+=("$2"); }
 need_file() { [[ -e $1 ]] || packages+=("$2"); }
 need_crate() { command -v "$1" >/dev/null || crates+=("$1"); }
-need_tool_crate() { [[ $("$tools/bin/${1%@*}" --version 2>/dev/null) == *" ${1#*@}" ]] || tool_crates+=("$1"); }
+# Cargo's own record names the version: not each program has --version.
+need_tool_crate() {
+    [[ -x $tools/bin/${1%@*} ]] && grep -qs "^\"${1%@*} ${1#*@} " "$tools/.crates.toml" || tool_crates+=("$1")
+}
 need_component() { "$2" --version >/dev/null 2>&1 || components+=("$1"); }
 
 lack() { lacking+=("missing: $1. Get it with:" "  $2"); }
