@@ -21,6 +21,8 @@ pub struct Offer {
 /// Something that happens on a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RingEvent {
+    /// The ring starts. If this is not seen, the requests that are in it already are never returned.
+    Start,
     /// The driver has kicked.
     Kick,
     /// The frontend has enabled the ring.
@@ -146,6 +148,11 @@ pub trait Faults: Send + Sync {
 
     /// A ring is to say that it has more used entries than it has.
     fn jump(&self, _queue: &Queue, _by: u16) {}
+
+    /// What `GET_VRING_BASE` returns of a stopped ring.
+    fn base(&self, _queue: u16, base: u32) -> u32 {
+        base
+    }
 
     /// A ring was stopped, and is let go when this is dropped.
     fn stopped(&self, _queue: StoppedQueue) {}

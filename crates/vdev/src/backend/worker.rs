@@ -30,7 +30,7 @@ use super::observe::{Observer, SessionEvent};
 use super::polling::Polling;
 use super::queues::{OWN_TOKENS, Queue, Queues, StoppedQueue};
 use crate::memory::GuestMemory;
-use crate::queue::QueueError;
+use crate::queue::{Chain, QueueError};
 use crate::socket::{Event, wait_readable};
 
 /// Tokens of the worker's own descriptors: the kick of a queue, and the session's wake.
@@ -393,15 +393,24 @@ impl Run {
         }
         self.queues.insert(queue);
         self.states[place] = Some(State { kick: Kick::Message, error, ready: true, broken: false });
-        let started = match self.handler.started(&mut self.queues, index) {
-            Ok(()) => self.set_kick(index, kick),
-            Err(error) => Err(error),
-        };
+        let started = self.handler.started(&mut self.queues, index);
+        let started = started.and_then(|()| self.overlook_start(index)).and_then(|()| self.set_kick(index, kick));
         if let Err(error) = started {
             self.stop(index);
             return Err(error);
         }
         Ok(0)
+    }
+
+    /// Takes the requests that are in a ring when it starts, and never returns them, if a mock is to do so.
+    fn overlook_start(&mut self, queue: u16) -> Result<(), QueueError> {
+        if self.queues.is_ignored(queue, RingEvent::Start)
+            && let Some(found) = self.queues.get(queue)
+        {
+            let mut chain = Chain::new();
+            while found.pop(&mut chain)? {}
+        }
+        Ok(())
     }
 
     fn stop(&mut self, queue: u16) -> u32 {

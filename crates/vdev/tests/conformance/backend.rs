@@ -6,12 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_vdev::backend::{Device, Options, Server};
+use kiln_vdev::backend::{Device, Options, QueueHandler, Queues, Server, Work};
 use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
 use kiln_vdev::devices::net::{Behind, Net, NetOptions};
 use kiln_vdev::devices::vsock::Vsock;
+use kiln_vdev::queue::{Chain, QueueError};
 use kiln_vdev::socket::{Event, Listener};
-use kiln_vdev::virtio::DeviceKind;
+use kiln_vdev::virtio::{DeviceKind, feature};
 
 use super::wrong;
 
@@ -80,6 +81,7 @@ fn serves_a_device() {
             let behind = Behind::Host(Ipv4Addr::new(10, 0, 0, 1));
             Arc::new(Net::new(NetOptions { behind, ..NetOptions::default() }).expect("a card"))
         }
+        DeviceKind::I2c => Arc::new(EmptyBus { ring_max: wrong::ring_max(&wrong) }),
         DeviceKind::Vsock => Arc::new(Vsock::new(7, &beside).expect("a vsock")),
         _ if wrong == "forgets-writes" => disk(Backing::Null { bytes: 16 << 20 }),
         _ => disk(Backing::File(beside)),
@@ -93,4 +95,49 @@ fn serves_a_device() {
 
 fn disk(backing: Backing) -> Arc<dyn Device> {
     Arc::new(Blk::open(&BlkOptions::new(backing)).expect("a disk"))
+}
+
+/// An I2C adapter without a device on its bus, which has rings of at most `ring_max` entries.
+struct EmptyBus {
+    ring_max: u16,
+}
+
+impl Device for EmptyBus {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::I2c
+    }
+
+    fn features(&self) -> u64 {
+        feature::i2c::ZERO_LENGTH_REQUEST
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn queue_size_max(&self) -> u16 {
+        self.ring_max
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn start(&self, _worker: u16, _features: u64) -> std::io::Result<Box<dyn QueueHandler>> {
+        Ok(Box::new(NoAnswer(Chain::new())))
+    }
+}
+
+/// Returns each request with `VIRTIO_I2C_MSG_ERR`.
+struct NoAnswer(Chain);
+
+impl QueueHandler for NoAnswer {
+    fn process(&mut self, queues: &mut Queues, queue: u16) -> Result<Work, QueueError> {
+        let Some(ring) = queues.get(queue) else { return Ok(Work::Left) };
+        while ring.pop(&mut self.0)? {
+            self.0.write_from(0, &[1]);
+            ring.complete(&self.0, 1);
+        }
+        Ok(Work::Drained)
+    }
 }

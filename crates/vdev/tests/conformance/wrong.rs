@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kiln_vdev::backend::fault::{AnswerFault, Completion, Faults, Instead, MessageFault, Offer, RingEvent};
 use kiln_vdev::check::{Level, Verdict};
-use kiln_vdev::protocol::{Flags, FrontendRequest, ProtocolFeatures};
+use kiln_vdev::protocol::{Flags, FrontendRequest, PackedBase, ProtocolFeatures};
 use kiln_vdev::queue::Chain;
 use kiln_vdev::virtio::{DeviceKind, feature};
 
@@ -24,6 +24,11 @@ pub fn faults(name: &str) -> Option<Arc<dyn Faults>> {
         std::thread::spawn(spin);
     }
     Some(Arc::new(Wrong(name.to_owned().leak())))
+}
+
+/// The largest ring of a backend that is wrong in this way.
+pub fn ring_max(name: &str) -> u16 {
+    name.strip_prefix("has-rings-of-").map_or(1 << 15, |max| max.parse().expect("a size"))
 }
 
 fn spin() {
@@ -53,6 +58,7 @@ impl Faults for Wrong {
             "leaks-of-each-session" => std::mem::forget(std::fs::File::open("/dev/null").expect("opens")),
             "has-ecn-without-tso" => offer.features |= feature::net::HOST_ECN,
             "has-mq-without-control-queue" => offer.features |= feature::net::MQ,
+            "requires-data" => offer.features &= !feature::i2c::ZERO_LENGTH_REQUEST,
             "has-wce-without-flush" => offer.features &= !feature::blk::FLUSH,
             _ => {}
         }
@@ -101,10 +107,6 @@ impl Faults for Wrong {
                 let payload = [0_u32.to_ne_bytes(), 77_u32.to_ne_bytes()].concat();
                 answer(AnswerFault { payload: Some(payload), ..AnswerFault::default() })
             }
-            ("packed-base-of-16-bits", Some(Request::GetVringBase)) => {
-                let payload = [0_u32.to_ne_bytes(), 0x8005_u32.to_ne_bytes()].concat();
-                answer(AnswerFault { payload: Some(payload), ..AnswerFault::default() })
-            }
             ("status-is-4", Some(Request::GetStatus)) => {
                 answer(AnswerFault { payload: Some(4_u64.to_ne_bytes().to_vec()), ..AnswerFault::default() })
             }
@@ -147,13 +149,23 @@ impl Faults for Wrong {
 
     fn ignores(&self, _queue: u16, event: RingEvent) -> bool {
         match (self.0, event) {
-            ("forgets-kicks-of-disabled-rings", RingEvent::Enable) => true,
+            ("forgets-kicks-of-disabled-rings", RingEvent::Enable) | ("skips-what-is-there", RingEvent::Start) => true,
             ("ends-with-its-kick", RingEvent::KickEnds) => std::process::abort(),
             ("spins-with-its-kick", RingEvent::KickEnds) => {
                 std::thread::spawn(spin);
                 false
             }
             _ => false,
+        }
+    }
+
+    fn base(&self, _queue: u16, base: u32) -> u32 {
+        match self.0 {
+            "packed-base-of-16-bits" => base & 0xffff,
+            "packed-base-without-wrap-counters" => base | PackedBase::START.bits(),
+            "packed-base-without-indices" => base & PackedBase::START.bits(),
+            "packed-base-zero-at-start" if base == PackedBase::START.bits() => 0,
+            _ => base,
         }
     }
 
@@ -234,9 +246,31 @@ fn features_without_those_that_they_require_are_found() {
 }
 
 #[test]
-fn a_packed_base_of_16_bits_is_found() {
-    let all = ["rings.packed-base-kept", "rings.packed-base-of-second-lap", "rings.packed-base-at-start"];
-    finds("packed-base-of-16-bits", &["rings.packed-*"], &all);
+fn wrong_bases_of_packed_rings_are_found() {
+    let [kept, second_lap, at_start] =
+        ["rings.packed-base-kept", "rings.packed-base-of-second-lap", "rings.packed-base-at-start"];
+    let finds = |wrong, expected: &[&str]| finds(wrong, &["rings.packed-base-*"], expected);
+    finds("packed-base-without-wrap-counters", &[second_lap]);
+    finds("packed-base-zero-at-start", &[at_start]);
+    // Both rules start at an index other than 0. Only their wrap counters differ, and this backend keeps those.
+    finds("packed-base-without-indices", &[kept, second_lap]);
+    // One fault breaks all three rules: the upper half has a wrap counter or an index in each of their bases.
+    finds("packed-base-of-16-bits", &[kept, second_lap, at_start]);
+}
+
+#[test]
+fn an_adapter_without_the_feature_that_drivers_require_is_found() {
+    finds_in(DeviceKind::I2c, Level::May, "requires-data", &["features.*"], &["features.zero-length-request"]);
+}
+
+#[test]
+fn rings_that_a_backend_refuses_for_their_size_are_found() {
+    let finds = |wrong, expected: &[&str]| finds_in(DeviceKind::I2c, Level::May, wrong, &["rings.size-*"], expected);
+    // A limit refuses all larger rings too, so each limit adds one rule to those of the next.
+    let sizes = ["rings.size-64", "rings.size-128", "rings.size-256", "rings.size-1024"];
+    finds("has-rings-of-32", &sizes);
+    finds("has-rings-of-64", &sizes[1..]);
+    finds("has-rings-of-128", &sizes[2..]);
 }
 
 #[test]
@@ -298,6 +332,7 @@ fn rings_of_any_device_that_lose_requests_are_found() {
         finds("loses-tables", &layouts, &["requests.indirect-table"]);
         finds("loses-chains-of-two", &layouts, &["requests.chain-of-two"]);
         finds("loses-the-last-entry", &["requests.*"], &["requests.goes-around"]);
+        finds("skips-what-is-there", &["requests.*"], &["requests.offered-before-start"]);
     }
     // A network card discards what is sent by a disabled ring, and uses it at once; a disk does it later.
     let lost = ["requests.kick-before-enable", "requests.kick-while-disabled"];

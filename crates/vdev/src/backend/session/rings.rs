@@ -148,7 +148,9 @@ impl Session<'_> {
     pub(super) fn get_vring_base(&mut self, state: VringState) -> Result<Answer, Refusal> {
         let ring = self.place(state.index)?;
         self.stop(ring)?;
-        Ok(Answer::of(&VringState { index: state.index, num: self.rings[usize::from(ring)].base }))
+        let base = self.rings[usize::from(ring)].base;
+        let num = self.options.faults.as_ref().map_or(base, |faults| faults.base(ring, base));
+        Ok(Answer::of(&VringState { index: state.index, num }))
     }
 
     pub(super) fn set_vring_kick(&mut self, file: VringFile, fd: Option<OwnedFd>) -> Result<Answer, Refusal> {
