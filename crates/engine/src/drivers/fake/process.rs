@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio::net::unix::pipe;
 
+use super::engine::{GUEST_DIRECTORY, Program, UnixSocket};
 use super::monitor::FakeMonitor;
 use super::saved::FakeSaver;
-use super::{GUEST_DIRECTORY, Program, UnixSocket};
 use crate::confine::Border;
 use crate::driver::LaunchError;
 use crate::process::{self, Child, Sink, VmmStatus};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 
+use super::engine::{GUEST_DIRECTORY, Program};
 use super::process::Agent;
-use super::{GUEST_DIRECTORY, Program};
 use crate::blocking;
 use crate::driver::{LaunchError, RestoreError, Restorer, Waiting};
 use crate::failpoint;
