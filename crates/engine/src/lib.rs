@@ -76,6 +76,8 @@ mod files;
 mod blocking;
 pub mod deadlines;
 mod error;
+#[cfg(test)]
+mod every_variant;
 pub mod failpoint;
 mod hex_id;
 

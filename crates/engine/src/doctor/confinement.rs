@@ -1,4 +1,5 @@
-//! Whether this host confines a VMM as Kiln asks for: tried, not guessed, with QEMU itself.
+//! Findings about the border around VMMs. QEMU is started inside one, because a kernel can have a feature and still
+//! refuse it to this user or inside this container. Only an attempt shows that.
 
 use std::fs::File;
 use std::io;
@@ -6,15 +7,15 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use super::{FindingStatus, HostFinding};
+use super::report::{FindingStatus, HostFinding};
 use crate::confine::{Border, Confinement, MeasureState, Needs, POLICY_VARIABLE, Policy};
 use crate::process::{self, Program, Sink, VmmStatus, own_environment};
 use crate::spec::OwnerLoss;
 
-/// QEMU reports its version in some 30 ms.
+/// QEMU prints its version in some 30 ms. A busy host needs more.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Starts QEMU as a fork's VMM is started, to say its version.
+/// Starts `qemu --version` inside the border that the VMM of a fork has.
 pub(super) async fn inspect(policy: &Policy, qemu: &Utf8Path, kvm: bool) -> io::Result<Confinement> {
     let directory = tempfile::tempdir()?;
     let path = Utf8PathBuf::try_from(directory.path().to_owned()).map_err(io::Error::other)?;
@@ -44,20 +45,22 @@ pub(super) async fn inspect(policy: &Policy, qemu: &Utf8Path, kvm: bool) -> io::
     drop(tokio::time::timeout(DEADLINE, watch.readable()).await??);
     match child.try_reap()? {
         Some(VmmStatus::Code(0)) => Ok(child.confinement().clone()),
-        other => Err(io::Error::other(format!("it ended with {other:?}"))),
+        Some(status) => Err(io::Error::other(format!("it exited with {status}"))),
+        None => Err(io::Error::other("it did not exit")),
     }
 }
 
-/// One finding for each measure. A measure that this user could have and does not is a warning, for root every missing one.
+/// One finding for each measure. A measure that is off, or that this user could have and does not have, is a warning.
+/// Root could have every measure.
 pub(super) fn findings(confinement: &io::Result<Confinement>) -> Vec<HostFinding> {
     let confinement = match confinement {
         Ok(confinement) => confinement,
         Err(error) => {
             let detail = format!("QEMU does not start when it is confined: {error}");
             let finding = HostFinding::new("confinement", FindingStatus::Warn, detail);
-            return vec![
-                finding.hint(format!("{POLICY_VARIABLE}=landlock kiln doctor, or another measure, says which")),
-            ];
+            let hint =
+                format!("turn off one measure after another to find the cause: {POLICY_VARIABLE}=landlock kiln doctor");
+            return vec![finding.hint(hint)];
         }
     };
     let missing = confinement.missing().map(|(measure, _)| measure).collect::<Vec<_>>();
@@ -75,7 +78,7 @@ mod tests {
     use crate::confine::Measure;
 
     #[tokio::test]
-    async fn this_hosts_qemu_starts_confined_and_each_measure_is_named() {
+    async fn each_measure_of_a_confined_qemu_has_a_finding() {
         let qemu = crate::host::find_program(crate::drivers::qemu::QEMU_PROGRAM.into()).expect("tests need QEMU");
         let confinement = inspect(&Policy::without([Measure::Limits]), &qemu, false).await;
         let findings = findings(&confinement);
@@ -85,11 +88,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vmm_that_does_not_start_confined_is_a_warning_with_what_to_do() {
+    async fn a_vmm_that_does_not_start_confined_is_a_warning_with_a_hint() {
         let findings = findings(&inspect(&Policy::default(), "/bin/false".into(), false).await);
-        assert!(
-            matches!(&findings[..], [one] if one.status == FindingStatus::Warn && one.hint.is_some()),
-            "{findings:?}"
-        );
+        let lines: Vec<_> = findings.iter().map(HostFinding::line).collect();
+        insta::assert_snapshot!(lines.join("\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers and names of this machine, as they stand beside a benchmark.
+//! Facts of this machine. Reports of `kiln doctor` and of benchmarks include them.
 
 use camino::Utf8PathBuf;
 use fs_err as fs;
@@ -7,33 +7,33 @@ use serde::Serialize;
 use crate::drivers::qemu::QemuVersion;
 use crate::host::{cpuinfo_field, limits, memory_available_mib};
 
-/// What this machine is.
+/// Facts of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HostFacts {
     /// Such as `x86_64`.
     pub architecture: String,
     /// CPUs that this process may use.
     pub cpus: u32,
-    /// As the CPU names itself.
+    /// `model name` of `/proc/cpuinfo`.
     pub cpu_model: String,
-    /// All memory.
+    /// All of its memory.
     pub memory_mib: u64,
-    /// Memory that is free or can be freed.
+    /// `MemAvailable` of `/proc/meminfo`: memory that is free or can be freed.
     pub memory_available_mib: u64,
     /// Release and version of the running kernel.
     pub kernel: String,
-    /// What the kernel reads the time from.
+    /// The kernel's clock source, such as `tsc`.
     pub clocksource: String,
-    /// Whether the time stamp counter runs evenly.
+    /// Whether the time stamp counter has a constant rate, also while the CPU sleeps.
     pub stable_tsc: bool,
-    /// The QEMU that would be started.
+    /// The QEMU that the engine starts.
     pub qemu: Option<Utf8PathBuf>,
-    /// Its version.
+    /// The version of that QEMU.
     pub qemu_version: Option<QemuVersion>,
 }
 
 impl HostFacts {
-    /// Reads them now; what can't be read is `unknown` or 0.
+    /// Reads the facts now. A fact that can't be read is `unknown` or 0.
     pub fn collect(qemu: Option<Utf8PathBuf>, qemu_version: Option<QemuVersion>) -> Self {
         let limits = limits();
         let system = rustix::system::uname();

@@ -1,17 +1,17 @@
-//! Programs of this host that Kiln uses, and how to get them.
+//! Findings about the programs that Kiln starts or copies, with the package that has each.
 
 use camino::Utf8Path;
 
-use super::{FindingStatus, HostFinding};
+use super::report::{FindingStatus, HostFinding};
 use crate::host::{find_program, is_static};
 
-/// A program to look for.
+/// A program that Kiln starts.
 struct Tool {
     name: &'static str,
     package: &'static str,
-    /// What it is used for.
+    /// A verb phrase: what the program does for Kiln.
     purpose: &'static str,
-    /// How bad it is when it is not there.
+    /// The status of the finding if the program is not installed.
     absent: FindingStatus,
 }
 
@@ -36,15 +36,18 @@ const TOOLS: [Tool; 4] = [
     },
     Tool { name: "qemu-img", package: "qemu-utils", purpose: "makes and converts disks", absent: FindingStatus::Warn },
 ];
-/// Debian's static busybox has the name of the other one.
+/// Debian's packages `busybox` and `busybox-static` both install a program of this name. Guests need the static one.
 const BUSYBOX: &str = "busybox";
 
 pub(super) fn findings() -> Vec<HostFinding> {
-    TOOLS.iter().map(tool_finding).chain([busybox_finding()]).collect()
+    let tools = TOOLS.iter().map(|tool| tool_finding(tool, find_program(tool.name.into()).as_deref()));
+    let busybox = find_program(BUSYBOX.into());
+    let busybox = busybox_finding(busybox.as_deref().map(|path| (path, is_static(path))));
+    tools.chain([busybox]).collect()
 }
 
-fn tool_finding(tool: &Tool) -> HostFinding {
-    match find_program(Utf8Path::new(tool.name)) {
+fn tool_finding(tool: &Tool, found: Option<&Utf8Path>) -> HostFinding {
+    match found {
         Some(path) => HostFinding::new(tool.name, FindingStatus::Ok, format!("{path} {}", tool.purpose)),
         None => {
             let finding = HostFinding::new(tool.name, tool.absent, format!("not found; it {}", tool.purpose));
@@ -53,12 +56,29 @@ fn tool_finding(tool: &Tool) -> HostFinding {
     }
 }
 
-fn busybox_finding() -> HostFinding {
+/// `found` is the path of busybox, and whether it is static.
+fn busybox_finding(found: Option<(&Utf8Path, bool)>) -> HostFinding {
     let finding = |status, detail| HostFinding::new("busybox-static", status, detail);
-    let (status, detail) = match find_program(Utf8Path::new(BUSYBOX)) {
-        Some(path) if is_static(&path) => return finding(FindingStatus::Ok, format!("{path} goes into guests")),
-        Some(path) => (FindingStatus::Missing, format!("{path} needs a dynamic loader, which guests don't have")),
-        None => (FindingStatus::Missing, "not found; it goes into guests".into()),
+    let (status, detail) = match found {
+        Some((path, true)) => return finding(FindingStatus::Ok, format!("{path} is copied into images")),
+        Some((path, false)) => {
+            (FindingStatus::Missing, format!("{path} needs a dynamic loader, which guests don't have"))
+        }
+        None => (FindingStatus::Missing, "not found; it is copied into images".into()),
     };
     finding(status, detail).hint("apt-get install --no-install-recommends busybox-static")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_program_has_a_purpose_and_a_package() {
+        let path = Utf8Path::new("/usr/bin/program");
+        let tools = TOOLS.iter().flat_map(|tool| [tool_finding(tool, Some(path)), tool_finding(tool, None)]);
+        let busybox = [Some((path, true)), Some((path, false)), None].map(busybox_finding);
+        let lines: Vec<_> = tools.chain(busybox).map(|finding| finding.line()).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
 }
