@@ -6,3 +6,4 @@ mod frames;
 mod messages;
 mod reset;
 mod strategies;
+mod texts;
