@@ -214,4 +214,17 @@ mod tests {
         assert_eq!(look_up("db", hosts), [IpAddr::from([10, 0, 0, 1]), "::5".parse().expect("an address")]);
         assert_eq!(look_up("main", hosts), Vec::<IpAddr>::new());
     }
+
+    #[tokio::test]
+    async fn refusals_of_addresses_read_like_this() {
+        let tcp = |host: &str, port| ForwardRequest::Tcp { host: host.into(), port };
+        let unix = |path: &str| ForwardRequest::Unix { path: path.into() };
+        let requests =
+            [tcp("127.0.0.1", 0), tcp("no.such.host", 80), unix(""), unix(&"p".repeat(108)), unix("/no/such/socket")];
+        let mut lines = String::new();
+        for request in requests {
+            lines += &format!("{}\n", connect(&request).await.expect_err("refused"));
+        }
+        insta::assert_snapshot!(lines);
+    }
 }

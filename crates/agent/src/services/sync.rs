@@ -299,4 +299,21 @@ mod tests {
         assert_eq!((split.tv_sec, split.tv_nsec), (1_500_000_000, 123_456_789));
         assert!(time(u64::MAX).is_ok(), "the year 2554 fits");
     }
+
+    #[test]
+    fn refusals_of_values_read_like_this() {
+        let identity = |hostname: &str, machine_id: &str| {
+            check(&Identity { hostname: hostname.into(), machine_id: machine_id.into(), macs: vec![] }).err()
+        };
+        let refusals = [
+            seed("%").err(),
+            seed(&STANDARD.encode([7; 31])).err(),
+            identity("a b", "0123456789abcdef0123456789abcdef"),
+            identity("a", "0123"),
+            addresses(&["52-54-00-12-34-56".into()]).err(),
+            addresses(&vec![String::new(); MACS_MAX + 1]).err(),
+        ];
+        let lines = refusals.map(|refusal| format!("{}\n", refusal.expect("refused")));
+        insta::assert_snapshot!(lines.concat());
+    }
 }

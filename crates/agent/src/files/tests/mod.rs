@@ -5,6 +5,7 @@ mod escape;
 mod hostile;
 mod list;
 mod read;
+mod texts;
 mod tree;
 mod watch;
 mod write;
