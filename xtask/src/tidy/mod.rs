@@ -157,4 +157,33 @@ mod tests {
         assert_eq!(found("crates/wire/src/lib.rs", "//! W.\n#![forbid(unsafe_code)]\n"), Vec::<String>::new());
         assert_eq!(found("crates/engine/src/lib.rs", "//! E.\n"), Vec::<String>::new());
     }
+
+    /// Each rule that reads one file, broken once. The other rules match their messages in their own tests.
+    #[test]
+    fn messages_read_like_this() {
+        let long = "//! Long.\n".repeat(FILE_LINES_MAX + 1);
+        let broken = [
+            ("a.rs", "fn a() {}\n"),
+            ("a.rs", &long),
+            ("crates/wire/src/lib.rs", "//! W.\n"),
+            ("crates/cli/src/a.rs", "//! A.\nfn a() { Command::new(\"ls\"); }\n"),
+            ("a.rs", "//! A.\n#[ignore]\n"),
+            ("a.rs", "//! A.\n#[allow(dead_code)]\n"),
+            ("a.rs", "//! A.\n// TO\u{44}O: later\n"),
+            ("docs/a.md", "Whoe\u{76}er reads this.\n"),
+        ];
+        let mut messages = Vec::new();
+        for (path, text) in broken {
+            let path = Path::new(path);
+            let problems = words::check(path, text).into_iter().chain(english::check(path, text));
+            let problems = problems.chain(if path.extension().is_some_and(|extension| extension == "rs") {
+                check_source(path, text)
+            } else {
+                Vec::new()
+            });
+            messages.extend(problems.map(|problem| problem.to_string()));
+        }
+        assert_eq!(messages.len(), broken.len(), "one message for each file");
+        insta::assert_snapshot!(messages.join("\n"));
+    }
 }
