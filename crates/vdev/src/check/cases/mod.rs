@@ -115,6 +115,16 @@ mod tests {
     }
 
     #[test]
+    fn the_specification_has_the_number_of_rules() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../SPECIFICATION.md");
+        let text = std::fs::read_to_string(path).expect("is in the repository");
+        let line =
+            text.lines().find(|line| line.contains("| Cases of `kiln vhost check`")).expect("a line of the table");
+        let count = all().count();
+        assert!(line.contains(&format!("({count})")), "there are {count} rules: {line}");
+    }
+
+    #[test]
     fn every_group_has_rules_that_bind() {
         let groups = [
             "handshake",
