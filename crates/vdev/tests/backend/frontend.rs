@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,12 +30,13 @@ pub struct Served {
 /// What a server has told, as text.
 pub struct Events {
     seen: Mutex<Vec<String>>,
+    kicks: AtomicU64,
     also: Arc<dyn Observer>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { seen: Mutex::default(), also: Arc::new(NoObserver) }
+        Self { seen: Mutex::default(), kicks: AtomicU64::new(0), also: Arc::new(NoObserver) }
     }
 }
 
@@ -46,6 +48,10 @@ impl Observer for Events {
             SessionEvent::Ended { error: Some(error), .. } => format!("ended: {error}"),
             SessionEvent::Ended { error: None, .. } => "ended".to_owned(),
             SessionEvent::RingBroke { queue, error } => format!("ring {queue} broke: {error}"),
+            SessionEvent::Kicked { .. } => {
+                self.kicks.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
             SessionEvent::RingStopped { queue, base } => format!("ring {queue} stopped at {base}"),
             _ => return,
         };
@@ -54,6 +60,11 @@ impl Observer for Events {
 }
 
 impl Events {
+    /// How many kicks workers have taken.
+    pub fn kicks(&self) -> u64 {
+        self.kicks.load(Ordering::Relaxed)
+    }
+
     pub fn wait_for(&self, part: &str) -> String {
         let deadline = Instant::now() + TIMEOUT;
         loop {
