@@ -1,46 +1,48 @@
-//! The kinds of errors. Each module decides the kind of its own errors.
+//! Kinds of errors, for callers that act on an error: with an exit code, an HTTP status, a retry. Each module decides the
+//! kinds of its own errors.
 
 use std::fmt;
 use std::io;
 
 use serde::Serialize;
 
-/// What kind of failure an error is, for those who answer to it with an exit code, a status, another try or a wait.
+/// The kind of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// No host could do what was asked for.
+    /// The request is wrong on every host.
     Invalid,
-    /// What was named is not there.
+    /// The named thing does not exist.
     NotFound,
-    /// Something else has it now; another try may succeed.
+    /// Another process or VM uses it now. A retry may succeed.
     Busy,
     /// The disk is full.
     NoSpace,
     /// The host has too little memory left.
     NoMemory,
-    /// This host may not do that: a file or device is another user's.
+    /// This user has no access to a file or device.
     Denied,
-    /// The host lacks something: a VMM, or KVM.
+    /// The host lacks a VMM or KVM.
     HostLacks,
-    /// What was saved needs another VMM, CPU, kernel, disk or version than there is here.
+    /// A snapshot needs another VMM, CPU, kernel, disk or version than this host has.
     Incompatible,
-    /// What was saved is no longer what it was.
+    /// Saved data has changed since it was written.
     Corrupt,
-    /// This driver, or a VM with such a device, can't.
+    /// This driver, or a VM with such a device, can't do that.
     Unsupported,
     /// The VM has ended.
     Ended,
-    /// The VMM failed, or did not answer.
+    /// The VMM failed or did not answer.
     Vmm,
-    /// The guest or its agent failed, or did not answer.
+    /// The guest or its agent failed or did not answer.
     Guest,
     /// A file or a socket of the host failed in another way.
     Io,
 }
 
 impl ErrorKind {
-    /// Of a failure with a file or a socket of Kiln's own. That one is missing is not what a caller named.
+    /// The kind of an error with one of Kiln's own files or sockets. A missing file is not `NotFound`, because the caller
+    /// did not name it.
     pub(crate) fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Denied,
@@ -70,5 +72,33 @@ impl fmt::Display for ErrorKind {
             Self::Guest => "guest failed",
             Self::Io => "I/O failed",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::every_variant::every_variant;
+
+    #[test]
+    fn each_kind_has_its_name() {
+        let kinds = every_variant!(ErrorKind {
+            Invalid: [ErrorKind::Invalid],
+            NotFound: [ErrorKind::NotFound],
+            Busy: [ErrorKind::Busy],
+            NoSpace: [ErrorKind::NoSpace],
+            NoMemory: [ErrorKind::NoMemory],
+            Denied: [ErrorKind::Denied],
+            HostLacks: [ErrorKind::HostLacks],
+            Incompatible: [ErrorKind::Incompatible],
+            Corrupt: [ErrorKind::Corrupt],
+            Unsupported: [ErrorKind::Unsupported],
+            Ended: [ErrorKind::Ended],
+            Vmm: [ErrorKind::Vmm],
+            Guest: [ErrorKind::Guest],
+            Io: [ErrorKind::Io],
+        });
+        let names: Vec<_> = kinds.iter().map(|(name, kind)| format!("{name}: {kind}")).collect();
+        insta::assert_snapshot!(names.join("\n"));
     }
 }

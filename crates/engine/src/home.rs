@@ -202,6 +202,7 @@ mod tests {
     use fs_err as fs;
 
     use super::*;
+    use crate::every_variant::{chains, every_variant};
     use crate::files::Partial;
 
     fn scratch() -> (tempfile::TempDir, Home) {
@@ -281,5 +282,26 @@ mod tests {
         partial.publish(&target).expect_err("is there already");
         assert_eq!(fs::read_to_string(target.join("kernel")).expect("is there"), "old");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn each_error_has_its_text_and_a_hint() {
+        let (home, above) = (|| Utf8PathBuf::from("/home/me/kiln"), || Utf8PathBuf::from("/home/me"));
+        let (owner, user) = (|| "root".to_owned(), || "me".to_owned());
+        let errors = every_variant!(HomeError {
+            Unset: [HomeError::Unset],
+            NotAbsolute: [HomeError::NotAbsolute { variable: "KILN_HOME", value: "kiln".into() }],
+            Foreign: [
+                HomeError::Foreign { path: home(), home: home(), owner: owner(), user: user() },
+                HomeError::Foreign { path: above(), home: home(), owner: owner(), user: user() },
+            ],
+            WritableByOthers: [
+                HomeError::WritableByOthers { path: home(), home: home(), mode: 0o777, owner: owner() },
+                HomeError::WritableByOthers { path: above(), home: home(), mode: 0o775, owner: owner() },
+            ],
+            NotADirectory: [HomeError::NotADirectory { path: home() }],
+            Io: [HomeError::Io { path: home(), source: io::ErrorKind::PermissionDenied.into() }],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![format!("hint: {}", error.hint())]));
     }
 }

@@ -1,4 +1,4 @@
-//! Why a driver's guest did not start: at a launch, a restore or an adoption.
+//! Errors of a launch, a restore and an adoption.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use crate::spec::{SpecError, Tap};
 use crate::vm::{ControlError, VmmError};
 use crate::vm_dir::{JournalError, ReopenError, VmId};
 
-/// Most forks of one request. More is a mistake, however large the host is.
+/// Most forks of one request. A larger number is a mistake of the caller on every host.
 pub const FORKS_MAX: usize = 1000;
 
 /// Why a VM did not start.
@@ -104,8 +104,8 @@ pub enum LaunchError {
         /// What went wrong.
         problem: String,
     },
-    /// The VMM runs, but does not answer.
-    #[error("`{program}` does not answer")]
+    /// The VMM runs, but its monitor failed, did not answer or refused a command.
+    #[error("failed to control `{program}`")]
     Monitor {
         /// The VMM.
         program: Utf8PathBuf,
@@ -302,10 +302,11 @@ impl AdoptError {
 mod tests {
     use super::*;
     use crate::engine::ReadyError;
+    use crate::every_variant::{chains, every_variant};
     use crate::vm::SaveError;
 
     #[test]
-    fn the_kind_of_a_failure_comes_through_what_wraps_it() {
+    fn a_wrapped_error_keeps_its_kind() {
         let id = SnapshotId::random();
         let broken = || SnapshotError::Broken { id: id.clone(), file: "memory".into(), problem: "is torn".into() };
         assert_eq!(RestoreError::from(broken()).kind(), ErrorKind::Corrupt);
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_forks_are_another_failure_than_too_little_memory() {
+    fn too_many_forks_are_invalid_and_too_little_memory_is_not() {
         let kind = |count| RestoreError::Budget { count, why: String::new() }.kind();
         assert_eq!(
             [0, FORKS_MAX + 1, FORKS_MAX].map(kind),
@@ -328,27 +329,92 @@ mod tests {
         );
     }
 
-    #[test]
-    fn sources_are_kept_and_said_once() {
-        let refused = VmmError::Refused { command: "stop".into(), description: "not now".into() };
-        let error = chain_of(&SaveError::from(ControlError::from(refused)));
-        assert_eq!(
-            error,
-            [
-                "the VMM failed to save the guest's state",
-                "the VMM failed to carry out a command",
-                "`stop` was refused: not now"
-            ]
-        );
+    fn no_access() -> io::Error {
+        io::ErrorKind::PermissionDenied.into()
     }
 
-    fn chain_of(error: &dyn std::error::Error) -> Vec<String> {
-        let mut chain = vec![error.to_string()];
-        let mut next = error.source();
-        while let Some(source) = next {
-            chain.push(source.to_string());
-            next = source.source();
-        }
-        chain
+    fn vm() -> VmId {
+        "0123456789ab".parse().expect("an id")
+    }
+
+    #[test]
+    fn each_error_of_a_launch_has_its_text() {
+        let tap = || Tap { device: "tap0".into(), namespace: Some("/run/netns/one".into()) };
+        let program = || Utf8PathBuf::from("/usr/bin/qemu-system-x86_64");
+        let closed = VmmError::Closed { reason: "end of file".into() };
+        let failed = VmmError::Refused { command: "cont".into(), description: "not now".into() };
+        let policy = crate::confine::Policy::parse("landlok").expect_err("is not a measure");
+        let errors = every_variant!(LaunchError {
+            Spec: [LaunchError::Spec(SpecError::Cpus { cpus: 0, max: 64, host: 2 })],
+            Home: [LaunchError::Home(HomeError::NotADirectory { path: "/home/me/kiln".into() })],
+            Unsupported: [LaunchError::Unsupported { driver: "fake", what: "disks" }],
+            Policy: [LaunchError::Policy(policy)],
+            VmmMissing: [LaunchError::VmmMissing { program: "qemu-system-x86_64".into() }],
+            NoKvm: [LaunchError::NoKvm(KvmState::Missing)],
+            Image: [LaunchError::Image { path: "/k".into(), source: no_access() }],
+            Directory: [LaunchError::Directory { path: "/home/me/kiln/vms".into(), source: no_access() }],
+            Spawn: [LaunchError::Spawn { program: program(), source: no_access() }],
+            VmmFailed: [LaunchError::VmmFailed {
+                program: program(),
+                status: VmmStatus::Code(1),
+                stderr: "no such option".into(),
+            }],
+            Attachment: [LaunchError::Attachment { index: 1, tap: tap(), source: TapError::Busy }],
+            Backend: [LaunchError::Backend {
+                device: "the vhost-user-blk device `/s`".into(),
+                problem: "closed the connection".into(),
+            }],
+            Monitor: [
+                LaunchError::Monitor { program: program(), source: closed },
+                LaunchError::Monitor { program: program(), source: failed },
+            ],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
+    }
+
+    #[test]
+    fn each_error_of_a_restore_has_its_text() {
+        let id: SnapshotId = "0123456789abcdef".parse().expect("an id");
+        let missing = LaunchError::VmmMissing { program: "qemu-system-x86_64".into() };
+        let closed = VmmError::Closed { reason: "end of file".into() };
+        let process = MemoryError::Process { what: "read the memory of", pid: 12, source: no_access() };
+        let errors = every_variant!(RestoreError {
+            OtherMachine: [RestoreError::OtherMachine {
+                id: id.clone(),
+                what: "QEMU",
+                saved: "7.2".into(),
+                here: "10.0".into(),
+            }],
+            DiskMoved: [RestoreError::DiskMoved { id: id.clone(), path: "/d".into() }],
+            Unmigratable: [RestoreError::Unmigratable { device: "the vhost-user-fs device `/s`".into() }],
+            NoVolume: [RestoreError::NoVolume { id: id.clone(), index: 1, path: "/d".into() }],
+            NoTap: [RestoreError::NoTap { id: id.clone(), index: 1 }],
+            Part: [RestoreError::Part { problem: "the problem".into() }],
+            Budget: [RestoreError::Budget { count: 9, why: "the reason".into() }],
+            Directory: [RestoreError::Directory(ReopenError::Owned(vm()))],
+            NotStopped: [RestoreError::NotStopped(vm())],
+            Launch: [RestoreError::Launch(missing)],
+            Vmm: [RestoreError::Vmm(ControlError::Monitor(closed))],
+            Memory: [RestoreError::Memory(process)],
+            Link: [RestoreError::Link(LinkError::Closed { waiting_for: "hello" })],
+            Freeze: [RestoreError::Freeze(StreamError::Ended)],
+            Snapshot: [RestoreError::Snapshot(SnapshotError::Unknown(id))],
+            Journal: [RestoreError::Journal(JournalError::Illegal { from: "lost", to: "running" })],
+            FailPoint: [RestoreError::FailPoint(FailPoint("restore.loaded"))],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
+    }
+
+    #[test]
+    fn each_error_of_an_adoption_has_its_text() {
+        let errors = every_variant!(AdoptError {
+            Directory: [AdoptError::Directory(ReopenError::Unknown(vm()))],
+            NotAdoptable: [AdoptError::NotAdoptable(vm())],
+            Monitor: [AdoptError::Monitor(VmmError::Closed { reason: "end of file".into() })],
+            Journal: [AdoptError::Journal(JournalError::Illegal { from: "lost", to: "running" })],
+            Unsupported: [AdoptError::Unsupported { driver: "fake" }],
+            Io: [AdoptError::Io { path: "/vms/0123456789ab".into(), source: no_access() }],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
     }
 }

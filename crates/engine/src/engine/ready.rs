@@ -270,6 +270,7 @@ async fn save(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::every_variant::{chains, every_variant};
     use crate::spec::DiskFormat;
 
     #[test]
@@ -291,5 +292,17 @@ mod tests {
         std::fs::File::options().write(true).open(&path).expect("opens").set_modified(modified).expect("set");
         let two = digests();
         assert!(one[0] != two[0] && one[1] != two[1] && one[2] == two[2], "{one:?} {two:?}");
+    }
+
+    #[test]
+    fn each_error_has_its_text() {
+        let errors = every_variant!(ReadyError {
+            Launch: [ReadyError::Launch(LaunchError::VmmMissing { program: "qemu-system-x86_64".into() })],
+            Link: [ReadyError::Link(LinkError::Closed { waiting_for: "hello" })],
+            WarmUp: [ReadyError::WarmUp(StreamError::Ended)],
+            Save: [ReadyError::Save(SaveError::Busy)],
+            Snapshot: [ReadyError::Snapshot(SnapshotError::Locked { path: "/s".into(), waited: LOCK_PATIENCE })],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
     }
 }

@@ -218,6 +218,8 @@ fn last_rows(raw: &[String], count: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::every_variant::{chains, every_variant};
+    use crate::guest::Lagged;
 
     #[test]
     fn the_end_of_a_console_cannot_steer_the_terminal_of_its_reader() {
@@ -227,5 +229,46 @@ mod tests {
         assert_eq!(rows.len(), BOOT_TAIL_ROWS);
         assert!(rows.iter().all(|row| !row.contains('\x1b') && !row.contains('\r')), "{rows:?}");
         assert_eq!(rows.last().map(String::as_str), Some("x"));
+    }
+
+    fn panic() -> Box<Finding> {
+        Box::new(Finding {
+            title: "kernel panic: no working init found".into(),
+            kind: kiln_detect::Kind::Panic,
+            severity: kiln_detect::Severity::Fatal,
+            function: None,
+            corrupted: false,
+            extract: Vec::new(),
+            at: Duration::from_secs(1),
+        })
+    }
+
+    #[test]
+    fn each_error_has_its_text() {
+        let waited = Duration::from_secs(60);
+        let gone = every_variant!(Gone {
+            Crashed: [Gone::Crashed(panic())],
+            Exited: [Gone::Exited(crate::vm::VmExit {
+                status: crate::process::VmmStatus::Code(0),
+                reason: crate::vm::ExitReason::GuestPoweredOff,
+            })],
+            Halted: [Gone::Halted],
+            Silent: [Gone::Silent(waited)],
+        });
+        let gone: Vec<_> = gone.iter().map(|(name, gone)| format!("{name}\n  {gone}")).collect();
+        let source = LinkError::TimedOut { waiting_for: "hello", waited };
+        let errors = every_variant!(BootError {
+            Launch: [BootError::Launch(LaunchError::VmmMissing { program: "qemu-system-x86_64".into() })],
+            NoVmm: [BootError::NoVmm { waited }],
+            Link: [BootError::Link { source, console: Vec::new() }],
+            Gone: [BootError::Gone { gone: Gone::Halted, console: Vec::new() }],
+        });
+        let texts = [
+            gone.join("\n"),
+            chains(&errors, |_| Vec::new()),
+            chains(&[("Lagged", Lagged { missed: 3 })], |_| Vec::new()),
+            chains(&[("TooSlow", crate::deadlines::TooSlow)], |_| Vec::new()),
+        ];
+        insta::assert_snapshot!(texts.join("\n"));
     }
 }

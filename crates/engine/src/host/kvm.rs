@@ -1,4 +1,5 @@
-//! Whether `/dev/kvm` opens, and what else is known of it. On some hosts it opens and no ordinary Linux ever starts.
+//! The state of KVM on this host. On some hosts `/dev/kvm` opens, but an ordinary Linux guest never boots, so opening it
+//! proves little. A probe guest does: see `drivers/qemu/kvm_probe.rs`.
 
 use std::io;
 
@@ -20,24 +21,24 @@ pub enum KvmState {
         /// The error.
         reason: String,
     },
-    /// It opens, but no guest was tried yet.
+    /// It opens, but no guest was booted with it yet.
     Opens,
-    /// It opens, but a probe guest did not start.
+    /// It opens, but a probe guest did not boot with it.
     Lies {
         /// How the probe ended.
         reason: String,
     },
-    /// A probe guest started.
+    /// A probe guest booted with it.
     Works,
 }
 
 impl KvmState {
-    /// Whether guests run.
+    /// Whether a guest has booted with it.
     pub fn works(&self) -> bool {
         matches!(self, Self::Works)
     }
 
-    /// The state in words.
+    /// The state as text for users.
     pub fn reason(&self) -> String {
         match self {
             Self::Missing => format!("`{KVM_DEVICE}` does not exist"),
@@ -49,7 +50,7 @@ impl KvmState {
         }
     }
 
-    /// What the user can do about it.
+    /// What the user can do about it. Empty if there is nothing to do.
     pub fn hint(&self) -> String {
         match self {
             Self::Missing => "modprobe kvm_intel || modprobe kvm_amd (in a VM: turn on nested virtualisation)".into(),
@@ -61,10 +62,10 @@ impl KvmState {
     }
 }
 
-/// Opens the device, as a VMM would.
+/// Opens the device like a VMM does.
 ///
 /// # Errors
-/// Why it does not open.
+/// The state: why it does not open.
 pub fn open_kvm() -> Result<(), KvmState> {
     match fs_err::OpenOptions::new().read(true).write(true).open(KVM_DEVICE) {
         Ok(_) => Ok(()),

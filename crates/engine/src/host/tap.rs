@@ -1,10 +1,13 @@
-//! Opening TAP devices for VMMs, which sit in an empty network namespace and could not.
+//! Opens TAP devices for VMMs. A VMM is in an empty network namespace, so it can't open them.
 //!
 //! ```text
-//!   a thread of its own: setns ─▶ is the device there? ─▶ open /dev/net/tun, TUNSETIFF ─▶ descriptor ─▶ the VMM
+//!   a new thread: setns ─▶ does the device exist? ─▶ open /dev/net/tun, TUNSETIFF ─▶ descriptor ─▶ the VMM
 //! ```
-//! A descriptor stays with its device whatever namespace the process that holds it is in. A thread enters the namespace, and
-//! ends with it: a thread of the pool that could not leave again would start the next VM in the wrong network.
+//! An open descriptor stays attached to its device in whatever namespace its process is. So Kiln enters the namespace only
+//! to open the device. `setns` moves one thread, not the process, so a new thread does it and ends afterwards. A thread of
+//! the runtime's pool would have to move back, which can fail: then the next VM that this thread starts would get a device
+//! of the wrong network. Processes are forked by a thread of their own (see `process.rs`), so no VMM inherits the
+//! namespace either.
 #![expect(unsafe_code, reason = "two ioctls of TAP devices have no safe wrapper")]
 
 use std::fs::OpenOptions;
@@ -23,41 +26,41 @@ use crate::blocking::assert_may_block;
 use crate::error::ErrorKind;
 use crate::spec::Tap;
 
-/// The kernel's own device for TAP devices.
+/// The device with which TAP devices are opened.
 const TUN: &str = "/dev/net/tun";
-/// It takes a moment, but waits for the one lock that each change of any network of the host holds.
+/// An open is quick, but it takes the kernel's `rtnl` lock. Every change of a network on the host holds that lock.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-/// One frame after the other, without a header of the TAP device's own; with virtio's, which carries offloads.
+/// Ethernet frames, without the header of the TUN driver, with virtio's header, which carries the offloads.
 const FLAGS: i32 = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Why a TAP device can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// Its network namespace is not there, or this user may not enter it.
+    /// Its network namespace does not exist, or this user may not enter it.
     #[error("failed to enter the network namespace `{path}`")]
     Namespace {
-        /// Its file.
+        /// The namespace's file.
         path: Utf8PathBuf,
-        /// Why not.
+        /// Why.
         source: io::Error,
     },
-    /// There is no device of that name in its namespace.
+    /// No device has that name in that namespace.
     #[error("there is no such device")]
     NoDevice,
     /// It is another kind of device, or a TAP device with several queues.
     #[error("it is not a TAP device with one queue")]
     NotTap,
-    /// A card of another VM, or another program, has it.
-    #[error("something else has it open")]
+    /// Another VM or program has it open.
+    #[error("another VM or program has the device open")]
     Busy,
-    /// The kernel lacks the driver.
+    /// The kernel lacks the driver, or this user may not use it.
     #[error("failed to open `{TUN}`")]
     NoTun(#[source] io::Error),
-    /// The kernel did not answer.
-    #[error("it did not open within {0:?}")]
+    /// The kernel did not open it in time.
+    #[error("the device did not open within {0:?}")]
     Late(Duration),
-    /// This user may not have it, or it failed in another way.
-    #[error("failed to open it")]
+    /// This user may not open it, or it failed in another way.
+    #[error("failed to open the device")]
     Io(#[source] io::Error),
 }
 
@@ -76,13 +79,14 @@ impl TapError {
     }
 }
 
-/// Opens a TAP device that is there. Never makes one.
+/// Opens an existing TAP device. Never creates one.
 pub(crate) fn open(tap: &Tap) -> Result<OwnedFd, TapError> {
     assert_may_block();
     let (sender, receiver) = sync_channel(1);
     let wanted = tap.clone();
     let thread = thread::Builder::new().name("tap".into());
-    // It is not joined: one that the kernel holds up ends when that does, and its descriptor with it.
+    // It is not joined. If the kernel blocks it past the deadline, the thread ends when the kernel returns. Its `send`
+    // fails then, because the receiver is gone, and that drops the descriptor.
     let started = thread.spawn(move || {
         let opened = wanted.namespace.as_deref().map_or(Ok(()), enter).and_then(|()| open_here(&wanted.device));
         drop(sender.send(opened));
@@ -91,14 +95,14 @@ pub(crate) fn open(tap: &Tap) -> Result<OwnedFd, TapError> {
     match receiver.recv_timeout(OPEN_DEADLINE) {
         Ok(opened) => opened,
         Err(RecvTimeoutError::Timeout) => Err(TapError::Late(OPEN_DEADLINE)),
-        Err(RecvTimeoutError::Disconnected) => Err(TapError::Io(io::Error::other("its thread ended"))),
+        Err(RecvTimeoutError::Disconnected) => Err(TapError::Io(io::Error::other("the thread that opens it ended"))),
     }
 }
 
-/// Moves this thread to a network namespace, for good.
+/// Moves this thread to a network namespace. The thread stays there.
 fn enter(path: &Utf8Path) -> Result<(), TapError> {
     let enter = || -> io::Result<()> {
-        // Else opening a pipe would wait for its writer.
+        // Without `O_NONBLOCK`, the open of a FIFO would wait for a writer.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?)
     };
@@ -106,6 +110,12 @@ fn enter(path: &Utf8Path) -> Result<(), TapError> {
 }
 
 /// Opens a TAP device of this thread's network namespace.
+///
+/// `TUNSETIFF` creates a device if none has that name, so the name is looked up first. Between the two calls the device
+/// can be removed. Then `TUNSETIFF` creates a new device, without address or routes, and the guest would have a card that
+/// seems connected and is not. The flags show that: a device that its user made for Kiln is persistent
+/// (`IFF_PERSIST`), a device that `TUNSETIFF` just created is not. It is refused, and the kernel removes it when the
+/// descriptor closes.
 fn open_here(device: &str) -> Result<OwnedFd, TapError> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     let socket = socket.map_err(|error| TapError::Io(error.into()))?;
@@ -114,7 +124,7 @@ fn open_here(device: &str) -> Result<OwnedFd, TapError> {
         Err(rustix::io::Errno::NODEV) => return Err(TapError::NoDevice),
         Err(error) => return Err(TapError::Io(error.into())),
     }
-    // QEMU polls, so no read of it may wait.
+    // QEMU polls the descriptor, so its reads must not block.
     let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN);
     let tun = tun.map_err(TapError::NoTun)?;
     let mut request = request(device)?;
@@ -128,9 +138,7 @@ fn open_here(device: &str) -> Result<OwnedFd, TapError> {
             _ => TapError::Io(error),
         });
     }
-    // One that was removed since it was looked for has just been made again, and leads nowhere. It goes with the descriptor,
-    // as every device does that was not made persistent.
-    // SAFETY: as above; the kernel fills name and flags.
+    // SAFETY: the descriptor is open, and the kernel fills the name and the flags of a whole `ifreq`.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNGETIFF, &raw mut request) } < 0 {
         return Err(TapError::Io(io::Error::last_os_error()));
     }
@@ -142,7 +150,7 @@ fn open_here(device: &str) -> Result<OwnedFd, TapError> {
 fn request(device: &str) -> Result<libc::ifreq, TapError> {
     // SAFETY: all-zero bytes are a value of this plain struct.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero: it ends the name.
+    // The last byte stays zero, because it ends the name.
     if device.len() >= request.ifr_name.len() {
         return Err(TapError::NoDevice);
     }
@@ -155,28 +163,48 @@ fn request(device: &str) -> Result<libc::ifreq, TapError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::every_variant::{chains, every_variant};
 
     fn tap(device: &str, namespace: Option<&str>) -> Tap {
         Tap { device: device.into(), namespace: namespace.map(Into::into) }
     }
 
     #[test]
-    fn a_device_that_is_not_there_is_named_and_none_is_made() {
-        let error = open(&tap("kiln-none", None)).expect_err("is not there");
+    fn a_missing_device_is_an_error_and_is_not_created() {
+        let error = open(&tap("kiln-none", None)).expect_err("does not exist");
         assert!(matches!(error, TapError::NoDevice), "{error:?}");
         assert!(!Utf8Path::new("/sys/class/net/kiln-none").exists());
     }
 
     #[test]
-    fn what_is_no_network_namespace_is_named_without_waiting() {
+    fn a_file_that_is_not_a_network_namespace_is_named_without_waiting() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
         std::fs::write(path("file"), "").expect("written");
         let fifo = path("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a FIFO");
         for wrong in [path("none"), path("file"), fifo, path(""), "/proc/self/ns/uts".into()] {
-            let error = open(&tap("tap0", Some(&wrong))).expect_err("is no network namespace");
+            let error = open(&tap("tap0", Some(&wrong))).expect_err("is not a network namespace");
             assert!(matches!(&error, TapError::Namespace { path, .. } if *path == wrong), "{error:?}");
         }
+    }
+
+    #[test]
+    fn each_error_has_its_text() {
+        let source = |kind: io::ErrorKind| io::Error::from(kind);
+        let namespace = |kind| TapError::Namespace { path: "/run/netns/one".into(), source: source(kind) };
+        let errors = every_variant!(TapError {
+            Namespace: [namespace(io::ErrorKind::NotFound), namespace(io::ErrorKind::PermissionDenied)],
+            NoDevice: [TapError::NoDevice],
+            NotTap: [TapError::NotTap],
+            Busy: [TapError::Busy],
+            NoTun: [
+                TapError::NoTun(source(io::ErrorKind::NotFound)),
+                TapError::NoTun(source(io::ErrorKind::PermissionDenied)),
+            ],
+            Late: [TapError::Late(OPEN_DEADLINE)],
+            Io: [TapError::Io(source(io::ErrorKind::PermissionDenied))],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
     }
 }

@@ -1,5 +1,6 @@
 //! The store and the builder on kernels small enough for a unit test. Real ones are booted by the end-to-end tests.
 
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::thread;
@@ -7,7 +8,10 @@ use std::thread;
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 
+use super::cpio::TooLarge;
+use super::modules::ModulesError;
 use super::*;
+use crate::every_variant::{chains, every_variant};
 use crate::home::Home;
 use crate::kernel::elf::made;
 
@@ -279,4 +283,84 @@ fn only_this_user_can_read_an_image() {
     for file in [&scene.root.join("home/images/names/mini"), &image.kernel, &image.dir.join("image.json")] {
         assert_eq!(mode(file), 0o600, "{file}");
     }
+}
+
+#[test]
+fn each_error_has_its_text_and_a_hint() {
+    let source = || io::Error::from(io::ErrorKind::PermissionDenied);
+    let no_space = || NoSpace { path: "/i".into(), needed_mib: 57, available_mib: 40 };
+    let dpkg = || CommandError::Missing { program: "dpkg-deb".into() };
+    let name = || "mini".to_owned();
+    let image = every_variant!(ImageError {
+        Unknown: [
+            ImageError::Unknown { asked: "big".into(), known: Vec::new() },
+            ImageError::Unknown { asked: "big".into(), known: vec![name(), "test".into()] },
+        ],
+        Ambiguous: [ImageError::Ambiguous { asked: "0123".into(), count: 2 }],
+        BadName: [ImageError::BadName { name: "a b".into() }],
+        Damaged: [ImageError::Damaged { dir: "/i/01".into(), problem: "`kernel` is not what was built".into() }],
+        Agent: [ImageError::Agent { path: "/a".into(), problem: "needs a dynamic loader" }],
+        Source: [ImageError::Source(SourceError::Command(dpkg()))],
+        NoKernel: [ImageError::NoKernel { release: RELEASE.into() }],
+        Modules: [
+            ImageError::modules(RELEASE, &ModulesError::Missing { name: "erofs".into() }),
+            ImageError::modules(RELEASE, &ModulesError::Damaged { path: "fs/erofs.ko".into() }),
+            ImageError::modules(RELEASE, &ModulesError::Read { path: "/lib/modules".into(), source: source() }),
+        ],
+        TooLarge: [ImageError::from(TooLarge { path: "init".into(), bytes: 1 << 32 })],
+        DoesNotBoot: [ImageError::DoesNotBoot { image: name(), memory_mib: 512, problem: "the guest halted".into() }],
+        NoSpace: [ImageError::NoSpace(no_space())],
+        Busy: [ImageError::Busy {
+            name: name(),
+            lock: "/i/mini.lock".into(),
+            waited: std::time::Duration::from_secs(600)
+        }],
+        Io: [ImageError::Io { path: "/i".into(), source: source() }],
+    });
+    let parts = every_variant!(SourceError {
+        NoKernel: [SourceError::NoKernel {
+            cache: "/c".into(),
+            refused: String::new(),
+            apt: "apt-get was not found".into()
+        }],
+        NoBusybox: [SourceError::NoBusybox {
+            cache: "/c".into(),
+            refused: String::new(),
+            apt: "apt-get was not found".into()
+        }],
+        Unusable: [SourceError::Unusable { path: "/p.deb".into(), problem: "is not a package" }],
+        NoSpace: [SourceError::NoSpace(no_space())],
+        Command: [
+            SourceError::Command(dpkg()),
+            SourceError::Command(CommandError::Missing { program: "apt-get".into() })
+        ],
+        Io: [SourceError::Io { path: "/c".into(), source: source() }],
+    });
+    let command = every_variant!(CommandError {
+        Missing: [dpkg()],
+        Io: [CommandError::Io { program: "dpkg-deb".into(), source: source() }],
+        Failed: [CommandError::Failed {
+            command: "dpkg-deb -x a.deb".into(),
+            status: std::process::ExitStatus::default(),
+            stderr: "no such file".into(),
+        }],
+        TimedOut: [CommandError::TimedOut {
+            command: "apt-get download".into(),
+            deadline: std::time::Duration::from_secs(60)
+        }],
+    });
+    let memory =
+        |cpus, is_measured| TooLittleMemory { image: name(), memory_mib: 80, cpus, needed_mib: 104, is_measured };
+    let quota = NoSpace { available_mib: 9000, ..no_space() };
+    let module = NoModule { image: name(), module: "kvm".into(), has: vec!["erofs".into()] };
+    let hint = |hint: Option<String>| vec![format!("hint: {}", hint.unwrap_or("-".into()))];
+    let texts = [
+        chains(&image, |error| hint(error.hint())),
+        chains(&parts, |error| hint(error.hint().map(str::to_owned))),
+        chains(&command, |_| Vec::new()),
+        chains(&[("TooLittleMemory", memory(1, true)), ("TooLittleMemory", memory(2, false))], |_| Vec::new()),
+        chains(&[("NoSpace", quota)], |_| Vec::new()),
+        chains(&[("NoModule", module)], |_| Vec::new()),
+    ];
+    insta::assert_snapshot!(texts.join("\n"));
 }

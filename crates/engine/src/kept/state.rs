@@ -198,3 +198,76 @@ impl Status {
         Inspection { state, temperature, idle: needed.elapsed(), activity, problem }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use kiln_detect::{Kind, Severity};
+
+    use super::*;
+    use crate::driver::LaunchError;
+    use crate::every_variant::{chains, every_variant};
+    use crate::process::VmmStatus;
+    use crate::vm::ExitReason;
+
+    fn panic() -> Box<Finding> {
+        Box::new(Finding {
+            title: "kernel panic: no working init found".into(),
+            kind: Kind::Panic,
+            severity: Severity::Fatal,
+            function: None,
+            corrupted: false,
+            extract: Vec::new(),
+            at: Duration::from_secs(1),
+        })
+    }
+
+    #[test]
+    fn each_end_of_a_kept_vm_has_its_text() {
+        let exit = VmExit { status: VmmStatus::Code(0), reason: ExitReason::GuestPoweredOff };
+        let ends = every_variant!(Ended {
+            Crashed: [Ended::Crashed(panic())],
+            Exited: [Ended::Exited(exit)],
+            Halted: [Ended::Halted],
+            Silent: [Ended::Silent(Duration::from_secs(60))],
+            Destroyed: [Ended::Destroyed],
+        });
+        let texts: Vec<_> = ends.iter().map(|(_, ended)| ended.to_string()).collect();
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+
+    #[test]
+    fn each_error_of_a_kept_vm_has_its_text() {
+        let launch = || RestoreError::Launch(LaunchError::VmmMissing { program: "qemu-system-x86_64".into() });
+        let late = || LinkError::TimedOut { waiting_for: "hello", waited: Duration::from_secs(30) };
+        let wake = every_variant!(WakeError {
+            Ended: [WakeError::Ended(Ended::Halted)],
+            Warm: [WakeError::Warm(Arc::new(WarmError::Link(late())))],
+            Cold: [WakeError::Cold(Arc::new(launch()))],
+            Dropped: [WakeError::Dropped],
+        });
+        let kept = every_variant!(KeptError {
+            Wake: [KeptError::Wake(WakeError::Dropped)],
+            Save: [KeptError::Save(SaveError::Busy)],
+            Restore: [KeptError::Restore(launch())],
+        });
+        let warm = every_variant!(WarmError {
+            Control: [WarmError::Control(ControlError::Ended)],
+            Link: [WarmError::Link(late())],
+        });
+        let directory =
+            ReopenError::Io { path: "/vms/0123456789ab".into(), source: io::ErrorKind::PermissionDenied.into() };
+        let destroy = every_variant!(DestroyError {
+            Directory: [DestroyError::Directory(directory)],
+            Dropped: [DestroyError::Dropped],
+        });
+        let texts = [
+            chains(&wake, |error| vec![error.kind().to_string()]),
+            chains(&kept, |error| vec![error.kind().to_string()]),
+            chains(&warm, |_| Vec::new()),
+            chains(&destroy, |_| Vec::new()),
+        ];
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+}

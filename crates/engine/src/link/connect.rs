@@ -296,3 +296,45 @@ fn fresh_nonce() -> io::Result<Nonce> {
     let filled = rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())?;
     if filled == NONCE_BYTES { Ok(nonce) } else { Err(io::Error::other("short read of randomness")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use kiln_wire::{ErrorCode, Fault, GoodbyeReason};
+
+    use super::super::outbox::Unread;
+    use super::*;
+    use crate::every_variant::{chains, every_variant};
+
+    #[test]
+    fn each_error_of_a_link_has_its_text() {
+        let errors = every_variant!(LinkError {
+            TimedOut: [LinkError::TimedOut { waiting_for: "hello", waited: Duration::from_secs(60) }],
+            Closed: [LinkError::Closed { waiting_for: "hello" }],
+            Io: [LinkError::Io(io::ErrorKind::BrokenPipe.into())],
+            Frame: [LinkError::Frame(FrameError::TooShort(1))],
+            Garbage: [LinkError::Garbage("no frame in 65536 bytes".into())],
+            Version: [LinkError::Version { ours: 2, theirs: 1 }],
+            Refused: [LinkError::Refused(Goodbye { reason: GoodbyeReason::Unauthorized })],
+            NoToken: [LinkError::NoToken],
+            Unauthorized: [LinkError::Unauthorized],
+            Auth: [LinkError::Auth(StreamError::Ended)],
+            Sync: [LinkError::Sync(StreamError::LinkLost("end of file".into()))],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
+    }
+
+    #[test]
+    fn each_error_of_a_stream_has_its_text() {
+        let errors = every_variant!(StreamError {
+            Fault: [StreamError::Fault(Fault::new(ErrorCode::NotFound, "`/x` does not exist"))],
+            LinkLost: [StreamError::LinkLost("end of file".into())],
+            NoAnswer: [StreamError::NoAnswer { request: "freeze", waited: Duration::from_secs(2) }],
+            Ended: [StreamError::Ended],
+            TooLarge: [StreamError::TooLarge { bytes: 1 << 30 }],
+            Unexpected: [StreamError::unexpected(&"Pong")],
+        });
+        let unread = every_variant!(Unread { Frames: [Unread::Frames(64)], Pongs: [Unread::Pongs] });
+        let texts = [chains(&errors, |_| Vec::new()), chains(&unread, |_| Vec::new())];
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+}

@@ -108,3 +108,36 @@ impl SnapshotError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::every_variant::{chains, every_variant};
+
+    #[test]
+    fn each_error_has_its_text() {
+        let id: SnapshotId = "0123456789abcdef".parse().expect("an id");
+        let missing: SnapshotId = "fedcba9876543210".parse().expect("an id");
+        let errors = every_variant!(SnapshotError {
+            Unknown: [SnapshotError::Unknown(id.clone())],
+            MissingLink: [SnapshotError::MissingLink { of: id.clone(), missing }],
+            Broken: [SnapshotError::Broken { id: id.clone(), file: "memory".into(), problem: "is missing".into() }],
+            InUse: [SnapshotError::InUse { id: id.clone(), by: "by a running VM".into() }],
+            ChainTooLong: [SnapshotError::ChainTooLong { id, max: 32 }],
+            Locked: [SnapshotError::Locked { path: "/s".into(), waited: Duration::from_secs(180) }],
+            NoSpace: [SnapshotError::io("write", "/s", io::ErrorKind::StorageFull.into())],
+            Io: [
+                SnapshotError::io("write", "/s", io::ErrorKind::PermissionDenied.into()),
+                SnapshotError::io("read", "/s", io::ErrorKind::InvalidData.into()),
+            ],
+            FailPoint: [SnapshotError::FailPoint(FailPoint("seal.hashed"))],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
+    }
+
+    #[test]
+    fn a_text_that_is_not_an_id_is_refused_with_the_form_of_an_id() {
+        let error = "0123".parse::<SnapshotId>().expect_err("is not an id");
+        insta::assert_snapshot!(error);
+    }
+}

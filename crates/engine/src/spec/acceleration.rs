@@ -1,29 +1,29 @@
-//! What runs a guest's instructions: as it is asked for, and once it is decided.
+//! What runs a guest's instructions: KVM or TCG, as requested and as decided.
 
 use serde::{Deserialize, Serialize};
 
-/// What to run a guest's instructions with, as the user asked for it.
+/// What is to run a guest's instructions, as requested.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AccelerationRequest {
-    /// KVM where a probe guest has shown that it runs Linux, TCG elsewhere.
+    /// KVM if a probe guest has booted with it on this host, otherwise TCG.
     #[default]
     Auto,
-    /// The host's CPU, or an error.
+    /// KVM. If it does not work on this host, the launch fails.
     Kvm,
-    /// Translation in user space: slow for CPU-bound guests, works everywhere.
+    /// QEMU's translation in user space: works on every host, slow for CPU-bound guests.
     Tcg,
 }
 
-/// What runs a guest's instructions, once that is decided.
+/// What runs a guest's instructions, as decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Acceleration {
-    /// The host's CPU.
+    /// The host's CPU, with KVM.
     Kvm,
-    /// Translation in user space.
+    /// QEMU's translation in user space.
     Tcg,
-    /// There is no VM: the guest is a process of this host.
+    /// The guest is a process of this host, not a VM.
     Native,
 }
 

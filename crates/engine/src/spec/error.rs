@@ -1,9 +1,12 @@
-//! Why a spec is refused.
+//! Errors of a spec.
 
 use camino::Utf8PathBuf;
 
 use super::bounds::{MEMORY_MIB_MIN, NAME_BYTES_MAX};
 use crate::error::ErrorKind;
+
+/// The noun of [`SpecError::Name`] for the device of a root filesystem, whose name is a path.
+pub(super) const ROOT_DEVICE: &str = "root device";
 
 /// Why a [`VmSpec`](super::VmSpec) can't be started on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,7 +14,7 @@ pub enum SpecError {
     /// No CPUs, or too many.
     #[error("`cpus` must be 1 to {max}, not {cpus} (this host has {host})")]
     Cpus {
-        /// What was asked for.
+        /// The requested number.
         cpus: u32,
         /// The bound.
         max: u32,
@@ -21,7 +24,7 @@ pub enum SpecError {
     /// Too little or too much memory.
     #[error("`memory` must be {MEMORY_MIB_MIN} MiB to this host's {host_mib} MiB, not {memory_mib} MiB")]
     Memory {
-        /// What was asked for.
+        /// The requested size.
         memory_mib: u64,
         /// Memory of the host.
         host_mib: u64,
@@ -69,7 +72,10 @@ pub enum SpecError {
         max: usize,
     },
     /// A name that can't be part of a command line.
-    #[error("the {what} `{name}` must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_`, `-` or, for a device, `/`")]
+    #[error(
+        "`{name}` is not a valid name for a {what}: it must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_` or `-`{}",
+        also_words(what)
+    )]
     Name {
         /// `module`, `port`, `root device` or `root filesystem`.
         what: &'static str,
@@ -90,6 +96,10 @@ pub enum SpecError {
     },
 }
 
+fn also_words(what: &str) -> &'static str {
+    if what == ROOT_DEVICE { ", and may have `/`" } else { "" }
+}
+
 impl SpecError {
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
@@ -98,5 +108,29 @@ impl SpecError {
             Self::Backend { .. } => ErrorKind::Busy,
             _ => ErrorKind::Invalid,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::every_variant::{chains, every_variant};
+
+    #[test]
+    fn each_error_has_its_text() {
+        let problem = || "is the problem".to_owned();
+        let errors = every_variant!(SpecError {
+            Cpus: [SpecError::Cpus { cpus: 65, max: 64, host: 2 }],
+            Memory: [SpecError::Memory { memory_mib: 1, host_mib: 4096 }],
+            NoFile: [SpecError::NoFile { what: "kernel", path: "/k".into() }],
+            Disk: [SpecError::Disk { path: "/d".into(), problem: "it is the problem".into() }],
+            Nic: [SpecError::Nic { index: 1, problem: "it is the problem".into() }],
+            Backend: [SpecError::Backend { device: "the vhost-user-blk device `/s`".into(), problem: problem() }],
+            TooMany: [SpecError::TooMany { what: "disks", count: 17, max: 16 }],
+            Name: [SpecError::Name { what: "module", name: "a b".into() }],
+            SamePort: [SpecError::SamePort { name: "a".into() }],
+            Cmdline: [SpecError::Cmdline { problem: problem() }],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
     }
 }

@@ -1,25 +1,25 @@
-//! Addresses of network cards.
+//! MAC addresses of network cards.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// QEMU's block of the locally administered addresses.
+/// The prefix that QEMU uses: a locally administered, unicast address.
 const PREFIX: [u8; 3] = [0x52, 0x54, 0x00];
 
-/// The address of a network card: unicast.
+/// The MAC address of a network card. It is never a multicast address, nor all zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress([u8; 6]);
 
-/// Text that is not such an address.
+/// A text that is not a [`MacAddress`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not the address of a network card, such as 52:54:00:12:34:56")]
+#[error("`{0}` is not the address of a network card: a valid one is 52:54:00:12:34:56")]
 pub struct NoMacAddress(String);
 
 impl MacAddress {
-    /// A locally administered address, random in its last three bytes.
+    /// An address with QEMU's prefix and three random bytes.
     pub fn random() -> Self {
         let mut bytes = [0; 3];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_read_as_it_is_written() {
+    fn an_address_is_parsed_as_it_is_printed() {
         let mac = MacAddress::random();
         assert_eq!(mac.to_string().parse(), Ok(mac));
         assert!(mac.to_string().starts_with("52:54:00:"));

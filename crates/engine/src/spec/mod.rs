@@ -1,4 +1,4 @@
-//! What is asked for: a VM and its parts, as plain data that comes from outside, and what keeps them from being started.
+//! Specifications: a VM and its parts as plain data, their bounds, and the errors of a spec that can't be started.
 
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod vhost_user;

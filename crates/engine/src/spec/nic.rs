@@ -1,10 +1,10 @@
-//! Network cards: what the guest sees, and what each leads to on the host.
+//! Network cards: the device in the guest, and its attachment on the host.
 //!
 //! ```text
 //!   saved unplugged ──▶ restored unplugged, or on a TAP device
-//!   saved on a TAP  ──▶ restored on a TAP device: the guest counts on what that one can do for it
+//!   saved on a TAP  ──▶ restored on a TAP device, because the guest uses the offloads of one
 //! ```
-//! A card is part of the VM and of each snapshot of it. What it leads to is the VM's own: each fork is given its own, see
+//! A card belongs to the VM and to each snapshot of it. An attachment belongs to one VM, so each fork is given its own, see
 //! [`ForkPart::nics`](crate::ForkPart::nics).
 
 use std::fmt;
@@ -14,24 +14,24 @@ use serde::{Deserialize, Serialize};
 
 use super::mac_address::MacAddress;
 
-/// `IFNAMSIZ` of Linux, less its end mark.
+/// `IFNAMSIZ` of Linux, less its zero byte.
 const DEVICE_BYTES_MAX: usize = 15;
-/// `PATH_MAX` of Linux, less its end mark.
+/// `PATH_MAX` of Linux, less its zero byte.
 const PATH_BYTES_MAX: usize = 4095;
 
-/// A network card of the guest, in order `eth0`, `eth1` …
+/// A network card of the guest. The cards are `eth0`, `eth1` … in the order of the spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nic {
-    /// Its address at boot; forks get others.
+    /// Its address at boot. Forks get new addresses.
     pub mac: MacAddress,
-    /// What it leads to.
+    /// What it is connected to on the host.
     #[serde(default)]
     pub attachment: Attachment,
 }
 
-/// What a network card leads to.
+/// What a network card is connected to on the host.
 ///
-/// A VM boots once with its card unplugged. Its snapshot is then restored onto any network, each fork onto its own:
+/// A VM boots once with its card unplugged. Each fork of its snapshot can then be put on another network:
 ///
 /// ```no_run
 /// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +41,7 @@ pub struct Nic {
 /// let spec = VmSpec { nics: vec![Nic::unplugged(MacAddress::random())], ..spec };
 /// let ready = engine.ready(ReadyRequest::new(&spec, "web", Duration::from_secs(60))).await?;
 ///
-/// // Two namespaces with a TAP device each: the guests may have the same address.
+/// // Two namespaces with a TAP device each. The guests may have the same IP address.
 /// let part = |namespace: &str| {
 ///     let tap = Tap { device: "tap0".into(), namespace: Some(namespace.into()) };
 ///     let nics = vec![NicPart { mac: None, attachment: Attachment::Tap(tap) }];
@@ -56,33 +56,34 @@ pub struct Nic {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Attachment {
-    /// To nothing: what the guest sends is lost.
+    /// Nothing. Packets from the guest are dropped.
     #[default]
     Unplugged,
-    /// To a TAP device of the host.
+    /// A TAP device of the host.
     Tap(Tap),
 }
 
-/// A TAP device of the host, which its user made and gave addresses and routes: persistent, with one queue. One card has it
-/// at a time. Kiln opens it for the VMM, which can't reach the namespace it is in.
+/// A TAP device of the host. It is persistent and has one queue. The user creates it and configures its addresses and
+/// routes. One card uses it at a time. Kiln opens it and passes the descriptor to the VMM, which has no access to its
+/// namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tap {
     /// Its name: 1 to 15 of `[a-zA-Z0-9._-]`.
     pub device: String,
-    /// The network namespace that it is in, as a file: `/run/netns/NAME` or `/proc/PID/ns/net`. This process's own if absent.
-    /// A VM that is stopped and resumed opens its device again, so the name must still exist then.
+    /// The file of its network namespace: `/run/netns/NAME` or `/proc/PID/ns/net`. If absent, the namespace of this
+    /// process. A VM that is stopped and resumed opens its device again, so the file must still exist then.
     pub namespace: Option<Utf8PathBuf>,
 }
 
 impl Nic {
-    /// A card that leads to nothing.
+    /// A card that is not connected.
     pub fn unplugged(mac: MacAddress) -> Self {
         Self { mac, attachment: Attachment::Unplugged }
     }
 }
 
 impl Attachment {
-    /// The TAP device that it is.
+    /// The TAP device, unless the card is unplugged.
     pub(crate) fn tap(&self) -> Option<&Tap> {
         match self {
             Self::Unplugged => None,
@@ -90,9 +91,14 @@ impl Attachment {
         }
     }
 
-    /// Whether a card that is attached so loads the state of one that was attached otherwise. A guest whose card was on a
-    /// TAP device has been told that the host checksums and cuts its packets, and keeps to that: nothing but another TAP
-    /// device takes such packets, and QEMU ends at such a state. One that was unplugged was told nothing.
+    /// Whether a card with this attachment can load the state of a card that was saved with the attachment `saved`.
+    ///
+    /// The guest's driver negotiates offloads (checksums, segmentation) at boot and uses them from then on. QEMU offers
+    /// them only if the backend of the card understands the virtio header of each packet, which a TAP device with
+    /// `IFF_VNET_HDR` does and an unplugged card does not. The negotiated features are part of the saved state. QEMU
+    /// refuses to load a state with features that the new backend does not have, and exits. So a card that was saved on a
+    /// TAP device needs a TAP device again. A card that was saved unplugged negotiated no offloads, so it fits any
+    /// attachment: it works on a TAP device without offloads.
     pub(crate) fn loads_state_of(&self, saved: &Self) -> bool {
         match saved {
             Self::Unplugged => true,
@@ -102,7 +108,7 @@ impl Attachment {
 }
 
 impl Tap {
-    /// What is wrong with its names.
+    /// The problem with its names, as text for users. `None` if they are valid.
     pub(crate) fn problem(&self) -> Option<String> {
         let Self { device, namespace } = self;
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -110,12 +116,14 @@ impl Tap {
         if dots || !(1..=DEVICE_BYTES_MAX).contains(&device.len()) || !device.bytes().all(allowed) {
             let start: String = device.chars().take(DEVICE_BYTES_MAX).collect();
             return Some(format!(
-                "{start:?} is not the name of a device: it must be 1 to {DEVICE_BYTES_MAX} of `[a-zA-Z0-9._-]`"
+                "{start:?} is not a valid name for a network device: it must be 1 to {DEVICE_BYTES_MAX} of `[a-zA-Z0-9._-]`"
             ));
         }
         let path = namespace.as_ref()?;
         let usable = path.is_absolute() && path.as_str().len() <= PATH_BYTES_MAX && !path.as_str().contains('\0');
-        (!usable).then(|| "the path of its network namespace is not absolute, or too long".into())
+        (!usable).then(|| {
+            format!("the path of its network namespace must be absolute, with at most {PATH_BYTES_MAX} bytes and no zero byte")
+        })
     }
 }
 
@@ -138,13 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_the_kernel_would_read_otherwise_is_refused() {
+    fn a_name_that_the_kernel_would_misread_is_refused() {
         for good in ["tap0", "t", "vm-1.web_2", "fifteen-bytes-x"] {
             assert_eq!(tap(good, Some("/run/netns/one")).problem(), None, "{good}");
         }
         for wrong in ["", ".", "..", "tap%d", "a/b", "a b", "tap0\0", "é", "sixteen-bytes-xx"] {
             let problem = tap(wrong, None).problem().expect("is not a name");
-            assert!(problem.contains("not the name of a device"), "{problem}");
+            assert!(problem.contains("not a valid name"), "{problem}");
         }
         for wrong in ["", "netns/one", "./one", "/a\0b", &format!("/{}", "x".repeat(PATH_BYTES_MAX))] {
             assert!(tap("tap0", Some(wrong)).problem().is_some(), "{wrong}");
@@ -152,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_on_a_tap_needs_one_again_and_all_else_goes_anywhere() {
+    fn a_card_saved_on_a_tap_device_needs_one_again_and_an_unplugged_one_fits_all() {
         let (unplugged, one) = (Attachment::Unplugged, Attachment::Tap(tap("one", None)));
         let other = Attachment::Tap(tap("other", Some("/run/netns/one")));
         assert!(unplugged.loads_state_of(&unplugged) && one.loads_state_of(&unplugged) && other.loads_state_of(&one));
@@ -160,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_of_a_snapshot_from_before_there_were_attachments_is_unplugged() {
+    fn a_card_of_an_old_snapshot_without_attachments_is_unplugged() {
         let nic: Nic = serde_json::from_str(r#"{"mac": "52:54:00:12:34:56"}"#).expect("is one");
         assert_eq!(nic.attachment, Attachment::Unplugged);
         let on_tap = Nic { attachment: Attachment::Tap(tap("tap0", Some("/run/netns/one"))), ..nic };

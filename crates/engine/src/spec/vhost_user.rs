@@ -1,11 +1,12 @@
-//! Devices of a VM that another process serves, by the vhost-user protocol.
+//! Devices of a VM that another process, the backend, serves with the vhost-user protocol.
 //!
 //! ```text
-//!   VhostUser ──check──▶ probe: is it listening? ──▶ blk, net: a path, to which the VMM connects, again and again
-//!                                                    └──▶ vsock, fs: a connection that Kiln makes, once
+//!   VhostUser ──check──▶ probe: does it listen? ──┬──▶ blk, net: the VMM connects to the path, and reconnects
+//!                                                 └──▶ vsock, fs: Kiln connects once, the VMM inherits the connection
 //! ```
-//! A probe that connected would be a client like any other: many backends serve one and end. So this one asks with a
-//! socket of another type, which the kernel answers from the address alone.
+//! The probe must not connect: many backends serve one client and exit when it disconnects. So it uses a datagram socket.
+//! The kernel looks up the address first and compares the types of the two sockets afterwards, so the error shows whether
+//! a stream socket listens there, and the backend does not notice.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,12 +22,12 @@ use super::bounds::QUEUES_MAX;
 use super::error::SpecError;
 use super::mac_address::MacAddress;
 
-/// Length of a share's name, by the virtio specification (5.11.4).
+/// Longest tag of a share (virtio specification, 5.11.4).
 const TAG_BYTES_MAX: usize = 36;
-/// Longest path of a Unix socket: `sun_path` less its end mark.
+/// Longest path of a Unix socket: `sun_path` less its zero byte.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// A device that another process serves, by the vhost-user protocol.
+/// A device that another process serves with the vhost-user protocol.
 ///
 /// ```
 /// use kiln_engine::{VhostUser, VhostUserDevice, VmSpec};
@@ -37,12 +38,12 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VhostUser {
-    /// What it is.
+    /// The kind of device.
     pub device: VhostUserDevice,
-    /// Where the backend listens.
+    /// The socket on which the backend listens.
     pub socket: Utf8PathBuf,
-    /// Queues of a disk, pairs of queues of a network card, request queues of a share. A backend that has fewer keeps
-    /// the VM from starting.
+    /// The number of queues of a disk, of pairs of queues of a network card, or of request queues of a share. If the
+    /// backend has fewer, the VM does not start.
     #[serde(default = "one")]
     pub queues: u16,
 }
@@ -51,18 +52,18 @@ pub struct VhostUser {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VhostUserDevice {
-    /// A disk, after the VM's own ones.
+    /// A disk. In the guest it comes after the disks of [`VmSpec::disks`](super::VmSpec::disks).
     Blk,
     /// A network card.
     Net {
         /// Its address.
         mac: MacAddress,
     },
-    /// Sockets between host and guest. The backend tells the guest its CID; no VMM can.
+    /// Sockets between host and guest. The backend sends the guest its CID.
     Vsock,
     /// A shared directory.
     Fs {
-        /// By which the guest mounts it.
+        /// The name with which the guest mounts it.
         tag: String,
     },
 }
@@ -72,30 +73,30 @@ const fn one() -> u16 {
 }
 
 impl VhostUser {
-    /// A device of one queue.
+    /// A device with one queue.
     pub fn new(device: VhostUserDevice, socket: impl Into<Utf8PathBuf>) -> Self {
         Self { device, socket: socket.into(), queues: 1 }
     }
 
-    /// Whether the VMM reconnects when the backend is gone. Only some devices can continue with another backend.
+    /// Whether the VMM reconnects when the backend exits. Only disks and network cards continue with a new backend.
     pub(crate) fn reconnects(&self) -> bool {
         matches!(self.device, VhostUserDevice::Blk | VhostUserDevice::Net { .. })
     }
 
-    /// What no VMM could be told.
+    /// Refuses values that would change the arguments of a VMM, and numbers that no VMM accepts.
     pub(crate) fn check(&self) -> Result<(), SpecError> {
         let path = self.socket.as_str();
         if !self.socket.is_absolute() || path.len() > SOCKET_PATH_BYTES_MAX {
-            return self.refuse(format!("is not an absolute path of at most {SOCKET_PATH_BYTES_MAX} bytes"));
+            return self.refuse(format!("needs an absolute socket path of at most {SOCKET_PATH_BYTES_MAX} bytes"));
         }
         if path.bytes().any(|byte| byte.is_ascii_control()) {
-            return self.refuse("has a control character in its path");
+            return self.refuse("has a control character in its socket path");
         }
         if !(1..=QUEUES_MAX).contains(&self.queues) {
             return self.refuse(format!("must have 1 to {QUEUES_MAX} queues, not {}", self.queues));
         }
         match &self.device {
-            VhostUserDevice::Vsock if self.queues > 1 => self.refuse("has one set of queues, always"),
+            VhostUserDevice::Vsock if self.queues > 1 => self.refuse("always has one set of queues"),
             VhostUserDevice::Fs { tag } if !is_tag(tag) => self.refuse(format!(
                 "needs a tag of 1 to {TAG_BYTES_MAX} letters, digits, `.`, `_` and `-`, not `{}`",
                 tag.escape_default()
@@ -104,7 +105,7 @@ impl VhostUser {
         }
     }
 
-    /// What would keep the VM from starting, found without becoming the backend's client.
+    /// Refuses a device without a listening backend. Does not connect to the backend.
     pub(crate) fn probe(&self) -> Result<(), SpecError> {
         match probe(&self.socket) {
             Ok(()) => Ok(()),
@@ -114,7 +115,7 @@ impl VhostUser {
 
     /// The connection that a VMM inherits for a device that never [reconnects](Self::reconnects).
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
-        // Not blocking: behind a full queue of other clients a connection would wait for as long as it takes them.
+        // A blocking connect waits without a bound while the backend's queue of connections is full.
         let ours = socket_with(AddressFamily::UNIX, SocketType::STREAM, close_on_exec() | SocketFlags::NONBLOCK, None)?;
         connect(&ours, &SocketAddrUnix::new(self.socket.as_std_path())?)?;
         Ok(ours)
@@ -143,17 +144,17 @@ impl VhostUserDevice {
     }
 }
 
-/// Names that two devices of one VM must not share.
+/// Refuses two devices with the same socket, and two shares with the same tag.
 pub(crate) fn check_distinct(devices: &[VhostUser]) -> Result<(), SpecError> {
     for (index, device) in devices.iter().enumerate() {
         let before = &devices[..index];
         if before.iter().any(|other| other.socket == device.socket) {
-            return device.refuse("has its socket twice");
+            return device.refuse("has the same socket as another device");
         }
         if let VhostUserDevice::Fs { tag } = &device.device
             && before.iter().any(|other| other.device == device.device)
         {
-            return device.refuse(format!("has the tag `{tag}` of another one"));
+            return device.refuse(format!("has the same tag `{tag}` as another share"));
         }
     }
     Ok(())
@@ -168,13 +169,13 @@ fn close_on_exec() -> SocketFlags {
     SocketFlags::CLOEXEC
 }
 
-/// Whether a stream socket lives at a path. Linux looks the address up before it compares types, so a datagram socket
-/// that connects there gets `EPROTOTYPE`, and the listener does not notice (`unix_find_other` in
-/// net/unix/af_unix.c).
+/// Checks that a stream socket listens at a path. Linux looks up the address before it compares the types of the sockets
+/// (`unix_find_other` in net/unix/af_unix.c). So the connect of a datagram socket fails with `EPROTOTYPE` if a stream
+/// socket is bound there, with `ECONNREFUSED` if only the file is left, and the listener gets no connection.
 fn probe(path: &Utf8Path) -> Result<(), String> {
     let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "is not there".to_owned(),
-        _ => format!("can't be inspected: {error}"),
+        io::ErrorKind::NotFound => "has no socket: the path does not exist".to_owned(),
+        _ => format!("has a socket that can't be inspected: {error}"),
     })?;
     if !kind.file_type().is_socket() {
         return Err("is not a socket".into());
@@ -183,9 +184,9 @@ fn probe(path: &Utf8Path) -> Result<(), String> {
         .and_then(|socket| connect(&socket, &SocketAddrUnix::new(Path::new(path))?));
     match asked {
         Err(Errno::PROTOTYPE) => Ok(()),
-        Ok(()) => Err("is a datagram socket, and vhost-user needs a stream".into()),
-        Err(Errno::CONNREFUSED) => Err("has no listener any more".into()),
-        Err(error) => Err(format!("can't be connected to: {}", io::Error::from(error))),
+        Ok(()) => Err("has a datagram socket, but vhost-user needs a stream socket".into()),
+        Err(Errno::CONNREFUSED) => Err("has a socket on which no backend listens".into()),
+        Err(error) => Err(format!("refuses connections: {}", io::Error::from(error))),
     }
 }
 
@@ -206,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_that_was_stored_before_there_were_more_kinds_is_read() {
+    fn a_spec_of_an_older_version_is_read() {
         let stored: VhostUser = serde_json::from_str(r#"{"device":"blk","socket":"/run/x.sock"}"#).expect("is read");
         assert_eq!(stored, device(VhostUserDevice::Blk));
     }
 
     #[test]
-    fn every_kind_survives_being_stored() {
+    fn every_kind_is_read_as_it_was_written() {
         let net = VhostUserDevice::Net { mac: MAC.parse().expect("an address") };
         for kind in [VhostUserDevice::Blk, net, VhostUserDevice::Vsock, fs("share")] {
             let device = VhostUser { queues: 4, ..device(kind) };
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_a_vmms_arguments_or_not_fit_an_address_is_refused_by_name() {
+    fn bad_paths_tags_and_numbers_of_queues_are_refused_with_the_device() {
         let blk = |socket: &str| VhostUser::new(VhostUserDevice::Blk, socket);
         let long = format!("/{}", "x".repeat(SOCKET_PATH_BYTES_MAX));
         let queues = |queues| VhostUser { queues, ..device(VhostUserDevice::Blk) };
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_probed_without_its_listener_being_bothered() {
+    fn a_probe_does_not_connect_to_the_backend() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = Utf8PathBuf::from_path_buf(folder.path().join("s")).expect("UTF-8");
         let probed = |path: &Utf8Path| VhostUser::new(VhostUserDevice::Vsock, path).probe().map_err(|e| e.to_string());
@@ -258,7 +259,7 @@ mod tests {
             let error = probed(path).expect_err("is refused");
             assert!(error.contains(words) && error.contains(path.as_str()), "{error}");
         };
-        fails_with(&path, "not there");
+        fails_with(&path, "does not exist");
         fails_with("/etc/passwd".into(), "not a socket");
 
         let listener = UnixListener::bind(&path).expect("listens");
@@ -267,14 +268,14 @@ mod tests {
         assert_eq!(listener.accept().expect_err("no connection came").kind(), io::ErrorKind::WouldBlock);
 
         drop(listener);
-        fails_with(&path, "no listener");
+        fails_with(&path, "no backend listens");
         std::fs::remove_file(&path).expect("is removed");
         let _datagrams = UnixDatagram::bind(&path).expect("is bound");
         fails_with(&path, "datagram");
     }
 
     #[test]
-    fn a_backend_with_a_full_queue_is_not_waited_for() {
+    fn a_connect_to_a_full_queue_fails_at_once() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = Utf8PathBuf::from_path_buf(folder.path().join("s")).expect("UTF-8");
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, close_on_exec(), None).expect("a socket");

@@ -1,7 +1,8 @@
-//! What a VM is made of, before any VMM is chosen.
+//! The parts of a VM as plain data, independent of the VMM.
 //!
-//! A [`VmSpec`] comes from a user's flags, an API body or a plan, so [`VmSpec::validate`] takes it as hostile: it refuses
-//! what no driver could start, in words that name the bound. Drivers turn a valid spec into a VMM's own arguments.
+//! A [`VmSpec`] comes from a user's flags, an API body or a plan, so it is hostile until [`VmSpec::validate`] has checked
+//! it. That refuses everything that no driver could start, with an error that names the bound. Drivers turn a valid spec
+//! into arguments of a VMM.
 
 use std::os::unix::fs::FileTypeExt as _;
 
@@ -13,33 +14,35 @@ use super::acceleration::AccelerationRequest;
 use super::bounds::{
     CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, EXTRA_PORTS_MAX, MEMORY_MIB_MIN, NAME_BYTES_MAX, NICS_MAX, SHARES_MAX,
 };
-use super::error::SpecError;
+use super::error::{ROOT_DEVICE, SpecError};
 use super::nic::Nic;
 use super::vhost_user::{self, VhostUser, VhostUserDevice};
 
 /// Name of the port on which the agent serves the guest link.
 pub const AGENT_PORT: &str = "kiln.agent.0";
+
 /// How a disk's bytes are laid out in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskFormat {
     /// The file is the disk.
     Raw,
-    /// QEMU's copy-on-write format. An image that names another file, as its backing file or as the place of its data, is
-    /// refused: the guest would read that file of the host, or find its own data gone.
+    /// QEMU's copy-on-write format. An image that names a backing file or an external data file is refused: a guest with
+    /// such an image could read any file of the host that QEMU can read.
     Qcow2,
 }
 
-/// What a disk is to its guest, and to the snapshots of its VM.
+/// Who writes to a disk, and whether snapshots hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskRole {
-    /// The guest reads it. Any number of VMs share it, a snapshot names it, and a restore needs it unchanged.
+    /// Read only. Any number of VMs can share the file. A snapshot names the file but does not hold it, so a restore
+    /// requires that the file has not changed.
     Shared,
-    /// The guest writes to it. A snapshot holds what it was at that moment, and each fork writes to a layer of its own.
+    /// Writable. A snapshot holds the contents of that moment, and each fork writes to a layer of its own.
     Scratch,
-    /// The guest writes to it, and what it writes outlives the VM. A snapshot names it and holds none of it, so each fork
-    /// must be given one, which it alone has: see [`ForkPart::volumes`](crate::ForkPart::volumes).
+    /// Writable, and the file outlives the VM. A snapshot does not hold it, so each fork must be given a volume of its
+    /// own: see [`ForkPart::volumes`](crate::ForkPart::volumes).
     Volume,
 }
 
@@ -50,70 +53,71 @@ pub struct Disk {
     pub path: Utf8PathBuf,
     /// Its layout.
     pub format: DiskFormat,
-    /// What it is to the guest and to snapshots.
+    /// Who writes to it, and whether snapshots hold it.
     pub role: DiskRole,
 }
 
-/// A root filesystem that the agent mounts below an overlay.
+/// A read-only root filesystem. The agent mounts it and puts a writable overlay on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootSpec {
     /// Device in the guest, such as `/dev/vda`.
     pub device: String,
-    /// Filesystem on it, such as `erofs`.
+    /// The type of its filesystem, such as `erofs`.
     pub fstype: String,
 }
 
-/// What becomes of a VM whose owner, the process that started it, ends without a word.
+/// What happens to a VM when its owner ends without stopping it. The owner is the process that started or adopted it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OwnerLoss {
-    /// It ends too.
+    /// The VM is killed.
     #[default]
     Kill,
-    /// It runs on, until it is adopted or its home is recovered.
+    /// The VM keeps running until another process adopts it.
     KeepRunning,
 }
 
-/// Everything a driver needs to start a VM.
+/// Everything that a driver needs to start a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
-    /// Linux kernel (bzImage, or what the VMM takes).
+    /// The Linux kernel: a bzImage, or another format that the VMM boots.
     pub kernel: Utf8PathBuf,
     /// Initial filesystem, with the agent as `/init`.
     pub initramfs: Option<Utf8PathBuf>,
-    /// The image's kernel command line. The engine adds `console=`, `panic=` (unless they are there) and `kiln.*`.
+    /// The image's kernel command line. The engine adds `kiln.*`, and `console=` and `panic=` if they are absent.
     pub cmdline: String,
-    /// Put last on the kernel command line, so it wins.
+    /// The end of the kernel command line. The last value of a parameter counts, so these override all others.
     pub cmdline_extra: Vec<String>,
     /// CPUs of the guest.
     pub cpus: u32,
     /// Memory of the guest.
     pub memory_mib: u64,
-    /// What runs its instructions.
+    /// KVM or TCG.
     pub acceleration: AccelerationRequest,
     /// Block devices.
     pub disks: Vec<Disk>,
     /// Kernel modules that the agent loads once its link is up.
     pub modules: Vec<String>,
-    /// Root below an overlay; without it the guest lives in its initramfs.
+    /// The root filesystem. If absent, the initramfs is the root.
     pub root: Option<RootSpec>,
-    /// More guest ports, each with its own host socket ([`Vm::port_stream`](crate::Vm::port_stream)).
+    /// More virtio-serial ports. Each has a socket on the host, see [`Vm::port_stream`](crate::Vm::port_stream).
     pub extra_ports: Vec<String>,
     /// Network cards.
     #[serde(default)]
     pub nics: Vec<Nic>,
-    /// Devices served by other processes. A VM with one can't be saved.
+    /// Devices that other processes serve. A VM with such a device can't be saved.
     #[serde(default)]
     pub vhost_user: Vec<VhostUser>,
-    /// Its memory is a file, so that [`Vm::snapshot`](crate::Vm::snapshot) copies none of it.
+    /// Makes the guest's memory a file. [`Vm::snapshot`](crate::Vm::snapshot) requires that, and keeps the file without
+    /// a copy.
     #[serde(default)]
     pub forkable: bool,
-    /// What becomes of it when its owner is lost.
+    /// What happens to the VM when its owner is lost.
     #[serde(default)]
     pub owner_loss: OwnerLoss,
 }
 
-/// What the host can give, against which a spec is checked.
+/// The size of the host. A spec is checked against it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostLimits {
     /// CPUs of the host.
@@ -123,7 +127,7 @@ pub struct HostLimits {
 }
 
 impl VmSpec {
-    /// A VM of one CPU and 256 MiB that lives in its initramfs.
+    /// A VM with one CPU and 256 MiB, whose root is its initramfs.
     pub fn new(kernel: impl Into<Utf8PathBuf>, initramfs: impl Into<Utf8PathBuf>) -> Self {
         Self {
             kernel: kernel.into(),
@@ -144,22 +148,22 @@ impl VmSpec {
         }
     }
 
-    /// The first device that no VMM can save, for people.
+    /// The first device that no VMM can save, as text for users.
     pub(crate) fn unmigratable(&self) -> Option<String> {
         self.vhost_user.first().map(VhostUser::to_string)
     }
 
-    /// Checks the spec against the host it shall run on.
+    /// Checks the spec against the host on which it is to run.
     ///
     /// # Errors
-    /// The first thing that no driver could start.
+    /// The first part that no driver could start.
     pub fn validate(&self, host: HostLimits) -> Result<(), SpecError> {
         self.validate_size(host)?;
         self.validate_names()?;
         self.validate_files()?;
         let cmdline = self.kernel_cmdline();
         if cmdline.len() > CMDLINE_BYTES_MAX {
-            let problem = format!("is {} bytes long, at most {CMDLINE_BYTES_MAX} are read", cmdline.len());
+            let problem = format!("has {} bytes, but the kernel reads at most {CMDLINE_BYTES_MAX}", cmdline.len());
             return Err(SpecError::Cmdline { problem });
         }
         match cmdline.bytes().find(u8::is_ascii_control) {
@@ -168,7 +172,7 @@ impl VmSpec {
         }
     }
 
-    /// The kernel command line: the image's, what the engine needs, what the agent reads, what the user added.
+    /// The kernel command line. In order: the image's words, the engine's, those for the agent, the user's.
     pub fn kernel_cmdline(&self) -> String {
         let mut words: Vec<String> = self.cmdline.split_ascii_whitespace().map(str::to_owned).collect();
         for (key, value) in [("console=", "ttyS0"), ("panic=", "-1")] {
@@ -200,7 +204,7 @@ impl VmSpec {
             ("disks", self.disks.len() + served(|kind| matches!(kind, VhostUserDevice::Blk)), DISKS_MAX),
             ("ports", self.extra_ports.len(), EXTRA_PORTS_MAX),
             ("network cards", self.nics.len() + served(|kind| matches!(kind, VhostUserDevice::Net { .. })), NICS_MAX),
-            // Linux knows one such device: a second one has no driver.
+            // The vsock driver of Linux serves one device, so a second one would have no driver.
             ("vsock devices", served(|kind| matches!(kind, VhostUserDevice::Vsock)), 1),
             ("shared directories", served(|kind| matches!(kind, VhostUserDevice::Fs { .. })), SHARES_MAX),
         ];
@@ -221,7 +225,7 @@ impl VmSpec {
             }
         }
         if let Some(root) = &self.root {
-            check_name("root device", &root.device, "._-/")?;
+            check_name(ROOT_DEVICE, &root.device, "._-/")?;
             check_name("root filesystem", &root.fstype, "._-")?;
         }
         self.validate_nics()?;
@@ -249,7 +253,8 @@ impl VmSpec {
         let initramfs = self.initramfs.iter().map(|path| ("initramfs", path));
         let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
         for (what, path) in kernel.chain(initramfs).chain(disks) {
-            // Else opening a pipe would wait for its writer, here and where the VMM is given it.
+            // Without `O_NONBLOCK`, the open of a FIFO waits for a writer. A FIFO is refused, because QEMU's own open of
+            // it would wait too.
             let opened = fs_err::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
             let kind = opened.and_then(|file| file.metadata()).map(|meta| meta.file_type());
             let usable = kind.is_ok_and(|kind| !kind.is_dir() && !kind.is_fifo());
@@ -277,7 +282,7 @@ mod tests {
     const HOST: HostLimits = HostLimits { cpus: 2, memory_mib: 4096 };
 
     fn spec() -> VmSpec {
-        // Any file that is always there will do: validation looks at presence alone.
+        // A file that always exists. Validation does not read it.
         VmSpec::new("/proc/self/exe", "/proc/self/exe")
     }
 
@@ -287,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_outside_of_the_host_is_refused_with_both_bounds_named() {
+    fn too_little_and_too_much_memory_are_refused_with_both_bounds() {
         for memory_mib in [0, MEMORY_MIB_MIN - 1, 4097, 1 << 20, u64::MAX] {
             let error = VmSpec { memory_mib, ..spec() }.validate(HOST).expect_err("out of bounds");
             let words = error.to_string();
@@ -300,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_on_what_is_no_tap_device_or_on_anothers_is_refused() {
+    fn a_bad_device_name_and_a_device_of_two_cards_are_refused() {
         let card = |device: &str| Nic {
             mac: MacAddress::random(),
             attachment: Attachment::Tap(Tap { device: device.into(), namespace: None }),
@@ -314,11 +319,11 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_in_the_place_of_a_file_is_refused_without_waiting() {
+    fn a_fifo_instead_of_a_file_is_refused_without_waiting() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = Utf8PathBuf::try_from(directory.path().join("fifo")).expect("UTF-8");
         rustix::fs::mknodat(rustix::fs::CWD, path.as_std_path(), rustix::fs::FileType::Fifo, 0o600.into(), 0)
-            .expect("a pipe");
+            .expect("a FIFO");
         let disk = Disk { path: path.clone(), format: DiskFormat::Raw, role: DiskRole::Shared };
         let pipes = [VmSpec { disks: vec![disk], ..spec() }, VmSpec { kernel: path, ..spec() }];
         for (spec, what) in pipes.into_iter().zip(["disk", "kernel"]) {
@@ -353,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_can_be_there_once_only() {
+    fn a_port_that_is_listed_twice_is_refused() {
         for ports in [vec!["a", "a"], vec![AGENT_PORT]] {
             let ports = ports.into_iter().map(str::to_owned).collect();
             let spec = VmSpec { extra_ports: ports, ..spec() };
@@ -362,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_of_other_processes_count_among_their_kind() {
+    fn devices_of_other_processes_count_toward_the_bound_of_their_kind() {
         let mac = "52:54:00:12:34:56".parse().expect("an address");
         let share = |index: usize| VhostUserDevice::Fs { tag: format!("share{index}") };
         type Kind<'a> = &'a dyn Fn(usize) -> VhostUserDevice;
@@ -384,14 +389,17 @@ mod tests {
     }
 
     #[test]
-    fn a_device_whose_backend_is_not_there_is_refused_with_its_socket() {
+    fn a_device_without_a_backend_is_refused_with_its_socket() {
         let device = VhostUser::new(VhostUserDevice::Blk, "/nowhere/x.sock");
         let error = VmSpec { vhost_user: vec![device], ..spec() }.validate(HOST).expect_err("is not there");
-        assert_eq!(error.to_string(), "the vhost-user-blk device `/nowhere/x.sock` is not there");
+        assert_eq!(
+            error.to_string(),
+            "the vhost-user-blk device `/nowhere/x.sock` has no socket: the path does not exist"
+        );
     }
 
     #[test]
-    fn the_command_line_ends_with_what_the_user_added() {
+    fn the_command_line_ends_with_the_users_words() {
         let spec = VmSpec {
             cmdline: "quiet console=hvc0".into(),
             cmdline_extra: vec!["panic=0".into()],
@@ -406,10 +414,60 @@ mod tests {
     }
 
     #[test]
-    fn a_command_line_that_the_kernel_would_cut_is_refused() {
+    fn a_long_or_broken_command_line_is_refused() {
         let long = VmSpec { cmdline: "x".repeat(CMDLINE_BYTES_MAX), ..spec() };
         assert!(matches!(long.validate(HOST), Err(SpecError::Cmdline { .. })));
         let newline = VmSpec { cmdline_extra: vec!["a\nb".into()], ..spec() };
         assert!(matches!(newline.validate(HOST), Err(SpecError::Cmdline { .. })));
+    }
+
+    #[test]
+    fn each_refusal_names_the_part_and_the_bound() {
+        let mac: MacAddress = "52:54:00:12:34:56".parse().expect("an address");
+        let tap = |device: &str, namespace: Option<&str>| Nic {
+            mac,
+            attachment: Attachment::Tap(Tap { device: device.into(), namespace: namespace.map(Into::into) }),
+        };
+        let share = |tag: &str| VhostUserDevice::Fs { tag: tag.into() };
+        let served = |device, socket: &str| VhostUser::new(device, socket);
+        let queues = |device, queues| VhostUser { queues, ..served(device, "/s") };
+        let nics = |nics| VmSpec { nics, ..spec() };
+        let devices = |vhost_user| VmSpec { vhost_user, ..spec() };
+        let root = |device: &str, fstype: &str| VmSpec {
+            root: Some(RootSpec { device: device.into(), fstype: fstype.into() }),
+            ..spec()
+        };
+        let disk = Disk { path: "/nowhere/disk".into(), format: DiskFormat::Raw, role: DiskRole::Scratch };
+        let specs = [
+            VmSpec { cpus: 0, ..spec() },
+            VmSpec { memory_mib: 1, ..spec() },
+            VmSpec { kernel: "/nowhere/kernel".into(), ..spec() },
+            VmSpec { initramfs: Some("/nowhere/initramfs".into()), ..spec() },
+            VmSpec { disks: vec![disk.clone()], ..spec() },
+            VmSpec { disks: vec![disk; DISKS_MAX + 1], ..spec() },
+            VmSpec { modules: vec!["a b".into()], ..spec() },
+            VmSpec { extra_ports: vec!["a/b".into()], ..spec() },
+            VmSpec { extra_ports: vec!["a".into(), "a".into()], ..spec() },
+            VmSpec { extra_ports: vec![AGENT_PORT.into()], ..spec() },
+            root("/dev/vd a", "erofs"),
+            root("/dev/vda", "erofs,ro"),
+            VmSpec { cmdline: "x".repeat(CMDLINE_BYTES_MAX), ..spec() },
+            VmSpec { cmdline_extra: vec!["a\nb".into()], ..spec() },
+            nics(vec![tap("a/b", None)]),
+            nics(vec![tap("tap0", Some("netns/one"))]),
+            nics(vec![tap("tap0", None), tap("tap0", None)]),
+            nics(vec![tap("tap0", Some("/run/netns/one")), tap("tap0", Some("/run/netns/one"))]),
+            devices(vec![served(VhostUserDevice::Blk, "s")]),
+            devices(vec![served(VhostUserDevice::Blk, "/a\nb")]),
+            devices(vec![queues(VhostUserDevice::Blk, 0)]),
+            devices(vec![queues(VhostUserDevice::Vsock, 2)]),
+            devices(vec![served(share("a b"), "/s")]),
+            devices(vec![served(share("a"), "/a"), served(share("a"), "/b")]),
+            devices(vec![served(VhostUserDevice::Blk, "/s"), served(VhostUserDevice::Net { mac }, "/s")]),
+            devices(vec![served(VhostUserDevice::Blk, "/nowhere/socket")]),
+            devices(vec![served(VhostUserDevice::Blk, "/proc/self/exe")]),
+        ];
+        let refusals = specs.map(|spec| spec.validate(HOST).expect_err("is refused").to_string());
+        insta::assert_snapshot!(refusals.join("\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! Why a VM does not carry out a request.
+//! Errors of requests to a running VM.
 
 use std::io;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub enum VmmError {
     Refused {
         /// The command.
         command: String,
-        /// The VMM's own words.
+        /// The text of the VMM's error.
         description: String,
     },
     /// No answer in time.
@@ -25,7 +25,7 @@ pub enum VmmError {
     Deadline {
         /// The command, or `greeting`.
         command: String,
-        /// The time that it was waited for.
+        /// How long Kiln waited.
         waited: Duration,
     },
     /// The connection to its monitor ended.
@@ -146,5 +146,83 @@ impl SaveError {
             Self::Journal(error) => error.kind(),
             Self::FailPoint(_) => ErrorKind::Io,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::every_variant::{chains, every_variant};
+    use crate::process::VmmStatus;
+    use crate::snapshot::SnapshotId;
+    use crate::vm::{ExitReason, VmExit};
+
+    fn refused() -> VmmError {
+        VmmError::Refused { command: "stop".into(), description: "not now".into() }
+    }
+
+    #[test]
+    fn each_error_of_a_request_has_its_text() {
+        let vmm = every_variant!(VmmError {
+            Refused: [refused()],
+            Deadline: [VmmError::Deadline { command: "greeting".into(), waited: Duration::from_secs(30) }],
+            Closed: [VmmError::Closed { reason: "end of file".into() }],
+            TooMany: [VmmError::TooMany { max: 64 }],
+        });
+        let control = every_variant!(ControlError {
+            Ended: [ControlError::Ended],
+            Unsupported: [ControlError::Unsupported],
+            Monitor: [ControlError::Monitor(refused())],
+        });
+        let port = every_variant!(PortError {
+            Unknown: [PortError::Unknown { name: "a".into() }],
+            Connect: [PortError::Connect { name: "a".into(), source: io::ErrorKind::ConnectionRefused.into() }],
+        });
+        let texts = [
+            chains(&vmm, |error| vec![error.kind().to_string()]),
+            chains(&control, |error| vec![error.kind().to_string()]),
+            chains(&port, |_| Vec::new()),
+        ];
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+
+    #[test]
+    fn each_error_of_a_save_has_its_text() {
+        let id: SnapshotId = "0123456789abcdef".parse().expect("an id");
+        let process =
+            MemoryError::Process { what: "read the memory of", pid: 12, source: io::ErrorKind::NotFound.into() };
+        let errors = every_variant!(SaveError {
+            Unmigratable: [SaveError::Unmigratable { device: "the vhost-user-fs device `/s`".into() }],
+            NotForkable: [SaveError::NotForkable],
+            Busy: [SaveError::Busy],
+            Freeze: [SaveError::Freeze(StreamError::Ended)],
+            Vmm: [SaveError::Vmm(ControlError::Monitor(refused())), SaveError::Vmm(ControlError::Ended)],
+            Memory: [SaveError::Memory(process)],
+            Snapshot: [SaveError::Snapshot(SnapshotError::ChainTooLong { id, max: 32 })],
+            Journal: [SaveError::Journal(JournalError::Illegal { from: "lost", to: "saving" })],
+            FailPoint: [SaveError::FailPoint(FailPoint("save.device"))],
+        });
+        insta::assert_snapshot!(chains(&errors, |error| vec![error.kind().to_string()]));
+    }
+
+    #[test]
+    fn each_end_of_a_vm_has_its_text() {
+        let failed = |stderr: &str| ExitReason::VmmFailed { stderr: stderr.into() };
+        let reasons = every_variant!(ExitReason {
+            GuestPoweredOff: [ExitReason::GuestPoweredOff],
+            GuestReset: [ExitReason::GuestReset],
+            GuestPanicked: [ExitReason::GuestPanicked],
+            Killed: [ExitReason::Killed],
+            VmmFailed: [failed(""), failed("out of memory")],
+        });
+        let statuses = every_variant!(VmmStatus {
+            Code: [VmmStatus::Code(1)],
+            Signal: [VmmStatus::Signal(9)],
+            Unknown: [VmmStatus::Unknown],
+        });
+        let ends = reasons.into_iter().map(|(_, reason)| VmExit { status: VmmStatus::Code(0), reason });
+        let others = statuses.into_iter().map(|(_, status)| VmExit { status, reason: failed("") });
+        let texts: Vec<_> = ends.chain(others).map(|end| end.to_string()).collect();
+        insta::assert_snapshot!(texts.join("\n"));
     }
 }

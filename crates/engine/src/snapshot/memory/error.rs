@@ -82,3 +82,28 @@ impl MemoryError {
         move |source| Self::Process { what, pid, source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::page_file::PageFileError;
+    use super::*;
+    use crate::every_variant::{chains, every_variant};
+
+    #[test]
+    fn each_error_has_its_text() {
+        let source = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let errors = every_variant!(MemoryError {
+            Broken: [MemoryError::Broken { path: "/s/pages".into(), problem: "is not a page file".into() }],
+            File: [MemoryError::File { what: "read", path: "/s/pages".into(), source: source() }],
+            Process: [MemoryError::Process { what: "read the memory of", pid: 12, source: source() }],
+            NotMapped: [MemoryError::NotMapped { pid: 12, path: "/s/memory".into(), problem: "no mapping".into() }],
+            OtherSize: [MemoryError::OtherSize { pid: 12, mapped: 1 << 28, saved: 1 << 29 }],
+        });
+        let index = every_variant!(PageFileError {
+            Broken: [PageFileError::Broken("is not a page file".into())],
+            Io: [PageFileError::Io(source())],
+        });
+        let texts = [chains(&errors, |error| vec![error.kind().to_string()]), chains(&index, |_| Vec::new())];
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+}

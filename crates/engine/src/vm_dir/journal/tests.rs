@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::history::{LINE_BYTES_MAX, parse};
 use super::*;
+use crate::every_variant::{chains, every_variant};
+use crate::vm_dir::{ReopenError, VmId};
 
 fn scratch() -> (tempfile::TempDir, Utf8PathBuf) {
     let directory = tempfile::tempdir().expect("a directory");
@@ -194,4 +196,29 @@ proptest! {
         let history = parse(&bytes);
         prop_assert!(history.bytes <= bytes.len() as u64);
     }
+}
+
+#[test]
+fn each_error_of_a_vm_directory_has_its_text() {
+    let vm: VmId = "0123456789ab".parse().expect("an id");
+    let source = || io::Error::from(io::ErrorKind::PermissionDenied);
+    let illegal = || JournalError::Illegal { from: "lost", to: "running" };
+    let path = || Utf8PathBuf::from("/vms/0123456789ab");
+    let journal = every_variant!(JournalError {
+        Illegal: [illegal()],
+        Broken: [JournalError::Broken { path: path(), problem: "line 2 is not a state".into() }],
+        Io: [JournalError::Io { what: "append to", path: path(), source: source() }],
+    });
+    let reopen = every_variant!(ReopenError {
+        Unknown: [ReopenError::Unknown(vm.clone())],
+        Owned: [ReopenError::Owned(vm)],
+        Journal: [ReopenError::Journal(illegal())],
+        Io: [ReopenError::Io { path: path(), source: source() }],
+    });
+    let texts = [
+        chains(&journal, |error| vec![error.kind().to_string()]),
+        chains(&reopen, |error| vec![error.kind().to_string()]),
+        "web".parse::<VmId>().expect_err("is not an id").to_string(),
+    ];
+    insta::assert_snapshot!(texts.join("\n"));
 }
