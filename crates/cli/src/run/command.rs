@@ -8,10 +8,11 @@ use kiln_engine::link::{Exec, StreamError, StreamSender};
 use kiln_wire::{Capability, ErrorCode, ExecRequest, ExitStatus, Exited};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::job::Job;
 use super::pump::{self, End, Sink};
 use super::report::Report;
 use super::step::{Cut, Phase, Steps};
-use super::{Job, terminal};
+use super::terminal;
 use crate::failure::{Failure, INTERRUPTED, TIMED_OUT, USAGE, VM};
 use crate::guest;
 

@@ -18,9 +18,9 @@ use kiln_wire::{
     Channel, Decoder, ExitStatus, Exited, Frame, Hello, Kind, Message, Started, StreamId, VERSION, encode,
 };
 
+use super::job::{Job, check};
 use super::report::Report;
 use super::step::Phase;
-use super::{Job, check};
 use crate::args::{Args, Command};
 use crate::failure::TIMED_OUT;
 use crate::interrupt::Interrupts;

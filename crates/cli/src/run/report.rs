@@ -8,7 +8,7 @@ use kiln_engine::snapshot::SnapshotId;
 use kiln_wire::{ExitStatus, Exited, Text};
 use serde::Serialize;
 
-use super::Times;
+use super::job::Times;
 use super::pump::Captured;
 use super::step::Phase;
 use crate::args::RunArgs;

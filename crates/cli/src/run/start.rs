@@ -15,7 +15,7 @@ use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine as _, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
 use owo_colors::OwoColorize as _;
 
-use super::Times;
+use super::job::Times;
 use super::report::Start;
 use crate::args::RunArgs;
 use crate::console;

@@ -12,8 +12,9 @@ use kiln_engine::deadlines::RunClock;
 use kiln_engine::guest::Gone;
 use serde::Serialize;
 
+use super::job::{Job, rename};
 use super::report::Report;
-use super::{Job, rename, transfer};
+use super::transfer;
 use crate::failure::{Failure, TIMED_OUT, VM};
 use crate::guest;
 use crate::interrupt::Interrupts;

@@ -1,11 +1,12 @@
 //! Archives as guests send them, honest and hostile, against what is there already.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use bytes::Bytes;
 use tar::EntryType;
+use tokio::sync::mpsc;
 
 use super::*;
 
