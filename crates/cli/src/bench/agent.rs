@@ -4,8 +4,9 @@ use anyhow::bail;
 use kiln_engine::link::GuestLink;
 use kiln_wire::{ExecRequest, Message, MetricsRequest, Reply, Text};
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 
 const BINARY_MIB_MAX: f64 = 3.0;
 const MEMORY_MIB_MAX: f64 = 8.0;

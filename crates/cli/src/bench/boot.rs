@@ -10,8 +10,9 @@ use kiln_wire::{ExecRequest, ExitStatus, Text};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 
 /// The agent's first line on the console.
 const INIT_LINE: &str = "kiln-agent: init";

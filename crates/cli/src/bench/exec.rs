@@ -6,8 +6,9 @@ use anyhow::{Context as _, ensure};
 use kiln_engine::link::GuestLink;
 use kiln_wire::{ExecRequest, ExitStatus, Text};
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 
 const OUTPUT_BYTES: u64 = 1_000_000;
 const AT_ONCE: usize = 10;

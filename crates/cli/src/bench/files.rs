@@ -8,8 +8,9 @@ use kiln_wire::{ExecRequest, ExitStatus, Stdin, Text};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 
 const LARGE_BYTES: usize = 16 << 20;
 const SMALL_BYTES: usize = 1 << 10;

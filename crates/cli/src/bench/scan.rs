@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use kiln_detect::SavedLog;
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 
 const LOG_BYTES: usize = 16 << 20;
 const READ_BYTES: usize = 64 << 10;

@@ -9,8 +9,9 @@ use kiln_programs::{Environment, command};
 use kiln_wire::{Channel, ExecRequest, ExitStatus, Stdin, Text, Tty};
 use tokio::process::Command;
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 use crate::image;
 
 /// The most that a command may take on a terminal, as a multiple of its time without one.

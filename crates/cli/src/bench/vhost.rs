@@ -4,8 +4,9 @@ use anyhow::{Context as _, ensure};
 use kiln_vdev::check::{self, Options};
 use kiln_vdev::virtio::DeviceKind;
 
+use super::results::Results;
 use super::samples::{Promise, Sense, Series, Unit};
-use super::{Bench, Results};
+use super::suite::Bench;
 
 /// The longest check that authors of backends accept in their CI.
 const CHECK_MS_MAX: f64 = 30_000.0;

@@ -5,9 +5,9 @@ use std::time::Instant;
 use anyhow::Context as _;
 use kiln_engine::{Engine as _, ForkSpec, Measure, Policy, QemuEngine};
 
-use super::super::Results;
-use super::super::samples::{Promise, Sense, Series, Unit};
-use super::{Lab, ms_since};
+use super::lab::{Lab, ms_since};
+use crate::bench::results::Results;
+use crate::bench::samples::{Promise, Sense, Series, Unit};
 
 /// The most that all measures together may cost.
 const CONFINED_MS_OVER: f64 = 3.0;

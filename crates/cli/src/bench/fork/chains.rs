@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
 
-use super::super::Results;
-use super::super::samples::{Series, Unit};
+use super::lab::{Lab, TRUE, dirty, ms_since, run};
 use super::scratch::Scratch;
-use super::{Lab, TRUE, dirty, ms_since, run};
+use crate::bench::results::Results;
+use crate::bench::samples::{Series, Unit};
 
 /// Lengths of the chains, and the names of their series.
 const CHAINS: [(usize, &str, &str); 3] = [

@@ -6,10 +6,10 @@ use anyhow::Context as _;
 use kiln_engine::{Engine as _, ForkSpec};
 use tokio::task::JoinSet;
 
-use super::super::Results;
-use super::super::samples::{Promise, Sense, Series, Unit};
 use super::footprint::Footprint;
-use super::{Lab, TRUE, ms_since, run};
+use super::lab::{Lab, TRUE, ms_since, run};
+use crate::bench::results::Results;
+use crate::bench::samples::{Promise, Sense, Series, Unit};
 
 /// A number of forks, and the names of its series.
 struct Crowd {

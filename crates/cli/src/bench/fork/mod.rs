@@ -18,70 +18,11 @@ mod single;
 
 mod arrivals;
 mod footprint;
+mod lab;
 mod peer;
 mod raw;
 mod raw_agent;
 mod raw_monitor;
 mod scratch;
 
-use std::time::Instant;
-
-use anyhow::{Context as _, ensure};
-use kiln_engine::blocking;
-use kiln_engine::home::Home;
-use kiln_engine::link::GuestLink;
-use kiln_engine::snapshot::{Snapshot, SnapshotStore};
-use kiln_engine::{Engine as _, Fork, ForkSpec, ReadyRequest};
-use kiln_wire::{ExecRequest, ExitStatus, Text};
-
-use super::{BOOT_TIMEOUT, Bench, Results};
-
-/// The program of every first exec, run without a shell and without output.
-const TRUE: &str = "/bin/true";
-
-/// What all measurements of forks share.
-struct Lab<'a> {
-    bench: &'a Bench,
-    store: SnapshotStore,
-    /// The snapshot that `kiln run` forks.
-    base: Snapshot,
-}
-
-/// Measures everything about snapshots and forks.
-pub async fn measure(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
-    let store = SnapshotStore::new(&Home::at(bench.engine.home()));
-    let base = bench.engine.ready(ReadyRequest::new(&bench.spec(), "bench", BOOT_TIMEOUT)).await?;
-    let lab = Lab { bench, store, base };
-    single::measure(&lab, results).await?;
-    border::measure(&lab, results).await?;
-    crowd::measure(&lab, results).await?;
-    pauses::measure(&lab, results).await?;
-    chains::measure(&lab, results).await?;
-    saves::measure(&lab, results).await
-}
-
-impl Lab<'_> {
-    /// One fork of a snapshot.
-    async fn fork(&self, snapshot: &Snapshot) -> anyhow::Result<Fork> {
-        let forks = self.bench.engine.restore(snapshot, ForkSpec::default()).await?;
-        forks.into_iter().next().context("a restore of one VM gives one VM")
-    }
-}
-
-/// Runs a program in the guest, which must succeed.
-async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<()> {
-    let request = ExecRequest { argv: argv.iter().copied().map(Text::from).collect(), ..ExecRequest::default() };
-    let output = link.run(request, b"", 4096).await?;
-    let (status, words) = (output.exited.status, String::from_utf8_lossy(&output.stderr));
-    ensure!(status == ExitStatus::Code(0), "`{}` ended with {status:?}: {}", argv.join(" "), words.trim());
-    Ok(())
-}
-
-/// Fills a file in the guest's memory with random bytes, so that its pages differ from those of the snapshot.
-async fn dirty(link: &GuestLink, file: &str, mib: u64) -> anyhow::Result<()> {
-    run(link, &["dd", "if=/dev/urandom", &format!("of={file}"), "bs=1M", &format!("count={mib}")]).await
-}
-
-fn ms_since(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e3
-}
+pub use lab::measure;

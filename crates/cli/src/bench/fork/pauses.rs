@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::super::Results;
-use super::super::samples::{Promise, Sense, Series, Unit};
-use super::{Lab, TRUE, ms_since, run};
+use super::lab::{Lab, TRUE, ms_since, run};
+use crate::bench::results::Results;
+use crate::bench::samples::{Promise, Sense, Series, Unit};
 
 /// A 99th percentile needs this many.
 const SAMPLES_MIN: usize = 100;

@@ -21,7 +21,7 @@ use kiln_engine::snapshot::Snapshot;
 use kiln_programs::{PATH_ONLY, command, keep};
 use serde_json::json;
 
-use super::ms_since;
+use super::lab::ms_since;
 use super::raw_agent::RawAgent;
 use super::raw_monitor::RawMonitor;
 

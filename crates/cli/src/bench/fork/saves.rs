@@ -14,13 +14,14 @@ use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
 use kiln_engine::{Engine as _, Guest, VmSpec};
 
-use super::super::Results;
-use super::super::samples::{Promise, Sense, Series, Unit};
 use super::arrivals::Arrivals;
+use super::lab::{Lab, TRUE, dirty, ms_since, run};
 use super::raw::{RawLine, RawVm};
 use super::scratch::Scratch;
-use super::{Lab, TRUE, blocking, dirty, ms_since, run};
-use crate::bench::BOOT_TIMEOUT;
+use crate::bench::results::Results;
+use crate::bench::samples::{Promise, Sense, Series, Unit};
+use crate::bench::suite::BOOT_TIMEOUT;
+use kiln_engine::blocking;
 
 /// Memory of a guest that is saved whole, and the names of its series.
 struct Size {

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use kiln_engine::snapshot::{Snapshot, SnapshotId, SnapshotStore};
 
-use super::blocking;
 use crate::output::say;
+use kiln_engine::blocking;
 
 /// Removes the noted snapshots when it is dropped, the newest first, so that a diff is removed before its parent. Declare it
 /// before the snapshots: then it is dropped after them, when they are no longer in use.

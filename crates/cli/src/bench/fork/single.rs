@@ -11,12 +11,13 @@ use kiln_programs::{Environment, command};
 use rustix::fs::Advice;
 use tokio::process::Command;
 
-use super::super::Results;
-use super::super::samples::{Promise, Sense, Series, Unit};
+use super::lab::{Lab, TRUE, ms_since, run};
 use super::peer::{Peer, Restored};
 use super::raw::{RawLine, RawVm};
-use super::{Lab, TRUE, blocking, ms_since, run};
+use crate::bench::results::Results;
+use crate::bench::samples::{Promise, Sense, Series, Unit};
 use crate::output::say;
+use kiln_engine::blocking;
 
 /// Deadline of `kiln run`, which takes a third of a second with a fork.
 const RUN_DEADLINE: Duration = Duration::from_secs(120);
