@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use super::prelude::*;
-use super::resources::no_more_descriptors;
+use super::resources::{no_more_descriptors_while_served, resources_while_served};
 use crate::check::guest::Guest;
 use crate::check::ring::SplitRing;
 use crate::memory::DirtyLog;
@@ -43,15 +43,10 @@ cases! {
 
 /// Has many such sessions, after some that warm the backend up.
 fn leave(context: &mut Context<'_>, what: &str, session: fn(&mut Context<'_>, usize) -> Outcome) -> Outcome {
-    let sessions = |context: &mut Context<'_>, count| {
-        (0..count).try_for_each(|number| session(context, number))?;
-        // The end of the last is seen when the next is served.
-        context.connect_again().map(drop)
-    };
-    sessions(context, WARM_UP)?;
-    let before = context.resources()?.descriptors;
-    sessions(context, SESSIONS)?;
-    no_more_descriptors(context, before, &format!("{SESSIONS} {what}"))
+    (0..WARM_UP).try_for_each(|number| session(context, number))?;
+    let before = resources_while_served(context)?.descriptors;
+    (0..SESSIONS).try_for_each(|number| session(context, number))?;
+    no_more_descriptors_while_served(context, before, &format!("{SESSIONS} {what}"))
 }
 
 fn connects(context: &mut Context<'_>, _number: usize) -> Outcome {
