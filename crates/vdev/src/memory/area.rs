@@ -1,8 +1,19 @@
 //! A piece of guest memory that is held for long, such as a ring.
 //!
-//! Its numbers are little-endian (VIRTIO 1.x) and may change under one's hands at any time, so each is loaded once and
-//! believed only after it was checked. Reaching beyond the area is our own bug and panics: indices come from ring sizes,
-//! never from what lies in the ring.
+//! Its numbers are little-endian (VIRTIO 1.x) and may change at any time, so each is loaded once and used only after
+//! it was checked. An access beyond the area is a bug of ours and panics: indices are computed from ring sizes, never
+//! from what is in the ring.
+//!
+//! # Why accesses are volatile
+//! The other side is a process that may write any byte at any moment, and need not follow the rules of a ring. With
+//! ordinary loads the compiler may assume that no other thread writes: it could load a length a second time after the
+//! check instead of keeping it in a register, and the second value would be unchecked. A volatile load happens exactly
+//! once. Above 8 bytes (a descriptor has 16) `vm_memory` copies the value with `memcpy` instead, into a local that its
+//! caller then works on. Neither gives ordering, and the halves of a descriptor may come from two writes of the other
+//! side. That does no harm. With a driver that follows the rules, descriptors do not change while the device may read
+//! them, and the Acquire load of an index or of flags ([`load_u16`](Area::load_u16)) orders all of them. With another
+//! driver every mixture is only one more wrong value, and each field is checked on its own. The values themselves
+//! never become references into the memory.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

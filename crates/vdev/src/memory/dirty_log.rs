@@ -39,6 +39,16 @@ impl DirtyLog {
     }
 
     /// Marks the pages of a write. Pages beyond the log are ignored.
+    ///
+    /// A write is marked after it was made, never before. The frontend takes bits and copies their pages while this
+    /// side writes. If a bit were set first, the frontend could take it and copy the page before the write, and no bit
+    /// would be left for the new bytes: the guest would run on with old ones after the migration. Set afterwards, the
+    /// bit is either seen together with the write (Release here, Acquire in [`take`](Self::take)), or is left for the
+    /// next round, which copies the page again. A page may be copied once too often, never once too few.
+    ///
+    /// The bit is set by one atomic operation on its byte. Seven other pages share the byte, and threads of other
+    /// queues mark them at the same time, while the frontend clears it: a load and a store would lose their bits or
+    /// bring back old ones.
     pub fn mark(&self, guest_address: u64, bytes: u64) {
         if bytes == 0 {
             return;

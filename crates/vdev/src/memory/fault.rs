@@ -87,6 +87,13 @@ impl Drop for Guard {
 
 impl Slot {
     /// Changes the slot. Only its owner may call this, see `is_taken`.
+    ///
+    /// The sequence is a lock that readers never wait for, which a handler could not do: the writer may be the very
+    /// thread that it interrupted. The Release fence keeps the odd sequence before the fields, and the Release store
+    /// at the end keeps the even one after them. In [`find`](Self::find) the Acquire load keeps the fields after the
+    /// first look at the sequence, and the Acquire fence keeps them before the second one. So a reader that has loaded
+    /// one new field finds, at its second look, at least the odd sequence, and rejects the slot. A handler that
+    /// interrupts the writer itself sees the stores in program order, which is the same case.
     fn set(&self, start: usize, end: usize, page_bytes: usize) {
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
@@ -110,7 +117,13 @@ impl Slot {
     }
 }
 
-/// Installs the handler, once for the process.
+/// Installs the handler, once for the process. It is never removed: mappings come and go, and to remove it would race
+/// with a fault in another one.
+///
+/// It runs on the alternate stack if the thread has one (`SA_ONSTACK`). The standard library gives one to each of its
+/// threads, since its own handler reports overflows of the stack. That handler was installed for `SIGBUS` too, and is
+/// replaced here. Nothing is lost: Linux reports an access to a guard page of the stack as `SIGSEGV`, and any other
+/// `SIGBUS` ends the process with either handler.
 fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {

@@ -265,7 +265,9 @@ impl RingPlace {
         self.mark_device(at, size_of::<T>());
     }
 
-    /// As [`write_device`](Self::write_device), of two bytes that the driver waits for.
+    /// As [`write_device`](Self::write_device), of two bytes that the driver waits for. The page is marked after the
+    /// store, see [`DirtyLog::mark`]. The driver may see the store before the mark. That is harmless: the last round
+    /// of a migration begins after GET_VRING_BASE has stopped the ring, and its reply waits for this thread.
     #[inline]
     pub fn store_device_u16(&self, at: usize, value: u16, order: Ordering) {
         self.areas.device.store_u16(at, value, order);

@@ -4,6 +4,12 @@
 //! Bytes 100 to 103 stand for what one does with the file (read, write, …), bytes 200 to 203 for what one does not let
 //! others do. All locks are shared ones; what others do is seen by asking whether an exclusive one could be had. They belong
 //! to the open file, so a second server in this process is refused too, and end with it.
+//!
+//! First all locks are taken, then others are looked for. The other order would have a gap: two programs that start at
+//! the same time could both look, find the file free, and both lock it. This way each has its own locks when it looks,
+//! so the one that looks last finds the other. Both may find each other, and both are refused. That is the harmless
+//! side: a retry helps, while two writers would destroy the disk. The locks are shared ones, so taking them never
+//! fails because of a program that keeps to this protocol; it fails only if another kind of lock is there.
 #![expect(unsafe_code, reason = "open file description locks have no safe wrapper here")]
 
 use std::fs::File;

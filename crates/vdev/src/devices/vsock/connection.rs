@@ -6,8 +6,13 @@
 //!                                  ▼
 //!                                Closed: the guest is told RST, if it does not know
 //! ```
-//! Credit is counted as the specification has it: what was sent less what the other says it has read is never more than
-//! the room that it says it has.
+//! Credit is counted as in VIRTIO 1.2, 5.10.6.3: what was sent, less what the peer has read, is never more than the
+//! room that the peer reports. All counters are 32 bits, free-running, and wrap after 4 GiB, so only their wrapping
+//! differences mean anything. A guest can report any numbers. If it reports more read than was sent, the difference
+//! wraps to nearly 4 GiB in flight, the subtraction saturates, and there is no credit: the guest has stopped its own
+//! connection. If it reports more room than it has, bytes still go only into buffers that it has put into its ring, so
+//! it fills its own queue. Memory on this side does not depend on any of this: `has_room` counts the bytes that are
+//! kept here, not what the guest reports.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};

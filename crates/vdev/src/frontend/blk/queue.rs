@@ -257,6 +257,10 @@ impl BlkQueue {
         loop {
             self.calls_enabled = true;
             self.ring.driver.enable_calls();
+            // The result is not needed, because the ring is looked at again in any case, after the fence in
+            // `enable_calls`. Without this look a request that the device used just before would wait for a call that
+            // never comes, see "Sleeping and waking" in `queue`. A call that was signalled earlier only makes the wait
+            // return once for nothing.
             if let Some(done) = self.poll()? {
                 return Ok(done);
             }

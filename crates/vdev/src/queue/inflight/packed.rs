@@ -304,6 +304,10 @@ impl PackedRecord {
 }
 
 /// `used_idx`, `old_used_idx`, `used_wrap_counter`, `old_used_wrap_counter` as they lie in memory.
+///
+/// They are stored as one number because a process can be killed between two instructions and not within one. An
+/// aligned store of 8 bytes is one instruction: the part of a queue is aligned to 64 bytes, which
+/// `InflightRegion::queue` checks for this process, and the fields are at byte 16 of it.
 fn used_fields(used: Cursor, old: Cursor) -> u64 {
     let [used_low, used_high] = used.index.to_ne_bytes();
     let [old_low, old_high] = old.index.to_ne_bytes();

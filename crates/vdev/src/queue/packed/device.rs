@@ -184,9 +184,17 @@ impl Device {
         let (ring, size) = (place.index, place.layout.size);
         let head = self.next.index;
         let mut at = self.next;
-        // Behind these, the ring is still the device's.
+        // A chain may take the descriptors that are neither in flight nor pushed and unpublished. The others belong to
+        // the device until it has written used flags there, whatever their flags are now: a hostile driver can write
+        // flags of this lap over them. If `next` ran into them, it would pass `used`, and a used descriptor would be
+        // written over one that was never popped. The record has a bound of its own, because its entries become free
+        // only when a chain is published.
         let room = self.record.as_ref().map_or(size, PackedRecord::room);
         let free = (size - self.descriptors.min(size)).min(room);
+        // `pop` loaded the flags of the first descriptor with Acquire. That covers the whole chain, because a driver
+        // makes the first descriptor available after it has written all others (section 2.8.6). So the others need no
+        // Acquire, and one that is not available breaks this rule. Each is loaded once, since it may change at any
+        // time.
         for count in 1..=free {
             let descriptor = Descriptor::load(&place.areas.descriptors, usize::from(at.index));
             let [id, flags] = descriptor.small;

@@ -143,6 +143,13 @@ impl Driver {
     }
 
     /// Behind the last descriptor that was used, taken or not.
+    ///
+    /// No index in memory has this place: it follows from the descriptors. A device that dies may have used more than
+    /// this side has taken, so the walk continues from the next one to take. It advances by the length of the request
+    /// that the id names, because a device writes one used descriptor for a whole chain and leaves the rest as it was.
+    /// The walk ends at the first descriptor that is not used in the lap of the cursor, at an unknown id, or after as
+    /// many requests as are outstanding: a device that wrote used flags everywhere must not make it endless. A
+    /// device without a record takes all that is behind this place for available, so it is both halves of the base.
     pub fn base(&self, place: &DriverPlace) -> u32 {
         let descriptors = &place.areas.descriptors;
         let mut at = self.used;

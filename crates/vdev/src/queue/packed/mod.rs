@@ -68,14 +68,22 @@ impl Cursor {
         }
     }
 
+    /// So many descriptors back, at most a lap. A ring need not have a power of 2 of descriptors, so an index below 0
+    /// does not wrap to the right one in 16 bits. `size - descriptors` forward is the same index, in the lap after the
+    /// one that is meant: a whole lap forward flips the counter once. So the counter is flipped once more.
     #[must_use]
     pub const fn retreated(self, descriptors: u16, size: u16) -> Self {
-        // A whole lap forward, and less back.
         let forward = self.advanced(size - descriptors, size);
         Self { index: forward.index, lap: !forward.lap }
     }
 
     /// How far it is to another place that is less than two laps ahead.
+    ///
+    /// A wrap counter has one bit, so it shows whether the number of laps between two places is odd or even, and no
+    /// more. Below two laps that is enough. With equal counters both are in the same lap, if `to` is not behind: the
+    /// difference of the indices. With different counters `to` is in the next lap: what is left of this lap, and
+    /// `to.index` more. With equal counters and `to` behind, it is two laps on, which is more than a ring can have in
+    /// flight: the caller, who checks a base from a peer, sees a distance above the size and refuses it.
     pub const fn distance(self, to: Self, size: u16) -> u32 {
         let (from, to_index) = (self.index as u32, to.index as u32);
         if self.lap == to.lap && to_index >= from {
@@ -116,7 +124,20 @@ impl Cursor {
     }
 }
 
-/// Whether the other side needs a notification of the last `descriptors` before `new`.
+/// Whether the other side needs a notification of the last `descriptors` before `new` (section 2.8.10).
+///
+/// Flags and descriptor of the event area are two fields. The other side stores the descriptor first and then the
+/// flags, with Release, so after an Acquire load of DESC the descriptor is the one that was meant, or a later one. If
+/// this side loads the old flags, the fence of the other side comes after ours, and its next look at the ring finds
+/// what was published.
+///
+/// The indices of a packed ring start at 0 in each lap, so two of them cannot be compared as they are. The start of
+/// the lap of `new` is taken for 0: an event of the same lap keeps its index, one of the lap before is `size` below
+/// it, a negative number in 16 bits. `new.index - descriptors` may be negative in the same way. All of these are at
+/// most `size <= 32768` from 0, and `descriptors <= size`, so the wrapping differences in `is_event_in` are exact: an
+/// event ahead of `new` has a distance of at least 32768 there, which is no less than any number of descriptors. No
+/// event is in the lap after `new`: the other side waits for the next descriptor that it expects, which is `new` at
+/// most. A hostile one that names another event gets one notification too many or too few.
 fn is_wanted(area: &Area, layout: &RingLayout, new: Cursor, descriptors: u16) -> bool {
     // See "Sleeping and waking" in `queue`.
     fence(Ordering::SeqCst);

@@ -136,6 +136,11 @@ impl Device {
                 self.is_in_flight[usize::from(head)] = true;
                 self.in_flight += 1;
             }
+            // The record guarantees at each moment that a chain which counts as popped is either used or recorded, never
+            // both (see its module). The available and the used index count chains from the same start, so the number
+            // of popped chains, which is `next`, is `used` plus the recorded ones. That holds in whatever order chains
+            // were used. The base from SET_VRING_BASE does not count: the frontend cannot know what the device before
+            // popped last.
             self.next = self.used.wrapping_add(self.in_flight);
             self.available = self.next;
         }

@@ -108,6 +108,10 @@ impl Driver {
         if to == self.used {
             return Ok(None);
         }
+        // The device can have used at most what it has seen: what is outstanding, less what was added and not
+        // published. The difference of free-running 16-bit indices is right also where they wrap, because a ring has
+        // at most 32768 entries. A larger difference is a lie, or an index that went back. To follow it would read
+        // entries of the lap before as new.
         let outstanding = self.outstanding - self.available.wrapping_sub(self.published);
         if to.wrapping_sub(self.used) > outstanding {
             return Err(QueueError::UsedJump { ring, from: self.used, to, outstanding });
