@@ -1,14 +1,19 @@
-//! The way off the async runtime, for everything that blocks: files, locks, checksums, the end of a process.
+//! Runs blocking work on threads that may block: files, locks, checksums, waiting for the end of a process.
 //!
 //! ```text
 //!   async fn ──▶ blocking(work) ──▶ a thread of the runtime's pool ──▶ its result
-//!                    └── dropped while it waits: the work goes on to its end, and its result is dropped on that thread
+//!                    └── cancelled: the work continues to its end, and its result is dropped on that thread
 //! ```
-//! A runtime thread that waits for a disk holds up every VM, link and timer of this process. So nothing here waits on one:
-//! work moves to a thread together with what it works on, which therefore stays valid, and locked, for as long as the work
-//! runs. If the caller is gone, dropping the result undoes what has to be undone.
+//! A runtime thread that waits for a disk delays every VM, link and timer of this process. So blocking work never runs on
+//! one.
 //!
-//! The threads are the runtime's own, at most 512 at a time: work beyond that waits for a thread, the runtime does not.
+//! Blocking work can't be cancelled, because a system call can't. So a cancelled caller must not free anything that the
+//! work still uses: a directory's lock that is released while a thread still writes to the directory would let another
+//! process take the directory. The work therefore owns everything that it uses, and gives it back in its result. If the
+//! caller is gone, the thread drops the result, and the drops undo what was done: they remove a directory, kill a VMM. The
+//! same value is never freed while it is in use, and never leaked, whenever the caller is cancelled.
+//!
+//! The threads are tokio's, at most 512. More work waits for a free thread. The runtime's own threads do not wait.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
@@ -23,9 +28,9 @@ thread_local! {
     static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs what blocks on a thread of its own.
+/// Runs blocking work on another thread.
 ///
-/// Safe to cancel: the work then goes on to its end, with all that it owns, and its result is dropped on its thread.
+/// Safe to cancel: the work then continues to its end, with everything that it owns, and its thread drops the result.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -57,10 +62,11 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-/// Runs an operation that waits and blocks in turns on a thread of its own: the start of a VMM, with its files before and its
-/// monitor after. All that it holds is dropped on that thread too, so an error is returned once what was begun is undone.
+/// Runs an operation that both awaits and blocks on another thread: for example the start of a VMM, which writes files and
+/// then waits for the monitor. The thread also drops everything that the operation owns. So an error is returned only
+/// after the operation has undone what it did.
 ///
-/// Dropped, it stops where it waits, and undoes what it began on its thread.
+/// Safe to cancel: the operation then stops at its current await, and its thread undoes what it did.
 pub(crate) async fn operation<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     let (wanted, unwanted) = oneshot::channel::<()>();
     let runtime = Handle::current();
@@ -73,19 +79,19 @@ pub(crate) async fn operation<T: Send + 'static>(work: impl Future<Output = T> +
             }
         })
     });
-    let result = result.await.expect("it is wanted for as long as this waits");
+    let result = result.await.expect("`wanted` is dropped only below, so the first branch can't have run");
     drop(wanted);
     result
 }
 
-/// Runs blocking work on a thread of its own, without a caller that waits for it. A runtime that ends waits for it, or drops it without
-/// having begun.
+/// Runs blocking work on another thread, without waiting for it. At its end the runtime waits for work that has started,
+/// and drops work that has not.
 pub(crate) fn in_background(work: impl FnOnce() + Send + 'static) {
     #[expect(clippy::disallowed_methods, reason = "the one way to a thread")]
     drop(spawn_blocking(move || here(work)));
 }
 
-/// Runs work that blocks on this thread, which has nothing else to do.
+/// Marks this thread as one that may block while the work runs.
 fn here<T>(work: impl FnOnce() -> T) -> T {
     struct Before(bool);
     impl Drop for Before {
@@ -97,19 +103,19 @@ fn here<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Whether this thread may wait: it runs [`blocking`] work, or no runtime at all.
+/// Whether this thread may block: it runs [`blocking`] work, or does not belong to a runtime.
 pub(crate) fn may_block() -> bool {
     MAY_BLOCK.get() || Handle::try_current().is_err()
 }
 
-/// Finds code that would hold up a runtime, wherever assertions are on. Called by what blocks for longer than a moment.
+/// Panics on a thread that must not block, if debug assertions are on. Functions that block for more than a moment call it.
 #[track_caller]
 pub(crate) fn assert_may_block() {
     debug_assert!(may_block(), "this blocks, so it must not be called on a thread of the runtime: use `blocking`");
 }
 
-/// Holds a value whose drop blocks: one that removes a directory, or waits for a process. On a runtime it is dropped by a
-/// thread, at some time.
+/// Holds a value whose drop blocks, such as one that removes a directory or waits for a process. On a runtime thread, the
+/// drop moves to another thread and happens later.
 #[derive(Debug)]
 pub(crate) struct OffRuntime<T: Send + 'static>(Option<T>);
 
@@ -118,9 +124,9 @@ impl<T: Send + 'static> OffRuntime<T> {
         Self(Some(value))
     }
 
-    /// The value, whose drop is the caller's matter from now on.
+    /// Takes the value out. The caller must drop it on a thread that may block.
     pub(crate) fn into_inner(mut self) -> T {
-        self.0.take().expect("it is there until this or the drop")
+        self.0.take().expect("only this function and the drop take it")
     }
 }
 
@@ -128,13 +134,13 @@ impl<T: Send + 'static> Deref for OffRuntime<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.0.as_ref().expect("it is there until the drop")
+        self.0.as_ref().expect("only `into_inner` and the drop take it")
     }
 }
 
 impl<T: Send + 'static> DerefMut for OffRuntime<T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.0.as_mut().expect("it is there until the drop")
+        self.0.as_mut().expect("only `into_inner` and the drop take it")
     }
 }
 
@@ -145,8 +151,8 @@ impl<T: Send + 'static> Drop for OffRuntime<T> {
             drop(value);
             return;
         }
-        // A runtime that is being shut down drops the closure without running it, and the value with it, there and then:
-        // nothing else runs on that runtime any more. It is dropped exactly once either way.
+        // A runtime that is shutting down drops the closure without running it, and so drops the value on this thread.
+        // That may block, but nothing else runs on that runtime any more. The value is dropped exactly once in both cases.
         #[expect(clippy::disallowed_methods, reason = "a drop can't wait")]
         let task = spawn_blocking(move || here(|| drop(value)));
         drop(task);
@@ -199,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hundred_operations_that_do_not_end_make_no_timer_wait() {
+    async fn a_hundred_blocked_operations_delay_no_timer() {
         let gate = Arc::new(Gate::default());
         let slow: Vec<_> = (0..100)
             .map(|_| {
@@ -207,7 +213,8 @@ mod tests {
                 tokio::spawn(blocking(move || gate.pass()))
             })
             .collect();
-        // None of them ends before the last tick. On this thread, which is the only one, any of them would end that.
+        // None of them ends before the last tick. If one ran on this thread, which is the runtime's only one, it would
+        // stop the ticks.
         let ticks = async {
             let mut ticks = interval(Duration::from_millis(1));
             for _ in 0..50 {
@@ -223,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_without_a_waiting_caller_continues_and_its_result_is_dropped_elsewhere() {
+    async fn cancelled_work_continues_and_its_result_is_dropped_on_another_thread() {
         let gate = Arc::new(Gate::default());
         let (result, dropped) = reports();
         let work = {
@@ -240,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_blocks_in_its_drop_is_dropped_elsewhere() {
+    async fn a_value_whose_drop_blocks_is_dropped_on_another_thread() {
         let (value, dropped) = reports();
         drop(OffRuntime::new(value));
         let thread = blocking(move || dropped.recv_timeout(DEADLINE)).await.expect("it is dropped");
@@ -248,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_runtime_it_is_dropped_at_once() {
+    fn without_a_runtime_a_value_is_dropped_at_once() {
         let (value, dropped) = reports();
         drop(OffRuntime::new(value));
         assert_eq!(dropped.try_recv(), Ok(current().id()));
     }
 
     #[test]
-    fn the_end_of_a_runtime_drops_what_its_threads_did_not_come_to() {
+    fn the_end_of_a_runtime_drops_a_value_whose_thread_has_not_started() {
         struct Counts(mpsc::Sender<()>);
         impl Drop for Counts {
             fn drop(&mut self) {
@@ -279,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_operation_without_a_waiting_caller_is_undone_elsewhere() {
+    async fn a_cancelled_operation_is_undone_on_another_thread() {
         let (held, dropped) = reports();
         let begun = Arc::new(Gate::default());
         let begins = {
@@ -301,12 +308,12 @@ mod tests {
 
     #[tokio::test]
     #[should_panic(expected = "the work's own")]
-    async fn a_panic_is_the_callers() {
+    async fn a_panic_of_the_work_reaches_the_caller() {
         blocking(|| panic!("the work's own")).await;
     }
 
     #[tokio::test]
-    async fn a_runtime_thread_is_told_from_one_that_may_block() {
+    async fn a_runtime_thread_may_not_block_and_a_thread_of_work_may() {
         assert!(!may_block());
         assert!(blocking(may_block).await);
         assert!(!may_block());

@@ -1,35 +1,35 @@
-//! How long each step between a host and a guest may take, all in one place.
+//! The deadlines of all steps between host and guest.
 //!
 //! ```text
 //!   boot timeout   VMM ─ marker ─ hello ─ token ─ sync ─▶│
 //!   run timeout                                          │─ files in ─ started ─ command ─ files out ─▶│
 //!   if the command reaches it                            │─ files in ─ started ─ command ──────────────│─ SIGTERM ─ grace ─ SIGKILL ─ files out ─▶ OVERTIME
 //! ```
-//! A bound is a point in time and never "so long since something moved": a guest that sends a byte a second is as late as
-//! one that sends nothing. A step that the user did not bound has a bound here, but for the command itself. A guest that
-//! is no longer there ends that, see [`Guest::gone`](crate::Guest::gone).
+//! A deadline is a point in time, never a time since the last progress: with the latter, a guest that sends one byte each
+//! second would never be late. Every step has a deadline, from the user or from here. The only exception is the command
+//! itself. If the guest crashes, halts or becomes silent, [`Guest::gone`](crate::Guest::gone) ends it.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// From the request for a VM to its agent's answer, and in a fork to its own clock and names, if no other is requested
-/// bound.
+/// From the request for a VM to the answer of its agent, and for a fork until it has its own clock and names. The default
+/// if the user gives no boot timeout.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
-/// From the moment in which the CPUs of a guest go on that stood still, to its having the time.
+/// From the resume of a paused guest until its clock is set.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(30);
 /// From the request for a command to the report that it has started. An agent needs milliseconds.
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
-/// From a signal or a cancel to the agent's word that it has arrived.
+/// From a signal or a cancel to the agent's reply.
 pub const SIGNAL_DEADLINE: Duration = Duration::from_secs(2);
-/// What is left to a run whose command was ended, for the files that it left. Its VM ends with it.
+/// The time for copying files out of the guest after the run timeout has ended the command.
 pub const OVERTIME: Duration = Duration::from_secs(5);
-/// How long a guest may move nothing of a copy, and how long too little.
+/// How long a guest may copy nothing, or less than the rate below.
 pub const COPY_CREDIT: Duration = Duration::from_secs(30);
-/// Less than this is too little. Under TCG on a busy host a guest moves a thousand times as much.
+/// The least rate of a copy. Under TCG on a busy host a guest is a thousand times as fast.
 const COPY_BYTES_PER_SECOND: u64 = 64 << 10;
 
-/// The time of one run, from when its VM is there.
+/// The clock of one run. It starts when the VM is ready.
 #[derive(Debug, Clone, Copy)]
 pub struct RunClock {
     began: Instant,
@@ -38,12 +38,12 @@ pub struct RunClock {
 }
 
 impl RunClock {
-    /// Starts now. `grace` is what a command gets between SIGTERM and SIGKILL.
+    /// Starts now. `grace` is the time between SIGTERM and SIGKILL.
     pub fn start(timeout: Option<Duration>, grace: Duration) -> Self {
         Self { began: Instant::now(), timeout, grace }
     }
 
-    /// What is left; `None` if there is no bound.
+    /// The time that is left. `None` if the run has no timeout.
     pub fn left(&self) -> Option<Duration> {
         self.until(Duration::ZERO)
     }
@@ -58,7 +58,7 @@ impl RunClock {
         self.after(Duration::ZERO).await;
     }
 
-    /// Waits until a command that was asked to end has been killed, and the files that it left have had their time.
+    /// Waits until the timeout, the grace and the overtime have passed.
     pub async fn overdue(&self) {
         self.after(self.grace.saturating_add(OVERTIME)).await;
     }
@@ -75,13 +75,18 @@ impl RunClock {
     }
 }
 
-/// A guest moved too little of a copy.
+/// A guest copied too slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the guest moved less than {COPY_BYTES_PER_SECOND} bytes a second for {COPY_CREDIT:?}")]
+#[error("the guest copied less than {COPY_BYTES_PER_SECOND} bytes a second for {COPY_CREDIT:?}")]
 pub struct TooSlow;
 
-/// How fast a guest takes or gives the bytes of one copy: waiting uses credit up, and bytes earn it. Only time in which the
-/// guest is waited for counts, because a slow disk of the host is not its fault.
+/// The pace of one copy to or from a guest.
+///
+/// A fixed deadline does not fit a copy, whose length is unknown, and a deadline for each read would accept one byte each
+/// time. So a copy has a credit of time. Waiting for the guest spends it, and bytes earn it back at the least rate, up to
+/// the full credit. A guest that keeps the rate never runs out, however long the copy is. One that is slower runs out after
+/// [`COPY_CREDIT`] at the latest if it sends next to nothing, whatever it sent before. Only time in which the host waits for
+/// the guest is spent, because a slow disk of the host is not the guest's fault.
 #[derive(Debug)]
 pub struct Pace {
     credit: Duration,
@@ -94,7 +99,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Waits for the guest, for as long as its pace so far allows. Safe to cancel if `guest` is.
+    /// Waits for the guest, at most as long as the credit. Safe to cancel if `guest` is.
     ///
     /// # Errors
     /// It is too slow.
@@ -109,13 +114,13 @@ impl Pace {
         self.credit = self.credit.saturating_sub(waited);
     }
 
-    /// The guest took or gave so many bytes.
+    /// Adds the credit for bytes that the guest copied.
     pub fn moved(&mut self, bytes: usize) {
         let earned = Duration::from_secs_f64(bytes as f64 / COPY_BYTES_PER_SECOND as f64);
         self.credit = self.credit.saturating_add(earned).min(COPY_CREDIT);
     }
 
-    /// All bytes have moved, and the guest has to say so: it may have to write them first.
+    /// Restores the full credit for the end of the copy: the guest reports the end only after it has written all bytes.
     pub fn finish(&mut self) {
         self.credit = COPY_CREDIT;
     }
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_moves_a_byte_a_second_is_as_late_as_one_that_stalls() {
+    fn a_guest_that_copies_a_byte_a_second_is_as_late_as_a_stalled_one() {
         for first in [0, 1 << 40] {
             for dribble in [0, 1] {
                 let mut pace = Pace::default();
@@ -151,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_keeps_the_rate_may_take_as_long_as_it_needs() {
+    fn a_guest_that_keeps_the_rate_is_never_late() {
         assert_eq!(lasts(&mut Pace::default(), 64 << 10), u64::MAX);
         assert!(lasts(&mut Pace::default(), 60 << 10) < 1000, "one that is a little slower may not");
     }
 
     #[test]
-    fn the_end_of_a_copy_has_its_own_time() {
+    fn the_end_of_a_copy_has_the_full_credit() {
         let mut pace = Pace::default();
         pace.spend(COPY_CREDIT - SECOND);
         pace.finish();
@@ -165,14 +170,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_ends_when_the_credit_does() {
+    async fn a_wait_ends_when_the_credit_is_spent() {
         let mut pace = Pace { credit: Duration::from_millis(50) };
-        pace.wait(std::future::ready(())).await.expect("it was there at once");
+        pace.wait(std::future::ready(())).await.expect("it is ready at once");
         assert_eq!(pace.wait(std::future::pending::<()>()).await, Err(TooSlow));
     }
 
     #[tokio::test]
-    async fn a_run_has_two_ends_and_one_without_a_bound_has_none() {
+    async fn a_run_has_a_timeout_and_an_overtime_and_one_without_a_timeout_has_neither() {
         let grace = Duration::from_secs(2);
         let clock = RunClock::start(Some(Duration::from_millis(20)), grace);
         let from = Instant::now();

@@ -1,5 +1,5 @@
-//! What a driver implements: with what a running VM needs of it ([`crate::vm`]), all that the rest of the engine asks of a
-//! VMM. Nothing else knows which VMM runs.
+//! The interface of a driver. With the traits of a running VM in [`crate::vm`], it is all that the engine uses of a VMM.
+//! No other module depends on which VMM runs.
 //!
 //! ```text
 //!   Engine ──▶ Driver:    validate, decide, boot, restorer, reattach   one for each engine
@@ -9,7 +9,7 @@
 //!   save ────▶ Saver:     memory, devices and disks into a draft       one for each VM that can be saved
 //!   vm ──────▶ Transport: a byte stream to the agent                   one for each VM
 //! ```
-//! How a driver of another VMM fits in here: `docs/design/0006-drivers.md`.
+//! How to add a driver for another VMM: `docs/design/0006-drivers.md`.
 
 mod capabilities;
 mod error;
@@ -28,37 +28,37 @@ use crate::spec::{Acceleration, VmSpec};
 use crate::vm::{BoxFuture, Ends, Vm};
 use crate::vm_dir::{Orphan, VmDir};
 
-/// One kind of VMM. [`Engine`](crate::Engine) is made of it, alike for all.
+/// One kind of VMM. Each driver is an [`Engine`](crate::Engine), by one implementation for all drivers.
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// `$KILN_HOME`.
     fn home(&self) -> &Utf8Path;
 
-    /// What its guests have.
+    /// The features of its guests.
     fn capabilities(&self) -> Capabilities;
 
-    /// Set once VMs without an owner were looked after.
+    /// Set once this engine has recovered the VMs without an owner.
     fn recovered(&self) -> &OnceCell<()>;
 
-    /// Refuses a spec that this driver could not start. Looks at files and the host's size, no more.
+    /// Refuses a spec that this driver can't start. Checks only values, files and the size of the host.
     fn validate(&self, spec: &VmSpec) -> Result<(), LaunchError>;
 
-    /// Decides what runs the instructions of a spec that is valid.
+    /// Decides what runs the instructions of a valid spec.
     fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>>;
 
-    /// What a VM of this spec, whose acceleration is decided, runs on.
+    /// The machine of a VM of this spec. The spec's acceleration is decided.
     fn machine<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<MachineIdentity, LaunchError>>;
 
-    /// Boots a VM of a spec that was checked.
+    /// Boots a VM of a valid spec.
     fn boot<'a>(&'a self, spec: &'a VmSpec, on: Acceleration) -> BoxFuture<'a, Result<Vm, LaunchError>>;
 
-    /// What restores this snapshot, whose spec was checked. The caller compares the machine with the one that was saved.
+    /// Makes a restorer for a snapshot with a valid spec. The caller compares its machine with the saved one.
     fn restorer<'a>(
         &'a self,
         snapshot: &'a Snapshot,
         spec: &'a VmSpec,
     ) -> BoxFuture<'a, Result<Arc<dyn Restorer>, RestoreError>>;
 
-    /// Connects to a VMM that outlived its owner. On failure the VMM goes on as it did.
+    /// Connects to a VMM that outlived its owner. A failure leaves the VMM as it was.
     fn reattach<'a>(
         &'a self,
         dir: &'a VmDir,
@@ -69,20 +69,19 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
 /// Restores one snapshot, any number of times.
 pub(crate) trait Restorer: fmt::Debug + Send + Sync {
-    /// What its VMs run on.
+    /// The machine of its VMs.
     fn machine(&self) -> &MachineIdentity;
 
-    /// Starts a VMM for the VM of `dir`, which is told of everything but not to load the state of the devices: what it
-    /// takes so far is time that a pool spends ahead. The spec is that fork's own: the snapshot's with its volumes and
-    /// attachments.
+    /// Starts a VMM for the VM of `dir`, up to the point before it loads the device state. A pool of forks does this part
+    /// in advance. `spec` is the spec of this fork: the snapshot's, with the fork's volumes and attachments.
     fn start(&self, dir: VmDir, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>>;
 }
 
-/// A VMM that waits to load its state.
+/// A VMM that has not loaded the device state yet.
 pub(crate) trait Waiting: fmt::Debug + Send + Sync {
-    /// Its process.
+    /// The pid of its process.
     fn pid(&self) -> u32;
 
-    /// Loads the state, and hands the VM over to the task that owns it. The guest is paused.
+    /// Loads the device state, and starts the task that owns the VM. The guest stays paused.
     fn load(self: Box<Self>) -> BoxFuture<'static, Result<Vm, RestoreError>>;
 }

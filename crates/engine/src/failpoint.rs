@@ -1,19 +1,19 @@
-//! Named places at which a test can end the process, or make a step fail.
+//! Named steps at which a test can kill the process, make the step fail, or act itself.
 //!
 //! ```text
-//!   KILN_FAILPOINT=save.device:kill kiln …    ──▶ hit("save.device") ──▶ SIGKILL, there and then
+//!   KILN_FAILPOINT=save.device:kill kiln …    ──▶ hit("save.device") ──▶ SIGKILL at once
 //! ```
-//! Without the feature `failpoints` nothing of it is compiled in: `hit` is empty and the variable is not read.
+//! Without the feature `failpoints`, `hit` is empty and the variable is not read.
 //!
-//! A name is `act.step` and is hit right *after* the step: `save.device` when the device state is on disk.
+//! A name is `act.step`. It is hit right *after* the step: `save.device` when the device state is written.
 
 use std::io;
 
-/// Names one fail point, and what happens there: `name`, `name:kill`, `name:error` or `name:wait-PATH`, which makes that file
-/// and continues once the file has been removed.
+/// Names one fail point and its action: `name`, `name:kill`, `name:error` or `name:wait-PATH`. The last creates that file
+/// and continues once the test has removed it.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
 
-/// Every fail point there is, in the order in which a VM's life passes them.
+/// All fail points, in the order in which the life of a VM passes them.
 pub const FAIL_POINTS: &[&str] = &[
     "launch.dir",
     "launch.spawned",
@@ -77,11 +77,11 @@ mod armed {
 
     use super::{FAIL_POINT_VARIABLE, FAIL_POINTS, FailPoint};
 
-    /// For a test that has seen the file and acts meanwhile.
+    /// The time for a test to act and remove the file.
     const WAIT_DEADLINE: Duration = Duration::from_secs(60);
     const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-    /// What happens at a fail point.
+    /// The action at a fail point.
     #[derive(Debug, Clone, PartialEq, Eq)]
     enum Action {
         Kill,
@@ -94,7 +94,7 @@ mod armed {
         debug_assert!(FAIL_POINTS.contains(&name), "`{name}` is not in the list that tests walk");
         let chosen = CHOSEN.get_or_init(|| {
             let value = std::env::var(FAIL_POINT_VARIABLE).ok()?;
-            // A misspelt fail point would make a test pass that has tested nothing.
+            // With a misspelt name, a test would pass without having tested anything.
             Some(parse(&value).unwrap_or_else(|| panic!("`{FAIL_POINT_VARIABLE}={value}` names no fail point")))
         });
         match chosen {
@@ -108,7 +108,7 @@ mod armed {
             Action::Kill => {
                 let myself = rustix::process::getpid();
                 rustix::process::kill_process(myself, Signal::KILL).expect("a process may kill itself");
-                // Other threads may still run for a moment; this one shall not.
+                // The signal may take a moment. This thread must not continue until then.
                 loop {
                     std::thread::park();
                 }
@@ -145,7 +145,7 @@ mod armed {
         use super::*;
 
         #[test]
-        fn a_value_names_a_point_and_what_happens_there() {
+        fn a_value_names_a_point_and_its_action() {
             let save = |action| Some(("save.device".to_owned(), action));
             assert_eq!(parse("save.device"), save(Action::Kill));
             assert_eq!(parse("save.device:kill"), save(Action::Kill));
@@ -164,7 +164,7 @@ mod armed {
         }
 
         #[test]
-        fn a_process_ends_or_fails_at_the_chosen_point_alone() {
+        fn only_the_named_fail_point_acts() {
             let run = |value: &str| {
                 let mut command = Command::new(std::env::current_exe().expect("this binary"));
                 command.args(["--exact", "failpoint::armed::tests::pass_two_points", "--nocapture", "--ignored"]);

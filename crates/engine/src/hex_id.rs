@@ -1,6 +1,6 @@
-//! Ids in hex digits: their random digits, and a type for each kind of id.
+//! Ids of hex digits: their random digits, and a macro that defines a type of ids.
 
-/// Random digits, enough of which no other id has.
+/// Random hex digits, two for each byte.
 pub(crate) fn random_hex<const BYTES: usize>() -> String {
     let mut bytes = [0; BYTES];
     // Once the kernel has booted, a small request is always filled whole.

@@ -1,6 +1,6 @@
-//! `$KILN_HOME`: where Kiln keeps what outlives a command.
+//! `$KILN_HOME`: the directory of images, snapshots, VMs and downloads.
 //!
-//! A home is used only if [`Home::check`] finds that no other user could have put anything there.
+//! A home is used only if [`Home::check`] has found that no other user could have changed it.
 
 mod trust;
 
@@ -21,7 +21,7 @@ pub enum HomeError {
     /// Neither variable is set.
     #[error("neither `KILN_HOME` nor `HOME` is set")]
     Unset,
-    /// A relative path would be another directory for each command.
+    /// A relative path would mean another directory in each working directory.
     #[error("`{variable}` must be an absolute path, not `{value}`")]
     NotAbsolute {
         /// The variable.
@@ -35,40 +35,40 @@ pub enum HomeError {
         way_words(path, home)
     )]
     Foreign {
-        /// What has another owner.
+        /// The directory or link with another owner.
         path: Utf8PathBuf,
         /// The home.
         home: Utf8PathBuf,
-        /// Its owner, for people.
+        /// The owner of `path`, as text for users.
         owner: String,
-        /// This user, for people.
+        /// This user, as text for users.
         user: String,
     },
-    /// Other users may change the home, or put another directory in its place.
+    /// Other users can change the home, or replace it with another directory.
     #[error(
         "other users may write to `{path}` (mode {mode:04o}, owned by {owner}){}: Kiln uses only a home that no other user can change",
         way_words(path, home)
     )]
     WritableByOthers {
-        /// Where they may write.
+        /// The directory to which they can write.
         path: Utf8PathBuf,
         /// The home.
         home: Utf8PathBuf,
-        /// The mode of that directory.
+        /// The mode of `path`.
         mode: u32,
-        /// Its owner, for people.
+        /// The owner of `path`, as text for users.
         owner: String,
     },
-    /// Something else is in the way.
+    /// The home, or a step on the way to it, is not a directory.
     #[error("`{path}` is not a directory")]
     NotADirectory {
-        /// What is there.
+        /// The file.
         path: Utf8PathBuf,
     },
-    /// It can't be inspected.
+    /// A directory can't be inspected.
     #[error("failed to inspect `{path}`")]
     Io {
-        /// What.
+        /// The directory.
         path: Utf8PathBuf,
         /// Why.
         #[source]
@@ -81,7 +81,7 @@ fn way_words(path: &Utf8Path, home: &Utf8Path) -> String {
 }
 
 impl HomeError {
-    /// Whether it is the value of a variable that is wrong, not what is there.
+    /// Whether the cause is the value of a variable, not the files of the home.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Unset | Self::NotAbsolute { .. })
     }
@@ -91,7 +91,7 @@ impl HomeError {
         let another = "export KILN_HOME=/a/directory/of/yours";
         match self {
             Self::WritableByOthers { path, .. } => {
-                format!("chmod go-w {path}, if you know all that is in there, or: {another}")
+                format!("chmod go-w {path}, if you trust everything in it, or: {another}")
             }
             Self::Unset | Self::NotAbsolute { .. } | Self::Foreign { .. } | Self::NotADirectory { .. } => {
                 another.into()
@@ -128,11 +128,11 @@ impl Home {
         Self(path.into())
     }
 
-    /// Checks that only this user and root can have put anything into the home, or can replace it.
-    /// A home that does not exist yet will be made so. Changes nothing.
+    /// Checks that only this user and root can change or replace the home. If the home does not exist yet, Kiln will
+    /// create it that way. Changes nothing.
     ///
     /// # Errors
-    /// [`HomeError`] names what is owned by others or can be written by them.
+    /// [`HomeError`] names the first directory that others own or can write to.
     pub fn check(&self) -> Result<(), HomeError> {
         let user = rustix::process::geteuid().as_raw();
         trust::check(&self.0, &self.parts(), user, &trust::Accounts::read())
@@ -162,12 +162,12 @@ impl Home {
         self.0.join("snapshots")
     }
 
-    /// Downloads and remembered facts: all of it can be removed at any time.
+    /// Downloads and remembered facts. All of it can be removed at any time.
     pub fn cache(&self) -> Utf8PathBuf {
         self.0.join("cache")
     }
 
-    /// Removes what crashed builders left behind and returns it. What a living one still holds is kept.
+    /// Removes unfinished files of processes that crashed, and returns their paths. Files of running processes stay.
     ///
     /// # Errors
     /// The first directory that can't be read or removed.
@@ -184,7 +184,7 @@ impl Home {
     }
 }
 
-/// The blake3 of a file, as hex digits: read once, and remembered below the home for as long as the file is the same.
+/// The BLAKE3 digest of a file, in hex digits. It is computed once, and remembered as long as the file does not change.
 ///
 /// # Errors
 /// The file can't be read.
@@ -192,7 +192,7 @@ pub fn remembered_digest(home: &Home, file: &Utf8Path) -> io::Result<String> {
     FileFacts::new(home.path()).digest(file)
 }
 
-/// An unset and an empty variable are the same.
+/// The value of a variable. An empty variable counts as unset.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -1,11 +1,20 @@
-//! VMM processes, which outlive the process that started them only where that was asked for.
+//! Starts and ends VMM processes. They outlive the process that started them only if their spec requires that.
 //!
 //! ```text
 //!   spawn(Program) ──▶ spawner thread ──fork──▶ child: see `confine::exec`
 //!        ◀── Child { pid, pidfd } ──┘
 //! ```
-//! The kernel sends the parent-death signal when the *thread* that forked ends, so all forks come from one thread that
-//! lives as long as the process. A child is its own session, so a Ctrl-C at the terminal reaches Kiln alone.
+//! A VMM has to die with Kiln, also if Kiln is killed by SIGKILL and can't clean up. `PR_SET_PDEATHSIG` does that, but the
+//! kernel sends the signal when the *thread* that forked ends, not when its process does. A thread of a pool ends after
+//! some idle seconds, and would take running VMs with it. So one thread forks all children and lives as long as the
+//! process.
+//!
+//! Each child is a session of its own, so a Ctrl-C at the terminal is sent to Kiln and not to the VMMs. Kiln then ends them
+//! in order.
+//!
+//! A child is signalled and awaited through its pidfd, never by its pid. A pid can be reused as soon as the process was
+//! reaped, and a signal to it would then reach an unrelated process. A pidfd stays bound to its process: after the process
+//! was reaped, a signal fails with `ESRCH`.
 #![expect(unsafe_code, reason = "waiting for a pidfd has no safe interface")]
 
 use std::ffi::OsString;
@@ -30,11 +39,11 @@ use crate::spec::OwnerLoss;
 use crate::vm_dir::orphan::KILL_DEADLINE;
 use crate::vm_dir::{Orphan, orphan};
 
-/// Forks that may wait for the spawner thread.
+/// Requests that may wait for the spawner thread.
 const SPAWN_QUEUE: usize = 16;
-/// From the request to the exec, behind others; each takes some milliseconds.
+/// From the request to the exec, with the requests before it. Each takes some milliseconds.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
-/// Where programs look for others. The caller's own may lead to directories of others.
+/// The `PATH` of a child. The caller's `PATH` may contain directories of other users.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program to start.
@@ -42,33 +51,33 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(crate) struct Program {
     pub(crate) path: Utf8PathBuf,
     pub(crate) arguments: Vec<OsString>,
-    /// All of it: the child has none of ours. See [`own_environment`].
+    /// The whole environment: the child inherits no variable of this process. See [`own_environment`].
     pub(crate) environment: Vec<(OsString, OsString)>,
-    /// Where it works. Programs search files there that no argument names.
+    /// The working directory. A program may search it for files that no argument names.
     pub(crate) directory: Utf8PathBuf,
-    /// Descriptors that the child keeps, under the same numbers. They stay close-on-exec in this process.
+    /// Descriptors that the child keeps, with the same numbers. In this process they stay close-on-exec.
     pub(crate) inherit: Vec<OwnedFd>,
     pub(crate) stdout: Sink,
     pub(crate) stderr: Sink,
-    /// Where the child writes which process it is, see [`Orphan::find`].
+    /// The file into which the child writes its pid and start time, see [`Orphan::find`].
     pub(crate) pid_file: Option<OwnedFd>,
     pub(crate) owner_loss: OwnerLoss,
     pub(crate) border: Border,
 }
 
-/// What a program finds that is to have nothing of Kiln's caller: no token, no library to load before others.
+/// The environment of a program that must inherit nothing of Kiln's caller, such as a token or `LD_PRELOAD`.
 pub(crate) fn own_environment() -> Vec<(OsString, OsString)> {
     vec![("PATH".into(), PATH.into())]
 }
 
-/// What becomes of what a program writes.
+/// The target of a program's output.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    /// It has no reader.
+    /// `/dev/null`.
     Null,
-    /// [`Child::take_stderr`] reads it; for standard error alone.
+    /// A new pipe, for standard error only. [`Child::take_stderr`] returns its reader.
     Pipe,
-    /// It goes there.
+    /// An open file or pipe.
     To(OwnedFd),
 }
 
@@ -76,11 +85,11 @@ pub(crate) enum Sink {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmmStatus {
-    /// With this exit code.
+    /// It exited with this code.
     Code(i32),
-    /// By this signal.
+    /// This signal killed it.
     Signal(i32),
-    /// Unknown: it was adopted, and only a process's own parent gets its status.
+    /// It was adopted. The kernel reports an exit status only to the parent.
     Unknown,
 }
 
@@ -103,27 +112,27 @@ pub(crate) struct Child {
     status: Option<VmmStatus>,
     stderr: Option<OwnedFd>,
     confinement: Confinement,
-    /// On its way into its control group.
+    /// The move into its control group, while that is not finished.
     entry: Option<Entry>,
-    // Dropped after the process has ended: a control group can't go before.
+    // Dropped after the process has ended, because a control group with a process in it can't be removed.
     cgroup: Option<Cgroup>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kin {
     Own,
-    /// Another process's child: init reaps it, and only init gets its status.
+    /// A child of another process. Init reaps it and gets its status.
     Adopted,
 }
 
-/// Sends signals to a child; does nothing once the child was reaped.
+/// Sends signals to a child. Does nothing after the child was reaped.
 #[derive(Debug, Clone)]
 pub(crate) struct Killer(Arc<OwnedFd>);
 
 /// Starts a program in a session of its own.
 ///
-/// Safe to cancel: what was begun is finished on a thread that the runtime waits for at its end, and the child is killed and
-/// reaped there. So no child of a start that was given up outlives this process.
+/// Safe to cancel: the start continues on its thread, which then kills and reaps the child. The runtime waits for that
+/// thread at its end, so the child of a cancelled start does not outlive this process.
 pub(crate) async fn spawn(program: Program) -> io::Result<Child> {
     blocking(move || {
         let (reply, answer) = mpsc::channel();
@@ -131,7 +140,7 @@ pub(crate) async fn spawn(program: Program) -> io::Result<Child> {
         spawner()?.send((program, reply)).map_err(|_| gone())?;
         match answer.recv_timeout(SPAWN_DEADLINE) {
             Ok(started) => started,
-            // The child is killed as soon as the spawner finds that the caller is gone.
+            // `answer` is dropped here, so the spawner's reply fails, and its drop kills the child.
             Err(RecvTimeoutError::Timeout) => Err(io::ErrorKind::TimedOut.into()),
             Err(RecvTimeoutError::Disconnected) => Err(gone()),
         }
@@ -149,11 +158,12 @@ fn spawner() -> io::Result<&'static mpsc::SyncSender<Order>> {
     let (sender, requests) = mpsc::sync_channel::<Order>(SPAWN_QUEUE);
     std::thread::Builder::new().name("kiln-spawner".into()).spawn(move || {
         while let Ok((program, reply)) = requests.recv() {
-            // If the caller is gone, the answer comes back here and its drop kills the child.
+            // If the caller is gone, `send` returns the reply, and its drop kills the child.
             drop(reply.send(fork_and_exec(program)));
         }
     })?;
-    // If another thread was faster, our sender is dropped and our thread ends without having forked.
+    // If another thread was faster, our sender is dropped, and our thread ends. It has forked nothing, so its end sends no
+    // signal.
     Ok(SPAWNER.get_or_init(|| sender))
 }
 
@@ -178,7 +188,8 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
     let (pid, pidfd) = loop {
         match launch.start(&border.steps)? {
             Ok(child) => break child,
-            // Hosts refuse in the child what they promise outside of it. It does without, and says so.
+            // A host may refuse a measure in the child although a check outside of it succeeded. The measure is left out,
+            // the reason is recorded, and the start is tried again.
             Err(failure) if border.give_up(failure) => tracing::debug!(%failure, "a measure of confinement is refused"),
             Err(failure) => return Err(failure.into()),
         }
@@ -195,7 +206,7 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
 }
 
 impl Sink {
-    /// The child's end, and ours if there is one.
+    /// The child's end, and for a pipe also this process's end.
     fn open(self) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
         match self {
             Self::Null => {
@@ -212,7 +223,7 @@ impl Sink {
 }
 
 impl Child {
-    /// Takes over a process that another one started, and its control group.
+    /// Takes over a process that another process started, and its control group.
     pub(crate) fn adopt(orphan: Orphan, cgroup: Option<Cgroup>) -> Self {
         let Orphan { pid, pidfd } = orphan;
         let confinement = Confinement::default();
@@ -234,7 +245,8 @@ impl Child {
         self.pid
     }
 
-    /// Waits until it is in its control group, or the host has refused that. Blocks, for some 10 ms after its start.
+    /// Waits until the child is in its control group, or the host has refused that. Blocks up to some 10 ms after the
+    /// start.
     pub(crate) fn settle(&mut self) {
         if let Some(Err(error)) = self.entry.take().map(Entry::finish) {
             let reason = format!("the child could not enter its cgroup: {error}");
@@ -242,7 +254,7 @@ impl Child {
         }
     }
 
-    /// What confines it. Of its control group this is sure once it has [settled](Self::settle).
+    /// The measures that confine it. The state of its control group is final once it has [settled](Self::settle).
     pub(crate) fn confinement(&self) -> &Confinement {
         &self.confinement
     }
@@ -273,7 +285,7 @@ impl Child {
         Ok(self.status)
     }
 
-    /// Waits for the end of a killed process, which ends as soon as it is scheduled.
+    /// Waits for the end of a killed process. It ends as soon as the kernel schedules it.
     fn reap_killed(&self) -> io::Result<()> {
         match self.kin {
             Kin::Own => reap(&self.pidfd, WaitIdOptions::EXITED).map(|_| ()),
@@ -309,12 +321,12 @@ impl Killer {
         self.signal(Signal::KILL);
     }
 
-    /// Whether the process has ended. When in doubt, it has not.
+    /// Whether the process has ended. `false` if that can't be found out.
     pub(crate) fn has_ended(&self) -> bool {
         orphan::ends_within(&self.0, Duration::ZERO).unwrap_or(false)
     }
 
-    /// Waits for the process's end, where it was killed. Blocks.
+    /// Waits for the end of a killed process. Blocks.
     pub(crate) fn wait(&self) -> io::Result<()> {
         if orphan::ends_within(&self.0, KILL_DEADLINE)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
@@ -360,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn exit_codes_and_signals_come_back() {
+    async fn exit_codes_and_signals_are_reported() {
         let mut child = spawn(shell("exit 7")).await.expect("starts");
         assert_eq!(end(&mut child).await, VmmStatus::Code(7));
         let mut child = spawn(shell("kill -9 $$")).await.expect("starts");
@@ -375,7 +387,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_child_is_gone() {
+    async fn a_dropped_child_is_killed_and_reaped() {
         let child = spawn(shell("exec sleep 1000")).await.expect("starts");
         let path = format!("/proc/{}", child.pid());
         assert!(std::path::Path::new(&path).exists());
@@ -402,10 +414,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_has_nothing_of_what_its_owner_was_given() {
+    async fn a_child_inherits_no_descriptors_environment_or_directory() {
         use std::io::Read as _;
         let leaked = fs_err::File::open("/dev/null").expect("opens");
-        // Inherited by whatever is started, unless that is prevented.
+        // A child inherits these unless that is prevented.
         let dup = |number| rustix::io::dup(&leaked).unwrap_or_else(|error| panic!("the {number}th: {error}"));
         let _leaked = (3..300).map(dup).collect::<Vec<_>>();
         assert!(std::env::vars_os().count() > 1, "there is something to inherit");
@@ -431,7 +443,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_outlives_its_owner_where_that_was_asked_for_alone() {
+    async fn a_child_outlives_its_owner_only_if_its_spec_requires_it() {
         use std::io::BufRead as _;
         let mut owner = Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", "process::tests::start_two_children_and_wait_to_be_killed", "--nocapture", "--ignored"])

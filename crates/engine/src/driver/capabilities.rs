@@ -1,27 +1,27 @@
-//! What guests of an engine have.
+//! Features of an engine's guests.
 
 use serde::Serialize;
 
-/// How far a guest is from the host.
+/// What isolates a guest from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Isolation {
-    /// None: the guest is a process of this user.
+    /// Nothing: the guest is a process of this user.
     Process,
-    /// A VMM in user space alone.
+    /// A VMM that emulates the CPU in user space.
     Emulated,
-    /// Hardware virtualisation below the VMM.
+    /// Hardware virtualisation and a VMM.
     Hardware,
 }
 
-/// What guests of an engine have.
+/// The features of an engine's guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Capabilities {
     /// Name of the driver.
     pub driver: &'static str,
     /// The guest has a kernel of its own.
     pub kernel: bool,
-    /// The guest has a console that gives [`VmEvent::Console`](crate::VmEvent::Console).
+    /// The guest has a console, whose output is sent as [`VmEvent::Console`](crate::VmEvent::Console).
     pub console: bool,
     /// The guest can be paused.
     pub pause: bool,
@@ -31,6 +31,6 @@ pub struct Capabilities {
     pub nics: bool,
     /// The guest can be saved and forked.
     pub snapshots: bool,
-    /// What every guest of this engine has at least.
+    /// The least isolation of its guests.
     pub isolation: Isolation,
 }

@@ -1,4 +1,4 @@
-//! What is asked of a restore, and what comes of it.
+//! The request for forks, the checks of it, and a fork.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,47 +27,48 @@ const OWN_NAMESPACE: &str = "/proc/self/ns/net";
 /// How to restore a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForkSpec {
-    /// How many VMs; all of them start, or none.
+    /// The number of VMs. All of them start, or none.
     pub count: usize,
-    /// Who they are.
+    /// Whether they are new machines.
     pub identity: ForkIdentity,
-    /// What is each one's own; those without a part are alike.
+    /// The own parts of each fork. Forks without an entry get the defaults of [`ForkPart`].
     pub parts: Vec<ForkPart>,
-    /// What becomes of them when their owner is lost.
+    /// What happens to them when their owner is lost.
     pub owner_loss: OwnerLoss,
-    /// For each of them, from the start of its VMM to its own clock, randomness and names.
+    /// The deadline of each fork, from the start of its VMM until it has its own clock, randomness and names.
     pub deadline: Duration,
 }
 
-/// What one fork has that others have not.
+/// The parts that belong to one fork only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ForkPart {
-    /// Its host name; one made of its id if absent. A fork that keeps its identity keeps its name too.
+    /// Its host name. If absent, `kiln-` and its id. Ignored if the fork keeps the saved identity.
     pub hostname: Option<String>,
-    /// One for each network card, in the order of the spec. If there are none, all cards are unplugged and have random
-    /// addresses.
+    /// One entry for each network card, in the order of the spec. If the list is empty, all cards are unplugged and have
+    /// random addresses.
     pub nics: Vec<NicPart>,
-    /// One for each [volume](crate::DiskRole::Volume) of the snapshot. What a file system in the guest's memory has cached
-    /// of a volume was true when the VM was saved, so a mounted one needs the very bytes of that moment.
+    /// One entry for each [volume](crate::DiskRole::Volume) of the snapshot. The guest's memory may hold cached blocks of
+    /// a volume that was mounted when the VM was saved. Such a volume needs the same contents as then, otherwise the guest
+    /// writes its old view over the new contents and destroys the file system.
     pub volumes: Vec<VolumeFile>,
 }
 
-/// What one network card of a fork has that those of others have not.
+/// The parts of a network card that belong to one fork only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NicPart {
-    /// Its address; a random one if absent. A fork that keeps its identity keeps its addresses too.
+    /// Its address. If absent, a random one. Ignored if the fork keeps the saved identity.
     pub mac: Option<MacAddress>,
-    /// What it leads to. A card that was on a TAP device when the VM was saved needs one again.
+    /// What it is connected to. A card that was saved on a TAP device needs a TAP device again.
     pub attachment: Attachment,
 }
 
-/// A file that is a fork's volume. One VM alone writes to it.
+/// The file of a fork's volume. Only one VM may write to it.
 ///
 /// ```no_run
 /// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::{ForkPart, ForkSpec, VolumeFile};
 ///
-/// // The second disk of the saved VM was a volume. What a fork writes to its own is there when it has ended.
+/// // The second disk of the saved VM was a volume. The files outlive the forks.
 /// let part = |path: &str| ForkPart {
 ///     volumes: vec![VolumeFile { index: 1, path: path.into() }],
 ///     ..ForkPart::default()
@@ -82,18 +83,18 @@ pub struct NicPart {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeFile {
-    /// Place of the disk in [`VmSpec::disks`].
+    /// The index of the disk in [`VmSpec::disks`].
     pub index: usize,
-    /// The file on the host, of the format that the spec says. Its disk has the size of the one that was saved.
+    /// The file on the host. It has the spec's format, and its disk has the size of the saved one.
     pub path: Utf8PathBuf,
 }
 
-/// Who a restored VM is.
+/// The identity of a restored VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ForkIdentity {
-    /// A machine of its own: new machine id, host name and addresses.
+    /// A new machine: new machine id, host name and addresses.
     Fresh,
-    /// The machine that was saved: for a VM that was stopped and continues. Its clock and randomness are new all the same.
+    /// The saved machine: for a VM that was stopped and continues. It also gets a new clock and new randomness.
     Keep,
 }
 
@@ -109,7 +110,7 @@ impl Default for ForkSpec {
     }
 }
 
-/// A restored VM that is its own machine: clock, randomness and names were set before any of its commands went on.
+/// A restored VM with its own clock, randomness and names. They were set before any of its commands continued.
 #[derive(Debug)]
 pub struct Fork {
     /// The VM.
@@ -118,32 +119,33 @@ pub struct Fork {
     pub link: GuestLink,
 }
 
-/// Checks what forks that are made together should have of their own. Looks at files.
+/// Checks the parts of forks that are made together. Reads files.
+///
+/// Two forks must not share a volume: two kernels that write to one file system without coordination destroy it. Nor can
+/// they share a TAP device. Files and namespaces are compared by device and inode, because one file can have several paths.
 pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec) -> Result<(), RestoreError> {
     let refuse = |problem: String| Err(RestoreError::Part { problem });
     let (mut files, mut taps) = (BTreeSet::new(), BTreeSet::new());
     for part in parts {
         part.apply(manifest, spec)?;
         for tap in part.nics.iter().filter_map(|nic| nic.attachment.tap()) {
-            // By whichever name, as below.
-            // One that is not there is refused in words when it is opened.
+            // A namespace that does not exist is refused when the device is opened, with an error that names it.
             let namespace = fs_err::metadata(tap.namespace.as_deref().unwrap_or(Utf8Path::new(OWN_NAMESPACE)));
             if namespace.is_ok_and(|found| !taps.insert((found.dev(), found.ino(), &tap.device))) {
-                return refuse(format!("two cards would be on {tap}"));
+                return refuse(format!("two cards have {tap}"));
             }
         }
         for VolumeFile { path, .. } in &part.volumes {
-            // By whichever name: two writers would destroy what it holds.
             let file = fs_err::metadata(path).map(|meta| (meta.dev(), meta.ino()));
             if !file.is_ok_and(|file| files.insert(file)) {
-                return refuse(format!("`{path}` would be the volume of two disks"));
+                return refuse(format!("`{path}` is the volume of two disks"));
             }
         }
     }
     Ok(())
 }
 
-/// Names for a new machine.
+/// Makes the names of a new machine.
 pub(crate) fn fresh_identity(vm: &VmId, spec: &VmSpec, part: &ForkPart) -> Identity {
     let given = part.nics.iter().map(|nic| nic.mac).chain(iter::repeat(None));
     let macs = spec.nics.iter().zip(given).map(|(_, mac)| mac.unwrap_or_else(MacAddress::random).to_string());
@@ -153,7 +155,7 @@ pub(crate) fn fresh_identity(vm: &VmId, spec: &VmSpec, part: &ForkPart) -> Ident
 }
 
 impl ForkPart {
-    /// The spec of the fork that has this part, of a snapshot with that manifest. Looks at files.
+    /// The spec of a fork with this part. Reads files.
     ///
     /// # Errors
     /// [`RestoreError::Part`], [`RestoreError::NoVolume`], or [`RestoreError::NoTap`].
@@ -164,7 +166,7 @@ impl ForkPart {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
             if !(1..=HOSTNAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(allowed) {
                 return refuse(format!(
-                    "`{name}` is not a host name: it must be 1 to {HOSTNAME_BYTES_MAX} of `[a-zA-Z0-9.-]`"
+                    "`{name}` is not a valid host name: it must be 1 to {HOSTNAME_BYTES_MAX} of `[a-zA-Z0-9.-]`"
                 ));
             }
         }
@@ -177,7 +179,7 @@ impl ForkPart {
     fn attach(&self, manifest: &Manifest, spec: &mut VmSpec) -> Result<(), RestoreError> {
         let refuse = |problem: String| Err(RestoreError::Part { problem });
         if !self.nics.is_empty() && self.nics.len() != spec.nics.len() {
-            return refuse(format!("{} parts for {} network cards", self.nics.len(), spec.nics.len()));
+            return refuse(format!("it has {} network cards, not {}", spec.nics.len(), self.nics.len()));
         }
         for (index, nic) in spec.nics.iter_mut().enumerate() {
             let attachment = self.nics.get(index).map(|part| part.attachment.clone()).unwrap_or_default();
@@ -194,7 +196,7 @@ impl ForkPart {
         for (position, volume) in self.volumes.iter().enumerate() {
             let index = volume.index;
             if self.volumes[..position].iter().any(|other| other.index == index) {
-                return refuse(format!("two volumes for disk {index}"));
+                return refuse(format!("disk {index} has two volumes"));
             }
             match spec.disks.get_mut(index) {
                 Some(disk) if disk.role == DiskRole::Volume => disk.path.clone_from(&volume.path),
@@ -226,8 +228,7 @@ impl ForkPart {
     }
 }
 
-/// The size of the disk that is in a volume's file, which comes from outside and is hostile: a guest has written to it, and
-/// perhaps others.
+/// The size of the disk in a volume's file. The file is hostile: a guest has written to it, and other programs may have.
 fn volume_bytes(disk: &Disk) -> io::Result<u64> {
     let meta = fs_err::metadata(&disk.path)?;
     if !meta.is_file() {
@@ -250,7 +251,7 @@ mod tests {
     use crate::snapshot::{ExternalDisk, Snapshot};
     use crate::spec::{Nic, Tap};
 
-    /// A snapshot's manifest and spec, as if they were of a VM with one shared disk and one volume.
+    /// The manifest and spec of a snapshot, changed to those of a VM with one shared disk and one volume.
     fn saved(snapshot: &Snapshot, volume: &Utf8PathBuf) -> (Manifest, VmSpec) {
         let disk = |role| Disk { path: volume.clone(), format: DiskFormat::Raw, role };
         let disks = vec![disk(DiskRole::Shared), disk(DiskRole::Volume)];
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_has_the_volume_that_it_is_given_and_none_without_one() {
+    fn a_fork_gets_its_own_volume_and_fails_without_one() {
         let place = crate::snapshot::testing::place();
         let snapshot = place.full("one");
         let file = |name: &str, bytes| {
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_qcow2_volume_has_the_disk_of_the_one_that_was_saved_and_names_no_other_file() {
+    fn a_qcow2_volume_needs_the_saved_size_and_must_name_no_other_file() {
         let place = crate::snapshot::testing::place();
         let snapshot = place.full("one");
         let file = |name: &str, arguments: &[&str]| {

@@ -1,4 +1,4 @@
-//! The one thing every driver does: turn a [`VmSpec`] into a running [`Vm`], and snapshots into more of them.
+//! The interface of every engine: [`VmSpec`]s and snapshots in, running [`Vm`]s out.
 
 use std::sync::Arc;
 
@@ -17,28 +17,28 @@ use crate::vm_dir::VmId;
 
 /// Starts VMs. One engine serves any number of VMs at once.
 pub trait Engine: Send + Sync {
-    /// What guests of this engine have.
+    /// The features of its guests.
     fn capabilities(&self) -> Capabilities;
 
-    /// Where it keeps its VMs: `$KILN_HOME`.
+    /// The directory of its VMs and snapshots: `$KILN_HOME`.
     fn home(&self) -> &Utf8Path;
 
-    /// What would run this spec's instructions. Decides
-    /// [`AccelerationRequest::Auto`](crate::AccelerationRequest::Auto), which takes a probe guest of a few seconds once;
-    /// [`launch`](Self::launch) does the same if this was not asked before.
+    /// Decides between KVM and TCG for a spec, as [`launch`](Self::launch) does. For
+    /// [`AccelerationRequest::Auto`](crate::AccelerationRequest::Auto) the first call may boot a probe guest, which takes
+    /// some seconds. The result is remembered.
     ///
     /// # Errors
     /// The spec can't be started on this host.
     fn decide<'a>(&'a self, spec: &'a VmSpec) -> BoxFuture<'a, Result<Acceleration, LaunchError>>;
 
-    /// Starts a VM. Ready means that the VMM runs and answers; the guest may still be booting.
+    /// Starts a VM. When this returns, the VMM runs and answers. The guest may still be booting.
     ///
     /// # Errors
-    /// [`LaunchError`]; nothing is left behind then.
+    /// [`LaunchError`]. Nothing of the VM is left then.
     fn launch(&self, spec: VmSpec) -> BoxFuture<'_, Result<Vm, LaunchError>>;
 
-    /// Restores a snapshot as VMs that run at once. Each is its own machine before any of its commands goes on; where
-    /// one of them can't be made so, none is handed out.
+    /// Restores a snapshot as one or more running VMs. Each has its own clock, randomness and names before any of its
+    /// commands continues. If one fork fails, all of them end and the caller gets the error.
     ///
     /// ```no_run
     /// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
@@ -60,51 +60,51 @@ pub trait Engine: Send + Sync {
     /// ```
     ///
     /// # Errors
-    /// [`RestoreError`]; nothing is left behind then.
+    /// [`RestoreError`]. Nothing of the forks is left then.
     fn restore<'a>(&'a self, snapshot: &'a Snapshot, forks: ForkSpec)
     -> BoxFuture<'a, Result<Vec<Fork>, RestoreError>>;
 
-    /// Resumes a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped, as the same machine under the
-    /// same id, with the same volumes and on the same TAP devices: those are opened again.
+    /// Resumes a VM that [`AfterSave::Stop`](crate::snapshot::AfterSave::Stop) stopped. It is the same machine with the
+    /// same id and the same volumes. Its TAP devices are opened again.
     ///
     /// # Errors
-    /// [`RestoreError`]; the VM is stopped as before then. One whose TAP device is gone is resumed once there is one of that
-    /// name again.
+    /// [`RestoreError`]. The VM stays stopped then. If a TAP device is missing, a later attempt succeeds once a device of
+    /// that name exists again.
     fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, RestoreError>>;
 
-    /// Makes a snapshot ready to be forked time and again, for a [`ForkPool`](crate::ForkPool), say: what it takes to
-    /// find out whether it fits this host is paid once. `forks.count` is not looked at.
+    /// Checks once that a snapshot fits this host, so that it can then be forked many times, for example by a
+    /// [`ForkPool`](crate::ForkPool). Ignores `forks.count`.
     ///
     /// # Errors
     /// The snapshot can't be restored on this host.
     fn template<'a>(&'a self, snapshot: &'a Snapshot, forks: ForkSpec)
     -> BoxFuture<'a, Result<Template, RestoreError>>;
 
-    /// The ready-made snapshot of a spec's VM, made if it is not there: a boot of some seconds, once. Afterwards it takes
-    /// a few looks at files.
+    /// The ready-made snapshot of a spec's VM. If it does not exist, a VM is booted and saved, which takes some seconds.
+    /// Later calls only read a few files.
     ///
-    /// It is kept for as long as image, kernel, VMM, acceleration, CPUs, memory and all else of the spec are the same. Its
-    /// network cards are unplugged, whatever the spec says of them, so that its forks go onto any network.
+    /// It is used as long as the image, the VMM, the acceleration and the spec are the same. Its network cards are
+    /// unplugged, so its forks can be put on any network.
     ///
     /// # Errors
     /// [`ReadyError`]
     fn ready<'a>(&'a self, request: ReadyRequest<'a>) -> BoxFuture<'a, Result<Snapshot, ReadyError>>;
 
-    /// Takes over a VM with [`OwnerLoss::KeepRunning`](crate::OwnerLoss::KeepRunning) whose owner is gone, as
-    /// [`recover`](crate::recover) names it [`Adoptable`](crate::Outcome::Adoptable). From then on it is this process's
-    /// VM: dropping the handle ends it.
+    /// Takes over a VM with [`OwnerLoss::KeepRunning`](crate::OwnerLoss::KeepRunning) whose owner is gone:
+    /// [`recover`](crate::recover) reports it as [`Adoptable`](crate::Outcome::Adoptable). This process owns the VM from
+    /// then on, so dropping the handle ends the VM.
     ///
-    /// The guest link is started again with [`Vm::connect`]. If the owner was lost in the middle of a save, the guest's
-    /// commands may still be frozen for it: send `Thaw` before anything else, which does no harm elsewhere. Console bytes
-    /// from before are in the log; those that were printed while there was no owner are lost. How the VMM exits will be
-    /// unknown, because it is not this process's child.
+    /// Start the guest link again with [`Vm::connect`]. If the owner was lost during a save, the guest's commands may
+    /// still be frozen. So send `Thaw` first. It does nothing if they are not frozen. The console's output from before is
+    /// in the log. Output that was printed without an owner is lost. The exit status of the VMM will be unknown, because
+    /// the VMM is not a child of this process.
     ///
     /// # Errors
-    /// [`AdoptError`]; the VM is then as it was.
+    /// [`AdoptError`]. The VM stays as it was.
     fn adopt<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Vm, AdoptError>>;
 }
 
-/// All that a driver does for an engine may block: each is an `operation`.
+/// Functions of a driver may block, so each runs as an `operation`.
 impl<D: Driver + Clone + 'static> Engine for D {
     fn capabilities(&self) -> Capabilities {
         Driver::capabilities(self)
@@ -151,7 +151,7 @@ impl<D: Driver + Clone + 'static> Engine for D {
     }
 }
 
-/// The driver, for as long as an operation needs it.
+/// A driver for an operation, which may outlive the engine's reference.
 fn shared<D: Driver + Clone + 'static>(driver: &D) -> Arc<dyn Driver> {
     Arc::new(driver.clone())
 }

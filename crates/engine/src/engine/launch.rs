@@ -1,4 +1,4 @@
-//! Starting a VM from its spec.
+//! Starts a VM from its spec.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::driver::{Driver, LaunchError};
 use crate::spec::{Acceleration, VmSpec};
 use crate::vm::Vm;
 
-/// Checks a spec, clears up after earlier processes, and decides what runs the spec's instructions.
+/// Checks a spec, recovers VMs without an owner, and decides what runs the spec's instructions.
 pub(super) async fn decide(driver: Arc<dyn Driver>, spec: VmSpec) -> Result<Acceleration, LaunchError> {
     operation(async move { decide_here(&*driver, &spec).await }).await
 }

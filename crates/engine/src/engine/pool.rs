@@ -1,13 +1,15 @@
-//! Forks that are ready before they are requested.
+//! A pool of forks that are made before they are requested.
 //!
 //! ```text
-//!   filler ──▶ fork: its own machine, one command, frozen, paused ──▶ [ held, bounded in number and bytes ]
-//!                  take ──▶ cont, Sync, thaw ──▶ Fork      none left ──▶ a fork made there and then
+//!   filler ──▶ fork: own identity, one command run, frozen, paused ──▶ [ held forks, bounded in number and bytes ]
+//!                  take ──▶ cont, Sync, thaw ──▶ Fork      pool empty ──▶ a new fork
 //! ```
-//! A held fork takes memory and no CPU. It became its own machine when it was made, ran one command of no effect, so that
-//! the first one of its taker is not also the first one ever, and is paused since then with all commands frozen: what was
-//! running when it was saved has gone on for that moment alone. A snapshot that was taken without freezing is held before
-//! its first instruction.
+//! A held fork uses memory but no CPU. It got its own identity when it was made. It has run one command without effect,
+//! because the first command in a guest is slower than later ones. Since then its commands are frozen and it is paused.
+//! So commands that the snapshot holds have run only for that moment.
+//!
+//! If a snapshot was taken without freezing, its commands would continue before the fork has its own identity. So a held
+//! fork of such a snapshot waits before its first instruction, with its VMM started.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,34 +25,35 @@ use crate::driver::RestoreError;
 use crate::host;
 use crate::snapshot::Snapshot;
 
-/// Forks of one pool; more would wait for a burst that no host of this kind can run.
+/// Most forks of one pool.
 pub const POOL_MAX: usize = 64;
-/// From a take to the start of the next fork.
+/// Pause from a take to the start of the next fork.
 const REFILL_PAUSE: Duration = Duration::from_millis(100);
-/// After a fork that could not be made.
+/// Pause after a fork that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How much a pool holds.
+/// The size of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolSpec {
-    /// Forks that are kept ready, 1 to [`POOL_MAX`].
+    /// The number of forks that are kept ready, 1 to [`POOL_MAX`].
     pub ready: usize,
-    /// Memory that they may take beside what they share, in bytes; fewer are kept where it is used up.
+    /// The memory that the forks may use, in bytes, with shared memory counted in proportion. When it is used up, no more
+    /// forks are made.
     pub bytes_max: u64,
 }
 
-/// What a pool holds now.
+/// The contents of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PoolStatus {
-    /// Forks that are ready.
+    /// The number of forks that are ready.
     pub ready: usize,
-    /// Memory that they take beside what they share, in bytes.
+    /// The memory that they use, in bytes, with shared memory counted in proportion.
     pub bytes: u64,
-    /// Why the last fork could not be made ready, where it could not.
+    /// Why the last attempt to make a fork failed. `None` if it succeeded.
     pub problem: Option<String>,
 }
 
-/// Keeps forks of one snapshot ready. Dropping it ends those that were not taken.
+/// Keeps forks of one snapshot ready. Dropping the pool ends the forks that were not taken.
 ///
 /// ```no_run
 /// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
@@ -74,9 +77,9 @@ struct Shared {
     template: Template,
     spec: PoolSpec,
     state: Mutex<State>,
-    /// One was taken.
+    /// A fork was taken.
     taken: Notify,
-    /// One more is ready, or could not be made so.
+    /// A fork was added, or an attempt to make one failed.
     changed: Notify,
 }
 
@@ -87,8 +90,8 @@ struct State {
 }
 
 impl ForkPool {
-    /// Starts to fill a pool. `forks.count` and `forks.parts` are not looked at, so a snapshot with volumes, or of
-    /// a VM with a card on a TAP device, has none.
+    /// Starts to fill a pool. Ignores `forks.count` and `forks.parts`. Refuses a snapshot whose forks need parts of their
+    /// own: one with volumes, or with a network card that was saved on a TAP device.
     ///
     /// # Errors
     /// [`RestoreError::Budget`]; or the snapshot can't be restored on this host.
@@ -104,7 +107,7 @@ impl ForkPool {
         }
         restore::check_budget(spec.ready)?;
         let template = engine.template(snapshot, forks).await?;
-        // What a fork should have of its own is said when it is taken, and these are made before.
+        // The forks are made before a caller could give them parts of their own.
         template.check(vec![ForkPart::default()]).await?;
         let shared =
             Arc::new(Shared { template, spec, state: Mutex::default(), taken: Notify::new(), changed: Notify::new() });
@@ -112,10 +115,10 @@ impl ForkPool {
         Ok(Self { shared, filler })
     }
 
-    /// A fork that was ready, or one made now where none was.
+    /// Takes a ready fork. If the pool is empty, makes a new one.
     ///
     /// # Errors
-    /// As [`Engine::restore`](crate::Engine::restore).
+    /// See [`Engine::restore`](crate::Engine::restore).
     pub async fn take(&self) -> Result<Fork, RestoreError> {
         loop {
             let held = self.shared.state().held.pop_front();
@@ -124,20 +127,20 @@ impl ForkPool {
             self.shared.taken.notify_one();
             match taken {
                 Ok(fork) => return Ok(fork),
-                // It may have died while it waited; the next one, or a new one, is as good.
+                // Its VMM may have ended while it was held. The next fork is equivalent.
                 Err(error) => tracing::warn!(%error, "a fork that was held ready can't be used"),
             }
         }
     }
 
-    /// What it holds now.
+    /// The pool's contents now.
     pub fn status(&self) -> PoolStatus {
         let state = self.shared.state();
         let bytes = state.held.iter().map(|(_, bytes)| bytes).sum();
         PoolStatus { ready: state.held.len(), bytes, problem: state.problem.clone() }
     }
 
-    /// Waits until it is as full as it may be, or a fork could not be made ready.
+    /// Waits until the pool is full, or an attempt to make a fork has failed.
     pub async fn filled(&self) -> PoolStatus {
         loop {
             let changed = self.shared.changed.notified();
@@ -149,7 +152,7 @@ impl ForkPool {
         }
     }
 
-    /// Processes of the forks that are ready.
+    /// The pids of the VMMs of the ready forks.
     pub fn pids(&self) -> Vec<u32> {
         self.shared.state().held.iter().map(|(held, _)| held.pid()).collect()
     }
@@ -163,7 +166,7 @@ impl Drop for ForkPool {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Forks are pushed and popped whole.
+        // No panic leaves the state half changed: forks are pushed and popped in one step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -177,7 +180,7 @@ async fn fill(shared: Arc<Shared>) {
     loop {
         if shared.is_full(&shared.state()) {
             shared.taken.notified().await;
-            // Who took one wants the CPU now.
+            // The caller that took a fork needs the CPU now. Starting a VMM at once would slow its first command.
             tokio::time::sleep(REFILL_PAUSE).await;
             continue;
         }

@@ -1,15 +1,20 @@
-//! Whether a home can be trusted: Kiln starts, kills, overwrites and removes what its files name, so no other user may have
-//! put them there.
+//! Checks that a home can be trusted. Kiln starts, kills, overwrites and removes things that files of the home name, so no
+//! other user may be able to write such a file.
 //!
 //! ```text
 //!   /  ─▶ each directory and link on the way ─▶ the home ─▶ images, vms, snapshots, cache
-//!         root's or this user's, and others         this user's own, and others
-//!         may not write there, unless it is         may not write there
-//!         sticky, like /tmp
+//!         owned by root or this user, and           owned by this user, and
+//!         not writable by others, unless            not writable by others
+//!         it is sticky, like /tmp
 //! ```
-//! A directory that others may write to lets them put another directory in the place of the next one. In a sticky one
-//! they can do so only with entries of their own, and no entry on the way may be of another user. What does not exist yet
-//! is made by Kiln, for this user alone. The rules are those that sshd has for a user's keys.
+//! The directories above the home count too. A user who can write to a directory can rename its entries, and so replace
+//! the next directory of the path with one of their own. In a sticky directory, users can rename only their own entries. So
+//! a sticky directory is accepted, and the owner of the next entry is checked anyway. Links are followed step by step like
+//! the kernel does, because a link leads through other directories than its path shows.
+//!
+//! The check and the later use of the home are two steps, but no other user can change anything between them: every
+//! directory that would allow it was refused. Directories that do not exist yet are created by Kiln, for this user only.
+//! sshd has the same rules for a user's keys.
 
 use std::collections::VecDeque;
 use std::fs::Metadata;
@@ -21,21 +26,22 @@ use fs_err as fs;
 
 use super::HomeError;
 
-/// Links that are followed on the way to a home; the kernel follows as many.
+/// Most links on the way to a home. The kernel follows as many.
 const LINKS_MAX: usize = 40;
 const OTHERS_WRITE: u32 = 0o002;
 const GROUP_WRITES: u32 = 0o020;
 const STICKY: u32 = 0o1000;
-/// The owner that a user namespace shows for every user it has no number for.
+/// The number that a user namespace shows for every user that it does not map.
 const OVERFLOW_UID: u32 = 65534;
 const ROOT: u32 = 0;
 
-/// What a user's account files say. A user of another source has no name and no private group here.
+/// The accounts of `/etc/passwd` and `/etc/group`. Users of another source, such as LDAP, have no name and no private
+/// group here.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     passwd: String,
     group: String,
-    /// Whether [`OVERFLOW_UID`] can't be the number of a user, because this user namespace does not have it.
+    /// Whether this user namespace does not map [`OVERFLOW_UID`], so it is no user's number.
     overflow_is_outside: bool,
 }
 
@@ -45,8 +51,8 @@ pub(super) fn check(home: &Utf8Path, below: &[Utf8PathBuf], user: u32, accounts:
     if judge.walk(home)? {
         for directory in below {
             match judge.walk(directory) {
-                // It holds nothing that could be trusted, and who needs the directory gets an error of its own: a run
-                // that can keep no snapshot still boots.
+                // A file in the place of a directory holds nothing that Kiln would use. A command that needs the directory
+                // fails with its own error. Others work: a run that can't keep a snapshot still boots.
                 Err(HomeError::NotADirectory { .. }) => {}
                 judged => _ = judged?,
             }
@@ -62,7 +68,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Follows a path as the kernel does and judges each step. False if it leads to nothing yet.
+    /// Follows a path like the kernel does, and judges each step. `false` if the path does not exist yet.
     fn walk(&self, path: &Utf8Path) -> Result<bool, HomeError> {
         let mut links_left = LINKS_MAX;
         let mut steps: VecDeque<String> = steps_of(path).collect();
@@ -97,7 +103,7 @@ impl Judge<'_> {
         Ok(true)
     }
 
-    /// `own` for the home and what is below it, which must be this user's.
+    /// `own` is set for the home and the directories below it, which this user must own.
     fn judge(&self, path: &Utf8Path, found: &Metadata, own: bool) -> Result<(), HomeError> {
         if !found.is_dir() {
             return Err(HomeError::NotADirectory { path: path.into() });
@@ -114,7 +120,7 @@ impl Judge<'_> {
 
     fn judge_owner(&self, path: &Utf8Path, found: &Metadata, own: bool) -> Result<(), HomeError> {
         let owner = found.uid();
-        // For a directory outside of this user namespace, only its mode shows who may write to it.
+        // The owner of a directory outside of this user namespace is unknown. Only its mode shows who can write to it.
         let outside = owner == OVERFLOW_UID && self.accounts.overflow_is_outside;
         if owner == self.user || (!own && (owner == ROOT || outside)) {
             return Ok(());
@@ -133,7 +139,7 @@ fn metadata(path: &Utf8Path) -> Result<Metadata, HomeError> {
 }
 
 impl Accounts {
-    /// Those of this host. What can't be read is empty.
+    /// The accounts of this host. A file that can't be read counts as empty.
     pub(super) fn read() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let numbers = read("/proc/self/uid_map");
@@ -144,14 +150,14 @@ impl Accounts {
         }
     }
 
-    /// A user for people.
+    /// A user as text for users.
     fn describe(&self, uid: u32) -> String {
         let name = self.users().find(|user| user.uid == uid).map(|user| user.name);
         name.map_or_else(|| format!("uid {uid}"), |name| format!("`{name}` (uid {uid})"))
     }
 
-    /// Whether a group has only this user, for example because each user has a group of their own: what that group may
-    /// write, no other user may.
+    /// Whether this user is the only member of a group. Many systems give each user such a group, and then make files
+    /// writable by the group. No other user gains access by that.
     fn is_private(&self, gid: u32, uid: u32) -> bool {
         let Some(user) = self.users().find(|user| user.uid == uid) else { return false };
         let others = self.users().any(|other| other.gid == gid && other.uid != uid);
@@ -179,7 +185,8 @@ struct User<'a> {
     gid: u32,
 }
 
-/// Whether `/proc/self/uid_map` has a number: lines of the first inside, the first outside, and how many.
+/// Whether `/proc/self/uid_map` maps a number. Each of its lines has the first number inside, the first number outside, and
+/// the count.
 fn maps(uid_map: &str, uid: u32) -> bool {
     uid_map.lines().any(|line| {
         let mut words = line.split_ascii_whitespace().map(str::parse::<u32>);

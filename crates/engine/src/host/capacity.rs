@@ -1,4 +1,4 @@
-//! What this machine has: CPUs, memory, and room on its disks.
+//! The CPUs, memory and free disk space of this host.
 
 use camino::Utf8Path;
 use fs_err as fs;
@@ -7,22 +7,22 @@ use crate::spec::HostLimits;
 
 /// Digits of the digest of a CPU's features.
 const FEATURES_DIGITS: usize = 8;
-/// One CPU's words in /proc/cpuinfo are shorter.
+/// The part of /proc/cpuinfo that is read. The text about one CPU is shorter.
 const CPUINFO_BYTES: u64 = 8 << 10;
 
 /// CPUs and memory of this host.
 pub(crate) fn limits() -> HostLimits {
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
-    // Without /proc nothing is known, and the VMM reports it if something is missing.
+    // Without /proc the bound is unknown. If there is too little memory, the VMM reports it.
     HostLimits { cpus, memory_mib: memory_mib("MemTotal:").unwrap_or(u64::MAX) }
 }
 
-/// Memory that is free or can be freed; `None` where the host doesn't say.
+/// Memory that is free or can be freed. `None` if the host does not report it.
 pub(crate) fn memory_available_mib() -> Option<u64> {
     memory_mib("MemAvailable:")
 }
 
-/// Memory of a process, in bytes, with its share of what it shares (proc(5), `smaps_rollup`).
+/// The proportional set size of a process in bytes: a page that n processes share counts as 1/n (proc(5), `smaps_rollup`).
 pub(crate) fn proportional_set_bytes(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -30,11 +30,11 @@ pub(crate) fn proportional_set_bytes(pid: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// What a guest that was given this host's CPU needs to find again: the model, and a digest of its features, which differ
-/// with microcode, kernel and hypervisor.
+/// The CPU that a guest with `-cpu host` requires after a restore: the model, and a digest of the features. These depend on
+/// microcode, kernel and hypervisor too.
 pub(crate) fn cpu_identity() -> String {
     use std::io::Read as _;
-    // The first CPU's words are at the beginning; a large host has a thousand more.
+    // The text about the first CPU is enough. The file is long on a host with many CPUs.
     let mut head = Vec::new();
     let read = fs::File::open("/proc/cpuinfo").and_then(|file| file.take(CPUINFO_BYTES).read_to_end(&mut head));
     read.map_or_else(|_| "unknown".into(), |_| identity_in(&String::from_utf8_lossy(&head)))
@@ -60,7 +60,7 @@ pub(crate) fn cpuinfo_field<'a>(cpuinfo: &'a str, name: &str) -> Option<&'a str>
     cpuinfo.lines().find_map(of_name).map(|(_, value)| value.trim())
 }
 
-/// Room for this user's files.
+/// Free disk space for files of this user.
 pub(crate) fn free_mib(directory: &Utf8Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(directory.as_std_path()).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize) >> 20)
@@ -71,19 +71,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_has_room() {
+    fn the_free_space_of_this_host_is_known() {
         assert!(free_mib(Utf8Path::new("/")).is_some());
     }
 
     #[test]
-    fn fields_are_found_by_their_whole_name() {
+    fn a_field_is_found_only_by_its_whole_name() {
         let cpuinfo = "model\t\t: 85\nmodel name\t: A CPU: fast\nflags\t\t: fpu tsc\n";
         assert_eq!(cpuinfo_field(cpuinfo, "model name"), Some("A CPU: fast"));
         assert_eq!(cpuinfo_field(cpuinfo, "flag"), None);
     }
 
     #[test]
-    fn a_cpu_with_other_features_is_another() {
+    fn a_cpu_with_other_features_has_another_identity() {
         let identity = |flags: &str| identity_in(&format!("model name\t: A CPU\nflags\t\t: {flags}\n"));
         assert!(identity("fpu tsc").starts_with("A CPU, features "), "{}", identity("fpu tsc"));
         assert_eq!(identity("fpu tsc"), identity("tsc fpu"));

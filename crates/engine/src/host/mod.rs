@@ -1,5 +1,4 @@
-//! What this host has and lets us use: CPUs, memory, programs, KVM and TAP devices. What is missing is reported by
-//! [`doctor`](crate::doctor).
+//! This host: its CPUs, memory, programs, KVM and TAP devices. [`doctor`](crate::doctor) reports what is missing.
 
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 mod capacity;

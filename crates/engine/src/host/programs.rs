@@ -1,4 +1,4 @@
-//! Programs of this host: where they are, and what they need.
+//! Programs of this host: their paths, and whether they are static.
 
 use std::io::Read as _;
 
@@ -9,17 +9,17 @@ use fs_err as fs;
 const ELF64_LITTLE_ENDIAN: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
 /// The program header that names a dynamic loader.
 const PT_INTERP: u32 = 3;
-/// The headers of a program stand at its start.
+/// The part of a file in which the program headers are looked for.
 const ELF_HEAD_BYTES: u64 = 4096;
 
-/// Where a program is: itself if it names a file, else the first of that name on `PATH`.
+/// The absolute path of a program. A name with a `/` is a path, any other name is searched on `PATH`.
 pub fn find_program(name: &Utf8Path) -> Option<Utf8PathBuf> {
-    // It may be started from another directory than this one.
+    // The program may be started in another working directory.
     let absolute = |path: &Utf8Path| Utf8PathBuf::try_from(std::path::absolute(path).ok()?).ok();
     if name.as_str().contains('/') {
         return is_executable(name).then(|| absolute(name)).flatten();
     }
-    // Tools of the administrator are not on every user's PATH.
+    // Not every user's PATH has the directories of administration tools.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let directories = path.split(':').filter(|directory| !directory.is_empty());
     directories
@@ -32,14 +32,14 @@ fn is_executable(path: &Utf8Path) -> bool {
     path.is_file() && rustix::fs::access(path.as_std_path(), rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-/// Whether a program needs no dynamic loader, and so runs in a guest that has no libraries.
+/// Whether a program is static: it needs no dynamic loader, so it runs in a guest without libraries.
 pub fn is_static(program: &Utf8Path) -> bool {
     let mut head = Vec::new();
     let read = fs::File::open(program).and_then(|file| file.take(ELF_HEAD_BYTES).read_to_end(&mut head));
     read.is_ok() && needs_loader(&head) == Some(false)
 }
 
-/// `None` for what is no program.
+/// Whether a program needs a dynamic loader. `None` if the file is not a program.
 fn needs_loader(head: &[u8]) -> Option<bool> {
     let u16_at = |offset: usize| Some(u16::from_le_bytes(head.get(offset..offset + 2)?.try_into().ok()?));
     if !head.starts_with(&ELF64_LITTLE_ENDIAN) {
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_program_is_not_static() {
+    fn a_file_that_is_not_a_program_is_not_static() {
         let mut lies = vec![0; 120];
         lies[..6].copy_from_slice(&ELF64_LITTLE_ENDIAN);
         lies[32..40].copy_from_slice(&[0xff; 8]);

@@ -1,4 +1,4 @@
-//! What happens to a VM, up to its end.
+//! Events of a VM, up to its end.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,21 +14,21 @@ use crate::process::VmmStatus;
 pub enum VmEvent {
     /// The VMM runs.
     Started {
-        /// Its process.
+        /// The pid of the VMM.
         pid: u32,
     },
-    /// The guest's console printed.
+    /// Output of the guest's console.
     Console {
-        /// Since the VM's start; of the first byte.
+        /// When the first byte arrived, since the VM's start.
         at: Duration,
-        /// What it printed.
+        /// The output.
         bytes: Bytes,
     },
     /// The guest's CPUs are paused.
     Paused,
-    /// They run again.
+    /// The guest's CPUs run again.
     Resumed,
-    /// The VM is over; always the last event.
+    /// The VM has ended. This is always the last event.
     Exited(VmExit),
 }
 
@@ -47,7 +47,7 @@ pub struct VmExit {
 pub enum ExitReason {
     /// The guest turned itself off.
     GuestPoweredOff,
-    /// The guest rebooted; Kiln's VMs end then.
+    /// The guest rebooted. A VM ends then, because QEMU is started with `-no-reboot`.
     GuestReset,
     /// The guest's kernel panicked.
     GuestPanicked,

@@ -1,4 +1,4 @@
-//! Writes a console's log on a thread: a disk may be slow, and a VM's owner has more to do than to wait for it.
+//! Writes a console's log on another thread, because a disk may be slow and the owner of the VM must not wait for it.
 //!
 //! ```text
 //!   owner ──push──▶ waiting (bounded) ──one write at a time──▶ ConsoleLog
@@ -13,12 +13,12 @@ use bytes::{Bytes, BytesMut};
 use crate::blocking;
 use crate::vm_dir::ConsoleLog;
 
-/// Bytes that wait for a write. A serial line needs minutes for as many.
+/// Most bytes that wait for a write. A serial line needs minutes to send so many.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
-/// The way to the log of one console.
+/// The writer of one console's log.
 pub(crate) struct LogWriter {
-    /// Here unless a write has it, or after an error.
+    /// `None` while a write runs, and after an error.
     log: Option<ConsoleLog>,
     waiting: BytesMut,
     missed: u64,
@@ -32,14 +32,15 @@ impl LogWriter {
         Self { log: Some(log), waiting: BytesMut::new(), missed: 0, writing: None }
     }
 
-    /// Takes bytes, in order. Never waits.
+    /// Appends bytes to the queue. Never waits.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         if self.log.is_none() && self.writing.is_none() {
             return;
         }
         let room = WAITING_BYTES_MAX - self.waiting.len();
         if bytes.len() > room || self.missed > 0 {
-            // What follows a gap would pass for what follows the bytes before it.
+            // After the first dropped byte all bytes are dropped until the next write, which notes the gap. Otherwise the
+            // bytes after the gap would seem to follow those before it.
             self.missed += bytes.len() as u64;
         } else {
             self.waiting.extend_from_slice(bytes);
@@ -61,10 +62,10 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Writes all that waits.
+    /// Writes all bytes of the queue.
     ///
     /// # Errors
-    /// As for [`written`](Self::written).
+    /// See [`written`](Self::written).
     pub(crate) async fn finish(&mut self) -> io::Result<()> {
         while self.writing.is_some() {
             self.written().await?;
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_that_is_pushed_is_written_in_order() {
+    async fn all_pushed_bytes_are_written_in_order() {
         let (directory, mut writer) = writer();
         let mut expected = String::new();
         for number in 0..1000 {
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_no_room_is_counted_in_the_log() {
+    async fn bytes_that_do_not_fit_are_counted_in_the_log() {
         let (directory, mut writer) = writer();
         writer.push(b"first\n");
         // The first write runs, and its end is not polled.

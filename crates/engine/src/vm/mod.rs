@@ -1,10 +1,10 @@
 //! A running VM: one task owns it, others hold a handle.
 //!
 //! ```text
-//!   Vm (handle) ──Command──▶ owner ──┬──▶ vmm: Monitor, Saver, Transport, whichever VMM it is
-//!    │    ▲                          ├──▶ console, log_writer: what the guest prints
+//!   Vm (handle) ──Command──▶ owner ──┬──▶ vmm: Monitor, Saver, Transport of any VMM
+//!    │    ▲                          ├──▶ console, log_writer: the guest's output
 //!    │    └───────VmEvents───────────┤
-//!    └──▶ pulse: looks from beside   └──▶ save ──▶ Snapshot
+//!    └──▶ pulse: state of the CPUs   └──▶ save ──▶ Snapshot
 //! ```
 
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]

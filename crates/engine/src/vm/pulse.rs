@@ -1,4 +1,4 @@
-//! Looking at a VM from beside, while others hold it: what its CPUs do, and whether the host lets them.
+//! Observes a VM without holding it: the state of its CPUs, and how long they wait for a CPU of the host.
 
 use std::fs;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::control::{Command, Cpus, Shared};
 use crate::blocking::blocking;
 
-/// Threads that are asked how long they waited. A VMM has few, and may be anything once its guest has taken it over.
+/// Most threads of a VMM that are read. A VMM has few, but one that its guest has taken over can start any number.
 const THREADS_MAX: usize = 256;
 
 /// Reads the state of a VM, without keeping the VM alive.
@@ -27,7 +27,7 @@ impl Pulse {
         Self { pid, shared, commands }
     }
 
-    /// What the CPUs do; running, if there is no answer by the deadline.
+    /// The state of the CPUs. `Running` if the VMM does not answer by the deadline.
     pub(crate) async fn cpus(&self, deadline: Duration) -> Cpus {
         if self.shared.saving.load(Ordering::Acquire) {
             return Cpus::Paused;
@@ -40,8 +40,8 @@ impl Pulse {
         timeout(deadline, ask).await.ok().flatten().unwrap_or(Cpus::Running)
     }
 
-    /// How long the VMM's threads have waited for a CPU of the host that others had, all of them together and since they
-    /// began. Only the growth says something.
+    /// How long the VMM's threads have waited for a CPU of the host, summed over all threads since their start. Only the
+    /// difference of two values has a meaning.
     pub(crate) async fn waited_for_a_cpu(&self) -> Duration {
         let pid = self.pid;
         blocking(move || waited_for_a_cpu(pid)).await

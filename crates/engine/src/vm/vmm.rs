@@ -1,4 +1,4 @@
-//! What a VM needs of its VMM, whichever that is.
+//! The interface of a VM to its VMM.
 //!
 //! ```text
 //!   owner ───▶ Monitor:   pause, resume, power down, does it run?
@@ -27,26 +27,27 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Controls one VMM. Every call ends at its deadline.
 pub(crate) trait Monitor: fmt::Debug + Send + Sync {
-    /// Stops the guest's CPUs; nothing happens to a guest that is paused.
+    /// Pauses the guest's CPUs. Does nothing if they are paused.
     fn pause(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
 
-    /// Lets the guest's CPUs run; nothing happens to a guest that runs.
+    /// Resumes the guest's CPUs. Does nothing if they run.
     fn resume(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
 
-    /// Asks the guest to shut down, as a power button does. Returns before it has.
+    /// Presses the guest's power button. Returns before the guest has shut down.
     fn power_down(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
 
     /// Whether the guest's CPUs run.
     fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 
-    /// Whether the guest's CPUs are all halted with interrupts off, which only a reset ends. False if the VMM can't find out.
+    /// Whether all CPUs of the guest are halted with interrupts off. Only a reset ends that. `false` if the VMM can't find
+    /// out.
     fn is_halted(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 }
 
-/// What a VMM reports on its own, in order.
+/// The events of a VMM, in order.
 pub(crate) trait MonitorEvents: fmt::Debug + Send {
-    /// The next event; `None` once there will be no more. Keeps to the contract of `Future::poll`, so that a caller may
-    /// stop to wait at any time and loses nothing.
+    /// The next event. `None` after the last one. Follows the contract of `Future::poll`, so a caller may stop waiting at
+    /// any time and loses no event.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<MonitorEvent>>;
 }
 
@@ -55,46 +56,46 @@ pub(crate) trait MonitorEvents: fmt::Debug + Send {
 pub(crate) enum MonitorEvent {
     /// Its CPUs are paused.
     Paused,
-    /// They run again.
+    /// Its CPUs run again.
     Resumed,
-    /// It ended; the VMM follows.
+    /// The guest ended. The VMM exits soon after.
     Ended(ExitReason),
 }
 
 /// Saves one VM.
 pub(crate) trait Saver: fmt::Debug + Send + Sync {
-    /// Whether the VMM can save the guest as it is. Nothing is changed, and the guest may run.
+    /// Checks that the VMM can save the guest. Changes nothing. The guest may run.
     fn check(&self) -> BoxFuture<'_, Result<(), SaveError>>;
 
     /// Writes memory, devices and writable disks of a paused guest into the draft. The caller publishes it.
     fn write(self: Arc<Self>, draft: Draft, files: Files) -> BoxFuture<'static, Result<Written, SaveError>>;
 }
 
-/// What becomes of a VM's own files when they are put into a snapshot.
+/// How a VM's files get into a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Files {
-    /// They are copied, because the VM continues to write to them.
+    /// As copies, because the VM continues and writes to its files.
     Copy,
-    /// They are linked if they can be: the VM ends.
+    /// As hard links if the file system allows it, because the VM ends.
     Link,
 }
 
-/// What a [`Saver`] wrote.
+/// The result of a [`Saver`].
 #[derive(Debug)]
 pub(crate) struct Written {
     pub(crate) draft: Draft,
-    /// The parent that a diff's pages and disk layers apply to.
+    /// The parent of a diff: the diff's pages and disk layers apply to it.
     pub(crate) parent: Option<Snapshot>,
     pub(crate) memory: MemoryKind,
     pub(crate) disks: Vec<DiskLayer>,
     pub(crate) machine: MachineIdentity,
 }
 
-/// How a guest's agent is reached.
+/// The transport to a guest's agent.
 pub(crate) trait Transport: fmt::Debug + Send + Sync {
-    /// A new stream to the agent. It may wait for the end of an older one.
+    /// Opens a new stream to the agent. The stream may carry no bytes until an older one has closed.
     fn dial<'a>(&'a self, sockets: &'a SocketDir) -> BoxFuture<'a, io::Result<UnixStream>>;
 
-    /// How a link starts on such a stream: with a reset marker if the transport has no connections of its own.
+    /// The options of a link on such a stream. It starts with a reset marker if the transport has no connections.
     fn link_options(&self, deadline: Duration) -> LinkOptions;
 }

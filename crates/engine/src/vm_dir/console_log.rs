@@ -1,4 +1,4 @@
-//! A console's log on disk: its first part, which is kept, and its last.
+//! A console's log on disk: the first part is kept, and of the rest the last part.
 
 use std::io::{self, Write as _};
 
@@ -7,12 +7,12 @@ use fs_err as fs;
 
 use crate::files::private_file;
 
-/// The log's first part, which is kept forever, because boots fail early.
+/// Size of the log's first part. It is kept, because boots fail early.
 pub const CONSOLE_LOG_HEAD_BYTES: u64 = 1 << 20;
-/// Half of the log's last part: between one and two of these are kept.
+/// Size of a file of the log's last part. One full file and the current one are kept.
 pub const CONSOLE_LOG_TAIL_BYTES: u64 = 4 << 20;
 
-/// Names of the log's parts in a VM's directory: its first, the one before the last, the last.
+/// Names of the log's files in a VM's directory: the first part, the file before the current one, the current file.
 pub(crate) const CONSOLE_LOGS: [&str; 3] = ["console.log", "console.tail.1.log", "console.tail.log"];
 
 /// The log on disk.
@@ -30,7 +30,7 @@ enum Part {
 }
 
 impl ConsoleLog {
-    /// Starts a log, or goes on with the one that is there.
+    /// Starts a log, or continues an existing one.
     pub(crate) fn open(directory: &Utf8Path) -> io::Result<Self> {
         let [head, _, tail] = CONSOLE_LOGS;
         let open = |part, name| {
@@ -42,7 +42,7 @@ impl ConsoleLog {
         if this.written < CONSOLE_LOG_HEAD_BYTES { Ok(this) } else { open(Part::Tail, tail) }
     }
 
-    /// Appends, going over to the next part where this one is full.
+    /// Appends bytes. When the current file is full, continues in the next one.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let size_max = match self.part {
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_keeps_its_first_part_and_its_last() {
+    fn the_first_and_the_last_part_of_a_log_are_kept() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = Utf8Path::from_path(directory.path()).expect("UTF-8");
         let mut log = ConsoleLog::open(path).expect("a log");

@@ -1,7 +1,18 @@
-//! Making, locking, taking over and removing the directory of one VM.
+//! Creates, locks, takes over and removes the directory of one VM.
 //!
-//! The owner holds a lock (flock) on the directory itself for as long as it owns the VM. A directory whose lock is free has
-//! lost its owner, or holds a stopped VM; [`recover`](crate::recover) finds out which.
+//! The owner of a VM holds a lock (`flock`) on the directory itself. If the lock is free, the VM has lost its owner or is
+//! stopped, and [`recover`](crate::recover) decides which. The kernel releases the lock when the last descriptor of it is
+//! closed, also if the process is killed, so a lock can't become stale. A lock file would not do: it would have to be
+//! removed with the directory, and a process that waits for it would then hold a lock on a file without a name.
+//!
+//! Two races remain, and both are closed here:
+//!
+//! - *Between `mkdir` and `flock`* the new directory has no lock. A recovery in another process can take it for a VM
+//!   without an owner, lock it and remove it. Then `make_and_lock` finds the lock taken or the directory gone, and tries
+//!   again with another id.
+//! - *Between `open` and `flock`* the last owner can remove the directory and release the lock. Then the lock succeeds on a
+//!   directory that no path leads to. So `try_lock` checks the number of links after it has the lock. With the lock held,
+//!   no other process removes the directory, so the result stays true.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -24,21 +35,21 @@ use crate::files::private_file::{self, DIRECTORY_MODE, FILE_MODE};
 use crate::snapshot::SnapshotId;
 use crate::spec::VmSpec;
 
-/// `sun_path` of a Unix socket's address, less its end mark.
+/// `sun_path` of a Unix socket's address, less its zero byte.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// Recovery can take a new directory before it is locked; that it happens so often says something else is wrong.
+/// A recovery can take a new directory before it is locked. So many times in a row, the cause is something else.
 const CREATE_ATTEMPTS_MAX: usize = 16;
-/// Recovery holds a stopped VM's lock while it looks, and an owner that was killed until its process is taken down. Who
-/// holds it longer is an owner.
+/// A recovery holds the lock of a stopped VM while it reads the directory, and a killed owner holds it until the kernel has
+/// closed its descriptors. A process that holds the lock longer is an owner.
 const REOPEN_DEADLINE: Duration = Duration::from_secs(1);
-/// Between two tries at a lock; the kernel has no wait with a deadline for it.
+/// Pause between two attempts to lock. `flock` has no deadline, so the attempts are repeated.
 const REOPEN_PAUSE: Duration = Duration::from_millis(5);
-/// Name of the file that is a running VM's memory.
+/// Name of the file that holds the memory of a running VM.
 pub(crate) const MEMORY_FILE: &str = "memory";
-/// Name of the file that the VMM writes the state of its devices to.
+/// Name of the file into which the VMM writes its device state.
 pub(crate) const DEVICE_STATE_FILE: &str = "device";
 
-/// A VM's directory, locked. Dropping it removes the directory, or leaves it, as [`OnDrop`] says.
+/// A VM's directory, locked. Dropping it removes or keeps the directory, see [`OnDrop`].
 #[derive(Debug)]
 pub(crate) struct VmDir {
     id: VmId,
@@ -49,24 +60,28 @@ pub(crate) struct VmDir {
     _lock: OwnedFd,
 }
 
+/// What a drop of a [`VmDir`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OnDrop {
+    /// Removes the directory.
     Remove,
+    /// Changes nothing.
     Leave,
+    /// Records that the VM is stopped, and removes everything that only a running VM needs.
     StopAgain,
 }
 
-/// What becomes of a directory when its [`VmDir`] is dropped, for those who have no hold of that.
+/// Sets what a drop of a [`VmDir`] does. Other tasks than the owner of the `VmDir` can hold it.
 #[derive(Debug, Clone)]
 pub(crate) struct Fate(Arc<Mutex<OnDrop>>);
 
 impl Fate {
-    /// From now on the directory goes.
+    /// From now on, a drop removes the directory.
     pub(crate) fn remove_on_drop(&self) {
         self.set(OnDrop::Remove);
     }
 
-    /// From now on the directory stays as it is, for recovery.
+    /// From now on, a drop leaves the directory as it is, for recovery.
     pub(crate) fn leave_on_drop(&self) {
         self.set(OnDrop::Leave);
     }
@@ -88,10 +103,10 @@ pub enum ReopenError {
     /// The VM does not exist.
     #[error("there is no VM `{0}`")]
     Unknown(VmId),
-    /// It has an owner.
+    /// Another process owns it.
     #[error("the VM `{0}` belongs to another process")]
     Owned(VmId),
-    /// What it did can't be learnt.
+    /// Its journal can't be read.
     #[error("failed to read the VM's journal")]
     Journal(#[from] JournalError),
     /// Its directory can't be opened.
@@ -118,12 +133,12 @@ impl ReopenError {
 }
 
 impl VmDir {
-    /// Makes the directory of a new VM below `vms`. Its journal says [`State::Launching`].
+    /// Creates the directory of a new VM below `vms`. Its journal has [`State::Launching`].
     pub(crate) fn create(vms: &Utf8Path, spec: &VmSpec) -> io::Result<Self> {
         Self::create_as(vms, spec, State::Launching)
     }
 
-    /// Makes the directory of a fork. Its journal says [`State::Restoring`].
+    /// Creates the directory of a fork. Its journal has [`State::Restoring`].
     pub(crate) fn create_fork(vms: &Utf8Path, spec: &VmSpec, snapshot: SnapshotId) -> io::Result<Self> {
         Self::create_as(vms, spec, State::Restoring { snapshot })
     }
@@ -132,14 +147,14 @@ impl VmDir {
         assert_may_block();
         private_file::create_dir_all(vms)?;
         let made = (0..CREATE_ATTEMPTS_MAX).find_map(|_| Self::make_and_lock(vms).transpose());
-        let this = made.ok_or_else(|| io::Error::other(format!("no directory stays in `{vms}`")))??;
+        let this = made.ok_or_else(|| io::Error::other(format!("new directories in `{vms}` disappear at once")))??;
         private_file::write_new(&this.path.join(SPEC_FILE), &serde_json::to_vec_pretty(spec)?)?;
         this.journal.append(state)?;
         Ok(this)
     }
 
-    /// Takes over the directory of a VM that has no owner: a stopped one, or one to be adopted. Until
-    /// [`remove_on_drop`](Self::remove_on_drop) says otherwise, it stays when this is dropped.
+    /// Takes over the directory of a VM without an owner: a stopped VM, or one to be adopted. A drop leaves the directory
+    /// as it is until [`Fate::remove_on_drop`] is called.
     ///
     /// Waits up to a second for the lock.
     pub(crate) fn reopen(vms: &Utf8Path, id: &VmId) -> Result<Self, ReopenError> {
@@ -162,17 +177,17 @@ impl VmDir {
         Ok(Self { id: id.clone(), path, journal, fate: OnDrop::Leave.into(), _lock: lock })
     }
 
-    /// Says what a drop does. A reopened directory goes with this as soon as its VM runs, whose end is its own.
+    /// Sets what a drop does. A reopened directory is removed with its VM once the VM runs again.
     pub(crate) fn fate(&self) -> &Fate {
         &self.fate
     }
 
-    /// From now on a drop leaves a stopped VM: what a resume that failed has begun is undone. The VMM must have ended then.
+    /// From now on, a drop leaves a stopped VM: it undoes a resume that failed half-way. The VMM must have ended by then.
     pub(crate) fn stay_stopped_on_drop(&self) {
         self.fate.set(OnDrop::StopAgain);
     }
 
-    /// Gives up the directory of a stopped VM, with no more in it than a resume needs. The VMM must have ended.
+    /// Releases the directory of a stopped VM, with only the files that a resume needs. The VMM must have ended.
     pub(crate) fn keep(self) -> io::Result<()> {
         self.fate.leave_on_drop();
         tidy_stopped(&self.path)
@@ -181,14 +196,15 @@ impl VmDir {
     fn stop_again(&self) -> io::Result<()> {
         if let Some(snapshot) = self.journal.history().restored_from() {
             if self.journal.last().is_some_and(|last| last.state == State::Running) {
-                self.journal.append(State::Lost { reason: "it ended before it was handed out".into() })?;
+                // From `Running` no state leads to `Stopped`, because a VM that has run is not at its snapshot any more.
+                self.journal.append(State::Lost { reason: "its resume failed after the guest had run".into() })?;
             }
             self.journal.append(State::Stopped { snapshot })?;
         }
         tidy_stopped(&self.path)
     }
 
-    /// `None` where recovery took the new directory for an old one before it was locked.
+    /// `None` if a recovery took the new directory before it was locked.
     fn make_and_lock(vms: &Utf8Path) -> io::Result<Option<Self>> {
         let id = VmId::random();
         let path = vms.join(id.as_str());
@@ -210,24 +226,24 @@ impl VmDir {
         &self.path
     }
 
-    /// What connects to this directory's sockets, also when its path is too long for an address.
+    /// Addresses of this directory's sockets, also if its path is too long for an address.
     pub(crate) fn sockets(&self) -> io::Result<SocketDir> {
-        // Opened again: a copy of the locked descriptor would hold the lock too.
+        // Opened again, because a duplicate of the locked descriptor would hold the lock too.
         let handle = open_directory(&self.path, OFlags::PATH)?;
         Ok(SocketDir { path: self.path.clone(), handle })
     }
 
-    /// What it does and did. Clones write to the same journal.
+    /// The VM's journal. Clones write to the same file.
     pub(crate) fn journal(&self) -> &Journal {
         &self.journal
     }
 
-    /// The spec that it was made with.
+    /// The VM's spec.
     pub(crate) fn spec(&self) -> io::Result<VmSpec> {
         read_spec(&self.path)
     }
 
-    /// Where the next VMM's process writes which it is, see [`Program::pid_file`](crate::process::Program::pid_file).
+    /// The empty pid file for the next VMM, see [`Program::pid_file`](crate::process::Program::pid_file).
     pub(crate) fn pid_file(&self) -> io::Result<OwnedFd> {
         Ok(private_file::restart(&self.path.join(PID_FILE))?.into_file().into())
     }
@@ -235,7 +251,8 @@ impl VmDir {
 
 impl Drop for VmDir {
     fn drop(&mut self) {
-        // Done before the lock is released, so no recovery takes it for a VM without an owner.
+        // The lock is a field, so it is released after this. Otherwise a recovery could take the half-removed directory
+        // for a VM without an owner.
         let fate = *self.fate.0.lock().unwrap_or_else(PoisonError::into_inner);
         let done = match fate {
             OnDrop::Leave => Ok(()),
@@ -248,12 +265,12 @@ impl Drop for VmDir {
     }
 }
 
-/// Leaves what a resume needs, and what people want to read.
+/// Removes everything except what a resume needs and the logs.
 pub(crate) fn tidy_stopped(path: &Utf8Path) -> io::Result<()> {
     tidy(path, |name| [SPEC_FILE, JOURNAL_FILE].contains(&name) || CONSOLE_LOGS.contains(&name))
 }
 
-/// Leaves all but what only a running VM needs: disks of a lost VM may hold data that its user needs.
+/// Removes only what a running VM needs. The disks of a lost VM stay, because they may hold data that its user needs.
 pub(crate) fn tidy_lost(path: &Utf8Path) -> io::Result<()> {
     let gone = [PID_FILE, MEMORY_FILE, DEVICE_STATE_FILE];
     tidy(path, |name| !gone.contains(&name) && !name.ends_with(".sock") && !name.ends_with(".fifo"))
@@ -292,7 +309,8 @@ impl SocketDir {
         UnixStream::connect(self.address(name))
     }
 
-    /// Where `name` can be bound or connected: the path itself, or the way over our descriptor where that is too long.
+    /// The path at which `name` can be bound or connected. If the real path is too long for an address, it leads through
+    /// the open descriptor of the directory.
     pub(crate) fn address(&self, name: &str) -> Utf8PathBuf {
         let file = format!("{name}.sock");
         let path = self.path.join(&file);
@@ -303,7 +321,7 @@ impl SocketDir {
     }
 }
 
-/// `None` for a directory that another process holds, or has just removed.
+/// Locks a VM's directory. `None` if another process holds the lock, or if the directory does not exist any more.
 pub(crate) fn try_lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
     let lock = match open_directory(path, OFlags::empty()) {
         Ok(lock) => lock,
@@ -311,7 +329,7 @@ pub(crate) fn try_lock(path: &Utf8Path) -> io::Result<Option<OwnedFd>> {
         Err(error) => return Err(error),
     };
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        // Its last holder may have removed it before it let go.
+        // The last holder may have removed the directory before it released the lock, see above.
         Ok(()) => Ok((rustix::fs::fstat(&lock)?.st_nlink > 0).then_some(lock)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
@@ -349,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_goes_with_its_owner() {
+    fn a_directory_is_removed_when_its_owner_drops_it() {
         let (_directory, vms) = vms();
         let dir = VmDir::create(&vms, &spec()).expect("made");
         let path = dir.path().to_owned();
@@ -360,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_vm_keeps_what_a_resume_needs_and_is_taken_over_once() {
+    fn a_stopped_vm_keeps_the_files_of_a_resume_and_has_one_owner() {
         let (_directory, vms) = vms();
         let dir = VmDir::create(&vms, &spec()).expect("made");
         let (id, path) = (dir.id().clone(), dir.path().to_owned());
@@ -392,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_too_deep_for_a_socket_address_works_too() {
+    fn sockets_work_in_a_directory_with_a_long_path() {
         let (_directory, vms) = vms();
         let deep = vms.join("d".repeat(200));
         let dir = VmDir::create(&deep, &spec()).expect("made");
@@ -404,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_differ() {
+    fn ids_are_random_and_other_texts_are_refused() {
         assert_ne!(VmId::random(), VmId::random());
         let id = VmId::random();
         assert_eq!(id.as_str().parse(), Ok(id.clone()));

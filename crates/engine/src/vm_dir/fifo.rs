@@ -1,13 +1,18 @@
-//! FIFOs between a VMM that writes and an owner that reads, and may be another one later.
+//! FIFOs from a VMM to its owner. They have names, so the next owner can open them.
 //!
 //! ```text
-//!   VMM: stdout, stderr ──write end──▶ vms/<id>/console.fifo, stderr.fifo ──read end──▶ owner, or who adopts the VM
+//!   VMM: stdout, stderr ──write end──▶ vms/<id>/console.fifo, stderr.fifo ──read end──▶ owner, then the adopting process
 //! ```
-//! Kiln keeps no write end, so the reader sees the end when the VMM ends. The write end is open for writing alone and does
-//! not wait. Without an owner its writes fail at once and the bytes are lost; with an owner that is stopped they fail when the
-//! pipe is full. (Open for reading too, it would keep the first 64 KiB of an ownerless guest's words, and then make the
-//! guest's serial line wait until it is adopted: a kernel that logs would crawl.) What was not read yet stays for the next
-//! reader.
+//! Kiln keeps no write end, so the reader gets the end of the stream when the VMM exits.
+//!
+//! A guest must not block because its VM has no owner. So the write end is opened with `O_WRONLY`. Without an owner, the FIFO
+//! has no reader, and a write fails at once with `EPIPE`: the bytes are lost and the guest continues. (A VMM that may
+//! lose its owner is started with `SIGPIPE` ignored.) `O_RDWR` would be wrong, because the VMM would then be a reader itself. The pipe of a VM without an owner would
+//! not fail but fill up, and the guest's serial line would wait until the VM is adopted: a kernel that logs would hardly run.
+//! `O_NONBLOCK` keeps the VMM's own threads from blocking in a write while the owner is stopped and the pipe is full.
+//!
+//! Bytes that were written and not read stay in the pipe as long as the VMM has its write end open. The next reader gets
+//! them first.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,35 +25,35 @@ use crate::files::private_file::FILE_MODE;
 
 /// Name of the console's FIFO in a VM's directory.
 pub(crate) const CONSOLE_FIFO: &str = "console.fifo";
-/// Name of the FIFO of the VMM's own words.
+/// Name of the FIFO of the VMM's standard error.
 pub(crate) const STDERR_FIFO: &str = "stderr.fifo";
 
 /// Both ends of a new FIFO.
 #[derive(Debug)]
 pub(crate) struct Fifo {
     pub(crate) reader: pipe::Receiver,
-    /// For the VMM alone.
+    /// For the VMM only.
     pub(crate) writer: OwnedFd,
 }
 
 impl Fifo {
-    /// Makes a FIFO. One that an earlier VMM left there is replaced: its bytes are not this one's.
+    /// Creates a FIFO. Replaces the FIFO of an earlier VMM, which may still hold bytes of that VMM.
     pub(crate) fn create(path: &Utf8Path) -> io::Result<Self> {
         match rustix::fs::unlink(path.as_std_path()) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
         rustix::fs::mknodat(CWD, path.as_std_path(), FileType::Fifo, FILE_MODE, 0)?;
-        // A umask may have taken what the owner needs to open it.
+        // The umask may have removed permissions that the owner needs to open it.
         rustix::fs::chmod(path.as_std_path(), FILE_MODE)?;
-        // In this order: a write end that does not wait can't be opened without a reader.
+        // The reader first: with `O_NONBLOCK`, the open of a write end fails if the FIFO has no reader.
         let reader = open_reader(path)?;
         let writer = open(path, OFlags::WRONLY)?;
         Ok(Self { reader, writer })
     }
 }
 
-/// Continues reading after an earlier reader is gone.
+/// Opens the read end, also after an earlier reader is gone.
 pub(crate) fn open_reader(path: &Utf8Path) -> io::Result<pipe::Receiver> {
     pipe::Receiver::from_owned_fd(open(path, OFlags::RDONLY)?)
 }
@@ -74,7 +79,7 @@ mod tests {
         (directory, path)
     }
 
-    /// A writer that, as QEMU does, ignores SIGPIPE, and writes a line for each that it is told.
+    /// A writer that ignores SIGPIPE, like QEMU, and copies each line of its input.
     fn shell(writer: OwnedFd) -> Child {
         let script = "trap '' PIPE; while read -r line; do echo \"$line\" 2>&-; echo done >&2; done";
         let mut command = Command::new("/bin/sh");
@@ -82,7 +87,7 @@ mod tests {
         command.stdout(writer).spawn().expect("starts")
     }
 
-    /// Has the shell write a line; returns when it has tried.
+    /// Makes the shell write a line, and returns after the attempt.
     fn say(shell: &mut Child, line: &str) {
         use std::io::{Read as _, Write as _};
         writeln!(shell.stdin.as_mut().expect("piped"), "{line}").expect("it lives");
@@ -110,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_the_writer_is_the_end_of_the_stream() {
+    async fn the_stream_ends_when_the_writer_exits() {
         let (_scratch, path) = scratch();
         let Fifo { mut reader, writer } = Fifo::create(&path).expect("made");
         let mut shell = shell(writer);
@@ -123,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_writer_outlives_its_reader_and_the_next_one_hears_it() {
+    async fn a_writer_outlives_its_reader_and_a_new_reader_continues() {
         let (_scratch, path) = scratch();
         let Fifo { mut reader, writer } = Fifo::create(&path).expect("made");
         let mut shell = shell(writer);
@@ -157,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_fifo_takes_the_place_of_an_old_one() {
+    async fn a_new_fifo_replaces_an_old_one() {
         let (_scratch, path) = scratch();
         let old = Fifo::create(&path).expect("made");
         rustix::io::write(&old.writer, b"old").expect("fits");

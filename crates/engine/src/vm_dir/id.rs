@@ -1,4 +1,4 @@
-//! Names of VMs.
+//! Ids of VMs.
 
 use crate::hex_id::{hex_id, random_hex};
 
@@ -6,14 +6,14 @@ use crate::hex_id::{hex_id, random_hex};
 const DIGITS: usize = 12;
 
 hex_id! {
-    /// Names a VM on this host: 12 hex digits.
+    /// The id of a VM on this host: 12 hex digits.
     pub VmId of DIGITS digits,
-    /// Text that is not a VM id.
+    /// A text that is not a VM id.
     NoVmId: "VM id"
 }
 
 impl VmId {
-    /// A new id, unlike any other.
+    /// A new random id.
     pub fn random() -> Self {
         Self(random_hex::<{ DIGITS / 2 }>())
     }

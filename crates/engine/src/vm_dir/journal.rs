@@ -100,7 +100,7 @@ pub(crate) struct Record {
 /// Why a state was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The state does not follow the last one: a bug of Kiln, or two owners.
+    /// The state must not follow the last one: a bug of Kiln, or two owners.
     #[error("a VM that is {from} can't become {to}")]
     Illegal {
         /// The last state.
@@ -108,7 +108,7 @@ pub enum JournalError {
         /// The refused state.
         to: &'static str,
     },
-    /// Kiln did not write something in the journal.
+    /// The journal has a line that Kiln did not write.
     #[error("the journal `{path}` is broken: {problem}")]
     Broken {
         /// The journal.
@@ -258,7 +258,7 @@ impl Inner {
             false => Err(io::ErrorKind::StorageFull.into()),
         });
         if let Err(source) = written {
-            // Half a line would spoil the next one.
+            // The next line would continue half a line, and neither could be parsed.
             drop(self.file.file().set_len(self.bytes));
             return Err(io_error("write", &self.directory)(source));
         }
@@ -313,7 +313,7 @@ impl State {
     }
 }
 
-/// The drawing above.
+/// The arrows of the drawing above.
 fn follows(from: Option<&State>, to: &State) -> bool {
     use State::{Launching, Lost, Paused, Restoring, Running, Saving, Stopped};
     match (from, to) {
@@ -333,7 +333,11 @@ fn follows(from: Option<&State>, to: &State) -> bool {
     }
 }
 
-/// Replaces the journal with these records, as a whole or not at all.
+/// Replaces the journal with these records, completely or not at all.
+///
+/// The new file is synced before the rename. Otherwise a crash of the host could leave the new name with an empty file:
+/// a file system may write the rename to disk before the contents. The rename itself is not synced. If it is lost, the
+/// old journal is there, with the same states. A later `Stopped` syncs the directory, and the rename with it.
 fn rewrite(directory: &Utf8Path, records: &[Record]) -> Result<(fs::File, u64), JournalError> {
     let write = || {
         let new = directory.join(format!("{JOURNAL_FILE}.new"));

@@ -1,15 +1,15 @@
 //! `vms/<id>/`: the directory of one VM.
 //!
 //! ```text
-//!   spec.json     what was asked for
+//!   spec.json     the VM's spec
 //!   journal       what the VM is about to do and has done, see `journal.rs`
-//!   pid           the VMM, see `orphan.rs`
-//!   *.sock        monitor, agent and extra ports; bound by Kiln, served by the VMM
-//!   *.fifo        what console and VMM write, see `fifo.rs`
-//!   console.log   and its later parts
+//!   pid           pid and start time of the VMM, see `orphan.rs`
+//!   *.sock        monitor, agent and extra ports: Kiln binds them, the VMM serves them
+//!   *.fifo        output of the console and of the VMM, see `fifo.rs`
+//!   console.log   the console's log, and its later parts
 //!
 //!   create ──▶ VmDir (locked) ──drop──▶ removed
-//!                 └──keep──▶ spec, journal, console logs ──reopen──▶ VmDir (locked) ──drop──▶ kept as it is
+//!                 └──keep──▶ spec, journal, console logs ──reopen──▶ VmDir (locked) ──drop──▶ unchanged
 //! ```
 
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]

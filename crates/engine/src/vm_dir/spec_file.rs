@@ -9,10 +9,10 @@ use crate::spec::VmSpec;
 
 /// Name of the file that holds the spec.
 pub(crate) const SPEC_FILE: &str = "spec.json";
-/// A spec as long as its bounds allow is well below.
+/// The longest spec that is read. The longest valid spec is much shorter.
 const SPEC_BYTES_MAX: u64 = 1 << 20;
 
-/// Reads the spec of the VM whose directory that is.
+/// Reads the spec of the VM in this directory.
 pub(crate) fn read_spec(path: &Utf8Path) -> io::Result<VmSpec> {
     Ok(serde_json::from_slice(&plain_file::read(&path.join(SPEC_FILE), SPEC_BYTES_MAX)?)?)
 }

@@ -1,4 +1,4 @@
-//! Reading a journal, whose bytes are taken as hostile: bounded, and no further than they make sense.
+//! Reads a journal. Its bytes are hostile: their number is bounded, and parsing stops at the first line that is not valid.
 
 use std::io;
 
@@ -8,11 +8,11 @@ use super::{JOURNAL_BYTES_MAX, JOURNAL_FILE, JournalError, Record, State, Then, 
 use crate::files::plain_file;
 use crate::snapshot::SnapshotId;
 
-/// A file above this was not written by [`Journal`](super::Journal), which stops well before.
+/// A longer file was not written by [`Journal`](super::Journal), which rewrites it long before.
 const READ_BYTES_MAX: u64 = 2 * JOURNAL_BYTES_MAX;
-/// Longest line; reasons are cut to fit.
+/// Longest line. Reasons are cut so that they fit.
 pub(super) const LINE_BYTES_MAX: usize = 4 << 10;
-/// Snapshots of the VM that a journal still names when it is written again.
+/// Snapshots of the VM that a rewritten journal still names.
 const SNAPSHOTS_KEPT: usize = 16;
 
 /// The content of a journal when it was read.
@@ -20,14 +20,14 @@ const SNAPSHOTS_KEPT: usize = 16;
 pub(crate) struct History {
     /// Oldest first.
     pub(crate) records: Vec<Record>,
-    /// Why what follows them could not be read; not for a torn last line.
+    /// Why the line after the records is not valid. `None` for a torn last line, which counts as not written.
     pub(crate) problem: Option<String>,
-    /// Bytes of the records.
+    /// The length of the records' lines in bytes.
     pub(super) bytes: u64,
 }
 
 impl History {
-    /// Reads a VM's journal; empty if it has none.
+    /// Reads a VM's journal. Empty if the file does not exist.
     pub(crate) fn read(directory: &Utf8Path) -> Result<Self, JournalError> {
         match plain_file::read(&directory.join(JOURNAL_FILE), READ_BYTES_MAX + 1) {
             Ok(bytes) => Ok(parse(&bytes)),
@@ -36,11 +36,11 @@ impl History {
         }
     }
 
-    /// The VM's own snapshots, newest first: those that it was saved to, not the one that it was forked from.
+    /// The VM's own snapshots, newest first: those to which it was saved, not the one from which it was forked.
     pub(crate) fn own_snapshots(&self) -> Vec<SnapshotId> {
         let mut own = Vec::new();
         for record in self.records.iter().rev() {
-            // A snapshot that a VM left at its end is not one to continue from.
+            // With `Then::End`, the caller wanted a snapshot and not a VM that continues from it.
             if matches!(record.state, State::Saving { then: Then::End, .. }) {
                 continue;
             }
@@ -53,7 +53,7 @@ impl History {
         own
     }
 
-    /// The snapshots at which it stopped, oldest first. They belong to the VM alone.
+    /// The snapshots at which it stopped, oldest first. They belong to this VM only.
     pub(crate) fn stopped_snapshots(&self) -> Vec<SnapshotId> {
         let stopped = self.records.iter().filter_map(|record| match &record.state {
             State::Stopped { snapshot } => Some(snapshot.clone()),
@@ -64,7 +64,7 @@ impl History {
         all
     }
 
-    /// The snapshot whose memory it maps, where it is a fork.
+    /// The snapshot whose memory it maps, if it is a fork.
     pub(crate) fn restored_from(&self) -> Option<SnapshotId> {
         self.records.iter().rev().find_map(|record| match &record.state {
             State::Restoring { snapshot } => Some(snapshot.clone()),
@@ -72,7 +72,7 @@ impl History {
         })
     }
 
-    /// Why it was lost, where that is its last word, or the one before it went back to a snapshot.
+    /// Why it was lost, if that is its last state, or the state before its last `Stopped`.
     pub(crate) fn lost(&self) -> Option<&str> {
         let mut last = self.records.iter().rev().map(|record| &record.state);
         match (last.next()?, last.next()) {
@@ -81,13 +81,13 @@ impl History {
         }
     }
 
-    /// Whether a user stopped it, or began to, and so counts on finding it again.
+    /// Whether a user stopped it or began to. Such a user expects to find the VM again.
     pub(crate) fn was_stopped(&self) -> bool {
         let stops = |state: &State| matches!(state, State::Stopped { .. } | State::Saving { then: Then::Stop, .. });
         self.records.iter().any(|record| stops(&record.state))
     }
 
-    /// Whether it was ever handed out.
+    /// Whether a caller ever got the VM.
     pub(crate) fn has_run(&self) -> bool {
         self.records.iter().any(|record| !matches!(record.state, State::Launching | State::Restoring { .. }))
     }
@@ -100,7 +100,7 @@ pub(super) fn parse(bytes: &[u8]) -> History {
         return history;
     }
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        // Without its end it was torn, and counts as never written.
+        // A line without its end was torn by a crash, and counts as not written.
         let Some(text) = line.strip_suffix(b"\n") else { break };
         match parse_line(text, history.records.last()) {
             Ok(record) => {
@@ -122,14 +122,15 @@ fn parse_line(line: &[u8], last: Option<&Record>) -> Result<Record, String> {
     }
     let record: Record = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let last = last.map_or(0, |record| record.generation);
-    // One that can't be counted on would end the numbers.
+    // After the largest number there would be no next one.
     if record.generation <= last || record.generation == u64::MAX {
         return Err(format!("generation {} after {last}", record.generation));
     }
     Ok(record)
 }
 
-/// What still matters of a long journal: which snapshots the VM has, what it was restored from, and the last two states.
+/// The records of a long journal that recovery still needs: the VM's last snapshots, the last restore, and the last two
+/// states.
 pub(super) fn kept(records: &[Record]) -> Vec<Record> {
     let first_of_end = records.len().saturating_sub(2);
     let (mut named, mut restored) = (Vec::new(), false);
@@ -140,7 +141,7 @@ pub(super) fn kept(records: &[Record]) -> Vec<Record> {
                 named.push(snapshot.clone());
                 named.len() <= SNAPSHOTS_KEPT
             }
-            // Whose memory it maps.
+            // The last one names the snapshot whose memory the VM maps.
             State::Restoring { .. } => !std::mem::replace(&mut restored, true),
             _ => false,
         };
