@@ -34,7 +34,7 @@ impl Random {
         mixed ^ mixed >> 31
     }
 
-    /// The next number, less than `end`; 0 where that is 0.
+    /// The next number, less than `end`; 0 if that is 0.
     pub fn below(&mut self, end: u64) -> u64 {
         u64::try_from((u128::from(self.number()) * u128::from(end)) >> 64).expect("is below a 64-bit number")
     }

@@ -114,7 +114,7 @@ pub struct ConfigWrite<'a> {
     pub features: u64,
 }
 
-/// Why a device did not do what the frontend asked for.
+/// Why a device did not do what the frontend requested.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// The configuration can't be changed there.
@@ -139,7 +139,7 @@ pub enum DeviceError {
         /// In bytes.
         mtu: u64,
     },
-    /// A state of another device's, or of none.
+    /// A state of another device, or of no device.
     #[error("{bytes} bytes are not a state of this device")]
     State {
         /// How many came.
@@ -153,15 +153,15 @@ pub enum DeviceError {
     },
 }
 
-/// What a handler says when it returns.
+/// What a handler returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// The ring was empty when it last looked: it is asked again when there is more.
+    /// The ring was empty at the last look: the handler is called again when there is more.
     Drained,
-    /// The ring has more, it has done its share: it is asked again soon.
+    /// The ring has more, but the handler has done its share: it is called again soon.
     More,
-    /// Buffers are left on purpose until a descriptor of its own is ready: it is asked again when the driver kicks, and
-    /// it has kicks disabled or enabled as it likes.
+    /// Buffers are left on purpose until a descriptor of its own is ready: it is called again when the driver kicks,
+    /// and it disables or enables kicks itself.
     Left,
 }
 
@@ -173,14 +173,14 @@ pub trait QueueHandler: Send {
     /// A queue that is enabled was started, kicked, enabled, or is polled.
     ///
     /// # Errors
-    /// If the ring can't be believed.
+    /// If the ring is inconsistent.
     fn process(&mut self, queues: &mut Queues, queue: u16) -> Result<Work, QueueError>;
 
     /// A queue that is disabled was kicked: it may be emptied, without any effect on the world. Left as it is, its buffers
     /// wait until it is enabled.
     ///
     /// # Errors
-    /// If the ring can't be believed.
+    /// If the ring is inconsistent.
     fn discard(&mut self, _queues: &mut Queues, _queue: u16) -> Result<Work, QueueError> {
         Ok(Work::Left)
     }
@@ -193,7 +193,7 @@ pub trait QueueHandler: Send {
         Ok(())
     }
 
-    /// When it wants to be asked next even if nothing happens ([`expired`](Self::expired)).
+    /// When it is to be called next even if nothing happens ([`expired`](Self::expired)).
     fn deadline(&self) -> Option<Instant> {
         None
     }

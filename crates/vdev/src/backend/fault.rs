@@ -1,5 +1,5 @@
-//! Where a backend can be wrong on purpose. The server asks here before it says or does something that a peer can see; a
-//! server without faults never does, and is right.
+//! Where a backend can be wrong on purpose. The server calls this before it sends or does something that a peer can
+//! see. A server without faults never calls it, and is right.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use super::queues::{Queue, StoppedQueue};
 use crate::protocol::{Flags, ProtocolFeatures};
 use crate::queue::{Chain, ChainId};
 
-/// What a session tells of itself.
+/// What a session offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {
     /// Virtio features.
     pub features: u64,
     /// Protocol features.
     pub protocol_features: ProtocolFeatures,
-    /// What `GET_QUEUE_NUM` says.
+    /// What `GET_QUEUE_NUM` returns.
     pub queues: u64,
 }
 
@@ -31,16 +31,16 @@ pub enum RingEvent {
     KickEnds,
 }
 
-/// How a chain is said to be used.
+/// How a used chain is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Completion {
     /// Which chain.
     pub id: ChainId,
     /// How often it is put into the ring.
     pub times: u32,
-    /// The bytes that are said to be written.
+    /// The number of bytes that is reported as written.
     pub written: u32,
-    /// How many entries more than there are the ring is said to have.
+    /// How many used entries the ring shows beyond those that it has.
     pub jump: u16,
 }
 
@@ -60,7 +60,7 @@ pub struct MessageFault {
     pub instead: Option<Instead>,
     /// Changes of the answer.
     pub answer: AnswerFault,
-    /// Said on the backend's channel afterwards, whatever it is.
+    /// Sent on the backend's channel afterwards, whatever it is.
     pub backend_channel: Option<(u32, Vec<u8>)>,
 }
 
@@ -82,11 +82,11 @@ pub enum Instead {
 /// Changes of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AnswerFault {
-    /// None is sent, though the message was handled.
+    /// It is not sent, although the message was handled.
     pub silent: bool,
     /// It is sent twice.
     pub twice: bool,
-    /// It is said to answer another message.
+    /// It is sent as the reply to another message.
     pub request: Option<u32>,
     /// Its flags.
     pub flags: Option<Flags>,
@@ -100,7 +100,7 @@ pub struct AnswerFault {
     pub cut_after: Option<usize>,
 }
 
-/// How a backend goes about its clients, if not at once and one after the other forever.
+/// How a backend serves its clients, if not at once and one after the other forever.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Serving {
     /// How long it takes until it listens.
@@ -113,7 +113,7 @@ pub struct Serving {
     pub clients: Option<u64>,
 }
 
-/// Where a backend is wrong. Every method is right by default.
+/// How a backend is wrong. Every method is right by default.
 pub trait Faults: Send + Sync {
     /// How clients are accepted.
     fn serving(&self) -> Serving {
@@ -141,12 +141,12 @@ pub trait Faults: Send + Sync {
         false
     }
 
-    /// A chain was used; what lies in it may be changed.
+    /// A chain was used; its contents may be changed.
     fn completed(&self, _queue: u16, chain: &Chain, written: u32) -> Completion {
         Completion::as_it_is(chain.id(), written)
     }
 
-    /// A ring is to say that it has more used entries than it has.
+    /// Makes a ring show more used entries than it has.
     fn jump(&self, _queue: &Queue, _by: u16) {}
 
     /// What `GET_VRING_BASE` returns of a stopped ring.
@@ -154,10 +154,10 @@ pub trait Faults: Send + Sync {
         base
     }
 
-    /// A ring was stopped, and is let go when this is dropped.
+    /// A ring was stopped. It is released when this is dropped.
     fn stopped(&self, _queue: StoppedQueue) {}
 
-    /// The driver is about to be told of used buffers: how often it is.
+    /// Buffers were used: how often the driver is called for them.
     fn calls(&self, _queue: u16) -> u32 {
         1
     }

@@ -6,10 +6,10 @@
 //!                                                  ▼
 //!                     kick ──▶ Worker: a thread that owns its rings ──▶ QueueHandler::process ──▶ call
 //! ```
-//! It follows QEMU's `docs/interop/vhost-user.rst` at its strictest. What was not offered or not negotiated is refused: the
-//! frontend is told so where it asks to be told (`need_reply`), else the connection is closed; nothing is ever done in
-//! part. A ring that can't be believed is left alone and its error signalled. [`fault`] is where a mock is wrong on purpose,
-//! A [`SessionEvent`] is what an observer sees.
+//! It follows QEMU's `docs/interop/vhost-user.rst` at its strictest. What was not offered or not negotiated is
+//! refused: the frontend gets an error if the message has `need_reply`, otherwise the connection is closed. Nothing is
+//! ever done in part. An inconsistent ring is not served any more, and its error is signalled. [`fault`] makes a mock
+//! wrong on purpose. An observer gets a [`SessionEvent`] for each event.
 
 mod device;
 pub mod fault;

@@ -1,4 +1,4 @@
-//! How the other side is told: an eventfd that it sent, a message on the backend's channel, or not at all.
+//! How the other side is notified: by an eventfd that it sent, by a message on the backend's channel, or not at all.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,10 +9,10 @@ use crate::protocol::backend::{ConfigChangeMsg, VringCall, VringErr};
 use crate::protocol::{Empty, Flags, Message, VringState};
 use crate::socket::{Channel, Event, SocketError};
 
-/// The backend's own channel to the frontend ("Back-end communication"), shared by all who have something to say.
+/// The backend's own channel to the frontend ("Back-end communication"), shared by all threads that send on it.
 ///
-/// A frontend that has not taken one message, or not answered it, in time is told nothing more: else each would be waited
-/// for as long as the first.
+/// A frontend that has not read or answered one message in time gets no other: each would be waited for as long as the
+/// first.
 #[derive(Debug)]
 pub struct BackendChannel {
     channel: Mutex<Channel>,
@@ -36,7 +36,7 @@ impl BackendChannel {
         self.say(|channel| channel.send(&ConfigChangeMsg(Empty), &[]))
     }
 
-    /// Says something and waits until the frontend has done it, where it can say so.
+    /// Sends a message and waits until the frontend has acknowledged it, if that was negotiated.
     ///
     /// # Errors
     /// If the frontend does not take it, or does not answer in time.
@@ -48,7 +48,7 @@ impl BackendChannel {
         )
     }
 
-    /// Says anything at all.
+    /// Sends any message at all.
     ///
     /// # Errors
     /// If the frontend does not take it in time.
@@ -70,7 +70,7 @@ impl BackendChannel {
     }
 }
 
-/// How the frontend is told of used buffers, or of an error.
+/// How the frontend is notified of used buffers, or of an error.
 #[derive(Debug, Default)]
 pub enum Notify {
     /// It polls.
@@ -82,7 +82,7 @@ pub enum Notify {
     InBand(Arc<BackendChannel>),
 }
 
-/// What a frontend is told of a ring.
+/// What a frontend is notified of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
     /// Buffers were used.
@@ -92,10 +92,10 @@ pub enum Told {
 }
 
 impl Notify {
-    /// Tells the frontend.
+    /// Notifies the frontend.
     ///
     /// # Errors
-    /// If it can't be told.
+    /// If it cannot be notified.
     pub fn tell(&self, ring: u16, what: Told) -> io::Result<()> {
         let state = VringState { index: ring.into(), num: 0 };
         match (self, what) {

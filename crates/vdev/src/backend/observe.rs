@@ -1,4 +1,4 @@
-//! What a server tells of its sessions while they go on: for those who print, count or judge.
+//! What a server reports of its sessions while they run, for code that prints, counts or judges.
 
 use std::io;
 
@@ -24,7 +24,7 @@ pub enum SessionEvent<'a> {
     Received {
         /// Its header.
         header: Header,
-        /// What it says.
+        /// Its payload.
         payload: &'a [u8],
         /// How many descriptors came with it.
         fds: usize,
@@ -40,7 +40,7 @@ pub enum SessionEvent<'a> {
         request: u32,
         /// Why.
         refusal: &'a Refusal,
-        /// Whether the frontend was told so; else the session ends.
+        /// Whether the frontend got an error; otherwise the session ends.
         told: bool,
     },
     /// A ring runs.
@@ -56,22 +56,22 @@ pub enum SessionEvent<'a> {
     RingStopped {
         /// Which.
         queue: u16,
-        /// Where it stands.
+        /// Its base.
         base: u32,
     },
-    /// A driver has kicked. Told by the queue's worker.
+    /// A driver has kicked. Reported by the queue's worker.
     Kicked {
         /// Which.
         queue: u16,
     },
-    /// A ring can't be believed any more. Told by the queue's worker.
+    /// A ring is inconsistent. Reported by the queue's worker.
     RingBroke {
         /// Which.
         queue: u16,
         /// Why.
         error: &'a QueueError,
     },
-    /// A kick descriptor is of no use. Told by the queue's worker.
+    /// A kick descriptor is of no use. Reported by the queue's worker.
     KickLost {
         /// Which.
         queue: u16,
@@ -82,12 +82,12 @@ pub enum SessionEvent<'a> {
     Ended {
         /// Which.
         client: u64,
-        /// Why, where the frontend did not just leave.
+        /// Why, if the frontend did not just disconnect.
         error: Option<&'a SessionError>,
     },
 }
 
-/// Who is told of events. Workers and sessions tell at once, so this must not wait.
+/// Receives events. Workers and sessions call it directly, so it must not wait.
 pub trait Observer: Send + Sync {
     /// Something happened.
     fn event(&self, event: &SessionEvent<'_>);

@@ -18,7 +18,7 @@ pub struct Queue {
     pub(super) call: Notify,
     pub(super) enabled: bool,
     pub(super) faults: Option<Arc<dyn Faults>>,
-    /// Tells the frontend that the log has changed.
+    /// Notifies the frontend that the log has changed.
     pub(super) log_changed: Option<Arc<crate::socket::Event>>,
     /// Chains that were taken, to see whether a handler did anything.
     taken: u64,
@@ -26,9 +26,9 @@ pub struct Queue {
     unpublished: bool,
     /// Whether there may be chains that were under way when another backend ended.
     pub(super) resubmits: bool,
-    /// Entries more than there are that the ring is to say it has.
+    /// How many used entries the ring is to show beyond those that it has.
     jump: u16,
-    /// It can't be believed any more: no handler finds it.
+    /// It is inconsistent: no handler finds it any more.
     pub(super) is_broken: bool,
 }
 
@@ -67,7 +67,7 @@ impl Queue {
     /// Takes the next chain of buffers. Returns whether there was one.
     ///
     /// # Errors
-    /// If the ring can't be believed.
+    /// If the ring is inconsistent.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         // What a backend before this one had taken comes first.
         self.resubmits = self.resubmits && self.ring.resubmit(chain)?;
@@ -82,7 +82,7 @@ impl Queue {
         self.taken -= 1;
     }
 
-    /// Says that a chain was used, and how many bytes were written to it. The driver sees it with the next
+    /// Returns a chain as used, with how many bytes were written to it. The driver sees it after the next
     /// [`flush`](Self::flush).
     pub fn complete(&mut self, chain: &Chain, written: u32) {
         let Some(faults) = &self.faults else {
@@ -99,7 +99,7 @@ impl Queue {
         self.jump = self.jump.wrapping_add(completion.jump);
     }
 
-    /// Lets the driver see what was completed, and tells it where it wants to be told.
+    /// Makes completed chains visible to the driver, and calls it if it has requested that.
     pub fn flush(&mut self) {
         if !std::mem::take(&mut self.unpublished) {
             return;
@@ -118,7 +118,7 @@ impl Queue {
         }
     }
 
-    /// Tells the driver that buffers were used, whether it wants to be told or not.
+    /// Calls the driver for used buffers, also if it has calls disabled.
     pub fn notify(&mut self) {
         let calls = match &self.faults {
             None => 1,
@@ -126,19 +126,19 @@ impl Queue {
         };
         for _ in 0..calls {
             if self.call.tell(self.index, Told::Call).is_err() {
-                // It can't be told any more: it is on its way out, or takes no messages. It is not waited for again.
+                // It cannot be notified: it is about to end, or reads no messages. It is not waited for again.
                 self.call = Notify::Never;
                 return;
             }
         }
     }
 
-    /// Asks the driver for no kicks.
+    /// Disables kicks.
     pub fn disable_kicks(&mut self) {
         self.ring.disable_kicks();
     }
 
-    /// Asks the driver for kicks. Returns whether there is something in the ring already, for which none will come.
+    /// Enables kicks. Returns whether there is something in the ring already, for which no kick will come.
     pub fn enable_kicks(&mut self) -> bool {
         self.ring.enable_kicks()
     }
@@ -153,7 +153,7 @@ impl Queue {
         self.ring.areas()
     }
 
-    /// Where it stands, as `GET_VRING_BASE` says it.
+    /// Its position, as `GET_VRING_BASE` returns it.
     pub fn base(&self) -> u32 {
         self.ring.base()
     }
@@ -176,17 +176,17 @@ impl StoppedQueue {
         self.0.index
     }
 
-    /// Says that one more entry was used, and calls.
+    /// Shows one more used entry than there is, and calls.
     pub fn write_late(&self) {
         if let Some(faults) = &self.0.faults {
             faults.jump(&self.0, 1);
         }
-        // The frontend may be gone by now.
+        // The frontend may have ended by now.
         let _ = self.0.call.tell(self.0.index, Told::Call);
     }
 }
 
-/// Where a token of the worker's own begins; those of handlers are smaller.
+/// The first token of the worker's own; those of handlers are smaller.
 pub(super) const OWN_TOKENS: u64 = 1 << 63;
 
 /// The queues of a worker, and the descriptors that it waits for.
@@ -201,12 +201,12 @@ impl Queues {
         Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, running: Vec::new() })
     }
 
-    /// A queue, where it runs and can be believed.
+    /// A queue, if it runs and is consistent.
     pub fn get(&mut self, queue: u16) -> Option<&mut Queue> {
         self.running.get_mut(usize::from(queue))?.as_deref_mut().filter(|queue| !queue.is_broken)
     }
 
-    /// Two different queues, where both run.
+    /// Two different queues, if both run.
     pub fn pair(&mut self, one: u16, other: u16) -> Option<(&mut Queue, &mut Queue)> {
         let [one, other] = self.running.get_disjoint_mut([usize::from(one), usize::from(other)]).ok()?;
         let believed = |queue: &&mut Queue| !queue.is_broken;
@@ -231,9 +231,10 @@ impl Queues {
         Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), interest)?)
     }
 
-    /// Waits no longer for a descriptor. This must come before it is closed where others have it too.
+    /// Removes a descriptor from those that the worker waits for. This must come before it is closed if another
+    /// process has it too.
     pub fn unwatch(&self, fd: impl AsFd) {
-        // It is not waited for any more, which is what was wanted.
+        // An error means that it is not waited for, which is the intended state.
         let _ = epoll::delete(&self.epoll, fd);
     }
 

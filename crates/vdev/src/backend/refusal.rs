@@ -1,4 +1,4 @@
-//! Why a backend does not do what a frontend asks for, and why a session ends.
+//! Why a backend does not do what a frontend requests, and why a session ends.
 
 use super::device::DeviceError;
 use super::worker::WorkerError;
@@ -60,7 +60,7 @@ pub enum Refusal {
     Value {
         /// Which.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: u64,
     },
     /// A ring that runs can't be changed so.
@@ -83,22 +83,22 @@ pub enum Refusal {
     /// A ring that can't be.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The device says no.
+    /// The device refuses.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The system says no.
+    /// The system refuses.
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A queue's worker is of no use any more.
     #[error(transparent)]
     Worker(WorkerError),
-    /// A script says no.
+    /// A script refuses.
     #[error("refused on purpose")]
     OnPurpose,
 }
 
 impl Refusal {
-    /// Whether a session can't go on after it, even if the frontend can be told.
+    /// Whether a session can't continue after it, even if the frontend can get an error.
     pub(super) const fn ends_session(&self) -> bool {
         matches!(self, Self::Needs { .. } | Self::Worker(_))
     }
@@ -119,7 +119,7 @@ pub enum SessionError {
     /// The connection is of no use any more.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// A message was refused, and the frontend could not be told.
+    /// A message was refused, and the frontend could not get an error.
     #[error("`{socket}` sent {name}, which was refused", name = name_of(*.request))]
     Refused {
         /// The socket.
@@ -129,7 +129,7 @@ pub enum SessionError {
         /// Why.
         source: Refusal,
     },
-    /// A script says so.
+    /// A script closes the connection.
     #[error("`{socket}` was closed on purpose")]
     OnPurpose {
         /// The socket.

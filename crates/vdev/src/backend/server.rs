@@ -12,16 +12,16 @@ use super::refusal::SessionError;
 use super::session::Session;
 use crate::socket::{Channel, Event, Listener, SocketError, wait_readable};
 
-/// How a server goes about it.
+/// How a server serves.
 #[derive(Clone)]
 pub struct Options {
     /// The longest that a message may take from its first byte to its last, and an answer to be taken.
     pub message_timeout: Duration,
     /// The longest that a ring may take to finish what is under way when it is stopped.
     pub stop_timeout: Duration,
-    /// Who is told what happens.
+    /// Receives what happens.
     pub observer: Arc<dyn Observer>,
-    /// Where the server is wrong on purpose.
+    /// How the server is wrong on purpose.
     pub faults: Option<Arc<dyn Faults>>,
 }
 
@@ -39,7 +39,7 @@ impl Default for Options {
 /// The pause after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Waits, but not longer than until it is told to stop; returns whether it was.
+/// Waits, but not longer than until it is stopped; returns whether it was.
 fn sleep(stop: &Event, time: Duration) -> std::io::Result<bool> {
     wait_readable([stop.as_fd()], Some(time)).map(|[is_stopped]| is_stopped)
 }
@@ -65,7 +65,8 @@ impl Server {
         &self.device
     }
 
-    /// An event by which the device says that its configuration has changed; the frontend is told, if it can be.
+    /// An event by which the device reports that its configuration has changed; the frontend is notified, if that is
+    /// possible.
     ///
     /// # Errors
     /// If the process has no descriptors left.

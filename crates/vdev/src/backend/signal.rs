@@ -7,8 +7,8 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 
 use crate::socket::Event;
 
-/// An event that is there once the process is told to end. The signals do nothing else from now on, in threads that are
-/// started later; so this comes first in `main`.
+/// An event that is signalled when the process gets a signal to end. From then on these signals do nothing else, in
+/// threads that are started later; so this comes first in `main`.
 ///
 /// # Errors
 /// If the process has no descriptors left.

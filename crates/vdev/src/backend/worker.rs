@@ -1,5 +1,5 @@
-//! The thread that serves some queues of one session. It owns their rings; the session tells it what to do and waits until
-//! it has done it, so that a ring that was stopped is stopped.
+//! The thread that serves some queues of one session. It owns their rings; the session sends it commands and waits
+//! until each is done, so that a ring that was stopped is stopped.
 //!
 //! ```text
 //!    session ── Command ──▶ ┌─ worker ──────────────────────────────┐
@@ -51,7 +51,7 @@ const INTERRUPT_AFTER: Duration = Duration::from_millis(100);
 /// How a worker finds out that a ring has more.
 #[derive(Debug)]
 pub enum Kick {
-    /// It is told by a message.
+    /// By a message.
     Message,
     /// It looks now and then.
     Polled,
@@ -59,14 +59,15 @@ pub enum Kick {
     Event(Event),
 }
 
-/// The log of a ring: the dirty log with the guest address of the used ring in it, and whom to tell.
+/// The log of a ring: the dirty log with the guest address of the used ring in it, and how the frontend is notified of
+/// it.
 pub type RingLog = (Option<(Arc<crate::memory::DirtyLog>, Option<u64>)>, Option<Arc<Event>>);
 
-/// What a session tells its worker to do.
+/// A command of a session to its worker.
 pub enum Command {
     /// Serve this queue.
     Start(Box<Queue>, Kick, Notify),
-    /// Finish what is under way, and let go.
+    /// Finish what is in flight, and release the ring.
     Stop(u16),
     /// It may have effects, or none.
     Enable(u16, bool),
@@ -74,9 +75,9 @@ pub enum Command {
     Kick(u16, Kick),
     /// It was kicked by a message.
     Kicked(u16),
-    /// The driver is told another way.
+    /// The driver is called another way.
     Call(u16, Notify),
-    /// The frontend is told of errors another way.
+    /// The frontend is notified of errors another way.
     Error(u16, Notify),
     /// Memory has changed.
     Memory(GuestMemory),
@@ -87,7 +88,7 @@ pub enum Command {
 /// What a worker answers: the base of the queue that it stopped, else 0.
 pub type Answer = Result<u32, QueueError>;
 
-/// Why a worker did not do what it was told.
+/// Why a worker did not obey a command.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// It could not be started.
@@ -102,7 +103,7 @@ pub enum WorkerError {
     /// It has ended, which is our own bug.
     #[error("a queue worker has ended")]
     Gone,
-    /// It says no.
+    /// The ring refuses.
     #[error(transparent)]
     Queue(#[from] QueueError),
 }
@@ -150,7 +151,7 @@ impl Worker {
         Ok(Self { commands, waker, thread: Some(thread), patience })
     }
 
-    /// Tells it what to do, and waits until it has.
+    /// Sends a command, and waits until it is done.
     pub fn tell(&self, command: Command) -> Result<u32, WorkerError> {
         let answer = self.send(Some(command))?;
         match self.wait_for(&answer) {
@@ -204,13 +205,13 @@ impl Drop for Worker {
     }
 }
 
-/// What a worker knows of a queue beyond its ring.
+/// What a worker holds of a queue beyond its ring.
 struct State {
     kick: Kick,
     error: Notify,
     /// There may be something in it.
     ready: bool,
-    /// It can't be believed any more.
+    /// It is inconsistent, and is not served any more.
     broken: bool,
 }
 
@@ -502,7 +503,7 @@ impl Run {
         }
     }
 
-    /// Asks for kicks on all queues that were served. Returns whether one of them has more already.
+    /// Enables kicks on all queues that were served. Returns whether one of them has more already.
     fn rest(&mut self) -> bool {
         let mut again = false;
         for place in 0..self.states.len() {
@@ -550,8 +551,8 @@ impl Run {
         }
     }
 
-    /// A ring can't be believed: it is left alone from now on, and the frontend is told. Which ring, the error knows best:
-    /// a handler may have looked at another than it was called for.
+    /// A ring is inconsistent: it is not served from now on, and the frontend is notified. The error names the ring,
+    /// since a handler may have looked at another than it was called for.
     fn broke(&mut self, queue: u16, error: &QueueError) {
         let told = error.ring().and_then(|ring| u16::try_from(ring).ok());
         let queue =
@@ -570,7 +571,7 @@ impl Run {
 
     fn tell_error(&self, queue: u16) {
         if let Some(Some(state)) = self.states.get(usize::from(queue)) {
-            // A frontend that can't be told is on its way out.
+            // A frontend that cannot be notified is about to end.
             let _ = state.error.tell(queue, Told::Error);
         }
     }

@@ -59,7 +59,7 @@ fn is_not_there(error: &FrontendError) -> bool {
     error.is_closed() || matches!(error.socket_error(), Some(SocketError::Connect { .. }))
 }
 
-/// Asks for the features again and again.
+/// Requests the features again and again.
 pub(super) fn round_trips(frontend: &mut Frontend, count: u32, stop: &AtomicBool) -> Result<Latency, FrontendError> {
     let mut histogram = Histogram::default();
     for _ in 0..count {

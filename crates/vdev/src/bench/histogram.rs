@@ -57,7 +57,7 @@ impl Histogram {
         self.total
     }
 
-    /// The shortest; zero where none was counted.
+    /// The shortest; zero if nothing was counted.
     pub const fn min(&self) -> Duration {
         Duration::from_nanos(if self.total == 0 { 0 } else { self.min })
     }

@@ -1,4 +1,4 @@
-//! A disk under load: as many requests under way as wanted, in every queue, until time is up.
+//! A disk under load: a constant number of requests in flight in every queue, until the time is over.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,11 +26,11 @@ pub struct Load {
     pub seed: u64,
 }
 
-/// Puts a disk under load, with a thread for each of its queues. It ends early when `stop` says so; what came back until
-/// then counts.
+/// Puts a disk under load, with a thread for each of its queues. It ends early when `stop` is set; what completed
+/// until then counts.
 ///
 /// # Errors
-/// If the load can't be had from this disk, or the device fails a request or lies.
+/// If this disk does not support the load, or the device fails a request or breaks the protocol.
 pub fn run_load(driver: &mut BlkDriver, load: &Load, stop: &AtomicBool) -> Result<LoadReport, BenchError> {
     let config = *driver.config();
     let Load { pattern, block_bytes, depth, .. } = *load;
@@ -130,7 +130,7 @@ struct Worker<'a> {
     stop: [&'a AtomicBool; 2],
     /// Blocks that are this queue's.
     blocks: u64,
-    /// The next one, where they are taken in order.
+    /// The next one, if they are taken in order.
     at: u64,
     random: Random,
     /// When the request in each slot was submitted.

@@ -3,8 +3,8 @@
 //! ```text
 //!   handshakes ─▶ round trips ─▶ load at each depth, a thread for each queue ─▶ Report (serde)
 //! ```
-//! The disk is only read unless writing is asked for. Offsets come from a seed that is in the report; latencies go into
-//! histograms of bounded size.
+//! The disk is only read unless writes are requested. Offsets come from a seed that is in the report; latencies go
+//! into histograms of bounded size.
 
 mod handshake;
 mod histogram;

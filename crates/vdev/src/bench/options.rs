@@ -79,7 +79,7 @@ pub struct BenchOptions {
     pub socket: PathBuf,
     /// How patient its session is.
     pub session: Options,
-    /// What kind of device it is; asked and guessed if it is left out. Only disks can be driven.
+    /// What kind of device it is; found out if it is left out. Only disks can be driven.
     pub device: Option<DeviceKind>,
     /// What is done to the disk.
     pub pattern: Pattern,
@@ -134,7 +134,7 @@ pub enum BenchError {
         socket: String,
         /// What it is.
         kind: DeviceKind,
-        /// What speaks for that, if it was guessed.
+        /// The evidence, if it was guessed.
         evidence: Option<String>,
     },
     /// It does not show what it is.
@@ -146,13 +146,13 @@ pub enum BenchError {
     /// Blocks of this size can't be had.
     #[error("blocks of {bytes} bytes are not whole sectors of 512 bytes, at most 16 MiB")]
     BlockSize {
-        /// What was asked for.
+        /// What was requested.
         bytes: u32,
     },
     /// The device has blocks of its own that are larger.
     #[error("blocks of {bytes} bytes are not a multiple of the device's blocks of {device_bytes}")]
     DeviceBlocks {
-        /// What was asked for.
+        /// What was requested.
         bytes: u32,
         /// What the device has.
         device_bytes: u32,
@@ -168,13 +168,13 @@ pub enum BenchError {
     /// The disk can't be written.
     #[error("the disk is read-only, but `{pattern}` writes")]
     ReadOnly {
-        /// What was asked for.
+        /// What was requested.
         pattern: Pattern,
     },
     /// Too many or too few requests.
     #[error("the depth {depth} is not 1 to {max}")]
     Depth {
-        /// What was asked for.
+        /// What was requested.
         depth: u16,
         /// The most.
         max: u16,
@@ -186,7 +186,7 @@ pub enum BenchError {
         request: &'static str,
         /// Where.
         sector: u64,
-        /// What it said.
+        /// What it returned.
         status: &'static str,
     },
     /// A thread of the load could not be started.

@@ -16,7 +16,7 @@ pub struct Report {
     pub handshake: HandshakeReport,
     /// `GET_FEATURES` and its answer.
     pub round_trip: Latency,
-    /// The disk, where it is one.
+    /// The disk, if it is one.
     pub disk: Option<DiskReport>,
     /// The loads, in the order in which they ran.
     pub loads: Vec<LoadReport>,
@@ -82,7 +82,7 @@ pub struct DiskReport {
     pub ring: String,
     /// Indirect descriptors were used.
     pub indirect: bool,
-    /// Notifications were asked for by index.
+    /// Notifications were requested by event index.
     pub event_idx: bool,
 }
 
@@ -103,7 +103,7 @@ pub struct LoadReport {
     pub requests: u64,
     /// Of them, those that wrote.
     pub writes: u64,
-    /// Of them, those where the device says that it wrote less than it must have.
+    /// Of them, those for which the device reports fewer written bytes than it must have written.
     pub short: u64,
     /// Requests each second.
     pub iops: f64,

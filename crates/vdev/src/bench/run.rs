@@ -15,11 +15,10 @@ use crate::virtio::{Candidate, DeviceKind, plausible};
 /// Bytes of a block at most.
 const BLOCK_BYTES_MAX: u32 = 16 << 20;
 
-/// Measures a backend. `seen` is told of each load as it ends. When `stop` is set, what was measured until then is
-/// reported.
+/// Measures a backend. `seen` gets each load as it ends. When `stop` is set, what was measured until then is reported.
 ///
 /// # Errors
-/// If the backend fails or lies, or can't be asked for this.
+/// If the backend fails, breaks the protocol, or does not support this.
 pub fn run(options: &BenchOptions, stop: &AtomicBool, mut seen: impl FnMut(&LoadReport)) -> Result<Report, BenchError> {
     let bytes = options.block_bytes;
     if bytes == 0 || !bytes.is_multiple_of(512) || bytes > BLOCK_BYTES_MAX {

@@ -23,8 +23,8 @@ const STOPPED: u32 = 0;
 const MTU_MAX: u64 = 0xffff;
 
 impl Session<'_> {
-    /// What was asked for of the configuration, or nothing, which says that it can't be had. What lies beyond what the
-    /// device has, and within the 256 bytes that there may be, reads as zeros.
+    /// The part of the configuration that was requested; or nothing, which means an error. Bytes beyond what the
+    /// device has, and within the 256 bytes that there may be, are zeros.
     pub(super) fn get_config(&mut self, wanted: &Config) -> Answer {
         let mut config = self.device.config();
         if let Some(faults) = &self.options.faults {

@@ -1,10 +1,10 @@
-//! One frontend's session: takes messages one by one, does what each asks for or nothing, and answers.
+//! One frontend's session: takes messages one by one, does all or nothing of each, and replies.
 //!
 //! ```text
 //!    message ─▶ header, descriptors, payload right? ─▶ negotiated? ─▶ can it be done? ─▶ done ─▶ answer, or 0 (need_reply)
 //!                      └────────────────┴───────────────────┴──▶ refused ─▶ 1 (need_reply), else the session ends
 //! ```
-//! A ring, as far as a session knows it:
+//! A ring, as a session sees it:
 //! ```text
 //!    stopped ──── kick known, and size, addresses, memory too ───▶ running, enabled or not
 //!       ▲                                                               │
@@ -35,7 +35,7 @@ use crate::protocol::{FrontendCall, FrontendRequest, Header, Payload, ProtocolFe
 use crate::queue::InflightRegion;
 use crate::socket::{Channel, Event, Flow, RawMessage, wait_readable};
 
-/// What a message is answered where it has no answer of its own.
+/// The reply to a message that has no reply of its own.
 const DONE: u64 = 0;
 const REFUSED: u64 = 1;
 
@@ -64,7 +64,7 @@ pub struct Session<'a> {
     device: &'a Arc<dyn Device>,
     options: &'a Options,
     offer: Offer,
-    /// What `SET_FEATURES` said, if it came.
+    /// What `SET_FEATURES` set, if it came.
     features: Option<u64>,
     protocol_features: ProtocolFeatures,
     status: u8,
@@ -74,7 +74,7 @@ pub struct Session<'a> {
     inflight: Option<InflightRegion>,
     backend_channel: Option<Arc<BackendChannel>>,
     rings: Vec<Ring>,
-    /// Where the state of another device comes from, until it is asked whether it was good.
+    /// Where the state of another device comes from, until CHECK_DEVICE_STATE comes.
     incoming_state: Option<Flow>,
     /// Whether the state that was saved last has reached the frontend.
     state_is_good: bool,
@@ -106,7 +106,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes messages until the frontend leaves or the server is told to stop.
+    /// Takes messages until the frontend disconnects or the server is stopped.
     pub fn run(&mut self, stop: &Event, config_changed: &Event) -> Result<(), SessionError> {
         self.options.observer.event(&SessionEvent::Offered { offer: &self.offer });
         loop {
@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Does what a message asks for, and answers.
+    /// Handles a message, and replies.
     fn take(&mut self, message: RawMessage, fault: &AnswerFault) -> Result<(), SessionError> {
         let Header { request: number, flags, .. } = message.header;
         let handled = self.follow(message);
@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Tells the frontend that its message was refused; where it can't be told, the session ends.
+    /// Reports to the frontend that its message was refused; if that is not possible, the session ends.
     fn refuse(
         &mut self,
         request: u32,
@@ -161,7 +161,7 @@ impl<'a> Session<'a> {
         code: u64,
         fault: &AnswerFault,
     ) -> Result<(), SessionError> {
-        // What has an answer of its own has none that says no, but for those that answer with a number of ours.
+        // A message with a reply of its own has no reply for an error, except for those whose reply is a status.
         let can_be_told = wants_reply
             && !refusal.ends_session()
             && FrontendRequest::from_number(request).is_none_or(|request| !request.has_reply() || is_status(request));
@@ -246,7 +246,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Sends an answer, or something else where a script says so.
+    /// Sends a reply, or something else if a script requires it.
     fn answer(
         &mut self,
         request: u32,
@@ -271,7 +271,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Whether a request's own answer is a number that says whether it was done.
+/// Whether a request's own reply is a status.
 const fn is_status(request: FrontendRequest) -> bool {
     use FrontendRequest as R;
     matches!(request, R::SetLogBase | R::IotlbMsg | R::PostcopyEnd | R::SetDeviceStateFd | R::CheckDeviceState)

@@ -1,4 +1,4 @@
-//! Rings: what is said of them before they run, starting and stopping them, and what may change while they run.
+//! Rings: how they are set up, started and stopped, and what may change while they run.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::queue::{AddressSpace, DeviceRing, RingAreas, RingKind, RingLayout};
 use crate::socket::Event;
 use crate::virtio::feature;
 
-/// A ring, as far as the session knows it.
+/// A ring, as far as the session has its parts.
 #[derive(Debug, Default)]
 pub struct Ring {
     size: Option<u16>,
@@ -28,23 +28,23 @@ pub struct Ring {
     kick: Option<Kick>,
     call: Teller,
     error: Teller,
-    /// What `SET_VRING_ENABLE` said, if it came.
+    /// What `SET_VRING_ENABLE` set, if it came.
     enable: Option<bool>,
     runs: bool,
 }
 
 impl Ring {
-    /// Forgets what a driver has set up. Whom to tell stays: frontends say that once.
+    /// Forgets what a driver has set up. The call and error descriptors stay: frontends send them once.
     pub fn reset(&mut self) {
         let Self { call, error, .. } = std::mem::take(self);
         *self = Self { call, error, ..Self::default() };
     }
 }
 
-/// How the frontend wants to be told of something.
+/// How the frontend is notified.
 #[derive(Debug, Default)]
 enum Teller {
-    /// It has not said.
+    /// It has not sent this.
     #[default]
     Unset,
     /// It polls.
@@ -54,7 +54,7 @@ enum Teller {
 }
 
 const SPLIT_BASE_MAX: u32 = 0xffff;
-/// What the flags of `SET_VRING_ADDR` may say.
+/// The flags of `SET_VRING_ADDR` that are defined.
 const FLAGS_KNOWN: u32 = VringAddress::LOG;
 
 impl Session<'_> {
@@ -232,7 +232,7 @@ impl Session<'_> {
         self.start_or_undo(ring, |known| known.kick = None)
     }
 
-    /// Starts a ring if all is known of it; where that fails, what was said last is taken back.
+    /// Starts a ring if all of it is set; if that fails, the last change is undone.
     fn start_or_undo(&mut self, ring: u16, undo: impl FnOnce(&mut Ring)) -> Result<Answer, Refusal> {
         match self.start_if_ready(ring) {
             Ok(()) => Ok(Answer::Done),
@@ -302,7 +302,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Tells all workers of new memory, then starts the rings that have waited for it.
+    /// Sends new memory to all workers, then starts the rings that have waited for it.
     pub(super) fn update_memory(&mut self) -> Result<(), Refusal> {
         for worker in self.workers.values() {
             worker.tell(Command::Memory(self.memory.clone()))?;
@@ -313,7 +313,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Tells the workers of the rings that run where to log, or not to.
+    /// Sends the log, or its end, to the workers of the rings that run.
     pub(super) fn update_logs(&mut self) -> Result<(), Refusal> {
         for ring in self.running().collect::<Vec<_>>() {
             if let Some(address) = self.rings[usize::from(ring)].address {
@@ -323,7 +323,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Tells the workers of the rings that run whom to tell, after the backend's channel has changed.
+    /// Sends the way to notify to the workers of the rings that run, after the backend's channel has changed.
     pub(super) fn update_tellers(&mut self) -> Result<(), Refusal> {
         for ring in self.running().collect::<Vec<_>>() {
             let known = &self.rings[usize::from(ring)];
