@@ -4,6 +4,8 @@ pub mod docker;
 #[cfg(test)]
 mod help;
 mod quantities;
+#[cfg(test)]
+mod refusals;
 pub mod vhost;
 pub mod vhost_testing;
 mod vhost_user;

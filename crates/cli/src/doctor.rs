@@ -172,6 +172,8 @@ mod tests {
             let findings = vec![snapshots_finding(3, 2, broken, 300 << 20)];
             reports.push(text(&HostReport { findings, ..report(KvmState::Works, &[]) }));
         }
+        let json = serde_json::to_string_pretty(&report(KvmState::Missing, &[Warn])).expect("plain data");
+        reports.push(json);
         insta::assert_snapshot!(anstream::adapter::strip_str(&reports.join("\n\n")));
     }
 }

@@ -112,4 +112,14 @@ mod tests {
         assert!(failure(std::io::ErrorKind::PermissionDenied).hint_if_not_writable().hint.is_some());
         assert!(failure(std::io::ErrorKind::NotFound).hint_if_not_writable().hint.is_none());
     }
+
+    #[test]
+    fn a_failure_in_json_has_these_fields() {
+        let failures = [Failure::words(USAGE, "the name is empty"), Failure::words(HOST, "no QEMU").hint("install it")];
+        let lines = failures.each_ref().map(|failure| {
+            let report = FailureReport { exit_code: failure.code, error: failure.message(), hint: failure.hint_text() };
+            serde_json::to_string(&report).expect("plain data")
+        });
+        insta::assert_snapshot!(lines.join("\n"));
+    }
 }

@@ -358,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_is_a_table() {
+    fn the_list_is_a_table_or_json() {
         let measured = Image {
             name: "mini".into(),
             digest: "0123456789abcdef".repeat(4),
@@ -376,6 +376,9 @@ mod tests {
             size_bytes: 21 << 20,
         };
         let unmeasured = Image { name: "other".into(), memory_mib_min: None, ..measured.clone() };
-        insta::assert_snapshot!(table(&[measured, unmeasured]));
+        let json = serde_json::to_string_pretty(&Listed::from(&measured)).expect("plain data");
+        let warmed = Warmed { id: "1".into(), image: "mini".into(), accel: "tcg", bytes_on_disk: 1, took_ms: 2.5 };
+        let warmed = serde_json::to_string_pretty(&warmed).expect("plain data");
+        insta::assert_snapshot!(format!("{}\n\n{json}\n\n{warmed}", table(&[measured, unmeasured])));
     }
 }

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_a_table() {
+    fn the_list_is_a_table_or_json() {
         let first = row("0000000000000001", "mini");
         let parent = Some(first.id.clone());
         let broken = Row {
@@ -279,7 +279,8 @@ mod tests {
             Row { parent, ..row("0000000000000003", "compacted") },
             broken,
         ];
-        insta::assert_snapshot!(table(&rows, Duration::from_secs(1000 + 7200)));
+        let json = serde_json::to_string_pretty(&rows[1]).expect("plain data");
+        insta::assert_snapshot!(format!("{}\n\n{json}", table(&rows, Duration::from_secs(1000 + 7200))));
     }
 
     #[test]

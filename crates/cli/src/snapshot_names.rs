@@ -149,4 +149,20 @@ mod tests {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
     }
+
+    #[test]
+    fn refusals_of_names_read_like_this() {
+        let mut lines = Vec::new();
+        for name in ["web", "-x", "\u{1b}[2J"] {
+            lines.push(resolve(&[], name).expect_err("no snapshot has this name"));
+        }
+        for name in ["", "Web", "cafe"] {
+            lines.push(check_new(&[], name).expect_err("not a name"));
+        }
+        let lines = lines.iter().map(|failure| {
+            let hint = failure.hint_text().unwrap_or("-");
+            format!("exit code {}: {}\n  hint: {hint}\n", failure.code, failure.message())
+        });
+        insta::assert_snapshot!(lines.collect::<String>());
+    }
 }

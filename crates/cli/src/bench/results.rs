@@ -83,6 +83,7 @@ mod tests {
         let promises =
             vec![promise("exec `true` p50 ≤ 2", 1.5, Sense::AtMost), promise("file write ≥ 2", 1.5, Sense::AtLeast)];
         let results = Results { machine, series, promises };
-        insta::assert_snapshot!(anstream::adapter::strip_str(&text(&results)));
+        let json = serde_json::to_string_pretty(&results).expect("plain data");
+        insta::assert_snapshot!(format!("{}\n\n{json}", anstream::adapter::strip_str(&text(&results))));
     }
 }

@@ -226,4 +226,37 @@ mod tests {
         let copy = copy_out(&"/a:b:./c".into(), false).expect("the last colon splits");
         assert_eq!(copy, Copy { host: "./c".into(), guest: "/a:b".into() });
     }
+
+    #[test]
+    fn refusals_read_like_this() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        std::os::unix::fs::symlink("nowhere", path("link")).expect("a link");
+        std::fs::write(path("vars"), "A=1\n=x\n").expect("written");
+        let exec = |words: &[&str]| exec_request(&parse(words), None).err();
+        let into = |given: &str| copy_in(&given.into()).err();
+        let out = |given: &str, json| copy_out(&given.into(), json).err();
+        let refusals = [
+            exec(&["--", ""]),
+            exec(&["--user=a:b:c", "true"]),
+            exec(&["-e", "=x", "true"]),
+            exec(&["-e", "KILN_TEST_SURELY_NOT_SET", "true"]),
+            exec(&["--env-file", &path("missing"), "true"]),
+            exec(&["--env-file", &path("vars"), "true"]),
+            exec(&["echo", &"x".repeat(2 << 20)]),
+            into("a"),
+            into(&format!("{}:/x", path("missing"))),
+            into("/dev/null:/x"),
+            out("a:", false),
+            out(&format!("/x:{}", path("no/file")), false),
+            out(&format!("/x:{}", path("link")), false),
+            out("/x:-", true),
+        ];
+        let lines = refusals.map(|failure| {
+            let failure = failure.expect("refused");
+            assert_eq!(failure.code, USAGE);
+            format!("{}\n  hint: {}\n", failure.message(), failure.hint_text().unwrap_or("-"))
+        });
+        insta::assert_snapshot!(lines.concat().replace(&path(""), "FOLDER/"));
+    }
 }

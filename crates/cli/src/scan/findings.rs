@@ -127,10 +127,12 @@ mod tests {
 ";
 
     #[test]
-    fn a_finding_is_its_title_and_its_lines() {
+    fn a_finding_is_its_title_and_its_lines_or_json() {
         let mut scan = Scan::default();
         scan.read(LOG.as_bytes()).expect("in memory");
-        insta::assert_snapshot!(anstream::adapter::strip_str(&text(&scan.findings)));
+        let json = serde_json::to_string_pretty(&scan.findings).expect("plain data");
+        let text = text(&scan.findings);
+        insta::assert_snapshot!(format!("{}\n\n{json}", anstream::adapter::strip_str(&text)));
     }
 
     #[test]
