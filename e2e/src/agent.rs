@@ -16,9 +16,9 @@ use tempfile::TempDir;
 use crate::raw::RawLink;
 use crate::wait::{WAIT_DEADLINE, until};
 
-/// How often a process that is being stopped is looked at …
+/// How often the state of a process that is being stopped is read.
 const STOP_LOOKS: usize = 500;
-/// … and the time between two looks.
+/// Time between two reads of that state.
 const STOP_LOOK_INTERVAL: Duration = Duration::from_micros(200);
 
 /// The agent under test: `KILN_AGENT_BIN`, else the static one of this workspace.
@@ -63,7 +63,7 @@ impl Agent {
         (agent, link)
     }
 
-    /// An agent that serves one link, with a raw link on it that has said hello.
+    /// An agent that serves one link, with a raw link that has exchanged Hellos.
     pub fn greeted() -> (Self, RawLink) {
         let (agent, stream) = Self::serving_one();
         let mut raw = RawLink::new(stream);
@@ -76,7 +76,7 @@ impl Agent {
         Self::listen(Command::new(agent_binary()), None)
     }
 
-    /// An agent that listens and asks for `token`.
+    /// An agent that listens and requires `token`.
     pub fn listening_with_token(token: &str) -> Self {
         Self::listen(Command::new(agent_binary()), Some(token))
     }
@@ -101,7 +101,7 @@ impl Agent {
         until("the agent's socket", || {
             let exited = agent.child.try_wait().expect("a child of ours can be waited for");
             assert!(exited.is_none(), "the agent ended at once: {exited:?}");
-            // Whether it is there, not whether it accepts: each connection replaces the link before.
+            // Checks that the socket exists and does not connect: each connection would replace the link before.
             socket.exists().then_some(())
         });
         agent
@@ -119,7 +119,7 @@ impl Agent {
     /// Another link's stream to an agent that listens.
     pub fn connect(&self) -> UnixStream {
         let socket = self.directory.path().join("agent.sock");
-        // The socket is there from bind on, and refuses up to listen.
+        // The socket exists after bind, and refuses connections until listen.
         until("a connection to the agent", || UnixStream::connect(&socket).ok())
     }
 
@@ -131,7 +131,7 @@ impl Agent {
         link(self.connect(), None).await
     }
 
-    /// Another link to an agent that listens and asks for a token.
+    /// Another link to an agent that listens and requires a token.
     ///
     /// # Errors
     /// See [`LinkError`].
@@ -139,7 +139,7 @@ impl Agent {
         link(self.connect(), token).await
     }
 
-    /// A raw link to an agent that listens, which has said hello.
+    /// A raw link to an agent that listens, after both Hellos.
     pub fn raw(&self) -> RawLink {
         let mut raw = RawLink::new(self.connect());
         raw.greet();

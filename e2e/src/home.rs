@@ -40,7 +40,7 @@ impl TestHome {
         this
     }
 
-    /// With all of that: the image, what it is built from, and its ready-made snapshot.
+    /// With the image, what it is built from, and its ready-made snapshot.
     ///
     /// # Panics
     /// See [`with_ready_made`](Self::with_ready_made).
@@ -70,7 +70,7 @@ impl TestHome {
         let snapshots = this.path().join("snapshots");
         let ready = snapshots.join("ready");
         fs::create_dir_all(&ready).expect("is new");
-        // What has a suffix is a lock or unfinished, and goes when the test that makes another one is done with it.
+        // A name with a suffix is a lock or unfinished, and is removed by the test that makes it.
         for key in names(&shared.join("ready")).iter().filter(|name| !name.contains('.')) {
             copy(&shared.join("ready").join(key), &ready);
         }
@@ -98,7 +98,7 @@ impl TestHome {
         list(self.kiln(["snapshot", "ls", "--json"]))
     }
 
-    /// The one snapshot that is there.
+    /// The only snapshot of this home.
     ///
     /// # Panics
     /// If there is no snapshot, or more than one.

@@ -199,7 +199,7 @@ pub fn vm_dir(vmm: i32) -> PathBuf {
     let home = PathBuf::from(image).ancestors().nth(2).expect("it is below images").to_owned();
     let vms = home.join("vms");
     let is_of = |dir: &PathBuf| vmm_of(dir) == Some(vmm);
-    // A VMM runs a moment before its directory names it.
+    // A VMM starts shortly before its directory names it.
     until("the VM's directory", || fs::read_dir(&vms).ok()?.flatten().map(|entry| entry.path()).find(is_of))
 }
 

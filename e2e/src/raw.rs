@@ -17,7 +17,7 @@ pub struct RawLink {
     decoder: Decoder,
 }
 
-/// One frame that came.
+/// One frame that arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawFrame {
     /// What the payload is.
@@ -155,7 +155,7 @@ impl RawLink {
         self.to_the_end_of(stream).pop().expect("at least the last frame").fault()
     }
 
-    /// Asks for an echo on the link and waits for it: the agent is alive, and has seen all that was sent before.
+    /// Sends a ping and waits for the echo: the agent runs, and has handled all frames that were sent before.
     ///
     /// # Panics
     /// If it does not arrive.
@@ -198,7 +198,7 @@ impl RawLink {
         taken
     }
 
-    /// Bytes that come after a decoder would have taken its frames, unparsed.
+    /// The next bytes, unparsed. Call this between two frames.
     ///
     /// # Panics
     /// If fewer arrive.

@@ -23,7 +23,7 @@ pub fn bounded<T>(body: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(WAIT_DEADLINE, body).await.expect("the test hangs") })
 }
 
-/// Looks until `state` gives a value.
+/// Calls `state` until it returns a value.
 ///
 /// # Panics
 /// If it does not within [`WAIT_DEADLINE`]. `what` names the state in the message.

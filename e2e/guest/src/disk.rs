@@ -29,8 +29,8 @@ pub struct Done {
     pub longest: Duration,
 }
 
-/// Writes `blocks` blocks in each of `passes` passes, with `depth` requests on their way at once; both are powers of two.
-/// Calls `tell` as it goes on.
+/// Writes `blocks` blocks in each of `passes` passes, with `depth` requests in flight. Both are powers of two. Calls `tell`
+/// to report progress.
 ///
 /// # Errors
 /// The first error of the device, and the first block that is not what was written last.
@@ -67,7 +67,7 @@ struct Stripe<'a> {
 
 impl Stripe<'_> {
     fn run(mut self, passes: u64, tell: &(dyn Fn(u64, u64) + Sync)) -> io::Result<Done> {
-        // What the kernel reads into and writes from past its cache lies at a multiple of the block.
+        // Without the cache, the kernel requires buffers that are aligned to a block.
         let mut room = vec![0; 2 * BLOCK_BYTES];
         let at = room.as_ptr().align_offset(BLOCK_BYTES);
         let block = &mut room[at..at + BLOCK_BYTES];

@@ -1,6 +1,6 @@
-//! Bytes that say what they are and whether they are whole.
+//! Bytes that identify their block, and show whether it is whole.
 
-/// What a disk is written in.
+/// The unit of all writes to a disk.
 pub const BLOCK_BYTES: usize = 4096;
 const RECORD_BYTES: usize = 16;
 

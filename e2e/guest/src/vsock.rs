@@ -1,5 +1,5 @@
 //! Streams over `AF_VSOCK`, which busybox can't open.
-#![expect(unsafe_code, reason = "the standard library knows no addresses of AF_VSOCK")]
+#![expect(unsafe_code, reason = "the standard library has no addresses of AF_VSOCK")]
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use crate::pattern::stream_bytes;
 
-/// The most that is sent back at once.
+/// The most bytes that are sent back at once.
 const ECHO_BYTES: usize = 64 << 10;
 const BACKLOG: i32 = 8;
 
-/// Sends back what comes, one connection after another.
+/// Sends all data back, one connection after another.
 ///
 /// # Errors
 /// If a system call fails.
@@ -25,7 +25,7 @@ pub fn serve(port: u32, connections: u64, listening: &dyn Fn()) -> io::Result<u6
     listening();
     let mut echoed = 0;
     for _ in 0..connections {
-        // SAFETY: null pointers ask for no address of the other side.
+        // SAFETY: with null pointers the address of the other side is not requested.
         let fd = checked(unsafe {
             libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
         })?;

@@ -7,7 +7,7 @@ use kiln_wire::{ErrorCode, Identity, Message, SessionSpec, Sync};
 
 /// Round trips in which a command that is not frozen would get very far.
 const MANY: u32 = 200;
-/// A name of its own for the guest.
+/// A name that only this guest has.
 const HOSTNAME: &str = "fork-7";
 
 /// Starts a session that counts in `/tmp/NAME`, after it ran `first`.
@@ -57,7 +57,7 @@ fn seed() -> String {
 }
 
 #[test]
-fn freezing_stops_every_command_and_thawing_lets_them_go_on() {
+fn freezing_stops_every_command_and_thawing_resumes_them() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let _plain = counter(&guest, "plain", "true").await;
@@ -90,7 +90,7 @@ fn a_guest_that_is_frozen_at_once_has_all_its_drivers() {
 }
 
 #[test]
-fn a_command_that_is_asked_for_while_frozen_runs_after_the_thaw() {
+fn a_command_requested_while_frozen_runs_after_the_thaw() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         guest.link.freeze().await.expect("nothing runs");
@@ -188,7 +188,7 @@ fn addresses_are_set_in_the_kernel_s_order_or_not_at_all() {
 }
 
 #[test]
-fn a_lease_of_a_program_is_told_to_the_host() {
+fn a_lease_of_a_program_is_reported_to_the_host() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         assert_eq!(guest.text("echo 600 > /run/kiln/leases/build; stat -c %a /run/kiln/leases").await, "1777");

@@ -7,7 +7,7 @@ use kiln_wire::{AttachRequest, Channel, Kind, Message, SessionSpec, StreamId, en
 use tokio::io::AsyncWriteExt as _;
 
 #[test]
-fn a_link_that_died_inside_a_frame_is_followed_by_a_working_one() {
+fn a_new_link_works_after_one_that_broke_inside_a_frame() {
     in_vm(async {
         let Guest { vm, link } = Guest::boot(|_| {}).await;
         drop(link);
@@ -70,7 +70,7 @@ fn sessions_survive_a_new_link_and_plain_commands_do_not() {
         }
         assert_eq!(String::from_utf8_lossy(&seen), "first\ngot again\n");
         let guest = Guest { vm, link };
-        // The kill is under way when the new link starts; the shell waits for what it finds still dying.
+        // The agent kills the command while the new link starts, so the script waits until the process is gone.
         let gone = guest.text(&format!("while [ -d /proc/{pid} ]; do usleep 10000; done; echo gone")).await;
         assert_eq!(gone, "gone");
     });

@@ -1,4 +1,4 @@
-//! What a guest finds: its mounts, its devices, its clock, its names.
+//! The guest as a program in it finds it: mounts, devices, clock, names.
 
 use kiln_e2e::guest::{Guest, in_vm};
 use kiln_engine::{ExitReason, Vm};
@@ -39,7 +39,7 @@ fn sync_sets_the_clock_and_the_names() {
         let host_time_ns = 1_900_000_000_000_000_000;
         let identity =
             Identity { hostname: "other".into(), machine_id: "0123456789abcdef0123456789abcdef".into(), macs: vec![] };
-        // 32 zero bytes: what is credited is the host's business.
+        // 32 zero bytes. The agent credits any seed of the right length.
         let seed = format!("{}=", "A".repeat(43));
         guest.link.sync(Sync { host_time_ns, seed, identity: Some(identity) }).await.expect("all of it is done");
         let seen = guest.text("date +%s | cut -c1-8; hostname; cat /etc/machine-id").await;
@@ -50,7 +50,7 @@ fn sync_sets_the_clock_and_the_names() {
 }
 
 #[test]
-fn the_root_is_the_administrators_and_the_machines_name_resolves() {
+fn only_root_may_write_to_the_root_and_the_host_name_resolves() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let seen = guest.text("stat -c %a /; hostname; hostname -i; ping -c 1 -W 5 localhost | head -n 1").await;
@@ -61,7 +61,7 @@ fn the_root_is_the_administrators_and_the_machines_name_resolves() {
 #[test]
 fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
     const ID: &str = "/proc/sys/kernel/random/boot_id";
-    // The same seed each time: nothing else is to make a difference.
+    // All forks get the same seed, so a difference does not come from the seed.
     let sync = |identity: Option<Identity>| Sync {
         host_time_ns: 1_900_000_000_000_000_000,
         seed: format!("{}=", "A".repeat(43)),
@@ -98,7 +98,7 @@ fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
         let seen = guest.text("until [ -s /tmp/seen ]; do usleep 10000; done; cat /tmp/seen").await;
         assert_eq!(seen, after, "so has an older one");
 
-        // Resumed and not forked, it is the same machine.
+        // A resumed VM is the same machine, so it keeps its id.
         guest.link.sync(sync(None)).await.expect("is done");
         assert_eq!(guest.text(&format!("cat {ID}")).await, after);
 
@@ -117,7 +117,7 @@ fn in_a_session(script: &str) -> ExecRequest {
 }
 
 #[test]
-fn no_exit_status_is_ever_stolen() {
+fn no_exit_status_is_lost() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         // Orphans of every command become children of PID 1, and end while others are waited for.
@@ -126,7 +126,7 @@ fn no_exit_status_is_ever_stolen() {
             let output = guest.shell(script).await.expect("it runs");
             assert_eq!(output.exited.status.shell_code(), 7);
         }
-        // What the last command left is being killed; the shell waits for its end.
+        // The agent is still killing the orphans of the last command, so the script waits for their end.
         let zombies = "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l";
         let script =
             format!("n=0; while [ $({zombies}) != 0 ] && [ $n -lt 500 ]; do usleep 10000; n=$((n+1)); done; {zombies}");

@@ -7,17 +7,17 @@ use kiln_wire::{Channel, ExecRequest, Limits, Message, MetricsRequest, Reply, Te
 const RSS_BYTES_MAX: u64 = 8 << 20;
 
 #[test]
-fn a_memory_eater_and_a_fork_bomb_leave_the_agent_and_the_guest_usable() {
+fn the_agent_survives_a_lack_of_memory_and_a_fork_bomb() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let eater = guest.shell("exec tail /dev/zero").await.expect("it runs");
         assert_eq!((eater.exited.status.shell_code(), eater.exited.oom_killed), (137, true));
         let mut bomb = shell("f() { f | f & }; f; sleep 60");
         bomb.limits = Limits { wall_ms: Some(3000), ..Limits::default() };
-        // How it ends is the shell's business; that it ends, and leaves nothing, is ours.
+        // The shell decides how it ends. This test requires only that it ends and leaves nothing.
         guest.link.run(bomb, b"", 1 << 20).await.expect("the agent goes on");
         assert_eq!(guest.text("echo still here").await, "still here");
-        // They are being killed; the shell waits for their end.
+        // The agent is still killing them, so the script waits for their end.
         let script = "left() { ls -d /proc/[0-9]* | wc -l; }; n=0; \
              while [ $(left) -ge 100 ] && [ $n -lt 500 ]; do usleep 10000; n=$((n+1)); done; left";
         let left = guest.text(script).await;
@@ -43,7 +43,7 @@ fn a_limit_holds_for_the_whole_group() {
 }
 
 #[test]
-fn what_a_command_leaves_behind_is_killed_with_it() {
+fn processes_that_a_command_leaves_behind_are_killed_with_it() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         let exec =

@@ -8,7 +8,7 @@ use camino::Utf8PathBuf;
 use kiln_e2e::guest::{Guest, in_vm};
 use kiln_engine::{Disk, DiskFormat, DiskRole, RootSpec};
 
-/// An ext4 disk of busybox and one file, made without root.
+/// An ext4 disk with busybox and one file. Making it needs no root.
 fn disk(folder: &Path) -> Utf8PathBuf {
     let tree = folder.join("tree");
     for directory in ["bin", "proc", "sys", "dev", "run", "tmp", "etc", "mnt", "root"] {
@@ -27,7 +27,7 @@ fn disk(folder: &Path) -> Utf8PathBuf {
 }
 
 #[test]
-fn commands_see_the_disk_and_write_above_it() {
+fn commands_see_the_disk_and_write_to_its_overlay() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = disk(folder.path());
     let before = fs::read(&path).expect("readable");

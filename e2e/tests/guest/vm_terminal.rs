@@ -4,7 +4,7 @@ use kiln_e2e::guest::{Guest, in_vm, shell};
 use kiln_engine::link::{Event, Exec};
 use kiln_wire::{Stdin, Tty};
 
-/// Which scheduling policies the kernel's unbound workers have.
+/// Prints the scheduling policies of the kernel's unbound workers.
 const POLICIES: &str = "for p in /proc/[0-9]*; do read -r line < $p/stat && set -- $line && case $2 in \"(kworker/u\"*) \
                         echo ${41};; esac; done 2>/dev/null | sort -u | tr -d '\\n'";
 /// `SCHED_OTHER`.
@@ -17,7 +17,7 @@ async fn drain(exec: &mut Exec) {
 }
 
 #[test]
-fn workers_of_the_kernel_do_not_preempt_while_output_flows_and_do_after() {
+fn workers_of_the_kernel_do_not_preempt_while_output_flows() {
     in_vm(async {
         let guest = Guest::boot(|_| {}).await;
         assert_eq!(guest.text(POLICIES).await.trim(), USUAL);

@@ -11,12 +11,12 @@ const INDENT: &str = "    ";
 /// A block of a page.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Block {
-    /// Where it begins, from 1.
+    /// The number of its first line, from 1.
     pub line: usize,
     pub what: What,
 }
 
-/// What becomes of a block.
+/// Whether a block is run, and with what.
 #[derive(Debug, PartialEq, Eq)]
 pub enum What {
     Run(String),
@@ -85,7 +85,7 @@ fn block(line: usize, text: &[&str], marks: &[&str]) -> Result<Block, String> {
 
 fn reason_of(text: &str, line: usize) -> Result<String, String> {
     match text.trim() {
-        "" => Err(format!("line {line}: a block that is not run says why")),
+        "" => Err(format!("line {line}: a block that is not run needs a reason")),
         reason => Ok(reason.to_owned()),
     }
 }
@@ -126,7 +126,7 @@ fn blocks_are_found_with_their_marks() {
 #[test]
 fn a_mark_that_is_wrong_is_named() {
     for (page, words) in [
-        ("<!-- not run: -->\n    x\n", "says why"),
+        ("<!-- not run: -->\n    x\n", "needs a reason"),
         ("<!-- skip y: long -->\n    x\n", "no line begins with `y`"),
         ("<!-- sikp y: long -->\n    x\n", "is no mark"),
     ] {

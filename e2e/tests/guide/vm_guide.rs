@@ -25,14 +25,14 @@ const PAGES: [&str; 7] = [
     "docs/guide/vhost.md",
 ];
 
-/// How a script ended: its exit code, or nothing within the deadline, and what it said.
+/// How a script ended: its exit code (`None` after the deadline) and its output.
 struct Ended {
     code: Option<i32>,
     said: String,
 }
 
-/// A page is a test, so that pages are run side by side: each in a folder and a home of its own, which have what `make
-/// test` has made already.
+/// Each page is a test, so pages run in parallel. Each has its own folder, and its own home with the image and the snapshot
+/// that `make test` has made.
 fn run_page(path: &str) {
     let text = fs::read_to_string(root().join(path)).expect("readable");
     let (home, folder) = (TestHome::with_everything(), tempfile::tempdir().expect("a folder"));

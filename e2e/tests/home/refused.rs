@@ -9,7 +9,7 @@ use kiln_e2e::Kiln;
 /// A user who does not run the tests.
 const OTHER_USER: u32 = 65534;
 
-/// A directory of another user. Root can make one; for others, what is root's is.
+/// A directory of another user: root makes one, and other users take one of root's.
 fn of_another_user() -> (Option<tempfile::TempDir>, PathBuf, &'static str) {
     if !rustix::process::geteuid().is_root() {
         return (None, "/usr".into(), "uid 0");
@@ -36,7 +36,7 @@ fn a_home_of_another_user_is_refused_with_its_owner_and_what_to_do() {
 }
 
 #[test]
-fn a_home_that_others_may_write_to_is_refused_and_left_as_it_is() {
+fn a_home_that_others_may_write_to_is_refused_and_not_changed() {
     let directory = tempfile::tempdir().expect("a directory");
     let (open, home) = (directory.path().join("open"), directory.path().join("open/home"));
     fs::create_dir_all(&home).expect("made");

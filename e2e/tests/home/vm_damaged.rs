@@ -18,7 +18,7 @@ fn shared_package() -> PathBuf {
     files.filter(is_kernel).max().expect("the shared image was built from a package that was downloaded")
 }
 
-/// An apt that knows one package and writes a line for each download.
+/// An apt with one package. It writes a line for each download.
 fn fake_apt(directory: &Path, package: &Path) -> PathBuf {
     let (bin, log) = (directory.join("bin"), directory.join("log"));
     fs::create_dir(&bin).expect("made");
@@ -44,7 +44,7 @@ fn fake_apt(directory: &Path, package: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_damaged_package_is_fetched_again_and_a_whole_one_is_not() {
+fn only_a_damaged_package_is_downloaded_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let home = directory.path().join("home");
     let package = shared_package();
@@ -105,7 +105,7 @@ fn an_image_that_was_changed_starts_no_vm_and_is_built_again() {
 }
 
 #[test]
-fn kvm_that_is_known_not_to_run_guests_is_refused_with_what_was_found() {
+fn kvm_that_runs_no_guest_is_refused_with_the_reason() {
     let home = TestHome::with_image();
     // A made-up result of the probe, so that the refusal is the same with a working /dev/kvm and without one.
     assert_eq!(home.kiln(["run", "--cold", "--", "true"]).run().code, 0);

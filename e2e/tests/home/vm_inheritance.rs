@@ -8,7 +8,7 @@ use kiln_e2e::{Kiln, TestHome, agent_binary, kiln_binary, until};
 
 const SECRET: &str = "KILN_TEST_SECRET";
 
-/// Programs that write down what they were given before they become the real ones.
+/// Stand-ins that record what they inherit and then execute the real programs.
 struct Spies {
     directory: tempfile::TempDir,
 }
@@ -30,11 +30,11 @@ impl Spies {
         self.directory.path().join("log")
     }
 
-    /// Makes one that goes on as `real`.
+    /// Makes a stand-in for the program `real`.
     fn add(&self, name: &str, real: &str) -> PathBuf {
         let path = self.directory.path().join(name);
         let log = self.log();
-        // One write for each start: several may be at it.
+        // One write for each start, because several programs may write at once.
         let script = format!(
             "#!/bin/sh\ngiven=$(echo \"start {name} $*\"; cat /proc/self/environ | tr '\\n\\0' '?\\n' | cut -d= -f1; echo descriptors; \
              ls /proc/self/fd; echo end)\necho \"$given\" >>{log}\nexec {real}\n",
@@ -51,7 +51,7 @@ impl Spies {
         let start = |text: &str| {
             let (given, descriptors) = text.split_once("descriptors\n").expect("both are written down");
             let (line, names) = given.split_once('\n').expect("a line");
-            // The shell's own, and those of its redirection and of `ls`.
+            // Descriptors of the shell itself, of its redirection and of `ls`.
             let environment = names.lines().filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name));
             let descriptors = descriptors.lines().map(|number| number.parse().expect("a number"));
             let mut environment: Vec<String> = environment.map(str::to_owned).collect();
@@ -74,17 +74,17 @@ fn search_path(first: &Path) -> String {
     format!("{}:{}", first.display(), std::env::var("PATH").expect("is set"))
 }
 
-/// What apt gets, if it is set.
+/// The variables that apt inherits if they are set.
 const APT: [&str; 9] =
     ["PATH", "LC_ALL", "APT_CONFIG", "HOME", "TMPDIR", "http_proxy", "https_proxy", "all_proxy", "no_proxy"];
 
 #[test]
-fn what_unpacks_a_package_gets_a_path() {
+fn the_program_that_unpacks_a_package_gets_only_a_path() {
     let (home, spies) = (TestHome::with_downloads(), Spies::new());
     fs::remove_dir_all(home.path().join("images")).expect("is there");
     spies.add("dpkg-deb", "/usr/bin/dpkg-deb \"$@\"");
     let build = home.kiln(["image", "build", "mini", "--cached"]).env("KILN_AGENT", agent_binary());
-    // Nothing is to be booted with it.
+    // The kernel is not booted in this test.
     let build = build.env("PATH", search_path(spies.directory.path())).env("KILN_QEMU", "/surely/not/qemu");
     let built = crowded(build).run();
     assert_eq!(built.code, 0, "{}", built.stderr);
@@ -95,7 +95,7 @@ fn what_unpacks_a_package_gets_a_path() {
 }
 
 #[test]
-fn what_doctor_asks_gets_what_is_named() {
+fn programs_of_doctor_get_only_the_named_variables() {
     let (home, spies) = (TestHome::with_image(), Spies::new());
     let vmm = spies.add("vmm", "qemu-system-x86_64 \"$@\"");
     spies.add("apt-cache", "/usr/bin/apt-cache \"$@\"");
@@ -120,14 +120,14 @@ fn what_doctor_asks_gets_what_is_named() {
 }
 
 #[test]
-fn a_backend_of_the_users_gets_the_environment_and_no_descriptors() {
+fn a_backend_of_the_user_gets_the_environment_and_no_descriptors() {
     let spies = Spies::new();
     let mock = format!("{} vhost mock --device blk --socket \"$1\"", kiln_binary().display());
     let backend = spies.add("backend", &mock);
     let spawn = format!("{} {{socket}}", backend.display());
     let cases = ["--case", "lifecycle.print-capabilities", "--case", "lifecycle.ends-at-sigterm"];
     let check = ["vhost", "check", "--device", "blk", "--spawn", &spawn].into_iter().chain(cases);
-    // The mock knows nothing of `--print-capabilities`.
+    // The mock has no flag `--print-capabilities`.
     let checked = crowded(Kiln::new(check)).run();
     assert_eq!(checked.code, 100, "{}", checked.stderr);
     let starts = spies.starts();
@@ -139,12 +139,12 @@ fn a_backend_of_the_users_gets_the_environment_and_no_descriptors() {
     }
 }
 
-/// Without this, the tests above would pass if kiln itself was given nothing.
+/// Shows that kiln itself inherits descriptors and secret. If it did not, the tests above could not fail.
 #[test]
-fn kiln_itself_has_all_of_it() {
+fn kiln_itself_inherits_everything() {
     let kiln = crowded(Kiln::new(["scan", "-"])).start();
     let process = PathBuf::from(format!("/proc/{}", kiln.0.id()));
-    // Only then: before, it is the shell that opens them.
+    // Checked only now, because the shell opens them first.
     until("kiln", || fs::read_link(process.join("exe")).ok().filter(|exe| exe.ends_with("kiln")));
     let held = fs::read_dir(process.join("fd")).expect("it runs").count();
     assert!(held >= 298, "{held}");

@@ -13,7 +13,7 @@ fn least() -> u64 {
 }
 
 #[test]
-fn the_measured_least_boots_with_one_cpu_and_with_more() {
+fn the_measured_minimum_boots_with_one_cpu_and_with_more() {
     for (memory, cpus) in [(least(), "1"), (least() + 3, "4")] {
         let memory = memory.to_string();
         let outcome = Kiln::new(["run", "--cold", "-m", &memory, "-c", cpus, "--", "echo", "up"]).run();
@@ -22,7 +22,7 @@ fn the_measured_least_boots_with_one_cpu_and_with_more() {
 }
 
 #[test]
-fn less_is_refused_at_once_with_the_number() {
+fn less_memory_is_refused_at_once_with_the_minimum() {
     let less = (least() - 1).to_string();
     for command in [&["run", "-m", &less, "--", "true"][..], &["image", "warm", "mini", "-m", &less]] {
         let outcome = Kiln::new(command).run();
@@ -34,7 +34,7 @@ fn less_is_refused_at_once_with_the_number() {
 }
 
 #[test]
-fn an_image_that_was_not_measured_is_measured_when_that_decides() {
+fn an_image_without_a_minimum_is_measured_when_that_decides() {
     let home = TestHome::with_image();
     // The home may also hold images of earlier builds.
     let images = home.path().join("images");
@@ -54,7 +54,7 @@ fn an_image_that_was_not_measured_is_measured_when_that_decides() {
     assert_eq!(without.code, 2, "{}", without.stderr);
     assert!(without.stderr.contains("was not measured and is assumed to need 192 MiB"), "{}", without.stderr);
 
-    // Far too little: refused by what was measured, and not by what was assumed.
+    // Far too little. The refusal names the measured number and not the assumed one.
     let refused = home.kiln(["run", "-m", "33", "--", "true"]).run();
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     assert!(refused.stderr.contains("the image `mini` needs "), "{}", refused.stderr);

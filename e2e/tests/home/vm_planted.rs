@@ -24,7 +24,7 @@ impl Innocent {
 
 impl Drop for Innocent {
     fn drop(&mut self) {
-        // It may have been killed, which the test has seen.
+        // It may have been killed already; the test checks that before.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -36,13 +36,13 @@ fn write(path: &Path, content: &str) {
 }
 
 #[test]
-fn nothing_that_was_planted_is_run_killed_or_cut_off() {
+fn nothing_planted_is_run_killed_or_truncated() {
     let home = TestHome::with_image();
     let elsewhere = tempfile::tempdir().expect("a directory");
     let (victim, marker) = (elsewhere.path().join("victim"), elsewhere.path().join("marker"));
     write(&victim, CONTENT);
 
-    // A VM whose pid file names a process that runs, in the words of that process.
+    // A VM whose pid file names a running process, with the name and start time of that process.
     let mut innocent = Innocent::start();
     let vm = home.path().join("vms/0123456789ab");
     write(&vm.join("spec.json"), "{}");

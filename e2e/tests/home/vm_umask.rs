@@ -20,10 +20,10 @@ fn loose(directory: &Path, found: &mut Vec<String>) {
 }
 
 #[test]
-fn a_home_is_this_users_alone_whatever_the_umask_is() {
+fn only_this_user_can_use_a_home_with_any_umask() {
     for umask in [0, 0o777] {
         let shared = TestHome::with_image();
-        // Only what this kiln makes is judged: the image was copied under the test's own umask.
+        // Only files that this kiln made are checked: the test copied the image under its own umask.
         let kiln = |args: &[&'static str]| shared.kiln(args.iter().copied()).umask(umask).run();
         let fork = kiln(&["run", "--", "echo", "here"]);
         assert_eq!((fork.code, fork.text().as_str()), (0, "here"), "umask {umask:o}: {}", fork.stderr);

@@ -88,7 +88,7 @@ fn a_shell_on_a_terminal_is_idle_between_two_commands() {
 }
 
 #[test]
-fn a_session_that_is_no_shell_counts_though_it_sleeps() {
+fn a_session_without_a_shell_counts_while_it_sleeps() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let _exec = link.exec(session("worker", "exec sleep 1000")).await.expect("starts");
@@ -116,7 +116,7 @@ fn watches_and_forwards_count_while_they_are_open() {
 }
 
 #[test]
-fn a_lease_is_listed_while_its_file_is_there() {
+fn a_lease_is_listed_while_its_file_exists() {
     bounded(async {
         let folder = tempfile::tempdir().expect("a folder");
         let variable = format!("KILN_LEASES={}", folder.path().display());

@@ -1,4 +1,4 @@
-//! Short words for what most tests say.
+//! Helpers that most tests use.
 
 use kiln_engine::link::{ExecOutput, GuestLink, StreamError};
 use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Fault, Text};
@@ -21,19 +21,19 @@ pub async fn run(link: &GuestLink, request: ExecRequest) -> ExecOutput {
     link.run(request, b"", OUTPUT_BYTES_MAX).await.expect("the command starts")
 }
 
-/// Runs a shell script to its end and gives what it wrote to stdout.
+/// Runs a shell script to its end and returns its stdout.
 pub async fn stdout(link: &GuestLink, script: &str) -> String {
     let output = run(link, sh(script)).await;
     assert_eq!(output.exited.status, ExitStatus::Code(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The fault with which a command does not start.
+/// The fault of a command that fails to start.
 pub async fn refusal(link: &GuestLink, request: ExecRequest) -> Fault {
     fault(link.run(request, b"", OUTPUT_BYTES_MAX).await)
 }
 
-/// The agent's fault in an outcome that has to be one.
+/// The agent's fault. Panics if the outcome is not a fault.
 pub fn fault<T: std::fmt::Debug>(outcome: Result<T, StreamError>) -> Fault {
     match outcome {
         Err(StreamError::Fault(fault)) => fault,
@@ -41,7 +41,7 @@ pub fn fault<T: std::fmt::Debug>(outcome: Result<T, StreamError>) -> Fault {
     }
 }
 
-/// The code of such a fault.
+/// The code of the agent's fault.
 pub fn code<T: std::fmt::Debug>(outcome: Result<T, StreamError>) -> ErrorCode {
     fault(outcome).code
 }

@@ -1,4 +1,4 @@
-//! What a command is started with, and why it may not start.
+//! The start of a command: arguments, environment, directory and user, and reasons why it fails.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -33,7 +33,7 @@ fn a_command_runs_and_its_exit_code_comes_back() {
 }
 
 #[test]
-fn arguments_arrive_as_they_are() {
+fn arguments_arrive_unchanged() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let output = run(&link, command(&["printf", "%s|", "a b", "", "$HOME", "*", "ü\n", "-n"])).await;
@@ -142,7 +142,7 @@ fn a_program_that_may_not_be_executed_is_passed_over_in_the_path() {
 }
 
 #[test]
-fn a_command_line_that_cannot_be_one_is_invalid() {
+fn an_impossible_command_line_is_invalid() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         for request in [command(&[]), command(&["a\0b"]), command(&["true", "a\0b"])] {
@@ -152,7 +152,7 @@ fn a_command_line_that_cannot_be_one_is_invalid() {
 }
 
 #[test]
-fn variables_are_set_and_the_last_of_a_name_wins() {
+fn the_last_variable_with_a_name_wins() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let env: [(&[u8], &[u8]); 4] = [(b"A", b"1"), (b"B", "ä b=c\n".as_bytes()), (b"A", b"2"), (b"EMPTY", b"")];
@@ -173,7 +173,7 @@ fn variables_need_not_be_utf_8() {
 }
 
 #[test]
-fn a_cleared_environment_holds_what_was_given_and_nothing_else() {
+fn a_cleared_environment_has_only_the_given_variables() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let request = ExecRequest { env_clear: true, ..with_env(command(&["/usr/bin/env"]), &[(b"ONLY", b"this")]) };
@@ -191,7 +191,7 @@ fn the_defaults_have_what_programs_expect() {
 }
 
 #[test]
-fn a_variable_that_cannot_be_one_is_invalid() {
+fn an_impossible_variable_is_invalid() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let bad: [(&[u8], &[u8]); 4] = [(b"", b"x"), (b"A=B", b"x"), (b"A\0", b"x"), (b"A", b"x\0")];
@@ -217,7 +217,7 @@ fn a_command_starts_in_its_working_directory() {
 }
 
 #[test]
-fn a_command_starts_at_home_unless_told_otherwise() {
+fn a_command_starts_at_home_by_default() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let script = r#"home=$(getent passwd "$(id -u)" | cut -d: -f6); [ -d "$home" ] || home=/; cd "$home"; pwd -P"#;
@@ -263,7 +263,7 @@ fn a_user_that_does_not_exist_is_unknown() {
 }
 
 #[test]
-fn what_can_be_no_user_is_invalid() {
+fn an_impossible_user_is_invalid() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         for user in ["", ":", "0:", "1:2:3", "-1:0", "99999999999", "4294967295", "0:4294967295", ":4294967295"] {
@@ -274,7 +274,7 @@ fn what_can_be_no_user_is_invalid() {
 }
 
 #[test]
-fn the_own_user_may_be_named_in_every_way() {
+fn the_agents_own_user_may_be_named_in_every_way() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let own = stdout(&link, "id -un; id -u; id -g; id -gn").await;
@@ -289,7 +289,7 @@ fn the_own_user_may_be_named_in_every_way() {
 }
 
 #[test]
-fn another_user_is_for_root_alone() {
+fn only_root_runs_commands_as_another_user() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let request = ExecRequest { user: Some("12345:54321".into()), ..sh("id -u; id -g; id -G") };
@@ -317,7 +317,7 @@ fn a_command_inherits_no_file_and_no_signal_mask_of_the_agent() {
 }
 
 #[test]
-fn a_command_without_stdin_reads_the_end_at_once() {
+fn a_command_without_stdin_reads_an_end_at_once() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         assert_eq!(stdout(&link, "readlink /proc/$$/fd/0; cat").await, "/dev/null\n");
@@ -325,7 +325,7 @@ fn a_command_without_stdin_reads_the_end_at_once() {
 }
 
 #[test]
-fn what_a_command_used_is_told() {
+fn resources_of_a_command_are_reported() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let script = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; sleep 0.02";

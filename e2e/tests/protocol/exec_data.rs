@@ -7,7 +7,7 @@ use kiln_wire::{Channel, ExecRequest, ExitStatus, Kind, Message, Stdin};
 
 use crate::common::{OUTPUT_BYTES_MAX, command, run, sh};
 
-/// Bytes without a pattern that a bug could keep.
+/// Bytes without a pattern, so that no bug can keep the pattern intact.
 fn noise(count: usize) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let step = |_| {
@@ -60,11 +60,11 @@ fn four_mebibytes_of_noise_pass_both_ways_at_once() {
 }
 
 #[test]
-fn input_is_delivered_at_once_whatever_byte_it_ends_with() {
+fn input_is_delivered_at_once_for_any_last_byte() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut exec = link.exec(ExecRequest { stdin: Stdin::Stream, ..command(&["cat"]) }).await.expect("starts");
-        // 0xf8 is how a reset marker starts: an answer to it must not wait for the next byte.
+        // A reset marker starts with 0xf8. The agent must deliver this byte without waiting for the next one.
         for byte in [0x00, 0x0a, 0xf8, 0xff] {
             exec.input.send(&[byte]).await.expect("the command runs");
             assert_eq!(exec.output.next().await, Ok(Event::Data(Channel::Out, vec![byte].into())));
@@ -73,7 +73,7 @@ fn input_is_delivered_at_once_whatever_byte_it_ends_with() {
 }
 
 #[test]
-fn input_that_holds_the_reset_magic_is_only_input() {
+fn input_that_contains_the_reset_magic_is_only_input() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let magic = kiln_wire::reset::marker(&[3; 16]);
@@ -93,7 +93,7 @@ fn one_megabyte_of_output_arrives_whole() {
     });
 }
 
-/// The agent may hold one window of each stream, not what a command writes.
+/// The agent may keep one window of each stream, and not all that a command writes.
 const RSS_GROWTH_MAX_BYTES: u64 = 4 << 20;
 
 #[test]
@@ -131,7 +131,7 @@ fn a_command_whose_output_is_not_read_waits_and_does_not_grow_the_agent() {
 }
 
 #[test]
-fn a_command_that_closes_its_stdin_early_runs_on_and_the_rest_is_dropped() {
+fn a_command_that_closes_its_stdin_continues_and_the_rest_is_dropped() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let data = noise(2 << 20);
@@ -152,7 +152,7 @@ fn a_command_that_ends_without_reading_its_stdin_ends_at_once() {
 }
 
 #[test]
-fn a_reader_that_takes_a_little_gets_the_sigpipe_to_its_writer() {
+fn a_reader_that_exits_early_causes_a_sigpipe_for_its_writer() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let output = run(&link, sh("yes | head -n 1; echo $?")).await;
@@ -161,7 +161,7 @@ fn a_reader_that_takes_a_little_gets_the_sigpipe_to_its_writer() {
 }
 
 #[test]
-fn output_comes_while_the_command_runs() {
+fn output_arrives_while_the_command_runs() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let request = ExecRequest { stdin: Stdin::Stream, ..sh("printf ready; read x; printf $x >&2") };
@@ -183,7 +183,7 @@ fn data_frames_are_never_larger_than_a_writers_turn() {
 }
 
 #[test]
-fn frames_of_an_exec_come_in_order_and_end_with_exited() {
+fn frames_of_an_exec_arrive_in_order_and_end_with_exited() {
     let (_agent, mut raw) = Agent::greeted();
     raw.send(1, &Message::Exec(Box::new(sh("echo hi"))));
     let kinds: Vec<Kind> =
@@ -194,7 +194,7 @@ fn frames_of_an_exec_come_in_order_and_end_with_exited() {
     nothing_more_on(&mut raw, 1);
 }
 
-/// A stream that has ended stays silent, whatever is said on it.
+/// Checks that nothing more arrives on a stream that has ended, whatever the host sends on it.
 fn nothing_more_on(raw: &mut RawLink, stream: u32) {
     raw.send(0, &Message::Ping(b"fence"));
     loop {

@@ -1,4 +1,4 @@
-//! How commands end: signals, kills, what they leave behind, a link that goes away.
+//! The end of commands: signals, kills, processes that are left behind, a link that ends.
 
 use kiln_e2e::{Agent, bounded, until};
 use kiln_engine::link::{Event, Exec, GuestLink};
@@ -40,7 +40,7 @@ fn gone(pids: &[u32]) {
 }
 
 #[test]
-fn a_signal_that_ends_a_command_is_told() {
+fn a_signal_that_ends_a_command_is_reported() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         for signal in [SIGHUP, 6, SIGKILL, SIGTERM, 64] {
@@ -68,7 +68,7 @@ fn a_command_can_catch_a_signal_and_any_may_be_sent() {
         let (mut exec, _) = start(&link, script).await;
         exec.input.signal(10).expect("it runs");
         exec.input.signal(SIGTERM).expect("it runs");
-        // The whole group gets them, so the shell also has words about its child, on stderr.
+        // The whole group gets them, so the shell also prints a message about its child on stderr.
         let mut caught = Vec::new();
         loop {
             match exec.output.next().await.expect("output") {
@@ -92,7 +92,7 @@ fn a_real_time_signal_is_a_signal() {
 }
 
 #[test]
-fn a_number_that_is_no_signal_is_refused() {
+fn a_number_that_is_not_a_signal_is_refused() {
     for signal in [0, 65, -1, i32::MIN, i32::MAX] {
         let (_agent, mut raw) = Agent::greeted();
         raw.send(1, &Message::Exec(Box::new(sh("echo ready; sleep 1000"))));
@@ -174,7 +174,7 @@ fn an_agent_of_one_link_ends_with_it_and_leaves_no_command() {
 }
 
 #[test]
-fn a_child_that_holds_the_output_does_not_hold_the_exec() {
+fn a_child_that_holds_the_output_does_not_delay_the_exit() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let output = run(&link, sh("sleep 1000 & echo $!; exit 3")).await;
@@ -186,7 +186,7 @@ fn a_child_that_holds_the_output_does_not_hold_the_exec() {
 }
 
 #[test]
-fn a_child_that_never_stops_writing_does_not_hold_the_exec() {
+fn a_child_that_never_stops_writing_does_not_delay_the_exit() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let exited = run(&link, sh("yes & exit 0")).await.exited;
@@ -195,7 +195,7 @@ fn a_child_that_never_stops_writing_does_not_hold_the_exec() {
 }
 
 #[test]
-fn a_child_that_lets_go_of_the_output_is_left_alone_by_the_drain() {
+fn a_child_that_closes_the_output_is_not_killed_by_the_drain() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let output = run(&link, sh("sleep 0.02 && echo late & exit 0")).await;
@@ -207,7 +207,7 @@ fn a_child_that_lets_go_of_the_output_is_left_alone_by_the_drain() {
 #[test]
 fn output_that_is_not_read_does_not_delay_the_exit() {
     let (_agent, mut raw) = Agent::greeted();
-    // More than the window, less than window and pipe: the command ends, its output waits.
+    // More than the window and less than window and pipe together: the command ends while its output waits.
     let count = WINDOW_BYTES + 4096;
     raw.send(1, &Message::Exec(Box::new(sh(&format!("head -c {count} /dev/zero; exit 6")))));
     let (mut received, mut cost) = (0, 0);

@@ -1,4 +1,4 @@
-//! What can be done with the guest's files.
+//! Operations on the guest's files.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -11,13 +11,13 @@ use kiln_wire::{
     Done, FileKind, FileRequest, FileStat, FilesRequest, ListPage, Message, Owner, ReadRange, Reply, Text, WriteMode,
 };
 
-/// Does what needs no data.
+/// Runs an operation without data.
 pub async fn act(link: &GuestLink, request: FileRequest) -> Result<Vec<Reply>, StreamError> {
     let (_sender, receiver) = link.files(request)?;
     receiver.replies().await
 }
 
-/// Does what needs no data, inside a jail.
+/// Runs an operation without data in a jail.
 pub async fn act_in(link: &GuestLink, jail: &str, request: FileRequest) -> Result<Vec<Reply>, StreamError> {
     let request = FilesRequest { jail: Some(jail.into()), request };
     let (_sender, receiver) = link.open(&Message::Files(Box::new(request)))?;
@@ -43,18 +43,18 @@ pub async fn take(receiver: &mut StreamReceiver) -> Result<(Vec<u8>, Done), Stre
     }
 }
 
-/// Sends data to what takes some.
+/// Runs an operation that takes data.
 pub async fn give(link: &GuestLink, request: FileRequest, content: &[u8]) -> Result<Done, StreamError> {
     let (sender, mut receiver) = link.files(request)?;
     let feed = async {
-        // Where this fails the receiver knows why.
+        // If this fails, the receiver returns the reason.
         let _ = sender.send(content).await;
         let _ = sender.eof().await;
     };
     tokio::join!(feed, receiver.done()).1
 }
 
-/// A write with no wishes.
+/// A write with the default options.
 pub fn write(path: &str) -> FileRequest {
     FileRequest::Write { path: path.into(), mode: WriteMode::Replace, permissions: None, owner: None }
 }
@@ -79,7 +79,7 @@ async fn stat(link: &GuestLink, path: &str, follow: bool) -> FileStat {
 }
 
 #[test]
-fn a_file_is_read_as_it_is() {
+fn a_file_is_read_unchanged() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let path = agent.path("file");
@@ -110,7 +110,7 @@ fn a_part_of_a_file_is_read_by_bytes() {
         ] {
             let (read, done) = read(&link, &path, range).await.expect("a plain file");
             assert_eq!(String::from_utf8_lossy(&read), expected, "{range:?}");
-            // Who asks for four bytes and gets four has what was asked for.
+            // A request for four bytes that returns four is not truncated.
             assert_eq!((done.bytes, done.truncated), (expected.len() as u64, false), "{range:?}");
         }
     });
@@ -143,7 +143,7 @@ fn a_part_of_a_file_is_read_by_lines_which_keep_their_ends() {
 }
 
 #[test]
-fn a_read_tells_what_the_file_is_before_its_bytes() {
+fn a_read_returns_the_status_before_the_bytes() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let path = agent.path("file");
@@ -157,7 +157,7 @@ fn a_read_tells_what_the_file_is_before_its_bytes() {
 }
 
 #[test]
-fn a_file_of_proc_is_read_whole_though_its_size_is_zero() {
+fn a_file_of_proc_is_read_whole_although_its_size_is_zero() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let (content, _) = read(&link, "/proc/version", ReadRange::default()).await.expect("a plain file");
@@ -273,7 +273,7 @@ fn an_append_adds_and_creates() {
 }
 
 #[test]
-fn stat_tells_what_is_there() {
+fn stat_returns_what_exists() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let path = agent.path("file");
@@ -297,7 +297,7 @@ fn stat_tells_what_is_there() {
 }
 
 #[test]
-fn every_kind_of_file_is_told_apart() {
+fn every_kind_of_file_is_distinguished() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let (fifo, socket) = (agent.path("fifo"), agent.path("socket"));
@@ -316,7 +316,7 @@ fn every_kind_of_file_is_told_apart() {
 }
 
 #[test]
-fn a_symlink_is_told_as_itself_unless_followed() {
+fn stat_returns_a_symlink_itself_unless_it_is_followed() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::write(agent.path("file"), "12345").expect("ours");
@@ -356,7 +356,7 @@ fn a_list_is_sorted_and_whole_page_by_page() {
     });
 }
 
-/// Makes many entries that are one file: some file systems are slow to make files.
+/// Makes many hard links to one file, because some file systems create files slowly.
 fn plant_links(agent: &Agent, names: impl Iterator<Item = String>) {
     let file = agent.path("file");
     fs::write(&file, "x").expect("ours");
@@ -366,7 +366,7 @@ fn plant_links(agent: &Agent, names: impl Iterator<Item = String>) {
 }
 
 #[test]
-fn a_list_of_more_than_ten_thousand_entries_goes_on_where_it_stopped() {
+fn a_list_of_more_than_ten_thousand_entries_continues_where_it_stopped() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::create_dir(agent.path("d")).expect("ours");
@@ -381,7 +381,7 @@ fn a_list_of_more_than_ten_thousand_entries_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn long_names_make_short_pages_and_none_is_lost() {
+fn long_names_make_short_pages_and_no_name_is_lost() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::create_dir(agent.path("d")).expect("ours");

@@ -1,4 +1,4 @@
-//! What can not be done with files, and by which name it is refused.
+//! Operations on files that fail, and the codes of their faults.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,7 +18,7 @@ fn list(path: &str) -> FileRequest {
 }
 
 #[test]
-fn what_is_not_there_is_not_found_by_every_operation() {
+fn every_operation_reports_a_missing_path_as_not_found() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let path = agent.path("missing");
@@ -48,7 +48,7 @@ fn what_is_not_there_is_not_found_by_every_operation() {
 }
 
 #[test]
-fn what_is_there_already_is_named() {
+fn an_existing_path_is_reported_by_name() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let path = agent.path("file");
@@ -71,7 +71,7 @@ fn what_is_there_already_is_named() {
 }
 
 #[test]
-fn an_exclusive_write_takes_a_dangling_symlink_for_something() {
+fn an_exclusive_write_counts_a_dangling_symlink_as_existing() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         symlink(agent.path("nowhere"), agent.path("link")).expect("ours");
@@ -106,7 +106,7 @@ fn two_exclusive_writes_at_once_have_one_winner() {
 }
 
 #[test]
-fn directories_and_files_are_not_taken_for_each_other() {
+fn directories_and_files_are_not_confused() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let (file, directory) = (agent.path("file"), agent.path("directory"));
@@ -139,10 +139,10 @@ fn a_directory_that_is_not_empty_is_not_removed() {
 }
 
 #[test]
-fn what_the_kernel_forbids_is_permission_denied() {
+fn an_operation_that_the_kernel_forbids_is_permission_denied() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        // Not even root changes the permissions of a process's own files.
+        // The kernel refuses to change permissions below `/proc`, also for root.
         let chmod = FileRequest::Chmod { path: "/proc/self/environ".into(), permissions: 0o777 };
         assert_eq!(code(act(&link, chmod).await), ErrorCode::PermissionDenied);
     });
@@ -168,7 +168,7 @@ fn devices_fifos_and_sockets_are_refused_by_name_and_never_waited_for() {
 }
 
 #[test]
-fn a_name_that_is_too_long_is_named() {
+fn a_name_that_is_too_long_is_refused_by_name() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let name = "n".repeat(256);
@@ -181,7 +181,7 @@ fn a_name_that_is_too_long_is_named() {
 }
 
 #[test]
-fn symlinks_in_a_ring_are_too_many() {
+fn symlinks_in_a_circle_are_too_many() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         symlink(agent.path("b"), agent.path("a")).expect("ours");
@@ -228,7 +228,7 @@ fn numbers_out_of_bounds_are_refused_by_name() {
 }
 
 #[test]
-fn a_path_that_can_be_none_is_invalid() {
+fn an_impossible_path_is_invalid() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         for path in ["", "/tmp/a\0b", "a\0b"] {
@@ -277,9 +277,9 @@ fn nothing_leaves_a_jail() {
 }
 
 #[test]
-fn a_full_disk_is_named_and_the_old_file_stays() {
+fn a_full_disk_is_reported_and_the_old_file_stays() {
     bounded(async {
-        // A file system of 64 KiB of the agent's own; the user namespace makes that possible without root.
+        // The agent has its own file system of 64 KiB. In a user namespace this needs no root.
         let script = "mount -t tmpfs -o size=64k kiln /mnt && exec \"$@\"";
         let agent = Agent::listening_under(&["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
         let link = agent.link().await.expect("the agent answers");
@@ -299,7 +299,7 @@ fn a_full_disk_is_named_and_the_old_file_stays() {
 }
 
 #[test]
-fn another_file_system_is_named() {
+fn a_rename_to_another_file_system_is_reported() {
     bounded(async {
         let script = "mount -t tmpfs -o size=64k kiln /mnt && exec \"$@\"";
         let agent = Agent::listening_under(&["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);

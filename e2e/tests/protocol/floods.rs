@@ -1,4 +1,4 @@
-//! What a host that floods the agent and never reads costs the guest: bounded queues, whatever it sends and wherever.
+//! Hosts that flood the agent and never read. The memory of the agent stays bounded for every kind of frame and stream.
 
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use kiln_wire::{
 
 use crate::common::sh;
 
-/// What one flood may cost.
+/// By how much one flood may make the agent grow.
 const GROWTH_MAX_BYTES: u64 = 8 << 20;
-/// What is sent in one flood: of the smallest frames that is a quarter of a million.
+/// Bytes of one flood: a quarter of a million of the smallest frames.
 const FLOOD_BYTES: usize = 2 << 20;
-/// A host that is not read from gives up after this.
+/// The host stops sending after the agent has read nothing for this long.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// The stream that is flooded.
 const STREAM: u32 = 1;
 
-/// A stream whose task takes nothing, or not much.
+/// A stream whose task takes no input, or little.
 #[derive(Debug, Clone, Copy)]
 enum Sleeper {
     Exec,
@@ -48,7 +48,7 @@ const SLEEPERS: [Sleeper; 10] = [
     Sleeper::ArchiveIn,
 ];
 
-/// Keeps what a stream needs outside of the agent.
+/// Keeps the files and sockets that a stream needs outside of the agent.
 struct Opened {
     _listener: Option<UnixListener>,
 }
@@ -130,7 +130,7 @@ fn small_data_on_any_stream_does_not_grow_the_agent() {
 }
 
 #[test]
-fn data_and_what_is_no_data_in_turn_does_not_grow_the_agent() {
+fn data_and_other_frames_in_turn_do_not_grow_the_agent() {
     let data = message(STREAM, &Message::Data(Channel::In, b"x"));
     let resize = message(STREAM, &Message::Resize(Resize { rows: 1, cols: 1 }));
     let window_change = message(STREAM, &Message::Signal(Signal { signal: 28 }));
@@ -142,7 +142,7 @@ fn data_and_what_is_no_data_in_turn_does_not_grow_the_agent() {
 }
 
 #[test]
-fn frames_that_are_no_data_do_not_grow_the_agent() {
+fn frames_without_data_do_not_grow_the_agent() {
     assert_bounded(&[
         ("ends of data", message(STREAM, &Message::Eof)),
         ("credit", message(STREAM, &Message::Credit(u32::MAX))),
@@ -203,7 +203,7 @@ fn output_in_single_bytes_that_is_not_read_does_not_grow_the_agent() {
             for stream in [1, 3, 5, 7] {
                 raw.send(stream, &Message::Exec(Box::new(ExecRequest { tty: tty.clone(), ..sh(script) })));
             }
-            // Credit without end, and a host that reads none of what it pays for.
+            // The host sends credit without end and reads none of the output.
             raw.write_while_taken(&message(1, &Message::Credit(1 << 20)), 256 << 10, PATIENCE);
             std::thread::sleep(PATIENCE);
             let grown = agent.rss_peak_bytes() - before;

@@ -1,4 +1,4 @@
-//! Sockets inside the guest, from outside.
+//! Connections from the host to sockets in the guest.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn forward(link: &GuestLink, request: ForwardRequest) -> Result<Forward, S
     }
 }
 
-/// Opens a port, forwards to it and gives both ends.
+/// Opens a port, forwards to it and returns both ends.
 async fn tcp(link: &GuestLink, host: &str) -> (Forward, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port is free");
     let port = listener.local_addr().expect("bound").port();
@@ -154,7 +154,7 @@ fn a_connection_without_a_listener_is_refused() {
 }
 
 #[test]
-fn a_path_that_is_no_socket_address_is_named() {
+fn a_path_that_is_not_a_socket_address_is_refused_by_name() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let long = ForwardRequest::Unix { path: agent.path(&"n".repeat(200)).as_str().into() };
@@ -181,7 +181,7 @@ fn a_cancelled_forward_closes_its_socket() {
 }
 
 #[test]
-fn a_server_that_does_not_read_stops_no_other() {
+fn a_server_that_does_not_read_does_not_stop_others() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let (forward, _server) = tcp(&link, "127.0.0.1").await;

@@ -9,7 +9,7 @@ use kiln_wire::{Auth, Capability, ErrorCode, Goodbye, GoodbyeReason, Kind, Messa
 use crate::common::{run, runs, sh};
 use crate::streams::assert_runs;
 
-/// The reason of a Goodbye behind which nothing comes.
+/// The reason of a Goodbye, which must be the last frame.
 fn goodbye(raw: &mut RawLink) -> GoodbyeReason {
     let frame = raw.frame();
     let Message::Goodbye(Goodbye { reason }) = frame.message() else { panic!("expected Goodbye, got {frame:?}") };
@@ -22,7 +22,7 @@ fn auth(token: &str) -> Message<'static> {
 }
 
 #[test]
-fn an_agent_says_who_it_is() {
+fn an_agent_sends_its_version_and_capabilities() {
     let (_agent, stream) = Agent::serving_one();
     let hello = RawLink::new(stream).greet();
     assert_eq!(hello.version, VERSION);
@@ -67,7 +67,7 @@ fn sh_message() -> Message<'static> {
 }
 
 #[test]
-fn what_is_no_hello_is_ended() {
+fn a_link_without_a_hello_is_ended() {
     for payload in [&b""[..], b"{", b"{}", b"\xff\xff", br#"{"version":-1,"agent":""}"#] {
         let (_agent, stream) = Agent::serving_one();
         let mut raw = RawLink::new(stream);
@@ -77,7 +77,7 @@ fn what_is_no_hello_is_ended() {
 }
 
 #[test]
-fn another_protocol_is_ended_with_words() {
+fn another_protocol_is_ended_with_a_reason() {
     let (mut agent, stream) = Agent::serving_one();
     let mut raw = RawLink::new(stream);
     raw.write(b"GET / HTTP/1.1\r\nHost: guest\r\n\r\n");
@@ -113,7 +113,7 @@ fn the_right_token_opens_the_link() {
 }
 
 #[test]
-fn a_wrong_token_is_told_and_ends_the_link() {
+fn a_wrong_token_is_reported_and_ends_the_link() {
     for token in ["", "s3cre", "s3crets", "S3CRET"] {
         let agent = Agent::listening_with_token("s3cret");
         let mut raw = agent.raw();
@@ -124,12 +124,12 @@ fn a_wrong_token_is_told_and_ends_the_link() {
 }
 
 #[test]
-fn the_host_tells_a_wrong_token_and_a_missing_one_apart() {
+fn the_host_distinguishes_a_wrong_token_from_a_missing_one() {
     bounded(async {
         let agent = Agent::listening_with_token("s3cret");
         assert!(matches!(agent.link_with_token(Some("guess")).await, Err(LinkError::Unauthorized)));
         assert!(matches!(agent.link_with_token(None).await, Err(LinkError::NoToken)));
-        agent.link_with_token(Some("s3cret")).await.expect("the agent still serves who knows it");
+        agent.link_with_token(Some("s3cret")).await.expect("the agent still serves hosts with the token");
     });
 }
 
@@ -144,7 +144,7 @@ fn nothing_is_served_before_the_token() {
 }
 
 #[test]
-fn the_environment_of_a_command_does_not_hold_the_token() {
+fn the_environment_of_a_command_does_not_contain_the_token() {
     bounded(async {
         let agent = Agent::listening_with_token("s3cret-that-is-not-sent");
         let link = agent.link_with_token(Some("s3cret-that-is-not-sent")).await.expect("the token is right");
@@ -198,7 +198,7 @@ fn a_newer_link_replaces_the_older() {
 }
 
 #[test]
-fn the_product_says_that_its_link_was_replaced() {
+fn the_host_reports_that_its_link_was_replaced() {
     bounded(async {
         let agent = Agent::listening();
         let old = agent.link().await.expect("the agent answers");
@@ -209,7 +209,7 @@ fn the_product_says_that_its_link_was_replaced() {
 }
 
 #[test]
-fn a_replaced_link_that_does_not_read_does_not_hold_up_the_newer() {
+fn a_replaced_link_that_does_not_read_does_not_delay_the_newer() {
     let agent = Agent::listening();
     let mut old = agent.raw();
     old.send(1, &Message::Exec(Box::new(sh("yes"))));
@@ -230,7 +230,7 @@ fn an_agent_that_listens_serves_one_link_after_the_other() {
 }
 
 #[test]
-fn a_sync_is_not_for_an_agent_that_is_no_init() {
+fn an_agent_that_is_not_init_refuses_a_sync() {
     let (_agent, mut raw) = Agent::greeted();
     let seed = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into();
     let sync = Message::Sync(Sync { host_time_ns: 1, seed, identity: None });

@@ -12,11 +12,11 @@ use crate::streams::assert_runs;
 
 /// The memory that a link may cost if the host does not read it: queues are bounded.
 const RSS_GROWTH_MAX_BYTES: u64 = 8 << 20;
-/// A host that is not read from gives up after this.
+/// The host stops sending after the agent has read nothing for this long.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 #[test]
-fn a_kind_without_a_name_is_unsupported_and_the_link_goes_on() {
+fn a_kind_without_a_name_is_unsupported_and_the_link_continues() {
     let (_agent, mut raw) = Agent::greeted();
     for (kind, stream) in [(0x00, 1), (0x1f, 3), (0x7f, 0), (0xff, 5), (0x2f, 2)] {
         raw.send_frame(stream, Kind(kind), b"\xffanything");
@@ -36,7 +36,7 @@ fn an_unknown_kind_on_a_running_stream_ends_that_stream() {
 }
 
 #[test]
-fn a_request_that_is_no_json_is_invalid_and_the_link_goes_on() {
+fn a_request_that_is_not_json_is_invalid_and_the_link_continues() {
     let (_agent, mut raw) = Agent::greeted();
     let payloads = [&b""[..], b"{", b"null", b"[]", b"{\"argv\":7}", b"{\"argv\":[],\"what\":1}", b"\xff\xfe"];
     for kind in [Kind::EXEC, Kind::ATTACH, Kind::FILES, Kind::FORWARD, Kind::WATCH, Kind::LOGS, Kind::SESSIONS] {
@@ -49,7 +49,7 @@ fn a_request_that_is_no_json_is_invalid_and_the_link_goes_on() {
 }
 
 #[test]
-fn a_fault_about_a_name_of_a_mebibyte_still_comes() {
+fn a_fault_about_a_name_of_a_mebibyte_still_arrives() {
     let (_agent, mut raw) = Agent::greeted();
     let payload = format!("{{\"argv\":[],\"{}\":1}}", "x".repeat(LENGTH_MAX as usize - 100));
     raw.send_frame(1, Kind::EXEC, payload.as_bytes());
@@ -64,7 +64,7 @@ fn a_fault_about_a_name_of_a_mebibyte_still_comes() {
 }
 
 #[test]
-fn a_length_out_of_bounds_ends_the_link_with_words() {
+fn a_length_out_of_bounds_ends_the_link_with_a_reason() {
     for length in [0, 4, LENGTH_MAX + 1, u32::MAX] {
         let (mut agent, mut raw) = Agent::greeted();
         raw.write(&length.to_be_bytes());
@@ -90,7 +90,7 @@ fn a_link_that_ends_inside_a_frame_ends_the_agent_in_order() {
 }
 
 #[test]
-fn frames_for_streams_that_are_not_there_are_late_and_nothing_else() {
+fn frames_of_unknown_streams_are_ignored() {
     let (_agent, mut raw) = Agent::greeted();
     raw.send(9, &Message::Data(Channel::In, b"late"));
     raw.send(9, &Message::Eof);

@@ -1,4 +1,4 @@
-//! What many streams leave in the agent: nothing.
+//! Many streams leave nothing behind in the agent.
 
 use kiln_e2e::{Agent, bounded, until};
 use kiln_engine::link::GuestLink;
@@ -9,7 +9,7 @@ use crate::common::{command, run, sh};
 use crate::files::{act, give, write};
 use crate::sessions::{session, wait_for};
 
-/// Every kind of stream once, several of them going wrong.
+/// Opens every kind of stream once. Several of them fail.
 async fn all_sorts(agent: &Agent, link: &GuestLink) {
     run(link, sh("echo out; echo err >&2; exit 3")).await;
     link.run(command(&["cat"]), b"input", 1 << 20).await.expect("runs");
@@ -28,7 +28,7 @@ async fn all_sorts(agent: &Agent, link: &GuestLink) {
 }
 
 #[test]
-fn two_hundred_commands_leave_no_file_and_no_zombie() {
+fn two_hundred_commands_leave_no_open_file_and_no_zombie() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         run(&link, sh("true")).await;
@@ -47,7 +47,7 @@ fn two_hundred_commands_leave_no_file_and_no_zombie() {
 }
 
 #[test]
-fn streams_of_every_kind_leave_no_file_no_child_and_no_temporary_file() {
+fn streams_of_every_kind_leave_no_open_file_child_or_temporary_file() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         all_sorts(&agent, &link).await;
@@ -65,7 +65,7 @@ fn streams_of_every_kind_leave_no_file_no_child_and_no_temporary_file() {
 }
 
 #[test]
-fn links_that_drop_leave_no_file_and_no_child() {
+fn links_that_drop_leave_no_open_file_and_no_child() {
     bounded(async {
         let agent = Agent::listening();
         drop(agent.link().await.expect("the agent answers"));
@@ -102,7 +102,7 @@ fn an_idle_agent_sleeps() {
         let (agent, link) = Agent::linked().await;
         run(&link, sh("true")).await;
         let before = agent.context_switches();
-        // Not for timing: this is the time over which an idle agent has to do nothing.
+        // Not a wait for a state: an idle agent must do nothing during this time.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         let woken = agent.context_switches() - before;
         assert!(woken <= 10, "woken {woken} times in 300 ms");

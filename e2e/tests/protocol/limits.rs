@@ -1,4 +1,4 @@
-//! What a command may use. Limits by cgroup are for the guest; in test mode they are refused, not ignored.
+//! Limits of commands. Limits that need control groups work only in a guest; in test mode the agent refuses them.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn limited(script: &str, limits: Limits) -> ExecRequest {
 }
 
 #[test]
-fn a_wall_limit_ends_a_command_and_says_so() {
+fn a_wall_limit_ends_a_command_and_is_reported() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let limits = Limits { wall_ms: Some(100), ..Limits::default() };
@@ -40,7 +40,7 @@ fn a_command_that_handles_sigterm_ends_on_its_own_within_the_grace() {
 }
 
 #[test]
-fn a_command_that_is_stopped_hears_that_its_time_is_up() {
+fn a_stopped_command_gets_sigterm_when_its_time_is_up() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let limits = Limits { wall_ms: Some(300), grace_ms: Some(60_000), ..Limits::default() };
@@ -112,7 +112,7 @@ fn a_limit_under_which_nothing_could_run_is_invalid() {
 }
 
 #[test]
-fn limits_of_any_size_are_taken() {
+fn limits_of_any_size_are_accepted() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let most = Some(u64::MAX);
@@ -122,7 +122,7 @@ fn limits_of_any_size_are_taken() {
 }
 
 #[test]
-fn output_over_its_limit_is_dropped_and_the_command_goes_on() {
+fn output_over_its_limit_is_dropped_and_the_command_continues() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let limits = Limits { output_bytes: Some(1000), ..Limits::default() };

@@ -1,7 +1,7 @@
 //! The guest protocol against the real agent binary in test mode: no root, no KVM, no VM.
 //!
-//! What a host with manners sees goes through the product's own `GuestLink`; what a broken or hostile one may do is said
-//! byte by byte. Each test starts an agent of its own.
+//! Tests of correct hosts use the `GuestLink` of the engine. Tests of broken and hostile hosts send bytes of their own
+//! choice. Each test starts its own agent.
 
 mod activity;
 mod common;

@@ -1,4 +1,4 @@
-//! The reset marker: a new link on the same byte stream. Accepted on Unix sockets too, so it is tested there.
+//! The reset marker starts a new link on the same byte stream. The agent accepts it on Unix sockets too, so the tests use one.
 
 use std::thread;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn started_with_marker() -> (Agent, RawLink) {
     (agent, raw)
 }
 
-/// Sends a marker and skips everything up to the agent's answer to it, as a host does.
+/// Sends a marker and skips everything before the agent's reply, like a host does.
 fn reset(raw: &mut RawLink, nonce: &[u8; NONCE_BYTES]) {
     raw.write(&marker(nonce));
     raw.skip_to(&marker(nonce));
@@ -44,7 +44,7 @@ fn a_link_may_start_with_a_marker() {
 }
 
 #[test]
-fn a_marker_is_found_when_it_comes_byte_by_byte() {
+fn a_marker_that_arrives_byte_by_byte_is_found() {
     let (_agent, stream) = Agent::serving_one();
     let mut raw = RawLink::new(stream);
     for byte in marker(&FIRST) {
@@ -60,7 +60,7 @@ fn a_marker_is_found_when_it_comes_byte_by_byte() {
 #[test]
 fn a_marker_after_stale_bytes_starts_a_link() {
     let (_agent, mut raw) = started_with_marker();
-    // The old host died inside a frame, and what it said last is still on its way.
+    // The old host was killed inside a frame, and its last bytes are still in the stream.
     let mut stale = Vec::new();
     Message::Data(Channel::In, &[7; 500]).encode(kiln_wire::StreamId(1), &mut stale).expect("small");
     raw.write(&stale[..200]);
@@ -81,7 +81,7 @@ fn a_marker_ends_commands() {
 }
 
 #[test]
-fn a_marker_leaves_sessions_alone() {
+fn a_marker_does_not_end_sessions() {
     let (_agent, mut raw) = started_with_marker();
     let session = Some(SessionSpec { name: Some("kept".into()), ..SessionSpec::default() });
     let pid = start(&mut raw, 1, ExecRequest { session, ..sh("sleep 1000") });
@@ -97,13 +97,13 @@ fn a_marker_leaves_sessions_alone() {
 }
 
 #[test]
-fn nothing_of_the_old_link_comes_after_the_answer_to_the_marker() {
+fn nothing_of_the_old_link_follows_the_reply_to_a_marker() {
     let (_agent, mut raw) = started_with_marker();
     start(&mut raw, 1, sh("yes"));
     start(&mut raw, 3, ExecRequest { stdin: Stdin::Stream, ..sh("cat") });
     raw.send(3, &Message::Data(Channel::In, b"old"));
     reset(&mut raw, &SECOND);
-    // The next thing on the new link is its Hello, and after it silence.
+    // The new link starts with its Hello, and nothing follows.
     raw.greet();
     raw.send(0, &Message::Ping(b"x"));
     let frame = raw.frame();
@@ -139,7 +139,7 @@ fn links_follow_each_other_by_marker() {
 fn part_of_a_magic_and_then_a_whole_marker_starts_a_link() {
     let (_agent, mut raw) = started_with_marker();
     for cut in 1..MAGIC.len() as u8 {
-        // Inside a frame, so that what is cut off is swallowed by it.
+        // It is inside a frame, so the part before the marker belongs to that frame.
         raw.write(&[0, 0, 0x10, 0, 0x30, 0, 0, 0, 1]);
         raw.write(&MAGIC[..usize::from(cut)]);
         reset(&mut raw, &[cut; NONCE_BYTES]);

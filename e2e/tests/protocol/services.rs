@@ -18,7 +18,7 @@ async fn sample(link: &GuestLink) -> MetricsSample {
 }
 
 #[test]
-fn one_sample_says_what_the_machine_has_and_uses() {
+fn one_sample_has_the_sizes_and_the_use_of_the_machine() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let sample = sample(&link).await;
@@ -82,7 +82,7 @@ fn an_interval_that_is_too_short_is_invalid() {
 }
 
 #[test]
-fn the_agents_log_tells_what_it_did() {
+fn the_agents_log_has_its_last_actions() {
     bounded(async {
         let agent = Agent::listening();
         let mut noisy = agent.raw();
@@ -98,7 +98,7 @@ fn the_agents_log_tells_what_it_did() {
 }
 
 #[test]
-fn a_log_that_is_followed_goes_on_until_cancelled() {
+fn a_log_that_is_followed_continues_until_cancelled() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let request = Message::Logs(LogsRequest { source: LogSource::Agent, follow: true });
@@ -115,7 +115,7 @@ fn the_kernels_log_is_read_or_refused_by_name() {
         let (_agent, link) = Agent::linked().await;
         let request = Message::Logs(LogsRequest { source: LogSource::Kernel, follow: false });
         let (_sender, mut receiver) = link.open(&request).expect("the link is up");
-        // Who may read it is the host's affair; that the stream ends in order is ours.
+        // The host decides who may read its log. The test requires only that the stream ends in order.
         if let Err(error) = take(&mut receiver).await {
             let code = code::<()>(Err(error));
             assert!(matches!(code, ErrorCode::PermissionDenied | ErrorCode::NotFound), "{code:?}");

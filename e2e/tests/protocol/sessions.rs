@@ -19,13 +19,13 @@ pub fn with_spec(script: &str, spec: SessionSpec) -> ExecRequest {
     ExecRequest { session: Some(spec), stdin: Stdin::Stream, ..sh(script) }
 }
 
-/// Asks about sessions.
+/// Sends a request about sessions.
 pub async fn ask(link: &GuestLink, request: SessionsRequest) -> Result<Vec<Reply>, kiln_engine::link::StreamError> {
     let (_sender, receiver) = link.open(&Message::Sessions(request))?;
     receiver.replies().await
 }
 
-/// Every session that there is.
+/// All sessions.
 pub async fn list(link: &GuestLink) -> Vec<SessionInfo> {
     match ask(link, SessionsRequest::List).await.expect("a list").pop() {
         Some(Reply::Sessions(sessions)) => sessions,
@@ -102,7 +102,7 @@ fn a_name_that_is_taken_is_refused() {
 }
 
 #[test]
-fn a_session_that_can_not_start_does_not_exist() {
+fn a_session_that_fails_to_start_does_not_exist() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut request = session("one", "");
@@ -141,7 +141,7 @@ fn the_stream_that_starts_a_session_sees_its_output_and_its_end() {
 }
 
 #[test]
-fn a_list_tells_what_there_is_to_know() {
+fn a_list_has_every_field_of_a_session() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut plain = link.exec(session("plain", "echo hello; sleep 1000")).await.expect("starts");
@@ -192,7 +192,7 @@ fn dropping_its_stream_detaches_a_session_and_ends_nothing() {
 }
 
 #[test]
-fn a_session_that_is_to_die_with_its_last_attachment_does() {
+fn a_session_may_end_with_its_last_attachment() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let spec = SessionSpec { name: Some("one".into()), on_detach: OnDetach::Kill, ..SessionSpec::default() };
@@ -207,7 +207,7 @@ fn a_session_that_is_to_die_with_its_last_attachment_does() {
 }
 
 #[test]
-fn a_session_that_is_to_die_with_its_last_attachment_dies_with_the_link() {
+fn a_session_may_end_with_the_link_of_its_last_attachment() {
     bounded(async {
         let agent = Agent::listening();
         let link = agent.link().await.expect("the agent answers");
@@ -237,7 +237,7 @@ fn a_session_that_writes_is_not_idle() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let spec = SessionSpec { name: Some("busy".into()), idle_timeout_ms: Some(2000), ..SessionSpec::default() };
-        // Far more often than the timeout, even if other tests delay each of its processes.
+        // It writes much more often than the timeout requires, even if other tests delay each of its processes.
         let script = "i=0; while [ $i -lt 60 ]; do echo $i; i=$((i+1)); sleep 0.04; done; exit 5";
         drop(link.exec(with_spec(script, spec)).await.expect("starts"));
         let info = wait_for(&link, "busy", |session| session.state != SessionState::Running).await;
@@ -272,7 +272,7 @@ fn the_name_of_a_session_that_ended_can_be_used_again() {
 }
 
 #[test]
-fn the_number_of_sessions_has_a_bound_and_an_end_makes_room() {
+fn the_number_of_sessions_is_bounded_and_an_end_frees_a_place() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut running = Vec::new();
@@ -305,7 +305,7 @@ fn a_session_can_be_killed_by_any_signal() {
 }
 
 #[test]
-fn what_can_not_be_killed_is_named() {
+fn a_session_that_can_not_be_killed_is_named() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let kill = |session: &str, signal| SessionsRequest::Kill { session: session.into(), signal };

@@ -77,7 +77,7 @@ fn a_viewer_gets_what_was_written_before_and_what_follows() {
 }
 
 #[test]
-fn a_client_that_comes_back_goes_on_where_it_stopped() {
+fn a_client_that_returns_continues_where_it_stopped() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut first = link.exec(session("one", "printf 0123456789; sleep 1000")).await.expect("starts");
@@ -91,7 +91,7 @@ fn a_client_that_comes_back_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn an_offset_past_the_end_waits_for_what_comes() {
+fn an_offset_past_the_end_waits_for_later_output() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut first = link.exec(session("one", "printf 0123; read x; printf 456; sleep 1000")).await.expect("starts");
@@ -107,7 +107,7 @@ fn an_offset_past_the_end_waits_for_what_comes() {
 }
 
 #[test]
-fn what_the_ring_no_longer_has_is_said_to_be_lost() {
+fn output_that_the_ring_no_longer_has_is_reported_as_lost() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let count = u64::from(SESSION_RING_BYTES) * 3;
@@ -120,7 +120,7 @@ fn what_the_ring_no_longer_has_is_said_to_be_lost() {
         let info = list(&link).await.remove(0);
         assert_eq!((info.offset, info.oldest), (count + 4, viewer.attached.offset));
         let mut viewer = attach(&link, view("one")).await.expect("runs");
-        assert!(!viewer.attached.lost, "nothing in particular was asked for");
+        assert!(!viewer.attached.lost, "no offset was requested");
         assert_eq!(viewer.up_to("end\n").await.len(), SESSION_RING_BYTES as usize);
     });
 }
@@ -209,7 +209,7 @@ fn a_viewer_can_not_write() {
         let (_agent, link) = Agent::linked().await;
         let first = link.exec(session("one", "cat")).await.expect("starts");
         let viewer = attach(&link, view("one")).await.expect("it runs");
-        // Refused or dropped, and never in the session.
+        // The input is refused or dropped, and never reaches the session.
         let _ = viewer.input.send(b"not mine\n").await;
         link.ping().await.expect("the agent has seen it");
         first.input.send(b"mine\n").await.expect("it runs");
@@ -246,7 +246,7 @@ fn a_token_detaches_its_own_attachment_and_no_other() {
 }
 
 #[test]
-fn a_session_that_is_not_there_can_not_be_attached() {
+fn a_session_that_does_not_exist_can_not_be_attached() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         for name in ["absent", "", "../x"] {
@@ -273,7 +273,7 @@ fn a_writer_resizes_and_signals_the_session() {
 }
 
 #[test]
-fn a_viewer_that_stalls_learns_what_it_missed_and_delays_no_other() {
+fn a_slow_viewer_gets_the_range_it_missed_and_delays_no_other_viewer() {
     let (_agent, mut raw) = Agent::greeted();
     let count = u64::from(WINDOW_BYTES) * 4;
     let script = format!("read x; head -c {count} /dev/zero; echo end; sleep 1000");
@@ -299,7 +299,7 @@ fn a_viewer_that_stalls_learns_what_it_missed_and_delays_no_other() {
     assert_eq!(offset, count + 4);
 }
 
-/// Asks until the session has written this much; data for stream 3 that comes meanwhile counts.
+/// Lists sessions until this one has written so many bytes. Counts data of stream 3 that arrives meanwhile.
 fn wait_for_offset(raw: &mut RawLink, offset: u64, received: &mut u64) {
     loop {
         raw.send(5, &Message::Sessions(SessionsRequest::List));
@@ -321,7 +321,7 @@ fn wait_for_offset(raw: &mut RawLink, offset: u64, received: &mut u64) {
     }
 }
 
-/// Waits for the message that stream 3 lags; data that comes before counts.
+/// Waits for the message that stream 3 lags. Counts data that arrives before it.
 fn lagged(raw: &mut RawLink, received: &mut u64) -> (u64, u64) {
     loop {
         let frame = raw.frame_of(3);

@@ -1,4 +1,4 @@
-//! Many streams on one link: none waits for another, none breaks another.
+//! Many streams on one link: no stream waits for another, and no stream breaks another.
 
 use kiln_e2e::{Agent, RawLink, bounded, until};
 use kiln_engine::link::Event;
@@ -47,7 +47,7 @@ fn twenty_streams_finish_while_one_reader_is_stalled_for_the_whole_time() {
 }
 
 #[test]
-fn a_command_that_does_not_read_its_input_stops_no_other() {
+fn a_command_that_does_not_read_its_input_does_not_stop_others() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let stuck = link.exec(ExecRequest { stdin: Stdin::Stream, ..sh("sleep 1000") }).await.expect("starts");
@@ -71,7 +71,7 @@ fn data_over_the_window_ends_its_stream_alone() {
             break String::from_utf8(frame.payload).expect("UTF-8").trim().parse().expect("a pid");
         }
     };
-    // More than a window and what a pipe holds besides.
+    // More than a window and a full pipe.
     for _ in 0..2 * WINDOW_BYTES as usize / WRITE_CHUNK_BYTES {
         raw.send(1, &Message::Data(Channel::In, &[0; WRITE_CHUNK_BYTES]));
     }
@@ -118,7 +118,7 @@ fn more_credit_than_a_window_is_never_used() {
         let frame = raw.frame_of(1);
         received += if frame.kind.is_data() { frame.payload.len() } else { 0 };
     }
-    // What was sent before the credit came, and the largest window that there is.
+    // The bytes that were sent before the credit arrived, and the largest window.
     raw.send(0, &Message::Ping(b"fence"));
     loop {
         let frame = raw.frame();
@@ -154,7 +154,7 @@ fn a_stream_id_of_the_guest_or_the_link_is_refused() {
 }
 
 #[test]
-fn the_number_of_streams_has_a_bound_and_an_end_makes_room() {
+fn the_number_of_streams_is_bounded_and_an_end_frees_a_place() {
     let (agent, mut raw) = Agent::greeted();
     raw.ping();
     let before = agent.rss_peak_bytes();
@@ -181,7 +181,7 @@ fn a_stream_id_may_be_used_again_after_its_end() {
     assert_runs(&mut raw, u32::MAX);
 }
 
-/// Runs a command on `stream`: the link works.
+/// Runs a command on `stream`, which shows that the link works.
 pub fn assert_runs(raw: &mut RawLink, stream: u32) {
     raw.send(stream, &Message::Exec(Box::new(sh("echo works"))));
     let frames = raw.to_the_end_of(stream);

@@ -40,7 +40,7 @@ async fn tar_out(link: &GuestLink, path: &str) -> Result<(Vec<u8>, Done), Stream
     take(&mut receiver).await
 }
 
-/// A tree with everything that an archive keeps: 6 entries below and with `tree`.
+/// A tree with every kind of entry that an archive keeps: 6 entries, `tree` included.
 fn plant(root: &Path) {
     let tree = root.join("tree");
     fs::create_dir_all(tree.join("sub ü")).expect("ours");
@@ -113,7 +113,7 @@ fn a_single_file_comes_out_under_its_own_name() {
 }
 
 #[test]
-fn what_comes_out_goes_in_again() {
+fn a_packed_tree_is_unpacked_unchanged() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         plant(agent.directory());
@@ -157,7 +157,7 @@ fn no_archive_leaves_its_directory() {
 }
 
 #[test]
-fn no_archive_leaves_its_directory_by_a_symlink_of_its_own() {
+fn no_archive_leaves_its_directory_through_its_own_symlink() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let source = agent.directory().join("source");
@@ -198,7 +198,7 @@ fn devices_and_fifos_in_archives_are_refused() {
 }
 
 #[test]
-fn what_is_no_whole_archive_is_invalid() {
+fn an_incomplete_archive_is_invalid() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         plant(agent.directory());
@@ -211,7 +211,7 @@ fn what_is_no_whole_archive_is_invalid() {
 }
 
 #[test]
-fn a_path_of_an_archive_that_can_not_be_one_is_named() {
+fn an_impossible_path_in_an_archive_is_named() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::write(agent.path("file"), "x").expect("ours");
@@ -251,7 +251,7 @@ fn holes_stay_holes_in_every_dialect() {
 }
 
 #[test]
-fn what_an_archive_has_not_got_is_named() {
+fn files_that_an_archive_lacks_are_named() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::create_dir(agent.path("d")).expect("ours");
@@ -261,7 +261,7 @@ fn what_an_archive_has_not_got_is_named() {
         assert_eq!((done.entries, done.left_out.len(), done.left_out_more), (2, 1, 0));
         assert_eq!(done.left_out[0].code, ErrorCode::NotAFile);
         assert!(done.left_out[0].message.contains("d/p` is a FIFO"), "{}", done.left_out[0].message);
-        // Memory of the agent: some of it can't be read, and everything beside it comes.
+        // The agent's files in `/proc`: some of them can't be read, and all others are packed.
         let (_, done) = tar_out(&link, "/proc/self/task").await.expect("packed");
         let unreadable = done.left_out.iter().find(|fault| fault.message.contains("/mem`")).expect("it is named");
         assert_ne!(unreadable.code, ErrorCode::NotAFile);
@@ -269,7 +269,7 @@ fn what_an_archive_has_not_got_is_named() {
 }
 
 #[test]
-fn files_without_a_size_come_out_whole() {
+fn files_without_a_size_are_packed_whole() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         for path in ["/proc/filesystems", "/proc/kallsyms", "/sys/class/net/lo/mtu"] {

@@ -10,7 +10,7 @@ fn on_tty(script: &str, rows: u16, cols: u16, term: &str) -> ExecRequest {
     ExecRequest { tty: Some(Tty { rows, cols, term: term.into() }), stdin: Stdin::Stream, ..sh(script) }
 }
 
-/// Takes output until it ends with `expected`; a terminal may give it in any pieces.
+/// Takes output until it ends with `expected`. A terminal may split it anywhere.
 async fn expect(exec: &mut Exec, expected: &str) {
     let mut seen = Vec::new();
     while !seen.ends_with(expected.as_bytes()) {
@@ -47,7 +47,7 @@ async fn output_of(request: ExecRequest) -> String {
 }
 
 #[test]
-fn a_terminal_has_the_size_that_was_asked_for() {
+fn a_terminal_has_the_requested_size() {
     bounded(async {
         assert_eq!(output_of(on_tty("stty size", 24, 80, "")).await, "24 80\r\n");
     });
@@ -128,10 +128,10 @@ fn the_end_of_input_ends_a_reader_on_a_terminal() {
 }
 
 #[test]
-fn the_end_of_input_is_there_for_each_program_that_reads() {
+fn each_program_that_reads_gets_the_end_of_input() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        // The first end comes behind a line without one, before anything reads.
+        // The first end follows a line without a newline, before any program reads.
         let mut exec =
             link.exec(on_tty("stty -echo; echo ready; cat; cat; cat; exit 4", 24, 80, "")).await.expect("starts");
         expect(&mut exec, "ready\r\n").await;
@@ -143,10 +143,10 @@ fn the_end_of_input_is_there_for_each_program_that_reads() {
 }
 
 #[test]
-fn the_end_of_input_ends_what_edits_its_own_lines_later() {
+fn the_end_of_input_ends_a_program_that_edits_its_own_lines_later() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
-        // As a shell does: what it does not know it drops, and Ctrl-D ends it. An end that was typed before is lost.
+        // Like a shell: it drops unknown keys, and Ctrl-D ends it. An end that was typed before is lost.
         let key = "dd bs=1 count=1 2>/dev/null | od -An -tu1 | tr -d ' '";
         let script = format!("cat; stty -icanon -echo; until [ \"$({key})\" = 4 ]; do :; done; exit 5");
         let mut exec = link.exec(on_tty(&script, 24, 80, "")).await.expect("starts");
@@ -166,7 +166,7 @@ fn the_last_output_before_the_end_is_not_lost() {
 }
 
 #[test]
-fn what_outlives_the_command_on_its_terminal_does_not_hold_the_exec() {
+fn a_process_that_stays_on_the_terminal_does_not_delay_the_exit() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let script = "trap '' HUP; sleep 1000 & echo ready; exit 3";
@@ -187,7 +187,7 @@ fn a_resize_without_a_terminal_harms_nothing() {
 }
 
 #[test]
-fn what_a_chatty_command_writes_to_a_terminal_comes_in_few_frames() {
+fn many_short_lines_on_a_terminal_arrive_in_few_frames() {
     const LINES: usize = 20_000;
     let (_agent, mut raw) = Agent::greeted();
     let script = format!("i=0; while [ $i -lt {LINES} ]; do echo $i; i=$((i+1)); done");
@@ -196,19 +196,19 @@ fn what_a_chatty_command_writes_to_a_terminal_comes_in_few_frames() {
     let data: Vec<_> = frames.iter().filter(|frame| frame.kind == Kind::DATA_OUT).collect();
     let lines: usize = data.iter().map(|frame| frame.payload.iter().filter(|byte| **byte == b'\n').count()).sum();
     assert_eq!(lines, LINES);
-    // A frame for each line at worst, and for some milliseconds of lines as it should be.
+    // The worst case is a frame for each line. The agent joins the lines of some milliseconds.
     assert!(data.len() <= LINES / 10, "{} frames", data.len());
 }
 
 #[test]
-fn a_key_is_echoed_while_the_terminal_is_left_alone() {
+fn a_key_is_echoed_on_an_idle_terminal() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;
         let mut exec = link.exec(on_tty("stty -icanon; echo ready; cat", 24, 80, "")).await.expect("starts");
         expect(&mut exec, "ready\r\n").await;
         for key in ["a", "b", "c", "d"] {
             exec.input.send(key.as_bytes()).await.expect("it runs");
-            // Its echo, and `cat`'s copy.
+            // The echo of the key, and the copy that `cat` writes.
             expect(&mut exec, &key.repeat(2)).await;
         }
     });

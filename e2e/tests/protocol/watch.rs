@@ -1,4 +1,4 @@
-//! Changes of files, as they happen.
+//! Reports of file changes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -40,7 +40,7 @@ impl Watch {
 }
 
 #[test]
-fn changes_in_a_directory_are_told() {
+fn changes_in_a_directory_are_reported() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::create_dir(agent.path("d")).expect("ours");
@@ -61,7 +61,7 @@ fn changes_in_a_directory_are_told() {
 }
 
 #[test]
-fn changes_of_one_file_are_told_and_its_replacement_is_one() {
+fn changes_of_one_file_are_reported_and_its_replacement_too() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let file = agent.path("file");
@@ -76,7 +76,7 @@ fn changes_of_one_file_are_told_and_its_replacement_is_one() {
 }
 
 #[test]
-fn changes_far_below_are_told_where_asked_for() {
+fn changes_far_below_are_reported_if_the_watch_is_recursive() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         fs::create_dir_all(agent.path("d/a/b")).expect("ours");
@@ -105,7 +105,7 @@ fn a_directory_that_appears_is_watched_from_then_on() {
 }
 
 #[test]
-fn what_is_not_there_can_not_be_watched() {
+fn a_missing_path_can_not_be_watched() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         assert_eq!(code(watch(&link, &agent.path("missing"), true).await.map(drop)), ErrorCode::NotFound);
@@ -113,7 +113,7 @@ fn what_is_not_there_can_not_be_watched() {
 }
 
 #[test]
-fn a_watch_goes_on_until_it_is_cancelled() {
+fn a_watch_continues_until_it_is_cancelled() {
     bounded(async {
         let (agent, link) = Agent::linked().await;
         let mut watch = watch(&link, agent.directory().to_str().expect("UTF-8"), false).await.expect("it is there");
@@ -137,7 +137,7 @@ fn more_changes_than_are_read_are_reported_as_an_overflow_and_do_not_grow_the_ag
     assert_eq!(raw.frame_of(1).kind, Kind::REPLY);
     let before = agent.rss_peak_bytes();
     for number in 0..CHANGES {
-        // Of two files in turn, since the kernel joins an event with an equal one before it.
+        // Two files in turn, because the kernel joins an event with an equal event before it.
         let permissions = fs::Permissions::from_mode(0o600 + (number as u32 & 7));
         fs::set_permissions(&files[number % 2], permissions).expect("ours");
     }

@@ -1,4 +1,4 @@
-//! Deadlines of the protocol that are whole seconds: a suite of their own, so that `protocol` stays fast.
+//! Deadlines of the protocol that take whole seconds. They have their own suite, so that `protocol` stays fast.
 
 use std::time::{Duration, Instant};
 

@@ -77,11 +77,11 @@ fn a_backend_that_does_not_listen_is_named_with_its_socket() {
 }
 
 #[test]
-fn a_backend_that_hangs_up_is_named_with_what_qemu_says_of_it() {
+fn a_backend_that_hangs_up_is_named_with_the_error_of_qemu() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("rude.sock");
     let listener = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
-    // Each client is gone the moment it came; the thread ends with the test's process.
+    // Each client is closed as soon as it connects. The thread ends with the test's process.
     std::thread::spawn(move || listener.incoming().for_each(drop));
     let socket = socket.to_str().expect("UTF-8");
     for kind in ["blk", "vsock"] {
@@ -91,7 +91,7 @@ fn a_backend_that_hangs_up_is_named_with_what_qemu_says_of_it() {
 }
 
 #[test]
-fn a_backend_that_says_nothing_is_given_up() {
+fn a_silent_backend_is_abandoned_at_its_deadline() {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("mute.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("listens");
@@ -149,7 +149,7 @@ fn a_wrong_vmm_is_reported_with_its_output() {
     assert!(outcome.stderr.contains("/bin/false"), "{}", outcome.stderr);
 }
 
-/// What a command that failed prints for programs: one object, and nothing else.
+/// The output of a failed command with `--json`: one object, and nothing else.
 fn failure_object(args: &[&str], code: i32) -> Value {
     let outcome = Kiln::new(args).run();
     assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);

@@ -1,4 +1,4 @@
-//! What a guest does with a vhost-user device, for our own backends and for those of others.
+//! Guests that use vhost-user devices, of our own backends and of others.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -12,7 +12,7 @@ use kiln_e2e_guest::pattern::{BLOCK_BYTES, check_block, stream_bytes};
 use tempfile::TempDir;
 
 const DISK_BYTES: u64 = 32 << 20;
-/// Far enough into the disk to be another part of it.
+/// An offset far from the start of the disk.
 const GUEST_PART_BYTES: u64 = 8 << 20;
 const BLOCKS: u64 = 1024;
 const PASSES: u64 = 2;
@@ -45,7 +45,7 @@ impl Place {
     }
 }
 
-/// The word after `--vhost-user`.
+/// The argument of `--vhost-user`.
 pub fn device(kind: &str, socket: &Path, options: &str) -> String {
     format!("{kind}:{}{options}", socket.display())
 }
@@ -54,7 +54,7 @@ fn tool_in() -> String {
     format!("{}:/tool", guest_tool().display())
 }
 
-/// The guest reads what the file has, and the file has what the guest writes.
+/// The guest reads the content of the file, and its writes are in the file.
 pub fn disk_is_read_and_written(backend: &Backend, disk: &Path, options: &str) {
     let (host_side, guest_side) = (stream_bytes(1 << 20, 1), stream_bytes(4 << 20, 2));
     File::options().write(true).open(disk).and_then(|file| file.write_all_at(&host_side, 0)).expect("is written");
@@ -69,8 +69,8 @@ pub fn disk_is_read_and_written(backend: &Backend, disk: &Path, options: &str) {
     assert!(written == guest_side, "the file has other bytes than the guest wrote");
 }
 
-/// The backend is killed with SIGKILL again and again while the guest writes and reads, `depth` requests at once; none
-/// fails, and every block is at last what was written last.
+/// Kills the backend with SIGKILL again and again while the guest writes and reads with `depth` requests in flight. No
+/// request fails, and at the end each block has its last content.
 pub fn disk_survives_kills_under_load(backend: &mut Backend, disk: &Path, depth: u64) {
     let script = format!("/tool disk /dev/vda {BLOCKS} {PASSES} {depth}");
     let flags = ["--in", &tool_in(), "--vhost-user", &device("blk", backend.socket(), "")];
@@ -97,7 +97,8 @@ pub fn disk_survives_kills_under_load(backend: &mut Backend, disk: &Path, depth:
     }
 }
 
-/// The guest calls the host at `streams_PORT`, then the host calls the guest at `streams`; what is said comes back.
+/// The guest connects to the host at `streams_PORT`, then the host connects to the guest at `streams`. Each sends data and
+/// gets it back.
 pub fn streams_go_both_ways(backend: &Backend, streams: &Path, packet_bytes: usize) {
     let host = UnixListener::bind(format!("{}_{PORT}", streams.display())).expect("listens");
     let host = std::thread::spawn(move || echo(&host.accept().expect("the guest calls").0));
@@ -123,7 +124,7 @@ pub fn streams_go_both_ways(backend: &Backend, streams: &Path, packet_bytes: usi
     assert_eq!(running.wait(), 0);
 }
 
-/// Sends back what comes, to its end.
+/// Sends all data back, up to its end.
 fn echo(mut stream: &UnixStream) {
     stream.set_read_timeout(Some(WAIT_DEADLINE)).expect("is set");
     let mut room = vec![0; 64 << 10];
@@ -135,7 +136,7 @@ fn echo(mut stream: &UnixStream) {
     }
 }
 
-/// Calls the guest's port and compares what comes back.
+/// Connects to the guest's port and compares the data that is sent back.
 fn call(streams: &Path, packet_bytes: usize) {
     let mut stream = UnixStream::connect(streams).expect("the device listens");
     stream.set_read_timeout(Some(WAIT_DEADLINE)).expect("is set");

@@ -2,7 +2,7 @@
 
 use kiln_e2e::Kiln;
 
-/// What QEMU looks for by name, some of it only on other machines.
+/// Files that QEMU searches by name, some of them only on other machines.
 const DATA_FILES: [&str; 12] = [
     "bios.bin",
     "bios-256k.bin",
@@ -19,7 +19,7 @@ const DATA_FILES: [&str; 12] = [
 ];
 
 #[test]
-fn firmware_in_the_working_directory_is_not_taken() {
+fn firmware_in_the_working_directory_is_not_used() {
     let decoys = tempfile::tempdir().expect("a directory");
     let installed = ["/usr/share/qemu", "/usr/share/seabios"].map(|path| std::fs::read_dir(path).into_iter().flatten());
     let installed = installed.into_iter().flatten().map(|entry| entry.expect("lists").file_name());

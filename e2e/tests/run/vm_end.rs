@@ -8,7 +8,7 @@ use kiln_e2e::{Kiln, Running, is_running, until, vm_dir};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// How long after a signal kiln may be there if its guest does not answer: 2 s, and what an end takes.
+/// How long kiln may run after a signal if its guest does not answer: 2 s, and the time to end the VM.
 const SIGNAL_BOUND: Duration = Duration::from_secs(3);
 
 /// A run whose command has done the first part of its script, and its VMM.
@@ -20,7 +20,7 @@ fn started(flags: &[&str], first: &str, then: &str) -> (Running, i32) {
     (running, vmms[0])
 }
 
-/// Sends a signal and finds the exit code and what is left of stdout.
+/// Sends a signal and returns the exit code and the rest of stdout.
 fn end_by(flags: &[&str], first: &str, then: &str, signal: Signal) -> (i32, String, Duration) {
     let (mut running, vmm) = started(flags, first, then);
     let from = Instant::now();
@@ -54,7 +54,7 @@ fn a_command_that_ignores_sigterm_is_killed_after_the_grace() {
 }
 
 #[test]
-fn time_that_is_up_ends_a_command_gently_and_keeps_its_files() {
+fn a_timeout_sends_sigterm_first_and_copies_the_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let (part, script) =
         (folder.path().join("part"), "trap 'echo done > /tmp/part; exit 7' TERM; while :; do sleep 0.1; done");
@@ -66,7 +66,7 @@ fn time_that_is_up_ends_a_command_gently_and_keeps_its_files() {
 }
 
 #[test]
-fn a_timeout_counts_from_when_the_vm_is_there() {
+fn a_timeout_starts_when_the_agent_answers() {
     let out = "/tmp/p:/tmp/surely-not-there-either";
     let outcome = Kiln::shell(&["--timeout", "3s", "--out", out], "trap '' TERM; while :; do sleep 1; done").run();
     assert_eq!(outcome.code, 124, "{}", outcome.stderr);
@@ -80,7 +80,7 @@ const ENDS: [(&[&str], &str, &str); 3] = [
     (&["-c", "2"], "halt -f; sleep 1000", "halted"),
 ];
 
-/// Waits for a kernel's last words.
+/// Waits for the last line of a kernel.
 fn stood_still(vmm: i32) {
     let console = vm_dir(vmm).join("console.log");
     let last = ["System halted", "end Kernel panic"];
@@ -108,7 +108,7 @@ fn a_guest_whose_agent_is_stopped_ends_the_run() {
     assert!(outcome.stderr.contains("not answered"), "{}", outcome.stderr);
 }
 
-/// The one finding of a run that ended without a word of its guest's kernel.
+/// The one finding of a run whose guest's kernel printed nothing about its end.
 fn the_finding(script: &str) -> Value {
     let outcome = Kiln::shell(&["--json"], script).run();
     assert_eq!(outcome.code, 125, "{}", outcome.text());
@@ -137,8 +137,8 @@ fn a_guest_whose_agent_is_stopped_is_a_finding() {
 }
 
 #[test]
-fn a_guest_that_is_busy_for_a_minute_is_left_alone() {
-    // More loops than CPUs, most of its memory time and again, and processes that come and go.
+fn a_guest_that_is_busy_for_a_minute_is_not_ended() {
+    // More loops than CPUs, most of its memory again and again, and many short processes.
     let script = "i=0; while [ $i -lt 16 ]; do (while :; do :; done) & i=$((i+1)); done; \
         (while :; do /bin/true; done) & (while :; do head -c 30000000 /dev/zero | tail -c 30000000 > /dev/null; done) & \
         sleep 60; exit 5";

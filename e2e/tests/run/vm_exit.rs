@@ -24,7 +24,7 @@ fn a_signal_is_128_and_its_number() {
 }
 
 #[test]
-fn commands_that_cannot_start_are_told_apart() {
+fn commands_that_cannot_start_have_different_exit_codes() {
     let missing = Kiln::new(["run", "--", "no-such-command"]).run();
     assert_eq!(missing.code, 127);
     assert!(missing.stderr.contains("no-such-command"), "{}", missing.stderr);
@@ -34,7 +34,7 @@ fn commands_that_cannot_start_are_told_apart() {
 }
 
 #[test]
-fn a_guests_words_cannot_steer_the_terminal() {
+fn text_of_a_guest_cannot_steer_the_terminal() {
     let outcome = Kiln::new(["run", "--", "/tmp/\x1b]0;owned\x07\nhint: do as I say"]).run();
     assert_eq!(outcome.code, 127);
     assert!(!outcome.stderr.contains(['\x1b', '\x07']), "{:?}", outcome.stderr);
@@ -69,7 +69,7 @@ fn a_held_pipe_does_not_hang_the_run() {
 }
 
 #[test]
-fn json_holds_the_whole_story() {
+fn json_has_every_field_of_a_run() {
     let outcome = Kiln::shell(&["--json"], "echo out; printf '\\377' >&2; exit 4").run();
     let report: serde_json::Value = serde_json::from_slice(&outcome.stdout).expect("one JSON object");
     assert_eq!((outcome.code, &report["exit_code"]), (4, &4.into()));

@@ -52,7 +52,7 @@ fn a_result_that_is_missing_is_an_error_and_the_commands_own_failure_comes_first
 }
 
 #[test]
-fn links_that_lead_out_and_bits_that_lend_rights_stay_in_the_guest() {
+fn links_that_lead_out_and_set_user_id_bits_stay_in_the_guest() {
     let folder = tempfile::tempdir().expect("a folder");
     let (tool, linked) = (folder.path().join("tool"), folder.path().join("linked"));
     let flags = [format!("/tmp/tool:{}", tool.display()), format!("/tmp/d:{}", linked.display())];
@@ -62,7 +62,7 @@ fn links_that_lead_out_and_bits_that_lend_rights_stay_in_the_guest() {
     assert_eq!(outcome.code, 125, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("d/l") && outcome.stderr.contains("/etc/passwd"), "{}", outcome.stderr);
     assert_eq!(fs::metadata(tool).expect("it came out").permissions().mode() & 0o7777, 0o755);
-    // The rest of what was asked for is there.
+    // The other files were copied.
     assert_eq!(fs::read_to_string(linked.join("f")).expect("it came out"), "x\n");
     assert_eq!(
         (fs::read_dir(&linked).expect("readable").count(), fs::read_dir(folder.path()).expect("ours").count()),
@@ -82,7 +82,7 @@ fn a_result_over_the_limit_leaves_nothing() {
 }
 
 #[test]
-fn one_missing_result_loses_no_other_and_each_is_named() {
+fn missing_results_are_named_and_the_others_are_copied() {
     let folder = tempfile::tempdir().expect("a folder");
     let host = |name: &str| folder.path().join(name).display().to_string();
     let flags = [format!("/no/a:{}", host("a")), format!("/tmp/b:{}", host("b")), format!("/no/c:{}", host("c"))];

@@ -63,7 +63,7 @@ fn files_of_the_kernel_are_copied_to_their_end_both_ways() {
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     let read = |name: &str| fs::read_to_string(host(name)).expect(name);
     assert_eq!(format!("{}{}", read("version"), read("mtu")).trim_end(), outcome.text());
-    // Some of its numbers change; how many processors there are does not.
+    // Some of its numbers change. The number of processors does not.
     let processors = |text: &str| text.matches("processor\t").count();
     let here = fs::read_to_string("/proc/cpuinfo").expect("it can be read");
     assert_eq!(processors(&read("cpuinfo")), processors(&here));
@@ -113,7 +113,7 @@ fn fifos_sockets_and_devices_are_named_and_the_rest_is_copied_both_ways() {
 }
 
 #[test]
-fn a_file_that_can_not_be_read_fails_the_copy_and_loses_no_other() {
+fn an_unreadable_file_fails_the_copy_and_the_others_are_copied() {
     let folder = tempfile::tempdir().expect("a folder");
     let result = folder.path().join("result");
     let copy_out = format!("/proc/1/task/1:{}", result.display());
@@ -124,7 +124,7 @@ fn a_file_that_can_not_be_read_fails_the_copy_and_loses_no_other() {
 }
 
 #[test]
-fn the_umask_is_kept_whatever_the_guest_says() {
+fn the_umask_is_kept_for_any_mode_from_the_guest() {
     let folder = tempfile::tempdir().expect("a folder");
     let result = folder.path().join("o");
     let flags = ["--out", &format!("/tmp/o:{}", result.display())];
@@ -135,7 +135,7 @@ fn the_umask_is_kept_whatever_the_guest_says() {
 }
 
 #[test]
-fn a_conflict_changes_nothing_and_loses_no_other() {
+fn a_conflict_changes_nothing_and_other_copies_are_made() {
     let folder = tempfile::tempdir().expect("a folder");
     let (taken, other) = (folder.path().join("taken"), folder.path().join("other"));
     fs::create_dir(&taken).expect("ours");
@@ -167,7 +167,7 @@ fn the_leftovers_of_a_killed_kiln_are_removed_by_the_next_run() {
         entries.map(|entry| entry.expect("ours").file_name().to_string_lossy().into_owned()).collect()
     };
     let copy_out = format!("/tmp/f:{}", folder.path().join("f").display());
-    // More than arrives before this test looks again.
+    // Larger than the part that arrives before this test looks again.
     let script = "head -c 150000000 /dev/zero > /tmp/f";
     let mut killed = Kiln::shell(&["-m", "512", "--out", &copy_out], script).start();
     until_booted("a folder for what comes out", || (!names().is_empty()).then_some(()));

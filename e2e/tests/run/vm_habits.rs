@@ -33,7 +33,7 @@ fn a_booted_machine_takes_the_name_too() {
 }
 
 #[test]
-fn a_command_that_is_no_command_may_be_an_image() {
+fn an_unknown_command_may_be_the_name_of_an_image() {
     let outcome = Kiln::new(["run", "alpine", "sh"]).run();
     assert_eq!(outcome.code, 127, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("`alpine` was not found in the guest"), "{}", outcome.stderr);
@@ -44,7 +44,7 @@ fn a_command_that_is_no_command_may_be_an_image() {
 }
 
 #[test]
-fn json_has_the_commands_own_code_and_why_its_result_is_missing() {
+fn json_has_the_commands_code_and_the_reason_of_a_missing_result() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = format!("/tmp/missing:{}", folder.path().join("x").display());
     for (script, code) in [("exit 3", 3), ("exit 0", 125), ("kill -9 $$", 137)] {

@@ -31,7 +31,7 @@ fn without_i_stdin_is_empty() {
 }
 
 #[test]
-fn binary_input_comes_back_as_it_was() {
+fn binary_input_is_passed_on_unchanged() {
     let data: Vec<u8> = (0..4u32 << 20).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let outcome = Kiln::new(["run", "-i", "--", "cat"]).run_with(&data);
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
@@ -71,7 +71,7 @@ fn a_reader_that_leaves_ends_the_run() {
 }
 
 #[test]
-fn an_output_that_takes_no_more_is_an_error_that_says_so() {
+fn a_full_output_is_an_error_with_the_reason() {
     let full = || std::fs::File::options().write(true).open("/dev/full").expect("it is there");
     for flags in [&[][..], &["--json"]] {
         let outcome = Kiln::shell(flags, "echo x").run_into(full());
@@ -82,7 +82,7 @@ fn an_output_that_takes_no_more_is_an_error_that_says_so() {
 }
 
 #[test]
-fn an_interrupted_run_still_tells_what_came() {
+fn an_interrupted_run_still_reports_its_output() {
     // The console and the command's output arrive on different paths, so the command waits for the console first.
     let script = "echo out; sleep 1; echo came > /dev/console; sleep 100";
     let mut running = Kiln::shell(&["--json", "--console"], script).start();

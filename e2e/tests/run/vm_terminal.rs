@@ -41,10 +41,10 @@ impl Terminal {
     /// Waits for `words` and forgets everything up to them.
     fn expect(&mut self, words: &str) {
         let (master, seen) = (&mut self.master, &mut self.seen);
-        // The first run of all boots.
+        // The very first run boots.
         let end = until_booted(words, || {
             let mut buffer = [0; 4096];
-            // No bytes now, or none any more; the deadline decides.
+            // No bytes now, or the end of output. The deadline decides.
             let count = master.read(&mut buffer).unwrap_or(0);
             seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
             seen.find(words).map(|at| at + words.len())

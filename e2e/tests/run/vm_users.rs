@@ -8,7 +8,7 @@ const PASSWD: &str =
     "root:x:0:0:root:/root:/bin/sh\njob:x:1000:1001::/tmp:/bin/sh\nghost:x:4294967295:1001::/:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nteam:x:2000:job\nghosts:x:4294967295:job\n";
 
-/// Ids of a command that runs as `user`, or how that ended.
+/// The ids of a command that runs as `user`, or the exit code and the error.
 fn ids(user: &str) -> (i32, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let (passwd, group) = (folder.path().join("passwd"), folder.path().join("group"));
@@ -21,7 +21,7 @@ fn ids(user: &str) -> (i32, String) {
 }
 
 #[test]
-fn users_and_groups_go_by_name_and_number() {
+fn users_and_groups_are_found_by_name_and_number() {
     for (user, expected) in [
         ("job", "1000 1001 1001 2000"),
         ("job:team", "1000 2000 2000"),

@@ -7,7 +7,7 @@ use kiln_e2e::{Backend, Kiln};
 use crate::vhost::{self, Place};
 
 const CID: u32 = 1234;
-/// Requests on their way when the backend is killed.
+/// Requests in flight when the backend is killed.
 const DEPTH: u64 = 4;
 const PACKET_BYTES: usize = 64 << 10;
 
@@ -19,27 +19,27 @@ fn a_disk_is_read_and_written_with_two_queues() {
 }
 
 #[test]
-fn a_disk_killed_under_load_loses_and_tears_nothing() {
+fn a_disk_backend_killed_under_load_loses_and_tears_no_block() {
     let place = Place::new();
     let disk = place.disk();
     vhost::disk_survives_kills_under_load(&mut Backend::mock_disk(&disk, &place.socket()), &disk, DEPTH);
 }
 
 #[test]
-fn every_ping_at_a_host_behind_the_card_is_answered() {
+fn every_ping_to_a_host_behind_the_card_is_answered() {
     let place = Place::new();
     vhost::every_ping_is_answered(&Backend::mock_host(&place.socket()));
 }
 
 #[test]
 #[ignore = "needs /dev/net/tun and a network namespace; `make test` runs it where it finds both"]
-fn every_ping_at_the_host_of_a_tap_is_answered() {
+fn every_ping_to_the_host_of_a_tap_is_answered() {
     let place = Place::new();
     vhost::every_ping_is_answered(&Backend::mock_tap(&place.socket()));
 }
 
 #[test]
-fn a_card_goes_on_with_a_backend_that_was_restarted() {
+fn a_card_continues_after_its_backend_was_restarted() {
     let place = Place::new();
     let mut backend = Backend::mock_host(&place.socket());
     // The thread that reads the first reply kills the backend. Later replies come from another backend.

@@ -7,10 +7,10 @@ use kiln_e2e::{Backend, Kiln};
 use crate::vhost::{self, Place};
 
 const CID: u32 = 1234;
-/// The storage daemon has no `INFLIGHT_SHMFD`: after a kill, QEMU counts on requests having been completed in their order.
-/// Of several, one that was overtaken is lost, and the guest waits for it forever.
+/// The storage daemon has no `INFLIGHT_SHMFD`, so QEMU assumes after a kill that requests were completed in order. If there
+/// are several, a request that was overtaken is lost, and the guest waits for it forever.
 const DEPTH: u64 = 1;
-/// Guests from Linux 6.12 on send what is over 32 KiB in three parts and more, and vhost-device-vsock takes two.
+/// Guests from Linux 6.12 on send more than 32 KiB in three or more parts, and vhost-device-vsock accepts two.
 const PACKET_BYTES: usize = 16 << 10;
 
 #[test]
@@ -21,7 +21,7 @@ fn a_disk_of_qemus_storage_daemon_is_read_and_written() {
 }
 
 #[test]
-fn a_storage_daemon_killed_under_load_loses_and_tears_nothing() {
+fn a_storage_daemon_killed_under_load_loses_and_tears_no_block() {
     let place = Place::new();
     let disk = place.disk();
     vhost::disk_survives_kills_under_load(&mut Backend::storage_daemon(&disk, &place.socket()), &disk, DEPTH);

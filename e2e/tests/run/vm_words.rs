@@ -7,7 +7,7 @@ use kiln_wire::is_hidden;
 const SCRIPT: &str = "printf 'row \\342\\200\\256evil\\342\\201\\246 \\302\\23331m \\033[2J \\177\\n' > /dev/console; \
      printf '<4>BUG: using sm\\342\\200\\256p() in preemptible [00000000] code: a/1\\n' > /dev/kmsg; \
      printf '<4> g\\342\\200\\213+0x1/0x2\\n<4>---[ end trace 0 ]---\\n' > /dev/kmsg; sleep 1; exit 3";
-/// What `--out` asks for, and the guest does not have.
+/// A file for `--out` that the guest does not have.
 const MISSING: &str = "/tmp/\u{202e}missing\u{9b}2J\u{7f}:/tmp/kiln-test-never-made";
 
 fn has_hidden(text: &str) -> bool {
@@ -41,7 +41,7 @@ fn json_has_escapes_for_what_a_guest_hides() {
 }
 
 #[test]
-fn the_output_of_the_command_itself_is_passed_on_as_it_is() {
+fn the_output_of_the_command_is_passed_on_unchanged() {
     let outcome = Kiln::shell(&[], "printf 'a\\342\\200\\256\\302\\233\\177\\033[2J'").run();
     assert_eq!((outcome.code, outcome.stdout.as_slice()), (0, "a\u{202e}\u{9b}\u{7f}\x1b[2J".as_bytes()));
 }

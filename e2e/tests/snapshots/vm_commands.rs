@@ -57,7 +57,7 @@ fn a_chain_is_listed_verified_compacted_and_removed_from_its_end() {
 }
 
 #[test]
-fn one_in_use_is_not_removed() {
+fn a_snapshot_in_use_is_not_removed() {
     use std::io::Read as _;
     let home = TestHome::with_ready_made();
     let id = home.only_snapshot();

@@ -20,7 +20,7 @@ fn a_run_is_a_fork_and_a_cold_one_boots() {
 }
 
 #[test]
-fn forks_do_not_see_each_others_files_and_are_not_twins() {
+fn forks_do_not_share_files_names_or_randomness() {
     let script = "test ! -e /tmp/mine || exit 9; echo x > /tmp/mine; hostname; cat /etc/machine-id; \
                   cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1";
     let (one, other) = (Kiln::shell(&[], script).run(), Kiln::shell(&[], script).run());

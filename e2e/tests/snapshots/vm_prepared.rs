@@ -6,7 +6,7 @@ use std::fs;
 use kiln_e2e::TestHome;
 
 #[test]
-fn a_prepared_vm_is_forked_by_its_name_and_each_fork_is_a_machine_of_its_own() {
+fn a_prepared_vm_is_forked_by_its_name_and_each_fork_has_an_identity() {
     let home = TestHome::with_ready_made();
     let host = tempfile::tempdir().expect("a directory");
     fs::write(host.path().join("job"), "prepared once\n").expect("is written");

@@ -13,7 +13,7 @@ fn report(outcome: &Outcome) -> Value {
 }
 
 #[test]
-fn the_first_use_by_four_at_once_makes_one() {
+fn four_first_runs_at_once_make_one_snapshot() {
     let home = TestHome::with_image();
     let reports: Vec<Value> = thread::scope(|scope| {
         let runs: Vec<_> =
@@ -32,7 +32,7 @@ fn the_first_use_by_four_at_once_makes_one() {
 }
 
 #[test]
-fn another_size_of_vm_has_its_own() {
+fn each_size_of_vm_has_its_own_snapshot() {
     let home = TestHome::with_ready_made();
     let outcome = home.kiln(["run", "--json", "--memory", "300", "--", "cat", "/proc/meminfo"]).run();
     let report = report(&outcome);
@@ -46,7 +46,7 @@ fn another_size_of_vm_has_its_own() {
 }
 
 #[test]
-fn a_broken_one_is_named_and_made_anew() {
+fn a_broken_snapshot_is_named_and_made_again() {
     let home = TestHome::with_ready_made();
     let before = home.only_snapshot();
     flip_a_byte(&home, &before);
@@ -75,7 +75,7 @@ fn a_run_boots_with_a_warning_if_no_snapshot_can_be_kept() {
 }
 
 #[test]
-fn ctrl_c_on_first_use_leaves_nothing_and_lets_others_go_on() {
+fn ctrl_c_on_first_use_leaves_nothing_and_other_runs_continue() {
     let home = TestHome::with_image();
     let mut maker = home.kiln(["run", "--", "true"]).start();
     let vmm = until("a VMM", || home.vmm());
@@ -93,7 +93,7 @@ fn ctrl_c_on_first_use_leaves_nothing_and_lets_others_go_on() {
 }
 
 #[test]
-fn ctrl_c_while_it_is_saved_leaves_a_whole_one_or_none() {
+fn ctrl_c_during_a_save_leaves_a_whole_snapshot_or_nothing() {
     let home = TestHome::with_image();
     let mut maker = home.kiln(["run", "--", "true"]).start();
     until_booted("the snapshot", || home.snapshot_names().first().cloned());
@@ -106,7 +106,7 @@ fn ctrl_c_while_it_is_saved_leaves_a_whole_one_or_none() {
 }
 
 #[test]
-fn warm_makes_it_anew_and_rm_of_the_image_takes_it_along() {
+fn warm_makes_a_snapshot_again_and_rm_of_the_image_removes_it() {
     let home = TestHome::with_ready_made();
     let before = home.only_snapshot();
     let outcome = home.kiln(["image", "warm", "mini", "--json"]).run();

@@ -13,12 +13,12 @@ use kiln_engine::{Engine as _, Fork, ForkSpec, QemuEngine, ReadyRequest, VmSpec}
 const STEPS_OF_A_LIFE: u64 = 60;
 const STEP_DEADLINE: Duration = Duration::from_secs(120);
 
-/// What the guest should hold: one line a step.
+/// The expected content of the guest's file: one line for each step.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Model(Vec<String>);
 
 #[test]
-fn soak_a_vm_of_many_lives_keeps_all_its_data() {
+fn soak_a_vm_that_is_saved_and_resumed_many_times_keeps_its_data() {
     let until = super::until();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     runtime.block_on(async {
@@ -51,7 +51,7 @@ struct Life<'a> {
     store: &'a SnapshotStore,
     fork: Fork,
     model: Model,
-    /// Saved moments, and what the guest held then.
+    /// The snapshots, and the content of the guest's file in each.
     saved: Vec<(Snapshot, Model)>,
 }
 
@@ -114,7 +114,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// A fork of the last moment that was saved sees that moment, and what it writes stays with it.
+    /// A fork of the last snapshot has the content of that snapshot, and its writes are its own.
     async fn fork_beside(&self) {
         let Some((snapshot, model)) = self.saved.last() else { return };
         let beside = restore(self.engine, snapshot).await;
@@ -126,7 +126,7 @@ impl<'a> Life<'a> {
     async fn end(self) {
         self.fork.vm.kill().await;
         drop(self.saved);
-        // Children before their parents; those that others use stay for the next round.
+        // Children before their parents. Snapshots in use stay for the next round.
         for _ in 0..STEPS_OF_A_LIFE {
             let soaked = self.store.list().expect("lists").into_iter();
             let ours: Vec<_> =

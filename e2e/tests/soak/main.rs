@@ -36,7 +36,7 @@ fn soak_one_guest_serves_commands_files_and_kills_without_growing() {
         let (mut rounds, mut state) = (0u64, 0x9e37_79b9_7f4a_7c15_u64);
         println!("seed {state:#x}");
         while Instant::now() < until {
-            // xorshift: any order will do, as long as it can be had again.
+            // xorshift: any order is good if it can be repeated.
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;

@@ -4,7 +4,7 @@ use kiln_e2e::{TestHome, until_booted};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// What it proves.
+/// The checks of the report.
 const CLAIMS: [&str; 17] = [
     "forks answer",
     "random bytes differ",
@@ -73,7 +73,7 @@ fn ctrl_c_while_it_forks_leaves_nothing() {
 }
 
 #[test]
-fn the_leftovers_of_a_killed_proof_are_removed_by_the_next() {
+fn leftovers_of_a_killed_verify_are_removed_by_the_next() {
     let home = TestHome::with_image();
     let mut running = home.kiln(["verify", "fork"]).start();
     until_booted("its forks", || (running.vmms().len() > 2).then_some(()));
@@ -84,7 +84,7 @@ fn the_leftovers_of_a_killed_proof_are_removed_by_the_next() {
 }
 
 #[test]
-fn a_host_without_a_vmm_is_69_and_fewer_than_two_forks_are_wrong_usage() {
+fn a_missing_vmm_exits_with_69_and_one_fork_is_wrong_usage() {
     let home = TestHome::with_image();
     let missing = home.kiln(["verify", "fork"]).env("KILN_QEMU", "/nowhere/qemu").run();
     assert_eq!(missing.code, 69, "{}", missing.stderr);

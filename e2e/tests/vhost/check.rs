@@ -1,4 +1,4 @@
-//! The suite, as authors of backends run it: a command that is started for each case, reports, exit codes.
+//! `kiln vhost check` as authors of backends use it: a command for each case, reports, exit codes.
 
 use kiln_e2e::kiln_binary;
 
@@ -16,7 +16,7 @@ fn check(place: &Place, flags: &[&str]) -> kiln_e2e::Outcome {
 }
 
 #[test]
-fn our_own_backend_keeps_what_was_flushed_and_reports_are_written() {
+fn our_own_backend_passes_and_reports_are_written() {
     let place = Place::new();
     let junit = place.text("report.xml");
     let outcome =
@@ -30,7 +30,7 @@ fn our_own_backend_keeps_what_was_flushed_and_reports_are_written() {
 }
 
 #[test]
-fn a_known_failure_is_no_failure_and_one_that_passes_is_with_strict() {
+fn an_expected_failure_passes_and_strict_refuses_one_that_does_not_fail() {
     let place = Place::new();
     let script = place.text("wrong.toml");
     std::fs::write(&script, "[[message]]\nname = \"SET_FEATURES\"\ndo = \"ack\"\n").expect("can be written");

@@ -1,4 +1,4 @@
-//! `kiln vhost` as a user meets it: the real binary beside QEMU's storage daemon, a real QEMU, and peers that say nothing.
+//! `kiln vhost` as a user runs it: the real binary with QEMU's storage daemon, a real QEMU, and silent peers.
 //!
 //! Tests in modules named `vm_…` start a VM's firmware.
 

@@ -1,4 +1,4 @@
-//! Our own backend: found, measured, and described as backend programs describe themselves.
+//! Our own backend: probed, measured, and described in the format of backend programs.
 
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
@@ -72,7 +72,7 @@ fn a_disk_without_a_name_survives_a_kill_and_is_removed_at_the_end() {
 }
 
 #[test]
-fn a_script_makes_a_mock_wrong_and_a_tap_sees_it() {
+fn a_script_makes_a_mock_break_a_rule_and_a_tap_reports_it() {
     let place = Place::new();
     let script = "[[message]]\nname = \"GET_FEATURES\"\nreply.size = 4\n";
     std::fs::write(place.path("misbehave.toml"), script).expect("can be written");
@@ -85,7 +85,7 @@ fn a_script_makes_a_mock_wrong_and_a_tap_sees_it() {
 }
 
 #[test]
-fn a_script_with_a_wrong_word_is_refused_with_what_was_meant() {
+fn a_script_with_a_wrong_word_is_refused_with_the_right_one() {
     let place = Place::new();
     std::fs::write(place.path("bad.toml"), "[[message]]\nname = \"GET_FEATURE\"\n").expect("can be written");
     let outcome = vhost(&["mock", "--socket", &place.text("m"), "--script", &place.text("bad.toml")]);
@@ -95,7 +95,7 @@ fn a_script_with_a_wrong_word_is_refused_with_what_was_meant() {
 }
 
 #[test]
-fn a_mock_says_which_rules_a_frontend_kept() {
+fn a_mock_reports_which_rules_a_frontend_kept() {
     let place = Place::new();
     let junit = place.text("vmm.xml");
     let flags = ["--check", "--level", "must", "--json", "--junit", &junit];

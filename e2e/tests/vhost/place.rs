@@ -1,4 +1,4 @@
-//! Where a test has its sockets and files, and backends that say less than they should.
+//! The folder of a test with its sockets and files, and backends that send less than they must.
 
 use std::fs::File;
 use std::os::unix::net::UnixListener;

@@ -5,7 +5,7 @@ use kiln_e2e::Backend;
 use crate::place::{DISK_BYTES, Place, json, vhost};
 
 #[test]
-fn the_storage_daemon_is_known_by_its_features_and_its_disk() {
+fn the_storage_daemon_is_recognised_by_its_features_and_its_disk() {
     let place = Place::new();
     let _daemon = place.storage_daemon();
     let outcome = vhost(&["probe", &place.text("b"), "--json"]);
@@ -26,7 +26,7 @@ fn the_storage_daemon_is_known_by_its_features_and_its_disk() {
 }
 
 #[test]
-fn how_the_storage_daemon_behaves_at_the_edges_is_found_without_harming_it() {
+fn quirks_of_the_storage_daemon_are_found_without_harm() {
     let place = Place::new();
     let mut daemon = place.storage_daemon();
     let report = json(&vhost(&["probe", &place.text("b"), "--json"]));
@@ -40,7 +40,7 @@ fn how_the_storage_daemon_behaves_at_the_edges_is_found_without_harming_it() {
 }
 
 #[test]
-fn a_ring_that_kills_the_storage_daemon_is_found_where_harm_is_asked_for() {
+fn a_ring_that_kills_the_storage_daemon_is_found_if_harm_is_allowed() {
     let place = Place::new();
     let _daemon = place.storage_daemon();
     let report = json(&vhost(&["probe", &place.text("b"), "--quirks", "--timeout", "20s", "--json"]));
@@ -61,7 +61,7 @@ fn virtiofsd_is_probed_and_ends_with_its_first_client() {
 }
 
 #[test]
-fn a_vsock_device_is_known_by_its_guests_number() {
+fn a_vsock_device_is_recognised_by_its_cid() {
     let place = Place::new();
     let _device = Backend::vsock_device(42, &place.path("u"), &place.path("w"));
     let outcome = vhost(&["probe", &place.text("w"), "--json"]);
@@ -80,7 +80,7 @@ fn behaviour(report: &serde_json::Value, id: &str) -> String {
 }
 
 #[test]
-fn people_read_names_and_sizes() {
+fn a_report_for_people_has_names_and_sizes() {
     let place = Place::new();
     let _daemon = place.storage_daemon();
     let outcome = vhost(&["probe", &place.text("b"), "--device", "blk"]);

@@ -15,7 +15,7 @@ fn refused(args: &[&str], code: i32, words: &[&str]) -> Duration {
 }
 
 #[test]
-fn a_socket_that_is_not_there_is_named_by_every_command() {
+fn every_command_names_a_missing_socket() {
     let place = Place::new();
     let nothing = place.text("nothing");
     refused(&["probe", &nothing], 1, &[&nothing, "hint: "]);
@@ -25,7 +25,7 @@ fn a_socket_that_is_not_there_is_named_by_every_command() {
 }
 
 #[test]
-fn a_mute_peer_ends_at_the_deadline_and_is_named() {
+fn a_silent_peer_is_named_at_the_deadline() {
     let place = Place::new();
     let _mute = place.mute();
     let mute = place.text("mute");
@@ -36,7 +36,7 @@ fn a_mute_peer_ends_at_the_deadline_and_is_named() {
 }
 
 #[test]
-fn a_file_that_is_no_recording_is_refused_and_left_alone() {
+fn a_file_that_is_not_a_recording_is_refused_and_not_changed() {
     let place = Place::new();
     std::fs::write(place.path("f"), "precious\n").expect("can be written");
     let (a, b, f) = (place.text("a"), place.text("b"), place.text("f"));
@@ -62,7 +62,7 @@ fn wrong_words_are_usage_errors() {
 }
 
 #[test]
-fn a_socket_with_a_listener_is_not_taken() {
+fn a_socket_with_a_listener_is_not_replaced() {
     let place = Place::new();
     let _mute = place.mute();
     let mute = place.text("mute");

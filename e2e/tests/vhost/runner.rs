@@ -1,4 +1,4 @@
-//! How the suite runs its cases: which backend each has, whose fault an end is, and what is said about the device.
+//! How the suite runs its cases: which backend each case uses, which case caused a crash, and the report on the device.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::place::{Place, json, vhost};
 
-/// The command that starts our own disk, wrong in this way.
+/// The command that starts our own disk with this fault.
 fn mock(place: &Place, script: &str) -> String {
     let path = place.text("script.toml");
     std::fs::write(&path, script).expect("can be written");
@@ -18,12 +18,12 @@ fn check_command(command: &str, flags: &[&str]) -> Outcome {
     vhost(&[&["check", "--spawn", command], flags].concat())
 }
 
-/// Checks the disk that is wrong in this way.
+/// Checks the disk with this fault.
 fn check(place: &Place, script: &str, flags: &[&str]) -> Outcome {
     check_command(&mock(place, script), &[&["--json"], flags].concat())
 }
 
-/// The disk that is wrong in this way, at `b`, running.
+/// Starts the disk with this fault at `b`.
 fn running(place: &Place, script: &str) -> Running {
     let command = mock(place, script).replace("{socket}", &place.text("b"));
     let words: Vec<_> = command.split(' ').skip(1).collect();
@@ -32,7 +32,7 @@ fn running(place: &Place, script: &str) -> Running {
     backend
 }
 
-/// The cases that came out in one of these ways.
+/// The cases with one of these verdicts.
 fn cases(outcome: &Outcome, verdicts: &[&str]) -> Vec<String> {
     let report = json(outcome);
     let cases = report["cases"].as_array().expect("a list");
@@ -44,7 +44,7 @@ const FAILURES: [&str; 3] = ["fail", "crash", "hang"];
 const NONE: [&str; 0] = [];
 
 #[test]
-fn a_backend_that_is_started_again_has_the_folder_that_it_had() {
+fn a_restarted_backend_keeps_its_folder() {
     let kiln = kiln_binary().display().to_string();
     let command = format!(
         "sh -c \"truncate -s 64M {{dir}}/disk && exec {kiln} vhost mock --file {{dir}}/disk --socket {{socket}}\""
@@ -55,8 +55,8 @@ fn a_backend_that_is_started_again_has_the_folder_that_it_had() {
 }
 
 #[test]
-fn a_device_that_does_not_show_its_kind_is_asked_for_and_the_report_says_how_it_is_known() {
-    // What a console with 0 columns, 0 rows and one port offers: as a disk it would have 2 TiB.
+fn a_device_of_an_unknown_kind_must_be_named_and_the_report_has_the_reason() {
+    // The configuration of a console with 0 columns, 0 rows and one port. Read as a disk it would have 2 TiB.
     let console = "[offer]\nfeatures.remove = [\"SEG_MAX\", \"BLK_SIZE\", \"FLUSH\", \"TOPOLOGY\", \"CONFIG_WCE\", \"MQ\", \
                    \"DISCARD\", \"WRITE_ZEROES\"]\n[[config]]\nat = 0\nbytes = \"00 00 00 00 01 00 00 00 00 00 00 00\"\n";
     let place = Place::new();
@@ -75,14 +75,14 @@ fn a_device_that_does_not_show_its_kind_is_asked_for_and_the_report_says_how_it_
 }
 
 #[test]
-fn no_verdict_depends_on_how_fast_a_connection_is_accepted() {
+fn no_verdict_depends_on_the_time_until_a_connection_is_accepted() {
     let place = Place::new();
     let script = "[serve]\naccept_delay_ms = 1000\n";
     let only = ["handshake.header-in-pieces", "handshake.payload-apart", "lifecycle.half-closed", "hostile.noise"];
     let only: Vec<_> = only.iter().flat_map(|id| ["--case", id]).collect();
     let outcome = check(&place, script, &[&["--timeout", "1200ms"], &only[..]].concat());
     assert_eq!(cases(&outcome, &["pass"]).len(), 4, "{}", outcome.text());
-    // It took long, so there was word of it, and not too often.
+    // It took long, so progress was printed, and not too often.
     let lines = outcome.stderr.lines().filter(|line| line.contains(" of 4 cases")).count() as u64;
     assert!((1..=outcome.took.as_secs() / 2 + 1).contains(&lines), "{lines} in {:?}: {}", outcome.took, outcome.stderr);
 }
@@ -109,18 +109,18 @@ fn a_backend_that_serves_one_client_has_the_verdicts_of_one_that_serves_many() {
     assert_eq!(cases(&one, &FAILURES), NONE, "{}", one.text());
     let many = check(&place, "", &only);
     assert_eq!(cases(&one, &["pass", "skip"]), cases(&many, &["pass", "skip"]));
-    // What takes two clients is left out, with that reason, and nothing else.
+    // Only cases that need two clients are left out, with that reason.
     let left_out = |outcome: &Outcome| outcome.text().matches("the backend serves only one client").count();
     let (skipped, skipped_of_many) = (cases(&one, &["skip"]).len(), cases(&many, &["skip"]).len());
     assert_eq!((left_out(&one), left_out(&many)), (skipped - skipped_of_many, 0));
 }
 
-/// Dies a while after a message that two cases send.
+/// Exits some time after a message that two cases send.
 const DIES_LATER: &str = "[[message]]\nname = \"RESET_OWNER\"\ncrash_after_ms = 40\n";
 const SEND_IT: [&str; 2] = ["handshake.ack-reset-owner", "handshake.reset-owner-harmless"];
 
 #[test]
-fn a_backend_that_dies_late_is_a_crash_of_the_case_that_it_died_of() {
+fn a_late_crash_belongs_to_the_case_that_caused_it() {
     let place = Place::new();
     let only = ["--level", "may", "--case", "handshake.*", "--case", "features.*", "--case", "rings.*"];
     let outcome = check(&place, DIES_LATER, &only);
@@ -129,7 +129,7 @@ fn a_backend_that_dies_late_is_a_crash_of_the_case_that_it_died_of() {
 }
 
 #[test]
-fn a_backend_that_runs_already_and_dies_late_is_a_crash_of_the_hostile_case_before() {
+fn a_late_crash_of_a_running_backend_belongs_to_the_hostile_case_before() {
     let place = Place::new();
     let _backend = running(&place, "[[message]]\nname = 200\ncrash_after_ms = 20\n");
     let only = ["--case", "hostile.unknown-request", "--case", "hostile.version-zero"];
@@ -139,7 +139,7 @@ fn a_backend_that_runs_already_and_dies_late_is_a_crash_of_the_hostile_case_befo
 }
 
 #[test]
-fn a_backend_whose_ring_is_dead_after_a_hostile_message_is_found() {
+fn a_ring_that_stops_after_a_hostile_message_is_found() {
     let place = Place::new();
     let script = "[[ring]]\non = \"completion\"\nafter = 200\ntimes = 0\n";
     let flags = ["--timeout", "1s", "--case", "hostile.unknown-request", "--case", "hostile.zeros"];
@@ -149,7 +149,7 @@ fn a_backend_whose_ring_is_dead_after_a_hostile_message_is_found() {
 }
 
 #[test]
-fn capabilities_are_not_asked_of_a_shell() {
+fn capabilities_are_not_requested_from_a_shell() {
     let place = Place::new();
     let only = ["--json", "--case", "lifecycle.print-capabilities"];
     let direct = mock(&place, "");
@@ -162,7 +162,7 @@ fn capabilities_are_not_asked_of_a_shell() {
 #[test]
 fn a_flaky_verdict_is_named_and_may_fail() {
     let place = Place::new();
-    // One answer of many is of another version.
+    // One of many replies has another version.
     let script = "[[message]]\nname = \"GET_FEATURES\"\nnth = 40\nreply.flags = 6\n";
     let known = place.text("known.toml");
     let flags = ["--repeat", "60", "--case", "handshake.reply-version", "--json"];
@@ -178,7 +178,7 @@ fn a_flaky_verdict_is_named_and_may_fail() {
     assert!(std::fs::read_to_string(&known).expect("a list").contains("reply-version = { may-fail = "));
     let outcome = live(&["--expect-failures", &known, "--strict"]);
     assert_eq!(outcome.code, 0, "{}", outcome.text());
-    // It passes always here, and that is fine too.
+    // It always passes here, which is allowed.
     let passes = ["--expect-failures", &known, "--strict", "--case", "handshake.reply-version"];
     assert_eq!(check(&place, "", &passes).code, 0);
 }
@@ -206,7 +206,7 @@ fn cases_run_side_by_side_only_if_their_backends_do_not_disturb_each_other() {
 }
 
 #[test]
-fn what_stays_unreachable_is_reported_at_once() {
+fn an_unreachable_backend_is_reported_at_once() {
     let place = Place::new();
     let long = place.text(&"x".repeat(120));
     let closed = place.path("closed");
@@ -216,7 +216,7 @@ fn what_stays_unreachable_is_reported_at_once() {
     std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).expect("a mode");
     let socket = socket.display().to_string();
     for command in ["check", "bench", "stress", "probe"] {
-        // A timeout that no test would survive: whatever ends did not wait for it.
+        // The timeout is longer than that of the test, so a command that ends did not wait for it.
         for (path, words) in [(&long, "at most 107 bytes"), (&place.text("no"), "start the backend first")] {
             let outcome = vhost(&[command, path, "--timeout", "1h"]);
             assert_eq!(outcome.code, 1, "{command}: {}", outcome.stderr);
@@ -242,7 +242,7 @@ fn what_stays_unreachable_is_reported_at_once() {
 }
 
 #[test]
-fn progress_does_not_stand_between_json() {
+fn progress_is_not_printed_between_lines_of_json() {
     let place = Place::new();
     let (command, out) = (mock(&place, "[serve]\naccept_delay_ms = 700\n"), place.text("out"));
     let only = "--case features.version-1 --case features.mq --case features.stable";
@@ -254,7 +254,7 @@ fn progress_does_not_stand_between_json() {
 }
 
 #[test]
-fn bench_says_which_devices_it_drives_and_refuses_others() {
+fn bench_names_the_devices_it_supports_and_refuses_others() {
     let place = Place::new();
     let fs = place.text("n");
     let _backend = Kiln::new(["vhost", "mock", "--device", "net", "--queues", "3", "--socket", &fs]).start();
@@ -265,7 +265,7 @@ fn bench_says_which_devices_it_drives_and_refuses_others() {
     let outcome = vhost(&["bench", &fs, "--device", "net"]);
     assert_eq!(outcome.code, 2, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("is a net device, but the bench drives blk devices only"), "{}", outcome.stderr);
-    // The card has as many pairs of queues as it was given.
+    // The card has the requested number of queue pairs.
     let probed = json(&vhost(&["probe", &fs, "--device", "net", "--json"]));
     assert_eq!(probed["queues"], 6, "{probed}");
     assert!(probed["config"].to_string().contains("max_virtqueue_pairs") && probed["config"].to_string().contains('3'));

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: an exit code of their own, and no socket is left.
+//! Ctrl-C and SIGTERM: each has its own exit code, and no socket is left.
 
 use kiln_e2e::{Kiln, until};
 use rustix::process::Signal;
@@ -32,7 +32,7 @@ fn a_tap_ends_while_a_session_is_open() {
 }
 
 #[test]
-fn a_mock_ends_well_at_sigterm_and_interrupted_at_ctrl_c() {
+fn a_mock_exits_with_0_after_sigterm_and_130_after_ctrl_c() {
     let place = Place::new();
     for (signal, code) in [(Signal::TERM, 0), (Signal::INT, 130)] {
         let mut mock = Kiln::new(["vhost", "mock", "--device", "blk", "--socket", &place.text("m")]).start();

@@ -1,9 +1,9 @@
-//! Many clients at a real backend, and what is left of it.
+//! Many clients of a real backend, and its state after them.
 
 use crate::place::{Place, json, vhost};
 
 #[test]
-fn the_storage_daemon_is_still_there_after_many_clients() {
+fn the_storage_daemon_survives_many_clients() {
     let place = Place::new();
     let _daemon = place.storage_daemon();
     let outcome = vhost(&["stress", &place.text("b"), "--clients", "4", "--cycles", "20", "--seed", "7", "--json"]);
@@ -14,7 +14,7 @@ fn the_storage_daemon_is_still_there_after_many_clients() {
 }
 
 #[test]
-fn our_own_backend_fails_no_client_that_keeps_the_rules() {
+fn our_own_backend_serves_every_client_that_keeps_the_rules() {
     let place = Place::new();
     let _mock = kiln_e2e::Kiln::new(["vhost", "mock", "--socket", &place.text("m")]).start();
     kiln_e2e::until("the mock's socket", || place.path("m").exists().then_some(()));

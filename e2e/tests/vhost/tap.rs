@@ -1,4 +1,4 @@
-//! The man in the middle between our frontend and the storage daemon, and what can be done with what it recorded.
+//! The tap between our frontend and the storage daemon, and its recordings.
 
 use crate::place::{DISK_BYTES, Place, json, vhost};
 
@@ -12,7 +12,7 @@ fn recorded(place: &Place) {
 }
 
 #[test]
-fn a_bench_runs_through_a_tap_and_is_told_field_by_field() {
+fn a_bench_through_a_tap_is_recorded_field_by_field() {
     let place = Place::new();
     let _daemon = place.storage_daemon();
     recorded(&place);
@@ -79,7 +79,7 @@ fn a_replay_to_another_backend_names_what_differs() {
 }
 
 #[test]
-fn a_backend_that_is_not_there_is_recorded_and_the_tap_goes_on() {
+fn a_missing_backend_is_recorded_and_the_tap_continues() {
     let place = Place::new();
     let mut tap = place.tap(&["--sessions", "1"]);
     let outcome = vhost(&["probe", &place.text("a"), "--timeout", "2s"]);

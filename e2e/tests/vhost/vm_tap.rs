@@ -1,4 +1,4 @@
-//! A real QEMU through the tap: its firmware reads the disk, and nothing of it is lost or changed.
+//! A real QEMU through the tap: its firmware reads the disk, and no byte is lost or changed.
 
 use std::process::{Child, Command, Stdio};
 

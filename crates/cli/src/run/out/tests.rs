@@ -239,7 +239,7 @@ fn what_is_not_in_an_archive_but_made_for_it_counts_too() {
 }
 
 #[test]
-fn the_umask_is_kept_whatever_the_guest_says() {
+fn the_umask_is_kept_for_any_mode_from_the_guest() {
     // Each test has a process of its own.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let (folder, outcome) = unpacked(|archive| {
