@@ -162,7 +162,8 @@ fn flag(name: &str, path: &Path) -> OsString {
     flag
 }
 
-/// Checked without a connection, because a backend would serve that as its client. It may be in another network namespace.
+/// Checked without a connection, because a backend would serve that as its client. It may be in another network
+/// namespace.
 fn listens(pid: u32, socket: &Path) -> bool {
     let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     table.lines().any(|line| {

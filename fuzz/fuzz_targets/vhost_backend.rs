@@ -1,5 +1,6 @@
-//! A hostile frontend: any messages with any descriptors, and rings that change during the session, sent to servers of a
-//! disk, a network card and a vsock device. Each session ends in time, nothing stays open, and the next one is served.
+//! A hostile frontend: any messages with any descriptors, and rings that change during the session, sent to servers of
+//! a disk, a network card and a vsock device. Each session ends in time, nothing stays open, and the next one is
+//! served.
 #![no_main]
 
 mod hostile;

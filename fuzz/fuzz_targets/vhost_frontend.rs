@@ -1,5 +1,5 @@
-//! A hostile backend: the replies of an honest one with changes, then false entries in the rings and any requests on its own
-//! channel, sent to our frontend and its disk driver. Each call returns in time, and nothing stays open.
+//! A hostile backend: the replies of an honest one with changes, then false entries in the rings and any requests on
+//! its own channel, sent to our frontend and its disk driver. Each call returns in time, and nothing stays open.
 //!
 //! No backend runs: an honest session is recorded once, and its replies are in the socket before they are requested.
 #![no_main]

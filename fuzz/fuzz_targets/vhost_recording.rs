@@ -1,5 +1,5 @@
-//! Any bytes as a recording: reading ends, the story stays bounded, and each entry is the same after it is written and read
-//! again.
+//! Any bytes as a recording: reading ends, the story stays bounded, and each entry is the same after it is written and
+//! read again.
 #![no_main]
 
 use kiln_vdev::tap::{Entry, Recording, RecordingError, Story};

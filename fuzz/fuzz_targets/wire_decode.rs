@@ -1,5 +1,5 @@
-//! A hostile byte stream, cut anywhere: the decoder neither panics nor depends on the cuts, and its frames are exactly the
-//! bytes of the stream.
+//! A hostile byte stream, cut anywhere: the decoder neither panics nor depends on the cuts, and its frames are exactly
+//! the bytes of the stream.
 #![no_main]
 
 use kiln_wire::{Decoder, FrameError, encode};

@@ -55,7 +55,8 @@ fn first_test_line(text: &str) -> u64 {
     line.map_or(u64::MAX, |index| index as u64 + 1)
 }
 
-/// Sums a report's `DA:line,count` records by crate. `place` returns a file's crate and the line at which its tests start.
+/// Sums a report's `DA:line,count` records by crate. `place` returns a file's crate and the line at which its tests
+/// start.
 fn fold(report: &str, place: impl Fn(&str) -> Option<(String, u64)>) -> BTreeMap<String, Lines> {
     let mut counted: BTreeMap<String, Lines> = BTreeMap::new();
     let mut current = None;

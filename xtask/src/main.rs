@@ -1,8 +1,8 @@
 //! Rules of this repository, as a program.
 //!
-//! `cargo xtask tidy` prints all that breaks a rule as `file:line: what`, and exits with 1 if it found anything.
-//! `cargo xtask coverage LCOV --floor PERCENT CRATE…` sums a coverage report per crate and fails if a named crate is below
-//! the floor.
+//! `cargo xtask tidy` prints all that breaks a rule as `file:line: what`, and exits with 1 if it found anything. `cargo
+//! xtask coverage LCOV --floor PERCENT CRATE…` sums a coverage report per crate and fails if a named crate is below the
+//! floor.
 
 mod coverage;
 mod tidy;

@@ -19,7 +19,8 @@ pub enum ArchiveError {
 /// Why a file was not written to an archive.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The file can't be read, at all or to its end. The archive can continue: it has nothing of the file, or its start.
+    /// The file can't be read, at all or to its end. The archive can continue: it has nothing of the file, or its
+    /// start.
     #[error(transparent)]
     File(io::Error),
     /// The output returned an error. The archive can't continue.

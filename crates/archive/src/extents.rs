@@ -47,8 +47,8 @@ pub(crate) fn of_file(file: impl AsFd, size: u64) -> Vec<Extent> {
             Err(_) => position,
         };
         let end = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap_or(size);
-        // If the file changes meanwhile, the two answers may contradict each other. `end` is always after `start`, so the
-        // loop ends in any case.
+        // If the file changes meanwhile, the two answers may contradict each other. `end` is always after `start`, so
+        // the loop ends in any case.
         let end = if end <= start { size } else { end.min(size) };
         if start < end {
             extents.push(Extent { offset: start, bytes: end - start });

@@ -10,11 +10,11 @@
 //! - **Holes.** The file system reports where a file has data (`SEEK_DATA`, `SEEK_HOLE`). A hole costs neither time nor
 //!   memory in the archive, and none at the reader, which only makes the file longer.
 //! - **Wrong sizes.** A header comes before its data, but files of `/proc` have no size and those of `/sys` a wrong
-//!   one. So the start of a file is read before its header is written; if the file ends there, its size is what was read.
-//!   A file that is longer than its size is read to its end into memory, up to [`SPOOL_BYTES_MAX`].
+//!   one. So the start of a file is read before its header is written; if the file ends there, its size is what was
+//!   read. A file that is longer than its size is read to its end into memory, up to [`SPOOL_BYTES_MAX`].
 //! - **Files that become shorter** while they are packed. Their data is filled up with zeros, like in every tar, and a
-//!   global pax record after it, `KILN.size`, has the length that was read. Other programs ignore the record; [`Members`]
-//!   returns it as the file's length.
+//!   global pax record after it, `KILN.size`, has the length that was read. Other programs ignore the record;
+//!   [`Members`] returns it as the file's length.
 //!
 //! All that is read is checked before it is used. Memory is bounded by constants.
 

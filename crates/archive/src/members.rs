@@ -140,8 +140,8 @@ impl<R: Read> Members<R> {
         Ok(Some(Data { offset, bytes }))
     }
 
-    /// Length of the current file, holes at its end included. Call this after its data was read. It is less than the size
-    /// if the file became shorter while it was packed.
+    /// Length of the current file, holes at its end included. Call this after its data was read. It is less than the
+    /// size if the file became shorter while it was packed.
     ///
     /// # Errors
     /// If the header after the file can't be read, or has a length over the file's size.
@@ -333,7 +333,8 @@ impl<R: Read> Members<R> {
         self.block(padding)
     }
 
-    /// Reads data of the current member as it is in the archive. At least one byte must be left, or the buffer is empty.
+    /// Reads data of the current member as it is in the archive. At least one byte must be left, or the buffer is
+    /// empty.
     fn raw(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
         let want = buffer.len().min(usize::try_from(self.data_left).unwrap_or(usize::MAX));
         let count = self.read_some(&mut buffer[..want])?;
@@ -344,7 +345,8 @@ impl<R: Read> Members<R> {
         Ok(count)
     }
 
-    /// Reads what is behind the end mark, so that the sender does not block. Programs fill archives up to 10 KiB or more.
+    /// Reads what is behind the end mark, so that the sender does not block. Programs fill archives up to 10 KiB or
+    /// more.
     fn drain(&mut self) -> Result<(), ArchiveError> {
         let mut buffer = [0; SKIP_BUFFER_BYTES];
         while self.read_some(&mut buffer)? > 0 {}

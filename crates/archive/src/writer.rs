@@ -39,7 +39,8 @@ pub struct Attributes {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
-    /// Last change, in seconds since 1970. An earlier time is written as 0, since not every program reads negative ones.
+    /// Last change, in seconds since 1970. An earlier time is written as 0, since not every program reads negative
+    /// ones.
     pub modified: i64,
 }
 
@@ -97,8 +98,8 @@ impl<W: Write> Writer<W> {
     /// Adds a plain file that is open for reading, with its offset at the start.
     ///
     /// # Errors
-    /// [`WriteError::File`] if the file can't be read to its end; the archive can continue. [`WriteError::Output`] if the
-    /// output returns an error.
+    /// [`WriteError::File`] if the file can't be read to its end; the archive can continue. [`WriteError::Output`] if
+    /// the output returns an error.
     pub fn file(&mut self, name: &[u8], attributes: &Attributes, file: &mut File) -> Result<(), WriteError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let outcome = self.file_through(&mut buffer, name, attributes, file);

@@ -32,8 +32,8 @@ pub struct Args {
     pub command: Command,
 }
 
-// A doc comment of a variant replaces the help of its arguments, also the long help. So only variants whose arguments have
-// no doc comment have one, here and below.
+// A doc comment of a variant replaces the help of its arguments, also the long help. So only variants whose arguments
+// have no doc comment have one, here and below.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Run(Box<RunArgs>),
@@ -83,16 +83,16 @@ pub struct VersionArgs {
 
 /// Run a command in a new VM.
 ///
-/// The VM has its own kernel and no network. Kiln passes on the command's output, exits with its exit code and removes the
-/// VM.
+/// The VM has its own kernel and no network. Kiln passes on the command's output, exits with its exit code and removes
+/// the VM.
 ///
-/// The VM is a fork of the image's ready-made snapshot: a VM that was booted and saved once for its size and modules, on
-/// first use or by `kiln image warm`. Each fork has its own host name, machine id, clock and randomness. With --cold or
-/// --vhost-user the VM boots instead.
+/// The VM is a fork of the image's ready-made snapshot: a VM that was booted and saved once for its size and modules,
+/// on first use or by `kiln image warm`. Each fork has its own host name, machine id, clock and randomness. With --cold
+/// or --vhost-user the VM boots instead.
 ///
-/// Exit codes: the command's own; 128 + n if signal n ended it; 124 timed out; 125 the VM failed before the command ended
-/// (it crashed, powered off, or did not boot); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage; 69 this
-/// host lacks something.
+/// Exit codes: the command's own; 128 + n if signal n ended it; 124 timed out; 125 the VM failed before the command
+/// ended (it crashed, powered off, or did not boot); 126 not executable; 127 not found; 130 interrupted; 2 wrong usage;
+/// 69 this host lacks something.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln run -- uname -a\n  \
@@ -142,8 +142,8 @@ pub struct RunArgs {
     pub cpus: u32,
     /// Stop the run this long after its VM has started: 30s, 2m, 1h30m, 500ms
     ///
-    /// The limit covers --in, the command and --out. A command that reaches it gets SIGTERM, then SIGKILL (see --grace).
-    /// Its files are still copied out. Kiln exits with 124.
+    /// The limit covers --in, the command and --out. A command that reaches it gets SIGTERM, then SIGKILL (see
+    /// --grace). Its files are still copied out. Kiln exits with 124.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// Time between SIGTERM and SIGKILL when the run times out or kiln gets a signal; 0 kills the command at once
@@ -172,9 +172,10 @@ pub struct RunArgs {
     pub modules: Vec<String>,
     /// Attach a device that another process serves: blk:SOCKET, net:SOCKET, vsock:SOCKET, fs:SOCKET,tag=NAME
     ///
-    /// The backend must listen on SOCKET before kiln starts, and must serve no other VM. In the guest, a disk is /dev/vda,
-    /// a network card is eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`. The backend
-    /// sets the CID of a vsock device. If the backend of a disk or card exits, the device waits until it listens again.
+    /// The backend must listen on SOCKET before kiln starts, and must serve no other VM. In the guest, a disk is
+    /// /dev/vda, a network card is eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`.
+    /// The backend sets the CID of a vsock device. If the backend of a disk or card exits, the device waits until it
+    /// listens again.
     ///
     /// Options follow the path: queues=N (blk, net, fs), mac=ADDRESS (net), tag=NAME (fs).
     ///
@@ -293,9 +294,9 @@ pub struct ImageBuildArgs {
 
 /// Boot an image and save it, so that `kiln run` can fork it.
 ///
-/// `kiln run` does this on its own if the ready-made snapshot does not exist. This command does it in advance, and replaces
-/// an existing one. Each memory size, number of CPUs and set of modules has its own snapshot, so give the same flags as to
-/// `kiln run`. Prints the snapshot's id.
+/// `kiln run` does this on its own if the ready-made snapshot does not exist. This command does it in advance, and
+/// replaces an existing one. Each memory size, number of CPUs and set of modules has its own snapshot, so give the same
+/// flags as to `kiln run`. Prints the snapshot's id.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln image warm mini\n  \
@@ -326,8 +327,8 @@ pub struct ImageWarmArgs {
 /// Create, list, check, compact and remove snapshots.
 ///
 /// A snapshot is a whole saved VM: memory, devices, disks. A full snapshot holds all memory; a diff holds only the
-/// differences from its parent. Snapshots are stored in $KILN_HOME/snapshots. Name a snapshot by its name, or by at least
-/// the first six digits of its id.
+/// differences from its parent. Snapshots are stored in $KILN_HOME/snapshots. Name a snapshot by its name, or by at
+/// least the first six digits of its id.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln snapshot create prepared --in ./dir:/job -- sh /job/prepare.sh\n  \
@@ -346,8 +347,8 @@ pub enum SnapshotCommand {
     Create(Box<SnapshotCreateArgs>),
     /// List snapshots, broken ones too
     ///
-    /// `ready-made`: `kiln run` forks it. `not sealed yet`: it is usable, but its checksums are not written yet, and a crash
-    /// of the host may damage it. The list does not read the files; `kiln snapshot verify` does.
+    /// `ready-made`: `kiln run` forks it. `not sealed yet`: it is usable, but its checksums are not written yet, and a
+    /// crash of the host may damage it. The list does not read the files; `kiln snapshot verify` does.
     #[command(visible_alias = "list")]
     Ls {
         /// Print JSON
@@ -373,8 +374,8 @@ pub enum SnapshotCommand {
     },
     /// Remove snapshots
     ///
-    /// Refuses to remove a snapshot that a VM uses, that a stopped VM resumes from, or that is another snapshot's parent.
-    /// The error names what uses it.
+    /// Refuses to remove a snapshot that a VM uses, that a stopped VM resumes from, or that is another snapshot's
+    /// parent. The error names what uses it.
     Rm {
         /// Names or ids
         #[arg(value_name = "SNAPSHOT", required_unless_present = "ready")]
@@ -387,9 +388,10 @@ pub enum SnapshotCommand {
 
 /// Run a command in a VM and save the VM, so that `kiln run --from` can fork it.
 ///
-/// The command runs as with `kiln run`, with the same flags. If it exits with 0, the VM is saved under the name. Otherwise
-/// nothing is saved and kiln exits with the command's exit code. The snapshot has what the command changed: files, mounts,
-/// modules, kernel settings. It does not have processes that the command started: they end with the command.
+/// The command runs as with `kiln run`, with the same flags. If it exits with 0, the VM is saved under the name.
+/// Otherwise nothing is saved and kiln exits with the command's exit code. The snapshot has what the command changed:
+/// files, mounts, modules, kernel settings. It does not have processes that the command started: they end with the
+/// command.
 ///
 /// Prints the snapshot's id. The snapshot exists until `kiln snapshot rm NAME`.
 #[derive(Debug, ClapArgs)]
@@ -436,8 +438,8 @@ pub enum VerifyCommand {
 
 /// Check that each fork of a VM is complete and independent.
 ///
-/// Boots a VM, saves it, forks it and compares the forks: host names, ids, randomness, clocks, processes, files. Exit code
-/// 100 if a check fails, 69 if VMs can't run on this host.
+/// Boots a VM, saves it, forks it and compares the forks: host names, ids, randomness, clocks, processes, files. Exit
+/// code 100 if a check fails, 69 if VMs can't run on this host.
 #[derive(Debug, ClapArgs)]
 pub struct VerifyForkArgs {
     /// Number of forks to start at once

@@ -10,8 +10,8 @@ pub fn watch(show: bool) -> Watch {
     let watch = Watch::default();
     if show {
         let (runtime, events) = (Handle::current(), watch.events_kept());
-        // A thread, because a write to stderr blocks while its reader does not read. The thread ends with the guest, and
-        // the runtime waits for it.
+        // A thread, because a write to stderr blocks while its reader does not read. The thread ends with the guest,
+        // and the runtime waits for it.
         drop(tokio::task::spawn_blocking(move || runtime.block_on(print(events))));
     }
     watch

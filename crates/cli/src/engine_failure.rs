@@ -90,8 +90,8 @@ mod tests {
         errors.map(|error| added(&variant(&error), &failure(error))).collect()
     }
 
-    // In the chains below each variant names the next one. So a new variant does not compile before it has a place, and its
-    // exit code and hint are in the snapshot.
+    // In the chains below each variant names the next one. So a new variant does not compile before it has a place, and
+    // its exit code and hint are in the snapshot.
 
     fn launch_errors() -> impl Iterator<Item = LaunchError> {
         use LaunchError as E;

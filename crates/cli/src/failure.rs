@@ -71,7 +71,8 @@ impl Failure {
         self.hint.as_deref()
     }
 
-    /// Prints one JSON object: the code, the chain in one line and the hint. `kiln run --json` has these fields and more.
+    /// Prints one JSON object: the code, the chain in one line and the hint. `kiln run --json` has these fields and
+    /// more.
     pub fn print_json(&self) {
         let report = FailureReport { exit_code: self.code, error: self.message(), hint: self.hint_text() };
         if let Err(error) = print_json(&report) {

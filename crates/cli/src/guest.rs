@@ -27,7 +27,8 @@ pub fn boot_failure(error: BootError, boot_timeout: Duration) -> Failure {
     }
 }
 
-/// The failure of a command that was cut off by the end of its guest. Also prints the crash report or the console's end.
+/// The failure of a command that was cut off by the end of its guest. Also prints the crash report or the console's
+/// end.
 pub fn cut_off(guest: &Guest, gone: &Gone) -> Failure {
     match gone {
         Gone::Crashed(finding) => {

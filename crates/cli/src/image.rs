@@ -87,7 +87,8 @@ fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
     let kernel = match args.kernel_deb {
         Some(package) => KernelSource::Deb(package),
         None if args.cached && !args.latest => KernelSource::Auto,
-        // `kiln image build` takes the newest kernel. `kiln run`, which builds an image only to run it, takes a cached one.
+        // `kiln image build` takes the newest kernel. `kiln run`, which builds an image only to run it, takes a cached
+        // one.
         None => KernelSource::Latest,
     };
     let home = home()?;
@@ -130,8 +131,8 @@ fn measure_memory(store: &ImageStore, engine: &QemuEngine, image: Image, progres
     })
 }
 
-/// The image for a VM of this size. Fails if the image does not boot with so little memory. An image that was not measured
-/// when it was built is measured now if that decides.
+/// The image for a VM of this size. Fails if the image does not boot with so little memory. An image that was not
+/// measured when it was built is measured now if that decides.
 pub fn with_memory(
     home: &Home,
     image: Image,

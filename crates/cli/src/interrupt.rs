@@ -41,11 +41,11 @@ impl Interrupts {
         .await
     }
 
-    /// Passes the first signal on to the command, waits for `grace`, and then has the agent kill the command. Sets `first`
-    /// to the exit code of the first signal.
+    /// Passes the first signal on to the command, waits for `grace`, and then has the agent kill the command. Sets
+    /// `first` to the exit code of the first signal.
     ///
-    /// Returns an exit code when the caller must kill the VM at once: after the second signal, if `grace` is zero, or if
-    /// the guest's agent does not confirm the signal or the kill in time.
+    /// Returns an exit code when the caller must kill the VM at once: after the second signal, if `grace` is zero, or
+    /// if the guest's agent does not confirm the signal or the kill in time.
     pub async fn pass_on(
         &mut self,
         link: &GuestLink,
@@ -62,8 +62,8 @@ impl Interrupts {
             // Fails if the command has ended. Then its exit status is on the way.
             let _ = input.signal(i32::from(code - SIGNAL_CODES));
             let since = Instant::now();
-            // The agent handles frames in order, so the first reply shows that the signal has arrived. Later replies show
-            // that the guest still runs and can end its command.
+            // The agent handles frames in order, so the first reply shows that the signal has arrived. Later replies
+            // show that the guest still runs and can end its command.
             while link.ping_within(SIGNAL_DEADLINE).await.is_ok() {
                 let left = grace.saturating_sub(since.elapsed());
                 if left.is_zero() {

@@ -1,7 +1,7 @@
 //! What kiln prints: results on stdout; messages, the log and progress on stderr.
 //!
-//! Any of it may contain text of a guest: a title, an error, a row of its console. So every function here escapes characters
-//! that control a terminal or hide text ([`kiln_wire::is_hidden`]), even if the caller has done so already:
+//! Any of it may contain text of a guest: a title, an error, a row of its console. So every function here escapes
+//! characters that control a terminal or hide text ([`kiln_wire::is_hidden`]), even if the caller has done so already:
 //!
 //! ```text
 //!   print, say, console_row ── guarded: escapes, except kiln's own colors ──▶ anstream ──▶ stdout, stderr
@@ -99,8 +99,8 @@ fn console_line(text: &str) -> String {
     format!("{} {}", "console|".dimmed(), shown(text))
 }
 
-/// Makes text that may come from a guest safe for a terminal: escapes hidden characters, indents further lines so that they
-/// can't be taken for kiln's own, and cuts a long text.
+/// Makes text that may come from a guest safe for a terminal: escapes hidden characters, indents further lines so that
+/// they can't be taken for kiln's own, and cuts a long text.
 pub fn plain(text: &str) -> String {
     let mut safe = String::with_capacity(text.len().min(TEXT_BYTES_MAX));
     for (number, line) in text.trim_end().split('\n').enumerate() {
@@ -195,8 +195,8 @@ pub struct Progress {
     lines: Option<Instant>,
 }
 
-/// Time between two lines about long work if stderr is not a terminal. A log of CI does not need a line for each case, but a
-/// job without output for minutes looks as if it hangs.
+/// Time between two lines about long work if stderr is not a terminal. A log of CI does not need a line for each case,
+/// but a job without output for minutes looks as if it hangs.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
 impl Progress {
@@ -213,8 +213,8 @@ impl Progress {
         Self { bar, lines: None }
     }
 
-    /// Like [`start`](Self::start), for long work: if stderr is not a terminal, prints a line now and then. With `json`, prints
-    /// nothing if stdout and stderr are the same file.
+    /// Like [`start`](Self::start), for long work: if stderr is not a terminal, prints a line now and then. With
+    /// `json`, prints nothing if stdout and stderr are the same file.
     pub fn long(what: impl Into<String>, json: bool) -> Self {
         if json && stderr_is_stdout() {
             return Self { bar: ProgressBar::hidden(), lines: None };
@@ -242,8 +242,8 @@ impl Progress {
     }
 }
 
-/// Whether stderr and stdout are the same file, pipe or terminal (`2>&1`). A program that parses JSON from it would also get
-/// the lines of the progress.
+/// Whether stderr and stdout are the same file, pipe or terminal (`2>&1`). A program that parses JSON from it would
+/// also get the lines of the progress.
 fn stderr_is_stdout() -> bool {
     let of = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
     of(stderr().as_fd()).is_ok_and(|ours| of(io::stdout().as_fd()) == Ok(ours))

@@ -1,7 +1,7 @@
 //! Finds snapshots by the name that `kiln snapshot create` gave, or by the first digits of an id.
 //!
-//! A name is the label in a snapshot's manifest. The label of ready-made snapshots is the name of their image, which many
-//! of them share. So they are found by their ids alone.
+//! A name is the label in a snapshot's manifest. The label of ready-made snapshots is the name of their image, which
+//! many of them share. So they are found by their ids alone.
 
 use std::collections::BTreeSet;
 

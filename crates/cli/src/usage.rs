@@ -10,8 +10,8 @@ use crate::args::{Args, docker};
 use crate::failure::{Failure, USAGE};
 use crate::output::say;
 
-/// Whether `--json` is on the command line, as a flag of kiln and not of the command that it runs. Does not use the parser:
-/// a program that asked for JSON must get JSON also for a line that can't be parsed.
+/// Whether `--json` is on the command line, as a flag of kiln and not of the command that it runs. Does not use the
+/// parser: a program that asked for JSON must get JSON also for a line that can't be parsed.
 pub fn wants_json(words: &[OsString]) -> bool {
     let mut root = Args::command();
     root.build();

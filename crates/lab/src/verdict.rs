@@ -74,7 +74,8 @@ pub fn exit_code(verdicts: impl IntoIterator<Item = Verdict>) -> u8 {
         verdict if verdict.is_failure() => EXIT_CASE_FAILED,
         _ => EXIT_PASSED,
     };
-    // A more important code is greater, so the maximum decides. A run without a case proves nothing, so it is not a success.
+    // A more important code is greater, so the maximum decides. A run without a case proves nothing, so it is not a
+    // success.
     verdicts.into_iter().map(of_one).max().unwrap_or(EXIT_LAB_FAILED)
 }
 

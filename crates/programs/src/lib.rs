@@ -1,9 +1,9 @@
 //! Starts programs of the host, except VMMs, which `kiln_engine::confine` starts inside a border.
 //!
-//! A program inherits the whole environment of its parent, and all descriptors that are not close-on-exec. Kiln's caller may
-//! hold locks, sockets and tokens that `apt-get` or a device backend must not get: a backend that inherits a descriptor
-//! keeps the caller's lock or pipe open until it exits. So each program is started through [`command`], which decides what
-//! the program inherits. `cargo xtask tidy` refuses any other way.
+//! A program inherits the whole environment of its parent, and all descriptors that are not close-on-exec. Kiln's
+//! caller may hold locks, sockets and tokens that `apt-get` or a device backend must not get: a backend that inherits a
+//! descriptor keeps the caller's lock or pipe open until it exits. So each program is started through [`command`],
+//! which decides what the program inherits. `cargo xtask tidy` refuses any other way.
 //!
 //! | program | environment |
 //! |---|---|
@@ -60,8 +60,8 @@ pub fn command(program: impl AsRef<OsStr>, environment: Environment) -> Command 
     command
 }
 
-/// Lets a program inherit a descriptor, under the same number. The descriptor stays close-on-exec in this process. It must
-/// be open when the program is started.
+/// Lets a program inherit a descriptor, under the same number. The descriptor stays close-on-exec in this process. It
+/// must be open when the program is started.
 pub fn keep(command: &mut Command, descriptor: BorrowedFd<'_>) {
     let number = descriptor.as_raw_fd();
     #[expect(unsafe_code, reason = "code that runs between fork and exec")]
@@ -71,8 +71,8 @@ pub fn keep(command: &mut Command, descriptor: BorrowedFd<'_>) {
     }
 }
 
-/// Marks all descriptors from `first` on as close-on-exec. They are not closed now, because std has a pipe among them, through
-/// which it reports a failed exec.
+/// Marks all descriptors from `first` on as close-on-exec. They are not closed now, because std has a pipe among them,
+/// through which it reports a failed exec.
 fn close_on_exec_from(first: RawFd) -> io::Result<()> {
     #[expect(unsafe_code, reason = "std has no such call")]
     // SAFETY: the call takes only numbers, and changes only flags of descriptors.

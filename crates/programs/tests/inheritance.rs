@@ -1,7 +1,7 @@
 //! What a program inherits from a process that has a secret in its environment and descriptors 3 to 300 open.
 //!
-//! The process is another run of this test binary. The first run can't be used: its environment and descriptors are the test
-//! runner's.
+//! The process is another run of this test binary. The first run can't be used: its environment and descriptors are the
+//! test runner's.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};

@@ -8,16 +8,16 @@
 //! sends one credit that is larger than what it consumed. A long transfer then does not wait for the round trip of its
 //! credits.
 //!
-//! A frame costs the bytes of its payload, and at least [`FRAME_COST_MIN`]. A receiver keeps an entry for each frame that
-//! it queues, so a window of bytes alone would bound nothing: a peer could fill its memory with the entries of empty
-//! frames. Both sides count in cost. It depends only on the length of a frame, so their counts always agree.
+//! A frame costs the bytes of its payload, and at least [`FRAME_COST_MIN`]. A receiver keeps an entry for each frame
+//! that it queues, so a window of bytes alone would bound nothing: a peer could fill its memory with the entries of
+//! empty frames. Both sides count in cost. It depends only on the length of a frame, so their counts always agree.
 
 /// Window of each direction at the start of a stream.
 pub const WINDOW_BYTES: u32 = 256 << 10;
 /// The largest window.
 pub const WINDOW_BYTES_MAX: u32 = 4 << 20;
-/// Credit is sent after this many bytes at the latest. A sender whose largest window is smaller than the receiver's, because
-/// it is of an older version, must get credit before it has sent all that the receiver allows.
+/// Credit is sent after this many bytes at the latest. A sender whose largest window is smaller than the receiver's,
+/// because it is of an older version, must get credit before it has sent all that the receiver allows.
 const CREDIT_BYTES_MAX: u32 = 256 << 10;
 /// What the smallest data frame takes of the window, even if it is empty: about the size of a queue entry.
 pub const FRAME_COST_MIN: usize = 32;
@@ -50,8 +50,8 @@ impl SendWindow {
         if (self.available as usize) < FRAME_COST_MIN { 0 } else { self.available as usize }
     }
 
-    /// Spends the cost of one frame of up to `wanted` bytes and returns how many bytes it may carry. Returns 0 and spends
-    /// nothing if the window has no room for a frame.
+    /// Spends the cost of one frame of up to `wanted` bytes and returns how many bytes it may carry. Returns 0 and
+    /// spends nothing if the window has no room for a frame.
     pub fn take(&mut self, wanted: usize) -> usize {
         let given = self.frame_room().min(wanted);
         self.spend(if given == 0 { 0 } else { frame_cost(given) });
@@ -132,8 +132,8 @@ impl ReceiveWindow {
         }
     }
 
-    /// Counts the cost of frames that were passed on, and returns the credit to send, if any: a quarter of the window at
-    /// a time and at most 256 KiB, so that credit frames are few and the sender does not run out of window.
+    /// Counts the cost of frames that were passed on, and returns the credit to send, if any: a quarter of the window
+    /// at a time and at most 256 KiB, so that credit frames are few and the sender does not run out of window.
     pub fn consumed(&mut self, cost: usize) -> Option<u32> {
         let outstanding = self.size - self.allowed - self.owed;
         self.owed += u32::try_from(cost).unwrap_or(u32::MAX).min(outstanding);

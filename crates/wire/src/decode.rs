@@ -47,8 +47,8 @@ pub struct Decoder {
     filled: usize,
 }
 
-/// Bytes that a buffer may use before it moves a partial frame to its front. A buffer that a large frame has made larger
-/// is freed once it is empty.
+/// Bytes that a buffer may use before it moves a partial frame to its front. A buffer that a large frame has made
+/// larger is freed once it is empty.
 const BUFFER_KEEP_BYTES: usize = 256 << 10;
 
 impl Decoder {
@@ -57,15 +57,15 @@ impl Decoder {
         Self { buffer: Vec::new(), consumed: 0, filled: 0 }
     }
 
-    /// Adds bytes from the stream. Call [`next`](Self::next) until it returns `None` before pushing more. Then the buffer
-    /// has at most one frame plus one push, or 256 KiB if that is more.
+    /// Adds bytes from the stream. Call [`next`](Self::next) until it returns `None` before pushing more. Then the
+    /// buffer has at most one frame plus one push, or 256 KiB if that is more.
     pub fn push(&mut self, bytes: &[u8]) {
         self.space(bytes.len())[..bytes.len()].copy_from_slice(bytes);
         self.fill(bytes.len());
     }
 
-    /// A slice of at least `bytes` bytes to read into. Call [`fill`](Self::fill) with the number of bytes that were read.
-    /// The buffer is bounded as for [`push`](Self::push).
+    /// A slice of at least `bytes` bytes to read into. Call [`fill`](Self::fill) with the number of bytes that were
+    /// read. The buffer is bounded as for [`push`](Self::push).
     pub fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.make_room(bytes);
         if self.buffer.len() < self.filled + bytes {
@@ -147,8 +147,8 @@ impl Decoder {
         self.make_room(0);
     }
 
-    /// Frees the space of returned frames. A partial frame behind them is moved only if there is no room left, so that a
-    /// stream of middle-sized frames is not copied twice.
+    /// Frees the space of returned frames. A partial frame behind them is moved only if there is no room left, so that
+    /// a stream of middle-sized frames is not copied twice.
     fn make_room(&mut self, bytes: usize) {
         if self.consumed == self.filled {
             (self.consumed, self.filled) = (0, 0);

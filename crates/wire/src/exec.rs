@@ -76,8 +76,8 @@ pub struct Limits {
     /// Time since the start, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wall_ms: Option<u64>,
-    /// How long a command that reached `wall_ms` or `cpu_ms` may still run after a SIGTERM, in milliseconds. If absent or
-    /// 0, it is killed at once. An agent that is older than this field refuses it by name.
+    /// How long a command that reached `wall_ms` or `cpu_ms` may still run after a SIGTERM, in milliseconds. If absent
+    /// or 0, it is killed at once. An agent that is older than this field refuses it by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
     /// Memory of the whole group, in bytes.

@@ -134,8 +134,8 @@ impl Kind {
         matches!(self, Self::DATA_IN | Self::DATA_OUT | Self::DATA_ERR)
     }
 
-    /// Whether a frame of this kind opens a stream. `Auth` and `Sync` do too: each has its own stream, so that its reply
-    /// can't be taken for the reply to another request.
+    /// Whether a frame of this kind opens a stream. `Auth` and `Sync` do too: each has its own stream, so that its
+    /// reply can't be taken for the reply to another request.
     pub const fn opens(self) -> bool {
         matches!(self, Self::AUTH | Self::SYNC) || (self.0 >= 0x10 && self.0 < 0x20)
     }

@@ -83,8 +83,8 @@ pub const MACS_MAX: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sync {
-    /// The host's clock, nanoseconds since 1970. It arrives late by its transfer time. So the agent does not set a clock
-    /// back by less than a second if commands have already read it.
+    /// The host's clock, nanoseconds since 1970. It arrives late by its transfer time. So the agent does not set a
+    /// clock back by less than a second if commands have already read it.
     pub host_time_ns: u64,
     /// Randomness for the guest's kernel, base64 of 32 to 512 bytes.
     pub seed: String,
@@ -102,7 +102,8 @@ pub struct Identity {
     /// 32 lower-case hexadecimal digits.
     pub machine_id: String,
     /// Unicast addresses like `52:54:00:12:34:56`, in lower case, for the guest's Ethernet interfaces in the kernel's
-    /// order; at most [`MACS_MAX`] and no more than there are interfaces. The remaining interfaces keep their addresses.
+    /// order; at most [`MACS_MAX`] and no more than there are interfaces. The remaining interfaces keep their
+    /// addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub macs: Vec<String>,
 }
@@ -164,9 +165,9 @@ pub fn negotiate(theirs: &Hello) -> Result<(), Goodbye> {
     }
 }
 
-/// Compares tokens in a time that depends only on the length of `given`. A comparison that stops at the first wrong byte
-/// would let a peer find the token byte by byte from the time that a refusal takes. Each byte of `given` is therefore
-/// compared, past the end of `expected` too, and `black_box` keeps the compiler from returning early.
+/// Compares tokens in a time that depends only on the length of `given`. A comparison that stops at the first wrong
+/// byte would let a peer find the token byte by byte from the time that a refusal takes. Each byte of `given` is
+/// therefore compared, past the end of `expected` too, and `black_box` keeps the compiler from returning early.
 pub fn token_matches(expected: &str, given: &str) -> bool {
     let (expected, given) = (expected.as_bytes(), given.as_bytes());
     let mut difference = u8::from(expected.len() != given.len());

@@ -13,16 +13,18 @@
 //! - The magic has no odd byte. The last byte of a header is the low byte of a stream id: odd for a host's stream, zero
 //!   for the link. So a magic that starts in a header can't continue into the payload.
 //! - A header is shorter than the magic, so the magic would have to be inside one payload. A JSON payload can't contain
-//!   it, because some of its bytes never occur in UTF-8. [`split_at_magic`] splits data that contains it into two frames.
+//!   it, because some of its bytes never occur in UTF-8. [`split_at_magic`] splits data that contains it into two
+//!   frames.
 //!
-//! Only the direction to the guest needs this: in the other direction the host looks for its own random nonce, which the
-//! guest can't know before it is sent.
+//! Only the direction to the guest needs this: in the other direction the host looks for its own random nonce, which
+//! the guest can't know before it is sent.
 //!
-//! *Why no frame is delayed.* The scanner holds back bytes that may be the start of a marker until the next bytes decide
-//! that. But a frame's data may end with such bytes, and the host may send nothing more until it has a reply to that
-//! frame. So if the held bytes are exactly what the current frame lacks, they are [released](ResetScanner::release) to
-//! it. The search continues as if they were still held: the decoder has a complete frame then, so bytes that follow are
-//! either the next header, which can't continue a magic, or the rest of a real marker, which resets the link anyway.
+//! *Why no frame is delayed.* The scanner holds back bytes that may be the start of a marker until the next bytes
+//! decide that. But a frame's data may end with such bytes, and the host may send nothing more until it has a reply to
+//! that frame. So if the held bytes are exactly what the current frame lacks, they are
+//! [released](ResetScanner::release) to it. The search continues as if they were still held: the decoder has a complete
+//! frame then, so bytes that follow are either the next header, which can't continue a magic, or the rest of a real
+//! marker, which resets the link anyway.
 
 /// The fixed first half of a marker: distinct even bytes, none zero, some that UTF-8 never has.
 pub const MAGIC: [u8; 16] =
@@ -85,8 +87,8 @@ pub struct ResetScanner {
 }
 
 impl ResetScanner {
-    /// Whether `bytes` can go to the decoder without a scan: they contain no marker and no part of one, and no bytes are
-    /// held back.
+    /// Whether `bytes` can go to the decoder without a scan: they contain no marker and no part of one, and no bytes
+    /// are held back.
     pub fn is_plain(&self, bytes: &[u8]) -> bool {
         self.held == 0 && find_prefix(bytes) == bytes.len()
     }
@@ -108,7 +110,8 @@ impl ResetScanner {
                     *input = &input[1..];
                     continue;
                 }
-                // The magic's bytes are distinct, so no other magic can start within the held bytes: all of them are data.
+                // The magic's bytes are distinct, so no other magic can start within the held bytes: all of them are
+                // data.
                 let held = std::mem::take(&mut self.held);
                 let released = std::mem::take(&mut self.released);
                 if released == held {
@@ -152,8 +155,8 @@ impl ResetScanner {
 /// Where the magic starts in `bytes`, whole or cut off by the end; `bytes.len()` if it does not.
 fn find_prefix(bytes: &[u8]) -> usize {
     let whole = MAGIC.len();
-    // Any whole magic covers exactly one of the positions 15, 31, 47, …, and its bytes are distinct. So the byte at such
-    // a position shows where a magic around it would start, and only one byte in sixteen is read.
+    // Any whole magic covers exactly one of the positions 15, 31, 47, …, and its bytes are distinct. So the byte at
+    // such a position shows where a magic around it would start, and only one byte in sixteen is read.
     let mut probe = whole - 1;
     while probe < bytes.len() {
         let at = usize::from(PLACES[usize::from(bytes[probe])]);

@@ -42,7 +42,8 @@ pub enum OnDetach {
 pub struct AttachRequest {
     /// Name of the session.
     pub session: String,
-    /// Replays from this byte of the session's output, or from the oldest byte that is kept. All that is kept if absent.
+    /// Replays from this byte of the session's output, or from the oldest byte that is kept. All that is kept if
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
     /// Whether this attachment may write. Refused with `session_busy` while another attachment may, unless `steal`.

@@ -39,8 +39,8 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Whether a character steers a terminal, changes the order of the text around it, or is invisible. Tabs are not hidden.
-/// Ends of lines are, because a line of a guest must not become two.
+/// Whether a character steers a terminal, changes the order of the text around it, or is invisible. Tabs are not
+/// hidden. Ends of lines are, because a line of a guest must not become two.
 ///
 /// These are the control characters (C0, DEL, C1), Unicode's `Default_Ignorable_Code_Point` (bidirectional marks, zero
 /// width, fillers, variation selectors, tags), its separators of lines and paragraphs, and interlinear annotations.

@@ -29,8 +29,8 @@ pub struct Done {
     pub longest: Duration,
 }
 
-/// Writes `blocks` blocks in each of `passes` passes, with `depth` requests in flight. Both are powers of two. Calls `tell`
-/// to report progress.
+/// Writes `blocks` blocks in each of `passes` passes, with `depth` requests in flight. Both are powers of two. Calls
+/// `tell` to report progress.
 ///
 /// # Errors
 /// The first error of the device, and the first block that is not what was written last.

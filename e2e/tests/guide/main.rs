@@ -1,7 +1,7 @@
 //! Runs every shell block of `docs/guide` and the README with the real binary, unless a comment has a reason not to.
 //!
-//! A block is run by `sh -e` in a folder for its page. A line's comment has its expected exit code, which the reader sees
-//! too: `# exit code 3`. Without one it is 0. An HTML comment before a block has instructions for the test:
+//! A block is run by `sh -e` in a folder for its page. A line's comment has its expected exit code, which the reader
+//! sees too: `# exit code 3`. Without one it is 0. An HTML comment before a block has instructions for the test:
 //!
 //! ```text
 //!   <!-- not run: REASON -->               the block is not shell, or needs something that a test host lacks

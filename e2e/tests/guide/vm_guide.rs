@@ -31,8 +31,8 @@ struct Ended {
     said: String,
 }
 
-/// Each page is a test, so pages run in parallel. Each has its own folder, and its own home with the image and the snapshot
-/// that `make test` has made.
+/// Each page is a test, so pages run in parallel. Each has its own folder, and its own home with the image and the
+/// snapshot that `make test` has made.
 fn run_page(path: &str) {
     let text = fs::read_to_string(root().join(path)).expect("readable");
     let (home, folder) = (TestHome::with_everything(), tempfile::tempdir().expect("a folder"));

@@ -1,4 +1,5 @@
-//! The reset marker starts a new link on the same byte stream. The agent accepts it on Unix sockets too, so the tests use one.
+//! The reset marker starts a new link on the same byte stream. The agent accepts it on Unix sockets too, so the tests
+//! use one.
 
 use std::thread;
 use std::time::Duration;

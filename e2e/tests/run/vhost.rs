@@ -97,8 +97,8 @@ pub fn disk_survives_kills_under_load(backend: &mut Backend, disk: &Path, depth:
     }
 }
 
-/// The guest connects to the host at `streams_PORT`, then the host connects to the guest at `streams`. Each sends data and
-/// gets it back.
+/// The guest connects to the host at `streams_PORT`, then the host connects to the guest at `streams`. Each sends data
+/// and gets it back.
 pub fn streams_go_both_ways(backend: &Backend, streams: &Path, packet_bytes: usize) {
     let host = UnixListener::bind(format!("{}_{PORT}", streams.display())).expect("listens");
     let host = std::thread::spawn(move || echo(&host.accept().expect("the guest calls").0));

@@ -7,8 +7,8 @@ use kiln_e2e::{Backend, Kiln};
 use crate::vhost::{self, Place};
 
 const CID: u32 = 1234;
-/// The storage daemon has no `INFLIGHT_SHMFD`, so QEMU assumes after a kill that requests were completed in order. If there
-/// are several, a request that was overtaken is lost, and the guest waits for it forever.
+/// The storage daemon has no `INFLIGHT_SHMFD`, so QEMU assumes after a kill that requests were completed in order. If
+/// there are several, a request that was overtaken is lost, and the guest waits for it forever.
 const DEPTH: u64 = 1;
 /// Guests from Linux 6.12 on send more than 32 KiB in three or more parts, and vhost-device-vsock accepts two.
 const PACKET_BYTES: usize = 16 << 10;

@@ -1,5 +1,5 @@
-//! Shared by the targets of whole sessions: numbers made of bytes, descriptors of every kind, servers under attack, and a
-//! count of the open descriptors and threads of this process.
+//! Shared by the targets of whole sessions: numbers made of bytes, descriptors of every kind, servers under attack, and
+//! a count of the open descriptors and threads of this process.
 //!
 //! ```text
 //!   input ──▶ Plan: messages with descriptors, and acts before one of them (memory, kicks, truncated files, the host)

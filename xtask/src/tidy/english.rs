@@ -1,5 +1,5 @@
-//! Words that readers stumble over, with what to write instead: the part of CONVENTIONS.md ("English") that a program can
-//! check. A word counts in comments, texts and names alike.
+//! Words that readers stumble over, with what to write instead: the part of CONVENTIONS.md ("English") that a program
+//! can check. A word counts in comments, texts and names alike.
 
 use std::path::Path;
 
@@ -49,8 +49,8 @@ pub fn check(path: &Path, text: &str) -> Vec<Problem> {
     problems
 }
 
-/// Whether the line has the word on its own. In a name, underscores stand between words; `is_none` is a method of Rust, and
-/// "there is none" is plain.
+/// Whether the line has the word on its own. In a name, underscores stand between words; `is_none` is a method of Rust,
+/// and "there is none" is plain.
 fn contains(line: &str, word: &str) -> bool {
     let in_names = word.replace(' ', "_");
     let forms = if word == "is none" { vec![word] } else { vec![word, &in_names] };

@@ -68,8 +68,8 @@ fn check(root: &Path) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// The workspace in `folder` takes crates of the main one, and a new dependency of those makes its lock file stale. No build
-/// of the main workspace notices.
+/// The workspace in `folder` takes crates of the main one, and a new dependency of those makes its lock file stale. No
+/// build of the main workspace notices.
 fn stale_lock(root: &Path, folder: &str) -> Option<Problem> {
     let manifest = root.join(folder).join("Cargo.toml");
     let checked = Command::new(env!("CARGO"))

@@ -1,7 +1,7 @@
 //! Programs of the host are started in one place, which decides what they inherit from Kiln's caller.
 //!
-//! Clippy could refuse `Command::new`, but its list of methods also has those that block, which whole modules of the engine
-//! may call.
+//! Clippy could refuse `Command::new`, but its list of methods also has those that block, which whole modules of the
+//! engine may call.
 
 use std::path::Path;
 

@@ -11,9 +11,9 @@ use super::{parse_duration, parse_size_bytes};
 
 /// Test vhost-user backends and frontends.
 ///
-/// A vhost-user backend serves a virtio device to a VMM, the frontend, through a Unix socket. `probe`, `check`, `bench`,
-/// `stress` and `replay` are frontends that test a backend. `mock` is a backend that tests a frontend. `tap` sits between
-/// the two and records their messages; `show` prints the recording.
+/// A vhost-user backend serves a virtio device to a VMM, the frontend, through a Unix socket. `probe`, `check`,
+/// `bench`, `stress` and `replay` are frontends that test a backend. `mock` is a backend that tests a frontend. `tap`
+/// sits between the two and records their messages; `show` prints the recording.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost probe /run/disk.sock\n  \
@@ -39,11 +39,12 @@ pub enum VhostCommand {
 
 /// Show what a backend offers.
 ///
-/// Prints features and protocol features by name, queues, memory slots, configuration field by field, and how the backend
-/// behaves in cases that backends treat differently. Shares no memory and starts no ring. A backend that exits with its
-/// first client exits after this command.
+/// Prints features and protocol features by name, queues, memory slots, configuration field by field, and how the
+/// backend behaves in cases that backends treat differently. Shares no memory and starts no ring. A backend that exits
+/// with its first client exits after this command.
 ///
-/// vhost-user has no request for the kind of device. It is guessed, and marked as a guess, unless you give it with --device.
+/// vhost-user has no request for the kind of device. It is guessed, and marked as a guess, unless you give it with
+/// --device.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost probe /run/disk.sock\n  \
@@ -68,9 +69,9 @@ pub struct ProbeArgs {
 
 /// Forward and record the messages of a frontend and a backend.
 ///
-/// Frontends connect to --listen, one at a time; the tap connects each of them to the backend at --connect. It forwards every
-/// byte and every descriptor unchanged, even malformed messages, and also the shutdown of either direction. The backend's
-/// own channel (SET_BACKEND_REQ_FD) is recorded too. Rings and memory are neither recorded nor slowed down.
+/// Frontends connect to --listen, one at a time; the tap connects each of them to the backend at --connect. It forwards
+/// every byte and every descriptor unchanged, even malformed messages, and also the shutdown of either direction. The
+/// backend's own channel (SET_BACKEND_REQ_FD) is recorded too. Rings and memory are neither recorded nor slowed down.
 ///
 /// Appends to a recording that already exists. Ctrl-C stops it; the exit code is then 130.
 #[derive(Debug, ClapArgs)]
@@ -101,8 +102,8 @@ pub struct TapArgs {
 
 /// Print a recording, field by field.
 ///
-/// Prints each message with its fields, its descriptors, the time until its reply, and the rules of the specification that
-/// it violates. A summary comes last. With --json prints one object per line; the last one is {"summary": …}.
+/// Prints each message with its fields, its descriptors, the time until its reply, and the rules of the specification
+/// that it violates. A summary comes last. With --json prints one object per line; the last one is {"summary": …}.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost show session.ndjson\n  \
@@ -127,8 +128,8 @@ pub struct ShowArgs {
 
 /// Replay the frontend's messages of a recording and compare replies.
 ///
-/// Sends the recorded messages with new descriptors: events, memory of the recorded sizes, sockets. Memory is zeros and rings
-/// are idle, so only messages are compared: features, configuration, refusals, closed connections.
+/// Sends the recorded messages with new descriptors: events, memory of the recorded sizes, sockets. Memory is zeros and
+/// rings are idle, so only messages are compared: features, configuration, refusals, closed connections.
 ///
 /// Exits with code 100 if a reply differs.
 #[derive(Debug, ClapArgs)]

@@ -12,12 +12,13 @@ use super::{parse_duration, parse_size_bytes};
 
 /// Check a backend against the specification, rule by rule.
 ///
-/// Each case is one rule of the specification. The report has its section, its level (must, should or may), the verdict, and
-/// for a failure the messages that were sent and received.
+/// Each case is one rule of the specification. The report has its section, its level (must, should or may), the
+/// verdict, and for a failure the messages that were sent and received.
 ///
-/// With --spawn kiln starts the backend and watches its exit code, signals, descriptors and memory. Hostile cases and cases
-/// that inspect the process each get a backend of their own; the others share one until a case fails. If two backends do not
-/// disturb each other, cases run in parallel. Without --spawn all cases use the backend that listens on SOCKET.
+/// With --spawn kiln starts the backend and watches its exit code, signals, descriptors and memory. Hostile cases and
+/// cases that inspect the process each get a backend of their own; the others share one until a case fails. If two
+/// backends do not disturb each other, cases run in parallel. Without --spawn all cases use the backend that listens on
+/// SOCKET.
 ///
 /// Cases write to the disk, and restore the sectors that they wrote; --no-writes disables them.
 ///
@@ -81,8 +82,9 @@ pub struct CheckArgs {
 
 /// Measure a backend: handshake, round trip, a disk under load.
 ///
-/// Drives only blk devices. Reads the disk, unless --rw is a pattern that writes: that destroys its contents. Each depth of
-/// --qd is a separate load. A latency is the time from the submission of a request until its completion is seen.
+/// Drives only blk devices. Reads the disk, unless --rw is a pattern that writes: that destroys its contents. Each
+/// depth of --qd is a separate load. A latency is the time from the submission of a request until its completion is
+/// seen.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost bench /run/disk.sock\n  \
@@ -134,12 +136,12 @@ pub struct BenchArgs {
 
 /// Connect many clients to a backend, well-behaved and faulty.
 ///
-/// Each client runs cycles of kinds that the seed chooses: whole sessions, interrupted handshakes, half messages, floods of
-/// kicks, stray descriptors. Then checks that the backend still serves, and compares its descriptors and memory with those
-/// before.
+/// Each client runs cycles of kinds that the seed chooses: whole sessions, interrupted handshakes, half messages,
+/// floods of kicks, stray descriptors. Then checks that the backend still serves, and compares its descriptors and
+/// memory with those before.
 ///
-/// A backend may serve one client at a time; this is reported, but not a failure. Exits with code 100 if the backend does not
-/// serve any more, or failed a client that kept the rules.
+/// A backend may serve one client at a time; this is reported, but not a failure. Exits with code 100 if the backend
+/// does not serve any more, or failed a client that kept the rules.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln vhost stress /tmp/s --clients 10 --cycles 1000\n  \
@@ -175,8 +177,8 @@ pub struct StressArgs {
 /// Serves one frontend at a time, such as QEMU, until SIGTERM or Ctrl-C. Follows the conventions for backend programs:
 /// --socket-path, --fd, --print-capabilities, stays in the foreground.
 ///
-/// blk: without --file or --null, the disk is in SOCKET.disk and is removed when the mock exits. net: without --tap, a host at
-/// 10.77.0.1 answers ARP and pings. vsock: Unix sockets with `CONNECT port`, like Firecracker's.
+/// blk: without --file or --null, the disk is in SOCKET.disk and is removed when the mock exits. net: without --tap, a
+/// host at 10.77.0.1 answers ARP and pings. vsock: Unix sockets with `CONNECT port`, like Firecracker's.
 #[derive(Debug, ClapArgs)]
 #[command(group(ArgGroup::new("where").required(true).args(["socket", "fd", "print_capabilities"])))]
 #[command(after_help = "Examples:\n  \

@@ -1,5 +1,5 @@
-//! `kiln bench`: measures the promises of SPECIFICATION.md on this host, each beside its floor in the same run. A floor is
-//! the best possible number: QEMU without Kiln, a port without a protocol, a round trip.
+//! `kiln bench`: measures the promises of SPECIFICATION.md on this host, each beside its floor in the same run. A floor
+//! is the best possible number: QEMU without Kiln, a port without a protocol, a round trip.
 
 mod agent;
 mod boot;

@@ -14,8 +14,8 @@ use super::suite::Bench;
 
 const LOG_BYTES: usize = 16 << 20;
 const READ_BYTES: usize = 64 << 10;
-/// The promised share of the floor's speed. A release build reached 0.09 to 0.12 of it, which was 65 to 95 MB/s. It was 0.008
-/// before each line was matched against only a few patterns.
+/// The promised share of the floor's speed. A release build reached 0.09 to 0.12 of it, which was 65 to 95 MB/s. It was
+/// 0.008 before each line was matched against only a few patterns.
 const RATIO_MIN: f64 = 0.05;
 /// Time between two rows.
 const STEP: Duration = Duration::from_millis(2);

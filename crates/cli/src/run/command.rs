@@ -88,7 +88,8 @@ impl Job {
         };
         report.exited(&exited);
         let own = self.code_of(&exited, exec.started.pid, &steps.clock);
-        // After Ctrl-C kiln exits like a shell, whatever the command did. After other signals it exits with the command's code.
+        // After Ctrl-C kiln exits like a shell, whatever the command did. After other signals it exits with the
+        // command's code.
         let code = if signalled == Some(INTERRUPTED) { INTERRUPTED } else { own };
         Ok(Ended { code, timed_out: exited.timed_out })
     }
@@ -110,8 +111,8 @@ impl Job {
         steps.run(Phase::Start, clock.up(), starting).await
     }
 
-    /// The request with the remaining time. The agent enforces it, so that a command gets SIGTERM before SIGKILL. If the
-    /// agent does not, kiln kills the VM.
+    /// The request with the remaining time. The agent enforces it, so that a command gets SIGTERM before SIGKILL. If
+    /// the agent does not, kiln kills the VM.
     fn request(&self, guest: &Guest, clock: &RunClock) -> ExecRequest {
         let mut request = self.exec.clone();
         // The agent refuses a limit of 0. If the time is already up, `clock` ends this step before a reply can arrive.

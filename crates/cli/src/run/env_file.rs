@@ -1,7 +1,7 @@
 //! `--env-file`: variables from a file, in Docker's format.
 //!
-//! A line is `NAME=VALUE`, `NAME` (this shell's value; skipped if it is not set), empty, or a comment that begins with `#`.
-//! Values are taken literally: quotes, escapes and spaces are kept.
+//! A line is `NAME=VALUE`, `NAME` (this shell's value; skipped if it is not set), empty, or a comment that begins with
+//! `#`. Values are taken literally: quotes, escapes and spaces are kept.
 
 use std::ffi::OsStr;
 use std::io::Read as _;

@@ -1,7 +1,7 @@
 //! Agents that stall or dribble in each phase of a run. None of them delays kiln longer than the phase's bound.
 //!
-//! The agent is a thread of this test. The fake engine starts a script instead of an agent. The script puts a symlink to the
-//! thread's socket at the path that the agent would have bound.
+//! The agent is a thread of this test. The fake engine starts a script instead of an agent. The script puts a symlink
+//! to the thread's socket at the path that the agent would have bound.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;

@@ -110,8 +110,8 @@ impl Job {
         let progress = Progress::start("finding the image");
         let origin = self.origin(&home, &progress, report)?;
         let engine = image::engine(&home)?;
-        // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build, the
-        // next build removes the leftovers.
+        // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build,
+        // the next build removes the leftovers.
         let mut interrupts = Interrupts::new()?;
         let started = start::start(&engine, origin, &self.args, &mut interrupts, &progress, times).await?;
         let (guest, start) = match started {
@@ -205,7 +205,8 @@ pub(super) async fn rename(link: &GuestLink, hostname: &str) -> Result<(), Failu
     })
 }
 
-/// Prints the title of each finding in the guest's kernel log once, except a crash that ended the run: it is in `outcome`.
+/// Prints the title of each finding in the guest's kernel log once, except a crash that ended the run: it is in
+/// `outcome`.
 fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     let crashed = outcome.as_ref().is_err_and(|failure| failure.code == VM);
     let mut titles = BTreeMap::<String, usize>::new();

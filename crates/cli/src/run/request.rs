@@ -1,4 +1,5 @@
-//! Turns arguments into requests to the engine and the agent. Runs before a VM starts, so that bad input is refused early.
+//! Turns arguments into requests to the engine and the agent. Runs before a VM starts, so that bad input is refused
+//! early.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -103,8 +104,8 @@ pub fn copy_in(given: &OsString) -> Result<Copy, Failure> {
     Ok(Copy { host, guest: guest.as_os_str().into() })
 }
 
-/// Parses `GUEST:HOST` of `--out`. HOST must be writable, or must not exist in a directory that is writable. With `--json`
-/// it must not be stdout.
+/// Parses `GUEST:HOST` of `--out`. HOST must be writable, or must not exist in a directory that is writable. With
+/// `--json` it must not be stdout.
 pub fn copy_out(given: &OsString, json: bool) -> Result<Copy, Failure> {
     let (guest, host) = split("--out", "GUEST:HOST", given)?;
     let host = PathBuf::from(host);

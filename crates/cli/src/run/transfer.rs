@@ -24,7 +24,8 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Most names of left out files that are printed for a guest.
 const LEFT_OUT_NAMES_MAX: usize = 256;
 
-/// Copies a file or directory into the guest. A directory's content goes into the guest's path; a file becomes that path.
+/// Copies a file or directory into the guest. A directory's content goes into the guest's path; a file becomes that
+/// path.
 pub async fn copy_in(link: &GuestLink, copy: &Copy) -> anyhow::Result<()> {
     let (folder, name) = split_target(&copy.guest, &copy.host);
     let (pieces, mut packed) = mpsc::channel::<Bytes>(PIECES);
@@ -80,8 +81,8 @@ pub async fn copy_all_out(link: &GuestLink, copies: &[Copy], limit_bytes: u64) -
     if failures.is_empty() { Ok(()) } else { Err(Failure::words(VM, failures.join("\n"))) }
 }
 
-/// Copies a file or directory out of the guest, within the budget. If some files of a directory can't be copied, copies the
-/// others and returns an error.
+/// Copies a file or directory out of the guest, within the budget. If some files of a directory can't be copied, copies
+/// the others and returns an error.
 async fn copy_out(link: &GuestLink, copy: &Copy, budget: &mut Budget) -> anyhow::Result<()> {
     // Checked again: the command may have run for hours since the arguments were checked.
     let target = Target::find(&copy.host).map_err(anyhow::Error::msg)?;

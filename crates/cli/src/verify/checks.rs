@@ -1,7 +1,7 @@
 //! Judges the facts about an original VM and its forks. Nothing here touches a VM.
 //!
-//! Each check is one thing that a user relies on. A fork that did not answer fails the first check. The other checks judge
-//! the forks that did, and fail if there are too few to compare.
+//! Each check is one thing that a user relies on. A fork that did not answer fails the first check. The other checks
+//! judge the forks that did, and fail if there are too few to compare.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,8 +15,8 @@ pub const CLOCK_BOUND: Duration = Duration::from_millis(50);
 /// Rounds that the worker must have done in a fork.
 ///
 /// The first round is not judged. When the snapshot was taken, the worker may have read a random value that it had not
-/// written to its journal yet. All forks then write the same value, and rightly so: it was drawn before the fork. The next
-/// draw is the first that must differ.
+/// written to its journal yet. All forks then write the same value, and rightly so: it was drawn before the fork. The
+/// next draw is the first that must differ.
 pub const BEATS_MIN: usize = 3;
 /// Numbers that must have arrived through the connection in a fork. One of them may have been sent before the snapshot.
 const ECHOES_MIN: usize = 2;
@@ -134,8 +134,8 @@ fn clocks(all: &[&Facts]) -> Outcome {
     if error(worst).saturating_abs() <= bound { Ok(format!("at most: {evidence}")) } else { Err(evidence) }
 }
 
-/// A certificate that the host issues is valid from the second of its issue on. A guest whose clock is behind that rejects
-/// it.
+/// A certificate that the host issues is valid from the second of its issue on. A guest whose clock is behind that
+/// rejects it.
 fn certificates(all: &[&Facts]) -> Outcome {
     let early = |facts: &&&Facts| facts.clock.guest / SECOND_NS < facts.clock.asked / SECOND_NS;
     match all.iter().find(early) {

@@ -99,8 +99,8 @@ impl Look {
     }
 }
 
-/// Parses the worker's journal, up to the first invalid line. A last line without a newline is still being written and is
-/// left out.
+/// Parses the worker's journal, up to the first invalid line. A last line without a newline is still being written and
+/// is left out.
 pub fn beats(text: &str) -> Vec<Beat> {
     let beat = |line: &str| {
         let mut words = line.split(' ');

@@ -30,9 +30,9 @@ const NO_ANSWER: &str = "the guest does not answer";
 
 /// The worker's shell script.
 ///
-/// The listener's port is 4242, which the kernel lists in hexadecimal digits, as 1092. The input of `nc -l` must not end,
-/// else it closes the connection. Each round starts one process, `sleep`: with more, eight forks would keep a host of two
-/// CPUs busy.
+/// The listener's port is 4242, which the kernel lists in hexadecimal digits, as 1092. The input of `nc -l` must not
+/// end, else it closes the connection. Each round starts one process, `sleep`: with more, eight forks would keep a host
+/// of two CPUs busy.
 const WORKER: &str = r#"cd "$0" && mkfifo wire silence
 nc -l -p 4242 <> silence > echoes &
 until grep -q :1092 /proc/net/tcp /proc/net/tcp6 2> /dev/null; do sleep 0.05; done

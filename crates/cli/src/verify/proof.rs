@@ -109,8 +109,8 @@ impl Proof<'_> {
         Ok((facts, snapshot))
     }
 
-    /// Starts forks at once, and reads the facts of each as soon as it runs. Returns the first of them, which keep running,
-    /// with their indices.
+    /// Starts forks at once, and reads the facts of each as soon as it runs. Returns the first of them, which keep
+    /// running, with their indices.
     async fn at_once(&mut self, snapshot: &Snapshot, seen: &mut Seen) -> Result<Vec<(usize, Fork)>, Stop> {
         self.progress.say(format!("making {} forks", self.forks));
         let beats = seen.original.beats.len();
@@ -174,8 +174,8 @@ struct Member {
     facts: anyhow::Result<Facts>,
 }
 
-/// Starts forks, as many at a time as [`QemuEngine`] does for one request. Reads the facts of each while others start, since
-/// a busy host makes it hardest to set a clock exactly.
+/// Starts forks, as many at a time as [`QemuEngine`] does for one request. Reads the facts of each while others start,
+/// since a busy host makes it hardest to set a clock exactly.
 async fn members(
     engine: &Arc<QemuEngine>,
     snapshot: &Snapshot,

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use kiln_vdev::memory::SharedFile;
 
-/// The disk of a mock without --file: a file beside the socket, as long as the mock lives. Like the socket it outlives a mock that is
-/// killed, and the next one on that socket goes on with it, as a disk does. Without a path it is in memory.
+/// The disk of a mock without --file: a file beside the socket, as long as the mock lives. Like the socket it outlives
+/// a mock that is killed, and the next one on that socket goes on with it, as a disk does. Without a path it is in
+/// memory.
 pub struct OwnDisk {
     file: OwnedFd,
     path: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! Every text of this crate that people read, in one snapshot for each type.
 //!
-//! Each list is a chain in which every variant names the next one. So a new variant does not compile until it has a place
-//! in the chain, and from then on its text is in the snapshot.
+//! Each list is a chain in which every variant names the next one. So a new variant does not compile until it has a
+//! place in the chain, and from then on its text is in the snapshot.
 
 use std::fmt::Display;
 use std::iter::successors;

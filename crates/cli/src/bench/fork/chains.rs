@@ -1,4 +1,5 @@
-//! Restores of chains: diffs on diffs on the full snapshot. Each diff has one MiB and the pages that an idle guest writes.
+//! Restores of chains: diffs on diffs on the full snapshot. Each diff has one MiB and the pages that an idle guest
+//! writes.
 
 use std::time::Instant;
 

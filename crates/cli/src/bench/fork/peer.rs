@@ -3,8 +3,8 @@
 //! ```text
 //!   bundle: busybox, `sleep` ─▶ create, start, checkpoint ─▶ for each sample: restore ─▶ exec true ─▶ delete
 //! ```
-//! Its sandboxes keep the streams that they were started with, so those are files and never pipes. Restores are detached
-//! and make their containers themselves; `runsc` of 2022 refuses one that was created before.
+//! Its sandboxes keep the streams that they were started with, so those are files and never pipes. Restores are
+//! detached and make their containers themselves; `runsc` of 2022 refuses one that was created before.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

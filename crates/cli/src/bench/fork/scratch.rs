@@ -7,8 +7,8 @@ use kiln_engine::snapshot::{Snapshot, SnapshotId, SnapshotStore};
 use crate::output::say;
 use kiln_engine::blocking;
 
-/// Removes the noted snapshots when it is dropped, the newest first, so that a diff is removed before its parent. Declare it
-/// before the snapshots: then it is dropped after them, when they are no longer in use.
+/// Removes the noted snapshots when it is dropped, the newest first, so that a diff is removed before its parent.
+/// Declare it before the snapshots: then it is dropped after them, when they are no longer in use.
 pub struct Scratch {
     store: SnapshotStore,
     made: RefCell<Vec<SnapshotId>>,

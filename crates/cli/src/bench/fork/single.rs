@@ -89,7 +89,8 @@ async fn warm(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::R
         say("runsc or busybox is not installed: no peer in this run");
     }
     let pool = ForkPool::start(&lab.bench.engine, &lab.base, ForkSpec::default(), POOL).await?;
-    // The first of each is not counted: it makes the ready-made snapshot of `kiln run`, and reads files into the page cache.
+    // The first of each is not counted: it makes the ready-made snapshot of `kiln run`, and reads files into the page
+    // cache.
     kiln_run(results.machine.accel.as_str()).await?;
     alone(line).await?;
     fork(lab).await?;
@@ -133,8 +134,8 @@ async fn warm(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::R
     Ok(())
 }
 
-/// The time until the agent's first reply, after which the fork has its own clock, randomness and names, and the time until
-/// the end of its first command.
+/// The time until the agent's first reply, after which the fork has its own clock, randomness and names, and the time
+/// until the end of its first command.
 async fn fork(lab: &Lab<'_>) -> anyhow::Result<(f64, f64)> {
     let start = Instant::now();
     let fork = lab.fork(&lab.base).await?;
@@ -154,8 +155,8 @@ async fn alone(line: &RawLine) -> anyhow::Result<(f64, f64)> {
     .await
 }
 
-/// Takes a fork from the pool. The pool makes its next fork meanwhile, as it does in use; that fork is complete before the
-/// next sample of anything.
+/// Takes a fork from the pool. The pool makes its next fork meanwhile, as it does in use; that fork is complete before
+/// the next sample of anything.
 async fn from_pool(pool: &ForkPool) -> anyhow::Result<(f64, f64)> {
     ready(pool).await?;
     let start = Instant::now();
@@ -185,8 +186,8 @@ async fn kiln_run(accel: &str) -> anyhow::Result<f64> {
     Ok(ms_since(start))
 }
 
-/// Drops a snapshot's files from the page cache. The kernel drops only pages that are clean and not mapped. That is true of
-/// all of them: the snapshot is sealed, and no fork of it runs now.
+/// Drops a snapshot's files from the page cache. The kernel drops only pages that are clean and not mapped. That is
+/// true of all of them: the snapshot is sealed, and no fork of it runs now.
 fn drop_from_page_cache(snapshot: &Snapshot) -> anyhow::Result<()> {
     for path in [snapshot.memory_root(), snapshot.device()] {
         let file = File::open(&path).with_context(|| format!("failed to open `{path}`"))?;

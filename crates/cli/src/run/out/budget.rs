@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// What a file, folder or symlink counts in addition to its bytes: its inode and name take blocks of metadata, of which a
-/// file system has a limited number.
+/// What a file, folder or symlink counts in addition to its bytes: its inode and name take blocks of metadata, of which
+/// a file system has a limited number.
 pub const ENTRY_BYTES: u64 = 16 << 10;
 /// Most files, folders and symlinks of one run, whatever `--out-limit` is.
 pub const ENTRIES_MAX: u64 = 1 << 20;

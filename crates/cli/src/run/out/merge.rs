@@ -1,8 +1,8 @@
 //! Merges a copied folder into an existing one.
 //!
-//! The folder is walked twice: first to find conflicts, then, without a conflict, to move files. Folders are opened relative to
-//! an open parent and never through a symlink. If another process replaces a folder by a symlink meanwhile, the merge
-//! fails and does not write outside the target.
+//! The folder is walked twice: first to find conflicts, then, without a conflict, to move files. Folders are opened
+//! relative to an open parent and never through a symlink. If another process replaces a folder by a symlink meanwhile,
+//! the merge fails and does not write outside the target.
 
 use std::ffi::CStr;
 use std::io;
@@ -18,8 +18,8 @@ use super::place::replace;
 /// Most conflicts that are named.
 const NAMED_MAX: usize = 16;
 
-/// Merges folders into folders, and replaces files by files and symlinks by symlinks. If anything else conflicts, nothing is
-/// changed.
+/// Merges folders into folders, and replaces files by files and symlinks by symlinks. If anything else conflicts,
+/// nothing is changed.
 pub fn merge(whole: &Path, folder: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = openat(CWD, whole, flags, Mode::empty())?;

@@ -17,8 +17,8 @@ use super::merge::merge;
 use super::target::Target;
 use super::unpack::BUFFER_BYTES;
 
-/// Permissions that a file keeps when its content is replaced. Set-user-ID is not among them: the kernel also clears it when
-/// a file is written.
+/// Permissions that a file keeps when its content is replaced. Set-user-ID is not among them: the kernel also clears it
+/// when a file is written.
 const KEPT_MODE: u32 = 0o777;
 
 /// Moves an unpacked file or folder to its place. An existing folder is merged into, an existing file is replaced.
@@ -55,9 +55,9 @@ fn parts_of(path: &Path) -> io::Result<(OwnedFd, &Path)> {
 
 /// Replaces a plain file, which keeps its mode and owner.
 ///
-/// A rename replaces the old file, so that no reader sees half of the new content. But a rename makes a new file. It would
-/// lose other hard links, an access list, and an owner that this process can't set. A file with one of these is written in
-/// place.
+/// A rename replaces the old file, so that no reader sees half of the new content. But a rename makes a new file. It
+/// would lose other hard links, an access list, and an owner that this process can't set. A file with one of these is
+/// written in place.
 pub fn replace(from: BorrowedFd<'_>, name: &Path, into: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let old = statat(into, target, AtFlags::SYMLINK_NOFOLLOW)?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

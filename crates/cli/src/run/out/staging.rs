@@ -1,8 +1,8 @@
-//! The folder that an archive is unpacked into before it is moved to its place. It lies beside that place, and only this user
-//! can enter it.
+//! The folder that an archive is unpacked into before it is moved to its place. It lies beside that place, and only
+//! this user can enter it.
 //!
-//! Dropping it removes it. A kiln that was killed leaves its folder behind, and the next kiln that copies to the same place
-//! removes it. Each folder is locked while its kiln runs, so a folder that can be locked has no owner.
+//! Dropping it removes it. A kiln that was killed leaves its folder behind, and the next kiln that copies to the same
+//! place removes it. Each folder is locked while its kiln runs, so a folder that can be locked has no owner.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -76,8 +76,9 @@ fn sweep(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
             let path = entry.path();
-            // The lock is held during the removal. A kiln that has just made this folder then fails to lock it, or locks it
-            // after the removal and sees that the path no longer leads to it. It makes another folder in both cases.
+            // The lock is held during the removal. A kiln that has just made this folder then fails to lock it, or
+            // locks it after the removal and sees that the path no longer leads to it. It makes another folder in both
+            // cases.
             if let Some(_lock) = locked(&path) {
                 let _ = std::fs::remove_dir_all(&path);
             }
@@ -85,8 +86,8 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Locks a folder of this user. `None` if it belongs to another user, is not a folder, is in use, or was removed before it
-/// was locked. Also `None` on a file system without locks, so nothing is removed there.
+/// Locks a folder of this user. `None` if it belongs to another user, is not a folder, is in use, or was removed before
+/// it was locked. Also `None` on a file system without locks, so nothing is removed there.
 fn locked(path: &Path) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = open(path, flags, Mode::empty()).ok()?;

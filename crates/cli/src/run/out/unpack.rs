@@ -138,8 +138,8 @@ impl Unpacking<'_> {
         self.members.input().budget
     }
 
-    /// Makes the parent folders of an entry. Refuses to go through a symlink that an earlier entry made. Each folder that is
-    /// made counts, even if the archive has no entry for it.
+    /// Makes the parent folders of an entry. Refuses to go through a symlink that an earlier entry made. Each folder
+    /// that is made counts, even if the archive has no entry for it.
     fn make_way(&mut self, inner: &Path) -> io::Result<PathBuf> {
         let mut below = PathBuf::new();
         let mut parts = inner.components().peekable();
@@ -260,10 +260,10 @@ fn expect_plain_names(inner: &Path) -> io::Result<()> {
 /// Whether a symlink that is `depth` folders below the top stays below it.
 ///
 /// The link may pass through other symlinks of the archive, so its text alone does not show where it leads. But each of
-/// those was checked by this function, so each resolves to a path below the top. A link is allowed if it first goes up at
-/// most `depth` times, which ends at the top or below it, and then only down: every name leads to an entry below the top or
-/// through a symlink that stays below it. A `..` after a name is refused, because that name may be a symlink to a folder
-/// with fewer parents than its path has.
+/// those was checked by this function, so each resolves to a path below the top. A link is allowed if it first goes up
+/// at most `depth` times, which ends at the top or below it, and then only down: every name leads to an entry below the
+/// top or through a symlink that stays below it. A `..` after a name is refused, because that name may be a symlink to
+/// a folder with fewer parents than its path has.
 fn stays_inside(link: &Path, depth: usize) -> bool {
     let (mut ups, mut named) = (0, false);
     for part in link.components() {
