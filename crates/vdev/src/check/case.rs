@@ -16,7 +16,7 @@ pub struct Case {
     pub id: &'static str,
     /// How binding it is.
     pub level: Level,
-    /// The heading that it stands under; in QEMU's `docs/interop/vhost-user.rst` where it names no other.
+    /// The heading that it stands under; in QEMU's `docs/interop/vhost-user.rst` if it names no other document.
     pub section: &'static str,
     /// Why it matters, in a line.
     pub reason: &'static str,
@@ -37,7 +37,7 @@ pub enum Need {
     Kind(DeviceKind),
     /// It is a device that the suite can have requests done by.
     DataPath,
-    /// It is a device of a kind that the suite knows one harmless request to.
+    /// It is a device of a kind that the suite has one harmless request for.
     Request,
     /// It takes writes.
     Writes,

@@ -1,4 +1,4 @@
-//! What the function of a case works with: connections to the backend, and ways to say "all well again".
+//! What the function of a case works with: connections to the backend, and ways to check that it still works.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,11 +15,11 @@ use crate::protocol::frontend::{GetProtocolFeatures, SetFeatures, SetOwner, SetP
 use crate::protocol::{Empty, ProtocolFeatures};
 use crate::virtio::{DeviceKind, feature};
 
-/// Protocol features that a session takes where a case does not say otherwise.
+/// Protocol features that a session negotiates if a case does not choose others.
 pub const USUAL: ProtocolFeatures =
     ProtocolFeatures::MQ.union(ProtocolFeatures::REPLY_ACK).union(ProtocolFeatures::CONFIG);
 
-/// Virtio features that a session leaves out where a case does not say otherwise: each changes how rings are read.
+/// Virtio features that a session leaves out if a case does not choose others: each changes how rings are read.
 const UNUSUAL: u64 = feature::LOG_ALL
     | feature::RING_EVENT_IDX
     | feature::RING_PACKED
@@ -33,7 +33,7 @@ const UNUSUAL: u64 = feature::LOG_ALL
     | feature::ADMIN_VQ
     | feature::NOTIFY_ON_EMPTY;
 
-/// How long a backend is given to fall over what lies in a ring.
+/// How long a backend is given to crash from the contents of a ring.
 const REACTS_WITHIN: Duration = Duration::from_millis(30);
 
 /// What the function of a case works with.
@@ -41,7 +41,7 @@ const REACTS_WITHIN: Duration = Duration::from_millis(30);
 pub struct Context<'a> {
     /// Who is checked.
     pub target: &'a mut Target,
-    /// What it says of itself.
+    /// Its facts.
     pub facts: &'a Facts,
     /// What kind of device it is.
     pub device: Option<DeviceKind>,
@@ -54,12 +54,12 @@ impl<'a> Context<'a> {
         Self { target, facts, device, trace: Rc::new(RefCell::new(Trace::default())) }
     }
 
-    /// What was said in this case.
+    /// The messages of this case.
     pub fn take_trace(&self) -> Trace {
         self.trace.take()
     }
 
-    /// Whether the backend has said nothing in this case.
+    /// Whether the backend has sent nothing in this case.
     pub fn trace_is_one_sided(&self) -> bool {
         !self.trace.borrow().has_received()
     }
@@ -74,7 +74,7 @@ impl<'a> Context<'a> {
         self.target.timeout()
     }
 
-    /// A connection that nothing was said on.
+    /// A connection without a message.
     pub fn connect(&mut self) -> Outcome<Link> {
         let channel = self.target.connect()?;
         self.note("connected");
@@ -121,7 +121,7 @@ impl<'a> Context<'a> {
         if link.has_reply_ack() { Ok(link) } else { Stop::skip("REPLY_ACK is not offered") }
     }
 
-    /// A session up to where rings are set up, after others.
+    /// A session up to the point where rings are set up, after others.
     pub fn open_again_device(&mut self) -> Outcome<Link> {
         let mut link = if self.trace_is_one_sided() { self.open()? } else { self.open_again(USUAL)? };
         let features = usual_features(link.offered);
@@ -177,7 +177,7 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Those of the offered virtio features that a session takes where a case does not say otherwise.
+/// Those of the offered virtio features that a session negotiates if a case does not choose others.
 pub const fn usual_features(offered: u64) -> u64 {
     offered & !UNUSUAL
 }

@@ -93,7 +93,7 @@ pub struct Disk {
     pub ring: SplitRing,
     /// Its sectors.
     pub capacity: u64,
-    /// Where a case may write.
+    /// The sectors that a case may write.
     pub scratch: u64,
     header: u64,
     status: u64,
@@ -155,7 +155,7 @@ impl Disk {
         self.guest.read(self.status, 1)[0]
     }
 
-    /// Where data may lie.
+    /// Where data may be placed.
     pub const fn data_at(&self) -> u64 {
         self.data
     }
@@ -176,7 +176,7 @@ impl Disk {
         Ok(used)
     }
 
-    /// A request in the usual layout. `data` lies at [`data_at`](Self::data_at).
+    /// A request in the usual layout. `data` is at [`data_at`](Self::data_at).
     pub fn request(&mut self, kind: u32, sector: u64, data: Option<Descriptor>) -> Outcome<(u8, Used)> {
         let header = Descriptor::readable(self.header(kind, sector), 16);
         let status = Descriptor::writable(self.status_at(), 1);

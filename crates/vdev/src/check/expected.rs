@@ -97,7 +97,7 @@ impl ExpectedFailures {
         Self::read(path, &mut |id| super::cases::all().any(|case| case.id == id))
     }
 
-    /// What a file of this text says: a table for each group, or ids in quotes.
+    /// The content of a file of this text: a table for each group, or ids in quotes.
     ///
     /// # Errors
     /// If it is no TOML of this form.
@@ -127,7 +127,7 @@ impl ExpectedFailures {
         self.0.len()
     }
 
-    /// Whether none is.
+    /// Whether no case is.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

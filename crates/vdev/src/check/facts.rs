@@ -1,4 +1,4 @@
-//! What a backend says of itself, asked once before the cases: which of them apply depends on it.
+//! What a backend reports of itself, read once before the cases: which of them apply depends on it.
 
 use std::fmt;
 
@@ -16,12 +16,12 @@ use crate::virtio::{Candidate, DeviceKind, plausible};
 /// Sizes of configuration that devices in use have; a backend may refuse to answer more than it has.
 const CONFIG_SIZES: [usize; 7] = [96, 60, 44, 36, 24, 12, 8];
 
-/// What a backend says of itself.
+/// What a backend reports of itself.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Facts {
     /// `GET_FEATURES`.
     pub features: u64,
-    /// `GET_PROTOCOL_FEATURES`; none where the backend has no protocol features.
+    /// `GET_PROTOCOL_FEATURES`; empty if the backend has no protocol features.
     #[serde(serialize_with = "by_name")]
     pub protocol_features: ProtocolFeatures,
     /// `GET_QUEUE_NUM`, or 1.
@@ -30,7 +30,7 @@ pub struct Facts {
     pub config: Vec<u8>,
     /// Whether its process ends when its client leaves.
     pub ends_with_client: bool,
-    /// What a new client's ring can be asked to do, to see that the backend still works.
+    /// What a new client's ring can be used for, to find out whether the backend still works.
     #[serde(skip)]
     pub rings: RingCheck,
 }
@@ -43,7 +43,7 @@ pub struct CheckedDevice {
     pub kind: DeviceKind,
     /// How it is known.
     pub known: DeviceKnown,
-    /// What speaks for it, if it was guessed.
+    /// The evidence, if it was guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evidence: Option<String>,
 }
@@ -78,7 +78,7 @@ fn by_name<S: serde::Serializer>(features: &ProtocolFeatures, serializer: S) -> 
 }
 
 impl Facts {
-    /// Asks a backend. The backend is restarted as often as needed, if it can be.
+    /// Reads the facts of a backend. The backend is restarted as often as needed, if that is possible.
     pub fn ask(target: &mut Target, device: Option<DeviceKind>) -> Outcome<Self> {
         let mut facts = Self { queues: 1, ..Self::default() };
         restart(target)?;
@@ -126,7 +126,7 @@ impl Facts {
     }
 }
 
-/// A fresh backend, where it is started by us and the last one has ended or the next question needs one.
+/// A fresh backend, if it is started by us and the last one has ended or the next request needs one.
 fn restart(target: &mut Target) -> Outcome {
     let fresh = target.is_spawned() && (target.process().is_none() || target.has_ended() || target.ends_with_client);
     if fresh {

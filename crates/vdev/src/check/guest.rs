@@ -18,7 +18,7 @@ const GIVEN: &str = "only what was given out is reached";
 pub struct Guest {
     memory: GuestMemory,
     files: Vec<SharedFile>,
-    /// For each region, where what is still free begins.
+    /// For each region, the start of what is still free.
     free: Vec<u64>,
 }
 
@@ -62,7 +62,7 @@ impl Guest {
         Ok(description)
     }
 
-    /// What the backend is told of a region.
+    /// The description of a region that the backend gets.
     pub fn region(&self, index: usize) -> MemoryRegion {
         *self.memory.regions()[index].description()
     }
@@ -72,7 +72,7 @@ impl Guest {
         &self.files[index]
     }
 
-    /// The table that tells of all regions.
+    /// The table of all regions.
     pub fn table(&self) -> SetMemTable {
         SetMemTable(MemoryTable((0..self.files.len()).map(|index| self.region(index)).collect()))
     }
@@ -82,7 +82,7 @@ impl Guest {
         self.files.iter().map(|file| file.as_fd()).collect()
     }
 
-    /// Tells the backend.
+    /// Sends it to the backend.
     pub fn share(&self, link: &mut Link) -> Outcome {
         link.require(&self.table(), &self.fds())
     }

@@ -31,8 +31,9 @@ use crate::virtio::DeviceKind;
 const SERVED_MAX: usize = 40;
 /// How much longer than the first time a backend is given to die when its cases are run again.
 const DIES_WITHIN: Duration = Duration::from_millis(200);
-/// How long a backend that runs already is watched for its end after a hostile case, since it can't be started again to find
-/// out which case it died of; and one that is given up if nothing else can be done meanwhile.
+/// How long a backend that runs already is watched for its end after a hostile case, since it can't be started again
+/// to find out which case it died of; and how long one is watched that is given up, if nothing else can be done
+/// meanwhile.
 const WATCHED: Duration = Duration::from_millis(50);
 /// The same for the last backends of a run, which costs that only once.
 const WATCHED_LONG: Duration = Duration::from_millis(250);
@@ -108,7 +109,7 @@ impl<'a> Lane<'a> {
         Self { shared, target, said, served: Vec::new(), retired: VecDeque::new() }
     }
 
-    /// Runs cases until there is none left.
+    /// Runs cases until no case is left.
     pub fn run(mut self) {
         let mut next = self.shared.next();
         while let Some(task) = next {
@@ -295,7 +296,7 @@ impl<'a> Lane<'a> {
         how
     }
 
-    /// A backend that runs already is gone. If this case has had no answer, it died of the one before.
+    /// A backend that runs already has ended. If this case has had no reply, it died of the one before.
     fn of_the_one_before(&mut self, mut report: CaseReport) -> CaseReport {
         let last = self.served.last().copied().filter(|_| !report.trace.has_received());
         if let Some((last, how)) = last.zip(self.target.crash(true)) {
@@ -320,7 +321,7 @@ impl<'a> Lane<'a> {
                 drop(process);
                 self.find_culprit(&served, &how, Instant::now());
             }
-            // It was asked to.
+            // Its end was requested.
             None if has_ended => {}
             None => {
                 let is_shared = served.last().is_some_and(|last| !wants_its_own(last.task.case));

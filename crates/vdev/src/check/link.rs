@@ -1,5 +1,5 @@
-//! A connection whose words are written down, and which tells silence from slowness without waiting: a question that every
-//! backend answers is sent behind, and its answer proves that nothing came before.
+//! A connection whose messages are recorded. It tells a backend that does not reply from a slow one without waiting: a
+//! request that every backend replies to is sent after the message, and its reply proves that no other came before.
 
 use std::cell::RefCell;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -28,14 +28,14 @@ pub struct Link {
     trace: SharedTrace,
     /// What is waited for at most once the backend has accepted, which its first answer shows.
     timeout: Option<Duration>,
-    /// `GET_FEATURES`, once it was asked.
+    /// `GET_FEATURES`, once it was read.
     pub offered: u64,
     /// Protocol features that were negotiated.
     pub protocol: ProtocolFeatures,
 }
 
 impl Link {
-    /// A connection that nothing was said on.
+    /// A connection without a message.
     pub fn new(channel: Channel, trace: SharedTrace) -> Self {
         Self { channel, trace, timeout: None, offered: 0, protocol: ProtocolFeatures::empty() }
     }
@@ -79,7 +79,7 @@ impl Link {
         Ok(self.channel.send_bytes(bytes, fds)?)
     }
 
-    /// Sends a message that wants no answer.
+    /// Sends a message without need_reply.
     pub fn send<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
         self.send_raw(M::REQUEST.number(), Flags::request(), &message.payload(), fds)
     }
@@ -112,8 +112,8 @@ impl Link {
         }
     }
 
-    /// Receives the reply to a request of this number. Whether its flags are right is for the cases about that to say, so
-    /// that one mistake is not found by all.
+    /// Receives the reply to a request of this number. Its flags are not checked, since other cases are about them and
+    /// one defect must not fail all cases.
     pub fn reply_to(&mut self, request: u32) -> Outcome<RawMessage> {
         let name = FrontendRequest::from_number(request).map_or("the request", FrontendRequest::name);
         let reply = self.receive_for(&format!("the reply to {name}"))?;
@@ -147,7 +147,7 @@ impl Link {
         self.call(&GetFeatures(Empty))
     }
 
-    /// Sends a message, asks for an answer if that was negotiated, and finds out what became of it.
+    /// Sends a message with `need_reply`, if that was negotiated, and finds out what became of it.
     pub fn ask<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
         let flags = if self.has_reply_ack() { Flags::request_with_reply() } else { Flags::request() };
         self.ask_raw(M::REQUEST.number(), flags, &message.payload(), fds)
@@ -203,7 +203,7 @@ impl Link {
         }
     }
 
-    /// Sends a message with `need_reply`. Only a backend that does not answer soon is asked a question behind it.
+    /// Sends a message with `need_reply`. Only if the backend does not reply soon, a request is sent after it.
     fn acknowledgement<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
         let number = M::REQUEST.number();
         self.send_raw(number, Flags::request_with_reply(), &message.payload(), fds)?;
@@ -221,7 +221,7 @@ impl Link {
         self.judge_refusal(answer, what)
     }
 
-    /// Fails unless the backend said that it refused.
+    /// Fails unless the backend refused.
     pub fn judge_refusal(&self, answer: Answer, what: &str) -> Outcome {
         if answer.is_refused() {
             return Ok(());
@@ -232,7 +232,7 @@ impl Link {
         Stop::fail(format!("{what}: the backend {answer}"))
     }
 
-    /// After something hostile, whether the backend still answers here; false where it has closed the connection. Answers
+    /// After something hostile: whether the backend still replies here; false if it has closed the connection. Replies
     /// to what was hostile may come first.
     pub fn is_alive(&mut self) -> Outcome<bool> {
         match self.send(&GetFeatures(Empty), &[]) {
@@ -251,8 +251,8 @@ impl Link {
         Ok(true)
     }
 
-    /// Whether the backend says nothing for this long: true where time runs out, false where it closes; an error where it
-    /// speaks.
+    /// Whether the backend sends nothing for this long: true if the time runs out, false if it closes; an error if it
+    /// sends something.
     pub fn is_silent_for(&mut self, time: Duration) -> Outcome<bool> {
         if !self.channel.is_readable(time)? {
             return Ok(true);

@@ -1,10 +1,10 @@
-//! Conformance: one rule for each case, with how binding it is, what came of it, and what was said.
+//! Conformance: one rule for each case, with its level, its verdict and its messages.
 //!
 //! ```text
 //!   Options ──▶ run ──▶ lanes ──▶ for each case: a fresh backend, or the next connection ──▶ CaseReport ──▶ Report
 //!                                                                                          text, JSON, JUnit XML
 //! ```
-//! A report also stands for the other direction, where a frontend is checked: the types are the same.
+//! A report also serves the other direction, in which a frontend is checked: the types are the same.
 
 mod beside;
 mod case;

@@ -15,7 +15,7 @@ pub enum Stop {
     Fail(String),
     /// The rule does not apply.
     Skip(String),
-    /// The backend closed the connection where it must not; perhaps it crashed.
+    /// The backend closed the connection although it must not; perhaps it crashed.
     Closed(String),
     /// The backend does not answer.
     Hang(String),
@@ -85,12 +85,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Whether it says that it did what it was asked.
+    /// Whether it acknowledged the request.
     pub const fn is_accepted(self) -> bool {
         !self.closed && matches!(self.code, Some(0) | None)
     }
 
-    /// Whether it says that it did not: an error, or the end of the connection.
+    /// Whether it refused the request: by an error, or by the end of the connection.
     pub const fn is_refused(self) -> bool {
         match self.code {
             Some(code) => code != 0,

@@ -20,9 +20,9 @@ use crate::protocol::frontend::{
 use crate::protocol::{PackedBase, VringAddress, VringFile, VringState};
 use crate::socket::{Event, wait_readable};
 
-/// In a descriptor's flags: it is available, where this is the driver's wrap counter.
+/// In a descriptor's flags: it is available, if this is the driver's wrap counter.
 pub const AVAIL: u16 = 1 << 7;
-/// In a descriptor's flags: it is used, where this is the device's wrap counter.
+/// In a descriptor's flags: it is used, if this is the device's wrap counter.
 pub const USED: u16 = 1 << 15;
 /// In the driver's area: no calls, please.
 pub const EVENT_DISABLE: u16 = 1;
@@ -52,7 +52,7 @@ impl Place {
 pub struct PackedRing {
     /// How many descriptors it has.
     pub size: u16,
-    /// Where the device tells of used ones.
+    /// The event by which the device calls.
     pub call: Event,
     kick: Event,
     descriptors: Area,
@@ -89,7 +89,7 @@ impl PackedRing {
     pub fn start_at(&mut self, base: PackedBase) {
         self.offered = Place { index: base.available, wrap: base.available_wrap };
         self.taken = Place { index: base.used, wrap: base.used_wrap };
-        // What both sides have passed in this lap is used in it; what lies before them is of the lap before.
+        // What both sides have passed in this lap is used in it; the rest of the ring is used in the lap before.
         for place in 0..self.size {
             let lap = if place < base.used { base.used_wrap } else { !base.used_wrap };
             self.descriptors.store_u16(
@@ -100,7 +100,7 @@ impl PackedRing {
         }
     }
 
-    /// All that it takes until the ring runs; from where the driver is.
+    /// All that it takes until the ring runs, from the driver's current place.
     pub fn start(&self, link: &mut Link) -> Outcome {
         let state = |num| VringState { index: 0, num };
         let address = VringAddress {
@@ -119,7 +119,7 @@ impl PackedRing {
         link.require(&SetVringEnable(state(1)), &[])
     }
 
-    /// Where both sides are while nothing is under way: the available index and wrap counter, then the used ones.
+    /// The place of both sides while nothing is in flight: the available index and wrap counter, then the used ones.
     pub fn base(&self) -> u32 {
         self.offered.encode() | self.taken.encode() << 16
     }
@@ -129,7 +129,7 @@ impl PackedRing {
         Ok(link.call(&GetVringBase(VringState { index: 0, num: 0 }))?.num)
     }
 
-    /// Makes a chain available under this id, its first descriptor last, and tells the device.
+    /// Makes a chain available under this id, its first descriptor last, and kicks.
     pub fn send(&mut self, id: u16, chain: &[Descriptor]) -> Outcome {
         let count = u16::try_from(chain.len()).expect("a chain is short");
         self.lengths[usize::from(id)] = count;
@@ -156,7 +156,7 @@ impl PackedRing {
         fence(Ordering::SeqCst);
     }
 
-    /// Tells the device that there is something.
+    /// Kicks.
     pub fn kick(&self) -> Outcome {
         Ok(self.kick.signal()?)
     }

@@ -115,8 +115,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a backend that listens on `socket`, or in a new folder. It has this process's environment, and of its
-    /// descriptors none.
+    /// Starts a backend that listens on `socket`, or in a new folder. It has this process's environment, and no
+    /// descriptors of it.
     ///
     /// # Errors
     /// If the program can't be started.
@@ -167,7 +167,7 @@ impl Process {
         let pid = Pid::from_child(&child);
         let output = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&output);
-        // It ends when the last that can write to the pipe has gone, which the kill of the group sees to.
+        // It ends when no process is left that can write to the pipe. The kill of the group ensures that.
         std::thread::Builder::new().name("backend-output".to_owned()).spawn(move || keep_output(reader, &kept))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { child, pidfd, socket, output, ended: None, grace: END_TIMEOUT, directory })
@@ -201,7 +201,7 @@ impl Process {
         self.ended()
     }
 
-    /// Asks it to end. Returns how it did, if in time.
+    /// Sends SIGTERM. Returns how it ended, if in time.
     pub fn terminate(&mut self, timeout: Duration) -> Option<ExitStatus> {
         self.signal(Signal::TERM);
         self.wait(timeout)
@@ -213,7 +213,7 @@ impl Process {
         self.wait(KILL_TIMEOUT);
     }
 
-    /// Asks it to end, and kills it if it does not within `grace`. Returns whether it ended when it was asked.
+    /// Sends SIGTERM, and kills it if it does not end within `grace`. Returns whether it ended at SIGTERM.
     pub fn end(mut self, grace: Duration) -> bool {
         self.grace = grace;
         self.end_in_time()
@@ -233,7 +233,7 @@ impl Process {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, second) = output.as_slices();
         let text = String::from_utf8_lossy(&[first, second].concat()).into_owned();
-        // What a terminal would do with them is not for a backend to say.
+        // A backend does not decide what a terminal would do with them.
         let plain =
             |line: &str| line.replace(|character: char| character.is_control() && character != '\t', "\u{fffd}");
         let lines: Vec<_> = text.lines().map(plain).collect();
@@ -302,7 +302,7 @@ const fn signal_name(signal: i32) -> Option<&'static str> {
     })
 }
 
-/// Whether a process that is not ours has ended. Its parent may not have asked for its status yet.
+/// Whether a process that is not ours has ended. Its parent may not have read its status yet.
 pub fn has_gone(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     // The name before the state may hold anything, parentheses too.
@@ -310,7 +310,7 @@ pub fn has_gone(pid: u32) -> bool {
     matches!(state, Some('Z' | 'X' | 'x'))
 }
 
-/// What a process holds now. Nothing where it has gone or is not ours to look at.
+/// What a process holds now. Nothing if it has ended or cannot be inspected.
 pub fn resources(pid: u32) -> Option<Resources> {
     let path = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
     let status = std::fs::read_to_string(path("status")).ok()?;

@@ -51,10 +51,11 @@ impl Request {
             DeviceKind::Console => sends(1, "a line", vec![b"kiln vhost check\r\n".to_vec()]),
             DeviceKind::Rng => reads(0, "a request for 64 bytes", Vec::new(), vec![64]),
             DeviceKind::Scsi => reads(2, "TEST UNIT READY", scsi_test_unit_ready(), vec![108]),
-            // VIRTIO_GPU_CMD_RESOURCE_UNREF of resource 0, which there never is: header, resource and padding, answered with a
-            // header. What asks for displays needs the socket to them, which is given by a message that is no backend's.
+            // VIRTIO_GPU_CMD_RESOURCE_UNREF of resource 0, which never exists: header, resource and padding, answered
+            // with a header. Requests about displays need the socket to the display, which is not sent to every
+            // backend.
             DeviceKind::Gpu => reads(0, "RESOURCE_UNREF", number(0x102, 32), vec![24]),
-            // EV_SYN says nothing.
+            // EV_SYN has no effect.
             DeviceKind::Input => reads(1, "an empty event", vec![0; 8], Vec::new()),
             DeviceKind::Vsock => sends(1, "a packet for a connection that is not there", vsock_packet(facts)?),
             DeviceKind::Fs => reads(1, "FUSE_INIT", fuse_init(), vec![16, 64]),

@@ -25,7 +25,7 @@ pub const INDIRECT: u16 = 4;
 /// In the available ring: no calls, please.
 pub const NO_INTERRUPT: u16 = 1;
 
-/// A descriptor, as it lies in the ring.
+/// A descriptor, in the layout of the ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Descriptor {
     /// Guest address.
@@ -97,9 +97,9 @@ pub fn chained(first: u16, descriptors: &[Descriptor]) -> Vec<Descriptor> {
 /// What the device gave back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Used {
-    /// The head of the chain, as the device says.
+    /// The head of the chain, from the used ring.
     pub head: u32,
-    /// Bytes that it says it has written.
+    /// The number of written bytes, from the used ring.
     pub written: u32,
 }
 
@@ -110,9 +110,9 @@ pub struct SplitRing {
     pub index: u32,
     /// How many descriptors it has.
     pub size: u16,
-    /// Where the driver tells of new buffers.
+    /// The event by which the driver kicks.
     pub kick: Event,
-    /// Where the device tells of used ones.
+    /// The event by which the device calls.
     pub call: Event,
     descriptors: Area,
     available: Area,
@@ -153,7 +153,7 @@ impl SplitRing {
         self.used.store_u16(2, base, Ordering::Release);
     }
 
-    /// Where it lies, as `SET_VRING_ADDR` says it.
+    /// Its addresses, in the form of `SET_VRING_ADDR`.
     pub fn address(&self) -> VringAddress {
         VringAddress {
             index: self.index,
@@ -245,12 +245,12 @@ impl SplitRing {
         fence(Ordering::SeqCst);
     }
 
-    /// Tells the device that there is something.
+    /// Kicks.
     pub fn kick(&self) -> Outcome {
         Ok(self.kick.signal()?)
     }
 
-    /// Offers a chain that lies from `first` on, shows and tells it.
+    /// Makes the chain from `first` on available, and kicks.
     pub fn send(&mut self, first: u16, descriptors: &[Descriptor]) -> Outcome {
         self.put_chain(first, descriptors);
         self.offer(first);
@@ -264,7 +264,7 @@ impl SplitRing {
         fence(Ordering::SeqCst);
     }
 
-    /// From which used index on the driver wants a call (`used_event`).
+    /// From which used index on the driver requests a call (`used_event`).
     pub fn set_used_event(&self, index: u16) {
         self.available.store_u16(4 + 2 * usize::from(self.size), index, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -313,7 +313,7 @@ impl SplitRing {
                     self.index, offered
                 )));
             }
-            // A call may be missed or not wanted, so the index is looked at again soon.
+            // A call may be lost or disabled, so the index is looked at again soon.
             let nap = left.min(Duration::from_millis(2));
             let [_, spoke] = wait_readable([self.call.as_fd(), link.channel().stream().as_fd()], Some(nap))?;
             self.call.take()?;

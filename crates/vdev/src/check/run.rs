@@ -1,4 +1,4 @@
-//! A run: asks the backend what it is, deals the cases out to lanes, and puts together what came of them.
+//! A run: finds out what the backend is, distributes the cases to lanes, and collects their verdicts.
 //!
 //! ```text
 //!   Options ──▶ Facts ──▶ may two run beside each other? ──▶ lanes, a thread and a backend each ──▶ Report
@@ -27,9 +27,9 @@ use crate::virtio::{Candidate, DeviceKind};
 /// What to check, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the backend listens. With a command it may be left out: each start has a new folder then.
+    /// The backend's socket. With a command it may be left out: each start has a new folder then.
     pub socket: Option<PathBuf>,
-    /// Starts the backend; `{socket}` is where it shall listen, `{dir}` a folder for whatever else it makes.
+    /// Starts the backend; `{socket}` is the path to listen on, `{dir}` a folder for anything else it makes.
     pub spawn: Option<SpawnCommand>,
     /// The kind of device. If it is left out, it is guessed from the backend's replies.
     pub device: Option<DeviceKind>,
@@ -89,7 +89,7 @@ pub enum CheckError {
         /// Why.
         source: SocketError,
     },
-    /// What the backend says of itself fits no kind of device, or more than one.
+    /// The backend's facts fit no kind of device, or more than one.
     #[error("the kind of device behind `{target}` is not known{}", may_be(candidates))]
     UnknownDevice {
         /// The socket or the command.
@@ -118,7 +118,7 @@ fn may_be(candidates: &[Candidate]) -> String {
 /// crash of the case that it died of.
 ///
 /// # Errors
-/// If the backend does not even say what it is, or not what kind of device.
+/// If the backend's facts cannot be read, or do not show what kind of device it is.
 pub fn run(options: &Options, on_case: &mut dyn FnMut(&CaseReport)) -> Result<Report, CheckError> {
     let started = Instant::now();
     let name = target_name(options)?;
@@ -134,7 +134,7 @@ pub fn run(options: &Options, on_case: &mut dyn FnMut(&CaseReport)) -> Result<Re
     let allowed = Allowed { writes: options.writes, harm: !options.gentle };
     facts.rings = works::before_harm(&mut Context::new(&mut target, &facts, Some(device.kind)), allowed);
     let lanes = lanes(options, &mut target, &facts, device.kind);
-    // The first case that wants a backend of its own gets one that has had no client.
+    // The first case that needs a backend of its own gets one that has had no client.
     target.stop();
     let rounds = options.repeat.max(1) as usize;
     let cases: Vec<_> = selected(options).collect();
@@ -162,7 +162,7 @@ pub fn run(options: &Options, on_case: &mut dyn FnMut(&CaseReport)) -> Result<Re
                 Said::Done(task, mut report) => {
                     report.expectation = options.expected.judge(report.id, &report.verdict);
                     let found = &mut found[task.round][task.place];
-                    // One that is run again was heard of already.
+                    // One that is run again was reported before.
                     if found.is_none() {
                         on_case(&report);
                     }
@@ -233,7 +233,7 @@ fn lanes(options: &Options, target: &mut Target, facts: &Facts, device: DeviceKi
     }
 }
 
-/// Where the backend of a lane listens, if that was given: the first there, the others beside it.
+/// The socket of a lane's backend, if one was given: the first lane has it, the others have one beside it.
 fn lane_socket(options: &Options, lane: usize) -> Option<PathBuf> {
     let socket = options.socket.clone()?;
     if lane == 0 {
@@ -267,7 +267,7 @@ fn merge(mut reports: Vec<CaseReport>) -> Option<CaseReport> {
     Some(report)
 }
 
-/// The cases that these options ask for.
+/// The cases that these options select.
 pub fn selected(options: &Options) -> impl Iterator<Item = &'static Case> + '_ {
     let (left_out, wanted): (Vec<&str>, Vec<&str>) =
         options.only.iter().map(String::as_str).partition(|pattern| pattern.starts_with('!'));

@@ -28,7 +28,7 @@ pub struct Target {
     /// How long the backend needs after a client has left until it serves the next.
     pause: Duration,
     process: Option<Process>,
-    /// The process at the other end of the socket, as the system says, if we have not started it.
+    /// The process at the other end of the socket, from the system, if we have not started it.
     peer: Option<u32>,
     /// Connections to this backend so far.
     clients: u32,
@@ -38,7 +38,7 @@ pub struct Target {
     grace: Duration,
     /// Whether its process ends when its client leaves, so that this is no crash.
     pub ends_with_client: bool,
-    /// Whether the case that runs has asked it to end.
+    /// Whether the case that runs ends it on purpose.
     end_is_expected: bool,
 }
 
@@ -61,13 +61,13 @@ impl Target {
         }
     }
 
-    /// Another backend of the same kind, which is not started yet. `socket` is where it listens, if that is not up to us.
+    /// Another backend of the same kind, which is not started yet. `socket` is its socket, if that was given.
     pub fn another(&self, socket: Option<PathBuf>) -> Self {
         let Self { patience, pause, grace, ends_with_client, .. } = *self;
         Self { patience, pause, grace, ends_with_client, ..Self::new(self.command.clone(), socket, self.timeout) }
     }
 
-    /// Where it listens, if that is not up to us.
+    /// Its socket, if that was given.
     pub fn own_socket(&self) -> Option<PathBuf> {
         self.socket.clone()
     }
@@ -191,7 +191,7 @@ impl Target {
         let deadline = Instant::now() + self.patience;
         loop {
             let mut channel = self.connect()?;
-            // Whether the answer is right is for the cases to say.
+            // Other cases check whether the reply is right.
             match channel.send(&GetFeatures(Empty), &[]).and_then(|()| channel.receive_unchecked()) {
                 Ok(_) => {
                     channel.set_timeout(self.timeout);
@@ -228,7 +228,7 @@ impl Target {
         self.process.as_mut().and_then(Process::ended)
     }
 
-    /// Whether its process has ended; also if it is not ours and has gone.
+    /// Whether its process has ended; also if it is not ours and does not exist any more.
     pub fn has_ended(&mut self) -> bool {
         match (&mut self.process, self.peer) {
             (Some(process), _) => process.ended().is_some(),

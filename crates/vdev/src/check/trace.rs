@@ -1,4 +1,4 @@
-//! What was said in a case, in words: bounded, the first lines and the last.
+//! The messages of a case, as text: bounded, the first lines and the last.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,10 +17,10 @@ const FIRST_LINES: usize = 40;
 const LAST_LINES: usize = 40;
 /// Characters of a line that are kept.
 const LINE_CHARACTERS: usize = 240;
-/// Bytes of a payload that are shown where it has no meaning.
+/// Bytes of a payload that are shown if it has no meaning.
 const BYTES_SHOWN: usize = 24;
 
-/// Who said it.
+/// Who sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
@@ -40,7 +40,7 @@ pub struct TraceLine {
     /// Since the case began.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub at: Duration,
-    /// Who said it.
+    /// Who sent it.
     pub side: Side,
     /// What, decoded.
     pub text: String,
@@ -58,7 +58,7 @@ impl fmt::Display for TraceLine {
     }
 }
 
-/// What was said in a case.
+/// The messages of a case.
 #[derive(Debug, Clone, Serialize)]
 pub struct Trace {
     #[serde(skip)]
@@ -120,7 +120,7 @@ impl Trace {
         if is_question(last) { sent.find(|text| !is_question(text)).or(Some(last)) } else { Some(last) }
     }
 
-    /// Whether the peer has said anything.
+    /// Whether the peer has sent anything.
     pub fn has_received(&self) -> bool {
         self.first.iter().chain(&self.last).any(|line| line.side == Side::Received)
     }

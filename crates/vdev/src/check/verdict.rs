@@ -1,4 +1,4 @@
-//! What a case says: how binding its rule is, and what came of it.
+//! The result of a case: its level and its verdict.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use super::trace::Trace;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// The specification says "must", or data is lost where the rule is broken.
+    /// The specification has "must", or data is lost if the rule is broken.
     Must,
     /// The specification recommends it, or frontends in use rely on it.
     Should,
@@ -85,7 +85,7 @@ impl Verdict {
     /// Every name that a verdict has.
     pub(super) const NAMES: [&str; 5] = ["pass", "fail", "skip", "crash", "hang"];
 
-    /// What it says beyond its name.
+    /// What it has beyond its name.
     pub fn because(&self) -> Option<&str> {
         match self {
             Self::Pass => None,
@@ -118,17 +118,17 @@ pub struct Resources {
 pub enum Expectation {
     /// The file does not name it.
     None,
-    /// It fails, as the file says, and what that means.
+    /// It fails as expected, and what that means.
     Failure(String),
-    /// The file says that it fails, and it passes now.
+    /// It is expected to fail, and it passes now.
     PassesNow(String),
-    /// The file says that it may fail, and it passes.
+    /// It may fail, and it passes.
     MayFail(String),
-    /// The file says that it fails, and it was skipped.
+    /// It is expected to fail, and it was skipped.
     NotRun(String),
 }
 
-/// What came of one case, with what was said.
+/// The result of one case, with its messages.
 #[derive(Debug, Clone, Serialize)]
 pub struct CaseReport {
     /// Group and name: `features.never-offered-bit`.
@@ -150,7 +150,7 @@ pub struct CaseReport {
     /// How long it took.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub duration: Duration,
-    /// What the peer's process held before and after, where it can be seen.
+    /// What the peer's process held before and after, if that can be inspected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<[Resources; 2]>,
     /// The last that the peer wrote to its standard error.
@@ -170,7 +170,7 @@ impl CaseReport {
         self.id.split_once('.').map_or(self.id, |(group, _)| group)
     }
 
-    /// Whether the rule is broken and the file of expected failures does not say so.
+    /// Whether the rule is broken and the file of expected failures does not have it.
     pub const fn is_unexpected_failure(&self) -> bool {
         self.verdict.is_failure() && !matches!(self.expectation, Expectation::Failure(_))
     }

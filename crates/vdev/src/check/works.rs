@@ -1,9 +1,9 @@
 //! Whether a backend still works after something hostile: a new client has one request done on new rings.
 //!
-//! That a backend answers GET_FEATURES says little: a thread that serves a ring may have died while the one that reads
-//! messages lives. So a request is made that each device of the kind has to finish. What a backend is asked for is what it
-//! could do before anything hostile was sent to it: kinds without such a request, and backends that do not finish it, have
-//! their ring started and stopped.
+//! A reply to GET_FEATURES proves little: a thread that serves a ring may have died while the one that reads messages
+//! lives. So a request is made that each device of the kind has to finish. Only what a backend could do before
+//! anything hostile was sent to it is required of it: kinds without such a request, and backends that do not finish
+//! it, have their ring started and stopped.
 
 use super::case::{Allowed, Need};
 use super::context::{Context, USUAL, negotiate, usual_features};
@@ -17,7 +17,7 @@ use crate::protocol::frontend::SetFeatures;
 /// Descriptors of each ring.
 const ENTRIES: u16 = 64;
 
-/// What a new client's ring can be asked to do.
+/// What a new client's ring can be used for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RingCheck {
     /// Nothing that worked before.
@@ -73,7 +73,8 @@ fn attempt(context: &mut Context<'_>, check: RingCheck) -> Outcome {
     });
     let mut rings = rings.collect::<Outcome<Vec<_>>>()?;
     if let (Some(request), Some(ring)) = (request, rings.last_mut()) {
-        // What is there when a ring is enabled is done without a kick, so the second shows that kicks are heard.
+        // A request that is in a ring when it is enabled is served without a kick, so only the second one proves that
+        // kicks are seen.
         for head in [0, 2] {
             ring.send(head, &request.in_two(&mut guest))?;
             ring.wait_used(&mut link, context.timeout())?;

@@ -1,4 +1,4 @@
-//! The channel on which a backend asks its frontend.
+//! The channel on which a backend sends requests to its frontend.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -89,7 +89,7 @@ fn well_formed(context: &mut Context<'_>) -> Outcome {
     ring.start(&mut link)?;
     ring.stop(&mut link)?;
     let mut channel = Channel::new(ours, "backend channel", context.timeout());
-    // All that was said until now is there: the backend has answered since.
+    // All messages up to now have arrived: the backend has replied since.
     while channel.is_readable(Duration::ZERO)? {
         let message = channel.receive_unchecked()?;
         let Header { request, flags, .. } = message.header;

@@ -127,7 +127,8 @@ fn stable(context: &mut Context<'_>) -> Outcome {
     if first == second { Ok(()) } else { Stop::fail("the configuration changed between two GET_CONFIG") }
 }
 
-/// What a backend says to a question that it can't answer: zeros of that size, nothing, or the end of the connection.
+/// The reply of a backend to a request that it cannot serve: zeros of that size, nothing, or the end of the
+/// connection.
 fn is_error_or_zeros(context: &mut Context<'_>, question: &GetConfig) -> Outcome {
     let mut link = context.open_device()?;
     link.send(question, &[])?;
@@ -153,7 +154,7 @@ fn beyond(context: &mut Context<'_>) -> Outcome {
 
 fn endless(context: &mut Context<'_>) -> Outcome {
     match is_error_or_zeros(context, &ask(u32::MAX - 3, 8)) {
-        // To close is an answer to what no frontend that is right asks for.
+        // To close the connection is a valid reply to what no correct frontend requests.
         Err(Stop::Fail(because)) if because.starts_with("closed") => Ok(()),
         outcome => outcome,
     }
@@ -163,7 +164,7 @@ fn endless(context: &mut Context<'_>) -> Outcome {
 const SPACE: usize = 256;
 
 fn nothing_beyond_the_end(context: &mut Context<'_>) -> Outcome {
-    // A backend may know fewer fields than the kind of device has; none knows more.
+    // A backend may have fewer fields than its kind of device; no backend has more.
     let end = context.device.map_or(BEYOND_ALL_KINDS, DeviceKind::config_bytes);
     let questions = [(0, SPACE), (end, SPACE - end), (end.saturating_sub(4), 8), (end, 1), (SPACE - 1, 1)];
     let mut link = context.open_device()?;
@@ -171,7 +172,7 @@ fn nothing_beyond_the_end(context: &mut Context<'_>) -> Outcome {
         link.send(&ask(u32::try_from(offset).unwrap_or(u32::MAX), bytes), &[])?;
         let reply = match link.reply_to(24) {
             Ok(reply) => reply,
-            // Nothing was told, which is all that this rule asks for.
+            // Nothing was returned, which is all that this rule requires.
             Err(Stop::Closed(_)) if context.facts.ends_with_client => return Ok(()),
             Err(Stop::Closed(_)) => {
                 drop(link);

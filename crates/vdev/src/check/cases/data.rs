@@ -1,4 +1,4 @@
-//! Requests to a disk: what each type does, and what the device says of it.
+//! Requests to a disk: what each type does, and what the device returns for it.
 
 use super::prelude::*;
 use crate::check::disk::{DATA_BYTES, Disk, SECTOR, Setup, kind, on_scratch, pattern, require_status, size, status};
@@ -149,7 +149,7 @@ fn unknown_type(context: &mut Context<'_>) -> Outcome {
     require_status(found, status::UNSUPP, "a request of type 0x7ffffff0")
 }
 
-/// A request that must fail, and that says so.
+/// A request that must fail, with a status that shows it.
 fn fails(context: &mut Context<'_>, sector: impl Fn(&Disk) -> u64, bytes: u32, write: bool, what: &str) -> Outcome {
     let mut disk = Disk::open(context)?;
     let at = disk.data_at();
@@ -261,7 +261,7 @@ fn written_length_of_write(context: &mut Context<'_>) -> Outcome {
     })
 }
 
-/// Requests of one sector each that lie in memory, to be made available all at once.
+/// Requests of one sector each, laid out in memory, to be made available all at once.
 pub(super) struct Batch {
     headers: u64,
     statuses: u64,

@@ -127,7 +127,7 @@ fn queue_num(context: &mut Context<'_>) -> Outcome {
     let mut link = context.open()?;
     match link.call(&GetQueueNum(Empty))? {
         0 => Stop::fail("GET_QUEUE_NUM returned 0"),
-        // The index of a ring is 8 bits where its descriptors are sent.
+        // In the messages with its descriptors, the index of a ring has 8 bits.
         queues @ 1..=256 => {
             link.note(format!("the backend has {queues} queues"));
             Ok(())

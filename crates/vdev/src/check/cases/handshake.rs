@@ -169,7 +169,7 @@ fn features_stable(context: &mut Context<'_>) -> Outcome {
 
 fn header_in_pieces(context: &mut Context<'_>) -> Outcome {
     let mut link = context.connect()?;
-    // Bytes that come before the connection is accepted lie there as one piece.
+    // Bytes that come before the connection is accepted are in the socket as one piece.
     link.features()?;
     let header = Header { request: 1, flags: Flags::request(), payload_bytes: 0 }.encode();
     for (place, byte) in header.iter().enumerate() {
@@ -293,7 +293,7 @@ fn require_success(payload: &[u8]) -> Outcome {
     }
 }
 
-/// Sends a right message with `need_reply`: exactly one acknowledgement comes, and says success.
+/// Sends a correct message with `need_reply`: exactly one acknowledgement comes, and it is 0.
 fn acknowledged<M: Message>(link: &mut Link, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
     let number = M::REQUEST.number();
     link.send_raw(number, Flags::request_with_reply(), &message.payload(), fds)?;
@@ -331,7 +331,7 @@ fn ack_mem_table(context: &mut Context<'_>) -> Outcome {
     acknowledged(&mut link, &guest.table(), &guest.fds())
 }
 
-/// A session up to where rings are set up.
+/// A session up to the point where rings are set up.
 fn ring(context: &mut Context<'_>) -> Outcome<(Link, Guest, SplitRing)> {
     let mut link = context.open_device()?;
     let mut guest = Guest::new()?;

@@ -173,7 +173,7 @@ fn half_a_message(context: &mut Context<'_>) -> Outcome {
     bytes(context, &[&header[..], &[1, 0, 0, 0]].concat())
 }
 
-/// Every request there is with this payload, each on a connection of its own where the one before was closed.
+/// Every request there is with this payload, each on a connection of its own if the one before was closed.
 fn every_request(context: &mut Context<'_>, payload: &[u8]) -> Outcome {
     let mut link = context.open_device()?;
     for request in 1..=46 {

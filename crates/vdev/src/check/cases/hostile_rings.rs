@@ -122,9 +122,9 @@ cases! {
         MEMORY => CUT;
 }
 
-/// Where tables of descriptors are put.
+/// The place of tables of descriptors.
 const TABLE: u64 = 0x10_0000;
-/// Where memory ends after it was cut, if the rings stay.
+/// The end of memory after it was cut, if the rings stay.
 const CUT_AT: u64 = 0x20_0000;
 
 /// A table, and a descriptor after it.
@@ -175,7 +175,7 @@ impl Rings {
         context.survives_messages(self.link)
     }
 
-    /// Waits until the backend uses something, says something, or closes; or a while.
+    /// Waits until the backend uses something, sends something, or closes; or a while.
     fn react(&mut self) {
         let Self { link, rings, used, .. } = self;
         let ring = &rings[*used];
@@ -237,7 +237,7 @@ fn same_head_twice(context: &mut Context<'_>) -> Outcome {
     rings.survived(context, "the same head is made available 64 times at once")
 }
 
-/// A request whose data lie at this place.
+/// A request whose data is at this place.
 fn place(context: &mut Context<'_>, address: u64, bytes: u32) -> Outcome {
     let mut rings = rings(context)?;
     let chain =
@@ -305,7 +305,7 @@ fn request_of_noise(context: &mut Context<'_>) -> Outcome {
     }
     for place in 0..20 {
         let mut noise = pattern(1000 + place, 64);
-        // Of a disk's requests none that writes.
+        // Of a disk's requests only those that do not write.
         noise[0] |= 0x40;
         rings.guest.write(0x8_0000 + place * 64, &noise);
     }

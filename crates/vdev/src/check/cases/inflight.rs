@@ -225,8 +225,8 @@ fn recorded(context: &mut Context<'_>) -> Outcome {
     }
 }
 
-/// Three reads that a backend before had taken. It had done some, in this order, and recorded so many of these as done. The
-/// ring is started as a frontend does that knows no more than the used index.
+/// Three reads that a backend before had taken. It had done some, in this order, and recorded so many of these as
+/// done. The ring is started by a frontend that has no more than the used index.
 fn left_behind(context: &mut Context<'_>, done: &[u16], recorded: usize) -> Outcome<(Disk, Record, Batch)> {
     let (mut disk, record) = disk_of_another(context)?;
     let batch = Batch::new(&mut disk.guest, &disk.ring);
@@ -281,7 +281,7 @@ fn are_done(context: &Context<'_>, disk: &mut Disk, batch: &Batch, done_before: 
     }
 }
 
-/// Out of order: where the ring goes on, the used index alone does not tell.
+/// Out of order: the used index alone does not show where the ring continues.
 const SECOND_DONE: &[u16] = &[1];
 
 fn resubmits(context: &mut Context<'_>) -> Outcome {
@@ -331,7 +331,7 @@ fn killed_under_load(context: &mut Context<'_>) -> Outcome {
         }
         disk.ring.publish();
         disk.ring.kick()?;
-        // Somewhere between none and all of them done, another each time.
+        // Somewhere between no request and all of them done, at another point each time.
         let target = disk.ring.taken.wrapping_add(u16::try_from(round * 8).unwrap_or(0));
         let ring = &disk.ring;
         wait_until(Duration::from_millis(100), || ring.used_index().wrapping_sub(target) < u16::MAX / 2);

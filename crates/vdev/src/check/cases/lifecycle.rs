@@ -375,13 +375,13 @@ fn state_saved(context: &mut Context<'_>) -> Outcome {
     state(context).map(drop)
 }
 
-/// Gives a device a state; what it says of it.
+/// Sends a state to a device; returns its verdict on it.
 fn load(link: &mut Link, bytes: &[u8], timeout: Duration) -> Outcome<u64> {
     use std::io::Write as _;
     let (reader, mut writer) = std::io::pipe()?;
     transfer(link, 1, reader.as_fd())?;
     drop(reader);
-    // A pipe holds 64 KiB; the backend reads while it is asked nothing.
+    // A pipe holds 64 KiB; the backend reads while no request is sent to it.
     let bytes = bytes.to_vec();
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

@@ -31,7 +31,7 @@ fn log_base_answered(context: &mut Context<'_>) -> Outcome {
     set_log_base(&mut link, description, &file)
 }
 
-/// Gives a log. It is answered; what the answer holds the specification does not say.
+/// Sends a log. It has a reply, whose content the specification does not define.
 pub(super) fn set_log_base(link: &mut Link, log: Log, file: &SharedFile) -> Outcome {
     link.send(&SetLogBase(log), &[file.as_fd()])?;
     link.reply_to(6).map(drop)

@@ -1,4 +1,4 @@
-//! Kicks and calls: who tells whom, when, and who wants to be left alone.
+//! Kicks and calls: who notifies whom, when, and how notifications are disabled.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -93,7 +93,7 @@ fn call_changed(context: &mut Context<'_>) -> Outcome {
     must_call(&disk.ring.call, timeout, "a read")?;
     let old = std::mem::replace(&mut disk.ring.call, Event::new()?);
     disk.link.require(&SetVringCall(VringFile::with_descriptor(0)), &[disk.ring.call.as_fd()])?;
-    // To be told once more for a new descriptor is allowed: what was used before may have been missed.
+    // One more call for a new descriptor is allowed: the driver may have missed what was used before.
     disk.ring.call.take()?;
     old.take()?;
     polled_read(&mut disk, timeout)?;
@@ -209,11 +209,11 @@ fn event_idx_quiet(context: &mut Context<'_>) -> Outcome {
     calls_at_the_third(context, 0, true)
 }
 
-/// A read; then three, of which the driver wants a call for the last only.
+/// A read; then three, for only the last of which the driver requests a call.
 fn calls_at_the_third(context: &mut Context<'_>, base: u16, quiet_before: bool) -> Outcome {
     let timeout = context.timeout();
     let mut disk = with_events(context, base)?;
-    // The first may be told of in any case: the device does not know what it told before.
+    // A call for the first is allowed in any case: the device does not remember its calls.
     disk.ring.set_used_event(base);
     polled_read(&mut disk, timeout)?;
     must_call(&disk.ring.call, timeout, "the first read")?;

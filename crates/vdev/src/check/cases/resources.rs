@@ -154,7 +154,7 @@ fn threads_of_clients(context: &mut Context<'_>) -> Outcome {
     if after > before + 8 { Stop::fail(format!("{before} threads before, {after} after 30 clients")) } else { Ok(()) }
 }
 
-/// Sends messages with a descriptor that they don't carry, on new connections where old ones are closed.
+/// Sends messages with a descriptor that they must not have, on new connections if old ones are closed.
 fn stray(context: &mut Context<'_>, messages: &[(u32, &[u8])], what: &str) -> Outcome {
     let file = Event::new()?;
     let fds: [BorrowedFd<'_>; 1] = [file.as_fd()];
@@ -387,8 +387,8 @@ const BASELINE_TRIES: u32 = 5;
 #[derive(Clone, Copy)]
 pub(super) struct Work {
     used: Duration,
-    /// Threads that were never done: they ran or waited for a processor most of the time. What they get of one depends on
-    /// what else runs on this host, but that they want it does not.
+    /// Threads that never slept: they ran or waited for a processor most of the time. How much processor time they get
+    /// depends on what else runs on this host, but whether they try does not.
     polling: usize,
 }
 
@@ -410,7 +410,7 @@ impl Work {
         Ok(work)
     }
 
-    /// What the backend does before this case has said anything to it.
+    /// What the backend does before this case has sent anything to it.
     ///
     /// A backend that has just been started may still be busy with that, so a busy one is looked at again: only one that is
     /// busy each time polls.

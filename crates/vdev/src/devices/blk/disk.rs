@@ -1,4 +1,4 @@
-//! Where a disk's bytes are: a file, or nowhere.
+//! Where a disk's bytes are: in a file, or nowhere.
 
 use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
@@ -14,7 +14,7 @@ use crate::queue::Chain;
 /// A disk, as its queues share it.
 #[derive(Debug)]
 pub struct Disk {
-    /// Absent where the bytes are nowhere.
+    /// Absent if the bytes are nowhere.
     file: Option<File>,
     sectors: u64,
     read_only: bool,
@@ -23,7 +23,7 @@ pub struct Disk {
     pub writeback: AtomicBool,
 }
 
-/// Zeros that are written where the file can't be told to have them.
+/// Zeros that are written if the file system cannot make a range zeros.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Disk {
@@ -36,7 +36,7 @@ impl Disk {
                 if !lock::lock(&file, !options.read_only).map_err(failed)? {
                     return Err(BlkError::InUse { path: path.clone() });
                 }
-                // The size of a block device is where it ends, which its metadata does not say.
+                // The size of a block device is its end, which its metadata does not have.
                 let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
                 (Some(file), bytes)
             }
@@ -65,8 +65,8 @@ impl Disk {
         &self.serial
     }
 
-    /// Fills so many writable bytes of a chain with what is at an offset. A file that has become shorter reads as zeros
-    /// where it was.
+    /// Fills so many writable bytes of a chain from an offset. A file that has become shorter reads as zeros beyond
+    /// its new end.
     pub fn read(&self, offset: u64, chain: &Chain, bytes: u64) -> io::Result<()> {
         let done = match &self.file {
             Some(file) => file_io::read_at(file, offset, chain.memory(), chain.writable_part(0, bytes))?,
@@ -102,7 +102,7 @@ impl Disk {
         }
     }
 
-    /// Has a range read as zeros; its room may be given up where `unmap` says so.
+    /// Makes a range zeros; its room may be freed if `unmap` is set.
     pub fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let way = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };

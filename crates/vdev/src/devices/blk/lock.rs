@@ -23,7 +23,8 @@ const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
-/// Locks the file against others that write it, and against others at all where it is written here. `false`: it is in use.
+/// Locks the file against other writers, and also against readers that forbid writers if it is written here. `false`:
+/// it is in use.
 pub fn lock(file: &File, writes: bool) -> io::Result<bool> {
     let does: &[i64] = if writes { &[READ, WRITE] } else { &[READ] };
     let forbids: &[i64] = if writes { &[WRITE, RESIZE] } else { &[RESIZE] };

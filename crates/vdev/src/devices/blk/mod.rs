@@ -4,8 +4,8 @@
 //!    request: header of 16 bytes, data …, status byte, cut into buffers anyhow
 //!    read      file ──preadv──▶ guest memory          write     guest memory ──pwritev──▶ file
 //! ```
-//! What a driver asks for is done before the next request is looked at, on the queue's own thread: a file in the page cache
-//! answers faster than a request can be handed over. Each queue has a thread of its own.
+//! A request is done before the next one is looked at, on the queue's own thread: a file in the page cache is read
+//! faster than a request can be handed over. Each queue has a thread of its own.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -120,11 +120,11 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// Opens a disk. Its file is locked, as QEMU locks it: against a second writer, and against any other user where it
+    /// Opens a disk. Its file is locked, as QEMU locks it: against a second writer, and against any other user if it
     /// is to be written.
     ///
     /// # Errors
-    /// If it can't be opened, is in use, or can't be as the options say.
+    /// If it can't be opened, is in use, or does not fit the options.
     pub fn open(options: &BlkOptions) -> Result<Self, BlkError> {
         let wrong = |option, value: String| Err(BlkError::Option { option, value });
         if options.serial.len() > SERIAL_BYTES_MAX {

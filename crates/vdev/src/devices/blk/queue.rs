@@ -13,7 +13,7 @@ use crate::virtio::feature;
 
 /// Requests between two looks at what else there is to do.
 const REQUESTS_AT_ONCE: u32 = 128;
-/// Bytes of requests after which others have their turn: a request may be long, and this thread may be told to stop.
+/// Bytes of requests after which other work has its turn: a request may be long, and this thread may have to stop.
 const BYTES_AT_ONCE: u64 = 64 << 20;
 /// Requests that the driver sees at once.
 const REQUESTS_PER_FLUSH: u32 = 8;
@@ -32,7 +32,7 @@ const WRITE_ZEROES: u32 = 13;
 /// In the flags of a range: its room may be given up.
 const UNMAP: u32 = 1;
 
-/// What the last byte of a request says.
+/// The last byte of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Status {
@@ -92,17 +92,17 @@ struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Does what is asked for, and says how many bytes were written to the driver's buffers.
+    /// Does a request, and returns how many bytes were written to the driver's buffers.
     fn serve(&self) -> u32 {
         let Some(room) = self.chain.writable_bytes().checked_sub(STATUS_BYTES) else {
-            // There is nowhere to say what came of it.
+            // There is no room for a status.
             return 0;
         };
         let (status, data) = match self.perform(room) {
             Ok(data) => (Status::Ok, data),
             Err(status) => (status, 0),
         };
-        // What is said to be written is written from the first byte on, so what has no data is filled up to the status.
+        // The used length counts from the first byte on, so what has no data is filled up to the status.
         for span in self.chain.writable_part(data, room - data) {
             if zero(self.chain.memory(), span).is_err() {
                 return 0;
@@ -112,7 +112,7 @@ impl Request<'_> {
         u32::try_from(room + written as u64).unwrap_or(u32::MAX)
     }
 
-    /// Does what is asked for, with so much room for data. Returns how much of it was filled.
+    /// Does a request with so much room for data. Returns how much of it was filled.
     fn perform(&self, room: u64) -> Result<u64, Status> {
         let mut header = [0; HEADER_BYTES as usize];
         if self.chain.read_into(0, &mut header) < header.len() {
@@ -159,7 +159,7 @@ impl Request<'_> {
         self.features & feature != 0
     }
 
-    /// Where bytes from a sector on lie, if they are whole sectors and on the disk.
+    /// The place of bytes from a sector on, if they are whole sectors and on the disk.
     fn check(&self, sector: u64, bytes: u64) -> Result<u64, Status> {
         let end = sector.checked_add(bytes / SECTOR_BYTES).ok_or(Status::IoError)?;
         if !bytes.is_multiple_of(SECTOR_BYTES) || end > self.disk.sectors() {
@@ -172,7 +172,7 @@ impl Request<'_> {
         if self.disk.is_read_only() { Err(Status::IoError) } else { Ok(()) }
     }
 
-    /// Has what was written on the medium where the driver has no other way to ask for it.
+    /// Writes data through to the medium if the driver cannot request that.
     fn settle(&self) -> io::Result<()> {
         let may_keep = self.has(feature::blk::FLUSH)
             && (!self.has(feature::blk::CONFIG_WCE) || self.disk.writeback.load(Ordering::Acquire));

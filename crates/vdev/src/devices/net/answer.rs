@@ -86,7 +86,7 @@ impl Host {
     }
 }
 
-/// The frame that tells every switch where a guest with this address is now.
+/// The frame that shows every switch where a guest with this address is now.
 pub(super) fn reverse_arp(mac: [u8; 6]) -> [u8; 60] {
     let mut frame = [0; 60];
     let parts: [&[u8]; 8] = [&[0xff; 6], &mac, &TYPE_RARP, &ARP_KIND, &[0, 3], &mac, &[0; 4], &mac];

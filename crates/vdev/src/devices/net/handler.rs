@@ -23,14 +23,14 @@ const FRAMES_AT_ONCE: usize = 64;
 const ANSWERS_MAX: usize = 256;
 /// Buffers that one frame may take: more than the longest takes in buffers of 4 KiB.
 const BUFFERS_MAX: usize = 64;
-/// Looks for buffers beyond those that are there for one frame: a driver may add some while they are counted, and one that
-/// only says so is not trusted forever.
+/// Looks for buffers beyond those that are there for one frame: a driver may add some while they are counted, and a
+/// driver that only changes its index is not followed forever.
 const LOOKS_MAX: usize = 2 * BUFFERS_MAX;
 /// The token of the TAP.
 const TAP: u64 = 0;
 
 pub(super) struct Handler {
-    /// Which queues it serves: where the card receives, and where it transmits.
+    /// The queues that it serves: one pair.
     receives: u16,
     transmits: u16,
     wire: Wire,
@@ -147,8 +147,8 @@ impl Handler {
         None
     }
 
-    /// Puts one frame into the guest's buffers. Returns whether there was room; where there was not, no buffer was used, and
-    /// the driver kicks when it has more.
+    /// Puts one frame into the guest's buffers. Returns whether there was room; if not, no buffer was used, and the
+    /// driver kicks when it has more.
     fn deliver(&mut self, queue: &mut Queue, frame: &[u8]) -> Result<bool, QueueError> {
         self.packet.clear();
         self.packet.resize(self.header_bytes, 0);
@@ -160,7 +160,7 @@ impl Handler {
             }
             let is_last_try = used == if self.merges { BUFFERS_MAX } else { 1 };
             if is_last_try {
-                // No driver has so little room for a frame: it is lost, with the buffers that it was to lie in.
+                // No driver has so little room for a frame: it is lost, with the buffers that were meant for it.
                 self.give_back(queue, used);
                 return Ok(true);
             }

@@ -1,4 +1,4 @@
-//! A network card (VIRTIO 1.2, section 5.1) with pairs of queues, and what lies behind it.
+//! A network card (VIRTIO 1.2, section 5.1) with pairs of queues, and the network behind it.
 //!
 //! ```text
 //!   guest ── transmit ring ──▶ frame ──▶ Wire ──▶ TAP │ a host that answers │ its own reflection
@@ -28,7 +28,7 @@ pub const FRAME_BYTES_MAX: usize = 65_535 + 14;
 /// The most pairs of queues: the number of a queue has 8 bits in `SET_VRING_KICK` and its like.
 pub const PAIRS_MAX: u16 = 128;
 
-/// What lies behind a card.
+/// The network behind a card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Behind {
     /// A TAP device of the host, by name. It is made if it is not there.
@@ -48,7 +48,7 @@ pub struct NetOptions {
     /// by the first alone. Which of them a guest uses is agreed between it and the VMM, over a control queue that a backend
     /// does not see.
     pub pairs: u16,
-    /// What lies behind it.
+    /// The network behind it.
     pub behind: Behind,
     /// Of 1,000 frames, either way, how many are lost. Which ones depends on `seed` alone.
     pub loss_permille: u16,
@@ -63,7 +63,7 @@ impl Default for NetOptions {
     }
 }
 
-/// The largest packet of a frame, as the guest is told.
+/// The largest packet of a frame, from the configuration.
 const MTU: u16 = 1500;
 /// In `status`: there is a link.
 const LINK_UP: u16 = 1;
@@ -76,7 +76,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// A card, with what lies behind it.
+    /// A card, with the network behind it.
     ///
     /// # Errors
     /// If the TAP can't be opened.

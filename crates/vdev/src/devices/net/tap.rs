@@ -59,7 +59,7 @@ impl Tap {
     /// The next frame of the host's. Returns whether there was one.
     ///
     /// # Errors
-    /// If the device is gone.
+    /// If the device does not exist any more.
     pub(super) fn read(&self, frame: &mut Vec<u8>) -> io::Result<bool> {
         frame.resize(FRAME_BYTES_MAX, 0);
         let read = loop {

@@ -22,7 +22,7 @@ impl Wire {
         answer.clear();
         match self {
             Self::Tap(tap) => {
-                // A TAP that is full, down or gone loses frames, as any network does.
+                // A TAP that is full, down or removed loses frames, as any network does.
                 let _ = tap.write(frame);
                 false
             }

@@ -21,14 +21,14 @@ use std::os::unix::net::UnixStream;
 use super::BUFFER_BYTES;
 use super::packet::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
-/// What a guest is told of a connection next, beside its bytes. Each is told once, however often it is wanted.
+/// The packets that a guest gets next for a connection, beside its bytes. Each is sent once, however often it is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Owed {
     pub request: bool,
     pub response: bool,
     pub shutdown: bool,
     pub credit: bool,
-    /// Nothing else is told then, and the connection is forgotten.
+    /// Nothing else is sent then, and the connection is forgotten.
     pub reset: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Connection {
     /// The stream is waited for until it takes more.
     pub waits_to_write: bool,
     pub owed: Owed,
-    /// Whether it is in the list of those that the guest is told something of.
+    /// Whether it is in the list of those that have packets for the guest.
     pub is_listed: bool,
     /// The host sends no more, or the guest reads no more.
     pub sent_all: bool,
@@ -59,7 +59,7 @@ pub(super) struct Connection {
     peer_read: u32,
     /// Bytes sent to the guest, ever.
     sent: u32,
-    /// Bytes that the stream has taken, ever, and what the guest knows of that.
+    /// Bytes that the stream has taken, ever, and the last count that the guest got.
     read: u32,
     told_read: u32,
 }
@@ -97,7 +97,7 @@ impl Connection {
         }
     }
 
-    /// Takes what a packet says of the guest's room.
+    /// Takes the guest's room from a packet.
     pub(super) fn take_credit(&mut self, room: u32, read: u32) {
         (self.peer_room, self.peer_read) = (room, read);
     }
@@ -108,7 +108,7 @@ impl Connection {
         self.peer_room.saturating_sub(under_way)
     }
 
-    /// What has been read, to be told to the guest with the packet that is sent now.
+    /// What has been read, for the packet to the guest that is sent now.
     pub(super) fn tell_read(&mut self) -> u32 {
         self.told_read = self.read;
         self.owed.credit = false;
@@ -125,7 +125,7 @@ impl Connection {
         !self.is_asked && self.is_readable && !self.sent_all && self.credit() > 0
     }
 
-    /// Reads some of the stream's bytes; none where it has ended.
+    /// Reads some of the stream's bytes; 0 if it has ended.
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = (&self.stream).read(into)?;
         // At most the credit, which is 32 bits.
@@ -178,11 +178,11 @@ impl Connection {
 
     fn took(&mut self, bytes: usize) {
         self.read = self.read.wrapping_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        // Told in time for the guest never to wait for room that is there.
+        // Sent early enough that the guest never waits for room that is there.
         self.owed.credit |= self.read.wrapping_sub(self.told_read) >= BUFFER_BYTES / 2;
     }
 
-    /// The guest says what it does no more. Returns whether the connection is over.
+    /// The guest reports which directions it has closed. Returns whether the connection is over.
     pub(super) fn shut_down(&mut self, flags: u32) -> bool {
         self.received_all |= flags & SHUTDOWN_SEND != 0;
         self.sent_all |= flags & SHUTDOWN_RECEIVE != 0;

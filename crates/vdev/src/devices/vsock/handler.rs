@@ -1,8 +1,8 @@
 //! Moves packets between the rings and the Unix sockets, on one thread.
 //!
-//! Everything that a guest is to be told is a fact of a connection ([`Owed`], readable bytes), not a message in a queue, so
-//! a guest that leaves no buffers makes nothing grow: connections wait in one list, each at most once, and their streams are
-//! not read meanwhile.
+//! Everything that a guest is to get is a fact of a connection ([`Owed`], readable bytes), not a message in a queue.
+//! So a guest that offers no buffers makes nothing grow: connections wait in one list, each at most once, and their
+//! streams are not read meanwhile.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write as _};
@@ -22,9 +22,9 @@ use crate::socket::Listener;
 const PACKETS_AT_ONCE: usize = 64;
 /// The longest packet, as Linux has it.
 const PACKET_BYTES_MAX: usize = 64 << 10;
-/// Resets of connections that are not there, to be told; a guest that has more to come is told less.
+/// Resets of unknown connections that are to be sent; beyond that, packets of a guest get no reset.
 const RESETS_MAX: usize = 256;
-/// Callers that have not said yet whom they want.
+/// Callers that have not sent their port yet.
 const CALLERS_MAX: usize = 64;
 /// Ports of the host's side for connections that the host begins.
 const HOST_PORTS: u32 = 1 << 30;
@@ -46,9 +46,9 @@ pub(super) struct Handler {
     connections: HashMap<Ports, Connection>,
     by_token: HashMap<u64, Ports>,
     callers: Vec<Caller>,
-    /// Connections that the guest is to be told something of, each once.
+    /// Connections that have packets for the guest, each once.
     waiting: VecDeque<Ports>,
-    /// Connections that are not there, and of which the guest is told that.
+    /// Unknown connections for which the guest gets a reset.
     resets: VecDeque<Ports>,
     /// There was more to be given to the guest than one look gives.
     has_more: bool,
@@ -122,7 +122,7 @@ impl Handler {
             op::RESPONSE if connection.is_asked => {
                 connection.is_asked = false;
                 let answer = format!("OK {}\n", ports.host);
-                // The socket is new and empty: only a host that has gone does not take the line.
+                // The socket is new and empty: it does not take the line only if the host has disconnected.
                 over |= (&connection.stream).write_all(answer.as_bytes()).is_err();
             }
             op::RW if connection.has_room(self.bytes.len()) && !connection.is_asked => {
@@ -170,7 +170,7 @@ impl Handler {
         self.list(ports);
     }
 
-    /// Puts a connection among those that the guest is told something of, if there is something.
+    /// Puts a connection into the list of those that have packets for the guest, if it has any.
     fn list(&mut self, ports: Ports) {
         let Some(connection) = self.connections.get_mut(&ports) else { return };
         let has_news = connection.owed != Owed::default() || connection.can_send();
@@ -191,7 +191,7 @@ impl Handler {
         false
     }
 
-    /// Ends a connection: the guest is told, then it is forgotten.
+    /// Ends a connection: the guest gets a reset, then it is forgotten.
     fn reset(&mut self, queues: &Queues, ports: Ports) {
         if let Some(connection) = self.connections.get_mut(&ports) {
             queues.unwatch(&connection.stream);
@@ -213,8 +213,8 @@ impl Handler {
         }
     }
 
-    /// Gives packets to the guest while there are any and it has room: afterwards either there is nothing to tell, or the
-    /// driver will kick when it has room.
+    /// Gives packets to the guest while there are any and it has room: afterwards either there is no packet left, or
+    /// the driver will kick when it has room.
     fn serve_receive(&mut self, queues: &mut Queues) -> Result<(), QueueError> {
         self.has_more = false;
         let mut left = PACKETS_AT_ONCE;
@@ -222,7 +222,8 @@ impl Handler {
             let starved = self.receive(queues, &mut left)?;
             let Some(queue) = queues.get(RECEIVE) else { return Ok(()) };
             queue.flush();
-            // A guest that takes them as fast as they come must not keep this thread from all else: it is asked again.
+            // A guest that takes them as fast as they come must not keep this thread from its other work: this is
+            // called again.
             self.has_more = left == 0;
             if !starved || left == 0 {
                 queue.disable_kicks();
@@ -291,7 +292,7 @@ impl Handler {
         } else if std::mem::take(&mut owed.response) {
             header.op = op::RESPONSE;
         } else if connection.can_send() && room == 0 {
-            // No byte fits beside the header: something must be told, else the buffer is asked for again.
+            // No byte fits beside the header: some packet must be sent, otherwise the same buffer comes again.
             connection.owed.credit = true;
         } else if connection.can_send() {
             header.op = op::RW;
@@ -419,8 +420,8 @@ impl Handler {
     }
 }
 
-/// Waits for what a connection needs: more bytes only where those that are there were read. One that needs nothing is not
-/// waited for at all, as a stream whose other end is closed is always ready.
+/// Waits for what a connection needs: for more bytes only if those that are there were read. A connection that needs
+/// nothing is not waited for at all, as a stream whose other end is closed is always ready.
 fn rewatch(queues: &Queues, connection: &mut Connection) {
     let mut interest = EventFlags::empty();
     if !connection.is_readable && !connection.sent_all {
@@ -436,7 +437,7 @@ fn rewatch(queues: &Queues, connection: &mut Connection) {
         // Nothing can be wrong with a descriptor that is waited for already.
         let _ = queues.rewatch(&connection.stream, connection.token, interest);
     } else if !interest.is_empty() {
-        // Where the system has no room for it the stream makes no progress; its guest gives up in its own time.
+        // If the system has no room for it, the stream makes no progress; its guest gives up after its own timeout.
         connection.is_watched = queues.watch(&connection.stream, connection.token, interest).is_ok();
     }
 }
@@ -455,7 +456,7 @@ impl QueueHandler for Handler {
         let work = match queue {
             TRANSMIT => self.transmit(queues)?,
             RECEIVE => Work::Left,
-            // Buffers for events stay where they are until there is one.
+            // Buffers for events stay in the ring until there is an event.
             _ => return Ok(Work::Left),
         };
         self.serve_receive(queues)?;

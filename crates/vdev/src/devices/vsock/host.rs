@@ -1,4 +1,4 @@
-//! Connections of the host's that have not said yet whom they want: `CONNECT port\n`.
+//! Connections of the host that have not sent their port yet: `CONNECT port\n`.
 
 use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 /// The longest line there is: `CONNECT 4294967295\n`, with room for blanks.
 const LINE_BYTES_MAX: usize = 32;
-/// How long it may take to say it.
+/// How long that may take.
 pub(super) const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection of the host's that has not said yet whom it wants.
+/// A connection of the host that has not sent its port yet.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub stream: UnixStream,
@@ -18,14 +18,14 @@ pub(super) struct Caller {
     line: Vec<u8>,
 }
 
-/// What a caller has said so far.
+/// What a caller has sent so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Said {
     /// Not enough.
     Nothing,
-    /// Whom it wants.
+    /// The port.
     Port(u32),
-    /// What is no wish, or it has gone.
+    /// The line is wrong, or the caller has disconnected.
     Nonsense,
 }
 

@@ -4,9 +4,9 @@
 //!   guest connects to (2, port)    ──▶  the Unix socket `{path}_{port}`
 //!   host connects to `{path}`, says `CONNECT port\n`  ──▶  guest's listener; the host reads `OK {host port}\n`
 //! ```
-//! The names are those that Firecracker and Cloud Hypervisor use, so their clients work here. Packets may lie in any number
-//! of buffers. Either side may be hostile: a guest that sends beyond its credit loses that connection, and what is kept for
-//! one connection is bounded by [`BUFFER_BYTES`].
+//! The names are those that Firecracker and Cloud Hypervisor use, so their clients work here. Packets may be in any
+//! number of buffers. Either side may be hostile: a guest that sends beyond its credit loses that connection, and what
+//! is kept for one connection is bounded by [`BUFFER_BYTES`].
 
 mod connection;
 mod handler;
