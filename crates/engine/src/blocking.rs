@@ -4,14 +4,14 @@
 //!   async fn ──▶ blocking(work) ──▶ a thread of the runtime's pool ──▶ its result
 //!                    └── cancelled: the work continues to its end, and its result is dropped on that thread
 //! ```
-//! A runtime thread that waits for a disk delays every VM, link and timer of this process. So blocking work never runs on
-//! one.
+//! A runtime thread that waits for a disk delays every VM, link and timer of this process. So blocking work never runs
+//! on one.
 //!
 //! Blocking work can't be cancelled, because a system call can't. So a cancelled caller must not free anything that the
 //! work still uses: a directory's lock that is released while a thread still writes to the directory would let another
 //! process take the directory. The work therefore owns everything that it uses, and gives it back in its result. If the
-//! caller is gone, the thread drops the result, and the drops undo what was done: they remove a directory, kill a VMM. The
-//! same value is never freed while it is in use, and never leaked, whenever the caller is cancelled.
+//! caller is gone, the thread drops the result, and the drops undo what was done: they remove a directory, kill a VMM.
+//! The same value is never freed while it is in use, and never leaked, whenever the caller is cancelled.
 //!
 //! The threads are tokio's, at most 512. More work waits for a free thread. The runtime's own threads do not wait.
 
@@ -49,7 +49,9 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     let task = spawn_blocking(move || {
         here(move || {
             let result = catch_unwind(AssertUnwindSafe(work));
-            // The caller is gone: the result is dropped here. If that happens between this and its arrival, it comes back here.
+            // If the caller is gone, `send` returns the result, and it is dropped here, on a thread that may block. If
+            // the caller goes after the send, the channel drops the result on the caller's thread. Then `OffRuntime`
+            // moves the drop to a thread like this one.
             drop(sender.send(OffRuntime::new(result)));
         });
     });
@@ -62,9 +64,9 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-/// Runs an operation that both awaits and blocks on another thread: for example the start of a VMM, which writes files and
-/// then waits for the monitor. The thread also drops everything that the operation owns. So an error is returned only
-/// after the operation has undone what it did.
+/// Runs an operation that both awaits and blocks on another thread: for example the start of a VMM, which writes files
+/// and then waits for the monitor. The thread also drops everything that the operation owns. So an error is returned
+/// only after the operation has undone what it did.
 ///
 /// Safe to cancel: the operation then stops at its current await, and its thread undoes what it did.
 pub(crate) async fn operation<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
@@ -84,8 +86,8 @@ pub(crate) async fn operation<T: Send + 'static>(work: impl Future<Output = T> +
     result
 }
 
-/// Runs blocking work on another thread, without waiting for it. At its end the runtime waits for work that has started,
-/// and drops work that has not.
+/// Runs blocking work on another thread, without waiting for it. At its end the runtime waits for work that has
+/// started, and drops work that has not.
 pub(crate) fn in_background(work: impl FnOnce() + Send + 'static) {
     #[expect(clippy::disallowed_methods, reason = "the one way to a thread")]
     drop(spawn_blocking(move || here(work)));
@@ -108,14 +110,15 @@ pub(crate) fn may_block() -> bool {
     MAY_BLOCK.get() || Handle::try_current().is_err()
 }
 
-/// Panics on a thread that must not block, if debug assertions are on. Functions that block for more than a moment call it.
+/// Panics on a thread that must not block, if debug assertions are on. Functions that block for more than a moment call
+/// it.
 #[track_caller]
 pub(crate) fn assert_may_block() {
     debug_assert!(may_block(), "this blocks, so it must not be called on a thread of the runtime: use `blocking`");
 }
 
-/// Holds a value whose drop blocks, such as one that removes a directory or waits for a process. On a runtime thread, the
-/// drop moves to another thread and happens later.
+/// Holds a value whose drop blocks, such as one that removes a directory or waits for a process. On a runtime thread,
+/// the drop moves to another thread and happens later.
 #[derive(Debug)]
 pub(crate) struct OffRuntime<T: Send + 'static>(Option<T>);
 
@@ -152,7 +155,8 @@ impl<T: Send + 'static> Drop for OffRuntime<T> {
             return;
         }
         // A runtime that is shutting down drops the closure without running it, and so drops the value on this thread.
-        // That may block, but nothing else runs on that runtime any more. The value is dropped exactly once in both cases.
+        // That may block, but nothing else runs on that runtime any more. The value is dropped exactly once in both
+        // cases.
         #[expect(clippy::disallowed_methods, reason = "a drop can't wait")]
         let task = spawn_blocking(move || here(|| drop(value)));
         drop(task);

@@ -1,20 +1,21 @@
 //! The deadlines of all steps between host and guest.
 //!
 //! ```text
-//!   boot timeout   VMM ─ marker ─ hello ─ token ─ sync ─▶│
-//!   run timeout                                          │─ files in ─ started ─ command ─ files out ─▶│
-//!   if the command reaches it                            │─ files in ─ started ─ command ──────────────│─ SIGTERM ─ grace ─ SIGKILL ─ files out ─▶ OVERTIME
+//!   boot timeout    VMM ─ marker ─ hello ─ token ─ sync ─▶│
+//!   run timeout     │─ files in ─ started ─ command ─ files out ─▶│
+//!   if the command  │─ files in ─ started ─ command ──────────────│─ SIGTERM ─ grace ─ SIGKILL ─ files out ─▶ OVERTIME
+//!   reaches it
 //! ```
-//! A deadline is a point in time, never a time since the last progress: with the latter, a guest that sends one byte each
-//! second would never be late. Every step has a deadline, from the user or from here. The only exception is the command
-//! itself. If the guest crashes, halts or becomes silent, [`Guest::gone`](crate::Guest::gone) ends it.
+//! A deadline is a point in time, never a time since the last progress: with the latter, a guest that sends one byte
+//! each second would never be late. Every step has a deadline, from the user or from here. The only exception is the
+//! command itself. If the guest crashes, halts or becomes silent, [`Guest::gone`](crate::Guest::gone) ends it.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// From the request for a VM to the answer of its agent, and for a fork until it has its own clock and names. The default
-/// if the user gives no boot timeout.
+/// From the request for a VM to the answer of its agent, and for a fork until it has its own clock and names. The
+/// default if the user gives no boot timeout.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// From the resume of a paused guest until its clock is set.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(30);
@@ -82,11 +83,11 @@ pub struct TooSlow;
 
 /// The pace of one copy to or from a guest.
 ///
-/// A fixed deadline does not fit a copy, whose length is unknown, and a deadline for each read would accept one byte each
-/// time. So a copy has a credit of time. Waiting for the guest spends it, and bytes earn it back at the least rate, up to
-/// the full credit. A guest that keeps the rate never runs out, however long the copy is. One that is slower runs out after
-/// [`COPY_CREDIT`] at the latest if it sends next to nothing, whatever it sent before. Only time in which the host waits for
-/// the guest is spent, because a slow disk of the host is not the guest's fault.
+/// A fixed deadline does not fit a copy, whose length is unknown, and a deadline for each read would accept one byte
+/// each time. So a copy has a credit of time. Waiting for the guest spends it, and bytes earn it back at the least
+/// rate, up to the full credit. A guest that keeps the rate never runs out, however long the copy is. One that is
+/// slower runs out after [`COPY_CREDIT`] at the latest if it sends next to nothing, whatever it sent before. Only time
+/// in which the host waits for the guest is spent, because a slow disk of the host is not the guest's fault.
 #[derive(Debug)]
 pub struct Pace {
     credit: Duration,

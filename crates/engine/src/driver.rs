@@ -1,5 +1,5 @@
-//! The interface of a driver. With the traits of a running VM in [`crate::vm`], it is all that the engine uses of a VMM.
-//! No other module depends on which VMM runs.
+//! The interface of a driver. With the traits of a running VM in [`crate::vm`], it is all that the engine uses of a
+//! VMM. No other module depends on which VMM runs.
 //!
 //! ```text
 //!   Engine ──▶ Driver:    validate, decide, boot, restorer, reattach   one for each engine
@@ -72,8 +72,8 @@ pub(crate) trait Restorer: fmt::Debug + Send + Sync {
     /// The machine of its VMs.
     fn machine(&self) -> &MachineIdentity;
 
-    /// Starts a VMM for the VM of `dir`, up to the point before it loads the device state. A pool of forks does this part
-    /// in advance. `spec` is the spec of this fork: the snapshot's, with the fork's volumes and attachments.
+    /// Starts a VMM for the VM of `dir`, up to the point before it loads the device state. A pool of forks does this
+    /// part in advance. `spec` is the spec of this fork: the snapshot's, with the fork's volumes and attachments.
     fn start(&self, dir: VmDir, spec: VmSpec) -> BoxFuture<'_, Result<Box<dyn Waiting>, RestoreError>>;
 }
 

@@ -1,5 +1,5 @@
-//! Kinds of errors, for callers that act on an error: with an exit code, an HTTP status, a retry. Each module decides the
-//! kinds of its own errors.
+//! Kinds of errors, for callers that act on an error: with an exit code, an HTTP status, a retry. Each module decides
+//! the kinds of its own errors.
 
 use std::fmt;
 use std::io;
@@ -41,8 +41,8 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The kind of an error with one of Kiln's own files or sockets. A missing file is not `NotFound`, because the caller
-    /// did not name it.
+    /// The kind of an error with one of Kiln's own files or sockets. A missing file is not `NotFound`, because the
+    /// caller did not name it.
     pub(crate) fn of_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Denied,

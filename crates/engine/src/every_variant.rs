@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// A list of values, each with the name of its variant. The `match` names all variants, so an enum with a new variant does
-/// not compile here until the list has a value of it. The assertion holds each value to the name before it.
+/// A list of values, each with the name of its variant. The `match` names all variants, so an enum with a new variant
+/// does not compile here until the list has a value of it. The assertion holds each value to the name before it.
 macro_rules! every_variant {
     ($enum:ident { $($variant:ident: [$($value:expr),+ $(,)?]),+ $(,)? }) => {{
         let variant_of = |value: &$enum| match value {

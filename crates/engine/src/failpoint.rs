@@ -9,8 +9,8 @@
 
 use std::io;
 
-/// Names one fail point and its action: `name`, `name:kill`, `name:error` or `name:wait-PATH`. The last creates that file
-/// and continues once the test has removed it.
+/// Names one fail point and its action: `name`, `name:kill`, `name:error` or `name:wait-PATH`. The last creates that
+/// file and continues once the test has removed it.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
 
 /// All fail points, in the order in which the life of a VM passes them.

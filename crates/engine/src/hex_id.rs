@@ -14,8 +14,8 @@ pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Defines an id of hex digits, and the error for other texts. Ids are parsed from text of users and files, and each parsed
-/// id is harmless as a file name.
+/// Defines an id of hex digits, and the error for other texts. Ids are parsed from text of users and files, and each
+/// parsed id is harmless as a file name.
 macro_rules! hex_id {
     (
         $(#[$about:meta])* $vis:vis $id:ident of $digits:ident digits,

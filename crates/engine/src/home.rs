@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_removes_what_a_crash_left_and_keeps_what_is_held() {
+    fn a_sweep_removes_partial_files_of_a_crash_and_keeps_locked_ones() {
         let (_dir, home) = scratch();
         let held = Partial::create(&home.images(), "mini").expect("is made");
         let dead = home.snapshots().join("dead.partial");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_already_is_not_overwritten() {
+    fn a_published_directory_is_not_overwritten() {
         let (_dir, home) = scratch();
         let target = home.images().join("b");
         fs::create_dir_all(&target).expect("is made");

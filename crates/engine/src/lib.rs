@@ -1,17 +1,18 @@
-//! Runs VMs: specs in, events out.
+//! Runs VMs: specs and snapshots in, running VMs and their events out.
 //!
 //! ```text
 //!   VmSpec ──▶ Engine::launch ──▶ Vm ──▶ VmEvents: Started, Console …, Exited
 //!                                  └───▶ connect ──▶ link::GuestLink
-//!   VmSpec or Snapshot ──▶ Guest: a VM whose agent answers, its findings, how it ended
+//!   VmSpec or Snapshot ──▶ Guest: a VM whose agent answers, its findings, its end
 //! ```
-//! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for tests.
+//! Drivers turn a spec into a guest: [`QemuEngine`] into a VM under KVM or TCG, [`FakeEngine`] into a process for
+//! tests.
 //!
 //! The modules are in this order from top to bottom, and none uses a module above it:
 //!
 //! ```text
-//!   kept ─────┬──▶ guest ──▶ engine ───┐                  hot, warm, cold; an agent that answers; launch, fork, adopt, recover
-//!   image ────┘                        ├──▶ driver        what a driver implements
+//!   kept ─────┬──▶ guest ──▶ engine ───┐                  hot, warm, cold; a VM with its agent; launch, fork, recover
+//!   image ────┘                        ├──▶ driver        the interface of a driver
 //!   doctor ───────▶ drivers ───────────┘      │           what this host lacks; QEMU, fake
 //!                                             ▼
 //!                                            vm           one task owns it, others hold its handle
@@ -26,7 +27,8 @@
 //!                 files; blocking, deadlines, error, failpoint, hex_id
 //! ```
 
-// What blocks, and where it may: see `clippy.toml` beside this crate's manifest. Tests may wait for what they like.
+// `clippy.toml` of this crate lists the calls that block. A module in which they are allowed has the reason. Tests may
+// block.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]

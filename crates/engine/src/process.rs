@@ -4,17 +4,17 @@
 //!   spawn(Program) ──▶ spawner thread ──fork──▶ child: see `confine::exec`
 //!        ◀── Child { pid, pidfd } ──┘
 //! ```
-//! A VMM has to die with Kiln, also if Kiln is killed by SIGKILL and can't clean up. `PR_SET_PDEATHSIG` does that, but the
-//! kernel sends the signal when the *thread* that forked ends, not when its process does. A thread of a pool ends after
-//! some idle seconds, and would take running VMs with it. So one thread forks all children and lives as long as the
-//! process.
+//! A VMM has to die with Kiln, also if Kiln is killed by SIGKILL and can't clean up. `PR_SET_PDEATHSIG` does that, but
+//! the kernel sends the signal when the *thread* that forked ends, not when its process does. A thread of a pool ends
+//! after some idle seconds, and would take running VMs with it. So one thread forks all children and lives as long as
+//! the process.
 //!
-//! Each child is a session of its own, so a Ctrl-C at the terminal is sent to Kiln and not to the VMMs. Kiln then ends them
-//! in order.
+//! Each child is a session of its own, so a Ctrl-C at the terminal is sent to Kiln and not to the VMMs. Kiln then ends
+//! them in order.
 //!
 //! A child is signalled and awaited through its pidfd, never by its pid. A pid can be reused as soon as the process was
-//! reaped, and a signal to it would then reach an unrelated process. A pidfd stays bound to its process: after the process
-//! was reaped, a signal fails with `ESRCH`.
+//! reaped, and a signal to it would then reach an unrelated process. A pidfd stays bound to its process: after the
+//! process was reaped, a signal fails with `ESRCH`.
 #![expect(unsafe_code, reason = "waiting for a pidfd has no safe interface")]
 
 use std::ffi::OsString;
@@ -162,8 +162,8 @@ fn spawner() -> io::Result<&'static mpsc::SyncSender<Order>> {
             drop(reply.send(fork_and_exec(program)));
         }
     })?;
-    // If another thread was faster, our sender is dropped, and our thread ends. It has forked nothing, so its end sends no
-    // signal.
+    // If another thread was faster, our sender is dropped, and our thread ends. It has forked nothing, so its end sends
+    // no signal.
     Ok(SPAWNER.get_or_init(|| sender))
 }
 
@@ -188,8 +188,8 @@ fn fork_and_exec(program: Program) -> io::Result<Child> {
     let (pid, pidfd) = loop {
         match launch.start(&border.steps)? {
             Ok(child) => break child,
-            // A host may refuse a measure in the child although a check outside of it succeeded. The measure is left out,
-            // the reason is recorded, and the start is tried again.
+            // A host may refuse a measure in the child although a check outside of it succeeded. The measure is left
+            // out, the reason is recorded, and the start is tried again.
             Err(failure) if border.give_up(failure) => tracing::debug!(%failure, "a measure of confinement is refused"),
             Err(failure) => return Err(failure.into()),
         }

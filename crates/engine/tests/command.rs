@@ -52,7 +52,7 @@ async fn until_gone(pid: u32) {
 }
 
 #[tokio::test]
-async fn a_command_has_what_it_was_given_and_gives_back_what_it_wrote() {
+async fn a_command_gets_its_input_and_returns_its_output() {
     let lab = Lab::new().await;
     let output = lab
         .link
@@ -75,7 +75,7 @@ async fn a_command_has_what_it_was_given_and_gives_back_what_it_wrote() {
 }
 
 #[tokio::test]
-async fn a_command_can_be_used_again_and_its_status_alone_asked_for() {
+async fn a_command_can_be_run_again_and_return_only_its_status() {
     let lab = Lab::new().await;
     let mut command = lab.link.command("sh");
     command.args(["-c", "head -c 1000000 /dev/zero; read line; kill -TERM $$"]).stdin(b"line\n".as_slice());
@@ -88,7 +88,7 @@ async fn a_command_can_be_used_again_and_its_status_alone_asked_for() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there_is_a_fault_of_that_name() {
+async fn a_missing_program_is_a_fault_with_its_name() {
     let lab = Lab::new().await;
     for missing in [lab.link.command("no-such-program").status().await.map(drop), {
         lab.link.command("no-such-program").spawn().await.map(drop)
@@ -142,7 +142,7 @@ async fn a_childs_output_is_read_up_to_a_bound_and_it_still_ends() {
 }
 
 #[tokio::test]
-async fn a_child_is_killed_when_asked_for_and_when_dropped() {
+async fn a_child_is_killed_on_request_and_on_drop() {
     let lab = Lab::new().await;
     let mut command = lab.link.command("sh");
     command.args(["-c", "head -c 10000000 /dev/zero; sleep 1000"]);

@@ -181,7 +181,7 @@ async fn vm_that_was_paused_is_adopted_paused() {
 }
 
 #[tokio::test]
-async fn vm_that_an_interrupted_save_left_standing_goes_on() {
+async fn vm_that_an_interrupted_save_left_paused_continues() {
     let orphan = Orphan::make("paused");
     let journal = orphan.lab.home().join("vms").join(orphan.id.as_str()).join("journal");
     let saving = r#"{"generation":9,"state":{"saving":{"snapshot":"0123456789abcdef","then":"stop"}},"at_unix_ms":0}"#;

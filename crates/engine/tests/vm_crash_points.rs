@@ -101,7 +101,7 @@ async fn resume_is_cut(scene: &Scene, id: &VmId, point: &str, is_expected: impl 
 }
 
 #[tokio::test]
-async fn vm_that_is_resumed_is_stopped_again_where_its_owner_is_killed() {
+async fn vm_that_is_being_resumed_stays_stopped_when_its_owner_is_killed() {
     for policy in POLICIES {
         let scene = Scene::new(policy).await;
         let id = scene.stopped("old").await;
@@ -135,7 +135,7 @@ async fn save_is_cut(
 }
 
 #[tokio::test]
-async fn vm_that_ends_with_its_owner_goes_back_to_its_last_whole_snapshot_when_a_save_is_cut() {
+async fn vm_that_ends_with_its_owner_goes_back_to_its_last_snapshot_when_a_save_is_interrupted() {
     let scene = Scene::new(OwnerLoss::Kill).await;
     let id = scene.stopped("old").await;
     for point in SAVE {
@@ -159,7 +159,7 @@ async fn vm_that_ends_with_its_owner_is_stopped_once_the_snapshot_of_its_stop_is
 }
 
 #[tokio::test]
-async fn vm_that_outlives_its_owner_goes_on_when_a_save_is_cut() {
+async fn vm_that_outlives_its_owner_continues_when_a_save_is_interrupted() {
     let scene = Scene::new(OwnerLoss::KeepRunning).await;
     let id = scene.stopped("old").await;
     for point in SAVE.into_iter().chain([PUBLISHED, RESUMED]) {
@@ -254,7 +254,7 @@ async fn vm_whose_adoption_is_cut_at_each_step_is_adopted_by_the_next() {
 }
 
 #[tokio::test]
-async fn vm_that_is_adopted_can_be_saved_also_when_what_it_was_forked_from_was_compacted() {
+async fn vm_that_is_adopted_can_be_saved_after_its_snapshot_was_compacted() {
     let scene = Scene::new(OwnerLoss::KeepRunning).await;
     let id = scene.stopped("old").await;
     scene.kill_at("restore.running", &format!("resume {id}"));

@@ -45,7 +45,7 @@ async fn vm_whose_resume_fails_is_stopped_as_before() {
 }
 
 #[tokio::test]
-async fn vm_whose_save_fails_goes_on_and_nothing_is_left_of_it() {
+async fn vm_whose_save_fails_continues_and_leaves_no_snapshot() {
     let scene = Scene::new(OwnerLoss::Kill).await;
     let points = ["begun", "paused", "device", "memory", "disks", "manifest", "published"];
     for point in points.map(|step| format!("save.{step}")) {

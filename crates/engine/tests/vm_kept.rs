@@ -194,7 +194,7 @@ async fn vm_a_thousand_requests_wake_a_cold_vm_once() {
 }
 
 #[tokio::test]
-async fn vm_what_runs_in_a_guest_keeps_it_hot() {
+async fn vm_a_running_command_keeps_a_guest_hot() {
     let engine = engine();
     let fork = fork(&engine).await;
     let policy = KeepPolicy { idle_to_warm: Some(Duration::from_millis(400)), ..KeepPolicy::default() };
@@ -359,7 +359,7 @@ async fn vm_a_destroyed_one_is_gone_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn vm_a_kept_one_is_forked_and_goes_on() {
+async fn vm_that_is_kept_can_be_forked_and_continues() {
     let engine = engine();
     let kept = KeptVm::keep(Arc::clone(&engine) as Arc<dyn Engine>, fork(&engine).await, KeepPolicy::default());
     let hot = kept.ensure_hot().await.expect("hot");

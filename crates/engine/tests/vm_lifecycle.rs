@@ -14,7 +14,7 @@ use support::{Lab, console_until, end, is_alive};
 const TEN_COUNTS: Duration = Duration::from_millis(500);
 
 #[tokio::test]
-async fn vm_that_powers_off_says_so_and_leaves_nothing() {
+async fn vm_that_powers_off_reports_it_and_leaves_nothing() {
     let lab = Lab::new();
     let mut vm = lab.engine().launch(lab.spec("poweroff")).await.expect("starts");
     let mut events = vm.take_events().expect("not taken");
@@ -35,7 +35,7 @@ async fn vm_that_powers_off_says_so_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn vm_that_panics_says_so_and_its_last_lines_are_kept() {
+async fn vm_that_panics_reports_it_and_keeps_its_last_lines() {
     let lab = Lab::new();
     let vm = lab.engine().launch(lab.spec("panic")).await.expect("starts");
     assert_eq!(end(&vm).await.reason, ExitReason::GuestPanicked);
@@ -94,7 +94,7 @@ fn vm_ends_with_its_runtime() {
 }
 
 #[tokio::test]
-async fn vm_prints_nothing_while_it_is_paused_and_goes_on_after() {
+async fn vm_prints_nothing_while_it_is_paused_and_continues_afterwards() {
     let lab = Lab::new();
     let mut vm = lab.engine().launch(lab.spec("count")).await.expect("starts");
     let mut events = vm.take_events().expect("not taken");
@@ -169,7 +169,7 @@ async fn vm_takes_disks_whose_paths_hold_anything() {
 }
 
 #[tokio::test]
-async fn vm_without_a_vmm_says_what_to_install() {
+async fn vm_without_a_vmm_is_an_error_with_the_missing_program() {
     let lab = Lab::new();
     let engine = QemuEngine::new(lab.home(), "/nowhere/qemu-system-x86_64");
     let error = engine.launch(lab.spec("idle")).await.expect_err("there is none");
@@ -187,7 +187,7 @@ async fn vm_of_impossible_size_is_refused() {
 }
 
 #[tokio::test]
-async fn vm_with_a_kernel_that_is_none_says_what_the_vmm_said() {
+async fn vm_with_a_bad_kernel_is_an_error_with_the_output_of_the_vmm() {
     let lab = Lab::new();
     let garbage = lab.home().join("garbage");
     std::fs::write(&garbage, [0x5a; 100]).expect("written");

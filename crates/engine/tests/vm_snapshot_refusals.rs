@@ -75,7 +75,7 @@ impl Drop for Backend {
 }
 
 #[tokio::test]
-async fn vm_with_a_vhost_user_device_or_without_a_memory_file_is_not_saved_and_goes_on() {
+async fn vm_with_a_vhost_user_device_or_without_a_memory_file_is_not_saved_and_continues() {
     let lab = Lab::new();
     let (_backend, socket) = Backend::start(lab.home());
     let device = VhostUser::new(VhostUserDevice::Blk, socket.clone());
@@ -94,7 +94,7 @@ async fn vm_with_a_vhost_user_device_or_without_a_memory_file_is_not_saved_and_g
 }
 
 #[tokio::test]
-async fn vm_of_which_two_snapshots_are_taken_at_once_gives_one_and_goes_on() {
+async fn vm_with_two_concurrent_saves_makes_one_snapshot_and_continues() {
     let lab = Lab::new();
     let fork = fork(&lab.engine(), &base(lab.home()).await).await;
     let (one, other) =
@@ -209,7 +209,7 @@ fn flip_last_bit(path: &Utf8Path) {
 }
 
 #[tokio::test]
-async fn vm_snapshot_stays_while_forks_of_it_live_and_goes_after_the_last() {
+async fn vm_snapshot_is_removed_only_after_its_last_fork_has_ended() {
     let lab = Lab::new();
     let snapshot = base(lab.home()).await;
     let id = snapshot.id().clone();
@@ -273,7 +273,7 @@ async fn assert_goes_on(vm: &Vm, link: &kiln_engine::link::GuestLink, home: &Utf
 }
 
 #[test]
-fn vm_on_a_full_disk_is_not_saved_and_goes_on() {
+fn vm_on_a_full_disk_is_not_saved_and_continues() {
     let lab = Lab::new();
     let helper = helper_process("save_on_a_small_disk", HOME_VARIABLE, lab.home().as_str());
     let mut command = Command::new("unshare");

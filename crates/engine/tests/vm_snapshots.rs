@@ -114,7 +114,7 @@ async fn vm_of_a_chain_with_a_broken_or_missing_link_is_refused_by_name_and_the_
 }
 
 #[tokio::test]
-async fn vm_disks_follow_their_snapshots_and_no_fork_writes_to_what_others_read() {
+async fn vm_disks_follow_their_snapshots_and_forks_write_only_to_their_own_layers() {
     let lab = Lab::new();
     let engine = lab.engine();
     let (raw, qcow2) = (lab.home().join("disk.raw"), lab.home().join("disk.qcow2"));
@@ -323,7 +323,7 @@ async fn vm_with_a_read_only_disk_that_was_written_since_is_not_restored() {
 }
 
 #[tokio::test]
-async fn vm_that_was_stopped_goes_on_where_it_stood_as_often_as_one_likes() {
+async fn vm_that_was_stopped_continues_any_number_of_times() {
     let lab = Lab::new();
     let engine = lab.engine();
     let fork = fork(&engine, &base(lab.home()).await).await;

@@ -1,4 +1,11 @@
-//! The measures for one VMM: turns what was requested into steps of its start, and records what became of each.
+//! The measures for one VMM: turns the policy into steps of its start, and records the state of each measure.
+//!
+//! Each measure is prepared in the parent as far as possible, so that the child only makes system calls. What the host
+//! refuses in the parent is known before the fork. What it refuses in the child comes back as a [`Failure`] with the
+//! step. Then [`Border::give_up`] removes the measure of that step, and the child is forked again. The loop ends,
+//! because each turn removes a measure, and a step whose measure can't be removed is an error. A measure that depends
+//! on another one is removed with it: without namespaces there are no mounts to make read-only, and without a user of
+//! its own the processes of a VMM are not counted apart, so their limit goes too.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

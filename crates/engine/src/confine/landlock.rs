@@ -1,7 +1,9 @@
 //! Landlock rules for a VMM: which files it opens, and how.
 //!
 //! Rules are bound to existing files, not to their names. So a VMM can't create, remove or rename anything, not even in
-//! its own directory: all files that it writes to are made before it starts.
+//! its own directory: all files that it writes to are made before it starts. A rule on the directory would be simpler,
+//! but it would cover the journal and the spec too. A VMM that its guest has taken over could then rewrite the files
+//! from which Kiln decides about the VM after a crash.
 #![expect(unsafe_code, reason = "the crate does not return the kernel's version")]
 
 use std::io;

@@ -1,9 +1,10 @@
-//! What protects the host from a VMM, even from one that its guest has taken over.
+//! Confines VMMs, to protect the host even from a VMM that its guest has taken over.
 //!
 //! ```text
-//!   Policy (what is asked for) ─▶ Border: files, limits, user, cgroup of one VM ─▶ exec::Launch ─▶ the VMM, inside it
-//!                                                     └─ a step that the host refuses: the same without its measure ─┐
-//!   Confinement: each measure is on, refused by this host, or off ◀────────────────────────────────────────────────────┘
+//!   Policy (required measures) ─▶ Border: files, limits, user, cgroup of one VM ─▶ exec::Launch ─▶ the confined VMM
+//!                                      ▲               └─ a step that the host refuses: again without its measure ─┐
+//!                                      └───────────────────────────────────────────────────────────────────────────┘
+//!   Confinement: each measure is on, refused by this host, or off
 //! ```
 //! Each [`Measure`] works on its own, because hosts differ: a kernel without Landlock, a container without namespaces,
 //! a user who is not root. If this host refuses a measure, it is left out, and the reason is recorded in

@@ -8,6 +8,16 @@
 //!
 //! Two processes can't adopt one VM, because the lock on its directory is taken first and held as long as the VM has an
 //! owner. The journal and the pid are read under that lock, so they can't change until the new owner has the VM.
+//!
+//! The old owner may have been killed at any point of a save. Up to the rename that publishes the snapshot, the save
+//! can be taken back: the draft is swept, the guest continues, and the VM is as before. After the rename the snapshot
+//! exists, and the journal shows what was to follow. If the VM was to stop or end there, `decide` does not let it be
+//! adopted. If it was to continue, it is adopted only if its memory is not the snapshot's own file. Otherwise the guest
+//! would write into a published snapshot.
+//!
+//! The CPUs may be paused by the save or by the user, and QEMU does not know which. The journal does: `Saving` is
+//! written before the save pauses the CPUs, and `Paused` after a user has paused them. So a VM is resumed only if its
+//! last state is `Saving`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

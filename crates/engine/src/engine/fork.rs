@@ -44,12 +44,12 @@ pub struct ForkSpec {
 pub struct ForkPart {
     /// Its host name. If absent, `kiln-` and its id. Ignored if the fork keeps the saved identity.
     pub hostname: Option<String>,
-    /// One entry for each network card, in the order of the spec. If the list is empty, all cards are unplugged and have
-    /// random addresses.
+    /// One entry for each network card, in the order of the spec. If the list is empty, all cards are unplugged and
+    /// have random addresses.
     pub nics: Vec<NicPart>,
-    /// One entry for each [volume](crate::DiskRole::Volume) of the snapshot. The guest's memory may hold cached blocks of
-    /// a volume that was mounted when the VM was saved. Such a volume needs the same contents as then, otherwise the guest
-    /// writes its old view over the new contents and destroys the file system.
+    /// One entry for each [volume](crate::DiskRole::Volume) of the snapshot. The guest's memory may hold cached blocks
+    /// of a volume that was mounted when the VM was saved. Such a volume needs the same contents as then, otherwise the
+    /// guest writes its old view over the new contents and destroys the file system.
     pub volumes: Vec<VolumeFile>,
 }
 
@@ -65,7 +65,10 @@ pub struct NicPart {
 /// The file of a fork's volume. Only one VM may write to it.
 ///
 /// ```no_run
-/// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     snapshot: &kiln_engine::snapshot::Snapshot,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::{ForkPart, ForkSpec, VolumeFile};
 ///
 /// // The second disk of the saved VM was a volume. The files outlive the forks.
@@ -121,8 +124,9 @@ pub struct Fork {
 
 /// Checks the parts of forks that are made together. Reads files.
 ///
-/// Two forks must not share a volume: two kernels that write to one file system without coordination destroy it. Nor can
-/// they share a TAP device. Files and namespaces are compared by device and inode, because one file can have several paths.
+/// Two forks must not share a volume: two kernels that write to one file system without coordination destroy it. Nor
+/// can they share a TAP device. Files and namespaces are compared by device and inode, because one file can have
+/// several paths.
 pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec) -> Result<(), RestoreError> {
     let refuse = |problem: String| Err(RestoreError::Part { problem });
     let (mut files, mut taps) = (BTreeSet::new(), BTreeSet::new());
@@ -228,7 +232,8 @@ impl ForkPart {
     }
 }
 
-/// The size of the disk in a volume's file. The file is hostile: a guest has written to it, and other programs may have.
+/// The size of the disk in a volume's file. The file is hostile: a guest has written to it, and other programs may
+/// have.
 fn volume_bytes(disk: &Disk) -> io::Result<u64> {
     let meta = fs_err::metadata(&disk.path)?;
     if !meta.is_file() {
@@ -344,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn each_card_of_a_fork_leads_where_its_part_says_if_it_can() {
+    fn each_card_of_a_fork_gets_the_attachment_of_its_part() {
         let place = crate::snapshot::testing::place();
         let snapshot = place.full("one");
         let tap = |device: &str, namespace: Option<&str>| {

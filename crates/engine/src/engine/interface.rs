@@ -24,8 +24,8 @@ pub trait Engine: Send + Sync {
     fn home(&self) -> &Utf8Path;
 
     /// Decides between KVM and TCG for a spec, as [`launch`](Self::launch) does. For
-    /// [`AccelerationRequest::Auto`](crate::AccelerationRequest::Auto) the first call may boot a probe guest, which takes
-    /// some seconds. The result is remembered.
+    /// [`AccelerationRequest::Auto`](crate::AccelerationRequest::Auto) the first call may boot a probe guest, which
+    /// takes some seconds. The result is remembered.
     ///
     /// # Errors
     /// The spec can't be started on this host.
@@ -41,7 +41,10 @@ pub trait Engine: Send + Sync {
     /// commands continues. If one fork fails, all of them end and the caller gets the error.
     ///
     /// ```no_run
-    /// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(
+    /// #     engine: &dyn kiln_engine::Engine,
+    /// #     spec: kiln_engine::VmSpec,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
     /// use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
     /// use kiln_engine::{ForkSpec, VmSpec};
     /// use std::time::Duration;
@@ -68,8 +71,8 @@ pub trait Engine: Send + Sync {
     /// same id and the same volumes. Its TAP devices are opened again.
     ///
     /// # Errors
-    /// [`RestoreError`]. The VM stays stopped then. If a TAP device is missing, a later attempt succeeds once a device of
-    /// that name exists again.
+    /// [`RestoreError`]. The VM stays stopped then. If a TAP device is missing, a later attempt succeeds once a device
+    /// of that name exists again.
     fn resume<'a>(&'a self, vm: &'a VmId) -> BoxFuture<'a, Result<Fork, RestoreError>>;
 
     /// Checks once that a snapshot fits this host, so that it can then be forked many times, for example by a
@@ -80,8 +83,8 @@ pub trait Engine: Send + Sync {
     fn template<'a>(&'a self, snapshot: &'a Snapshot, forks: ForkSpec)
     -> BoxFuture<'a, Result<Template, RestoreError>>;
 
-    /// The ready-made snapshot of a spec's VM. If it does not exist, a VM is booted and saved, which takes some seconds.
-    /// Later calls only read a few files.
+    /// The ready-made snapshot of a spec's VM. If it does not exist, a VM is booted and saved, which takes some
+    /// seconds. Later calls only read a few files.
     ///
     /// It is used as long as the image, the VMM, the acceleration and the spec are the same. Its network cards are
     /// unplugged, so its forks can be put on any network.
@@ -91,13 +94,13 @@ pub trait Engine: Send + Sync {
     fn ready<'a>(&'a self, request: ReadyRequest<'a>) -> BoxFuture<'a, Result<Snapshot, ReadyError>>;
 
     /// Takes over a VM with [`OwnerLoss::KeepRunning`](crate::OwnerLoss::KeepRunning) whose owner is gone:
-    /// [`recover`](crate::recover) reports it as [`Adoptable`](crate::Outcome::Adoptable). This process owns the VM from
-    /// then on, so dropping the handle ends the VM.
+    /// [`recover`](crate::recover) reports it as [`Adoptable`](crate::Outcome::Adoptable). This process owns the VM
+    /// from then on, so dropping the handle ends the VM.
     ///
     /// Start the guest link again with [`Vm::connect`]. If the owner was lost during a save, the guest's commands may
-    /// still be frozen. So send `Thaw` first. It does nothing if they are not frozen. The console's output from before is
-    /// in the log. Output that was printed without an owner is lost. The exit status of the VMM will be unknown, because
-    /// the VMM is not a child of this process.
+    /// still be frozen. So send `Thaw` first. It does nothing if they are not frozen. The console's output from before
+    /// is in the log. Output that was printed without an owner is lost. The exit status of the VMM will be unknown,
+    /// because the VMM is not a child of this process.
     ///
     /// # Errors
     /// [`AdoptError`]. The VM stays as it was.

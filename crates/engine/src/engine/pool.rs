@@ -8,8 +8,8 @@
 //! because the first command in a guest is slower than later ones. Since then its commands are frozen and it is paused.
 //! So commands that the snapshot holds have run only for that moment.
 //!
-//! If a snapshot was taken without freezing, its commands would continue before the fork has its own identity. So a held
-//! fork of such a snapshot waits before its first instruction, with its VMM started.
+//! If a snapshot was taken without freezing, its commands would continue before the fork has its own identity. So a
+//! held fork of such a snapshot waits before its first instruction, with its VMM started.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,8 +37,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct PoolSpec {
     /// The number of forks that are kept ready, 1 to [`POOL_MAX`].
     pub ready: usize,
-    /// The memory that the forks may use, in bytes, with shared memory counted in proportion. When it is used up, no more
-    /// forks are made.
+    /// The memory that the forks may use, in bytes, with shared memory counted in proportion. When it is used up, no
+    /// more forks are made.
     pub bytes_max: u64,
 }
 
@@ -56,7 +56,10 @@ pub struct PoolStatus {
 /// Keeps forks of one snapshot ready. Dropping the pool ends the forks that were not taken.
 ///
 /// ```no_run
-/// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     snapshot: &kiln_engine::snapshot::Snapshot,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::{ForkPool, ForkSpec, PoolSpec};
 ///
 /// let spec = PoolSpec { ready: 4, bytes_max: 256 << 20 };
@@ -90,8 +93,8 @@ struct State {
 }
 
 impl ForkPool {
-    /// Starts to fill a pool. Ignores `forks.count` and `forks.parts`. Refuses a snapshot whose forks need parts of their
-    /// own: one with volumes, or with a network card that was saved on a TAP device.
+    /// Starts to fill a pool. Ignores `forks.count` and `forks.parts`. Refuses a snapshot whose forks need parts of
+    /// their own: one with volumes, or with a network card that was saved on a TAP device.
     ///
     /// # Errors
     /// [`RestoreError::Budget`]; or the snapshot can't be restored on this host.

@@ -1,10 +1,10 @@
 //! Ready-made snapshots: a spec's VM is booted once and saved, and from then on forked.
 //!
 //! ```text
-//!   key(spec, kernel, initramfs, machine) ──▶ snapshots/ready/<key> ── there ──▶ Snapshot
-//!                                                     └── not there, or broken ──▶ boot, settle, save, seal ──▶ Snapshot
+//!   key(spec, kernel, initramfs, machine) ──▶ snapshots/ready/<key> ── exists ──▶ Snapshot
+//!                                                     └── missing or broken ──▶ boot, settle, save, seal ──▶ Snapshot
 //! ```
-//! One process makes the snapshot while others wait. At most [`READY_SNAPSHOTS_MAX`] are kept; the least recently used
+//! One process makes the snapshot while others wait. At most [`READY_SNAPSHOTS_MAX`] are kept. The least recently used
 //! are removed.
 //!
 //! The key covers everything that decides the memory of the booted guest: the version of Kiln, the spec, the contents

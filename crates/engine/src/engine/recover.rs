@@ -286,11 +286,14 @@ impl Case<'_> {
         if !(self.is_whole)(snapshot) {
             return if adoptable { Decision::Adopt } else { self.go_back("its owner ended while it was being saved") };
         }
-        // A guest that continued would write into a snapshot that shares its memory file.
+        // The snapshot is published, but the journal has no state after `Saving`. If the VM was to continue, its guest
+        // was resumed or would have been, and it is adopted: the snapshot has a copy of its memory. The check of the
+        // memory file guards against a link: a guest that continued would write into a published snapshot.
         if then == Then::GoOn && adoptable && !(self.is_memory_of)(snapshot) {
             return Decision::Adopt;
         }
-        // The VM was paused since the snapshot, or ran only for a moment.
+        // Going back to the snapshot loses next to nothing: the VM was paused since then, or ran only until its owner
+        // died.
         Decision::Stop { snapshot: snapshot.clone(), lost: None }
     }
 

@@ -45,7 +45,10 @@ const RESUME_DEADLINE: Duration = Duration::from_secs(20);
 /// A snapshot that fits this host, and can be forked any number of times.
 ///
 /// ```no_run
-/// # async fn example(engine: &dyn kiln_engine::Engine, snapshot: &kiln_engine::snapshot::Snapshot) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     snapshot: &kiln_engine::snapshot::Snapshot,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::ForkSpec;
 ///
 /// let template = engine.template(snapshot, ForkSpec::default()).await?;
@@ -240,7 +243,8 @@ impl Template {
             let vm = operation(async move { restorer.start(dir.into_inner(), spec).await?.load().await }).await?;
             Linked::new(vm, journal, part, deadline).await?.renew(self, deadline).await
         };
-        // A VMM has deadlines of its own, which add up to more than a short deadline.
+        // The steps of a VMM have deadlines of their own. Their sum is longer than a short deadline of the caller.
+        // Dropping the future at the deadline drops the stage that it has reached, and that undoes the fork.
         match timeout_at(deadline, forked).await {
             Ok(outcome) => outcome,
             Err(_) => Err(LinkError::TimedOut { waiting_for: "answer", waited: self.deadline }.into()),
@@ -293,7 +297,8 @@ struct Linked {
 }
 
 impl Linked {
-    /// Lets a fork run until its agent answers.
+    /// Lets a fork run until its agent answers. The resume and the link start at the same time: the agent can answer as
+    /// soon as the guest runs, and QEMU's reply to `cont` may come some milliseconds later.
     async fn new(vm: Vm, journal: Journal, part: ForkPart, deadline: Instant) -> Result<Self, RestoreError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let run = async { Ok::<_, RestoreError>(vm.resume_within(RESUME_DEADLINE).await?) };
@@ -309,7 +314,9 @@ impl Linked {
             ForkIdentity::Keep => None,
         };
         link.renew(Renewal { identity }, deadline.saturating_duration_since(Instant::now())).await?;
-        // Only now: before, recovery must not adopt it.
+        // Only now may recovery adopt the fork. Until Sync has succeeded, the guest has the clock, the randomness and
+        // the names of its snapshot. Two such guests would generate the same keys. So a crash before this line has to
+        // lose the fork, and `Restoring` in the journal does that, even if the fork's spec keeps it running.
         blocking(move || {
             journal.append(State::Running)?;
             Ok::<_, RestoreError>(failpoint::hit("restore.running")?)

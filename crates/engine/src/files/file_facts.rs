@@ -1,10 +1,16 @@
-//! Facts about files that are dear to find out, such as the digest of a kernel or the version of a program: found out
-//! once and remembered for as long as the file is the same.
+//! Facts about files that are expensive to compute, such as the digest of a kernel or the version of a program. A fact
+//! is computed once and remembered as long as the file does not change.
 //!
 //! ```text
 //!   fact(file, name) ──▶ cache/facts/<hash>.json ── same inode, size, times ──▶ remembered
-//!                                  ▲── else ── find out ──────────────────────▶ new
+//!                                  ▲── otherwise ── compute ──────────────────▶ new
 //! ```
+//! Whether a file has changed is decided by its inode, its size and its times, without reading it. A program can set
+//! the modification time to any value, but not the change time, which the kernel sets at each write. So equal change
+//! times mean that the file was not written to, with one exception. The kernel takes the time from its last timer tick.
+//! Two writes in the same tick have equal times, and a write right after a fact was computed would not be noticed. So
+//! before a fact is computed, [`Witness::settle`] waits until the tick of the last change has passed. Every later write
+//! then gets another change time. If the file changes while the fact is computed, the fact is not remembered.
 
 use std::fs::Metadata;
 use std::io;
@@ -21,11 +27,11 @@ use super::{plain_file, private_file};
 const FACT_BYTES_MAX: u64 = 16 << 10;
 /// Hex digits of a fact's file name.
 const NAME_DIGITS: usize = 32;
-/// Files have the time of the last tick, of which there are at least a hundred in a second.
+/// More than the time between two timer ticks. A kernel has at least a hundred in a second.
 const TIME_STEP_MAX: Duration = Duration::from_millis(20);
 const NS_PER_SECOND: i128 = 1_000_000_000;
 
-/// What tells one state of a file from another, without reading it.
+/// Identifies one state of a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Witness {
     device: u64,
@@ -36,12 +42,12 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// Of the file as it is now.
+    /// The current state of a file.
     pub(crate) fn of(path: &Utf8Path) -> io::Result<Self> {
         fs::metadata(path).map(|meta| Self::of_metadata(&meta))
     }
 
-    /// Of a file that is open, say.
+    /// The state in a file's metadata, for example of an open file.
     pub(crate) fn of_metadata(meta: &Metadata) -> Self {
         let ns = |seconds: i64, ns: i64| i128::from(seconds) * NS_PER_SECOND + i128::from(ns);
         Self {
@@ -53,21 +59,22 @@ impl Witness {
         }
     }
 
-    /// It is the same file and was not written to in between. A link to it may have come or gone.
+    /// Whether it is the same file and was not written to since. Its number of links may differ: adding or removing a
+    /// link changes only the change time.
     pub(crate) fn is_unwritten_since(&self, earlier: &Self) -> bool {
         Self { changed_ns: 0, ..*self } == Self { changed_ns: 0, ..*earlier }
     }
 
-    /// Waits until another change would have another time than the last one, which takes some milliseconds at most.
+    /// Waits until another change would get another change time. Takes some milliseconds at most.
     pub(crate) fn settle(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().cast_signed();
-        // A time to come is of a clock that was set back, which no wait helps.
+        // A change time in the future means that the clock was set back. A short wait would not help.
         let age = u64::try_from(now - self.changed_ns).map_or(TIME_STEP_MAX, Duration::from_nanos);
         std::thread::sleep(TIME_STEP_MAX.saturating_sub(age));
     }
 }
 
-/// The memory of facts, below a home's cache.
+/// The remembered facts, in the cache of a home.
 #[derive(Debug, Clone)]
 pub(crate) struct FileFacts {
     cache: Utf8PathBuf,
@@ -83,12 +90,12 @@ struct Fact {
 }
 
 impl FileFacts {
-    /// The memory below `home`.
+    /// The facts of a home.
     pub(crate) fn new(home: &Utf8Path) -> Self {
         Self { cache: home.join("cache"), directory: home.join("cache/facts") }
     }
 
-    /// The blake3 of a file, as hex digits.
+    /// The BLAKE3 digest of a file, in hex digits.
     pub(crate) fn digest(&self, path: &Utf8Path) -> io::Result<String> {
         self.text(path, "blake3", || {
             let mut hasher = blake3::Hasher::new();
@@ -97,7 +104,7 @@ impl FileFacts {
         })
     }
 
-    /// A fact that can be found out from the file at once.
+    /// A fact that `find_out` computes from the file, unless it is remembered.
     pub(crate) fn text(
         &self,
         path: &Utf8Path,
@@ -108,17 +115,17 @@ impl FileFacts {
             return Ok(known);
         }
         let before = Witness::of(path)?;
-        // Else a write that comes at once could leave the file with the same times.
+        // Without this, a write right afterwards could leave the file with the same times.
         before.settle();
         let value = find_out()?;
-        // What a file was that changed meanwhile is not worth remembering.
+        // If the file has changed meanwhile, it is not known which state the value belongs to.
         if Witness::of(path)? == before {
             self.remember(path, name, before, &value);
         }
         Ok(value)
     }
 
-    /// What was remembered of a file that is still the same.
+    /// The remembered fact, if the file has not changed since.
     pub(crate) fn recall(&self, path: &Utf8Path, name: &str) -> io::Result<Option<String>> {
         let witness = Witness::of(path)?;
         let Ok(bytes) = plain_file::read(&self.file(path, name), FACT_BYTES_MAX) else { return Ok(None) };
@@ -127,7 +134,7 @@ impl FileFacts {
         Ok(fact.filter(same).map(|fact| fact.value))
     }
 
-    /// Remembers a fact. It can be found out again, so a failure is not one of the caller's.
+    /// Remembers a fact. A failure is only logged, because the fact can be computed again.
     pub(crate) fn remember(&self, path: &Utf8Path, name: &str, witness: Witness, value: &str) {
         let fact = Fact { path: path.into(), name: name.into(), witness, value: value.into() };
         let write = || {
@@ -166,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_of_garbage_is_no_memory() {
+    fn a_damaged_fact_is_computed_again() {
         let directory = tempfile::tempdir().expect("a directory");
         let home = Utf8Path::from_path(directory.path()).expect("UTF-8");
         let (facts, file) = (FileFacts::new(home), home.join("file"));

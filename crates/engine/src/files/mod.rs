@@ -1,4 +1,4 @@
-//! Files below a home: made for this user alone, read without trust, published whole, and what is known of them.
+//! Files below a home: created for this user only, read as hostile, published by a rename, and facts about them.
 
 pub(crate) mod plain_file;
 pub(crate) mod private_file;

@@ -1,10 +1,19 @@
-//! How a directory comes to be there whole or not at all.
+//! Creates a directory so that its final name appears with all contents or not at all.
 //!
 //! ```text
 //!   Partial::create ──► x.partial (flock held) ──fill──► Partial::publish ──fsync, rename──► final name
 //!                          │ dropped: removed
 //!                          │ crashed: the lock is free, so the next sweep removes it
 //! ```
+//! A crash leaves a partial directory that no process needs. A sweep has to tell it from the directory of a builder
+//! that still runs, in another process and perhaps another pid namespace. A pid in the name could not show that. A lock
+//! can: the kernel releases it at the end of the process, whatever ends it. So a sweep removes exactly the partial
+//! directories whose lock it gets.
+//!
+//! The builder creates the directory before it can lock it, and a sweep can run in between. If the sweep gets the lock
+//! first, the builder's attempt fails. If the sweep is already done, the builder's lock succeeds on a directory without
+//! a name. Both are found: the first by `try_lock`, the second by `is_still`. In both cases the builder starts again
+//! with another name. Once it has the lock and the name, no sweep takes the directory.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,32 +26,32 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use super::{plain_file, private_file};
 use crate::hex_id::random_hex;
 
-/// What a directory or file that is not whole yet ends with.
+/// The end of the name of an unfinished directory or file.
 pub(crate) const PARTIAL_SUFFIX: &str = ".partial";
-/// A sweeper can take a new partial directory before it is locked; that it happens so often says that something else is wrong.
+/// A sweep can take a new partial directory before it is locked. So many times in a row, the cause is something else.
 const PARTIAL_ATTEMPTS_MAX: usize = 16;
-/// Trees below a published directory; images and snapshots are flat.
+/// The deepest tree that is synced. Images and snapshots are flat.
 const SYNC_DEPTH_MAX: usize = 32;
 
-/// A directory in the making. Dropped before [`Partial::publish`], it is removed.
+/// An unfinished directory. If it is dropped before [`Partial::publish`], it is removed.
 #[derive(Debug)]
 pub(crate) struct Partial {
     path: Utf8PathBuf,
     published: bool,
-    // It shows `sweep_partials` that the builder lives.
+    // Shows `sweep_partials` that the builder still runs.
     lock: fs::File,
 }
 
 impl Partial {
-    /// Makes and locks `<parent>/<name>-<random>.partial`, and `parent` too where it is missing.
+    /// Creates and locks `<parent>/<name>-<random>.partial`, and creates `parent` if it is missing.
     ///
     /// # Errors
-    /// The directory can't be made or locked.
+    /// The directory can't be created or locked.
     pub(crate) fn create(parent: &Utf8Path, name: &str) -> io::Result<Self> {
         private_file::create_dir_all(parent)?;
         for _ in 0..PARTIAL_ATTEMPTS_MAX {
             let path = parent.join(format!("{name}-{}{PARTIAL_SUFFIX}", random_hex::<8>()));
-            // A sweeper may come between any two of these steps: then it has the lock, or the directory is gone.
+            // A sweep may run between any two of these steps, see above.
             match private_file::create_dir(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other?,
@@ -52,26 +61,26 @@ impl Partial {
                 return Ok(Self { path, published: false, lock });
             }
         }
-        Err(io::Error::other(format!("no partial directory stays in `{parent}`")))
+        Err(io::Error::other(format!("new partial directories in `{parent}` disappear at once")))
     }
 
-    /// Where to put the contents.
+    /// Its path, for the contents.
     pub(crate) fn path(&self) -> &Utf8Path {
         &self.path
     }
 
-    /// Makes the contents durable, then gives the directory its final name.
+    /// Syncs the contents to disk, then gives the directory its final name.
     ///
     /// # Errors
-    /// [`publish`]; the partial directory is removed then.
+    /// See [`publish`]. The partial directory is removed then.
     pub(crate) fn publish(mut self, final_dir: &Utf8Path) -> io::Result<()> {
         publish(&self.path, final_dir)?;
         self.published = true;
         Ok(())
     }
 
-    /// Gives the directory its final name without waiting for the disk: after a crash of the host there may be a part of
-    /// it. Returns its lock, which no other process has had meanwhile.
+    /// Gives the directory its final name without a sync: a crash of the host may leave a part of it. Returns its lock,
+    /// which this process has held without a break.
     ///
     /// # Errors
     /// See [`Partial::publish`].
@@ -82,11 +91,12 @@ impl Partial {
         Ok(lock)
     }
 
-    /// Swaps the directory with the one that has the final name. Returns the path that the latter has now, where
-    /// [`Home::sweep_partials`](crate::home::Home::sweep_partials) finds it once it is not locked. Syncs nothing.
+    /// Swaps this directory with the directory that has the final name. Returns the new path of the latter:
+    /// [`Home::sweep_partials`](crate::home::Home::sweep_partials) removes it once it is not locked any more. Syncs
+    /// nothing.
     ///
     /// # Errors
-    /// Nothing has that name, or the filesystem can't swap; the partial directory is removed then.
+    /// The final name does not exist, or the filesystem can't swap. The partial directory is removed then.
     pub(crate) fn exchange(mut self, final_dir: &Utf8Path) -> io::Result<Utf8PathBuf> {
         let (new, old) = (self.path.as_std_path(), final_dir.as_std_path());
         rustix::fs::renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE)?;
@@ -98,12 +108,13 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.published {
-            // What stays behind is swept at the next start.
+            // If this fails, the next start sweeps it.
             _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
+/// The partial directories and files in a directory.
 pub(crate) fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     let entries = match parent.read_dir_utf8() {
         Ok(entries) => entries,
@@ -120,7 +131,7 @@ pub(crate) fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     Ok(found)
 }
 
-/// Removes a partial whose lock is free.
+/// Removes a partial directory or file if its lock is free. Returns whether it was removed.
 pub(crate) fn sweep(path: &Utf8Path) -> io::Result<bool> {
     let gone = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
@@ -131,7 +142,7 @@ pub(crate) fn sweep(path: &Utf8Path) -> io::Result<bool> {
         Err(error) => return gone(error).map(|()| false),
     };
     if !metadata.is_dir() && !metadata.is_file() {
-        // A link is not followed, and a pipe is not waited for.
+        // A link must not be followed, and the open of a FIFO would wait.
         return fs::remove_file(path).or_else(gone).map(|()| true);
     }
     let handle = match plain_file::open_any(path) {
@@ -159,11 +170,15 @@ fn is_still(handle: &fs::File, path: &Utf8Path) -> bool {
     matches!((here, held), (Ok(here), Ok(held)) if here == held)
 }
 
-/// Syncs a directory and all in it, then renames it, so that after a crash it is there whole or not at all.
+/// Syncs a directory with everything in it, then renames it.
+///
+/// The order matters for a crash of the host. A file system may write a rename to disk before the contents of the
+/// renamed files. So the contents are synced first, then the directory is renamed, and then its parent is synced,
+/// because only that makes the rename durable. After a crash the final name leads to everything or does not exist.
 ///
 /// # Errors
 /// A file can't be synced, or the rename fails: [`io::ErrorKind::DirectoryNotEmpty`] or
-/// [`io::ErrorKind::AlreadyExists`] when `final_dir` is there already.
+/// [`io::ErrorKind::AlreadyExists`] if `final_dir` already exists.
 fn publish(partial_dir: &Utf8Path, final_dir: &Utf8Path) -> io::Result<()> {
     sync_tree(partial_dir, SYNC_DEPTH_MAX)?;
     fs::rename(partial_dir, final_dir)?;

@@ -1,4 +1,5 @@
-//! Opening small files whose place is known and whose nature is not: any process that can write there may have put anything there.
+//! Opens small files whose path is known but not their kind: a process that can write to the directory may have put a
+//! FIFO or a link there.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -7,7 +8,7 @@ use camino::Utf8Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// Opens an ordinary file for reading. A pipe is not waited for, and a link is not followed.
+/// Opens an ordinary file for reading. Does not wait for the writer of a FIFO, and does not follow a link.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`] if it is not an ordinary file; or it can't be opened.
@@ -22,7 +23,8 @@ pub(crate) fn open(path: &Utf8Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
 }
 
-/// Opens a file or directory for reading, to lock it. A pipe is not waited for, and a link is not followed.
+/// Opens a file or directory for reading, to lock it. Does not wait for the writer of a FIFO, and does not follow a
+/// link.
 ///
 /// # Errors
 /// It can't be opened, or is a link.
@@ -34,7 +36,7 @@ pub(crate) fn open_any(path: &Utf8Path) -> io::Result<File> {
 /// Reads an ordinary file's first `bytes_max` bytes.
 ///
 /// # Errors
-/// As [`open`]; or it can't be read.
+/// See [`open`]; or it can't be read.
 pub(crate) fn read(path: &Utf8Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ordinary_files_are_read_and_nothing_is_waited_for() {
+    fn only_ordinary_files_are_read_and_no_open_waits() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| Utf8PathBuf::try_from(directory.path().join(name)).expect("UTF-8");
         fs::write(path("file"), "0123456789").expect("written");

@@ -1,13 +1,13 @@
-//! Makes files and directories below a home: for this user alone whatever the umask is, never through a link that lies
-//! in the way, and never by cutting off what was there.
+//! Creates files and directories below a home: for this user only, whatever the umask is. Never follows a link, and
+//! never truncates an existing file.
 //!
 //! ```text
 //!   create_new ── O_EXCL ─────────▶ a new file              replace ── new file, rename ──▶ another content, whole
 //!   lock_file ─── O_NOFOLLOW ─────▶ the same file, kept     restart ── unlink, O_EXCL ────▶ an empty file
 //! ```
-//! A umask only takes bits away, and what it leaves of a mode is not what a home needs: 0 makes files that all can write,
-//! 0777 some that their owner can't open again. So the mode is set once more on what was just made, by its descriptor.
-//! Reading is [`plain_file`](super::plain_file)'s.
+//! A umask removes bits of the mode, and no umask can be relied on: 0777 creates files that their owner can't open
+//! again. So the mode is set again on the new file, through its descriptor. [`plain_file`](super::plain_file) reads
+//! files.
 
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -25,24 +25,23 @@ use crate::hex_id::random_hex;
 pub(crate) const DIRECTORY_MODE: Mode = Mode::RWXU;
 /// Files of a home.
 pub(crate) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Another process may take a new file for what a crash left, before it is locked; that it happens so often says
-/// something else is wrong.
+/// A sweep can take a new file before it is locked. So many times in a row, the cause is something else.
 const REPLACE_ATTEMPTS_MAX: usize = 16;
 
-/// Makes a directory.
+/// Creates a directory.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] for anything that is there; or it can't be made.
+/// [`io::ErrorKind::AlreadyExists`] if the path exists; or the directory can't be created.
 pub(crate) fn create_dir(path: &Utf8Path) -> io::Result<()> {
     fs::create_dir(path)?;
-    // A link can't be there: it would have kept the directory from being made.
+    // The path is not a link, because `mkdir` fails if it is one.
     fs::set_permissions(path, std::fs::Permissions::from_mode(DIRECTORY_MODE.as_raw_mode()))
 }
 
-/// Makes a directory and those above it, as far as they are missing.
+/// Creates a directory, and the directories above it that are missing.
 ///
 /// # Errors
-/// Something else is there; or one of them can't be made.
+/// A part of the path is not a directory; or one of them can't be created.
 pub(crate) fn create_dir_all(path: &Utf8Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -57,26 +56,26 @@ pub(crate) fn create_dir_all(path: &Utf8Path) -> io::Result<()> {
     }
 }
 
-/// Makes a file and opens it for reading and writing.
+/// Creates a file and opens it for reading and writing.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] for anything that is there; or it can't be made.
+/// [`io::ErrorKind::AlreadyExists`] if the path exists; or the file can't be created.
 pub(crate) fn create_new(path: &Utf8Path) -> io::Result<fs::File> {
     open(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)
 }
 
-/// Makes a file with this content.
+/// Creates a file with this content.
 ///
 /// # Errors
-/// As [`create_new`]; or it can't be written.
+/// See [`create_new`]; or the file can't be written.
 pub(crate) fn write_new(path: &Utf8Path, content: &[u8]) -> io::Result<()> {
     create_new(path)?.write_all(content)
 }
 
-/// Makes an empty file in the place of the one that is there.
+/// Replaces a file with an empty one. Programs that have the old file open keep its contents.
 ///
 /// # Errors
-/// As [`create_new`]; or the one that is there can't be removed.
+/// See [`create_new`]; or the old file can't be removed.
 pub(crate) fn restart(path: &Utf8Path) -> io::Result<fs::File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -85,7 +84,7 @@ pub(crate) fn restart(path: &Utf8Path) -> io::Result<fs::File> {
     create_new(path)
 }
 
-/// Opens an ordinary file to write at its end, and makes it if it is not there.
+/// Opens an ordinary file to append to it. Creates it if it does not exist.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`] if it is not an ordinary file; or it can't be opened.
@@ -93,33 +92,34 @@ pub(crate) fn append(path: &Utf8Path) -> io::Result<fs::File> {
     open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)
 }
 
-/// Opens an ordinary file that is there to write at its end.
+/// Opens an existing ordinary file to append to it.
 ///
 /// # Errors
-/// As [`append`]; or there is none.
+/// See [`append`]; or the file does not exist.
 pub(crate) fn append_existing(path: &Utf8Path) -> io::Result<fs::File> {
     open(path, OFlags::WRONLY | OFlags::APPEND)
 }
 
-/// Opens an ordinary file that processes lock, and makes it if it is not there. What it holds stays.
+/// Opens an ordinary file that processes lock. Creates it if it does not exist. Its contents stay.
 ///
 /// # Errors
-/// As [`append`].
+/// See [`append`].
 pub(crate) fn lock_file(path: &Utf8Path) -> io::Result<fs::File> {
     open(path, OFlags::RDWR | OFlags::CREATE)
 }
 
-/// Puts a file with this content at `path`, in place of what is there: after a crash there is the old one or the new one.
-/// It is made in `scratch`, on the same filesystem, where [`Home::sweep_partials`](crate::home::Home::sweep_partials)
-/// finds what a crash leaves of it.
+/// Replaces the file at `path`. A crash of this process leaves the old file or the new one. Nothing is synced. The new
+/// file is written in `scratch`, on the same filesystem, and then renamed. If a crash leaves it there,
+/// [`Home::sweep_partials`](crate::home::Home::sweep_partials) removes it.
 ///
 /// # Errors
-/// It can't be made, written or renamed.
+/// The file can't be created, written or renamed.
 pub(crate) fn replace(path: &Utf8Path, scratch: &Utf8Path, content: &[u8]) -> io::Result<()> {
     for _ in 0..REPLACE_ATTEMPTS_MAX {
         let new = Unfinished(scratch.join(format!("{}{PARTIAL_SUFFIX}", random_hex::<8>())));
         let mut file = create_new(&new.0)?;
-        // A sweep removes what is not locked. If it came before this, the rename finds nothing.
+        // A sweep removes unlocked partial files. If it has removed this one before the lock, the rename fails with
+        // `NotFound`, and the next attempt uses another name.
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => continue,
@@ -131,7 +131,7 @@ pub(crate) fn replace(path: &Utf8Path, scratch: &Utf8Path, content: &[u8]) -> io
             other => return other,
         }
     }
-    Err(io::Error::other(format!("no new file stays in `{scratch}`")))
+    Err(io::Error::other(format!("new files in `{scratch}` disappear at once")))
 }
 
 /// Removes a file that did not get its final name.
@@ -139,14 +139,15 @@ struct Unfinished(Utf8PathBuf);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // It has another name if all went well. What stays behind is swept at the next start.
+        // After a success the file has another name, and this fails. If it fails otherwise, the next start sweeps the
+        // file.
         let _ = fs::remove_file(&self.0);
     }
 }
 
 fn open(path: &Utf8Path, how: OFlags) -> io::Result<fs::File> {
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, format!("`{path}` is not an ordinary file"));
-    // A pipe would wait for its reader.
+    // Without `O_NONBLOCK`, the open of a FIFO would wait for a reader.
     let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path.as_std_path(), flags, FILE_MODE) {
         Ok(fd) => fs::File::from_parts(fd.into(), PathBuf::from(path)),
@@ -156,7 +157,8 @@ fn open(path: &Utf8Path, how: OFlags) -> io::Result<fs::File> {
     if !file.metadata()?.is_file() {
         return Err(refused());
     }
-    // Only the owner can; a file of another user was refused with the home, and keeps its mode here.
+    // Only the owner of a file can change its mode. A home with files of other users was refused, so an error for an
+    // existing file does not matter.
     if how.contains(OFlags::EXCL) {
         rustix::fs::fchmod(&file, FILE_MODE)?;
     } else if file.metadata()?.permissions().mode() & 0o777 != FILE_MODE.as_raw_mode() {
@@ -181,9 +183,9 @@ mod tests {
         fs::symlink_metadata(path).expect("is there").permissions().mode() & 0o7777
     }
 
-    /// The umask is the process's: nextest gives each test one of its own, and what others make meanwhile is not judged.
+    /// The umask belongs to the process. nextest runs each test in a process of its own, so no other test is affected.
     #[test]
-    fn modes_are_those_of_a_home_whatever_the_umask_is() {
+    fn files_are_private_whatever_the_umask_is() {
         let (_scratch, path) = scratch();
         for umask in [0, 0o022, 0o777] {
             let top = path.join(format!("{umask:o}"));
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_pipes_in_the_way_are_not_followed_and_nothing_is_cut_off() {
+    fn links_and_fifos_are_refused_and_no_file_is_truncated() {
         let (_scratch, path) = scratch();
         let victim = path.join("victim");
         fs::write(&victim, "precious").expect("written");
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_there_is_kept_as_it_is_and_a_file_is_none() {
+    fn an_existing_directory_keeps_its_mode_and_a_file_is_refused() {
         let (_scratch, path) = scratch();
         fs::set_permissions(&path, std::fs::Permissions::from_mode(0o711)).expect("set");
         create_dir_all(&path).expect("is there");

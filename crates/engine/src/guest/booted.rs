@@ -20,7 +20,10 @@ pub const BOOT_TAIL_ROWS: usize = 20;
 /// A VM whose agent answers. Dropping it kills the VM.
 ///
 /// ```no_run
-/// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     spec: kiln_engine::VmSpec,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::Guest;
 /// use kiln_engine::guest::Watch;
 /// use std::time::Duration;

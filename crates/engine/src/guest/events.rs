@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_waits_for_what_is_not_there_yet() {
+    async fn a_reader_waits_for_the_next_entry() {
         let log = EventLog::default();
         let mut reader = log.from(0);
         let reading = tokio::spawn(async move { reader.next().await });

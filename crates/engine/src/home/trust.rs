@@ -1,5 +1,5 @@
-//! Checks that a home can be trusted. Kiln starts, kills, overwrites and removes things that files of the home name, so no
-//! other user may be able to write such a file.
+//! Checks that a home can be trusted. Kiln starts, kills, overwrites and removes things that files of the home name, so
+//! no other user may be able to write such a file.
 //!
 //! ```text
 //!   /  ─▶ each directory and link on the way ─▶ the home ─▶ images, vms, snapshots, cache
@@ -8,13 +8,13 @@
 //!         it is sticky, like /tmp
 //! ```
 //! The directories above the home count too. A user who can write to a directory can rename its entries, and so replace
-//! the next directory of the path with one of their own. In a sticky directory, users can rename only their own entries. So
-//! a sticky directory is accepted, and the owner of the next entry is checked anyway. Links are followed step by step like
-//! the kernel does, because a link leads through other directories than its path shows.
+//! the next directory of the path with one of their own. In a sticky directory, users can rename only their own
+//! entries. So a sticky directory is accepted, and the owner of the next entry is checked anyway. Links are followed
+//! step by step like the kernel does, because a link leads through other directories than its path shows.
 //!
 //! The check and the later use of the home are two steps, but no other user can change anything between them: every
-//! directory that would allow it was refused. Directories that do not exist yet are created by Kiln, for this user only.
-//! sshd has the same rules for a user's keys.
+//! directory that would allow it was refused. Directories that do not exist yet are created by Kiln, for this user
+//! only. sshd has the same rules for a user's keys.
 
 use std::collections::VecDeque;
 use std::fs::Metadata;
@@ -51,8 +51,8 @@ pub(super) fn check(home: &Utf8Path, below: &[Utf8PathBuf], user: u32, accounts:
     if judge.walk(home)? {
         for directory in below {
             match judge.walk(directory) {
-                // A file in the place of a directory holds nothing that Kiln would use. A command that needs the directory
-                // fails with its own error. Others work: a run that can't keep a snapshot still boots.
+                // A file in the place of a directory holds nothing that Kiln would use. A command that needs the
+                // directory fails with its own error. Others work: a run that can't keep a snapshot still boots.
                 Err(HomeError::NotADirectory { .. }) => {}
                 judged => _ = judged?,
             }
@@ -185,8 +185,8 @@ struct User<'a> {
     gid: u32,
 }
 
-/// Whether `/proc/self/uid_map` maps a number. Each of its lines has the first number inside, the first number outside, and
-/// the count.
+/// Whether `/proc/self/uid_map` maps a number. Each of its lines has the first number inside, the first number outside,
+/// and the count.
 fn maps(uid_map: &str, uid: u32) -> bool {
     uid_map.lines().any(|line| {
         let mut words = line.split_ascii_whitespace().map(str::parse::<u32>);

@@ -22,7 +22,8 @@ pub(crate) fn memory_available_mib() -> Option<u64> {
     memory_mib("MemAvailable:")
 }
 
-/// The proportional set size of a process in bytes: a page that n processes share counts as 1/n (proc(5), `smaps_rollup`).
+/// The proportional set size of a process in bytes: a page that n processes share counts as 1/n (proc(5),
+/// `smaps_rollup`).
 pub(crate) fn proportional_set_bytes(pid: u32) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -30,8 +31,8 @@ pub(crate) fn proportional_set_bytes(pid: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The CPU that a guest with `-cpu host` requires after a restore: the model, and a digest of the features. These depend on
-/// microcode, kernel and hypervisor too.
+/// The CPU that a guest with `-cpu host` requires after a restore: the model, and a digest of the features. These
+/// depend on microcode, kernel and hypervisor too.
 pub(crate) fn cpu_identity() -> String {
     use std::io::Read as _;
     // The text about the first CPU is enough. The file is long on a host with many CPUs.

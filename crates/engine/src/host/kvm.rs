@@ -1,5 +1,5 @@
-//! The state of KVM on this host. On some hosts `/dev/kvm` opens, but an ordinary Linux guest never boots, so opening it
-//! proves little. A probe guest does: see `drivers/qemu/kvm_probe.rs`.
+//! The state of KVM on this host. On some hosts `/dev/kvm` opens, but an ordinary Linux guest never boots, so opening
+//! it proves little. A probe guest does: see `drivers/qemu/kvm_probe.rs`.
 
 use std::io;
 

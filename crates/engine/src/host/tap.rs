@@ -3,11 +3,11 @@
 //! ```text
 //!   a new thread: setns ─▶ does the device exist? ─▶ open /dev/net/tun, TUNSETIFF ─▶ descriptor ─▶ the VMM
 //! ```
-//! An open descriptor stays attached to its device in whatever namespace its process is. So Kiln enters the namespace only
-//! to open the device. `setns` moves one thread, not the process, so a new thread does it and ends afterwards. A thread of
-//! the runtime's pool would have to move back, which can fail: then the next VM that this thread starts would get a device
-//! of the wrong network. Processes are forked by a thread of their own (see `process.rs`), so no VMM inherits the
-//! namespace either.
+//! An open descriptor stays attached to its device in whatever namespace its process is. So Kiln enters the namespace
+//! only to open the device. `setns` moves one thread, not the process, so a new thread does it and ends afterwards. A
+//! thread of the runtime's pool would have to move back, which can fail: then the next VM that this thread starts would
+//! get a device of the wrong network. Processes are forked by a thread of their own (see `process.rs`), so no VMM
+//! inherits the namespace either.
 #![expect(unsafe_code, reason = "two ioctls of TAP devices have no safe wrapper")]
 
 use std::fs::OpenOptions;
@@ -112,8 +112,8 @@ fn enter(path: &Utf8Path) -> Result<(), TapError> {
 /// Opens a TAP device of this thread's network namespace.
 ///
 /// `TUNSETIFF` creates a device if none has that name, so the name is looked up first. Between the two calls the device
-/// can be removed. Then `TUNSETIFF` creates a new device, without address or routes, and the guest would have a card that
-/// seems connected and is not. The flags show that: a device that its user made for Kiln is persistent
+/// can be removed. Then `TUNSETIFF` creates a new device, without address or routes, and the guest would have a card
+/// that seems connected and is not. The flags show that: a device that its user made for Kiln is persistent
 /// (`IFF_PERSIST`), a device that `TUNSETIFF` just created is not. It is refused, and the kernel removes it when the
 /// descriptor closes.
 fn open_here(device: &str) -> Result<OwnedFd, TapError> {

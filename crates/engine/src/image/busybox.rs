@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_from_a_table_and_put_where_they_belong() {
+    fn programs_are_read_from_the_table_and_get_their_usual_directories() {
         let table = "noise\0zzz\0[\0awk\0busybox\0chroot\0init\0linuxrc\0sh\0after\0";
         let expected = ["usr/bin/[", "usr/bin/awk", "usr/sbin/chroot", "sbin/init", "bin/sh"];
         assert_eq!(found(table), Some(expected.map(str::to_owned).into()));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn an_installed_busybox_is_what_it_says_itself() {
+    fn the_programs_of_an_installed_busybox_are_those_that_it_lists() {
         let bytes = fs_err::read("/bin/busybox").expect("busybox-static is installed");
         let own = Command::new("/bin/busybox").arg("--list-full").output().expect("runs").stdout;
         let own: BTreeSet<_> = String::from_utf8(own).expect("text").lines().map(Utf8PathBuf::from).collect();

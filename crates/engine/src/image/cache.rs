@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_without_a_digest_is_named_and_left_alone() {
+    fn a_package_without_a_digest_is_named_and_not_used() {
         let (_directory, path) = scratch();
         fs::write(path.join(NAME), TEXT).expect("written");
         let (found, steps) = newest(&path);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_no_package() {
+    fn a_link_is_not_a_package() {
         let (_directory, path) = scratch();
         fs::write(path.join("elsewhere"), TEXT).expect("written");
         std::os::unix::fs::symlink(path.join("elsewhere"), path.join(NAME)).expect("made");

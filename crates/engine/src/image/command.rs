@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_says_comes_back() {
+    fn the_output_of_a_program_is_returned() {
         assert_eq!(output(&mut shell("echo yes; echo no >&2"), DEADLINE, 100).expect("runs"), "yes\n");
     }
 
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_hangs_is_killed_with_what_it_started() {
+    fn a_program_that_hangs_is_killed_with_its_children() {
         let deadline = Duration::from_millis(300);
         let error = output(&mut shell("sleep 1000 & sleep 1000"), deadline, 100).expect_err("hangs");
         assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");

@@ -97,7 +97,8 @@ fn header(out: &mut Vec<u8>, header: Header<'_>) {
     let Header { inode, mode, size, device: (major, minor), name } = header;
     let name_bytes = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
     out.extend_from_slice(MAGIC);
-    // In order: inode, mode, uid, gid, links, mtime, size, device of the file (2), device it stands for (2), name, check.
+    // In order: inode, mode, uid, gid, links, mtime, size, device of the file (2), device it stands for (2), name,
+    // check.
     for field in [inode, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_bytes, 0] {
         out.extend_from_slice(format!("{field:08X}").as_bytes());
     }

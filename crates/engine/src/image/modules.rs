@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_name_what_to_load_first_last_and_only_what_is_there() {
+    fn the_tables_list_the_chosen_modules_in_load_order() {
         let chosen = choose(&files(), &["virtio-pci"], &["erofs"]).expect("are there");
         assert_eq!(
             text(&chosen, "modules.dep"),

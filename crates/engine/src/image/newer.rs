@@ -56,7 +56,7 @@ mod tests {
     const RELEASE: &str = "6.1.0-48-cloud-amd64";
 
     #[test]
-    fn a_newer_kernel_is_told_by_its_package() {
+    fn a_newer_kernel_is_recognised_by_its_package() {
         for newer in [REBUILT, NEW] {
             assert_eq!(news(Some(OLD), RELEASE, Ok(newer.into())), KernelNews::Newer { package: newer.into() });
         }
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_came_from_no_package_is_told_by_its_release() {
+    fn a_kernel_without_a_package_is_recognised_by_its_release() {
         assert_eq!(news(None, RELEASE, Ok(NEW.into())), KernelNews::Newer { package: NEW.into() });
         assert_eq!(news(None, RELEASE, Ok(REBUILT.into())), KernelNews::Newest);
         assert_eq!(news(None, "6.12.3-cloud-amd64", Ok(NEW.into())), KernelNews::Newest);

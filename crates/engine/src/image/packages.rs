@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_package_is_refused_by_its_name() {
+    fn a_file_that_is_not_a_package_is_refused_with_its_name() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let deb = Utf8PathBuf::from_path_buf(dir.path().join("x.deb")).expect("UTF-8");
         assert!(KernelPackage::Deb(deb.clone()).read().expect_err("is not there").to_string().contains(deb.as_str()));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_kernel_says_what_to_install() {
+    fn a_missing_kernel_is_an_error_with_the_package_to_install() {
         let error = SourceError::NoKernel {
             cache: "/c".into(),
             refused: " (`x.deb` is damaged)".into(),

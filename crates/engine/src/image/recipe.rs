@@ -9,8 +9,8 @@ pub const MINI: &str = "mini";
 /// Increased whenever the same inputs give another image.
 pub(crate) const VERSION: u32 = 2;
 /// The kernel command line, less what the engine adds. Each word is measured in docs/design/0002-boot-time.md: messages
-/// of an ordinary boot stay in `dmesg` (warnings and worse go to the console), the kernel's cryptography is not tested at
-/// each boot, and code is not rewritten for a guest that happens to have one CPU.
+/// of an ordinary boot stay in `dmesg` (warnings and worse go to the console), the kernel's cryptography is not tested
+/// at each boot, and code is not rewritten for a guest that happens to have one CPU.
 pub(crate) const CMDLINE: &str = "loglevel=5 cryptomgr.notests noreplace-smp";
 
 /// Without these a guest can't communicate with its host.

@@ -59,14 +59,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_refused_with_both_sizes() {
+    fn a_file_that_does_not_fit_is_refused_with_both_sizes() {
         let words = check("/tmp".into(), u64::MAX).expect_err("no disk is that large").to_string();
         assert!(words.contains("`/tmp`") && words.contains("17592186044416 MiB are needed"), "{words}");
         check("/tmp".into(), 1).expect("fits");
     }
 
     #[test]
-    fn a_limit_is_told_apart_from_a_full_disk() {
+    fn a_limit_and_a_full_disk_have_different_texts() {
         let full = NoSpace { path: "/x".into(), needed_mib: 57, available_mib: 40 };
         assert_eq!(full.to_string(), "no space left for `/x`: 57 MiB are needed, 40 MiB are free");
         let limit = NoSpace { available_mib: 9000, ..full };
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn only_errors_for_want_of_space_are_explained() {
+    fn only_errors_about_space_are_explained() {
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge] {
             let found = explain("/tmp/x/y".into(), 3 * MIB, kind.into()).expect("is about space");
             assert_eq!(found.needed_mib, 3);

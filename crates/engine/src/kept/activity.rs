@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_lies_about_its_clock_is_no_trouble() {
+    fn a_wrong_clock_of_a_guest_is_harmless() {
         assert_eq!(of_guest(Some(&report(u64::MAX, u64::MAX)), &report(0, 0), 10), []);
         assert_eq!(of_guest(Some(&report(0, 0)), &report(1, u64::MAX), 10).len(), 1);
     }

@@ -22,7 +22,10 @@ const QUEUE: usize = 64;
 /// A handle to a kept VM. The VM ends when the last handle and the last [`HotVm`] are dropped. A cold VM stays.
 ///
 /// ```no_run
-/// # async fn example(engine: std::sync::Arc<dyn kiln_engine::Engine>, fork: kiln_engine::Fork) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: std::sync::Arc<dyn kiln_engine::Engine>,
+/// #     fork: kiln_engine::Fork,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::ForkSpec;
 /// use kiln_engine::kept::{KeepPolicy, KeptVm};
 /// use std::time::Duration;

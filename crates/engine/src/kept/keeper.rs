@@ -1,8 +1,12 @@
 //! The task that owns a kept VM.
 //!
-//! It does one thing after the other, and publishes a [`Status`] before and after each. A request to destroy the VM
-//! overtakes those that wait: it kills the VMM at once, which ends a running save, and is completed as soon as that has
-//! returned.
+//! It does one thing after the other, and publishes a [`Status`] before and after each. So two requests never wake or
+//! cool the VM at the same time, and a thousand requests to wake it wait for one resume.
+//!
+//! A request to destroy the VM overtakes the requests that wait. The current step is not cancelled for it, because the
+//! step holds the guest by value: dropping its future half-way would drop the VM without a record. Instead the VMM is
+//! killed from outside the step. The step then fails soon, with an error or with a guest that has ended, and puts the
+//! result in its place. After that the VM is destroyed.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! What an image builder needs of 64-bit little-endian ELF files: a module's own description (`.modinfo`), and whether a
-//! kernel can be entered at its PVH entry point. Files come from packages, and are still taken as hostile: the crate
+//! What an image builder needs of 64-bit little-endian ELF files: a module's own description (`.modinfo`), and whether
+//! a kernel can be entered at its PVH entry point. Files come from packages, and are still taken as hostile: the crate
 //! `object` checks each offset and length before it reads there.
 
 use std::fs::File;
@@ -98,8 +98,9 @@ impl<'a> Elf<'a> {
     }
 }
 
-/// The release that Debian's kernels carry as their build salt, such as `6.1.0-44-cloud-amd64`. Of the file, only headers
-/// and notes are read: kernels are large, and this is asked before each boot. A file that can't be read has none.
+/// The release that Debian's kernels carry as their build salt, such as `6.1.0-44-cloud-amd64`. Of the file, only
+/// headers and notes are read: kernels are large, and this is asked before each boot. A file that can't be read has
+/// none.
 pub(crate) fn kernel_release(file: &File) -> Option<String> {
     let cache = ReadCache::new(file);
     let text = Elf::of(&cache)?.note(b"Linux", NOTE_BUILD_SALT)?;
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_with_a_pvh_note_says_so_and_its_release() {
+    fn a_kernel_with_a_pvh_note_is_recognised_with_its_release() {
         let file = made::elf(".text", b"", &[("Xen", 6, b"linux\0"), PVH, RELEASE]);
         let elf = Elf::parse(&file).expect("is one");
         assert!(elf.has_pvh_entry());
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_last_section_is_not_part_of_the_file() {
+    fn bytes_after_the_last_section_do_not_belong_to_the_file() {
         let mut file = made::elf(".text", b"code", &[PVH]);
         let end = file.len();
         file.extend([7; 100]);

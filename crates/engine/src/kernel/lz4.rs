@@ -1,5 +1,5 @@
-//! Unpacks LZ4's legacy format, in which kernels are packed: a magic number, then blocks, each after its length. The crate
-//! `lz4_flex` knows the blocks and not this way to line them up.
+//! Unpacks LZ4's legacy format, in which kernels are packed: a magic number, then blocks, each after its length. The
+//! crate `lz4_flex` knows the blocks and not this way to line them up.
 
 /// First bytes of the format.
 pub(crate) const LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];

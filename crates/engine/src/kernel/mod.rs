@@ -1,5 +1,5 @@
-//! Kernels of guests, as files: unpacked to what boots fastest, and what release they are. ELF files and what compresses
-//! kernels and modules are read here.
+//! Kernels of guests, as files: unpacked to what boots fastest, and what release they are. ELF files and what
+//! compresses kernels and modules are read here.
 
 pub(crate) mod elf;
 pub(crate) mod lz4;

@@ -81,8 +81,8 @@ pub(crate) fn unpack(file: Vec<u8>) -> Option<Kernel> {
     Some(Kernel { format: KernelFormat::BzImage, bytes: file })
 }
 
-/// The release of a kernel that is an ELF file, such as `6.1.0-44-cloud-amd64`. Reads no more than its headers and notes.
-/// `None` for other files; a bzImage has a header of its own for this.
+/// The release of a kernel that is an ELF file, such as `6.1.0-44-cloud-amd64`. Reads no more than its headers and
+/// notes. `None` for other files; a bzImage has a header of its own for this.
 ///
 /// # Errors
 /// The file can't be read.
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_with_a_pvh_entry_is_taken_out_of_its_loader_without_what_follows_it() {
+    fn a_kernel_with_a_pvh_entry_is_unpacked_without_the_bytes_after_it() {
         let vmlinux = made::elf(".text", b"code", &[PVH]);
         let with_relocations = [&vmlinux[..], &[1; 64]].concat();
         let mut payload = xz(&with_relocations);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_points_out_of_the_file_is_no_panic() {
+    fn a_header_that_points_out_of_the_file_does_not_panic() {
         let mut image = bzimage(b"x");
         image[PAYLOAD_OFFSET..][..8].copy_from_slice(&[0xff; 8]);
         assert_eq!(unpack(image).expect("is a kernel").format, KernelFormat::BzImage);

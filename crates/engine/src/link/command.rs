@@ -334,8 +334,8 @@ impl Child {
         self.session.as_deref()
     }
 
-    /// Closes its input if [`stdin`](Self::stdin) was not taken, and waits for its end. Safe to cancel, and to call more than
-    /// once.
+    /// Closes its input if [`stdin`](Self::stdin) was not taken, and waits for its end. Safe to cancel, and to call
+    /// more than once.
     ///
     /// A command that has written more than a pipe holds blocks until its output is read. So read or drop
     /// [`stdout`](Self::stdout) and [`stderr`](Self::stderr) meanwhile, or use

@@ -1,4 +1,14 @@
 //! Starts a link: reset marker, Hello, Auth, Sync, under one deadline.
+//!
+//! Virtio-serial has no connections. If a link ends, the agent does not notice, and bytes of it stay in the port's
+//! buffers, in both directions. A restored guest even continues a link of the saved VM. So the host starts with a
+//! marker that has a random nonce, and the agent echoes it. Every byte before the echo of this nonce belongs to an
+//! earlier link and is skipped, also the echoes of earlier markers. Every byte after it belongs to the new link,
+//! because the port keeps the order and the agent drops its old link when it reads the marker.
+//!
+//! QEMU drops bytes for a port that the guest has not opened, and sends no error. So the marker is repeated until its
+//! echo arrives. If the agent gets it more than once, it ignores the repetitions, because it knows the nonce of its
+//! link.
 
 use std::io;
 use std::time::{Duration, SystemTime};

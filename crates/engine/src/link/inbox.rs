@@ -1,8 +1,18 @@
-//! What one stream has received and its reader has not taken yet.
+//! The data and answers of one stream that its reader has not taken yet.
 //!
 //! The guest fills it, so everything in it is bounded: data by the window, in which each frame has its cost; answers by
 //! their number and their encoded bytes. Answers are parsed when they are taken, because a parsed answer can be much
 //! larger than its encoding.
+//!
+//! A stream can end in several ways: by its last answer, by a fault of the agent, by a broken rule, with the link. None
+//! of them discards what arrived before. The end is stored beside the queue and returned only when the queue is empty,
+//! so a reader gets all output of a command before its exit code, and before the error of a lost link. After the end
+//! nothing is added any more, so the order can't change. The only exception is an answer that can't be parsed: what
+//! follows it has no meaning and is dropped.
+//!
+//! Credit is sent for data that the reader has taken, not for data that arrived. So a reader that stops reading stops
+//! the guest after one window, and only on this stream. After the end of a stream no credit is sent, because the agent
+//! does not know the stream any more.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -51,10 +61,11 @@ struct State {
 
 /// What is left for the windows of a link's streams to grow by.
 ///
-/// A window is what a transfer has in flight while a credit is on its way to the guest and its effect on the way back. On a
-/// busy host that takes milliseconds, because five threads have to run one after the other, so a small window would bound
-/// the rate of a file however fast both sides are. But a hostile guest can fill all windows of streams that are not read, so
-/// not each of them may be large: a stream whose data flows takes what is left, and gives it back when it ends.
+/// A window is what a transfer has in flight while a credit is on its way to the guest and its effect on the way back.
+/// On a busy host that takes milliseconds, because five threads have to run one after the other, so a small window
+/// would bound the rate of a file however fast both sides are. But a hostile guest can fill all windows of streams that
+/// are not read, so not each of them may be large: a stream whose data flows takes what is left, and gives it back when
+/// it ends.
 #[derive(Debug)]
 pub(super) struct Growth(AtomicU32);
 
@@ -214,6 +225,12 @@ impl Inbox {
     }
 
     /// Waits until `look` returns a value, for the sending half.
+    ///
+    /// Several tasks may wait for credit, so credit wakes all of them with `notify_waiters`. That stores no permit: a
+    /// credit between a look without success and the start of the wait would be missed, and the task could wait
+    /// forever. So the task is registered with `enable` before it looks. Then a credit that comes after the look has a
+    /// waiter to wake. The receiving half can't be cloned, so one task at most waits there, and `notify_one` with its
+    /// permit is enough.
     async fn until<T>(&self, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let credited = self.credited.notified();
@@ -347,7 +364,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_overrun_ends_the_stream_after_what_was_allowed() {
+    async fn an_overrun_ends_the_stream_after_the_allowed_data() {
         let inbox = Inbox::new(&Arc::default());
         inbox.push_data(Channel::Out, &vec![0; WINDOW_BYTES as usize]);
         inbox.push_data(Channel::Out, b"x");

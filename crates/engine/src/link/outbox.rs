@@ -5,8 +5,14 @@
 //!   stdin, uploads, Eof ─────────▶ data ────┴▶ writer ▶ agent
 //! ```
 //!
-//! Control frames never wait for room, so the link ends at a bound: an agent that leaves so much unread reads nothing.
-//! Data waits for one of a few places.
+//! Control frames overtake data, because a `Cancel` has to arrive while an upload fills the link, and credit that waits
+//! behind data would stop the other direction meanwhile. `Eof` is not a control frame here. It ends the data of its
+//! stream, so it stays behind that data.
+//!
+//! Control frames never wait for room, because the task that reads the link queues some of them, such as `Pong`. If
+//! that task waited for an agent that does not read, it would not read either, and both sides would wait forever. So
+//! the number of control frames is bounded in another way: the link ends at the bound, because an agent that leaves so
+//! much unread reads nothing. Data waits for one of a few places, and only the task that sends it waits.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -7,6 +7,12 @@
 //! ```
 //! Disk layers do not change. So if the snapshot has a layer on its parent's, it keeps the parent, but only for its
 //! disks.
+//!
+//! The full snapshot takes the id of the diff, so children and users need no change. A child applies its pages to the
+//! memory of its parent, and that memory is the same bytes in both forms. Processes that have the diff open keep its
+//! directory and its locks. They are not disturbed, because the swap changes names and not directories. Processes that
+//! open the snapshot after the swap get the full form. One `RENAME_EXCHANGE` does the swap, so the name exists at every
+//! moment, and a crash leaves one form or the other under it.
 
 use camino::Utf8Path;
 

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_with_its_data_or_a_part_of_it_elsewhere_is_refused() {
+    fn an_image_with_a_backing_or_data_file_is_refused() {
         let (_guard, directory) = directory();
         let (image, data) = (directory.join("image"), directory.join("data"));
         qemu_img(&["create", "-q", "-f", "qcow2", "-o", &format!("data_file={data}"), image.as_str(), "1M"]);

@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ready_name_leads_to_its_snapshot_until_that_goes() {
+    fn a_ready_name_leads_to_its_snapshot_until_the_snapshot_is_removed() {
         let place = place();
         let key = ReadyKey::of(&["image"]);
         assert_eq!(place.store.ready(&key).expect("reads"), None);

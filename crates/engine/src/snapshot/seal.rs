@@ -1,7 +1,8 @@
 //! Makes a snapshot durable: writes to disk what one rename has published, and adds checksums.
 //!
 //! ```text
-//!   manifest.json (pending) ──lock──▶ each file: fsync, hash ──▶ manifest.json.tmp ──fsync, rename──▶ manifest.json (done)
+//!   manifest.json (pending) ──lock──▶ each file: fsync, hash ──▶ manifest.json.tmp
+//!                                     manifest.json (done) ◀──rename, fsync──┘
 //! ```
 //! The lock is on the file of the pending manifest itself. The process that gets it second finds another file under
 //! that name, and reads the new manifest.

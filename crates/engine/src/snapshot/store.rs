@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn opening_and_removing_at_once_ends_with_a_whole_snapshot_or_none() {
+    fn a_concurrent_open_and_remove_end_with_a_whole_snapshot_or_no_snapshot() {
         let place = place();
         for _ in 0..50 {
             let id = place.full("short-lived").id().clone();

@@ -14,7 +14,8 @@ pub const NICS_MAX: usize = 8;
 pub const CMDLINE_BYTES_MAX: usize = 2047 - 32;
 /// Most queues of one device. More than one queue for each CPU would be useless.
 pub const QUEUES_MAX: u16 = CPUS_MAX as u16;
-/// Most shared directories of one VM: a PCI bus has 32 slots, and the disks, cards and Kiln's own devices take the rest.
+/// Most shared directories of one VM: a PCI bus has 32 slots, and the disks, cards and Kiln's own devices take the
+/// rest.
 pub const SHARES_MAX: usize = 3;
 /// Longest name of a module, port or filesystem.
 pub(super) const NAME_BYTES_MAX: usize = 64;

@@ -4,8 +4,8 @@
 //!   saved unplugged ──▶ restored unplugged, or on a TAP device
 //!   saved on a TAP  ──▶ restored on a TAP device, because the guest uses the offloads of one
 //! ```
-//! A card belongs to the VM and to each snapshot of it. An attachment belongs to one VM, so each fork is given its own, see
-//! [`ForkPart::nics`](crate::ForkPart::nics).
+//! A card belongs to the VM and to each snapshot of it. An attachment belongs to one VM, so each fork is given its own,
+//! see [`ForkPart::nics`](crate::ForkPart::nics).
 
 use std::fmt;
 
@@ -34,7 +34,10 @@ pub struct Nic {
 /// A VM boots once with its card unplugged. Each fork of its snapshot can then be put on another network:
 ///
 /// ```no_run
-/// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     spec: kiln_engine::VmSpec,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::{Attachment, ForkPart, ForkSpec, MacAddress, Nic, NicPart, ReadyRequest, Tap, VmSpec};
 /// use std::time::Duration;
 ///
@@ -96,8 +99,8 @@ impl Attachment {
     /// The guest's driver negotiates offloads (checksums, segmentation) at boot and uses them from then on. QEMU offers
     /// them only if the backend of the card understands the virtio header of each packet, which a TAP device with
     /// `IFF_VNET_HDR` does and an unplugged card does not. The negotiated features are part of the saved state. QEMU
-    /// refuses to load a state with features that the new backend does not have, and exits. So a card that was saved on a
-    /// TAP device needs a TAP device again. A card that was saved unplugged negotiated no offloads, so it fits any
+    /// refuses to load a state with features that the new backend does not have, and exits. So a card that was saved on
+    /// a TAP device needs a TAP device again. A card that was saved unplugged negotiated no offloads, so it fits any
     /// attachment: it works on a TAP device without offloads.
     pub(crate) fn loads_state_of(&self, saved: &Self) -> bool {
         match saved {

@@ -4,9 +4,9 @@
 //!   VhostUser ──check──▶ probe: does it listen? ──┬──▶ blk, net: the VMM connects to the path, and reconnects
 //!                                                 └──▶ vsock, fs: Kiln connects once, the VMM inherits the connection
 //! ```
-//! The probe must not connect: many backends serve one client and exit when it disconnects. So it uses a datagram socket.
-//! The kernel looks up the address first and compares the types of the two sockets afterwards, so the error shows whether
-//! a stream socket listens there, and the backend does not notice.
+//! The probe must not connect: many backends serve one client and exit when it disconnects. So it uses a datagram
+//! socket. The kernel looks up the address first and compares the types of the two sockets afterwards, so the error
+//! shows whether a stream socket listens there, and the backend does not notice.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -169,9 +169,9 @@ fn close_on_exec() -> SocketFlags {
     SocketFlags::CLOEXEC
 }
 
-/// Checks that a stream socket listens at a path. Linux looks up the address before it compares the types of the sockets
-/// (`unix_find_other` in net/unix/af_unix.c). So the connect of a datagram socket fails with `EPROTOTYPE` if a stream
-/// socket is bound there, with `ECONNREFUSED` if only the file is left, and the listener gets no connection.
+/// Checks that a stream socket listens at a path. Linux looks up the address before it compares the types of the
+/// sockets (`unix_find_other` in net/unix/af_unix.c). So the connect of a datagram socket fails with `EPROTOTYPE` if a
+/// stream socket is bound there, with `ECONNREFUSED` if only the file is left, and the listener gets no connection.
 fn probe(path: &Utf8Path) -> Result<(), String> {
     let kind = std::fs::metadata(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => "has no socket: the path does not exist".to_owned(),

@@ -1,8 +1,8 @@
 //! The parts of a VM as plain data, independent of the VMM.
 //!
-//! A [`VmSpec`] comes from a user's flags, an API body or a plan, so it is hostile until [`VmSpec::validate`] has checked
-//! it. That refuses everything that no driver could start, with an error that names the bound. Drivers turn a valid spec
-//! into arguments of a VMM.
+//! A [`VmSpec`] comes from a user's flags, an API body or a plan, so it is hostile until [`VmSpec::validate`] has
+//! checked it. That refuses everything that no driver could start, with an error that names the bound. Drivers turn a
+//! valid spec into arguments of a VMM.
 
 use std::os::unix::fs::FileTypeExt as _;
 
@@ -27,8 +27,8 @@ pub const AGENT_PORT: &str = "kiln.agent.0";
 pub enum DiskFormat {
     /// The file is the disk.
     Raw,
-    /// QEMU's copy-on-write format. An image that names a backing file or an external data file is refused: a guest with
-    /// such an image could read any file of the host that QEMU can read.
+    /// QEMU's copy-on-write format. An image that names a backing file or an external data file is refused: a guest
+    /// with such an image could read any file of the host that QEMU can read.
     Qcow2,
 }
 
@@ -253,8 +253,8 @@ impl VmSpec {
         let initramfs = self.initramfs.iter().map(|path| ("initramfs", path));
         let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
         for (what, path) in kernel.chain(initramfs).chain(disks) {
-            // Without `O_NONBLOCK`, the open of a FIFO waits for a writer. A FIFO is refused, because QEMU's own open of
-            // it would wait too.
+            // Without `O_NONBLOCK`, the open of a FIFO waits for a writer. A FIFO is refused, because QEMU's own open
+            // of it would wait too.
             let opened = fs_err::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
             let kind = opened.and_then(|file| file.metadata()).map(|meta| meta.file_type());
             let usable = kind.is_ok_and(|kind| !kind.is_dir() && !kind.is_fifo());

@@ -1,11 +1,17 @@
-//! What becomes of a guest's console bytes in memory: the last lines, and events for who listens.
+//! A guest's console in memory: a ring with the last bytes, and a queue of events for a reader.
 //!
 //! ```text
 //!   serial line ──┬──▶ ring of the last 64 KiB
 //!                 ├──▶ EventQueue ──▶ VmEvent::Console
 //!                 └──▶ LogWriter ──▶ console.log (first part), console.tail*.log (last part)
 //! ```
-//! A guest may print forever without a reader, so nothing here waits for a reader or grows without bound.
+//! A guest may print forever, and its VM may have no reader, so nothing here waits for a reader or grows without a
+//! bound.
+//!
+//! The events of a VM are one ordered stream, of which console output is a part. The channel to the reader is bounded.
+//! If it is full, output is merged into the last waiting event, so a slow reader gets fewer and larger events. If too
+//! many bytes wait, the oldest are dropped and counted, because the newest lines show why a guest crashed. Only console
+//! bytes are dropped: a reader never misses a `Paused` or the `Exited`, and gets them at their place between the lines.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,11 +27,11 @@ use super::events::VmEvent;
 pub const CONSOLE_RING_BYTES: usize = 64 << 10;
 /// Events that wait in the channel for a reader.
 pub(crate) const EVENT_QUEUE: usize = 64;
-/// Console bytes that wait for room in the channel; beyond that the oldest are dropped and counted.
+/// Console bytes that wait for room in the channel. Of more, the oldest are dropped and counted.
 const PENDING_CONSOLE_BYTES_MAX: usize = 256 << 10;
-/// Console bytes of one event, however much has been merged.
+/// Console bytes of one merged event.
 const EVENT_CONSOLE_BYTES_MAX: usize = 64 << 10;
-/// Other events that wait for room in the channel. Only the user's own pauses make them.
+/// Other events that wait for room in the channel. Only pauses and resumes of the user make them.
 const PENDING_EVENTS_MAX: usize = 256;
 
 /// The last bytes of a console.
@@ -58,12 +64,12 @@ impl ConsoleRing {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        // Bytes are whole in every state, also when another thread panicked in between.
+        // Every state of the ring is valid, also if another thread has panicked while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Events on their way to a reader who may be slow, or not there.
+/// Events for a reader that may be slow or absent.
 pub(crate) struct EventQueue {
     sender: mpsc::Sender<VmEvent>,
     pending: VecDeque<Pending>,
@@ -81,7 +87,7 @@ impl EventQueue {
         Self { sender, pending: VecDeque::new(), pending_console_bytes: 0, dropped_bytes }
     }
 
-    /// Takes console bytes; merges them with those that already wait.
+    /// Adds console bytes. Merges them with the last event if that is waiting console output too.
     pub(crate) fn push_console(&mut self, at: Duration, bytes: &[u8]) {
         match self.pending.back_mut() {
             Some(Pending::Console { bytes: waiting, .. }) if waiting.len() + bytes.len() <= EVENT_CONSOLE_BYTES_MAX => {
@@ -94,7 +100,7 @@ impl EventQueue {
         self.drop_excess();
     }
 
-    /// Takes any other event.
+    /// Adds any other event.
     pub(crate) fn push(&mut self, event: VmEvent) {
         if self.pending.len() < PENDING_EVENTS_MAX {
             self.pending.push_back(Pending::Other(event));
@@ -108,11 +114,11 @@ impl EventQueue {
 
     /// Waits until the reader has room, or is gone. Safe to cancel.
     pub(crate) async fn room(&self) {
-        // Whatever the answer is, `flush` finds it out again.
+        // `flush` handles both results.
         drop(self.sender.reserve().await);
     }
 
-    /// Sends what there is room for.
+    /// Sends as many events as the channel has room for.
     pub(crate) fn flush(&mut self) {
         while !self.pending.is_empty() {
             match self.sender.try_reserve() {
@@ -135,7 +141,7 @@ impl EventQueue {
         }
     }
 
-    /// Hands over what is left; ends when the reader has it or is gone.
+    /// Sends all remaining events. Returns when the reader has room for all, or is gone.
     pub(crate) async fn finish(mut self) {
         while self.is_waiting() {
             self.room().await;

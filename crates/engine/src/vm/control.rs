@@ -41,8 +41,9 @@ pub(crate) enum Cpus {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) killer: Killer,
-    /// Kiln itself has killed the VMM, so its end is not a failure. It is set before the signal is sent: the owner reads
-    /// it after the process has ended, and would otherwise report a failure if the VMM ended before the flag was set.
+    /// Kiln itself has killed the VMM, so its end is not a failure. It is set before the signal is sent: the owner
+    /// reads it after the process has ended, and would otherwise report a failure if the VMM ended before the flag was
+    /// set.
     pub(crate) killed: AtomicBool,
     /// A snapshot is being taken.
     pub(crate) saving: AtomicBool,

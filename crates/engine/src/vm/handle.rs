@@ -34,7 +34,10 @@ const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// A handle to a running VM.
 ///
 /// ```no_run
-/// # async fn example(engine: &dyn kiln_engine::Engine, spec: kiln_engine::VmSpec) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     spec: kiln_engine::VmSpec,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use kiln_engine::VmEvent;
 ///
 /// let mut vm = engine.launch(spec).await?;
@@ -134,7 +137,10 @@ impl Vm {
     /// background; [`Snapshot::seal`] waits for that.
     ///
     /// ```no_run
-    /// # async fn example(engine: &dyn kiln_engine::Engine, fork: kiln_engine::Fork) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn example(
+    /// #     engine: &dyn kiln_engine::Engine,
+    /// #     fork: kiln_engine::Fork,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
     /// use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
     ///
     /// // A snapshot to go back to. The VM continues.

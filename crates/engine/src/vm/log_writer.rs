@@ -39,8 +39,8 @@ impl LogWriter {
         }
         let room = WAITING_BYTES_MAX - self.waiting.len();
         if bytes.len() > room || self.missed > 0 {
-            // After the first dropped byte all bytes are dropped until the next write, which notes the gap. Otherwise the
-            // bytes after the gap would seem to follow those before it.
+            // After the first dropped byte all bytes are dropped until the next write, which notes the gap. Otherwise
+            // the bytes after the gap would seem to follow those before it.
             self.missed += bytes.len() as u64;
         } else {
             self.waiting.extend_from_slice(bytes);

@@ -1,4 +1,20 @@
 //! The task that owns a VM: its process, its monitor, its console and its directory.
+//!
+//! One task reads everything that a VMM sends and carries out one command after another. A command runs as a future
+//! beside the reads (`busy`), so a guest's console is read also while a save takes seconds. Otherwise the pipe of the
+//! console would fill, and the guest would wait for its own save. The next command is received only when the last one
+//! has finished, so two commands never control one monitor at the same time.
+//!
+//! At the end of a VM the order of steps is fixed:
+//!
+//! 1. The pidfd shows that the VMM has exited. Its pid stays reserved until the process is reaped.
+//! 2. A running save finishes, because its threads may still read the memory of the process by its pid. Meanwhile the
+//!    monitor, the console and stderr are drained: pipes and sockets still hold the last bytes after the exit, among
+//!    them the reason of the end.
+//! 3. The process is reaped, and the reason is decided from the exit status and what was drained.
+//! 4. The directory is removed, or kept for a stopped VM.
+//! 5. `Exited` is sent as the last event, and the waiters of [`Vm::wait`] are woken. So a caller that has waited finds
+//!    no process and no directory of the VM any more.
 
 use std::future::poll_fn;
 use std::io;

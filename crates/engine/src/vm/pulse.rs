@@ -40,8 +40,8 @@ impl Pulse {
         timeout(deadline, ask).await.ok().flatten().unwrap_or(Cpus::Running)
     }
 
-    /// How long the VMM's threads have waited for a CPU of the host, summed over all threads since their start. Only the
-    /// difference of two values has a meaning.
+    /// How long the VMM's threads have waited for a CPU of the host, summed over all threads since their start. Only
+    /// the difference of two values has a meaning.
     pub(crate) async fn waited_for_a_cpu(&self) -> Duration {
         let pid = self.pid;
         blocking(move || waited_for_a_cpu(pid)).await

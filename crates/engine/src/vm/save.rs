@@ -1,7 +1,7 @@
 //! Saves a VM: its CPUs are paused while its device state is written and its memory is put aside.
 //!
 //! ```text
-//!   can it be saved? ─▶ pause ─▶ Saver: devices, memory, disks ─▶ publish ─▶ resume (or end) ─▶ seal, in the background
+//!   can it be saved? ─▶ pause ─▶ Saver: devices, memory, disks ─▶ publish ─▶ resume or end ─▶ seal, in the background
 //!                         └──────── any failure: the draft is removed, resume ────────▶ error
 //! ```
 //! The driver decides what is written, see [`Saver`]. This module decides when, and what the journal records.

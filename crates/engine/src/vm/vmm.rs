@@ -39,15 +39,15 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync {
     /// Whether the guest's CPUs run.
     fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 
-    /// Whether all CPUs of the guest are halted with interrupts off. Only a reset ends that. `false` if the VMM can't find
-    /// out.
+    /// Whether all CPUs of the guest are halted with interrupts off. Only a reset ends that. `false` if the VMM can't
+    /// find out.
     fn is_halted(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 }
 
 /// The events of a VMM, in order.
 pub(crate) trait MonitorEvents: fmt::Debug + Send {
-    /// The next event. `None` after the last one. Follows the contract of `Future::poll`, so a caller may stop waiting at
-    /// any time and loses no event.
+    /// The next event. `None` after the last one. Follows the contract of `Future::poll`, so a caller may stop waiting
+    /// at any time and loses no event.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<MonitorEvent>>;
 }
 

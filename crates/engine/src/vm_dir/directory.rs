@@ -1,18 +1,18 @@
 //! Creates, locks, takes over and removes the directory of one VM.
 //!
-//! The owner of a VM holds a lock (`flock`) on the directory itself. If the lock is free, the VM has lost its owner or is
-//! stopped, and [`recover`](crate::recover) decides which. The kernel releases the lock when the last descriptor of it is
-//! closed, also if the process is killed, so a lock can't become stale. A lock file would not do: it would have to be
-//! removed with the directory, and a process that waits for it would then hold a lock on a file without a name.
+//! The owner of a VM holds a lock (`flock`) on the directory itself. If the lock is free, the VM has lost its owner or
+//! is stopped, and [`recover`](crate::recover) decides which. The kernel releases the lock when the last descriptor of
+//! it is closed, also if the process is killed, so a lock can't become stale. A lock file would not do: it would have
+//! to be removed with the directory, and a process that waits for it would then hold a lock on a file without a name.
 //!
 //! Two races remain, and both are closed here:
 //!
 //! - *Between `mkdir` and `flock`* the new directory has no lock. A recovery in another process can take it for a VM
-//!   without an owner, lock it and remove it. Then `make_and_lock` finds the lock taken or the directory gone, and tries
-//!   again with another id.
-//! - *Between `open` and `flock`* the last owner can remove the directory and release the lock. Then the lock succeeds on a
-//!   directory that no path leads to. So `try_lock` checks the number of links after it has the lock. With the lock held,
-//!   no other process removes the directory, so the result stays true.
+//!   without an owner, lock it and remove it. Then `make_and_lock` finds the lock taken or the directory gone, and
+//!   tries again with another id.
+//! - *Between `open` and `flock`* the last owner can remove the directory and release the lock. Then the lock succeeds
+//!   on a directory that no path leads to. So `try_lock` checks the number of links after it has the lock. With the
+//!   lock held, no other process removes the directory, so the result stays true.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -39,8 +39,8 @@ use crate::spec::VmSpec;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// A recovery can take a new directory before it is locked. So many times in a row, the cause is something else.
 const CREATE_ATTEMPTS_MAX: usize = 16;
-/// A recovery holds the lock of a stopped VM while it reads the directory, and a killed owner holds it until the kernel has
-/// closed its descriptors. A process that holds the lock longer is an owner.
+/// A recovery holds the lock of a stopped VM while it reads the directory, and a killed owner holds it until the kernel
+/// has closed its descriptors. A process that holds the lock longer is an owner.
 const REOPEN_DEADLINE: Duration = Duration::from_secs(1);
 /// Pause between two attempts to lock. `flock` has no deadline, so the attempts are repeated.
 const REOPEN_PAUSE: Duration = Duration::from_millis(5);
@@ -153,8 +153,8 @@ impl VmDir {
         Ok(this)
     }
 
-    /// Takes over the directory of a VM without an owner: a stopped VM, or one to be adopted. A drop leaves the directory
-    /// as it is until [`Fate::remove_on_drop`] is called.
+    /// Takes over the directory of a VM without an owner: a stopped VM, or one to be adopted. A drop leaves the
+    /// directory as it is until [`Fate::remove_on_drop`] is called.
     ///
     /// Waits up to a second for the lock.
     pub(crate) fn reopen(vms: &Utf8Path, id: &VmId) -> Result<Self, ReopenError> {
@@ -182,7 +182,8 @@ impl VmDir {
         &self.fate
     }
 
-    /// From now on, a drop leaves a stopped VM: it undoes a resume that failed half-way. The VMM must have ended by then.
+    /// From now on, a drop leaves a stopped VM: it undoes a resume that failed half-way. The VMM must have ended by
+    /// then.
     pub(crate) fn stay_stopped_on_drop(&self) {
         self.fate.set(OnDrop::StopAgain);
     }
@@ -196,7 +197,8 @@ impl VmDir {
     fn stop_again(&self) -> io::Result<()> {
         if let Some(snapshot) = self.journal.history().restored_from() {
             if self.journal.last().is_some_and(|last| last.state == State::Running) {
-                // From `Running` no state leads to `Stopped`, because a VM that has run is not at its snapshot any more.
+                // From `Running` no state leads to `Stopped`, because a VM that has run is not at its snapshot any
+                // more.
                 self.journal.append(State::Lost { reason: "its resume failed after the guest had run".into() })?;
             }
             self.journal.append(State::Stopped { snapshot })?;
@@ -309,8 +311,8 @@ impl SocketDir {
         UnixStream::connect(self.address(name))
     }
 
-    /// The path at which `name` can be bound or connected. If the real path is too long for an address, it leads through
-    /// the open descriptor of the directory.
+    /// The path at which `name` can be bound or connected. If the real path is too long for an address, it leads
+    /// through the open descriptor of the directory.
     pub(crate) fn address(&self, name: &str) -> Utf8PathBuf {
         let file = format!("{name}.sock");
         let path = self.path.join(&file);

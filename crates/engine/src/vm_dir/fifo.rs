@@ -1,18 +1,19 @@
 //! FIFOs from a VMM to its owner. They have names, so the next owner can open them.
 //!
 //! ```text
-//!   VMM: stdout, stderr ──write end──▶ vms/<id>/console.fifo, stderr.fifo ──read end──▶ owner, then the adopting process
+//!   VMM: stdout, stderr ──write end──▶ vms/<id>/console.fifo, stderr.fifo ──read end──▶ owner, or the next owner
 //! ```
 //! Kiln keeps no write end, so the reader gets the end of the stream when the VMM exits.
 //!
-//! A guest must not block because its VM has no owner. So the write end is opened with `O_WRONLY`. Without an owner, the FIFO
-//! has no reader, and a write fails at once with `EPIPE`: the bytes are lost and the guest continues. (A VMM that may
-//! lose its owner is started with `SIGPIPE` ignored.) `O_RDWR` would be wrong, because the VMM would then be a reader itself. The pipe of a VM without an owner would
-//! not fail but fill up, and the guest's serial line would wait until the VM is adopted: a kernel that logs would hardly run.
-//! `O_NONBLOCK` keeps the VMM's own threads from blocking in a write while the owner is stopped and the pipe is full.
+//! A guest must not block because its VM has no owner. So the write end is opened with `O_WRONLY`. Without an owner,
+//! the FIFO has no reader, and a write fails at once with `EPIPE`: the bytes are lost and the guest continues. (A VMM
+//! that may lose its owner is started with `SIGPIPE` ignored.) `O_RDWR` would be wrong, because the VMM would then be a
+//! reader itself. The pipe of a VM without an owner would not fail but fill up, and the guest's serial line would wait
+//! until the VM is adopted: a kernel that logs would hardly run. `O_NONBLOCK` keeps the VMM's own threads from blocking
+//! in a write while the owner is stopped and the pipe is full.
 //!
-//! Bytes that were written and not read stay in the pipe as long as the VMM has its write end open. The next reader gets
-//! them first.
+//! Bytes that were written and not read stay in the pipe as long as the VMM has its write end open. The next reader
+//! gets them first.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -4,8 +4,8 @@
 //!   child, before exec ──its own /proc/self/stat──▶ vms/<id>/pid ──▶ Orphan::find ──▶ kill, or Child::adopt
 //! ```
 //! The child writes the pid file itself, while it still shares its owner's lock on the directory. So a process that
-//! finds the lock free finds the file whole. The pid alone could belong to another process by now. With the start time
-//! it can't, as long as the host has not rebooted.
+//! finds the lock free finds the file whole. The pid alone is not enough: since the VMM has ended, the kernel may have
+//! given its number to another process. Pid and start time together are unique until the host reboots.
 //!
 //! But the file's content proves nothing: a home that was copied, restored from a backup or made up names unrelated
 //! processes. So a process counts as the VMM only if it has the VM's own console or error FIFO open. Every VMM is

@@ -169,7 +169,7 @@ async fn a_fake_guest_with_disks_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fake_guest_has_no_network_cards_and_says_so_before_and_after_a_save() {
+async fn a_fake_guest_refuses_network_cards_before_and_after_a_save() {
     let lab = Lab::new();
     let tap = Tap { device: "tap0".into(), namespace: None };
     for attachment in [Attachment::Unplugged, Attachment::Tap(tap)] {

@@ -38,7 +38,7 @@ async fn a_pool_over_any_engine_hands_out_forks_that_were_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_refills_what_was_taken_and_ends_the_rest() {
+async fn a_pool_refills_taken_forks_and_ends_the_others() {
     let lab = Lab::new();
     let engine: Arc<dyn Engine> = Arc::new(lab.engine());
     let snapshot = prepared(&lab.engine()).await;

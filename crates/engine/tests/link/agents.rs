@@ -49,7 +49,7 @@ async fn garbage_instead_of_hello_is_an_error() {
 }
 
 #[tokio::test]
-async fn silence_ends_at_the_deadline_and_names_what_is_missing() {
+async fn a_silent_agent_is_an_error_at_the_deadline_with_the_missing_step() {
     let (host, _peer) = pair();
     let options = LinkOptions { deadline: Duration::from_millis(50), ..options() };
     let late = GuestLink::connect(host, options).await;
@@ -81,7 +81,7 @@ async fn the_marker_is_repeated_until_it_comes_back_and_stale_bytes_are_skipped(
 }
 
 #[tokio::test]
-async fn an_agent_that_requires_a_token_gets_it_or_none() {
+async fn an_agent_that_requires_a_token_refuses_a_missing_or_wrong_one() {
     let capabilities = vec![kiln_wire::Capability::Auth];
     let hello =
         || Hello { version: VERSION, agent: "p".into(), capabilities: capabilities.clone(), boot_id: "".into() };
@@ -139,7 +139,7 @@ async fn unknown_frames_and_frames_of_closed_streams_are_ignored() {
 }
 
 #[tokio::test]
-async fn data_stops_at_the_window_and_goes_on_with_credit() {
+async fn data_stops_at_the_window_and_continues_with_credit() {
     let (link, mut peer) = linked().await;
     let (sender, _receiver) = link.open(&Message::Exec(Box::default())).expect("the link is up");
     let total = WINDOW_BYTES as usize + 1000;

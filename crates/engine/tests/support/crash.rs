@@ -1,7 +1,7 @@
 //! Owners that end at a fail point. The test starts itself again as the owner of a VM, and checks what is left.
 //!
 //! ```text
-//!   Scene ──KILN_FAILPOINT=point, an Act──▶ the same binary, its test `act` ──▶ SIGKILL, or an error and an orderly end
+//!   Scene ──KILN_FAILPOINT=point, an Act──▶ the same binary, its test `act` ──▶ SIGKILL, or an error and a normal end
 //!     └── recover ──▶ outcome, VMMs, partial directories ──▶ resume or adopt, and ask the guest
 //! ```
 

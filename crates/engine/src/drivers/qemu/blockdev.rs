@@ -8,7 +8,7 @@
 //! names. An image that names a backing file or a data file is refused before, by
 //! `snapshot::overlay::refuse_other_files`: QEMU would follow the second. QEMU's locks stay on. So any number of VMMs
 //! can read a layer together, and none of them can start while another writes to it. A VMM that waits for incoming
-//! state has no locks yet; it takes them after it has loaded the state.
+//! state has no locks yet. It takes them after it has loaded the state.
 
 use camino::{Utf8Path, Utf8PathBuf};
 use serde_json::{Value, json};

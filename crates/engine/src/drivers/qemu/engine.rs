@@ -27,7 +27,7 @@ use crate::vm_dir::{Orphan, State, VmDir, VmId};
 pub const QEMU_PROGRAM: &str = "qemu-system-x86_64";
 /// The variable that names another QEMU than the one on `PATH`.
 pub const QEMU_VARIABLE: &str = "KILN_QEMU";
-/// QEMU's error if the host refuses `IA32_ARCH_CAPABILITIES`.
+/// A part of QEMU's error if the host refuses `IA32_ARCH_CAPABILITIES`.
 const MSR_FAILURE: &str = "failed to set MSR";
 
 /// Starts VMs with QEMU.
@@ -51,7 +51,7 @@ impl QemuEngine {
         Self::find_unchecked(home)
     }
 
-    /// Like [`find`](Self::find), but does not check who owns the home. The home must not be changed then.
+    /// Like [`find`](Self::find), but does not check the home. The caller must not change the home then.
     pub(crate) fn find_unchecked(home: impl Into<Utf8PathBuf>) -> Result<Self, LaunchError> {
         let program = std::env::var(QEMU_VARIABLE).unwrap_or_else(|_| QEMU_PROGRAM.into());
         let binary = host::find_program(Utf8Path::new(&program));
@@ -100,10 +100,13 @@ impl QemuEngine {
         version::qemu_version(&self.binary).await.ok().flatten()
     }
 
+    /// Launches with KVM, and a second time without `IA32_ARCH_CAPABILITIES` if the host refuses that MSR. Some hosts
+    /// report it among the features of their CPU, but an attempt to set it fails. QEMU with `-cpu host` copies the
+    /// feature and exits when it sets the MSR, before the guest runs. So the first attempt is also the test.
     async fn launch_kvm(&self, spec: &VmSpec) -> Result<Vm, LaunchError> {
         match self.launch_with(spec, Accelerator::Kvm).await {
             Err(LaunchError::VmmFailed { stderr, .. }) if stderr.contains(MSR_FAILURE) => {
-                tracing::info!("the host refuses an MSR that it claims to have, starting without it");
+                tracing::info!("the host refuses an MSR that it reports, starting without it");
                 self.launch_with(spec, Accelerator::KvmWithoutArchCapabilities).await
             }
             other => other,
@@ -112,8 +115,7 @@ impl QemuEngine {
 
     async fn launch_with(&self, spec: &VmSpec, accelerator: Accelerator) -> Result<Vm, LaunchError> {
         for Disk { path, format, .. } in &spec.disks {
-            // A qcow2 image can name another file of the host as the place of its data, and no option of QEMU prevents
-            // that.
+            // A qcow2 image can name another file of the host as its data file, and no option of QEMU prevents that.
             overlay::refuse_other_files(path, *format)
                 .map_err(|error| SpecError::Disk { path: path.clone(), problem: error.to_string() })?;
         }
@@ -122,7 +124,7 @@ impl QemuEngine {
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
         failpoint::hit("launch.dir").map_err(|error| no_directory(error.into()))?;
-        // Backends of vhost-user devices map the guest's memory, so it has to be a file for them too.
+        // Backends of vhost-user devices map the guest's memory, so it has to be a shared file for them too.
         let memory = match spec.forkable || !spec.vhost_user.is_empty() {
             true => Memory::Shared(launch::memory_file(&dir, spec)?),
             false => Memory::Anonymous,

@@ -1,4 +1,4 @@
-//! The files that QEMU opens: some are inherited open, others are found by name.
+//! The files that QEMU uses. It inherits some of them open, and opens others by name.
 //!
 //! ```text
 //!   kernel, initramfs  inherited, opened again as /proc/self/fd/N
@@ -6,7 +6,14 @@
 //!   memory, device     its own files, by name in its directory
 //!   snapshot's memory  from the broker, see `confine::broker`
 //! ```
-//! A VMM may run as another user, who can't pass through the directories on the path of these files.
+//! A VMM may run as another user, who has no access to the directories above these files. So Kiln opens them, with the
+//! rights of its user, and the VMM inherits the descriptors.
+//!
+//! Not every file can be passed that way. QEMU has no option for a kernel in a descriptor, so it gets the path
+//! `/proc/self/fd/N`. The kernel of the host treats that as a new open and checks the mode of the file again, but not
+//! the directories above it. A file that other users can't read is therefore copied into a memfd. For disks QEMU has
+//! descriptor sets: it duplicates the descriptor and never opens the file itself, so the mode does not matter. The
+//! memory of a snapshot has neither way, because QEMU opens it for writing. That needs the broker.
 
 use std::fs::File;
 use std::io;
@@ -26,12 +33,12 @@ use crate::snapshot::overlay;
 use crate::spec::{DiskFormat, SpecError, VmSpec};
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 
-/// What a VMM may write to a file beyond the content of its disks: tables of a qcow2 image, the state of its devices.
+/// The bytes of a VMM's file beyond the contents of its disk: tables of a qcow2 image, or the state of its devices.
 const EXTRA_BYTES: u64 = 64 << 20;
-/// Other users may read it.
+/// The mode bit with which other users can read a file.
 const READABLE: u32 = 0o004;
 
-/// What a VMM needs, except what it inherits.
+/// The needs of a VMM, except the descriptors that it inherits.
 pub(super) fn needs(
     dir: &VmDir,
     spec: &VmSpec,
@@ -74,7 +81,7 @@ pub(super) fn largest(spec: &VmSpec, disks: &[Value]) -> u64 {
     largest.saturating_add(largest / 64).saturating_add(EXTRA_BYTES)
 }
 
-/// Makes the file for the device state, because QEMU may not create files.
+/// Creates the file for the device state, because QEMU may not create files.
 pub(super) fn make_device_state(dir: &VmDir) -> io::Result<()> {
     private_file::restart(&dir.path().join(DEVICE_STATE_FILE)).map(drop)
 }
@@ -178,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn another_user_reads_what_is_for_this_one_alone() {
+    fn another_user_gets_a_copy_of_a_private_file() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = Utf8PathBuf::try_from(directory.path().join("kernel")).expect("UTF-8");
         fs::write(&path, "kernel").expect("written");

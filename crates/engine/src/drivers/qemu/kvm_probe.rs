@@ -1,10 +1,12 @@
-//! Finds out whether KVM works. That `/dev/kvm` exists and opens proves nothing: some hosts offer it without working
-//! virtualisation, and no ordinary Linux starts there. Asking KVM for its version or its features does not help either,
-//! because such a host answers all of these calls. Only running a kernel shows it. So Kiln boots a probe guest under a
-//! deadline and remembers the answer.
+//! Tests whether KVM works.
 //!
-//! Answers are kept in `$KILN_HOME/probe.json`, keyed by kernel, VMM and boot of the host. After a new kernel, an
-//! upgraded VMM or a reboot, KVM is probed again. A lock lets one process probe while others wait for its answer.
+//! That `/dev/kvm` exists and opens proves little. Some hosts are VMs themselves and offer KVM without a working nested
+//! virtualisation: KVM creates a VM and its CPUs, but an ordinary Linux never gets out of its decompressor, and QEMU
+//! spins. The version and the features of KVM do not show that either, because such a host answers all of these calls.
+//! Only a kernel that runs shows it. So Kiln boots a probe guest under a deadline and remembers the result.
+//!
+//! Results are in `$KILN_HOME/probe.json`, keyed by kernel, VMM and boot of the host. After a new kernel, an upgraded
+//! VMM or a reboot, KVM is tested again. A lock lets one process test while others wait for its result.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -23,25 +25,25 @@ use crate::host::{KvmState, open_kvm};
 use crate::spec::{Acceleration, AccelerationRequest, OwnerLoss, VmSpec};
 use crate::vm::{Vm, VmEvent, VmEvents};
 
-/// A working KVM has the agent up in a second or two.
+/// For the boot of the probe guest. With a working KVM it takes a second or two.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(10);
-/// A kernel with an early console has printed its first line by now, even on a busy host.
+/// For the first line of a kernel with an early console, also on a busy host.
 const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(5);
-/// Another process may be probing; it ends by its own deadline.
+/// For another process that runs the test. It ends by its own deadline.
 const LOCK_DEADLINE: Duration = Duration::from_secs(30);
-/// Below `$KILN_HOME`.
+/// Name of the file of results, below `$KILN_HOME`.
 const ANSWERS_FILE: &str = "probe.json";
-/// Answers that are remembered; a host has few kernels.
+/// Results that are remembered. A host has few kernels.
 const ANSWERS_MAX: usize = 16;
-/// Each has a few hundred bytes.
+/// The longest file that is read. A result has a few hundred bytes.
 const ANSWERS_BYTES_MAX: u64 = 64 << 10;
-/// Console bytes that are searched; the marks come long before.
+/// Console bytes that are searched. The marks come long before.
 const CONSOLE_BYTES_MAX: usize = 256 << 10;
 /// Memory of the probe guest.
 const PROBE_MEMORY_MIB: u64 = 256;
-/// Printed by a kernel that runs.
+/// A kernel that runs prints this first.
 const FIRST_LINE: &str = "Linux version";
-/// Printed by the kernel that starts the initramfs, and by the agent in it.
+/// The agent prints the first, and the kernel that starts it the second.
 const UP_LINES: [&str; 2] = ["kiln-agent: init", "Run /init as init process"];
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -57,15 +59,15 @@ struct Answer {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
-    /// blake3 of the kernel.
+    /// BLAKE3 digest of the kernel.
     kernel: String,
-    /// The VMM's path, size and time: a stricter and cheaper witness than its version.
+    /// Path, size and modification time of the VMM. They change with every upgrade, and cost no start of QEMU.
     vmm: String,
-    /// The host's boot.
+    /// Boot id of the host.
     boot_id: String,
 }
 
-/// Whether KVM runs this spec's kernel, from memory or by a probe guest of a few seconds.
+/// Whether KVM runs this spec's kernel. If that is not remembered, boots a probe guest, which takes a few seconds.
 pub async fn kvm_works(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
     let (engine, spec) = (engine.clone(), spec.clone());
     operation(async move { find_out(&engine, &spec).await }).await
@@ -77,7 +79,7 @@ async fn find_out(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
     }
     let key = match Key::new(&FileFacts::new(engine.home()), engine.binary(), &spec.kernel) {
         Ok(key) => key,
-        // The launch that follows fails for the same reason, with a better error.
+        // The following launch fails for the same reason, with a better error.
         Err(error) => return KvmState::Unusable { reason: error.to_string() },
     };
     let file = engine.home().join(ANSWERS_FILE);
@@ -99,10 +101,10 @@ async fn find_out(engine: &QemuEngine, spec: &VmSpec) -> KvmState {
     kvm
 }
 
-/// Forgets what was found on this host, so that the next VM tries KVM again.
+/// Forgets the results of this home, so that the next VM tests KVM again.
 ///
 /// # Errors
-/// The answers can't be removed.
+/// The file of results can't be removed.
 pub fn forget_probe(home: &Utf8Path) -> io::Result<()> {
     match fs::remove_file(home.join(ANSWERS_FILE)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -123,11 +125,11 @@ async fn probe(engine: &QemuEngine, spec: &VmSpec) -> Result<(), String> {
         vhost_user: Vec::new(),
         forkable: false,
         owner_loss: OwnerLoss::Kill,
-        // The early console works before any clock is calibrated. The last option about `quiet` counts.
+        // The early console works before any clock is calibrated. `ignore_loglevel` overrides a `quiet` of the image.
         cmdline_extra: vec!["earlycon=uart8250,io,0x3f8,115200".into(), "ignore_loglevel".into()],
         ..spec.clone()
     };
-    // Not with `launch`, which would probe KVM again.
+    // Not with `launch`, which would test KVM again.
     engine.validate(&probe).map_err(|error| error.to_string())?;
     let mut vm = engine.boot(&probe, Acceleration::Kvm).await.map_err(|error| error.to_string())?;
     let events = vm.take_events().expect("a new VM has its events");
@@ -160,7 +162,8 @@ async fn watch(vm: &Vm, mut events: VmEvents) -> Result<(), String> {
     }
 }
 
-/// Held while probing. Without it two processes would only do the same work twice, so failing to get it is no error.
+/// Takes the lock for a test. Without it, two processes would only do the same work twice, so a failure is not an
+/// error.
 async fn lock(path: Utf8PathBuf) -> Option<fs::File> {
     let wait = blocking(move || -> io::Result<fs::File> {
         if let Some(directory) = path.parent() {
@@ -185,7 +188,7 @@ impl Key {
 }
 
 impl Answers {
-    /// What is remembered; nothing where the file is not there or not ours.
+    /// The remembered results. Empty if the file does not exist or can't be parsed.
     fn load(file: &Utf8Path) -> Self {
         plain_file::read(file, ANSWERS_BYTES_MAX)
             .ok()
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_asked_again() {
+    fn a_forgotten_result_is_tested_again() {
         let directory = tempfile::tempdir().expect("a directory");
         let home = Utf8Path::from_path(directory.path()).expect("UTF-8");
         let file = home.join(ANSWERS_FILE);
@@ -251,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_memory_is_no_memory() {
+    fn a_damaged_file_of_results_counts_as_empty() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = Utf8PathBuf::try_from(directory.path().join("probe.json")).expect("UTF-8");
         fs::write(&file, b"{\"answers\": [{\"key\": 3}").expect("written");

@@ -43,7 +43,7 @@ use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
 pub(super) const GREETING_DEADLINE: Duration = Duration::from_secs(20);
 /// From the end of the monitor connection to the exit of the process.
 const END_DEADLINE: Duration = Duration::from_secs(5);
-/// How much of its stderr is kept if a QEMU does not start.
+/// How much of a QEMU's stderr is kept if it does not start.
 const STDERR_BYTES_MAX: u64 = 4096;
 
 /// How to start a QEMU.
@@ -143,7 +143,7 @@ fn connect_backends(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> 
         false => device.connect().map(Some).map_err(|error| {
             let problem = match error.kind() {
                 io::ErrorKind::WouldBlock => "accepts no more clients: its queue is full".into(),
-                _ => format!("can't be connected to: {error}"),
+                _ => format!("refuses connections: {error}"),
             };
             LaunchError::Backend { device: device.to_string(), problem }
         }),
@@ -215,9 +215,10 @@ pub(super) fn own(
 
 /// Prefers QEMU's own error to that of a monitor that does not answer.
 ///
-/// QEMU closes QMP before it exits, so at the end of the connection its exit status and its last words are not there
-/// yet. They arrive soon after, and are waited for. If instead a deadline passed, QEMU is still connected, and there is
-/// no reason to expect its exit.
+/// QEMU closes QMP before it exits. So when the connection ends, there is no exit status yet, and stderr may lack the
+/// last lines. Both arrive soon after, and are awaited. The text on stderr names the cause, for example a missing
+/// firmware. The error of the connection only shows that it ended. If instead a deadline has passed, QEMU is still
+/// connected and will hardly exit on its own, so its exit is not awaited.
 pub(super) async fn why_it_ended(
     binary: &Utf8Path,
     child: &mut Child,
@@ -233,8 +234,9 @@ pub(super) async fn why_it_ended(
     }
 }
 
-/// Makes the file for a guest's memory and reserves room for all of it. A guest that writes to memory for which the
-/// disk has no room would be killed by `SIGBUS`.
+/// Creates the file for a guest's memory and reserves disk space for all of it. Otherwise the kernel would allocate
+/// blocks when the guest writes to its memory. On a full disk that fails inside QEMU's CPU thread, where it can't be
+/// reported, and the kernel kills QEMU with `SIGBUS`.
 pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, LaunchError> {
     assert_may_block();
     let path = dir.path().join(MEMORY_FILE);
@@ -243,7 +245,7 @@ pub(super) fn memory_file(dir: &VmDir, spec: &VmSpec) -> Result<Utf8PathBuf, Lau
         let bytes = spec.memory_mib << 20;
         file.set_len(bytes)?;
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            // Some filesystems can't reserve room.
+            // Some filesystems can't reserve space.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(io::Error::from(error)),
         }
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backend_that_qemu_complains_of_is_named_by_its_socket() {
+    fn the_backend_in_an_error_of_qemu_is_named_with_its_socket() {
         let words = "-device vhost-user-blk-pci,chardev=vhost11: Failed to read config";
         let error = blame_backend(&spec(12), failed(words)).to_string();
         assert!(error.starts_with("the vhost-user-blk device `/s11` kept the VM from starting: "), "{error}");
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_nothing_to_do_with_a_backend_stays_as_it_is() {
+    fn an_error_about_no_backend_stays_unchanged() {
         for (devices, words) in [(2, "no kernel"), (2, "vhost22"), (0, "vhost0")] {
             let error = blame_backend(&spec(devices), failed(words));
             assert!(matches!(error, LaunchError::VmmFailed { .. }), "{error}");
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_vmm_is_blamed_on_its_backends_where_it_has_some() {
+    fn a_vmm_that_does_not_greet_is_blamed_on_its_backends() {
         let silent = || LaunchError::Monitor {
             program: "qemu".into(),
             source: VmmError::Deadline { command: "greeting".into(), waited: GREETING_DEADLINE },

@@ -22,7 +22,7 @@ pub(super) async fn facts(home: &Utf8Path, binary: &Utf8Path, spec: &VmSpec, acc
     Facts { accelerator, firmware, qemu, kernel }
 }
 
-/// QEMU's version. Asking takes a process, so the answer is remembered.
+/// QEMU's version. It takes a start of QEMU to find out, so it is remembered.
 pub(super) async fn qemu_version(home: &Utf8Path, binary: &Utf8Path) -> Option<QemuVersion> {
     const NAME: &str = "qemu-version";
     let memory = FileFacts::new(home);

@@ -7,6 +7,16 @@
 //! ```
 //! One task owns the socket. The peer is not trusted: lines are bounded, and the first line that is not QMP ends the
 //! connection with an error, which every waiting command gets.
+//!
+//! QEMU answers commands in order, but events come between the answers, and a caller may give up before its answer
+//! arrives. So each command has an id, and an answer goes to the command with its id. An answer without a waiting
+//! command is late and is dropped. Without ids, a late answer would be taken for that of the next command.
+//!
+//! Events are delivered in the order in which QEMU sent them, relative to the answers too: the task forwards an event
+//! before it reads the next line. If the queue of events is full, the task waits for its reader, and answers wait
+//! behind it. That bounds the memory that a hostile VMM can use. The owner of a VM reads events while its commands run,
+//! so commands don't wait for each other this way. And every command has a deadline, so a QEMU that floods its owner
+//! with events only makes its own VM fail.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -328,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_goes_away_ends_every_waiting_command() {
+    async fn the_end_of_the_peer_ends_every_waiting_command() {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
         let client = async {
             let (qmp, _events) = Qmp::handshake(ours, SOON).await.expect("greets");

@@ -3,7 +3,15 @@
 //! ```text
 //!   disk overlays ─▶ QEMU, waiting ─▶ pages of diffs into its memory ─▶ device state ─▶ Vm
 //! ```
-//! The pages of diffs come first, because devices read their queues in the guest's memory while they are loaded.
+//! QEMU never sees a migration stream with memory here. It is started with the snapshot's memory file as the guest's
+//! memory, mapped privately, and loads only the device state. Two points make the order of the steps:
+//!
+//! - The pages of diffs are written before the device state is loaded. Virtio devices read their queues in the guest's
+//!   memory while they are loaded. With the pages of the root, they would read an older state of the queues, and QEMU
+//!   could refuse the state or continue at a wrong index.
+//! - Kiln writes the pages from outside into QEMU's memory. QEMU does not touch the guest's memory at that time: it
+//!   waits with `-incoming defer`, its CPUs are stopped, its devices are in their reset state, and it copies no
+//!   firmware into memory before an incoming state.
 
 use std::fs::File;
 use std::io;
@@ -182,6 +190,10 @@ impl Waiting for WaitingQemu {
 }
 
 /// Loads the device state.
+///
+/// The reply to `migrate-incoming` only means that the load has begun. The result comes as an event: `completed`, or
+/// `failed`. But a QEMU that can't load a state may exit at once, before it has sent an event. Then the events end,
+/// because QMP closes, and the caller reads the reason from QEMU's stderr.
 async fn load(monitor: &mut (Qmp, mpsc::Receiver<QmpEvent>), device_fd: RawFd) -> Result<(), VmmError> {
     let (qmp, events) = monitor;
     let from = json!({"uri": format!("fd:{device_fd}")});
@@ -205,7 +217,7 @@ fn open(path: &Utf8Path) -> Result<File, SnapshotError> {
     Ok(file.into_file())
 }
 
-/// Makes an overlay for each scratch disk.
+/// Creates an overlay for each scratch disk.
 fn make_overlays(dir: &VmDir, spec: &VmSpec, snapshot: &Snapshot) -> Result<Vec<(usize, Utf8PathBuf)>, SnapshotError> {
     let scratch = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Scratch);
     let overlays = scratch.map(|(index, disk)| {

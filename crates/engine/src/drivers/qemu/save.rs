@@ -2,9 +2,14 @@
 //!
 //! The device state comes from `xen-save-devices-state`, which works without Xen despite its name. It is the only
 //! command that writes the devices without the memory. A migration would write the memory too, and Kiln has that
-//! already as a file or as a private mapping. The command has no section for the machine's configuration, so the
-//! restoring QEMU has to be told not to expect one (`migration.send-configuration=off` in `args.rs`). It also pauses
-//! nothing: the owner has paused the CPUs before.
+//! already as a file or as a private mapping. The command writes no section for the machine's configuration, so the
+//! restoring QEMU must not expect one (`migration.send-configuration=off` in `args.rs`). The owner has paused the CPUs
+//! before the command.
+//!
+//! The order is: pause, device state, memory, disks. The pause comes first, because it also completes the requests that
+//! the disks have begun and flushes them. After that neither the guest nor a device writes to the memory or to the
+//! disks, so all three parts are those of one moment, although they are written one after the other. The VM continues
+//! only after all of them were copied.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -27,7 +32,7 @@ use crate::spec::{DiskRole, VmSpec};
 use crate::vm::{BoxFuture, ControlError, Files, SaveError, Saver, VmmError, Written, put};
 use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 
-/// For writing the device state, after the flush of a busy disk.
+/// For a command that may first have to flush a busy disk.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(30);
 /// More than the device state of a machine takes.
 const DEVICE_BYTES: u64 = 4 << 20;

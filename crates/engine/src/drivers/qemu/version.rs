@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_says_its_version_in_its_header() {
+    fn the_version_of_a_kernel_is_read_from_its_header() {
         let head = image(0x100, b"6.12.9-cloud-amd64 (debian) #1\0rest");
         assert_eq!(parse_kernel(&head).as_deref(), Some("6.12.9-cloud-amd64"));
         assert_eq!(parse_release("6.12.9-cloud-amd64"), Some(KernelVersion { major: 6, minor: 12 }));

@@ -161,7 +161,7 @@ const WITHOUT_OWNER: &str = "its VMM ended while it had no owner";
 const MID_SAVE: &str = "its owner ended while it was being saved";
 
 #[test]
-fn a_vm_that_was_never_saved_leaves_nothing_and_one_with_an_owner_is_left_alone() {
+fn a_vm_without_a_snapshot_is_removed_and_a_vm_with_an_owner_stays() {
     let scene = Scene::new();
     let owned = VmDir::create(&scene.home.vms(), &VmSpec::new("/k", "/i")).expect("made");
     let origin = scene.snapshot();
@@ -213,7 +213,7 @@ fn a_vm_to_be_kept_runs_on() {
 }
 
 #[test]
-fn a_kept_vm_whose_vmm_ended_is_lost_or_goes_back_to_its_snapshot() {
+fn a_kept_vm_whose_vmm_ended_is_lost_or_stops_at_its_snapshot() {
     let scene = Scene::new();
     let id = scene.vm(OwnerLoss::KeepRunning, &[State::Launching, State::Running], None);
     fs::write(scene.path(&id).join("disk-0.qcow2"), "x").expect("written");
@@ -245,7 +245,7 @@ fn a_stop_whose_snapshot_is_whole_is_finished() {
 }
 
 #[test]
-fn a_stop_whose_snapshot_is_not_whole_goes_back_to_the_one_before() {
+fn a_stop_with_a_broken_snapshot_goes_back_to_the_snapshot_before() {
     let scene = Scene::new();
     let (before, unfinished) = (scene.snapshot(), SnapshotId::random());
     let states = [
@@ -262,7 +262,7 @@ fn a_stop_whose_snapshot_is_not_whole_goes_back_to_the_one_before() {
 }
 
 #[test]
-fn an_end_that_saved_nothing_is_no_end_for_a_vm_to_be_kept() {
+fn a_vm_to_be_kept_survives_an_end_that_saved_nothing() {
     let scene = Scene::new();
     let (before, unfinished) = (scene.snapshot(), SnapshotId::random());
     let ends = |snapshot: &SnapshotId| [State::Launching, State::Running, saving(snapshot, Then::End)];
@@ -315,7 +315,7 @@ fn a_resume_that_was_cut_short_is_a_stopped_vm_again() {
 }
 
 #[test]
-fn a_resumed_vm_that_ended_with_its_owner_goes_back_and_says_that_something_is_lost() {
+fn a_resumed_vm_that_ended_with_its_owner_goes_back_and_reports_the_loss() {
     let scene = Scene::new();
     let snapshot = scene.snapshot();
     let states = [
@@ -393,7 +393,7 @@ fn a_broken_journal_loses_the_vm_with_a_reason_and_never_its_older_snapshot() {
 }
 
 #[test]
-fn what_is_no_vm_is_left_where_it_is_and_what_is_not_whole_is_swept() {
+fn other_files_stay_and_partial_directories_are_swept() {
     let scene = Scene::new();
     let vms = scene.home.vms();
     fs::create_dir_all(vms.join("other")).expect("made");

@@ -1,4 +1,5 @@
-//! Homes of this user, of others and in between. Ownership is faked by judging as another user: only root could change it.
+//! Homes of this user, of others and in between. Ownership is faked by judging as another user: only root could change
+//! it.
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
@@ -89,7 +90,7 @@ fn a_file_in_the_way_and_links_in_a_circle_are_refused() {
 }
 
 #[test]
-fn a_file_in_the_place_of_a_part_is_left_to_who_needs_the_part() {
+fn a_file_in_place_of_a_directory_of_the_home_is_accepted() {
     let scene = Scene::new();
     let home = scene.directory("home", 0o700);
     fs::write(home.join("snapshots"), "no directory").expect("written");
@@ -119,7 +120,7 @@ fn a_group_of_one_counts_as_its_user() {
 }
 
 #[test]
-fn owners_outside_of_a_user_namespace_are_told_apart_from_users_of_that_number() {
+fn an_owner_outside_of_a_user_namespace_is_not_the_user_of_that_number() {
     assert!(maps("         0          0 4294967295\n", OVERFLOW_UID));
     assert!(!maps("         0       1000          1\n", OVERFLOW_UID));
     assert!(maps("0 100000 65536\n", OVERFLOW_UID) && !maps("rubbish\n1 2\n", OVERFLOW_UID));

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_is_left_alone() {
+    fn an_existing_file_is_not_overwritten() {
         let home = here();
         let root = home.root(&[pattern(0)]);
         let chain = ChainMemory::open(&root, &[] as &[&Utf8Path], PAGE_BYTES as u64).expect("opens");

@@ -138,7 +138,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn each_link_of_a_chain_is_what_memory_was(steps in vec(step(), 1..40)) {
+    fn each_link_of_a_chain_has_the_memory_of_its_moment(steps in vec(step(), 1..40)) {
         let mut guest = Guest::start();
         steps.iter().for_each(|step| guest.take(step));
         guest.save();
@@ -151,7 +151,7 @@ proptest! {
 }
 
 #[test]
-fn a_fork_of_a_diff_saves_what_it_changed_alone() {
+fn a_fork_of_a_diff_saves_only_the_pages_that_it_changed() {
     let mut guest = Guest::start();
     (0..200).for_each(|page| guest.write(page, pattern(1000 + page)));
     let first = guest.save();
@@ -196,7 +196,7 @@ fn memory_of_another_size_is_refused() {
 }
 
 #[test]
-fn memory_that_is_not_there_is_an_error() {
+fn missing_memory_is_an_error() {
     let mut guest = Guest::start();
     guest.write(3, pattern(77));
     guest.save();
@@ -212,7 +212,7 @@ fn memory_that_is_not_there_is_an_error() {
 }
 
 #[test]
-fn a_full_disk_is_told_as_one() {
+fn a_full_disk_is_reported_as_no_space() {
     let full = std::fs::File::options().write(true).open("/dev/full").expect("opens");
     let mut writer = PageFileWriter::new(full, GUEST_PAGES).expect("not too large");
     writer.push_stored(3);

@@ -3,7 +3,7 @@
 //! ```text
 //!   0      header: magic, version, page size, pages of the guest, entries, stored pages; zeros up to 4096
 //!   4096   the stored pages, 4096 bytes each
-//!   ...    index: an entry of 8 bytes for each page, ascending: its number, and bit 63 if it is all zeros and not stored
+//!   ...    index: an entry of 8 bytes for each page, ascending: its number, and bit 63 if it is all zeros (not stored)
 //! ```
 //! Numbers are little-endian. The n-th stored page belongs to the n-th entry that is stored. The index is at the end,
 //! because it is complete only after all pages were found. The header is written last of all: without it the file is
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn the_format_stays_what_it_is() {
+    fn the_format_does_not_change() {
         let saved = include_bytes!("../../../../../fuzz/seeds/snapshot_pages/stored_and_zeros");
         let index = read(saved).expect("reads");
         assert_eq!((index.guest_pages(), index.len()), (65536, 3));

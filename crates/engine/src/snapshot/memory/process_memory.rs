@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_call_left_is_moved_by_the_next() {
+    fn the_rest_of_a_partial_copy_is_moved_by_the_next_call() {
         let wanted = [(0x11000, 0x3000), (0x11c00, 0x2400), (0x14000, 0x2000), (0x14c00, 0x1400), (0x15800, 0x800)];
         assert_eq!(moved_in_steps(0xc00).expect("moves"), wanted);
         assert_eq!(moved_in_steps(0x9000).expect("moves"), [(0x11000, 0x3000), (0x14000, 0x2000)]);

@@ -1,4 +1,5 @@
-//! Reads a journal. Its bytes are hostile: their number is bounded, and parsing stops at the first line that is not valid.
+//! Reads a journal. Its bytes are hostile: their number is bounded, and parsing stops at the first line that is not
+//! valid.
 
 use std::io;
 

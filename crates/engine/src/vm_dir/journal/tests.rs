@@ -27,7 +27,7 @@ fn saving(snapshot: &SnapshotId, then: Then) -> State {
 }
 
 #[test]
-fn what_was_appended_is_there_after_a_crash() {
+fn appended_states_survive_a_crash() {
     let (_scratch, path) = scratch();
     let snapshot = SnapshotId::random();
     let life = [
@@ -159,7 +159,7 @@ fn a_reason_of_any_length_fits() {
 }
 
 #[test]
-fn a_broken_journal_is_refused_and_can_be_repaired_to_what_was_whole() {
+fn a_broken_journal_is_refused_and_its_valid_lines_can_be_kept() {
     let good = r#"{"generation":1,"state":"launching","at_unix_ms":0}"#;
     let same = format!("{good}\n{good}\n");
     let last = r#"{"generation":18446744073709551615,"state":"running","at_unix_ms":0}"#;
