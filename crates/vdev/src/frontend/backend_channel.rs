@@ -1,5 +1,5 @@
-//! What the backend asks of us, on a channel of its own. Nothing that comes there is believed: messages, descriptors and
-//! what is kept of them have bounds, and a backend that says what none may say loses the channel.
+//! Requests of the backend, on a channel of its own. Nothing that comes there is trusted: messages, descriptors and
+//! what is kept of them have bounds, and a backend that sends something wrong loses the channel.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -27,7 +27,7 @@ const DONE: u64 = 0;
 /// The answer to one that we did not.
 const REFUSED: u64 = 1;
 
-/// What a backend has told on its own channel.
+/// What a backend has sent on its own channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
     /// The configuration is another: read it again.
@@ -44,7 +44,7 @@ pub enum Notice {
     Closed,
 }
 
-/// Our end of the backend's channel and what was told there.
+/// Our end of the backend's channel and what was sent there.
 #[derive(Debug, Default)]
 pub(super) struct BackendSide {
     channel: Option<Channel>,
@@ -52,7 +52,7 @@ pub(super) struct BackendSide {
     /// Rings that were called and rings with an error, a bit each (`INBAND_NOTIFICATIONS`).
     called: RingSet,
     failed: RingSet,
-    /// The objects that the backend has told of, and those that we offer with their descriptor.
+    /// The objects that the backend has added, and those that we offer with their descriptor.
     objects: BTreeMap<[u8; 16], Option<OwnedFd>>,
 }
 
@@ -73,11 +73,11 @@ impl RingSet {
 }
 
 impl Frontend {
-    /// Answers what the backend asks until it has asked for nothing more, at most for so long that `timeout` passes
-    /// without a request. Returns how many were answered: 0 without such a channel.
+    /// Serves requests of the backend until it sends no more, at most until `timeout` passes without a request.
+    /// Returns how many were served: 0 without such a channel.
     ///
     /// # Errors
-    /// If the backend says what none may say; its channel is closed then.
+    /// If the backend breaks the protocol; its channel is closed then.
     pub fn serve_backend_requests(&mut self, timeout: Duration) -> Result<usize, FrontendError> {
         let deadline = Instant::now() + timeout;
         for served in 0..REQUESTS_PER_CALL {
@@ -92,12 +92,12 @@ impl Frontend {
         Ok(REQUESTS_PER_CALL)
     }
 
-    /// What the backend has told, oldest first.
+    /// What the backend has sent, oldest first.
     pub fn take_notice(&mut self) -> Option<Notice> {
         self.backend.notices.pop_front()
     }
 
-    /// Whether the backend has called this ring by message since this was last asked (`INBAND_NOTIFICATIONS`).
+    /// Whether the backend has called this ring by message since the last call of this (`INBAND_NOTIFICATIONS`).
     pub fn take_call(&mut self, ring: u32) -> bool {
         ring < RINGS_MAX && self.backend.called.take(ring)
     }
@@ -140,7 +140,7 @@ impl BackendSide {
         Ok(theirs)
     }
 
-    /// Forgets the connection and what was told on it. What we offer stays.
+    /// Forgets the connection and what came on it. What we offer stays.
     pub(super) fn close(&mut self) {
         self.channel = None;
         self.notices.clear();
@@ -148,7 +148,7 @@ impl BackendSide {
         self.objects.retain(|_, offered| offered.is_some());
     }
 
-    /// Receives one request, which is there, and answers it if it wants that.
+    /// Receives one request, which is there, and replies if it requests that.
     pub(super) fn serve_one(&mut self, socket: &str, said: &mut Said) -> Result<(), FrontendError> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         let message = match channel.receive() {
@@ -201,7 +201,7 @@ impl BackendSide {
         })
     }
 
-    /// Does what is asked, or not.
+    /// Does what is requested, or refuses.
     fn act(&mut self, call: &BackendCall, protocol: ProtocolFeatures) -> u64 {
         let agreed = |features| protocol.contains(features);
         match call {

@@ -21,7 +21,7 @@ pub const DEVICE_STATE_BYTES_MAX: usize = 64 << 20;
 const SAVE: u32 = 0;
 const LOAD: u32 = 1;
 const STOPPED: u32 = 0;
-/// In the reply: the low byte is an error, 0 for none.
+/// In the reply: the low byte is an error, or 0.
 const ERROR_MASK: u64 = 0xff;
 /// In the reply: no descriptor comes with it, ours is used.
 const NO_DESCRIPTOR: u64 = 1 << 8;
@@ -30,8 +30,8 @@ impl Frontend {
     /// Takes the backend's state, of which all rings must have stopped. `timeout` bounds the whole transfer.
     ///
     /// # Errors
-    /// If `DEVICE_STATE` was not negotiated, the backend fails, takes too long, or has more than
-    /// [`DEVICE_STATE_BYTES_MAX`] bytes to tell.
+    /// If `DEVICE_STATE` was not negotiated, the backend fails, takes too long, or sends more than
+    /// [`DEVICE_STATE_BYTES_MAX`] bytes.
     pub fn save_device_state(&mut self, timeout: Duration) -> Result<Vec<u8>, FrontendError> {
         let deadline = Instant::now() + timeout;
         let (read, write) = self.pipe()?;
@@ -62,7 +62,7 @@ impl Frontend {
         Ok(state)
     }
 
-    /// Gives the backend the state that another one has told. `timeout` bounds the whole transfer.
+    /// Sends the backend the state of another one. `timeout` bounds the whole transfer.
     ///
     /// # Errors
     /// If `DEVICE_STATE` was not negotiated, or the backend does not take it in time.

@@ -1,5 +1,5 @@
-//! What can go wrong in a session, as the frontend sees it. Each error names the socket, the message and, where one is
-//! meant, the ring.
+//! What can go wrong in a session, as the frontend sees it. Each error names the socket, the message and, if there is
+//! one, the ring.
 
 use std::io;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub enum FrontendError {
         socket: String,
         /// The message.
         request: &'static str,
-        /// Those bits, by name where they have one.
+        /// Those bits, by name if they have one.
         bits: String,
     },
     /// The message comes too early or too late.
@@ -66,7 +66,7 @@ pub enum FrontendError {
         /// What comes before it.
         after: &'static str,
     },
-    /// What was to be asked for is more than the message can say, or we take.
+    /// The request is larger than the message allows, or than we take.
     #[error("`{socket}`: {request} takes at most {max} {what}, not {found}")]
     Bound {
         /// The socket.
@@ -77,7 +77,7 @@ pub enum FrontendError {
         what: &'static str,
         /// The most.
         max: u64,
-        /// What was asked for.
+        /// What was requested.
         found: u64,
     },
     /// Postcopy needs a userfaultfd handler behind guest memory, which this frontend has not.
@@ -93,7 +93,7 @@ pub enum FrontendError {
     BackendChannel {
         /// The socket.
         socket: String,
-        /// What it said.
+        /// Its error.
         what: String,
     },
     /// Moving the device's state failed.
@@ -114,7 +114,7 @@ pub enum FrontendError {
         /// Why.
         source: MemoryError,
     },
-    /// The operating system says no.
+    /// The operating system refuses.
     #[error("`{socket}`: {doing} failed")]
     System {
         /// The socket.
@@ -124,7 +124,7 @@ pub enum FrontendError {
         /// Why.
         source: io::Error,
     },
-    /// A ring can't be made, or the backend lies in it.
+    /// A ring can't be made, or the backend breaks its protocol.
     #[error("`{socket}`: {what}")]
     Queue {
         /// The socket.
@@ -132,7 +132,7 @@ pub enum FrontendError {
         /// What is wrong, and with which ring.
         what: QueueError,
     },
-    /// The backend told that it can't work with a ring.
+    /// The backend reports that it can't work with a ring.
     #[error("`{socket}` reports an error of ring {ring}")]
     RingFailed {
         /// The socket.
@@ -152,7 +152,7 @@ pub enum FrontendError {
         /// How long we waited.
         waited: Duration,
     },
-    /// The backend has gone while it had requests of a ring.
+    /// The backend has ended while it had requests of a ring.
     #[error("`{socket}` was closed by its peer with {outstanding} requests of ring {ring} in flight")]
     RingLost {
         /// The socket.
@@ -162,7 +162,7 @@ pub enum FrontendError {
         /// How many it has.
         outstanding: u16,
     },
-    /// The device did a request otherwise than it may, or not at all.
+    /// The device did a request wrong, or not at all.
     #[error("`{socket}`: ring {ring}: the device completed {request} with {what}")]
     Device {
         /// The socket.
@@ -184,7 +184,7 @@ pub enum FrontendError {
         /// What is wrong with it.
         what: String,
     },
-    /// A new connection was wanted and this session was not made by path.
+    /// A new connection is needed and this session was not made by path.
     #[error("`{socket}` has no path to connect to again")]
     NoPath {
         /// The socket.
@@ -211,7 +211,7 @@ pub enum FrontendError {
 }
 
 impl FrontendError {
-    /// What happened on the socket, where that is the cause.
+    /// What happened on the socket, if that is the cause.
     pub fn socket_error(&self) -> Option<&SocketError> {
         match self {
             Self::Socket(source) => Some(source),

@@ -17,7 +17,7 @@ impl Frontend {
     /// memory slots, the backend's own channel, the configuration, and the features that are acknowledged.
     ///
     /// # Errors
-    /// If the backend has gone, answers nonsense, refuses, or lacks what the wish requires.
+    /// If the backend has ended, sends a wrong reply, refuses, or lacks what the wish requires.
     pub fn handshake(&mut self, wish: &Wish) -> Result<Negotiated, FrontendError> {
         self.wish = wish.clone();
         let mut negotiated = Negotiated::default();
@@ -38,7 +38,7 @@ impl Frontend {
         Ok(negotiated)
     }
 
-    /// The questions that do not depend on each other: all are asked before the first is answered.
+    /// Requests that do not depend on each other: all are sent before the first reply is read.
     fn ask_for_limits(&mut self, wish: &Wish, negotiated: &mut Negotiated) -> Result<(), FrontendError> {
         let protocol = negotiated.protocol_features;
         let config_bytes = wish.config_bytes.filter(|_| protocol.contains(ProtocolFeatures::CONFIG));
@@ -51,7 +51,8 @@ impl Frontend {
         if let Some(bytes) = config_bytes {
             self.post(None, &self.config_request(0, bytes)?, &[])?;
         }
-        // The channel is told of before its other end is waited on, and features come last: no ring message is before them.
+        // The channel is sent before its other end is waited on, and features come last: no ring message is before
+        // them.
         if protocol.contains(ProtocolFeatures::BACKEND_REQ) {
             self.open_backend_channel()?;
         }
@@ -90,7 +91,7 @@ impl Frontend {
     /// `SET_OWNER`: this connection owns the session. The first message of all.
     ///
     /// # Errors
-    /// If it was said before, or can't be sent.
+    /// If it was sent before, or can't be sent.
     pub fn set_owner(&mut self) -> Result<(), FrontendError> {
         self.after(!self.said.owner, "SET_OWNER", "RESET_OWNER, if it was sent before")?;
         self.tell(None, &SetOwner(Empty), &[])?;
@@ -118,7 +119,7 @@ impl Frontend {
         Ok(offered)
     }
 
-    /// `SET_FEATURES`: the virtio features that are used, of those that [`get_features`](Self::get_features) told.
+    /// `SET_FEATURES`: the virtio features that are used, of those that [`get_features`](Self::get_features) returned.
     ///
     /// # Errors
     /// If some were not offered, or the backend refuses.
@@ -168,7 +169,7 @@ impl Frontend {
         Ok(())
     }
 
-    /// `GET_QUEUE_NUM`: how many queues the backend says there are.
+    /// `GET_QUEUE_NUM`: the number of queues of the backend.
     ///
     /// # Errors
     /// If `MQ` was not negotiated, or the backend does not answer.
@@ -186,10 +187,11 @@ impl Frontend {
         self.ask_plain(None, &GetMaxMemSlots(Empty), &[])
     }
 
-    /// `GET_CONFIG`: so many bytes of the device's configuration. Fewer come back where there are no more.
+    /// `GET_CONFIG`: so many bytes of the device's configuration. Fewer are returned if there are no more.
     ///
     /// # Errors
-    /// If `CONFIG` was not negotiated, more is asked for than [`Config::BYTES_MAX`], or the backend has none to tell.
+    /// If `CONFIG` was not negotiated, more is requested than [`Config::BYTES_MAX`], or the backend has no
+    /// configuration.
     pub fn get_config(&mut self, offset: u32, bytes: u32) -> Result<Vec<u8>, FrontendError> {
         self.need("GET_CONFIG", ProtocolFeatures::CONFIG, "CONFIG")?;
         let request = self.config_request(offset, bytes)?;

@@ -16,9 +16,9 @@ pub const INFLIGHT_BYTES_MAX: u64 = 256 << 20;
 /// An inflight region: its description and its file.
 #[derive(Debug)]
 pub struct InflightFile {
-    /// What the backend said of it.
+    /// What the backend reported of it.
     pub description: Inflight,
-    /// Where it lies.
+    /// Its file.
     pub file: SharedFile,
 }
 

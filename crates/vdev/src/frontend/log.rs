@@ -12,8 +12,8 @@ use crate::protocol::{
 use crate::virtio::feature;
 
 impl Frontend {
-    /// Starts logging: a new log for guest memory up to `guest_end`, handed to the backend, and `VHOST_F_LOG_ALL`
-    /// acknowledged. Rings log their own writes only where [`set_vring_addr`](Self::set_vring_addr) says so.
+    /// Starts logging: a new log for guest memory up to `guest_end`, sent to the backend, and `VHOST_F_LOG_ALL`
+    /// acknowledged. Rings log their own writes only if [`set_vring_addr`](Self::set_vring_addr) sets that.
     ///
     /// # Errors
     /// If `LOG_SHMFD` or `VHOST_F_LOG_ALL` is missing, or the backend refuses.
@@ -34,8 +34,8 @@ impl Frontend {
         self.set_features(self.said.features.unwrap_or(0) & !feature::LOG_ALL)
     }
 
-    /// `SET_LOG_BASE`: where the backend marks the pages that it writes. Its reply is a number or nothing at all: backends
-    /// read the specification either way.
+    /// `SET_LOG_BASE`: the log in which the backend marks the pages that it writes. Its reply is a number or nothing
+    /// at all: backends read the specification either way.
     ///
     /// # Errors
     /// If `LOG_SHMFD` was not negotiated, or the backend answers an error.
@@ -56,7 +56,7 @@ impl Frontend {
         }
     }
 
-    /// `SET_LOG_FD`: the event by which the backend tells that it logged.
+    /// `SET_LOG_FD`: the event by which the backend reports that it logged.
     ///
     /// # Errors
     /// If the backend refuses.

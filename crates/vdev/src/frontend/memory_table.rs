@@ -1,4 +1,4 @@
-//! Telling the backend where guest memory is: all of it in one table, or piece by piece (`CONFIGURE_MEM_SLOTS`).
+//! Sends guest memory to the backend: all of it in one table, or piece by piece (`CONFIGURE_MEM_SLOTS`).
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -10,18 +10,18 @@ use crate::protocol::{
     frontend::{AddMemReg, RemMemReg, SetMemTable},
 };
 
-/// A piece of guest memory with the file that it lies in.
+/// A piece of guest memory with its file.
 #[derive(Debug)]
 pub struct SharedRegion {
-    /// Where it is.
+    /// Its addresses.
     pub region: MemoryRegion,
     /// What the backend maps.
     pub file: SharedFile,
 }
 
 impl Frontend {
-    /// Shares all of guest memory, in place of what was shared before: by piece where that was negotiated, else as one
-    /// table. The session keeps the files, so that it can share them again after a reconnect.
+    /// Shares all of guest memory, in place of what was shared before: by piece if that was negotiated, otherwise as
+    /// one table. The session keeps the files, so that it can share them again after a reconnect.
     ///
     /// # Errors
     /// If there are more pieces than the backend takes, or it refuses one.
@@ -86,7 +86,7 @@ impl Frontend {
         Ok(())
     }
 
-    /// `REM_MEM_REG`: one piece less. Its descriptor is not sent along, as the specification wants it.
+    /// `REM_MEM_REG`: one piece less. Its descriptor is not sent along, as the specification requires.
     ///
     /// # Errors
     /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.

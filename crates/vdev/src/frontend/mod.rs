@@ -6,10 +6,10 @@
 //!        │ queues, slots, channel, config        │ ADD_MEM_REG by piece
 //!        └──────────◀── reconnect (same memory, inflight and rings on a new connection) ──◀─┘
 //! ```
-//! Every request that a frontend may send is a method of [`Frontend`]. A method refuses what the two sides have not agreed
-//! on or what comes out of order; to send exactly that, use [`Frontend::channel_mut`], where nothing
-//! is checked. With `REPLY_ACK` every message is answered; inside [`Frontend::batched`] the answers are awaited together.
-//! While an answer is awaited, the backend's own channel is served, so that neither side waits for the other.
+//! Every request that a frontend may send is a method of [`Frontend`]. A method refuses what was not negotiated or
+//! what comes out of order; to send exactly that, use [`Frontend::channel_mut`], which checks nothing. With
+//! `REPLY_ACK` every message has a reply; inside [`Frontend::batched`] the replies are awaited together. While a reply
+//! is awaited, the backend's own channel is served, so that neither side waits for the other.
 
 mod backend_channel;
 pub mod blk;

@@ -1,4 +1,4 @@
-//! What a session is to be like: its patience, and which features are wanted.
+//! Options of a session: its timeouts, and which features it uses.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::virtio::feature;
 pub struct Options {
     /// The longest that one message waits for its answer, and a connection for being taken.
     pub timeout: Duration,
-    /// Ask for an answer to every message once `REPLY_ACK` is negotiated.
+    /// Request a reply to every message once `REPLY_ACK` is negotiated.
     pub need_reply: bool,
     /// How long a lost backend is waited for in [`Frontend::reconnect`](super::Frontend::reconnect).
     pub reconnect_timeout: Duration,
@@ -22,26 +22,26 @@ impl Default for Options {
     }
 }
 
-/// Which features are wanted. What the backend does not offer is left out, unless it is required.
+/// Which features are to be used. What the backend does not offer is left out, unless it is required.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// Virtio features that are wanted.
+    /// Virtio features to be used.
     pub features: u64,
     /// Virtio features without which there is no session.
     pub required_features: u64,
-    /// Protocol features that are wanted.
+    /// Protocol features to be used.
     pub protocol_features: ProtocolFeatures,
     /// Protocol features without which there is no session.
     pub required_protocol_features: ProtocolFeatures,
-    /// How many bytes of configuration are asked for during the handshake. Backends refuse to tell more than they have,
-    /// so it depends on the kind of device; `None` asks for nothing.
+    /// How many bytes of configuration are requested during the handshake. Backends refuse to return more than they
+    /// have, so it depends on the kind of device; `None` requests nothing.
     pub config_bytes: Option<u32>,
 }
 
 impl Wish {
-    /// Protocol features of an ordinary session: what changes how rings or memory are told (`INBAND_NOTIFICATIONS`,
-    /// `GPA_ADDRESSES`, `GET_VRING_BASE_INFLIGHT`), or needs a VMM around it (`PAGEFAULT`, `HOST_NOTIFIER`, `SHMEM`, …),
-    /// is taken only when asked for.
+    /// Protocol features of an ordinary session: what changes how rings or memory are described
+    /// (`INBAND_NOTIFICATIONS`, `GPA_ADDRESSES`, `GET_VRING_BASE_INFLIGHT`), or needs a VMM around it (`PAGEFAULT`,
+    /// `HOST_NOTIFIER`, `SHMEM`, …), is negotiated only on request.
     pub const USUAL_PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
         .union(ProtocolFeatures::LOG_SHMFD)
         .union(ProtocolFeatures::RARP)
@@ -111,16 +111,17 @@ pub struct Negotiated {
     pub offered_protocol_features: ProtocolFeatures,
     /// Those that were acknowledged.
     pub protocol_features: ProtocolFeatures,
-    /// How many queues the backend says there are (`MQ`).
+    /// The number of queues that the backend reports (`MQ`).
     pub queues: Option<u64>,
     /// How many pieces guest memory may have (`CONFIGURE_MEM_SLOTS`).
     pub memory_slots: Option<u64>,
-    /// The configuration, where it was asked for and there is one (`CONFIG`).
+    /// The configuration, if it was requested and there is one (`CONFIG`).
     pub config: Option<Vec<u8>>,
 }
 
 impl Negotiated {
-    /// How many queues a session may use: what the backend says, within what messages can name; 1 where it does not say.
+    /// How many queues a session may use: what the backend reports, within the numbers that messages have; 1 if it
+    /// reports nothing.
     pub fn usable_queues(&self) -> u32 {
         u32::try_from(self.queues.unwrap_or(1)).unwrap_or(u32::MAX).clamp(1, 256)
     }

@@ -17,8 +17,8 @@ use crate::socket::{Channel, SocketError};
 const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Frontend {
-    /// Connects again, waiting for the backend to come back, and tells it the features, memory and inflight region that
-    /// the last one had. Rings are not started: that is for who owns them.
+    /// Connects again, waits for the backend to come back, and sends it the features, memory and inflight region that
+    /// the last one had. Rings are not started: that is up to their owner.
     ///
     /// # Errors
     /// If the backend does not come back within [`Options::reconnect_timeout`](super::Options), lacks what the last

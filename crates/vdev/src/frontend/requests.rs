@@ -1,4 +1,4 @@
-//! Requests about the device as a whole that are asked at any time of a session.
+//! Requests about the device as a whole that are sent at any time of a session.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -40,7 +40,7 @@ impl Frontend {
         u8::try_from(status).map_err(|_| self.answer_error("GET_STATUS", format!("{status:#x} does not fit a byte")))
     }
 
-    /// `SET_STATUS`: tells the virtio status byte.
+    /// `SET_STATUS`: sends the virtio status byte.
     ///
     /// # Errors
     /// If `STATUS` was not negotiated, or the backend refuses.
@@ -130,7 +130,7 @@ impl Frontend {
         self.iotlb(Iotlb { iova, size, user_address, permission, kind: IotlbKind::Update })
     }
 
-    /// `IOTLB_MSG`: what was said of these addresses no longer holds.
+    /// `IOTLB_MSG`: earlier messages about these addresses no longer hold.
     ///
     /// # Errors
     /// As [`iotlb_update`](Self::iotlb_update).
@@ -150,7 +150,8 @@ impl Frontend {
         }
     }
 
-    /// `GET_SHARED_OBJECT`: the descriptor of an object that the backend has told of, `None` where it has it no more.
+    /// `GET_SHARED_OBJECT`: the descriptor of an object that the backend has added, `None` if it does not have it any
+    /// more.
     ///
     /// # Errors
     /// If `SHARED_OBJECT` was not negotiated, or the backend answers with more than one descriptor.
@@ -206,8 +207,8 @@ impl Frontend {
         FrontendError::Postcopy { socket: self.name().to_owned(), request }
     }
 
-    /// Hands the backend the other end of a channel on which it may ask us (`SET_BACKEND_REQ_FD`). Afterwards what it
-    /// asks is served by [`serve_backend_requests`](Self::serve_backend_requests), and while answers are awaited.
+    /// Sends the backend the other end of a channel for its own requests (`SET_BACKEND_REQ_FD`). Afterwards these are
+    /// served by [`serve_backend_requests`](Self::serve_backend_requests), and while replies are awaited.
     ///
     /// # Errors
     /// If `BACKEND_REQ` was not negotiated, or the backend refuses.

@@ -16,11 +16,11 @@ use crate::virtio::feature;
 pub struct Ring {
     /// The ring.
     pub driver: DriverRing,
-    /// Tells the backend of new requests.
+    /// Notifies the backend of new requests.
     pub kick: Event,
-    /// Tells us of requests that are done.
+    /// Notifies us of requests that are done.
     pub call: Event,
-    /// Tells us that the backend can't work with the ring.
+    /// Notifies us that the backend can't work with the ring.
     pub err: Event,
 }
 
@@ -61,8 +61,8 @@ impl Frontend {
         Ok(ring)
     }
 
-    /// Starts a ring where it stands, on a connection that does not know it: size, addresses, base, events, enabled. The
-    /// backend is kicked once, as it may have missed what was published before.
+    /// Starts a ring at its current position, on a connection that does not have it yet: size, addresses, base,
+    /// events, enabled. The backend is kicked once, as it may have missed what was published before.
     ///
     /// # Errors
     /// If the backend refuses one of the messages.
@@ -86,10 +86,10 @@ impl Frontend {
         self.kick_ring(ring)
     }
 
-    /// Tells the backend of new requests: by the ring's event, or by message where that was negotiated.
+    /// Notifies the backend of new requests: by the ring's event, or by message if that was negotiated.
     ///
     /// # Errors
-    /// If it can't be told.
+    /// If it cannot be notified.
     pub fn kick_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
         if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
             return self.vring_kick(ring.index());
@@ -97,7 +97,7 @@ impl Frontend {
         ring.kick.signal().map_err(|source| self.system("kicking a ring", source))
     }
 
-    /// Stops a ring and tells where the backend stands in it.
+    /// Stops a ring and returns the backend's position in it.
     ///
     /// # Errors
     /// If the backend does not answer.
@@ -108,7 +108,7 @@ impl Frontend {
     /// Waits for the backend to call about a ring, by its event or by message. Returns whether it did in time.
     ///
     /// # Errors
-    /// If the backend reports an error of the ring, or has gone.
+    /// If the backend reports an error of the ring, or has ended.
     pub fn wait_for_call(&mut self, ring: &Ring, timeout: Duration) -> Result<bool, FrontendError> {
         if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
             self.serve_backend_requests(timeout)?;
@@ -135,7 +135,7 @@ impl Frontend {
         FrontendError::RingFailed { socket: self.name().to_owned(), ring: ring.index() }
     }
 
-    /// Where a ring lies, in the addresses that were agreed on.
+    /// The place of a ring, in the addresses that were negotiated.
     fn ring_address(&self, driver: &DriverRing) -> VringAddress {
         let address = driver.address();
         if !self.has_protocol(ProtocolFeatures::GPA_ADDRESSES) {

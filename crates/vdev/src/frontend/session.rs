@@ -1,4 +1,4 @@
-//! One session: what was said on this connection, and how messages and their answers go over it.
+//! One session: the state of this connection, and how messages and their replies go over it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -46,7 +46,7 @@ pub struct Frontend {
     pub(super) inflight: Option<InflightFile>,
 }
 
-/// What was said on this connection.
+/// What was sent and received on this connection.
 #[derive(Debug, Default)]
 pub(super) struct Said {
     pub(super) owner: bool,
@@ -65,7 +65,7 @@ struct Pending {
 }
 
 impl Frontend {
-    /// Connects to a backend. Nothing is said yet.
+    /// Connects to a backend. Nothing is sent yet.
     ///
     /// # Errors
     /// If no backend listens there, or it does not accept the connection in time.
@@ -97,7 +97,7 @@ impl Frontend {
         self.channel.name()
     }
 
-    /// The socket's path, where the session was made by one.
+    /// The socket's path, if the session was made by one.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -107,7 +107,7 @@ impl Frontend {
         &self.channel
     }
 
-    /// The connection, to say anything at all on. What is said this way is not known to the session.
+    /// The connection, to send anything at all on. The session does not track what is sent this way.
     pub const fn channel_mut(&mut self) -> &mut Channel {
         &mut self.channel
     }
@@ -127,8 +127,8 @@ impl Frontend {
         self.said.features.is_some_and(|acknowledged| acknowledged & features == features)
     }
 
-    /// Sends what `work` asks for without waiting for each answer, then waits for all. Messages with a reply of their own
-    /// are still waited for where they are asked. The messages arrive and are done in the same order either way.
+    /// Sends the messages of `work` without waiting for each reply, then waits for all. Messages with a reply of their
+    /// own are still waited for at once. The messages arrive and are handled in the same order either way.
     ///
     /// # Errors
     /// What `work` returns; else the first message that was refused, named as always. Later ones were sent as well.
@@ -145,7 +145,7 @@ impl Frontend {
         Ok(value)
     }
 
-    /// Gives this session another connection, on which nothing was said.
+    /// Gives this session another connection, without messages so far.
     pub(super) fn replace_channel(&mut self, channel: Channel) {
         self.channel = channel;
         self.said = Said::default();
@@ -177,7 +177,7 @@ impl Frontend {
         self.collect_plain::<M>(ring)
     }
 
-    /// Sends a message and waits until the backend says that it did it, where that was negotiated.
+    /// Sends a message and waits until the backend acknowledges it, if that was negotiated.
     pub(super) fn tell<M: Message>(
         &mut self,
         ring: Option<u32>,
@@ -240,7 +240,7 @@ impl Frontend {
                 Err(error) if error.refused().is_some() => {
                     refused.get_or_insert(error);
                 }
-                // A backend that refuses may hang up; that it refused says more.
+                // A backend that refuses may close the connection; the refusal is the more useful error.
                 Err(error) => {
                     self.pending.clear();
                     return Err(refused.unwrap_or(error));
@@ -266,7 +266,7 @@ impl Frontend {
             if answered {
                 break;
             }
-            // One that asks without end does not answer either.
+            // A backend that sends requests without end does not reply either.
             if asked && !left.is_zero() {
                 self.backend.serve_one(self.channel.name(), &mut self.said)?;
             } else {
@@ -323,7 +323,7 @@ impl Frontend {
         if done { Ok(()) } else { Err(FrontendError::Order { socket: self.name().to_owned(), request, after }) }
     }
 
-    /// Refuses what is more than a message can say.
+    /// Refuses what does not fit a message.
     pub(super) fn bound(
         &self,
         request: &'static str,

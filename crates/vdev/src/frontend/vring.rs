@@ -19,7 +19,7 @@ use crate::protocol::{
 /// Rings that messages with a descriptor can name.
 pub(super) const RINGS_MAX: u32 = 256;
 
-/// What was said of a ring on this connection.
+/// What was sent of a ring on this connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RingSteps {
     size: bool,
@@ -39,7 +39,7 @@ impl Frontend {
         Ok(())
     }
 
-    /// `SET_VRING_ADDR`: where the ring lies.
+    /// `SET_VRING_ADDR`: the addresses of the ring.
     ///
     /// # Errors
     /// If it comes before `SET_VRING_NUM` or before there is memory, or the backend refuses.
@@ -54,8 +54,8 @@ impl Frontend {
         Ok(())
     }
 
-    /// `SET_VRING_BASE`: where in the ring to begin. In a packed ring both positions with their wrap counters, as
-    /// `GET_VRING_BASE` tells them.
+    /// `SET_VRING_BASE`: the position in the ring to begin at. In a packed ring both positions with their wrap
+    /// counters, as `GET_VRING_BASE` returns them.
     ///
     /// # Errors
     /// If it comes before `SET_FEATURES`, or the backend refuses.
@@ -65,7 +65,7 @@ impl Frontend {
         self.tell(Some(ring), &SetVringBase(VringState { index: ring, num: base }), &[])
     }
 
-    /// `GET_VRING_BASE`: stops the ring and tells where it stands.
+    /// `GET_VRING_BASE`: stops the ring and returns its position.
     ///
     /// # Errors
     /// If the backend does not answer, or for another ring.
@@ -96,7 +96,7 @@ impl Frontend {
         Ok(reply.num)
     }
 
-    /// `SET_VRING_KICK`: the event that starts the ring and tells of new requests; without one the backend polls.
+    /// `SET_VRING_KICK`: the event that starts the ring and notifies of new requests; without one the backend polls.
     ///
     /// # Errors
     /// If it comes before `SET_VRING_ADDR`, or the backend refuses.
@@ -107,7 +107,7 @@ impl Frontend {
         self.tell(Some(ring), &SetVringKick(file), event.as_slice())
     }
 
-    /// `SET_VRING_CALL`: the event that tells of requests that are done; without one the frontend polls.
+    /// `SET_VRING_CALL`: the event that notifies of requests that are done; without one the frontend polls.
     ///
     /// # Errors
     /// If the backend refuses.
@@ -116,7 +116,7 @@ impl Frontend {
         self.tell(Some(ring), &SetVringCall(file), event.as_slice())
     }
 
-    /// `SET_VRING_ERR`: the event that tells of a ring which the backend can't work with.
+    /// `SET_VRING_ERR`: the event for a ring that the backend can't work with.
     ///
     /// # Errors
     /// If the backend refuses.
@@ -140,7 +140,7 @@ impl Frontend {
         self.tell(Some(ring), &SetVringEnable(VringState { index: ring, num: enabled.into() }), &[])
     }
 
-    /// `VRING_KICK`: tells of new requests by message.
+    /// `VRING_KICK`: notifies of new requests by message.
     ///
     /// # Errors
     /// If `INBAND_NOTIFICATIONS` was not negotiated, or the backend refuses.

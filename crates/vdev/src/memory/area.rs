@@ -53,7 +53,7 @@ impl Area {
         self.region.description().guest_address.wrapping_add(self.offset as u64)
     }
 
-    /// Whether the peer has cut the file short that it lies in.
+    /// Whether the peer has truncated the area's file.
     pub fn is_cut(&self) -> bool {
         self.region.is_cut()
     }
@@ -73,16 +73,16 @@ impl Area {
     /// Some of its bytes.
     ///
     /// # Panics
-    /// Where they are not in it.
+    /// If they are not in it.
     pub fn slice(&self, at: usize, bytes: usize) -> VolatileSlice<'_> {
         assert!(at <= self.bytes && bytes <= self.bytes - at, "{INSIDE}");
         self.region.slice(self.offset + at, bytes).expect(INSIDE)
     }
 
-    /// A value at this place, as it is now; not atomic where it is larger than 8 bytes.
+    /// A value at this place, as it is now; not atomic if it is larger than 8 bytes.
     ///
     /// # Panics
-    /// Where it is not in the area.
+    /// If it is not in the area.
     #[inline]
     pub fn read<T: ByteValued>(&self, at: usize) -> T {
         self.slice(at, size_of::<T>()).read_obj(0).expect(INSIDE)
@@ -91,16 +91,16 @@ impl Area {
     /// Puts a value at this place.
     ///
     /// # Panics
-    /// Where it is not in the area.
+    /// If it is not in the area.
     #[inline]
     pub fn write<T: ByteValued>(&self, at: usize, value: T) {
         self.slice(at, size_of::<T>()).write_obj(value, 0).expect(INSIDE);
     }
 
-    /// Two bytes that both sides use to tell each other something.
+    /// Two bytes that both sides use as a signal.
     ///
     /// # Panics
-    /// Where they are not in the area, or not aligned.
+    /// If they are not in the area, or not aligned.
     #[inline]
     pub fn load_u16(&self, at: usize, order: Ordering) -> u16 {
         u16::from_le(self.slice(at, 2).load(0, order).expect(INSIDE))
@@ -109,7 +109,7 @@ impl Area {
     /// As [`load_u16`](Self::load_u16).
     ///
     /// # Panics
-    /// Where they are not in the area, or not aligned.
+    /// If they are not in the area, or not aligned.
     #[inline]
     pub fn store_u16(&self, at: usize, value: u16, order: Ordering) {
         self.slice(at, 2).store(value.to_le(), 0, order).expect(INSIDE);

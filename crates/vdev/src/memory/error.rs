@@ -19,7 +19,7 @@ pub enum MemoryError {
         /// Its bytes.
         size: u64,
     },
-    /// The file is shorter than what is said to lie in it.
+    /// The file is shorter than the memory that is to be in it.
     #[error(
         "the memory region at guest address {guest_address:#x} ends at {end:#x} of a file of {file_bytes:#x} bytes"
     )]

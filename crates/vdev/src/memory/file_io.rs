@@ -1,7 +1,7 @@
 //! Files read into guest memory, and written from it, without a copy in between.
 //!
-//! The kernel copies to and from the mapped pages itself. Where a peer has cut its file short, it says `EFAULT`, or has
-//! copied less, and no signal ends the process.
+//! The kernel copies to and from the mapped pages itself. If a peer has truncated its file, it returns `EFAULT`, or
+//! has copied less, and no signal ends the process.
 #![expect(unsafe_code, reason = "vectored input and output straight to shared memory, which no slice may stand for")]
 
 use std::io;
@@ -14,7 +14,7 @@ const PIECES_AT_ONCE: usize = 64;
 
 type Transfer = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
 
-/// Fills spans with what a file has at an offset, and says how many bytes it had: fewer where the file ends.
+/// Fills spans from an offset of a file, and returns how many bytes it had: fewer if the file ends.
 ///
 /// # Errors
 /// If the file can't be read, the memory was cut short, or a span is not in it.
@@ -27,7 +27,7 @@ pub fn read_at(
     transfer(libc::preadv, file.as_fd(), offset, memory, spans)
 }
 
-/// Writes spans to a file at an offset, and says how many bytes it took: fewer where it takes no more.
+/// Writes spans to an offset of a file, and returns how many bytes it took: fewer if it takes no more.
 ///
 /// # Errors
 /// If the file can't be written, the memory was cut short, or a span is not in it.
@@ -63,7 +63,7 @@ fn transfer(
         while !left.is_empty() {
             let at = offset.checked_add(done).and_then(|at| libc::off_t::try_from(at).ok());
             let Some(at) = at else { return Err(io::ErrorKind::InvalidInput.into()) };
-            // SAFETY: each piece lies in a mapping that `memory` keeps alive, as `slice` has checked, and no reference
+            // SAFETY: each piece is in a mapping that `memory` keeps alive, as `slice` has checked, and no reference
             // to those bytes exists: guest memory is only ever reached through volatile accesses. The count is the
             // slice's, which is at most `PIECES_AT_ONCE`.
             let moved = unsafe { call(file.as_raw_fd(), left.as_ptr(), left.len() as libc::c_int, at) };

@@ -42,7 +42,7 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Regions a guest may have: what `GET_MAX_MEM_SLOTS` tells of our backends.
+    /// Regions a guest may have: what `GET_MAX_MEM_SLOTS` of our backends returns.
     pub const SLOTS_MAX: usize = 32;
 
     /// Memory of these regions.
@@ -97,7 +97,7 @@ impl GuestMemory {
         Arc::ptr_eq(&self.regions, &other.regions)
     }
 
-    /// Whether a peer has cut one of the files short, so that nothing here can be believed.
+    /// Whether a peer has truncated one of the files, so that nothing here can be trusted.
     pub fn is_cut(&self) -> bool {
         self.regions.iter().any(|region| region.is_cut())
     }
@@ -118,10 +118,10 @@ impl GuestMemory {
         self.find("user", address, bytes, |region| region.user_address)
     }
 
-    /// Adds the bytes at a guest address to `spans`, one for each region that they lie in.
+    /// Adds the bytes at a guest address to `spans`, one for each region that has some of them.
     ///
     /// # Errors
-    /// If some of them are in none.
+    /// If some of them are in no region.
     pub fn push_guest(&self, address: u64, bytes: usize, spans: &mut Vec<Span>) -> Result<(), MemoryError> {
         let (mut at, mut left) = (address, bytes);
         while left > 0 {
@@ -282,7 +282,7 @@ mod tests {
         region.slice(0, 1).expect("fits").copy_from(&[7_u8]);
     }
 
-    /// What the kernel knows of this process's mappings at this file.
+    /// The kernel's list of this process's mappings of this file.
     fn mappings_at(region: &Region) -> usize {
         let address = region.slice(0, 1).expect("is there").ptr_guard().as_ptr() as usize;
         let (start, end) = (address, address + usize::try_from(region.description().size).expect("fits"));

@@ -1,5 +1,5 @@
-//! Guest memory that two processes share. Every access is checked against the region it lies in, and a peer that cuts its
-//! file short later does not end the process: see [`fault`].
+//! Guest memory that two processes share. Every access is checked against its region, and a peer that truncates its
+//! file later does not end the process: see [`fault`].
 //!
 //! ```text
 //!   frontend: Region::create ──▶ memfd ──▶ SET_MEM_TABLE ──▶ backend: Region::map

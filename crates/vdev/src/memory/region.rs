@@ -55,12 +55,12 @@ pub struct Region {
     // Before the mapping, and so dropped before it: the place may be another mapping's at once.
     guard: Guard,
     mapping: MmapRegion<()>,
-    /// Where the region begins in the mapping, which begins at a page.
+    /// The region's offset in the mapping, which begins at a page.
     lead: usize,
 }
 
 impl Region {
-    /// Maps what a peer says is guest memory. The file must be as long as it says.
+    /// Maps a region that a peer describes. The file must be as long as the description.
     ///
     /// # Errors
     /// If it is not, or can't be mapped.
@@ -98,7 +98,7 @@ impl Region {
         Ok(Self { description, guard, mapping, lead })
     }
 
-    /// New memory of zeros for a guest, and the file to share it by. Its user address is where this process has it.
+    /// New memory of zeros for a guest, and the file to share it by. Its user address is its address in this process.
     ///
     /// # Errors
     /// If the system has no room for it.
@@ -110,7 +110,7 @@ impl Region {
         Ok((region, file))
     }
 
-    /// What the peer was told of it, or has told.
+    /// The description that was sent to the peer, or came from it.
     pub const fn description(&self) -> &MemoryRegion {
         &self.description
     }
@@ -120,7 +120,7 @@ impl Region {
         self.guard.is_cut()
     }
 
-    /// Some of its bytes, counted from its start; zeros where it was cut short.
+    /// Some of its bytes, counted from its start; zeros if it was truncated there.
     ///
     /// # Errors
     /// If they are not all in it.

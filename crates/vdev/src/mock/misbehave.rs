@@ -1,4 +1,4 @@
-//! A script as a server asks it.
+//! A script, in the form that a server calls.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,14 +15,14 @@ use crate::protocol::{Flags, ProtocolFeatures};
 use crate::queue::{Chain, ChainId, RingKind};
 use crate::virtio::{DeviceKind, feature};
 
-/// A refusal's code where the script names none.
+/// A refusal's code if the script has none.
 const NACK: u64 = 1;
 /// How long after a ring was stopped a mock writes to it.
 const LATE: Duration = Duration::from_millis(30);
 /// The id of a used entry without a request.
 const UNKNOWN_ID: u16 = 0x7777;
 
-/// A script as a server asks it, for all of its sessions.
+/// A script, in the form that a server calls, for all of its sessions.
 pub struct Misbehave {
     script: Script,
     features: [u64; 2],
@@ -191,7 +191,7 @@ impl Faults for Misbehave {
                 areas.device.store_u16(2, index.wrapping_add(by), Ordering::Release);
             }
             RingKind::Packed => {
-                // An entry that looks used where the device would write its next.
+                // An entry that looks used, at the device's next place.
                 let place = queue.base() >> 16;
                 let (index, wrap) = ((place & 0x7fff) as usize, place >> 15 & 1);
                 let flags = if wrap == 1 { 1_u16 << 7 | 1 << 15 } else { 0 };

@@ -1,4 +1,4 @@
-//! A backend to test frontends with: right by default, wrong on purpose where a script says so, and watching what the
+//! A backend to test frontends with: right by default, wrong on purpose if a script requires it, and watching what the
 //! frontend does.
 //!
 //! ```text

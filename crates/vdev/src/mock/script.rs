@@ -1,4 +1,4 @@
-//! What a mock is to do wrong, as a file says it (`misbehave.toml`).
+//! What a mock is to do wrong, in a file (`misbehave.toml`).
 //!
 //! ```toml
 //! [offer]                        # what it tells of itself
@@ -60,7 +60,7 @@ pub struct Script {
     pub(super) ring: Vec<RingRule>,
 }
 
-/// Changes of what a backend tells of itself.
+/// Changes of what a backend offers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OfferRule {
@@ -139,7 +139,7 @@ pub struct ReplyRule {
     pub cut: Option<usize>,
 }
 
-/// What is said on the backend's channel.
+/// What is sent on the backend's channel.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelRule {
@@ -265,7 +265,7 @@ impl FromStr for Script {
 }
 
 impl Script {
-    /// Refuses rules that say nothing, or too much.
+    /// Refuses rules that have no action, or too many.
     fn check(&self) -> Result<(), ScriptError> {
         refuse("[serve]".to_owned(), self.serve.problem().map(str::to_owned))?;
         for (rule, number) in self.message.iter().zip(1..) {
@@ -370,7 +370,7 @@ pub(super) fn unknown(kind: &str, name: &str, meant: Option<&str>) -> String {
     format!("unknown {kind} `{name}`{hint}")
 }
 
-/// The nearest to an unknown key among those that the parser says there are.
+/// The nearest to an unknown key among those that the parser lists.
 fn hint_for(error: &str) -> Option<String> {
     let rest = error.split("unknown field `").nth(1).or_else(|| error.split("unknown variant `").nth(1))?;
     let mut quoted = rest.split('`').step_by(2);

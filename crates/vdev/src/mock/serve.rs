@@ -16,7 +16,7 @@ pub enum MockError {
     /// It can't listen.
     #[error(transparent)]
     Listen(#[from] SocketError),
-    /// The system says no.
+    /// The system refuses.
     #[error("failed to serve the mock")]
     Serve(#[from] std::io::Error),
 }
@@ -33,7 +33,7 @@ impl Mock {
         Self { device, options: Options::default() }
     }
 
-    /// Is wrong where this script says so.
+    /// Is wrong in the ways of this script.
     ///
     /// # Errors
     /// If the script names features that a device of this kind doesn't have.
@@ -42,14 +42,14 @@ impl Mock {
         Ok(self)
     }
 
-    /// Tells this observer what happens: one that prints, or a [`Watch`](super::Watch).
+    /// Reports events to this observer: one that prints, or a [`Watch`](super::Watch).
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.options.observer = observer;
         self
     }
 
-    /// How it goes about it.
+    /// Its options.
     pub const fn options_mut(&mut self) -> &mut Options {
         &mut self.options
     }
@@ -62,7 +62,7 @@ impl Mock {
         Server::new(self.device, self.options)
     }
 
-    /// Serves on a new socket until it is told to stop. Returns how many frontends there were.
+    /// Serves on a new socket until it is stopped. Returns how many frontends there were.
     ///
     /// # Errors
     /// If it can't listen there.

@@ -37,7 +37,7 @@ impl ChainId {
 }
 
 /// One request. It is filled by [`DeviceRing::pop`](super::DeviceRing::pop) and is to be used again, so that its lists
-/// are allocated once. It keeps the memory that its buffers lie in.
+/// are allocated once. It keeps the memory of its buffers alive.
 #[derive(Debug, Default)]
 pub struct Chain {
     pub(super) id: ChainId,
@@ -59,7 +59,7 @@ const BYTES_MAX: u64 = 1 << 32;
 /// A chain's buffers at most, in a ring or a table of whatever size: a device may have such a bound (section 2.7.4.1), and
 /// this is QEMU's. Drivers, Linux's among them, make tables that are longer than their ring.
 const BUFFERS_MAX: usize = 1024;
-/// A chain's spans at most: buffers may lie over borders, and not all over all.
+/// A chain's spans at most: some buffers may cross the borders of regions, but not each may cross all.
 const SPANS_MAX: usize = 2 * BUFFERS_MAX;
 
 impl Chain {
@@ -73,7 +73,7 @@ impl Chain {
         self.id
     }
 
-    /// The memory that its buffers lie in.
+    /// The memory of its buffers.
     pub const fn memory(&self) -> &GuestMemory {
         &self.memory
     }
@@ -108,7 +108,7 @@ impl Chain {
         part(&self.writable, offset, bytes)
     }
 
-    /// Copies what is to be read from an offset on, and says how much that was.
+    /// Copies what is to be read from an offset on, and returns how much that was.
     pub fn read_into(&self, offset: u64, to: &mut [u8]) -> usize {
         let mut done = 0;
         for span in self.readable_part(offset, to.len() as u64) {
@@ -118,7 +118,7 @@ impl Chain {
         done
     }
 
-    /// Copies to what is to be written from an offset on, and says how much had room.
+    /// Copies to what is to be written from an offset on, and returns how much had room.
     pub fn write_from(&self, offset: u64, from: &[u8]) -> usize {
         let mut done = 0;
         for span in self.writable_part(offset, from.len() as u64) {
@@ -176,7 +176,7 @@ impl Chain {
         pushed.map_err(|_| QueueError::BufferOutside { ring, address, bytes })
     }
 
-    /// Copies an indirect table, so that it is read once, and says how many descriptors it has.
+    /// Copies an indirect table, so that it is read once, and returns how many descriptors it has.
     pub(super) fn load_table(&mut self, ring: u32, descriptor: Descriptor) -> Result<usize, QueueError> {
         let Descriptor { address, bytes, .. } = descriptor;
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -203,8 +203,8 @@ impl Chain {
         Descriptor::from_bytes(bytes)
     }
 
-    /// Marks all that the device may have written. It is more than the device says it wrote: too much costs the copy of a
-    /// page, too little loses one.
+    /// Marks all that the device may have written. It is more than the used length: too much costs the copy of a page,
+    /// too little loses one.
     pub(super) fn mark(&self, log: &DirtyLog) {
         for span in &self.writable {
             log.mark(self.memory.guest_address(*span), span.bytes() as u64);

@@ -1,4 +1,4 @@
-//! Where a device can be lost in a test: behind each of its writes to memory that outlives it.
+//! The points at which a device can be lost in a test: after each of its writes to memory that outlives it.
 
 /// A write was made.
 #[cfg(not(test))]

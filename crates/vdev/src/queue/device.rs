@@ -26,7 +26,7 @@ pub struct DeviceRing {
     side: Side,
 }
 
-/// Where a ring lies, and what is to be known of its memory.
+/// The place of a ring, and its memory and log.
 #[derive(Debug)]
 pub(super) struct RingPlace {
     pub index: u32,
@@ -36,11 +36,11 @@ pub(super) struct RingPlace {
     pub log: Option<RingLog>,
 }
 
-/// Where writes are marked.
+/// The log for writes.
 #[derive(Debug)]
 pub(super) struct RingLog {
     pub log: Arc<DirtyLog>,
-    /// Where the device's area begins in it, where writes to the ring are marked at all.
+    /// The address of the device's area in the log, if writes to the ring are marked at all.
     pub device_area: Option<u64>,
 }
 
@@ -65,7 +65,7 @@ impl DeviceRing {
         Self::new_in(AddressSpace::User, index, layout, address, base, memory)
     }
 
-    /// As [`new`](Self::new), with addresses of the guest where `GPA_ADDRESSES` was negotiated.
+    /// As [`new`](Self::new), with addresses of the guest if `GPA_ADDRESSES` was negotiated.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -93,7 +93,7 @@ impl DeviceRing {
     /// Takes the next request that the driver has made available. `false` if there is no request; the chain is empty then.
     ///
     /// # Errors
-    /// If the driver lies. Nothing is taken then, and it is the same the next time.
+    /// If the driver breaks the protocol. Nothing is taken then, and it is the same the next time.
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         chain.begin(&self.place.memory);
@@ -163,8 +163,8 @@ impl DeviceRing {
         }
     }
 
-    /// Where the ring stands, as `GET_VRING_BASE` says it: in a split ring the next available entry; in a packed ring the
-    /// next available descriptor with its wrap counter in bit 15, and above it the same of the next used one.
+    /// The ring's position, as `GET_VRING_BASE` returns it: in a split ring the next available entry; in a packed ring
+    /// the next available descriptor with its wrap counter in bit 15, and above it the same of the next used one.
     pub fn base(&self) -> u32 {
         match &self.side {
             Side::Split(side) => side.base(),
@@ -195,7 +195,7 @@ impl DeviceRing {
         &self.place.areas
     }
 
-    /// The memory it lies in.
+    /// The ring's memory.
     pub const fn memory(&self) -> &GuestMemory {
         &self.place.memory
     }
@@ -210,15 +210,15 @@ impl DeviceRing {
         Ok(())
     }
 
-    /// From now on writes are marked in this log: those to buffers, and those to the ring where its address in the log is
+    /// From now on writes are marked in this log: those to buffers, and those to the ring if its address in the log is
     /// given. Without a log, nothing is.
     pub fn set_log(&mut self, log: Option<(Arc<DirtyLog>, Option<u64>)>) {
         self.place.log = log.map(|(log, device_area)| RingLog { log, device_area });
     }
 
-    /// From now on requests under way are recorded here; nothing was popped yet. What a device before has left in it is to
-    /// be taken with [`resubmit`](Self::resubmit) before anything is popped, and with it the ring goes on where that device
-    /// was lost, whatever its base was said to be.
+    /// From now on requests in flight are recorded here; nothing was popped yet. What a device before has left in it
+    /// is to be taken with [`resubmit`](Self::resubmit) before anything is popped. With it the ring continues where
+    /// that device was lost, whatever its base was set to.
     ///
     /// # Errors
     /// If what is recorded can't be.
@@ -245,7 +245,8 @@ impl DeviceRing {
         self.checked(taken, chain)
     }
 
-    /// What was taken from memory that is whole. Zeros that were never written look like requests, or like none.
+    /// The result, if the memory is whole. Zeros that were never written may look like requests, or like an empty
+    /// ring.
     #[inline]
     fn checked(&self, taken: Result<bool, QueueError>, chain: &mut Chain) -> Result<bool, QueueError> {
         let taken = if self.place.memory.is_cut() { Err(QueueError::Cut { ring: self.place.index }) } else { taken };

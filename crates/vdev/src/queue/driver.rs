@@ -38,13 +38,13 @@ pub struct DriverRing {
     side: Side,
 }
 
-/// Where a ring of ours lies.
+/// The place of a ring of ours.
 #[derive(Debug)]
 pub(super) struct DriverPlace {
     pub index: u32,
     pub layout: RingLayout,
     pub areas: RingAreas,
-    /// For each descriptor a table of [`TABLE_ENTRIES`], where indirect tables were agreed on.
+    /// For each descriptor a table of [`TABLE_ENTRIES`], if indirect tables were negotiated.
     pub tables: Option<Area>,
 }
 
@@ -87,7 +87,7 @@ impl DriverRing {
         self.place.layout
     }
 
-    /// Where it lies, as `SET_VRING_ADDR` says it. Writes to it are not logged.
+    /// Its addresses, in the form of `SET_VRING_ADDR`. Writes to it are not logged.
     pub fn address(&self) -> VringAddress {
         let RingAreas { descriptors, driver, device } = &self.place.areas;
         VringAddress {
@@ -100,8 +100,8 @@ impl DriverRing {
         }
     }
 
-    /// Where a device is to begin that knows nothing of this ring but what is in memory: behind the last entry that was
-    /// used. It is a new ring's base, and that of a ring whose device has gone and has left an inflight region.
+    /// The base for a device that has nothing of this ring but what is in memory: after the last entry that was used.
+    /// It is a new ring's base, and that of a ring whose device has ended and has left an inflight region.
     pub fn base(&self) -> u32 {
         match &self.side {
             Side::Split(side) => side.base(&self.place),
@@ -117,7 +117,7 @@ impl DriverRing {
     /// Adds a request. The device sees it after the next [`publish`](Self::publish).
     ///
     /// # Errors
-    /// [`QueueError::Full`] where it has no room now, [`QueueError::Buffers`] where it never has.
+    /// [`QueueError::Full`] if it has no room now, [`QueueError::Buffers`] if it never has.
     #[inline]
     pub fn add(&mut self, readable: &[Buffer], writable: &[Buffer], token: u64) -> Result<(), QueueError> {
         match &mut self.side {
@@ -126,7 +126,7 @@ impl DriverRing {
         }
     }
 
-    /// Lets the device see all that was added. `true`: it wants to be kicked.
+    /// Makes all that was added visible to the device. `true`: a kick is needed.
     #[inline]
     #[must_use = "the device waits for the kick"]
     pub fn publish(&mut self) -> bool {
@@ -139,7 +139,7 @@ impl DriverRing {
     /// Takes the next request that the device is done with.
     ///
     /// # Errors
-    /// If the device lies. Nothing is taken then, and it is the same the next time.
+    /// If the device breaks the protocol. Nothing is taken then, and it is the same the next time.
     #[inline]
     pub fn take_used(&mut self) -> Result<Option<Used>, QueueError> {
         let used = match &mut self.side {
@@ -174,7 +174,7 @@ impl DriverRing {
         }
     }
 
-    /// Tells the device to call when it is done with more. `true`: it is already, and may not have called.
+    /// Enables calls. `true`: the device has used more already, and may not have called.
     pub fn enable_calls(&mut self) -> bool {
         match &mut self.side {
             Side::Split(side) => side.enable_calls(&self.place),
@@ -190,7 +190,7 @@ impl DriverRing {
         }
     }
 
-    /// Begins again at base 0, with nothing outstanding; the device must have let go of the ring.
+    /// Begins again at base 0, with nothing outstanding; the device must not use the ring any more.
     pub fn reset(&mut self) {
         self.place.clear();
         match &mut self.side {
@@ -210,7 +210,7 @@ impl DriverPlace {
         }
     }
 
-    /// How a request of these buffers lies in the ring.
+    /// How a request of these buffers is laid out in the ring.
     #[inline]
     pub fn fit(&self, readable: &[Buffer], writable: &[Buffer]) -> Result<Fit, QueueError> {
         let buffers = readable.len() + writable.len();
@@ -233,7 +233,7 @@ pub(super) fn with_flags<'a>(
     readable.iter().map(|buffer| (buffer, 0)).chain(writable.iter().map(|buffer| (buffer, WRITE)))
 }
 
-/// How a request lies in a ring.
+/// How a request is laid out in a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fit {
     /// As so many descriptors.
@@ -252,13 +252,13 @@ impl Fit {
     }
 }
 
-/// What a driver remembers of a request, where no device can reach it.
+/// What a driver remembers of a request, out of reach of any device.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Request {
     pub token: u64,
     /// Bytes that the device may write.
     pub writable: u64,
-    /// Descriptors that come back with it; none: there is no request.
+    /// Descriptors that come back with it; 0: there is no request.
     pub descriptors: u16,
     /// Its position among all requests. Shows whether it was published, so that the device can have seen it.
     pub number: u64,
@@ -274,8 +274,8 @@ impl Request {
         self.descriptors > 0
     }
 
-    /// Ends the request `id`, where the device can have done what it says: the request was published, and it has room for
-    /// what was written.
+    /// Ends the request `id`, if the device can have done that: the request was published, and it has room for the
+    /// written bytes.
     #[inline]
     pub fn take(&mut self, ring: u32, id: u16, written: u32, published: u64) -> Result<Used, QueueError> {
         if !self.is_outstanding() || self.number >= published {

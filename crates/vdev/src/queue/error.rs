@@ -1,4 +1,4 @@
-//! What can be wrong with a ring: what was asked of it, and every lie of the other side.
+//! What can be wrong with a ring: its set-up, and each way in which the other side can break its protocol.
 
 /// Why a ring can't go on. Each names the ring.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +23,7 @@ pub enum QueueError {
         /// Its bytes.
         bytes: usize,
     },
-    /// A part of the ring is at an address where it can't be.
+    /// A part of the ring is at an address that it can't have.
     #[error("ring {ring} is not aligned: `{part}` at {address:#x} is not at a multiple of {alignment}")]
     Unaligned {
         /// The ring.
@@ -43,7 +43,7 @@ pub enum QueueError {
         /// The base, as `SET_VRING_BASE` has it.
         base: u32,
     },
-    /// A peer has cut short the memory that the ring or its buffers lie in.
+    /// A peer has truncated the memory of the ring or of its buffers.
     #[error("the memory of ring {ring} was truncated")]
     Cut {
         /// The ring.
@@ -51,14 +51,14 @@ pub enum QueueError {
     },
 
     // What a device finds.
-    /// The available index is where it can't be.
+    /// The available index has a value that it can't have.
     #[error("the available index of ring {ring} jumped from {from} to {to}, by more than its {size} descriptors")]
     AvailableJump {
         /// The ring.
         ring: u32,
         /// The next entry to take.
         from: u16,
-        /// What the index says.
+        /// The index.
         to: u16,
         /// The ring's size.
         size: u16,
@@ -179,14 +179,14 @@ pub enum QueueError {
         /// What a request may have.
         max: usize,
     },
-    /// The used index is where it can't be.
+    /// The used index has a value that it can't have.
     #[error("the used index of ring {ring} jumped from {from} to {to}, but {outstanding} are in flight")]
     UsedJump {
         /// The ring.
         ring: u32,
         /// The next entry to take.
         from: u16,
-        /// What the index says.
+        /// The index.
         to: u16,
         /// How many can be used at most.
         outstanding: u16,
@@ -206,7 +206,7 @@ pub enum QueueError {
         ring: u32,
         /// The descriptor, or the buffer's id in a packed ring.
         id: u16,
-        /// What the device says.
+        /// The device's value.
         written: u32,
         /// What there was room for.
         writable: u64,
@@ -220,13 +220,13 @@ pub enum QueueError {
     /// An arena has no room left.
     #[error("an arena has no room for {bytes} bytes, {left} are left")]
     ArenaFull {
-        /// What was asked for.
+        /// The requested shape.
         bytes: usize,
         /// What it has.
         left: u64,
     },
 
-    // What a backend finds in the memory where requests under way are recorded.
+    // What a backend finds in the memory for requests in flight.
     /// It can't be mapped, or is too short.
     #[error("the inflight region is not a record of {queues} queues of {size}: {reason}")]
     InflightRegion {

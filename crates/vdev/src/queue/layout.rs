@@ -20,13 +20,13 @@ pub struct RingLayout {
     pub kind: RingKind,
     /// Its descriptors: 1 to 32768, a power of two in a split ring.
     pub size: u16,
-    /// `VIRTIO_F_EVENT_IDX`: each side says at which entry it wants to be told.
+    /// `VIRTIO_F_EVENT_IDX`: each side sets the entry at which it is to be notified.
     pub event_idx: bool,
     /// `VIRTIO_F_INDIRECT_DESC`: a descriptor may refer to a table of descriptors.
     pub indirect: bool,
 }
 
-/// Which addresses a [`VringAddress`] has: user addresses, and guest addresses where `GPA_ADDRESSES` was negotiated.
+/// The addresses of a [`VringAddress`]: user addresses, or guest addresses if `GPA_ADDRESSES` was negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AddressSpace {
     /// Those of the frontend's process.
@@ -108,7 +108,7 @@ impl RingAreas {
         Ok(Self { descriptors: find(0)?, driver: find(1)?, device: find(2)? })
     }
 
-    /// Whether one of them lies in a file that was cut short.
+    /// Whether one of them is in a file that was truncated.
     pub fn is_cut(&self) -> bool {
         self.descriptors.is_cut() || self.driver.is_cut() || self.device.is_cut()
     }

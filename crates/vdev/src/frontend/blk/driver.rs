@@ -11,7 +11,7 @@ use crate::frontend::{Frontend, FrontendError, Options, SharedRegion, Wish};
 use crate::protocol::ProtocolFeatures;
 use crate::queue::Arena;
 
-/// Where the shared memory begins for the guest that there is not.
+/// The guest address of the shared memory. There is no guest.
 const GUEST_ADDRESS: u64 = 0x10_0000;
 /// Bits of the virtio status byte: acknowledged, a driver is there, features are settled, the driver is up.
 const STATUS_UP: u8 = 1 | 2 | 8 | 4;
@@ -37,12 +37,12 @@ impl BlkDriver {
     /// Connects to a backend and starts its queues.
     ///
     /// # Errors
-    /// If the session fails, or the backend lacks what the options ask for.
+    /// If the session fails, or the backend lacks what the options require.
     pub fn connect(path: &Path, session: &Options, options: &BlkOptions) -> Result<Self, FrontendError> {
         Self::start(Frontend::connect(path, session)?, &Wish::default(), options)
     }
 
-    /// Shakes hands on a session on which nothing was said, and starts the device's queues.
+    /// Does the handshake on a session without messages so far, and starts the device's queues.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -84,12 +84,12 @@ impl BlkDriver {
         &self.frontend
     }
 
-    /// The session, to ask other things on it.
+    /// The session, for other requests on it.
     pub const fn frontend_mut(&mut self) -> &mut Frontend {
         &mut self.frontend
     }
 
-    /// What the device says of itself.
+    /// The device's configuration.
     pub const fn config(&self) -> &BlkConfig {
         &self.config
     }
@@ -102,7 +102,7 @@ impl BlkDriver {
     /// Reads from a sector on. `into` has whole sectors, at most as many as a request may have.
     ///
     /// # Errors
-    /// If the device fails, says that it wrote less, or does not come back after it has gone.
+    /// If the device fails, reports too few written bytes, or does not come back after it has ended.
     pub fn read(&mut self, sector: u64, into: &mut [u8]) -> Result<(), FrontendError> {
         let bytes = self.length("read", into.len())?;
         self.run(BlkRequest::Read { sector, bytes }, &[], into)
@@ -136,7 +136,7 @@ impl BlkDriver {
         Ok(id)
     }
 
-    /// Tells that sectors are of no use any more.
+    /// Declares that the content of sectors is not needed any more.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -186,10 +186,11 @@ impl BlkDriver {
         queue.publish()
     }
 
-    /// The next request that comes back on a queue; when the backend goes meanwhile, it is waited for and told again.
+    /// The next request that completes on a queue. If the backend ends meanwhile, it is waited for, and gets its
+    /// requests again.
     ///
     /// # Errors
-    /// If nothing comes back in time, the backend does not come back, or lies.
+    /// If nothing completes in time, the backend does not come back, or it breaks the protocol.
     pub fn next_done(&mut self, queue: usize) -> Result<Done, FrontendError> {
         let queues = &self.queues[queue];
         let deadline = Instant::now() + queues.timeout + self.frontend.options.reconnect_timeout;
@@ -212,9 +213,9 @@ impl BlkDriver {
         queues.iter().try_for_each(|queue| frontend.stop_ring(&queue.ring).map(drop))
     }
 
-    /// After the backend has gone: waits until it is back, tells it all that the last one knew, and has requests under
-    /// way done again. With an inflight region the backend finds them there; without one the rings begin again with
-    /// what was not given back. A request may be done twice, and it is never forgotten: what it writes is the same.
+    /// After the backend has ended: waits until it is back, sends it all that the last one had, and has requests in
+    /// flight done again. With an inflight region the backend finds them there; without one the rings begin again with
+    /// what was not completed. A request may be done twice, and it is never forgotten: what it writes is the same.
     ///
     /// # Errors
     /// If the backend does not come back, or as another one.

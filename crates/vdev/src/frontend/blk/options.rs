@@ -1,4 +1,4 @@
-//! How a block device is to be driven, and what it says of itself.
+//! How a block device is to be driven, and what its configuration has.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ pub struct BlkOptions {
     pub depth: u16,
     /// Data that one request may have.
     pub request_bytes: u32,
-    /// The longest piece of memory that a request's data is told in; 0 for as long as the device takes.
+    /// The longest piece of memory for a request's data; 0 for the longest that the device takes.
     pub segment_bytes: u32,
     /// Packed rings instead of split ones.
     pub packed: bool,
-    /// Indirect descriptors, where the device offers them.
+    /// Indirect descriptors, if the device offers them.
     pub indirect: bool,
-    /// Notifications by index, where the device offers them.
+    /// Notifications by event index, if the device offers them.
     pub event_idx: bool,
-    /// Requests under way are recorded in an inflight region, where the device offers that.
+    /// Requests in flight are recorded in an inflight region, if the device offers that.
     pub inflight: bool,
     /// How long a queue looks for requests that are done before it sleeps until it is called.
     pub spin: Duration,
@@ -72,18 +72,18 @@ impl BlkOptions {
     }
 }
 
-/// What a block device says of itself, as far as a driver needs it.
+/// The configuration of a block device, as far as a driver needs it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlkConfig {
     /// Its size in sectors of 512 bytes.
     pub capacity: u64,
-    /// The longest piece of memory that it takes, where it says so.
+    /// The longest piece of memory that it takes, if it has a limit.
     pub size_max: Option<u32>,
-    /// The most pieces of memory that it takes in one request, where it says so.
+    /// The most pieces of memory that it takes in one request, if it has a limit.
     pub seg_max: Option<u32>,
-    /// The bytes of its blocks, where it says so.
+    /// The bytes of its blocks, if it reports them.
     pub block_bytes: Option<u32>,
-    /// Its queues, where it says so.
+    /// Its queues, if it reports them.
     pub queues: Option<u16>,
     /// It can't be written.
     pub read_only: bool,
@@ -93,7 +93,7 @@ impl BlkConfig {
     /// What every device with the features of VIRTIO 1.1 has; older backends return nothing if more is requested.
     pub const BYTES: u32 = 60;
 
-    /// What a handshake has told; nothing where it told nothing.
+    /// What a handshake has returned; empty if it returned nothing.
     pub fn of(negotiated: &Negotiated) -> Self {
         let bytes = negotiated.config.as_deref().unwrap_or_default();
         let with = |bit, value: Option<u32>| value.filter(|_| negotiated.has(bit));

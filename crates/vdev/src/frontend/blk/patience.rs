@@ -1,8 +1,8 @@
 //! Whether to look for an answer or to sleep until one is announced.
 //!
-//! Looking saves the time it takes to be woken, which is most of a short request. On a processor that others want as well
-//! it does harm: a thread that never sleeps is taken off it for milliseconds. So a thread that was away while it
-//! looked sleeps for a while instead, each time longer.
+//! Looking saves the time it takes to be woken, which is most of a short request. On a processor that other threads
+//! need as well it does harm: a thread that never sleeps is taken off it for milliseconds. So a thread that was away
+//! while it looked sleeps for a while instead, each time longer.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,8 @@ impl Patience {
         Self { spin, rest: REST_MIN, rested: None }
     }
 
-    /// How long to look, where so many requests are under way: the more there are, the more come back at once, and a
-    /// thread that sleeps leaves the processor to the backend.
+    /// How long to look, with so many requests in flight: the more there are, the more complete at once, and a thread
+    /// that sleeps leaves the processor to the backend.
     pub fn looking_time(&self, now: Instant, outstanding: u16) -> Duration {
         match self.rested {
             Some(rested) if now < rested => Duration::ZERO,

@@ -1,7 +1,7 @@
 //! One queue of a block device: its ring and the slots of its requests.
 //!
-//! A queue belongs to one thread and knows nothing of the session, but for the connection: if that ends while requests are
-//! in flight, the waiting caller gets an error.
+//! A queue belongs to one thread and does not use the session. It watches the connection: if that ends while requests
+//! are in flight, the waiting caller gets an error.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::memory::{Area, VolatileSlice};
 use crate::queue::{Arena, Buffer, QueueError, RingLayout};
 use crate::socket::wait_readable;
 
-/// Pieces of memory that the data of one request is told in at most.
+/// Pieces of memory for the data of one request at most.
 const SEGMENTS_MAX: usize = 62;
 /// Where a slot's status and data begin, behind the header; data at a page.
 const STATUS_AT: usize = HEADER_BYTES as usize;
@@ -34,7 +34,7 @@ impl Slot {
 
 #[derive(Debug, Clone, Copy)]
 struct SlotState {
-    /// What the device was asked and has not given back.
+    /// The request that the device has and has not completed.
     request: Option<BlkRequest>,
     /// Its position among all requests, so that they can be submitted again in the same order.
     number: u64,
@@ -57,7 +57,7 @@ pub struct BlkQueue {
     pub(super) timeout: Duration,
     pub(super) connection: OwnedFd,
     socket: String,
-    /// Whether the backend was asked to call.
+    /// Whether calls are enabled.
     calls_enabled: bool,
 }
 
@@ -121,7 +121,7 @@ impl BlkQueue {
         u16::try_from(self.slots.len()).expect("was made of such a number")
     }
 
-    /// A slot for the next request, where one is free.
+    /// A slot for the next request, if one is free.
     pub fn reserve(&mut self) -> Option<Slot> {
         self.free.pop()
     }
@@ -129,7 +129,7 @@ impl BlkQueue {
     /// Gives a slot back. Its request has come back, or was never submitted.
     ///
     /// # Panics
-    /// Where the device still has it.
+    /// If the device still has it.
     pub fn release(&mut self, slot: Slot) {
         assert!(self.slots[usize::from(slot.0)].request.is_none(), "the device has this slot");
         debug_assert!(!self.free.contains(&slot), "a slot is released once");
@@ -144,8 +144,8 @@ impl BlkQueue {
     /// Adds a request; the device sees it after the next [`publish`](Self::publish).
     ///
     /// # Errors
-    /// [`QueueError::Full`] where it has no room now (then the slot is still the caller's), or what the request has is
-    /// more than the slot has or the device takes.
+    /// [`QueueError::Full`] if it has no room now (then the slot is still the caller's), or an error if the request is
+    /// larger than the slot or the device allows.
     pub fn submit(&mut self, slot: Slot, request: BlkRequest) -> Result<(), FrontendError> {
         let bytes = u64::from(request.readable()) + u64::from(request.writable());
         if bytes > self.data_bytes.into() {
@@ -166,7 +166,7 @@ impl BlkQueue {
         Ok(())
     }
 
-    /// Puts a request into the ring as it lies in its slot.
+    /// Puts the request of a slot into the ring.
     #[inline]
     fn add(&mut self, slot: Slot, request: &BlkRequest) -> Result<(), FrontendError> {
         const NONE: Buffer = Buffer { guest_address: 0, bytes: 0 };
@@ -192,7 +192,7 @@ impl BlkQueue {
         self.ring.driver.add(readable, writable, slot.0.into()).map_err(|what| self.queue_error(what))
     }
 
-    /// Lets the device see what was submitted, and kicks it if it wants that.
+    /// Makes what was submitted visible to the device, and kicks it if it has requested that.
     ///
     /// # Errors
     /// If it can't be kicked.
@@ -200,7 +200,7 @@ impl BlkQueue {
         if self.ring.driver.publish() { self.kick() } else { Ok(()) }
     }
 
-    /// Kicks the device, whether it wants that or not.
+    /// Kicks the device, also if it has kicks disabled.
     ///
     /// # Errors
     /// If it can't be kicked.
@@ -211,7 +211,7 @@ impl BlkQueue {
     /// The next request that came back, if there is one now.
     ///
     /// # Errors
-    /// If the device lies about the ring or the request.
+    /// If the device breaks the protocol of the ring or the request.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Done>, FrontendError> {
         match self.ring.driver.take_used() {
@@ -227,7 +227,7 @@ impl BlkQueue {
     /// The next request that came back: looks for a short while, then sleeps until the device calls.
     ///
     /// # Errors
-    /// If nothing comes back in time, the connection ends, or the device lies.
+    /// If nothing completes in time, the connection ends, or the device breaks the protocol.
     pub fn next_done(&mut self) -> Result<Done, FrontendError> {
         // In the usual case at some depth: it is there, and no clock is read.
         if let Some(done) = self.poll()? {
@@ -276,7 +276,7 @@ impl BlkQueue {
                 [_, true, _] => {
                     return Err(FrontendError::RingFailed { socket: self.socket.clone(), ring: self.index() });
                 }
-                // Nothing is asked while a queue is waited for, so nothing is answered: this is the end.
+                // No request is sent while a queue is waited for, so no reply comes: this is the end.
                 [_, _, true] => FrontendError::RingLost {
                     socket: self.socket.clone(),
                     ring: self.index(),
@@ -305,8 +305,8 @@ impl BlkQueue {
         }
     }
 
-    /// Begins the ring again with all that the last device has not given back, in the order in which it was submitted.
-    /// That device must have let go of the ring.
+    /// Begins the ring again with all that the last device has not completed, in the order in which it was submitted.
+    /// That device must not use the ring any more.
     pub(super) fn submit_again(&mut self) -> Result<(), FrontendError> {
         self.ring.driver.reset();
         self.calls_enabled = true;

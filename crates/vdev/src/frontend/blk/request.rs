@@ -1,4 +1,4 @@
-//! What is asked of a block device, as bytes, and what it answers.
+//! Requests to a block device, as bytes, and its replies.
 
 /// What sector numbers and sizes count, whatever blocks the device has.
 pub const SECTOR_BYTES: u64 = 512;
@@ -12,7 +12,7 @@ pub(super) const ID_BYTES: u32 = 20;
 /// In the status byte before the device has written it.
 pub(super) const NO_STATUS: u8 = 0xff;
 
-/// What is asked of a block device.
+/// A request to a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlkRequest {
     /// So many bytes from this sector on.
@@ -133,7 +133,7 @@ pub enum BlkStatus {
     Ok,
     /// It failed (`VIRTIO_BLK_S_IOERR`).
     IoError,
-    /// The device knows no such request (`VIRTIO_BLK_S_UNSUPP`).
+    /// The device does not support such a request (`VIRTIO_BLK_S_UNSUPP`).
     Unsupported,
 }
 
@@ -162,17 +162,17 @@ impl BlkStatus {
 pub struct Done {
     /// Its slot, which is the request's until it is released.
     pub slot: super::queue::Slot,
-    /// What was asked.
+    /// The request.
     pub request: BlkRequest,
     /// What the device made of it.
     pub status: BlkStatus,
-    /// How many bytes the device says that it wrote, status included.
+    /// How many bytes the device reports as written, status included.
     pub written: u32,
 }
 
 impl Done {
-    /// Whether the device says that it wrote less than a request that went well has: data and status. A driver may not
-    /// rely on what lies behind.
+    /// Whether the device reports fewer written bytes than a request that succeeded has: data and status. A driver may
+    /// not rely on the rest.
     pub const fn is_short(&self) -> bool {
         matches!(self.status, BlkStatus::Ok) && self.written <= self.request.writable()
     }

@@ -1,4 +1,4 @@
-//! What a backend asks of us, and what it gets.
+//! Requests of a backend, and their replies.
 
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ fn wish() -> Wish {
     Wish { protocol_features: PROTOCOL, ..Wish::default() }
 }
 
-/// Asks with `need_reply` and returns what was answered.
+/// Sends a request with `need_reply` and returns the reply.
 fn ask<M: Message>(own: &mut Channel, message: &M) -> u64 {
     own.send_with(message, Flags::request_with_reply(), &[]).expect("is taken");
     let reply = own.receive().expect("an answer");
@@ -31,7 +31,7 @@ fn ask<M: Message>(own: &mut Channel, message: &M) -> u64 {
     u64::decode(&reply.payload).expect("a number")
 }
 
-/// Asks while the frontend waits for the answer to `GET_FEATURES`, which comes last.
+/// Sends a request while the frontend waits for the reply to `GET_FEATURES`, which comes last.
 fn asks(backend: impl FnOnce(&mut Channel) + Send + 'static) -> impl FnOnce(Standin) + Send + 'static {
     move |mut standin: Standin| {
         let mut own = standin.handshake(FEATURES, PROTOCOL).expect("was negotiated");
@@ -122,7 +122,7 @@ fn what_is_kept_of_a_backends_requests_has_a_bound() {
     });
 }
 
-/// Lets the backend say this on its channel; returns what serving it came to.
+/// Sends this on the backend's channel; returns the result of serving it.
 fn says(backend: impl FnOnce(&mut Channel) + Send + 'static) -> (FrontendError, bool) {
     let standin = move |mut standin: Standin| {
         let mut own = standin.handshake(FEATURES, PROTOCOL).expect("was negotiated");
@@ -181,7 +181,7 @@ fn a_backend_that_asks_without_end_is_one_that_does_not_answer() {
     session(&super::quick(), backend, |frontend| {
         frontend.handshake(&wish()).expect("all is well");
         assert!(frontend.get_features().expect_err("is not answered").is_timeout());
-        // The session is of no use any more, and the stand-in is told so.
+        // The session is of no use any more, and the stand-in sees its end.
         frontend.backend.close();
     });
 }

@@ -1,4 +1,4 @@
-//! Block devices that lie in their ring, or say nothing there: reported, not followed.
+//! Block devices that break the protocol of their ring, or do nothing there: reported, not followed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
-//! Backends that lie, stop in the middle, or say nothing: each is an error that names the socket and the message.
+//! Backends that break the protocol, stop in the middle, or send nothing: each is an error that names the socket and
+//! the message.
 
 use std::os::fd::AsFd as _;
 use std::time::Instant;

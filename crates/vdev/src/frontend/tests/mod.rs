@@ -1,4 +1,4 @@
-//! Sessions against a stand-in that says what a test wants it to say: right, wrong, half, or nothing.
+//! Sessions against a stand-in that sends what a test requires: right, wrong, half, or nothing.
 
 mod backend_channel;
 mod blk;
@@ -48,7 +48,7 @@ impl Standin {
         (M::decode(&raw.payload).expect("its payload"), raw)
     }
 
-    /// The next message, done; acknowledged where that is asked for.
+    /// The next message, done; acknowledged if that is requested.
     fn done<M: Message + std::fmt::Debug>(&mut self) -> (M, RawMessage) {
         let (message, raw) = self.expect::<M>();
         assert_eq!(raw.header.flags.needs_reply(), self.acknowledge, "{}", M::REQUEST);
@@ -105,7 +105,7 @@ impl Standin {
         self.channel.send_bytes(&header.encode(), &[]).expect("is taken");
     }
 
-    /// Waits until the frontend has gone.
+    /// Waits until the frontend has disconnected.
     fn gone(&mut self) {
         assert!(self.channel.receive().expect_err("nothing more is said").is_closed());
     }

@@ -1,4 +1,4 @@
-//! What a session says to a backend that behaves.
+//! What a session sends to a backend that behaves.
 
 use std::os::fd::AsFd as _;
 

@@ -3,7 +3,7 @@
 //! ```text
 //!    Server ──SessionEvent──▶ Watch: what has been said so far ──▶ a rule holds, or is broken ──▶ check::Report
 //! ```
-//! A rule that never had an occasion is skipped; one that was broken once stays broken, with what was said before it.
+//! A rule that never had an occasion is skipped; one that was broken once stays broken, with the messages before it.
 
 mod refused;
 mod rules;
@@ -41,7 +41,7 @@ struct State {
 #[derive(Default)]
 pub struct Outcomes {
     by_rule: BTreeMap<Rule, Outcome>,
-    /// What was said in this session.
+    /// The messages of this session.
     said: Trace,
 }
 
@@ -78,7 +78,7 @@ impl Watch {
         Self { target: target.into(), kind: None, began: Instant::now(), state: Mutex::default() }
     }
 
-    /// Says what the device is, so that features are judged by what they mean to it.
+    /// Sets what the device is, so that features are judged by their meaning for it.
     #[must_use]
     pub const fn of_device(mut self, kind: DeviceKind) -> Self {
         self.kind = Some(kind);

@@ -1,4 +1,4 @@
-//! Which rule a frontend has broken whose message was refused, or whose ring can't be believed.
+//! Which rule a frontend has broken whose message was refused, or whose ring is inconsistent.
 
 use super::Outcomes;
 use super::rules::Rule;
@@ -15,7 +15,7 @@ pub fn judge(outcomes: &mut Outcomes, request: u32, refusal: &Refusal) {
     }
 }
 
-/// A ring can't be believed.
+/// A ring is inconsistent.
 pub fn judge_ring(outcomes: &mut Outcomes, error: &QueueError) {
     if let Some(rule) = rule_of_ring(error) {
         outcomes.broken(rule, error.to_string());

@@ -23,7 +23,7 @@ macro_rules! rules {
             /// Every rule, in the order of a report.
             pub const ALL: &[Self] = &[$(Self::$rule,)*];
 
-            /// What it says.
+            /// Its text.
             pub const fn about(self) -> About {
                 match self {
                     $(Self::$rule => About { id: $id, level: Level::$level, section: $section, reason: $reason },)*

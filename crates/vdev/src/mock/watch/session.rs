@@ -1,4 +1,4 @@
-//! What a frontend has said so far, and what it should not say now.
+//! What a frontend has sent so far, and what it should not send now.
 
 use super::Outcomes;
 use super::rules::Rule;
@@ -16,7 +16,7 @@ const PAGE_BYTES: u64 = 4096;
 #[derive(Debug, Default)]
 pub struct SessionView {
     pub offer: Option<Offer>,
-    /// What the device is, if the backend has said.
+    /// What the device is, if that is known.
     kind: Option<DeviceKind>,
     owners: u32,
     asked_protocol: bool,

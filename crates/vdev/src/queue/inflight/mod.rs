@@ -93,7 +93,7 @@ impl InflightRegion {
         Ok(Self { kind, description: *description, memory })
     }
 
-    /// What the other side is told of it.
+    /// Its description for the other side.
     pub const fn description(&self) -> &Inflight {
         &self.description
     }
@@ -101,7 +101,7 @@ impl InflightRegion {
     /// The part of a queue.
     ///
     /// # Errors
-    /// If it has none.
+    /// If it has no part for it.
     pub fn queue(&self, index: u16) -> Result<InflightQueue, QueueError> {
         let Inflight { num_queues: queues, queue_size: size, .. } = self.description;
         if index >= queues {

@@ -69,7 +69,7 @@ pub(in crate::queue) struct PackedRecord {
 #[derive(Debug, Clone, Copy, Default)]
 struct Recorded {
     last: u16,
-    /// None: no chain begins here.
+    /// 0: no chain begins here.
     descriptors: u16,
 }
 

@@ -13,7 +13,7 @@ use crate::queue::error::QueueError;
 use crate::queue::inflight::{InflightQueue, PackedRecord};
 use crate::queue::layout::DESCRIPTOR_BYTES;
 
-/// The device's side of a packed ring: all that it knows for itself.
+/// The device's side of a packed ring: its private state.
 #[derive(Debug)]
 pub(in crate::queue) struct Device {
     /// The next available descriptor.
@@ -106,8 +106,8 @@ impl Device {
         descriptors
     }
 
-    /// Publishes one by one. The record can describe one chain that is being published, not a batch: a device that is killed
-    /// in the middle of a batch would leave used descriptors in the ring of which the record knows nothing.
+    /// Publishes one by one. The record can describe one chain that is being published, not a batch: a device that is
+    /// killed in the middle of a batch would leave used descriptors in the ring that the record does not have.
     fn publish_recorded(&mut self, place: &RingPlace) -> u16 {
         let mut descriptors: u16 = 0;
         for (id, written) in self.pushed.drain(..) {

@@ -12,7 +12,7 @@ use crate::queue::driver::{Buffer, DriverPlace, Fit, Request, TABLE_ENTRIES, Use
 use crate::queue::error::QueueError;
 use crate::queue::layout::DESCRIPTOR_BYTES;
 
-/// The driver's side of a packed ring: all that it knows for itself.
+/// The driver's side of a packed ring: its private state.
 #[derive(Debug)]
 pub(in crate::queue) struct Driver {
     /// Ids that no request has.

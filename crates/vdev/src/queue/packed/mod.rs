@@ -44,7 +44,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Where both sides begin.
+    /// The start of both sides.
     pub const START: Self = Self { index: 0, lap: true };
 
     /// The form that `SET_VRING_BASE` and event areas use: the wrap counter is bit 15.

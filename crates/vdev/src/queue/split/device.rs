@@ -9,7 +9,7 @@ use crate::queue::device::{RingPlace, is_event_in};
 use crate::queue::error::QueueError;
 use crate::queue::inflight::{InflightQueue, SplitRecord};
 
-/// The device's side of a split ring: all that it knows for itself.
+/// The device's side of a split ring: its private state.
 #[derive(Debug)]
 pub(in crate::queue) struct Device {
     /// The available index, as it was loaded last.

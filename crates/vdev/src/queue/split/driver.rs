@@ -10,7 +10,7 @@ use crate::queue::driver::{Buffer, DriverPlace, Fit, Request, TABLE_ENTRIES, Use
 use crate::queue::error::QueueError;
 use crate::queue::layout::DESCRIPTOR_BYTES;
 
-/// The driver's side of a split ring: all that it knows for itself.
+/// The driver's side of a split ring: its private state.
 #[derive(Debug)]
 pub(in crate::queue) struct Driver {
     /// Of each descriptor, the next one that is free or in the same chain.
@@ -109,9 +109,9 @@ impl Driver {
             return Ok(None);
         }
         // The device can have used at most what it has seen: what is outstanding, less what was added and not
-        // published. The difference of free-running 16-bit indices is right also where they wrap, because a ring has
-        // at most 32768 entries. A larger difference is a lie, or an index that went back. To follow it would read
-        // entries of the lap before as new.
+        // published. The difference of free-running 16-bit indices is right also if they wrap, because a ring has at
+        // most 32768 entries. A larger difference is wrong, or the index went back. To follow it would read entries of
+        // the lap before as new.
         let outstanding = self.outstanding - self.available.wrapping_sub(self.published);
         if to.wrapping_sub(self.used) > outstanding {
             return Err(QueueError::UsedJump { ring, from: self.used, to, outstanding });
