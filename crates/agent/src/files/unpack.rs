@@ -1,4 +1,23 @@
 //! Unpacking a tar archive into a directory. No entry can be written outside of it.
+//!
+//! # How an entry stays inside
+//! The archive is hostile, and so are other processes in the directory: an archive may contain a symlink and then a
+//! file below that symlink, and a process may replace a directory while an entry is unpacked. Three rules together keep
+//! each entry inside:
+//!
+//! - A name that is absolute or contains `..` is refused as text, for entries and for targets of hard links. The kernel
+//!   would allow `a/../b`, which stays inside, but what `a/..` means depends on whether `a` is a symlink at that
+//!   moment.
+//! - The directory above an entry is resolved by the kernel, from the open target directory and with `RESOLVE_BENEATH`
+//!   (see [`place`](super::place)). So a symlink that leads outside is refused at whatever depth it is, even if an
+//!   earlier entry of the same archive has made it. Symlinks that stay inside are followed, as users expect.
+//! - The last name is never followed. A file is created with `O_EXCL` and `O_NOFOLLOW`; if the name is taken, the old
+//!   entry is removed and the creation tried again. So a file never writes through a symlink, and never into a file
+//!   that has another hard link elsewhere. `linkat` without `AT_SYMLINK_FOLLOW` links a symlink itself and not its
+//!   target. Owner and times are set on the open file, or with `AT_SYMLINK_NOFOLLOW`.
+//!
+//! Permissions of directories are set last, when the archive has ended. By then another process may have replaced a
+//! directory by a symlink, so each is opened again under the same rules, and the change is made on the descriptor.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -1,4 +1,15 @@
 //! The guest from start to end: the order of its setup, and the events that end it.
+//!
+//! # The order of the setup
+//! - The mounts come first: devices are found through `/sys`, and the console and the kernel's log are in `/dev`.
+//! - Signals are blocked by `runtime`, while there is one thread. A thread inherits the mask of the thread that creates
+//!   it, so every thread has it, and each signal stays pending until the descriptor is read. A SIGCHLD that is not
+//!   blocked is ignored by default, and its child would stay a zombie until the next one arrives.
+//! - The agent takes over the control groups before it serves the link. The first command could otherwise start outside
+//!   of them, and would then be missed by limits and by the freezer.
+//! - All other drivers are loaded after the first Hello, unless the root is on a disk. The host then knows that the
+//!   guest is up, and the time that the drivers need passes while the host prepares its first request. Commands wait
+//!   for them; the link does not.
 
 use std::fs;
 use std::io;

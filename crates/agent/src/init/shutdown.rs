@@ -1,4 +1,17 @@
 //! The end of a guest: ends all programs, saves written data, and powers the machine off.
+//!
+//! # The order of the end
+//! 1. The host gets a Goodbye, so it does not report a lost link. From then on no request is taken, so no new command
+//!    starts.
+//! 2. All programs get SIGTERM, and those that are left get SIGKILL. Both waits are bounded: a program that blocks in
+//!    the kernel can't be killed, and must not keep the machine on. The agent reaps its children meanwhile: their
+//!    SIGCHLD is no longer read, and the tasks of commands wait for their statuses.
+//! 3. Written data is synced, and only then. A program may write until it exits, so a sync before would miss its last
+//!    data.
+//! 4. File systems are unmounted, the last mount first, because it may be below an earlier one. An unmount fails if a
+//!    process of step 2 still has a file open. The file system is then made read-only if the kernel allows it, so that
+//!    the next boot needs no repair.
+//! 5. The machine is powered off. PID 1 must not exit: the kernel panics if it does.
 
 use std::fs;
 use std::io;

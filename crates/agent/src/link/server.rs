@@ -1,4 +1,26 @@
 //! The reader of a transport: finds the start and end of links, and dispatches their frames.
+//!
+//! # A new link on a transport that stays
+//! A port carries one link after the other without an end between them. When a marker with a new nonce arrives, three
+//! things of the old link must not reach the new one: bytes in the decoder, frames in the queue, and tasks that are
+//! still running.
+//!
+//! - The decoder is cleared, so half a frame of the old host is not joined with the first bytes of the new one.
+//! - The old queue is closed and a new one is created. A task of an old stream holds its outlet to the old queue, so
+//!   whatever it still sends is dropped there. It can't reach a stream of the new link that has the same id.
+//! - The old writer is aborted, perhaps in the middle of a frame. That does no harm: the new host skips all bytes
+//!   before its own nonce, so it never sees the half frame. The marker is the first entry of the new queue, so nothing
+//!   precedes it.
+//!
+//! A marker with the nonce of the current link is ignored. The host repeats the marker until the agent replies, and a
+//! repetition that arrives after the reply must not end the link that it started.
+//!
+//! # No wait in a circle
+//! The reader stops reading while the queue for replies is full. It waits for the writer, the writer waits only for the
+//! host, and the host is free to read. So the only host that stops itself is one that sends requests and never reads
+//! replies. Tasks of streams wait for credit, which the reader takes from the host. The reader does not wait for these
+//! tasks: their data has other queues, and the link's own messages are written first, so the queue that the reader
+//! waits for becomes empty as soon as the host reads.
 
 use std::pin::pin;
 use std::rc::Rc;

@@ -5,6 +5,12 @@
 //! clones is suspended until then, possibly forever if the program is on a file system that hangs. So it is a thread of
 //! the pool and not the thread that serves the host.
 //!
+//! Only clone3 can do all of this in one call. The older clone has one pointer for the pid and for the pidfd, so it
+//! gives either one or the other. It can't place the child into a control group: the child would have to be moved
+//! afterwards, and whatever it forks before the move would stay outside the group and outlive its command. The move
+//! also takes a lock exclusively that each fork on the machine takes shared. And without `CLONE_CLEAR_SIGHAND` the
+//! child would have to reset each handler by a system call.
+//!
 //! The kernel writes the pid to `pid` (`CLONE_PARENT_SETTID`) before the child runs, so the pid is known also while the
 //! child hangs before its execve. The [`reaper`](super::reaper) and a cancel depend on that.
 #![expect(unsafe_code, reason = "clone3 is only reachable as a raw system call")]

@@ -1,6 +1,22 @@
 //! `Sync`: gives a fork its own clock, randomness and identity. Before it, two forks of one snapshot have the same
 //! clock, the same randomness and the same names, so commands that were frozen for the snapshot are thawed only after
 //! it.
+//!
+//! # The order of a sync
+//! 1. All values are checked. An invalid request changes nothing, and the fork stays frozen.
+//! 2. The clock. Whatever is written next has the time of the fork.
+//! 3. Randomness. The ids that follow are drawn from it, so they would be equal in all forks if they were drawn before.
+//! 4. The host name, the machine id and the boot id.
+//! 5. Addresses of interfaces. Before this, two forks on one network would answer for the same address.
+//! 6. The thaw, only if all of that has succeeded. A failed step leaves the commands frozen, and the host drops the
+//!    fork: no command ever runs with the identity of another machine.
+//!
+//! # Why randomness takes two calls
+//! A running kernel does not use new randomness at once. `RNDADDENTROPY` mixes the seed into the pool of the generator.
+//! But each CPU has a key of its own, and the kernel makes new keys from the pool only now and then, at most once a
+//! minute after the boot has settled. Until then two forks would return the same bytes for the same requests.
+//! `RNDRESEEDCRNG` makes a new base key from the pool now, and by that each CPU replaces its own key at its next
+//! request.
 #![expect(unsafe_code, reason = "crediting randomness is only reachable by ioctl")]
 
 use std::fs::File;
