@@ -1,4 +1,16 @@
 //! Signals to kiln: the first is passed on to the guest's command, the second kills the VM.
+//!
+//! # Why no guest delays the end
+//! The first signal is a request to the guest, and a guest may hang or be hostile. So every wait for it is bounded by
+//! the host's clock. A ping after the signal must be answered within [`SIGNAL_DEADLINE`]. The agent handles frames in
+//! order, so its reply shows that the signal has arrived. Pings are repeated during the grace: a guest that hangs after
+//! the first reply is found within one deadline and not only after the grace. At the end of the grace the command's
+//! stream is cancelled, and the agent has one more deadline to kill the command. So kiln exits at most the grace and
+//! two deadlines after the first signal, whatever the guest does. The second signal ends every wait at once: `any` is
+//! polled beside them.
+//!
+//! A signal that arrives twice within a moment counts once, because the kernel keeps one pending signal of each kind.
+//! That is why a second Ctrl-C needs a moment in between.
 
 use std::task::Poll;
 use std::time::Duration;

@@ -1,4 +1,19 @@
 //! The user's terminal while a command in the guest uses it.
+//!
+//! # When the mode changes
+//! In raw mode Ctrl-C is a byte like any other, which the guest's terminal interprets. It raises no signal here. So raw
+//! mode begins only after the command has started: until then Ctrl-C must still end kiln, for example while the VM
+//! boots.
+//!
+//! It ends directly after the command, before anything else is printed. A terminal in raw mode does not turn a newline
+//! into carriage return and newline, so each line of a message would start where the line before ended. It must also
+//! end before the process does: `main` calls `exit`, which runs no destructors, and a shell whose terminal stays in raw
+//! mode shows no typed keys. The mode is restored by a destructor, so an error or an interrupt that ends the command
+//! restores it too.
+//!
+//! Entering takes effect at once and keeps typed keys, because they are meant for the guest. Leaving waits until the
+//! output is written (`Drain`): the last bytes of the guest have its own carriage returns and must be shown in the mode
+//! that they were written for. Keys that were typed since then are for the user's shell, so they are kept as well.
 
 use std::io::stdin;
 

@@ -1,4 +1,16 @@
 //! Unpacks an archive from a guest into a temporary folder beside its place.
+//!
+//! # Why paths as text are safe here
+//! In the guest the agent resolves each path by the kernel, because other processes change the directory meanwhile.
+//! Here no other user can: the temporary folder has mode 0700 and belongs to the user, and all that is in it was put
+//! there by this function. So each path can be checked as text. A leading `/` is removed and `..` is refused, the first
+//! entry of the archive becomes the target, and all others must be below it. An entry that would pass through a symlink
+//! is refused. Links that lead outside of the copied tree are left out, so a program of the host that later follows
+//! links in the result stays inside too.
+//!
+//! Nothing is at its place before the archive has ended and the agent has confirmed the end. A guest that dies in the
+//! middle, or a bound that is exceeded, leaves the target as it was: dropping the staging folder removes all that was
+//! unpacked.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
