@@ -3,6 +3,19 @@
 //! ```text
 //!   next() ──▶ Member ──▶ read() … until None ──▶ length() ──▶ next() …
 //! ```
+//!
+//! # What an archive can cost
+//! Sizes in headers are claims. Memory is reserved only for names, attributes and maps of holes, and each has a bound
+//! that is checked before: [`EXTENSION_BYTES_MAX`] for one name or one set of attributes, [`EXTENTS_MAX`] for a map.
+//! Several extensions before one member replace each other, and a map that is spread over several is counted as a
+//! whole. Data of files is never collected: [`Members::read`] fills the caller's buffer, so a file that claims to have
+//! 8 EiB costs only the bytes that really arrive, and its end is found as "the archive ends inside a member".
+//!
+//! # Why the length comes after the data
+//! The length of a file that shrank while it was packed is in a record behind its data, because the packer wrote the
+//! header before it knew. So [`Members::length`] reads one header ahead. If that header is not such a record, it
+//! belongs to the next member and is kept for the next call of [`Members::next`]. A reader that ignores the record gets
+//! a file that ends in zeros.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;

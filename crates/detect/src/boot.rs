@@ -12,6 +12,16 @@
 //!                            ▼
 //!                          a new boot
 //! ```
+//!
+//! # Why the decision waits
+//! A wrong decision is expensive in both directions. If a repeated log counts as a boot, each of its old reports
+//! becomes a second finding, and the machine seems to have restarted without a reason. If a boot counts as a
+//! repetition, its reports are ignored. The banner alone can't decide, because both print the same one. So up to
+//! [`KNOWN_LINES`] lines after it are compared, text and stamp. One that differs makes a boot: its stamps come from a
+//! clock that starts again, and even a kernel that prints the same texts does not print eight of them at the same
+//! microseconds. The first lines with stamp zero are not compared, since they are equal on every boot. Until the
+//! decision, lines that equal the known ones are ignored. The first line that differs ends the doubt and is scanned, so
+//! no line of a new boot is lost.
 
 use std::time::Duration;
 

@@ -4,6 +4,19 @@
 //!   push(bytes) or space() + fill(n) ──▶ buffer ──▶ next() ──▶ Frame, borrowed from the buffer
 //! ```
 //! What a frame means is decided by [`Message::parse`](crate::Message::parse).
+//!
+//! # Why a length is checked first
+//! The length field comes from the peer, and it is the only way to find the next frame. So it is checked as soon as its
+//! four bytes have arrived, before memory is reserved for the body. A length of at most 1 MiB bounds the buffer to one
+//! frame and one read, even if the peer sends the length and then nothing. A length under 5 has no room for kind and
+//! stream id.
+//!
+//! # Why a bad length is not skipped
+//! After a bad length no byte can be assigned to a frame. A search for the next plausible header would soon find a
+//! wrong one: any four bytes from `00 00 00 05` to `00 10 00 00` are a valid length, and the bytes of a file that a
+//! user sends would then be read as messages. So the error is returned by each later call, and the caller ends the
+//! link. Only a [reset marker](crate::reset) starts a new link on the same bytes: no frame of a host contains it, so it
+//! is found without knowing where a frame starts.
 
 use crate::frame::{Frame, FrameError, HEADER_BYTES, Kind, LENGTH_MIN, StreamId, check_length};
 
