@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let (device, how) = (usize::from(input.u8()), input.u8());
     let mut plan = Plan::default();
     if how & 3 != 0 {
-        // Without logging, packed rings, notifications by message and guest addresses, unless the input asks for them.
+        // Without logging, packed rings, notifications by message and guest addresses, unless the input enables them.
         let (without, protocol) = (input.u8(), input.u8());
         let bits = [26, 34, 29, 28, 30, 32].iter().enumerate();
         let without = bits.fold(0, |all, (place, bit)| all | u64::from(!without >> place & 1) << bit);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request can't be parsed, or asks for something impossible.
+    /// The request can't be parsed, or is impossible.
     InvalidRequest,
     /// The request has no credential, or an unknown one.
     Unauthorized,

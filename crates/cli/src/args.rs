@@ -281,7 +281,7 @@ pub struct ImageBuildArgs {
     /// Use this Debian kernel package
     #[arg(long, value_name = "DEB")]
     pub kernel_deb: Option<Utf8PathBuf>,
-    /// Use the newest kernel package in the cache; ask apt only if the cache has no package
+    /// Use the newest kernel package in the cache; query apt only if the cache has no package
     #[arg(long, conflicts_with = "kernel_deb")]
     pub cached: bool,
     /// Ask apt for the newest kernel (the default)

@@ -113,7 +113,7 @@ fn build_mini(
 ) -> Result<Image, Failure> {
     let mut say = |step: BuildStep| progress.say(format!("building mini: {step}"));
     let image = store.build_mini(BuildOptions { agent, kernel, progress: &mut say }).map_err(image_failure)?;
-    // Without QEMU the image can't be booted. It is measured later, once a VM asks for less memory than is certain to
+    // Without QEMU the image can't be booted. It is measured later, once a VM requests less memory than is certain to
     // be enough: see `with_memory`.
     let Ok(engine) = QemuEngine::find(home.path()) else { return Ok(image) };
     Ok(measure_memory(store, &engine, image, progress))

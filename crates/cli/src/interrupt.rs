@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 
 /// A shell's exit code for a command that was ended by signal n is this plus n.
 const SIGNAL_CODES: u8 = 128;
-/// Time between two pings to a guest whose command was asked to end.
+/// Time between two pings to a guest whose command must end.
 const PING_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The signals that end kiln, and kiln's exit codes for them.

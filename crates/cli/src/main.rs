@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         }
         failure.code
     });
-    // A command that was interrupted has nothing to print, and a program that asked for JSON gets an object all the
+    // A command that was interrupted has nothing to print, and a program that requested JSON gets an object all the
     // same.
     if json && !output::has_printed_json() {
         Failure::words(code, if code == INTERRUPTED { "interrupted" } else { "ended without a result" }).print_json();

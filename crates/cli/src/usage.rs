@@ -1,4 +1,4 @@
-//! Parses the command line, and answers a wrong one, in JSON if it asks for JSON.
+//! Parses the command line, and reports a wrong one, in JSON if `--json` is given.
 
 use std::ffi::{OsStr, OsString};
 
@@ -11,7 +11,7 @@ use crate::failure::{Failure, USAGE};
 use crate::output::say;
 
 /// Whether `--json` is on the command line, as a flag of kiln and not of the command that it runs. Does not use the
-/// parser: a program that asked for JSON must get JSON also for a line that can't be parsed.
+/// parser: a program that requested JSON must get JSON also for a line that can't be parsed.
 pub fn wants_json(words: &[OsString]) -> bool {
     let mut root = Args::command();
     root.build();

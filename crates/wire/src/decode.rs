@@ -100,7 +100,7 @@ impl Decoder {
     /// # Panics
     /// If the space is shorter.
     pub fn fill(&mut self, bytes: usize) {
-        assert!(bytes <= self.buffer.len() - self.filled, "{bytes} bytes were not asked for");
+        assert!(bytes <= self.buffer.len() - self.filled, "{bytes} bytes were not requested");
         self.filled += bytes;
     }
 

@@ -46,13 +46,13 @@ macro_rules! codes {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum ErrorCode {
             $($(#[$doc])* #[serde(rename = $name)] $variant,)*
-            /// A code that this version does not know.
+            /// A code that this version does not have.
             #[serde(other, rename = "other")]
             Other,
         }
 
         impl ErrorCode {
-            /// Every code that this version knows.
+            /// Every code of this version.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)* Self::Other];
 
             /// The code's name in JSON.
@@ -64,7 +64,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// The peer does not know this kind of frame or request, or can't serve it in this guest.
+    /// The peer does not support this kind of frame or request, or can't serve it in this guest.
     Unsupported = "unsupported",
     /// The request can't be parsed or contradicts itself.
     InvalidRequest = "invalid_request",

@@ -57,7 +57,7 @@ pub enum Capability {
     Trace,
     /// A command whose timeout expires gets a SIGTERM first; see [`Limits::grace_ms`](crate::Limits::grace_ms).
     Grace,
-    /// A capability that this version does not know.
+    /// A capability that this version does not have.
     #[serde(other)]
     Unknown,
 }
@@ -147,7 +147,7 @@ pub enum GoodbyeReason {
     /// The sender shuts down.
     #[error("shutting down")]
     Shutdown,
-    /// A reason that this version does not know.
+    /// A reason that this version does not have.
     #[serde(other)]
     #[error("a reason that this version does not know")]
     Unknown,

@@ -105,7 +105,7 @@ pub enum Reply {
 /// A frame that this version can't read. The link stays up: send [`fault`](Self::fault) as the reply.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
-    /// A kind that this version does not know.
+    /// A kind that this version does not have.
     #[error("unknown frame kind {0:?}")]
     Unknown(Kind),
     /// A payload that does not fit its kind.
@@ -133,7 +133,7 @@ impl<'a> Message<'a> {
     /// Reads a frame's payload.
     ///
     /// # Errors
-    /// If this version does not know the kind, or the payload does not fit it.
+    /// If this version does not have the kind, or the payload does not fit it.
     pub fn parse(frame: Frame<'a>) -> Result<Self, MessageError> {
         let Frame { kind, payload, .. } = frame;
         Ok(match kind {

@@ -17,7 +17,7 @@
 //!   frames.
 //!
 //! Only the direction to the guest needs this: in the other direction the host looks for its own random nonce, which
-//! the guest can't know before it is sent.
+//! the guest can't guess before it is sent.
 //!
 //! *Why no frame is delayed.* The scanner holds back bytes that may be the start of a marker until the next bytes
 //! decide that. But a frame's data may end with such bytes, and the host may send nothing more until it has a reply to

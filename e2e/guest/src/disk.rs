@@ -30,11 +30,17 @@ pub struct Done {
 }
 
 /// Writes `blocks` blocks in each of `passes` passes, with `depth` requests in flight. Both are powers of two. Calls
-/// `tell` to report progress.
+/// `report` to report progress.
 ///
 /// # Errors
 /// The first error of the device, and the first block that is not what was written last.
-pub fn load(device: &Path, blocks: u64, passes: u64, depth: u64, tell: &(dyn Fn(u64, u64) + Sync)) -> io::Result<Done> {
+pub fn load(
+    device: &Path,
+    blocks: u64,
+    passes: u64,
+    depth: u64,
+    report: &(dyn Fn(u64, u64) + Sync),
+) -> io::Result<Done> {
     if !blocks.is_power_of_two() || !depth.is_power_of_two() || blocks < depth {
         return Err(io::Error::other(format!("{blocks} blocks and a depth of {depth} are no powers of two")));
     }
@@ -43,7 +49,7 @@ pub fn load(device: &Path, blocks: u64, passes: u64, depth: u64, tell: &(dyn Fn(
     std::thread::scope(|scope| {
         let stripe =
             |thread| Stripe { file: &file, thread, threads: depth, blocks: blocks / depth, done: Done::default() };
-        let start = |thread| scope.spawn(move || stripe(thread).run(passes, tell));
+        let start = |thread| scope.spawn(move || stripe(thread).run(passes, report));
         let threads: Vec<_> = (0..depth).map(start).collect();
         for thread in threads {
             let one = thread.join().expect("a thread reports its errors")?;
@@ -66,7 +72,7 @@ struct Stripe<'a> {
 }
 
 impl Stripe<'_> {
-    fn run(mut self, passes: u64, tell: &(dyn Fn(u64, u64) + Sync)) -> io::Result<Done> {
+    fn run(mut self, passes: u64, report: &(dyn Fn(u64, u64) + Sync)) -> io::Result<Done> {
         // Without the cache, the kernel requires buffers that are aligned to a block.
         let mut room = vec![0; 2 * BLOCK_BYTES];
         let at = room.as_ptr().align_offset(BLOCK_BYTES);
@@ -74,7 +80,7 @@ impl Stripe<'_> {
         for pass in 1..=passes {
             for step in 0..self.blocks {
                 if self.thread == 0 && step % (self.blocks / TOLD_IN_A_PASS).max(1) == 0 {
-                    tell(pass, step);
+                    report(pass, step);
                 }
                 self.write(block, step, pass)?;
                 self.read(block, step.wrapping_mul(STRIDE) % (step + 1), pass)?;

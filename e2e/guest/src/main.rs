@@ -21,8 +21,8 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> io::Result<()> {
     match words {
         ["disk", device, blocks, passes, depth] => {
-            let tell = |pass, step| println!("at {pass} {step}");
-            let done = disk::load(Path::new(device), number(blocks)?, number(passes)?, number(depth)?, &tell)?;
+            let report = |pass, step| println!("at {pass} {step}");
+            let done = disk::load(Path::new(device), number(blocks)?, number(passes)?, number(depth)?, &report)?;
             println!("done {} writes {} reads longest {:?}", done.writes, done.reads, done.longest);
             Ok(())
         }

@@ -4,7 +4,7 @@
 //!   file or stdin ── magic bytes ──▶ gzip, xz, zstd or plain ──▶ plain bytes, up to a bound
 //! ```
 //!
-//! A compressed file may be hostile: a few kilobytes can unpack to terabytes, and its header can ask for a window of
+//! A compressed file may be hostile: a few kilobytes can unpack to terabytes, and its header can request a window of
 //! gigabytes. So each decoder's memory is bounded, and so is the size of the output.
 
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};

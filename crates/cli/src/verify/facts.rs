@@ -59,9 +59,9 @@ pub struct Look {
 /// One exchange of times, in nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Clock {
-    /// The host's, when the fork was asked for.
+    /// The host's, when the fork was requested.
     pub asked: i64,
-    /// The host's, before the guest was asked.
+    /// The host's, before the guest's clock was read.
     pub before: i64,
     /// The guest's.
     pub guest: i64,

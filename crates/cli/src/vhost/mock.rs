@@ -109,10 +109,10 @@ fn report(args: &MockArgs, expected: &ExpectedFailures, mut report: Report, code
 /// A descriptor that this process was started with.
 fn inherit(number: i32) -> Result<OwnedFd, Failure> {
     let absent = || Failure::words(USAGE, format!("descriptor {number} is not open"));
-    // SAFETY: the borrow ends with the call, which only asks whether there is such a descriptor.
+    // SAFETY: the borrow ends with the call, which only checks whether there is such a descriptor.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     rustix::io::fcntl_getfd(borrowed).map_err(|_| absent())?;
-    // SAFETY: it is open, was so when the process began, and nothing else in kiln knows of it: the user gave it to us.
+    // SAFETY: it is open, was so when the process began, and nothing else in kiln uses it: the user passed it to kiln.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).map_err(|_| absent())?;
     Ok(socket)

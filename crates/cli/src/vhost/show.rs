@@ -78,7 +78,7 @@ fn show(recording: Recording, args: &ShowArgs, colors: bool, out: &mut impl Writ
     Ok(code)
 }
 
-/// The kind of device that a file tells of, so that features are named from the first on.
+/// The kind of device in a recording, so that features have names from the first message on.
 pub fn guess(path: &Path) -> Option<DeviceKind> {
     if !path.is_file() {
         return None;

@@ -8,7 +8,7 @@ use kiln_vdev::socket::Event;
 
 use crate::interrupt::Interrupts;
 
-/// Whether kiln was told to end, and by what.
+/// Whether a signal has ended kiln, and which.
 pub struct Stop {
     event: Event,
     flag: Arc<AtomicBool>,
@@ -31,7 +31,7 @@ impl Stop {
                 let first = interrupts.any().await;
                 heard.store(first, Ordering::SeqCst);
                 raised.store(true, Ordering::SeqCst);
-                // A full eventfd was told already.
+                // A full eventfd is signalled already.
                 let _ = told.signal();
                 std::process::exit(interrupts.any().await.into())
             })
@@ -44,7 +44,7 @@ impl Stop {
         &self.event
     }
 
-    /// Set once kiln was told to end, for loops that don't poll.
+    /// Set once a signal has arrived, for loops that don't poll.
     pub fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.flag)
     }

@@ -95,7 +95,7 @@ impl fmt::Display for Stream {
     }
 }
 
-/// The path under which the kernel knows an open descriptor.
+/// The path of an open descriptor in `/proc`.
 pub(super) fn descriptor_path(handle: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", handle.as_raw_fd()).into()
 }
