@@ -1,4 +1,4 @@
-//! The questions: each is asked once, has a deadline, and may stay without an answer.
+//! The requests: each is sent once, has a deadline, and may stay without a reply.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -14,21 +14,21 @@ use crate::protocol::{Config, Empty, FrontendRequest, Message, Payload as _, Pro
 use crate::socket::{Channel, SocketError};
 use crate::virtio::{DeviceKind, feature, plausible};
 
-/// What is negotiated: what is needed to ask.
+/// The features that these requests need.
 const ASKED_WITH: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::CONFIG)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::SHMEM);
-/// Sizes that configurations have or had. A backend that is asked for more than it has refuses.
+/// Sizes that configurations have or had. A backend refuses a request for more than it has.
 const CONFIG_SIZES: [usize; 17] = [2, 4, 8, 12, 16, 20, 24, 28, 36, 40, 44, 56, 60, 72, 96, 136, Config::BYTES_MAX];
 const ROUND_TRIPS: usize = 8;
 
 /// How to probe.
 #[derive(Debug, Clone, Copy)]
 pub struct ProbeOptions {
-    /// The kind of device, where it is known.
+    /// The kind of device, if it is known.
     pub device: Option<DeviceKind>,
     /// How long all of it may take.
     pub timeout: Duration,
@@ -44,12 +44,12 @@ pub enum ProbeError {
     Socket(#[from] SocketError),
 }
 
-/// A connection on which questions are asked, until time is up.
+/// A connection for requests, until the time is over.
 pub(super) struct Asker {
     path: PathBuf,
     deadline: Instant,
     pub channel: Channel,
-    /// Nothing more can be asked on it.
+    /// It takes no more requests.
     pub is_over: bool,
 }
 
@@ -110,7 +110,7 @@ pub(super) fn left(deadline: Instant) -> Duration {
     Duration::from_millis(left.as_micros().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1))
 }
 
-/// Asks the backend behind a socket who it is.
+/// Finds out what is behind a socket.
 ///
 /// # Errors
 /// If no backend listens, or it does not reply at least to `GET_FEATURES` in time.
@@ -202,8 +202,8 @@ fn round_trip(asker: &mut Asker) -> Option<u64> {
     took.into_iter().min().map(micros)
 }
 
-/// As much of the configuration as the backend gives. It is asked for more and more, so that at most one question is too
-/// much for those that refuse by leaving.
+/// As much of the configuration as the backend returns. More and more is requested, so that a backend that refuses by
+/// closing gets at most one request that is too large.
 fn config(asker: &mut Asker, kind: Option<DeviceKind>, problems: &mut Vec<String>) -> Option<Vec<u8>> {
     let most = kind.map_or(Config::BYTES_MAX, DeviceKind::config_bytes);
     let mut found: Option<Vec<u8>> = None;
@@ -224,7 +224,7 @@ fn config(asker: &mut Asker, kind: Option<DeviceKind>, problems: &mut Vec<String
     found
 }
 
-/// The first bytes of the configuration; nothing where the backend says that it has not so many.
+/// The first bytes of the configuration; nothing if the backend has not so many.
 fn config_of(asker: &mut Asker, size: usize) -> Result<Option<Vec<u8>>, SocketError> {
     let request = GetConfig(Config { offset: 0, flags: 0, bytes: vec![0; size] });
     asker.channel.set_timeout(left(asker.deadline));

@@ -1,4 +1,4 @@
-//! Who is behind a socket: what it offers, how many queues it has, what its configuration says, how it behaves at the edges.
+//! What is behind a socket: what it offers, how many queues it has, its configuration, how it behaves at the edges.
 //!
 //! ```text
 //!   probe(path) ─▶ ask      one connection, questions only: features, queues, slots, configuration

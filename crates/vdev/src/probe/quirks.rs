@@ -43,7 +43,7 @@ pub enum QuirkId {
     ReservedFlag,
     /// A ring without entries.
     EmptyRing,
-    /// Descriptors with a message that takes none.
+    /// Descriptors with a message that has none.
     StrayDescriptors,
     /// A ring far beyond those that there are.
     FarRing,
@@ -58,7 +58,7 @@ pub struct Quirk {
     pub tried: &'static str,
     /// What happened.
     pub behaviour: String,
-    /// Whether the backend was gone afterwards.
+    /// Whether the backend had ended afterwards.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_deadly: bool,
 }
@@ -90,7 +90,7 @@ struct Finder {
 
 type Trial = fn(&Finder, &mut Asker) -> Result<String, SocketError>;
 
-/// Tries what is harmless, and the rest where it was asked for. Time that is up ends the list early.
+/// Tries what is harmless, and the rest on request. If the time is over, the list ends early.
 pub(super) fn find(first: Asker, protocol: Option<ProtocolFeatures>, features: u64, with_harm: bool) -> Vec<Quirk> {
     let mut finder = Finder { first, features, protocol, quirks: Vec::new() };
     finder.connections();
@@ -318,7 +318,7 @@ fn set_ring_size(finder: &Finder, asker: &mut Asker, state: VringState) -> Resul
     })
 }
 
-/// Descriptors that no message takes must be closed: the other ends of their pipes hear of it.
+/// Descriptors that belong to no message must be closed. The other ends of their pipes show whether they were.
 fn stray_descriptors(_: &Finder, asker: &mut Asker) -> Result<String, SocketError> {
     let failed =
         |source| SocketError::Io { socket: asker.channel.name().to_owned(), doing: "making pipes".to_owned(), source };

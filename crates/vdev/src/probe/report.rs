@@ -12,11 +12,11 @@ use crate::virtio::{DeviceKind, config, feature};
 pub struct ProbeReport {
     /// The socket.
     pub socket: String,
-    /// What kind of device, where it was said or can be guessed.
+    /// What kind of device, if it was given or can be guessed.
     pub device: Option<DeviceReport>,
     /// VIRTIO's features.
     pub features: NamedBits,
-    /// Protocol features, where the backend has them at all.
+    /// Protocol features, if the backend has them at all.
     pub protocol_features: Option<NamedBits>,
     /// The number of queues (`MQ`).
     pub queues: Option<u64>,
@@ -28,7 +28,7 @@ pub struct ProbeReport {
     pub shared_memory: Vec<(u8, u64)>,
     /// Its configuration (`CONFIG`).
     pub config: Option<ConfigReport>,
-    /// How it behaves where the specification leaves room, or is not kept.
+    /// How it behaves if the specification leaves room, or is broken.
     pub quirks: Vec<Quirk>,
     /// Microseconds from connecting to the last answer of the handshake.
     pub handshake_us: u64,
@@ -45,7 +45,7 @@ pub struct DeviceReport {
     pub kind: String,
     /// Whether it is a guess: vhost-user has no question for it.
     pub is_guess: bool,
-    /// What speaks for it.
+    /// The evidence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -58,7 +58,7 @@ pub struct NamedBits {
     pub bits: u64,
     /// The names of those that have one, in the order of bits.
     pub names: Vec<&'static str>,
-    /// The numbers of those that have none.
+    /// The numbers of those without a name.
     pub unknown: Vec<u32>,
 }
 
@@ -67,7 +67,7 @@ pub struct NamedBits {
 pub struct ConfigReport {
     /// As much of it as the backend gives.
     pub bytes: Vec<u8>,
-    /// Its fields, where the kind of device is known or guessed. Those that mean nothing without a feature that the
+    /// Its fields, if the kind of device is known or guessed. Those that mean nothing without a feature that the
     /// backend does not offer are left out.
     pub fields: Vec<Field>,
 }

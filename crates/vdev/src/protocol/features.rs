@@ -1,4 +1,4 @@
-//! Protocol features ("Protocol features" in the specification): what the two sides may say beyond the basics.
+//! Protocol features ("Protocol features" in the specification): messages beyond the basic ones.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ macro_rules! protocol_features {
 }
 
 protocol_features! {
-    /// `GET_QUEUE_NUM` tells how many queues there are.
+    /// `GET_QUEUE_NUM` returns how many queues there are.
     MQ = 0;
     /// The dirty log is shared memory whose descriptor comes with `SET_LOG_BASE`.
     LOG_SHMFD = 1;
@@ -78,7 +78,7 @@ impl ProtocolFeatures {
     /// All that the specification defines.
     pub const ALL: Self = Self((1 << PROTOCOL_FEATURES.len()) - 1);
 
-    /// None at all.
+    /// The empty set.
     pub const fn empty() -> Self {
         Self(0)
     }
@@ -121,7 +121,7 @@ impl ProtocolFeatures {
         self.0 & !Self::ALL.0
     }
 
-    /// The names of what is in it, in the order of bits; undefined bits have none.
+    /// The names of the set bits, in the order of bits; undefined bits have no name.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         PROTOCOL_FEATURES.iter().filter(move |(_, bit)| self.0 >> bit & 1 == 1).map(|(name, _)| *name)
     }

@@ -27,12 +27,12 @@ const RESERVED_MASK: u32 = !(VERSION_MASK | REPLY | NEED_REPLY);
 pub struct Flags(u32);
 
 impl Flags {
-    /// A message that wants no answer, in this version.
+    /// A message without need_reply, in this version.
     pub const fn request() -> Self {
         Self(VERSION)
     }
 
-    /// A message that wants an answer even if its kind has none (protocol feature `REPLY_ACK`).
+    /// A message that requests a reply even if its kind has none (protocol feature `REPLY_ACK`).
     pub const fn request_with_reply() -> Self {
         Self(VERSION | NEED_REPLY)
     }
@@ -52,7 +52,7 @@ impl Flags {
         self.0
     }
 
-    /// The version that the sender speaks.
+    /// The version of the sender.
     pub const fn version(self) -> u32 {
         self.0 & VERSION_MASK
     }
@@ -117,7 +117,7 @@ pub enum HeaderError {
         /// Those flags.
         bits: u32,
     },
-    /// An answer that asks for an answer.
+    /// A reply that requests a reply.
     #[error("message {request} is a reply with need_reply")]
     ReplyToReply {
         /// The message's number.

@@ -24,13 +24,13 @@ pub trait Message: Sized {
     const HAS_REPLY: bool;
     /// The payload of that reply; [`Empty`] if it has no reply.
     type Reply: Payload;
-    /// What it says.
+    /// Its content.
     type Payload: Payload;
 
     /// Its payload as it goes onto the socket.
     fn payload(&self) -> Vec<u8>;
 
-    /// What a payload says.
+    /// The content of a payload.
     ///
     /// # Errors
     /// If it is not one of this message.
@@ -77,7 +77,7 @@ macro_rules! messages {
         }
 
         impl $call {
-            /// What a payload says, as one of this request.
+            /// The payload, as one of this request.
             ///
             /// # Errors
             /// If it is not one of this request.
@@ -125,7 +125,7 @@ macro_rules! messages {
 }
 
 messages! {
-    /// What frontends say.
+    /// Requests of a frontend.
     frontend, FrontendCall, Frontend, FrontendRequest;
     GetFeatures(Empty), descriptors 0..=0, reply u64;
     SetFeatures(u64), descriptors 0..=0;
@@ -175,7 +175,7 @@ messages! {
 }
 
 messages! {
-    /// What backends say on their own channel.
+    /// Requests of a backend on its own channel.
     backend, BackendCall, Backend, BackendRequest;
     IotlbMsg(Iotlb), descriptors 0..=0;
     ConfigChangeMsg(Empty), descriptors 0..=0;

@@ -1,4 +1,4 @@
-//! What frontend and backend say to each other, as bytes: headers, message numbers, feature bits and payloads.
+//! The messages between frontend and backend, as bytes: headers, message numbers, feature bits and payloads.
 //!
 //! Pure: no socket, no descriptor. The numbers are those of QEMU's `docs/interop/vhost-user.rst` as of 2026: 45 requests
 //! of a frontend, 10 of a backend, 24 protocol features.

@@ -15,7 +15,7 @@ pub trait Payload: Sized {
     /// Appends the bytes.
     fn encode(&self, to: &mut Vec<u8>);
 
-    /// What these bytes say.
+    /// Decodes these bytes.
     ///
     /// # Errors
     /// If they are too few, too many, or contradict themselves.
@@ -33,14 +33,14 @@ pub enum PayloadError {
         /// What came.
         found: usize,
     },
-    /// A field that says how much follows is wrong.
+    /// A field that holds the number of what follows is wrong.
     #[error("`{field}` is {value}, more than {max}")]
     Bound {
         /// Which.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: u64,
-        /// The most that it may say here.
+        /// The largest value that is allowed here.
         max: u64,
     },
     /// A field has a value without a meaning.
@@ -48,7 +48,7 @@ pub enum PayloadError {
     Meaning {
         /// Which.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: u64,
     },
 }
@@ -139,7 +139,7 @@ fixed_payload! {
     VringState, 8 {
         /// The ring.
         index: u32,
-        /// A size, a base, 0 or 1: what the message says of the ring.
+        /// A size, a base, 0 or 1, depending on the message.
         num: u32,
     }
 }
@@ -168,7 +168,7 @@ pub struct PackedBase {
 }
 
 impl PackedBase {
-    /// Where a ring begins whose driver has just set it up: both indices 0, both wrap counters 1.
+    /// The base of a ring whose driver has just set it up: both indices 0, both wrap counters 1.
     pub const START: Self = Self { available: 0, available_wrap: true, used: 0, used_wrap: true };
 
     /// As a vring state has it.
@@ -208,7 +208,7 @@ impl fmt::Display for PackedBase {
 }
 
 fixed_payload! {
-    /// Where a ring lies ("A vring address description").
+    /// The place of a ring ("A vring address description").
     VringAddress, 40 {
         /// The ring.
         index: u32,
@@ -233,11 +233,11 @@ impl VringAddress {
 fixed_payload! {
     /// A piece of guest memory ("Memory regions description").
     MemoryRegion, 32 {
-        /// Where the guest has it.
+        /// Its address in the guest.
         guest_address: u64,
         /// Its size in bytes.
         size: u64,
-        /// Where the frontend has it.
+        /// Its address in the frontend.
         user_address: u64,
         /// Where it begins in its file.
         mmap_offset: u64,
@@ -293,7 +293,7 @@ impl Payload for MemoryTable {
 }
 
 fixed_payload! {
-    /// Where dirty pages are logged ("Log description").
+    /// The log of dirty pages ("Log description").
     Log, 16 {
         /// Bytes of the log, one bit for each page of 4 KiB.
         size: u64,
@@ -320,11 +320,11 @@ pub enum IotlbPermission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum IotlbKind {
-    /// The backend knows no translation.
+    /// The backend has no translation.
     Miss = 1,
     /// Here is one.
     Update = 2,
-    /// One is gone.
+    /// A translation is no longer valid.
     Invalidate = 3,
     /// An access was not allowed.
     AccessFail = 4,
@@ -337,7 +337,7 @@ pub struct Iotlb {
     pub iova: u64,
     /// Its bytes.
     pub size: u64,
-    /// Where the frontend has it.
+    /// Its address in the frontend.
     pub user_address: u64,
     /// What may be done there.
     pub permission: IotlbPermission,
@@ -389,7 +389,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The largest configuration space that QEMU asks for.
+    /// The largest configuration space that QEMU requests.
     pub const BYTES_MAX: usize = 256;
     /// In `flags`: part of a migration.
     pub const MIGRATION: u32 = 1;
@@ -417,7 +417,7 @@ impl Payload for Config {
 fixed_payload! {
     /// A page of the device's that the guest may notify itself ("Vring area description").
     VringArea, 24 {
-        /// The ring, and bit 8 where no descriptor comes with it.
+        /// The ring, and bit 8 if the message has no descriptor.
         ring: u64,
         /// Bytes.
         size: u64,

@@ -50,7 +50,7 @@ macro_rules! requests {
 }
 
 requests! {
-    /// What a frontend asks of a backend.
+    /// Requests of a frontend to a backend.
     FrontendRequest {
         GetFeatures = 1 "GET_FEATURES";
         SetFeatures = 2 "SET_FEATURES";
@@ -101,7 +101,7 @@ requests! {
 }
 
 requests! {
-    /// What a backend asks of a frontend, on a channel of its own.
+    /// Requests of a backend to a frontend, on a channel of its own.
     BackendRequest {
         IotlbMsg = 1 "BACKEND_IOTLB_MSG";
         ConfigChangeMsg = 2 "BACKEND_CONFIG_CHANGE_MSG";

@@ -51,7 +51,7 @@ pub struct Channel {
     is_shared: bool,
     /// Bytes that were read and belong to the next message: a peer answered less than its message has.
     ahead: VecDeque<u8>,
-    /// Where messages are put together, kept so that sending allocates nothing.
+    /// The buffer in which messages are built, kept so that sending allocates nothing.
     scratch: Vec<u8>,
 }
 
@@ -136,14 +136,14 @@ impl Channel {
 
     /// Shuts down both directions; both sides see it.
     pub fn shut_down(&self) {
-        // A peer that has gone already has the same effect.
+        // A peer that has disconnected already has the same effect.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Sends a message that wants no answer.
+    /// Sends a message without need_reply.
     ///
     /// # Errors
-    /// If the peer has gone or does not take it in time.
+    /// If the peer has disconnected or does not take it in time.
     pub fn send<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), SocketError> {
         self.send_with(message, Flags::request(), fds)
     }
@@ -164,7 +164,7 @@ impl Channel {
     /// Sends a message and waits for the reply that it always has.
     ///
     /// # Errors
-    /// If the peer has gone, is late, or answers anything else.
+    /// If the peer has disconnected, is late, or sends any other reply.
     pub fn call<M: Message>(
         &mut self,
         message: &M,
@@ -175,10 +175,10 @@ impl Channel {
         self.reply_to::<M>()
     }
 
-    /// Sends a message with `need_reply` and waits until the peer says that it did it (`REPLY_ACK`).
+    /// Sends a message with `need_reply` and waits for the acknowledgement of the peer (`REPLY_ACK`).
     ///
     /// # Errors
-    /// [`SocketError::Refused`] where it says that it did not; else as [`call`](Self::call).
+    /// [`SocketError::Refused`] if the peer refuses; otherwise as [`call`](Self::call).
     pub fn call_acknowledged<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), SocketError> {
         debug_assert!(!M::HAS_REPLY, "{} already has a reply", M::REQUEST);
         self.send_with(message, Flags::request_with_reply(), fds)?;
@@ -293,7 +293,7 @@ impl Channel {
     /// Receives one message; its header has been checked.
     ///
     /// # Errors
-    /// If none comes in time, the peer has gone, or what comes is no message.
+    /// If no message comes in time, the peer has disconnected, or what comes is no message.
     pub fn receive(&mut self) -> Result<RawMessage, SocketError> {
         self.receive_while(0, &|| "waiting for a message".to_owned())
     }
@@ -301,14 +301,15 @@ impl Channel {
     /// Receives one message of any kind whose payload fits, its header unchecked.
     ///
     /// # Errors
-    /// If none comes in time, the peer has gone, or announces more than [`PAYLOAD_BYTES_MAX`] bytes.
+    /// If no message comes in time, the peer has disconnected, or announces more than [`PAYLOAD_BYTES_MAX`] bytes.
     pub fn receive_unchecked(&mut self) -> Result<RawMessage, SocketError> {
         let doing = || "waiting for a message".to_owned();
         let message = self.receive_any(0, &doing)?;
         Ok(message)
     }
 
-    /// Whether bytes of the next message were read with the last one, so that the socket alone does not tell of them.
+    /// Whether bytes of the next message were read with the last one, so that polling the socket alone does not show
+    /// them.
     pub fn has_read_ahead(&self) -> bool {
         !self.ahead.is_empty()
     }

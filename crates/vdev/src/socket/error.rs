@@ -24,7 +24,7 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
-    /// The peer has gone, between two messages.
+    /// The peer has disconnected between two messages.
     #[error("`{socket}` was closed by its peer while {doing}")]
     Closed {
         /// The socket.
@@ -32,7 +32,7 @@ pub enum SocketError {
         /// What we did.
         doing: String,
     },
-    /// The peer has gone in the middle of a message.
+    /// The peer has disconnected in the middle of a message.
     #[error("`{socket}` was closed by its peer {got} bytes into a message of {wanted}, while {doing}")]
     Cut {
         /// The socket.
@@ -54,7 +54,7 @@ pub enum SocketError {
         /// How long we waited.
         waited: Duration,
     },
-    /// The operating system says no.
+    /// The operating system refuses.
     #[error("`{socket}` failed while {doing}")]
     Io {
         /// The socket.
@@ -94,7 +94,7 @@ pub enum SocketError {
         /// What is wrong with it.
         source: PayloadError,
     },
-    /// The peer said no (`REPLY_ACK`).
+    /// The peer refused (`REPLY_ACK`).
     #[error("`{socket}` refused with {code} while {doing}")]
     Refused {
         /// The socket.

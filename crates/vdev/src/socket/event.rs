@@ -77,7 +77,7 @@ impl Event {
         let nowhere = u64::MAX;
         let mut into = [IoSliceMut::new(&mut bytes)];
         let read = match rustix::io::preadv2(&self.0, &mut into, nowhere, ReadWriteFlags::NOWAIT) {
-            // Some kinds of descriptors can't say that they won't wait.
+            // Some kinds of descriptors do not support reads that never wait.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => rustix::io::read(&self.0, &mut bytes),
             read => read,
         };
@@ -105,8 +105,8 @@ impl AsFd for Event {
     }
 }
 
-/// Waits until one of the descriptors can be read or has ended; without a timeout forever. None of them is ready when
-/// time has run out.
+/// Waits until one of the descriptors can be read or has ended; without a timeout forever. If the time runs out, no
+/// descriptor is ready.
 ///
 /// # Errors
 /// If the system can't poll them.

@@ -1,7 +1,7 @@
 //! Bytes through a descriptor that came from a peer, such as the state of a device, without ever waiting in it.
 //!
-//! `O_NONBLOCK` is no help: the peer has the same description and takes it off again. So each kind is asked in the way in
-//! which it can't block this side: sockets by `MSG_DONTWAIT`, pipes by `splice` from and to a pipe of ours.
+//! `O_NONBLOCK` is no help: the peer has the same description and can clear it. So each kind is used in the way in
+//! which it can't block this side: sockets with `MSG_DONTWAIT`, pipes by `splice` from and to a pipe of ours.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -50,7 +50,7 @@ impl Flow {
         Ok(Self { fd, kind })
     }
 
-    /// Reads what is there; 0 where it has ended.
+    /// Reads what is there; 0 if it has ended.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is nothing now, or it can't be read.
@@ -69,7 +69,7 @@ impl Flow {
     /// Writes as much as is taken.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] where nothing is taken now, and where it can't be written.
+    /// [`io::ErrorKind::WouldBlock`] if nothing is taken now, and an error if it can't be written.
     pub fn write(&self, from: &[u8]) -> io::Result<usize> {
         Ok(match &self.kind {
             Kind::Socket => send(&self.fd, from, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?,
@@ -90,7 +90,7 @@ impl Flow {
     /// Waits until it can be read or written, or has ended.
     ///
     /// # Errors
-    /// [`io::ErrorKind::TimedOut`] where that takes too long.
+    /// [`io::ErrorKind::TimedOut`] if that takes too long.
     pub fn wait(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout =

@@ -35,7 +35,7 @@ impl Listener {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Where it listens.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -4,8 +4,8 @@
 //!    Channel::send(&GetFeatures, fds) ──▶ bytes + SCM_RIGHTS ──▶ peer
 //!    Channel::receive(deadline)       ◀── one RawMessage, exactly its bytes, with its descriptors
 //! ```
-//! A [`Channel`] says what is right; [`Channel::send_raw`] and [`Channel::send_bytes`] say anything, which is what a
-//! conformance suite is for.
+//! A [`Channel`] sends correct messages; [`Channel::send_raw`] and [`Channel::send_bytes`] send anything, which a
+//! conformance suite needs.
 
 mod channel;
 mod error;

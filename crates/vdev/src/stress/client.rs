@@ -55,7 +55,7 @@ impl Tally {
     }
 }
 
-/// Does the cycles of one client, until it is done, time is up, or the backend has gone for good.
+/// Does the cycles of one client, until it is done, the time is over, or the backend does not come back.
 pub(super) fn run(
     surroundings: &Surroundings<'_>,
     (client, cycles): (u32, u32),

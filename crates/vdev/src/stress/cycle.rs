@@ -46,7 +46,7 @@ pub enum CycleKind {
 /// What came of a cycle.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The backend did what it should; how long its handshake took, where there was one.
+    /// The backend did what it should; how long its handshake took, if there was one.
     Served(Option<Duration>),
     /// It had no time for us.
     NotServed,
@@ -73,7 +73,7 @@ impl CycleKind {
         }
     }
 
-    /// The next kind by chance, one of these: half of all are whole sessions where those are among them.
+    /// The next kind by chance, one of these: half of all are whole sessions if those are among them.
     pub(super) fn choose(random: &mut Random, kinds: &[Self]) -> Self {
         let sessions = kinds.is_empty() || kinds.contains(&Self::Session);
         if sessions && random.number() & 1 == 0 {
@@ -130,7 +130,7 @@ impl Surroundings<'_> {
         Ok(ready)
     }
 
-    /// A session whose features were told, so that it has its turn.
+    /// A session that has got its features, so that it is the current one.
     fn first_answer(&self) -> Result<Frontend, Broken> {
         let mut frontend = Frontend::connect(self.socket, self.session)?;
         match frontend.get_features() {
@@ -151,7 +151,7 @@ impl Surroundings<'_> {
     fn cut_handshake(&self, random: &mut Random) -> Result<(), Broken> {
         let cut = random.below(STEPS);
         let frontend = self.first_answer()?;
-        // Whatever it says to a handshake in other pieces than ours: it is left in the middle.
+        // The reply to a handshake in other pieces than ours does not matter: it is left in the middle.
         match steps(frontend, cut) {
             Err(error) if error.refused().is_none() && !error.is_closed() => Err(error.into()),
             _ => Ok(()),

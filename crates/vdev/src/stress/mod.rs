@@ -1,5 +1,5 @@
-//! Many clients that come, go, stop half-way, and say too much, from a seed that can be had again; and what is left of
-//! the backend afterwards.
+//! Many clients that come, go, stop half-way, and send too much, from a seed that can be used again; and what is left
+//! of the backend afterwards.
 //!
 //! ```text
 //!   probe, its process ─▶ N clients × M cycles, each of a kind that the seed chooses ─▶ probe again, its process again

@@ -1,4 +1,4 @@
-//! The backend's process, where the system says which one it is.
+//! The backend's process, if the system reports which one it is.
 
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub struct ProcessFacts {
     pub rss_kib: u64,
 }
 
-/// The process that listens on the other end: whose number the system tells, and we may look at.
+/// The process that listens on the other end, if the system reports its number and we may inspect it.
 pub(super) fn peer(channel: &Channel) -> Option<u32> {
     let credentials = rustix::net::sockopt::socket_peercred(channel.stream().as_fd()).ok()?;
     let pid = u32::try_from(credentials.pid.as_raw_nonzero().get()).ok()?;
@@ -25,7 +25,7 @@ pub(super) fn peer(channel: &Channel) -> Option<u32> {
 }
 
 impl ProcessFacts {
-    /// What a process holds now; `None` where it has ended or can't be looked at.
+    /// What a process holds now; `None` if it has ended or can't be inspected.
     pub fn of(pid: u32) -> Option<Self> {
         let dir = PathBuf::from(format!("/proc/{pid}"));
         let fds = std::fs::read_dir(dir.join("fd")).ok()?.count() as u64;

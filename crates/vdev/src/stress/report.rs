@@ -6,7 +6,7 @@ use super::cycle::CycleKind;
 use super::process::ProcessFacts;
 use crate::bench::Latency;
 
-/// Failures that a report tells one by one; the others are counted.
+/// Failures that a report lists one by one; the others are counted.
 pub(super) const FAILURES_TOLD: usize = 32;
 
 /// What was done to a backend and what came of it.
@@ -30,9 +30,9 @@ pub struct StressReport {
     pub handshake: Latency,
     /// The first failures.
     pub failures: Vec<Failure>,
-    /// The backend's process, where we could look at it.
+    /// The backend's process, if it could be inspected.
     pub process: Option<ProcessReport>,
-    /// Why the backend does not answer a new client any more; nothing where it does.
+    /// Why the backend does not serve a new client any more; nothing if it does.
     pub dead: Option<String>,
     /// Whether it was stopped, or ran out of time, before it was done.
     pub stopped: bool,
@@ -90,6 +90,6 @@ pub struct ProcessReport {
     pub pid: u32,
     /// What it held before.
     pub before: ProcessFacts,
-    /// What it holds now that all clients have gone; `None` where it has ended.
+    /// What it holds after all clients have disconnected; `None` if it has ended.
     pub after: Option<ProcessFacts>,
 }

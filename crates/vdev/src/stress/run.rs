@@ -16,7 +16,7 @@ use crate::random::Random;
 pub const CLIENTS_MAX: u32 = 256;
 /// How long a second client waits to be served while there is a first one.
 const TURN: Duration = Duration::from_millis(300);
-/// How long the backend has to let go of what its last clients left.
+/// How long the backend has to release what its last clients left.
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// What is done to a backend.
@@ -34,7 +34,7 @@ pub struct StressOptions {
     pub seed: u64,
     /// Whether it is a disk, which is read from in whole sessions.
     pub disk: bool,
-    /// What clients do; half of all cycles are whole sessions where those are among them.
+    /// What clients do; half of all cycles are whole sessions if those are among them.
     pub kinds: Vec<CycleKind>,
     /// How long all of it may take.
     pub time: Duration,
@@ -155,7 +155,7 @@ fn quiet(pid: u32) -> Option<ProcessFacts> {
     }
 }
 
-/// What the process holds once it has let go of its last clients, or the time for that is over.
+/// What the process holds after it has released its last clients, or after the time for that is over.
 fn settled(pid: u32, before: ProcessFacts) -> Option<ProcessFacts> {
     let deadline = Instant::now() + SETTLE;
     loop {

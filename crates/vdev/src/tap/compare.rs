@@ -34,13 +34,13 @@ pub(super) fn has_reply(request: u32) -> bool {
     FrontendRequest::from_number(request).is_some_and(FrontendRequest::has_reply)
 }
 
-/// What kind of thing each descriptor is; sizes are the payload's to tell.
+/// What kind of thing each descriptor is; their sizes are in the payload.
 pub(super) fn kinds(fds: &[Descriptor]) -> Vec<std::mem::Discriminant<Descriptor>> {
     fds.iter().map(std::mem::discriminant).collect()
 }
 
 fn fields(message: &Recorded, kind: Option<DeviceKind>) -> ShownFields {
-    // An answer of 8 bytes to what has no answer of its own says whether it was done.
+    // A reply of 8 bytes to a request without a reply of its own is a status.
     match u64::decode(&message.payload) {
         Ok(code) if !has_reply(message.request) => ShownFields(vec![("result", Shown::Number(code))]),
         _ => decode(message, Known { kind, ..Known::default() }).fields,
@@ -57,7 +57,7 @@ pub(super) fn words(message: &Recorded, kind: Option<DeviceKind>) -> String {
     if words.is_empty() { "a reply without a payload".to_owned() } else { words }
 }
 
-/// The fields that differ, then and now; everything where it is not a matter of fields.
+/// The fields that differ, then and now; everything if the difference is not in fields.
 pub(super) fn differing(then: &Recorded, now: &Recorded, kind: Option<DeviceKind>) -> (String, String) {
     let (old, new) = (fields(then, kind), fields(now, kind));
     let only = |these: &ShownFields, those: &ShownFields| {

@@ -1,4 +1,4 @@
-//! What a message says, field by field, under the names of the specification.
+//! The content of a message, field by field, under the names of the specification.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::protocol::{
 };
 use crate::virtio::{DeviceKind, config, feature};
 
-/// What a field says.
+/// The value of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shown {
     /// A number.
@@ -35,7 +35,7 @@ pub enum Shown {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShownFields(pub Vec<(&'static str, Shown)>);
 
-/// What a message says.
+/// The content of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decoded {
     /// Its fields.
@@ -294,7 +294,7 @@ fn configuration(part: &Config, kind: Option<DeviceKind>) -> Fields {
         ("flags", Shown::Hex(part.flags.into())),
     ];
     match kind {
-        // What is before the part is not known; what lies in it keeps its place.
+        // What is before the part is not known; the part keeps its place.
         Some(kind) if part.offset as usize <= Config::BYTES_MAX => {
             let start = part.offset as usize;
             let mut whole = vec![0; start];

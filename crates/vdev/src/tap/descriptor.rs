@@ -69,7 +69,7 @@ impl Descriptor {
     }
 }
 
-/// What `/proc` says the descriptor leads to; nothing without `/proc`.
+/// The target of the descriptor in `/proc`; nothing without `/proc`.
 fn target(fd: BorrowedFd<'_>) -> String {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     link.map(|target| target.to_string_lossy().into_owned()).unwrap_or_default()

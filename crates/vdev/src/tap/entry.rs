@@ -25,10 +25,10 @@ pub struct Opening {
     /// When it began.
     #[serde(default)]
     pub started_unix_ms: u64,
-    /// Where frontends connected.
+    /// The socket that frontends connected to.
     #[serde(default)]
     pub listen: String,
-    /// Where the backend was.
+    /// The backend's socket.
     #[serde(default)]
     pub connect: String,
 }
@@ -58,7 +58,7 @@ pub enum TapEvent {
     },
     /// A whole message passed.
     Message(Recorded),
-    /// Bytes passed that are no message: what came before an end, or all that followed a header that can't be believed.
+    /// Bytes passed that are no message: what came before an end, or all that followed a wrong header.
     Bytes {
         /// On which connection.
         #[serde(default)]
@@ -122,10 +122,10 @@ pub struct Recorded {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TapChannel {
-    /// The one on which the frontend asks.
+    /// The one for requests of the frontend.
     #[default]
     Main,
-    /// The one on which the backend asks.
+    /// The one for requests of the backend.
     Backend,
 }
 
@@ -159,7 +159,7 @@ impl Side {
 }
 
 impl TapChannel {
-    /// Who asks on it.
+    /// The side that sends requests on it.
     pub const fn asker(self) -> Side {
         match self {
             Self::Main => Side::Frontend,
@@ -172,11 +172,11 @@ impl TapChannel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ending {
-    /// It closed its end, and hears nothing either.
+    /// It closed its end, and receives nothing either.
     Closed,
-    /// It shut down its sending and still hears.
+    /// It shut down its sending and still receives.
     HalfClosed,
-    /// Its peer had gone when something was to be passed on to it.
+    /// Its peer had disconnected when something was to be passed on to it.
     PeerGone,
     /// The tap was stopped.
     Stopped,

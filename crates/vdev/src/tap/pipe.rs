@@ -1,5 +1,5 @@
-//! One direction of one connection: what one socket says goes to the other, byte for byte, descriptors with the bytes they
-//! came with.
+//! One direction of one connection: what one socket sends goes to the other, byte for byte, descriptors with the bytes
+//! they came with.
 //!
 //! ```text
 //!   poll source ─▶ header ─▶ payload ─▶ inspect ─▶ poll sink ─▶ send ─▶ record
@@ -28,7 +28,7 @@ use crate::socket::Event;
 
 /// The most descriptors that the system passes with one `sendmsg` (`SCM_MAX_FD`).
 const DESCRIPTORS_PASSED: usize = 253;
-/// What is read at once where no messages are found any more.
+/// Bytes that are read at once after messages cannot be found any more.
 const RAW_BYTES: usize = 4096;
 
 /// What passes, before it is sent on.
@@ -73,7 +73,7 @@ enum Stop {
 }
 
 impl Pipe<'_> {
-    /// Passes everything on until the source ends, the sink has gone, or the tap is stopped.
+    /// Passes everything on until the source ends, the sink has disconnected, or the tap is stopped.
     pub fn run(&self, inspect: &mut dyn FnMut(Passing<'_>)) -> Ending {
         match self.pump(inspect) {
             Ok(ending) => ending,
@@ -85,7 +85,7 @@ impl Pipe<'_> {
 
     /// Passes the end on.
     pub fn end(&self, how: Ending) {
-        // A side that has gone already needs not be told.
+        // An error means that the side has disconnected already.
         let _ = match how {
             Ending::HalfClosed => self.sink.shutdown(Shutdown::Write),
             Ending::PeerGone => self.source.shutdown(Shutdown::Read),
@@ -212,7 +212,7 @@ impl Pipe<'_> {
         Ok(())
     }
 
-    /// Waits until the socket is ready. Only the end of the tap bounds it: how long peers are silent is theirs to say.
+    /// Waits until the socket is ready. Only the end of the tap bounds it: peers may be silent as long as they like.
     fn wait(&self, socket: &UnixStream, what: PollFlags) -> Result<(), Stop> {
         let mut polled = [PollFd::new(socket, what), PollFd::new(self.stop, PollFlags::IN)];
         loop {

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use super::entry::{Entry, Opening, RECORDING_VERSION, TapEvent};
 
-/// Kept free at the end of a recording for the line that says it is full.
+/// Kept free at the end of a recording for the line that marks it as full.
 const LAST_LINE_BYTES: u64 = 128;
 /// The longest opening that is looked for in a file that is there already.
 const OPENING_BYTES_MAX: u64 = 16 << 10;
@@ -69,7 +69,7 @@ pub struct RecorderEnd {
     pub entries: u64,
     /// Whether it reached its size and entries are missing.
     pub is_full: bool,
-    /// Why it broke off, where it did.
+    /// Why it broke off, if it did.
     pub failure: Option<RecorderError>,
 }
 
@@ -120,7 +120,7 @@ impl Recorder {
         }
     }
 
-    /// Writes down what happened now. Where the recording is full or broke off, nothing happens.
+    /// Writes down what happened now. If the recording is full or broke off, nothing happens.
     pub fn record(&self, session: u32, event: TapEvent) {
         let mut state = self.lock();
         if state.file.is_none() {

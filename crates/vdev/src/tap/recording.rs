@@ -35,7 +35,7 @@ pub enum RecordingError {
     Version {
         /// The file.
         name: String,
-        /// The format that it says it has.
+        /// The format in its header.
         found: u32,
     },
     /// A line that is no entry.
@@ -142,7 +142,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Takes the next line into the buffer, without its end. Says whether there was one.
+    /// Takes the next line into the buffer, without its end. Returns whether there was one.
     fn next_line(&mut self) -> Result<bool, RecordingError> {
         self.buffer.clear();
         let mut bounded = (&mut self.input).take(LINE_BYTES_MAX as u64);

@@ -1,5 +1,5 @@
-//! The man in the middle: takes frontends one after the other, connects each to the backend, and passes on and records what
-//! they say to each other.
+//! The man in the middle: takes frontends one after the other, connects each to the backend, and passes on and records
+//! their messages.
 //!
 //! ```text
 //!   frontend ◀═ a.sock ═▶ ┌─ tap ─────────────┐ ◀═ b.sock ═▶ backend       channel `main`
@@ -31,12 +31,12 @@ const BACKEND_CHANNELS_MAX: usize = 8;
 /// The most bytes of what is no message that an entry holds.
 const BYTES_KEPT: usize = 4096;
 
-/// What to record, and where.
+/// What to record, and in which file.
 #[derive(Debug, Clone)]
 pub struct TapOptions {
-    /// Where frontends connect.
+    /// The socket for frontends.
     pub listen: PathBuf,
-    /// Where the backend is.
+    /// The backend's socket.
     pub connect: PathBuf,
     /// The recording.
     pub record: PathBuf,
@@ -70,8 +70,8 @@ pub struct TapEnd {
     pub recording: RecorderEnd,
 }
 
-/// Forwards and records until it is stopped, or so many frontends have come and gone. `tell` hears what happens to
-/// sessions, in words.
+/// Forwards and records until it is stopped, or so many frontends have come and gone. `tell` gets what happens to
+/// sessions, as text.
 ///
 /// # Errors
 /// If it can't listen or record.
@@ -168,7 +168,7 @@ impl Session<'_> {
             // A panic is passed on when the scope ends.
             let _ = back.join();
             for sockets in self.channels().iter() {
-                // Those that have ended need not be told.
+                // Those that have ended need no signal.
                 let _ = sockets.ours.shutdown(Shutdown::Both);
                 let _ = sockets.frontends.shutdown(Shutdown::Both);
             }
@@ -226,7 +226,7 @@ impl Session<'_> {
         if socket_type(&*fd) != Ok(SocketType::STREAM) || channels.len() >= BACKEND_CHANNELS_MAX {
             return;
         }
-        // Where there are no descriptors left, the frontend's own is passed on.
+        // If no descriptors are left, the frontend's own is passed on.
         let Ok((ours, backends)) = UnixStream::pair() else { return };
         let frontends = UnixStream::from(std::mem::replace(fd, backends.into()));
         let sockets = Arc::new(Sockets { ours, frontends, is_closed: AtomicBool::new(false) });

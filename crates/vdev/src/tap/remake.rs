@@ -1,4 +1,5 @@
-//! Descriptors for a replay: what a recording says a frontend passed, made again; and memory in which no ring has anything to do.
+//! Descriptors for a replay: those that a frontend passed in the recording, made again; and memory in which no ring
+//! has anything to do.
 
 use std::fs::File;
 use std::io;
@@ -20,11 +21,11 @@ const KEPT_MAX: usize = 512;
 pub(super) struct Remade {
     /// What is passed on.
     pub fd: OwnedFd,
-    /// Our end, where it is a socket or pipe.
+    /// Our end, if it is a socket or pipe.
     pub ours: Option<OwnedFd>,
 }
 
-/// Makes a descriptor like the one that was recorded. `is_written` says which end of a pipe the backend gets.
+/// Makes a descriptor like the one that was recorded. `is_written` selects the end of a pipe that the backend gets.
 pub(super) fn remake(descriptor: &Descriptor, is_written: bool) -> io::Result<Remade> {
     let alone = |fd| Ok(Remade { fd, ours: None });
     match descriptor {
@@ -84,14 +85,14 @@ impl Memory {
         self.regions.retain(|(region, _)| region.guest_address != gone.guest_address);
     }
 
-    /// Remembers where a ring is.
+    /// Remembers the place of a ring.
     pub fn set_address(&mut self, address: VringAddress) {
         if let Some(ring) = self.ring(address.index) {
             ring.address = Some(address);
         }
     }
 
-    /// Remembers where a ring goes on.
+    /// Remembers the base of a ring.
     pub fn set_base(&mut self, index: u32, base: u32) {
         if let Some(ring) = self.ring(index) {
             ring.base = base;
@@ -109,8 +110,8 @@ impl Memory {
         self.rings.last_mut()
     }
 
-    /// Makes a split ring one that has nothing to do: both its indices are where it goes on. Data was not recorded, and
-    /// zeros would be read as 65 thousand requests.
+    /// Makes a split ring one that has nothing to do: both its indices are its base. Data was not recorded, and zeros
+    /// would be read as 65 thousand requests.
     pub fn quiet(&self, index: u32, is_guest: bool) {
         let Some(ring) = self.rings.iter().find(|ring| ring.index == index) else { return };
         let (Some(address), Ok(base)) = (ring.address, u16::try_from(ring.base)) else { return };

@@ -5,8 +5,8 @@
 //!              backend  ← ──▶ waited for, and compared
 //!              ended      ──▶ done again, or waited for
 //! ```
-//! Data is not in a recording: memory is zeros and rings are idle, so this is about what is said, not about what is read and
-//! written. Where a ring stands (`GET_VRING_BASE`) is therefore not compared.
+//! Data is not in a recording: memory is zeros and rings are idle, so this is about messages, not about what is read
+//! and written. The position of a ring (`GET_VRING_BASE`) is therefore not compared.
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -69,7 +69,7 @@ pub struct ReplayReport {
 pub struct Difference {
     /// Which session of the recording.
     pub session: u32,
-    /// Where it stands in the recording.
+    /// Its place in the recording.
     pub time_us: u64,
     /// The request that it is about.
     pub request: String,
@@ -77,7 +77,7 @@ pub struct Difference {
     pub recorded: String,
     /// What happened now.
     pub replayed: String,
-    /// How often just this happened; where and when is the first time.
+    /// How often just this happened; place and time are those of the first.
     pub count: u64,
 }
 
@@ -263,10 +263,10 @@ impl Replay {
     fn end_side(&mut self, time_us: u64, from: Side, how: Ending) -> Result<(), GivenUp> {
         let Some(live) = &mut self.live else { return Err(GivenUp) };
         match (from, how) {
-            // The backend had gone, which is told by what it did.
+            // The backend had ended, which its earlier replies show.
             (Side::Frontend, Ending::PeerGone) => Ok(()),
             (Side::Frontend, Ending::HalfClosed) => {
-                // Where it fails the backend has gone, which the next message finds.
+                // If it fails, the backend has ended. The next message finds that.
                 let _ = live.channel.stream().shutdown(Shutdown::Write);
                 Ok(())
             }
@@ -298,7 +298,7 @@ impl Replay {
         }
     }
 
-    /// Gives the session up where the backend took no more, and took more when it was recorded.
+    /// Gives the session up if the backend took no more, and took more when it was recorded.
     fn check_lost(&mut self) -> Result<(), GivenUp> {
         match self.live.as_mut().and_then(|live| live.lost.take()) {
             Some(lost) => {
@@ -309,7 +309,7 @@ impl Replay {
         }
     }
 
-    /// Ends the session that is being played; what the backend still has to say is one answer too many.
+    /// Ends the session that is being played; what the backend still sends is one reply too many.
     fn finish(&mut self, time_us: u64) {
         if self.check_lost().is_err() {
             self.live = None;
@@ -419,7 +419,7 @@ impl Live {
     }
 }
 
-/// Says yes to everything that the backend asks on its own channel.
+/// Acknowledges everything that the backend requests on its own channel.
 struct BackendChannel {
     stop: Event,
     thread: Option<JoinHandle<()>>,

@@ -1,6 +1,8 @@
-//! A recording told entry by entry: fields by name, answers with their latency, what breaks the specification; and a summary.
+//! A recording as text, entry by entry: fields by name, replies with their latency, what breaks the specification; and
+//! a summary.
 //!
-//! Reads entries in the order of the recording and keeps what has a bound, so recordings of any size can be told.
+//! Reads entries in the order of the recording and keeps only what has a bound, so it works for recordings of any
+//! size.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +23,7 @@ const LATENCIES_KEPT: usize = 1 << 16;
 /// Different rules that the summary lists.
 const RULES_KEPT: usize = 256;
 
-/// One entry, told.
+/// One entry, as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Told {
     /// Microseconds since the recording began.
@@ -48,7 +50,7 @@ pub struct Told {
     /// Whether it has `need_reply`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub need_reply: bool,
-    /// What it says.
+    /// Its content.
     pub fields: ShownFields,
     /// What came with it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -69,11 +71,11 @@ pub enum ToldWhat {
     Connected,
     /// A frontend came and the backend was not there.
     Unreachable,
-    /// A message that asks.
+    /// A request.
     Request,
     /// A message that answers.
     Reply,
-    /// A message that says that something was done or refused.
+    /// A reply that reports success or a refusal.
     Acknowledgement,
     /// Bytes that are no message.
     Bytes,
@@ -96,10 +98,10 @@ pub struct Summary {
     pub messages: u64,
     /// The time from the first entry to the last.
     pub duration_us: u64,
-    /// The kind of device, as it was said or guessed.
+    /// The kind of device, given or guessed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
-    /// Why it was guessed, where it was.
+    /// Why it was guessed, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_guess: Option<String>,
     /// Each request that was made.
@@ -141,7 +143,7 @@ pub struct ViolationSummary {
     pub count: u64,
 }
 
-/// Tells a recording.
+/// Turns a recording into text.
 #[derive(Debug)]
 pub struct Story {
     kind: Option<DeviceKind>,
@@ -161,7 +163,7 @@ struct Counted {
 }
 
 impl Story {
-    /// A story of backends of this kind; of any kind, guessed from what they say, where it is not given.
+    /// A story of backends of this kind; if it is not given, the kind is guessed from their messages.
     pub fn new(kind: Option<DeviceKind>) -> Self {
         Self {
             kind,
@@ -173,7 +175,7 @@ impl Story {
         }
     }
 
-    /// Tells the next entry.
+    /// Turns the next entry into text.
     pub fn tell(&mut self, entry: Entry) -> Told {
         let Entry { time_us, session, event } = entry;
         let first = *self.first_us.get_or_insert(time_us);

@@ -1,4 +1,4 @@
-//! What a message breaks of the specification, judged by all that was said before it in its session.
+//! The rules of the specification that a message breaks, judged by all messages before it in its session.
 //!
 //! It sees what a man in the middle sees: no rings and no memory, but every promise that the two sides made each other. What it
 //! keeps has bounds, whatever is in a recording.
@@ -27,7 +27,7 @@ const RING_SIZE_MAX: u32 = 32768;
 pub struct Violation {
     /// Who broke it.
     pub by: Side,
-    /// Where the rule stands in the specification, by heading or message.
+    /// The place of the rule in the specification, by heading or message.
     pub section: &'static str,
     /// What happened.
     pub what: String,
@@ -36,9 +36,9 @@ pub struct Violation {
 /// A request that an answer was found to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answered {
-    /// When it was asked.
+    /// The time of the request.
     pub asked_us: u64,
-    /// Whether the answer says that it was done or refused (`REPLY_ACK`), and has nothing of its own.
+    /// Whether the reply is only a status (`REPLY_ACK`).
     pub is_acknowledgement: bool,
 }
 
@@ -72,7 +72,7 @@ struct Pending {
     /// It has a reply even without `need_reply`.
     has_reply: bool,
     needs_reply: bool,
-    /// `REPLY_ACK` was there when it was asked.
+    /// `REPLY_ACK` was negotiated at the time of the request.
     with_reply_ack: bool,
     config: Option<(u32, usize)>,
 }
@@ -95,7 +95,7 @@ impl Witness {
         Self { kind, ..Self::default() }
     }
 
-    /// The kind of device: what was said, else a guess from what the backend told.
+    /// The kind of device: as given, otherwise a guess from the backend's replies.
     pub fn kind(&self) -> Option<DeviceKind> {
         self.kind.or_else(|| self.guess().map(|guess| guess.kind))
     }
@@ -109,7 +109,7 @@ impl Witness {
         self.accepted.is_some_and(|bits| bits & feature::RING_PACKED != 0)
     }
 
-    /// A guess at the kind from what the backend told.
+    /// A guess at the kind from the backend's replies.
     pub fn guess(&self) -> Option<Candidate> {
         plausible(self.offered?, self.queues, &self.config).into_iter().next()
     }
@@ -143,7 +143,7 @@ impl Witness {
         }
     }
 
-    /// A session is over: what was asked and never answered.
+    /// A session is over: the requests that never got a reply.
     pub fn end(&mut self, found: &mut Vec<Violation>) {
         for channel in [TapChannel::Main, TapChannel::Backend] {
             for pending in std::mem::take(&mut self.pending[channel as usize]) {

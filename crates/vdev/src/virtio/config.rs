@@ -6,8 +6,8 @@
 //! let fields = config::decode(DeviceKind::Blk, &131_072_u64.to_le_bytes());
 //! assert_eq!(fields[0].to_string(), "capacity 131072 (64 MiB)");
 //! ```
-//! Numbers are little-endian, as in every device since VIRTIO 1.0. A device may have less than is defined: fields that
-//! are not whole are left out.
+//! Numbers are little-endian, as they are in every device since VIRTIO 1.0. A device may have less than is defined:
+//! fields that are not whole are left out.
 
 use std::fmt;
 use std::ops::Range;
@@ -32,7 +32,7 @@ pub enum Shape {
     CountedText,
 }
 
-/// Where a field lies.
+/// The place of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Layout {
     /// The specification's name.
@@ -45,7 +45,7 @@ pub struct Layout {
     pub needs: u64,
 }
 
-/// What a field says.
+/// The value of a field.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum FieldValue {
     /// A number.
@@ -65,9 +65,9 @@ pub enum FieldValue {
 pub struct Field {
     /// The specification's name.
     pub name: &'static str,
-    /// What it says.
+    /// Its value.
     pub value: FieldValue,
-    /// What that means to a person, where the value alone does not tell.
+    /// The meaning of it, if the value alone does not show that.
     pub note: Option<String>,
     /// It is valid only if one of these feature bits is negotiated; always, if the list is empty.
     pub needs: u64,
@@ -85,7 +85,7 @@ pub fn decode(kind: DeviceKind, bytes: &[u8]) -> Vec<Field> {
     decoded.collect()
 }
 
-/// Where the fields of a kind lie, in the order of the specification.
+/// The places of a kind's fields, in the order of the specification.
 pub const fn layout(kind: DeviceKind) -> &'static [Layout] {
     match kind {
         DeviceKind::Blk => BLK,
@@ -361,7 +361,7 @@ const RPMB: &[Layout] = &[field("capacity", 0, U8), field("max_wr_cnt", 1, U8), 
 
 const CAN: &[Layout] = &[field("status", 0, U16)];
 
-/// Version 2 of the layout, in which `vendor` is aligned; the one before it is not told apart by its bytes.
+/// Version 2 of the layout, in which `vendor` is aligned; its bytes do not differ from the version before.
 const BT: &[Layout] = {
     use feature::bt::{CONFIG_V2, MSFT_EXT};
     &[

@@ -22,7 +22,7 @@ macro_rules! kinds {
             /// Every kind, in the order of ids.
             pub const ALL: &[Self] = &[$(Self::$kind),*];
 
-            /// The number by which a driver knows it.
+            /// The number by which a driver identifies it.
             pub const fn id(self) -> u32 {
                 match self { $(Self::$kind => $id,)* }
             }
@@ -32,7 +32,8 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $name,)* }
             }
 
-            /// The size of its configuration with all that is defined; older devices have less, some kinds have none.
+            /// The size of its configuration with all that is defined; older devices have less, some kinds have no
+            /// configuration.
             pub const fn config_bytes(self) -> usize {
                 match self { $(Self::$kind => $config,)* }
             }
@@ -72,7 +73,7 @@ kinds! {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{name}` is not a kind of device; the kinds are {}", names())]
 pub struct UnknownDevice {
-    /// What was asked for.
+    /// The requested name.
     pub name: String,
 }
 
@@ -90,7 +91,7 @@ impl DeviceKind {
         Self::ALL.iter().copied().find(|kind| kind.id() == id)
     }
 
-    /// How many queues the smallest useful device has. A backend that has `GET_QUEUE_NUM` says how many it serves;
+    /// How many queues the smallest useful device has. A backend that has `GET_QUEUE_NUM` reports how many it serves;
     /// some leave the control or event queue to the VMM.
     pub const fn queues_default(self) -> usize {
         match self {

@@ -133,11 +133,11 @@ pub const OF_KINDS: u64 = ((1 << 24) - 1) | (!0 << 50);
 pub struct FeatureName {
     /// The bit, 0 to 63.
     pub bit: u32,
-    /// Its name without the prefix that all of its kind share, where it has one.
+    /// Its name without the prefix that all of its kind share, if it has one.
     pub name: Option<&'static str>,
 }
 
-/// `VERSION_1`, or `bit 57` where it has no name.
+/// `VERSION_1`, or `bit 57` if it has no name.
 impl fmt::Display for FeatureName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name {
@@ -147,13 +147,13 @@ impl fmt::Display for FeatureName {
     }
 }
 
-/// The names of these bits, in the order of bits. Without a kind, bits that differ from kind to kind have none.
+/// The names of these bits, in the order of bits. Without a kind, bits that differ from kind to kind have no name.
 pub fn names(kind: Option<DeviceKind>, bits: u64) -> Vec<FeatureName> {
     let set = (0..u64::BITS).filter(|bit| bits >> bit & 1 == 1);
     set.map(|bit| FeatureName { bit, name: name_of(kind, bit) }).collect()
 }
 
-/// The bit with this name, in any case, with `-` or `_`; `None` where neither the kind nor all devices have it.
+/// The bit with this name, in any case, with `-` or `_`; `None` if neither the kind nor all devices have it.
 pub fn named(kind: Option<DeviceKind>, name: &str) -> Option<u64> {
     let wanted = name.to_ascii_uppercase().replace('-', "_");
     let mut all = kind.map_or(&[][..], of_kind).iter().chain(NAMES);

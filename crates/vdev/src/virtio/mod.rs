@@ -7,7 +7,7 @@
 //!    requires     features ──▶ those that are there without what they require
 //!    plausible    features + queues + bytes ──▶ which kinds a mute backend may be, and why
 //! ```
-//! Pure: no socket. The numbers are those of VIRTIO 1.3, with the kinds that came after it where backends exist.
+//! Pure: no socket. The numbers are those of VIRTIO 1.3, with later kinds if backends for them exist.
 
 pub mod config;
 mod device;

@@ -1,4 +1,4 @@
-//! What a field of a configuration means to a person, where its value alone does not tell.
+//! The meaning of a configuration field, if its value alone does not show it.
 
 use super::DeviceKind;
 use super::config::FieldValue;
@@ -7,7 +7,7 @@ use super::config::FieldValue;
 const SECTOR_BYTES: u64 = 512;
 /// The page that a balloon counts in.
 const BALLOON_PAGE_BYTES: u64 = 4096;
-/// The unit in which the size of memory that can't be replayed is told.
+/// The unit for the size of memory that can't be replayed.
 const RPMB_UNIT_BYTES: u64 = 128 << 10;
 
 const LINK: &[&str] = &["link up", "announce"];
@@ -47,7 +47,7 @@ pub(super) fn note(kind: DeviceKind, name: &str, value: &FieldValue) -> Option<S
     }
 }
 
-/// By number; what stands between has none.
+/// By number; numbers in between have no name.
 const INPUT_SELECT: &[&str] = &[
     "unset",
     "name",
@@ -79,7 +79,7 @@ fn one_of(names: &'static [&'static str], number: u64) -> &'static str {
     usize::try_from(number).ok().and_then(|place| names.get(place)).copied().unwrap_or("unknown")
 }
 
-/// The names of the bits that are set; what has none is shown as a number.
+/// The names of the bits that are set; a bit without a name is shown as a number.
 fn bits(names: &[&str], number: u64) -> Option<String> {
     let mut words: Vec<String> =
         (0_u32..).zip(names).filter(|(bit, _)| number >> bit & 1 == 1).map(|(_, name)| (*name).to_owned()).collect();
@@ -98,7 +98,7 @@ fn size(bytes: u64) -> String {
     };
     let unit = UNITS[power as usize - 1];
     let whole = bytes >> (10 * power);
-    // Two digits after the point, cut and not rounded, so that nothing is said to be larger than it is.
+    // Two digits after the point, cut and not rounded, so that nothing is shown larger than it is.
     let hundredths = ((u128::from(bytes) * 100) >> (10 * power)) % 100;
     match hundredths {
         0 => format!("{whole} {unit}"),

@@ -9,14 +9,14 @@ use super::{DeviceKind, config};
 pub struct Candidate {
     /// The kind.
     pub kind: DeviceKind,
-    /// What speaks for it.
+    /// The evidence.
     pub reason: String,
-    /// Whether that speaks for no other kind that there is. The configuration of one kind can look like that of another:
-    /// the size of a console is the capacity of a disk of 2 TiB.
+    /// Whether that fits no other kind. The configuration of one kind can look like that of another: the size of a
+    /// console is the capacity of a disk of 2 TiB.
     pub is_sure: bool,
 }
 
-/// What a backend told of itself.
+/// What a backend reported of itself.
 struct Told<'a> {
     features: u64,
     queues: Option<u64>,
@@ -24,7 +24,8 @@ struct Told<'a> {
 }
 
 /// The kinds that fit what a backend offers, the likeliest first: its features, the number of its queues if it has
-/// `GET_QUEUE_NUM`, and the configuration that it answered, empty if it has none. None fits where nothing speaks for one.
+/// `GET_QUEUE_NUM`, and the configuration that it returned, empty if it has none. No kind fits if there is no evidence
+/// for one.
 pub fn plausible(features: u64, queues: Option<u64>, config: &[u8]) -> Vec<Candidate> {
     let told = Told { features: features & OF_KINDS, queues, config };
     let rules: [(DeviceKind, Rule, Sure); 7] = [

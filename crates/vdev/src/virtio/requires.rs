@@ -1,10 +1,10 @@
 //! Which features require others: "The device MUST NOT offer a feature which requires another feature which was not offered",
 //! and the driver must not accept one ("Feature Bits" in the VIRTIO specification).
 //!
-//! The tables are those of each kind's "Feature bit requirements", without what needs a control queue. A network card's
-//! control queue is the VMM's own in most stacks: QEMU adds `CTRL_VQ` to what its backend offers, and never tells the backend
-//! that the guest has accepted it. So MQ without `CTRL_VQ` is what a right backend offers and a right frontend accepts;
-//! [`without_control_queue`] has these apart.
+//! The tables are those of each kind's "Feature bit requirements", without what needs a control queue. A network
+//! card's control queue is the VMM's own in most stacks: QEMU adds `CTRL_VQ` to what its backend offers, and never
+//! sends the backend that the guest has accepted it. So MQ without `CTRL_VQ` is what a correct backend offers and a
+//! correct frontend accepts; [`without_control_queue`] has these apart.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ pub struct Unmet {
     pub feature: u64,
     /// The features of which it requires one.
     pub any_of: u64,
-    /// Where the specification requires it.
+    /// The place of the requirement in the specification.
     pub section: &'static str,
 }
 

@@ -23,7 +23,7 @@ macro_rules! rules {
             /// Every rule, in the order of a report.
             pub const ALL: &[Self] = &[$(Self::$rule,)*];
 
-            /// Its text.
+            /// Its id, level, section and reason.
             pub const fn about(self) -> About {
                 match self {
                     $(Self::$rule => About { id: $id, level: Level::$level, section: $section, reason: $reason },)*
