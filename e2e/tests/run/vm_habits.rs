@@ -1,4 +1,4 @@
-//! Docker's flags in a real VM, and the fields of `--json` if another step fails besides the command.
+//! Docker's flags in a real VM, and the fields of `--json` if a step other than the command fails.
 
 use kiln_e2e::Kiln;
 use serde_json::{Value, json};

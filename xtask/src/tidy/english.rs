@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::problem::Problem;
 
-const INSTEAD: [(&str, &str); 15] = [
+const INSTEAD: [(&str, &str); 32] = [
     ("whoever", "the noun"),
     ("somebody", "the noun"),
     ("someone", "the noun"),
@@ -21,10 +21,27 @@ const INSTEAD: [(&str, &str); 15] = [
     ("for ever", "`forever`"),
     ("anew", "`again`"),
     ("afresh", "`again`"),
+    ("time and again", "`again and again`"),
+    ("has not got", "`lacks`"),
+    ("to be had", "`available`"),
+    ("besides", "`in addition to`"),
+    ("believe", "`assume`"),
+    ("believes", "`assumes`"),
+    ("ought to", "`must` or `should`"),
+    ("hence", "`so`"),
+    ("thereby", "`by this`, or a new sentence"),
+    ("whereby", "`by which`"),
+    ("wherein", "`in which`"),
+    ("upon", "`on`, or `when …`"),
+    ("lest", "`so that … not`"),
+    ("albeit", "`although`"),
+    ("whilst", "`while`"),
+    ("amongst", "`among`"),
+    ("so to speak", "nothing"),
 ];
 
 /// Text that people read or write, and code.
-const EXTENSIONS: [&str; 3] = ["rs", "md", "sh"];
+const EXTENSIONS: [&str; 4] = ["rs", "md", "sh", "toml"];
 
 /// This file and the page of the rules list the words. Nothing else does.
 const EXEMPT: [&str; 2] = ["CONVENTIONS.md", "xtask/src/tidy/english.rs"];
@@ -83,8 +100,19 @@ mod tests {
     }
 
     #[test]
+    fn every_word_is_found_and_has_a_remedy() {
+        for path in ["a.rs", "docs/a.md", "scripts/a.sh", "crates/a/Cargo.toml"] {
+            for (word, _) in INSTEAD {
+                assert_eq!(found(path, &format!("# A word that {word}.\n")).len(), 1, "{path}: {word}");
+            }
+        }
+        let remedies = INSTEAD.map(|(word, _)| found("a.rs", &format!("// A word that {word}.\n")).join(""));
+        insta::assert_snapshot!(remedies.join("\n"));
+    }
+
+    #[test]
     fn a_word_inside_another_does_not_count() {
-        assert_eq!(found("a.rs", "// a new one, forever, is nonetheless\n"), Vec::<String>::new());
+        assert_eq!(found("a.rs", "// a new one, forever, is nonetheless pestered\n"), Vec::<String>::new());
         assert_eq!(found("a.rs", "if x.is_none() {} // If there is none.\n"), Vec::<String>::new());
         assert_eq!(found("a.rs", "user(\"nobody\"); // nobody:x:65534\n"), Vec::<String>::new());
     }
