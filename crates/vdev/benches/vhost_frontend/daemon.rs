@@ -23,7 +23,7 @@ pub struct Daemon {
     _dir: TempDir,
 }
 
-/// What this program is told to be our backend, with a disk and a socket.
+/// The argument by which this program becomes our backend, with a disk and a socket.
 pub const SERVE: &str = "serve";
 
 impl Daemon {
@@ -65,7 +65,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // A child that has ended already is what is wanted.
+            // An error means that the child has ended already.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -20,7 +20,7 @@ const WARM_UP: Duration = Duration::from_millis(30);
 const DEPTHS: [u16; 2] = [1, 32];
 const QUEUE_SIZE: u16 = 128;
 const BLOCK_BYTES: u32 = 4096;
-/// How long either side looks before it sleeps, where it looks.
+/// How long either side looks before it sleeps, if it looks.
 const SPIN: Duration = Duration::from_micros(100);
 
 fn main() {

@@ -48,7 +48,7 @@ macro_rules! devices {
 }
 
 bits! { "VIRTIO_F_",
-    /// : legacy; the device notifies when a ring runs empty, whatever the driver asked for.
+    /// : legacy; the device notifies when a ring runs empty, even if the driver has disabled that.
     NOTIFY_ON_EMPTY = 24;
     /// : vhost's own (`VHOST_F_LOG_ALL`); writes to guest memory are logged.
     LOG_ALL = 26;
@@ -56,7 +56,7 @@ bits! { "VIRTIO_F_",
     ANY_LAYOUT = 27;
     /// : a descriptor may point at a table of descriptors (`VIRTIO_RING_F_INDIRECT_DESC`).
     RING_INDIRECT_DESC = 28;
-    /// : either side says from which index on it wants to be notified (`VIRTIO_RING_F_EVENT_IDX`).
+    /// : either side sets the index from which on it is to be notified (`VIRTIO_RING_F_EVENT_IDX`).
     RING_EVENT_IDX = 29;
     /// : vhost-user's own (`VHOST_USER_F_PROTOCOL_FEATURES`); there are protocol features.
     PROTOCOL_FEATURES = 30;
@@ -72,7 +72,7 @@ bits! { "VIRTIO_F_",
     ORDER_PLATFORM = 36;
     /// : single root I/O virtualisation.
     SR_IOV = 37;
-    /// : a notification says how far the ring has come.
+    /// : a notification has the ring's position.
     NOTIFICATION_DATA = 38;
     /// : a notification carries a number from the configuration.
     NOTIF_CONFIG_DATA = 39;

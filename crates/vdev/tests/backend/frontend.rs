@@ -27,7 +27,7 @@ pub struct Served {
     thread: Option<JoinHandle<u64>>,
 }
 
-/// What a server has told, as text.
+/// What a server has reported, as text.
 pub struct Events {
     seen: Mutex<Vec<String>>,
     kicks: AtomicU64,
@@ -83,7 +83,7 @@ impl Served {
         Self::of(Options::default(), Arc::new(device))
     }
 
-    /// A server with these options, but less patience; an observer of theirs is told, too.
+    /// A server with these options, but shorter timeouts; an observer of theirs gets the events, too.
     pub fn of(options: Options, device: Arc<dyn Device>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let listener = Listener::bind(&directory.path().join("s")).expect("listens");
@@ -116,7 +116,7 @@ impl Served {
         self.frontend()
     }
 
-    /// Ends it, and says how many frontends it has served.
+    /// Ends it, and returns how many frontends it has served.
     pub fn stop(self) -> u64 {
         self.stop_keeping_directory().1
     }
@@ -128,7 +128,7 @@ impl Served {
         (std::mem::replace(&mut self.directory, empty), served)
     }
 
-    /// Whether the last frontend has gone.
+    /// Whether the last frontend has disconnected.
     pub fn is_idle(&self) -> bool {
         self.events.seen.lock().expect("no panic").last().is_some_and(|text| text.starts_with("ended"))
     }
@@ -159,7 +159,7 @@ impl Frontend {
         Self { channel, arena, file, features: 0 }
     }
 
-    /// Negotiates all but packed rings, which is for a test to ask for, and in-band notifications.
+    /// Negotiates all but packed rings, which tests choose themselves, and in-band notifications.
     pub fn negotiate(&mut self) -> u64 {
         let without = ProtocolFeatures::INBAND_NOTIFICATIONS | ProtocolFeatures::GPA_ADDRESSES;
         self.negotiate_as(!feature::RING_PACKED & !feature::LOG_ALL, ProtocolFeatures::ALL.difference(without))
@@ -183,12 +183,12 @@ impl Frontend {
         self.channel.call(message, &[]).expect("is answered").0
     }
 
-    /// Says something, and that it must be done.
+    /// Sends a message that must be acknowledged.
     pub fn must<M: kiln_vdev::protocol::Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) {
         self.channel.call_acknowledged(message, fds).unwrap_or_else(|error| panic!("is done: {error}"));
     }
 
-    /// Says something that is refused, and the session goes on.
+    /// Sends a message that is refused, and the session goes on.
     pub fn refused<M: kiln_vdev::protocol::Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) {
         let error = self.channel.call_acknowledged(message, fds).expect_err("is refused");
         assert!(matches!(error, SocketError::Refused { code: 1.., .. }), "{} {error}", M::REQUEST);
@@ -352,7 +352,7 @@ pub fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
 pub struct Killed(Child);
 
 impl Killed {
-    /// Starts the test of this name with these variables, by which it knows what it is.
+    /// Starts the test of this name with these variables, by which it finds out what it is.
     pub fn start(test: &str, variables: &[(&str, &Path)]) -> Self {
         let child = Command::new(std::env::current_exe().expect("is there"))
             .args(["--exact", test])

@@ -10,7 +10,7 @@ use kiln_vdev::mock::{Mock, Watch};
 
 use super::frontend::{Served, eventually};
 
-/// Reads sector 1, writes it to sector 2, prints it to the serial port, and ends QEMU with 33; with 65 where that fails.
+/// Reads sector 1, writes it to sector 2, prints it to the serial port, and ends QEMU with 33; with 65 if that fails.
 const BOOT_SECTOR: &[u8] = &[
     0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, // ds = es = 0
     0xb8, 0x01, 0x02, 0xb9, 0x02, 0x00, 0xb6, 0x00, 0xbb, 0x00, 0x7e, 0xcd, 0x13, // read one sector to 0x7e00

@@ -1,4 +1,4 @@
-//! Frontends that do what none may: the server goes on, and holds nothing of theirs.
+//! Frontends that break the protocol: the server goes on, and holds nothing of theirs.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
@@ -17,7 +17,7 @@ enum Act {
     Say { request: u32, flags: u32, payload: Vec<u8>, fds: Vec<u8> },
     /// Bytes.
     Bytes(Vec<u8>),
-    /// Rubbish in memory where rings may lie.
+    /// Random bytes in memory that rings may use.
     Scribble { at: usize, bytes: Vec<u8> },
     /// A kick.
     Kick,
@@ -101,7 +101,7 @@ fn perform(served: &Served, in_order: bool, acts: &[Act]) {
     }
 }
 
-/// Says something, and takes what is answered. Whether the session goes on.
+/// Sends something, and takes the replies. Whether the session goes on.
 fn say(frontend: &mut Frontend, request: u32, flags: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
     if frontend.channel.send_raw(request, Flags::from_bits(flags), payload, fds).is_err() {
         return false;

@@ -161,7 +161,7 @@ fn write_until_done(driver: &mut BlkDriver, sector: u64, data: &[u8]) {
     panic!("sector {sector} was not written");
 }
 
-/// A disk in another process: this test again, in a process whose environment says which file and where to listen.
+/// A disk in another process: this test again, in a process whose environment has the file and the socket.
 const SERVED_FILE: &str = "KILN_TEST_SERVED_FILE";
 const SERVED_SOCKET: &str = "KILN_TEST_SERVED_SOCKET";
 

@@ -45,7 +45,7 @@ fn connect(served: &Served) -> Result<BlkDriver, FrontendError> {
     BlkDriver::connect(&served.socket(), &patience(), &driver_options())
 }
 
-/// What a session comes to that connects, reads a sector, and asks for the flush of what it has not written.
+/// The result of a session that connects, reads a sector, and flushes what it has not written.
 fn session(name: &str) -> Result<Vec<u8>, String> {
     let served = served(name);
     let text = |error: FrontendError| {
@@ -63,7 +63,7 @@ fn session(name: &str) -> Result<Vec<u8>, String> {
     Ok(sector)
 }
 
-/// A session that must fail, and what its error must say.
+/// A session that must fail, and the parts that its error must have.
 fn reports(name: &str, parts: &[&str]) {
     let began = Instant::now();
     let error = session(name).expect_err(name);
@@ -236,7 +236,7 @@ fn a_ring_that_is_written_after_it_was_stopped_is_noticed() {
     }
 }
 
-/// A mock in another process: this test again, in a process whose environment says where to listen.
+/// A mock in another process: this test again, in a process whose environment has the socket.
 const CRASHER: &str = "KILN_TEST_CRASHER";
 /// Which script it has.
 const CRASH_SCRIPT: &str = "KILN_TEST_CRASH_SCRIPT";

@@ -189,7 +189,7 @@ fn stray_descriptors_are_refused_and_closed() {
         let fds: Vec<BorrowedFd<'_>> = one_of(count);
         frontend.channel.send_raw(request, Flags::request_with_reply(), &vec![0; size], &fds).expect("is sent");
         if request == 1 {
-            // Its own answer can't say no, so the session ends.
+            // Its own reply has no error, so the session ends.
             assert!(frontend.channel.receive().expect_err("it ends").is_closed());
             frontend = ready(&served);
         } else {

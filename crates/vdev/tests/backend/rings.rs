@@ -280,7 +280,7 @@ fn what_a_device_writes_is_in_the_dirty_log() {
     assert!(dirty.contains(&page(ring.data.guest_address() + 4096)), "the data: {dirty:x?}");
     assert!(dirty.contains(&page(used)), "the used ring: {dirty:x?}");
     frontend.must(&SetFeatures(frontend.features & !feature::LOG_ALL), &[]);
-    // A worker that went to sleep before that asked for kicks, which is a write as well.
+    // A worker that went to sleep before that enabled kicks, which is a write as well.
     log.take();
     assert_eq!(ring.request(0, 0, 0, 512), (0, 513));
     assert_eq!(log.take(), [0_u64; 0]);

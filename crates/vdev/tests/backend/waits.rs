@@ -119,7 +119,7 @@ fn a_kick_that_never_ends_takes_little_of_a_processor() {
     let flags = EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
     ring.kick = kiln_vdev::socket::Event::from_peer(eventfd(u32::MAX, flags).expect("an event")).expect("is one");
     frontend.start(&ring);
-    // What the system says that all threads of this process have used, in hundredths of a second.
+    // The processor time of all threads of this process, from the system, in hundredths of a second.
     let used = || {
         let stat = std::fs::read_to_string("/proc/self/stat").expect("is there");
         let numbers: Vec<u64> =

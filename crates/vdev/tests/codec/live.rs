@@ -17,10 +17,10 @@ pub const DISK_BYTES: u64 = 64 << 20;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often it is looked whether the firmware has come further.
 const LOOK: Duration = Duration::from_millis(20);
-/// What the firmware says when it has read the disk, on which there is nothing.
+/// What the firmware prints when it has read the disk, which is empty.
 const DISK_WAS_READ: &str = "not a bootable disk";
 
-/// What QEMU is told of the daemon's protocol features.
+/// The daemon's protocol features that QEMU gets.
 #[derive(Debug, Clone, Copy)]
 pub struct Steering {
     /// These it has, and QEMU does not learn of it.
@@ -68,7 +68,7 @@ fn connect(path: &Path) -> Channel {
     }
 }
 
-/// Passes on what each says to the other, and keeps it.
+/// Passes on the messages of both sides, and keeps them.
 struct Middle {
     frontend: Channel,
     backend: Channel,
@@ -117,7 +117,7 @@ impl Middle {
         }
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let to = if side == Side::Frontend { &mut self.backend } else { &mut self.frontend };
-        // The end of a peer that has gone by now is noticed when it is read.
+        // The end of a peer that has disconnected by now is noticed when it is read.
         let _ = to.send_raw(header.request, header.flags, &payload, &borrowed);
         self.lines.push(Line { side, header, payload, fds: fds.len() });
     }
@@ -138,7 +138,7 @@ impl Process {
         Self(child.unwrap_or_else(|error| panic!("failed to start `{}`: {error}", command.get_program().display())))
     }
 
-    /// Tells QEMU to do something, without waiting until it did: it may wait for us.
+    /// Sends QEMU a command, without waiting until it is done: it may wait for us.
     fn command(&mut self, name: &str) {
         let input = self.0.stdin.as_mut().expect("is piped");
         writeln!(input, r#"{{"execute":"{name}"}}"#).expect("QEMU is there");

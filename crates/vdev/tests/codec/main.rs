@@ -1,4 +1,4 @@
-//! The codec against every message there is, against any bytes, and against what real peers say.
+//! The codec against every message there is, against any bytes, and against the messages of real peers.
 //!
 //! ```text
 //!    values       any value of each payload           properties   round trips, hostile bytes, the tables

@@ -1,5 +1,5 @@
-//! What holds for every message: values come back, bytes of any kind are answered with a value or an error, and the
-//! tables of replies and descriptors say what the specification says.
+//! What holds for every message: values come back, bytes of any kind give a value or an error, and the tables of
+//! replies and descriptors match the specification.
 
 use kiln_vdev::protocol::{
     BackendCall, BackendRequest, DESCRIPTORS_MAX, FrontendCall, FrontendRequest, HEADER_BYTES, Header, Message,

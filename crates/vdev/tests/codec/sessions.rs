@@ -1,5 +1,5 @@
-//! What real peers say: each message of it decodes and is encoded again byte for byte. Once from fixtures, and once live,
-//! from which the fixtures are made: `KILN_RECORD=1 cargo test -p kiln-vdev --test codec vm_`.
+//! Messages of real peers: each decodes and is encoded again byte for byte. Once from fixtures, and once live, from
+//! which the fixtures are made: `KILN_RECORD=1 cargo test -p kiln-vdev --test codec vm_`.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ const PLAIN: Session = Session {
     holds: &[FrontendRequest::AddMemReg, FrontendRequest::GetMaxMemSlots, FrontendRequest::SetBackendReqFd],
 };
 
-/// The older way to tell memory, and requests in flight: what the daemon has and does not offer.
+/// The older way to send memory, and requests in flight: what the daemon has and does not offer.
 const STEERED: Session = Session {
     fixture: "qemu-7.2-blk-table-inflight.session",
     title: "# As qemu-7.2-blk.session, but QEMU is told that the daemon has INFLIGHT_SHMFD and no CONFIGURE_MEM_SLOTS.\n",
@@ -79,7 +79,7 @@ fn check_all(session: &Session, lines: &[Line]) {
     check_content(session, lines);
 }
 
-/// What a line says survives the codec, and its descriptors are as many as may be.
+/// The message of a line survives the codec, and the number of its descriptors is allowed.
 fn check(line: &Line) {
     line.header.check().unwrap_or_else(|error| panic!("{}: {error}", line.to_text()));
     assert_eq!(line.header.payload_bytes as usize, line.payload.len());
@@ -94,7 +94,7 @@ fn check(line: &Line) {
     assert_eq!(call.payload(), line.payload, "{request}: {}", line.to_text());
 }
 
-/// What a reply says, encoded again. A message without one is acknowledged.
+/// A reply, encoded again. A message without a reply is acknowledged.
 fn reply(request: FrontendRequest, bytes: &[u8]) -> Vec<u8> {
     fn again<P: Payload>(bytes: &[u8]) -> Vec<u8> {
         let mut encoded = Vec::new();

@@ -8,7 +8,7 @@
 
 use kiln_vdev::protocol::{HEADER_BYTES, Header};
 
-/// Who said it.
+/// The sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The frontend.
@@ -17,7 +17,7 @@ pub enum Side {
     Backend,
 }
 
-/// What was said.
+/// The message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     /// By whom.
@@ -52,7 +52,7 @@ impl Line {
     }
 }
 
-/// The lines of a whole session; lines with `#` say what it is.
+/// The lines of a whole session; lines with `#` describe it.
 pub fn read(text: &str) -> Vec<Line> {
     text.lines().filter(|line| !line.starts_with('#')).map(Line::from_text).collect()
 }

@@ -22,7 +22,7 @@ const KIND: &str = "KILN_TEST_SERVE_KIND";
 const WRONG: &str = "KILN_TEST_SERVE_WRONG";
 const ARGUMENTS: [&str; 4] = ["backend::serves_a_device", "--exact", "--ignored", "--nocapture"];
 
-/// The command that serves a disk, wrong in this way; right where it is empty.
+/// The command that serves a disk, wrong in this way; right if it is empty.
 pub fn command(wrong: &str, disk: &Path) -> String {
     serve(DeviceKind::Blk, wrong, &disk.display().to_string())
 }

@@ -180,7 +180,8 @@ fn finds(wrong: &str, among: &[&str], expected: &[&str]) {
     finds_in(DeviceKind::Blk, Level::Should, wrong, among, expected);
 }
 
-/// As [`finds`], of a device of this kind and of rules that bind so much; and the device fails none of them while it is right.
+/// As [`finds`], of a device of this kind and of rules up to this level; and the device fails none of them while it is
+/// right.
 #[track_caller]
 fn finds_in(kind: DeviceKind, level: Level, wrong: &str, among: &[&str], expected: &[&str]) {
     for (wrong, expected) in [(wrong, expected), ("", &[])] {

@@ -105,7 +105,7 @@ fn a_frame_waits_for_the_buffers_that_it_lacks_and_holds_up_nothing_else() {
     assert_eq!(driver.receive(DEADLINE).expect("comes back")[HEADER + 14], 2);
 }
 
-/// A sender that numbers its frames and sends each again until it is answered gets all of them over, also where one in
+/// A sender that numbers its frames and sends each again until it gets a reply gets all of them over, even if one in
 /// three is lost.
 #[test]
 fn all_comes_over_a_wire_that_loses_frames_when_it_is_sent_again() {

@@ -83,7 +83,7 @@ impl Daemon {
     }
 
     fn end(&mut self) {
-        // A child that has ended already is what is wanted.
+        // An error means that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -96,7 +96,7 @@ fn clients_that_come_and_go_leave_a_backend_that_serves() {
 
 #[test]
 fn descriptors_that_a_backend_keeps_forever_are_seen() {
-    // The storage daemon keeps what comes with messages that carry none.
+    // The storage daemon never closes descriptors of messages that have none.
     let daemon = Daemon::start(DISK_BYTES, 1);
     let options = StressOptions {
         session: session(),

@@ -89,7 +89,7 @@ fn survive(mut daemon: Daemon, options: &BlkOptions, by_region: bool) {
     }
 }
 
-/// Takes a write that came back; says whether the backend was lost meanwhile.
+/// Takes a write that completed; returns whether the backend was lost meanwhile.
 fn take(driver: &mut BlkDriver, written: &mut [u64], under_way: &mut [Option<u64>]) -> bool {
     let (done, lost) = match driver.queues_mut()[0].next_done() {
         Err(FrontendError::RingLost { .. }) => {

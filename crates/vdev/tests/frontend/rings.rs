@@ -10,7 +10,7 @@ const DISK_BYTES: u64 = 8 << 20;
 const BLOCK: u32 = 16 << 10;
 const BLOCKS: u64 = 128;
 
-/// A block's content, which says where it belongs.
+/// A block's content, which has the block's place.
 fn block(number: u64, round: u64) -> Vec<u8> {
     let word = (number << 32 | round).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     word.to_le_bytes().repeat(BLOCK as usize / 8)

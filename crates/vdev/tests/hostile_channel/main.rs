@@ -25,7 +25,7 @@ const DESCRIPTORS_SENT_MAX: usize = 100;
 #[derive(Debug, Clone)]
 struct Attack {
     bytes: Vec<u8>,
-    /// Where the bytes are divided, and how many descriptors go with the piece after it.
+    /// The places at which the bytes are divided, and how many descriptors go with the piece after each.
     cuts: Vec<(Index, usize)>,
     /// Whether the victim checks headers.
     is_checked: bool,
@@ -68,7 +68,7 @@ fn suffer(attack: &Attack, fd: BorrowedFd<'_>) -> Result<(), TestCaseError> {
     })
 }
 
-/// Sends the pieces, each with its descriptors, then goes. A victim that has gone is the victim's right.
+/// Sends the pieces, each with its descriptors, then disconnects. The victim may disconnect first.
 fn send(peer: &UnixStream, attack: &Attack, fd: BorrowedFd<'_>) {
     let mut cuts: Vec<_> = attack.cuts.iter().map(|(at, fds)| (at.index(attack.bytes.len() + 1), *fds)).collect();
     cuts.sort_unstable();
@@ -92,7 +92,7 @@ fn send_piece(peer: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix
     sendmsg(peer, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
 }
 
-/// A few pieces that look like messages, with some lies among them, divided anywhere.
+/// A few pieces that look like messages, with some wrong ones among them, divided anywhere.
 fn attack() -> impl Strategy<Value = Attack> {
     let flags = prop_oneof![3 => Just(Flags::request().bits()), 2 => Just(Flags::reply().bits()), 1 => any::<u32>()];
     let lie = prop_oneof![

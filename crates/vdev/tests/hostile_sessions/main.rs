@@ -20,7 +20,7 @@ use kiln_vdev::socket::{Channel, Event, Listener};
 use kiln_vdev::virtio::feature;
 use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, ftruncate, memfd_create};
 
-/// Sessions before what is held is taken down: by then every way was gone at least once.
+/// Sessions before the first look at what is held: by then every kind of session ran at least once.
 const SESSIONS_BEFORE: u64 = 200;
 const GUEST: u64 = 0x1_0000;
 const USER: u64 = 0x7f00_0000;
@@ -84,7 +84,7 @@ impl Held {
         Self { descriptors: count("/proc/self/fd"), threads: count("/proc/self/task"), resident: pages * 4096 }
     }
 
-    /// The last session may still be on its way out on either side.
+    /// The last session may not have ended yet on either side.
     fn compare(&self) {
         const UNDER_WAY: usize = 12;
         let deadline = Instant::now() + DEADLINE;
@@ -162,7 +162,7 @@ impl Peer<'_> {
         }
     }
 
-    /// Says something, and does not wait for what comes of it.
+    /// Sends something, and does not wait for the result.
     fn say<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) {
         let _ = self.channel.send_with(message, Flags::request_with_reply(), fds);
     }
@@ -241,7 +241,7 @@ impl Peer<'_> {
         self.say(&SetBackendReqFd(Empty), &[one.as_fd()]);
     }
 
-    /// Records of requests, and logs, of sizes that are lies.
+    /// Records of requests, and logs, of wrong sizes.
     fn records(&mut self) {
         self.negotiate();
         let file = SharedFile::new(0x2000).expect("a file");

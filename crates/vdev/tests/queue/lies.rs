@@ -1,4 +1,5 @@
-//! Each lie that one side can tell the other has its name; nothing is taken of it, and it is the same the next time.
+//! Each wrong value that one side can give the other has its error; nothing is taken of it, and it is the same the
+//! next time.
 
 use kiln_vdev::memory::Area;
 use kiln_vdev::queue::{
@@ -25,8 +26,8 @@ fn write(area: &Area, index: usize, address: u64, (offset, bytes, first, second)
     area.write(at + 14, second.to_le());
 }
 
-/// What the device says of a ring in which chain 0 is available, made of these descriptors, and of this table at the start
-/// of the data.
+/// The device's error for a ring in which chain 0 is available, made of these descriptors, and of this table at the
+/// start of the data.
 fn device_finds(layout: RingLayout, descriptors: &[Raw], table: &[Raw]) -> Result<bool, QueueError> {
     let Pair { driver, mut device, data, .. } = Pair::new(layout);
     let start = data.guest_address();
@@ -128,7 +129,7 @@ fn what_is_unusual_and_allowed_is_taken() {
 #[test]
 fn a_chain_of_more_than_4_gib_is_refused() {
     for layout in [split(8), packed(8)] {
-        // Files of zeros take no room, and buffers may lie in the same place.
+        // Files of zeros take no room, and buffers may overlap.
         let (mut arena, _file) = Arena::new(0, 2 << 30).expect("memory");
         let driver = DriverRing::create(7, layout, &mut arena).expect("a ring");
         let memory = arena.memory().clone();
@@ -205,7 +206,7 @@ fn what_is_in_flight_is_not_available_again() {
     assert_eq!(device.pop(&mut chain), Err(QueueError::AvailableTwice { ring: 7, head: 1 }));
 }
 
-/// What the driver says where two requests are published, a third is not, and this was done to what the device writes.
+/// The driver's error if two requests are published, a third is not, and this was done to what the device writes.
 fn driver_finds(layout: RingLayout, lie: impl FnOnce(&mut DeviceRing)) -> QueueError {
     let mut pair = Pair::new(layout);
     let _ = pair.ask(0);
@@ -304,7 +305,7 @@ fn a_device_writes_what_it_likes_and_the_driver_goes_on() {
             let _ = pair.ask(lap);
             let _ = pair.ask(lap + 100);
             let _ = pair.serve();
-            // The descriptors are not the driver's memory: what it frees, it knows.
+            // The descriptors are not the driver's memory: it has its own list of free ones.
             if layout.kind == RingKind::Split {
                 let descriptors = &pair.driver.areas().descriptors;
                 (0..descriptors.bytes()).for_each(|at| descriptors.write(at, 0xa5_u8));

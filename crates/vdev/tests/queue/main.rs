@@ -1,4 +1,5 @@
-//! Rings from both sides: ours against ours, against what lies, across threads, and in memory that changes.
+//! Rings from both sides: ours against ours, against a side that breaks the protocol, across threads, and in memory
+//! that changes.
 
 mod hostile;
 mod lies;

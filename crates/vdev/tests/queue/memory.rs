@@ -32,7 +32,7 @@ fn a_buffer_and_a_table_may_lie_over_a_border() {
         assert_eq!(lengths(chain.writable_part(2, 100).collect()), [1, 5, 1]);
         assert_eq!(lengths(chain.writable_part(3, 5).collect()), [5]);
         assert_eq!(lengths(chain.writable_part(9, 1).collect()), [0_usize; 0]);
-        // A table whose one descriptor lies over the border.
+        // A table whose one descriptor crosses the border.
         if layout.indirect && layout.kind == RingKind::Split {
             let table = end - 8;
             let ring = &pair.driver.areas().descriptors;

@@ -1,4 +1,4 @@
-//! Who is told of what: exactly where it asked, and never too little.
+//! Who is notified of what: exactly at the requested index, and never too rarely.
 
 use kiln_vdev::queue::{Chain, RingKind, RingLayout};
 
@@ -11,7 +11,7 @@ fn a_side_that_polls_is_not_notified() {
         assert!(pair.ask(0), "{layout:?}");
         pair.device.disable_kicks();
         pair.driver.disable_calls();
-        // With events, one side asks for the first one, and is told once.
+        // With events, one side requests the first one, and is notified once.
         let is_split_with_events = layout.kind == RingKind::Split && layout.event_idx;
         assert_eq!(pair.serve(), is_split_with_events, "{layout:?}");
         for token in 1..5 {

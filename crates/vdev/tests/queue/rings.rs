@@ -91,9 +91,9 @@ fn step() -> impl Strategy<Value = Step> {
 /// Both sides, and what must be true of them.
 struct Run {
     pair: Pair,
-    /// Bytes of each request that is on its way, by token.
+    /// Bytes of each request in flight, by token.
     asked: HashMap<u64, (u64, u64)>,
-    /// What the device has said of those that it has pushed.
+    /// What the device has reported of those that it has pushed.
     written: HashMap<u64, u32>,
     popped: Vec<Chain>,
     spare: Vec<Chain>,
@@ -119,7 +119,7 @@ impl Run {
         }
     }
 
-    /// The token is what the request's first bytes say.
+    /// The token is in the request's first bytes.
     fn token_of(chain: &Chain) -> u64 {
         let mut bytes = [0; 8];
         assert_eq!(chain.read_into(0, &mut bytes), 8);
@@ -199,7 +199,7 @@ impl Run {
         }
     }
 
-    /// All must come back now: neither side does anything that it was not told of.
+    /// All must come back now: neither side does anything without a notification.
     fn finish(mut self) {
         let lap = [Step::Publish, Step::Pop, Step::Push { which: 0, share: 9 }, Step::PublishUsed, Step::TakeUsed];
         for _ in 0..4 * usize::from(self.pair.driver.layout().size) + 8 {

@@ -1,4 +1,5 @@
-//! Both sides at once, each asleep until it is told: a wake-up that is lost leaves both asleep, and the test ends late.
+//! Both sides at once, each asleep until it is notified: a wake-up that is lost leaves both asleep, and the test ends
+//! late.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -18,7 +19,7 @@ fn event() -> (SyncSender<()>, Receiver<()>) {
 }
 
 fn tell(event: &SyncSender<()>) {
-    // Full: the other side was told already. Gone: it has all it wants.
+    // Full: the other side was notified already. Disconnected: it has all it needs.
     let _ = event.try_send(());
 }
 
@@ -120,7 +121,7 @@ fn two_threads_that_sleep_until_they_are_told_finish() {
     }
 }
 
-/// Where two threads wait for each other, awake, so that they go on in the same moment.
+/// The point at which two threads wait for each other, awake, so that they go on in the same moment.
 #[derive(Default)]
 struct Line {
     arrived: AtomicU32,
@@ -148,7 +149,8 @@ impl Line {
 const ROUNDS: u32 = 10_000;
 const ROUNDS_TIME: Duration = Duration::from_secs(1);
 
-/// One side publishes in the moment in which the other asks to be told: either it is told, or it sees what was published.
+/// One side publishes in the moment in which the other enables notifications: either it is notified, or it sees what
+/// was published.
 #[test]
 fn who_asks_to_be_told_in_the_same_moment_is_told_or_sees() {
     for layout in layouts(8).filter(|layout| !layout.indirect) {
