@@ -10,6 +10,16 @@
 //! ```
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
+/// Names that other crates use only in tests, benches and fuzz targets: public under the feature `testing`.
+macro_rules! for_tests {
+    ($(pub use $module:ident::$names:tt;)*) => {$(
+        #[cfg(feature = "testing")]
+        pub use $module::$names;
+        #[cfg(not(feature = "testing"))]
+        pub(crate) use $module::$names;
+    )*};
+}
+
 pub mod backend;
 pub mod bench;
 pub mod check;
