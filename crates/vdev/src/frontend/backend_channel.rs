@@ -1,22 +1,23 @@
 //! Requests of the backend, on a channel of its own. Nothing that comes there is trusted: messages, descriptors and
 //! what is kept of them have bounds, and a backend that sends something wrong loses the channel.
 
+#[cfg(feature = "testing")]
+mod taken;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::error::FrontendError;
-use super::session::{Frontend, Said};
+use super::session::Said;
 use super::vring::RINGS_MAX;
 use crate::protocol::{
     BackendCall, BackendRequest, Iotlb, IotlbKind, PAYLOAD_BYTES_MAX, ProtocolFeatures, SharedObject,
 };
 use crate::socket::{Channel, RawMessage};
 
-/// Requests that one call of [`Frontend::serve_backend_requests`] answers at most.
-const REQUESTS_PER_CALL: usize = 256;
 /// Notices that are kept until the caller takes them; a backend that sends more is refused.
 const NOTICES_MAX: usize = 64;
 /// Shared objects that are known of at most.
@@ -32,11 +33,11 @@ const REFUSED: u64 = 1;
 pub enum Notice {
     /// The configuration is another: read it again.
     ConfigChanged,
-    /// The backend lacks a translation (`IOTLB_MSG`): answer with [`Frontend::iotlb_update`].
+    /// The backend lacks a translation (`IOTLB_MSG`).
     IotlbMiss(Iotlb),
     /// The backend was denied an access that it tried.
     IotlbAccessFail(Iotlb),
-    /// An object of this UUID can be had with [`Frontend::get_shared_object`].
+    /// The backend has an object of this UUID (`GET_SHARED_OBJECT`).
     ObjectAdded([u8; 16]),
     /// It can be had no more.
     ObjectRemoved([u8; 16]),
@@ -62,69 +63,6 @@ struct RingSet([u64; RINGS_MAX as usize / 64]);
 impl RingSet {
     fn insert(&mut self, ring: u32) {
         self.0[ring as usize / 64] |= 1 << (ring % 64);
-    }
-
-    fn take(&mut self, ring: u32) -> bool {
-        let (word, bit) = (&mut self.0[ring as usize / 64], 1 << (ring % 64));
-        let was = *word & bit != 0;
-        *word &= !bit;
-        was
-    }
-}
-
-impl Frontend {
-    /// Serves requests of the backend until it sends no more, at most until `timeout` passes without a request.
-    /// Returns how many were served: 0 without such a channel.
-    ///
-    /// # Errors
-    /// If the backend breaks the protocol; its channel is closed then.
-    pub fn serve_backend_requests(&mut self, timeout: Duration) -> Result<usize, FrontendError> {
-        let deadline = Instant::now() + timeout;
-        for served in 0..REQUESTS_PER_CALL {
-            let Some(channel) = self.backend.channel() else { return Ok(served) };
-            let wait = if served == 0 { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
-            let readable = channel.is_readable(wait);
-            if !readable.map_err(|source| self.system("waiting for the backend's requests", source))? {
-                return Ok(served);
-            }
-            self.backend.serve_one(self.channel.name(), &mut self.said)?;
-        }
-        Ok(REQUESTS_PER_CALL)
-    }
-
-    /// What the backend has sent, oldest first.
-    pub fn take_notice(&mut self) -> Option<Notice> {
-        self.backend.notices.pop_front()
-    }
-
-    /// Whether the backend has called this ring by message since the last call of this (`INBAND_NOTIFICATIONS`).
-    pub fn take_call(&mut self, ring: u32) -> bool {
-        ring < RINGS_MAX && self.backend.called.take(ring)
-    }
-
-    /// As [`take_call`](Self::take_call), for an error of the ring.
-    pub fn take_ring_error(&mut self, ring: u32) -> bool {
-        ring < RINGS_MAX && self.backend.failed.take(ring)
-    }
-
-    /// Offers an object to the backend: it gets this descriptor when it looks the UUID up. Returns whether there was room.
-    pub fn offer_object(&mut self, uuid: [u8; 16], fd: OwnedFd) -> bool {
-        let objects = &mut self.backend.objects;
-        let room = objects.len() < OBJECTS_MAX || objects.contains_key(&uuid);
-        if room {
-            objects.insert(uuid, Some(fd));
-        }
-        room
-    }
-
-    /// Whether the backend's own channel is open.
-    pub const fn has_backend_channel(&self) -> bool {
-        self.backend.channel.is_some()
-    }
-
-    /// Our end of the backend's own channel, to receive and answer anything at all on.
-    pub const fn backend_channel_mut(&mut self) -> Option<&mut Channel> {
-        self.backend.channel.as_mut()
     }
 }
 

@@ -16,9 +16,10 @@ use crate::protocol::{
 use crate::socket::Flow;
 
 /// The most bytes of a backend's state that are taken.
-pub const DEVICE_STATE_BYTES_MAX: usize = 64 << 20;
+pub(super) const DEVICE_STATE_BYTES_MAX: usize = 64 << 20;
 
 const SAVE: u32 = 0;
+#[cfg(test)]
 const LOAD: u32 = 1;
 const STOPPED: u32 = 0;
 /// In the reply: the low byte is an error, or 0.
@@ -31,7 +32,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If `DEVICE_STATE` was not negotiated, the backend fails, takes too long, or sends more than
-    /// [`DEVICE_STATE_BYTES_MAX`] bytes.
+    /// 64 MiB.
     pub fn save_device_state(&mut self, timeout: Duration) -> Result<Vec<u8>, FrontendError> {
         let deadline = Instant::now() + timeout;
         let (read, write) = self.pipe()?;
@@ -66,7 +67,8 @@ impl Frontend {
     ///
     /// # Errors
     /// If `DEVICE_STATE` was not negotiated, or the backend does not take it in time.
-    pub fn load_device_state(&mut self, state: &[u8], timeout: Duration) -> Result<(), FrontendError> {
+    #[cfg(test)]
+    pub(super) fn load_device_state(&mut self, state: &[u8], timeout: Duration) -> Result<(), FrontendError> {
         let deadline = Instant::now() + timeout;
         let (read, write) = self.pipe()?;
         let write = self.set_device_state_fd(LOAD, read)?.unwrap_or(write);
@@ -112,7 +114,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If it did not, or `DEVICE_STATE` was not negotiated.
-    pub fn check_device_state(&mut self) -> Result<(), FrontendError> {
+    pub(super) fn check_device_state(&mut self) -> Result<(), FrontendError> {
         const NAME: &str = "CHECK_DEVICE_STATE";
         self.need(NAME, ProtocolFeatures::DEVICE_STATE, "DEVICE_STATE")?;
         match self.ask_plain(None, &CheckDeviceState(Empty), &[])? {

@@ -80,14 +80,6 @@ pub enum FrontendError {
         /// What was requested.
         found: u64,
     },
-    /// Postcopy needs a userfaultfd handler behind guest memory, which this frontend has not.
-    #[error("`{socket}`: {request} is not supported: postcopy needs a VMM that serves page faults")]
-    Postcopy {
-        /// The socket.
-        socket: String,
-        /// The message.
-        request: &'static str,
-    },
     /// The backend's own channel brought what no backend may send; it is closed.
     #[error("`{socket}` broke the protocol on its own channel: {what}")]
     BackendChannel {
@@ -212,7 +204,7 @@ pub enum FrontendError {
 
 impl FrontendError {
     /// What happened on the socket, if that is the cause.
-    pub fn socket_error(&self) -> Option<&SocketError> {
+    pub(crate) fn socket_error(&self) -> Option<&SocketError> {
         match self {
             Self::Socket(source) => Some(source),
             Self::RingMessage { source, .. } => Some(source),
@@ -231,7 +223,7 @@ impl FrontendError {
     }
 
     /// The number that the backend refused with (`REPLY_ACK`).
-    pub fn refused(&self) -> Option<u64> {
+    pub(crate) fn refused(&self) -> Option<u64> {
         match self.socket_error() {
             Some(SocketError::Refused { code, .. }) => Some(*code),
             _ => None,

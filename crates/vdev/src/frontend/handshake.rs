@@ -6,7 +6,7 @@ use super::session::Frontend;
 use crate::protocol::{
     Config, Empty, ProtocolFeatures,
     frontend::{
-        GetConfig, GetFeatures, GetMaxMemSlots, GetProtocolFeatures, GetQueueNum, ResetOwner, SetFeatures, SetOwner,
+        GetConfig, GetFeatures, GetMaxMemSlots, GetProtocolFeatures, GetQueueNum, SetFeatures, SetOwner,
         SetProtocolFeatures,
     },
 };
@@ -92,20 +92,10 @@ impl Frontend {
     ///
     /// # Errors
     /// If it was sent before, or can't be sent.
-    pub fn set_owner(&mut self) -> Result<(), FrontendError> {
+    pub(crate) fn set_owner(&mut self) -> Result<(), FrontendError> {
         self.after(!self.said.owner, "SET_OWNER", "RESET_OWNER, if it was sent before")?;
         self.tell(None, &SetOwner(Empty), &[])?;
         self.said.owner = true;
-        Ok(())
-    }
-
-    /// `RESET_OWNER`, which the specification no longer recommends: what a backend makes of it is its own affair.
-    ///
-    /// # Errors
-    /// If it can't be sent or is refused.
-    pub fn reset_owner(&mut self) -> Result<(), FrontendError> {
-        self.tell(None, &ResetOwner(Empty), &[])?;
-        self.said.owner = false;
         Ok(())
     }
 
@@ -123,7 +113,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If some were not offered, or the backend refuses.
-    pub fn set_features(&mut self, features: u64) -> Result<(), FrontendError> {
+    pub(crate) fn set_features(&mut self, features: u64) -> Result<(), FrontendError> {
         let Some(offered) = self.said.offered else {
             return self.after(false, "SET_FEATURES", "GET_FEATURES");
         };
@@ -142,7 +132,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If [`get_features`](Self::get_features) was not called before, or bit 30 is not offered; or if the backend does not reply.
-    pub fn get_protocol_features(&mut self) -> Result<ProtocolFeatures, FrontendError> {
+    pub(crate) fn get_protocol_features(&mut self) -> Result<ProtocolFeatures, FrontendError> {
         let there = self.said.offered.is_some_and(|offered| offered & feature::PROTOCOL_FEATURES != 0);
         self.after(there, "GET_PROTOCOL_FEATURES", "GET_FEATURES offered bit 30")?;
         let offered = ProtocolFeatures::from_bits(self.ask_plain(None, &GetProtocolFeatures(Empty), &[])?);
@@ -154,7 +144,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If some were not offered, or it can't be sent.
-    pub fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<(), FrontendError> {
+    pub(crate) fn set_protocol_features(&mut self, features: ProtocolFeatures) -> Result<(), FrontendError> {
         let Some(offered) = self.said.protocol_offered else {
             return self.after(false, "SET_PROTOCOL_FEATURES", "GET_PROTOCOL_FEATURES");
         };
@@ -173,18 +163,9 @@ impl Frontend {
     ///
     /// # Errors
     /// If `MQ` was not negotiated, or the backend does not answer.
-    pub fn get_queue_num(&mut self) -> Result<u64, FrontendError> {
+    pub(crate) fn get_queue_num(&mut self) -> Result<u64, FrontendError> {
         self.need("GET_QUEUE_NUM", ProtocolFeatures::MQ, "MQ")?;
         self.ask_plain(None, &GetQueueNum(Empty), &[])
-    }
-
-    /// `GET_MAX_MEM_SLOTS`: how many pieces guest memory may have.
-    ///
-    /// # Errors
-    /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend does not answer.
-    pub fn get_max_mem_slots(&mut self) -> Result<u64, FrontendError> {
-        self.need("GET_MAX_MEM_SLOTS", ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
-        self.ask_plain(None, &GetMaxMemSlots(Empty), &[])
     }
 
     /// `GET_CONFIG`: so many bytes of the device's configuration. Fewer are returned if there are no more.

@@ -11,7 +11,7 @@ use crate::protocol::{
 };
 
 /// The largest inflight region that is taken from a backend: 256 queues of 32768 entries need 128 MiB.
-pub const INFLIGHT_BYTES_MAX: u64 = 256 << 20;
+pub(super) const INFLIGHT_BYTES_MAX: u64 = 256 << 20;
 
 /// An inflight region: its description and its file.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If `INFLIGHT_SHMFD` was not negotiated, or what comes is no such region.
-    pub fn get_inflight(&mut self, queues: u16, queue_size: u16) -> Result<&InflightFile, FrontendError> {
+    pub(super) fn get_inflight(&mut self, queues: u16, queue_size: u16) -> Result<&InflightFile, FrontendError> {
         const NAME: &str = "GET_INFLIGHT_FD";
         self.need(NAME, ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")?;
         let wanted = Inflight { mmap_size: 0, mmap_offset: 0, num_queues: queues, queue_size };
@@ -57,7 +57,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If there is no region, or the backend refuses it.
-    pub fn set_inflight(&mut self) -> Result<(), FrontendError> {
+    pub(super) fn set_inflight(&mut self) -> Result<(), FrontendError> {
         self.need("SET_INFLIGHT_FD", ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")?;
         let Some(inflight) = self.inflight.take() else {
             return self.after(false, "SET_INFLIGHT_FD", "GET_INFLIGHT_FD");
@@ -70,10 +70,5 @@ impl Frontend {
     /// The region that the session keeps.
     pub const fn inflight(&self) -> Option<&InflightFile> {
         self.inflight.as_ref()
-    }
-
-    /// Keeps a region that an earlier session had, for [`set_inflight`](Self::set_inflight).
-    pub fn keep_inflight(&mut self, inflight: Option<InflightFile>) {
-        self.inflight = inflight;
     }
 }

@@ -5,10 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use super::error::FrontendError;
 use super::session::Frontend;
 use crate::memory::DirtyLog;
-use crate::protocol::{
-    Empty, Log, Message as _, Payload as _, ProtocolFeatures,
-    frontend::{SetLogBase, SetLogFd},
-};
+use crate::protocol::{Log, Message as _, Payload as _, ProtocolFeatures, frontend::SetLogBase};
 use crate::virtio::feature;
 
 impl Frontend {
@@ -26,20 +23,12 @@ impl Frontend {
         Ok(log)
     }
 
-    /// Stops logging.
-    ///
-    /// # Errors
-    /// If the backend refuses.
-    pub fn stop_log(&mut self) -> Result<(), FrontendError> {
-        self.set_features(self.said.features.unwrap_or(0) & !feature::LOG_ALL)
-    }
-
     /// `SET_LOG_BASE`: the log in which the backend marks the pages that it writes. Its reply is a number or nothing
     /// at all: backends read the specification either way.
     ///
     /// # Errors
     /// If `LOG_SHMFD` was not negotiated, or the backend answers an error.
-    pub fn set_log_base(&mut self, log: &Log, file: BorrowedFd<'_>) -> Result<(), FrontendError> {
+    pub(super) fn set_log_base(&mut self, log: &Log, file: BorrowedFd<'_>) -> Result<(), FrontendError> {
         const NAME: &str = "SET_LOG_BASE";
         self.need(NAME, ProtocolFeatures::LOG_SHMFD, "LOG_SHMFD")?;
         self.post(None, &SetLogBase(*log), &[file])?;
@@ -54,13 +43,5 @@ impl Frontend {
             (_, Ok(code)) => Err(self.answer_error(NAME, format!("with the error {code}"))),
             (_, Err(error)) => Err(self.answer_error(NAME, error.to_string())),
         }
-    }
-
-    /// `SET_LOG_FD`: the event by which the backend reports that it logged.
-    ///
-    /// # Errors
-    /// If the backend refuses.
-    pub fn set_log_fd(&mut self, event: BorrowedFd<'_>) -> Result<(), FrontendError> {
-        self.tell(None, &SetLogFd(Empty), &[event])
     }
 }

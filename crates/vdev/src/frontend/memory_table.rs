@@ -55,16 +55,15 @@ impl Frontend {
         memory.iter().try_for_each(|shared| self.add_mem_reg(&shared.region, shared.file.as_fd()))
     }
 
-    /// What is shared.
-    pub fn shared_memory(&self) -> &[SharedRegion] {
-        &self.memory
-    }
-
     /// `SET_MEM_TABLE`: all of guest memory, a descriptor for each region.
     ///
     /// # Errors
     /// If it comes before `SET_FEATURES`, has too many regions or not as many descriptors, or the backend refuses.
-    pub fn set_mem_table(&mut self, regions: &[MemoryRegion], fds: &[BorrowedFd<'_>]) -> Result<(), FrontendError> {
+    pub(super) fn set_mem_table(
+        &mut self,
+        regions: &[MemoryRegion],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), FrontendError> {
         self.need_features("SET_MEM_TABLE")?;
         self.bound("SET_MEM_TABLE", "regions", regions.len() as u64, REGIONS_MAX as u64)?;
         self.bound("SET_MEM_TABLE", "descriptors", fds.len() as u64, regions.len() as u64)?;
@@ -78,7 +77,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.
-    pub fn add_mem_reg(&mut self, region: &MemoryRegion, file: BorrowedFd<'_>) -> Result<(), FrontendError> {
+    fn add_mem_reg(&mut self, region: &MemoryRegion, file: BorrowedFd<'_>) -> Result<(), FrontendError> {
         self.need("ADD_MEM_REG", ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
         self.need_features("ADD_MEM_REG")?;
         self.tell(None, &AddMemReg(SingleRegion(*region)), &[file])?;
@@ -90,7 +89,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If `CONFIGURE_MEM_SLOTS` was not negotiated, or the backend refuses.
-    pub fn rem_mem_reg(&mut self, region: &MemoryRegion) -> Result<(), FrontendError> {
+    fn rem_mem_reg(&mut self, region: &MemoryRegion) -> Result<(), FrontendError> {
         self.need("REM_MEM_REG", ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")?;
         self.tell(None, &RemMemReg(SingleRegion(*region)), &[])
     }

@@ -6,20 +6,24 @@
 //!        │ queues, slots, channel, config        │ ADD_MEM_REG by piece
 //!        └──────────◀── reconnect (same memory, inflight and rings on a new connection) ──◀─┘
 //! ```
-//! Every request that a frontend may send is a method of [`Frontend`]. A method refuses what was not negotiated or
-//! what comes out of order; to send exactly that, use [`Frontend::channel_mut`], which checks nothing. With
-//! `REPLY_ACK` every message has a reply; inside [`Frontend::batched`] the replies are awaited together. While a reply
-//! is awaited, the backend's own channel is served, so that neither side waits for the other.
+//! Each request that our tools send is a method of `Frontend`. A method refuses what was not negotiated or what comes out
+//! of order; to send exactly that, use a `Channel`, which checks nothing. With `REPLY_ACK` every message has a reply;
+//! inside `Frontend::batched` the replies are awaited together. While a reply is awaited, the backend's own channel is
+//! served, so that neither side waits for the other.
 
 mod backend_channel;
 pub mod blk;
+#[cfg(feature = "testing")]
 mod device_state;
 mod error;
 mod handshake;
 mod inflight;
+#[cfg(feature = "testing")]
 mod log;
 mod memory_table;
 mod options;
+#[cfg(feature = "testing")]
+mod other_requests;
 mod reconnect;
 mod requests;
 mod ring;
@@ -29,11 +33,14 @@ mod vring;
 #[cfg(test)]
 mod tests;
 
-pub use backend_channel::Notice;
-pub use device_state::DEVICE_STATE_BYTES_MAX;
 pub use error::FrontendError;
-pub use inflight::{INFLIGHT_BYTES_MAX, InflightFile};
-pub use memory_table::SharedRegion;
-pub use options::{Negotiated, Options, Wish};
-pub use ring::Ring;
-pub use session::Frontend;
+pub use options::Options;
+
+pub(crate) use options::Negotiated;
+pub(crate) use ring::Ring;
+
+for_tests! {
+    pub use memory_table::SharedRegion;
+    pub use options::Wish;
+    pub use session::Frontend;
+}

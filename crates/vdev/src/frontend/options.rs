@@ -12,7 +12,7 @@ pub struct Options {
     pub timeout: Duration,
     /// Request a reply to every message once `REPLY_ACK` is negotiated.
     pub need_reply: bool,
-    /// How long a lost backend is waited for in [`Frontend::reconnect`](super::Frontend::reconnect).
+    /// How long a lost backend is waited for in `Frontend::reconnect`.
     pub reconnect_timeout: Duration,
 }
 
@@ -62,7 +62,7 @@ impl Wish {
     const DEVICE_BITS: u64 = (1 << 24) - 1;
 
     /// Features of an ordinary session with split rings.
-    pub const USUAL_FEATURES: u64 = Self::DEVICE_BITS
+    const USUAL_FEATURES: u64 = Self::DEVICE_BITS
         | feature::VERSION_1
         | feature::RING_EVENT_IDX
         | feature::RING_INDIRECT_DESC
@@ -127,7 +127,7 @@ impl Negotiated {
     }
 
     /// Whether all these virtio features were acknowledged.
-    pub const fn has(&self, features: u64) -> bool {
+    pub(super) const fn has(&self, features: u64) -> bool {
         self.features & features == features
     }
 }

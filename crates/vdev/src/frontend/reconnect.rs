@@ -23,7 +23,7 @@ impl Frontend {
     /// # Errors
     /// If the backend does not come back within [`Options::reconnect_timeout`](super::Options), lacks what the last
     /// one had, or refuses what it took.
-    pub fn reconnect(&mut self) -> Result<(), FrontendError> {
+    pub(super) fn reconnect(&mut self) -> Result<(), FrontendError> {
         let waited = self.options.reconnect_timeout;
         let deadline = Instant::now() + waited;
         loop {

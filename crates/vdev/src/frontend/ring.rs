@@ -1,19 +1,18 @@
 //! A ring with the events that belong to it, and how it is started, stopped and started again.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::AsFd as _;
 
 use super::error::FrontendError;
 use super::options::Negotiated;
 use super::session::Frontend;
 use crate::protocol::{ProtocolFeatures, VringAddress};
 use crate::queue::{Arena, DriverRing, QueueError, RingKind, RingLayout};
-use crate::socket::{Event, wait_readable};
+use crate::socket::Event;
 use crate::virtio::feature;
 
 /// A ring of ours.
 #[derive(Debug)]
-pub struct Ring {
+pub(crate) struct Ring {
     /// The ring.
     pub driver: DriverRing,
     /// Notifies the backend of new requests.
@@ -26,7 +25,7 @@ pub struct Ring {
 
 impl Negotiated {
     /// The layout that rings of this size have by what was negotiated.
-    pub const fn ring_layout(&self, size: u16) -> RingLayout {
+    pub(crate) const fn ring_layout(&self, size: u16) -> RingLayout {
         let kind = if self.has(feature::RING_PACKED) { RingKind::Packed } else { RingKind::Split };
         let (event_idx, indirect) = (self.has(feature::RING_EVENT_IDX), self.has(feature::RING_INDIRECT_DESC));
         RingLayout { kind, size, event_idx, indirect }
@@ -38,14 +37,14 @@ impl Ring {
     ///
     /// # Errors
     /// If memory has no room for it, or the process has no descriptors left.
-    pub fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
+    pub(crate) fn create(index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Self, QueueError> {
         let driver = DriverRing::create(index, layout, arena)?;
         let event = || Event::new().map_err(|_| QueueError::NoEvents { ring: index });
         Ok(Self { driver, kick: event()?, call: event()?, err: event()? })
     }
 
     /// Which ring it is.
-    pub const fn index(&self) -> u32 {
+    pub(super) const fn index(&self) -> u32 {
         self.driver.index()
     }
 }
@@ -55,7 +54,12 @@ impl Frontend {
     ///
     /// # Errors
     /// If memory has no room for it, or the backend refuses one of the messages.
-    pub fn set_up_ring(&mut self, index: u32, layout: RingLayout, arena: &mut Arena) -> Result<Ring, FrontendError> {
+    pub(crate) fn set_up_ring(
+        &mut self,
+        index: u32,
+        layout: RingLayout,
+        arena: &mut Arena,
+    ) -> Result<Ring, FrontendError> {
         let ring = Ring::create(index, layout, arena).map_err(|what| self.queue_error(what))?;
         self.start_ring(&ring)?;
         Ok(ring)
@@ -66,7 +70,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If the backend refuses one of the messages.
-    pub fn start_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
+    pub(super) fn start_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
         let in_band = self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS);
         let event = |event| (!in_band).then_some(event);
         let Ring { driver, kick, call, err } = ring;
@@ -90,7 +94,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If it cannot be notified.
-    pub fn kick_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
+    pub(crate) fn kick_ring(&mut self, ring: &Ring) -> Result<(), FrontendError> {
         if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
             return self.vring_kick(ring.index());
         }
@@ -101,38 +105,8 @@ impl Frontend {
     ///
     /// # Errors
     /// If the backend does not answer.
-    pub fn stop_ring(&mut self, ring: &Ring) -> Result<u32, FrontendError> {
+    pub(super) fn stop_ring(&mut self, ring: &Ring) -> Result<u32, FrontendError> {
         self.get_vring_base(ring.index())
-    }
-
-    /// Waits for the backend to call about a ring, by its event or by message. Returns whether it did in time.
-    ///
-    /// # Errors
-    /// If the backend reports an error of the ring, or has ended.
-    pub fn wait_for_call(&mut self, ring: &Ring, timeout: Duration) -> Result<bool, FrontendError> {
-        if self.has_protocol(ProtocolFeatures::INBAND_NOTIFICATIONS) {
-            self.serve_backend_requests(timeout)?;
-            if self.take_ring_error(ring.index()) {
-                return Err(self.ring_failed(ring));
-            }
-            return Ok(self.take_call(ring.index()));
-        }
-        let fds: [BorrowedFd<'_>; 3] = [ring.call.as_fd(), ring.err.as_fd(), self.channel.as_fd()];
-        let ready = wait_readable(fds, Some(timeout)).map_err(|source| self.system("waiting for a call", source))?;
-        match ready {
-            [true, _, _] => ring.call.take().map_err(|source| self.system("taking a call", source)),
-            [_, true, _] => Err(self.ring_failed(ring)),
-            [_, _, true] => Err(FrontendError::RingLost {
-                socket: self.name().to_owned(),
-                ring: ring.index(),
-                outstanding: ring.driver.outstanding(),
-            }),
-            _ => Ok(false),
-        }
-    }
-
-    fn ring_failed(&self, ring: &Ring) -> FrontendError {
-        FrontendError::RingFailed { socket: self.name().to_owned(), ring: ring.index() }
     }
 
     /// The place of a ring, in the addresses that were negotiated.

@@ -93,37 +93,32 @@ impl Frontend {
     }
 
     /// The name of the socket, as errors give it.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.channel.name()
     }
 
     /// The socket's path, if the session was made by one.
-    pub fn path(&self) -> Option<&Path> {
+    pub(super) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
     /// The connection.
-    pub const fn channel(&self) -> &Channel {
+    pub(crate) const fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// The connection, to send anything at all on. The session does not track what is sent this way.
-    pub const fn channel_mut(&mut self) -> &mut Channel {
-        &mut self.channel
-    }
-
     /// What the last handshake came to.
-    pub const fn negotiated(&self) -> &Negotiated {
+    pub(crate) const fn negotiated(&self) -> &Negotiated {
         &self.negotiated
     }
 
     /// Whether these protocol features were negotiated on this connection.
-    pub const fn has_protocol(&self, features: ProtocolFeatures) -> bool {
+    pub(super) const fn has_protocol(&self, features: ProtocolFeatures) -> bool {
         self.said.protocol.contains(features)
     }
 
     /// Whether these virtio features were acknowledged on this connection.
-    pub fn has_features(&self, features: u64) -> bool {
+    pub(super) fn has_features(&self, features: u64) -> bool {
         self.said.features.is_some_and(|acknowledged| acknowledged & features == features)
     }
 
@@ -132,7 +127,10 @@ impl Frontend {
     ///
     /// # Errors
     /// What `work` returns; else the first message that was refused, named as always. Later ones were sent as well.
-    pub fn batched<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, FrontendError>) -> Result<T, FrontendError> {
+    pub(super) fn batched<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, FrontendError>,
+    ) -> Result<T, FrontendError> {
         let outer = std::mem::replace(&mut self.batching, true);
         let done = work(self);
         self.batching = outer;

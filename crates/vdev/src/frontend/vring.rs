@@ -11,8 +11,8 @@ use super::session::Frontend;
 use crate::protocol::{
     Message, ProtocolFeatures, VringAddress, VringFile, VringState,
     frontend::{
-        GetVringBase, GetVringBaseSkipDrain, SetVringAddr, SetVringBase, SetVringCall, SetVringEnable, SetVringErr,
-        SetVringKick, SetVringNum, VringKick,
+        GetVringBase, SetVringAddr, SetVringBase, SetVringCall, SetVringEnable, SetVringErr, SetVringKick, SetVringNum,
+        VringKick,
     },
 };
 
@@ -75,20 +75,6 @@ impl Frontend {
         self.stopped::<GetVringBase>(ring, reply)
     }
 
-    /// `GET_VRING_BASE_SKIP_DRAIN`: as [`get_vring_base`](Self::get_vring_base), and requests under way are left in the
-    /// inflight region at once.
-    ///
-    /// # Errors
-    /// If `GET_VRING_BASE_SKIP_DRAIN` was not negotiated; otherwise see [`get_vring_base`](Self::get_vring_base).
-    pub fn get_vring_base_skip_drain(&mut self, ring: u32) -> Result<u32, FrontendError> {
-        const NAME: &str = "GET_VRING_BASE_SKIP_DRAIN";
-        self.need(NAME, ProtocolFeatures::GET_VRING_BASE_SKIP_DRAIN, NAME)?;
-        self.check_ring(NAME, ring)?;
-        let message = GetVringBaseSkipDrain(VringState { index: ring, num: 0 });
-        let reply = self.ask_plain(Some(ring), &message, &[])?;
-        self.stopped::<GetVringBaseSkipDrain>(ring, reply)
-    }
-
     fn stopped<M: Message>(&mut self, ring: u32, reply: VringState) -> Result<u32, FrontendError> {
         if reply.index != ring {
             return Err(self.answer_error(M::REQUEST.name(), format!("for ring {} instead of {ring}", reply.index)));
@@ -120,7 +106,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If the backend refuses.
-    pub fn set_vring_err(&mut self, ring: u32, event: Option<BorrowedFd<'_>>) -> Result<(), FrontendError> {
+    pub(super) fn set_vring_err(&mut self, ring: u32, event: Option<BorrowedFd<'_>>) -> Result<(), FrontendError> {
         let file = self.check_file("SET_VRING_ERR", ring, event.is_some())?;
         self.tell(Some(ring), &SetVringErr(file), event.as_slice())
     }
@@ -144,7 +130,7 @@ impl Frontend {
     ///
     /// # Errors
     /// If `INBAND_NOTIFICATIONS` was not negotiated, or the backend refuses.
-    pub fn vring_kick(&mut self, ring: u32) -> Result<(), FrontendError> {
+    pub(super) fn vring_kick(&mut self, ring: u32) -> Result<(), FrontendError> {
         self.need("VRING_KICK", ProtocolFeatures::INBAND_NOTIFICATIONS, "INBAND_NOTIFICATIONS")?;
         self.check_ring("VRING_KICK", ring)?;
         self.tell(Some(ring), &VringKick(VringState { index: ring, num: 0 }), &[])

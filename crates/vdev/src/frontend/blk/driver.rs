@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::options::{BlkConfig, BlkOptions};
 use super::queue::{BlkQueue, Slot};
-use super::request::{BlkRequest, BlkStatus, Done, ID_BYTES};
+use super::request::{BlkRequest, BlkStatus, Done};
 use crate::frontend::{Frontend, FrontendError, Options, SharedRegion, Wish};
 use crate::protocol::ProtocolFeatures;
 use crate::queue::Arena;
@@ -108,50 +108,6 @@ impl BlkDriver {
         self.run(BlkRequest::Read { sector, bytes }, &[], into)
     }
 
-    /// Writes from a sector on. `from` has whole sectors, at most as many as a request may have.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn write(&mut self, sector: u64, from: &[u8]) -> Result<(), FrontendError> {
-        let bytes = self.length("write", from.len())?;
-        self.run(BlkRequest::Write { sector, bytes }, from, &mut [])
-    }
-
-    /// Makes what was written survive a loss of power.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn flush(&mut self) -> Result<(), FrontendError> {
-        self.run(BlkRequest::Flush, &[], &mut [])
-    }
-
-    /// The device's id, up to its first zero.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn id(&mut self) -> Result<Vec<u8>, FrontendError> {
-        let mut id = vec![0; ID_BYTES as usize];
-        self.run(BlkRequest::GetId, &[], &mut id)?;
-        id.truncate(id.iter().position(|byte| *byte == 0).unwrap_or(id.len()));
-        Ok(id)
-    }
-
-    /// Declares that the content of sectors is not needed any more.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn discard(&mut self, sector: u64, sectors: u32) -> Result<(), FrontendError> {
-        self.run(BlkRequest::Discard { sector, sectors }, &[], &mut [])
-    }
-
-    /// Makes sectors zeroes.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn write_zeroes(&mut self, sector: u64, sectors: u32, unmap: bool) -> Result<(), FrontendError> {
-        self.run(BlkRequest::WriteZeroes { sector, sectors, unmap }, &[], &mut [])
-    }
-
     /// One request on the first queue, from its beginning to its end; nothing else may be under way there. A backend that
     /// goes meanwhile is waited for, and the request is not lost.
     fn run(&mut self, request: BlkRequest, from: &[u8], into: &mut [u8]) -> Result<(), FrontendError> {
@@ -207,7 +163,7 @@ impl BlkDriver {
     ///
     /// # Errors
     /// If the backend does not answer.
-    pub fn stop(&mut self) -> Result<(), FrontendError> {
+    pub(crate) fn stop(&mut self) -> Result<(), FrontendError> {
         let queues = &self.queues;
         let frontend = &mut self.frontend;
         queues.iter().try_for_each(|queue| frontend.stop_ring(&queue.ring).map(drop))
@@ -238,6 +194,54 @@ impl BlkDriver {
             request,
             what: format!("{bytes} bytes"),
         })
+    }
+}
+
+/// What only tests do to a disk.
+#[cfg(feature = "testing")]
+impl BlkDriver {
+    /// Writes from a sector on. `from` has whole sectors, at most as many as a request may have.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn write(&mut self, sector: u64, from: &[u8]) -> Result<(), FrontendError> {
+        let bytes = self.length("write", from.len())?;
+        self.run(BlkRequest::Write { sector, bytes }, from, &mut [])
+    }
+
+    /// Makes what was written survive a loss of power.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn flush(&mut self) -> Result<(), FrontendError> {
+        self.run(BlkRequest::Flush, &[], &mut [])
+    }
+
+    /// The device's id, up to its first zero.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn id(&mut self) -> Result<Vec<u8>, FrontendError> {
+        let mut id = vec![0; super::request::ID_BYTES as usize];
+        self.run(BlkRequest::GetId, &[], &mut id)?;
+        id.truncate(id.iter().position(|byte| *byte == 0).unwrap_or(id.len()));
+        Ok(id)
+    }
+
+    /// Tells that sectors are of no use any more.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn discard(&mut self, sector: u64, sectors: u32) -> Result<(), FrontendError> {
+        self.run(BlkRequest::Discard { sector, sectors }, &[], &mut [])
+    }
+
+    /// Makes sectors zeroes.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn write_zeroes(&mut self, sector: u64, sectors: u32, unmap: bool) -> Result<(), FrontendError> {
+        self.run(BlkRequest::WriteZeroes { sector, sectors, unmap }, &[], &mut [])
     }
 
     /// Whether these virtio features were negotiated, such as `feature::blk::DISCARD`.

@@ -13,7 +13,10 @@ mod patience;
 mod queue;
 mod request;
 
-pub use driver::BlkDriver;
-pub use options::{BlkConfig, BlkOptions};
-pub use queue::{BlkQueue, Slot};
-pub use request::{BlkRequest, BlkStatus, Done, SECTOR_BYTES};
+pub use options::BlkOptions;
+
+for_tests! {
+    pub use driver::BlkDriver;
+    pub use queue::{BlkQueue, Slot};
+    pub use request::{BlkRequest, BlkStatus, Done};
+}

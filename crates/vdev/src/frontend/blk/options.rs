@@ -53,7 +53,7 @@ impl Default for BlkOptions {
 impl BlkOptions {
     /// The handshake that these options need, on the basis of another one.
     #[must_use]
-    pub fn wish(&self, mut wish: Wish) -> Wish {
+    pub(super) fn wish(&self, mut wish: Wish) -> Wish {
         let mut choose = |wanted: bool, bit: u64| {
             if wanted {
                 wish.features |= bit;
@@ -91,10 +91,10 @@ pub struct BlkConfig {
 
 impl BlkConfig {
     /// What every device with the features of VIRTIO 1.1 has; older backends return nothing if more is requested.
-    pub const BYTES: u32 = 60;
+    const BYTES: u32 = 60;
 
     /// What a handshake has returned; empty if it returned nothing.
-    pub fn of(negotiated: &Negotiated) -> Self {
+    pub(super) fn of(negotiated: &Negotiated) -> Self {
         let bytes = negotiated.config.as_deref().unwrap_or_default();
         let with = |bit, value: Option<u32>| value.filter(|_| negotiated.has(bit));
         Self {

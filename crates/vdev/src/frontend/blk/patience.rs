@@ -26,13 +26,13 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub const fn new(spin: Duration) -> Self {
+    pub(super) const fn new(spin: Duration) -> Self {
         Self { spin, rest: REST_MIN, rested: None }
     }
 
     /// How long to look, with so many requests in flight: the more there are, the more complete at once, and a thread
     /// that sleeps leaves the processor to the backend.
-    pub fn looking_time(&self, now: Instant, outstanding: u16) -> Duration {
+    pub(super) fn looking_time(&self, now: Instant, outstanding: u16) -> Duration {
         match self.rested {
             Some(rested) if now < rested => Duration::ZERO,
             _ if outstanding > LOOKING_MAX => Duration::ZERO,
@@ -41,7 +41,7 @@ impl Patience {
     }
 
     /// After some looks: was the thread away meanwhile?
-    pub fn looked(&mut self, before: Instant, now: Instant) {
+    pub(super) fn looked(&mut self, before: Instant, now: Instant) {
         if now.duration_since(before) < AWAY {
             return;
         }

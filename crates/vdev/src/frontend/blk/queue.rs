@@ -27,7 +27,7 @@ pub struct Slot(pub(super) u16);
 
 impl Slot {
     /// Which one it is: less than [`BlkQueue::depth`].
-    pub const fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
 }
@@ -117,7 +117,7 @@ impl BlkQueue {
     }
 
     /// How many requests may be under way.
-    pub fn depth(&self) -> u16 {
+    pub(crate) fn depth(&self) -> u16 {
         u16::try_from(self.slots.len()).expect("was made of such a number")
     }
 

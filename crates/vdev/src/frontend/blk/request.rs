@@ -1,8 +1,5 @@
 //! Requests to a block device, as bytes, and its replies.
 
-/// What sector numbers and sizes count, whatever blocks the device has.
-pub const SECTOR_BYTES: u64 = 512;
-
 /// Bytes of a request's header.
 pub(super) const HEADER_BYTES: u32 = 16;
 /// Bytes of the segment that a discard or a write of zeroes is about.
@@ -14,19 +11,20 @@ pub(super) const NO_STATUS: u8 = 0xff;
 
 /// A request to a block device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "our tools only read and write"))]
 pub enum BlkRequest {
     /// So many bytes from this sector on.
     Read {
         /// The first sector.
         sector: u64,
-        /// How much, a multiple of [`SECTOR_BYTES`].
+        /// How much, a multiple of 512.
         bytes: u32,
     },
     /// The slot's data, to this sector on.
     Write {
         /// The first sector.
         sector: u64,
-        /// How much, a multiple of [`SECTOR_BYTES`].
+        /// How much, a multiple of 512.
         bytes: u32,
     },
     /// What was written before is to survive a loss of power.
@@ -64,7 +62,7 @@ pub enum BlkRequest {
 
 impl BlkRequest {
     /// What it is called in errors.
-    pub const fn name(&self) -> &'static str {
+    pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
@@ -77,7 +75,7 @@ impl BlkRequest {
     }
 
     /// Bytes of data that the device reads.
-    pub const fn readable(&self) -> u32 {
+    pub(super) const fn readable(&self) -> u32 {
         match self {
             Self::Write { bytes, .. } | Self::Raw { readable: bytes, .. } => *bytes,
             Self::Discard { .. } | Self::WriteZeroes { .. } => RANGE_BYTES,
@@ -86,7 +84,7 @@ impl BlkRequest {
     }
 
     /// Bytes of data that the device writes.
-    pub const fn writable(&self) -> u32 {
+    pub(super) const fn writable(&self) -> u32 {
         match self {
             Self::Read { bytes, .. } | Self::Raw { writable: bytes, .. } => *bytes,
             Self::GetId => ID_BYTES,
@@ -148,7 +146,7 @@ impl BlkStatus {
     }
 
     /// What the specification calls it.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ok => "VIRTIO_BLK_S_OK",
             Self::IoError => "VIRTIO_BLK_S_IOERR",

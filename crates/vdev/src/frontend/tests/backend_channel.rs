@@ -4,7 +4,8 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use super::{Standin, TIMEOUT, session};
-use crate::frontend::{Frontend, FrontendError, Notice, Options, Wish};
+use crate::frontend::backend_channel::Notice;
+use crate::frontend::{Frontend, FrontendError, Options, Wish};
 use crate::protocol::{
     Empty, Flags, Iotlb, IotlbKind, IotlbPermission, Message, Payload, ProtocolFeatures, SharedMemoryMap, SharedObject,
     VringArea, VringState, backend, frontend as message,
