@@ -15,7 +15,7 @@ use crate::protocol::ProtocolFeatures;
 use crate::queue::QueueError;
 use crate::virtio::DeviceKind;
 
-/// A virtio device that a [`Server`](super::Server) serves to one frontend after the other.
+/// A virtio device that a `Server` serves to one frontend after the other.
 pub trait Device: Send + Sync {
     /// What kind it is.
     fn kind(&self) -> DeviceKind;
@@ -74,7 +74,7 @@ pub trait Device: Send + Sync {
         Err(DeviceError::Unsupported { what: "announce" })
     }
 
-    /// Its own state, to be loaded elsewhere (`DEVICE_STATE`). At most [`STATE_BYTES_MAX`].
+    /// Its own state, to be loaded elsewhere (`DEVICE_STATE`). At most 4096 bytes.
     fn save_state(&self) -> Vec<u8> {
         Vec::new()
     }
@@ -99,7 +99,7 @@ pub trait Device: Send + Sync {
 }
 
 /// The most bytes of a device's state.
-pub const STATE_BYTES_MAX: usize = 4096;
+pub(super) const STATE_BYTES_MAX: usize = 4096;
 
 /// A write to the configuration space.
 #[derive(Debug, Clone, Copy)]
@@ -185,7 +185,7 @@ pub trait QueueHandler: Send {
         Ok(Work::Left)
     }
 
-    /// A descriptor that the handler waits for is ready ([`Queues::watch`]).
+    /// A descriptor that the handler waits for is ready (`Queues::watch`).
     ///
     /// # Errors
     /// As [`process`](Self::process), with the queue it is about.

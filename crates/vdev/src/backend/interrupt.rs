@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 const SIGNAL: libc::c_int = libc::SIGURG;
 
 /// Interrupts a thread, if it waits for the system.
-pub fn interrupt<T>(thread: &JoinHandle<T>) {
+pub(super) fn interrupt<T>(thread: &JoinHandle<T>) {
     install();
     // SAFETY: the thread was not joined, as its handle is here, so its id is its own.
     unsafe {

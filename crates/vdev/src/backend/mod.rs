@@ -8,10 +8,13 @@
 //! ```
 //! It follows QEMU's `docs/interop/vhost-user.rst` at its strictest. What was not offered or not negotiated is
 //! refused: the frontend gets an error if the message has `need_reply`, otherwise the connection is closed. Nothing is
-//! ever done in part. An inconsistent ring is not served any more, and its error is signalled. [`fault`] makes a mock
+//! ever done in part. An inconsistent ring is not served any more, and its error is signalled. `fault.rs` makes a mock
 //! wrong on purpose. An observer gets a [`SessionEvent`] for each event.
 
 mod device;
+#[cfg(not(feature = "testing"))]
+pub(crate) mod fault;
+#[cfg(feature = "testing")]
 pub mod fault;
 mod interrupt;
 mod notify;
@@ -21,14 +24,22 @@ mod queues;
 mod refusal;
 mod server;
 mod session;
-mod signal;
 mod worker;
 
-pub use device::{ConfigWrite, Device, DeviceError, QueueHandler, STATE_BYTES_MAX, Work};
-pub use observe::{NoObserver, Observer, SessionEvent};
-pub use queues::{Queue, Queues, StoppedQueue};
-pub use refusal::{Refusal, SessionError};
-pub use rustix::event::epoll::EventFlags;
-pub use server::{Options, Server};
-pub use signal::stop_on_signals;
+pub use device::Device;
+#[cfg(feature = "testing")]
+pub use observe::NoObserver;
+pub use observe::{Observer, SessionEvent};
+#[cfg(feature = "testing")]
 pub use worker::WorkerError;
+
+pub(crate) use device::{ConfigWrite, DeviceError};
+pub(crate) use queues::{Queue, StoppedQueue};
+pub(crate) use rustix::event::epoll::EventFlags;
+
+for_tests! {
+    pub use device::{QueueHandler, Work};
+    pub use queues::Queues;
+    pub use refusal::{Refusal, SessionError};
+    pub use server::{Options, Server};
+}

@@ -14,7 +14,7 @@ use crate::socket::{Channel, Event, SocketError};
 /// A frontend that has not read or answered one message in time gets no other: each would be waited for as long as the
 /// first.
 #[derive(Debug)]
-pub struct BackendChannel {
+pub(super) struct BackendChannel {
     channel: Mutex<Channel>,
     is_over: AtomicBool,
     /// Whether `REPLY_ACK` was negotiated.
@@ -32,7 +32,7 @@ impl BackendChannel {
     ///
     /// # Errors
     /// If the frontend does not take it in time.
-    pub fn config_changed(&self) -> Result<(), SocketError> {
+    pub(super) fn config_changed(&self) -> Result<(), SocketError> {
         self.say(|channel| channel.send(&ConfigChangeMsg(Empty), &[]))
     }
 
@@ -40,7 +40,7 @@ impl BackendChannel {
     ///
     /// # Errors
     /// If the frontend does not take it, or does not answer in time.
-    pub fn tell<M: Message>(&self, message: &M) -> Result<(), SocketError> {
+    fn tell<M: Message>(&self, message: &M) -> Result<(), SocketError> {
         self.say(
             |channel| {
                 if self.acknowledged { channel.call_acknowledged(message, &[]) } else { channel.send(message, &[]) }
@@ -52,7 +52,7 @@ impl BackendChannel {
     ///
     /// # Errors
     /// If the frontend does not take it in time.
-    pub fn send_raw(&self, request: u32, flags: Flags, payload: &[u8]) -> Result<(), SocketError> {
+    pub(super) fn send_raw(&self, request: u32, flags: Flags, payload: &[u8]) -> Result<(), SocketError> {
         self.say(|channel| channel.send_raw(request, flags, payload, &[]))
     }
 
@@ -72,7 +72,7 @@ impl BackendChannel {
 
 /// How the frontend is notified of used buffers, or of an error.
 #[derive(Debug, Default)]
-pub enum Notify {
+pub(super) enum Notify {
     /// It polls.
     #[default]
     Never,
@@ -84,7 +84,7 @@ pub enum Notify {
 
 /// What a frontend is notified of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub(super) enum Told {
     /// Buffers were used.
     Call,
     /// Something is wrong with it.
@@ -96,7 +96,7 @@ impl Notify {
     ///
     /// # Errors
     /// If it cannot be notified.
-    pub fn tell(&self, ring: u16, what: Told) -> io::Result<()> {
+    pub(super) fn tell(&self, ring: u16, what: Told) -> io::Result<()> {
         let state = VringState { index: ring.into(), num: 0 };
         match (self, what) {
             (Self::Never, _) => Ok(()),

@@ -22,7 +22,7 @@ const FORGET: Duration = Duration::from_secs(5);
 
 /// Decides whether to look once more.
 #[derive(Debug)]
-pub struct Polling {
+pub(super) struct Polling {
     time: Duration,
     began: Option<Instant>,
     last: Option<Instant>,
@@ -32,20 +32,20 @@ pub struct Polling {
 
 impl Polling {
     /// Polls for so long; never, if there is only one processor.
-    pub fn new(time: Duration) -> Self {
+    pub(super) fn new(time: Duration) -> Self {
         let is_alone = std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
         let time = if is_alone { Duration::ZERO } else { time };
         Self { time, began: None, last: None, rest: REST, rests_until: None }
     }
 
     /// Something was done: polling begins again.
-    pub const fn begin(&mut self) {
+    pub(super) const fn begin(&mut self) {
         self.began = None;
         self.last = None;
     }
 
     /// Whether to look once more.
-    pub fn goes_on(&mut self) -> bool {
+    pub(super) fn goes_on(&mut self) -> bool {
         !self.time.is_zero() && self.goes_on_at(Instant::now())
     }
 

@@ -8,7 +8,6 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::fault::{Completion, Faults, RingEvent};
 use super::notify::{Notify, Told};
-use crate::memory::GuestMemory;
 use crate::queue::{Chain, DeviceRing, QueueError, RingAreas, RingLayout};
 
 /// A ring that runs, as its handler sees it.
@@ -50,18 +49,13 @@ impl Queue {
     }
 
     /// Its place among the device's queues.
-    pub const fn index(&self) -> u16 {
+    pub(super) const fn index(&self) -> u16 {
         self.index
     }
 
     /// Whether the frontend lets it have effects.
-    pub const fn is_enabled(&self) -> bool {
+    pub(crate) const fn is_enabled(&self) -> bool {
         self.enabled
-    }
-
-    /// The guest's memory.
-    pub fn memory(&self) -> &GuestMemory {
-        self.ring.memory()
     }
 
     /// Takes the next chain of buffers. Returns whether there was one.
@@ -77,7 +71,7 @@ impl Queue {
     }
 
     /// Gives the chain that was taken last back, to be taken again.
-    pub fn unpop(&mut self, chain: &Chain) {
+    pub(crate) fn unpop(&mut self, chain: &Chain) {
         self.ring.unpop(chain);
         self.taken -= 1;
     }
@@ -100,7 +94,7 @@ impl Queue {
     }
 
     /// Makes completed chains visible to the driver, and calls it if it has requested that.
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         if !std::mem::take(&mut self.unpublished) {
             return;
         }
@@ -134,27 +128,27 @@ impl Queue {
     }
 
     /// Disables kicks.
-    pub fn disable_kicks(&mut self) {
+    pub(crate) fn disable_kicks(&mut self) {
         self.ring.disable_kicks();
     }
 
     /// Enables kicks. Returns whether there is something in the ring already, for which no kick will come.
-    pub fn enable_kicks(&mut self) -> bool {
+    pub(crate) fn enable_kicks(&mut self) -> bool {
         self.ring.enable_kicks()
     }
 
     /// How it is laid out.
-    pub const fn layout(&self) -> RingLayout {
+    pub(crate) const fn layout(&self) -> RingLayout {
         self.ring.layout()
     }
 
     /// Its areas, for a mock that writes wrong rings on purpose.
-    pub const fn areas(&self) -> &RingAreas {
+    pub(crate) const fn areas(&self) -> &RingAreas {
         self.ring.areas()
     }
 
     /// Its position, as `GET_VRING_BASE` returns it.
-    pub fn base(&self) -> u32 {
+    pub(crate) fn base(&self) -> u32 {
         self.ring.base()
     }
 
@@ -172,12 +166,12 @@ impl StoppedQueue {
     }
 
     /// Its place among the device's queues.
-    pub const fn index(&self) -> u16 {
+    pub(crate) const fn index(&self) -> u16 {
         self.0.index
     }
 
     /// Shows one more used entry than there is, and calls.
-    pub fn write_late(&self) {
+    pub(crate) fn write_late(&self) {
         if let Some(faults) = &self.0.faults {
             faults.jump(&self.0, 1);
         }
@@ -206,19 +200,12 @@ impl Queues {
         self.running.get_mut(usize::from(queue))?.as_deref_mut().filter(|queue| !queue.is_broken)
     }
 
-    /// Two different queues, if both run.
-    pub fn pair(&mut self, one: u16, other: u16) -> Option<(&mut Queue, &mut Queue)> {
-        let [one, other] = self.running.get_disjoint_mut([usize::from(one), usize::from(other)]).ok()?;
-        let believed = |queue: &&mut Queue| !queue.is_broken;
-        Some((one.as_deref_mut().filter(believed)?, other.as_deref_mut().filter(believed)?))
-    }
-
     /// Has the worker wait for a descriptor too; [`QueueHandler::ready`](super::QueueHandler::ready) is called with the
     /// token while it is ready.
     ///
     /// # Errors
     /// If it can't be waited for, or is already.
-    pub fn watch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
+    pub(crate) fn watch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
         debug_assert!(token < OWN_TOKENS, "the token is a handler's");
         self.watch_any(fd, token, interest)
     }
@@ -227,13 +214,13 @@ impl Queues {
     ///
     /// # Errors
     /// If it is not waited for.
-    pub fn rewatch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
+    pub(crate) fn rewatch(&self, fd: impl AsFd, token: u64, interest: EventFlags) -> io::Result<()> {
         Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), interest)?)
     }
 
     /// Removes a descriptor from those that the worker waits for. This must come before it is closed if another
     /// process has it too.
-    pub fn unwatch(&self, fd: impl AsFd) {
+    pub(crate) fn unwatch(&self, fd: impl AsFd) {
         // An error means that it is not waited for, which is the intended state.
         let _ = epoll::delete(&self.epoll, fd);
     }

@@ -60,16 +60,12 @@ impl Server {
         Ok(Self { device, options, config_changed: Event::new()? })
     }
 
-    /// The device.
-    pub fn device(&self) -> &Arc<dyn Device> {
-        &self.device
-    }
-
     /// An event by which the device reports that its configuration has changed; the frontend is notified, if that is
     /// possible.
     ///
     /// # Errors
     /// If the process has no descriptors left.
+    #[cfg(feature = "testing")]
     pub fn config_changed(&self) -> std::io::Result<Event> {
         self.config_changed.try_clone()
     }

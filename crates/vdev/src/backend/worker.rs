@@ -50,7 +50,7 @@ const INTERRUPT_AFTER: Duration = Duration::from_millis(100);
 
 /// How a worker finds out that a ring has more.
 #[derive(Debug)]
-pub enum Kick {
+pub(super) enum Kick {
     /// By a message.
     Message,
     /// It looks now and then.
@@ -61,10 +61,10 @@ pub enum Kick {
 
 /// The log of a ring: the dirty log with the guest address of the used ring in it, and how the frontend is notified of
 /// it.
-pub type RingLog = (Option<(Arc<crate::memory::DirtyLog>, Option<u64>)>, Option<Arc<Event>>);
+pub(super) type RingLog = (Option<(Arc<crate::memory::DirtyLog>, Option<u64>)>, Option<Arc<Event>>);
 
 /// A command of a session to its worker.
-pub enum Command {
+pub(super) enum Command {
     /// Serve this queue.
     Start(Box<Queue>, Kick, Notify),
     /// Finish what is in flight, and release the ring.
@@ -86,7 +86,7 @@ pub enum Command {
 }
 
 /// What a worker answers: the base of the queue that it stopped, else 0.
-pub type Answer = Result<u32, QueueError>;
+type Answer = Result<u32, QueueError>;
 
 /// Why a worker did not obey a command.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +109,7 @@ pub enum WorkerError {
 }
 
 /// A worker, as its session has it. It ends when this is dropped.
-pub struct Worker {
+pub(super) struct Worker {
     commands: SyncSender<(Option<Command>, SyncSender<Answer>)>,
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
@@ -123,7 +123,7 @@ struct Waker {
 
 impl Worker {
     /// Starts a worker. `patience` bounds the wait for its answers.
-    pub fn start(
+    pub(super) fn start(
         name: String,
         handler: Box<dyn QueueHandler>,
         poll_time: Duration,
@@ -152,7 +152,7 @@ impl Worker {
     }
 
     /// Sends a command, and waits until it is done.
-    pub fn tell(&self, command: Command) -> Result<u32, WorkerError> {
+    pub(super) fn tell(&self, command: Command) -> Result<u32, WorkerError> {
         let answer = self.send(Some(command))?;
         match self.wait_for(&answer) {
             Ok(answer) => Ok(answer?),

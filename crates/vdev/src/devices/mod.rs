@@ -1,4 +1,4 @@
-//! Devices to be served by [`backend::Server`](crate::backend::Server).
+//! Devices to be served by `backend::Server`.
 
 pub mod blk;
 pub mod net;

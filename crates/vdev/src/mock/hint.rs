@@ -1,7 +1,7 @@
 //! Finds the known name that is nearest to an unknown one.
 
 /// The name that is nearest to this one, if any is near.
-pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_ascii_lowercase();
     let near = known.into_iter().map(|known| (distance(&name, &known.to_ascii_lowercase()), known)).min()?;
     (near.0 <= 1 + name.len() / 4).then_some(near.1)

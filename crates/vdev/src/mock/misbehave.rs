@@ -23,7 +23,7 @@ const LATE: Duration = Duration::from_millis(30);
 const UNKNOWN_ID: u16 = 0x7777;
 
 /// A script, in the form that a server calls, for all of its sessions.
-pub struct Misbehave {
+pub(super) struct Misbehave {
     script: Script,
     features: [u64; 2],
     protocol_features: [u64; 2],
@@ -35,7 +35,7 @@ pub struct Misbehave {
 }
 
 impl Misbehave {
-    pub fn new(script: &Script, kind: DeviceKind) -> Result<Self, ScriptError> {
+    pub(super) fn new(script: &Script, kind: DeviceKind) -> Result<Self, ScriptError> {
         let virtio_bit = |name: &str| {
             numbered_bit(name).or_else(|| feature::named(Some(kind), name)).ok_or_else(|| {
                 let own = feature::names(Some(kind), u64::MAX);

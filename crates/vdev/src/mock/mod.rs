@@ -14,11 +14,11 @@
 //! ```no_run
 //! use std::sync::Arc;
 //!
-//! use kiln_vdev::backend::stop_on_signals;
 //! use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
 //! use kiln_vdev::mock::{Mock, Script, Watch};
+//! use kiln_vdev::socket::Event;
 //!
-//! let stop = stop_on_signals()?;
+//! let stop = Event::new()?;
 //! let disk = Arc::new(Blk::open(&BlkOptions::new(Backing::Null { bytes: 1 << 30 }))?);
 //! let script: Script = "[[message]]\nname = \"GET_FEATURES\"\nreply.size = 4\n".parse()?;
 //! let watch = Arc::new(Watch::new("mock.sock"));

@@ -63,7 +63,7 @@ pub struct Script {
 /// Changes of what a backend offers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct OfferRule {
+pub(crate) struct OfferRule {
     pub features: Names,
     pub protocol_features: Names,
     pub queues: Option<u64>,
@@ -72,7 +72,7 @@ pub struct OfferRule {
 /// How clients are served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ServeRule {
+pub(crate) struct ServeRule {
     pub start_delay_ms: u64,
     pub accept_delay_ms: u64,
     pub pause_ms: u64,
@@ -82,7 +82,7 @@ pub struct ServeRule {
 /// Bits that come or go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Names {
+pub(super) struct Names {
     pub add: Vec<String>,
     pub remove: Vec<String>,
 }
@@ -90,7 +90,7 @@ pub struct Names {
 /// Bytes of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ConfigRule {
+pub(crate) struct ConfigRule {
     pub at: usize,
     pub bytes: Hex,
 }
@@ -98,7 +98,7 @@ pub struct ConfigRule {
 /// What is done wrong about a message.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MessageRule {
+pub(super) struct MessageRule {
     pub name: Number,
     pub nth: Option<u64>,
     pub after: Option<Number>,
@@ -117,7 +117,7 @@ pub struct MessageRule {
 /// What is done instead of handling a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum InsteadRule {
+pub(super) enum InsteadRule {
     Ignore,
     Close,
     Crash,
@@ -128,7 +128,7 @@ pub enum InsteadRule {
 /// What is wrong with an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ReplyRule {
+pub(crate) struct ReplyRule {
     pub number: Option<Number>,
     pub flags: Option<u32>,
     pub size: Option<u32>,
@@ -142,7 +142,7 @@ pub struct ReplyRule {
 /// What is sent on the backend's channel.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ChannelRule {
+pub(crate) struct ChannelRule {
     pub number: u32,
     #[serde(default)]
     pub payload: Hex,
@@ -151,7 +151,7 @@ pub struct ChannelRule {
 /// What is done wrong about a ring.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RingRule {
+pub(super) struct RingRule {
     pub on: RingOn,
     pub queue: Option<u16>,
     pub nth: Option<u64>,
@@ -171,7 +171,7 @@ pub struct RingRule {
 /// What happens on a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum RingOn {
+pub(super) enum RingOn {
     Kick,
     Completion,
     Call,
@@ -181,7 +181,7 @@ pub enum RingOn {
 /// A message by its name or number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "NumberText")]
-pub struct Number(pub u32);
+pub(super) struct Number(pub u32);
 
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -210,7 +210,7 @@ impl TryFrom<NumberText> for Number {
 /// Bytes as pairs of hexadecimal digits, with or without spaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Hex(pub Vec<u8>);
+pub(crate) struct Hex(pub Vec<u8>);
 
 impl TryFrom<String> for Hex {
     type Error = String;

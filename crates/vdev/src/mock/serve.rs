@@ -58,7 +58,7 @@ impl Mock {
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub fn into_server(self) -> std::io::Result<Server> {
+    fn into_server(self) -> std::io::Result<Server> {
         Server::new(self.device, self.options)
     }
 

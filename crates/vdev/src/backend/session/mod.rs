@@ -56,7 +56,7 @@ impl Answer {
 }
 
 /// One frontend's session.
-pub struct Session<'a> {
+pub(super) struct Session<'a> {
     /// By the device's numbers. They come first, so that they have ended before the frontend sees that the session has:
     /// then no worker writes to its memory any more.
     workers: BTreeMap<u16, Worker>,
@@ -81,7 +81,7 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub fn new(channel: Channel, device: &'a Arc<dyn Device>, options: &'a Options) -> Self {
+    pub(super) fn new(channel: Channel, device: &'a Arc<dyn Device>, options: &'a Options) -> Self {
         let mut offer = negotiate::offer(device.as_ref());
         if let Some(faults) = &options.faults {
             faults.offer(&mut offer);
@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
     }
 
     /// Takes messages until the frontend disconnects or the server is stopped.
-    pub fn run(&mut self, stop: &Event, config_changed: &Event) -> Result<(), SessionError> {
+    pub(super) fn run(&mut self, stop: &Event, config_changed: &Event) -> Result<(), SessionError> {
         self.options.observer.event(&SessionEvent::Offered { offer: &self.offer });
         loop {
             let waited = wait_readable([stop.as_fd(), config_changed.as_fd(), self.channel.as_fd()], None);

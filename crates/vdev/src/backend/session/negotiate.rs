@@ -31,7 +31,7 @@ const PROTOCOL_FEATURES: &[P] = &[
 ];
 
 /// What a device offers.
-pub fn offer(device: &dyn Device) -> Offer {
+pub(super) fn offer(device: &dyn Device) -> Offer {
     let own = PROTOCOL_FEATURES.iter().fold(P::empty(), |all, feature| all | *feature);
     Offer {
         features: FEATURES | device.features(),

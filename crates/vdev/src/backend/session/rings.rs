@@ -20,7 +20,7 @@ use crate::virtio::feature;
 
 /// A ring, as far as the session has its parts.
 #[derive(Debug, Default)]
-pub struct Ring {
+pub(crate) struct Ring {
     size: Option<u16>,
     address: Option<VringAddress>,
     base: u32,
@@ -35,7 +35,7 @@ pub struct Ring {
 
 impl Ring {
     /// Forgets what a driver has set up. The call and error descriptors stay: frontends send them once.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         let Self { call, error, .. } = std::mem::take(self);
         *self = Self { call, error, ..Self::default() };
     }

@@ -7,21 +7,21 @@ use crate::backend::{ConfigWrite, DeviceError};
 use crate::virtio::feature;
 
 /// Up to and with the fields of `WRITE_ZEROES`.
-pub const CONFIG_BYTES: usize = 60;
+const CONFIG_BYTES: usize = 60;
 
 /// The longest buffer of a request.
 const SIZE_MAX: u32 = 4 << 20;
 /// Buffers of a request without header and status: what fits a ring of 128, the usual size.
 const SEGMENTS_MAX: u32 = 126;
 /// Sectors of one discard or zeroing: 2 GiB.
-pub const RANGE_SECTORS_MAX: u32 = 1 << 22;
+pub(super) const RANGE_SECTORS_MAX: u32 = 1 << 22;
 /// Ranges of one request.
-pub const RANGES_MAX: u32 = 32;
+pub(super) const RANGES_MAX: u32 = 32;
 
 const WRITEBACK: usize = 32;
 
 /// The space as a driver reads it.
-pub fn encode(disk: &Disk, block_bytes: u32, queues: u16) -> [u8; CONFIG_BYTES] {
+pub(super) fn encode(disk: &Disk, block_bytes: u32, queues: u16) -> [u8; CONFIG_BYTES] {
     let mut config = [0; CONFIG_BYTES];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &disk.sectors().to_le_bytes());
@@ -46,7 +46,7 @@ pub fn encode(disk: &Disk, block_bytes: u32, queues: u16) -> [u8; CONFIG_BYTES] 
 ///
 /// # Errors
 /// If it would change anything else.
-pub fn check_write(config: &[u8], write: &ConfigWrite<'_>) -> Result<Option<bool>, DeviceError> {
+pub(super) fn check_write(config: &[u8], write: &ConfigWrite<'_>) -> Result<Option<bool>, DeviceError> {
     let read_only = DeviceError::ReadOnly { offset: write.offset, bytes: write.bytes.len() };
     let end = write.offset.checked_add(write.bytes.len()).filter(|end| *end <= config.len());
     let Some(end) = end else { return Err(read_only) };

@@ -13,7 +13,7 @@ use crate::queue::Chain;
 
 /// A disk, as its queues share it.
 #[derive(Debug)]
-pub struct Disk {
+pub(super) struct Disk {
     /// Absent if the bytes are nowhere.
     file: Option<File>,
     sectors: u64,
@@ -27,7 +27,7 @@ pub struct Disk {
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Disk {
-    pub fn open(options: &BlkOptions) -> Result<Self, BlkError> {
+    pub(super) fn open(options: &BlkOptions) -> Result<Self, BlkError> {
         let (file, bytes) = match &options.backing {
             Backing::Null { bytes } => (None, *bytes),
             Backing::File(path) => {
@@ -53,21 +53,21 @@ impl Disk {
         })
     }
 
-    pub const fn sectors(&self) -> u64 {
+    pub(super) const fn sectors(&self) -> u64 {
         self.sectors
     }
 
-    pub const fn is_read_only(&self) -> bool {
+    pub(super) const fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    pub const fn serial(&self) -> &[u8; SERIAL_BYTES_MAX] {
+    pub(super) const fn serial(&self) -> &[u8; SERIAL_BYTES_MAX] {
         &self.serial
     }
 
     /// Fills so many writable bytes of a chain from an offset. A file that has become shorter reads as zeros beyond
     /// its new end.
-    pub fn read(&self, offset: u64, chain: &Chain, bytes: u64) -> io::Result<()> {
+    pub(super) fn read(&self, offset: u64, chain: &Chain, bytes: u64) -> io::Result<()> {
         let done = match &self.file {
             Some(file) => file_io::read_at(file, offset, chain.memory(), chain.writable_part(0, bytes))?,
             None => 0,
@@ -79,14 +79,14 @@ impl Disk {
     }
 
     /// Writes so many readable bytes of a chain, from `skip` on, at an offset.
-    pub fn write(&self, offset: u64, chain: &Chain, skip: u64, bytes: u64) -> io::Result<()> {
+    pub(super) fn write(&self, offset: u64, chain: &Chain, skip: u64, bytes: u64) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let written = file_io::write_at(file, offset, chain.memory(), chain.readable_part(skip, bytes))?;
         if written == bytes { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     /// Has all that was written on the medium.
-    pub fn flush(&self) -> io::Result<()> {
+    pub(super) fn flush(&self) -> io::Result<()> {
         match &self.file {
             Some(file) => Ok(fdatasync(file)?),
             None => Ok(()),
@@ -94,7 +94,7 @@ impl Disk {
     }
 
     /// Gives a range up. What it reads as afterwards is anyone's guess, so a file that can't is no failure.
-    pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, bytes) {
             Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
@@ -103,7 +103,7 @@ impl Disk {
     }
 
     /// Makes a range zeros; its room may be freed if `unmap` is set.
-    pub fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+    pub(super) fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let way = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         match fallocate(file, way | FallocateFlags::KEEP_SIZE, offset, bytes) {
@@ -123,7 +123,7 @@ impl Disk {
 }
 
 /// Fills a span with zeros.
-pub fn zero(memory: &GuestMemory, span: Span) -> io::Result<()> {
+pub(super) fn zero(memory: &GuestMemory, span: Span) -> io::Result<()> {
     let mut done = 0;
     while done < span.bytes() {
         let part = span.part(done, ZEROS.len());

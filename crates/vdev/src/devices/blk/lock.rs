@@ -25,7 +25,7 @@ const RESIZE: i64 = 3;
 
 /// Locks the file against other writers, and also against readers that forbid writers if it is written here. `false`:
 /// it is in use.
-pub fn lock(file: &File, writes: bool) -> io::Result<bool> {
+pub(super) fn lock(file: &File, writes: bool) -> io::Result<bool> {
     let does: &[i64] = if writes { &[READ, WRITE] } else { &[READ] };
     let forbids: &[i64] = if writes { &[WRITE, RESIZE] } else { &[RESIZE] };
     for byte in does.iter().map(|what| DOES + what).chain(forbids.iter().map(|what| FORBIDS + what)) {

@@ -40,11 +40,11 @@ use crate::protocol::ProtocolFeatures;
 use crate::virtio::{DeviceKind, feature};
 
 /// The unit of all sizes and places, whatever the block size is.
-pub const SECTOR_BYTES: u64 = 512;
+const SECTOR_BYTES: u64 = 512;
 /// The longest serial number.
-pub const SERIAL_BYTES_MAX: usize = 20;
+const SERIAL_BYTES_MAX: usize = 20;
 /// The most queues of a disk.
-pub const QUEUES_MAX: u16 = 64;
+const QUEUES_MAX: u16 = 64;
 
 /// How long a queue's worker looks for more after it has worked. Longer than a driver takes to hand in the next request,
 /// shorter than what a wake-up costs some times over.
@@ -69,11 +69,11 @@ pub struct BlkOptions {
     pub backing: Backing,
     /// Whether it can't be written.
     pub read_only: bool,
-    /// Its serial number, at most [`SERIAL_BYTES_MAX`] bytes.
+    /// Its serial number, at most 20 bytes.
     pub serial: String,
     /// The smallest piece that a driver should read or write: a power of two, 512 to 65536.
     pub block_bytes: u32,
-    /// How many queues it has, at most [`QUEUES_MAX`].
+    /// How many queues it has, at most 64.
     pub queues: u16,
 }
 

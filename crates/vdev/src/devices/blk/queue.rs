@@ -48,7 +48,7 @@ impl From<io::Error> for Status {
 }
 
 /// Serves the requests of one queue.
-pub struct BlkQueue {
+pub(crate) struct BlkQueue {
     disk: Arc<Disk>,
     features: u64,
     /// Used again for each request.
@@ -56,7 +56,7 @@ pub struct BlkQueue {
 }
 
 impl BlkQueue {
-    pub fn new(disk: Arc<Disk>, features: u64) -> Self {
+    pub(super) fn new(disk: Arc<Disk>, features: u64) -> Self {
         Self { disk, features, chain: Chain::new() }
     }
 }

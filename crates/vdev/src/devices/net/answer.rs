@@ -18,18 +18,18 @@ const ICMP_ECHO_REPLY: u8 = 0;
 
 /// A host that answers ARP and pings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Host {
+pub(super) struct Host {
     address: Ipv4Addr,
 }
 
 impl Host {
     /// A host at this address.
-    pub const fn new(address: Ipv4Addr) -> Self {
+    pub(super) const fn new(address: Ipv4Addr) -> Self {
         Self { address }
     }
 
     /// Puts the answer to a frame into `answer`. Returns whether there is one.
-    pub fn answer(&self, frame: &[u8], answer: &mut Vec<u8>) -> bool {
+    pub(super) fn answer(&self, frame: &[u8], answer: &mut Vec<u8>) -> bool {
         answer.clear();
         let Some((ethernet, rest)) = frame.split_first_chunk::<ETHERNET_BYTES>() else { return false };
         let [.., t0, t1] = *ethernet;

@@ -4,8 +4,8 @@
 //!   guest ── transmit ring ──▶ frame ──▶ Wire ──▶ TAP │ a host that answers │ its own reflection
 //!         ◀── receive ring ◀── frame ◀──
 //! ```
-//! A frame is never longer than [`FRAME_BYTES_MAX`]; there are no offloads, so each is what is on the wire. What comes while
-//! the guest has no room waits in the TAP, or is dropped like on any network.
+//! A frame holds at most an IP packet of 65,535 bytes; there are no offloads, so each is what is on the wire. What comes
+//! while the guest has no room waits in the TAP, or is dropped like on any network.
 
 mod answer;
 mod handler;
@@ -15,18 +15,18 @@ mod wire;
 use std::io;
 use std::net::Ipv4Addr;
 
-pub use answer::Host;
-pub use tap::Tap;
-pub use wire::Wire;
+use answer::Host;
+use tap::Tap;
+use wire::Wire;
 
 use crate::backend::{Device, DeviceError, QueueHandler};
 use crate::protocol::ProtocolFeatures;
 use crate::virtio::{DeviceKind, feature};
 
 /// The longest frame that is taken, either way: the largest IP packet with its Ethernet header.
-pub const FRAME_BYTES_MAX: usize = 65_535 + 14;
+const FRAME_BYTES_MAX: usize = 65_535 + 14;
 /// The most pairs of queues: the number of a queue has 8 bits in `SET_VRING_KICK` and its like.
-pub const PAIRS_MAX: u16 = 128;
+const PAIRS_MAX: u16 = 128;
 
 /// The network behind a card.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use super::FRAME_BYTES_MAX;
 
 /// A TAP device.
 #[derive(Debug)]
-pub struct Tap {
+pub(super) struct Tap {
     file: File,
 }
 
@@ -19,7 +19,7 @@ impl Tap {
     ///
     /// # Errors
     /// If the name is not valid, or the user may not.
-    pub fn open(name: &str) -> io::Result<Self> {
+    pub(super) fn open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         // SAFETY: all zeros are a value of this plain struct.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -44,7 +44,7 @@ impl Tap {
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { file: self.file.try_clone()? })
     }
 
@@ -52,7 +52,7 @@ impl Tap {
     ///
     /// # Errors
     /// If the device takes it not.
-    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, frame: &[u8]) -> io::Result<()> {
         (&self.file).write(frame).map(drop)
     }
 

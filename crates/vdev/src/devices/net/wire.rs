@@ -7,7 +7,7 @@ use super::tap::Tap;
 
 /// What a card is plugged into.
 #[derive(Debug)]
-pub enum Wire {
+pub(super) enum Wire {
     /// A TAP device of the host.
     Tap(Tap),
     /// One host that answers ARP and pings.

@@ -25,7 +25,7 @@ pub const BUFFER_BYTES: u32 = 256 << 10;
 /// Connections at once; further ones are refused.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// The host's address.
-pub const HOST_CID: u64 = 2;
+const HOST_CID: u64 = 2;
 /// Where the device receives.
 pub(super) const RECEIVE: u16 = 0;
 /// Where it transmits.

@@ -39,7 +39,7 @@ struct State {
 
 /// How the rules stand.
 #[derive(Default)]
-pub struct Outcomes {
+struct Outcomes {
     by_rule: BTreeMap<Rule, Outcome>,
     /// The messages of this session.
     said: Trace,
@@ -51,19 +51,19 @@ struct Outcome {
 
 impl Outcomes {
     /// The rule had an occasion, and was followed this time.
-    pub fn held(&mut self, rule: Rule) {
+    fn held(&mut self, rule: Rule) {
         self.by_rule.entry(rule).or_insert(Outcome { broken: None });
     }
 
     /// The rule was broken. The first time is what counts.
-    pub fn broken(&mut self, rule: Rule, because: impl Into<String>) {
+    fn broken(&mut self, rule: Rule, because: impl Into<String>) {
         let outcome = self.by_rule.entry(rule).or_insert(Outcome { broken: None });
         let said = &self.said;
         outcome.broken.get_or_insert_with(|| (because.into(), said.clone()));
     }
 
     /// The rule had an occasion, and was followed or not.
-    pub fn judge(&mut self, rule: Rule, holds: bool, because: impl FnOnce() -> String) {
+    fn judge(&mut self, rule: Rule, holds: bool, because: impl FnOnce() -> String) {
         if holds {
             self.held(rule);
         } else {
@@ -97,11 +97,6 @@ impl Watch {
             jobs: 1,
             ..Report::default()
         }
-    }
-
-    /// How many frontends there were.
-    pub fn frontends(&self) -> u64 {
-        self.lock().frontends
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -8,7 +8,7 @@ use crate::protocol::FrontendRequest as R;
 use crate::queue::QueueError;
 
 /// A message was refused.
-pub fn judge(outcomes: &mut Outcomes, request: u32, refusal: &Refusal) {
+pub(super) fn judge(outcomes: &mut Outcomes, request: u32, refusal: &Refusal) {
     let Some(request) = R::from_number(request) else { return };
     if let Some(rule) = rule_of(request, refusal) {
         outcomes.broken(rule, format!("{request} was refused: {refusal}"));
@@ -16,7 +16,7 @@ pub fn judge(outcomes: &mut Outcomes, request: u32, refusal: &Refusal) {
 }
 
 /// A ring is inconsistent.
-pub fn judge_ring(outcomes: &mut Outcomes, error: &QueueError) {
+pub(super) fn judge_ring(outcomes: &mut Outcomes, error: &QueueError) {
     if let Some(rule) = rule_of_ring(error) {
         outcomes.broken(rule, error.to_string());
     }

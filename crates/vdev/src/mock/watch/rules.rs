@@ -4,7 +4,7 @@ use crate::check::Level;
 
 /// A rule: its id, how binding it is, the specification's heading, and why it matters.
 #[derive(Debug, Clone, Copy)]
-pub struct About {
+pub(super) struct About {
     pub id: &'static str,
     pub level: Level,
     pub section: &'static str,
@@ -15,16 +15,16 @@ macro_rules! rules {
     ($($rule:ident = $id:literal $level:ident $section:literal $reason:literal;)*) => {
         /// A rule that a frontend is to follow.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Rule {
+        pub(super) enum Rule {
             $($rule,)*
         }
 
         impl Rule {
             /// Every rule, in the order of a report.
-            pub const ALL: &[Self] = &[$(Self::$rule,)*];
+            pub(super) const ALL: &[Self] = &[$(Self::$rule,)*];
 
             /// Its id, level, section and reason.
-            pub const fn about(self) -> About {
+            pub(super) const fn about(self) -> About {
                 match self {
                     $(Self::$rule => About { id: $id, level: Level::$level, section: $section, reason: $reason },)*
                 }

@@ -14,7 +14,7 @@ const PAGE_BYTES: u64 = 4096;
 
 /// A session as a watcher sees it.
 #[derive(Debug, Default)]
-pub struct SessionView {
+pub(super) struct SessionView {
     pub offer: Option<Offer>,
     /// What the device is, if that is known.
     kind: Option<DeviceKind>,
@@ -40,12 +40,12 @@ struct RingView {
 
 impl SessionView {
     /// A session with a device of this kind, if that is known.
-    pub fn of_device(kind: Option<DeviceKind>) -> Self {
+    pub(super) fn of_device(kind: Option<DeviceKind>) -> Self {
         Self { kind, ..Self::default() }
     }
 
     /// A message that can be read.
-    pub fn message(&mut self, call: &FrontendCall, header: Header, fds: usize, outcomes: &mut Outcomes) {
+    pub(super) fn message(&mut self, call: &FrontendCall, header: Header, fds: usize, outcomes: &mut Outcomes) {
         let request = call.request();
         let acks = self.protocol_features.contains(ProtocolFeatures::REPLY_ACK);
         if header.flags.needs_reply() {
@@ -113,12 +113,12 @@ impl SessionView {
     }
 
     /// A ring runs. Its worker may have seen a kick just before that is known here.
-    pub fn started(&mut self, queue: u16) {
+    pub(super) fn started(&mut self, queue: u16) {
         self.ring(queue.into(), |ring| ring.runs = true);
     }
 
     /// A ring was stopped.
-    pub fn stopped(&mut self, queue: u16, outcomes: &mut Outcomes) {
+    pub(super) fn stopped(&mut self, queue: u16, outcomes: &mut Outcomes) {
         outcomes.held(Rule::StopFirst);
         let negotiated = self.features.unwrap_or(0) & feature::PROTOCOL_FEATURES != 0;
         self.ring(queue.into(), |ring| {
@@ -134,7 +134,7 @@ impl SessionView {
     }
 
     /// A ring was kicked.
-    pub fn kicked(&mut self, queue: u16, outcomes: &mut Outcomes) {
+    pub(super) fn kicked(&mut self, queue: u16, outcomes: &mut Outcomes) {
         outcomes.held(Rule::RingKick);
         outcomes.held(Rule::RingEvent);
         outcomes.held(Rule::DataIndex);
@@ -149,7 +149,7 @@ impl SessionView {
     }
 
     /// The frontend has disconnected on its own.
-    pub fn left(&self, outcomes: &mut Outcomes) {
+    pub(super) fn left(&self, outcomes: &mut Outcomes) {
         if self.features.is_some() && self.owners == 0 {
             outcomes.broken(Rule::Owner, "features were negotiated, but SET_OWNER never came");
         }
