@@ -44,7 +44,7 @@ impl Area {
     }
 
     /// Its first byte's user address.
-    pub fn user_address(&self) -> u64 {
+    pub(crate) fn user_address(&self) -> u64 {
         self.region.description().user_address.wrapping_add(self.offset as u64)
     }
 
@@ -54,7 +54,7 @@ impl Area {
     }
 
     /// Whether the peer has truncated the area's file.
-    pub fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.region.is_cut()
     }
 
@@ -62,7 +62,7 @@ impl Area {
     ///
     /// # Errors
     /// If it does not.
-    pub fn check_alignment(&self, alignment: u64) -> Result<(), MemoryError> {
+    pub(crate) fn check_alignment(&self, alignment: u64) -> Result<(), MemoryError> {
         let start = self.slice(0, 0).ptr_guard().as_ptr() as u64;
         if start.is_multiple_of(alignment) && self.user_address().is_multiple_of(alignment) {
             return Ok(());
@@ -102,11 +102,11 @@ impl Area {
     /// # Panics
     /// If they are not in the area, or not aligned.
     #[inline]
-    pub fn load_u16(&self, at: usize, order: Ordering) -> u16 {
+    pub(crate) fn load_u16(&self, at: usize, order: Ordering) -> u16 {
         u16::from_le(self.slice(at, 2).load(0, order).expect(INSIDE))
     }
 
-    /// As [`load_u16`](Self::load_u16).
+    /// Puts two bytes that both sides use to tell each other something.
     ///
     /// # Panics
     /// If they are not in the area, or not aligned.

@@ -10,7 +10,7 @@ use super::region::{Region, SharedFile};
 use crate::protocol::{Log, MemoryRegion};
 
 /// What one bit stands for.
-pub const DIRTY_PAGE_BYTES: u64 = 4096;
+pub(super) const DIRTY_PAGE_BYTES: u64 = 4096;
 
 /// The dirty log, as one side has it.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl DirtyLog {
     ///
     /// # Errors
     /// If its file does not hold it.
-    pub fn map(log: &Log, file: SharedFile) -> Result<Self, MemoryError> {
+    pub(crate) fn map(log: &Log, file: SharedFile) -> Result<Self, MemoryError> {
         let region = MemoryRegion { guest_address: 0, size: log.size, user_address: 0, mmap_offset: log.offset };
         Region::map(region, file).map(|bits| Self { bits })
     }
@@ -49,7 +49,7 @@ impl DirtyLog {
     /// The bit is set by one atomic operation on its byte. Seven other pages share the byte, and threads of other
     /// queues mark them at the same time, while the frontend clears it: a load and a store would lose their bits or
     /// bring back old ones.
-    pub fn mark(&self, guest_address: u64, bytes: u64) {
+    pub(crate) fn mark(&self, guest_address: u64, bytes: u64) {
         if bytes == 0 {
             return;
         }
@@ -62,7 +62,7 @@ impl DirtyLog {
     }
 
     /// Whether a page was written since the log was last cleared there.
-    pub fn is_dirty(&self, guest_address: u64) -> bool {
+    pub(crate) fn is_dirty(&self, guest_address: u64) -> bool {
         let page = guest_address / DIRTY_PAGE_BYTES;
         self.with_byte(page, |byte| byte.load(Ordering::Acquire) >> (page % 8) & 1 == 1).unwrap_or(false)
     }

@@ -55,7 +55,7 @@ static SLOTS: [Slot; GUARDS_MAX] = [const {
 
 /// While it lives, a fault in its mapping does not kill the process. It must be dropped before the mapping is unmapped.
 #[derive(Debug)]
-pub struct Guard(Option<usize>);
+pub(super) struct Guard(Option<usize>);
 
 impl Guard {
     /// Guards the mapping of so many bytes at this address, in pages of this size.
@@ -71,7 +71,7 @@ impl Guard {
 
     /// Whether there was a fault.
     #[inline]
-    pub fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         self.0.is_some_and(|index| SLOTS[index].is_cut.load(Ordering::Acquire))
     }
 }

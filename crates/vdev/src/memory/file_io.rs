@@ -18,7 +18,7 @@ type Transfer = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_in
 ///
 /// # Errors
 /// If the file can't be read, the memory was cut short, or a span is not in it.
-pub fn read_at(
+pub(crate) fn read_at(
     file: impl AsFd,
     offset: u64,
     memory: &GuestMemory,
@@ -31,7 +31,7 @@ pub fn read_at(
 ///
 /// # Errors
 /// If the file can't be written, the memory was cut short, or a span is not in it.
-pub fn write_at(
+pub(crate) fn write_at(
     file: impl AsFd,
     offset: u64,
     memory: &GuestMemory,

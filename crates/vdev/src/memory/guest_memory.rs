@@ -29,7 +29,7 @@ impl Span {
 
     /// The part of it that is `bytes` long, from `offset` on, as far as it is inside.
     #[must_use]
-    pub fn part(self, offset: usize, bytes: usize) -> Self {
+    pub(crate) fn part(self, offset: usize, bytes: usize) -> Self {
         let offset = offset.min(self.bytes);
         Self { offset: self.offset + offset, bytes: bytes.min(self.bytes - offset), ..self }
     }
@@ -43,7 +43,7 @@ pub struct GuestMemory {
 
 impl GuestMemory {
     /// Regions a guest may have: what `GET_MAX_MEM_SLOTS` of our backends returns.
-    pub const SLOTS_MAX: usize = 32;
+    pub(crate) const SLOTS_MAX: usize = 32;
 
     /// Memory of these regions.
     ///
@@ -78,7 +78,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// If there is no such region.
-    pub fn without(&self, gone: &MemoryRegion) -> Result<Self, MemoryError> {
+    pub(crate) fn without(&self, gone: &MemoryRegion) -> Result<Self, MemoryError> {
         let key = |region: &MemoryRegion| (region.guest_address, region.user_address, region.size);
         let is_it = |region: &Arc<Region>| key(region.description()) == key(gone);
         if !self.regions.iter().any(is_it) {
@@ -88,17 +88,17 @@ impl GuestMemory {
     }
 
     /// Its regions.
-    pub fn regions(&self) -> &[Arc<Region>] {
+    pub(crate) fn regions(&self) -> &[Arc<Region>] {
         &self.regions
     }
 
     /// Whether this is that memory itself, not only one like it: spans of one are good in the other.
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.regions, &other.regions)
     }
 
     /// Whether a peer has truncated one of the files, so that nothing here can be trusted.
-    pub fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.regions.iter().any(|region| region.is_cut())
     }
 
@@ -114,7 +114,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// If they are not.
-    pub fn at_user(&self, address: u64, bytes: usize) -> Result<Span, MemoryError> {
+    pub(crate) fn at_user(&self, address: u64, bytes: usize) -> Result<Span, MemoryError> {
         self.find("user", address, bytes, |region| region.user_address)
     }
 
@@ -122,7 +122,7 @@ impl GuestMemory {
     ///
     /// # Errors
     /// If some of them are in no region.
-    pub fn push_guest(&self, address: u64, bytes: usize, spans: &mut Vec<Span>) -> Result<(), MemoryError> {
+    pub(crate) fn push_guest(&self, address: u64, bytes: usize, spans: &mut Vec<Span>) -> Result<(), MemoryError> {
         let (mut at, mut left) = (address, bytes);
         while left > 0 {
             let Ok(first) = self.at_guest(at, 1) else {
@@ -142,7 +142,7 @@ impl GuestMemory {
     /// # Errors
     /// If the span is another memory's and there is nothing like it here, or a peer has cut its file short: then what
     /// would be written is kept from growing in this process alone.
-    pub fn slice(&self, span: Span) -> Result<VolatileSlice<'_>, MemoryError> {
+    pub(crate) fn slice(&self, span: Span) -> Result<VolatileSlice<'_>, MemoryError> {
         match self.regions.get(span.region) {
             Some(region) if region.is_cut() => {
                 Err(MemoryError::Cut { guest_address: region.description().guest_address })
@@ -155,14 +155,14 @@ impl GuestMemory {
     /// A span with its region, to be kept.
     ///
     /// # Errors
-    /// As [`slice`](Self::slice).
+    /// If the span is another memory's and there is nothing like it here, or a peer has cut its file short.
     pub fn area(&self, span: Span) -> Result<Area, MemoryError> {
         self.slice(span)?;
         Ok(Area::new(Arc::clone(&self.regions[span.region]), span.offset, span.bytes))
     }
 
     /// The guest address of a span that this memory has found.
-    pub fn guest_address(&self, span: Span) -> u64 {
+    pub(crate) fn guest_address(&self, span: Span) -> u64 {
         let region = self.regions.get(span.region).map_or(0, |region| region.description().guest_address);
         region.wrapping_add(span.offset as u64)
     }

@@ -116,7 +116,7 @@ impl Region {
     }
 
     /// Whether the file has become shorter since: what was read beyond its end was made up.
-    pub fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         self.guard.is_cut()
     }
 

@@ -44,18 +44,9 @@ impl Arena {
     }
 
     /// The memory as a guest has it.
+    #[cfg(feature = "testing")]
     pub const fn memory(&self) -> &GuestMemory {
         &self.memory
-    }
-
-    /// How many bytes are left.
-    pub fn left(&self) -> u64 {
-        self.region().description().size - self.used
-    }
-
-    /// Begins again at the start. Its bytes stay as they are, and earlier owners share them with new ones.
-    pub const fn reset(&mut self) {
-        self.used = 0;
     }
 }
 
@@ -75,7 +66,5 @@ mod tests {
         );
         assert_eq!(arena.allocate(0xd0, 1).expect("is the rest").bytes(), 0xd0);
         assert!(arena.allocate(1, 1).is_err());
-        arena.reset();
-        assert_eq!(arena.allocate(1, 1).expect("has room again").guest_address(), 0x1000);
     }
 }

@@ -74,7 +74,7 @@ impl Chain {
     }
 
     /// The memory of its buffers.
-    pub const fn memory(&self) -> &GuestMemory {
+    pub(crate) const fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
@@ -99,7 +99,7 @@ impl Chain {
     }
 
     /// The spans of so many readable bytes from an offset on, as far as the chain has them.
-    pub fn readable_part(&self, offset: u64, bytes: u64) -> impl Iterator<Item = Span> + '_ {
+    pub(crate) fn readable_part(&self, offset: u64, bytes: u64) -> impl Iterator<Item = Span> + '_ {
         part(&self.readable, offset, bytes)
     }
 

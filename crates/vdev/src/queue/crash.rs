@@ -19,9 +19,9 @@ mod armed {
 
     /// The writer was lost in the middle.
     #[derive(Debug)]
-    pub struct Lost;
+    pub(crate) struct Lost;
 
-    pub fn point() {
+    pub(crate) fn point() {
         WRITES_LEFT.with(|left| match left.get() {
             Some(0) => {
                 left.set(None);
@@ -33,7 +33,7 @@ mod armed {
     }
 
     /// Does this, and is lost behind so many writes, the first of which is 0.
-    pub fn after<T>(writes: usize, act: impl FnOnce() -> T) -> Result<T, Lost> {
+    pub(crate) fn after<T>(writes: usize, act: impl FnOnce() -> T) -> Result<T, Lost> {
         WRITES_LEFT.with(|left| left.set(Some(writes)));
         let done = catch_unwind(AssertUnwindSafe(act));
         WRITES_LEFT.with(|left| left.set(None));

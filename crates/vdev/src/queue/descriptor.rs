@@ -19,28 +19,28 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    pub const fn split(address: u64, bytes: u32, flags: u16, next: u16) -> Self {
+    pub(super) const fn split(address: u64, bytes: u32, flags: u16, next: u16) -> Self {
         Self { address, bytes, small: [flags, next] }
     }
 
-    pub const fn packed(address: u64, bytes: u32, id: u16, flags: u16) -> Self {
+    pub(super) const fn packed(address: u64, bytes: u32, id: u16, flags: u16) -> Self {
         Self { address, bytes, small: [id, flags] }
     }
 
     /// The descriptor at this place, loaded once.
     #[inline]
-    pub fn load(area: &Area, index: usize) -> Self {
+    pub(super) fn load(area: &Area, index: usize) -> Self {
         Self::from_bits(u128::from_le(area.read(index * DESCRIPTOR_BYTES)))
     }
 
     #[inline]
-    pub fn store(self, area: &Area, index: usize) {
+    pub(super) fn store(self, area: &Area, index: usize) {
         area.write(index * DESCRIPTOR_BYTES, self.to_bits().to_le());
     }
 
     /// The descriptor that these bytes are.
     #[inline]
-    pub const fn from_bytes(bytes: [u8; DESCRIPTOR_BYTES]) -> Self {
+    pub(super) const fn from_bytes(bytes: [u8; DESCRIPTOR_BYTES]) -> Self {
         Self::from_bits(u128::from_le_bytes(bytes))
     }
 

@@ -55,6 +55,7 @@ impl DeviceRing {
     ///
     /// # Errors
     /// If there can't be such a ring.
+    #[cfg(feature = "testing")]
     pub fn new(
         index: u32,
         layout: RingLayout,
@@ -122,7 +123,7 @@ impl DeviceRing {
 
     /// Marks what was written to the buffers of a chain in the dirty log.
     #[inline]
-    pub fn mark(&self, chain: &Chain) {
+    pub(crate) fn mark(&self, chain: &Chain) {
         if let Some(log) = &self.place.log {
             chain.mark(&log.log);
         }
@@ -173,6 +174,7 @@ impl DeviceRing {
     }
 
     /// How many chains were popped and not pushed since.
+    #[cfg(feature = "testing")]
     pub fn in_flight(&self) -> u16 {
         match &self.side {
             Side::Split(side) => side.in_flight(),
@@ -180,13 +182,8 @@ impl DeviceRing {
         }
     }
 
-    /// Which ring it is.
-    pub const fn index(&self) -> u32 {
-        self.place.index
-    }
-
     /// What was agreed on.
-    pub const fn layout(&self) -> RingLayout {
+    pub(crate) const fn layout(&self) -> RingLayout {
         self.place.layout
     }
 
@@ -196,6 +193,7 @@ impl DeviceRing {
     }
 
     /// The ring's memory.
+    #[cfg(feature = "testing")]
     pub const fn memory(&self) -> &GuestMemory {
         &self.place.memory
     }
@@ -260,7 +258,7 @@ impl DeviceRing {
 impl RingPlace {
     /// Puts a value in the device's area: the used ring, or a packed ring's event area.
     #[inline]
-    pub fn write_device<T: ByteValued>(&self, at: usize, value: T) {
+    pub(super) fn write_device<T: ByteValued>(&self, at: usize, value: T) {
         self.areas.device.write(at, value);
         crash::point();
         self.mark_device(at, size_of::<T>());
@@ -270,7 +268,7 @@ impl RingPlace {
     /// store, see [`DirtyLog::mark`]. The driver may see the store before the mark. That is harmless: the last round
     /// of a migration begins after GET_VRING_BASE has stopped the ring, and its reply waits for this thread.
     #[inline]
-    pub fn store_device_u16(&self, at: usize, value: u16, order: Ordering) {
+    pub(super) fn store_device_u16(&self, at: usize, value: u16, order: Ordering) {
         self.areas.device.store_u16(at, value, order);
         crash::point();
         self.mark_device(at, 2);
@@ -278,7 +276,7 @@ impl RingPlace {
 
     /// Puts a value in the descriptors, which the device writes in a packed ring.
     #[inline]
-    pub fn write_descriptor<T: ByteValued>(&self, at: usize, value: T) {
+    pub(super) fn write_descriptor<T: ByteValued>(&self, at: usize, value: T) {
         self.areas.descriptors.write(at, value);
         crash::point();
         self.mark_descriptors(at, size_of::<T>());
@@ -286,7 +284,7 @@ impl RingPlace {
 
     /// As [`write_descriptor`](Self::write_descriptor), of two bytes that the driver waits for.
     #[inline]
-    pub fn store_descriptor_u16(&self, at: usize, value: u16, order: Ordering) {
+    pub(super) fn store_descriptor_u16(&self, at: usize, value: u16, order: Ordering) {
         self.areas.descriptors.store_u16(at, value, order);
         crash::point();
         self.mark_descriptors(at, 2);

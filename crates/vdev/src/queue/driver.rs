@@ -78,7 +78,7 @@ impl DriverRing {
     }
 
     /// Which ring it is.
-    pub const fn index(&self) -> u32 {
+    pub(crate) const fn index(&self) -> u32 {
         self.place.index
     }
 
@@ -158,6 +158,7 @@ impl DriverRing {
     }
 
     /// The tokens of the requests that the device has, or will have after the next [`publish`](Self::publish).
+    #[cfg(feature = "testing")]
     pub fn outstanding_tokens(&self) -> impl Iterator<Item = u64> + '_ {
         let requests = match &self.side {
             Side::Split(side) => side.requests(),
@@ -167,6 +168,7 @@ impl DriverRing {
     }
 
     /// How many descriptors are free.
+    #[cfg(feature = "testing")]
     pub fn free_descriptors(&self) -> u16 {
         match &self.side {
             Side::Split(side) => side.free_descriptors(),
@@ -212,7 +214,7 @@ impl DriverPlace {
 
     /// How a request of these buffers is laid out in the ring.
     #[inline]
-    pub fn fit(&self, readable: &[Buffer], writable: &[Buffer]) -> Result<Fit, QueueError> {
+    pub(super) fn fit(&self, readable: &[Buffer], writable: &[Buffer]) -> Result<Fit, QueueError> {
         let buffers = readable.len() + writable.len();
         let size = usize::from(self.layout.size);
         let by_table = self.tables.is_some() && buffers > 1 && buffers <= TABLE_ENTRIES;
@@ -244,7 +246,7 @@ pub(super) enum Fit {
 
 impl Fit {
     /// Descriptors of the ring that it takes.
-    pub const fn descriptors(self) -> u16 {
+    pub(super) const fn descriptors(self) -> u16 {
         match self {
             Self::Chain(descriptors) => descriptors,
             Self::Table => 1,
@@ -265,19 +267,19 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub fn new(writable: &[Buffer], token: u64, descriptors: u16, number: u64) -> Self {
+    pub(super) fn new(writable: &[Buffer], token: u64, descriptors: u16, number: u64) -> Self {
         let writable = writable.iter().map(|buffer| u64::from(buffer.bytes)).sum();
         Self { token, writable, descriptors, number }
     }
 
-    pub const fn is_outstanding(&self) -> bool {
+    const fn is_outstanding(&self) -> bool {
         self.descriptors > 0
     }
 
     /// Ends the request `id`, if the device can have done that: the request was published, and it has room for the
     /// written bytes.
     #[inline]
-    pub fn take(&mut self, ring: u32, id: u16, written: u32, published: u64) -> Result<Used, QueueError> {
+    pub(super) fn take(&mut self, ring: u32, id: u16, written: u32, published: u64) -> Result<Used, QueueError> {
         if !self.is_outstanding() || self.number >= published {
             return Err(QueueError::UnknownId { ring, id: id.into() });
         }

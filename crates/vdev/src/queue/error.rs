@@ -249,7 +249,7 @@ pub enum QueueError {
 
 impl QueueError {
     /// The ring that it is about, if any.
-    pub const fn ring(&self) -> Option<u32> {
+    pub(crate) const fn ring(&self) -> Option<u32> {
         match self {
             Self::Size { ring, .. }
             | Self::RingOutside { ring, .. }

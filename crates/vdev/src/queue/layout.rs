@@ -47,7 +47,7 @@ impl RingLayout {
     ///
     /// # Errors
     /// If it is such a size.
-    pub fn check(&self, ring: u32) -> Result<(), QueueError> {
+    pub(super) fn check(&self, ring: u32) -> Result<(), QueueError> {
         let is_allowed = match self.kind {
             RingKind::Split => self.size.is_power_of_two() && self.size <= SIZE_MAX,
             RingKind::Packed => (1..=SIZE_MAX).contains(&self.size),
@@ -84,7 +84,7 @@ impl RingAreas {
     ///
     /// # Errors
     /// If one is not in it as a whole, or not aligned.
-    pub fn find(
+    pub(crate) fn find(
         layout: &RingLayout,
         address: &VringAddress,
         space: AddressSpace,
@@ -109,7 +109,7 @@ impl RingAreas {
     }
 
     /// Whether one of them is in a file that was truncated.
-    pub fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         self.descriptors.is_cut() || self.driver.is_cut() || self.device.is_cut()
     }
 }

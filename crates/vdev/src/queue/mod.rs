@@ -47,7 +47,9 @@ mod split;
 pub use arena::Arena;
 pub use chain::{Chain, ChainId};
 pub use device::DeviceRing;
-pub use driver::{Buffer, DriverRing, Used};
+#[cfg(feature = "testing")]
+pub use driver::Used;
+pub use driver::{Buffer, DriverRing};
 pub use error::QueueError;
-pub use inflight::{InflightQueue, InflightRegion};
+pub use inflight::InflightRegion;
 pub use layout::{AddressSpace, RingAreas, RingKind, RingLayout};

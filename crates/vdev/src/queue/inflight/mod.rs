@@ -80,7 +80,7 @@ impl InflightRegion {
     ///
     /// # Errors
     /// If it does not hold what it should.
-    pub fn map(kind: RingKind, description: &Inflight, file: SharedFile) -> Result<Self, QueueError> {
+    pub(crate) fn map(kind: RingKind, description: &Inflight, file: SharedFile) -> Result<Self, QueueError> {
         let Inflight { mmap_size, mmap_offset, num_queues: queues, queue_size: size } = *description;
         let needed = check_shape(kind, queues, size)?;
         if mmap_size < needed {
@@ -94,7 +94,7 @@ impl InflightRegion {
     }
 
     /// Its description for the other side.
-    pub const fn description(&self) -> &Inflight {
+    pub(crate) const fn description(&self) -> &Inflight {
         &self.description
     }
 
@@ -118,18 +118,14 @@ impl InflightRegion {
 }
 
 impl InflightQueue {
-    /// How many entries it has: one for each descriptor.
-    pub const fn size(&self) -> u16 {
-        self.size
-    }
-
     /// The entries of requests that are recorded as under way, for tests that watch a backend. In a split ring
     /// an entry is the request's first descriptor.
-    pub fn recorded(&self) -> impl Iterator<Item = u16> + '_ {
+    fn recorded(&self) -> impl Iterator<Item = u16> + '_ {
         (0..self.size).filter(|entry| self.read::<u8>(self.entry(*entry)) != 0)
     }
 
     /// Its bytes, for tests that write wrong ones on purpose.
+    #[cfg(feature = "testing")]
     pub const fn area(&self) -> &Area {
         &self.area
     }

@@ -76,7 +76,7 @@ struct Recorded {
 impl PackedRecord {
     /// Opens the record of a ring with these descriptors, of which all up to `used` were used if the region is new: no backend has used the
     /// record before. Returns `false` then.
-    pub fn open(
+    pub(crate) fn open(
         queue: InflightQueue,
         ring: u32,
         layout: &RingLayout,
@@ -104,28 +104,28 @@ impl PackedRecord {
     }
 
     /// Up to where all was used.
-    pub const fn used(&self) -> Cursor {
+    pub(crate) const fn used(&self) -> Cursor {
         self.used
     }
 
     /// How many chains a device before has left, and how many descriptors of the ring they take.
-    pub fn left(&self) -> (u16, u16) {
+    pub(crate) fn left(&self) -> (u16, u16) {
         let chains = self.left.iter().map(|(_, entry)| self.chains[usize::from(*entry)].descriptors);
         chains.fold((0, 0), |(count, all), descriptors| (count + 1, all + descriptors))
     }
 
     /// The first of those that a device before has left.
-    pub fn first_left(&self) -> Option<u16> {
+    pub(crate) fn first_left(&self) -> Option<u16> {
         self.left.last().map(|(_, entry)| *entry)
     }
 
     /// The first of them was taken.
-    pub fn take_left(&mut self) {
+    pub(crate) fn take_left(&mut self) {
         self.left.pop();
     }
 
     /// The descriptors of a recorded chain, as they were in the ring.
-    pub fn descriptors(&self, entry: u16) -> impl Iterator<Item = Descriptor> + '_ {
+    pub(crate) fn descriptors(&self, entry: u16) -> impl Iterator<Item = Descriptor> + '_ {
         let count = self.chains[usize::from(entry)].descriptors;
         let mut at = entry;
         (0..count).map(move |_| {
@@ -138,12 +138,12 @@ impl PackedRecord {
     }
 
     /// How many descriptors it has room for: as many as the ring has, less those of chains that were not published.
-    pub const fn room(&self) -> u16 {
+    pub(crate) const fn room(&self) -> u16 {
         self.free_count
     }
 
     /// Records a chain that it has room for, and returns its entry.
-    pub fn popped(&mut self, descriptors: &[Descriptor]) -> u16 {
+    pub(crate) fn popped(&mut self, descriptors: &[Descriptor]) -> u16 {
         let head = self.free_head;
         let head_at = self.queue.entry(head);
         self.queue.write(head_at + NUM_AT, 0_u16);
@@ -168,7 +168,7 @@ impl PackedRecord {
         head
     }
 
-    pub fn unpopped(&mut self, entry: u16) {
+    pub(crate) fn unpopped(&mut self, entry: u16) {
         if self.free(entry) {
             self.queue.write(OLD_FREE_HEAD_AT, self.free_head);
             self.queue.write(self.queue.entry(entry), 0_u8);
@@ -176,7 +176,7 @@ impl PackedRecord {
     }
 
     /// Makes a chain visible to the driver as used, up to this place: `show` writes the descriptor's flags.
-    pub fn publish(&mut self, entry: u16, used: Cursor, show: impl FnOnce()) {
+    pub(crate) fn publish(&mut self, entry: u16, used: Cursor, show: impl FnOnce()) {
         let was_recorded = self.free(entry);
         self.queue.write(USED_AT, used_fields(used, self.used));
         self.used = used;

@@ -53,7 +53,12 @@ pub(in crate::queue) struct SplitRecord {
 impl SplitRecord {
     /// Opens the record of a ring whose used index is this. If no backend has used it before, it begins empty and
     /// this returns `false`.
-    pub fn open(queue: InflightQueue, ring: u32, layout: &RingLayout, used: u16) -> Result<(Self, bool), QueueError> {
+    pub(crate) fn open(
+        queue: InflightQueue,
+        ring: u32,
+        layout: &RingLayout,
+        used: u16,
+    ) -> Result<(Self, bool), QueueError> {
         let is_old = queue.check(ring, layout)?;
         let batch = Vec::with_capacity(layout.size.into());
         let mut record = Self { queue, counter: 0, last_batch_head: 0, batch, left: Vec::new() };
@@ -72,34 +77,34 @@ impl SplitRecord {
     }
 
     /// The heads that a device before has left, in no order.
-    pub fn left(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(crate) fn left(&self) -> impl Iterator<Item = u16> + '_ {
         self.left.iter().map(|(_, head)| *head)
     }
 
     /// The first of those that a device before has left.
-    pub fn first_left(&self) -> Option<u16> {
+    pub(crate) fn first_left(&self) -> Option<u16> {
         self.left.last().map(|(_, head)| *head)
     }
 
     /// The first of them was taken.
-    pub fn take_left(&mut self) {
+    pub(crate) fn take_left(&mut self) {
         self.left.pop();
     }
 
     #[inline]
-    pub fn popped(&mut self, head: u16) {
+    pub(crate) fn popped(&mut self, head: u16) {
         let entry = self.queue.entry(head);
         self.queue.write(entry + COUNTER_AT, self.counter);
         self.counter = self.counter.wrapping_add(1);
         self.queue.write(entry, 1_u8);
     }
 
-    pub fn unpopped(&self, head: u16) {
+    pub(crate) fn unpopped(&self, head: u16) {
         self.queue.write(self.queue.entry(head), 0_u8);
     }
 
     #[inline]
-    pub fn pushed(&mut self, head: u16) {
+    pub(crate) fn pushed(&mut self, head: u16) {
         self.queue.write(self.queue.entry(head) + NEXT_AT, self.last_batch_head);
         self.queue.write(LAST_BATCH_HEAD_AT, head);
         self.last_batch_head = head;
@@ -108,7 +113,7 @@ impl SplitRecord {
 
     /// All that was pushed is visible, up to this used index.
     #[inline]
-    pub fn published(&mut self, used: u16) {
+    pub(crate) fn published(&mut self, used: u16) {
         // The used index was stored before this. The compiler must not move the zeros before it: the requests would be neither
         // recorded nor used, and would be lost with this process.
         compiler_fence(Ordering::SeqCst);

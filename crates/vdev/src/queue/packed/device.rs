@@ -29,7 +29,7 @@ pub(in crate::queue) struct Device {
 }
 
 impl Device {
-    pub fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
+    pub(crate) fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
         let size = place.layout.size;
         let next = Cursor::from_bits((base & 0xffff) as u16);
         // Some frontends leave the used half 0. Then all that was available was used.
@@ -43,7 +43,7 @@ impl Device {
     }
 
     #[inline]
-    pub fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+    pub(crate) fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
         // Pairs with the Release store of the driver's flags: what the driver wrote before them is visible from here on.
         let flags = place.areas.descriptors.load_u16(self.next.flags_at(), Ordering::Acquire);
         if !self.next.is_available(flags) {
@@ -58,7 +58,7 @@ impl Device {
         Ok(true)
     }
 
-    pub fn unpop(&mut self, place: &RingPlace, id: ChainId) {
+    pub(crate) fn unpop(&mut self, place: &RingPlace, id: ChainId) {
         self.next = self.next.retreated(id.descriptors, place.layout.size);
         self.in_flight = self.in_flight.saturating_sub(1);
         self.descriptors = self.descriptors.saturating_sub(id.descriptors);
@@ -68,13 +68,13 @@ impl Device {
     }
 
     #[inline]
-    pub fn push(&mut self, id: ChainId, written: u32) {
+    pub(crate) fn push(&mut self, id: ChainId, written: u32) {
         self.pushed.push((id, written));
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
     #[inline]
-    pub fn publish(&mut self, place: &RingPlace) -> bool {
+    pub(crate) fn publish(&mut self, place: &RingPlace) -> bool {
         if self.pushed.is_empty() {
             return false;
         }
@@ -126,11 +126,11 @@ impl Device {
         descriptors
     }
 
-    pub fn disable_kicks(&self, place: &RingPlace) {
+    pub(crate) fn disable_kicks(&self, place: &RingPlace) {
         place.store_device_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DISABLE, Ordering::Relaxed);
     }
 
-    pub fn enable_kicks(&self, place: &RingPlace) -> bool {
+    pub(crate) fn enable_kicks(&self, place: &RingPlace) -> bool {
         if place.layout.event_idx {
             place.store_device_u16(EVENT_DESCRIPTOR, self.next.bits(), Ordering::Relaxed);
             place.store_device_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DESC, Ordering::Release);
@@ -142,11 +142,11 @@ impl Device {
         self.next.is_available(place.areas.descriptors.load_u16(self.next.flags_at(), Ordering::Relaxed))
     }
 
-    pub fn base(&self) -> u32 {
+    pub(crate) fn base(&self) -> u32 {
         u32::from(self.next.bits()) | u32::from(self.used.bits()) << 16
     }
 
-    pub fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
+    pub(crate) fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
         let ring = place.index;
         if self.in_flight > 0 || !self.pushed.is_empty() {
             return Err(QueueError::Inflight { ring, reason: "requests are in flight that it does not have" });
@@ -161,7 +161,7 @@ impl Device {
         Ok(())
     }
 
-    pub fn resubmit(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+    pub(crate) fn resubmit(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
         let Some(record) = &mut self.record else { return Ok(false) };
         let Some(entry) = record.first_left() else { return Ok(false) };
         let mut id = ChainId { number: 0, descriptors: 0, entry };
@@ -174,7 +174,8 @@ impl Device {
         Ok(true)
     }
 
-    pub const fn in_flight(&self) -> u16 {
+    #[cfg(feature = "testing")]
+    pub(crate) const fn in_flight(&self) -> u16 {
         self.in_flight
     }
 

@@ -35,7 +35,7 @@ pub(in crate::queue) struct Driver {
 }
 
 impl Driver {
-    pub fn new(place: &DriverPlace) -> Self {
+    pub(crate) fn new(place: &DriverPlace) -> Self {
         let size = place.layout.size;
         Self {
             ids: (0..size).rev().collect(),
@@ -52,7 +52,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         place: &DriverPlace,
         readable: &[Buffer],
@@ -89,7 +89,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn publish(&mut self, place: &DriverPlace) -> bool {
+    pub(crate) fn publish(&mut self, place: &DriverPlace) -> bool {
         let Some((first, flags)) = self.first.take() else { return false };
         // The device reads descriptors in order and stops at the first one that is not available. So the flags of the first
         // descriptor of a batch publish the whole batch. They are stored last and with Release: all that was written
@@ -101,7 +101,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
+    pub(crate) fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
         // Pairs with the Release store of the device's flags: what the device wrote before them, to the ring and to buffers,
         // is visible from here on.
         let flags = place.areas.descriptors.load_u16(self.used.flags_at(), Ordering::Acquire);
@@ -124,7 +124,7 @@ impl Driver {
         Ok(Some(used))
     }
 
-    pub fn enable_calls(&self, place: &DriverPlace) -> bool {
+    pub(crate) fn enable_calls(&self, place: &DriverPlace) -> bool {
         let area = &place.areas.driver;
         if place.layout.event_idx {
             area.store_u16(EVENT_DESCRIPTOR, self.used.bits(), Ordering::Relaxed);
@@ -138,7 +138,7 @@ impl Driver {
         self.used.is_used(place.areas.descriptors.load_u16(self.used.flags_at(), Ordering::Relaxed))
     }
 
-    pub fn disable_calls(&self, place: &DriverPlace) {
+    pub(crate) fn disable_calls(&self, place: &DriverPlace) {
         place.areas.driver.store_u16(EVENT_FLAGS, RING_EVENT_FLAGS_DISABLE, Ordering::Relaxed);
     }
 
@@ -150,7 +150,7 @@ impl Driver {
     /// The walk ends at the first descriptor that is not used in the lap of the cursor, at an unknown id, or after as
     /// many requests as are outstanding: a device that wrote used flags everywhere must not make it endless. A
     /// device without a record takes all that is behind this place for available, so it is both halves of the base.
-    pub fn base(&self, place: &DriverPlace) -> u32 {
+    pub(crate) fn base(&self, place: &DriverPlace) -> u32 {
         let descriptors = &place.areas.descriptors;
         let mut at = self.used;
         for _ in 0..self.outstanding {
@@ -164,15 +164,17 @@ impl Driver {
         u32::from(at.bits()) | u32::from(at.bits()) << 16
     }
 
-    pub const fn outstanding(&self) -> u16 {
+    pub(crate) const fn outstanding(&self) -> u16 {
         self.outstanding
     }
 
-    pub const fn free_descriptors(&self) -> u16 {
+    #[cfg(feature = "testing")]
+    pub(crate) const fn free_descriptors(&self) -> u16 {
         self.free_count
     }
 
-    pub fn requests(&self) -> &[Request] {
+    #[cfg(feature = "testing")]
+    pub(crate) fn requests(&self) -> &[Request] {
         &self.requests
     }
 

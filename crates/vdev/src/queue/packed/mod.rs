@@ -45,20 +45,20 @@ pub(super) struct Cursor {
 
 impl Cursor {
     /// The start of both sides.
-    pub const START: Self = Self { index: 0, lap: true };
+    const START: Self = Self { index: 0, lap: true };
 
     /// The form that `SET_VRING_BASE` and event areas use: the wrap counter is bit 15.
-    pub const fn bits(self) -> u16 {
+    const fn bits(self) -> u16 {
         self.index | (self.lap as u16) << 15
     }
 
-    pub const fn from_bits(bits: u16) -> Self {
+    const fn from_bits(bits: u16) -> Self {
         Self { index: bits & !(1 << 15), lap: bits >> 15 == 1 }
     }
 
     /// So many descriptors on, at most a lap.
     #[must_use]
-    pub const fn advanced(self, descriptors: u16, size: u16) -> Self {
+    const fn advanced(self, descriptors: u16, size: u16) -> Self {
         let (size, descriptors) = (size as u32, descriptors as u32);
         let index = self.index as u32 + if descriptors < size { descriptors } else { size };
         if index < size {
@@ -72,7 +72,7 @@ impl Cursor {
     /// does not wrap to the right one in 16 bits. `size - descriptors` forward is the same index, in the lap after the
     /// one that is meant: a whole lap forward flips the counter once. So the counter is flipped once more.
     #[must_use]
-    pub const fn retreated(self, descriptors: u16, size: u16) -> Self {
+    const fn retreated(self, descriptors: u16, size: u16) -> Self {
         let forward = self.advanced(size - descriptors, size);
         Self { index: forward.index, lap: !forward.lap }
     }
@@ -84,7 +84,7 @@ impl Cursor {
     /// difference of the indices. With different counters `to` is in the next lap: what is left of this lap, and
     /// `to.index` more. With equal counters and `to` behind, it is two laps on, which is more than a ring can have in
     /// flight: the caller, who checks a base from a peer, sees a distance above the size and refuses it.
-    pub const fn distance(self, to: Self, size: u16) -> u32 {
+    const fn distance(self, to: Self, size: u16) -> u32 {
         let (from, to_index) = (self.index as u32, to.index as u32);
         if self.lap == to.lap && to_index >= from {
             to_index - from
@@ -96,30 +96,30 @@ impl Cursor {
     }
 
     /// Flags of a descriptor that the driver has written here.
-    pub const fn available(self) -> u16 {
+    const fn available(self) -> u16 {
         if self.lap { AVAILABLE } else { USED }
     }
 
     /// Flags of a descriptor that the device has written here.
-    pub const fn used(self) -> u16 {
+    const fn used(self) -> u16 {
         if self.lap { AVAILABLE | USED } else { 0 }
     }
 
     /// Flags of a descriptor that neither side has written here in this lap.
-    pub const fn untouched(self) -> u16 {
+    const fn untouched(self) -> u16 {
         if self.lap { 0 } else { AVAILABLE | USED }
     }
 
-    pub const fn is_available(self, flags: u16) -> bool {
+    pub(super) const fn is_available(self, flags: u16) -> bool {
         flags & (AVAILABLE | USED) == self.available()
     }
 
-    pub const fn is_used(self, flags: u16) -> bool {
+    const fn is_used(self, flags: u16) -> bool {
         flags & (AVAILABLE | USED) == self.used()
     }
 
     /// Where the flags of its descriptor are.
-    pub const fn flags_at(self) -> usize {
+    pub(super) const fn flags_at(self) -> usize {
         self.index as usize * DESCRIPTOR_BYTES + 14
     }
 }

@@ -27,7 +27,7 @@ pub(in crate::queue) struct Device {
 }
 
 impl Device {
-    pub fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
+    pub(crate) fn new(place: &RingPlace, base: u32) -> Result<Self, QueueError> {
         let next = u16::try_from(base).map_err(|_| QueueError::Base { ring: place.index, base })?;
         // SET_VRING_BASE has no used index for split rings. Only the device writes that index, so it is read from the ring:
         // it has the value that the device before left there.
@@ -41,7 +41,7 @@ impl Device {
     }
 
     #[inline]
-    pub fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+    pub(crate) fn pop(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
         if self.available == self.next && !self.load_available(place)? {
             return Ok(false);
         }
@@ -65,7 +65,7 @@ impl Device {
         Ok(true)
     }
 
-    pub fn unpop(&mut self, id: ChainId) {
+    pub(crate) fn unpop(&mut self, id: ChainId) {
         self.next = self.next.wrapping_sub(1);
         if let (true, Some(record)) = (self.land(id), &self.record) {
             record.unpopped(id.number);
@@ -73,7 +73,7 @@ impl Device {
     }
 
     #[inline]
-    pub fn push(&mut self, place: &RingPlace, id: ChainId, written: u32) {
+    pub(crate) fn push(&mut self, place: &RingPlace, id: ChainId, written: u32) {
         let entry = used_entry(self.used & (place.layout.size - 1));
         let bits = u64::from(id.number) | u64::from(written) << 32;
         place.write_device(entry, bits.to_le());
@@ -84,7 +84,7 @@ impl Device {
     }
 
     #[inline]
-    pub fn publish(&mut self, place: &RingPlace) -> bool {
+    pub(crate) fn publish(&mut self, place: &RingPlace) -> bool {
         if self.published == self.used {
             return false;
         }
@@ -106,14 +106,14 @@ impl Device {
         }
     }
 
-    pub fn disable_kicks(&self, place: &RingPlace) {
+    pub(crate) fn disable_kicks(&self, place: &RingPlace) {
         // With EVENT_IDX there is nothing to do: the driver kicks once when it passes `avail_event`, and not again.
         if !place.layout.event_idx {
             place.store_device_u16(FLAGS, VIRTQ_USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
     }
 
-    pub fn enable_kicks(&self, place: &RingPlace) -> bool {
+    pub(crate) fn enable_kicks(&self, place: &RingPlace) -> bool {
         let (at, value) = if place.layout.event_idx { (used_entry(place.layout.size), self.next) } else { (FLAGS, 0) };
         place.store_device_u16(at, value, Ordering::Relaxed);
         // Our wish first, then the driver's index: see "Sleeping and waking" in `queue`.
@@ -121,11 +121,11 @@ impl Device {
         place.areas.driver.load_u16(INDEX, Ordering::Relaxed) != self.next
     }
 
-    pub fn base(&self) -> u32 {
+    pub(crate) fn base(&self) -> u32 {
         self.next.into()
     }
 
-    pub fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
+    pub(crate) fn set_inflight(&mut self, place: &RingPlace, queue: InflightQueue) -> Result<(), QueueError> {
         let ring = place.index;
         if self.in_flight > 0 || self.used != self.published {
             return Err(QueueError::Inflight { ring, reason: "requests are in flight that it does not have" });
@@ -148,7 +148,7 @@ impl Device {
         Ok(())
     }
 
-    pub fn resubmit(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
+    pub(crate) fn resubmit(&mut self, place: &RingPlace, chain: &mut Chain) -> Result<bool, QueueError> {
         let Some(record) = &mut self.record else { return Ok(false) };
         let Some(head) = record.first_left() else { return Ok(false) };
         let descriptors = walk(place, head, chain)?;
@@ -157,7 +157,8 @@ impl Device {
         Ok(true)
     }
 
-    pub const fn in_flight(&self) -> u16 {
+    #[cfg(feature = "testing")]
+    pub(crate) const fn in_flight(&self) -> u16 {
         self.in_flight
     }
 

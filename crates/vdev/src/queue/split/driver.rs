@@ -33,7 +33,7 @@ pub(in crate::queue) struct Driver {
 }
 
 impl Driver {
-    pub fn new(place: &DriverPlace) -> Self {
+    pub(crate) fn new(place: &DriverPlace) -> Self {
         let size = place.layout.size;
         Self {
             next: (1..=size).collect(),
@@ -50,7 +50,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         place: &DriverPlace,
         readable: &[Buffer],
@@ -78,7 +78,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn publish(&mut self, place: &DriverPlace) -> bool {
+    pub(crate) fn publish(&mut self, place: &DriverPlace) -> bool {
         if self.published == self.available {
             return false;
         }
@@ -100,7 +100,7 @@ impl Driver {
     }
 
     #[inline]
-    pub fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
+    pub(crate) fn take_used(&mut self, place: &DriverPlace) -> Result<Option<Used>, QueueError> {
         // Pairs with the Release store of the device's index: what the device wrote before it, to the used ring and to
         // buffers, is visible from here on.
         let to = place.areas.device.load_u16(INDEX, Ordering::Acquire);
@@ -130,7 +130,7 @@ impl Driver {
         Ok(Some(used))
     }
 
-    pub fn enable_calls(&self, place: &DriverPlace) -> bool {
+    pub(crate) fn enable_calls(&self, place: &DriverPlace) -> bool {
         let (at, value) =
             if place.layout.event_idx { (available_entry(place.layout.size), self.used) } else { (FLAGS, 0) };
         place.areas.driver.store_u16(at, value, Ordering::Relaxed);
@@ -139,26 +139,28 @@ impl Driver {
         place.areas.device.load_u16(INDEX, Ordering::Relaxed) != self.used
     }
 
-    pub fn disable_calls(&self, place: &DriverPlace) {
+    pub(crate) fn disable_calls(&self, place: &DriverPlace) {
         // With EVENT_IDX there is nothing to do: the device calls once when it passes `used_event`, and not again.
         if !place.layout.event_idx {
             place.areas.driver.store_u16(FLAGS, VIRTQ_AVAIL_F_NO_INTERRUPT, Ordering::Relaxed);
         }
     }
 
-    pub fn base(&self, place: &DriverPlace) -> u32 {
+    pub(crate) fn base(&self, place: &DriverPlace) -> u32 {
         place.areas.device.load_u16(INDEX, Ordering::Relaxed).into()
     }
 
-    pub const fn outstanding(&self) -> u16 {
+    pub(crate) const fn outstanding(&self) -> u16 {
         self.outstanding
     }
 
-    pub const fn free_descriptors(&self) -> u16 {
+    #[cfg(feature = "testing")]
+    pub(crate) const fn free_descriptors(&self) -> u16 {
         self.free_count
     }
 
-    pub fn requests(&self) -> &[Request] {
+    #[cfg(feature = "testing")]
+    pub(crate) fn requests(&self) -> &[Request] {
         &self.requests
     }
 
