@@ -14,7 +14,7 @@ macro_rules! protocol_features {
         }
 
         /// Every protocol feature there is, with its bit, in the order of bits.
-        pub const PROTOCOL_FEATURES: &[(&str, u32)] = &[$((stringify!($name), $bit)),*];
+        pub(crate) const PROTOCOL_FEATURES: &[(&str, u32)] = &[$((stringify!($name), $bit)),*];
     };
 }
 
@@ -94,7 +94,7 @@ impl ProtocolFeatures {
     }
 
     /// Whether all of `other` are in it.
-    pub const fn contains(self, other: Self) -> bool {
+    pub(crate) const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
@@ -122,7 +122,7 @@ impl ProtocolFeatures {
     }
 
     /// The names of the set bits, in the order of bits; undefined bits have no name.
-    pub fn names(self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn names(self) -> impl Iterator<Item = &'static str> {
         PROTOCOL_FEATURES.iter().filter(move |(_, bit)| self.0 >> bit & 1 == 1).map(|(name, _)| *name)
     }
 }

@@ -12,7 +12,7 @@ use std::fmt;
 pub const HEADER_BYTES: usize = 12;
 
 /// The version that every message carries.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// The largest payload taken from a peer; the specification names no bound, no message of it comes near this one.
 pub const PAYLOAD_BYTES_MAX: u32 = 4096;
@@ -53,7 +53,7 @@ impl Flags {
     }
 
     /// The version of the sender.
-    pub const fn version(self) -> u32 {
+    pub(crate) const fn version(self) -> u32 {
         self.0 & VERSION_MASK
     }
 
@@ -156,7 +156,7 @@ impl Header {
     /// Whether a peer may send this.
     ///
     /// # Errors
-    /// The first thing that is wrong with it, in the order of [`HeaderError`].
+    /// The first thing that is wrong with it, in the order of `HeaderError`.
     pub const fn check(self) -> Result<(), HeaderError> {
         let Self { request, flags, payload_bytes } = self;
         if flags.version() != VERSION {

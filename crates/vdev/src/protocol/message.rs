@@ -95,6 +95,7 @@ macro_rules! messages {
             }
 
             /// Its payload as it goes onto the socket.
+            #[cfg(feature = "testing")]
             pub fn payload(&self) -> Vec<u8> {
                 match self {
                     $(Self::$name(message) => message.payload(),)*

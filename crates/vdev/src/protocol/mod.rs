@@ -9,12 +9,19 @@ mod message;
 mod payload;
 mod request;
 
-pub use features::{PROTOCOL_FEATURES, ProtocolFeatures, UnknownFeature};
-pub use header::{Flags, HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX, VERSION};
+pub use features::ProtocolFeatures;
+pub use header::{Flags, HEADER_BYTES, Header, PAYLOAD_BYTES_MAX};
 pub use message::{BackendCall, FrontendCall, Message, backend, frontend};
 pub use payload::{
-    Config, CryptoSession, DESCRIPTORS_MAX, DeviceStateTransfer, Empty, Inflight, Iotlb, IotlbKind, IotlbPermission,
-    Log, MemoryRegion, MemoryTable, PackedBase, Payload, PayloadError, REGIONS_MAX, SharedMemoryConfig,
-    SharedMemoryMap, SharedObject, SingleRegion, VringAddress, VringArea, VringFile, VringState,
+    Config, DeviceStateTransfer, Empty, Inflight, Iotlb, IotlbKind, Log, MemoryRegion, MemoryTable, PackedBase,
+    Payload, REGIONS_MAX, SharedMemoryConfig, SharedMemoryMap, SharedObject, SingleRegion, VringAddress, VringArea,
+    VringFile, VringState,
 };
-pub use request::{BackendRequest, FrontendRequest, Request};
+#[cfg(feature = "testing")]
+pub use payload::{CryptoSession, DESCRIPTORS_MAX, IotlbPermission};
+pub use request::{BackendRequest, FrontendRequest};
+
+pub(crate) use features::PROTOCOL_FEATURES;
+pub(crate) use header::HeaderError;
+pub(crate) use payload::PayloadError;
+pub(crate) use request::Request;

@@ -8,6 +8,7 @@ use super::header::PAYLOAD_BYTES_MAX;
 /// Regions of one memory table.
 pub const REGIONS_MAX: usize = 8;
 /// Descriptors that one message may carry.
+#[cfg(feature = "testing")]
 pub const DESCRIPTORS_MAX: usize = 8;
 
 /// The bytes of a message after its header.
@@ -172,7 +173,7 @@ impl PackedBase {
     pub const START: Self = Self { available: 0, available_wrap: true, used: 0, used_wrap: true };
 
     /// As a vring state has it.
-    pub const fn from_bits(num: u32) -> Self {
+    pub(crate) const fn from_bits(num: u32) -> Self {
         Self {
             available: (num & 0x7fff) as u16,
             available_wrap: num >> 15 & 1 == 1,
@@ -191,7 +192,7 @@ impl PackedBase {
 
     /// Whether both indices are those of a ring with so many entries, and the available side is at most the ring ahead of the
     /// used side.
-    pub const fn is_inside(self, entries: u32) -> bool {
+    pub(crate) const fn is_inside(self, entries: u32) -> bool {
         let (available, used) = (self.available as u32, self.used as u32);
         let fits = if self.available_wrap == self.used_wrap { available >= used } else { available <= used };
         available < entries && used < entries && fits
@@ -392,7 +393,7 @@ impl Config {
     /// The largest configuration space that QEMU requests.
     pub const BYTES_MAX: usize = 256;
     /// In `flags`: part of a migration.
-    pub const MIGRATION: u32 = 1;
+    pub(crate) const MIGRATION: u32 = 1;
 }
 
 impl Payload for Config {

@@ -13,6 +13,7 @@ macro_rules! requests {
 
         impl $type {
             /// Every one there is, in the order of numbers.
+            #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "only tests need it of both sides"))]
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The number on the socket.
@@ -36,6 +37,7 @@ macro_rules! requests {
             }
 
             /// What has this name.
+            #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "only tests need it of both sides"))]
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|request| request.name() == name)
             }
@@ -135,7 +137,7 @@ impl Request {
     }
 
     /// The specification's name, without `VHOST_USER_`.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Frontend(request) => request.name(),
             Self::Backend(request) => request.name(),

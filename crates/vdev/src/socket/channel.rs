@@ -101,7 +101,7 @@ impl Channel {
 
     /// A connection whose socket came from a peer, which may still have it: nothing that the peer does to it makes this side
     /// wait longer.
-    pub fn from_peer(stream: UnixStream, name: impl Into<String>, timeout: Duration) -> Self {
+    pub(crate) fn from_peer(stream: UnixStream, name: impl Into<String>, timeout: Duration) -> Self {
         Self { is_shared: true, ..Self::new(stream, name, timeout) }
     }
 
@@ -109,19 +109,15 @@ impl Channel {
     ///
     /// # Errors
     /// If the process has no descriptors left.
+    #[cfg(feature = "testing")]
     pub fn pair(timeout: Duration) -> io::Result<(Self, Self)> {
         let (one, other) = UnixStream::pair()?;
         Ok((Self::new(one, "one end", timeout), Self::new(other, "the other end", timeout)))
     }
 
     /// What it is called in errors.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
-    }
-
-    /// The longest that one send or receive takes.
-    pub const fn timeout(&self) -> Duration {
-        self.timeout
     }
 
     /// Sets the longest that one send or receive takes.
@@ -135,7 +131,7 @@ impl Channel {
     }
 
     /// Shuts down both directions; both sides see it.
-    pub fn shut_down(&self) {
+    pub(crate) fn shut_down(&self) {
         // A peer that has disconnected already has the same effect.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
@@ -191,7 +187,7 @@ impl Channel {
     ///
     /// # Errors
     /// See [`call_acknowledged`](Self::call_acknowledged).
-    pub fn acknowledgement_of(&mut self, request: Request, more: usize) -> Result<(), SocketError> {
+    pub(crate) fn acknowledgement_of(&mut self, request: Request, more: usize) -> Result<(), SocketError> {
         let doing = || waiting_for(request.name());
         let expected = 8 + more * (HEADER_BYTES + 8);
         let reply = self.receive_answer(request.number(), expected, &doing)?;
@@ -310,7 +306,7 @@ impl Channel {
 
     /// Whether bytes of the next message were read with the last one, so that polling the socket alone does not show
     /// them.
-    pub fn has_read_ahead(&self) -> bool {
+    pub(crate) fn has_read_ahead(&self) -> bool {
         !self.ahead.is_empty()
     }
 

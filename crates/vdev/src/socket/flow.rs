@@ -15,7 +15,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
 /// A descriptor that bytes come from or go to.
 #[derive(Debug)]
-pub struct Flow {
+pub(crate) struct Flow {
     fd: OwnedFd,
     kind: Kind,
 }
@@ -37,7 +37,7 @@ impl Flow {
     ///
     /// # Errors
     /// If it is anything else, or a file that the peer itself may serve.
-    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let kind = match FileType::from_raw_mode(fstat(&fd)?.st_mode) {
             FileType::Fifo => {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -54,7 +54,7 @@ impl Flow {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is nothing now, or it can't be read.
-    pub fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
         Ok(match &self.kind {
             Kind::Socket => recv(&self.fd, into, RecvFlags::DONTWAIT)?.0,
             Kind::File => rustix::io::read(&self.fd, into)?,
@@ -70,7 +70,7 @@ impl Flow {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if nothing is taken now, and an error if it can't be written.
-    pub fn write(&self, from: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&self, from: &[u8]) -> io::Result<usize> {
         Ok(match &self.kind {
             Kind::Socket => send(&self.fd, from, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?,
             Kind::File => rustix::io::write(&self.fd, from)?,
@@ -91,7 +91,7 @@ impl Flow {
     ///
     /// # Errors
     /// [`io::ErrorKind::TimedOut`] if that takes too long.
-    pub fn wait(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
+    pub(crate) fn wait(&self, what: PollFlags, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout =
             Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };

@@ -36,7 +36,7 @@ impl Listener {
     }
 
     /// Its path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -44,7 +44,7 @@ impl Listener {
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { listener: self.listener.try_clone()?, path: PathBuf::new() })
     }
 
@@ -52,7 +52,7 @@ impl Listener {
     ///
     /// # Errors
     /// If the process has no descriptors left.
-    pub fn accept_stream(&self) -> io::Result<Option<UnixStream>> {
+    pub(crate) fn accept_stream(&self) -> io::Result<Option<UnixStream>> {
         match self.listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),

@@ -4,7 +4,7 @@
 //!    Channel::send(&GetFeatures, fds) ──▶ bytes + SCM_RIGHTS ──▶ peer
 //!    Channel::receive(deadline)       ◀── one RawMessage, exactly its bytes, with its descriptors
 //! ```
-//! A [`Channel`] sends correct messages; [`Channel::send_raw`] and [`Channel::send_bytes`] send anything, which a
+//! A `Channel` sends correct messages; `Channel::send_raw` and `Channel::send_bytes` send anything, which a
 //! conformance suite needs.
 
 mod channel;
@@ -14,9 +14,14 @@ mod flow;
 mod listener;
 mod reach;
 
-pub use channel::{Channel, RawMessage};
 pub use error::SocketError;
-pub use event::{Event, wait_readable};
-pub use flow::Flow;
-pub use listener::Listener;
-pub use reach::{SOCKET_PATH_BYTES_MAX, unreachable};
+pub use event::Event;
+pub use reach::unreachable;
+
+pub(crate) use flow::Flow;
+
+for_tests! {
+    pub use channel::{Channel, RawMessage};
+    pub use event::wait_readable;
+    pub use listener::Listener;
+}

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::error::SocketError;
 
 /// The longest path of a Unix socket: `sun_path` has 108 bytes, and the last is a NUL.
-pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Why this socket can't be connected to, if that is certain. `will_be_made` is for a backend that is about to be started:
 /// its socket need not be there, but the folder must.

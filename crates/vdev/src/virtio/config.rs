@@ -115,7 +115,7 @@ pub const fn layout(kind: DeviceKind) -> &'static [Layout] {
 
 impl Shape {
     /// How many bytes it takes at least.
-    pub const fn bytes(self) -> usize {
+    const fn bytes(self) -> usize {
         match self {
             Self::Number(bytes) | Self::Text(bytes) | Self::Bytes(bytes) => bytes,
             Self::Mac => 6,
@@ -127,14 +127,14 @@ impl Shape {
 
 impl Layout {
     /// The bytes it takes at least.
-    pub const fn range(&self) -> Range<usize> {
+    pub(super) const fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.shape.bytes()
     }
 }
 
 impl FieldValue {
     /// The number that it is, if it is one.
-    pub const fn number(&self) -> Option<u64> {
+    pub(super) const fn number(&self) -> Option<u64> {
         match self {
             Self::Number(number) => Some(*number),
             Self::Text(_) | Self::Mac(_) | Self::Bytes(_) | Self::Range(..) => None,

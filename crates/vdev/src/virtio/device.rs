@@ -11,7 +11,7 @@ macro_rules! kinds {
         /// use kiln_vdev::virtio::DeviceKind;
         ///
         /// let kind: DeviceKind = "blk".parse().expect("a kind");
-        /// assert_eq!((kind.id(), kind.queue_name(0, 1).as_str()), (2, "request0"));
+        /// assert_eq!((kind.id(), kind.to_string().as_str()), (2, "blk"));
         /// ```
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum DeviceKind {
@@ -77,23 +77,10 @@ pub struct UnknownDevice {
     pub name: String,
 }
 
-/// The queues of a kind: some that every device has, then some that repeat, then some that features bring.
-struct Queues {
-    /// By place.
-    first: &'static [&'static str],
-    /// Repeated with a number for the rest of the queues.
-    repeated: &'static [&'static str],
-}
-
 impl DeviceKind {
-    /// The kind with this id.
-    pub fn from_id(id: u32) -> Option<Self> {
-        Self::ALL.iter().copied().find(|kind| kind.id() == id)
-    }
-
     /// How many queues the smallest useful device has. A backend that has `GET_QUEUE_NUM` reports how many it serves;
     /// some leave the control or event queue to the VMM.
-    pub const fn queues_default(self) -> usize {
+    pub(crate) const fn queues_default(self) -> usize {
         match self {
             Self::Blk
             | Self::Rng
@@ -119,50 +106,6 @@ impl DeviceKind {
             Self::Scsi | Self::Vsock | Self::Can => 3,
             Self::Sound => 4,
         }
-    }
-
-    /// What queue `index` of `count` is for: `rx0`, `request3`, or `queue9` beyond what the kind defines. An odd queue
-    /// at the end of a network card's pairs is the control queue.
-    pub fn queue_name(self, index: usize, count: usize) -> String {
-        if self == Self::Net && count % 2 == 1 && count > 1 && index + 1 == count {
-            return "ctrl".to_owned();
-        }
-        let Queues { first, repeated } = self.queues();
-        if let Some(name) = first.get(index) {
-            return (*name).to_owned();
-        }
-        match (index - first.len(), repeated.len()) {
-            (_, 0) => format!("queue{index}"),
-            (place, length) => {
-                // The first port of a console stands before its control queues.
-                let number = place / length + usize::from(self == Self::Console);
-                format!("{}{number}", repeated[place % length])
-            }
-        }
-    }
-
-    const fn queues(self) -> Queues {
-        let (first, repeated): (&[&str], &[&str]) = match self {
-            Self::Net => (&[], &["rx", "tx"]),
-            Self::Blk => (&[], &["request"]),
-            Self::Console => (&["rx0", "tx0", "ctrl_rx", "ctrl_tx"], &["rx", "tx"]),
-            Self::Rng | Self::P9 | Self::Pmem | Self::Rpmb | Self::I2c | Self::Spi => (&["request"], &[]),
-            Self::Balloon => (&["inflate", "deflate", "stats", "free_page", "reporting"], &[]),
-            Self::Scsi => (&["ctrl", "event"], &["request"]),
-            Self::Gpu => (&["ctrl", "cursor"], &[]),
-            Self::Rtc => (&["request", "alarm"], &[]),
-            Self::Input => (&["event", "status"], &[]),
-            Self::Vsock => (&["rx", "tx", "event"], &[]),
-            Self::Crypto => (&[], &["data"]),
-            Self::Iommu | Self::Gpio => (&["request", "event"], &[]),
-            Self::Mem => (&["guest_request"], &[]),
-            Self::Sound => (&["ctrl", "event", "tx", "rx"], &[]),
-            Self::Fs => (&["hiprio"], &["request"]),
-            Self::Scmi | Self::Media => (&["command", "event"], &[]),
-            Self::Can => (&["tx", "rx", "ctrl"], &[]),
-            Self::Bt => (&["tx", "rx"], &[]),
-        };
-        Queues { first, repeated }
     }
 }
 
@@ -201,40 +144,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_ids_lead_back() {
+    fn names_lead_back_and_ids_ascend() {
         for kind in DeviceKind::ALL {
             assert_eq!(kind.name().parse(), Ok(*kind));
-            assert_eq!(DeviceKind::from_id(kind.id()), Some(*kind));
         }
-        assert!(DeviceKind::ALL.is_sorted_by_key(|kind| kind.id()));
+        assert!(DeviceKind::ALL.is_sorted_by(|one, other| one.id() < other.id()));
         assert_eq!("BLOCK".parse(), Ok(DeviceKind::Blk));
-        assert_eq!(DeviceKind::from_id(0), None);
     }
 
     #[test]
     fn a_name_that_is_none_is_answered_with_all_there_are() {
         let text = "disk".parse::<DeviceKind>().expect_err("no kind").to_string();
         assert!(text.starts_with("`disk` is not a kind of device; the kinds are `net`, `blk`,"), "{text}");
-    }
-
-    #[test]
-    fn queues_are_named_by_their_place() {
-        let names = |kind: DeviceKind, count| (0..count).map(|i| kind.queue_name(i, count)).collect::<Vec<_>>();
-        assert_eq!(names(DeviceKind::Net, 5), ["rx0", "tx0", "rx1", "tx1", "ctrl"]);
-        assert_eq!(names(DeviceKind::Fs, 3), ["hiprio", "request0", "request1"]);
-        assert_eq!(names(DeviceKind::Scsi, 4), ["ctrl", "event", "request0", "request1"]);
-        assert_eq!(names(DeviceKind::Vsock, 3), ["rx", "tx", "event"]);
-        assert_eq!(names(DeviceKind::Console, 6), ["rx0", "tx0", "ctrl_rx", "ctrl_tx", "rx1", "tx1"]);
-        assert_eq!(names(DeviceKind::Rng, 2), ["request", "queue1"]);
-    }
-
-    #[test]
-    fn every_kind_names_the_queues_that_it_has() {
-        for kind in DeviceKind::ALL {
-            let count = kind.queues_default();
-            for index in 0..count {
-                assert!(!kind.queue_name(index, count).starts_with("queue"), "{kind} {index}");
-            }
-        }
     }
 }

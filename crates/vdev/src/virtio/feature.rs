@@ -126,7 +126,7 @@ devices! {
 }
 
 /// The bits that a kind of device may give its own meaning; the others mean the same for all.
-pub const OF_KINDS: u64 = ((1 << 24) - 1) | (!0 << 50);
+pub(super) const OF_KINDS: u64 = ((1 << 24) - 1) | (!0 << 50);
 
 /// A feature bit and what it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,14 +154,14 @@ pub fn names(kind: Option<DeviceKind>, bits: u64) -> Vec<FeatureName> {
 }
 
 /// The bit with this name, in any case, with `-` or `_`; `None` if neither the kind nor all devices have it.
-pub fn named(kind: Option<DeviceKind>, name: &str) -> Option<u64> {
+pub(crate) fn named(kind: Option<DeviceKind>, name: &str) -> Option<u64> {
     let wanted = name.to_ascii_uppercase().replace('-', "_");
     let mut all = kind.map_or(&[][..], of_kind).iter().chain(NAMES);
     all.find(|(known, _)| *known == wanted).map(|(_, bit)| 1 << bit)
 }
 
 /// All bits that the kind gives a meaning, those of all devices aside.
-pub fn known(kind: DeviceKind) -> u64 {
+pub(super) fn known(kind: DeviceKind) -> u64 {
     of_kind(kind).iter().fold(0, |bits, (_, bit)| bits | 1 << bit)
 }
 

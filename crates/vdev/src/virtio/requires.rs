@@ -8,8 +8,8 @@
 
 use std::fmt;
 
-use super::feature::{self, blk, can, crypto, gpu, net};
-use super::{DeviceKind, FeatureName};
+use super::DeviceKind;
+use super::feature::{self, FeatureName, blk, can, crypto, gpu, net};
 
 /// A feature, and those of which it requires one.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ struct Requirement {
 
 /// A feature that is there without what it requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unmet {
+pub(crate) struct Unmet {
     kind: DeviceKind,
     /// The feature's bit.
     pub feature: u64,
@@ -45,19 +45,19 @@ impl fmt::Display for Unmet {
 }
 
 /// What a device offers without what it requires.
-pub fn unmet_by_offer(kind: DeviceKind, offered: u64) -> Vec<Unmet> {
+pub(crate) fn unmet_by_offer(kind: DeviceKind, offered: u64) -> Vec<Unmet> {
     unmet(kind, offered, requirements(kind))
 }
 
 /// What a driver accepts without what it requires.
-pub fn unmet_by_driver(kind: DeviceKind, accepted: u64) -> Vec<Unmet> {
+pub(crate) fn unmet_by_driver(kind: DeviceKind, accepted: u64) -> Vec<Unmet> {
     let mut all = unmet_by_offer(kind, accepted);
     all.retain(|one| requirements(kind).iter().any(|row| row.feature == one.feature && row.binds_driver));
     all
 }
 
 /// What a device offers that is done by a control queue, which it does not offer. The VMM may have the queue.
-pub fn without_control_queue(kind: DeviceKind, offered: u64) -> Vec<Unmet> {
+pub(crate) fn without_control_queue(kind: DeviceKind, offered: u64) -> Vec<Unmet> {
     if kind == DeviceKind::Net { unmet(kind, offered, NET_CONTROL) } else { Vec::new() }
 }
 
