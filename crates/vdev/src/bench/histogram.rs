@@ -33,7 +33,7 @@ impl Histogram {
     }
 
     /// As [`record`](Self::record), in nanoseconds.
-    pub fn record_nanos(&mut self, nanos: u64) {
+    fn record_nanos(&mut self, nanos: u64) {
         self.counts[bucket(nanos)] += 1;
         self.total += 1;
         self.sum += u128::from(nanos);
@@ -42,7 +42,7 @@ impl Histogram {
     }
 
     /// Counts what another one has counted.
-    pub fn merge(&mut self, other: &Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count += more;
         }
@@ -58,17 +58,17 @@ impl Histogram {
     }
 
     /// The shortest; zero if nothing was counted.
-    pub const fn min(&self) -> Duration {
+    pub(super) const fn min(&self) -> Duration {
         Duration::from_nanos(if self.total == 0 { 0 } else { self.min })
     }
 
     /// The longest.
-    pub const fn max(&self) -> Duration {
+    pub(super) const fn max(&self) -> Duration {
         Duration::from_nanos(self.max)
     }
 
     /// Their mean.
-    pub fn mean(&self) -> Duration {
+    pub(super) fn mean(&self) -> Duration {
         let mean = self.sum.checked_div(self.total.into()).unwrap_or(0);
         Duration::from_nanos(u64::try_from(mean).unwrap_or(u64::MAX))
     }

@@ -13,8 +13,13 @@ mod options;
 mod report;
 mod run;
 
-pub use histogram::Histogram;
-pub use load::{Load, run_load};
-pub use options::{BenchError, BenchOptions, Pattern, UnknownPattern};
+pub use options::{BenchError, BenchOptions, Pattern};
 pub use report::{DiskReport, HandshakeReport, Latency, LoadReport, Report};
 pub use run::run;
+
+#[cfg(feature = "testing")]
+pub use load::{Load, run_load};
+
+for_tests! {
+    pub use histogram::Histogram;
+}

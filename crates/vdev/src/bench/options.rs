@@ -34,10 +34,10 @@ pub struct UnknownPattern(pub String);
 
 impl Pattern {
     /// All there are.
-    pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::RandRead, Self::RandWrite, Self::RandRw];
+    const ALL: [Self; 5] = [Self::Read, Self::Write, Self::RandRead, Self::RandWrite, Self::RandRw];
 
     /// What it is called.
-    pub const fn name(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
@@ -48,12 +48,12 @@ impl Pattern {
     }
 
     /// Whether it changes what is on the disk.
-    pub const fn writes(self) -> bool {
+    pub(super) const fn writes(self) -> bool {
         matches!(self, Self::Write | Self::RandWrite | Self::RandRw)
     }
 
     /// Whether it goes anywhere.
-    pub const fn is_random(self) -> bool {
+    pub(super) const fn is_random(self) -> bool {
         matches!(self, Self::RandRead | Self::RandWrite | Self::RandRw)
     }
 }

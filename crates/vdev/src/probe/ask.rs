@@ -55,29 +55,29 @@ pub(super) struct Asker {
 
 impl Asker {
     /// Connects again.
-    pub fn connect(path: &Path, deadline: Instant) -> Result<Self, SocketError> {
+    fn connect(path: &Path, deadline: Instant) -> Result<Self, SocketError> {
         let channel = Channel::connect(path, left(deadline))?;
         Ok(Self { path: path.to_owned(), deadline, channel, is_over: false })
     }
 
     /// Another connection to the same backend.
-    pub fn another(&self) -> Result<Self, SocketError> {
+    pub(super) fn another(&self) -> Result<Self, SocketError> {
         Self::connect(&self.path, self.deadline)
     }
 
     /// When time is up.
-    pub const fn deadline(&self) -> Instant {
+    pub(super) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    pub fn ask<M: Message>(&mut self, message: &M) -> Result<(M::Reply, Vec<OwnedFd>), SocketError> {
+    fn ask<M: Message>(&mut self, message: &M) -> Result<(M::Reply, Vec<OwnedFd>), SocketError> {
         self.channel.set_timeout(left(self.deadline));
         let answer = self.channel.call(message, &[]);
         self.is_over |= answer.is_err();
         answer
     }
 
-    pub fn say<M: Message>(&mut self, message: &M) -> Result<(), SocketError> {
+    pub(super) fn say<M: Message>(&mut self, message: &M) -> Result<(), SocketError> {
         self.channel.set_timeout(left(self.deadline));
         let said = self.channel.send(message, &[]);
         self.is_over |= said.is_err();
@@ -85,7 +85,7 @@ impl Asker {
     }
 
     /// The usual beginning, up to the protocol features.
-    pub fn begin(&mut self) -> Result<Beginning, SocketError> {
+    pub(super) fn begin(&mut self) -> Result<Beginning, SocketError> {
         self.say(&SetOwner(Empty))?;
         let features = self.ask(&GetFeatures(Empty))?.0;
         let mut offered = None;

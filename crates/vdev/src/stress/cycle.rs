@@ -61,18 +61,6 @@ impl CycleKind {
     pub const ALL: [Self; 6] =
         [Self::Session, Self::CutHandshake, Self::HalfMessage, Self::KickStorm, Self::ManyDescriptors, Self::Reconnect];
 
-    /// What it is called.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Session => "session",
-            Self::CutHandshake => "cut handshake",
-            Self::HalfMessage => "half message",
-            Self::KickStorm => "kick storm",
-            Self::ManyDescriptors => "many descriptors",
-            Self::Reconnect => "reconnect",
-        }
-    }
-
     /// The next kind by chance, one of these: half of all are whole sessions if those are among them.
     pub(super) fn choose(random: &mut Random, kinds: &[Self]) -> Self {
         let sessions = kinds.is_empty() || kinds.contains(&Self::Session);

@@ -16,4 +16,4 @@ mod run;
 pub use cycle::CycleKind;
 pub use process::ProcessFacts;
 pub use report::{Concurrency, Failure, KindReport, ProcessReport, StressReport};
-pub use run::{CLIENTS_MAX, StressOptions, run};
+pub use run::{StressOptions, run};

@@ -26,7 +26,7 @@ pub(super) fn peer(channel: &Channel) -> Option<u32> {
 
 impl ProcessFacts {
     /// What a process holds now; `None` if it has ended or can't be inspected.
-    pub fn of(pid: u32) -> Option<Self> {
+    pub(super) fn of(pid: u32) -> Option<Self> {
         let dir = PathBuf::from(format!("/proc/{pid}"));
         let fds = std::fs::read_dir(dir.join("fd")).ok()?.count() as u64;
         let status = std::fs::read_to_string(dir.join("status")).ok()?;

@@ -13,7 +13,7 @@ use crate::frontend::{Frontend, FrontendError, Options, Wish};
 use crate::random::Random;
 
 /// Clients at the same time at most.
-pub const CLIENTS_MAX: u32 = 256;
+pub(super) const CLIENTS_MAX: u32 = 256;
 /// How long a second client waits to be served while there is a first one.
 const TURN: Duration = Duration::from_millis(300);
 /// How long the backend has to release what its last clients left.

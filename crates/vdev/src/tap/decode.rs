@@ -37,7 +37,7 @@ pub struct ShownFields(pub Vec<(&'static str, Shown)>);
 
 /// The content of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decoded {
+pub(super) struct Decoded {
     /// Its fields.
     pub fields: ShownFields,
     /// Why there are no fields, if its payload is wrong.
@@ -46,7 +46,7 @@ pub struct Decoded {
 
 /// What is known of the session that a message belongs to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Known {
+pub(super) struct Known {
     /// What its device is: features and configuration are named for it.
     pub kind: Option<DeviceKind>,
     /// Whether its rings are packed: a base has both indices and both wrap counters then.
@@ -54,7 +54,7 @@ pub struct Known {
 }
 
 /// Decodes any message of either side.
-pub fn decode(message: &Recorded, known: Known) -> Decoded {
+pub(super) fn decode(message: &Recorded, known: Known) -> Decoded {
     let Recorded { channel, from, request, flags, payload, .. } = message;
     let is_reply = Flags::from_bits(*flags).is_reply() || *from != channel.asker();
     let fields = match (channel, is_reply) {

@@ -36,7 +36,7 @@ pub enum Descriptor {
 
 impl Descriptor {
     /// Looks at a descriptor.
-    pub fn of(fd: impl AsFd) -> Self {
+    pub(super) fn of(fd: impl AsFd) -> Self {
         let fd = fd.as_fd();
         let Ok(stat) = rustix::fs::fstat(fd) else { return Self::Other };
         let bytes = u64::try_from(stat.st_size).unwrap_or(0);

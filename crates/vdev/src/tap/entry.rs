@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use super::descriptor::Descriptor;
 
 /// The format that is written and read.
-pub const RECORDING_VERSION: u32 = 1;
+pub(super) const RECORDING_VERSION: u32 = 1;
 
 /// The first line of a recording, and of each recording that was appended to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Opening {
+pub(super) struct Opening {
     /// [`RECORDING_VERSION`].
     pub kiln_vhost_recording: u32,
     /// When it began.
@@ -142,7 +142,7 @@ pub enum Side {
 impl Side {
     /// The other one.
     #[must_use]
-    pub const fn peer(self) -> Self {
+    pub(super) const fn peer(self) -> Self {
         match self {
             Self::Frontend => Self::Backend,
             Self::Backend => Self::Frontend,
@@ -160,7 +160,7 @@ impl Side {
 
 impl TapChannel {
     /// The side that sends requests on it.
-    pub const fn asker(self) -> Side {
+    pub(super) const fn asker(self) -> Side {
         match self {
             Self::Main => Side::Frontend,
             Self::Backend => Side::Backend,
@@ -190,7 +190,7 @@ mod hex {
 
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-    pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         let mut text = String::with_capacity(bytes.len() * 2);
         for byte in bytes {
             text.push(DIGITS[usize::from(byte >> 4)].into());
@@ -199,7 +199,7 @@ mod hex {
         to.serialize_str(&text)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
         let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
         let (pairs, []) = text.as_bytes().as_chunks::<2>() else {

@@ -19,12 +19,13 @@ mod replay;
 mod story;
 mod witness;
 
-pub use decode::{Decoded, Known, Shown, ShownFields, decode};
+pub use decode::Shown;
 pub use descriptor::Descriptor;
-pub use entry::{Ending, Entry, Opening, RECORDING_VERSION, Recorded, Side, TapChannel, TapEvent};
-pub use recorder::{Recorder, RecorderEnd, RecorderError};
-pub use recording::{LINE_BYTES_MAX, Recording, RecordingError};
+pub use entry::{Side, TapChannel};
+pub use recording::{Recording, RecordingError};
 pub use relay::{TapEnd, TapError, TapOptions, tap};
 pub use replay::{Difference, Replay, ReplayOptions, ReplayReport};
-pub use story::{RequestSummary, Story, Summary, Told, ToldWhat, ViolationSummary};
-pub use witness::{Answered, Violation, Witness};
+pub use story::{Story, Summary, Told, ToldWhat};
+
+#[cfg(feature = "testing")]
+pub use entry::{Ending, Entry, Recorded, TapEvent};

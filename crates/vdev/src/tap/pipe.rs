@@ -74,7 +74,7 @@ enum Stop {
 
 impl Pipe<'_> {
     /// Passes everything on until the source ends, the sink has disconnected, or the tap is stopped.
-    pub fn run(&self, inspect: &mut dyn FnMut(Passing<'_>)) -> Ending {
+    pub(super) fn run(&self, inspect: &mut dyn FnMut(Passing<'_>)) -> Ending {
         match self.pump(inspect) {
             Ok(ending) => ending,
             Err(Stop::Stopped) => Ending::Stopped,
@@ -84,7 +84,7 @@ impl Pipe<'_> {
     }
 
     /// Passes the end on.
-    pub fn end(&self, how: Ending) {
+    pub(super) fn end(&self, how: Ending) {
         // An error means that the side has disconnected already.
         let _ = match how {
             Ending::HalfClosed => self.sink.shutdown(Shutdown::Write),

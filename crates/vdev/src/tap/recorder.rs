@@ -44,7 +44,7 @@ pub enum RecorderError {
 
 /// Writes a recording; may be used by many threads.
 #[derive(Debug)]
-pub struct Recorder {
+pub(super) struct Recorder {
     started: Instant,
     path: PathBuf,
     state: Mutex<State>,
@@ -78,7 +78,7 @@ impl Recorder {
     ///
     /// # Errors
     /// If the file can't be opened or written, or holds something else.
-    pub fn open(path: &Path, bytes_max: u64, listen: &Path, connect: &Path) -> Result<Self, RecorderError> {
+    pub(super) fn open(path: &Path, bytes_max: u64, listen: &Path, connect: &Path) -> Result<Self, RecorderError> {
         let failed = |source| RecorderError::Open { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         // A pipe without a reader would block the opening forever.
@@ -121,7 +121,7 @@ impl Recorder {
     }
 
     /// Writes down what happened now. If the recording is full or broke off, nothing happens.
-    pub fn record(&self, session: u32, event: TapEvent) {
+    pub(super) fn record(&self, session: u32, event: TapEvent) {
         let mut state = self.lock();
         if state.file.is_none() {
             return;
@@ -147,7 +147,7 @@ impl Recorder {
     }
 
     /// What became of it.
-    pub fn end(self) -> RecorderEnd {
+    pub(super) fn end(self) -> RecorderEnd {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let failure = state.failure.map(|source| RecorderError::Write { path: self.path, source });
         RecorderEnd { entries: state.entries, is_full: state.is_full, failure }

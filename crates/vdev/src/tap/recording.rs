@@ -9,7 +9,7 @@ use std::path::Path;
 use super::entry::{Entry, Opening, RECORDING_VERSION};
 
 /// The longest line: a message of 4 KiB takes 8 KiB, and its descriptors some hundred bytes each.
-pub const LINE_BYTES_MAX: usize = 64 << 10;
+pub(super) const LINE_BYTES_MAX: usize = 64 << 10;
 /// Lines that are no entries, after which the file is given up.
 const BAD_LINES_MAX: usize = 100;
 
@@ -125,11 +125,6 @@ impl Recording {
             _ => return Err(RecordingError::Foreign { name: recording.name }),
         }
         Ok(recording)
-    }
-
-    /// How it began.
-    pub const fn opening(&self) -> &Opening {
-        &self.opening
     }
 
     fn begin(&mut self, opening: Opening) -> Result<(), RecordingError> {

@@ -67,12 +67,12 @@ struct Ring {
 
 impl Memory {
     /// Forgets all regions.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.regions.clear();
     }
 
     /// Remembers a region.
-    pub fn add(&mut self, region: MemoryRegion, file: &OwnedFd) {
+    pub(super) fn add(&mut self, region: MemoryRegion, file: &OwnedFd) {
         if self.regions.len() < KEPT_MAX
             && let Ok(file) = file.try_clone()
         {
@@ -81,19 +81,19 @@ impl Memory {
     }
 
     /// Forgets a region.
-    pub fn remove(&mut self, gone: &MemoryRegion) {
+    pub(super) fn remove(&mut self, gone: &MemoryRegion) {
         self.regions.retain(|(region, _)| region.guest_address != gone.guest_address);
     }
 
     /// Remembers the place of a ring.
-    pub fn set_address(&mut self, address: VringAddress) {
+    pub(super) fn set_address(&mut self, address: VringAddress) {
         if let Some(ring) = self.ring(address.index) {
             ring.address = Some(address);
         }
     }
 
     /// Remembers the base of a ring.
-    pub fn set_base(&mut self, index: u32, base: u32) {
+    pub(super) fn set_base(&mut self, index: u32, base: u32) {
         if let Some(ring) = self.ring(index) {
             ring.base = base;
         }
@@ -112,7 +112,7 @@ impl Memory {
 
     /// Makes a split ring one that has nothing to do: both its indices are its base. Data was not recorded, and zeros
     /// would be read as 65 thousand requests.
-    pub fn quiet(&self, index: u32, is_guest: bool) {
+    pub(super) fn quiet(&self, index: u32, is_guest: bool) {
         let Some(ring) = self.rings.iter().find(|ring| ring.index == index) else { return };
         let (Some(address), Ok(base)) = (ring.address, u16::try_from(ring.base)) else { return };
         for area in [address.available, address.used] {

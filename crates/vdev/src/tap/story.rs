@@ -329,7 +329,7 @@ impl Told {
 
 impl Ending {
     /// In words.
-    pub const fn words(self) -> &'static str {
+    const fn words(self) -> &'static str {
         match self {
             Self::Closed => "closed its end",
             Self::HalfClosed => "shut down its side",

@@ -35,7 +35,7 @@ pub struct Violation {
 
 /// A request that an answer was found to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answered {
+pub(super) struct Answered {
     /// The time of the request.
     pub asked_us: u64,
     /// Whether the reply is only a status (`REPLY_ACK`).
@@ -44,7 +44,7 @@ pub struct Answered {
 
 /// What is known of a session.
 #[derive(Debug, Default)]
-pub struct Witness {
+pub(super) struct Witness {
     kind: Option<DeviceKind>,
     offered: Option<u64>,
     accepted: Option<u64>,
@@ -91,17 +91,17 @@ impl Findings<'_> {
 
 impl Witness {
     /// A session of which nothing is known but, maybe, the kind of its device.
-    pub fn new(kind: Option<DeviceKind>) -> Self {
+    pub(super) fn new(kind: Option<DeviceKind>) -> Self {
         Self { kind, ..Self::default() }
     }
 
     /// The kind of device: as given, otherwise a guess from the backend's replies.
-    pub fn kind(&self) -> Option<DeviceKind> {
+    pub(super) fn kind(&self) -> Option<DeviceKind> {
         self.kind.or_else(|| self.guess().map(|guess| guess.kind))
     }
 
     /// What is known to decode its messages by.
-    pub fn known(&self) -> Known {
+    pub(super) fn known(&self) -> Known {
         Known { kind: self.kind(), packed_rings: self.has_packed_rings() }
     }
 
@@ -110,12 +110,12 @@ impl Witness {
     }
 
     /// A guess at the kind from the backend's replies.
-    pub fn guess(&self) -> Option<Candidate> {
+    pub(super) fn guess(&self) -> Option<Candidate> {
         plausible(self.offered?, self.queues, &self.config).into_iter().next()
     }
 
     /// Takes in a message: what it breaks, and which request it answers.
-    pub fn see(&mut self, time_us: u64, message: &Recorded, found: &mut Vec<Violation>) -> Option<Answered> {
+    pub(super) fn see(&mut self, time_us: u64, message: &Recorded, found: &mut Vec<Violation>) -> Option<Answered> {
         let header = Header {
             request: message.request,
             flags: Flags::from_bits(message.flags),
@@ -144,7 +144,7 @@ impl Witness {
     }
 
     /// A session is over: the requests that never got a reply.
-    pub fn end(&mut self, found: &mut Vec<Violation>) {
+    pub(super) fn end(&mut self, found: &mut Vec<Violation>) {
         for channel in [TapChannel::Main, TapChannel::Backend] {
             for pending in std::mem::take(&mut self.pending[channel as usize]) {
                 if pending.must_be_answered() {
