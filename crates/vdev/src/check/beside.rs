@@ -17,7 +17,7 @@ use crate::virtio::DeviceKind;
 ///
 /// # Errors
 /// Why both can't be used, in words.
-pub fn independent(
+pub(super) fn independent(
     first: &mut Target,
     writes: bool,
     socket: Option<PathBuf>,

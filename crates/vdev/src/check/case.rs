@@ -55,7 +55,7 @@ pub enum Need {
 
 /// What the user allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
+pub(super) struct Allowed {
     /// The disk's contents may be changed; they are put back.
     pub writes: bool,
     /// The backend may be harmed.
@@ -64,12 +64,13 @@ pub struct Allowed {
 
 impl Case {
     /// The part of the id before the dot.
-    pub fn group(&self) -> &'static str {
+    #[cfg(test)]
+    pub(super) fn group(&self) -> &'static str {
         self.id.split_once('.').map_or(self.id, |(group, _)| group)
     }
 
     /// Why it does not apply, if it does not.
-    pub fn lacks(
+    pub(super) fn lacks(
         &self,
         facts: &Facts,
         device: Option<DeviceKind>,
@@ -82,7 +83,13 @@ impl Case {
 
 impl Need {
     /// Why the backend does not have it, if it does not.
-    pub fn lack(self, facts: &Facts, device: Option<DeviceKind>, target: &Target, allowed: Allowed) -> Option<String> {
+    pub(super) fn lack(
+        self,
+        facts: &Facts,
+        device: Option<DeviceKind>,
+        target: &Target,
+        allowed: Allowed,
+    ) -> Option<String> {
         match self {
             Self::Protocol(features) if !facts.protocol_features.contains(features) => {
                 Some(format!("{} is not offered", features.difference(facts.protocol_features)))

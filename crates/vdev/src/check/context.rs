@@ -16,7 +16,7 @@ use crate::protocol::{Empty, ProtocolFeatures};
 use crate::virtio::{DeviceKind, feature};
 
 /// Protocol features that a session negotiates if a case does not choose others.
-pub const USUAL: ProtocolFeatures =
+pub(super) const USUAL: ProtocolFeatures =
     ProtocolFeatures::MQ.union(ProtocolFeatures::REPLY_ACK).union(ProtocolFeatures::CONFIG);
 
 /// Virtio features that a session leaves out if a case does not choose others: each changes how rings are read.
@@ -50,79 +50,73 @@ pub struct Context<'a> {
 
 impl<'a> Context<'a> {
     /// For a new case.
-    pub fn new(target: &'a mut Target, facts: &'a Facts, device: Option<DeviceKind>) -> Self {
+    pub(super) fn new(target: &'a mut Target, facts: &'a Facts, device: Option<DeviceKind>) -> Self {
         Self { target, facts, device, trace: Rc::new(RefCell::new(Trace::default())) }
     }
 
     /// The messages of this case.
-    pub fn take_trace(&self) -> Trace {
+    pub(super) fn take_trace(&self) -> Trace {
         self.trace.take()
     }
 
     /// Whether the backend has sent nothing in this case.
-    pub fn trace_is_one_sided(&self) -> bool {
+    pub(super) fn trace_is_one_sided(&self) -> bool {
         !self.trace.borrow().has_received()
     }
 
     /// Adds a line to the trace.
-    pub fn note(&self, text: impl Into<String>) {
+    pub(super) fn note(&self, text: impl Into<String>) {
         self.trace.borrow_mut().note(text);
     }
 
     /// The longest that anything is waited for.
-    pub const fn timeout(&self) -> Duration {
+    pub(super) const fn timeout(&self) -> Duration {
         self.target.timeout()
     }
 
     /// A connection without a message.
-    pub fn connect(&mut self) -> Outcome<Link> {
+    pub(super) fn connect(&mut self) -> Outcome<Link> {
         let channel = self.target.connect()?;
         self.note("connected");
         Ok(Link::new(channel, Rc::clone(&self.trace)).timeout_once_heard(self.target.timeout()))
     }
 
     /// A connection after others, which has been served once.
-    pub fn connect_again(&mut self) -> Outcome<Link> {
+    pub(super) fn connect_again(&mut self) -> Outcome<Link> {
         let channel = self.target.connect_served()?;
         self.note("connected again and sent GET_FEATURES");
         Ok(Link::new(channel, Rc::clone(&self.trace)))
     }
 
     /// A session with the usual protocol features, and no virtio features set.
-    pub fn open(&mut self) -> Outcome<Link> {
+    pub(super) fn open(&mut self) -> Outcome<Link> {
         self.open_with(USUAL)
     }
 
     /// A session with those of these protocol features that the backend offers.
-    pub fn open_with(&mut self, wish: ProtocolFeatures) -> Outcome<Link> {
+    pub(super) fn open_with(&mut self, wish: ProtocolFeatures) -> Outcome<Link> {
         let mut link = self.connect()?;
         negotiate(&mut link, wish)?;
         Ok(link)
     }
 
     /// As [`open_with`](Self::open_with), after another connection.
-    pub fn open_again(&mut self, wish: ProtocolFeatures) -> Outcome<Link> {
+    pub(super) fn open_again(&mut self, wish: ProtocolFeatures) -> Outcome<Link> {
         let mut link = self.connect_again()?;
         negotiate(&mut link, wish)?;
         Ok(link)
     }
 
     /// A session with the usual features of both kinds.
-    pub fn open_device(&mut self) -> Outcome<Link> {
+    pub(super) fn open_device(&mut self) -> Outcome<Link> {
         let mut link = self.open()?;
         let features = usual_features(link.offered);
         link.require(&SetFeatures(features), &[])?;
         Ok(link)
     }
 
-    /// A session whose messages can be refused in words; skips the case if there is no such session.
-    pub fn open_device_with_acks(&mut self) -> Outcome<Link> {
-        let link = self.open_device()?;
-        if link.has_reply_ack() { Ok(link) } else { Stop::skip("REPLY_ACK is not offered") }
-    }
-
     /// A session up to the point where rings are set up, after others.
-    pub fn open_again_device(&mut self) -> Outcome<Link> {
+    pub(super) fn open_again_device(&mut self) -> Outcome<Link> {
         let mut link = if self.trace_is_one_sided() { self.open()? } else { self.open_again(USUAL)? };
         let features = usual_features(link.offered);
         link.require(&SetFeatures(features), &[])?;
@@ -131,20 +125,20 @@ impl<'a> Context<'a> {
 
     /// After a hostile message: the backend still answers here, or has closed this connection; then it serves a new
     /// client, or, if it is of the kind that serves one only, exits on its own.
-    pub fn survives_messages(&mut self, mut link: Link) -> Outcome {
+    pub(super) fn survives_messages(&mut self, mut link: Link) -> Outcome {
         link.is_alive()?;
         drop(link);
         self.serves_again()
     }
 
     /// After something hostile in memory, which the backend may find a little later.
-    pub fn survives_rings(&mut self, mut link: Link) -> Outcome {
+    pub(super) fn survives_rings(&mut self, mut link: Link) -> Outcome {
         link.channel().is_readable(REACTS_WITHIN)?;
         self.survives_messages(link)
     }
 
     /// The backend serves a new client and its ring, or, if it is of the kind that serves one only, has ended without a crash.
-    pub fn serves_again(&mut self) -> Outcome {
+    pub(super) fn serves_again(&mut self) -> Outcome {
         if let Some(crash) = self.target.crash(false) {
             return Err(Stop::Closed(format!("the process ended: {crash}")));
         }
@@ -160,13 +154,13 @@ impl<'a> Context<'a> {
     }
 
     /// What the backend's process holds.
-    pub fn resources(&self) -> Outcome<Resources> {
+    pub(super) fn resources(&self) -> Outcome<Resources> {
         let resources = self.target.pid().and_then(process::resources);
         resources.ok_or_else(|| Stop::Skip("the backend's process cannot be inspected".to_owned()))
     }
 
     /// Waits until the backend holds no more than `limit` descriptors; returns how many it holds.
-    pub fn descriptors_fall_to(&self, limit: u64) -> Outcome<u64> {
+    pub(super) fn descriptors_fall_to(&self, limit: u64) -> Outcome<u64> {
         // A backend that serves one client only may have ended meanwhile, and holds nothing then.
         let mut held = self.resources().map_or(0, |resources| resources.descriptors);
         wait_until(Duration::from_millis(500), || {
@@ -178,12 +172,12 @@ impl<'a> Context<'a> {
 }
 
 /// Those of the offered virtio features that a session negotiates if a case does not choose others.
-pub const fn usual_features(offered: u64) -> u64 {
+pub(super) const fn usual_features(offered: u64) -> u64 {
     offered & !UNUSUAL
 }
 
 /// The start of a session: owner, features, protocol features.
-pub fn negotiate(link: &mut Link, wish: ProtocolFeatures) -> Outcome {
+pub(super) fn negotiate(link: &mut Link, wish: ProtocolFeatures) -> Outcome {
     link.send(&SetOwner(Empty), &[])?;
     link.offered = link.features()?;
     if link.offered & feature::PROTOCOL_FEATURES == 0 {

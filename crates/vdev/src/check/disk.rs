@@ -14,41 +14,41 @@ use crate::protocol::ProtocolFeatures;
 use crate::protocol::frontend::SetFeatures;
 
 /// What the suite needs of a disk.
-pub const SECTORS_NEEDED: u64 = 8192;
+pub(super) const SECTORS_NEEDED: u64 = 8192;
 /// Bytes of a sector.
-pub const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 
 /// Requests by type.
-pub mod kind {
+pub(super) mod kind {
     /// Read.
-    pub const IN: u32 = 0;
+    pub(crate) const IN: u32 = 0;
     /// Write.
-    pub const OUT: u32 = 1;
+    pub(crate) const OUT: u32 = 1;
     /// Make what was written last.
-    pub const FLUSH: u32 = 4;
+    pub(crate) const FLUSH: u32 = 4;
     /// The device's name, 20 bytes.
-    pub const GET_ID: u32 = 8;
+    pub(crate) const GET_ID: u32 = 8;
     /// Forget sectors.
-    pub const DISCARD: u32 = 11;
+    pub(crate) const DISCARD: u32 = 11;
     /// Fill sectors with zeros.
-    pub const WRITE_ZEROES: u32 = 13;
+    pub(crate) const WRITE_ZEROES: u32 = 13;
 }
 
 /// The status of a request.
-pub mod status {
+pub(super) mod status {
     /// Done.
-    pub const OK: u8 = 0;
+    pub(crate) const OK: u8 = 0;
     /// Failed.
-    pub const IOERR: u8 = 1;
+    pub(crate) const IOERR: u8 = 1;
     /// The device does not know such requests.
-    pub const UNSUPP: u8 = 2;
+    pub(crate) const UNSUPP: u8 = 2;
     /// What the driver puts there, to see whether the device writes.
-    pub const UNWRITTEN: u8 = 0xa5;
+    pub(crate) const UNWRITTEN: u8 = 0xa5;
 }
 
 /// How a disk is opened.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub(super) struct Setup {
     /// Size of the ring.
     pub size: u16,
     /// Which ring.
@@ -84,7 +84,7 @@ impl Default for Setup {
 
 /// A disk with one ring that runs.
 #[derive(Debug)]
-pub struct Disk {
+pub(super) struct Disk {
     /// The session.
     pub link: Link,
     /// The memory.
@@ -102,22 +102,22 @@ pub struct Disk {
 }
 
 /// Bytes that one request moves at most.
-pub const DATA_BYTES: u64 = 1 << 20;
+pub(super) const DATA_BYTES: u64 = 1 << 20;
 
 impl Disk {
     /// A session with a ring of 128 that runs.
-    pub fn open(context: &mut Context<'_>) -> Outcome<Self> {
+    pub(super) fn open(context: &mut Context<'_>) -> Outcome<Self> {
         Self::open_with(context, &Setup::default())
     }
 
     /// A session as a case needs it.
-    pub fn open_with(context: &mut Context<'_>, setup: &Setup) -> Outcome<Self> {
+    pub(super) fn open_with(context: &mut Context<'_>, setup: &Setup) -> Outcome<Self> {
         let link = context.open_with(USUAL | setup.protocol)?;
         Self::on(context, link, setup)
     }
 
     /// The device behind a session without virtio features yet.
-    pub fn on(context: &Context<'_>, mut link: Link, setup: &Setup) -> Outcome<Self> {
+    pub(super) fn on(context: &Context<'_>, mut link: Link, setup: &Setup) -> Outcome<Self> {
         let features = (usual_features(link.offered) | setup.features) & !setup.without;
         link.require(&SetFeatures(features), &[])?;
         let mut guest = Guest::with_regions(setup.regions)?;
@@ -136,7 +136,7 @@ impl Disk {
     }
 
     /// A header in memory; its guest address.
-    pub fn header(&self, kind: u32, sector: u64) -> u64 {
+    pub(super) fn header(&self, kind: u32, sector: u64) -> u64 {
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&kind.to_le_bytes());
         bytes[8..].copy_from_slice(&sector.to_le_bytes());
@@ -145,29 +145,29 @@ impl Disk {
     }
 
     /// The place of the status; it holds a value that no device writes.
-    pub fn status_at(&self) -> u64 {
+    pub(super) fn status_at(&self) -> u64 {
         self.guest.write(self.status, &[status::UNWRITTEN]);
         self.status
     }
 
     /// The status as it is.
-    pub fn status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         self.guest.read(self.status, 1)[0]
     }
 
     /// Where data may be placed.
-    pub const fn data_at(&self) -> u64 {
+    pub(super) const fn data_at(&self) -> u64 {
         self.data
     }
 
     /// Has a chain done and checks that the device gives back this very one.
-    pub fn submit(&mut self, descriptors: &[Descriptor]) -> Outcome<Used> {
+    pub(super) fn submit(&mut self, descriptors: &[Descriptor]) -> Outcome<Used> {
         self.ring.send(0, descriptors)?;
         self.complete(0)
     }
 
     /// Waits for the chain with this head.
-    pub fn complete(&mut self, head: u32) -> Outcome<Used> {
+    pub(super) fn complete(&mut self, head: u32) -> Outcome<Used> {
         let used = self.ring.wait_used(&mut self.link, self.timeout)?;
         self.link.note(format!("ring {}: used head {}, {} bytes written", self.ring.index, used.head, used.written));
         if used.head != head {
@@ -177,7 +177,7 @@ impl Disk {
     }
 
     /// A request in the usual layout. `data` is at [`data_at`](Self::data_at).
-    pub fn request(&mut self, kind: u32, sector: u64, data: Option<Descriptor>) -> Outcome<(u8, Used)> {
+    pub(super) fn request(&mut self, kind: u32, sector: u64, data: Option<Descriptor>) -> Outcome<(u8, Used)> {
         let header = Descriptor::readable(self.header(kind, sector), 16);
         let status = Descriptor::writable(self.status_at(), 1);
         self.link.done(format!(
@@ -191,7 +191,7 @@ impl Disk {
     }
 
     /// Reads a sector by the chain at `first` of the table, for when the entries before are taken.
-    pub fn read_at(&mut self, first: u16, sector: u64) -> Outcome {
+    pub(super) fn read_at(&mut self, first: u16, sector: u64) -> Outcome {
         let header = Descriptor::readable(self.header(kind::IN, sector), 16);
         let chain = [header, Descriptor::writable(self.data, 512), Descriptor::writable(self.status_at(), 1)];
         self.ring.send(first, &chain)?;
@@ -200,7 +200,7 @@ impl Disk {
     }
 
     /// Reads sectors.
-    pub fn read(&mut self, sector: u64, bytes: usize) -> Outcome<Vec<u8>> {
+    pub(super) fn read(&mut self, sector: u64, bytes: usize) -> Outcome<Vec<u8>> {
         self.guest.write(self.data, &vec![0xee; bytes]);
         let (status, _) = self.request(kind::IN, sector, Some(Descriptor::writable(self.data, size(bytes))))?;
         require_status(status, status::OK, "a read")?;
@@ -208,21 +208,21 @@ impl Disk {
     }
 
     /// Writes sectors.
-    pub fn write(&mut self, sector: u64, bytes: &[u8]) -> Outcome {
+    pub(super) fn write(&mut self, sector: u64, bytes: &[u8]) -> Outcome {
         self.guest.write(self.data, bytes);
         let (status, _) = self.request(kind::OUT, sector, Some(Descriptor::readable(self.data, size(bytes.len()))))?;
         require_status(status, status::OK, "a write")
     }
 
     /// The file's bytes must be these.
-    pub fn require_contents(&mut self, sector: u64, expected: &[u8], what: &str) -> Outcome {
+    pub(super) fn require_contents(&mut self, sector: u64, expected: &[u8], what: &str) -> Outcome {
         let found = self.read(sector, expected.len())?;
         same_bytes(&found, expected, what)
     }
 }
 
 /// Runs a case on sectors that it may write; their contents are restored if the backend still serves requests.
-pub fn on_scratch(context: &mut Context<'_>, setup: &Setup, run: impl FnOnce(&mut Disk) -> Outcome) -> Outcome {
+pub(super) fn on_scratch(context: &mut Context<'_>, setup: &Setup, run: impl FnOnce(&mut Disk) -> Outcome) -> Outcome {
     let mut disk = Disk::open_with(context, setup)?;
     let kept = disk.read(disk.scratch, SCRATCH_BYTES)?;
     let outcome = run(&mut disk);
@@ -235,10 +235,10 @@ pub fn on_scratch(context: &mut Context<'_>, setup: &Setup, run: impl FnOnce(&mu
 }
 
 /// Bytes that a case may write.
-pub const SCRATCH_BYTES: usize = 256 << 10;
+pub(super) const SCRATCH_BYTES: usize = 256 << 10;
 
 /// Bytes that are different at every place and forevery seed.
-pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
+pub(super) fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut pattern = Vec::with_capacity(bytes + 8);
     while pattern.len() < bytes {
@@ -252,7 +252,7 @@ pub fn pattern(seed: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// Fails unless the status is this one.
-pub fn require_status(found: u8, expected: u8, what: &str) -> Outcome {
+pub(super) fn require_status(found: u8, expected: u8, what: &str) -> Outcome {
     if found == expected {
         return Ok(());
     }
@@ -267,7 +267,7 @@ pub fn require_status(found: u8, expected: u8, what: &str) -> Outcome {
 }
 
 /// Fails unless all bytes are the same.
-pub fn same_bytes(found: &[u8], expected: &[u8], what: &str) -> Outcome {
+pub(super) fn same_bytes(found: &[u8], expected: &[u8], what: &str) -> Outcome {
     match found.iter().zip(expected).position(|(found, expected)| found != expected) {
         None => Ok(()),
         Some(at) => Stop::fail(format!("{what}: byte {at} is {:#04x}, not {:#04x}", found[at], expected[at])),
@@ -275,6 +275,6 @@ pub fn same_bytes(found: &[u8], expected: &[u8], what: &str) -> Outcome {
 }
 
 /// A number of bytes as a descriptor has it.
-pub fn size(bytes: usize) -> u32 {
+pub(super) fn size(bytes: usize) -> u32 {
     u32::try_from(bytes).expect("a request is small")
 }

@@ -79,7 +79,7 @@ fn by_name<S: serde::Serializer>(features: &ProtocolFeatures, serializer: S) -> 
 
 impl Facts {
     /// Reads the facts of a backend. The backend is restarted as often as needed, if that is possible.
-    pub fn ask(target: &mut Target, device: Option<DeviceKind>) -> Outcome<Self> {
+    pub(super) fn ask(target: &mut Target, device: Option<DeviceKind>) -> Outcome<Self> {
         let mut facts = Self { queues: 1, ..Self::default() };
         restart(target)?;
         let mut link = open(target)?;
@@ -108,7 +108,7 @@ impl Facts {
     ///
     /// # Errors
     /// If there is no evidence that only one kind has.
-    pub fn device(&self) -> Result<CheckedDevice, Vec<Candidate>> {
+    pub(super) fn device(&self) -> Result<CheckedDevice, Vec<Candidate>> {
         let queues = self.protocol_features.contains(ProtocolFeatures::MQ).then_some(self.queues);
         let candidates = plausible(self.features, queues, &self.config);
         let mut sure = candidates.iter().filter(|candidate| candidate.is_sure);
@@ -121,7 +121,7 @@ impl Facts {
     }
 
     /// The size of a disk.
-    pub fn capacity_sectors(&self) -> u64 {
+    pub(super) fn capacity_sectors(&self) -> u64 {
         self.config.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
     }
 }

@@ -15,7 +15,7 @@ const GIVEN: &str = "only what was given out is reached";
 
 /// Guest memory for a case.
 #[derive(Debug)]
-pub struct Guest {
+pub(super) struct Guest {
     memory: GuestMemory,
     files: Vec<SharedFile>,
     /// For each region, the start of what is still free.
@@ -24,15 +24,15 @@ pub struct Guest {
 
 impl Guest {
     /// The size of the one region that most cases have.
-    pub const BYTES: u64 = 16 << 20;
+    pub(super) const BYTES: u64 = 16 << 20;
 
     /// One region from guest address 0 on.
-    pub fn new() -> Outcome<Self> {
+    pub(super) fn new() -> Outcome<Self> {
         Self::with_regions(&[(0, Self::BYTES)])
     }
 
     /// Regions at these guest addresses, of these sizes.
-    pub fn with_regions(places: &[(u64, u64)]) -> Outcome<Self> {
+    pub(super) fn with_regions(places: &[(u64, u64)]) -> Outcome<Self> {
         let created: Vec<_> =
             places.iter().map(|(address, bytes)| Region::create(*address, *bytes)).collect::<Result<_, _>>()?;
         let (regions, files): (Vec<_>, _) = created.into_iter().unzip();
@@ -41,7 +41,7 @@ impl Guest {
     }
 
     /// Regions that are mapped from files in a given way.
-    pub fn with_mapped(regions: Vec<(MemoryRegion, SharedFile)>) -> Outcome<Self> {
+    pub(super) fn with_mapped(regions: Vec<(MemoryRegion, SharedFile)>) -> Outcome<Self> {
         let mut mapped = Vec::new();
         let mut files = Vec::new();
         for (description, file) in regions {
@@ -53,7 +53,7 @@ impl Guest {
     }
 
     /// Adds a region, without telling the backend.
-    pub fn add(&mut self, guest_address: u64, bytes: u64) -> Outcome<MemoryRegion> {
+    pub(super) fn add(&mut self, guest_address: u64, bytes: u64) -> Outcome<MemoryRegion> {
         let (region, file) = Region::create(guest_address, bytes)?;
         let description = *region.description();
         self.memory = self.memory.with(region)?;
@@ -63,37 +63,37 @@ impl Guest {
     }
 
     /// The description of a region that the backend gets.
-    pub fn region(&self, index: usize) -> MemoryRegion {
+    pub(super) fn region(&self, index: usize) -> MemoryRegion {
         *self.memory.regions()[index].description()
     }
 
     /// The file of a region.
-    pub fn file(&self, index: usize) -> &SharedFile {
+    pub(super) fn file(&self, index: usize) -> &SharedFile {
         &self.files[index]
     }
 
     /// The table of all regions.
-    pub fn table(&self) -> SetMemTable {
+    pub(super) fn table(&self) -> SetMemTable {
         SetMemTable(MemoryTable((0..self.files.len()).map(|index| self.region(index)).collect()))
     }
 
     /// The descriptors that go with it.
-    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+    pub(super) fn fds(&self) -> Vec<BorrowedFd<'_>> {
         self.files.iter().map(|file| file.as_fd()).collect()
     }
 
     /// Sends it to the backend.
-    pub fn share(&self, link: &mut Link) -> Outcome {
+    pub(super) fn share(&self, link: &mut Link) -> Outcome {
         link.require(&self.table(), &self.fds())
     }
 
     /// Gives out a piece of the first region; its guest address.
-    pub fn take(&mut self, bytes: u64, alignment: u64) -> u64 {
+    pub(super) fn take(&mut self, bytes: u64, alignment: u64) -> u64 {
         self.take_in(0, bytes, alignment)
     }
 
     /// Gives out a piece of a region; its guest address.
-    pub fn take_in(&mut self, region: usize, bytes: u64, alignment: u64) -> u64 {
+    pub(super) fn take_in(&mut self, region: usize, bytes: u64, alignment: u64) -> u64 {
         let description = self.region(region);
         let address = (description.guest_address + self.free[region]).next_multiple_of(alignment);
         self.free[region] = address + bytes - description.guest_address;
@@ -102,14 +102,14 @@ impl Guest {
     }
 
     /// Gives out a piece with these bytes in it.
-    pub fn put(&mut self, bytes: &[u8]) -> u64 {
+    pub(super) fn put(&mut self, bytes: &[u8]) -> u64 {
         let address = self.take(bytes.len() as u64, 16);
         self.write(address, bytes);
         address
     }
 
     /// Bytes into the memory.
-    pub fn write(&self, address: u64, bytes: &[u8]) {
+    pub(super) fn write(&self, address: u64, bytes: &[u8]) {
         let mut spans = Vec::new();
         self.memory.push_guest(address, bytes.len(), &mut spans).expect(GIVEN);
         let mut rest = bytes;
@@ -121,7 +121,7 @@ impl Guest {
     }
 
     /// Bytes out of the memory.
-    pub fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
+    pub(super) fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
         let mut spans = Vec::new();
         self.memory.push_guest(address, bytes, &mut spans).expect(GIVEN);
         let mut all = Vec::with_capacity(bytes);
@@ -134,7 +134,7 @@ impl Guest {
     }
 
     /// A piece that is held for long.
-    pub fn area(&self, address: u64, bytes: usize) -> Result<Area, MemoryError> {
+    pub(super) fn area(&self, address: u64, bytes: usize) -> Result<Area, MemoryError> {
         self.memory.area(self.memory.at_guest(address, bytes)?)
     }
 }

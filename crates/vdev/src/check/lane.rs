@@ -46,7 +46,7 @@ const TRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// A case of a run, and in which round.
 #[derive(Debug, Clone, Copy)]
-pub struct Task {
+pub(super) struct Task {
     pub round: usize,
     pub place: usize,
     pub case: &'static Case,
@@ -54,7 +54,7 @@ pub struct Task {
 
 /// What a lane reports.
 #[derive(Debug)]
-pub enum Said {
+pub(super) enum Said {
     /// A case is done.
     Done(Task, Box<CaseReport>),
     /// A case that was done has to answer for the end of the backend after it.
@@ -63,7 +63,7 @@ pub enum Said {
 
 /// What all lanes share.
 #[derive(Debug)]
-pub struct Shared<'a> {
+pub(super) struct Shared<'a> {
     pub options: &'a Options,
     pub facts: &'a Facts,
     pub device: Option<DeviceKind>,
@@ -96,7 +96,7 @@ struct Retired {
 }
 
 /// Cases that run one after the other.
-pub struct Lane<'a> {
+pub(super) struct Lane<'a> {
     shared: &'a Shared<'a>,
     target: Target,
     said: Sender<Said>,
@@ -105,12 +105,12 @@ pub struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    pub const fn new(shared: &'a Shared<'a>, target: Target, said: Sender<Said>) -> Self {
+    pub(super) const fn new(shared: &'a Shared<'a>, target: Target, said: Sender<Said>) -> Self {
         Self { shared, target, said, served: Vec::new(), retired: VecDeque::new() }
     }
 
     /// Runs cases until no case is left.
-    pub fn run(mut self) {
+    pub(super) fn run(mut self) {
         let mut next = self.shared.next();
         while let Some(task) = next {
             let report = self.run_task(task);

@@ -19,11 +19,11 @@ const ANSWERS_SOON: Duration = Duration::from_millis(300);
 const ANSWERS_TO_NOISE: usize = 64;
 
 /// The trace of a case, which all its connections write to.
-pub type SharedTrace = Rc<RefCell<Trace>>;
+pub(super) type SharedTrace = Rc<RefCell<Trace>>;
 
 /// A connection whose words are written down.
 #[derive(Debug)]
-pub struct Link {
+pub(super) struct Link {
     channel: Channel,
     trace: SharedTrace,
     /// What is waited for at most once the backend has accepted, which its first answer shows.
@@ -36,56 +36,56 @@ pub struct Link {
 
 impl Link {
     /// A connection without a message.
-    pub fn new(channel: Channel, trace: SharedTrace) -> Self {
+    pub(super) fn new(channel: Channel, trace: SharedTrace) -> Self {
         Self { channel, trace, timeout: None, offered: 0, protocol: ProtocolFeatures::empty() }
     }
 
     /// Waits no longer than this from the first answer on. Before, the channel's own timeout counts, which has room for the
     /// time until the connection is accepted.
     #[must_use]
-    pub fn timeout_once_heard(self, timeout: Duration) -> Self {
+    pub(super) fn timeout_once_heard(self, timeout: Duration) -> Self {
         Self { timeout: Some(timeout), ..self }
     }
 
     /// The connection without the notes.
-    pub const fn channel(&mut self) -> &mut Channel {
+    pub(super) const fn channel(&mut self) -> &mut Channel {
         &mut self.channel
     }
 
     /// Adds a line to the trace.
-    pub fn note(&self, text: impl Into<String>) {
+    pub(super) fn note(&self, text: impl Into<String>) {
         self.trace.borrow_mut().note(text);
     }
 
     /// Adds a line about what was done in memory that both sides share.
-    pub fn done(&self, text: impl Into<String>) {
+    pub(super) fn done(&self, text: impl Into<String>) {
         self.trace.borrow_mut().push(Side::Done, text.into());
     }
 
     /// Whether `REPLY_ACK` was negotiated, so that every message can be answered.
-    pub const fn has_reply_ack(&self) -> bool {
+    pub(super) const fn has_reply_ack(&self) -> bool {
         self.protocol.contains(ProtocolFeatures::REPLY_ACK)
     }
 
     /// Sends any message.
-    pub fn send_raw(&mut self, request: u32, flags: Flags, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Outcome {
+    pub(super) fn send_raw(&mut self, request: u32, flags: Flags, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Outcome {
         self.trace.borrow_mut().push(Side::Sent, frontend_message(request, flags, payload, fds.len()));
         Ok(self.channel.send_raw(request, flags, payload, fds)?)
     }
 
     /// Sends any bytes; `said` stands for them in the trace.
-    pub fn send_bytes(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>], said: &str) -> Outcome {
+    pub(super) fn send_bytes(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>], said: &str) -> Outcome {
         self.trace.borrow_mut().push(Side::Sent, said.to_owned());
         Ok(self.channel.send_bytes(bytes, fds)?)
     }
 
     /// Sends a message without need_reply.
-    pub fn send<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
+    pub(super) fn send<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
         self.send_raw(M::REQUEST.number(), Flags::request(), &message.payload(), fds)
     }
 
     /// Receives whatever comes next.
-    pub fn receive(&mut self) -> Outcome<RawMessage> {
+    pub(super) fn receive(&mut self) -> Outcome<RawMessage> {
         self.receive_for("an answer")
     }
 
@@ -114,7 +114,7 @@ impl Link {
 
     /// Receives the reply to a request of this number. Its flags are not checked, since other cases are about them and
     /// one defect must not fail all cases.
-    pub fn reply_to(&mut self, request: u32) -> Outcome<RawMessage> {
+    pub(super) fn reply_to(&mut self, request: u32) -> Outcome<RawMessage> {
         let name = FrontendRequest::from_number(request).map_or("the request", FrontendRequest::name);
         let reply = self.receive_for(&format!("the reply to {name}"))?;
         if reply.header.request != request {
@@ -124,12 +124,12 @@ impl Link {
     }
 
     /// Sends a message that has a reply and decodes it.
-    pub fn call<M: Message>(&mut self, message: &M) -> Outcome<M::Reply> {
+    pub(super) fn call<M: Message>(&mut self, message: &M) -> Outcome<M::Reply> {
         self.call_with_fds(message, &[]).map(|(reply, _)| reply)
     }
 
     /// As [`call`](Self::call), with descriptors both ways.
-    pub fn call_with_fds<M: Message>(
+    pub(super) fn call_with_fds<M: Message>(
         &mut self,
         message: &M,
         fds: &[BorrowedFd<'_>],
@@ -143,18 +143,24 @@ impl Link {
     }
 
     /// `GET_FEATURES`, which every backend answers.
-    pub fn features(&mut self) -> Outcome<u64> {
+    pub(super) fn features(&mut self) -> Outcome<u64> {
         self.call(&GetFeatures(Empty))
     }
 
     /// Sends a message with `need_reply`, if that was negotiated, and finds out what became of it.
-    pub fn ask<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
+    pub(super) fn ask<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
         let flags = if self.has_reply_ack() { Flags::request_with_reply() } else { Flags::request() };
         self.ask_raw(M::REQUEST.number(), flags, &message.payload(), fds)
     }
 
     /// Sends any message and finds out what became of it: what comes before the answer to the question behind it.
-    pub fn ask_raw(&mut self, request: u32, flags: Flags, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Outcome<Answer> {
+    pub(super) fn ask_raw(
+        &mut self,
+        request: u32,
+        flags: Flags,
+        payload: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Outcome<Answer> {
         let sent = self.send_raw(request, flags, payload, fds);
         match sent {
             Ok(()) => self.settle(request),
@@ -164,7 +170,7 @@ impl Link {
     }
 
     /// Finds out what became of messages that were sent: the last reply to `request` before that of a question behind.
-    pub fn settle(&mut self, request: u32) -> Outcome<Answer> {
+    fn settle(&mut self, request: u32) -> Outcome<Answer> {
         let question = if request == 1 { FrontendRequest::GetProtocolFeatures } else { FrontendRequest::GetFeatures };
         let mut answer = Answer { code: None, closed: false };
         // A message that is refused by closing may be found closed only when the answer is awaited.
@@ -192,7 +198,7 @@ impl Link {
     }
 
     /// Sends a message that the backend has to take.
-    pub fn require<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
+    pub(super) fn require<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Outcome {
         let answer = if self.has_reply_ack() { self.acknowledgement(message, fds)? } else { self.ask(message, fds)? };
         match answer {
             _ if answer.is_accepted() => Ok(()),
@@ -216,13 +222,13 @@ impl Link {
     }
 
     /// Sends a message that the backend should refuse: with an error, or by closing.
-    pub fn require_refusal<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>], what: &str) -> Outcome {
+    pub(super) fn require_refusal<M: Message>(&mut self, message: &M, fds: &[BorrowedFd<'_>], what: &str) -> Outcome {
         let answer = self.ask(message, fds)?;
         self.judge_refusal(answer, what)
     }
 
     /// Fails unless the backend refused.
-    pub fn judge_refusal(&self, answer: Answer, what: &str) -> Outcome {
+    pub(super) fn judge_refusal(&self, answer: Answer, what: &str) -> Outcome {
         if answer.is_refused() {
             return Ok(());
         }
@@ -234,7 +240,7 @@ impl Link {
 
     /// After something hostile: whether the backend still replies here; false if it has closed the connection. Replies
     /// to what was hostile may come first.
-    pub fn is_alive(&mut self) -> Outcome<bool> {
+    pub(super) fn is_alive(&mut self) -> Outcome<bool> {
         match self.send(&GetFeatures(Empty), &[]) {
             Err(Stop::Closed(_)) => return Ok(false),
             sent => sent?,
@@ -253,7 +259,7 @@ impl Link {
 
     /// Whether the backend sends nothing for this long: true if the time runs out, false if it closes; an error if it
     /// sends something.
-    pub fn is_silent_for(&mut self, time: Duration) -> Outcome<bool> {
+    pub(super) fn is_silent_for(&mut self, time: Duration) -> Outcome<bool> {
         if !self.channel.is_readable(time)? {
             return Ok(true);
         }
@@ -265,7 +271,7 @@ impl Link {
     }
 
     /// Waits until the backend closes the connection.
-    pub fn is_closed_within(&mut self, time: Duration) -> Outcome<bool> {
+    pub(super) fn is_closed_within(&mut self, time: Duration) -> Outcome<bool> {
         Ok(!self.is_silent_for(time)?)
     }
 }

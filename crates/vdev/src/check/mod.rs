@@ -29,12 +29,12 @@ mod trace;
 mod verdict;
 mod works;
 
-pub use case::{Case, Need};
 pub use cases::all as cases;
-pub use expected::{ExpectedError, ExpectedFailures};
-pub use facts::{CheckedDevice, DeviceKnown, Facts};
-pub use process::{CommandError, SpawnCommand};
-pub use report::{Counts, Report};
+pub use expected::ExpectedFailures;
+pub use process::SpawnCommand;
+pub use report::Report;
 pub use run::{CheckError, JOBS_MAX, Options, run, selected};
-pub use trace::{Side, Trace, TraceLine, backend_message, backend_reply, frontend_message};
-pub use verdict::{CaseReport, Expectation, Level, Resources, UnknownLevel, Verdict};
+pub use verdict::{CaseReport, Level, Verdict};
+
+pub(crate) use trace::{Side, Trace, frontend_message};
+pub(crate) use verdict::Expectation;

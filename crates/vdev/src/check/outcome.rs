@@ -6,7 +6,7 @@ use crate::memory::MemoryError;
 use crate::socket::SocketError;
 
 /// What the function of a case returns.
-pub type Outcome<T = ()> = Result<T, Stop>;
+pub(super) type Outcome<T = ()> = Result<T, Stop>;
 
 /// Why a case ends before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,12 +23,12 @@ pub enum Stop {
 
 impl Stop {
     /// The rule is broken.
-    pub fn fail<T>(because: impl Into<String>) -> Outcome<T> {
+    pub(super) fn fail<T>(because: impl Into<String>) -> Outcome<T> {
         Err(Self::Fail(because.into()))
     }
 
     /// The rule does not apply.
-    pub fn skip<T>(because: impl Into<String>) -> Outcome<T> {
+    pub(super) fn skip<T>(because: impl Into<String>) -> Outcome<T> {
         Err(Self::Skip(because.into()))
     }
 }
@@ -77,7 +77,7 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 
 /// What a backend did with a message that it may refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub(super) struct Answer {
     /// What it acknowledged with, if it did.
     pub code: Option<u64>,
     /// Whether it closed the connection after that.
@@ -86,12 +86,12 @@ pub struct Answer {
 
 impl Answer {
     /// Whether it acknowledged the request.
-    pub const fn is_accepted(self) -> bool {
+    pub(super) const fn is_accepted(self) -> bool {
         !self.closed && matches!(self.code, Some(0) | None)
     }
 
     /// Whether it refused the request: by an error, or by the end of the connection.
-    pub const fn is_refused(self) -> bool {
+    pub(super) const fn is_refused(self) -> bool {
         match self.code {
             Some(code) => code != 0,
             None => self.closed,

@@ -21,11 +21,11 @@ use crate::protocol::{PackedBase, VringAddress, VringFile, VringState};
 use crate::socket::{Event, wait_readable};
 
 /// In a descriptor's flags: it is available, if this is the driver's wrap counter.
-pub const AVAIL: u16 = 1 << 7;
+pub(super) const AVAIL: u16 = 1 << 7;
 /// In a descriptor's flags: it is used, if this is the device's wrap counter.
-pub const USED: u16 = 1 << 15;
+const USED: u16 = 1 << 15;
 /// In the driver's area: no calls, please.
-pub const EVENT_DISABLE: u16 = 1;
+pub(super) const EVENT_DISABLE: u16 = 1;
 
 /// A place in the ring, and how often it has been passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Place {
 
 /// A packed ring, laid out by hand.
 #[derive(Debug)]
-pub struct PackedRing {
+pub(super) struct PackedRing {
     /// How many descriptors it has.
     pub size: u16,
     /// The event by which the device calls.
@@ -66,7 +66,7 @@ pub struct PackedRing {
 
 impl PackedRing {
     /// Ring 0, in this memory.
-    pub fn new(guest: &mut Guest, size: u16) -> Outcome<Self> {
+    pub(super) fn new(guest: &mut Guest, size: u16) -> Outcome<Self> {
         let bytes = usize::from(size) * 16;
         let [descriptors, driver, device] = [bytes, 4, 4].map(|bytes| {
             let address = guest.take(bytes as u64, 64);
@@ -86,7 +86,7 @@ impl PackedRing {
     }
 
     /// Goes on at another place, as after a migration. Nothing may be under way.
-    pub fn start_at(&mut self, base: PackedBase) {
+    pub(super) fn start_at(&mut self, base: PackedBase) {
         self.offered = Place { index: base.available, wrap: base.available_wrap };
         self.taken = Place { index: base.used, wrap: base.used_wrap };
         // What both sides have passed in this lap is used in it; the rest of the ring is used in the lap before.
@@ -101,7 +101,7 @@ impl PackedRing {
     }
 
     /// All that it takes until the ring runs, from the driver's current place.
-    pub fn start(&self, link: &mut Link) -> Outcome {
+    pub(super) fn start(&self, link: &mut Link) -> Outcome {
         let state = |num| VringState { index: 0, num };
         let address = VringAddress {
             index: 0,
@@ -120,17 +120,17 @@ impl PackedRing {
     }
 
     /// The place of both sides while nothing is in flight: the available index and wrap counter, then the used ones.
-    pub fn base(&self) -> u32 {
+    pub(super) fn base(&self) -> u32 {
         self.offered.encode() | self.taken.encode() << 16
     }
 
     /// `GET_VRING_BASE`: stops it.
-    pub fn stop(&self, link: &mut Link) -> Outcome<u32> {
+    pub(super) fn stop(&self, link: &mut Link) -> Outcome<u32> {
         Ok(link.call(&GetVringBase(VringState { index: 0, num: 0 }))?.num)
     }
 
     /// Makes a chain available under this id, its first descriptor last, and kicks.
-    pub fn send(&mut self, id: u16, chain: &[Descriptor]) -> Outcome {
+    pub(super) fn send(&mut self, id: u16, chain: &[Descriptor]) -> Outcome {
         let count = u16::try_from(chain.len()).expect("a chain is short");
         self.lengths[usize::from(id)] = count;
         for place in (0..count).rev() {
@@ -147,7 +147,7 @@ impl PackedRing {
     }
 
     /// Puts a descriptor with these very flags.
-    pub fn put(&self, place: u16, descriptor: Descriptor, id: u16) {
+    pub(super) fn put(&self, place: u16, descriptor: Descriptor, id: u16) {
         let at = usize::from(place) * 16;
         self.descriptors.write(at, descriptor.address.to_le_bytes());
         self.descriptors.write(at + 8, descriptor.bytes.to_le_bytes());
@@ -157,18 +157,18 @@ impl PackedRing {
     }
 
     /// Kicks.
-    pub fn kick(&self) -> Outcome {
+    pub(super) fn kick(&self) -> Outcome {
         Ok(self.kick.signal()?)
     }
 
     /// Sets the flags of the driver's event area.
-    pub fn set_event_flags(&self, flags: u16) {
+    pub(super) fn set_event_flags(&self, flags: u16) {
         self.driver.store_u16(2, flags, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
     /// The next that the device gave back.
-    pub fn take_used(&mut self) -> Outcome<Option<Used>> {
+    fn take_used(&mut self) -> Outcome<Option<Used>> {
         let at = usize::from(self.taken.index) * 16;
         let flags = self.descriptors.load_u16(at + 14, Ordering::Acquire);
         if (flags & AVAIL != 0) != self.taken.wrap || (flags & USED != 0) != self.taken.wrap {
@@ -184,7 +184,7 @@ impl PackedRing {
     }
 
     /// Waits for the next that the device gives back.
-    pub fn wait_used(&mut self, link: &mut Link, timeout: Duration) -> Outcome<Used> {
+    pub(super) fn wait_used(&mut self, link: &mut Link, timeout: Duration) -> Outcome<Used> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(used) = self.take_used()? {

@@ -25,7 +25,7 @@ const OUTPUT_BYTES_KEPT: usize = 8 << 10;
 /// Lines of it that a report shows.
 const OUTPUT_LINES_SHOWN: usize = 12;
 /// How long a backend may take to end after `SIGTERM` before it is killed.
-pub const END_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the end of a process that was killed is waited for.
 const KILL_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -77,19 +77,19 @@ impl std::str::FromStr for SpawnCommand {
 
 impl SpawnCommand {
     /// The program.
-    pub fn program(&self) -> &str {
+    pub(super) fn program(&self) -> &str {
         &self.0[0]
     }
 
     /// The arguments before the first option, and before the first that only a started backend has.
-    pub fn words_before_options(&self) -> &[String] {
+    pub(super) fn words_before_options(&self) -> &[String] {
         let ends = |word: &String| word.starts_with('-') || word.contains("{socket}") || word.contains("{dir}");
         let count = self.0[1..].iter().position(ends).unwrap_or(self.0.len() - 1);
         &self.0[1..=count]
     }
 
     /// Whether `what` is in it: `{socket}`, `{dir}`.
-    pub fn mentions(&self, what: &str) -> bool {
+    pub(super) fn mentions(&self, what: &str) -> bool {
         self.0.iter().any(|word| word.contains(what))
     }
 }
@@ -102,7 +102,7 @@ impl std::fmt::Display for SpawnCommand {
 
 /// A backend that was started. It and all that it started are killed when this is dropped.
 #[derive(Debug)]
-pub struct Process {
+pub(super) struct Process {
     child: Child,
     pidfd: OwnedFd,
     socket: PathBuf,
@@ -120,7 +120,7 @@ impl Process {
     ///
     /// # Errors
     /// If the program can't be started.
-    pub fn start(command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
+    pub(super) fn start(command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("kiln-check-").tempdir()?;
         Self::start_in(command, socket, Arc::new(directory))
     }
@@ -129,7 +129,7 @@ impl Process {
     ///
     /// # Errors
     /// If the program can't be started.
-    pub fn kill_and_start(mut self, command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
+    pub(super) fn kill_and_start(mut self, command: &SpawnCommand, socket: Option<&Path>) -> io::Result<Self> {
         self.kill();
         let directory = Arc::clone(&self.directory);
         drop(self);
@@ -174,17 +174,17 @@ impl Process {
     }
 
     /// Where it listens.
-    pub fn socket(&self) -> &Path {
+    pub(super) fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// Its process.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// How it ended, if it has. What it has started ends then too.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() && self.has_ended(Duration::ZERO) {
             // As long as its status has not been read, no other group can have its number.
             let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
@@ -194,7 +194,7 @@ impl Process {
     }
 
     /// Waits for its end.
-    pub fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
+    pub(super) fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.has_ended(timeout);
         }
@@ -202,19 +202,19 @@ impl Process {
     }
 
     /// Sends SIGTERM. Returns how it ended, if in time.
-    pub fn terminate(&mut self, timeout: Duration) -> Option<ExitStatus> {
+    pub(super) fn terminate(&mut self, timeout: Duration) -> Option<ExitStatus> {
         self.signal(Signal::TERM);
         self.wait(timeout)
     }
 
     /// Ends it at once.
-    pub fn kill(&mut self) {
+    fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.wait(KILL_TIMEOUT);
     }
 
     /// Sends SIGTERM, and kills it if it does not end within `grace`. Returns whether it ended at SIGTERM.
-    pub fn end(mut self, grace: Duration) -> bool {
+    pub(super) fn end(mut self, grace: Duration) -> bool {
         self.grace = grace;
         self.end_in_time()
     }
@@ -229,7 +229,7 @@ impl Process {
     }
 
     /// The last lines that it wrote.
-    pub fn last_words(&self) -> Vec<String> {
+    pub(super) fn last_words(&self) -> Vec<String> {
         let output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
         let (first, second) = output.as_slices();
         let text = String::from_utf8_lossy(&[first, second].concat()).into_owned();
@@ -276,7 +276,7 @@ fn keep_output(mut reader: io::PipeReader, kept: &Mutex<VecDeque<u8>>) {
 }
 
 /// How a process ended, in words: `SIGSEGV (signal 11)`, `exit code 1`.
-pub fn end_words(status: ExitStatus) -> String {
+pub(super) fn end_words(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => match signal_name(signal) {
             Some(name) => format!("{name} (signal {signal})"),
@@ -303,7 +303,7 @@ const fn signal_name(signal: i32) -> Option<&'static str> {
 }
 
 /// Whether a process that is not ours has ended. Its parent may not have read its status yet.
-pub fn has_gone(pid: u32) -> bool {
+pub(super) fn has_gone(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     // The name before the state may hold anything, parentheses too.
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
@@ -311,7 +311,7 @@ pub fn has_gone(pid: u32) -> bool {
 }
 
 /// What a process holds now. Nothing if it has ended or cannot be inspected.
-pub fn resources(pid: u32) -> Option<Resources> {
+pub(super) fn resources(pid: u32) -> Option<Resources> {
     let path = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
     let status = std::fs::read_to_string(path("status")).ok()?;
     let field = |name: &str| {
@@ -328,7 +328,7 @@ pub fn resources(pid: u32) -> Option<Resources> {
 
 /// What a thread has had of the processors.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct ThreadTime {
+pub(super) struct ThreadTime {
     /// How long it ran.
     pub ran: Duration,
     /// How long it could have run and had to wait for a processor.
@@ -336,7 +336,7 @@ pub struct ThreadTime {
 }
 
 /// What each thread of a process has had of the processors, by the thread's number.
-pub fn processor_time(pid: u32) -> Option<BTreeMap<u32, ThreadTime>> {
+pub(super) fn processor_time(pid: u32) -> Option<BTreeMap<u32, ThreadTime>> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let used = tasks.filter_map(|task| {
         let task = task.ok()?;
@@ -350,7 +350,7 @@ pub fn processor_time(pid: u32) -> Option<BTreeMap<u32, ThreadTime>> {
 }
 
 /// Waits until `is_so` holds; looks again ever less often.
-pub fn wait_until(timeout: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+pub(super) fn wait_until(timeout: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     let mut pause = Duration::from_micros(200);
     loop {

@@ -90,7 +90,7 @@ impl Report {
     }
 
     /// The cases that came out in more than one way.
-    pub fn flaky(&self) -> impl Iterator<Item = &CaseReport> {
+    fn flaky(&self) -> impl Iterator<Item = &CaseReport> {
         self.cases.iter().filter(|case| case.flaky.is_some())
     }
 

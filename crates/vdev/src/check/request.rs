@@ -13,7 +13,7 @@ use crate::virtio::{DeviceKind, feature};
 
 /// A request that every device of a kind gives back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// The ring that it goes by.
     pub queue: u32,
     /// What it is, for people.
@@ -35,7 +35,7 @@ const ETHERTYPE_EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
 impl Request {
     /// A request to a device of this kind, if there is a harmless one.
-    pub fn of(kind: DeviceKind, facts: &Facts) -> Option<Self> {
+    pub(super) fn of(kind: DeviceKind, facts: &Facts) -> Option<Self> {
         let reads = |queue, what, readable: Vec<u8>, writable: Vec<u32>| Self {
             queue,
             what,
@@ -76,23 +76,23 @@ impl Request {
 
     /// How many queues the backend serves, as far as it is known: "Front-ends must not rely on MQ for devices with a fixed
     /// number of virtqueues."
-    pub fn queues(kind: DeviceKind, facts: &Facts) -> u64 {
+    pub(super) fn queues(kind: DeviceKind, facts: &Facts) -> u64 {
         if facts.protocol_features.contains(ProtocolFeatures::MQ) { facts.queues } else { kind.queues_default() as u64 }
     }
 
     /// How many bytes the device may write.
-    pub fn writable_bytes(&self) -> u32 {
+    pub(super) fn writable_bytes(&self) -> u32 {
         self.writable.iter().sum()
     }
 
     /// Into a descriptor for each part, as drivers lay it out.
-    pub fn in_parts(&self, guest: &mut Guest) -> Vec<Descriptor> {
+    pub(super) fn in_parts(&self, guest: &mut Guest) -> Vec<Descriptor> {
         let read: Vec<_> = self.readable.iter().map(Vec::len).collect();
         self.in_pieces_of(guest, &read, &self.writable)
     }
 
     /// Into two descriptors: what is read and what is written; or, if there is only one of them, two parts of it.
-    pub fn in_two(&self, guest: &mut Guest) -> Vec<Descriptor> {
+    pub(super) fn in_two(&self, guest: &mut Guest) -> Vec<Descriptor> {
         let (read, written) = (self.readable.concat(), self.writable_bytes());
         match (read.len(), written) {
             (1.., 1..) => self.in_pieces_of(guest, &[read.len()], &[written]),
@@ -105,7 +105,7 @@ impl Request {
     }
 
     /// Into many descriptors, none of which ends where a part does.
-    pub fn in_many(&self, guest: &mut Guest) -> Vec<Descriptor> {
+    pub(super) fn in_many(&self, guest: &mut Guest) -> Vec<Descriptor> {
         let read = odd_pieces(size(self.readable.concat().len()));
         let read: Vec<_> = read.into_iter().map(|piece| piece as usize).collect();
         self.in_pieces_of(guest, &read, &odd_pieces(self.writable_bytes()))

@@ -17,17 +17,17 @@ use crate::protocol::{VringAddress, VringFile, VringState};
 use crate::socket::{Event, wait_readable};
 
 /// The next descriptor goes on.
-pub const NEXT: u16 = 1;
+pub(super) const NEXT: u16 = 1;
 /// The device writes.
-pub const WRITE: u16 = 2;
+pub(super) const WRITE: u16 = 2;
 /// It points at a table of descriptors.
-pub const INDIRECT: u16 = 4;
+pub(super) const INDIRECT: u16 = 4;
 /// In the available ring: no calls, please.
-pub const NO_INTERRUPT: u16 = 1;
+pub(super) const NO_INTERRUPT: u16 = 1;
 
 /// A descriptor, in the layout of the ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Descriptor {
+pub(super) struct Descriptor {
     /// Guest address.
     pub address: u64,
     /// Bytes.
@@ -40,22 +40,22 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// A piece that the device reads.
-    pub const fn readable(address: u64, bytes: u32) -> Self {
+    pub(super) const fn readable(address: u64, bytes: u32) -> Self {
         Self { address, bytes, flags: 0, next: 0 }
     }
 
     /// A piece that the device writes.
-    pub const fn writable(address: u64, bytes: u32) -> Self {
+    pub(super) const fn writable(address: u64, bytes: u32) -> Self {
         Self { address, bytes, flags: WRITE, next: 0 }
     }
 
     /// A table of descriptors.
-    pub const fn indirect(address: u64, descriptors: u32) -> Self {
+    pub(super) const fn indirect(address: u64, descriptors: u32) -> Self {
         Self { address, bytes: descriptors * 16, flags: INDIRECT, next: 0 }
     }
 
     /// Its bytes in the ring.
-    pub fn encode(self) -> [u8; 16] {
+    pub(super) fn encode(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.address.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.bytes.to_le_bytes());
@@ -85,7 +85,7 @@ impl std::fmt::Display for Descriptor {
 }
 
 /// Links descriptors that follow each other in a table, from `first` on.
-pub fn chained(first: u16, descriptors: &[Descriptor]) -> Vec<Descriptor> {
+pub(super) fn chained(first: u16, descriptors: &[Descriptor]) -> Vec<Descriptor> {
     let mut linked = descriptors.to_vec();
     for (place, descriptor) in (first..).zip(&mut linked).take(descriptors.len().saturating_sub(1)) {
         descriptor.flags |= NEXT;
@@ -96,7 +96,7 @@ pub fn chained(first: u16, descriptors: &[Descriptor]) -> Vec<Descriptor> {
 
 /// What the device gave back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Used {
+pub(super) struct Used {
     /// The head of the chain, from the used ring.
     pub head: u32,
     /// The number of written bytes, from the used ring.
@@ -105,7 +105,7 @@ pub struct Used {
 
 /// A split ring, laid out by hand.
 #[derive(Debug)]
-pub struct SplitRing {
+pub(super) struct SplitRing {
     /// Which ring of the device.
     pub index: u32,
     /// How many descriptors it has.
@@ -125,7 +125,7 @@ pub struct SplitRing {
 
 impl SplitRing {
     /// A ring in this memory, at index 0.
-    pub fn new(guest: &mut Guest, index: u32, size: u16) -> Outcome<Self> {
+    pub(super) fn new(guest: &mut Guest, index: u32, size: u16) -> Outcome<Self> {
         let count = u64::from(size);
         let places = [(16 * count, 16), (6 + 2 * count, 2), (6 + 8 * count, 4)];
         let [descriptors, available, used] = places.map(|(bytes, alignment)| {
@@ -146,7 +146,7 @@ impl SplitRing {
     }
 
     /// Goes on at another index, as after a migration. Nothing may be under way.
-    pub fn start_at(&mut self, base: u16) {
+    pub(super) fn start_at(&mut self, base: u16) {
         self.offered = base;
         self.taken = base;
         self.available.store_u16(2, base, Ordering::Release);
@@ -154,7 +154,7 @@ impl SplitRing {
     }
 
     /// Its addresses, in the form of `SET_VRING_ADDR`.
-    pub fn address(&self) -> VringAddress {
+    pub(super) fn address(&self) -> VringAddress {
         VringAddress {
             index: self.index,
             flags: 0,
@@ -166,20 +166,20 @@ impl SplitRing {
     }
 
     /// `SET_VRING_NUM`, `_BASE`, `_ADDR`.
-    pub fn place(&self, link: &mut Link) -> Outcome {
+    pub(super) fn place(&self, link: &mut Link) -> Outcome {
         link.require(&SetVringNum(self.state(self.size.into())), &[])?;
         link.require(&SetVringBase(self.state(self.taken.into())), &[])?;
         link.require(&SetVringAddr(self.address()), &[])
     }
 
     /// `SET_VRING_CALL`, `_KICK`, with both descriptors.
-    pub fn connect(&self, link: &mut Link) -> Outcome {
+    pub(super) fn connect(&self, link: &mut Link) -> Outcome {
         link.require(&SetVringCall(VringFile::with_descriptor(self.small_index())), &[self.call.as_fd()])?;
         link.require(&SetVringKick(VringFile::with_descriptor(self.small_index())), &[self.kick.as_fd()])
     }
 
     /// All that it takes until the ring runs.
-    pub fn start(&self, link: &mut Link) -> Outcome {
+    pub(super) fn start(&self, link: &mut Link) -> Outcome {
         self.place(link)?;
         self.connect(link)?;
         if link.offered & crate::virtio::feature::PROTOCOL_FEATURES != 0 {
@@ -189,12 +189,12 @@ impl SplitRing {
     }
 
     /// `SET_VRING_ENABLE`.
-    pub fn enable(&self, link: &mut Link, enabled: bool) -> Outcome {
+    pub(super) fn enable(&self, link: &mut Link, enabled: bool) -> Outcome {
         link.require(&SetVringEnable(self.state(enabled.into())), &[])
     }
 
     /// `GET_VRING_BASE`: stops it. Returns the index that the device will take next.
-    pub fn stop(&self, link: &mut Link) -> Outcome<u32> {
+    pub(super) fn stop(&self, link: &mut Link) -> Outcome<u32> {
         let reply = link.call(&GetVringBase(self.state(0)))?;
         if reply.index != self.index {
             return Stop::fail(format!(
@@ -206,52 +206,52 @@ impl SplitRing {
     }
 
     /// This ring and a number, as many messages have them.
-    pub const fn state(&self, num: u32) -> VringState {
+    pub(super) const fn state(&self, num: u32) -> VringState {
         VringState { index: self.index, num }
     }
 
     /// Its number, as `SET_VRING_KICK` and its like have it.
-    pub fn small_index(&self) -> u8 {
+    pub(super) fn small_index(&self) -> u8 {
         u8::try_from(self.index).expect("cases use rings below 256")
     }
 
     /// Puts a descriptor into the table.
-    pub fn put(&self, place: u16, descriptor: Descriptor) {
+    pub(super) fn put(&self, place: u16, descriptor: Descriptor) {
         self.descriptors.write(usize::from(place % self.size) * 16, descriptor.encode());
     }
 
     /// Puts a chain into the table, from `first` on.
-    pub fn put_chain(&self, first: u16, descriptors: &[Descriptor]) {
+    pub(super) fn put_chain(&self, first: u16, descriptors: &[Descriptor]) {
         for (place, descriptor) in (first..).zip(chained(first, descriptors)) {
             self.put(place, descriptor);
         }
     }
 
     /// Makes a chain available. The device sees it when [`publish`](Self::publish) is called.
-    pub fn offer(&mut self, head: u16) {
+    pub(super) fn offer(&mut self, head: u16) {
         let slot = usize::from(self.offered % self.size);
         self.available.write(4 + 2 * slot, head.to_le_bytes());
         self.offered = self.offered.wrapping_add(1);
     }
 
     /// Shows the device all that was offered.
-    pub fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.publish_index(self.offered);
     }
 
     /// Shows the device any index at all.
-    pub fn publish_index(&self, index: u16) {
+    fn publish_index(&self, index: u16) {
         self.available.store_u16(2, index, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
     /// Kicks.
-    pub fn kick(&self) -> Outcome {
+    pub(super) fn kick(&self) -> Outcome {
         Ok(self.kick.signal()?)
     }
 
     /// Makes the chain from `first` on available, and kicks.
-    pub fn send(&mut self, first: u16, descriptors: &[Descriptor]) -> Outcome {
+    pub(super) fn send(&mut self, first: u16, descriptors: &[Descriptor]) -> Outcome {
         self.put_chain(first, descriptors);
         self.offer(first);
         self.publish();
@@ -259,36 +259,36 @@ impl SplitRing {
     }
 
     /// The flags of the available ring.
-    pub fn set_available_flags(&self, flags: u16) {
+    pub(super) fn set_available_flags(&self, flags: u16) {
         self.available.store_u16(0, flags, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
     /// From which used index on the driver requests a call (`used_event`).
-    pub fn set_used_event(&self, index: u16) {
+    pub(super) fn set_used_event(&self, index: u16) {
         self.available.store_u16(4 + 2 * usize::from(self.size), index, Ordering::Release);
         fence(Ordering::SeqCst);
     }
 
     /// The device's index.
-    pub fn used_index(&self) -> u16 {
+    pub(super) fn used_index(&self) -> u16 {
         self.used.load_u16(2, Ordering::Acquire)
     }
 
     /// Puts the device's index, in a device's stead.
-    pub fn set_used_index(&self, index: u16) {
+    pub(super) fn set_used_index(&self, index: u16) {
         self.used.store_u16(2, index, Ordering::Release);
     }
 
     /// Puts an entry of the used ring, in a device's stead.
-    pub fn put_used(&self, slot: u16, head: u32, written: u32) {
+    pub(super) fn put_used(&self, slot: u16, head: u32, written: u32) {
         let at = 4 + 8 * usize::from(slot % self.size);
         self.used.write(at, head.to_le_bytes());
         self.used.write(at + 4, written.to_le_bytes());
     }
 
     /// The next that the device gave back.
-    pub fn take_used(&mut self) -> Option<Used> {
+    pub(super) fn take_used(&mut self) -> Option<Used> {
         if self.used_index() == self.taken {
             return None;
         }
@@ -299,7 +299,7 @@ impl SplitRing {
     }
 
     /// Waits for the next that the device gives back.
-    pub fn wait_used(&mut self, link: &mut Link, timeout: Duration) -> Outcome<Used> {
+    pub(super) fn wait_used(&mut self, link: &mut Link, timeout: Duration) -> Outcome<Used> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(used) = self.take_used() {
@@ -328,7 +328,7 @@ impl SplitRing {
     }
 
     /// Whether the device gives nothing back for this long.
-    pub fn is_quiet_for(&self, time: Duration) -> bool {
+    pub(super) fn is_quiet_for(&self, time: Duration) -> bool {
         !wait_until(time, || self.used_index() != self.taken)
     }
 }

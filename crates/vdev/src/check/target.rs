@@ -44,7 +44,7 @@ pub struct Target {
 
 impl Target {
     /// A backend at a socket, or one that a command starts.
-    pub const fn new(command: Option<SpawnCommand>, socket: Option<PathBuf>, timeout: Duration) -> Self {
+    pub(super) const fn new(command: Option<SpawnCommand>, socket: Option<PathBuf>, timeout: Duration) -> Self {
         Self {
             command,
             socket,
@@ -62,33 +62,33 @@ impl Target {
     }
 
     /// Another backend of the same kind, which is not started yet. `socket` is its socket, if that was given.
-    pub fn another(&self, socket: Option<PathBuf>) -> Self {
+    pub(super) fn another(&self, socket: Option<PathBuf>) -> Self {
         let Self { patience, pause, grace, ends_with_client, .. } = *self;
         Self { patience, pause, grace, ends_with_client, ..Self::new(self.command.clone(), socket, self.timeout) }
     }
 
     /// Its socket, if that was given.
-    pub fn own_socket(&self) -> Option<PathBuf> {
+    pub(super) fn own_socket(&self) -> Option<PathBuf> {
         self.socket.clone()
     }
 
     /// The longest that anything is waited for.
-    pub const fn timeout(&self) -> Duration {
+    pub(super) const fn timeout(&self) -> Duration {
         self.timeout
     }
 
     /// Whether it is started by us.
-    pub const fn is_spawned(&self) -> bool {
+    pub(super) const fn is_spawned(&self) -> bool {
         self.command.is_some()
     }
 
     /// The command that starts it.
-    pub const fn command(&self) -> Option<&SpawnCommand> {
+    pub(super) const fn command(&self) -> Option<&SpawnCommand> {
         self.command.as_ref()
     }
 
     /// Why the socket can't be connected to, if that is certain without trying.
-    pub fn unreachable(&self) -> Option<SocketError> {
+    pub(super) fn unreachable(&self) -> Option<SocketError> {
         unreachable(self.socket.as_deref()?, self.is_spawned())
     }
 
@@ -96,7 +96,7 @@ impl Target {
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn start(&mut self) -> io::Result<()> {
+    pub(super) fn start(&mut self) -> io::Result<()> {
         self.stop();
         if let Some(command) = &self.command {
             self.process = Some(Process::start(command, self.socket.as_deref())?);
@@ -105,21 +105,21 @@ impl Target {
     }
 
     /// Ends the backend that was started.
-    pub fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         if let Some(process) = self.take_process() {
             self.end(process);
         }
     }
 
     /// Gives up the backend that was started, without ending it.
-    pub fn take_process(&mut self) -> Option<Process> {
+    pub(super) fn take_process(&mut self) -> Option<Process> {
         self.end_is_expected = false;
         self.clients = 0;
         self.process.take()
     }
 
     /// Ends a backend that was started.
-    pub fn end(&mut self, process: Process) {
+    pub(super) fn end(&mut self, process: Process) {
         if !process.end(self.grace) {
             self.grace = Duration::ZERO;
         }
@@ -129,7 +129,7 @@ impl Target {
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn kill_and_start(&mut self) -> io::Result<()> {
+    pub(super) fn kill_and_start(&mut self) -> io::Result<()> {
         match (self.take_process(), &self.command) {
             (Some(process), Some(command)) => {
                 self.process = Some(process.kill_and_start(command, self.socket.as_deref())?);
@@ -140,23 +140,23 @@ impl Target {
     }
 
     /// The backend that was started.
-    pub const fn process(&mut self) -> Option<&mut Process> {
+    pub(super) const fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }
 
     /// The number of its process, if it is known.
-    pub fn pid(&self) -> Option<u32> {
+    pub(super) fn pid(&self) -> Option<u32> {
         self.process.as_ref().map(Process::pid).or(self.peer)
     }
 
     /// Where it listens.
-    pub fn socket(&self) -> PathBuf {
+    pub(super) fn socket(&self) -> PathBuf {
         let own = self.process.as_ref().map(Process::socket);
         own.or(self.socket.as_deref()).unwrap_or(Path::new("")).to_owned()
     }
 
     /// Connects, as soon as it listens. The first answer may take as long as this backend takes to accept.
-    pub fn connect(&mut self) -> Outcome<Channel> {
+    pub(super) fn connect(&mut self) -> Outcome<Channel> {
         if self.clients > 0 && !self.pause.is_zero() {
             std::thread::sleep(self.pause);
         }
@@ -187,7 +187,7 @@ impl Target {
     }
 
     /// Connects until it is served: a backend may close a connection while it still gets over the one before.
-    pub fn connect_served(&mut self) -> Outcome<Channel> {
+    pub(super) fn connect_served(&mut self) -> Outcome<Channel> {
         let deadline = Instant::now() + self.patience;
         loop {
             let mut channel = self.connect()?;
@@ -211,7 +211,7 @@ impl Target {
 
     /// Connects after a client has left, and learns how much time this backend needs for that, so that no verdict depends on
     /// it: time until it accepts, and time after a client in which it refuses the next.
-    pub fn connect_learning(&mut self) -> Outcome<Channel> {
+    pub(super) fn connect_learning(&mut self) -> Outcome<Channel> {
         let (refused, asked) = (self.refused, Instant::now());
         let channel = self.connect_served()?;
         let took = asked.elapsed();
@@ -224,12 +224,12 @@ impl Target {
     }
 
     /// How its process ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
         self.process.as_mut().and_then(Process::ended)
     }
 
     /// Whether its process has ended; also if it is not ours and does not exist any more.
-    pub fn has_ended(&mut self) -> bool {
+    pub(super) fn has_ended(&mut self) -> bool {
         match (&mut self.process, self.peer) {
             (Some(process), _) => process.ended().is_some(),
             (None, Some(pid)) => has_gone(pid),
@@ -238,13 +238,13 @@ impl Target {
     }
 
     /// Its process shall end now, so that this is no crash.
-    pub const fn expect_end(&mut self) {
+    pub(super) const fn expect_end(&mut self) {
         self.end_is_expected = true;
     }
 
     /// In words how its process ended although it should not have: by a signal, or at all while others still need it.
     /// `soon` waits for an end that a closed connection may announce.
-    pub fn crash(&mut self, soon: bool) -> Option<String> {
+    pub(super) fn crash(&mut self, soon: bool) -> Option<String> {
         if self.end_is_expected {
             return None;
         }
@@ -266,7 +266,7 @@ impl Target {
 }
 
 /// In words how a process ended, if that is a crash: by a signal, or at all if it is not `allowed` to end.
-pub fn crash_words(status: ExitStatus, allowed: bool) -> Option<String> {
+pub(super) fn crash_words(status: ExitStatus, allowed: bool) -> Option<String> {
     use std::os::unix::process::ExitStatusExt as _;
     (status.signal().is_some() || !allowed).then(|| end_words(status))
 }

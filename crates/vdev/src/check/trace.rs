@@ -23,7 +23,7 @@ const BYTES_SHOWN: usize = 24;
 /// Who sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Side {
+pub(crate) enum Side {
     /// The suite.
     Sent,
     /// The peer.
@@ -36,7 +36,7 @@ pub enum Side {
 
 /// A line of a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TraceLine {
+pub(super) struct TraceLine {
     /// Since the case began.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub at: Duration,
@@ -83,7 +83,7 @@ impl Default for Trace {
 
 impl Trace {
     /// Adds a line.
-    pub fn push(&mut self, side: Side, mut text: String) {
+    pub(crate) fn push(&mut self, side: Side, mut text: String) {
         if let Some((end, _)) = text.char_indices().nth(LINE_CHARACTERS) {
             text.truncate(end);
             text.push_str(" ...");
@@ -101,7 +101,7 @@ impl Trace {
     }
 
     /// Adds a line about what was done.
-    pub fn note(&mut self, text: impl Into<String>) {
+    pub(super) fn note(&mut self, text: impl Into<String>) {
         self.push(Side::Note, text.into());
     }
 
@@ -112,7 +112,7 @@ impl Trace {
     }
 
     /// The last that was sent or done, but for questions that only find out what became of it.
-    pub fn last_words(&self) -> Option<&str> {
+    pub(super) fn last_words(&self) -> Option<&str> {
         let lines = self.last.iter().rev().chain(self.first.iter().rev());
         let mut sent = lines.filter(|line| matches!(line.side, Side::Sent | Side::Done)).map(|line| line.text.as_str());
         let last = sent.next()?;
@@ -121,13 +121,13 @@ impl Trace {
     }
 
     /// Whether the peer has sent anything.
-    pub fn has_received(&self) -> bool {
+    pub(super) fn has_received(&self) -> bool {
         self.first.iter().chain(&self.last).any(|line| line.side == Side::Received)
     }
 }
 
 /// A message of a frontend's in words: `SET_VRING_NUM index 0, num 256 (need_reply)`.
-pub fn frontend_message(request: u32, flags: Flags, payload: &[u8], descriptors: usize) -> String {
+pub(crate) fn frontend_message(request: u32, flags: Flags, payload: &[u8], descriptors: usize) -> String {
     let Some(known) = FrontendRequest::from_number(request) else {
         return message(&format!("request {request}"), flags, &hex(payload), descriptors);
     };
@@ -136,7 +136,7 @@ pub fn frontend_message(request: u32, flags: Flags, payload: &[u8], descriptors:
 }
 
 /// A backend's answer in words: `GET_FEATURES reply 0x130000000`.
-pub fn backend_reply(reply: &RawMessage) -> String {
+pub(super) fn backend_reply(reply: &RawMessage) -> String {
     let Header { request, flags, .. } = reply.header;
     let name = FrontendRequest::from_number(request)
         .map_or_else(|| format!("request {request}"), |known| known.name().to_owned());
@@ -156,7 +156,7 @@ pub fn backend_reply(reply: &RawMessage) -> String {
 }
 
 /// A message of a backend's own in words.
-pub fn backend_message(received: &RawMessage) -> String {
+pub(super) fn backend_message(received: &RawMessage) -> String {
     let Header { request, flags, .. } = received.header;
     let name = BackendRequest::from_number(request)
         .map_or_else(|| format!("backend request {request}"), |known| known.name().to_owned());

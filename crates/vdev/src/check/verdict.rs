@@ -24,7 +24,7 @@ pub enum Level {
 
 impl Level {
     /// `must`, `should` or `may`.
-    pub const fn name(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
             Self::Must => "must",
             Self::Should => "should",
@@ -72,7 +72,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// `pass`, `fail`, `skip`, `crash` or `hang`.
-    pub const fn name(&self) -> &'static str {
+    pub(super) const fn name(&self) -> &'static str {
         match self {
             Self::Pass => "pass",
             Self::Fail(_) => "fail",
@@ -166,7 +166,7 @@ pub struct CaseReport {
 
 impl CaseReport {
     /// The part of the id before the dot.
-    pub fn group(&self) -> &'static str {
+    pub(super) fn group(&self) -> &'static str {
         self.id.split_once('.').map_or(self.id, |(group, _)| group)
     }
 

@@ -30,7 +30,7 @@ pub enum RingCheck {
 }
 
 /// What this backend can do now, before any hostile case.
-pub fn before_harm(context: &mut Context<'_>, allowed: Allowed) -> RingCheck {
+pub(super) fn before_harm(context: &mut Context<'_>, allowed: Allowed) -> RingCheck {
     if context.facts.ends_with_client {
         return RingCheck::Nothing;
     }
@@ -41,7 +41,7 @@ pub fn before_harm(context: &mut Context<'_>, allowed: Allowed) -> RingCheck {
 }
 
 /// A new client is served, and its ring does what one did before.
-pub fn still_works(context: &mut Context<'_>) -> Outcome {
+pub(super) fn still_works(context: &mut Context<'_>) -> Outcome {
     if context.facts.rings == RingCheck::Nothing {
         return context.connect_again().map(drop);
     }

@@ -9,6 +9,7 @@ use super::prelude::*;
 use crate::check::guest::Guest;
 use crate::check::process::wait_until;
 use crate::check::ring::SplitRing;
+use crate::check::trace::backend_message;
 use crate::protocol::{BackendRequest, Header};
 use crate::socket::Channel;
 
@@ -93,7 +94,7 @@ fn well_formed(context: &mut Context<'_>) -> Outcome {
     while channel.is_readable(Duration::ZERO)? {
         let message = channel.receive_unchecked()?;
         let Header { request, flags, .. } = message.header;
-        link.note(format!("on the channel: {}", crate::check::backend_message(&message)));
+        link.note(format!("on the channel: {}", backend_message(&message)));
         if message.header.check().is_err() || flags.is_reply() || BackendRequest::from_number(request).is_none() {
             return Stop::fail(format!(
                 "the backend sent message {request} with flags {:#x} on the channel",

@@ -9,7 +9,7 @@ use super::case::Case;
 /// A table of rules: id, level, what the backend must have, the function; then section and reason.
 macro_rules! cases {
     ($($id:literal $level:ident [$($need:expr),*] $run:expr, $section:expr => $reason:expr;)*) => {
-        pub const CASES: &[Case] = &[$(Case {
+        pub(super) const CASES: &[Case] = &[$(Case {
             id: $id,
             level: $level,
             section: $section,
