@@ -10,6 +10,8 @@
 //! ```
 //! A backend is a process that serves a virtio device to a VMM, the frontend. Either may be hostile to the other.
 
+#![cfg_attr(feature = "testing", warn(unreachable_pub))]
+
 /// Names that other crates use only in tests, benches and fuzz targets: public under the feature `testing`.
 macro_rules! for_tests {
     ($(pub use $module:ident::$names:tt;)*) => {$(
@@ -28,8 +30,17 @@ pub mod frontend;
 pub mod memory;
 pub mod mock;
 pub mod probe;
+#[cfg(not(feature = "testing"))]
+mod protocol;
+#[cfg(feature = "testing")]
 pub mod protocol;
+#[cfg(not(feature = "testing"))]
+mod queue;
+#[cfg(feature = "testing")]
 pub mod queue;
+#[cfg(not(feature = "testing"))]
+mod random;
+#[cfg(feature = "testing")]
 pub mod random;
 pub mod socket;
 pub mod stress;

@@ -12,14 +12,14 @@ impl Random {
     }
 
     /// The sequence of one of many that share a seed.
-    pub fn part(seed: u64, part: u64) -> Self {
+    pub(crate) fn part(seed: u64, part: u64) -> Self {
         let mut random = Self(seed);
         random.0 ^= Self(part).number();
         random
     }
 
     /// A random seed.
-    pub fn fresh_seed() -> u64 {
+    pub(crate) fn fresh_seed() -> u64 {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let nanos = now.map_or(0, |now| now.subsec_nanos().into());
         Self(nanos ^ u64::from(std::process::id()) << 32).number()
