@@ -100,7 +100,7 @@ async fn a_missing_program_is_a_fault_with_its_name() {
 }
 
 #[tokio::test]
-async fn a_child_is_talked_to_line_by_line() {
+async fn a_child_reads_and_writes_line_by_line() {
     let lab = Lab::new().await;
     let script = "while read -r line; do echo \"got $line\"; echo \"noted $line\" >&2; done; exit 4";
     let mut command = lab.link.command("sh");

@@ -84,12 +84,12 @@ async fn an_agent_that_does_not_return_the_marker_is_late() {
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_say_hello_is_late() {
+async fn an_agent_that_does_not_send_hello_is_late() {
     late(After::Marker, &[], LinkOptions::virtio_serial(DEADLINE), "hello").await;
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_judge_a_token_is_late() {
+async fn an_agent_that_does_not_answer_a_token_is_late() {
     let options = LinkOptions { token: Some("t".into()), ..LinkOptions::virtio_serial(DEADLINE) };
     late(After::Hello, &[Capability::Auth], options, "answer to the token").await;
 }

@@ -181,7 +181,7 @@ async fn vm_that_outlives_its_owner_is_stopped_once_the_snapshot_of_its_stop_is_
 
 /// The memory of a booted VM is a file that it writes to. The snapshot of its stop takes that file over.
 #[tokio::test]
-async fn vm_with_memory_of_its_own_lives_through_one_owner_after_the_other() {
+async fn vm_with_its_own_memory_file_survives_several_owners() {
     let scene = Scene::new(OwnerLoss::KeepRunning).await;
     scene.kill_at("launch.running", "launch");
     let id: VmId = names(scene.home().join("vms"))[0].parse().expect("an id");
@@ -205,7 +205,7 @@ async fn vm_with_memory_of_its_own_lives_through_one_owner_after_the_other() {
 }
 
 #[tokio::test]
-async fn vm_snapshot_whose_seal_is_cut_is_whole_and_is_sealed_by_the_next() {
+async fn vm_snapshot_whose_seal_is_interrupted_is_whole_and_is_sealed_later() {
     for point in SEAL {
         let scene = Scene::new(OwnerLoss::Kill).await;
         scene.kill_at(point, "save forked kept go-on");
@@ -224,7 +224,7 @@ async fn vm_snapshot_whose_seal_is_cut_is_whole_and_is_sealed_by_the_next() {
 }
 
 #[tokio::test]
-async fn vm_whose_recovery_is_cut_at_each_step_ends_as_if_it_was_not() {
+async fn vm_whose_recovery_is_interrupted_at_any_step_has_the_same_outcome() {
     let scene = Scene::new(OwnerLoss::Kill).await;
     let id = scene.stopped("old").await;
     scene.kill_at("restore.running", &format!("resume {id}"));
@@ -238,7 +238,7 @@ async fn vm_whose_recovery_is_cut_at_each_step_ends_as_if_it_was_not() {
 }
 
 #[tokio::test]
-async fn vm_whose_adoption_is_cut_at_each_step_is_adopted_by_the_next() {
+async fn vm_whose_adoption_is_interrupted_at_any_step_can_be_adopted_again() {
     let scene = Scene::new(OwnerLoss::KeepRunning).await;
     let id = scene.stopped("old").await;
     scene.kill_at("restore.running", &format!("resume {id}"));

@@ -61,7 +61,7 @@ async fn vm_whose_save_fails_continues_and_leaves_no_snapshot() {
 }
 
 #[tokio::test]
-async fn vm_whose_stop_is_not_written_down_is_stopped_by_the_next_recovery() {
+async fn vm_whose_stop_is_not_recorded_is_stopped_by_the_next_recovery() {
     let scene = Scene::new(OwnerLoss::Kill).await;
     for point in ["stop.killed", "stop.journaled"] {
         let id = scene.stopped("old").await;
@@ -76,7 +76,7 @@ async fn vm_whose_stop_is_not_written_down_is_stopped_by_the_next_recovery() {
 }
 
 #[tokio::test]
-async fn vm_whose_snapshot_is_not_sealed_has_it_all_the_same() {
+async fn vm_keeps_a_snapshot_whose_seal_fails() {
     for point in ["seal.hashed", "seal.renamed"] {
         let scene = Scene::new(OwnerLoss::Kill).await;
         // Either this process or its background task fails; both are fine.
@@ -92,7 +92,7 @@ async fn vm_whose_snapshot_is_not_sealed_has_it_all_the_same() {
 }
 
 #[tokio::test]
-async fn vm_that_is_not_adopted_is_as_it_was() {
+async fn vm_whose_adoption_fails_is_unchanged() {
     let scene = Scene::new(OwnerLoss::KeepRunning).await;
     let id = scene.stopped("old").await;
     scene.kill_at("restore.running", &format!("resume {id}"));
@@ -106,7 +106,7 @@ async fn vm_that_is_not_adopted_is_as_it_was() {
 }
 
 #[tokio::test]
-async fn vm_that_recovery_fails_to_look_after_is_left_to_the_next_one() {
+async fn vm_whose_recovery_fails_is_recovered_by_the_next_one() {
     let scene = Scene::new(OwnerLoss::Kill).await;
     let id = scene.stopped("old").await;
     scene.kill_at("restore.running", &format!("resume {id}"));

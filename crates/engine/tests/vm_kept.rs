@@ -73,7 +73,7 @@ fn exists(pid: u32) -> bool {
 }
 
 #[tokio::test]
-async fn vm_a_pool_hands_out_machines_of_their_own_and_refills() {
+async fn vm_a_pool_gives_out_forks_with_their_own_identity_and_refills() {
     let engine = engine();
     let snapshot = ready(&engine).await;
     let spec = PoolSpec { ready: 2, bytes_max: 1 << 30 };
@@ -232,7 +232,7 @@ async fn vm_a_running_command_keeps_a_guest_hot() {
 }
 
 #[tokio::test]
-async fn vm_one_that_ended_is_not_woken() {
+async fn vm_that_has_ended_is_not_woken() {
     let engine = engine();
     let fork = fork(&engine).await;
     let pid = fork.vm.pid();
@@ -331,7 +331,7 @@ async fn vm_a_halt_after_a_wake_is_a_finding_and_the_reason_of_its_end() {
 }
 
 #[tokio::test]
-async fn vm_a_destroyed_one_is_gone_and_leaves_nothing() {
+async fn vm_that_is_destroyed_leaves_nothing() {
     let engine = engine();
     for cold in [false, true] {
         let fork = fork(&engine).await;
@@ -464,7 +464,7 @@ async fn ask_while_it_is_saved() {
 }
 
 #[tokio::test]
-async fn vm_an_order_to_destroy_overtakes_a_save() {
+async fn vm_a_request_to_destroy_overtakes_a_save() {
     let (_directory, point) = wait_point("save.device");
     act("destroy_while_it_is_saved", &point).await;
 }
@@ -500,7 +500,7 @@ async fn destroy_while_it_is_saved() {
 }
 
 #[tokio::test]
-async fn vm_one_that_could_not_be_cooled_has_the_time() {
+async fn vm_that_could_not_be_cooled_has_the_current_time() {
     act("fail_to_cool", "save.memory:error").await;
 }
 

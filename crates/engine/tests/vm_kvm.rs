@@ -15,7 +15,7 @@ use support::{Lab, console_until};
 const AROUND_THE_PROBE: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn vm_of_automatic_acceleration_boots_whatever_kvm_is_and_the_answer_is_remembered() {
+async fn vm_with_automatic_acceleration_boots_and_the_result_of_the_probe_is_remembered() {
     let lab = Lab::new();
     let engine = lab.engine();
     let spec = VmSpec { acceleration: AccelerationRequest::Auto, ..lab.spec("idle") };

@@ -115,7 +115,7 @@ async fn vm_prints_nothing_while_it_is_paused_and_continues_afterwards() {
 }
 
 #[tokio::test]
-async fn vm_that_does_not_listen_to_its_power_button_is_killed_at_the_deadline() {
+async fn vm_that_ignores_its_power_button_is_killed_at_the_deadline() {
     let lab = Lab::new();
     let vm = lab.engine().launch(lab.spec("idle")).await.expect("starts");
     assert_eq!(vm.shutdown(Duration::from_millis(200)).await.reason, ExitReason::Killed);
@@ -149,7 +149,7 @@ async fn vm_that_floods_an_unread_console_stays_bounded() {
 }
 
 #[tokio::test]
-async fn vm_takes_disks_whose_paths_hold_anything() {
+async fn vm_takes_disks_with_any_characters_in_their_paths() {
     let lab = Lab::new();
     let path = lab.home().join("a,b:\"c\".raw");
     std::fs::write(&path, [0; 4096]).expect("written");

@@ -50,7 +50,7 @@ async fn served(link: &GuestLink, address: &str) -> String {
 
 #[tokio::test]
 #[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
-async fn vm_forks_of_one_that_was_unplugged_are_each_on_a_tap_of_their_own() {
+async fn vm_saved_unplugged_is_forked_onto_several_tap_devices() {
     let lab = Lab::new();
     let engine = lab.engine();
     let [one, two] = [Network::serving("one"), Network::serving("two")];
@@ -108,7 +108,7 @@ async fn vm_forks_of_one_that_was_unplugged_are_each_on_a_tap_of_their_own() {
 
 #[tokio::test]
 #[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
-async fn vm_that_was_on_a_tap_is_forked_onto_another_one_and_never_unplugged() {
+async fn vm_saved_on_a_tap_device_is_forked_onto_another_and_never_unplugged() {
     let lab = Lab::new();
     let engine = lab.engine();
     let [one, two] = [Network::serving("one"), Network::serving("two")];
@@ -146,7 +146,7 @@ async fn vm_that_was_on_a_tap_is_forked_onto_another_one_and_never_unplugged() {
 
 #[tokio::test]
 #[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
-async fn vm_that_cooled_on_a_tap_wakes_there_once_there_is_one_again() {
+async fn vm_that_cooled_on_a_tap_device_wakes_once_the_device_exists_again() {
     let lab = Lab::new();
     let engine = Arc::new(lab.engine());
     let network = Network::serving("host");

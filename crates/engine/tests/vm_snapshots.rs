@@ -177,7 +177,7 @@ async fn read(link: &kiln_engine::link::GuestLink) -> [String; 4] {
 }
 
 #[tokio::test]
-async fn vm_with_a_volume_is_saved_without_it_and_each_fork_has_the_one_that_it_is_given() {
+async fn vm_with_a_volume_is_saved_without_it_and_each_fork_gets_its_own() {
     let lab = Lab::new();
     let engine = lab.engine();
     let [volume, first, second] = ["volume", "first", "second"].map(|name| lab.home().join(name));
@@ -224,7 +224,7 @@ async fn vm_with_a_volume_is_saved_without_it_and_each_fork_has_the_one_that_it_
 }
 
 #[tokio::test]
-async fn vm_forks_with_qcow2_volumes_write_to_their_own_and_what_they_wrote_stays() {
+async fn vm_forks_write_to_their_own_qcow2_volumes_which_outlive_them() {
     let lab = Lab::new();
     let engine = lab.engine();
     let image = |name: &str, arguments: &[&str]| {

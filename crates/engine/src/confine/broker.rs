@@ -145,6 +145,9 @@ impl Broker {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut rights = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
+        // Without waiting: the child sends the listener before its exec, and this runs after the exec has succeeded. If
+        // the message is missing nevertheless, a wait would never end, because this process holds the child's end of
+        // the socket too.
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         recvmsg(&self.ours, &mut [IoSliceMut::new(&mut byte)], &mut rights, flags)?;
         let mut fds = rights.drain().filter_map(|message| match message {
@@ -163,6 +166,7 @@ fn answer(listener: &OwnedFd, memory: &File) -> io::Result<()> {
         if rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&timeout)))? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
+        // An event without `IN` is a hang-up: no process has the filter any more, so the VMM has ended.
         if !polled[0].revents().contains(PollFlags::IN) {
             return Ok(());
         }

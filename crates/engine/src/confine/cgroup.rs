@@ -161,6 +161,9 @@ impl Entry {
     /// must not be reused.
     pub(crate) fn begin(entrances: Vec<OwnedFd>, pid: u32) -> io::Result<Self> {
         let line = format!("{pid}\n");
+        // The thread writes a pid, so the pid must not be reused before it has. It is the pid of a child that this
+        // process has not reaped, and `Child` joins this thread before it reaps. So the pid belongs to the child, alive
+        // or a zombie.
         let enter = move || {
             let enter = |entrance: &OwnedFd| match rustix::io::write(entrance, line.as_bytes()) {
                 // The process has ended already.

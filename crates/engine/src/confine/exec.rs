@@ -118,15 +118,15 @@ impl Step {
             Self::Fork => "fork",
             Self::Session => "begin a session",
             Self::PidFile => "write its pid file",
-            Self::Namespaces => "enter namespaces of its own",
+            Self::Namespaces => "enter its own namespaces",
             Self::Mounts => "make its mounts read-only",
             Self::Directory => "enter its directory",
             Self::User => "become another user",
-            Self::OwnerLoss => "tie its life to its owner's",
+            Self::OwnerLoss => "set the signal for the end of its owner",
             Self::Limits => "limit its resources",
             Self::Landlock => "restrict itself with Landlock",
             Self::Descriptors => "arrange its descriptors",
-            Self::Memory => "have its snapshot's memory handed over",
+            Self::Memory => "get the memory of its snapshot",
             Self::Exec => "run its program",
         }
     }
@@ -216,7 +216,10 @@ impl Launch {
         };
         drop(writer);
         let mut word = Vec::new();
-        // Ends when the exec closes the child's end of the pipe, or when the child exits.
+        // The child's end of the pipe is close-on-exec. So the read ends when the exec has succeeded, or when the child
+        // exits, after it has written the step that failed. A child that is killed before its exec, by the kernel's OOM
+        // killer for example, has written nothing and looks like a success. That is harmless: the caller watches the
+        // pidfd and waits for QMP's greeting, and finds at once that the process has ended.
         let read = std::fs::File::from(reader).read_to_end(&mut word);
         let failure = match (read, word.as_slice()) {
             (Ok(_), []) => return Ok(Ok((pid, pidfd))),
@@ -309,7 +312,7 @@ impl Launch {
         at(Step::Limits, limit_to(Resource::Core, 0))?;
         at(Step::Limits, rustix::thread::set_no_new_privs(true))?;
         if let Some(ruleset) = &steps.landlock {
-            // SAFETY: the call takes numbers alone.
+            // SAFETY: the call takes only numbers.
             at(Step::Landlock, unsafe { call(libc::SYS_landlock_restrict_self, [fd_arg(ruleset), 0, 0, 0, 0]) })?;
         }
         at(Step::Descriptors, self.arrange_descriptors())?;
@@ -335,7 +338,9 @@ impl Launch {
             // SAFETY: the call takes only numbers. The descriptor that it replaces is this process's own copy.
             unsafe { call(libc::SYS_dup3, [fd_arg(fd), number, 0, 0, 0]) }?;
         }
-        // The status pipe has to stay open until the exec. So this closes nothing, it sets close-on-exec on everything.
+        // Nothing is closed here. The status pipe has to stay open until the exec, and so do the descriptors that the
+        // remaining steps use. Instead everything above 2 becomes close-on-exec, including descriptors that a library
+        // of this process has opened without the flag, and then the flag is removed from the few that the child keeps.
         close_on_exec_from(3)?;
         self.keep.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty()))
     }
@@ -514,7 +519,7 @@ fn limit_to(resource: Resource, limit: u64) -> Result<(), Errno> {
 
 fn close_on_exec_from(first: c_int) -> Result<(), Errno> {
     let flags = c_long::from(libc::CLOSE_RANGE_CLOEXEC.cast_signed());
-    // SAFETY: the call takes numbers alone.
+    // SAFETY: the call takes only numbers.
     match unsafe { call(libc::SYS_close_range, [first.into(), u32::MAX.into(), flags, 0, 0]) } {
         // Before Linux 5.11.
         Err(Errno::NOSYS | Errno::INVAL) => {
@@ -572,5 +577,11 @@ mod tests {
         for (number, step) in STEPS.into_iter().enumerate() {
             assert_eq!(step as usize, number, "{step:?}");
         }
+    }
+
+    #[test]
+    fn each_failed_step_has_its_text() {
+        let failures = STEPS.map(|step| Failure { step, errno: Errno::PERM }.to_string());
+        insta::assert_snapshot!(failures.join("\n"));
     }
 }

@@ -156,6 +156,7 @@ impl Confinement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::every_variant::every_variant;
 
     #[test]
     fn a_stored_confinement_is_read_again() {
@@ -178,5 +179,18 @@ mod tests {
         for measure in Measure::ALL {
             assert_eq!(serde_json::to_value(measure).expect("JSON"), measure.name());
         }
+    }
+
+    #[test]
+    fn each_state_has_its_text() {
+        let states = every_variant!(MeasureState {
+            On: [MeasureState::on(""), MeasureState::on("ABI 7: files")],
+            Refused: [MeasureState::refused("it needs root")],
+            Off: [MeasureState::Off],
+            NotNeeded: [MeasureState::NotNeeded],
+        });
+        let names = Measure::ALL.map(|measure| measure.to_string());
+        let states = states.iter().map(|(_, state)| state.to_string());
+        insta::assert_snapshot!(names.into_iter().chain(states).collect::<Vec<_>>().join("\n"));
     }
 }

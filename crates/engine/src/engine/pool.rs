@@ -146,6 +146,8 @@ impl ForkPool {
     /// Waits until the pool is full, or an attempt to make a fork has failed.
     pub async fn filled(&self) -> PoolStatus {
         loop {
+            // Created before the look: `notify_waiters` wakes a `Notified` that exists, even if it was not polled yet.
+            // So a change between the look and the await is not missed.
             let changed = self.shared.changed.notified();
             let status = self.status();
             if self.shared.is_full(&self.shared.state()) || status.problem.is_some() {
@@ -182,6 +184,8 @@ impl Shared {
 async fn fill(shared: Arc<Shared>) {
     loop {
         if shared.is_full(&shared.state()) {
+            // `taken` is notified with `notify_one`, which stores a permit. So a take between the look above and this
+            // await is not missed. Several takes store one permit, and the loop looks again after it anyway.
             shared.taken.notified().await;
             // The caller that took a fork needs the CPU now. Starting a VMM at once would slow its first command.
             tokio::time::sleep(REFILL_PAUSE).await;

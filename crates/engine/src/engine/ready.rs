@@ -148,6 +148,9 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
         return Ok(found);
     }
     progress(ReadyStep::Booting);
+    // Of several processes that need the same snapshot, one gets the lock and boots. The others wait here for the whole
+    // boot. When they get the lock, the snapshot exists, so they look again before they boot one too. The first look,
+    // without the lock, is the usual case: it keeps commands that use an existing snapshot from waiting for each other.
     let _lock = lock(&store, &key).await?;
     if renew == Renew::IfNeeded
         && let Some(found) = find(&store, &key).await?

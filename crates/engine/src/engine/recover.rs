@@ -179,6 +179,8 @@ fn recover_one(home: &Home, id: &VmId) -> io::Result<Option<Outcome>> {
     // Held until all is done.
     let Some(_lock) = vm_dir::try_lock(&path)? else { return Ok(None) };
     let history = History::read(&path)?;
+    // Only with the lock: a child shares its owner's lock until its exec, and writes its pid file before that. So now
+    // no child of this directory is between its fork and its exec, and each VMM that runs has a pid file.
     let vmm = Orphan::find(&path)?;
     let decision = decide(home, &path, &history, vmm.is_some());
     if decision == Decision::Adopt {

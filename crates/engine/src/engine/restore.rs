@@ -86,7 +86,8 @@ pub(crate) async fn restore(
     }
     // Checked before the first fork starts: all of them, or none.
     template.check(parts.clone()).await?;
-    // More at a time would only wait for a CPU.
+    // The start of a fork is mostly CPU time of its VMM. With more at a time, all of them would be ready later, and
+    // none earlier. The deadline of a fork starts when its turn comes.
     let at_once = Arc::new(Semaphore::new(2 * host::limits().cpus as usize));
     let mut tasks = JoinSet::new();
     for (number, part) in parts.into_iter().enumerate() {
@@ -98,7 +99,9 @@ pub(crate) async fn restore(
     }
     let mut ready = Vec::with_capacity(count);
     while let Some(joined) = tasks.join_next().await {
-        // The first failure drops the forks that are ready, which ends them.
+        // The first failure returns from here. That drops `ready`, which ends the forks that run, and `tasks`, which
+        // aborts the others at their next await. Each of these drops the stage that it has reached, so nothing is left
+        // of any fork. A task that can't be joined has panicked, or the runtime ends.
         ready.push(joined.map_err(|_| ControlError::Ended)??);
     }
     ready.sort_by_key(|(number, _)| *number);

@@ -108,6 +108,9 @@ impl Default for EventLog {
 impl EventLog {
     /// Adds an entry. If there is no room, removes the oldest ones.
     pub(super) fn push(&self, event: GuestEvent) {
+        // The number is raised while the entries are locked. A reader that sees the new number and then locks the
+        // entries finds the entry. In the other order it could find nothing, and return the end of the log to its
+        // caller.
         let mut kept = lock(&self.kept);
         self.next.send_modify(|next| {
             kept.push(Entry { number: *next, time: SystemTime::now(), event });

@@ -134,6 +134,12 @@ impl Watch {
     }
 
     /// Reads the events of a VM to their end.
+    ///
+    /// A fatal report does not end the guest at once. A kernel prints it over many rows, and the last ones (the stack,
+    /// the registers) are what a user needs. So the guest counts as crashed [`CRASH_GRACE`] after a complete report, or
+    /// after the last row of an incomplete one. If its VM ends earlier, it counts then. The end of a VM comes after all
+    /// of its console output, because the events of a VM are one ordered stream. So a guest that panics and reboots is
+    /// reported as crashed, not as exited.
     async fn read(self, mut events: VmEvents, end: watch::Sender<Option<Gone>>) {
         // When a fatal report counts as the end of the guest.
         let mut due: Option<Instant> = None;

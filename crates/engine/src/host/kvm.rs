@@ -53,7 +53,7 @@ impl KvmState {
     /// What the user can do about it. Empty if there is nothing to do.
     pub fn hint(&self) -> String {
         match self {
-            Self::Missing => "modprobe kvm_intel || modprobe kvm_amd (in a VM: turn on nested virtualisation)".into(),
+            Self::Missing => "modprobe kvm_intel || modprobe kvm_amd (in a VM: enable nested virtualisation)".into(),
             Self::Denied => "usermod -aG kvm \"$USER\", then log in again".into(),
             Self::Unusable { .. } => "use TCG: --accel tcg, or auto".into(),
             Self::Lies { .. } => "use TCG: --accel tcg, or auto; kiln doctor --probe tries KVM again".into(),

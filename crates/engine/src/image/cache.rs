@@ -1,12 +1,12 @@
 //! Downloaded packages. They are used again only if they match apt's signed lists.
 //!
 //! ```text
-//!   newest ─▶ cache/<package>.deb ── its SHA-256 as kept beside it, else as apt says ── matches ─▶ used
-//!                                                  ├── does not match ─▶ removed, named, fetched again
-//!                                                  └── apt has no digest ─▶ left alone, named
-//!   fetch ──▶ apt ─▶ a partial directory ── its SHA-256 as apt says ─▶ cache/, with the digest beside it
+//!   newest ─▶ cache/<package>.deb ── SHA-256 compared with the stored one, or with apt's ── equal ─▶ used
+//!                                                  ├── not equal ─▶ removed, named, fetched again
+//!                                                  └── apt has no digest ─▶ not used, named
+//!   fetch ──▶ apt ─▶ a partial directory ── SHA-256 compared with apt's ─▶ cache/, with the digest in a file beside it
 //! ```
-//! The digest is kept because apt forgets a package as soon as there is a newer one.
+//! The digest is stored because apt's lists have only the newest version of a package.
 
 use std::io;
 

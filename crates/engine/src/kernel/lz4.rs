@@ -1,12 +1,12 @@
 //! Unpacks LZ4's legacy format, in which kernels are packed: a magic number, then blocks, each after its length. The
-//! crate `lz4_flex` knows the blocks and not this way to line them up.
+//! crate `lz4_flex` unpacks blocks, but does not parse this format.
 
 /// First bytes of the format.
 pub(crate) const LEGACY_MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// Every block but the last unpacks to this many bytes.
 const BLOCK_BYTES: usize = 8 << 20;
 
-/// What the stream unpacks to; `None` when it is damaged or larger than `bytes_max`.
+/// Unpacks a stream. `None` if it is damaged or larger than `bytes_max`.
 pub(crate) fn decompress_legacy(stream: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
     let mut rest = stream.strip_prefix(&LEGACY_MAGIC)?;
     let mut out = Vec::new();

@@ -116,7 +116,7 @@ fn decompress(payload: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// The first xz stream in `bytes`; what follows it (a kernel's payload ends with its size) is left alone.
+/// Unpacks the first xz stream in `bytes`. Ignores the bytes after it: a kernel's payload ends with its size.
 pub(crate) fn unxz(bytes: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
     let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, 0).ok()?;
     let mut out = Vec::new();

@@ -77,7 +77,7 @@ impl StreamReceiver {
     /// Waits for the end of a stream that carries no data.
     ///
     /// # Errors
-    /// How else the stream ended.
+    /// The stream ended in another way than with `Done`.
     pub async fn done(&mut self) -> Result<Done, StreamError> {
         loop {
             match self.next().await? {

@@ -38,7 +38,7 @@ impl Event {
     }
 }
 
-/// How else a stream ended.
+/// How a stream ended, if not with its last event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The agent refused the request or failed.
@@ -105,6 +105,9 @@ impl StreamSender {
     pub async fn send(&self, mut data: &[u8]) -> Result<(), StreamError> {
         while !data.is_empty() {
             let piece = split_at_magic(&data[..data.len().min(WRITE_CHUNK_BYTES)]);
+            // The window is taken before the data is queued. If this future is dropped in between, that part of the
+            // window is lost. The stream is of no more use then anyway, because its caller can't know how much was
+            // sent.
             let given = self.guard.inbox.take_window(piece).await;
             if given == 0 {
                 return Err(self.lost());

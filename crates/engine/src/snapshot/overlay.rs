@@ -81,8 +81,9 @@ pub(crate) fn virtual_size(path: &Utf8Path, format: DiskFormat) -> io::Result<u6
 }
 
 /// Refuses an image whose header names another file. If the header names a data file, QEMU would open it, whatever file
-/// that is, and no option on its command line prevents that. If the header names a backing file, QEMU is told to open
-/// none, so the guest would read zeros there, which is not the disk that the user meant.
+/// that is, and no option on its command line prevents that. If the header names a backing file, QEMU opens none,
+/// because Kiln's arguments override it. The guest would then read zeros there, which is not the disk that the user
+/// meant.
 ///
 /// # Errors
 ///

@@ -47,7 +47,8 @@ pub(super) fn seal_link(store: &SnapshotStore, link: &Link) -> Result<(), Snapsh
         return Ok(());
     }
     let (manifest, known) = seal_files(link.dir(), manifest)?;
-    // Also puts the rename that published it on disk.
+    // The seal has synced the snapshot's own directory. The rename that published it changed the store's directory,
+    // which is synced here. Only now a crash of the host leaves the snapshot under its name.
     store.sync()?;
     store.verified().remember(link.id(), &known);
     link.set_sealed(manifest);

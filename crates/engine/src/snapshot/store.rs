@@ -133,6 +133,9 @@ impl SnapshotStore {
         }
         let doomed = self.directory.join(format!("{id}-{}{PARTIAL_SUFFIX}", random_hex::<8>()));
         let failed = |error| SnapshotError::io("remove", &path, error);
+        // The directory first loses its name by one rename, and its files are removed after that. A process that opens
+        // the snapshot meanwhile finds all files or no snapshot, never some of the files. If this process is killed in
+        // between, the new name marks a partial directory, and the next sweep removes it.
         fs::rename(&path, &doomed).map_err(failed)?;
         self.verified.forget(id);
         self.forget_ready(id)?;
@@ -201,6 +204,9 @@ impl SnapshotStore {
                 let problem = format!("leads to itself, or to more than {CHAIN_MAX} snapshots");
                 return Err(broken(id, MANIFEST_FILE, problem));
             }
+            // The child is locked before its parent, and stays locked. A remover of the parent that comes in between
+            // finds the child in the store and refuses. The other order is impossible: only the child's manifest names
+            // the parent.
             let dir = match self.lock_shared(&current)? {
                 Some(dir) => dir,
                 None if links.is_empty() => return Err(SnapshotError::Unknown(current)),

@@ -27,8 +27,9 @@ pub const AGENT_PORT: &str = "kiln.agent.0";
 pub enum DiskFormat {
     /// The file is the disk.
     Raw,
-    /// QEMU's copy-on-write format. An image that names a backing file or an external data file is refused: a guest
-    /// with such an image could read any file of the host that QEMU can read.
+    /// QEMU's copy-on-write format. An image that names a data file or a backing file is refused. QEMU would open the
+    /// data file, whatever file of the host that is. It would not open the backing file, so the guest would miss its
+    /// data.
     Qcow2,
 }
 

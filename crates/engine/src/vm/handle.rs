@@ -166,7 +166,10 @@ impl Vm {
         let commands = self.commands.clone();
         let link = request.link.cloned();
         let order = SaveOrder { then: request.then, label: request.label, frozen: link.is_some() };
-        // A task of its own: if the caller gives up, the guest must not stay frozen.
+        // A save freezes the guest's commands, pauses its CPUs, and undoes both at its end. A caller that gives up
+        // drops this future at any await. If the steps ran in it, a guest could stay frozen or paused forever. So they
+        // run in a task of their own, which continues to its end. `saving` is cleared by that task too, because a
+        // second save must not begin before the first has thawed the guest.
         let saved = tokio::spawn(async move {
             let _saving = saving;
             save(&commands, link.as_ref(), order).await
@@ -260,7 +263,9 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // The owner reaps the VMM and removes the directory. The kill works even if the owner never runs again.
+        // The owner notices the dropped handle by the closed channel, and would kill the VMM itself. But the owner is a
+        // task: if the runtime ends now, it never runs again. The kill is one system call and needs no runtime. If the
+        // owner still runs, it reaps the VMM and removes the directory.
         self.shared.kill();
     }
 }

@@ -179,6 +179,8 @@ impl Owner {
         let mut handle_dropped = false;
         loop {
             tokio::select! {
+                // Not biased. A guest that prints without a pause must not keep this branch or the commands from being
+                // polled. The bytes that are left at the exit are drained below.
                 _ = exit_watch.readable() => break,
                 alive = read_from(self.console_due, &mut self.console, &mut console_buffer) => {
                     if !alive { self.console = None; }
@@ -239,9 +241,12 @@ impl Owner {
         })
         .await;
         events.push(VmEvent::Exited(exit.clone()));
+        // Callers whose commands still wait in the inbox get `Ended`. The inbox is dropped before the waiters are
+        // woken, so a caller that has seen the end never sends another command without an answer.
         drop(inbox);
         // The handle may be gone already.
         drop(exit_sender.send(Some(exit)));
+        // Last, because it waits for the reader of the events, who may be slow. Nothing else waits for that.
         events.finish().await;
     }
 

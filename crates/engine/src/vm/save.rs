@@ -94,6 +94,8 @@ impl Save {
                 {
                     tracing::warn!(%error, "failed to unlink the memory of a vm that was saved");
                 }
+                // The snapshot is recorded before the kill. The owner's task reads the record as soon as the VMM has
+                // exited, and without it would remove the directory of a VM that its user wants to resume.
                 if after == AfterSave::Stop {
                     shared.keep_as(snapshot.id().clone());
                 }
@@ -103,6 +105,8 @@ impl Save {
             other => match (other, self.restore_state(journal, before).await) {
                 (Ok(snapshot), Ok(())) => snapshot,
                 (Ok(snapshot), Err(error)) => {
+                    // The caller gets an error, so it can't know of the snapshot. It must not stay in the store, where
+                    // it would look like one that a user has made.
                     let this = Arc::clone(self);
                     return blocking(move || Err(this.discard(snapshot, error))).await;
                 }

@@ -253,12 +253,15 @@ impl Inner {
         }
         let record = Record::next(&self.records, state);
         let (generation, line) = (record.generation, line(&record));
+        // One `write` for the whole line, not `write_all`, which retries after a short count. A short count means that
+        // the disk is full. A retry would then fail, with half a line in the file, and the next line would continue
+        // that half. So the file is cut back to its last whole line, and the caller gets an error. If this process is
+        // killed before it could cut, the line has no end, and a reader takes it as not written.
         let written = self.file.write(&line).and_then(|count| match count == line.len() {
             true => Ok(()),
             false => Err(io::ErrorKind::StorageFull.into()),
         });
         if let Err(source) = written {
-            // The next line would continue half a line, and neither could be parsed.
             drop(self.file.file().set_len(self.bytes));
             return Err(io_error("write", &self.directory)(source));
         }

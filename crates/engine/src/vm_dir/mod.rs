@@ -36,6 +36,8 @@ pub(crate) use self::directory::{
 };
 pub use self::id::{NoVmId, VmId};
 pub use self::journal::JournalError;
+#[cfg(test)]
+pub(crate) use self::journal::Record;
 pub(crate) use self::journal::{History, Journal, State, Then};
 pub(crate) use self::orphan::Orphan;
 pub(crate) use self::spec_file::read_spec;

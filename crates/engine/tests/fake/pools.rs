@@ -23,7 +23,7 @@ fn exists(pid: u32) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_over_any_engine_hands_out_forks_that_were_ready() {
+async fn a_pool_gives_out_forks_that_were_ready() {
     let lab = Lab::new();
     let engine: Arc<dyn Engine> = Arc::new(lab.engine());
     let snapshot = prepared(&lab.engine()).await;

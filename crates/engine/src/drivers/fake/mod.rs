@@ -5,7 +5,7 @@
 //!   vms/<id>/guest/   the guest's files; its commands start here
 //!   save  ──▶ pause, guest/ as a tar archive in the snapshot's `memory`      restore ──▶ unpacked, a new agent
 //! ```
-//! Its limits, which a test has to know:
+//! Its limits:
 //!
 //! - There is no kernel, no console and no isolation: commands run as this user and see this host.
 //! - A save holds the files below `guest/`, not processes: no command continues in a fork, and a fork has no sessions.

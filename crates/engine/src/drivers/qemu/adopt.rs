@@ -36,6 +36,8 @@ impl QemuEngine {
         let stderr = fifo::open_reader(&dir.path().join(STDERR_FIFO)).map_err(failed)?;
         let stream = connect(&sockets, "monitor").map_err(failed)?;
         let (qmp, events) = Qmp::handshake(stream, GREETING_DEADLINE).await?;
+        // The spec has what was requested, perhaps `Auto`. What this VM runs with was decided by its first owner, and
+        // the result of a new decision could differ. So QEMU is asked.
         let kvm = qmp.execute("query-kvm", None, ANSWER_DEADLINE).await?;
         let acceleration = if kvm["enabled"] == Value::Bool(true) { Acceleration::Kvm } else { Acceleration::Tcg };
         let saver = self.saver_of(dir, spec, acceleration, &qmp, vmm.pid).await;

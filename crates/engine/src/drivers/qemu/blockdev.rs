@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   disk0 ── overlay N: the guest's writes ──▶ … ──▶ overlay 1 ──▶ the image, raw or qcow2 ──▶ nothing
-//!                                              └── layers below the top are open for reading alone ──┘
+//!                                              └── layers below the top are open for reading only ───┘
 //! ```
 //! Every layer is listed, with an explicit `null` below the lowest, so QEMU follows no backing file that an image
 //! names. An image that names a backing file or a data file is refused before, by

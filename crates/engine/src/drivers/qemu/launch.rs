@@ -80,6 +80,8 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
         io::ErrorKind::NotFound => LaunchError::VmmMissing { program: binary.into() },
         _ => LaunchError::Spawn { program: binary.into(), source },
     };
+    // Everything that can fail without QEMU is done first, with the errors of Kiln. An error of QEMU about the same
+    // cause would be a line of text on its stderr.
     let (backends, taps) = (connect_backends(plan.spec)?, open_taps(plan.spec)?);
     let mut host_side = HostSide::bind(dir, plan.spec, backends, taps).map_err(no_directory)?;
     let mut inherit = std::mem::take(&mut host_side.inherited);
@@ -121,6 +123,9 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
     let mut child = process::spawn(program).await.map_err(spawn_error)?;
     failpoint::hit(start.spawned()).map_err(|error| no_directory(error.into()))?;
     let mut stderr = Some(stderr.reader);
+    // Kiln has connected to the monitor before QEMU was started: the socket was bound and listening, so the connection
+    // waits in its queue, and the greeting arrives as soon as QEMU accepts it. If QEMU exits before that, the kernel
+    // closes the socket with the process, and the handshake ends at once instead of at its deadline.
     let greeted = Qmp::handshake(host_side.monitor, GREETING_DEADLINE).await;
     child.settle();
     child.confinement().store(dir.path()).map_err(no_directory)?;

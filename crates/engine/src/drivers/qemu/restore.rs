@@ -162,7 +162,7 @@ impl WaitingQemu {
         if let Err(error) = load(&mut self.started.monitor, self.device_fd).await {
             let Started { child, stderr, .. } = &mut self.started;
             return Err(match error {
-                // If QEMU can't load a state, it exits. Its last words tell why.
+                // If QEMU can't load a state, it exits. The reason is the last line of its stderr.
                 VmmError::Closed { .. } => launch::why_it_ended(&common.binary, child, stderr, error).await.into(),
                 other => ControlError::from(other).into(),
             });

@@ -5,12 +5,13 @@ use std::process::{Child, Command};
 use camino::Utf8PathBuf;
 
 use super::*;
+use crate::every_variant::every_variant;
 use crate::snapshot::{MachineIdentity, MemoryKind, SNAPSHOT_FORMAT};
 use crate::spec::VmSpec;
 use crate::vm_dir::fifo::CONSOLE_FIFO;
 use crate::vm_dir::orphan::PID_FILE;
 use crate::vm_dir::orphan::testing::sleeper_with;
-use crate::vm_dir::{ReopenError, VmDir};
+use crate::vm_dir::{Record, ReopenError, VmDir};
 
 /// A home with VMs whose owner is gone.
 struct Scene {
@@ -18,7 +19,7 @@ struct Scene {
     home: Home,
 }
 
-/// What stands for a VMM, with the FIFO that it writes to. Killed and reaped at the end.
+/// A process in place of a VMM, with the FIFO to which it writes. It is killed and reaped at the end.
 struct Vmm(Child, Utf8PathBuf, #[expect(dead_code, reason = "removes the FIFO at the end")] tempfile::TempDir);
 
 impl Vmm {
@@ -71,7 +72,7 @@ impl Scene {
         id
     }
 
-    /// A snapshot of which all is there.
+    /// A whole snapshot.
     fn snapshot(&self) -> SnapshotId {
         let id = SnapshotId::random();
         self.publish(&id, Seal::Done, None);
@@ -112,7 +113,7 @@ impl Scene {
         fs::write(directory.join(MANIFEST_FILE), bytes).expect("written");
     }
 
-    /// Recovers twice, which must say the same.
+    /// Recovers twice. Both times must have the same outcome.
     fn outcome(&self, id: &VmId) -> Outcome {
         let recover = || {
             let recovered = recover(&self.home).expect("recovers");
@@ -495,4 +496,30 @@ mod killed {
             assert_eq!(history.records.len(), states.len() + 2, "{step}: each word once");
         }
     }
+}
+
+#[test]
+fn each_reason_for_a_lost_vm_has_its_text() {
+    let snapshot: SnapshotId = "0123456789abcdef".parse().expect("an id");
+    let snapshot = || snapshot.clone();
+    let states = every_variant!(State {
+        Launching: [State::Launching],
+        Running: [State::Running],
+        Paused: [State::Paused],
+        Saving: [saving(&snapshot(), Then::GoOn)],
+        Stopped: [stopped(&snapshot())],
+        Restoring: [restoring(&snapshot())],
+        Lost: [State::Lost { reason: "the reason in the journal".into() }],
+    });
+    let mut reasons = Vec::new();
+    for (owner_loss, (name, state)) in
+        states.iter().flat_map(|state| [(OwnerLoss::Kill, state), (OwnerLoss::KeepRunning, state)])
+    {
+        let record = |generation, state| Record { generation, state, at_unix_ms: 0 };
+        let mut history = History::default();
+        history.records = vec![record(1, saving(&snapshot(), Then::Stop)), record(2, state.clone())];
+        let case = Case { history: &history, owner_loss, alive: false, is_whole: &|_| false, is_memory_of: &|_| false };
+        reasons.push(format!("{name}, {owner_loss:?}: {:?}", case.decide()));
+    }
+    insta::assert_snapshot!(reasons.join("\n"));
 }

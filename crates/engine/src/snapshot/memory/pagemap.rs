@@ -51,9 +51,17 @@ fn scan(pid: u32, mapping: Mapping) -> io::Result<PageRuns> {
     Ok(runs)
 }
 
-/// A page that moves between memory nodes counts as swapped out, even a page of a file. Counting it costs one
-/// comparison.
+/// Whether a page may differ from the file.
 fn is_own(entry: u64) -> bool {
+    // A page must never be missed here: a diff without it would restore the old content. A page too many only costs a
+    // comparison with the parent. So each state is judged for that:
+    //
+    // - Present, without the file bit: the kernel has copied the page at a write. It is the process's own.
+    // - Present, with the file bit: the page cache's page. The process has only read it.
+    // - Swapped: an anonymous page on a swap device. Pages of files are never swapped, they are dropped and read again.
+    //   But a page that just moves between memory nodes looks swapped too, even a page of a file. It counts as own.
+    // - None of these: the process has not touched the page, or has dropped its copy. A read returns the file's
+    //   content.
     entry & SWAPPED_BIT != 0 || entry & (PRESENT_BIT | FILE_BIT) == PRESENT_BIT
 }
 
