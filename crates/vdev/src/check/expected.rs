@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! [features]
-//! never-offered-bit = "accepts any bit; a VMM must ask only for what was offered"
+//! never-offered-bit = "accepts any bit; a VMM must set only what was offered"
 //! wildest-bit = { may-fail = "fails in one run of ten" }
 //! ```
 //!

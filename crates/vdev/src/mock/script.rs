@@ -1,7 +1,7 @@
 //! What a mock is to do wrong, in a file (`misbehave.toml`).
 //!
 //! ```toml
-//! [offer]                        # what it tells of itself
+//! [offer]                        # what it offers
 //! features.add = ["RING_PACKED", "bit 60"]
 //! protocol_features.remove = ["CONFIG"]
 //! queues = 99
@@ -32,7 +32,7 @@
 //! nth = 3
 //! after = 200                    # only once this message has come
 //! sector = 8                     # a request of a disk for this sector
-//! written = 4096                 # … say another length, or id, or times; jump, status, corrupt, delay_ms
+//! written = 4096                 # … return another length, or id, or times; jump, status, corrupt, delay_ms
 //! ```
 
 use std::str::FromStr;

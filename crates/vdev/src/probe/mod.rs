@@ -1,7 +1,7 @@
 //! What is behind a socket: what it offers, how many queues it has, its configuration, how it behaves at the edges.
 //!
 //! ```text
-//!   probe(path) ─▶ ask      one connection, questions only: features, queues, slots, configuration
+//!   probe(path) ─▶ ask      one connection, requests only:  features, queues, slots, configuration
 //!               ─▶ quirks   connections of their own, each with one thing that peers treat differently
 //!               ─▶ ProbeReport
 //! ```

@@ -1,8 +1,8 @@
 //! A ring as the device has it.
 //!
 //! ```text
-//!   new ──▶ pop ──▶ Chain ──▶ (read, write) ──▶ push … push ──▶ publish ──▶ call, where it says so
-//!            │ false: enable_kicks; where that says true, pop again; otherwise wait for a kick
+//!   new ──▶ pop ──▶ Chain ──▶ (read, write) ──▶ push … push ──▶ publish ──▶ call, if it returns true
+//!            │ false: enable_kicks; if that returns true, pop again; otherwise wait for a kick
 //! ```
 
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! A ring as the driver has it.
 //!
 //! ```text
-//!   create ──▶ add … add ──▶ publish ──▶ kick, where it says so
-//!   take_used ──▶ Used │ None: enable_calls; where that says true, look again; otherwise wait for a call
+//!   create ──▶ add … add ──▶ publish ──▶ kick, if it returns true
+//!   take_used ──▶ Used │ None: enable_calls; if that returns true, look again; otherwise wait for a call
 //! ```
 
 use super::arena::Arena;

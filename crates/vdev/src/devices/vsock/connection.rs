@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!            guest's REQUEST ──▶ Open ◀── RESPONSE ── Asked ◀── `CONNECT port` of the host
-//!                                  │ both have said that they send no more, or one of them has gone
+//!                                  │ both have closed their sending direction, or one has disconnected
 //!                                  ▼
-//!                                Closed: the guest is told RST, if it does not know
+//!                                Closed: the guest gets RST, unless it sent that itself
 //! ```
 //! Credit is counted as in VIRTIO 1.2, 5.10.6.3: what was sent, less what the peer has read, is never more than the
 //! room that the peer reports. All counters are 32 bits, free-running, and wrap after 4 GiB, so only their wrapping

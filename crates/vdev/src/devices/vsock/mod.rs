@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   guest connects to (2, port)    ──▶  the Unix socket `{path}_{port}`
-//!   host connects to `{path}`, says `CONNECT port\n`  ──▶  guest's listener; the host reads `OK {host port}\n`
+//!   host connects to `{path}`, sends `CONNECT port\n`  ──▶  guest's listener; the host reads `OK {host port}\n`
 //! ```
 //! The names are those that Firecracker and Cloud Hypervisor use, so their clients work here. Packets may be in any
 //! number of buffers. Either side may be hostile: a guest that sends beyond its credit loses that connection, and what

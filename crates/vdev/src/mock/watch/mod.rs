@@ -1,7 +1,7 @@
 //! Watches what a frontend does, and judges it: a conformance report of the other direction.
 //!
 //! ```text
-//!    Server ──SessionEvent──▶ Watch: what has been said so far ──▶ a rule holds, or is broken ──▶ check::Report
+//!    Server ──SessionEvent──▶ Watch: the session so far ──▶ a rule holds, or is broken ──▶ check::Report
 //! ```
 //! A rule that never had an occasion is skipped; one that was broken once stays broken, with the messages before it.
 
