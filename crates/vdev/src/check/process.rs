@@ -331,8 +331,21 @@ pub(super) fn resources(pid: u32) -> Option<Resources> {
 pub(super) struct ThreadTime {
     /// How long it ran.
     pub ran: Duration,
-    /// How long it could have run and had to wait for a processor.
+    /// How long it could have run and had to wait for a processor, without the wait that has not ended yet.
     pub waited: Duration,
+    /// Whether it runs or waits for a processor now.
+    is_runnable: bool,
+    /// How often it went to sleep.
+    sleeps: u64,
+}
+
+impl ThreadTime {
+    /// Whether it never slept since then. This does not depend on how much of a processor it gets. A spinning thread
+    /// that waits for a processor at the second look has hardly any `ran`, and `waited` has only waits that ended: the
+    /// kernel adds a wait when the thread runs again.
+    pub(super) fn never_slept_since(self, before: Self) -> bool {
+        before.is_runnable && self.is_runnable && before.sleeps == self.sleeps
+    }
 }
 
 /// What each thread of a process has had of the processors, by the thread's number.
@@ -343,7 +356,14 @@ pub(super) fn processor_time(pid: u32) -> Option<BTreeMap<u32, ThreadTime>> {
         // A thread may end meanwhile.
         let schedule = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
         let mut nanos = schedule.split_whitespace().map_while(|number| number.parse().ok()).map(Duration::from_nanos);
-        let time = ThreadTime { ran: nanos.next()?, waited: nanos.next()? };
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let field = |name| Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim());
+        let time = ThreadTime {
+            ran: nanos.next()?,
+            waited: nanos.next()?,
+            is_runnable: field("State:")?.starts_with('R'),
+            sleeps: field("voluntary_ctxt_switches:")?.parse().ok()?,
+        };
         Some((task.file_name().to_str()?.parse().ok()?, time))
     });
     Some(used.collect())
@@ -367,6 +387,8 @@ pub(super) fn wait_until(timeout: Duration, mut is_so: impl FnMut() -> bool) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn command(text: &str) -> Result<Vec<String>, CommandError> {
@@ -409,6 +431,38 @@ mod tests {
         let is_gone = || !std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(" Z "));
         assert!(wait_until(Duration::from_secs(5), is_gone));
         std::fs::remove_dir_all(directory).expect("is still there");
+    }
+
+    #[test]
+    fn a_thread_that_spins_never_sleeps_and_one_that_waits_does() {
+        let stop = AtomicBool::new(false);
+        let (sender, started) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let spinner = sender.clone();
+            scope.spawn(|| {
+                let spinner = spinner;
+                spinner.send(rustix::thread::gettid()).expect("is received");
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            let spins = started.recv().expect("starts");
+            let waiter = scope.spawn(|| {
+                sender.send(rustix::thread::gettid()).expect("is received");
+                std::thread::park();
+            });
+            let waits = started.recv().expect("starts");
+            let times = || processor_time(std::process::id()).expect("is our own");
+            let id = |thread: Pid| u32::try_from(thread.as_raw_nonzero().get()).expect("is positive");
+            wait_until(Duration::from_secs(10), || !times()[&id(waits)].is_runnable);
+            let before = times();
+            std::thread::sleep(Duration::from_millis(20));
+            let after = times();
+            stop.store(true, Ordering::Relaxed);
+            waiter.thread().unpark();
+            let never_slept = |thread| after[&id(thread)].never_slept_since(before[&id(thread)]);
+            assert!(never_slept(spins) && !never_slept(waits));
+        });
     }
 
     #[test]

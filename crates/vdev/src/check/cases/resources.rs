@@ -405,7 +405,8 @@ impl Work {
             let before = before.get(&thread).copied().unwrap_or_default();
             let ran = after.ran.saturating_sub(before.ran);
             work.used += ran;
-            work.polling += usize::from(ran + after.waited.saturating_sub(before.waited) > WATCHED / 2);
+            let was_busy = ran + after.waited.saturating_sub(before.waited) > WATCHED / 2;
+            work.polling += usize::from(was_busy || after.never_slept_since(before));
         }
         Ok(work)
     }
