@@ -68,11 +68,15 @@ fn a_backend_that_does_not_listen_is_named_with_its_socket() {
     let gone = folder.path().join("gone.sock");
     drop(std::os::unix::net::UnixListener::bind(&gone).expect("is bound"));
     let gone = gone.to_str().expect("UTF-8");
-    refused(&["run", "--vhost-user", "blk:/nowhere.sock", "--", "true"], 2, &["/nowhere.sock", "not there", "hint: "]);
+    refused(
+        &["run", "--vhost-user", "blk:/nowhere.sock", "--", "true"],
+        2,
+        &["/nowhere.sock", "does not exist", "hint: "],
+    );
     refused(&["run", "--vhost-user", "net:/etc/passwd", "--", "true"], 2, &["/etc/passwd", "not a socket"]);
     for kind in ["blk", "net", "vsock"] {
         let device = format!("{kind}:{gone}");
-        refused(&["run", "--vhost-user", &device, "--", "true"], 2, &[gone, "no listener", "hint: "]);
+        refused(&["run", "--vhost-user", &device, "--", "true"], 2, &[gone, "no backend listens", "hint: "]);
     }
 }
 
