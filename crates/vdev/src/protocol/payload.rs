@@ -147,15 +147,6 @@ fixed_payload! {
 
 /// The base of a packed ring, which is the `num` of its vring state ("Vring descriptor indices for packed virtqueues"): 15 bits
 /// and a wrap counter of the available side, and the same of the used side above them.
-///
-/// ```
-/// use kiln_vdev::protocol::PackedBase;
-///
-/// let base = PackedBase::from_bits(0x8005_0003);
-/// assert_eq!((base.available, base.available_wrap), (3, false));
-/// assert_eq!((base.used, base.used_wrap), (5, true));
-/// assert_eq!(base.bits(), 0x8005_0003);
-/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PackedBase {
     /// The descriptor that the device takes next.
@@ -614,5 +605,17 @@ impl Payload for SharedMemoryMap {
         let _padding: [u8; 7] = reader.take();
         let [fd_offset, region_offset, size, flags] = [reader.u64(), reader.u64(), reader.u64(), reader.u64()];
         Ok(Self { region, fd_offset, region_offset, size, flags })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_base_has_both_indices_and_wrap_counters() {
+        let base = PackedBase::from_bits(0x8005_0003);
+        assert_eq!(base, PackedBase { available: 3, available_wrap: false, used: 5, used_wrap: true });
+        assert_eq!(base.bits(), 0x8005_0003);
     }
 }

@@ -10,11 +10,11 @@
 //! ```no_run
 //! use std::sync::Arc;
 //!
-//! use kiln_vdev::backend::{Options, Server, stop_on_signals};
+//! use kiln_vdev::backend::{Options, Server};
 //! use kiln_vdev::devices::blk::{Backing, Blk, BlkOptions};
-//! use kiln_vdev::socket::Listener;
+//! use kiln_vdev::socket::{Event, Listener};
 //!
-//! let stop = stop_on_signals()?;
+//! let stop = Event::new()?;
 //! let disk = Blk::open(&BlkOptions::new(Backing::File("disk.img".into())))?;
 //! let server = Server::new(Arc::new(disk), Options::default())?;
 //! server.serve(&Listener::bind("disk.sock".as_ref())?, &stop)?;
