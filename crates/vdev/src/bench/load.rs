@@ -228,7 +228,7 @@ impl Worker<'_> {
         let (sector, writes) = match done.request {
             BlkRequest::Write { sector, .. } => (sector, true),
             BlkRequest::Read { sector, .. } => (sector, false),
-            _ => (0, false),
+            _ => unreachable!("only reads and writes are submitted"),
         };
         if done.status != BlkStatus::Ok {
             let (request, status) = (done.request.name(), done.status.name());

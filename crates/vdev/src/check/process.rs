@@ -282,7 +282,7 @@ pub(super) fn end_words(status: ExitStatus) -> String {
             Some(name) => format!("{name} (signal {signal})"),
             None => format!("signal {signal}"),
         },
-        (None, code) => format!("exit code {}", code.unwrap_or(-1)),
+        (None, code) => format!("exit code {}", code.expect("a process ends by a signal or with a code")),
     }
 }
 

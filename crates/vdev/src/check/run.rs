@@ -292,7 +292,7 @@ fn target_name(options: &Options) -> Result<String, CheckError> {
 /// Whether a text has the form of a pattern, in which `*` stands for anything.
 fn matches_glob(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
+    let first = parts.next().expect("a split text has a part");
     let Some(mut rest) = text.strip_prefix(first) else { return false };
     let parts: Vec<_> = parts.collect();
     let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };

@@ -224,7 +224,7 @@ fn fields(debug: &str) -> String {
     if let (Some(open), Some(close)) = (debug.find('{'), debug.rfind('}')) {
         return debug[open + 1..close].trim().replace(": ", " ");
     }
-    let inner = debug.rsplit('(').next().unwrap_or_default().trim_end_matches(')');
+    let inner = debug.rsplit('(').next().expect("a split text has a part").trim_end_matches(')');
     match inner.parse::<u64>() {
         Ok(value) => number(value),
         Err(_) if inner == "Empty" => String::new(),

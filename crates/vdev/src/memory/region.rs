@@ -88,7 +88,7 @@ impl Region {
         let start = mmap_offset & !(page - 1);
         let lead = mmap_offset - start;
         // What lies in huge pages is mapped, and unmapped, in whole ones, of which such a file consists.
-        let bytes = if is_huge { (lead + size).checked_next_multiple_of(page) } else { lead.checked_add(size) };
+        let bytes = if is_huge { (lead + size).checked_next_multiple_of(page) } else { Some(lead + size) };
         let (Ok(lead), Some(Ok(bytes))) = (usize::try_from(lead), bytes.map(usize::try_from)) else {
             return Err(endless);
         };

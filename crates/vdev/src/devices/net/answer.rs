@@ -70,7 +70,8 @@ impl Host {
         for part in [from, &MAC[..], &TYPE_IPV4] {
             answer.extend_from_slice(part);
         }
-        let reply_bytes = u16::try_from(20 + icmp.len()).unwrap_or(u16::MAX).to_be_bytes();
+        let reply_bytes = u16::try_from(20 + icmp.len()).expect("no more than `total`, which had 16 bits");
+        let reply_bytes = reply_bytes.to_be_bytes();
         let mut reply =
             [0x45, 0, reply_bytes[0], reply_bytes[1], 0, 0, 0, 0, 64, PROTOCOL_ICMP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         reply[12..16].copy_from_slice(&self.address.octets());

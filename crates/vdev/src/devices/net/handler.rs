@@ -83,8 +83,8 @@ impl Handler {
             let bytes = self.chain.readable_bytes();
             let is_frame = bytes > self.header_bytes as u64 && bytes <= (self.header_bytes + FRAME_BYTES_MAX) as u64;
             if is_frame && !self.loss.strikes() {
-                // Bounded by the longest frame, as was just checked.
-                let length = usize::try_from(bytes).unwrap_or(0) - self.header_bytes;
+                let length =
+                    usize::try_from(bytes).expect("at most a header and the longest frame") - self.header_bytes;
                 self.frame.resize(length, 0);
                 let read = self.chain.read_into(self.header_bytes as u64, &mut self.frame);
                 self.frame.truncate(read);
@@ -186,7 +186,7 @@ impl Handler {
         for chain in &self.chains[..used] {
             let written = chain.write_from(0, &self.packet[done..]);
             done += written;
-            queue.complete(chain, u32::try_from(written).unwrap_or(u32::MAX));
+            queue.complete(chain, u32::try_from(written).expect("at most a header and the longest frame"));
         }
         Ok(true)
     }

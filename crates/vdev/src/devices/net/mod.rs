@@ -72,7 +72,15 @@ const LINK_UP: u16 = 1;
 #[derive(Debug)]
 pub struct Net {
     options: NetOptions,
-    tap: Option<Tap>,
+    network: Network,
+}
+
+/// The network behind a card, opened.
+#[derive(Debug)]
+enum Network {
+    Tap(Tap),
+    Host(Ipv4Addr),
+    Reflection,
 }
 
 impl Net {
@@ -81,11 +89,12 @@ impl Net {
     /// # Errors
     /// If the TAP can't be opened.
     pub fn new(options: NetOptions) -> io::Result<Self> {
-        let tap = match &options.behind {
-            Behind::Tap(name) => Some(Tap::open(name)?),
-            Behind::Host(_) | Behind::Reflection => None,
+        let network = match &options.behind {
+            Behind::Tap(name) => Network::Tap(Tap::open(name)?),
+            Behind::Host(address) => Network::Host(*address),
+            Behind::Reflection => Network::Reflection,
         };
-        Ok(Self { options, tap })
+        Ok(Self { options, network })
     }
 
     fn pairs(&self) -> u16 {
@@ -129,7 +138,7 @@ impl Device for Net {
     }
 
     fn announce(&self, mac: [u8; 6]) -> Result<(), DeviceError> {
-        if let Some(tap) = &self.tap {
+        if let Network::Tap(tap) = &self.network {
             // A frame that a full TAP drops is what happens on a network.
             let _ = tap.write(&answer::reverse_arp(mac));
         }
@@ -137,11 +146,10 @@ impl Device for Net {
     }
 
     fn start(&self, worker: u16, features: u64) -> io::Result<Box<dyn QueueHandler>> {
-        let tap = self.tap.as_ref().map(Tap::try_clone).transpose()?;
-        let wire = match (&self.options.behind, tap) {
-            (_, Some(tap)) => Wire::Tap(tap),
-            (Behind::Host(address), None) => Wire::Host(Host::new(*address)),
-            (Behind::Reflection | Behind::Tap(_), None) => Wire::Reflection,
+        let wire = match &self.network {
+            Network::Tap(tap) => Wire::Tap(tap.try_clone()?),
+            Network::Host(address) => Wire::Host(Host::new(*address)),
+            Network::Reflection => Wire::Reflection,
         };
         Ok(Box::new(handler::Handler::new(wire, &self.options, worker, features)))
     }

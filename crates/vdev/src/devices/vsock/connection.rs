@@ -128,8 +128,7 @@ impl Connection {
     /// Reads some of the stream's bytes; 0 if it has ended.
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = (&self.stream).read(into)?;
-        // At most the credit, which is 32 bits.
-        self.sent = self.sent.wrapping_add(u32::try_from(read).unwrap_or(u32::MAX));
+        self.sent = self.sent.wrapping_add(u32::try_from(read).expect("at most the credit, which has 32 bits"));
         Ok(read)
     }
 
@@ -177,7 +176,7 @@ impl Connection {
     }
 
     fn took(&mut self, bytes: usize) {
-        self.read = self.read.wrapping_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.read = self.read.wrapping_add(u32::try_from(bytes).expect("at most `BUFFER_BYTES`"));
         // Sent early enough that the guest never waits for room that is there.
         self.owed.credit |= self.read.wrapping_sub(self.told_read) >= BUFFER_BYTES / 2;
     }
