@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::Errno;
 
-use super::{Backing, BlkError, BlkOptions, SECTOR_BYTES, SERIAL_BYTES_MAX, lock};
+use super::device::{SECTOR_BYTES, SERIAL_BYTES_MAX};
+use super::lock;
+use super::options::{Backing, BlkError, BlkOptions};
 use crate::memory::{GuestMemory, Span, file_io};
 use crate::queue::Chain;
 

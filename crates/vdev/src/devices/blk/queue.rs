@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::config::{RANGE_SECTORS_MAX, RANGES_MAX};
+use super::device::{SECTOR_BYTES, SERIAL_BYTES_MAX};
 use super::disk::{Disk, zero};
-use super::{SECTOR_BYTES, SERIAL_BYTES_MAX};
 use crate::backend::{QueueHandler, Queues, Work};
 use crate::queue::{Chain, QueueError};
 use crate::virtio::feature;

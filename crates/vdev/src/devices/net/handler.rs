@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 
+use super::card::FRAME_BYTES_MAX;
+use super::options::NetOptions;
 use super::wire::Wire;
-use super::{FRAME_BYTES_MAX, NetOptions};
 use crate::backend::{EventFlags, Queue, QueueHandler, Queues, Work};
 use crate::queue::{Chain, QueueError};
 use crate::random::Random;

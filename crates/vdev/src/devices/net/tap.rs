@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use super::FRAME_BYTES_MAX;
+use super::card::FRAME_BYTES_MAX;
 
 /// A TAP device.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 
-use super::BUFFER_BYTES;
+use super::device::BUFFER_BYTES;
 use super::packet::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 /// The packets that a guest gets next for a connection, beside its bytes. Each is sent once, however often it is set.

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::connection::{Connection, Owed, Written};
+use super::device::{BUFFER_BYTES, CONNECTIONS_MAX, HOST_CID, RECEIVE, TRANSMIT};
 use super::host::{Caller, LINE_TIMEOUT, Said};
 use super::packet::{HEADER_BYTES, Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, STREAM, op};
-use super::{BUFFER_BYTES, CONNECTIONS_MAX, HOST_CID, RECEIVE, TRANSMIT};
 use crate::backend::{EventFlags, Queue, QueueHandler, Queues, Work};
 use crate::queue::{Chain, QueueError};
 use crate::socket::Listener;
