@@ -26,7 +26,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{ENTRIES_AT, InflightQueue, VERSION, VERSION_AT};
+use super::region::{ENTRIES_AT, InflightQueue, VERSION, VERSION_AT};
 use crate::memory::Area;
 use crate::queue::descriptor::Descriptor;
 use crate::queue::error::QueueError;

@@ -29,7 +29,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{ENTRIES_AT, InflightQueue, VERSION, VERSION_AT};
+use super::region::{ENTRIES_AT, InflightQueue, VERSION, VERSION_AT};
 use crate::queue::error::QueueError;
 use crate::queue::layout::RingLayout;
 

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use proptest::prelude::*;
 
-use super::{InflightRegion, VERSION_AT};
+use super::InflightRegion;
+use super::region::VERSION_AT;
 use crate::memory::Area;
 use crate::queue::crash::{self, Lost};
 use crate::queue::{Arena, Buffer, Chain, DeviceRing, DriverRing, QueueError, RingKind, RingLayout};
