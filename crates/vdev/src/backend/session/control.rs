@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
-use super::{Answer, DONE, REFUSED, Session};
+use super::messages::{Answer, DONE, REFUSED, Session};
 use crate::backend::device::{ConfigWrite, STATE_BYTES_MAX};
 use crate::backend::notify::BackendChannel;
 use crate::backend::refusal::Refusal;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use super::{Answer, DONE, Session};
+use super::messages::{Answer, DONE, Session};
 use crate::backend::refusal::Refusal;
 use crate::memory::{DirtyLog, GuestMemory, Region, SharedFile};
 use crate::protocol::{Inflight, Log, MemoryRegion, MemoryTable, Payload as _};

@@ -1,6 +1,6 @@
 //! What the two sides agree on: features, protocol features, status; and what of it a message needs.
 
-use super::{Answer, Session};
+use super::messages::{Answer, Session};
 use crate::backend::device::Device;
 use crate::backend::fault::Offer;
 use crate::backend::refusal::Refusal;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::fs::{FileType, fstat};
 
-use super::{Answer, Session};
+use super::messages::{Answer, Session};
 use crate::backend::notify::Notify;
 use crate::backend::observe::SessionEvent;
 use crate::backend::queues::Queue;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use super::{DONE, Session};
+use super::messages::{DONE, Session};
 use crate::backend::fault::{AnswerFault, Instead, MessageFault};
 use crate::backend::refusal::{Refusal, SessionError};
 use crate::protocol::{Flags, HEADER_BYTES, Header, ProtocolFeatures};
