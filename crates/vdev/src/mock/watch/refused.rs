@@ -1,6 +1,6 @@
 //! Which rule a frontend has broken whose message was refused, or whose ring is inconsistent.
 
-use super::Outcomes;
+use super::outcomes::Outcomes;
 use super::rules::Rule;
 use crate::backend::Refusal;
 use crate::memory::MemoryError;

@@ -1,6 +1,6 @@
 //! What a frontend has sent so far, and what it should not send now.
 
-use super::Outcomes;
+use super::outcomes::Outcomes;
 use super::rules::Rule;
 use crate::backend::fault::Offer;
 use crate::protocol::{
