@@ -34,7 +34,9 @@ pub fn rename(old: &str, new: &str) -> io::Result<()> {
     let text = String::from_utf8(text).map_err(io::Error::other)?;
     if let Some(changed) = renamed(&text, old, new) {
         file.write_all_at(changed.as_bytes(), 0)?;
-        file.set_len(changed.len() as u64)?;
+        if changed.len() < text.len() {
+            file.set_len(changed.len() as u64)?;
+        }
     }
     Ok(())
 }
