@@ -24,6 +24,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -193,7 +194,7 @@ fn mac(text: &str) -> Result<[u8; MAC_BYTES], Fault> {
 
 /// Adds bytes to the kernel's random generator, credits them as random, and makes every CPU use them at once.
 fn add_entropy(seed: &[u8]) -> io::Result<()> {
-    let random = File::options().write(true).open("/dev/random")?;
+    let random = random_device()?;
     let bits = i32::try_from(seed.len() * 8).expect("a seed has at most 512 bytes");
     let bytes = i32::try_from(seed.len()).expect("a seed has at most 512 bytes");
     // struct rand_pool_info: two ints, then the bytes.
@@ -211,6 +212,16 @@ fn add_entropy(seed: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The kernel's random generator. It stays open, so a fork doesn't have to look it up again.
+fn random_device() -> io::Result<&'static File> {
+    static DEVICE: OnceLock<File> = OnceLock::new();
+    if let Some(device) = DEVICE.get() {
+        return Ok(device);
+    }
+    let device = File::options().write(true).open("/dev/random")?;
+    Ok(DEVICE.get_or_init(|| device))
 }
 
 fn name_machine(identity: &Identity) -> Result<(), Fault> {
