@@ -143,7 +143,8 @@ mod tests {
         use ReadyError as E;
         successors(Some(E::Launch(LaunchError::VmmMissing { program: "qemu".into() })), |last| match last {
             E::Launch(_) => Some(E::Link(LinkError::Closed { waiting_for: "hello" })),
-            E::Link(_) => Some(E::WarmUp(StreamError::LinkLost("it closed".into()))),
+            E::Link(_) => Some(E::Freeze(StreamError::LinkLost("it closed".into()))),
+            E::Freeze(_) => Some(E::WarmUp(StreamError::LinkLost("it closed".into()))),
             E::WarmUp(_) => Some(E::Save(SaveError::Busy)),
             E::Save(_) => Some(E::Snapshot(SnapshotError::Unknown(id()))),
             E::Snapshot(_) => None,

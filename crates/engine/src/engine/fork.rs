@@ -149,13 +149,17 @@ pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec
     Ok(())
 }
 
-/// Makes the names of a new machine.
+/// Makes the names and addresses of a new machine.
 pub(crate) fn fresh_identity(vm: &VmId, spec: &VmSpec, part: &ForkPart) -> Identity {
     let given = part.nics.iter().map(|nic| nic.mac).chain(iter::repeat(None));
     let macs = spec.nics.iter().zip(given).map(|(_, mac)| mac.unwrap_or_else(MacAddress::random).to_string());
-    let macs = macs.collect();
-    let hostname = part.hostname.clone().unwrap_or_else(|| format!("kiln-{vm}"));
-    Identity { hostname, machine_id: random_hex::<16>(), macs }
+    let names = fresh_names(vm);
+    Identity { hostname: part.hostname.clone().unwrap_or(names.hostname), macs: macs.collect(), ..names }
+}
+
+/// Makes the names of a new machine, without addresses.
+pub(crate) fn fresh_names(vm: &VmId) -> Identity {
+    Identity { hostname: format!("kiln-{vm}"), machine_id: random_hex::<16>(), macs: Vec::new() }
 }
 
 impl ForkPart {

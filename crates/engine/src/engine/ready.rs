@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{ExecRequest, Text};
 
+use super::fork::fresh_names;
 use super::launch;
 use crate::blocking::{blocking, operation};
 use crate::driver::{Driver, LaunchError};
 use crate::error::ErrorKind;
 use crate::files::FileFacts;
 use crate::home::Home;
-use crate::link::{LinkError, StreamError};
+use crate::link::{GuestLink, LinkError, Renewal, StreamError};
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
 use crate::spec::{Disk, DiskRole, Nic, OwnerLoss, VmSpec};
 use crate::vm::{SaveError, Vm};
@@ -36,10 +37,10 @@ pub const READY_SNAPSHOTS_MAX: usize = 16;
 const LOCK_PATIENCE: Duration = Duration::from_secs(180);
 /// Waiting for the lock takes a thread that can't be cancelled, so each wait is this short.
 const LOCK_STEP: Duration = Duration::from_millis(100);
-/// Run before the save, so that every fork already has what a first command needs.
+/// The command of a rehearsal, see [`rehearse`].
 const WARM_UP: &str = "/bin/true";
-/// How often it is run.
-const WARM_UPS: usize = 3;
+/// How often the start of a fork is rehearsed before the save.
+const REHEARSALS: usize = 3;
 /// Time for the kernel's work after the boot, so that it is done once here and not in every fork.
 const SETTLE: Duration = Duration::from_millis(150);
 
@@ -52,6 +53,9 @@ pub enum ReadyError {
     /// Its guest did not come up.
     #[error("the guest of the ready-made snapshot did not come up")]
     Link(#[from] LinkError),
+    /// Its guest does not freeze.
+    #[error("the guest of the ready-made snapshot failed to freeze its commands")]
+    Freeze(#[source] StreamError),
     /// Its guest does not run commands.
     #[error("the guest of the ready-made snapshot failed to run `{WARM_UP}`")]
     WarmUp(#[source] StreamError),
@@ -69,7 +73,7 @@ impl ReadyError {
         match self {
             Self::Launch(error) => error.kind(),
             Self::Link(error) => error.kind(),
-            Self::WarmUp(_) => ErrorKind::Guest,
+            Self::Freeze(_) | Self::WarmUp(_) => ErrorKind::Guest,
             Self::Save(error) => error.kind(),
             Self::Snapshot(error) => error.kind(),
         }
@@ -258,16 +262,29 @@ async fn save(
     progress: &mut (dyn FnMut(ReadyStep) + Send),
 ) -> Result<Snapshot, ReadyError> {
     let link = vm.connect(boot_deadline).await?;
-    for _ in 0..WARM_UPS {
-        let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
-        let ran = tokio::time::timeout(boot_deadline, link.run(request, b"", 0)).await;
-        let late = |_| StreamError::LinkLost(format!("it did not end within {boot_deadline:?}"));
-        ran.map_err(late).and_then(|ran| ran).map_err(ReadyError::WarmUp)?;
+    for _ in 0..REHEARSALS {
+        rehearse(vm, &link, boot_deadline).await?;
     }
     tokio::time::sleep(SETTLE).await;
     progress(ReadyStep::Saving);
     let request = SnapshotRequest { link: Some(&link), then: AfterSave::End, label: label.into() };
     Ok(vm.snapshot(request).await?)
+}
+
+/// Does once what every fork does first: takes a new identity, thaws, and runs a command.
+///
+/// The first time costs the guest most: files that do not exist yet are created, names are looked up on the file system,
+/// and memory is taken from the kernel page by page. If it is done before the save, every fork finds it done. Under TCG
+/// the VMM translates each block of code that a fork runs for the first time, and that is most of a fork's time. The name
+/// is as long as that of a fork, which overwrites it in place.
+async fn rehearse(vm: &Vm, link: &GuestLink, deadline: Duration) -> Result<(), ReadyError> {
+    link.freeze().await.map_err(ReadyError::Freeze)?;
+    link.renew(Renewal { identity: Some(fresh_names(vm.id())) }, deadline).await?;
+    let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
+    let ran = tokio::time::timeout(deadline, link.run(request, b"", 0)).await;
+    let late = |_| StreamError::LinkLost(format!("it did not end within {deadline:?}"));
+    ran.map_err(late).and_then(|ran| ran).map_err(ReadyError::WarmUp)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -302,6 +319,7 @@ mod tests {
         let errors = every_variant!(ReadyError {
             Launch: [ReadyError::Launch(LaunchError::VmmMissing { program: "qemu-system-x86_64".into() })],
             Link: [ReadyError::Link(LinkError::Closed { waiting_for: "hello" })],
+            Freeze: [ReadyError::Freeze(StreamError::Ended)],
             WarmUp: [ReadyError::WarmUp(StreamError::Ended)],
             Save: [ReadyError::Save(SaveError::Busy)],
             Snapshot: [ReadyError::Snapshot(SnapshotError::Locked { path: "/s".into(), waited: LOCK_PATIENCE })],
