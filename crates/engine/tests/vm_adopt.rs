@@ -55,8 +55,30 @@ impl Orphan {
         self.lab.engine().adopt(&self.id).await.expect("is adopted")
     }
 
+    fn journal_path(&self) -> Utf8PathBuf {
+        self.lab.home().join("vms").join(self.id.as_str()).join("journal")
+    }
+
     fn journal(&self) -> String {
-        std::fs::read_to_string(self.lab.home().join("vms").join(self.id.as_str()).join("journal")).expect("reads")
+        std::fs::read_to_string(self.journal_path()).expect("reads")
+    }
+
+    /// The last state of the journal, as JSON.
+    fn last_state(&self) -> String {
+        let journal = self.journal();
+        let record: serde_json::Value = serde_json::from_str(journal.lines().last().expect("has lines")).expect("JSON");
+        record["state"].to_string()
+    }
+
+    /// Leaves what a save leaves that was interrupted after these lines of the journal. Returns its unfinished
+    /// directory.
+    fn interrupt_save(&self, journal: &str) -> Utf8PathBuf {
+        let saving =
+            r#"{"generation":9,"state":{"saving":{"snapshot":"0123456789abcdef","then":"stop"}},"at_unix_ms":0}"#;
+        std::fs::write(self.journal_path(), format!("{journal}{saving}\n")).expect("written");
+        let partial = self.lab.home().join("snapshots/0123456789abcdef-0.partial");
+        std::fs::create_dir_all(&partial).expect("made");
+        partial
     }
 }
 
@@ -183,16 +205,29 @@ async fn vm_that_was_paused_is_adopted_paused() {
 #[tokio::test]
 async fn vm_that_an_interrupted_save_left_paused_continues() {
     let orphan = Orphan::make("paused");
-    let journal = orphan.lab.home().join("vms").join(orphan.id.as_str()).join("journal");
-    let saving = r#"{"generation":9,"state":{"saving":{"snapshot":"0123456789abcdef","then":"stop"}},"at_unix_ms":0}"#;
-    std::fs::write(&journal, format!("{}{saving}\n", orphan.journal())).expect("written");
-    let partial = orphan.lab.home().join("snapshots/0123456789abcdef-0.partial");
-    std::fs::create_dir_all(&partial).expect("made");
+    // The save has paused it, so its user did not.
+    let journal = orphan.journal();
+    let begun: String =
+        journal.lines().filter(|line| !line.contains("paused")).map(|line| format!("{line}\n")).collect();
+    assert_eq!(begun.lines().count() + 1, journal.lines().count());
+    let partial = orphan.interrupt_save(&begun);
 
     let mut vm = orphan.adopt().await;
     let mut events = vm.take_events().expect("not taken");
     console_until(&mut events, "count ").await;
     assert!(!partial.exists());
-    let last = orphan.journal().lines().last().expect("has lines").to_owned();
-    assert!(last.starts_with(r#"{"generation":10,"state":"running""#), "{last}");
+    assert_eq!(orphan.last_state(), r#""running""#);
+}
+
+#[tokio::test]
+async fn vm_that_was_paused_before_an_interrupted_save_is_adopted_paused() {
+    let orphan = Orphan::make("paused");
+    let partial = orphan.interrupt_save(&orphan.journal());
+
+    let mut vm = orphan.adopt().await;
+    assert!(!partial.exists());
+    assert_eq!(orphan.last_state(), r#""paused""#);
+    let mut events = vm.take_events().expect("not taken");
+    vm.resume().await.expect("resumes");
+    console_until(&mut events, "count ").await;
 }

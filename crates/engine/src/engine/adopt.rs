@@ -17,7 +17,7 @@
 //!
 //! The CPUs may be paused by the save or by the user, and QEMU does not know which. The journal does: `Saving` is
 //! written before the save pauses the CPUs, and `Paused` after a user has paused them. So a VM is resumed only if its
-//! last state is `Saving`.
+//! last state is `Saving` and the state before it is not `Paused`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,7 +74,8 @@ async fn settle(home: &Home, dir: &VmDir, monitor: &dyn Monitor) -> Result<(), A
             tracing::warn!(vm = %dir.id(), %error, "failed to sweep an interrupted snapshot");
         }
     }
-    if saved && !monitor.is_running(ANSWER_DEADLINE).await? {
+    let stays_paused = dir.journal().history().was_paused();
+    if saved && !stays_paused && !monitor.is_running(ANSWER_DEADLINE).await? {
         monitor.resume(ANSWER_DEADLINE).await?;
     }
     let state = if monitor.is_running(ANSWER_DEADLINE).await? { State::Running } else { State::Paused };

@@ -88,6 +88,12 @@ impl History {
         self.records.iter().any(|record| stops(&record.state))
     }
 
+    /// Whether its user had paused it, also if a save has begun since then.
+    pub(crate) fn was_paused(&self) -> bool {
+        let before_save = self.records.iter().rev().find(|record| !matches!(record.state, State::Saving { .. }));
+        before_save.is_some_and(|record| record.state == State::Paused)
+    }
+
     /// Whether a caller ever got the VM.
     pub(crate) fn has_run(&self) -> bool {
         self.records.iter().any(|record| !matches!(record.state, State::Launching | State::Restoring { .. }))
