@@ -140,7 +140,8 @@ fn echo(mut stream: &UnixStream) {
 fn call(streams: &Path, packet_bytes: usize) {
     let mut stream = UnixStream::connect(streams).expect("the device listens");
     stream.set_read_timeout(Some(WAIT_DEADLINE)).expect("is set");
-    writeln!(stream, "CONNECT {PORT}").expect("is sent");
+    // In one piece: vhost-device-vsock reads the line once and drops the connection if its end is missing.
+    stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).expect("is sent");
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') {
         let mut byte = [0];
