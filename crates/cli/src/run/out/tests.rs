@@ -179,6 +179,7 @@ fn hostile_archives_are_refused_and_leave_nothing() {
             archive.append_data(&mut header, deep, io::empty()).expect("in memory");
         }),
     ];
+    let mut texts = Vec::new();
     for (word, fill) in hostile {
         let (folder, outcome) = unpacked(|archive| {
             top(archive);
@@ -187,7 +188,9 @@ fn hostile_archives_are_refused_and_leave_nothing() {
         let words = format!("{:#}", anyhow::Error::new(outcome.expect_err(word)));
         assert!(words.contains(word), "{word}: {words}");
         assert_eq!(fs_err::read_dir(folder.path()).expect("readable").count(), 0, "{word}");
+        texts.push(words);
     }
+    insta::assert_snapshot!(texts.join("\n"));
 }
 
 #[test]
@@ -323,6 +326,7 @@ fn a_merge_with_anything_in_the_way_changes_nothing() {
             symlink("kept", out.join("a")).expect("ours");
         }),
     ];
+    let mut texts = Vec::new();
     for (words, in_the_way) in cases {
         let folder = tempfile::tempdir().expect("a folder");
         let out = folder.path().join("out");
@@ -336,7 +340,9 @@ fn a_merge_with_anything_in_the_way_changes_nothing() {
         assert!(error.contains(words), "{words}: {error}");
         assert_eq!(fs_err::read(out.join("a")).expect("it is there"), b"old", "{words}");
         assert_eq!(fs_err::read_dir(&out).expect("readable").count(), count, "{words}");
+        texts.push(error);
     }
+    insta::assert_snapshot!(texts.join("\n"));
 }
 
 #[test]
