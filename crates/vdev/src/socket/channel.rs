@@ -350,7 +350,7 @@ impl Channel {
     /// next one, and nothing in the result shows to which byte they belong. Therefore no read goes beyond the header
     /// while the size of the payload is unknown, nor beyond the payload after that, except for the bytes that the
     /// caller expects. Beyond the message itself only [`acknowledgement_of`](Self::acknowledgement_of) expects any:
-    /// further acknowledgements, which have no descriptors. If a peer sends some with them all the same, they are
+    /// further acknowledgements, which have no descriptors. If a peer attaches descriptors to them anyway, they are
     /// closed with the acknowledgement that they were read with.
     fn receive_any(&mut self, expected: usize, doing: &dyn Fn() -> String) -> Result<RawMessage, SocketError> {
         let started = Instant::now();
