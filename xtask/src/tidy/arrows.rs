@@ -8,7 +8,7 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::problem::Problem;
 
 /// For each crate the crates of ours that it may depend on. Arrows point only down.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     ("kiln-wire", &[]),
     ("kiln-detect", &[]),
     ("kiln-api", &[]),
@@ -16,7 +16,13 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("kiln-agent", &["kiln-wire", "kiln-archive"]),
     ("kiln-programs", &[]),
     ("kiln-vdev", &["kiln-programs"]),
-    ("kiln-engine", &["kiln-wire", "kiln-detect", "kiln-programs"]),
+    ("kiln-rootfs", &["kiln-archive"]),
+    ("kiln-oci", &[]),
+    ("kiln-net", &["kiln-programs"]),
+    (
+        "kiln-engine",
+        &["kiln-wire", "kiln-detect", "kiln-archive", "kiln-programs", "kiln-rootfs", "kiln-oci", "kiln-net"],
+    ),
     ("kiln-lab", &["kiln-wire", "kiln-detect", "kiln-engine"]),
     ("kiln-server", &["kiln-wire", "kiln-detect", "kiln-api", "kiln-engine", "kiln-lab"]),
     (
@@ -27,6 +33,9 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "kiln-detect",
             "kiln-api",
             "kiln-programs",
+            "kiln-rootfs",
+            "kiln-oci",
+            "kiln-net",
             "kiln-vdev",
             "kiln-engine",
             "kiln-lab",

@@ -1,0 +1,13 @@
+//! Root filesystems of guests: layers of an image in, one read-only EROFS file out.
+//!
+//! ```text
+//!   layer (tar) ──▶ Members ──▶ Layers ──▶ Tree ──▶ erofs::write ──▶ root.erofs
+//!                                 │ bodies of files                    ▲
+//!                                 └──▶ Spool ──────────────────────────┘
+//! ```
+//! No path of a layer is ever opened on the host. Names and attributes are in memory, in the [`Tree`]; the contents of
+//! files are spans of one spool file.
+
+mod tree;
+
+pub use tree::{Attributes, Body, Children, Extent, Kind, Node, NodeId, Time, Tree};
