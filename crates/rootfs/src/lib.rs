@@ -8,6 +8,10 @@
 //! No path of a layer is ever opened on the host. Names and attributes are in memory, in the [`Tree`]; the contents of
 //! files are spans of one spool file.
 
+mod body;
+mod source;
 mod tree;
 
+pub use body::BodyHasher;
+pub use source::Source;
 pub use tree::{Attributes, Body, Children, Extent, Kind, Node, NodeId, Time, Tree};
