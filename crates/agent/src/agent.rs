@@ -49,7 +49,8 @@ impl Agent {
     /// If `/dev/null` can't be opened.
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { pid_1, token, cgroups, leases, stand_in } = setup;
-        let optional = [(cgroups.is_some(), Capability::Cgroups), (pid_1, Capability::Init)];
+        let optional =
+            [(cgroups.is_some(), Capability::Cgroups), (pid_1, Capability::Init), (pid_1, Capability::Setup)];
         let capabilities = optional.into_iter().filter_map(|(has, capability)| has.then_some(capability));
         let links = Links::new(token, capabilities.chain([Capability::Grace]).collect());
         let commands = Rc::new(Commands::new(pid_1, cgroups, stand_in.as_deref())?);

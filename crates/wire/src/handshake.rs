@@ -14,11 +14,13 @@
 //!    │ Goodbye ─────────────────────────────▶ │
 //! ```
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::cut_words;
+use crate::text::Text;
 
 /// Version of the protocol that this crate implements.
 pub const VERSION: u16 = 2;
@@ -57,6 +59,8 @@ pub enum Capability {
     Trace,
     /// A command whose timeout expires gets a SIGTERM first; see [`Limits::grace_ms`](crate::Limits::grace_ms).
     Grace,
+    /// `Sync` can connect interfaces and mount disks.
+    Setup,
     /// A capability that this version does not have.
     #[serde(other)]
     Unknown,
@@ -91,6 +95,61 @@ pub struct Sync {
     /// Names of the machine; unchanged if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// What the interfaces are connected to; unchanged if absent. Needs [`Capability::Setup`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+    /// Disks to mount, in this order. Needs [`Capability::Setup`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+}
+
+/// The most name servers that a C library asks.
+pub const NAMESERVERS_MAX: usize = 3;
+/// The most disks that one [`Sync`] mounts.
+pub const MOUNTS_MAX: usize = 16;
+
+/// The networks of a machine. A second one with the same content changes nothing, so that it costs a fork little.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// One for each of the guest's Ethernet interfaces, in the kernel's order; at most [`MACS_MAX`] and no more than
+    /// there are interfaces. The remaining interfaces stay as they are.
+    pub interfaces: Vec<Interface>,
+    /// The name servers of `/etc/resolv.conf`, at most [`NAMESERVERS_MAX`]. If there is none, the file is left as it
+    /// is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<Ipv4Addr>,
+}
+
+/// The addresses of one interface. It is brought up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Bits of the address that name the network, at most 32.
+    pub prefix: u8,
+    /// The next hop to all other networks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Bytes of its largest packet: 68 to 65535. If absent, the kernel's default of 1500.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+/// A disk's filesystem, mounted in the guest. Its directory is created if it does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// The disk, such as `/dev/vdb`.
+    pub device: String,
+    /// An absolute path.
+    pub target: Text,
+    /// The type of the filesystem, such as `ext4`.
+    pub fstype: String,
+    /// Whether nothing can be written to it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// Names of a machine.

@@ -42,8 +42,8 @@ pub use frame::{
     Frame, FrameError, HEADER_BYTES, Kind, LENGTH_MAX, LENGTH_MIN, PAYLOAD_MAX, StreamId, WRITE_CHUNK_BYTES, encode,
 };
 pub use handshake::{
-    AUTH_DEADLINE, Auth, Capability, Goodbye, GoodbyeReason, Hello, Identity, MACS_MAX, Sync, VERSION, negotiate,
-    token_matches,
+    AUTH_DEADLINE, Auth, Capability, Goodbye, GoodbyeReason, Hello, Identity, Interface, MACS_MAX, MOUNTS_MAX, Mount,
+    NAMESERVERS_MAX, Network, Sync, VERSION, negotiate, token_matches,
 };
 pub use message::{Channel, Message, MessageError, Reply};
 pub use service::{

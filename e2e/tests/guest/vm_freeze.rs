@@ -48,7 +48,13 @@ async fn stands(link: &GuestLink, name: &str) -> bool {
 fn new_self(seed: &str) -> Sync {
     let machine_id = "0123456789abcdef0123456789abcdef".into();
     let identity = Identity { hostname: HOSTNAME.into(), machine_id, macs: vec![] };
-    Sync { host_time_ns: 1_900_000_000_000_000_000, seed: seed.into(), identity: Some(identity) }
+    Sync {
+        host_time_ns: 1_900_000_000_000_000_000,
+        seed: seed.into(),
+        identity: Some(identity),
+        network: None,
+        mounts: vec![],
+    }
 }
 
 /// A seed of 32 zero bytes.

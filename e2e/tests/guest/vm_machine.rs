@@ -41,7 +41,11 @@ fn sync_sets_the_clock_and_the_names() {
             Identity { hostname: "other".into(), machine_id: "0123456789abcdef0123456789abcdef".into(), macs: vec![] };
         // 32 zero bytes. The agent credits any seed of the right length.
         let seed = format!("{}=", "A".repeat(43));
-        guest.link.sync(Sync { host_time_ns, seed, identity: Some(identity) }).await.expect("all of it is done");
+        guest
+            .link
+            .sync(Sync { host_time_ns, seed, identity: Some(identity), network: None, mounts: vec![] })
+            .await
+            .expect("all of it is done");
         let seen = guest.text("date +%s | cut -c1-8; hostname; cat /etc/machine-id").await;
         assert_eq!(seen, "19000000\nother\n0123456789abcdef0123456789abcdef");
         let seen = guest.text("hostname -i; grep -c kiln /etc/hosts; grep -w 127.0.0.1 /etc/hosts").await;
@@ -66,6 +70,8 @@ fn a_fork_has_a_boot_id_of_its_own_wherever_it_is_read() {
         host_time_ns: 1_900_000_000_000_000_000,
         seed: format!("{}=", "A".repeat(43)),
         identity,
+        network: None,
+        mounts: vec![],
     };
     let named = |hostname: &str| {
         Some(Identity {

@@ -175,7 +175,8 @@ fn frames_of_the_link_and_of_unknown_streams_do_not_grow_the_agent() {
 
 #[test]
 fn requests_on_new_streams_whose_replies_are_not_read_do_not_grow_the_agent() {
-    let sync = || Message::Sync(Sync { host_time_ns: 1, seed: String::new(), identity: None });
+    let sync =
+        || Message::Sync(Sync { host_time_ns: 1, seed: String::new(), identity: None, network: None, mounts: vec![] });
     let requests: [fn() -> Message<'static>; 4] = [
         || Message::Activity,
         || Message::Thaw,

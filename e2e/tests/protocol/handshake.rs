@@ -233,7 +233,7 @@ fn an_agent_that_listens_serves_one_link_after_the_other() {
 fn an_agent_that_is_not_init_refuses_a_sync() {
     let (_agent, mut raw) = Agent::greeted();
     let seed = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=".into();
-    let sync = Message::Sync(Sync { host_time_ns: 1, seed, identity: None });
+    let sync = Message::Sync(Sync { host_time_ns: 1, seed, identity: None, network: None, mounts: vec![] });
     raw.send(5, &sync);
     assert_eq!(raw.frame_of(5).fault().code, ErrorCode::Unsupported, "and the clock is not touched");
     raw.send(0, &sync);

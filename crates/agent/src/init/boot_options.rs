@@ -7,7 +7,7 @@ use std::fs;
 pub(super) struct BootOptions {
     /// `kiln.modules=a,b`: loaded after the link is up.
     pub modules: Vec<String>,
-    /// `kiln.root=DEVICE:TYPE`.
+    /// `kiln.root=DEVICE:TYPE` or `kiln.root=DEVICE:TYPE:UPPER`.
     pub root: Option<RootDevice>,
 }
 
@@ -18,6 +18,8 @@ pub(super) struct RootDevice {
     pub device: String,
     /// Type of its file system.
     pub filesystem: String,
+    /// A disk for the upper layer of the overlay. If absent, that is in memory.
+    pub upper: Option<String>,
 }
 
 impl BootOptions {
@@ -34,10 +36,11 @@ impl BootOptions {
                     options.modules.extend(names);
                 }
                 "kiln.root" => {
-                    options.root = value.rsplit_once(':').map(|(device, filesystem)| RootDevice {
-                        device: device.to_owned(),
-                        filesystem: filesystem.to_owned(),
-                    });
+                    let mut parts = value.split(':').map(str::to_owned);
+                    options.root = match (parts.next(), parts.next(), parts.next()) {
+                        (Some(device), Some(filesystem), upper) => Some(RootDevice { device, filesystem, upper }),
+                        _ => None,
+                    };
                 }
                 _ => {}
             }
@@ -55,7 +58,9 @@ mod tests {
         let options = BootOptions::parse("quiet kiln.modules=a,,b root=/dev/x kiln.root=/dev/vda:erofs panic=-1\n");
         assert_eq!(options.modules, ["a", "b"]);
         let root = options.root.expect("a root is named");
-        assert_eq!((root.device.as_str(), root.filesystem.as_str()), ("/dev/vda", "erofs"));
+        assert_eq!((root.device.as_str(), root.filesystem.as_str(), root.upper), ("/dev/vda", "erofs", None));
+        let root = BootOptions::parse("kiln.root=/dev/vda:erofs:/dev/vdb").root.expect("a root is named");
+        assert_eq!((root.filesystem.as_str(), root.upper.as_deref()), ("erofs", Some("/dev/vdb")));
     }
 
     #[test]

@@ -4,9 +4,11 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
+use kiln_wire::Interface;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::log::note;
@@ -73,6 +75,80 @@ pub fn set_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     changed.and(ioctl(&socket, libc::SIOCSIFFLAGS, &mut flags))
 }
 
+/// Gives an interface its address and its route to all other networks, and brings it up. If it has them, nothing changes.
+///
+/// The calls have no effect on an interface that is already as requested, except for the address: to set it again
+/// would remove all routes over it. So it is compared first.
+///
+/// # Errors
+/// If the interface is gone, or the kernel refuses.
+pub fn connect(name: &str, wanted: &Interface) -> io::Result<()> {
+    let socket = socket()?;
+    if let Some(mtu) = wanted.mtu {
+        let mut set = request(name)?;
+        set.ifr_ifru.ifru_mtu = i32::from(mtu);
+        ioctl(&socket, libc::SIOCSIFMTU, &mut set)?;
+    }
+    let mask = mask(wanted.prefix);
+    if address_of(&socket, name, libc::SIOCGIFADDR) != Some(wanted.address)
+        || address_of(&socket, name, libc::SIOCGIFNETMASK) != Some(mask)
+    {
+        for (operation, address) in [(libc::SIOCSIFADDR, wanted.address), (libc::SIOCSIFNETMASK, mask)] {
+            let mut set = request(name)?;
+            set.ifr_ifru.ifru_addr = socket_address(address);
+            ioctl(&socket, operation, &mut set)?;
+        }
+    }
+    let mut flags = request(name)?;
+    ioctl(&socket, libc::SIOCGIFFLAGS, &mut flags)?;
+    // SAFETY: the kernel has just filled the flags.
+    let before = unsafe { flags.ifr_ifru.ifru_flags };
+    let up = libc::IFF_UP as libc::c_short;
+    if before & up == 0 {
+        flags.ifr_ifru.ifru_flags = before | up;
+        ioctl(&socket, libc::SIOCSIFFLAGS, &mut flags)?;
+    }
+    wanted.gateway.map_or(Ok(()), |gateway| add_default_route(&socket, gateway))
+}
+
+/// The mask whose first `prefix` bits are set.
+fn mask(prefix: u8) -> Ipv4Addr {
+    let host_bits = 32 - u32::from(prefix.min(32));
+    Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
+}
+
+fn address_of(socket: &OwnedFd, name: &str, operation: libc::c_ulong) -> Option<Ipv4Addr> {
+    let mut get = request(name).ok()?;
+    ioctl(socket, operation, &mut get).ok()?;
+    // SAFETY: the kernel has just filled the address.
+    let [_, _, a, b, c, d, ..] = unsafe { get.ifr_ifru.ifru_addr }.sa_data.map(i8::cast_unsigned);
+    Some(Ipv4Addr::new(a, b, c, d))
+}
+
+/// An IPv4 address without a port as the kernel has it: two bytes of a port, then the address.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (target, byte) in data[2..].iter_mut().zip(address.octets()) {
+        *target = byte.cast_signed();
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+}
+
+fn add_default_route(socket: &OwnedFd, gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a value of this plain struct.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: the operation reads an rtentry. Its only pointer, the name of a device, is null, which means none.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &raw mut route) } < 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::EEXIST) { Ok(()) } else { Err(error) };
+    }
+    Ok(())
+}
+
 fn socket() -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
@@ -96,4 +172,26 @@ fn ioctl(socket: &OwnedFd, operation: libc::c_ulong, request: &mut libc::ifreq) 
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_mask_of_as_many_bits() {
+        let masks = [0, 1, 24, 30, 32, 255].map(|prefix| mask(prefix).to_string());
+        assert_eq!(
+            masks,
+            ["0.0.0.0", "128.0.0.0", "255.255.255.0", "255.255.255.252", "255.255.255.255", "255.255.255.255"]
+        );
+    }
+
+    #[test]
+    fn the_loopback_interface_has_its_address() {
+        let socket = socket().expect("a socket");
+        let found = address_of(&socket, "lo", libc::SIOCGIFADDR);
+        assert!(found.is_none_or(|address| address == Ipv4Addr::LOCALHOST), "{found:?}");
+        assert_eq!(address_of(&socket, "surely-none", libc::SIOCGIFADDR), None);
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use kiln_wire::{Done, ErrorCode, Fault, Message};
+use kiln_wire::{ErrorCode, Fault, Message};
 
 use super::forward::Forwards;
 use super::{activity, exec, files, forward, freeze, logs, metrics, sync, watch};
@@ -69,13 +69,13 @@ impl Service for Services {
             Message::Thaw => Box::pin(freeze::thaw(commands(), stream)),
             Message::Activity => Box::pin(activity::serve(self.activity(), stream)),
             // A fork needs its own identity before its next request is handled, so this runs before the call returns.
-            Message::Sync(request) => {
-                match sync::sync(&self.commands, &self.machine, &request) {
-                    Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
-                    Err(fault) => stream.outlet.fail(fault),
+            Message::Sync(request) => match sync::begin(&self.commands, &self.machine, request) {
+                Ok(Some(setup)) => Box::pin(sync::finish(commands(), drivers(), stream, setup)),
+                done => {
+                    sync::end(&stream, done.map(drop));
+                    return None;
                 }
-                return None;
-            }
+            },
             other => {
                 let message = format!("{:?} streams are not served by this agent", other.kind());
                 stream.outlet.fail(Fault::new(ErrorCode::Unsupported, message));

@@ -8,7 +8,9 @@
 //! 3. Randomness. The ids that follow are drawn from it, so they would be equal in all forks if they were drawn before.
 //! 4. The host name, the machine id and the boot id.
 //! 5. Addresses of interfaces. Before this, two forks on one network would answer for the same address.
-//! 6. The thaw, only if all of that has succeeded. A failed step leaves the commands frozen, and the host drops the
+//! 6. Networks and disks. They wait for the drivers of the guest's devices, and a mount may have to replay a journal.
+//!    So they run beside the link, while the steps before run before the next request is read.
+//! 7. The thaw, only if all of that has succeeded. A failed step leaves the commands frozen, and the host drops the
 //!    fork: no command ever runs with the identity of another machine.
 //!
 //! # Why randomness takes two calls
@@ -24,15 +26,21 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_wire::{ErrorCode, Fault, Identity, MACS_MAX, Sync};
+use kiln_wire::{
+    Done, ErrorCode, Fault, Identity, MACS_MAX, MOUNTS_MAX, Message, Mount, NAMESERVERS_MAX, Network, Sync,
+};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use tokio::task::spawn_blocking;
 
+use crate::drivers::Drivers;
+use crate::link::Stream;
 use crate::log::note;
-use crate::machine::{boot_id, hosts, network};
+use crate::machine::{boot_id, disks, hosts, network, resolver};
 use crate::process::Commands;
 
 /// Bytes of a seed.
@@ -63,16 +71,60 @@ pub enum Machine {
     Foreign,
 }
 
-/// Sets the clock, credits randomness, sets the machine's names, boot id and Ethernet addresses, and thaws frozen
-/// commands.
+/// The part of a sync that waits for devices.
+#[derive(Debug)]
+pub struct Setup {
+    network: Option<Network>,
+    mounts: Vec<Mount>,
+}
+
+/// Sets the clock, credits randomness, and sets the machine's names, boot id and Ethernet addresses. If that is all,
+/// it thaws frozen commands. Otherwise [`finish`] has the rest.
 ///
 /// # Errors
 /// If the agent is not PID 1, a value is invalid, or the kernel refuses a change.
-pub fn sync(commands: &Commands, machine: &Machine, sync: &Sync) -> Result<(), Fault> {
+pub fn begin(commands: &Commands, machine: &Machine, sync: Sync) -> Result<Option<Setup>, Fault> {
     match machine {
-        Machine::Guest => sync_guest(commands, sync),
-        Machine::StandIn(home) => sync_stand_in(commands, home, sync),
-        Machine::Foreign => Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced")),
+        Machine::Guest => sync_guest(commands, &sync)?,
+        Machine::StandIn(home) => sync_stand_in(home, &sync)?,
+        Machine::Foreign => return Err(Fault::new(ErrorCode::Unsupported, "only PID 1 of a guest can be synced")),
+    }
+    let Sync { network, mounts, .. } = sync;
+    if network.is_none() && mounts.is_empty() {
+        return commands.thaw().map(|()| None);
+    }
+    if matches!(machine, Machine::StandIn(_)) {
+        return Err(Fault::new(ErrorCode::Unsupported, "a stand-in for a guest has no networks and disks"));
+    }
+    Ok(Some(Setup { network, mounts }))
+}
+
+/// Connects the networks, mounts the disks, and thaws frozen commands.
+pub async fn finish(commands: Rc<Commands>, drivers: Rc<Drivers>, stream: Stream, setup: Setup) {
+    let done = async {
+        drivers.ready().await;
+        if let Some(network) = &setup.network {
+            connect(network)?;
+        }
+        let mounts = setup.mounts;
+        let mounted = spawn_blocking(move || mounts.iter().try_for_each(disks::mount_disk));
+        let mounted = mounted.await.map_err(io::Error::other).and_then(|mounted| mounted);
+        mounted.map_err(|error| Fault::new(ErrorCode::Io, error.to_string()))?;
+        commands.thaw()
+    };
+    let outcome = tokio::select! {
+        biased;
+        end = stream.inbox.ended() => Err(end.into_fault()),
+        outcome = done => outcome,
+    };
+    end(&stream, outcome);
+}
+
+/// Ends the stream of a sync.
+pub fn end(stream: &Stream, outcome: Result<(), Fault>) {
+    match outcome {
+        Ok(()) => stream.outlet.end(&Message::Done(Done::default())),
+        Err(fault) => stream.outlet.fail(fault),
     }
 }
 
@@ -80,6 +132,7 @@ fn sync_guest(commands: &Commands, sync: &Sync) -> Result<(), Fault> {
     // All values are checked before the first change, so an invalid request changes nothing.
     let seed = seed(&sync.seed)?;
     let time = time(sync.host_time_ns)?;
+    check_setup(sync)?;
     let addresses = match &sync.identity {
         Some(identity) => check(identity).and_then(|()| addresses(&identity.macs))?,
         None => vec![],
@@ -96,11 +149,47 @@ fn sync_guest(commands: &Commands, sync: &Sync) -> Result<(), Fault> {
         let failed = |error| failed(&format!("the address of `{interface}`"), &error);
         network::set_address(interface, *mac).map_err(failed)?;
     }
-    commands.thaw()
+    Ok(())
+}
+
+fn check_setup(sync: &Sync) -> Result<(), Fault> {
+    if let Some(problem) = sync.mounts.iter().find_map(disks::problem) {
+        return Err(invalid(problem));
+    }
+    if sync.mounts.len() > MOUNTS_MAX {
+        return Err(invalid(format!("{} mounts, more than {MOUNTS_MAX}", sync.mounts.len())));
+    }
+    let Some(Network { interfaces, nameservers }) = &sync.network else { return Ok(()) };
+    for (what, count, max) in
+        [("interfaces", interfaces.len(), MACS_MAX), ("name servers", nameservers.len(), NAMESERVERS_MAX)]
+    {
+        if count > max {
+            return Err(invalid(format!("{count} {what}, more than {max}")));
+        }
+    }
+    match interfaces.iter().find(|interface| interface.prefix > 32) {
+        Some(interface) => Err(invalid(format!("an IPv4 address has no prefix of {} bits", interface.prefix))),
+        None => Ok(()),
+    }
+}
+
+/// Assigns networks to interfaces, both in their order.
+fn connect(network: &Network) -> Result<(), Fault> {
+    let names = network::interfaces();
+    if network.interfaces.len() > names.len() {
+        return Err(invalid(format!("networks for {} of {} interfaces", network.interfaces.len(), names.len())));
+    }
+    for (name, interface) in names.iter().zip(&network.interfaces) {
+        network::connect(name, interface).map_err(|error| failed(&format!("the network of `{name}`"), &error))?;
+    }
+    if network.nameservers.is_empty() {
+        return Ok(());
+    }
+    resolver::set_nameservers(&network.nameservers).map_err(|error| failed("`/etc/resolv.conf`", &error))
 }
 
 /// A directory that stands in for a guest has names. It has no clock, randomness or interfaces.
-fn sync_stand_in(commands: &Commands, home: &Path, sync: &Sync) -> Result<(), Fault> {
+fn sync_stand_in(home: &Path, sync: &Sync) -> Result<(), Fault> {
     seed(&sync.seed)?;
     time(sync.host_time_ns)?;
     if let Some(identity) = &sync.identity {
@@ -114,7 +203,7 @@ fn sync_stand_in(commands: &Commands, home: &Path, sync: &Sync) -> Result<(), Fa
         name("hostname", &identity.hostname)?;
         name("machine-id", &identity.machine_id)?;
     }
-    commands.thaw()
+    Ok(())
 }
 
 fn failed(what: &str, error: &io::Error) -> Fault {

@@ -196,7 +196,7 @@ pub(super) async fn rename(link: &GuestLink, hostname: &str) -> Result<(), Failu
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     let machine_id = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let identity = Identity { hostname: hostname.to_owned(), machine_id, macs: vec![] };
-    let renamed = link.renew(Renewal { identity: Some(identity) }, RENEW_DEADLINE).await;
+    let renamed = link.renew(Renewal::of(identity), RENEW_DEADLINE).await;
     renamed.map_err(|error| {
         Failure::new(
             VM,

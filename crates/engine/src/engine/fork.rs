@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use kiln_wire::Identity;
+use kiln_wire::{Identity, Mount, Network};
 
 use crate::blocking::assert_may_block;
 use crate::deadlines::BOOT_DEADLINE;
@@ -51,6 +51,10 @@ pub struct ForkPart {
     /// of a volume that was mounted when the VM was saved. Such a volume needs the same contents as then, otherwise the
     /// guest writes its old view over the new contents and destroys the file system.
     pub volumes: Vec<VolumeFile>,
+    /// What its network cards are connected to, inside the guest. If absent, they have no addresses, or the saved ones.
+    pub network: Option<Network>,
+    /// Disks that are mounted before any of its commands runs.
+    pub mounts: Vec<Mount>,
 }
 
 /// The parts of a network card that belong to one fork only.

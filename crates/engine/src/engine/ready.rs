@@ -279,7 +279,7 @@ async fn save(
 /// is as long as that of a fork, which overwrites it in place.
 async fn rehearse(vm: &Vm, link: &GuestLink, deadline: Duration) -> Result<(), ReadyError> {
     link.freeze().await.map_err(ReadyError::Freeze)?;
-    link.renew(Renewal { identity: Some(fresh_names(vm.id())) }, deadline).await?;
+    link.renew(Renewal::of(fresh_names(vm.id())), deadline).await?;
     let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
     let ran = tokio::time::timeout(deadline, link.run(request, b"", 0)).await;
     let late = |_| StreamError::LinkLost(format!("it did not end within {deadline:?}"));

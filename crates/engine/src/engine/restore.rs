@@ -316,7 +316,8 @@ impl Linked {
             ForkIdentity::Fresh => Some(fresh_identity(vm.id(), &template.spec, &part)),
             ForkIdentity::Keep => None,
         };
-        link.renew(Renewal { identity }, deadline.saturating_duration_since(Instant::now())).await?;
+        let renewal = Renewal { identity, network: part.network, mounts: part.mounts };
+        link.renew(renewal, deadline.saturating_duration_since(Instant::now())).await?;
         // Only now may recovery adopt the fork. Until Sync has succeeded, the guest has the clock, the randomness and
         // the names of its snapshot. Two such guests would generate the same keys. So a crash before this line has to
         // lose the fork, and `Restoring` in the journal does that, even if the fork's spec keeps it running.

@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 
 use crate::kernel::elf::Elf;
-use crate::kernel::unxz;
+use crate::kernel::{unxz, unzstd};
 
 /// No module is larger.
 const MODULE_BYTES_MAX: usize = 64 << 20;
@@ -30,7 +30,7 @@ pub(crate) enum ModuleFiles {
 pub(crate) enum ModulesError {
     #[error("the kernel has no module `{name}`, which guests need")]
     Missing { name: String },
-    #[error("the module `{path}` is damaged or packed in an unknown way (`.ko` and `.ko.xz` are known)")]
+    #[error("the module `{path}` is damaged or packed in an unknown way (`.ko`, `.ko.xz` and `.ko.zst` are known)")]
     Damaged { path: Utf8PathBuf },
     #[error("failed to read the modules in `{path}`")]
     Read {
@@ -77,6 +77,7 @@ impl ModuleFiles {
         match path.extension() {
             Some("ko") => Some(bytes),
             Some("xz") => unxz(&bytes, MODULE_BYTES_MAX),
+            Some("zst") => unzstd(&bytes, MODULE_BYTES_MAX),
             _ => None,
         }
         .ok_or_else(|| ModulesError::Damaged { path: path.into() })

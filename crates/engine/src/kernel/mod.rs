@@ -6,4 +6,4 @@ pub(crate) mod lz4;
 mod unpack;
 
 pub use self::unpack::KernelFormat;
-pub(crate) use self::unpack::{release, unpack, unxz};
+pub(crate) use self::unpack::{release, unpack, unxz, unzstd};

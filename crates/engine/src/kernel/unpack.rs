@@ -23,6 +23,7 @@ const KERNEL_BYTES_MAX: usize = 512 << 20;
 /// Memory that the xz decoder may take.
 const XZ_MEMORY_BYTES_MAX: u64 = 256 << 20;
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
+const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// Offsets of the setup header, see the kernel's Documentation/arch/x86/boot.rst.
 const SETUP_SECTORS_OFFSET: usize = 0x1f1;
@@ -111,9 +112,20 @@ fn decompress(payload: &[u8]) -> Option<Vec<u8>> {
         lz4::decompress_legacy(payload, KERNEL_BYTES_MAX)
     } else if payload.starts_with(XZ_MAGIC) {
         unxz(payload, KERNEL_BYTES_MAX)
+    } else if payload.starts_with(ZSTD_MAGIC) {
+        unzstd(payload, KERNEL_BYTES_MAX)
     } else {
         None
     }
+}
+
+/// Unpacks the first zstd frame in `bytes` and ignores the bytes after it, as [`unxz`] does. Debian packs Linux 6.12
+/// with a window of 128 MiB, which is the most that the decoder accepts.
+pub(crate) fn unzstd(bytes: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let limit = bytes_max as u64 + 1;
+    ruzstd::decoding::StreamingDecoder::new(bytes).ok()?.take(limit).read_to_end(&mut out).ok()?;
+    (out.len() <= bytes_max).then_some(out)
 }
 
 /// Unpacks the first xz stream in `bytes`. Ignores the bytes after it: a kernel's payload ends with its size.
@@ -147,6 +159,10 @@ mod tests {
         image
     }
 
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
     fn xz(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
         encoder.write_all(bytes).expect("packs");
@@ -157,16 +173,17 @@ mod tests {
     fn a_kernel_with_a_pvh_entry_is_unpacked_without_the_bytes_after_it() {
         let vmlinux = made::elf(".text", b"code", &[PVH]);
         let with_relocations = [&vmlinux[..], &[1; 64]].concat();
-        let mut payload = xz(&with_relocations);
-        payload.extend((with_relocations.len() as u32).to_le_bytes());
-        let kernel = unpack(bzimage(&payload)).expect("is a kernel");
-        assert_eq!((kernel.format, kernel.bytes), (KernelFormat::Vmlinux, vmlinux));
+        for mut payload in [xz(&with_relocations), zstd(&with_relocations)] {
+            payload.extend((with_relocations.len() as u32).to_le_bytes());
+            let kernel = unpack(bzimage(&payload)).expect("is a kernel");
+            assert_eq!((kernel.format, kernel.bytes), (KernelFormat::Vmlinux, vmlinux.clone()));
+        }
     }
 
     #[test]
     fn kernels_without_that_entry_or_in_an_unknown_packing_stay_as_they_are() {
         let unusable = xz(&made::elf(".text", b"code", &[]));
-        for payload in [&unusable[..], b"\x28\xb5\x2f\xfd zstd", b"", &unusable[..40]] {
+        for payload in [&unusable[..], b"\x28\xb5\x2f\xfd zstd", b"BZh9 bzip2", b"", &unusable[..40]] {
             let image = bzimage(payload);
             let kernel = unpack(image.clone()).expect("is a kernel");
             assert_eq!((kernel.format, kernel.bytes), (KernelFormat::BzImage, image));
@@ -191,5 +208,7 @@ mod tests {
     fn a_bomb_is_given_up() {
         assert_eq!(unxz(&xz(&[0; 5000]), 4999), None);
         assert_eq!(unxz(&xz(&[0; 5000]), 5000), Some(vec![0; 5000]));
+        assert_eq!(unzstd(&zstd(&[0; 5000]), 4999), None);
+        assert_eq!(unzstd(&zstd(&[0; 5000]), 5000), Some(vec![0; 5000]));
     }
 }

@@ -18,8 +18,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use kiln_wire::reset::{NONCE_BYTES, Nonce, Piece, ResetScanner, marker};
 use kiln_wire::{
-    Auth, Decoder, ErrorCode, FrameError, Goodbye, GoodbyeReason, Hello, Identity, Message, StreamId, Sync, VERSION,
-    negotiate,
+    Auth, Decoder, ErrorCode, FrameError, Goodbye, GoodbyeReason, Hello, Identity, Message, Mount, Network, StreamId,
+    Sync, VERSION, negotiate,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -77,9 +77,18 @@ impl LinkOptions {
 pub struct Renewal {
     /// Its names and addresses. If absent, it keeps those of the snapshot.
     pub identity: Option<Identity>,
+    /// What its interfaces are connected to. If absent, they stay as they are.
+    pub network: Option<Network>,
+    /// Disks to mount.
+    pub mounts: Vec<Mount>,
 }
 
 impl Renewal {
+    /// Gives a machine its names and addresses, and nothing else.
+    pub fn of(identity: Identity) -> Self {
+        Self { identity: Some(identity), ..Self::default() }
+    }
+
     /// The request, with the time of now.
     fn sync(&self) -> io::Result<Sync> {
         let mut seed = [0; SEED_BYTES];
@@ -88,7 +97,8 @@ impl Renewal {
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(io::Error::other)?;
         let host_time_ns = u64::try_from(now.as_nanos()).map_err(io::Error::other)?;
-        Ok(Sync { host_time_ns, seed: STANDARD.encode(seed), identity: self.identity.clone() })
+        let Self { identity, network, mounts } = self.clone();
+        Ok(Sync { host_time_ns, seed: STANDARD.encode(seed), identity, network, mounts })
     }
 }
 
@@ -207,8 +217,8 @@ impl GuestLink {
             if took <= SYNC_LAG_MAX || Instant::now() + 2 * took > until {
                 break;
             }
-            // It has its names now, and keeps them.
-            renewal.identity = None;
+            // It has its names, networks and disks now, and keeps them. Only the time is sent again.
+            renewal = Renewal::default();
         }
         Ok(())
     }

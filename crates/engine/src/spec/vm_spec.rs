@@ -65,6 +65,9 @@ pub struct RootSpec {
     pub device: String,
     /// The type of its filesystem, such as `erofs`.
     pub fstype: String,
+    /// An ext4 disk for the upper layer of the overlay, such as `/dev/vdb`. If absent, that is in the guest's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upper: Option<String>,
 }
 
 /// What happens to a VM when its owner ends without stopping it. The owner is the process that started or adopted it.
@@ -185,7 +188,8 @@ impl VmSpec {
             words.push(format!("kiln.modules={}", self.modules.join(",")));
         }
         if let Some(root) = &self.root {
-            words.push(format!("kiln.root={}:{}", root.device, root.fstype));
+            let upper = root.upper.iter().map(|device| format!(":{device}")).collect::<String>();
+            words.push(format!("kiln.root={}:{}{upper}", root.device, root.fstype));
         }
         words.extend(self.cmdline_extra.iter().cloned());
         words.join(" ")
@@ -226,7 +230,9 @@ impl VmSpec {
             }
         }
         if let Some(root) = &self.root {
-            check_name(ROOT_DEVICE, &root.device, "._-/")?;
+            for device in std::iter::once(&root.device).chain(&root.upper) {
+                check_name(ROOT_DEVICE, device, "._-/")?;
+            }
             check_name("root filesystem", &root.fstype, "._-")?;
         }
         self.validate_nics()?;
@@ -405,7 +411,7 @@ mod tests {
             cmdline: "quiet console=hvc0".into(),
             cmdline_extra: vec!["panic=0".into()],
             modules: vec!["erofs".into(), "overlay".into()],
-            root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into() }),
+            root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into(), upper: None }),
             ..spec()
         };
         assert_eq!(
@@ -435,7 +441,7 @@ mod tests {
         let nics = |nics| VmSpec { nics, ..spec() };
         let devices = |vhost_user| VmSpec { vhost_user, ..spec() };
         let root = |device: &str, fstype: &str| VmSpec {
-            root: Some(RootSpec { device: device.into(), fstype: fstype.into() }),
+            root: Some(RootSpec { device: device.into(), fstype: fstype.into(), upper: None }),
             ..spec()
         };
         let disk = Disk { path: "/nowhere/disk".into(), format: DiskFormat::Raw, role: DiskRole::Scratch };

@@ -272,7 +272,7 @@ async fn synced(peer: &mut Peer, slow: usize, renewed: impl Future<Output = Resu
 async fn a_guest_with_a_late_clock_is_synced_again_with_fresh_randomness_and_the_same_names() {
     let (link, mut peer) = linked().await;
     let identity = Identity { hostname: "fork".into(), machine_id: "0".repeat(32), macs: vec![] };
-    let renewal = Renewal { identity: Some(identity.clone()) };
+    let renewal = Renewal::of(identity.clone());
     let syncs = synced(&mut peer, 2, link.renew(renewal, DEADLINE)).await;
     assert!(syncs.len() >= 3, "{syncs:?}");
     assert_eq!(syncs[0].identity, Some(identity));
@@ -292,7 +292,7 @@ async fn a_guest_that_is_always_late_is_synced_five_times() {
 #[tokio::test]
 async fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
     let (link, mut peer) = linked().await;
-    let sync = || Sync { host_time_ns: 1, seed: String::new(), identity: None };
+    let sync = || Sync { host_time_ns: 1, seed: String::new(), identity: None, network: None, mounts: vec![] };
     let given_up = tokio::time::timeout(Duration::from_millis(20), link.sync(sync())).await;
     assert!(given_up.is_err(), "no agent answers");
     let (first, _) = peer.next_of(Kind::SYNC).await;

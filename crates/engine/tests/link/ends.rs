@@ -196,7 +196,16 @@ impl Scene {
             }),
             User::ReadFile => tokio::spawn(async move { drop(link.read_file("/f", 1 << 20).await) }),
             User::Sync => tokio::spawn(async move {
-                drop(link.sync(Sync { host_time_ns: 1, seed: String::new(), identity: None }).await);
+                drop(
+                    link.sync(Sync {
+                        host_time_ns: 1,
+                        seed: String::new(),
+                        identity: None,
+                        network: None,
+                        mounts: vec![],
+                    })
+                    .await,
+                );
             }),
             User::Freeze => tokio::spawn(async move { drop(link.freeze().await) }),
             User::Activity => tokio::spawn(async move { drop(link.activity().await) }),

@@ -45,7 +45,7 @@ fn requests() -> Vec<Message<'static>> {
         Message::Freeze,
         Message::Thaw,
         Message::Activity,
-        Message::Sync(Sync { host_time_ns: 0, seed: String::new(), identity: None }),
+        Message::Sync(Sync { host_time_ns: 0, seed: String::new(), identity: None, network: None, mounts: vec![] }),
         Message::Auth(Auth { token: String::new() }),
     ]
 }

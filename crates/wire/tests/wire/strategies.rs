@@ -1,11 +1,13 @@
 //! Random values of every type of the protocol, for properties.
 
+use std::net::Ipv4Addr;
+
 use kiln_wire::{
     Activity, AttachRequest, Attached, Auth, Capability, CgroupUsage, Channel, Done, Entry, ErrorCode, ExecRequest,
     ExitStatus, Exited, Fault, FileKind, FileRequest, FileStat, FilesRequest, ForwardRequest, Goodbye, GoodbyeReason,
-    Hello, Identity, Lagged, Lease, Limits, ListPage, LogSource, LogsRequest, Message, MetricsRequest, MetricsSample,
-    OnDetach, Owner, ReadRange, Reply, Resize, SessionInfo, SessionSpec, SessionState, SessionsRequest, Signal,
-    Started, Stdin, Sync, Text, Tty, WatchEvent, WatchEventKind, WatchRequest, WriteMode,
+    Hello, Identity, Interface, Lagged, Lease, Limits, ListPage, LogSource, LogsRequest, Message, MetricsRequest,
+    MetricsSample, Mount, Network, OnDetach, Owner, ReadRange, Reply, Resize, SessionInfo, SessionSpec, SessionState,
+    SessionsRequest, Signal, Started, Stdin, Sync, Text, Tty, WatchEvent, WatchEventKind, WatchRequest, WriteMode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -82,11 +84,9 @@ fn link_message() -> impl Strategy<Value = Message<'static>> {
         machine_id,
         macs,
     });
-    let sync = (any::<u64>(), name(), option::of(identity)).prop_map(|(host_time_ns, seed, identity)| Sync {
-        host_time_ns,
-        seed,
-        identity,
-    });
+    let sync = (any::<u64>(), name(), option::of(identity), option::of(network()), vec(mount(), 0..3)).prop_map(
+        |(host_time_ns, seed, identity, network, mounts)| Sync { host_time_ns, seed, identity, network, mounts },
+    );
     let reason = prop_oneof![
         (any::<u16>(), any::<u16>()).prop_map(|(ours, theirs)| GoodbyeReason::Version { ours, theirs }),
         Just(GoodbyeReason::Unauthorized),
@@ -103,6 +103,22 @@ fn link_message() -> impl Strategy<Value = Message<'static>> {
     ]
 }
 
+fn network() -> impl Strategy<Value = Network> {
+    let address = any::<[u8; 4]>().prop_map(Ipv4Addr::from);
+    let interface = (address.clone(), any::<u8>(), option::of(address.clone()), option::of(any::<u16>()))
+        .prop_map(|(address, prefix, gateway, mtu)| Interface { address, prefix, gateway, mtu });
+    (vec(interface, 0..3), vec(address, 0..3)).prop_map(|(interfaces, nameservers)| Network { interfaces, nameservers })
+}
+
+fn mount() -> impl Strategy<Value = Mount> {
+    (name(), text(), name(), any::<bool>()).prop_map(|(device, target, fstype, read_only)| Mount {
+        device,
+        target,
+        fstype,
+        read_only,
+    })
+}
+
 fn capability() -> impl Strategy<Value = Capability> {
     select(
         &[
@@ -112,6 +128,7 @@ fn capability() -> impl Strategy<Value = Capability> {
             Capability::Code,
             Capability::Trace,
             Capability::Grace,
+            Capability::Setup,
             Capability::Unknown,
         ][..],
     )
