@@ -9,5 +9,7 @@
 //!
 //! [`policy`] decides and does no I/O. The other modules ask it.
 
+pub mod gate;
 pub mod inner;
+pub mod names;
 pub mod policy;

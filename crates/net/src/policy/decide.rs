@@ -54,6 +54,11 @@ impl Policy {
         rules || ((any || self.default_rule() == PolicyDefault::Public) && is_public && self.has_version(address))
     }
 
+    /// Whether some IPv6 address may be open.
+    pub fn may_use_ipv6(&self) -> bool {
+        self.has_ipv6() || self.allow().iter().any(is_ipv6)
+    }
+
     /// Whether the policy has the address's version of IP.
     fn has_version(&self, address: IpAddr) -> bool {
         self.has_ipv6() || unwrapped(address).is_ipv4() && !is_translated(address)

@@ -1,0 +1,92 @@
+//! The state that all parts of a VM's network share.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::denials::{Denials, Denied};
+use crate::policy::{Decision, Destination, Learned, Opening, Policy};
+
+/// A flow that uses an opening makes it last this much longer.
+pub const RENEWED_TIME: Duration = Duration::from_secs(60);
+
+/// The longest time after an answer that use can keep its opening.
+pub const RENEWED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A VM's policy, what was learned under it, and what it denied.
+#[derive(Debug, Default)]
+pub struct Gate {
+    policy: RwLock<Arc<Policy>>,
+    /// Grows with each policy, so that flows know whether they were judged by this one.
+    version: AtomicU64,
+    learned: Mutex<Learned>,
+    denials: Mutex<Denials>,
+}
+
+impl Gate {
+    /// A gate with this policy.
+    pub fn new(policy: Policy) -> Self {
+        Self { policy: RwLock::new(Arc::new(policy)), ..Self::default() }
+    }
+
+    /// The policy at this moment.
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sets another policy. What was learned stays: it opens only what the new policy allows.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// A number that grows with each policy.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Decides about a destination, without a trace.
+    pub fn decide(&self, to: &Destination) -> Decision {
+        self.policy().decide(to, &self.learned(), Instant::now())
+    }
+
+    /// Decides about a new flow: a denial is counted, and an opening that is used lasts longer.
+    pub fn admit(&self, to: &Destination) -> Decision {
+        let decision = self.decide(to);
+        if decision.is_allowed() {
+            self.renew(to.address);
+        } else {
+            self.deny(Denied::Flow(*to), decision.by.to_string());
+        }
+        decision
+    }
+
+    /// Makes openings of an address last longer, because a flow uses it.
+    pub fn renew(&self, address: IpAddr) {
+        self.learned().renew(address, RENEWED_TIME, RENEWED_MAX, Instant::now());
+    }
+
+    /// Adds openings.
+    pub fn learn<'a>(&self, openings: impl IntoIterator<Item = &'a Opening>) {
+        let mut learned = self.learned();
+        for opening in openings {
+            learned.learn(opening, Instant::now());
+        }
+    }
+
+    /// Counts something that was denied.
+    pub fn deny(&self, what: Denied, by: String) {
+        self.denials.lock().unwrap_or_else(PoisonError::into_inner).add(what, by, SystemTime::now());
+    }
+
+    /// What was denied so far.
+    pub fn denials(&self) -> Denials {
+        self.denials.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was learned. Decisions wait while this is held.
+    pub fn learned(&self) -> MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

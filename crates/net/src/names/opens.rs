@@ -1,0 +1,35 @@
+//! What the resolver opens, and who makes it so.
+
+use std::io;
+
+use crate::policy::{Opening, Rule};
+
+/// An address of a name that rules allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The name, its address, and for how long.
+    pub opening: Opening,
+    /// The rules of the allow list that match the name: only their ports and protocols open.
+    pub rules: Vec<Rule>,
+}
+
+/// Receives what the resolver learned.
+///
+/// The guest connects as soon as it has the answer. So when [`Opens::open`] returns, connections to the address must
+/// pass; if it fails, the guest gets no answer. It may block.
+///
+/// An opening that ends must not end a connection that was made through it, and one that is used should last longer.
+pub trait Opens: Send + Sync {
+    /// Opens each address on the ports of its rules. An address that is open already lasts at least this long.
+    fn open(&self, grants: &[Grant]) -> io::Result<()>;
+}
+
+/// For networks that ask the gate about each flow: what was learned is there already.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoSink;
+
+impl Opens for NoSink {
+    fn open(&self, _: &[Grant]) -> io::Result<()> {
+        Ok(())
+    }
+}
