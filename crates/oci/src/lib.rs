@@ -1,1 +1,27 @@
 //! Images of OCI and docker: where they are, what they say, and their layers as streams whose digests are checked.
+//!
+//! ```text
+//!   registry, layout, archive ──▶ manifest, config ──▶ Image ──▶ Layer ──▶ tar bytes, digests compared at the end
+//! ```
+//! Everything that is read here was written by a stranger. Documents are bounded and refused if two programs could read
+//! them differently; blobs are compared with their digests while they are read. Nothing here runs a file of an image or
+//! opens a path of one on the host.
+
+#![forbid(unsafe_code)]
+
+mod choice;
+mod digest;
+mod json;
+mod manifest;
+mod platform;
+mod reference;
+
+pub use choice::PlatformError;
+pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use json::{DEPTH_MAX, DOCUMENT_BYTES_MAX, JsonError};
+pub use manifest::{
+    DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, INDEX_DEPTH_MAX, Index, LAYERS_MAX, Manifest, ManifestError,
+    OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST,
+};
+pub use platform::{CpuLevel, Platform};
+pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, REFERENCE_BYTES_MAX, Reference, ReferenceError};
