@@ -10,13 +10,20 @@
 #![forbid(unsafe_code)]
 
 mod choice;
+mod config;
+mod config_check;
+mod config_document;
 mod digest;
 mod json;
 mod manifest;
 mod platform;
 mod reference;
+mod signal;
+mod user;
 
 pub use choice::PlatformError;
+pub use config::{HealthTest, Healthcheck, History, ImageConfig, PATH_DEFAULT};
+pub use config_check::{ConfigDocument, ConfigError, STRING_BYTES_MAX, STRINGS_BYTES_MAX, STRINGS_MAX};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use json::{DEPTH_MAX, DOCUMENT_BYTES_MAX, JsonError};
 pub use manifest::{
@@ -25,3 +32,5 @@ pub use manifest::{
 };
 pub use platform::{CpuLevel, Platform};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, REFERENCE_BYTES_MAX, Reference, ReferenceError};
+pub use signal::{Signal, SignalError};
+pub use user::{Account, ID_MAX, User, UserError};
