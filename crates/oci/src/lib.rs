@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod choice;
+mod compression;
 mod config;
 mod config_check;
 mod config_document;
 mod digest;
 mod json;
+mod layer;
 mod manifest;
 mod platform;
 mod reference;
@@ -22,10 +24,12 @@ mod signal;
 mod user;
 
 pub use choice::PlatformError;
+pub use compression::{Compression, UnknownCompression, Unpacked, XZ_MEMORY_BYTES_MAX, ZSTD_WINDOW_BYTES_MAX};
 pub use config::{HealthTest, Healthcheck, History, ImageConfig, PATH_DEFAULT};
 pub use config_check::{ConfigDocument, ConfigError, STRING_BYTES_MAX, STRINGS_BYTES_MAX, STRINGS_MAX};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use json::{DEPTH_MAX, DOCUMENT_BYTES_MAX, JsonError};
+pub use layer::{Expected, LayerError, LayerReader, LayerSums};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, INDEX_DEPTH_MAX, Index, LAYERS_MAX, Manifest, ManifestError,
     OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST,
