@@ -13,3 +13,4 @@ pub mod gate;
 pub mod inner;
 pub mod names;
 pub mod policy;
+pub mod slots;
