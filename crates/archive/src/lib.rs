@@ -16,15 +16,21 @@
 //!   global pax record after it, `KILN.size`, has the length that was read. Other programs ignore the record;
 //!   [`Members`] returns it as the file's length.
 //!
+//! Layers of images are tar archives too. They come from anywhere, so [`Members::of_layer`] reads them by stricter rules.
+//!
 //! All that is read is checked before it is used. Memory is bounded by constants.
 
 #![forbid(unsafe_code)]
 
 mod error;
 mod extents;
+mod input;
+mod maps;
 mod members;
+mod numbers;
 mod pax;
 mod writer;
+mod xattrs;
 
 pub use error::{ArchiveError, WriteError};
 pub use extents::{EXTENTS_MAX, data_parts};
@@ -32,6 +38,7 @@ pub use members::{Data, Member, Members};
 pub use pax::EXTENSION_BYTES_MAX;
 pub use tar::EntryType;
 pub use writer::{Attributes, END_BYTES, SPOOL_BYTES_MAX, Writer};
+pub use xattrs::Xattr;
 
 /// Types of file systems that are views of the kernel. Reading them may block or change things, and some files in them
 /// have no end. If one is mounted below what is packed, its directory is packed without its content.

@@ -16,20 +16,35 @@
 //! header before it knew. So [`Members::length`] reads one header ahead. If that header is not such a record, it
 //! belongs to the next member and is kept for the next call of [`Members::next`]. A reader that ignores the record gets
 //! a file that ends in zeros.
+//!
+//! # Layers of images
+//! A layer is read by other programs too, and it may be hostile. Where programs read different files from the same
+//! bytes, a check by one of them is worth nothing for the other. So [`Members::of_layer`] refuses what programs disagree
+//! about:
+//!
+//! - a block of zeros that is followed by another member;
+//! - a link, device, directory or FIFO with data: some skip it, some take it for the next member;
+//! - types that are unknown, and headers with numbers that are not numbers;
+//! - pax records with malformed lengths, keys or values; two headers of one kind before a member; a pax name that is not
+//!   the GNU name; two maps of one sparse file; a global header with a name or a size.
+//!
+//! A pax size is always that of the member, never that of a header between the two. In addition, such a reader returns
+//! extended attributes, and applies global pax headers to the members after them. The record for files that shrank is
+//! ignored, since other programs ignore it.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 
-use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+use tar::{EntryType, Header};
 
 use crate::error::{ArchiveError, malformed};
-use crate::extents::{EXTENTS_MAX, Extent, check};
-use crate::pax::{EXTENSION_BYTES_MAX, Extension, parse, shorter};
-use crate::{BLOCK_BYTES, padding};
-
-/// Bytes that are read at once to skip them.
-const SKIP_BUFFER_BYTES: usize = 16 * 1024;
+use crate::extents::{Extent, check};
+use crate::input::Input;
+use crate::numbers::number;
+use crate::pax::{EXTENSION_BYTES_MAX, Extension, Rules, Sparse, shorter};
+use crate::xattrs::Xattr;
+use crate::{BLOCK_BYTES, maps};
 
 /// One member, from its header.
 #[derive(Debug, Clone)]
@@ -50,6 +65,11 @@ pub struct Member {
     pub modified: (i64, i64),
     /// Size of a file, holes included.
     pub size: u64,
+    /// Numbers of a device: that of its driver, and its own. 0 for others.
+    pub device: (u32, u32),
+    /// Names and values of extended attributes, in the archive's order. If a name is there twice, the last one counts.
+    /// Empty if the archive is not read as a layer.
+    pub xattrs: Vec<Xattr>,
 }
 
 /// The next bytes of a file, which are at the start of the caller's buffer.
@@ -64,11 +84,10 @@ pub struct Data {
 /// The members of an archive, in order. Unread data of a member is skipped.
 #[derive(Debug)]
 pub struct Members<R> {
-    input: R,
-    bytes: u64,
-    /// Unread data of the current member, as it is in the archive.
-    data_left: u64,
-    padding_left: u64,
+    input: Input<R>,
+    rules: Rules,
+    /// What global headers replace in all members after them.
+    global: Extension,
     /// Unread parts of the current file.
     extents: VecDeque<Extent>,
     /// Size of the current file, holes included.
@@ -79,28 +98,24 @@ pub struct Members<R> {
 }
 
 impl<R: Read> Members<R> {
-    /// Starts at an archive's first byte.
+    /// Starts at the first byte of an archive of files that are copied.
     pub fn new(input: R) -> Self {
-        Self {
-            input,
-            bytes: 0,
-            data_left: 0,
-            padding_left: 0,
-            extents: VecDeque::new(),
-            size: 0,
-            ahead: None,
-            ended: false,
-        }
+        Self::with_rules(input, Rules::Copy)
+    }
+
+    /// Starts at the first byte of a layer of an image, which is read by stricter rules.
+    pub fn of_layer(input: R) -> Self {
+        Self::with_rules(input, Rules::Layer)
     }
 
     /// Bytes of the archive that were read so far.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.input.bytes
     }
 
     /// The input, so that the caller can query it.
     pub fn input(&mut self) -> &mut R {
-        &mut self.input
+        &mut self.input.input
     }
 
     /// The next member. `None` after the archive's end mark, once all input behind it was read.
@@ -110,24 +125,30 @@ impl<R: Read> Members<R> {
     #[expect(clippy::should_implement_trait, reason = "an error ends an archive, and the data is read between two")]
     pub fn next(&mut self) -> Result<Option<Member>, ArchiveError> {
         let mut extension = Extension::default();
-        let mut described = false;
+        let mut described = Vec::new();
         while !self.ended {
             let Some(header) = self.next_header()? else { break };
             let kind = header.entry_type();
             let size = size_of(&header)?;
-            described |= matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader);
             match kind {
-                EntryType::GNULongName => extension.path = Some(self.text(size)?),
-                EntryType::GNULongLink => extension.link = Some(self.text(size)?),
-                EntryType::XHeader => extension.read(&self.body(size)?)?,
-                EntryType::XGlobalHeader => drop(self.body(size)?),
+                EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader => {
+                    let body = self.body(size)?;
+                    self.describe(kind, body, &mut extension, &described)?;
+                    described.push(kind);
+                }
+                EntryType::XGlobalHeader => {
+                    let body = self.body(size)?;
+                    if self.rules == Rules::Layer {
+                        self.global.read_global(&body)?;
+                    }
+                }
                 kind => return self.member(&header, kind, size, extension).map(Some),
             }
         }
-        if described {
+        if !described.is_empty() {
             return Err(malformed("the archive ends after a name without a member"));
         }
-        self.drain()?;
+        self.input.drain()?;
         Ok(None)
     }
 
@@ -145,7 +166,7 @@ impl<R: Read> Members<R> {
             return Ok(None);
         }
         let offset = extent.offset;
-        let bytes = self.raw(&mut buffer[..want])?;
+        let bytes = self.input.data(&mut buffer[..want])?;
         if let Some(extent) = self.extents.front_mut() {
             extent.offset += bytes as u64;
             extent.bytes -= bytes as u64;
@@ -154,13 +175,13 @@ impl<R: Read> Members<R> {
     }
 
     /// Length of the current file, holes at its end included. Call this after its data was read. It is less than the
-    /// size if the file became shorter while it was packed.
+    /// size if the file became shorter while it was packed. In a layer it is always the size.
     ///
     /// # Errors
     /// If the header after the file can't be read, or has a length over the file's size.
     pub fn length(&mut self) -> Result<u64, ArchiveError> {
         let size = self.size;
-        if self.ended {
+        if self.ended || self.rules == Rules::Layer {
             return Ok(size);
         }
         let Some(header) = self.next_header()? else { return Ok(size) };
@@ -176,6 +197,43 @@ impl<R: Read> Members<R> {
         Ok(size)
     }
 
+    fn with_rules(input: R, rules: Rules) -> Self {
+        Self {
+            input: Input::new(input),
+            rules,
+            global: Extension::default(),
+            extents: VecDeque::new(),
+            size: 0,
+            ahead: None,
+            ended: false,
+        }
+    }
+
+    /// Takes what a header of this kind has about the next member. `before` are the kinds that came before it.
+    fn describe(
+        &self,
+        kind: EntryType,
+        body: Vec<u8>,
+        extension: &mut Extension,
+        before: &[EntryType],
+    ) -> Result<(), ArchiveError> {
+        let names = (self.rules == Rules::Layer && !before.is_empty()).then(|| extension.names());
+        if names.is_some() && before.contains(&kind) {
+            let kind = char::from(kind.as_byte());
+            return Err(malformed(format!("the archive has two headers of type `{kind}` before one member")));
+        }
+        match kind {
+            EntryType::GNULongName => extension.path = Some(text(body)),
+            EntryType::GNULongLink => extension.link = Some(text(body)),
+            _ => extension.read(&body, self.rules)?,
+        }
+        let replaced = names.into_iter().flatten().zip(extension.names());
+        if replaced.into_iter().any(|(before, after)| before.is_some() && before != after) {
+            return Err(malformed("the archive has two different names for one member"));
+        }
+        Ok(())
+    }
+
     fn member(
         &mut self,
         header: &Header,
@@ -186,100 +244,107 @@ impl<R: Read> Members<R> {
         let size = extension.size.unwrap_or(size);
         let path = extension.take_path().unwrap_or_else(|| header.path_bytes().into_owned());
         let link = extension.link.take().or_else(|| header.link_name_bytes().map(Cow::into_owned)).unwrap_or_default();
-        // In some archives a link has the size of its target, but no data.
-        let has_data = !matches!(kind, EntryType::Link | EntryType::Symlink);
-        self.set_data(if has_data { size } else { 0 })?;
-        let sparse = kind == EntryType::GNUSparse || extension.sparse.is_used();
+        let in_header = kind == EntryType::GNUSparse;
         // In the oldest archives a directory is a file whose name ends with a slash.
         let kind = match kind {
             EntryType::Regular if path.ends_with(b"/") => EntryType::Directory,
             EntryType::Continuous | EntryType::GNUSparse => EntryType::Regular,
             kind => kind,
         };
-        if sparse && kind == EntryType::Regular {
-            self.sparse(header, extension.sparse)?;
-        } else {
-            self.size = self.data_left;
-            self.extents = VecDeque::from([Extent { offset: 0, bytes: self.data_left }]);
+        if self.rules == Rules::Layer {
+            expect_agreement(kind, size, &extension.sparse, in_header)?;
         }
+        // In some archives a link has the size of its target, but no data.
+        let has_data = !matches!(kind, EntryType::Link | EntryType::Symlink);
+        self.start_data(if has_data { size } else { 0 })?;
+        if (in_header || extension.sparse.is_used()) && kind == EntryType::Regular {
+            self.sparse(header, std::mem::take(&mut extension.sparse))?;
+        } else {
+            self.size = size * u64::from(has_data);
+            self.extents.push_back(Extent { offset: 0, bytes: self.size });
+        }
+        self.with_attributes(
+            header,
+            extension,
+            Member {
+                path,
+                link,
+                kind,
+                permissions: 0o644,
+                uid: 0,
+                gid: 0,
+                modified: (0, 0),
+                size: self.size,
+                device: (0, 0),
+                xattrs: Vec::new(),
+            },
+        )
+    }
+
+    /// Adds what is the same for members of all types.
+    fn with_attributes(
+        &self,
+        header: &Header,
+        extension: Extension,
+        mut member: Member,
+    ) -> Result<Member, ArchiveError> {
         let old = header.as_old();
-        Ok(Member {
-            path,
-            link,
-            kind,
-            permissions: u32::try_from(number(&old.mode).unwrap_or(0o644) & 0o7777).unwrap_or(0o644),
-            uid: extension.uid.or(number(&old.uid)).unwrap_or(0),
-            gid: extension.gid.or(number(&old.gid)).unwrap_or(0),
-            modified: extension.modified.unwrap_or((number(&old.mtime).unwrap_or(0), 0)),
-            size: self.size,
-        })
+        let field = |name: &str, field: &[u8], default: i64| match number(field) {
+            Some(value) => Ok(value),
+            None if self.rules == Rules::Copy => Ok(default),
+            None => Err(malformed(format!("a tar header has a malformed {name}"))),
+        };
+        member.permissions = u32::try_from(field("mode", &old.mode, 0o644)? & 0o7777).unwrap_or(0o644);
+        member.uid = match extension.uid.or(self.global.uid) {
+            Some(uid) => uid,
+            None => field("owner", &old.uid, 0)?,
+        };
+        member.gid = match extension.gid.or(self.global.gid) {
+            Some(gid) => gid,
+            None => field("group", &old.gid, 0)?,
+        };
+        member.modified = match extension.modified.or(self.global.modified) {
+            Some(time) => time,
+            None => (field("time", &old.mtime, 0)?, 0),
+        };
+        if matches!(member.kind, EntryType::Char | EntryType::Block) {
+            // Both formats have these fields in the same place. The oldest one has no devices.
+            let fields = header.as_ustar().map(|ustar| (ustar.dev_major, ustar.dev_minor));
+            let fields = fields.or_else(|| header.as_gnu().map(|gnu| (gnu.dev_major, gnu.dev_minor)));
+            let of_header = |name, bytes: Option<[u8; 8]>| {
+                let number = field(name, &bytes.unwrap_or([b'?'; 8]), 0)?;
+                u32::try_from(number).map_err(|_| malformed(format!("a tar header has a malformed {name}")))
+            };
+            let (major, minor) = extension.device;
+            let major = major.map_or_else(|| of_header("device number", fields.map(|fields| fields.0)), Ok)?;
+            let minor = minor.map_or_else(|| of_header("device number", fields.map(|fields| fields.1)), Ok)?;
+            member.device = (major, minor);
+        }
+        member.xattrs = extension.xattrs;
+        if !self.global.xattrs.is_empty() {
+            member.xattrs.splice(..0, self.global.xattrs.iter().cloned());
+        }
+        Ok(member)
     }
 
     /// Reads which parts of the current file have data, in the format that the archive uses.
-    fn sparse(&mut self, header: &Header, sparse: crate::pax::Sparse) -> Result<(), ArchiveError> {
+    fn sparse(&mut self, header: &Header, sparse: Sparse) -> Result<(), ArchiveError> {
         let no_size = || malformed("the archive has a sparse file without a size");
         let (extents, size) = if let Some(extents) = sparse.extents {
             (extents, sparse.size.ok_or_else(no_size)?)
         } else if sparse.in_data {
-            (self.map_in_data()?, sparse.size.ok_or_else(no_size)?)
+            (maps::in_data(&mut self.input)?, sparse.size.ok_or_else(no_size)?)
         } else {
             let gnu = header.as_gnu().ok_or_else(no_size)?;
             let size = number(&gnu.realsize).and_then(|size| u64::try_from(size).ok()).ok_or_else(no_size)?;
-            (self.map_in_headers(&gnu.sparse, gnu.isextended[0] == 1)?, size)
+            (maps::in_headers(&mut self.input, gnu)?, size)
         };
         if size > i64::MAX.unsigned_abs() {
             return Err(malformed(format!("the archive has a file of {size} bytes, more than a file can have")));
         }
-        check(&extents, size, self.data_left)?;
+        check(&extents, size, self.input.data_left)?;
         (self.extents, self.size) = (extents.into(), size);
         Ok(())
-    }
-
-    /// The old GNU format: four parts in the header, 21 in each block after it.
-    fn map_in_headers(&mut self, first: &[GnuSparseHeader], mut more: bool) -> Result<Vec<Extent>, ArchiveError> {
-        let mut extents = Vec::new();
-        push_parts(&mut extents, first)?;
-        while more {
-            let mut block = GnuExtSparseHeader::new();
-            self.block(block.as_mut_bytes())?;
-            push_parts(&mut extents, block.sparse())?;
-            more = block.is_extended();
-        }
-        Ok(extents)
-    }
-
-    /// pax version 1.0: decimal lines at the start of the data, filled up to a block. First the number of parts, then
-    /// offset and length of each.
-    fn map_in_data(&mut self) -> Result<Vec<Extent>, ArchiveError> {
-        let bad = || malformed("the archive has a sparse file with a malformed map");
-        let mut lines = Lines::default();
-        let count: usize = self.number_in_data(&mut lines)?.try_into().map_err(|_| bad())?;
-        if count > EXTENTS_MAX {
-            return Err(too_many());
-        }
-        let mut extents = Vec::new();
-        for _ in 0..count {
-            let (offset, bytes) = (self.number_in_data(&mut lines)?, self.number_in_data(&mut lines)?);
-            extents.push(Extent { offset, bytes });
-        }
-        Ok(extents)
-    }
-
-    fn number_in_data(&mut self, lines: &mut Lines) -> Result<u64, ArchiveError> {
-        loop {
-            if let Some(line) = lines.take() {
-                return parse(line).ok_or_else(|| malformed("the archive has a sparse file with a malformed map"));
-            }
-            let mut block = [0; BLOCK_BYTES];
-            if self.data_left < BLOCK_BYTES as u64 {
-                return Err(malformed("the archive has a sparse file whose map does not end"));
-            }
-            let mut filled = 0;
-            while filled < block.len() {
-                filled += self.raw(&mut block[filled..])?;
-            }
-            lines.add(&block)?;
-        }
     }
 
     /// The next header of any kind; `None` at the archive's end mark.
@@ -287,28 +352,36 @@ impl<R: Read> Members<R> {
         if let Some(header) = self.ahead.take() {
             return Ok(Some(*header));
         }
-        self.skip_data()?;
+        self.input.skip_data()?;
+        self.extents.clear();
         let mut block = [0; BLOCK_BYTES];
-        self.block(&mut block)?;
+        self.input.block(&mut block)?;
         if block == [0; BLOCK_BYTES] {
-            // The end mark has two of them, but some programs write only one.
-            self.ended = true;
+            self.end()?;
             return Ok(None);
         }
-        let header = Header::from_byte_slice(&block).clone();
-        let mut expected = header.clone();
-        expected.set_cksum();
-        if number(&header.as_old().cksum) != number(&expected.as_old().cksum) {
-            return Err(malformed(format!("no tar header at byte {}", self.bytes - BLOCK_BYTES as u64)));
+        let header = Header::from_byte_slice(&block);
+        let sum: u32 = block.iter().copied().map(u32::from).sum();
+        // The field of the sum itself counts as spaces.
+        let field = &header.as_old().cksum;
+        let sum = sum - field.iter().copied().map(u32::from).sum::<u32>() + 8 * u32::from(b' ');
+        if number(field) != Some(i64::from(sum)) {
+            return Err(malformed(format!("no tar header at byte {}", self.input.bytes - BLOCK_BYTES as u64)));
         }
-        Ok(Some(header))
+        Ok(Some(header.clone()))
     }
 
-    fn text(&mut self, size: u64) -> Result<Vec<u8>, ArchiveError> {
-        let mut text = self.body(size)?;
-        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
-        text.truncate(end);
-        Ok(text)
+    /// The first block of the end mark was read. The mark has two of them, but some programs write only one.
+    fn end(&mut self) -> Result<(), ArchiveError> {
+        self.ended = true;
+        if self.rules == Rules::Layer {
+            let mut block = [0; BLOCK_BYTES];
+            self.input.fill(&mut block)?;
+            if block != [0; BLOCK_BYTES] {
+                return Err(malformed("the archive continues after a block of zeros"));
+            }
+        }
+        Ok(())
     }
 
     /// The whole data of a member that describes the next one.
@@ -317,141 +390,49 @@ impl<R: Read> Members<R> {
             let problem = format!("the archive has a name or attributes of {size} bytes, over {EXTENSION_BYTES_MAX}");
             return Err(ArchiveError::TooLarge(problem));
         }
-        self.set_data(size)?;
+        self.start_data(size)?;
         let mut body = vec![0; usize::try_from(size).unwrap_or(0)];
-        let mut filled = 0;
-        while filled < body.len() {
-            filled += self.raw(&mut body[filled..])?;
-        }
+        self.input.fill_from_data(&mut body)?;
         Ok(body)
     }
 
-    fn set_data(&mut self, size: u64) -> Result<(), ArchiveError> {
-        if size > i64::MAX.unsigned_abs() {
-            return Err(malformed(format!("the archive has a member of {size} bytes, more than a file can have")));
-        }
-        (self.data_left, self.padding_left) = (size, padding(size));
-        (self.extents, self.size) = (VecDeque::new(), 0);
-        Ok(())
-    }
-
-    fn skip_data(&mut self) -> Result<(), ArchiveError> {
-        let mut buffer = [0; SKIP_BUFFER_BYTES];
-        while self.data_left > 0 {
-            self.raw(&mut buffer)?;
-        }
-        let (padding, _) = buffer.split_at_mut(usize::try_from(self.padding_left).unwrap_or(0));
-        self.padding_left = 0;
+    fn start_data(&mut self, size: u64) -> Result<(), ArchiveError> {
         self.extents.clear();
-        self.block(padding)
+        self.size = 0;
+        self.input.start_data(size)
     }
+}
 
-    /// Reads data of the current member as it is in the archive. At least one byte must be left, or the buffer is
-    /// empty.
-    fn raw(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
-        let want = buffer.len().min(usize::try_from(self.data_left).unwrap_or(usize::MAX));
-        let count = self.read_some(&mut buffer[..want])?;
-        if count == 0 {
-            return Err(malformed("the archive ends inside a member"));
+/// Refuses members that programs read in different ways.
+fn expect_agreement(kind: EntryType, size: u64, sparse: &Sparse, in_header: bool) -> Result<(), ArchiveError> {
+    match kind {
+        EntryType::Regular if sparse.is_ambiguous(in_header) => {
+            Err(malformed("the archive has a sparse file with more than one map, or a map of an unknown version"))
         }
-        self.data_left -= count as u64;
-        Ok(count)
-    }
-
-    /// Reads what is behind the end mark, so that the sender does not block. Programs fill archives up to 10 KiB or
-    /// more.
-    fn drain(&mut self) -> Result<(), ArchiveError> {
-        let mut buffer = [0; SKIP_BUFFER_BYTES];
-        while self.read_some(&mut buffer)? > 0 {}
-        Ok(())
-    }
-
-    fn block(&mut self, block: &mut [u8]) -> Result<(), ArchiveError> {
-        let mut filled = 0;
-        while filled < block.len() {
-            match self.read_some(&mut block[filled..])? {
-                0 => return Err(malformed("the archive ends without its end mark")),
-                count => filled += count,
-            }
-        }
-        Ok(())
-    }
-
-    fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
-        loop {
-            match self.input.read(buffer) {
-                Ok(count) => {
-                    self.bytes += count as u64;
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(ArchiveError::Input(error)),
-            }
+        EntryType::Regular => Ok(()),
+        EntryType::Link
+        | EntryType::Symlink
+        | EntryType::Char
+        | EntryType::Block
+        | EntryType::Directory
+        | EntryType::Fifo => match size {
+            0 => Ok(()),
+            _ => Err(malformed(format!("the archive has {size} bytes of data for a member that is not a file"))),
+        },
+        kind => {
+            let kind = kind.as_byte().escape_ascii();
+            Err(malformed(format!("the archive has a member of type `{kind}`, which is unknown")))
         }
     }
 }
 
-/// Decimal lines that arrive in blocks.
-#[derive(Debug, Default)]
-struct Lines {
-    text: Vec<u8>,
-    at: usize,
-}
-
-impl Lines {
-    /// The next whole line.
-    fn take(&mut self) -> Option<&[u8]> {
-        let rest = &self.text[self.at..];
-        let end = rest.iter().position(|byte| *byte == b'\n')?;
-        self.at += end + 1;
-        Some(&rest[..end])
-    }
-
-    /// Adds a block. The rest of the last block is part of a line, and a line with a number is shorter than a block.
-    fn add(&mut self, block: &[u8]) -> Result<(), ArchiveError> {
-        self.text.drain(..self.at);
-        self.at = 0;
-        if self.text.len() >= BLOCK_BYTES {
-            return Err(malformed("the archive has a sparse file with a malformed map"));
-        }
-        self.text.extend_from_slice(block);
-        Ok(())
-    }
-}
-
-fn push_parts(extents: &mut Vec<Extent>, parts: &[GnuSparseHeader]) -> Result<(), ArchiveError> {
-    let field = |field: &[u8]| {
-        let value = number(field).and_then(|value| u64::try_from(value).ok());
-        value.ok_or_else(|| malformed("the archive has a sparse file with a malformed map"))
-    };
-    for part in parts.iter().filter(|part| !part.is_empty()) {
-        extents.push(Extent { offset: field(&part.offset)?, bytes: field(&part.numbytes)? });
-    }
-    if extents.len() > EXTENTS_MAX { Err(too_many()) } else { Ok(()) }
-}
-
-fn too_many() -> ArchiveError {
-    ArchiveError::TooLarge(format!("the archive has a sparse file of more than {EXTENTS_MAX} parts"))
+/// A name, which ends at its first NUL.
+fn text(mut body: Vec<u8>) -> Vec<u8> {
+    body.truncate(body.iter().position(|byte| *byte == 0).unwrap_or(body.len()));
+    body
 }
 
 fn size_of(header: &Header) -> Result<u64, ArchiveError> {
     let size = number(&header.as_old().size).and_then(|size| u64::try_from(size).ok());
     size.ok_or_else(|| malformed("a tar header has no size"))
-}
-
-/// A header's number: octal, or big-endian after a byte of 0x80 or 0xff. `None` if it is neither or does not fit.
-fn number(field: &[u8]) -> Option<i64> {
-    match field.first() {
-        Some(0x80) => {
-            field[1..].iter().try_fold(0_i64, |value, byte| value.checked_mul(256)?.checked_add(i64::from(*byte)))
-        }
-        Some(0xff) => {
-            field[1..].iter().try_fold(-1_i64, |value, byte| value.checked_mul(256)?.checked_add(i64::from(*byte)))
-        }
-        _ => {
-            let text = std::str::from_utf8(field).ok()?.trim_matches(|letter| matches!(letter, '\0' | ' '));
-            let digits = text.split(['\0', ' ']).next().unwrap_or("");
-            if digits.is_empty() { Some(0) } else { i64::from_str_radix(digits, 8).ok() }
-        }
-    }
 }
