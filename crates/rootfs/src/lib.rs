@@ -10,8 +10,10 @@
 
 mod body;
 mod source;
+mod spool;
 mod tree;
 
 pub use body::BodyHasher;
 pub use source::Source;
+pub use spool::{BodyWriter, SPOOL_BLOCK_BYTES, Spool, SpoolError, SpoolLimits};
 pub use tree::{Attributes, Body, Children, Extent, Kind, Node, NodeId, Time, Tree};
