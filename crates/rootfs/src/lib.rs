@@ -9,11 +9,16 @@
 //! files are spans of one spool file.
 
 mod body;
+mod layers;
 mod source;
 mod spool;
 mod tree;
 
 pub use body::BodyHasher;
+pub use layers::{
+    DEPTH_MAX, FILE_BYTES_MAX, LINK_NAMES_MAX, LINKS_MAX, LayerError, LayerReport, Layers, Limits, NAME_BYTES_MAX,
+    NOTED_MAX, Noted, Notes, PATH_BYTES_MAX, PathFault, Refusal, XATTR_BYTES_MAX,
+};
 pub use source::Source;
 pub use spool::{BodyWriter, SPOOL_BLOCK_BYTES, Spool, SpoolError, SpoolLimits};
 pub use tree::{Attributes, Body, Children, Extent, Kind, Node, NodeId, Time, Tree};
