@@ -1,6 +1,8 @@
-//! Layers in, a tree out: attacks, rules, a model, other programs as a measure, and layers that are large.
+//! Layers in, a tree out: known attacks, the rules, and a model that any layers are compared with.
 
+mod attacks;
 mod builder;
 mod image;
+mod model;
 mod rules;
 mod texts;
