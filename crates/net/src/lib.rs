@@ -14,3 +14,4 @@ pub mod inner;
 pub mod names;
 pub mod policy;
 pub mod slots;
+pub mod user;

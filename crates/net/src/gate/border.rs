@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::denials::{Denials, Denied};
-use crate::policy::{Decision, Destination, Learned, Opening, Policy};
+use crate::policy::{Decision, Destination, Domain, Learned, Opening, Policy};
 
 /// A flow that uses an opening makes it last this much longer.
 pub const RENEWED_TIME: Duration = Duration::from_secs(60);
@@ -60,6 +60,16 @@ impl Gate {
             self.deny(Denied::Flow(*to), decision.by.to_string());
         }
         decision
+    }
+
+    /// Whether a flow that was admitted goes on under the policy of this moment. A flow that was admitted for a name does
+    /// not need its opening any more: an opening that ends must not end connections.
+    pub fn keeps(&self, to: &Destination, name: Option<&Domain>) -> bool {
+        let Some(name) = name else { return self.decide(to).is_allowed() };
+        let now = Instant::now();
+        let opening = Opening { name: name.clone(), address: to.address, lasts: RENEWED_TIME };
+        let learned = self.learned().only(&opening, now);
+        self.policy().decide(to, &learned, now).is_allowed()
     }
 
     /// Makes openings of an address last longer, because a flow uses it.

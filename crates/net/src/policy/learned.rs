@@ -48,9 +48,26 @@ impl Learned {
         self.host = addresses.into_iter().map(unwrapped).collect();
     }
 
+    /// Notes whether an address is one of the host's.
+    pub fn note_host_address(&mut self, address: IpAddr, is_own: bool) {
+        // Only addresses of interfaces are in the set, so the host bounds it.
+        if is_own {
+            self.host.insert(unwrapped(address));
+        } else {
+            self.host.remove(&unwrapped(address));
+        }
+    }
+
     /// Whether the host has this address.
     pub fn is_host_address(&self, address: IpAddr) -> bool {
         self.host.contains(&unwrapped(address))
+    }
+
+    /// The same host, with nothing learned except that this name has this address.
+    pub(crate) fn only(&self, opening: &Opening, now: Instant) -> Self {
+        let mut learned = Self { host: self.host.clone(), ..Self::default() };
+        learned.learn(opening, now);
+        learned
     }
 
     /// Adds an opening, or makes it last longer.
