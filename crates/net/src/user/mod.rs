@@ -31,6 +31,8 @@ mod packet;
 mod slab;
 mod stack;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 pub use datagrams::{DATAGRAM_FLOWS_MAX, ECHO_FLOWS_MAX};
 pub use host::{Host, HostSockets};
