@@ -9,7 +9,9 @@
 //! files are spans of one spool file.
 
 mod body;
+mod canonical;
 mod layers;
+mod order;
 mod source;
 mod spool;
 mod tree;

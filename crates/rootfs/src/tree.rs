@@ -149,6 +149,12 @@ impl Tree {
         }
     }
 
+    /// The numbers of all nodes, in the order in which they were added.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        // No overflow: `add` checks it.
+        (0..self.nodes.len() as u32).map(NodeId)
+    }
+
     /// Number of nodes, those without a name included.
     pub fn len(&self) -> usize {
         self.nodes.len()
