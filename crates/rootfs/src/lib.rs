@@ -10,6 +10,7 @@
 
 mod body;
 mod canonical;
+pub mod erofs;
 mod layers;
 mod order;
 mod source;
