@@ -5,8 +5,18 @@
 //!   data(offset, bytes) … ──▶ finish(size) ──▶ blake3(size, parts, blake3(all bytes))
 //! ```
 
+use std::collections::HashMap;
+use std::io;
+
+use crate::source::Source;
+use crate::tree::{Body, Extent, Kind, Tree};
+
 /// Separates these digests from all others.
 const DOMAIN: &[u8] = b"kiln body 1\0";
+/// The same for digests of places.
+const PLACE_DOMAIN: &[u8] = b"kiln place 1\0";
+/// Bytes that are read and hashed at once.
+const BUFFER_LEN: usize = 1 << 20;
 
 /// Computes [`Body::digest`](crate::Body::digest) while the data of a file passes by.
 ///
@@ -56,6 +66,75 @@ impl BodyHasher {
         hasher.update(self.bytes.finalize().as_bytes());
         *hasher.finalize().as_bytes()
     }
+}
+
+/// Why the contents of a tree were not hashed.
+#[derive(Debug, thiserror::Error)]
+pub enum HashError {
+    /// They can't be read.
+    #[error("failed to read the contents of a file")]
+    Source(#[source] io::Error),
+    /// They are more than allowed.
+    #[error("the files have more than {bytes_max} bytes in all")]
+    TooLarge {
+        /// Bytes that are allowed.
+        bytes_max: u64,
+    },
+}
+
+/// Reads the contents of all files of a tree, at most `bytes_max` in all, and replaces the digests of its files. Files
+/// that had the same digest before are read once.
+///
+/// A tree that was read from an image needs this before its digests can be compared with those of another one.
+///
+/// # Errors
+/// If the contents are more than allowed, or can't be read.
+pub fn hash_bodies(tree: &mut Tree, source: &(impl Source + ?Sized), bytes_max: u64) -> Result<(), HashError> {
+    let mut known: HashMap<[u8; 32], [u8; 32]> = HashMap::new();
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut left = bytes_max;
+    for id in tree.ids() {
+        let Kind::File(body) = &mut tree.node_mut(id).kind else { continue };
+        let digest = match known.get(&body.digest) {
+            Some(digest) => *digest,
+            None => {
+                let bytes = body.extents.iter().try_fold(0_u64, |sum, extent| sum.checked_add(extent.bytes));
+                left = bytes.and_then(|bytes| left.checked_sub(bytes)).ok_or(HashError::TooLarge { bytes_max })?;
+                let digest = digest_of(body, source, &mut buffer).map_err(HashError::Source)?;
+                known.insert(body.digest, digest);
+                digest
+            }
+        };
+        body.digest = digest;
+    }
+    Ok(())
+}
+
+fn digest_of(body: &Body, source: &(impl Source + ?Sized), buffer: &mut [u8]) -> io::Result<[u8; 32]> {
+    let mut hasher = BodyHasher::default();
+    for extent in &body.extents {
+        let mut done = 0;
+        while done < extent.bytes {
+            let count = buffer.len().min(usize::try_from(extent.bytes - done).unwrap_or(usize::MAX));
+            source.read_exact_at(&mut buffer[..count], extent.spool_offset + done)?;
+            hasher.data(extent.offset + done, &buffer[..count]);
+            done += count as u64;
+        }
+    }
+    Ok(hasher.finish(body.size))
+}
+
+/// A digest of where the parts of a file are. Within one source, files with the same one have the same contents.
+pub(crate) fn place_digest(size: u64, extents: &[Extent]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(PLACE_DOMAIN);
+    hasher.update(&size.to_le_bytes());
+    for extent in extents {
+        for number in [extent.offset, extent.bytes, extent.spool_offset] {
+            hasher.update(&number.to_le_bytes());
+        }
+    }
+    *hasher.finalize().as_bytes()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod source;
 mod spool;
 mod tree;
 
-pub use body::BodyHasher;
+pub use body::{BodyHasher, HashError, hash_bodies};
 pub use layers::{
     DEPTH_MAX, FILE_BYTES_MAX, LINK_NAMES_MAX, LINKS_MAX, LayerError, LayerReport, Layers, Limits, NAME_BYTES_MAX,
     NOTED_MAX, Noted, Notes, PATH_BYTES_MAX, PathFault, Refusal, XATTR_BYTES_MAX,

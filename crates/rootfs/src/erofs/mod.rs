@@ -15,8 +15,10 @@ mod error;
 mod format;
 mod layout;
 mod output;
+mod read;
 mod write;
 mod xattrs;
 
-pub use error::WriteError;
+pub use error::{ReadError, WriteError};
+pub use read::{ReadLimits, read};
 pub use write::{Options, Written, write};
