@@ -75,6 +75,7 @@ collect() {
         need_component clippy cargo-clippy
         need_program shellcheck shellcheck
         need_program qemu-img qemu-utils
+        need_program fsck.erofs erofs-utils
         need_crate cargo-nextest
         ;;
     backends)

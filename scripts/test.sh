@@ -22,6 +22,16 @@ test_with_tap() {
     fi
 }
 
+# Images of root filesystems, mounted by this host's kernel.
+test_with_loop() {
+    if [[ $EUID == 0 ]] && losetup --find >/dev/null 2>&1 && { modprobe erofs 2>/dev/null || grep -qw erofs /proc/filesystems; }; then
+        cargo nextest run --locked --package kiln-rootfs --test erofs --run-ignored only \
+            --filterset 'test(/^mounted::/)' "${nextest_output[@]}" </dev/null
+    else
+        echo "skip  images mounted by the host: not root, no loop device, or no EROFS in this kernel"
+    fi
+}
+
 # QEMU 10 and Linux 6.12, each if it is present.
 test_with_newer() {
     local qemu=${KILN_TEST_QEMU10:-$newer/usr/bin/qemu-system-x86_64} linux=${KILN_TEST_LINUX612:-$newer/linux.deb}
@@ -57,6 +67,7 @@ step "image mini" build_test_image "$target_dir/debug/kiln"
 export_test_environment "$target_dir/debug/kiln" "$static_agent"
 cargo nextest run --locked --workspace "${nextest_output[@]}" </dev/null
 test_with_tap
+test_with_loop
 test_with_newer
 step "doctests" cargo test --locked --workspace --doc
 echo "all tests passed in $SECONDS s"

@@ -1,0 +1,10 @@
+//! Images against other readers of EROFS: what we write, `fsck.erofs` extracts and Linux mounts with the same contents;
+//! what mkfs.erofs writes, we read.
+
+mod forest;
+mod fsck;
+mod mounted;
+mod properties;
+mod refused;
+mod seen;
+mod written;
