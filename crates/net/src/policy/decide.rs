@@ -21,7 +21,7 @@ impl Policy {
         let is_public = class == Class::Public && !learned.is_host_address(to.address);
         self.fixed(to, class)
             .or_else(|| self.denied(to))
-            .or_else(|| self.allowed(to, class, is_public))
+            .or_else(|| self.allowed(to, class, learned.is_host_address(to.address)))
             .or_else(|| self.without_ipv6(to.address))
             .or_else(|| self.learned(to, learned, now).filter(|_| is_public))
             .or_else(|| self.elsewhere(to))
@@ -49,7 +49,8 @@ impl Policy {
             return false;
         }
         let has_version = |rule: &Rule| self.has_version(address) || is_ipv6(rule);
-        let rules = self.allow.by_network(address).any(|rule| opens(rule, class, is_public) && has_version(rule));
+        let is_own = learned.is_host_address(address);
+        let rules = self.allow.by_network(address).any(|rule| opens(rule, class, is_own) && has_version(rule));
         let any = is_public && self.allow.any().next().is_some();
         rules || ((any || self.default_rule() == PolicyDefault::Public) && is_public && self.has_version(address))
     }
@@ -78,8 +79,9 @@ impl Policy {
         by_address.or(any).cloned().map(DecidedBy::DenyRule)
     }
 
-    fn allowed(&self, to: &Destination, class: Class, is_public: bool) -> Option<DecidedBy> {
-        let by_address = self.allow.by_network(to.address).filter(|rule| opens(rule, class, is_public));
+    fn allowed(&self, to: &Destination, class: Class, is_own: bool) -> Option<DecidedBy> {
+        let is_public = class == Class::Public && !is_own;
+        let by_address = self.allow.by_network(to.address).filter(|rule| opens(rule, class, is_own));
         // A rule with an IPv6 network asks for IPv6. The address of NAT64 matches rules for IPv4, which do not.
         let by_address = by_address.filter(|rule| self.has_version(to.address) || is_ipv6(rule));
         let any = self.allow.any().filter(|_| is_public && self.has_version(to.address));
@@ -116,14 +118,15 @@ impl Policy {
     }
 }
 
-/// Whether a rule about a network opens an address of this kind in it. A public address of the host opens only for a
-/// rule with this address alone, and a private one only for a rule inside a private range: a rule with a wide network
-/// means the internet.
-fn opens(rule: &Rule, class: Class, is_public: bool) -> bool {
+/// Whether a rule about a network opens an address of this kind in it. An address of the host opens only for a rule with
+/// this address alone, and a private one only for a rule inside a private range: a rule with a wide network means the
+/// internet.
+fn opens(rule: &Rule, class: Class, is_own: bool) -> bool {
     let Target::Network(cidr) = rule.target else { return false };
+    let is_named = !is_own || cidr.is_host();
     match class {
-        Class::Public => is_public || cidr.is_host(),
-        Class::Private | Class::Shared => Class::around(cidr).is_some(),
+        Class::Public => is_named,
+        Class::Private | Class::Shared => is_named && Class::around(cidr).is_some(),
         Class::Loopback | Class::LinkLocal | Class::Metadata | Class::Multicast | Class::Reserved => false,
     }
 }
