@@ -25,3 +25,17 @@ pub const MTU: u16 = 1500;
 
 /// The port of the resolver, over UDP and TCP.
 pub const RESOLVER_PORT: u16 = 53;
+
+/// The network of lab guests, who see each other. Each lab has a bridge of its own, so all labs have the same addresses.
+pub const LAB_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 0);
+
+/// Length of the prefix of [`LAB_NETWORK`].
+pub const LAB_PREFIX: u8 = 24;
+
+/// The gateway of a lab. Names are resolved there.
+pub const LAB_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// The address and the MAC address of a lab guest, by its number from 2 to 254.
+pub const fn lab_guest(number: u8) -> (Ipv4Addr, [u8; 6]) {
+    (Ipv4Addr::new(10, 77, 0, number), [0x02, 0x6b, 0x69, 0x6c, 0x01, number])
+}

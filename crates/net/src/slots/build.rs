@@ -21,30 +21,41 @@ use super::link::{self, Pair};
 use super::namespace::Namespace;
 use super::netlink::Netlink;
 use super::program;
-use super::rules::{self, Context, HostSide, TABLE, TAP, UPLINK};
+use super::rules::{self, BRIDGE, Context, HostSide, Place, TABLE, UPLINK};
 use super::slot::{Applied, Slot};
-use crate::inner::{GATEWAY, GATEWAY_MAC, PREFIX};
+use crate::inner::GATEWAY_MAC;
 use crate::policy::Policy;
 
 /// The slot's prefix on its link to the host: two addresses.
 const PAIR_PREFIX: u8 = 31;
 
 /// Makes a slot. If that fails, nothing of it is left.
-pub(super) fn slot(home: &Arc<Inner>, label: &str, policy: Option<&Policy>) -> Result<Slot, SlotError> {
+pub(super) fn slot(home: &Arc<Inner>, label: &str, place: Place, policy: Option<&Policy>) -> Result<Slot, SlotError> {
     let entry = home.journal.create().map_err(|source| home.journal_failed(source))?;
     home.step(Step::Journaled);
-    match parts(home, &entry, label, policy) {
+    slot_of(home, entry, label, place, policy).map_err(|(entry, error)| {
+        // The first error is the one to report. The journal keeps what can't be removed now.
+        let _ = home.remove(entry);
+        error
+    })
+}
+
+/// The same, with a place in the journal already. If that fails, parts of it may be left.
+pub(super) fn slot_of(
+    home: &Arc<Inner>,
+    entry: Entry,
+    label: &str,
+    place: Place,
+    policy: Option<&Policy>,
+) -> Result<Slot, (Entry, SlotError)> {
+    match parts(home, &entry, label, place, policy) {
         Ok(parts) => Ok(Slot::new(Arc::clone(home), entry, parts)),
-        Err(error) => {
-            // The first error is the one to report. The journal keeps what can't be removed now.
-            let _ = home.remove(entry);
-            Err(error)
-        }
+        Err(error) => Err((entry, error)),
     }
 }
 
 /// A slot that exists. It is as its last owner left it.
-pub(super) fn existing(home: &Arc<Inner>, entry: Entry, about: &About) -> Result<Slot, SlotError> {
+pub(super) fn existing(home: &Arc<Inner>, entry: Entry, place: Place, about: &About) -> Result<Slot, SlotError> {
     let namespace = Namespace::existing(&entry.namespace());
     let sockets = namespace.run(Sockets::open).and_then(|sockets| sockets).map_err(SlotError::Namespace)?;
     let mut host = Netlink::route().map_err(SlotError::Links)?;
@@ -52,8 +63,8 @@ pub(super) fn existing(home: &Arc<Inner>, entry: Entry, about: &About) -> Result
     let host_rules = Netlink::netfilter().map_err(SlotError::Netfilter)?;
     let about = About { owner: std::process::id(), ..about.clone() };
     entry.note(&about).map_err(|source| home.journal_failed(source))?;
-    let parts =
-        Parts { namespace, sockets, host, host_rules, address: about.address, mtu: survey.mtu(), applied: None };
+    let mtu = survey.mtu();
+    let parts = Parts { namespace, place, sockets, host, host_rules, about, mtu, applied: None };
     Ok(Slot::new(Arc::clone(home), entry, parts))
 }
 
@@ -61,12 +72,13 @@ pub(super) fn existing(home: &Arc<Inner>, entry: Entry, about: &About) -> Result
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) namespace: Namespace,
+    pub(super) place: Place,
     /// Sockets in the namespace.
     pub(super) sockets: Sockets,
     /// Sockets on the host.
     pub(super) host: Netlink,
     pub(super) host_rules: Netlink,
-    pub(super) address: Ipv4Addr,
+    pub(super) about: About,
     pub(super) mtu: u32,
     pub(super) applied: Option<Applied>,
 }
@@ -84,7 +96,13 @@ impl Sockets {
     }
 }
 
-fn parts(home: &Arc<Inner>, entry: &Entry, label: &str, policy: Option<&Policy>) -> Result<Parts, SlotError> {
+fn parts(
+    home: &Arc<Inner>,
+    entry: &Entry,
+    label: &str,
+    place: Place,
+    policy: Option<&Policy>,
+) -> Result<Parts, SlotError> {
     let (namespace, descriptor) = Namespace::create(&entry.namespace()).map_err(SlotError::Namespace)?;
     home.step(Step::Namespace);
     let mut host = Netlink::route().map_err(SlotError::Links)?;
@@ -92,38 +110,41 @@ fn parts(home: &Arc<Inner>, entry: &Entry, label: &str, policy: Option<&Policy>)
     let (own, mtu) = (survey.own_addresses(), survey.mtu());
     let mark = random_mark().map_err(SlotError::Netfilter)?;
     let mut table = Transaction::new(TABLE);
-    rules::close(&mut table, mtu);
+    rules::close(&mut table, place, mtu);
     if let Some(policy) = policy {
         let context = Context { policy, own: &own, openings: &[], mark };
         rules::replace(&mut table, &context, &[])?;
     }
     let on_step = home.config.on_step;
-    let inside = namespace.start(move || inside(&table.into_json(), on_step)).map_err(SlotError::Namespace)?;
+    let inside = namespace.start(move || inside(&table.into_json(), place, on_step)).map_err(SlotError::Namespace)?;
     let outside = outside(home, entry.id(), &mut host, &descriptor, mtu, policy);
     // Both must have ended before a removal, so the error of one waits for the other.
     let inside = inside.wait().map_err(SlotError::Namespace)?;
     let (address, gateway) = outside?;
     let mut sockets = inside?;
-    connect(&mut host, &mut sockets.links, &entry.id().link(), (gateway, address))?;
+    connect(&mut host, &mut sockets.links, &entry.id().link(), place, (gateway, address))?;
     home.step(Step::Addresses);
-    let about = About { label: label.to_owned(), owner: std::process::id(), address };
-    entry.note(&about).map_err(|source| home.journal_failed(source))?;
+    let about = About { label: label.to_owned(), owner: std::process::id(), address, policy: policy.cloned() };
     let host_rules = Netlink::netfilter().map_err(SlotError::Netfilter)?;
-    let mut parts = Parts { namespace, sockets, host, host_rules, address, mtu, applied: None };
+    let mut parts = Parts { namespace, place, sockets, host, host_rules, about, mtu, applied: None };
     if let Some(policy) = policy {
         parts.open_link(entry.id(), policy, own)?;
     }
+    // The note comes last: a slot without one is not ready, and is nothing that a new owner could use.
+    entry.note(&parts.about).map_err(|source| home.journal_failed(source))?;
     home.step(Step::Ready);
     Ok(parts)
 }
 
 /// The inner side, on a thread in the namespace.
-fn inside(rules: &str, on_step: fn(Step)) -> Result<Sockets, SlotError> {
+fn inside(rules: &str, place: Place, on_step: fn(Step)) -> Result<Sockets, SlotError> {
     for (name, value) in [
         ("ipv6/conf/all/disable_ipv6", "1"),
         ("ipv6/conf/default/disable_ipv6", "1"),
         // A packet without a flow is then invalid, not the start of one.
         ("netfilter/nf_conntrack_tcp_loose", "0"),
+        // Between guests of one bridge, the rules of the bridge decide.
+        ("bridge/bridge-nf-call-iptables", "0"),
     ] {
         set_if_present(&format!("/proc/sys/net/{name}"), value)?;
     }
@@ -132,7 +153,11 @@ fn inside(rules: &str, on_step: fn(Step)) -> Result<Sockets, SlotError> {
     for (name, value) in [("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0"), ("ip_forward", "1")] {
         set(&format!("/proc/sys/net/ipv4/{name}"), value)?;
     }
-    device::create_tap(TAP).map_err(SlotError::Tap)?;
+    if place.link == BRIDGE {
+        Netlink::route().and_then(|mut links| links.send([link::create_bridge(BRIDGE)])).map_err(SlotError::Links)?;
+    } else {
+        device::create_tap(place.link).map_err(SlotError::Tap)?;
+    }
     on_step(Step::Tap);
     program::apply(rules)?;
     on_step(Step::InnerRules);
@@ -178,14 +203,15 @@ fn connect(
     host: &mut Netlink,
     inside: &mut Netlink,
     name: &str,
+    place: Place,
     (gateway, address): (Ipv4Addr, Ipv4Addr),
 ) -> Result<(), SlotError> {
-    let (tap, uplink) = (index_of(inside, TAP)?, index_of(inside, UPLINK)?);
+    let (guests, uplink) = (index_of(inside, place.link)?, index_of(inside, UPLINK)?);
     host.send([link::up(name)]).map_err(SlotError::Links)?;
     let changes = [
         link::up("lo"),
-        link::set_mac(TAP, GATEWAY_MAC),
-        link::add_address(tap, GATEWAY, PREFIX),
+        link::set_mac(place.link, GATEWAY_MAC),
+        link::add_address(guests, place.gateway.0, place.gateway.1),
         link::add_address(uplink, address, PAIR_PREFIX),
         link::up(UPLINK),
         link::default_route(gateway, uplink),

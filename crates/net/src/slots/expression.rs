@@ -11,6 +11,7 @@ use crate::policy::{Ports, Protocol};
 /// The table of a slot. Its chains, sets and rules are added through it.
 #[derive(Debug)]
 pub(super) struct Transaction {
+    family: &'static str,
     table: String,
     commands: Vec<Value>,
 }
@@ -32,8 +33,19 @@ pub(super) struct Hook {
 }
 
 impl Transaction {
+    /// For packets of IP.
     pub(super) fn new(table: &str) -> Self {
-        Self { table: table.to_owned(), commands: Vec::new() }
+        Self { family: "inet", table: table.to_owned(), commands: Vec::new() }
+    }
+
+    /// For frames that a bridge forwards.
+    pub(super) fn of_bridge(table: &str) -> Self {
+        Self { family: "bridge", ..Self::new(table) }
+    }
+
+    /// Adds another transaction to this one. Both happen at once.
+    pub(super) fn join(&mut self, other: Self) {
+        self.commands.extend(other.commands);
     }
 
     /// The whole transaction as text.
@@ -42,12 +54,12 @@ impl Transaction {
     }
 
     pub(super) fn add_table(&mut self) {
-        let table = json!({ "family": "inet", "name": self.table });
+        let table = json!({ "family": self.family, "name": self.table });
         self.commands.push(json!({ "add": { "table": table } }));
     }
 
     pub(super) fn delete_table(&mut self) {
-        let table = json!({ "family": "inet", "name": self.table });
+        let table = json!({ "family": self.family, "name": self.table });
         self.commands.push(json!({ "delete": { "table": table } }));
     }
 
@@ -63,12 +75,12 @@ impl Transaction {
     }
 
     pub(super) fn flush_chain(&mut self, name: &str) {
-        let chain = json!({ "family": "inet", "table": self.table, "name": name });
+        let chain = json!({ "family": self.family, "table": self.table, "name": name });
         self.commands.push(json!({ "flush": { "chain": chain } }));
     }
 
     pub(super) fn delete_set(&mut self, name: &str) {
-        let set = json!({ "family": "inet", "table": self.table, "name": name });
+        let set = json!({ "family": self.family, "table": self.table, "name": name });
         self.commands.push(json!({ "delete": { "set": set } }));
     }
 
@@ -83,6 +95,17 @@ impl Transaction {
         self.add("set", definition);
     }
 
+    /// Adds or deletes an element of a set.
+    pub(super) fn change_element(&mut self, command: &str, set: &str, element: Value) {
+        let elements = [
+            ("family", self.family.into()),
+            ("table", self.table.as_str().into()),
+            ("name", set.into()),
+            ("elem", Value::Array(vec![element])),
+        ];
+        self.commands.push(object([(command, object([("element", object(elements))]))]));
+    }
+
     /// A rule at the end of a chain. `comment` is for people who list the table.
     pub(super) fn add_rule(&mut self, chain: &str, comment: &str, expressions: Vec<Value>) {
         let rule = [("chain", chain.into()), ("comment", comment.into()), ("expr", expressions.into())];
@@ -91,7 +114,7 @@ impl Transaction {
 
     fn add(&mut self, kind: &str, more: Value) {
         let mut object = more;
-        object["family"] = "inet".into();
+        object["family"] = self.family.into();
         object["table"] = self.table.as_str().into();
         self.commands.push(json!({ "add": { kind: object } }));
     }
@@ -124,6 +147,11 @@ impl Side {
 
     pub(super) fn is_not(self, address: Ipv4Addr) -> Value {
         matches("!=", self.address(), address.to_string())
+    }
+
+    pub(super) fn is_not_within(self, (address, prefix): (Ipv4Addr, u8)) -> Value {
+        let network = json!({ "prefix": { "addr": address.to_string(), "len": prefix } });
+        matches("!=", self.address(), network)
     }
 
     /// The port is in this range.

@@ -22,7 +22,7 @@ use super::link;
 use super::namespace::Namespace;
 use super::netlink::Netlink;
 use super::nftables;
-use super::rules::TAP;
+use super::rules::{Place, TAP};
 use super::slot::Slot;
 use crate::policy::Policy;
 
@@ -81,6 +81,9 @@ pub struct About {
     pub owner: u32,
     /// The address from which its packets come to the host.
     pub address: std::net::Ipv4Addr,
+    /// The policy that was applied last. A new owner applies it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
 }
 
 /// What [`Slots::recover`] did.
@@ -118,29 +121,27 @@ impl SlotsConfig {
 impl Slots {
     /// Opens the journal. Removes nothing, see [`Slots::recover`].
     pub fn open(config: SlotsConfig) -> Result<Self, SlotError> {
-        let failed = |directory: &Utf8PathBuf, source| SlotError::Journal { directory: directory.clone(), source };
-        let journal = Journal::open(&config.directory).map_err(|source| failed(&config.directory, source))?;
-        let shared = Shared::open(&config.shared).map_err(|source| failed(&config.shared, source))?;
-        Ok(Self { inner: Arc::new(Inner { config, journal, shared }) })
+        Ok(Self { inner: Arc::new(Inner::open(config)?) })
     }
 
     /// Makes a slot under this policy. Its link is up, and its rules are in place.
     pub fn acquire(&self, label: &str, policy: &Policy) -> Result<Slot, SlotError> {
-        build::slot(&self.inner, label, Some(policy))
+        build::slot(&self.inner, label, Place::SLOT, Some(policy))
     }
 
     /// Makes a slot without a policy. Its link is down until [`Slot::apply`].
     pub fn prepare(&self, label: &str) -> Result<Slot, SlotError> {
-        build::slot(&self.inner, label, None)
+        build::slot(&self.inner, label, Place::SLOT, None)
     }
 
-    /// Takes over a slot without an owner: that of a VM that outlived its owner. The caller applies its policy again.
+    /// Takes over a slot without an owner: that of a VM that outlived its owner. The caller applies the policy again,
+    /// see [`About::policy`].
     pub fn adopt(&self, id: &SlotId) -> Result<Slot, SlotError> {
         let journal = &self.inner.journal;
         let entry = journal.claim(id).map_err(|source| self.inner.journal_failed(source))?;
         let entry = entry.ok_or_else(|| SlotError::NotFree(id.clone()))?;
         let about = journal.about::<About>(id).ok_or_else(|| SlotError::NotFree(id.clone()))?;
-        build::existing(&self.inner, entry, &about)
+        build::existing(&self.inner, entry, Place::SLOT, &about)
     }
 
     /// All slots of this home, with and without an owner.
@@ -177,6 +178,13 @@ impl Slots {
 }
 
 impl Inner {
+    pub(super) fn open(config: SlotsConfig) -> Result<Self, SlotError> {
+        let failed = |directory: &Utf8PathBuf, source| SlotError::Journal { directory: directory.clone(), source };
+        let journal = Journal::open(&config.directory).map_err(|source| failed(&config.directory, source))?;
+        let shared = Shared::open(&config.shared).map_err(|source| failed(&config.shared, source))?;
+        Ok(Self { config, journal, shared })
+    }
+
     pub(super) fn step(&self, step: Step) {
         (self.config.on_step)(step);
     }
@@ -193,6 +201,16 @@ impl Inner {
     pub(super) fn remove(&self, entry: Entry) -> Result<(), SlotError> {
         let id = entry.id().clone();
         let failed = |source| SlotError::Remove { id: id.clone(), source };
+        self.remove_parts(&entry)?;
+        entry.remove().map_err(failed)?;
+        self.step(Step::Forgotten);
+        self.restore().map_err(failed)
+    }
+
+    /// Removes all of a slot except its place in the journal.
+    pub(super) fn remove_parts(&self, entry: &Entry) -> Result<(), SlotError> {
+        let id = entry.id().clone();
+        let failed = |source| SlotError::Remove { id: id.clone(), source };
         let name = id.link();
         let mut netlink = Netlink::route().map_err(failed)?;
         match netlink.send([link::delete(&name)]) {
@@ -204,12 +222,10 @@ impl Inner {
         self.step(Step::HostRulesGone);
         Namespace::existing(&entry.namespace()).remove().map_err(failed)?;
         self.step(Step::NamespaceGone);
-        entry.remove().map_err(failed)?;
-        self.step(Step::Forgotten);
-        self.restore().map_err(failed)
+        Ok(())
     }
 
-    fn restore(&self) -> io::Result<()> {
+    pub(super) fn restore(&self) -> io::Result<()> {
         self.shared.hold()?.restore(&mut Netlink::route()?)
     }
 }

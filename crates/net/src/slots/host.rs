@@ -10,13 +10,12 @@ use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::fs::{FlockOperation, flock};
 
 use super::error::{NftError, SlotError};
-use super::journal::PREFIX;
+use super::journal::{PREFIX, wait_for_lock};
 use super::link::{self, Link, Range};
 use super::netlink::Netlink;
 use super::program;
@@ -137,14 +136,7 @@ impl Shared {
     }
 
     pub(super) fn hold(&self) -> io::Result<Held> {
-        let path = self.directory.join("lock");
-        let lock = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other?,
-            }
-        }
+        let lock = wait_for_lock(&self.directory.join("lock"))?;
         Ok(Held { record: self.directory.join("forwarding"), _lock: lock })
     }
 }

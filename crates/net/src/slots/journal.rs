@@ -159,16 +159,26 @@ impl Journal {
         serde_json::from_slice(&text).ok()
     }
 
-    fn lock_all(&self) -> io::Result<File> {
-        let lock = lock_file(&self.directory.join(LOCK), true)?;
-        loop {
-            match flock(&lock, FlockOperation::LockExclusive) {
-                Err(rustix::io::Errno::INTR) => {}
-                other => break other?,
-            }
-        }
-        Ok(lock)
+    /// The file of the namespace of a slot.
+    pub(super) fn namespace(&self, id: &SlotId) -> Utf8PathBuf {
+        self.directory.join(id.as_str()).join(NAMESPACE)
     }
+
+    fn lock_all(&self) -> io::Result<File> {
+        wait_for_lock(&self.directory.join(LOCK))
+    }
+}
+
+/// Waits for the lock of a file, which lasts as long as the descriptor. The holders need milliseconds.
+pub(super) fn wait_for_lock(path: &Utf8Path) -> io::Result<File> {
+    let lock = lock_file(path, true)?;
+    loop {
+        match flock(&lock, FlockOperation::LockExclusive) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    }
+    Ok(lock)
 }
 
 impl Entry {

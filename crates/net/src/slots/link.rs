@@ -60,6 +60,20 @@ impl Pair<'_> {
     }
 }
 
+/// Makes a bridge.
+pub(super) fn create_bridge(name: &str) -> Message {
+    Message::new(libc::RTM_NEWLINK, ACK | CREATE, &[0; LINK_BYTES])
+        .text(libc::IFLA_IFNAME, name)
+        .nest(libc::IFLA_LINKINFO, |info| info.text(libc::IFLA_INFO_KIND, "bridge"))
+}
+
+/// Makes a link a port of a bridge.
+pub(super) fn enslave(name: &str, bridge: u32) -> Message {
+    Message::new(libc::RTM_NEWLINK, ACK, &[0; LINK_BYTES])
+        .text(libc::IFLA_IFNAME, name)
+        .put(libc::IFLA_MASTER, &bridge.to_ne_bytes())
+}
+
 /// Brings a link up.
 pub(super) fn up(name: &str) -> Message {
     set_flags(name, UP)

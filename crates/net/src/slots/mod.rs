@@ -14,6 +14,8 @@
 //! [`Slots`] makes and removes slots, and removes those of dead owners. A [`Slot`] is one VM's network: a TAP device for
 //! the engine, a policy, sockets for the resolver. Everything here blocks for milliseconds, so async callers use a
 //! thread.
+//!
+//! [`Networks`] are for labs: several VMs on one bridge, in a namespace that is made like that of a slot.
 
 mod build;
 mod device;
@@ -22,6 +24,7 @@ mod expression;
 mod home;
 mod host;
 mod journal;
+mod lab;
 mod link;
 mod namespace;
 mod netlink;
@@ -35,6 +38,7 @@ pub use error::{NftError, SlotError};
 pub use home::{About, Recovered, Slots, SlotsConfig, Step};
 pub use host::{Obstacle, RANGES, SlotRange};
 pub use journal::{NotASlotId, SlotId};
+pub use lab::{Member, MemberAbout, Network, Networks};
 pub use pool::SlotPool;
 pub use rules::TooManyShapes;
 pub use slot::{Counter, Denial, RulesFault, Slot, SlotTap};

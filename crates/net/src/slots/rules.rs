@@ -31,8 +31,9 @@ use crate::policy::{BLOCKS, Cidr, Class, Opening, Policy, PolicyDefault, Ports, 
 
 /// The table inside a namespace.
 pub(super) const TABLE: &str = "kiln";
-/// The TAP device and the way out, inside a namespace.
+/// The TAP device of a slot, the bridge of a lab network, and the way out, inside a namespace.
 pub(super) const TAP: &str = "tap0";
+pub(super) const BRIDGE: &str = "br0";
 pub(super) const UPLINK: &str = "up0";
 /// Different combinations of ports and protocols in one list. Each costs two rules that a new flow passes.
 pub(super) const SHAPES_MAX: usize = 512;
@@ -43,6 +44,8 @@ const DENIED_MAX: u32 = 1024;
 const DENIED_SECONDS: u64 = 60;
 pub(super) const DENIED: &str = "denied";
 pub(super) const LEARNED: &str = "learned";
+const PORTS: &str = "ports";
+const PORTS_MAX: u32 = 512;
 const NEVER: &str = "never";
 const PRIVATE: &str = "private";
 const OWN: &str = "own";
@@ -69,6 +72,28 @@ pub(super) const COUNTERS: [(&str, &str); 12] = [
     ("ipv6", "IPv6 is closed"),
 ];
 
+/// Where guests are inside a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The link that they are behind.
+    pub(super) link: &'static str,
+    /// Their addresses: the first one, and the length of the prefix.
+    pub(super) guests: (Ipv4Addr, u8),
+    /// The address of that link, and the prefix that it shares with guests.
+    pub(super) gateway: (Ipv4Addr, u8),
+}
+
+impl Place {
+    /// One guest.
+    pub(super) const SLOT: Self = Self { link: TAP, guests: (GUEST, 32), gateway: (GATEWAY, crate::inner::PREFIX) };
+    /// Guests that see each other.
+    pub(super) const LAB: Self = Self {
+        link: BRIDGE,
+        guests: (crate::inner::LAB_NETWORK, crate::inner::LAB_PREFIX),
+        gateway: (crate::inner::LAB_GATEWAY, crate::inner::LAB_PREFIX),
+    };
+}
+
 /// Why a policy has no rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the policy has {count} different combinations of ports and protocols in one list")]
@@ -90,7 +115,7 @@ pub(super) struct Context<'a> {
 }
 
 /// Adds the table of a namespace, without a policy. Nothing passes.
-pub(super) fn close(table: &mut Transaction, mtu: u32) {
+pub(super) fn close(table: &mut Transaction, place: Place, mtu: u32) {
     table.add_table();
     COUNTERS.iter().for_each(|(name, _)| table.add_counter(name));
     let triple = json!(["ipv4_addr", "inet_proto", "inet_service"]);
@@ -104,11 +129,38 @@ pub(super) fn close(table: &mut Transaction, mtu: u32) {
     table.add_set(PRIVATE, set_of(blocks(false)));
     ["asked", "answered", "refuse", "end"].into_iter().for_each(|chain| table.add_chain(chain));
     refusals(table);
-    forward(table, mtu);
-    input(table);
+    forward(table, place, mtu);
+    input(table, place);
     let hook = Hook { name: "leaving", kind: "nat", hook: "postrouting", priority: 100, policy: "accept" };
     table.add_base_chain(&hook);
     table.add_rule("leaving", "behind the slot's address", vec![to_link(UPLINK), masquerade()]);
+    if place.link == BRIDGE {
+        table.join(ports());
+    }
+}
+
+/// Adds a port of the bridge, or deletes it. Only frames of its guest's own addresses pass it.
+pub(super) fn port(command: &str, tap: &str, (address, mac): (Ipv4Addr, [u8; 6])) -> String {
+    let mut table = Transaction::of_bridge(TABLE);
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    table.change_element(command, PORTS, json!({ "concat": [tap, mac, address.to_string()] }));
+    table.into_json()
+}
+
+/// What passes the bridge of a lab network: IPv4 and ARP of members under their own addresses.
+fn ports() -> Transaction {
+    let mut table = Transaction::of_bridge(TABLE);
+    table.add_table();
+    table.add_set(PORTS, json!({ "type": ["ifname", "ether_addr", "ipv4_addr"], "size": PORTS_MAX }));
+    let hook = Hook { name: "arriving", kind: "filter", hook: "prerouting", priority: -200, policy: "drop" };
+    table.add_base_chain(&hook);
+    for (kind, protocol, field) in [("ip", "ip", "saddr"), ("arp", "arp", "saddr ip")] {
+        let sender = [meta("iifname"), payload("ether", "saddr"), payload(protocol, field)];
+        let is_kind = matches("==", payload("ether", "type"), kind);
+        let is_member = matches("==", json!({ "concat": sender }), format!("@{PORTS}"));
+        table.add_rule("arriving", "members under their own addresses", vec![is_kind, is_member, accept()]);
+    }
+    table
 }
 
 /// Replaces the policy of a namespace. `sets` are the names of those that it has.
@@ -465,14 +517,14 @@ fn refusals(table: &mut Transaction) {
     table.add_rule("end", "no flow to end", vec![drop()]);
 }
 
-fn forward(table: &mut Transaction, mtu: u32) {
+fn forward(table: &mut Transaction, place: Place, mtu: u32) {
     let hook = Hook { name: "forward", kind: "filter", hook: "forward", priority: 0, policy: "drop" };
     table.add_base_chain(&hook);
     let mut rule = |comment: &str, rule: Vec<Value>| table.add_rule("forward", comment, rule);
-    let from_guest = || from_link(TAP);
-    let to_guest = || vec![from_link(UPLINK), to_link(TAP)];
+    let from_guest = || from_link(place.link);
+    let to_guest = || vec![from_link(UPLINK), to_link(place.link)];
     rule("no ipv6", vec![is_ipv6(), count("ipv6"), drop()]);
-    rule("only the guest", vec![from_guest(), Side::Source.is_not(GUEST), count("spoofed"), drop()]);
+    rule("only the guest", vec![from_guest(), Side::Source.is_not_within(place.guests), count("spoofed"), drop()]);
     // An uplink can be narrower than the guest's card, and the messages about that are often lost on the way.
     let segment = json!({ "tcp option": { "name": "maxseg", "field": "size" } });
     let clamp = json!({ "mangle": { "key": segment, "value": mtu.saturating_sub(HEADERS_BYTES) } });
@@ -487,15 +539,18 @@ fn forward(table: &mut Transaction, mtu: u32) {
     rule("to the guest", answers);
 }
 
-fn input(table: &mut Transaction) {
+fn input(table: &mut Transaction, place: Place) {
     let hook = Hook { name: "input", kind: "filter", hook: "input", priority: 0, policy: "drop" };
     table.add_base_chain(&hook);
     let mut rule = |comment: &str, rule: Vec<Value>| table.add_rule("input", comment, rule);
-    let to_gateway = || vec![from_link(TAP), Side::Destination.is(GATEWAY)];
+    let to_gateway = || vec![from_link(place.link), Side::Destination.is(place.gateway.0)];
     let port = Ports::Range(RESOLVER_PORT, RESOLVER_PORT);
     rule("itself", vec![from_link("lo"), accept()]);
     rule("no ipv6", vec![is_ipv6(), count("ipv6"), drop()]);
-    rule("only the guest", vec![from_link(TAP), Side::Source.is_not(GUEST), count("spoofed"), drop()]);
+    rule(
+        "only the guest",
+        vec![from_link(place.link), Side::Source.is_not_within(place.guests), count("spoofed"), drop()],
+    );
     rule("answers", vec![state(&["established", "related"]), accept()]);
     let mut resolver = to_gateway();
     resolver.extend([has_ports()].into_iter().chain(Side::Destination.ports(&port)).chain([accept()]));
@@ -503,5 +558,137 @@ fn input(table: &mut Transaction) {
     let mut echo = to_gateway();
     echo.extend([echo_request(), accept()]);
     rule("echo", echo);
-    rule("closed", vec![from_link(TAP), count("gateway"), go_to("refuse")]);
+    rule("closed", vec![from_link(place.link), count("gateway"), go_to("refuse")]);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::{Destination, Learned};
+
+    const OWN_ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 5), Ipv4Addr::new(10, 1, 2, 3)];
+
+    /// The bounds of each element of a set.
+    fn bounds(elements: &[Value]) -> Vec<(u32, u32)> {
+        let bits = |value: &Value| value.as_str().expect("text").parse::<Ipv4Addr>().expect("an address").to_bits();
+        let bound = |element: &Value| match element["range"].as_array() {
+            Some(range) => (bits(&range[0]), bits(&range[1])),
+            None => (bits(element), bits(element)),
+        };
+        elements.iter().map(bound).collect()
+    }
+
+    /// What the kernel does with the steps.
+    fn carried_out(steps: &Steps, to: &Destination, openings: &[Element]) -> bool {
+        let IpAddr::V4(address) = to.address else { panic!("the rules are for IPv4") };
+        let of_blocks = |never: bool| {
+            intervals(BLOCKS.iter().filter(|block| block.class.never_opens() == never).map(|block| block.cidr))
+        };
+        let is_in = |set: &str| {
+            let elements = match set {
+                NEVER => of_blocks(true),
+                PRIVATE => of_blocks(false),
+                OWN => intervals(OWN_ADDRESSES.map(|address| Cidr::host(address.into()))),
+                _ if set.starts_with(LEARNED) => {
+                    let of_set = openings.iter().filter(|element| element.set == set);
+                    intervals(of_set.map(|element| Cidr::host(element.address.into())))
+                }
+                _ => steps.sets.iter().find(|(name, _)| name == set).expect("is made").1.clone(),
+            };
+            bounds(&elements).iter().any(|(first, last)| (*first..=*last).contains(&address.to_bits()))
+        };
+        let shape = |shape: &Shape| {
+            let rule = Rule { target: Target::Any, ports: shape.ports.clone(), protocols: shape.protocols };
+            rule.is_for(to)
+        };
+        let matching = steps.list.iter().find(|step| {
+            step.within.as_deref().is_none_or(is_in) && !step.without.iter().any(|set| is_in(set)) && shape(&step.shape)
+        });
+        matching.expect("the last step is for all").opens
+    }
+
+    fn rule() -> impl Strategy<Value = Rule> {
+        let network = (address(), 0_u8..=32).prop_map(|(address, prefix)| format!("{address}/{prefix}"));
+        let target = prop_oneof![network, address().prop_map(|address| address.to_string()), Just("*".to_owned())];
+        let ports = prop_oneof![Just(""), Just(":80"), Just(":53"), Just(":75-85")];
+        let protocol = prop_oneof![Just(""), Just("tcp/"), Just("udp/")];
+        (protocol, target, ports)
+            .prop_map(|(protocol, target, ports)| format!("{protocol}{target}{ports}").parse().expect("is a rule"))
+    }
+
+    fn address() -> impl Strategy<Value = Ipv4Addr> {
+        let near =
+            [[203, 0, 113, 5], [203, 0, 113, 6], [10, 1, 2, 3], [10, 1, 2, 4], [127, 0, 0, 1], [169, 254, 169, 254]];
+        let others = [[100, 64, 0, 1], [192, 168, 7, 7], [198, 51, 100, 7], [224, 0, 0, 1], [172, 16, 5, 5]];
+        let known = near.into_iter().chain(others).map(Ipv4Addr::from).collect::<Vec<_>>();
+        prop_oneof![4 => prop::sample::select(known), 1 => any::<u32>().prop_map(Ipv4Addr::from_bits)]
+    }
+
+    fn destination() -> impl Strategy<Value = Destination> {
+        let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Icmp)];
+        let port = prop_oneof![Just(80_u16), Just(53), Just(853), Just(443)];
+        (address(), protocol, port).prop_map(|(address, protocol, port)| Destination {
+            address: address.into(),
+            protocol,
+            port: if protocol == Protocol::Icmp { 0 } else { port },
+        })
+    }
+
+    proptest! {
+        /// `explain` answers with the policy, and packets meet the rules. Both must decide the same.
+        #[test]
+        fn the_rules_decide_as_the_policy_does(
+            public: bool,
+            allow in prop::collection::vec(rule(), 0..5),
+            deny in prop::collection::vec(rule(), 0..3),
+            with_name: bool,
+            learned_at in address(),
+            to in destination(),
+        ) {
+            let default = if public { PolicyDefault::Public } else { PolicyDefault::Deny };
+            let named = with_name.then(|| "example.org:80".parse().expect("is a rule"));
+            // Rules that would open what never opens make no policy.
+            let valid = |rule: &Rule| Policy::new(default, false, vec![rule.clone()], vec![]).is_ok();
+            let allow: Vec<Rule> = allow.into_iter().filter(valid).chain(named).collect();
+            let policy = Policy::new(default, false, allow, deny).expect("is a policy");
+            let name = crate::policy::Domain::new("example.org").expect("is a name");
+            let opening = Opening { name, address: learned_at.into(), lasts: std::time::Duration::from_secs(60) };
+            let mut learned = Learned::default();
+            learned.set_host_addresses(OWN_ADDRESSES.map(IpAddr::from));
+            learned.learn(&opening, Instant::now());
+
+            let context = Context { policy: &policy, own: &OWN_ADDRESSES, openings: &[], mark: 7 };
+            let steps = steps(&context).expect("few shapes");
+            let openings = elements(&policy, &[opening]);
+            // The gateway has rules of its own.
+            prop_assume!(to.address != IpAddr::V4(GATEWAY));
+            let decided = policy.decide(&to, &learned, Instant::now());
+            prop_assert_eq!(carried_out(&steps, &to, &openings), decided.is_allowed(), "{} {:?}", to, decided);
+        }
+    }
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        let networks = ["10.0.0.0/9", "10.128.0.0/9", "11.0.0.0", "255.255.255.255", "10.3.0.0/16", "2001:db8::/32"];
+        let cidr = |text: &&str| match text.parse::<Rule>().expect("is a rule").target {
+            Target::Network(cidr) => cidr,
+            other => panic!("{other:?}"),
+        };
+        let found = intervals(networks.iter().map(cidr));
+        assert_eq!(found, [json!({ "range": ["10.0.0.0", "11.0.0.0"] }), json!("255.255.255.255")]);
+    }
+
+    #[test]
+    fn a_list_with_too_many_shapes_is_refused() {
+        let rules = (1..=u16::try_from(SHAPES_MAX).expect("is small") + 1).map(|port| format!("192.0.2.1:{port}"));
+        let rules = rules.map(|rule| rule.parse().expect("is a rule")).collect();
+        let policy = Policy::new(PolicyDefault::Deny, false, rules, vec![]).expect("is a policy");
+        let context = Context { policy: &policy, own: &[], openings: &[], mark: 7 };
+        let error = replace(&mut Transaction::new(TABLE), &context, &[]).expect_err("too many");
+        assert_eq!(error, TooManyShapes { count: SHAPES_MAX + 1 });
+    }
 }

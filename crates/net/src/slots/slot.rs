@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
@@ -18,7 +18,9 @@ use super::link;
 use super::nftables::{self, Element};
 use super::program;
 use super::rules::{self, COUNTERS, Context, DENIED, HostSide, LEARNED, TABLE, TAP};
-use crate::inner::{GATEWAY, GUEST, RESOLVER_PORT};
+use crate::gate::Gate;
+use crate::inner::{GUEST, RESOLVER_PORT};
+use crate::names::{Grant, Opens};
 use crate::policy::{Opening, Policy, Protocol};
 
 /// Ends of openings that are remembered. It is the size of the kernel's set.
@@ -136,7 +138,7 @@ impl Slot {
         let mut table = Transaction::new(TABLE);
         if sets.is_empty() {
             // Another program removed the table.
-            rules::close(&mut table, parts.mtu);
+            rules::close(&mut table, parts.place, parts.mtu);
         }
         let mark = random_mark().map_err(SlotError::Netfilter)?;
         rules::replace(&mut table, &Context { policy, own: &own, openings, mark }, &sets)?;
@@ -150,20 +152,26 @@ impl Slot {
         if !host_kept || !host_is_ours {
             let guarded = home.shared.hold().map_err(SlotError::Links)?.forward(&survey.forwarding_links())?;
             let link = id.link();
-            let side = HostSide { link: &link, address: parts.address, guarded: &guarded, own_open: &own_open };
+            let side = HostSide { link: &link, address: parts.about.address, guarded: &guarded, own_open: &own_open };
             program::apply(&rules::host(&side))?;
         }
         let json = table.into_json();
         parts.namespace.run(move || program::apply(&json)).map_err(SlotError::Namespace)??;
         parts.open_link(&id, policy, own)?;
         let elements = rules::elements(policy, openings);
-        self.parts().applied.as_mut().expect("was just applied").note(&elements, Instant::now());
-        Ok(())
+        let parts = self.parts();
+        parts.applied.as_mut().expect("was just applied").note(&elements, Instant::now());
+        parts.about.policy = Some(policy.clone());
+        let about = parts.about.clone();
+        let entry = self.entry.as_ref().expect("it is taken when the slot is removed, and then there is no slot");
+        entry.note(&about).map_err(|source| home.journal_failed(source))
     }
 
     /// Takes the link down, so that nothing passes until the next [`Slot::apply`]. For rules that can't be trusted.
     pub fn close(&mut self) -> Result<(), SlotError> {
-        self.parts().sockets.links.send([link::down(TAP)]).map_err(SlotError::Links)
+        let parts = self.parts();
+        let link = parts.place.link;
+        parts.sockets.links.send([link::down(link)]).map_err(SlotError::Links)
     }
 
     /// Opens addresses for names, as the policy has it. They are open when this returns.
@@ -187,6 +195,24 @@ impl Slot {
         nftables::put_elements(&mut parts.sockets.rules, TABLE, &elements).map_err(SlotError::Netfilter)?;
         applied.note(&elements, now);
         Ok(())
+    }
+
+    /// Makes openings last longer whose addresses are in use: programs keep a pool of connections and connect again
+    /// without asking. The owner calls this several times per [`RENEWED_TIME`](crate::gate::RENEWED_TIME).
+    pub fn renew(&mut self, gate: &Gate) -> Result<(), SlotError> {
+        let now = Instant::now();
+        let mut openings = Vec::new();
+        for address in self.flows()? {
+            gate.renew(address.into());
+            let learned = gate.learned();
+            let names = learned.names(address.into(), now);
+            openings.extend(names.map(|(name, until)| Opening {
+                name: name.clone(),
+                address: address.into(),
+                lasts: until - now,
+            }));
+        }
+        self.open(&openings)
     }
 
     /// Whether the rules in the kernel are still those that were applied.
@@ -241,7 +267,7 @@ impl Slot {
 
     /// The resolver's sockets: they are bound to the gateway's address in the slot.
     pub fn resolver_sockets(&mut self) -> Result<(UdpSocket, TcpListener), SlotError> {
-        let at = SocketAddr::new(GATEWAY.into(), RESOLVER_PORT);
+        let at = SocketAddr::new(self.parts().place.gateway.0.into(), RESOLVER_PORT);
         let bind = move || Ok((UdpSocket::bind(at)?, TcpListener::bind(at)?));
         self.parts().namespace.run(bind).and_then(|bound: io::Result<_>| bound).map_err(SlotError::Socket)
     }
@@ -279,8 +305,17 @@ impl Slot {
         }
     }
 
-    fn parts(&mut self) -> &mut Parts {
+    pub(super) fn parts(&mut self) -> &mut Parts {
         self.parts.as_mut().expect("it is taken when the slot is removed, and then there is no slot")
+    }
+}
+
+/// The sink of the resolver. The policy of the slot decides which ports an address opens, so a policy that was replaced
+/// a moment ago opens nothing any more.
+impl Opens for Mutex<Slot> {
+    fn open(&self, grants: &[Grant]) -> io::Result<()> {
+        let openings: Vec<Opening> = grants.iter().map(|grant| grant.opening.clone()).collect();
+        self.lock().unwrap_or_else(PoisonError::into_inner).open(&openings).map_err(io::Error::other)
     }
 }
 
@@ -302,7 +337,7 @@ impl Parts {
         let inner = inner.map_err(SlotError::Netfilter)?.ok_or_else(gone)?;
         let host = host.map_err(SlotError::Netfilter)?.ok_or_else(gone)?;
         self.applied = Some(Applied { policy: policy.clone(), own, inner, host, lasting: HashMap::new() });
-        self.sockets.links.send([link::up(TAP)]).map_err(SlotError::Links)
+        self.sockets.links.send([link::up(self.place.link)]).map_err(SlotError::Links)
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use kiln_net::gate::Gate;
+use kiln_net::names::{Grant, Opens};
 use kiln_net::policy::{Domain, Opening, Protocol};
 use kiln_net::slots::{RulesFault, Slot};
 
@@ -143,6 +146,26 @@ fn a_learned_address_opens_its_port_only_and_its_end_keeps_the_connection() {
     guest.fetch(&at).expect_err("its name has no rule");
     slot.apply(&policy(BY_NAME), &[opening(PATIENCE)]).expect("applies");
     assert_eq!(guest.fetch(&at).expect("is carried over"), "public");
+}
+
+#[test]
+#[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
+fn an_opening_that_the_resolver_made_lasts_while_it_is_used() {
+    let world = World::new();
+    world.internet.serve(&format!("{PUBLIC}:80"), "public");
+    let (slot, guest) = world.guest(&world.slots(), BY_NAME);
+    let at = format!("{PUBLIC}:80");
+    let gate = Gate::new(policy(BY_NAME));
+    let slot = Mutex::new(slot);
+    let grant = Grant { opening: opening(Duration::from_secs(2)), rules: policy(BY_NAME).allow().to_vec() };
+    gate.learn([&grant.opening]);
+    Opens::open(&slot, &[grant]).expect("opens");
+    let (mut stream, _) = guest.connect(&at).expect("is open");
+    let mut slot = slot.into_inner().expect("no panic");
+    slot.renew(&gate).expect("is renewed");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(guest.fetch(&at).expect("is in use"), "public");
+    echo(&mut stream).expect("goes on");
 }
 
 #[test]

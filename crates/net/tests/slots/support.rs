@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use kiln_net::policy::Policy;
-use kiln_net::slots::{Slot, Slots, SlotsConfig};
+use kiln_net::slots::{Member, Slot, SlotTap, Slots, SlotsConfig};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -194,10 +194,20 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest with its address, as the agent sets it up.
+    /// A guest in a slot, as the agent sets it up.
     pub fn on(slot: &Slot) -> Self {
+        Self::behind(slot.tap(), "02:6b:69:6c:6e:15", "169.254.0.21/30", "169.254.0.22")
+    }
+
+    /// A guest in a lab network.
+    pub fn in_lab(member: &Member) -> Self {
+        let (about, (prefix, gateway)) = (member.about(), member.network());
+        let mac = about.mac.map(|byte| format!("{byte:02x}")).join(":");
+        Self::behind(member.tap(), &mac, &format!("{}/{prefix}", about.address), &gateway.to_string())
+    }
+
+    fn behind(tap: SlotTap, mac: &str, address: &str, gateway: &str) -> Self {
         let space = Space::new();
-        let tap = slot.tap();
         let outer = in_namespace(tap.namespace.to_string(), move || open_tap(&tap.device));
         let inner = space.run(|| open_tap("eth0"));
         let (stopped, stop) = rustix::pipe::pipe().expect("a pipe");
@@ -206,9 +216,10 @@ impl Guest {
             relay(&outer, &inner, &stopped);
             let _ = sender.send(());
         });
-        space
-            .sh("ip link set eth0 address 02:6b:69:6c:6e:15; ip addr add 169.254.0.21/30 dev eth0; ip link set eth0 up
-             ip route add default via 169.254.0.22");
+        space.sh(&format!(
+            "ip link set eth0 address {mac}; ip addr add {address} dev eth0; ip link set eth0 up
+             ip route add default via {gateway}"
+        ));
         Self { space, stop: Some(stop), ended }
     }
 
