@@ -47,7 +47,7 @@ pub struct ForkPart {
     /// One entry for each network card, in the order of the spec. If the list is empty, all cards are unplugged and
     /// have random addresses.
     pub nics: Vec<NicPart>,
-    /// One entry for each [volume](crate::DiskRole::Volume) of the snapshot. The guest's memory may hold cached blocks
+    /// One entry for each [volume](crate::DiskRole::is_volume) of the snapshot. The guest's memory may hold cached blocks
     /// of a volume that was mounted when the VM was saved. Such a volume needs the same contents as then, otherwise the
     /// guest writes its old view over the new contents and destroys the file system.
     pub volumes: Vec<VolumeFile>,
@@ -66,7 +66,7 @@ pub struct NicPart {
     pub attachment: Attachment,
 }
 
-/// The file of a fork's volume. Only one VM may write to it.
+/// The file of a fork's volume. Only one VM may write to it. If no VM writes to it, any number can read it.
 ///
 /// ```no_run
 /// # async fn example(
@@ -129,7 +129,7 @@ pub struct Fork {
 /// Checks the parts of forks that are made together. Reads files.
 ///
 /// Two forks must not share a volume: two kernels that write to one file system without coordination destroy it. Nor
-/// can they share a TAP device. Files and namespaces are compared by device and inode, because one file can have
+/// can they share a TAP device. Any number of forks can share a volume that they only read. Files and namespaces are compared by device and inode, because one file can have
 /// several paths.
 pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec) -> Result<(), RestoreError> {
     let refuse = |problem: String| Err(RestoreError::Part { problem });
@@ -143,7 +143,9 @@ pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec
                 return refuse(format!("two cards have {tap}"));
             }
         }
-        for VolumeFile { path, .. } in &part.volumes {
+        let writable =
+            |volume: &&VolumeFile| spec.disks.get(volume.index).is_some_and(|disk| disk.role == DiskRole::Volume);
+        for VolumeFile { path, .. } in part.volumes.iter().filter(writable) {
             let file = fs_err::metadata(path).map(|meta| (meta.dev(), meta.ino()));
             if !file.is_ok_and(|file| files.insert(file)) {
                 return refuse(format!("`{path}` is the volume of two disks"));
@@ -164,6 +166,14 @@ pub(crate) fn fresh_identity(vm: &VmId, spec: &VmSpec, part: &ForkPart) -> Ident
 /// Makes the names of a new machine, without addresses.
 pub(crate) fn fresh_names(vm: &VmId) -> Identity {
     Identity { hostname: format!("kiln-{vm}"), machine_id: random_hex::<16>(), macs: Vec::new() }
+}
+
+impl VolumeFile {
+    /// The volumes of a spec, for a fork that gets the files that the spec names.
+    pub fn of(spec: &VmSpec) -> Vec<Self> {
+        let volumes = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role.is_volume());
+        volumes.map(|(index, disk)| Self { index, path: disk.path.clone() }).collect()
+    }
 }
 
 impl ForkPart {
@@ -211,11 +221,11 @@ impl ForkPart {
                 return refuse(format!("disk {index} has two volumes"));
             }
             match spec.disks.get_mut(index) {
-                Some(disk) if disk.role == DiskRole::Volume => disk.path.clone_from(&volume.path),
+                Some(disk) if disk.role.is_volume() => disk.path.clone_from(&volume.path),
                 _ => return refuse(format!("disk {index} is not a volume")),
             }
         }
-        let disks = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Volume);
+        let disks = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role.is_volume());
         for ((index, disk), saved) in disks.zip(&manifest.volumes) {
             if !self.volumes.iter().any(|volume| volume.index == index) {
                 let (id, path) = (manifest.id.clone(), saved.path.clone());
@@ -302,6 +312,17 @@ mod tests {
         let twice =
             ForkPart { volumes: [part(1, &first).volumes, part(1, &second).volumes].concat(), ..part(1, &first) };
         assert!(matches!(twice.apply(&manifest, &spec), Err(RestoreError::Part { .. })));
+
+        let reader = VmSpec {
+            disks: spec.disks.iter().map(|disk| Disk { role: DiskRole::VolumeReadOnly, ..disk.clone() }).collect(),
+            ..spec.clone()
+        };
+        let both = Manifest { volumes: [&manifest.volumes[..], &manifest.volumes].concat(), ..manifest.clone() };
+        let lent = |path: &Utf8PathBuf| ForkPart {
+            volumes: [part(0, path).volumes, part(1, path).volumes].concat(),
+            ..part(0, path)
+        };
+        check_parts(&[lent(&second), lent(&second)], &both, &reader).expect("any number can read one file");
 
         let link = place.home.path().join("link");
         fs_err::hard_link(&second, &link).expect("a second name");

@@ -12,6 +12,7 @@ mod interface;
 mod pool;
 
 mod adopt;
+mod blank;
 mod launch;
 mod ready;
 mod restore;

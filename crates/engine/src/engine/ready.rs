@@ -10,8 +10,8 @@
 //! The key covers everything that decides the memory of the booted guest: the version of Kiln, the spec, the contents
 //! of kernel, initramfs and disks, and the machine. Two runs with the same key would boot the same guest, so one
 //! snapshot serves both. The paths of kernel and initramfs are not part of it, because the guest never sees them. What
-//! each fork gets for itself is not part of it either: the contents of volumes, how a network card is attached, and
-//! what happens when the owner ends.
+//! each fork gets for itself is not part of it either: the paths and contents of volumes, how a network card is attached,
+//! and what happens when the owner ends. Of a volume only the size is part of it, see [`blank`](super::blank).
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use kiln_wire::{ExecRequest, Text};
 
+use super::blank::{self, Blanks};
 use super::fork::fresh_names;
 use super::launch;
 use crate::blocking::{blocking, operation};
@@ -161,8 +162,11 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     {
         return Ok(found);
     }
+    let cache = Home::at(driver.home()).cache();
+    let (blanks, spec) = blocking(move || Blanks::make(&cache, spec)).await?;
     let vm = operation(async move { driver.boot(&spec, acceleration).await }).await?;
     let snapshot = save(&vm, label, boot_deadline, progress).await?;
+    blocking(move || drop(blanks)).await;
     progress(ReadyStep::Sealing);
     let made = snapshot.clone();
     let named = blocking(move || {
@@ -188,8 +192,11 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, Launc
     };
     let disks = disk_digests(&facts, &spec.disks)?;
     let json = |value: serde_json::Result<String>| value.expect("specs have string keys and no failing serializers");
-    // The path of the image does not change what the guest is.
-    let spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
+    // The path of the image does not change what the guest is, nor does the path of a volume.
+    let mut spec = VmSpec { kernel: "kernel".into(), initramfs: None, ..spec.clone() };
+    for disk in spec.disks.iter_mut().filter(|disk| disk.role.is_volume()) {
+        disk.path = "volume".into();
+    }
     let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
     let mut words = vec![env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs];
     words.extend(disks.iter().map(String::as_str));
@@ -198,10 +205,15 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, Launc
 
 /// Digests of a spec's disks. The memory of a booted guest holds what it read from them, and the snapshot has a copy of
 /// those that it could write to. If a disk's file was changed in place, it is another disk. A volume is not part of the
-/// snapshot.
+/// snapshot, but its guest knows the size.
 fn disk_digests(facts: &FileFacts, disks: &[Disk]) -> Result<Vec<String>, LaunchError> {
     let digest = |disk: &Disk| match disk.role {
-        DiskRole::Volume => Ok("volume".to_owned()),
+        DiskRole::Volume | DiskRole::VolumeReadOnly => {
+            let bytes = blank::disk_bytes(disk);
+            bytes
+                .map(|bytes| bytes.to_string())
+                .map_err(|source| LaunchError::Image { path: disk.path.clone(), source })
+        }
         DiskRole::Shared | DiskRole::Scratch => {
             facts.digest(&disk.path).map_err(|source| LaunchError::Image { path: disk.path.clone(), source })
         }
@@ -294,13 +306,13 @@ mod tests {
     use crate::spec::DiskFormat;
 
     #[test]
-    fn a_disk_that_was_changed_in_place_is_another_one_unless_it_is_a_volume() {
+    fn a_disk_that_was_changed_in_place_is_another_one_unless_it_is_a_volume_of_the_same_size() {
         let directory = tempfile::tempdir().expect("a directory");
         let home = camino::Utf8Path::from_path(directory.path()).expect("UTF-8");
         let path = home.join("disk");
         let disk = |role| Disk { path: path.clone(), format: DiskFormat::Raw, role };
         let digests = || {
-            let disks = [DiskRole::Shared, DiskRole::Scratch, DiskRole::Volume].map(disk);
+            let disks = [DiskRole::Shared, DiskRole::Scratch, DiskRole::Volume, DiskRole::VolumeReadOnly].map(disk);
             disk_digests(&FileFacts::new(home), &disks).expect("reads")
         };
         fs_err::write(&path, "one").expect("written");
@@ -311,7 +323,10 @@ mod tests {
         fs_err::write(&path, "two").expect("written");
         std::fs::File::options().write(true).open(&path).expect("opens").set_modified(modified).expect("set");
         let two = digests();
-        assert!(one[0] != two[0] && one[1] != two[1] && one[2] == two[2], "{one:?} {two:?}");
+        assert!(one[0] != two[0] && one[1] != two[1] && one[2..] == two[2..], "{one:?} {two:?}");
+        fs_err::write(&path, [2; 2000]).expect("written");
+        let large = digests();
+        assert!(one[2] != large[2] && one[3] != large[3], "{one:?} {large:?}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::home::Home;
 use crate::host;
 use crate::link::{GuestLink, LinkError, Renewal};
 use crate::snapshot::{Snapshot, SnapshotError, SnapshotStore};
-use crate::spec::{DiskRole, VmSpec};
+use crate::spec::VmSpec;
 use crate::vm::{ControlError, Vm};
 use crate::vm_dir::{Journal, State, VmDir, VmId};
 
@@ -132,8 +132,7 @@ async fn reopen(driver: &dyn Driver, id: &VmId) -> Result<(Template, NewFork), R
     if let Some(volume) = snapshot.manifest().volumes.iter().find(|volume| !volume.is_unchanged()) {
         return Err(RestoreError::DiskMoved { id: snapshot.id().clone(), path: volume.path.clone() });
     }
-    let volumes = spec.disks.iter().enumerate().filter(|(_, disk)| disk.role == DiskRole::Volume);
-    let volumes = volumes.map(|(index, disk)| VolumeFile { index, path: disk.path.clone() }).collect();
+    let volumes = VolumeFile::of(&spec);
     let nics = spec.nics.iter().map(|nic| NicPart { attachment: nic.attachment.clone(), ..NicPart::default() });
     let part = ForkPart { volumes, nics: nics.collect(), ..ForkPart::default() };
     let spec = part.apply(snapshot.manifest(), &template.spec)?;

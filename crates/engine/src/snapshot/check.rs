@@ -10,7 +10,7 @@ use super::id::SnapshotId;
 use super::locked_dir::LockedDir;
 use super::manifest::{MANIFEST_FILE, Manifest, MemoryKind, SNAPSHOT_FORMAT, Seal};
 use super::verified::broken;
-use crate::spec::{DISKS_MAX, DiskRole};
+use crate::spec::DISKS_MAX;
 
 /// A manifest has a few kilobytes.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
@@ -139,8 +139,8 @@ fn check_memory(manifest: &Manifest) -> Result<(), Fault> {
 
 fn check_disks(manifest: &Manifest) -> Result<(), Fault> {
     let fault = |problem| Err((MANIFEST_FILE.into(), problem));
-    let of_role = |role| manifest.spec.disks.iter().filter(|disk| disk.role == role).count();
-    let (volumes, named) = (of_role(DiskRole::Volume), manifest.volumes.len());
+    let volumes = manifest.spec.disks.iter().filter(|disk| disk.role.is_volume()).count();
+    let named = manifest.volumes.len();
     if volumes != named {
         return fault(format!("names {named} volumes, but its VM has {volumes}"));
     }

@@ -45,6 +45,21 @@ pub enum DiskRole {
     /// Writable, and the file outlives the VM. A snapshot does not hold it, so each fork must be given a volume of its
     /// own: see [`ForkPart::volumes`](crate::ForkPart::volumes).
     Volume,
+    /// Read only, and given to each fork like a volume, but any number of VMs can share the file. A snapshot does not
+    /// hold it, and does not depend on its contents.
+    VolumeReadOnly,
+}
+
+impl DiskRole {
+    /// Whether the guest can't write to it.
+    pub const fn is_read_only(self) -> bool {
+        matches!(self, Self::Shared | Self::VolumeReadOnly)
+    }
+
+    /// Whether each fork is given a file of its own choice for it: see [`ForkPart::volumes`](crate::ForkPart::volumes).
+    pub const fn is_volume(self) -> bool {
+        matches!(self, Self::Volume | Self::VolumeReadOnly)
+    }
 }
 
 /// A block device of the guest, in order `/dev/vda`, `/dev/vdb` …

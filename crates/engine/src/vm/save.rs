@@ -139,11 +139,11 @@ impl Save {
 
     fn publish(&self, written: Written, order: SaveOrder, generation: u64) -> Result<Snapshot, SaveError> {
         let Written { draft, parent, memory, disks, machine } = written;
-        let outside = |role| {
-            let disks = self.spec.disks.iter().filter(move |disk| disk.role == role);
+        let outside = |is: fn(DiskRole) -> bool| {
+            let disks = self.spec.disks.iter().filter(move |disk| is(disk.role));
             disks.map(ExternalDisk::of).collect::<Result<_, SnapshotError>>()
         };
-        let (external, volumes) = (outside(DiskRole::Shared)?, outside(DiskRole::Volume)?);
+        let (external, volumes) = (outside(|role| role == DiskRole::Shared)?, outside(DiskRole::is_volume)?);
         let snapshot = draft.publish(NewSnapshot {
             parent,
             generation,

@@ -15,6 +15,10 @@ use serde_json::{Value, json};
 
 use crate::spec::{Disk, DiskFormat, DiskRole};
 
+/// What QEMU does when a guest discards blocks of a volume, or writes zeros to them: it punches a hole into the file. So
+/// a volume takes no more space on the host than its guest has data.
+const PUNCH: &str = "unmap";
+
 /// A disk as the block node `node`: the image itself, or the newest of its qcow2 overlays, which are given from the
 /// oldest to the newest. The top layer is writable unless the disk is read-only. All layers below are read-only.
 pub(crate) fn blockdev(node: &str, disk: &Disk, overlays: &[Utf8PathBuf]) -> Value {
@@ -24,9 +28,16 @@ pub(crate) fn blockdev(node: &str, disk: &Disk, overlays: &[Utf8PathBuf]) -> Val
 
     let mut below = Value::Null;
     for (index, (path, format)) in layers.into_iter().enumerate() {
-        let read_only = disk.role == DiskRole::Shared || index != top;
-        let file = json!({"driver": "file", "filename": absolute(path), "read-only": read_only});
-        let mut layer = json!({"read-only": read_only, "file": file});
+        let read_only = disk.role.is_read_only() || index != top;
+        let mut file = json!({"driver": "file", "filename": absolute(path), "read-only": read_only});
+        let mut layer = json!({"read-only": read_only});
+        if disk.role == DiskRole::Volume && format == DiskFormat::Raw {
+            // QEMU ignores a discard unless each layer allows it, down to the file.
+            file["discard"] = PUNCH.into();
+            layer["discard"] = PUNCH.into();
+            layer["detect-zeroes"] = PUNCH.into();
+        }
+        layer["file"] = file;
         match format {
             // Only the lowest image can be raw, so it has no layer below.
             DiskFormat::Raw => layer["driver"] = "raw".into(),
@@ -154,6 +165,40 @@ mod tests {
         let file = json!({"driver": "file", "filename": "./a,b:\"c\"", "read-only": true});
         let expected = json!({"driver": "raw", "node-name": "disk3", "read-only": true, "file": file});
         assert_eq!(blockdev("disk3", &raw, &[]), expected);
+    }
+
+    #[test]
+    fn a_raw_volume_gives_back_what_its_guest_discards_and_a_read_only_one_is_never_written() {
+        let volume = |role| blockdev("disk0", &Disk { role, ..disk("/v".into(), DiskFormat::Raw) }, &[]);
+        let writable = volume(DiskRole::Volume);
+        assert_eq!(
+            writable,
+            json!({
+                "driver": "raw", "node-name": "disk0", "read-only": false, "discard": "unmap", "detect-zeroes": "unmap",
+                "file": {"driver": "file", "filename": "/v", "read-only": false, "discard": "unmap"},
+            })
+        );
+        let lent = volume(DiskRole::VolumeReadOnly);
+        assert_eq!(lent, volume(DiskRole::Shared));
+        assert_eq!(lent["file"]["read-only"], true);
+
+        let (_guard, directory) = directory();
+        let path = directory.join("volume");
+        fs::write(&path, vec![7; MIB]).expect("a disk");
+        let blocks = || {
+            use std::os::unix::fs::MetadataExt as _;
+            std::fs::metadata(&path).expect("is there").blocks()
+        };
+        let before = blocks();
+        let node = |role| blockdev("disk0", &Disk { role, ..disk(&path, DiskFormat::Raw) }, &[]);
+        let output = run("qemu-io", &["-c", "write -z -u 0 512k", &spec(&node(DiskRole::Volume))]);
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(blocks() < before, "{before} blocks stay");
+
+        let readers = [(); 2].map(|()| Vmm::start(&node(DiskRole::VolumeReadOnly)));
+        let writer = run("qemu-io", &["-c", "write 0 512", &spec(&node(DiskRole::Volume))]);
+        assert!(text(&writer).contains("Failed to get \"write\" lock"), "{}", text(&writer));
+        drop(readers);
     }
 
     #[test]
