@@ -13,7 +13,7 @@ use std::io;
 /// file and continues once the test has removed it.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
 
-/// All fail points, in the order in which the life of a VM passes them.
+/// All fail points, in the order in which the life of a VM passes them, then those of a volume.
 pub const FAIL_POINTS: &[&str] = &[
     "launch.dir",
     "launch.spawned",
@@ -40,6 +40,18 @@ pub const FAIL_POINTS: &[&str] = &[
     "recover.decided",
     "adopt.connected",
     "adopt.resumed",
+    "volume.data",
+    "volume.filled",
+    "volume.recorded",
+    "volume.published",
+    "volume.marked",
+    "volume.ended",
+    "volume.unmarked",
+    "volume.checked",
+    "volume.larger",
+    "volume.grown",
+    "volume.exported",
+    "volume.unnamed",
 ];
 
 /// A step that was made to fail.

@@ -1,4 +1,4 @@
-//! `$KILN_HOME`: the directory of images, snapshots, VMs and downloads.
+//! `$KILN_HOME`: the directory of images, snapshots, volumes, VMs and downloads.
 //!
 //! A home is used only if [`Home::check`] has found that no other user could have changed it.
 
@@ -11,7 +11,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::files::{FileFacts, partials, sweep};
 
-/// The directory in which Kiln keeps images, snapshots, VMs and downloads.
+/// The directory in which Kiln keeps images, snapshots, volumes, VMs and downloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home(Utf8PathBuf);
 
@@ -138,8 +138,8 @@ impl Home {
         trust::check(&self.0, &self.parts(), user, &trust::Accounts::read())
     }
 
-    fn parts(&self) -> [Utf8PathBuf; 4] {
-        [self.images(), self.vms(), self.snapshots(), self.cache()]
+    fn parts(&self) -> [Utf8PathBuf; 5] {
+        [self.images(), self.vms(), self.snapshots(), self.volumes(), self.cache()]
     }
 
     /// The directory itself.
@@ -160,6 +160,11 @@ impl Home {
     /// Snapshots, by id.
     pub fn snapshots(&self) -> Utf8PathBuf {
         self.0.join("snapshots")
+    }
+
+    /// Volumes, by name.
+    pub fn volumes(&self) -> Utf8PathBuf {
+        self.0.join("volumes")
     }
 
     /// Downloads and remembered facts. All of it can be removed at any time.

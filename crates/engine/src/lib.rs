@@ -13,6 +13,7 @@
 //! ```text
 //!   kept ─────┬──▶ guest ──▶ engine ───┐                  hot, warm, cold; a VM with its agent; launch, fork, recover
 //!   image ────┘                        ├──▶ driver        the interface of a driver
+//!   volume ──▶ image, snapshot         │                  named disks that outlive VMs
 //!   doctor ───────▶ drivers ───────────┘      │           what this host lacks; QEMU, fake
 //!                                             ▼
 //!                                            vm           one task owns it, others hold its handle
@@ -36,6 +37,8 @@ pub mod doctor;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod image;
 pub mod kept;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+pub mod volume;
 
 pub mod guest;
 

@@ -14,7 +14,7 @@ mod apt;
 mod build;
 mod busybox;
 mod cache;
-mod command;
+pub(crate) mod command;
 mod cpio;
 mod memory;
 mod modules;

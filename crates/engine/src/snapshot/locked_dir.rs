@@ -30,7 +30,7 @@ const LOCK_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// How a directory or file is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hold {
+pub(crate) enum Hold {
     /// Together with other processes.
     Shared,
     /// By one process only.
@@ -39,7 +39,7 @@ pub(super) enum Hold {
 
 /// An open directory of a snapshot.
 #[derive(Debug)]
-pub(super) struct LockedDir {
+pub(crate) struct LockedDir {
     fd: OwnedFd,
     opened_at: Utf8PathBuf,
 }
@@ -47,7 +47,7 @@ pub(super) struct LockedDir {
 impl LockedDir {
     /// Opens and locks the directory at `path`. `None` if it does not exist. [`io::ErrorKind::WouldBlock`] if other
     /// processes still hold it after that time.
-    pub(super) fn open(path: &Utf8Path, hold: Hold, patience: Duration) -> io::Result<Option<Self>> {
+    pub(crate) fn open(path: &Utf8Path, hold: Hold, patience: Duration) -> io::Result<Option<Self>> {
         let deadline = Instant::now() + patience;
         loop {
             let Some(this) = Self::open_unlocked(path)? else { return Ok(None) };
@@ -63,7 +63,7 @@ impl LockedDir {
     }
 
     /// Opens a directory without a lock. It may be removed while it is read.
-    pub(super) fn open_unlocked(path: &Utf8Path) -> io::Result<Option<Self>> {
+    pub(crate) fn open_unlocked(path: &Utf8Path) -> io::Result<Option<Self>> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(path.as_std_path(), flags, Mode::empty()) {
             Ok(fd) => Ok(Some(Self { fd, opened_at: path.to_owned() })),
@@ -80,7 +80,7 @@ impl LockedDir {
 
     /// Changes the kind of lock. Between the two, another process may have had the lock, so the caller has to check
     /// [`is_at`](Self::is_at) afterwards.
-    pub(super) fn relock(&self, hold: Hold, patience: Duration) -> io::Result<()> {
+    pub(crate) fn relock(&self, hold: Hold, patience: Duration) -> io::Result<()> {
         lock_until(&self.fd, hold, Instant::now() + patience)
     }
 
@@ -100,12 +100,12 @@ impl LockedDir {
     }
 
     /// Whether that path leads to this directory.
-    pub(super) fn is_at(&self, path: &Utf8Path) -> io::Result<bool> {
+    pub(crate) fn is_at(&self, path: &Utf8Path) -> io::Result<bool> {
         is_at(&self.fd, path)
     }
 
     /// Opens one of its files for reading. If it is not an ordinary file, returns [`io::ErrorKind::InvalidInput`].
-    pub(super) fn file(&self, name: &str) -> io::Result<File> {
+    pub(crate) fn file(&self, name: &str) -> io::Result<File> {
         // Without NONBLOCK, opening a pipe would wait for its writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "not an ordinary file");
@@ -118,14 +118,14 @@ impl LockedDir {
     }
 
     /// Reads a file of at most `bytes_max`. For a larger one, returns [`io::ErrorKind::FileTooLarge`].
-    pub(super) fn read(&self, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, name: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.file(name)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > bytes_max { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     }
 
     /// Writes a whole file to disk and puts it in place of the file of that name.
-    pub(super) fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+    pub(crate) fn replace(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         let unfinished = format!("{name}.tmp");
         match rustix::fs::unlinkat(&self.fd, &unfinished, AtFlags::empty()) {
             // A crash may have left a temporary file.

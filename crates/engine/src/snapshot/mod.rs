@@ -16,7 +16,7 @@ mod draft;
 mod error;
 mod id;
 mod listing;
-mod locked_dir;
+pub(crate) mod locked_dir;
 mod manifest;
 pub(crate) mod memory;
 pub(crate) mod overlay;
