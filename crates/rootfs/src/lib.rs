@@ -11,6 +11,7 @@
 mod body;
 mod canonical;
 pub mod erofs;
+pub mod export;
 mod layers;
 mod order;
 mod source;

@@ -1,7 +1,7 @@
 //! Trees for tests, with their contents in memory.
 
 use kiln_rootfs::erofs::{Options, Written, write};
-use kiln_rootfs::{Attributes, Body, BodyHasher, Children, Extent, Kind, Node, NodeId, Time, Tree};
+use kiln_rootfs::{Attributes, Body, BodyHasher, Children, Extent, Kind, Node, NodeId, Source, Time, Tree};
 
 /// A tree and the bytes of its files.
 pub struct Forest {
@@ -52,12 +52,17 @@ impl Forest {
 
     /// The tree as an image.
     pub fn image(&self) -> (Vec<u8>, Written) {
-        let mut image = Vec::new();
-        let written = write(&self.tree, &self.contents[..], &mut image, &Options::default()).expect("a valid tree");
-        assert_eq!(image.len() as u64, written.bytes);
-        assert_eq!(blake3::hash(&image).as_bytes(), &written.digest);
-        (image, written)
+        image_of(&self.tree, &self.contents[..])
     }
+}
+
+/// A tree as an image.
+pub fn image_of(tree: &Tree, source: &(impl Source + ?Sized)) -> (Vec<u8>, Written) {
+    let mut image = Vec::new();
+    let written = write(tree, source, &mut image, &Options::default()).expect("a valid tree");
+    assert_eq!(image.len() as u64, written.bytes);
+    assert_eq!(blake3::hash(&image).as_bytes(), &written.digest);
+    (image, written)
 }
 
 pub fn attributes(permissions: u16) -> Attributes {
