@@ -20,8 +20,8 @@ mod tree;
 
 pub use body::{BodyHasher, HashError, hash_bodies};
 pub use layers::{
-    DEPTH_MAX, FILE_BYTES_MAX, LINK_NAMES_MAX, LINKS_MAX, LayerError, LayerReport, Layers, Limits, NAME_BYTES_MAX,
-    NOTED_MAX, Noted, Notes, PATH_BYTES_MAX, PathFault, Refusal, XATTR_BYTES_MAX,
+    DEPTH_MAX, FILE_BYTES_MAX, LINKS_MAX, LayerError, LayerReport, Layers, Limits, NAME_BYTES_MAX, NOTED_MAX, Noted,
+    Notes, PATH_BYTES_MAX, PathFault, Refusal, XATTR_BYTES_MAX,
 };
 pub use source::Source;
 pub use spool::{BodyWriter, SPOOL_BLOCK_BYTES, Spool, SpoolError, SpoolLimits};

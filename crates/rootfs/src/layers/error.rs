@@ -5,7 +5,7 @@ use std::fmt;
 
 use kiln_archive::ArchiveError;
 
-use super::limits::{FILE_BYTES_MAX, LINK_NAMES_MAX, LINKS_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX};
+use super::limits::{FILE_BYTES_MAX, LINKS_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX};
 use super::names::PathFault;
 use crate::spool::SpoolError;
 
@@ -141,8 +141,11 @@ pub enum Refusal {
         bytes_max: u64,
     },
     /// The layers make paths pass too many symlinks.
-    #[error("the paths pass symlinks with more than {LINK_NAMES_MAX} names in all")]
-    TooManyLinkNames,
+    #[error("the paths pass symlinks with more than {names_max} names in all")]
+    TooManyLinkNames {
+        /// The limit.
+        names_max: u64,
+    },
 }
 
 impl LayerError {

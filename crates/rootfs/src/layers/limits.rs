@@ -10,11 +10,6 @@ pub const PATH_BYTES_MAX: usize = 4095;
 pub const DEPTH_MAX: usize = 255;
 /// Symlinks that one path may pass: what Linux allows.
 pub const LINKS_MAX: usize = 40;
-/// Names in the targets of symlinks that all paths of all layers may pass together.
-///
-/// Without this a path of a few bytes could pass 40 symlinks, each with a target of 2000 names, and so could each of a
-/// million entries. An honest image passes one or two symlinks for an entry (`lib` that leads to `usr/lib`).
-pub const LINK_NAMES_MAX: u64 = 1 << 26;
 /// Size of a file, holes included: what ext4 allows.
 pub const FILE_BYTES_MAX: u64 = 1 << 44;
 /// Bytes of all extended attributes of a node, names included.
@@ -36,12 +31,23 @@ pub struct Limits {
     pub text_bytes_max: u64,
     /// Bytes of extended attributes, with what they cost in memory.
     pub xattr_bytes_max: u64,
+    /// Names in the targets of symlinks that all paths pass together.
+    ///
+    /// Without this a path of a few bytes could pass 40 symlinks, each with a target of 2000 names, and so could each of a
+    /// million entries. An honest image passes one or two symlinks for an entry (`lib` that leads to `usr/lib`).
+    pub link_names_max: u64,
 }
 
 impl Default for Limits {
-    /// 16 GiB, 4 million entries, and 512 MiB each of text and of extended attributes.
+    /// 16 GiB, 4 million entries, 512 MiB each of text and of extended attributes, 64 million names in symlinks.
     fn default() -> Self {
-        Self { bytes_max: 16 << 30, entries_max: 4_000_000, text_bytes_max: 512 << 20, xattr_bytes_max: 512 << 20 }
+        Self {
+            bytes_max: 16 << 30,
+            entries_max: 4_000_000,
+            text_bytes_max: 512 << 20,
+            xattr_bytes_max: 512 << 20,
+            link_names_max: 1 << 26,
+        }
     }
 }
 
@@ -66,7 +72,7 @@ impl Budget {
             entries_left: limits.entries_max.min(u64::from(u32::MAX)),
             text_bytes_left: limits.text_bytes_max.min(u64::from(u32::MAX)),
             xattr_bytes_left: limits.xattr_bytes_max,
-            link_names_left: LINK_NAMES_MAX,
+            link_names_left: limits.link_names_max,
         }
     }
 
@@ -88,7 +94,7 @@ impl Budget {
     }
 
     pub(super) fn take_link_name(&mut self) -> Result<(), Refusal> {
-        take(&mut self.link_names_left, 1).ok_or(Refusal::TooManyLinkNames)
+        take(&mut self.link_names_left, 1).ok_or(Refusal::TooManyLinkNames { names_max: self.limits.link_names_max })
     }
 }
 

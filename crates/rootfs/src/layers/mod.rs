@@ -29,9 +29,7 @@ mod stack;
 mod walk;
 
 pub use error::{LayerError, Refusal};
-pub use limits::{
-    DEPTH_MAX, FILE_BYTES_MAX, LINK_NAMES_MAX, LINKS_MAX, Limits, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX,
-};
+pub use limits::{DEPTH_MAX, FILE_BYTES_MAX, LINKS_MAX, Limits, NAME_BYTES_MAX, PATH_BYTES_MAX, XATTR_BYTES_MAX};
 pub use names::PathFault;
 pub use notes::{NOTED_MAX, Noted, Notes};
 pub use stack::{LayerReport, Layers};

@@ -37,8 +37,8 @@ fn next(last: &Refusal) -> Option<Refusal> {
         Refusal::TooManyBytes { .. } => Refusal::TooManyEntries { entries_max: 4_000_000 },
         Refusal::TooManyEntries { .. } => Refusal::TooMuchText { bytes_max: 536_870_912 },
         Refusal::TooMuchText { .. } => Refusal::TooManyXattrs { bytes_max: 536_870_912 },
-        Refusal::TooManyXattrs { .. } => Refusal::TooManyLinkNames,
-        Refusal::TooManyLinkNames => return None,
+        Refusal::TooManyXattrs { .. } => Refusal::TooManyLinkNames { names_max: 67_108_864 },
+        Refusal::TooManyLinkNames { .. } => return None,
     })
 }
 
