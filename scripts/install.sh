@@ -76,6 +76,8 @@ collect() {
         need_program shellcheck shellcheck
         need_program qemu-img qemu-utils
         need_program fsck.erofs erofs-utils
+        need_program tar2sqfs squashfs-tools-ng
+        need_program python3 python3
         need_crate cargo-nextest
         ;;
     backends)

@@ -32,6 +32,16 @@ test_with_loop() {
     fi
 }
 
+# Layers with devices, and with files of other owners, which tar unpacks.
+test_as_root() {
+    if [[ $EUID == 0 ]]; then
+        cargo nextest run --locked --package kiln-rootfs --test layers --run-ignored only \
+            --filterset 'test(/(^|::)as_root_/)' "${nextest_output[@]}" </dev/null
+    else
+        echo "skip  layers compared with what tar unpacks: not root"
+    fi
+}
+
 # QEMU 10 and Linux 6.12, each if it is present.
 test_with_newer() {
     local qemu=${KILN_TEST_QEMU10:-$newer/usr/bin/qemu-system-x86_64} linux=${KILN_TEST_LINUX612:-$newer/linux.deb}
@@ -68,6 +78,7 @@ export_test_environment "$target_dir/debug/kiln" "$static_agent"
 cargo nextest run --locked --workspace "${nextest_output[@]}" </dev/null
 test_with_tap
 test_with_loop
+test_as_root
 test_with_newer
 step "doctests" cargo test --locked --workspace --doc
 echo "all tests passed in $SECONDS s"
