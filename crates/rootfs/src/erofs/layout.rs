@@ -28,6 +28,10 @@ use crate::tree::{Body, Kind, Tree};
 /// Blocks of inodes that are not full and still get more. With 16, 11 % of the blocks of a Debian with Python are
 /// unused, with 64 8 %, with 256 4 %; but inodes of one directory are then up to 1 MiB apart.
 const OPEN_BLOCKS: usize = 64;
+/// A file is a list of chunks if that saves one in so many of its blocks.
+const HOLES_SHARE_MIN: u64 = 8;
+/// Or if it saves so many blocks: 1 MiB.
+const HOLES_BLOCKS_MIN: u64 = 256;
 /// Size of the address of a chunk.
 const CHUNK_ADDRESS_BYTES: u64 = 4;
 
@@ -175,15 +179,22 @@ fn plain(size: u64, xattr_bytes: u64) -> (u64, Storage, u64) {
     }
 }
 
-/// Size, storage and blocks of a file. If it has a block without data, it is a list of chunks. Their size is the one
+/// Size, storage and blocks of a file. If it has holes that are worth it, it is a list of chunks. Their size is the one
 /// with which the image gets shortest: short ones leave more holes out, long ones need fewer addresses.
+///
+/// Many programs have a few blocks of zeros somewhere. Those stay in one piece, which the kernel maps at once.
 fn contents(body: &Body, xattr_bytes: u64) -> (u64, Storage, u64) {
-    if blocks_with_data(body, 0) == body.size.div_ceil(BLOCK_BYTES) {
+    let all = body.size.div_ceil(BLOCK_BYTES);
+    if blocks_with_data(body, 0) == all {
         return plain(body.size, xattr_bytes);
     }
     let sizes = (0..=CHUNK_BITS_MAX).map(|bits| (bits, blocks_with_data(body, bits)));
     let bytes = |(bits, blocks): &(u8, u64)| blocks * BLOCK_BYTES + chunk_count(body.size, *bits) * CHUNK_ADDRESS_BYTES;
     let (bits, blocks) = sizes.min_by_key(bytes).expect("there are several sizes");
+    let saved = all - blocks;
+    if saved * HOLES_SHARE_MIN < all && saved < HOLES_BLOCKS_MIN {
+        return plain(body.size, xattr_bytes);
+    }
     (body.size, Storage::Chunks { bits, long: false }, blocks)
 }
 
@@ -293,6 +304,11 @@ mod tests {
         let chunks = |bits| Storage::Chunks { bits, long: false };
         assert_eq!(contents(&body(100, &[]), 0), (100, chunks(0), 0));
         assert_eq!(contents(&body(8192, &[(4096, 4096)]), 0), (8192, chunks(0), 1));
+        // One block in nine is not worth it, a mebibyte in sixteen is.
+        assert_eq!(contents(&body(36_864, &[(4096, 32_768)]), 0), (36_864, Storage::Blocks, 9));
+        let mebibyte = 1 << 20;
+        let nearly_all = body(16 * mebibyte, &[(mebibyte, 15 * mebibyte)]);
+        assert_eq!(contents(&nearly_all, 0), (16 * mebibyte, chunks(8), 3840));
         // A hole of 1 GiB needs 2048 addresses of chunks of 512 KiB; with chunks of 1 MiB more data would be written.
         let gibibyte = 1 << 30;
         assert_eq!(contents(&body(gibibyte, &[]), 0), (gibibyte, chunks(18), 0));
