@@ -10,6 +10,7 @@
 
 mod body;
 mod canonical;
+pub mod directory;
 pub mod erofs;
 pub mod export;
 mod layers;

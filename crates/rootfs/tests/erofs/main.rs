@@ -4,6 +4,7 @@
 mod exported;
 mod forest;
 mod fsck;
+mod host;
 mod mounted;
 mod properties;
 mod refused;
