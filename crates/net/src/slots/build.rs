@@ -21,8 +21,9 @@ use super::link::{self, Pair};
 use super::namespace::Namespace;
 use super::netlink::Netlink;
 use super::program;
-use super::rules::{self, BRIDGE, Context, HostSide, Place, TABLE, UPLINK};
+use super::rules::{self, BRIDGE, HostSide, Place, TABLE, UPLINK};
 use super::slot::{Applied, Slot};
+use super::steps::{self, Context};
 use crate::inner::GATEWAY_MAC;
 use crate::policy::Policy;
 
@@ -191,8 +192,8 @@ fn outside(
     set(&format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1")?;
     set(&format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1")?;
     home.step(Step::Forwarding);
-    let own_open = policy.map(|policy| rules::own_open(policy, &survey.own_addresses())).unwrap_or_default();
-    let side = HostSide { link: &name, address, guarded: &guarded, own_open: &own_open };
+    let own_open = policy.map(|policy| steps::own_open(policy, &survey.own_addresses())).unwrap_or_default();
+    let side = HostSide { link: &name, replaces: false, address, guarded: &guarded, own_open: &own_open };
     program::apply(&rules::host(&side))?;
     home.step(Step::HostRules);
     Ok((address, gateway))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 
 use super::journal::SlotId;
-use super::rules::{SHAPES_MAX, TooManyShapes};
+use super::steps::{SHAPES_MAX, TooManyShapes};
 
 /// Why `nft` failed.
 #[derive(Debug, thiserror::Error)]

@@ -33,6 +33,7 @@ mod pool;
 mod program;
 mod rules;
 mod slot;
+mod steps;
 
 pub use error::{NftError, SlotError};
 pub use home::{About, Recovered, Slots, SlotsConfig, Step};
@@ -40,5 +41,5 @@ pub use host::{Obstacle, RANGES, SlotRange};
 pub use journal::{NotASlotId, SlotId};
 pub use lab::{Member, MemberAbout, Network, Networks};
 pub use pool::SlotPool;
-pub use rules::TooManyShapes;
 pub use slot::{Counter, Denial, RulesFault, Slot, SlotTap};
+pub use steps::TooManyShapes;

@@ -47,10 +47,13 @@ impl SlotPool {
     /// A slot under this policy: a ready one, or a new one if there is none.
     pub fn acquire(&self, policy: &Policy) -> Result<Slot, SlotError> {
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let slot = match ready {
+            Some(mut slot) => slot.apply(policy, &[]).map(|()| slot),
+            None => self.slots.acquire(LABEL, policy),
+        };
+        // The next slot is made afterwards, because both would wait for the same locks of the kernel.
         self.refill();
-        let Some(mut slot) = ready else { return self.slots.acquire(LABEL, policy) };
-        slot.apply(policy, &[])?;
-        Ok(slot)
+        slot
     }
 
     /// How many slots are ready now.

@@ -17,7 +17,8 @@ use super::journal::{Entry, SlotId};
 use super::link;
 use super::nftables::{self, Element};
 use super::program;
-use super::rules::{self, COUNTERS, Context, DENIED, HostSide, LEARNED, TABLE, TAP};
+use super::rules::{self, COUNTERS, DENIED, HostSide, TABLE, TAP};
+use super::steps::{self, Context, LEARNED};
 use crate::gate::Gate;
 use crate::inner::{GUEST, RESOLVER_PORT};
 use crate::names::{Grant, Opens};
@@ -142,8 +143,8 @@ impl Slot {
         }
         let mark = random_mark().map_err(SlotError::Netfilter)?;
         rules::replace(&mut table, &Context { policy, own: &own, openings, mark }, &sets)?;
-        let host_old = parts.applied.as_ref().map(|applied| rules::own_open(&applied.policy, &applied.own));
-        let own_open = rules::own_open(policy, &own);
+        let host_old = parts.applied.as_ref().map(|applied| steps::own_open(&applied.policy, &applied.own));
+        let own_open = steps::own_open(policy, &own);
         // The host's side goes first. Both sides must agree to open something, so nothing is open in between that the
         // old and the new policy both close.
         let host_now = nftables::fingerprint(&mut parts.host_rules, &id.link(), &[]).map_err(SlotError::Netfilter)?;
@@ -152,13 +153,19 @@ impl Slot {
         if !host_kept || !host_is_ours {
             let guarded = home.shared.hold().map_err(SlotError::Links)?.forward(&survey.forwarding_links())?;
             let link = id.link();
-            let side = HostSide { link: &link, address: parts.about.address, guarded: &guarded, own_open: &own_open };
+            let side = HostSide {
+                link: &link,
+                replaces: true,
+                address: parts.about.address,
+                guarded: &guarded,
+                own_open: &own_open,
+            };
             program::apply(&rules::host(&side))?;
         }
         let json = table.into_json();
         parts.namespace.run(move || program::apply(&json)).map_err(SlotError::Namespace)??;
         parts.open_link(&id, policy, own)?;
-        let elements = rules::elements(policy, openings);
+        let elements = steps::elements(policy, openings);
         let parts = self.parts();
         parts.applied.as_mut().expect("was just applied").note(&elements, Instant::now());
         parts.about.policy = Some(policy.clone());
@@ -181,7 +188,7 @@ impl Slot {
         let now = Instant::now();
         // An address of two names stays as long as the one that ends last.
         let mut elements: Vec<Element> = Vec::new();
-        for element in rules::elements(&applied.policy, openings) {
+        for element in steps::elements(&applied.policy, openings) {
             let is_same = |other: &&mut Element| other.set == element.set && other.address == element.address;
             match elements.iter_mut().find(is_same) {
                 Some(other) => other.lasts = other.lasts.max(element.lasts),
