@@ -109,7 +109,9 @@ impl SlotError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Rules(NftError::Missing) => Some("install the package `nftables`".into()),
-            Self::Namespace(source) | Self::Tap(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Self::Journal { source, .. } | Self::Namespace(source) | Self::Tap(source)
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 Some("a network of this kind needs root; `--net user` does not".into())
             }
             Self::Tap(source) if source.kind() == io::ErrorKind::NotFound => {

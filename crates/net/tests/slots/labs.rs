@@ -1,9 +1,11 @@
 //! Lab networks in the kernel.
 
-use kiln_net::policy::Policy;
-use kiln_net::slots::{Networks, SlotError};
+use std::process::{Command, Stdio};
 
-use crate::support::{Guest, World, policy, sh};
+use kiln_net::policy::Policy;
+use kiln_net::slots::{Networks, SlotError, SlotsConfig};
+
+use crate::support::{Guest, World, policy, sh, wait_until};
 
 const OPEN: &str = r#"{"default":"public"}"#;
 
@@ -80,6 +82,43 @@ fn a_network_stays_until_it_is_removed_and_is_made_again_after_a_restart() {
     assert_eq!(networks.list().expect("are listed").len(), 1, "networks have no owner");
     networks.remove("lab").expect("is removed");
     assert_eq!(world.listings(), before);
+}
+
+#[test]
+#[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
+fn a_place_whose_owner_is_killed_is_free_again() {
+    let world = World::new();
+    let networks = Networks::open(world.config()).expect("opens");
+    networks.create("lab", &Policy::default()).expect("is made");
+    let mut owner = Command::new(std::env::current_exe().expect("is there"))
+        .args(["--exact", "labs::join_a_lab_and_be_killed", "--ignored"])
+        .env(DIRECTORY_VARIABLE, world.config().directory.parent().expect("has one").as_str())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("runs");
+    wait_until("the end of the owner", || owner.try_wait().expect("is a child").is_some());
+    let listed = &networks.list().expect("are listed")[0];
+    assert_eq!(listed.members.len(), 1, "the owner was killed as a member");
+    networks.recover().expect("recovers");
+    assert_eq!(networks.list().expect("are listed")[0].members, []);
+    let member = networks.join("lab", "two").expect("has a place");
+    assert_eq!(member.about().address.octets()[3], 2);
+    let devices = sh(&format!("nsenter --net={} ip -o link | grep -c tap-", member.tap().namespace));
+    assert_eq!(devices.trim(), "1");
+}
+
+const DIRECTORY_VARIABLE: &str = "KILN_TEST_LABS";
+
+#[test]
+#[ignore = "the other half of the test above, started by it in a process of its own"]
+fn join_a_lab_and_be_killed() {
+    let directory = camino::Utf8PathBuf::from(std::env::var(DIRECTORY_VARIABLE).expect("started by the test above"));
+    let config = SlotsConfig { shared: directory.join("shared"), ..SlotsConfig::new(directory.join("net")) };
+    let networks = Networks::open(config).expect("opens");
+    let member = networks.join("lab", "one").expect("has a place");
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("is itself");
+    drop(member);
 }
 
 #[test]
