@@ -22,6 +22,8 @@ use crate::gate::{Denied, Gate};
 use crate::inner::{GATEWAY, GUEST_MAC, RESOLVER_PORT};
 use crate::policy::{Class, DecidedBy, Destination, Domain};
 
+/// The smallest MTU of IPv4 hosts (RFC 791, 3.1).
+const MTU_MIN: u16 = 576;
 /// Reads of the link before sockets get a turn.
 const FILLS_MAX: usize = 8;
 /// Events that are taken at once.
@@ -95,6 +97,9 @@ impl<H: Host> Stack<H> {
         published: Vec<Published>,
         mtu: u16,
     ) -> io::Result<Self> {
+        if mtu < MTU_MIN {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the MTU is too small for IPv4"));
+        }
         let mut link = Link::new(link)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edges = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -241,7 +246,7 @@ impl<H: Host> Stack<H> {
         if is_everyone(*flow.to.ip()) {
             return self.ignore();
         }
-        if self.connections.segment(&mut wire(&mut self.link, self.guest_mac), flow, ipv4) {
+        if self.connections.segment(&mut wire(&mut self.link, self.guest_mac), flow, is_new, ipv4) {
             return;
         }
         let admitted = if is_new { self.admit(Destination::tcp(flow.to.into())) } else { None };

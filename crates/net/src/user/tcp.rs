@@ -140,10 +140,19 @@ impl Connections {
     }
 
     /// Takes a segment of a connection that is known.
-    pub(super) fn segment(&mut self, wire: &mut Wire<'_>, flow: Flow, ipv4: &[u8]) -> bool {
+    ///
+    /// A first segment that comes after the connection was made is not late, because the link keeps the order. The guest
+    /// has forgotten the connection, as after a reset of the machine, and makes another one with the same ports. The old
+    /// one ends, or the new one would get no answer.
+    pub(super) fn segment(&mut self, wire: &mut Wire<'_>, flow: Flow, is_new: bool, ipv4: &[u8]) -> bool {
         let Some(key) = self.flows.get(&flow).copied() else { return false };
         let now = self.now();
         let Some(connection) = self.table.get_mut(key) else { return false };
+        let is_waiting = matches!(connection.socket().state(), State::Listen | State::SynReceived | State::SynSent);
+        if is_new && !is_waiting {
+            self.remove(key);
+            return false;
+        }
         let mut device = device(wire, Some(ipv4), self.mtu);
         self.interface.poll_ingress_single(now, &mut device, &mut connection.sockets);
         self.enqueue(key);
@@ -170,7 +179,7 @@ impl Connections {
         socket.pause_synack(true);
         socket.listen((*flow.to.ip(), flow.to.port())).ok()?;
         let key = self.insert(flow, socket, host, Some(admitted), Phase::Connecting);
-        self.segment(wire, flow, ipv4);
+        self.segment(wire, flow, true, ipv4);
         let connection = self.table.get_mut(key)?;
         if connection.socket().state() == State::SynReceived {
             return Some(key);

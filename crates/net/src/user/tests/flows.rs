@@ -277,6 +277,22 @@ fn an_echo_that_is_allowed_comes_back_to_the_program_that_asked() {
 }
 
 #[test]
+fn a_guest_that_forgot_its_connection_can_make_it_again() {
+    let mut net = Net::new(public());
+    let (handle, mut old) = connected(&mut net);
+    // The guest starts again: it has the same ports, and knows nothing of the connection.
+    net.guest.sockets.remove(handle);
+    net.guest.forget_ports();
+    let (_, _server) = connected(&mut net);
+    let error = net.until("the old one is reset", |_| match old.read(&mut [0; 8]) {
+        Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => Some(error.kind()),
+        _ => None,
+    });
+    assert_eq!(error, std::io::ErrorKind::ConnectionReset);
+    assert_eq!(net.stack.counts().connections.load(Ordering::Relaxed), 2);
+}
+
+#[test]
 fn a_published_port_leads_to_the_guest() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let address = listener.local_addr().expect("its address");

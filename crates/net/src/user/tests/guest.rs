@@ -15,6 +15,7 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 use crate::inner::{GATEWAY, GATEWAY_MAC, GUEST, GUEST_MAC, PREFIX};
 
 const BUFFER_BYTES: usize = 256 << 10;
+const FIRST_PORT: u16 = 40_000;
 
 pub struct Guest {
     wire: Wire,
@@ -43,7 +44,7 @@ impl Guest {
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, StackInstant::ZERO);
         interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(GUEST.into(), PREFIX)).expect("room"));
         interface.routes_mut().add_default_ipv4_route(GATEWAY).expect("room");
-        Self { wire, interface, sockets: SocketSet::new(vec![]), start: Instant::now(), port: 40_000 }
+        Self { wire, interface, sockets: SocketSet::new(vec![]), start: Instant::now(), port: FIRST_PORT }
     }
 
     pub fn poll(&mut self) {
@@ -63,6 +64,11 @@ impl Guest {
         let socket = self.sockets.get_mut::<Socket<'_>>(handle);
         socket.connect(self.interface.context(), (*to.ip(), to.port()), (GUEST, self.port)).expect("it connects");
         handle
+    }
+
+    /// The next connection has the ports of the first one.
+    pub fn forget_ports(&mut self) {
+        self.port = FIRST_PORT;
     }
 
     pub fn listen(&mut self, port: u16) -> SocketHandle {
