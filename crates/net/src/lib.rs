@@ -9,6 +9,7 @@
 //!
 //! [`policy`] decides and does no I/O. The other modules ask it.
 
+pub mod explain;
 pub mod gate;
 pub mod inner;
 pub mod names;

@@ -1,6 +1,6 @@
 //! The decisions of a policy, in the order of the table in [`crate::policy`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use super::class::{Class, unwrapped};
@@ -38,6 +38,26 @@ impl Policy {
         let rules: Vec<Rule> = self.allow.by_name(name).cloned().collect();
         let is_open = self.default_rule() == PolicyDefault::Public || self.allow.any().next().is_some();
         if rules.is_empty() && !is_open { NameDecision::NoRule } else { NameDecision::Allowed { rules } }
+    }
+
+    /// Whether a guest may reach a port of a name, if its address is public and no rule is about that address.
+    pub fn decide_name_and_port(&self, name: &Domain, protocol: Protocol, port: u16) -> Decision {
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let to = Destination { address: unspecified, protocol, port };
+        let denied = self.deny.by_name(name).chain(self.deny.any().filter(|rule| rule.is_for(&to))).next();
+        let any = || self.allow.any().find(|rule| rule.is_for(&to)).cloned().map(DecidedBy::AllowRule);
+        let by_name = || {
+            let rule = self.allow.by_name(name).find(|rule| rule.is_for(&to))?;
+            Some(DecidedBy::AllowName { rule: rule.clone(), name: name.clone() })
+        };
+        denied
+            .cloned()
+            .map(DecidedBy::DenyRule)
+            .or_else(any)
+            .or_else(by_name)
+            .or_else(|| self.elsewhere(&to))
+            .unwrap_or_else(|| self.by_default(Class::Public, true))
+            .into()
     }
 
     /// Whether some port of an address is open by address: by a rule, a rule with `*`, or the default. The resolver

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use serde::Serialize;
+
 use super::class::Class;
 use super::domain::Domain;
 use super::rule::{Protocol, Rule};
@@ -20,7 +22,8 @@ pub struct Destination {
 }
 
 /// Whether it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Yes.
     Allow,
