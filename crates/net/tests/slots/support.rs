@@ -104,7 +104,7 @@ pub struct Space {
 }
 
 impl Space {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-c", "ip link set lo up && echo made && exec cat"])
             .stdin(Stdio::piped())
