@@ -79,7 +79,7 @@ impl Resolver {
             Transport::Tcp => usize::from(u16::MAX),
         };
         if let Some(addresses) = self.hosts.read().unwrap_or_else(PoisonError::into_inner).get(&query.name) {
-            return query.answer(&Answer::of_table(query, addresses, HOSTS_TTL_SECONDS), None, bytes_max);
+            return query.answered(&Answer::of_table(query, addresses, HOSTS_TTL_SECONDS), bytes_max);
         }
         let policy = self.gate.policy();
         match policy.decide_name(&query.name) {
@@ -96,7 +96,7 @@ impl Resolver {
             _ => false,
         };
         if is_empty {
-            return query.answer(&Answer::default(), None, bytes_max);
+            return query.answered(&Answer::default(), bytes_max);
         }
         let Ok(_permit) = self.in_flight.try_acquire() else { return query.refusal(Code::ServerFailure, None) };
         match self.upstream.ask(query).await {

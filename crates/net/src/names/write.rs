@@ -38,7 +38,13 @@ impl Query {
         write(&self.head, code, &[], reason, usize::from(u16::MAX))
     }
 
-    /// An answer with records. If it is longer than this, it has none and is marked as truncated.
+    /// The message of an answer, as a guest gets it. If it is longer than this, it has no records and is marked as
+    /// truncated.
+    pub fn answered(&self, answer: &Answer, bytes_max: usize) -> Vec<u8> {
+        self.answer(answer, None, bytes_max)
+    }
+
+    /// The same with a reason for what is absent.
     pub(super) fn answer(&self, answer: &Answer, reason: Option<Reason>, bytes_max: usize) -> Vec<u8> {
         let code = if answer.no_such_name { Code::NoSuchName } else { Code::NoError };
         let items: Vec<&Item> = answer.aliases.iter().chain(&answer.records).collect();
