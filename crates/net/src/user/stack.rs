@@ -20,7 +20,7 @@ use super::slab::Key;
 use super::tcp::{Connections, Flow, Wire};
 use crate::gate::{Denied, Gate};
 use crate::inner::{GATEWAY, GUEST_MAC, RESOLVER_PORT};
-use crate::policy::{Class, DecidedBy, Destination, Domain};
+use crate::policy::{DecidedBy, Destination, Domain};
 
 /// The smallest MTU of IPv4 hosts (RFC 791, 3.1).
 const MTU_MIN: u16 = 576;
@@ -322,7 +322,6 @@ impl<H: Host> Stack<H> {
     /// allowed: a flood of denied ones costs no system call.
     fn admit(&mut self, to: Destination) -> Option<Admitted> {
         if let IpAddr::V4(address) = to.address
-            && Class::of(to.address) == Class::Public
             && self.gate.decide(&to).is_allowed()
         {
             let is_own = self.host.is_own(address);

@@ -122,12 +122,15 @@ fn a_server_that_refuses_is_seen_as_one() {
 }
 
 #[test]
-fn an_address_of_the_host_itself_is_refused() {
-    let mut net = Net::new(public());
-    net.host.lock().own.push("203.0.113.1".parse().expect("an address"));
-    let handle = net.guest.connect(SERVER);
-    net.until("the guest is refused", |guest| (guest.state(handle) == State::Closed).then_some(()));
-    assert!(net.host.lock().asked.is_empty());
+fn an_address_of_the_host_itself_is_refused_unless_a_rule_has_it_alone() {
+    let mut net = Net::new(policy(PolicyDefault::Public, &["10.1.0.0/16", "10.1.0.6"], &[]));
+    let own = ["203.0.113.1", "10.1.0.5", "10.1.0.6"];
+    net.host.lock().own = own.map(|address| address.parse().expect("an address")).to_vec();
+    for address in own {
+        let handle = net.guest.connect(&format!("{address}:80"));
+        net.until("the guest is refused", |guest| (guest.state(handle) == State::Closed).then_some(()));
+    }
+    assert_eq!(net.host.lock().asked, ["tcp/10.1.0.6:80"], "no server listens there, but the policy allows it");
 }
 
 #[test]
