@@ -9,25 +9,37 @@
 
 #![forbid(unsafe_code)]
 
+mod archive_index;
 mod choice;
 mod compression;
 mod config;
 mod config_check;
 mod config_document;
+mod descend;
 mod digest;
+mod docker_archive;
+mod folder;
+mod image;
 mod json;
 mod layer;
+mod layout;
 mod manifest;
+mod open;
 mod platform;
 mod reference;
 mod signal;
+mod source;
 mod user;
 
+pub use archive_index::{IndexError, MEMBERS_MAX};
 pub use choice::PlatformError;
 pub use compression::{Compression, UnknownCompression, Unpacked, XZ_MEMORY_BYTES_MAX, ZSTD_WINDOW_BYTES_MAX};
 pub use config::{HealthTest, Healthcheck, History, ImageConfig, PATH_DEFAULT};
 pub use config_check::{ConfigDocument, ConfigError, STRING_BYTES_MAX, STRINGS_BYTES_MAX, STRINGS_MAX};
+pub use descend::DescendError;
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
+pub use folder::FileError;
+pub use image::{BlobReader, DocumentError, Image, Layer, Origin};
 pub use json::{DEPTH_MAX, DOCUMENT_BYTES_MAX, JsonError};
 pub use layer::{Expected, LayerError, LayerReader, LayerSums};
 pub use manifest::{
@@ -37,4 +49,5 @@ pub use manifest::{
 pub use platform::{CpuLevel, Platform};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, REFERENCE_BYTES_MAX, Reference, ReferenceError};
 pub use signal::{Signal, SignalError};
+pub use source::{ARCHIVE_BYTES_MAX, OpenError, OpenOptions, Source};
 pub use user::{Account, ID_MAX, User, UserError};
