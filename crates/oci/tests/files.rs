@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use kiln_oci::{Digest, Image, OpenError, OpenOptions, Origin, Source};
+use kiln_oci::{Digest, Image, OpenError, OpenOptions, Origin, Reference, Source, write_archive};
 use support::tools::{Images, path, run, write};
 use support::{chain, gzip};
 use tar::{Builder, EntryType, Header};
@@ -58,6 +58,29 @@ fn the_same_image_is_found_in_every_form() {
     }
     let several = Image::open_folder(&images.path("layout"), &options(home.path(), None)).expect_err("has two");
     insta::assert_snapshot!(chain(&several));
+}
+
+#[test]
+fn skopeo_reads_what_is_exported() {
+    let home = tempfile::tempdir().expect("a directory");
+    let tree = home.path().join("tree");
+    std::fs::create_dir_all(&tree).expect("a directory");
+    write(&tree.join("file"), b"content");
+    let layer = home.path().join("layer.tar");
+    run("tar", &["-C", &path(&tree), "-cf", &path(&layer), "."]);
+    let config = kiln_oci::ImageConfig { cmd: vec!["/x".to_owned()], ..kiln_oci::ImageConfig::bare() };
+    let name: Reference = "exported:1".parse().expect("is a reference");
+    let target = home.path().join("out.tar");
+    let mut output = std::fs::File::create(&target).expect("a file");
+    let mut layer = std::fs::File::open(&layer).expect("a file");
+    let exported = write_archive(&mut output, &mut layer, &config, &[name]).expect("is written");
+    for form in ["docker-archive", "oci-archive"] {
+        let copied = path(&home.path().join(form));
+        run("skopeo", &["copy", "--insecure-policy", &format!("{form}:{}", path(&target)), &format!("oci:{copied}:1")]);
+        let image = Image::open_folder(Path::new(&copied), &options(home.path(), None)).expect("opens");
+        assert_eq!(contents(&image), std::slice::from_ref(&exported.diff_id));
+        assert_eq!(image.config.cmd, ["/x"]);
+    }
 }
 
 #[test]
