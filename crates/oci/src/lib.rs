@@ -28,6 +28,7 @@ mod manifest;
 mod open;
 mod platform;
 mod reference;
+mod registry;
 mod signal;
 mod source;
 mod user;
@@ -50,6 +51,7 @@ pub use manifest::{
 };
 pub use platform::{CpuLevel, Platform};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, REFERENCE_BYTES_MAX, Reference, ReferenceError};
+pub use registry::{Credentials, CredentialsError, Location, LocationError, docker_config_path};
 pub use signal::{Signal, SignalError};
 pub use source::{ARCHIVE_BYTES_MAX, OpenError, OpenOptions, Source};
 pub use user::{Account, ID_MAX, User, UserError};

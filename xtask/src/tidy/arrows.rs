@@ -17,7 +17,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("kiln-programs", &[]),
     ("kiln-vdev", &["kiln-programs"]),
     ("kiln-rootfs", &["kiln-archive"]),
-    ("kiln-oci", &["kiln-archive"]),
+    ("kiln-oci", &["kiln-archive", "kiln-programs"]),
     ("kiln-net", &["kiln-programs"]),
     (
         "kiln-engine",
