@@ -51,7 +51,10 @@ pub use manifest::{
 };
 pub use platform::{CpuLevel, Platform};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, REFERENCE_BYTES_MAX, Reference, ReferenceError};
-pub use registry::{Credentials, CredentialsError, Location, LocationError, docker_config_path};
+pub use registry::{
+    BlobCache, CacheError, Credentials, CredentialsError, Location, LocationError, MinimumRate, PullError, PullOptions,
+    RetryOptions, docker_config_path,
+};
 pub use signal::{Signal, SignalError};
 pub use source::{ARCHIVE_BYTES_MAX, OpenError, OpenOptions, Source};
 pub use user::{Account, ID_MAX, User, UserError};

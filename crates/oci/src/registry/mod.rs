@@ -10,11 +10,21 @@
 //! all answers a bound.
 
 mod address;
+mod cache;
 mod challenge;
+mod client;
 mod credential_helper;
 mod credentials;
+mod error;
+mod http;
 mod location;
+mod options;
+mod retry;
 mod stop;
+mod token;
 
+pub use cache::{BlobCache, CacheError};
 pub use credentials::{Credentials, CredentialsError, docker_config_path};
+pub use error::PullError;
 pub use location::{Location, LocationError};
+pub use options::{MinimumRate, PullOptions, RetryOptions};
