@@ -52,8 +52,8 @@ pub use manifest::{
 pub use platform::{CpuLevel, Platform};
 pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, REFERENCE_BYTES_MAX, Reference, ReferenceError};
 pub use registry::{
-    BlobCache, CacheError, Credentials, CredentialsError, Location, LocationError, MinimumRate, PullError, PullOptions,
-    RetryOptions, docker_config_path,
+    BlobCache, CacheError, Credentials, CredentialsError, LayerProgress, Location, LocationError, MinimumRate,
+    Progress, PullError, PullOptions, Pulled, RetryOptions, docker_config_path, pull, resolve,
 };
 pub use signal::{Signal, SignalError};
 pub use source::{ARCHIVE_BYTES_MAX, OpenError, OpenOptions, Source};

@@ -1,6 +1,8 @@
 //! What the tests of this crate share: images, servers that lie, and programs that make real images.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod server;
+pub mod store;
 pub mod tools;
 
 use std::error::Error;
