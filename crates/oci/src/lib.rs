@@ -31,6 +31,8 @@ mod reference;
 mod registry;
 mod signal;
 mod source;
+#[cfg(test)]
+mod texts;
 mod user;
 
 pub use archive_index::{IndexError, MEMBERS_MAX};

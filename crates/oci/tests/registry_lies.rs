@@ -53,6 +53,10 @@ fn is_blob(request: &Request, layer: &Digest) -> bool {
     request.path.ends_with(&layer.to_string())
 }
 
+fn gets_manifest(request: &Request) -> bool {
+    request.method == "GET" && request.path.contains("/manifests/")
+}
+
 /// The text of what happens if a registry answers requests for the layer like this.
 fn layer_lie(lie: impl Fn(&Request, &[u8]) -> Reply + Send + Sync + 'static) -> String {
     let (store, layer) = image();
@@ -314,7 +318,6 @@ fn lies_about_manifests_are_named() {
         let server = image().0.serve(lie);
         text(&refused(&server, &options()), &[&server])
     };
-    let is_manifest = |request: &Request| request.path.contains("/manifests/");
     let other = Digest::sha256(b"other").to_string();
     let lines = [
         (
@@ -324,25 +327,18 @@ fn lies_about_manifests_are_named() {
                 (request.method == "HEAD").then(|| vec![head(200, &[("docker-content-digest", &other)])])
             }),
         ),
-        (
-            "another manifest",
-            manifest_lie(|request, _| {
-                (request.method == "GET" && request.path.contains("/manifests/")).then(|| reply(200, &[], b"{}"))
-            }),
-        ),
+        ("another manifest", manifest_lie(|request, _| gets_manifest(request).then(|| reply(200, &[], b"{}")))),
         (
             "another type",
             manifest_lie(|request, store| {
                 let manifest = &store.blobs[&store.tags["1"].1];
-                let is_get = request.method == "GET" && request.path.contains("/manifests/");
-                is_get.then(|| reply(200, &[("content-type", OCI_INDEX)], manifest))
+                gets_manifest(request).then(|| reply(200, &[("content-type", OCI_INDEX)], manifest))
             }),
         ),
         (
             "an endless manifest",
             manifest_lie(|request, _| {
-                let is_get = request.method == "GET" && request.path.contains("/manifests/");
-                is_get.then(|| vec![head(200, &[]), Part::Forever(vec![b' '; 65_536], Duration::ZERO)])
+                gets_manifest(request).then(|| vec![head(200, &[]), Part::Forever(vec![b' '; 65_536], Duration::ZERO)])
             }),
         ),
         ("no such tag", manifest_lie(|request, _| request.path.contains("/manifests/").then(|| reply(404, &[], b"")))),
@@ -376,7 +372,6 @@ fn lies_about_manifests_are_named() {
             }),
         ),
     ];
-    assert!(is_manifest(&Request { method: String::new(), path: "/manifests/".to_owned(), headers: Vec::new() }));
     let all = lines.map(|(what, text)| format!("{what}: {text}")).join("\n");
     insta::assert_snapshot!(all.replace(&other, "OTHER"));
 }
@@ -530,4 +525,25 @@ fn tokens_are_asked_for_and_renewed() {
         .iter()
         .any(|request| request.header("authorization").is_some_and(|value| value.starts_with("Basic")));
     assert!(!leaked, "the password goes to the token server alone");
+}
+
+#[test]
+fn a_refresh_token_goes_to_the_token_server_alone() {
+    let tokens = Server::start(|_| reply(200, &[], br#"{"access_token":"short"}"#));
+    let challenge = format!("Bearer realm=\"http://{}/token\",service=\"s\"", tokens.authority());
+    let server = image().0.serve(move |request, _| {
+        let is_good = request.header("authorization") == Some("Bearer short");
+        (!is_good && request.path != "/v2/").then(|| reply(401, &[("www-authenticate", &challenge)], b""))
+    });
+    let home = tempfile::tempdir().expect("a directory");
+    let file = home.path().join("config.json");
+    let config = format!(r#"{{"auths":{{"{}":{{"identitytoken":"refresh me"}}}}}}"#, server.authority());
+    std::fs::write(&file, config).expect("a file");
+    try_pull(&server, &PullOptions { credentials: Credentials::Docker(file), ..options() }).0.expect("is honest");
+    let asked = tokens.requests();
+    assert_eq!((asked.len(), asked[0].method.as_str(), asked[0].header("authorization")), (1, "POST", None));
+    let form = "service=s&scope=repository%3Atest%2Fimage%3Apull&grant_type=refresh_token&client_id=kiln\
+        &refresh_token=refresh%20me";
+    assert_eq!(asked[0].body, form);
+    assert!(!format!("{:?}", server.requests()).contains("refresh"));
 }

@@ -65,7 +65,7 @@ fn fill(client: &Client<'_>, partial: &Partial, blob: &Descriptor, done: &Atomic
         state.bytes = hash(&partial.file, &mut state.hasher).map_err(written)?;
         state.is_resumed = true;
     }
-    let mut retry = client.retry();
+    let (mut retry, mut is_restarted) = (client.retry(), false);
     loop {
         let before = state.bytes;
         done.store(before, Ordering::Relaxed);
@@ -76,8 +76,12 @@ fn fill(client: &Client<'_>, partial: &Partial, blob: &Descriptor, done: &Atomic
         };
         match attempt {
             Ok(()) if state.hasher.clone().finish() == blob.digest => return Ok(()),
-            // The part that was there before may be damaged; a new download decides.
-            Ok(()) if state.is_resumed => state.restart(&blob.digest).map_err(written)?,
+            // A part that was there before may be damaged, so a new download decides. It does so only once: a server could
+            // send wrong parts, with progress in each of them, without an end.
+            Ok(()) if state.is_resumed && !is_restarted => {
+                is_restarted = true;
+                state.restart(&blob.digest).map_err(written)?;
+            }
             Ok(()) => {
                 return Err(PullError::Digest { server: client.server(), digest: blob.digest.clone() });
             }

@@ -16,6 +16,8 @@ pub struct Request {
     pub path: String,
     /// All other lines of the head, in lower case up to the colon.
     pub headers: Vec<(String, String)>,
+    /// As long as the head has it.
+    pub body: String,
 }
 
 impl Request {
@@ -127,11 +129,16 @@ fn serve(
     let Some(first) = lines.first() else { return Ok(()) };
     let mut words = first.split(' ').map(str::to_owned);
     let headers = lines[1..].iter().filter_map(|line| line.split_once(':'));
-    let request = Request {
+    let mut request = Request {
         method: words.next().unwrap_or_default(),
         path: words.next().unwrap_or_default(),
         headers: headers.map(|(key, value)| (key.to_lowercase(), value.trim().to_owned())).collect(),
+        body: String::new(),
     };
+    let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    std::io::Read::read_exact(&mut reader, &mut body)?;
+    request.body = String::from_utf8_lossy(&body).into_owned();
     // The question whether there is TLS is not part of a script.
     if request.path != "/v2/" {
         log.lock().expect("no test panics with it").push(request.clone());
