@@ -78,6 +78,12 @@ collect() {
         need_program fsck.erofs erofs-utils
         need_program tar2sqfs squashfs-tools-ng
         need_program python3 python3
+        need_program buildah buildah
+        need_program skopeo skopeo
+        need_program umoci umoci
+        need_program docker-registry docker-registry
+        need_program htpasswd apache2-utils
+        need_program openssl openssl
         need_crate cargo-nextest
         ;;
     backends)
