@@ -1,5 +1,5 @@
 //! Any bytes as one to three layers of an image: a tree that holds what every tree must hold, or an error; memory stays
-//! bounded by the limits.
+//! bounded by the limits. Every such tree can be written as an image, unless that is too large, and the image can be read.
 //!
 //! The first byte has the number of layers and whether sums of headers are made right. Without that, hardly any change of
 //! a header would get past its sum. Then come 16 bits for the length of each layer but the last.
@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use kiln_rootfs::{
     DEPTH_MAX, Kind, Layers, Limits, NAME_BYTES_MAX, PATH_BYTES_MAX, Source as _, Spool, SpoolLimits, Tree,
-    XATTR_BYTES_MAX,
+    XATTR_BYTES_MAX, erofs,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -21,6 +21,8 @@ const LIMITS: Limits = Limits {
     xattr_bytes_max: 1 << 18,
     link_names_max: 1 << 16,
 };
+/// Size of an image.
+const IMAGE_BYTES_MAX: u64 = 4 << 20;
 const SPOOL_LIMITS: SpoolLimits = SpoolLimits { bytes_max: 1 << 21, reserve_bytes: 0 };
 
 fuzz_target!(|input: &[u8]| {
@@ -42,8 +44,21 @@ fuzz_target!(|input: &[u8]| {
     }
     let (tree, spool, _notes) = layers.finish();
     check(&tree, &spool);
-    // A writer of images can be called here: it must take every tree that gets this far.
+    write(&tree, &spool);
 });
+
+/// A small tree can make a large image: a hole of terabytes needs megabytes of addresses.
+fn write(tree: &Tree, spool: &Spool) {
+    let mut image = Vec::new();
+    let written = match erofs::write(tree, spool, &mut image, &erofs::Options { bytes_max: IMAGE_BYTES_MAX }) {
+        Ok(written) => written,
+        Err(erofs::WriteError::TooLarge { .. }) => return,
+        Err(error) => panic!("a tree of layers is refused: {error}"),
+    };
+    assert_eq!(written.bytes, image.len() as u64);
+    let read = erofs::read(image.as_slice(), written.bytes, &erofs::ReadLimits::default()).expect("our image is right");
+    assert_eq!(read.len() as u64, written.inodes);
+}
 
 fn split(mut bytes: &mut [u8], count: usize) -> Vec<&mut [u8]> {
     let mut layers = Vec::new();
