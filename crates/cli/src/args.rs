@@ -9,6 +9,7 @@ mod refusals;
 pub mod vhost;
 pub mod vhost_testing;
 mod vhost_user;
+pub mod volumes;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 pub use self::quantities::{parse_duration, parse_size_bytes};
 use self::quantities::{parse_grace, parse_memory_mib};
 use self::vhost::VhostArgs;
+use self::volumes::{StorageArgs, VolumeArgs};
 
 /// Run commands in real virtual machines, each with a kernel of its own.
 #[derive(Debug, Parser)]
@@ -41,6 +43,7 @@ pub enum Command {
     /// Build, warm, list, check and remove images
     Image(ImageArgs),
     Snapshot(SnapshotArgs),
+    Volume(VolumeArgs),
     Scan(ScanArgs),
     /// Check Kiln's guarantees on this host
     Verify(VerifyArgs),
@@ -100,6 +103,7 @@ pub struct VersionArgs {
     kiln run -t -- sh\n  \
     kiln run --in ./dir:/job --out /job/result:./result -- sh /job/run.sh\n  \
     kiln run --from prepared -- sh /job/run.sh\n  \
+    kiln run -v data:/var/lib/x -- sh -c 'date >> /var/lib/x/log'\n  \
     kiln run --vhost-user blk:./backend.sock -- dd if=/dev/vda of=/dev/null bs=1M")]
 pub struct RunArgs {
     /// Set a variable; NAME alone takes this shell's value
@@ -173,7 +177,7 @@ pub struct RunArgs {
     /// Attach a device that another process serves: blk:SOCKET, net:SOCKET, vsock:SOCKET, fs:SOCKET,tag=NAME
     ///
     /// The backend must listen on SOCKET before kiln starts, and must serve no other VM. In the guest, a disk is
-    /// /dev/vda, a network card is eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`.
+    /// /dev/vda, or the next letter after the disks of -v and of the image, a network card is eth0 without an address, and a share is mounted with `mount -t virtiofs NAME /mnt`.
     /// The backend sets the CID of a vsock device. If the backend of a disk or card exits, the device waits until it
     /// listens again.
     ///
@@ -191,6 +195,8 @@ pub struct RunArgs {
     /// Boot the VM instead of forking the image's ready-made snapshot
     #[arg(long)]
     pub cold: bool,
+    #[command(flatten)]
+    pub storage: StorageArgs,
     #[command(flatten)]
     pub docker: docker::DockerArgs,
     /// Show the guest's console on stderr, each line prefixed with `console|`

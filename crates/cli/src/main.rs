@@ -21,11 +21,12 @@ mod snapshot_names;
 mod usage;
 mod verify;
 mod vhost;
+mod volume;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use args::{Args, Command, docker};
+use args::{Args, Command};
 use failure::{Failure, INTERRUPTED};
 
 fn main() -> ExitCode {
@@ -57,11 +58,11 @@ fn run(args: Args) -> Result<u8, Failure> {
         tracing::warn!(%error, "other processes of this user can read this one's memory");
     }
     match args.command {
-        Command::Run(run) if docker::is_volume(args.verbose, &run.command) => Err(docker::Habit::Volume.refuse()),
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Image(args) => image::run(args),
         Command::Snapshot(args) => snapshot::run(args),
+        Command::Volume(args) => volume::run(args),
         Command::Scan(args) => scan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

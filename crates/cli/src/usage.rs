@@ -1,6 +1,6 @@
 //! Parses the command line, and reports a wrong one, in JSON if `--json` is given.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
@@ -84,9 +84,9 @@ const DECIDED: &str = "the snapshot decides image, memory, CPUs, acceleration an
 /// Parses a command line. If it is wrong, returns as error what kiln exits with.
 pub fn parse(words: &[OsString], json: bool) -> Result<Args, Result<u8, Failure>> {
     let mut command = Args::command();
-    let matches = command.try_get_matches_from_mut(words).map_err(|error| refused(&error, words, json))?;
+    let matches = command.try_get_matches_from_mut(words).map_err(|error| refused(&error, json))?;
     refuse_what_a_snapshot_decides(&command, &matches).map_err(Err)?;
-    Args::from_arg_matches(&matches).map_err(|error| refused(&error.format(&mut command), words, json))
+    Args::from_arg_matches(&matches).map_err(|error| refused(&error.format(&mut command), json))
 }
 
 /// Refuses flags that would have no effect with `--from`. Clap's own conflicts can't do this: they treat a value from
@@ -111,14 +111,11 @@ fn refuse_what_a_snapshot_decides(command: &Command, matches: &ArgMatches) -> Re
 }
 
 /// Handles a line that clap rejected. Help and version are printed and end kiln; everything else is a failure.
-fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Failure> {
+fn refused(error: &clap::Error, json: bool) -> Result<u8, Failure> {
     if !error.use_stderr() {
         // A closed stdout is not a failure.
         let _ = error.print();
         std::process::exit(0);
-    }
-    if words.iter().take_while(|word| *word != "--").any(|word| is_volume(word)) {
-        return Err(docker::Habit::Volume.refuse());
     }
     let habit = match error.get(ContextKind::InvalidSubcommand) {
         Some(ContextValue::String(name)) => docker::subcommand(name),
@@ -133,11 +130,6 @@ fn refused(error: &clap::Error, words: &[OsString], json: bool) -> Result<u8, Fa
         say(format_args!("\nhint: {habit}"));
     }
     Ok(USAGE)
-}
-
-/// Whether a word is `-v` with a value, such as `-v./dir:/dir`.
-fn is_volume(word: &OsStr) -> bool {
-    word.to_str().and_then(|word| word.strip_prefix("-v")).is_some_and(|value| value.contains(":/"))
 }
 
 /// Clap's message and tip, each on one line and without its prefix.
@@ -175,6 +167,8 @@ mod tests {
             "kiln --json fly",
             "kiln fly --json",
             "kiln -v scan log --json",
+            "kiln run -v --json --json true",
+            "kiln scan -v log --json",
             "kiln image warm mini --json",
             "kiln vhost probe a.sock --json",
             "kiln image build mini --json --kernel-deb",
@@ -186,6 +180,7 @@ mod tests {
             "kiln run -- true --json",
             "kiln run -m 512 true --json",
             "kiln run -e --json true",
+            "kiln run -v --json true",
             "kiln run --env --json true",
             "kiln scan -- --json",
             "kiln",
@@ -229,6 +224,26 @@ mod tests {
     }
 
     #[test]
+    fn a_v_logs_more_before_run_and_is_a_volume_after_it() {
+        for (words, verbose, volumes) in [
+            ("kiln -v run -- true", 1, 0),
+            ("kiln -vv run -v data:/x -- true", 2, 1),
+            ("kiln run -v data:/x -vdata:/y:ro -- true", 0, 2),
+            ("kiln run --verbose --verbose -- true", 2, 0),
+            ("kiln run true -v", 0, 0),
+            ("kiln doctor -v", 1, 0),
+            ("kiln doctor --verbose", 1, 0),
+        ] {
+            let parsed = parse(&line(words), false).unwrap_or_else(|_| panic!("{words}"));
+            let given = match parsed.command {
+                crate::args::Command::Run(run) => run.storage.volumes.len(),
+                _ => 0,
+            };
+            assert_eq!((parsed.verbose, given), (verbose, volumes), "{words}");
+        }
+    }
+
+    #[test]
     fn a_wrong_command_line_gets_json_too() {
         let mut answers = String::new();
         for words in [
@@ -246,7 +261,7 @@ mod tests {
         ] {
             let words = line(words);
             let error = Args::try_parse_from(&words).expect_err("is wrong");
-            let failure = refused(&error, &words, wants_json(&words)).expect_err("in JSON it is a failure");
+            let failure = refused(&error, wants_json(&words)).expect_err("in JSON it is a failure");
             assert_eq!(failure.code, USAGE);
             let hint = failure.hint_text().unwrap_or("-");
             writeln!(answers, "{words:?}\n  {}\n  hint: {hint}", failure.message())

@@ -18,4 +18,5 @@ mod vm_terminal;
 mod vm_users;
 mod vm_vhost_mock;
 mod vm_vhost_user;
+mod vm_volumes;
 mod vm_words;

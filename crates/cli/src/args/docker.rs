@@ -33,8 +33,8 @@ pub struct DockerArgs {
 /// Flags that Kiln does not support yet. They are hidden, and refused with a hint.
 #[derive(Debug, Default, ClapArgs)]
 struct RefusedArgs {
-    #[arg(long, alias = "mount", hide = true)]
-    volume: Vec<OsString>,
+    #[arg(long, hide = true)]
+    mount: Vec<OsString>,
     #[arg(short, long, hide = true)]
     publish: Vec<OsString>,
     #[arg(short = 'P', long, hide = true)]
@@ -54,10 +54,10 @@ struct RefusedArgs {
 impl DockerArgs {
     /// Refuses the flags that are not supported yet.
     pub fn check(&self) -> Result<(), Failure> {
-        let RefusedArgs { volume, publish, publish_all, detach, entrypoint, network, privileged, restart } =
+        let RefusedArgs { mount, publish, publish_all, detach, entrypoint, network, privileged, restart } =
             &self.refused;
         let given = [
-            (!volume.is_empty(), Habit::Volume),
+            (!mount.is_empty(), Habit::Mount),
             (!publish.is_empty() || *publish_all, Habit::Publish),
             (*detach, Habit::Detach),
             (entrypoint.is_some(), Habit::Entrypoint),
@@ -72,7 +72,7 @@ impl DockerArgs {
 /// A flag of Docker's that Kiln does not support yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Habit {
-    Volume,
+    Mount,
     Publish,
     Detach,
     Entrypoint,
@@ -85,10 +85,9 @@ impl Habit {
     /// The error, and a hint with what to use instead.
     pub fn refuse(self) -> Failure {
         let (words, hint) = match self {
-            Self::Volume => (
-                "-v HOST:GUEST and --mount: volumes and host directories are not supported yet",
-                "copy files with --in ./dir:/dir and --out /dir/result:./result, or share a directory through virtiofsd: \
-                 --vhost-user fs:SOCKET,tag=NAME",
+            Self::Mount => (
+                "--mount: volumes are given with -v",
+                "-v NAME:/DIR for a volume, --in ./DIR:/DIR for a copy of a host directory",
             ),
             Self::Publish => (
                 "-p: ports are not supported yet; the VM has no network",
@@ -115,12 +114,6 @@ impl Habit {
         };
         Failure::words(USAGE, words).hint(hint)
     }
-}
-
-/// Whether the command is the value of `-v` in `docker run -v HOST:GUEST`: Kiln's `-v` logs more and takes no value.
-pub fn is_volume(verbose: u8, command: &[OsString]) -> bool {
-    let first = command.first().and_then(|word| word.to_str());
-    verbose > 0 && first.is_some_and(|word| word.contains(":/"))
 }
 
 /// Subcommands of `docker`, and the Kiln command that does the same.
@@ -184,7 +177,7 @@ mod tests {
     fn every_unsupported_flag_has_a_hint() {
         let mut answers = String::new();
         for habit in [
-            Habit::Volume,
+            Habit::Mount,
             Habit::Publish,
             Habit::Detach,
             Habit::Entrypoint,

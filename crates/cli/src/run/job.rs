@@ -17,6 +17,7 @@ use super::request::{self, Copy};
 use super::save::{self, Saved};
 use super::start::{self, Origin, Started};
 use super::terminal;
+use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
 use crate::engine_failure::snapshot_failure;
 use crate::failure::{Failure, USAGE, VM};
@@ -89,6 +90,7 @@ fn run_and_save(args: RunArgs, save_as: Option<String>) -> Result<u8, Failure> {
 /// Refuses arguments that contradict each other or the host, before a VM starts.
 pub(super) fn check(args: RunArgs, save_as: Option<String>) -> Result<Job, Failure> {
     args.docker.check()?;
+    volumes::check(&args.storage, save_as.is_some(), args.from.is_some())?;
     let terminal = args.tty.then(terminal::describe);
     if save_as.is_some() && !args.vhost_user.is_empty() {
         return Err(
@@ -108,12 +110,17 @@ impl Job {
     async fn run(self, times: &mut Times, report: &mut Report) -> Result<u8, Failure> {
         let home = image::home()?;
         let progress = Progress::start("finding the image");
-        let origin = self.origin(&home, &progress, report)?;
+        let mut origin = self.origin(&home, &progress, report)?;
         let engine = image::engine(&home)?;
+        let volumes = match &mut origin {
+            Origin::Image(spec) => Volumes::attach(&home, &self.args.storage, spec)?,
+            Origin::Snapshot(_) => Volumes::default(),
+        };
         // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build,
         // the next build removes the leftovers.
         let mut interrupts = Interrupts::new()?;
-        let started = start::start(&engine, origin, &self.args, &mut interrupts, &progress, times).await?;
+        let started =
+            start::start(&engine, origin, &volumes.part, &self.args, &mut interrupts, &progress, times).await?;
         let (guest, start) = match started {
             Started::Guest(guest, start) => (guest, start),
             Started::Interrupted(code) => return Ok(code),
@@ -132,8 +139,9 @@ impl Job {
             }
             (outcome, None) => outcome,
         };
-        guest.vm.kill().await;
-        outcome
+        // Whatever the outcome is: what the guest wrote to its volumes must be on them.
+        let ended = volumes.end(&guest, &mut interrupts).await;
+        outcome.and_then(|code| ended.map(|()| code))
     }
 
     /// What the VM is made from.
@@ -156,6 +164,7 @@ impl Job {
         spec.memory_mib = self.args.memory;
         spec.cpus = self.args.cpus;
         spec.modules = self.args.modules.clone();
+        spec.modules.extend(volumes::modules(&self.args.storage, &image.modules));
         spec.vhost_user = self.args.vhost_user.clone();
         spec.acceleration = self.args.accel.into();
         spec.forkable = self.save_as.is_some();

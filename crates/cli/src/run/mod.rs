@@ -21,5 +21,6 @@ mod start;
 mod step;
 mod terminal;
 mod transfer;
+mod volumes;
 
 pub use job::{create, run};

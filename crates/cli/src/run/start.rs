@@ -10,9 +10,9 @@
 
 use std::time::{Duration, Instant};
 
-use kiln_engine::link::LinkError;
+use kiln_engine::link::{LinkError, Renewal};
 use kiln_engine::snapshot::Snapshot;
-use kiln_engine::{Engine as _, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
+use kiln_engine::{Engine as _, ForkPart, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
 use owo_colors::OwoColorize as _;
 
 use super::job::Times;
@@ -44,6 +44,7 @@ pub enum Started {
 pub async fn start(
     engine: &QemuEngine,
     origin: Origin,
+    part: &ForkPart,
     args: &RunArgs,
     interrupts: &mut Interrupts,
     progress: &Progress,
@@ -53,7 +54,7 @@ pub async fn start(
         Origin::Image(spec) => *spec,
         Origin::Snapshot(snapshot) => {
             progress.say("forking");
-            return fork(engine, &snapshot, args, interrupts).await;
+            return fork(engine, &snapshot, part, args, interrupts).await;
         }
     };
     progress.say("testing KVM");
@@ -75,7 +76,7 @@ pub async fn start(
                 times.ready = made.new.then(|| since.elapsed());
                 progress.say("forking");
                 let forking = Instant::now();
-                match fork(engine, &made.snapshot, args, interrupts).await {
+                match fork(engine, &made.snapshot, part, args, interrupts).await {
                     Ok(started) => return Ok(started),
                     Err(failure) => {
                         // The fork and the boot share one deadline, since the user waits for a VM either way.
@@ -101,16 +102,26 @@ pub async fn start(
         }
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
+    if !part.mounts.is_empty() {
+        // A fork mounts them with its first sync.
+        let renewal = Renewal { mounts: part.mounts.clone(), ..Renewal::default() };
+        let mounted = tokio::select! {
+            mounted = guest.link.renew(renewal, args.boot_timeout) => mounted,
+            code = interrupts.any() => return Ok(Started::Interrupted(code)),
+        };
+        mounted.map_err(|error| Failure::new(VM, error))?;
+    }
     Ok(Started::Guest(Box::new(guest), Start::Boot))
 }
 
 async fn fork(
     engine: &QemuEngine,
     snapshot: &Snapshot,
+    part: &ForkPart,
     args: &RunArgs,
     interrupts: &mut Interrupts,
 ) -> Result<Started, Failure> {
-    let forks = ForkSpec { deadline: args.boot_timeout, ..ForkSpec::default() };
+    let forks = ForkSpec { deadline: args.boot_timeout, parts: vec![part.clone()], ..ForkSpec::default() };
     let forked = tokio::select! {
         forked = Guest::fork(engine, snapshot, forks, console::watch(args.console)) => forked,
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
