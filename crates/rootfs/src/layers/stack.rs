@@ -5,9 +5,10 @@ use std::io::Read;
 use super::error::{LayerError, Refusal};
 use super::limits::{Budget, Limits};
 use super::merge::merge;
-use super::names::shown;
+use super::names::{make_plain, shown};
 use super::notes::Notes;
 use super::read::{Layer, Sinks, read};
+use super::walk::{Way, directory};
 use crate::spool::Spool;
 use crate::tree::{Attributes, Kind, Tree};
 
@@ -87,6 +88,24 @@ impl Layers {
         self.has_whiteout_devices |= has_whiteout_devices;
         self.is_whole = true;
         Ok(LayerReport { entries: entries.into(), marks: journal.marks.len() as u64, bytes })
+    }
+
+    /// Makes a directory and those above it, if they are not there: the working directory of an image, for example.
+    /// Symlinks on the way are followed inside the tree.
+    ///
+    /// # Errors
+    /// If the path can't be one, or a file is in the way. The tree is as it was, or has some of the directories above.
+    ///
+    /// # Panics
+    /// If a layer was refused before.
+    pub fn make_directory(&mut self, path: &[u8]) -> Result<(), LayerError> {
+        assert!(self.is_whole, "a tree is not used after a layer was refused");
+        let mut plain = Vec::new();
+        let made = match make_plain(path, &mut plain) {
+            Ok(()) => directory(&mut self.tree, &mut self.budget, &plain, Way::Make).map(drop),
+            Err(fault) => Err(Refusal::Path(fault)),
+        };
+        made.map_err(|reason| self.error(0, Some(path), reason))
     }
 
     /// The tree of all layers, and the contents of its files.

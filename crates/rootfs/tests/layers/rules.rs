@@ -1,10 +1,10 @@
 //! The rules by which a layer changes the tree of the layers below it.
 
 use kiln_archive::EntryType;
-use kiln_rootfs::{Kind, Limits, NOTED_MAX, Time, Tree};
+use kiln_rootfs::{Kind, Layers, Limits, NOTED_MAX, Time, Tree};
 
 use crate::builder::Tar;
-use crate::image::{build, build_raw, lines};
+use crate::image::{Image, build, build_raw, lines, spool};
 
 fn tar() -> Tar {
     Tar::new()
@@ -170,7 +170,28 @@ fn an_image_without_layers_is_an_empty_root() {
 #[test]
 #[should_panic(expected = "no layer follows one that was refused")]
 fn nothing_follows_a_refused_layer() {
-    let mut layers = kiln_rootfs::Layers::new(crate::image::spool(), Limits::default());
+    let mut layers = Layers::new(spool(), Limits::default());
     layers.apply([1; 512].as_slice()).expect_err("it is not an archive");
     let _ = layers.apply([0; 1024].as_slice());
+}
+
+#[test]
+fn a_directory_is_made_in_the_tree_unless_it_is_there_or_a_file_is_in_the_way() {
+    let stack = || {
+        let mut stack = Layers::new(spool(), Limits::default());
+        let layer = dir(tar().symlink("link", "/real").file("file", b""), "real", 0o700).end();
+        stack.apply(layer.as_slice()).expect("the layer is right");
+        stack
+    };
+    let mut made = stack();
+    for path in ["/real", "/link/a/b/", "/", "", "./new/../new"] {
+        let result = made.make_directory(path.as_bytes());
+        assert_eq!(result.is_ok(), !path.contains(".."), "{path}");
+    }
+    let (tree, spool, notes) = made.finish();
+    let image = Image { tree, spool, notes };
+    assert_eq!(image.lines(), ["file=", "link->/real", "real/", "real/a/", "real/a/b/"]);
+    assert_eq!(image.node("real").attributes.permissions, 0o700);
+    let error = stack().make_directory(b"/file/x").expect_err("a file is in the way").to_string();
+    assert!(error.contains("`file` in its path is not a directory"), "{error}");
 }
