@@ -104,6 +104,13 @@ impl Learned {
         known.filter(move |known| known.until > now).map(|known| (&known.name, known.until))
     }
 
+    /// All openings that have not ended, each with the time that is left.
+    pub fn openings(&self, now: Instant) -> Vec<Opening> {
+        let all = self.addresses.iter().flat_map(|(address, known)| known.iter().map(move |known| (*address, known)));
+        let open = all.filter(|(_, known)| known.until > now);
+        open.map(|(address, known)| Opening { name: known.name.clone(), address, lasts: known.until - now }).collect()
+    }
+
     /// The addresses that a name has now, with the end of each, in order.
     pub fn addresses(&self, name: &Domain, now: Instant) -> Vec<(IpAddr, Instant)> {
         let all = self.addresses.keys().map(|address| (*address, self.names(*address, now)));

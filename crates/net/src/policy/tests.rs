@@ -200,6 +200,17 @@ fn learned_openings_are_bounded() {
 }
 
 #[test]
+fn openings_are_listed_with_the_time_that_is_left() {
+    let now = Instant::now();
+    let mut learned = Learned::default();
+    let address = |last| IpAddr::from([203, 0, 113, last]);
+    learned.learn(&opening("example.org", address(1), 60), now);
+    learned.learn(&opening("example.org", address(2), 120), now);
+    assert_eq!(learned.openings(now + Duration::from_secs(60)), [opening("example.org", address(2), 60)]);
+    assert!(learned.openings(now + Duration::from_secs(120)).is_empty());
+}
+
+#[test]
 fn names_are_resolved_only_if_something_can_open_for_them() {
     let decide = |default, allow: &[&str], text| policy(default, allow, &["ads.example.net"]).decide_name(&name(text));
     let rule = |text: &str| vec![text.parse().expect("a rule")];
