@@ -39,4 +39,4 @@ watch: ## Run test-quick after each change of a source file
 	@scripts/watch.sh
 
 install-deps: ## Install everything that the targets above need
-	@scripts/install.sh build run test backends fuzz coverage
+	@scripts/install.sh build run test backends images fuzz coverage

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what is missing for the given groups: build run test backends newer fuzz coverage. Installed programs are not changed.
-# `backends` are programs that tests of vhost-user connect to; `newer` are QEMU 10 and Linux 6.12 of Debian's backports, unpacked
+# Installs what is missing for the given groups: build run test backends images newer fuzz coverage. Installed programs are
+# not changed. `backends` are programs that tests of vhost-user connect to; `images` are programs that make images, volumes
+# and networks, which the tests compare with; `newer` are QEMU 10 and Linux 6.12 of Debian's backports, unpacked
 # below target/ and not installed.
 # If it may not install (not root, no apt, no cargo), it prints what is missing and how to get it, and exits with 69.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -96,6 +97,21 @@ collect() {
         need_tool_crate "$VHOST_DEVICE_VSOCK"
         need_tool_crate "$VHOST_DEVICE_RNG"
         need_tool_crate "$VHOST_DEVICE_SCSI"
+        ;;
+    images)
+        need_program buildah buildah
+        need_program crun crun
+        need_program skopeo skopeo
+        need_program umoci umoci
+        need_program docker-registry docker-registry
+        need_program htpasswd apache2-utils
+        need_program openssl openssl
+        need_program fsck.erofs erofs-utils
+        need_program tar2sqfs squashfs-tools-ng
+        need_program mmdebstrap mmdebstrap
+        need_program mke2fs e2fsprogs
+        need_program nft nftables
+        need_program ip iproute2
         ;;
     newer)
         [[ -n $(newer_mirror) ]] || lack "an apt that knows Debian 12, for QEMU 10 and Linux 6.12 of $NEWER_POCKET" \

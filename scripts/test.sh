@@ -42,6 +42,17 @@ test_as_root() {
     fi
 }
 
+# Networks of VMs. Their tests make namespaces, mounts and tables of rules, so they need root itself.
+test_networks() {
+    local makes='ip tuntap add tap0 mode tap vnet_hdr && nft list tables'
+    if [[ $EUID == 0 ]] && unshare --net --mount sh -c "$makes" >/dev/null 2>&1; then
+        cargo nextest run --locked --package kiln-net --run-ignored only \
+            --filterset 'not test(/own_a_slot|join_a_lab/)' "${nextest_output[@]}" </dev/null
+    else
+        echo "skip  networks of VMs: they need root, /dev/net/tun and nft"
+    fi
+}
+
 # QEMU 10 and Linux 6.12, each if it is present.
 test_with_newer() {
     local qemu=${KILN_TEST_QEMU10:-$newer/usr/bin/qemu-system-x86_64} linux=${KILN_TEST_LINUX612:-$newer/linux.deb}
@@ -59,7 +70,7 @@ test_with_newer() {
     fi
 }
 
-scripts/install.sh build run test backends
+scripts/install.sh build run test backends images
 # If Debian's backports are not available, the tests that need them are skipped with a line.
 scripts/install.sh newer || echo "no QEMU 10 and Linux 6.12 from Debian's backports"
 
