@@ -113,7 +113,11 @@ mod tests {
                 Some(E::VmmFailed { program: program(), status: VmmStatus::Code(1), stderr: "words".into() })
             }
             E::VmmFailed { .. } => Some(E::Attachment { index: 0, tap: tap(), source: TapError::NoDevice }),
-            E::Attachment { .. } => Some(E::Backend { device: device(), problem: "closed the connection".into() }),
+            E::Attachment { .. } => {
+                let source = ErrorKind::ConnectionRefused.into();
+                Some(E::Stream { index: 0, socket: "/run/net.sock".into(), source })
+            }
+            E::Stream { .. } => Some(E::Backend { device: device(), problem: "closed the connection".into() }),
             E::Backend { .. } => Some(E::Monitor { program: program(), source: late() }),
             E::Monitor { .. } => None,
         })
@@ -144,8 +148,14 @@ mod tests {
         successors(Some(E::Launch(LaunchError::VmmMissing { program: "qemu".into() })), |last| match last {
             E::Launch(_) => Some(E::Link(LinkError::Closed { waiting_for: "hello" })),
             E::Link(_) => Some(E::Freeze(StreamError::LinkLost("it closed".into()))),
-            E::Freeze(_) => Some(E::WarmUp(StreamError::LinkLost("it closed".into()))),
-            E::WarmUp(_) => Some(E::Save(SaveError::Busy)),
+            E::Freeze(_) => {
+                let source = StreamError::LinkLost("it closed".into());
+                Some(E::WarmUp { command: "/bin/true".into(), source })
+            }
+            E::WarmUp { .. } => {
+                Some(E::Rehearsal { command: "/bin/sh -c false".into(), code: 1, stderr: "not today".into() })
+            }
+            E::Rehearsal { .. } => Some(E::Save(SaveError::Busy)),
             E::Save(_) => Some(E::Snapshot(SnapshotError::Unknown(id()))),
             E::Snapshot(_) => None,
         })

@@ -12,6 +12,7 @@ use std::time::Duration;
 use kiln_engine::link::LinkError;
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine, LaunchError, ReadyError, ReadyRequest, ReadyStep, Renew, VmSpec};
+use kiln_wire::ExecRequest;
 
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
@@ -26,6 +27,8 @@ pub struct Wanted<'a> {
     pub label: &'a str,
     pub renew: Renew,
     pub boot_timeout: Duration,
+    /// What its VM runs before it is saved.
+    pub rehearse: Vec<ExecRequest>,
 }
 
 /// A ready-made snapshot.
@@ -50,7 +53,7 @@ pub async fn get(
     interrupts: &mut Interrupts,
     progress: &Progress,
 ) -> Result<Made, NotMade> {
-    let Wanted { spec, label, renew, boot_timeout } = wanted;
+    let Wanted { spec, label, renew, boot_timeout, rehearse } = wanted;
     let (begun, saving) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut say = |step: ReadyStep| {
         begun.store(true, Ordering::Relaxed);
@@ -61,7 +64,7 @@ pub async fn get(
         });
         saving.fetch_or(step != ReadyStep::Booting, Ordering::Relaxed);
     };
-    let request = ReadyRequest { spec, label, renew, boot_deadline: boot_timeout, progress: Some(&mut say) };
+    let request = ReadyRequest { spec, label, renew, boot_deadline: boot_timeout, rehearse, progress: Some(&mut say) };
     let mut making = engine.ready(request);
     let code = tokio::select! {
         made = &mut making => {
@@ -87,6 +90,7 @@ pub fn a_boot_may_succeed(error: &ReadyError) -> bool {
         ReadyError::Launch(error) => matches!(error, LaunchError::Directory { .. }),
         // A guest that ends while it boots does so again. That boot prints its console.
         ReadyError::Link(error) => !matches!(error, LinkError::TimedOut { .. } | LinkError::Version { .. }),
-        ReadyError::Freeze(_) | ReadyError::WarmUp(_) | ReadyError::Save(_) | ReadyError::Snapshot(_) => true,
+        ReadyError::Freeze(_) | ReadyError::WarmUp { .. } | ReadyError::Save(_) | ReadyError::Snapshot(_) => true,
+        ReadyError::Rehearsal { .. } => false,
     }
 }

@@ -167,6 +167,11 @@ impl Home {
         self.0.join("volumes")
     }
 
+    /// Networks of running VMs: sockets, and the journal of what was made for them.
+    pub fn networks(&self) -> Utf8PathBuf {
+        self.0.join("networks")
+    }
+
     /// Downloads and remembered facts. All of it can be removed at any time.
     pub fn cache(&self) -> Utf8PathBuf {
         self.0.join("cache")

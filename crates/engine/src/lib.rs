@@ -12,7 +12,7 @@
 //!
 //! ```text
 //!   kept ─────┬──▶ guest ──▶ engine ───┐                  hot, warm, cold; a VM with its agent; launch, fork, recover
-//!   image ────┘                        ├──▶ driver        the interface of a driver
+//!   image ────┘    network ──┘         ├──▶ driver        a VM's way out; the interface of a driver
 //!   volume ──▶ image, snapshot         │                  named disks that outlive VMs
 //!   doctor ───────▶ drivers ───────────┘      │           what this host lacks; QEMU, fake
 //!                                             ▼
@@ -41,6 +41,7 @@ pub mod kept;
 pub mod volume;
 
 pub mod guest;
+pub mod network;
 
 mod engine;
 

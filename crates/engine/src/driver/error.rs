@@ -96,6 +96,17 @@ pub enum LaunchError {
         #[source]
         source: TapError,
     },
+    /// The network of a card can't be reached.
+    #[error("failed to connect network card {index} to the socket `{socket}`")]
+    Stream {
+        /// Its index in the spec.
+        index: usize,
+        /// The socket.
+        socket: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The backend of a device keeps the VM from starting.
     #[error("{device} {problem}")]
     Backend {
@@ -128,6 +139,7 @@ impl LaunchError {
                 ErrorKind::of_io(source)
             }
             Self::Attachment { source, .. } => source.kind(),
+            Self::Stream { source, .. } => ErrorKind::of_io(source),
             Self::VmmFailed { .. } | Self::Backend { .. } | Self::Monitor { .. } => ErrorKind::Vmm,
         }
     }
@@ -360,6 +372,11 @@ mod tests {
                 stderr: "no such option".into(),
             }],
             Attachment: [LaunchError::Attachment { index: 1, tap: tap(), source: TapError::Busy }],
+            Stream: [LaunchError::Stream {
+                index: 0,
+                socket: "/run/net.sock".into(),
+                source: io::ErrorKind::ConnectionRefused.into(),
+            }],
             Backend: [LaunchError::Backend {
                 device: "the vhost-user-blk device `/s`".into(),
                 problem: "closed the connection".into(),

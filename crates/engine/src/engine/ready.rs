@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_wire::{ExecRequest, Text};
+use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Text};
 
 use super::blank::{self, Blanks};
 use super::fork::fresh_names;
@@ -40,6 +40,10 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(180);
 const LOCK_STEP: Duration = Duration::from_millis(100);
 /// The command of a rehearsal, see [`rehearse`].
 const WARM_UP: &str = "/bin/true";
+/// How long a command of a user's rehearsal may take: it may start an interpreter and load much, on a slow host.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(600);
+/// How much of its messages is kept.
+const STDERR_BYTES_MAX: u64 = 4 << 10;
 /// How often the start of a fork is rehearsed before the save.
 const REHEARSALS: usize = 3;
 /// Time for the kernel's work after the boot, so that it is done once here and not in every fork.
@@ -58,8 +62,24 @@ pub enum ReadyError {
     #[error("the guest of the ready-made snapshot failed to freeze its commands")]
     Freeze(#[source] StreamError),
     /// Its guest does not run commands.
-    #[error("the guest of the ready-made snapshot failed to run `{WARM_UP}`")]
-    WarmUp(#[source] StreamError),
+    #[error("the guest of the ready-made snapshot failed to run `{command}`")]
+    WarmUp {
+        /// The command.
+        command: String,
+        /// Why.
+        #[source]
+        source: StreamError,
+    },
+    /// A command that it was to run before the save failed.
+    #[error("`{command}` exited with {code} before the save: {stderr}")]
+    Rehearsal {
+        /// The command.
+        command: String,
+        /// Its exit code, or 128 and the number of the signal that ended it.
+        code: i32,
+        /// The start of what it wrote to stderr.
+        stderr: String,
+    },
     /// Its guest can't be saved.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -74,7 +94,7 @@ impl ReadyError {
         match self {
             Self::Launch(error) => error.kind(),
             Self::Link(error) => error.kind(),
-            Self::Freeze(_) | Self::WarmUp(_) => ErrorKind::Guest,
+            Self::Freeze(_) | Self::WarmUp { .. } | Self::Rehearsal { .. } => ErrorKind::Guest,
             Self::Save(error) => error.kind(),
             Self::Snapshot(error) => error.kind(),
         }
@@ -111,6 +131,9 @@ pub struct ReadyRequest<'a> {
     pub renew: Renew,
     /// For the boot of its guest, and for each command that it runs then.
     pub boot_deadline: Duration,
+    /// Commands that its VM runs before it is saved, each to its end, so that forks find what they read in their memory.
+    /// An existing snapshot is used as it is, whatever its VM ran.
+    pub rehearse: Vec<ExecRequest>,
     /// Called at each step that takes longer than a moment.
     pub progress: Option<&'a mut (dyn FnMut(ReadyStep) + Send)>,
 }
@@ -118,22 +141,23 @@ pub struct ReadyRequest<'a> {
 impl<'a> ReadyRequest<'a> {
     /// Requests an existing or a new one, without progress.
     pub fn new(spec: &'a VmSpec, label: &'a str, boot_deadline: Duration) -> Self {
-        Self { spec, label, renew: Renew::IfNeeded, boot_deadline, progress: None }
+        Self { spec, label, renew: Renew::IfNeeded, boot_deadline, rehearse: Vec::new(), progress: None }
     }
 }
 
 impl fmt::Debug for ReadyRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { spec, label, renew, boot_deadline, progress: _ } = self;
+        let Self { spec, label, renew, boot_deadline, rehearse, progress: _ } = self;
         let mut shown = f.debug_struct("ReadyRequest");
         shown.field("spec", spec).field("label", label).field("renew", renew).field("boot_deadline", boot_deadline);
+        shown.field("rehearse", rehearse);
         shown.finish_non_exhaustive()
     }
 }
 
 /// The ready-made snapshot of a spec's VM, see [`Engine::ready`](crate::Engine::ready).
 pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) -> Result<Snapshot, ReadyError> {
-    let ReadyRequest { spec, label, renew, boot_deadline, progress } = request;
+    let ReadyRequest { spec, label, renew, boot_deadline, rehearse, progress } = request;
     let mut silent = |_| {};
     let progress = progress.unwrap_or(&mut silent);
     // What happens to a fork when its owner ends is set for each fork. A network card is saved unplugged, so a fork can
@@ -165,7 +189,7 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     let cache = Home::at(driver.home()).cache();
     let (blanks, spec) = blocking(move || Blanks::make(&cache, spec)).await?;
     let vm = operation(async move { driver.boot(&spec, acceleration).await }).await?;
-    let snapshot = save(&vm, label, boot_deadline, progress).await?;
+    let snapshot = save(&vm, label, rehearse, boot_deadline, progress).await?;
     blocking(move || drop(blanks)).await;
     progress(ReadyStep::Sealing);
     let made = snapshot.clone();
@@ -270,10 +294,14 @@ async fn lock(store: &SnapshotStore, key: &ReadyKey) -> Result<ReadyLock, Snapsh
 async fn save(
     vm: &Vm,
     label: &str,
+    commands: Vec<ExecRequest>,
     boot_deadline: Duration,
     progress: &mut (dyn FnMut(ReadyStep) + Send),
 ) -> Result<Snapshot, ReadyError> {
     let link = vm.connect(boot_deadline).await?;
+    for command in commands {
+        run(&link, command, COMMAND_DEADLINE).await?;
+    }
     for _ in 0..REHEARSALS {
         rehearse(vm, &link, boot_deadline).await?;
     }
@@ -292,11 +320,34 @@ async fn save(
 async fn rehearse(vm: &Vm, link: &GuestLink, deadline: Duration) -> Result<(), ReadyError> {
     link.freeze().await.map_err(ReadyError::Freeze)?;
     link.renew(Renewal::of(fresh_names(vm.id())), deadline).await?;
-    let request = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
-    let ran = tokio::time::timeout(deadline, link.run(request, b"", 0)).await;
+    // The program need not exist: an image may have none at all. Then the search for it is what is rehearsed.
+    match run(link, ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() }, deadline).await {
+        Err(ReadyError::WarmUp { source: StreamError::Fault(fault), .. })
+            if matches!(fault.code, ErrorCode::CommandNotFound | ErrorCode::NotExecutable) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Runs a command of a rehearsal. It must exit with 0.
+async fn run(link: &GuestLink, request: ExecRequest, deadline: Duration) -> Result<(), ReadyError> {
+    let command = request.argv.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let late = |_| StreamError::LinkLost(format!("it did not end within {deadline:?}"));
-    ran.map_err(late).and_then(|ran| ran).map_err(ReadyError::WarmUp)?;
-    Ok(())
+    let ran = tokio::time::timeout(deadline, link.run(request, b"", STDERR_BYTES_MAX)).await;
+    let ran = match ran.map_err(late).and_then(|ran| ran) {
+        Ok(ran) => ran,
+        Err(source) => return Err(ReadyError::WarmUp { command, source }),
+    };
+    match ran.exited.status {
+        ExitStatus::Code(0) => Ok(()),
+        status => Err(ReadyError::Rehearsal {
+            command,
+            code: status.shell_code(),
+            stderr: String::from_utf8_lossy(&ran.stderr).trim_end().to_owned(),
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -335,7 +386,12 @@ mod tests {
             Launch: [ReadyError::Launch(LaunchError::VmmMissing { program: "qemu-system-x86_64".into() })],
             Link: [ReadyError::Link(LinkError::Closed { waiting_for: "hello" })],
             Freeze: [ReadyError::Freeze(StreamError::Ended)],
-            WarmUp: [ReadyError::WarmUp(StreamError::Ended)],
+            WarmUp: [ReadyError::WarmUp { command: WARM_UP.into(), source: StreamError::Ended }],
+            Rehearsal: [ReadyError::Rehearsal {
+                command: "/bin/sh -c false".into(),
+                code: 1,
+                stderr: "not today".into(),
+            }],
             Save: [ReadyError::Save(SaveError::Busy)],
             Snapshot: [ReadyError::Snapshot(SnapshotError::Locked { path: "/s".into(), waited: LOCK_PATIENCE })],
         });

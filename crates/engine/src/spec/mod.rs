@@ -18,5 +18,6 @@ pub use self::bounds::{
 pub use self::error::SpecError;
 pub use self::mac_address::{MacAddress, NoMacAddress};
 pub use self::nic::{Attachment, Nic, Tap};
+pub(crate) use self::vhost_user::connect_at_once;
 pub use self::vhost_user::{VhostUser, VhostUserDevice};
 pub use self::vm_spec::{AGENT_PORT, Disk, DiskFormat, DiskRole, HostLimits, OwnerLoss, RootSpec, VmSpec};

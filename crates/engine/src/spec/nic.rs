@@ -1,7 +1,7 @@
 //! Network cards: the device in the guest, and its attachment on the host.
 //!
 //! ```text
-//!   saved unplugged ──▶ restored unplugged, or on a TAP device
+//!   saved unplugged ──▶ restored unplugged, on a TAP device, or on a stream
 //!   saved on a TAP  ──▶ restored on a TAP device, because the guest uses the offloads of one
 //! ```
 //! A card belongs to the VM and to each snapshot of it. An attachment belongs to one VM, so each fork is given its own,
@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::mac_address::MacAddress;
@@ -64,6 +64,13 @@ pub enum Attachment {
     Unplugged,
     /// A TAP device of the host.
     Tap(Tap),
+    /// A network of another process: a Unix stream socket on which it listens. Kiln connects, and the VMM inherits the
+    /// connection. Each frame comes after its length, as four bytes in big-endian order. If the connection ends, the
+    /// card stays without a network.
+    Stream {
+        /// The socket.
+        socket: Utf8PathBuf,
+    },
 }
 
 /// A TAP device of the host. It is persistent and has one queue. The user creates it and configures its addresses and
@@ -89,8 +96,16 @@ impl Attachment {
     /// The TAP device, unless the card is unplugged.
     pub(crate) fn tap(&self) -> Option<&Tap> {
         match self {
-            Self::Unplugged => None,
+            Self::Unplugged | Self::Stream { .. } => None,
             Self::Tap(tap) => Some(tap),
+        }
+    }
+
+    /// The socket of the network, if it is a stream.
+    pub(crate) fn stream(&self) -> Option<&Utf8Path> {
+        match self {
+            Self::Stream { socket } => Some(socket),
+            Self::Unplugged | Self::Tap(_) => None,
         }
     }
 
@@ -100,11 +115,11 @@ impl Attachment {
     /// them only if the backend of the card understands the virtio header of each packet, which a TAP device with
     /// `IFF_VNET_HDR` does and an unplugged card does not. The negotiated features are part of the saved state. QEMU
     /// refuses to load a state with features that the new backend does not have, and exits. So a card that was saved on
-    /// a TAP device needs a TAP device again. A card that was saved unplugged negotiated no offloads, so it fits any
-    /// attachment: it works on a TAP device without offloads.
+    /// a TAP device needs a TAP device again. A card that was saved unplugged or on a stream negotiated no offloads, so it
+    /// fits any attachment: it works on a TAP device without offloads.
     pub(crate) fn loads_state_of(&self, saved: &Self) -> bool {
         match saved {
-            Self::Unplugged => true,
+            Self::Unplugged | Self::Stream { .. } => true,
             Self::Tap(_) => matches!(self, Self::Tap(_)),
         }
     }
@@ -168,6 +183,9 @@ mod tests {
         let other = Attachment::Tap(tap("other", Some("/run/netns/one")));
         assert!(unplugged.loads_state_of(&unplugged) && one.loads_state_of(&unplugged) && other.loads_state_of(&one));
         assert!(!unplugged.loads_state_of(&one));
+        let stream = Attachment::Stream { socket: "/s".into() };
+        assert!(stream.loads_state_of(&unplugged) && unplugged.loads_state_of(&stream) && one.loads_state_of(&stream));
+        assert!(!stream.loads_state_of(&one));
     }
 
     #[test]

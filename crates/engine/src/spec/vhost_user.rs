@@ -115,15 +115,20 @@ impl VhostUser {
 
     /// The connection that a VMM inherits for a device that never [reconnects](Self::reconnects).
     pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
-        // A blocking connect waits without a bound while the backend's queue of connections is full.
-        let ours = socket_with(AddressFamily::UNIX, SocketType::STREAM, close_on_exec() | SocketFlags::NONBLOCK, None)?;
-        connect(&ours, &SocketAddrUnix::new(self.socket.as_std_path())?)?;
-        Ok(ours)
+        connect_at_once(&self.socket)
     }
 
     fn refuse<T>(&self, problem: impl Into<String>) -> Result<T, SpecError> {
         Err(SpecError::Backend { device: self.to_string(), problem: problem.into() })
     }
+}
+
+/// Connects to a Unix stream socket, or fails at once. A blocking connect would wait without a bound while the server's
+/// queue of connections is full.
+pub(crate) fn connect_at_once(socket: &Utf8Path) -> io::Result<OwnedFd> {
+    let ours = socket_with(AddressFamily::UNIX, SocketType::STREAM, close_on_exec() | SocketFlags::NONBLOCK, None)?;
+    connect(&ours, &SocketAddrUnix::new(socket.as_std_path())?)?;
+    Ok(ours)
 }
 
 impl std::fmt::Display for VhostUser {

@@ -257,6 +257,11 @@ impl VmSpec {
 
     pub(crate) fn validate_nics(&self) -> Result<(), SpecError> {
         let taps = self.nics.iter().enumerate().filter_map(|(index, nic)| Some((index, nic.attachment.tap()?)));
+        let streams = self.nics.iter().enumerate().filter_map(|(index, nic)| Some((index, nic.attachment.stream()?)));
+        if let Some((index, socket)) = streams.into_iter().find(|(_, socket)| !socket.is_absolute()) {
+            let problem = format!("the path of its socket must be absolute, not `{socket}`");
+            return Err(SpecError::Nic { index, problem });
+        }
         let mut seen = Vec::new();
         for (index, tap) in taps {
             if let Some(problem) = tap.problem() {

@@ -53,6 +53,15 @@ pub(crate) enum Accelerator {
     Tcg,
 }
 
+/// The other side of a network card, open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Netdev {
+    /// A TAP device.
+    Tap(RawFd),
+    /// A connected Unix stream socket.
+    Stream(RawFd),
+}
+
 /// Sockets that QEMU inherits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sockets {
@@ -60,8 +69,8 @@ pub(crate) struct Sockets {
     pub(crate) agent: RawFd,
     /// In the order of [`VmSpec::extra_ports`].
     pub(crate) extra: Vec<RawFd>,
-    /// For each card of [`VmSpec::nics`], its TAP device if it is on one.
-    pub(crate) taps: Vec<Option<RawFd>>,
+    /// For each card of [`VmSpec::nics`], what it is connected to, if anything.
+    pub(crate) netdevs: Vec<Option<Netdev>>,
     /// For each backend of [`VmSpec::vhost_user`], its connection if QEMU does not connect itself.
     pub(crate) backends: Vec<Option<RawFd>>,
 }
@@ -243,16 +252,19 @@ fn devices(line: &mut Line, spec: &VmSpec, sockets: &Sockets) {
     }
     for (index, nic) in spec.nics.iter().enumerate() {
         // An unplugged card has no `netdev`. With a hub of its own as `netdev`, qboot never starts the kernel.
-        let netdev = match sockets.taps.get(index).copied().flatten() {
-            Some(fd) => {
-                // With vhost, QEMU would open /dev/vhost-net, which a VMM must not.
-                line.option("-netdev", &format!("tap,id=nic{index},fd={fd},vhost=off"));
-                format!("netdev=nic{index},")
-            }
+        let netdev = match sockets.netdevs.get(index).copied().flatten() {
+            // With vhost, QEMU would open /dev/vhost-net, which a VMM must not.
+            Some(Netdev::Tap(fd)) => format!("tap,id=nic{index},fd={fd},vhost=off"),
+            Some(Netdev::Stream(fd)) => format!("stream,id=nic{index},server=off,addr.type=fd,addr.str={fd}"),
             None => String::new(),
         };
+        let mut peer = String::new();
+        if !netdev.is_empty() {
+            line.option("-netdev", &netdev);
+            peer = format!("netdev=nic{index},");
+        }
         // The card's boot firmware is not needed.
-        line.option("-device", &format!("virtio-net-pci,{netdev}mac={},romfile=", nic.mac));
+        line.option("-device", &format!("virtio-net-pci,{peer}mac={},romfile=", nic.mac));
     }
 }
 
@@ -343,7 +355,7 @@ mod tests {
             monitor: 10,
             agent: 12,
             extra: vec![13, 14],
-            taps: vec![None, Some(17)],
+            netdevs: vec![None, Some(Netdev::Tap(17)), Some(Netdev::Stream(18))],
             backends: vec![None, None, Some(15), Some(16)],
         };
         let names = Names {
@@ -409,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_restored_vm_maps_the_memory_and_boots_nothing() {
-        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![], taps: vec![], backends: vec![] };
+        let sockets = Sockets { monitor: 10, agent: 12, extra: vec![], netdevs: vec![], backends: vec![] };
         let line = |qemu: u32, minor| {
             let facts = Facts { qemu: Some(QemuVersion { major: qemu, minor }), ..facts(Accelerator::Tcg) };
             let memory = Memory::Private("/s/a,b/memory".into());
@@ -441,12 +453,15 @@ mod tests {
     #[test]
     fn network_cards_have_their_place() {
         let nic = |mac: &str| Nic::unplugged(mac.parse().expect("an address"));
-        let spec = VmSpec { nics: vec![nic("52:54:00:12:34:56"), nic("52:54:00:12:34:57")], ..spec() };
+        let nics = ["52:54:00:12:34:56", "52:54:00:12:34:57", "52:54:00:12:34:58"].map(nic);
+        let spec = VmSpec { nics: nics.into(), ..spec() };
         let line = line(&spec, &facts(Accelerator::Tcg));
         assert!(
             line.contains(
                 "-device virtio-net-pci,mac=52:54:00:12:34:56,romfile= -netdev tap,id=nic1,fd=17,vhost=off \
-                 -device virtio-net-pci,netdev=nic1,mac=52:54:00:12:34:57,romfile="
+                 -device virtio-net-pci,netdev=nic1,mac=52:54:00:12:34:57,romfile= \
+                 -netdev stream,id=nic2,server=off,addr.type=fd,addr.str=18 \
+                 -device virtio-net-pci,netdev=nic2,mac=52:54:00:12:34:58,romfile="
             ),
             "{line}"
         );

@@ -21,7 +21,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-use super::args::{self, Accelerator, Facts, Memory, Names, Sockets, Start};
+use super::args::{self, Accelerator, Facts, Memory, Names, Netdev, Sockets, Start};
 use super::files;
 use super::monitor::GuestEvents;
 use super::qmp::{Qmp, QmpEvent};
@@ -34,7 +34,7 @@ use crate::failpoint;
 use crate::files::private_file;
 use crate::host::tap;
 use crate::process::{self, Child, Program, Sink, VmmStatus};
-use crate::spec::{Acceleration, Nic, VhostUser, VmSpec};
+use crate::spec::{Acceleration, Attachment, Nic, VhostUser, VmSpec, connect_at_once};
 use crate::vm::{self, AGENT_SOCKET, Ends, Parts, Vm, VmmError, port_socket};
 use crate::vm_dir::fifo::{CONSOLE_FIFO, Fifo, STDERR_FIFO};
 use crate::vm_dir::{MEMORY_FILE, SocketDir, VmDir};
@@ -82,8 +82,8 @@ pub(super) async fn start(dir: &VmDir, plan: Plan<'_>) -> Result<Started, Launch
     };
     // Everything that can fail without QEMU is done first, with the errors of Kiln. An error of QEMU about the same
     // cause would be a line of text on its stderr.
-    let (backends, taps) = (connect_backends(plan.spec)?, open_taps(plan.spec)?);
-    let mut host_side = HostSide::bind(dir, plan.spec, backends, taps).map_err(no_directory)?;
+    let (backends, networks) = (connect_backends(plan.spec)?, open_networks(plan.spec)?);
+    let mut host_side = HostSide::bind(dir, plan.spec, backends, networks).map_err(no_directory)?;
     let mut inherit = std::mem::take(&mut host_side.inherited);
     let Plan { binary: _, spec, facts, mut memory, start, disks, snapshot, inherit: others, policy } = plan;
     inherit.extend(others);
@@ -156,13 +156,23 @@ fn connect_backends(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> 
     spec.vhost_user.iter().map(connect).collect()
 }
 
-/// Opens the TAP devices of the cards, because QEMU runs in an empty network namespace.
-fn open_taps(spec: &VmSpec) -> Result<Vec<Option<OwnedFd>>, LaunchError> {
-    let open = |(index, nic): (usize, &Nic)| match nic.attachment.tap() {
-        None => Ok(None),
-        Some(tap) => match tap::open(tap) {
-            Ok(opened) => Ok(Some(opened)),
+/// What a card is connected to.
+enum Network {
+    Tap(OwnedFd),
+    Stream(OwnedFd),
+}
+
+/// Opens what the cards are connected to, because QEMU runs in an empty network namespace and reaches no socket.
+fn open_networks(spec: &VmSpec) -> Result<Vec<Option<Network>>, LaunchError> {
+    let open = |(index, nic): (usize, &Nic)| match &nic.attachment {
+        Attachment::Unplugged => Ok(None),
+        Attachment::Tap(tap) => match tap::open(tap) {
+            Ok(opened) => Ok(Some(Network::Tap(opened))),
             Err(source) => Err(LaunchError::Attachment { index, tap: tap.clone(), source }),
+        },
+        Attachment::Stream { socket } => match connect_at_once(socket) {
+            Ok(stream) => Ok(Some(Network::Stream(stream))),
+            Err(source) => Err(LaunchError::Stream { index, socket: socket.clone(), source }),
         },
     };
     spec.nics.iter().enumerate().map(open).collect()
@@ -270,7 +280,7 @@ impl HostSide {
         dir: &VmDir,
         spec: &VmSpec,
         backends: Vec<Option<OwnedFd>>,
-        taps: Vec<Option<OwnedFd>>,
+        networks: Vec<Option<Network>>,
     ) -> io::Result<Self> {
         let directory = dir.sockets()?;
         let monitor = directory.listen("monitor")?;
@@ -281,12 +291,28 @@ impl HostSide {
             monitor: monitor.as_raw_fd(),
             agent: agent.as_raw_fd(),
             extra: extra.iter().map(UnixListener::as_raw_fd).collect(),
-            taps: numbers(&taps),
+            netdevs: networks.iter().map(|network| network.as_ref().map(Network::netdev)).collect(),
             backends: numbers(&backends),
         };
+        let networks = networks.into_iter().flatten().map(Network::into_fd);
         let inherited = [monitor, agent].into_iter().chain(extra).map(OwnedFd::from);
-        let inherited = inherited.chain(backends.into_iter().chain(taps).flatten()).collect();
+        let inherited = inherited.chain(backends.into_iter().flatten()).chain(networks).collect();
         Ok(Self { sockets, inherited, monitor: connect(&directory, "monitor")? })
+    }
+}
+
+impl Network {
+    fn netdev(&self) -> Netdev {
+        match self {
+            Self::Tap(fd) => Netdev::Tap(fd.as_raw_fd()),
+            Self::Stream(fd) => Netdev::Stream(fd.as_raw_fd()),
+        }
+    }
+
+    fn into_fd(self) -> OwnedFd {
+        match self {
+            Self::Tap(fd) | Self::Stream(fd) => fd,
+        }
     }
 }
 

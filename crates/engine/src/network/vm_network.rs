@@ -1,0 +1,168 @@
+//! A VM's network of either kind.
+
+use std::sync::Arc;
+
+use kiln_net::gate::{Denials, Gate};
+use kiln_net::inner::{GATEWAY, GUEST, GUEST_MAC, MTU, PREFIX};
+use kiln_net::policy::{Change, Policy};
+use kiln_wire::{Interface, Network};
+use serde::{Deserialize, Serialize};
+
+use super::error::NetworkError;
+use super::nat::Nat;
+use super::user::User;
+use crate::engine::NicPart;
+use crate::home::Home;
+use crate::spec::{MacAddress, Nic};
+
+/// How a VM gets out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkKind {
+    /// A network namespace of its own, a TAP device, and address translation. Needs root.
+    Nat,
+    /// This process makes each connection. Needs no root.
+    User,
+}
+
+/// A request for a network.
+#[derive(Debug, Clone)]
+pub struct NetworkRequest {
+    /// How the VM gets out.
+    pub kind: NetworkKind,
+    /// What it may reach.
+    pub policy: Policy,
+    /// What it is for, for lists of networks: the VM's name.
+    pub label: String,
+}
+
+/// What a network does now.
+#[derive(Debug, Clone)]
+pub struct NetworkStatus {
+    /// How the VM gets out.
+    pub kind: NetworkKind,
+    /// What it may reach.
+    pub policy: Arc<Policy>,
+    /// What it was denied.
+    pub denials: Denials,
+}
+
+/// The network of one VM. It ends when this is dropped.
+///
+/// ```no_run
+/// # async fn example(
+/// #     engine: &dyn kiln_engine::Engine,
+/// #     home: &kiln_engine::home::Home,
+/// #     spec: kiln_engine::VmSpec,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
+/// use kiln_engine::network::{NetworkKind, NetworkRequest, VmNetwork};
+/// use kiln_engine::{ForkPart, ForkSpec, ReadyRequest, VmSpec};
+/// use kiln_net::policy::{Policy, PolicyDefault};
+/// use std::time::Duration;
+///
+/// let policy = Policy::new(PolicyDefault::Deny, false, vec!["example.org:443".parse()?], vec![])?;
+/// let request = NetworkRequest { kind: NetworkKind::Nat, policy, label: "web".into() };
+/// let network = VmNetwork::start(home, request).await?;
+///
+/// let spec = VmSpec { nics: vec![VmNetwork::card()], ..spec };
+/// let ready = engine.ready(ReadyRequest::new(&spec, "web", Duration::from_secs(60))).await?;
+/// let part = ForkPart { nics: vec![network.nic()], network: Some(VmNetwork::guest()), ..ForkPart::default() };
+/// let forks = engine.restore(&ready, ForkSpec { parts: vec![part], ..ForkSpec::default() }).await?;
+/// # drop(forks);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct VmNetwork {
+    gate: Arc<Gate>,
+    side: Side,
+}
+
+#[derive(Debug)]
+enum Side {
+    Nat(Nat),
+    User(User),
+}
+
+impl VmNetwork {
+    /// Makes a network with its rules in place.
+    ///
+    /// # Errors
+    /// [`NetworkError`]. Nothing of the network is left then.
+    pub async fn start(home: &Home, request: NetworkRequest) -> Result<Self, NetworkError> {
+        let gate = Arc::new(Gate::new(request.policy));
+        let side = match request.kind {
+            NetworkKind::Nat => Side::Nat(Nat::start(home, &request.label, &gate).await?),
+            NetworkKind::User => Side::User(User::start(home, &gate).await?),
+        };
+        Ok(Self { gate, side })
+    }
+
+    /// The card of a spec whose VM or forks get a network. Each guest has the same address, because each is alone in
+    /// its network: then a fork's address is not changed, and one ready-made snapshot serves all.
+    pub fn card() -> Nic {
+        Nic::unplugged(Self::mac())
+    }
+
+    /// What connects a fork's card to this network.
+    pub fn nic(&self) -> NicPart {
+        let attachment = match &self.side {
+            Side::Nat(nat) => nat.attachment(),
+            Side::User(user) => user.attachment(),
+        };
+        NicPart { mac: Some(Self::mac()), attachment }
+    }
+
+    /// The addresses inside the guest, for [`ForkPart::network`](crate::ForkPart::network) or a
+    /// [`Renewal`](crate::link::Renewal).
+    pub fn guest() -> Network {
+        let interface = Interface { address: GUEST, prefix: PREFIX, gateway: Some(GATEWAY), mtu: Some(MTU) };
+        Network { interfaces: vec![interface], nameservers: vec![GATEWAY] }
+    }
+
+    /// Its policy, and what was learned and denied.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// What it does now.
+    pub fn status(&self) -> NetworkStatus {
+        let kind = match &self.side {
+            Side::Nat(_) => NetworkKind::Nat,
+            Side::User(_) => NetworkKind::User,
+        };
+        NetworkStatus { kind, policy: self.gate.policy(), denials: self.gate.denials() }
+    }
+
+    /// Changes the policy. Connections that the new one does not open end.
+    ///
+    /// # Errors
+    /// [`NetworkError`]. The old policy stays.
+    pub async fn change(&self, change: &Change) -> Result<Arc<Policy>, NetworkError> {
+        let policy = Arc::new(self.gate.policy().changed(change)?);
+        match &self.side {
+            Side::Nat(nat) => {
+                nat.apply(Arc::clone(&policy), &self.gate).await?;
+                self.gate.set_policy((*policy).clone());
+            }
+            Side::User(user) => user.apply(&policy),
+        }
+        Ok(policy)
+    }
+
+    /// Ends it. A drop does the same, on the caller's thread, and reports nothing.
+    ///
+    /// # Errors
+    /// Something of it can't be removed. The next start of a network tries again.
+    pub async fn stop(self) -> Result<(), NetworkError> {
+        match self.side {
+            Side::Nat(nat) => nat.stop().await,
+            Side::User(_) => Ok(()),
+        }
+    }
+
+    fn mac() -> MacAddress {
+        let text = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        text.parse().expect("a constant")
+    }
+}
