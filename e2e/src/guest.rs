@@ -31,7 +31,7 @@ impl Guest {
     /// If there is no image, or the VM does not boot.
     pub async fn boot(change: impl FnOnce(&mut VmSpec)) -> Self {
         let home = Home::from_env().expect("KILN_HOME or HOME is set");
-        let image = ImageStore::new(&home).find(MINI).expect("the image is built: kiln image build mini");
+        let image = ImageStore::new(&home).find_boot(MINI).expect("the image is built: kiln image build mini");
         let mut spec = VmSpec { cmdline: image.cmdline.clone(), ..VmSpec::new(&image.kernel, &image.initramfs) };
         spec.acceleration = AccelerationRequest::Auto;
         change(&mut spec);

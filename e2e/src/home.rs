@@ -60,7 +60,7 @@ impl TestHome {
         assert_eq!(made.code, 0, "{}", made.stderr);
         // A home that is older than the image has those of earlier images too.
         let home = Home::from_env().expect("KILN_HOME or HOME is set");
-        let image = ImageStore::new(&home).find(MINI).expect("the image is built: kiln image build mini");
+        let image = ImageStore::new(&home).find_boot(MINI).expect("the image is built: kiln image build mini");
         let is_default = |one: &Value| {
             let size = (&one["memory_mib"], &one["cpus"]) == (&256.into(), &1.into());
             let plain = one["modules"] == Value::Array(vec![]) && one["ready_made"] == true;

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod guest;
+pub mod image;
 
 mod agent;
 mod backend;

@@ -3,6 +3,9 @@
 pub mod docker;
 #[cfg(test)]
 mod help;
+pub mod image;
+pub mod network;
+pub mod publish;
 mod quantities;
 #[cfg(test)]
 mod refusals;
@@ -18,6 +21,8 @@ use camino::Utf8PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 
+use self::image::{ImageArgs, Pull};
+use self::network::{NetArgs, NetworkArgs};
 pub use self::quantities::{parse_duration, parse_size_bytes};
 use self::quantities::{parse_grace, parse_memory_mib};
 use self::vhost::VhostArgs;
@@ -40,8 +45,8 @@ pub struct Args {
 pub enum Command {
     Run(Box<RunArgs>),
     Doctor(DoctorArgs),
-    /// Build, warm, list, check and remove images
     Image(ImageArgs),
+    Net(NetArgs),
     Snapshot(SnapshotArgs),
     Volume(VolumeArgs),
     Scan(ScanArgs),
@@ -86,8 +91,8 @@ pub struct VersionArgs {
 
 /// Run a command in a new VM.
 ///
-/// The VM has its own kernel and no network. Kiln passes on the command's output, exits with its exit code and removes
-/// the VM.
+/// The VM has its own kernel, and no network without --net. Kiln passes on the command's output, exits with its exit code and removes
+/// the VM. The image decides what else is in it, and what runs if no command is given.
 ///
 /// The VM is a fork of the image's ready-made snapshot: a VM that was booted and saved once for its size and modules,
 /// on first use or by `kiln image warm`. Each fork has its own host name, machine id, clock and randomness. With --cold
@@ -101,6 +106,7 @@ pub struct VersionArgs {
     kiln run -- uname -a\n  \
     kiln run -e NAME=x -w /tmp -i -- sh -c 'cat; echo $NAME; exit 3' < file\n  \
     kiln run -t -- sh\n  \
+    kiln run python:3.12 python3 -c 'print(1)'\n  \
     kiln run --in ./dir:/job --out /job/result:./result -- sh /job/run.sh\n  \
     kiln run --from prepared -- sh /job/run.sh\n  \
     kiln run -v data:/var/lib/x -- sh -c 'date >> /var/lib/x/log'\n  \
@@ -133,11 +139,21 @@ pub struct RunArgs {
     /// The most that all --out together may write
     ///
     /// Each file, directory and symlink counts as its bytes plus 16 KiB.
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = parse_size_bytes, hide_short_help = true)]
     pub out_limit: u64,
-    /// Image to boot; see `kiln image ls`
-    #[arg(long, default_value = "mini", env = "KILN_IMAGE")]
-    pub image: String,
+    /// Image to run: a name, a reference such as python:3.12, or a digest [default: mini]
+    ///
+    /// An image that is not here is pulled from its registry, see --pull. Without this flag, the first word of the
+    /// command is the image if it is the name of one, or has a `:` or `/` as references have: `kiln run python:3.12
+    /// python3 -V`. After `--` it never is.
+    #[arg(long, env = "KILN_IMAGE")]
+    pub image: Option<String>,
+    /// Run this program instead of the image's entrypoint, with the command as its arguments
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<OsString>,
+    /// When to pull the image
+    #[arg(long, value_name = "WHEN", default_value = "missing", hide_short_help = true)]
+    pub pull: Pull,
     /// Memory of the VM in MiB, or with a unit: 512, 512M, 2G
     #[arg(short, long, value_name = "SIZE", default_value = "256", value_parser = parse_memory_mib)]
     pub memory: u64,
@@ -154,25 +170,25 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace, hide_short_help = true)]
     pub grace: Duration,
     /// Give up if the VM has not booted after this long
-    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration, hide_short_help = true)]
     pub boot_timeout: Duration,
     /// The most memory that the command and its children may use
-    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes, hide_short_help = true)]
     pub limit_memory: Option<u64>,
     /// The most processes and threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub limit_pids: Option<u64>,
     /// The most CPU time
-    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration, hide_short_help = true)]
     pub limit_cpu: Option<Duration>,
     /// The most output that is passed on; the rest is dropped
-    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_bytes, hide_short_help = true)]
     pub limit_output: Option<u64>,
     /// How to run the VM's CPUs
-    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
+    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL", hide_short_help = true)]
     pub accel: AccelArg,
     /// Load a kernel module of the image before the command runs
-    #[arg(long = "module", value_name = "NAME")]
+    #[arg(long = "module", value_name = "NAME", hide_short_help = true)]
     pub modules: Vec<String>,
     /// Attach a device that another process serves: blk:SOCKET, net:SOCKET, vsock:SOCKET, fs:SOCKET,tag=NAME
     ///
@@ -184,7 +200,7 @@ pub struct RunArgs {
     /// Options follow the path: queues=N (blk, net, fs), mac=ADDRESS (net), tag=NAME (fs).
     ///
     /// Such a VM can't be saved or forked, so it boots, as with --cold. Repeat the flag for more devices.
-    #[arg(long, value_name = "DEVICE:SOCKET", value_parser = vhost_user::parse)]
+    #[arg(long, value_name = "DEVICE:SOCKET", value_parser = vhost_user::parse, hide_short_help = true)]
     pub vhost_user: Vec<VhostUser>,
     /// Fork this snapshot (name or id) instead of the image's
     ///
@@ -198,15 +214,17 @@ pub struct RunArgs {
     #[command(flatten)]
     pub storage: StorageArgs,
     #[command(flatten)]
+    pub network: NetworkArgs,
+    #[command(flatten)]
     pub docker: docker::DockerArgs,
     /// Show the guest's console on stderr, each line prefixed with `console|`
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub console: bool,
     /// Print one JSON object instead of the command's output
     #[arg(long, conflicts_with = "tty")]
     pub json: bool,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    /// The command and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 
@@ -241,93 +259,6 @@ pub struct DoctorArgs {
     /// Test KVM again instead of using the remembered result
     #[arg(long)]
     pub probe: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub struct ImageArgs {
-    #[command(subcommand)]
-    pub command: ImageCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    Build(ImageBuildArgs),
-    Warm(ImageWarmArgs),
-    /// List images
-    #[command(visible_alias = "list")]
-    Ls {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove an image and its ready-made snapshots
-    Rm {
-        /// Names or digests
-        #[arg(required = true)]
-        names: Vec<String>,
-    },
-    /// Check an image's files against its digest
-    Verify {
-        /// Name or digest
-        name: String,
-    },
-}
-
-/// Build an image.
-///
-/// `mini` is Debian's cloud kernel, the modules a small VM needs, busybox and the agent, in one initramfs. Building it
-/// needs no root. The kernel's package is downloaded once, into $KILN_HOME/cache.
-#[derive(Debug, ClapArgs)]
-pub struct ImageBuildArgs {
-    /// The image: mini
-    pub name: String,
-    /// The guest agent's binary [default: next to kiln]
-    #[arg(long, value_name = "FILE", env = "KILN_AGENT")]
-    pub agent: Option<Utf8PathBuf>,
-    /// Use this Debian kernel package
-    #[arg(long, value_name = "DEB")]
-    pub kernel_deb: Option<Utf8PathBuf>,
-    /// Use the newest kernel package in the cache; query apt only if the cache has no package
-    #[arg(long, conflicts_with = "kernel_deb")]
-    pub cached: bool,
-    /// Ask apt for the newest kernel (the default)
-    #[arg(long, hide = true, conflicts_with_all = ["kernel_deb", "cached"])]
-    pub latest: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Boot an image and save it, so that `kiln run` can fork it.
-///
-/// `kiln run` does this on its own if the ready-made snapshot does not exist. This command does it in advance, and
-/// replaces an existing one. Each memory size, number of CPUs and set of modules has its own snapshot, so give the same
-/// flags as to `kiln run`. Prints the snapshot's id.
-#[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  \
-    kiln image warm mini\n  \
-    kiln image warm mini --memory 512 --cpus 2 --module tun")]
-pub struct ImageWarmArgs {
-    /// Name or digest of the image
-    pub name: String,
-    /// Memory of the VM in MiB, or with a unit: 512, 512M, 2G
-    #[arg(short, long, value_name = "SIZE", default_value = "256", value_parser = parse_memory_mib)]
-    pub memory: u64,
-    /// CPUs of the VM
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
-    pub cpus: u32,
-    /// Load a kernel module of the image
-    #[arg(long = "module", value_name = "NAME")]
-    pub modules: Vec<String>,
-    /// How to run the VM's CPUs
-    #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
-    pub accel: AccelArg,
-    /// Give up if the VM has not booted after this long
-    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
-    pub boot_timeout: Duration,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Create, list, check, compact and remove snapshots.

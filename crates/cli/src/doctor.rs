@@ -21,7 +21,7 @@ pub fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     }
     let progress = Progress::start("inspecting this host; testing KVM may take 10 s");
     // Without an image there is no guest to test KVM with. The report has a finding for that.
-    let image = if trusted { image::find(&home, MINI).ok() } else { None };
+    let image = if trusted { image::find_boot(&home, MINI).ok() } else { None };
     let guest = image.as_ref().map(Image::vm_spec);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = runtime.block_on(inspect(home.path(), guest.as_ref()));

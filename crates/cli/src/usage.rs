@@ -250,7 +250,6 @@ mod tests {
             "kiln --json",
             "kiln fly --json",
             "kiln ps --json",
-            "kiln run --json",
             "kiln run --json --no-such-flag true",
             "kiln run --json --timeuot 3s true",
             "kiln run --json -t true",

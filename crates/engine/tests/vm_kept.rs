@@ -31,7 +31,7 @@ fn engine() -> Arc<QemuEngine> {
 }
 
 async fn ready(engine: &QemuEngine) -> Snapshot {
-    let image = ImageStore::new(&Home::at(engine.home())).find(MINI).expect("the image is built");
+    let image = ImageStore::new(&Home::at(engine.home())).find_boot(MINI).expect("the image is built");
     let spec = VmSpec {
         cmdline: image.cmdline,
         acceleration: AccelerationRequest::Tcg,

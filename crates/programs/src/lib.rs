@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `qemu-system-x86_64 --version` and the like | `PATH` |
 //! | `dpkg-deb` | `PATH` |
-//! | `apt-get`, `apt-cache` | `PATH`, and the variables for this host's mirror, see [`APT`] |
+//! | `apt-get`, `apt-cache`, `mmdebstrap` | `PATH`, and the variables for this host's mirror, see [`APT`] |
 //! | a backend of `--spawn`, such as that of `kiln vhost check` | the caller's: the user wrote that command line |
 //! | `docker-credential-NAME` | the caller's: the user's configuration of docker names it |
 //! | `kiln` itself, in `kiln bench` | the caller's: it is the same program |

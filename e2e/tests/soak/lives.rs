@@ -57,7 +57,7 @@ struct Life<'a> {
 
 impl<'a> Life<'a> {
     async fn begin(engine: &'a QemuEngine, store: &'a SnapshotStore) -> Self {
-        let image = ImageStore::new(&Home::at(engine.home())).find(MINI).expect("the image is built");
+        let image = ImageStore::new(&Home::at(engine.home())).find_boot(MINI).expect("the image is built");
         let spec = VmSpec { cmdline: image.cmdline, ..VmSpec::new(image.kernel, image.initramfs) };
         let base = engine.ready(ReadyRequest::new(&spec, MINI, BOOT_DEADLINE)).await.expect("ready");
         let fork = restore(engine, &base).await;

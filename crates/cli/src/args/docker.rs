@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
+use super::publish::Publish;
 use crate::failure::{Failure, USAGE};
 
 /// Flags of `docker run` in `kiln run`.
@@ -26,6 +27,12 @@ pub struct DockerArgs {
     /// Label the run; shown only in --json
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label, hide_short_help = true)]
     pub labels: Vec<(String, String)>,
+    /// Let a port of this host lead to a port of the guest: [ADDRESS:]HOST:GUEST
+    ///
+    /// Without ADDRESS only programs of this host can connect. Without HOST a free port is chosen and printed on stderr.
+    /// No network is needed: connections go through the guest's agent to its localhost.
+    #[arg(short, long, value_name = "PORTS")]
+    pub publish: Vec<Publish>,
     #[command(flatten)]
     refused: RefusedArgs,
 }
@@ -35,16 +42,10 @@ pub struct DockerArgs {
 struct RefusedArgs {
     #[arg(long, hide = true)]
     mount: Vec<OsString>,
-    #[arg(short, long, hide = true)]
-    publish: Vec<OsString>,
     #[arg(short = 'P', long, hide = true)]
     publish_all: bool,
     #[arg(short, long, hide = true)]
     detach: bool,
-    #[arg(long, hide = true)]
-    entrypoint: Option<OsString>,
-    #[arg(long, alias = "net", hide = true)]
-    network: Option<OsString>,
     #[arg(long, hide = true)]
     privileged: bool,
     #[arg(long, hide = true)]
@@ -54,14 +55,11 @@ struct RefusedArgs {
 impl DockerArgs {
     /// Refuses the flags that are not supported yet.
     pub fn check(&self) -> Result<(), Failure> {
-        let RefusedArgs { mount, publish, publish_all, detach, entrypoint, network, privileged, restart } =
-            &self.refused;
+        let RefusedArgs { mount, publish_all, detach, privileged, restart } = &self.refused;
         let given = [
             (!mount.is_empty(), Habit::Mount),
-            (!publish.is_empty() || *publish_all, Habit::Publish),
+            (*publish_all, Habit::PublishAll),
             (*detach, Habit::Detach),
-            (entrypoint.is_some(), Habit::Entrypoint),
-            (network.as_deref().is_some_and(|name| name != "none"), Habit::Network),
             (*privileged, Habit::Privileged),
             (restart.as_deref().is_some_and(|policy| policy != "no"), Habit::Restart),
         ];
@@ -73,10 +71,8 @@ impl DockerArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Habit {
     Mount,
-    Publish,
+    PublishAll,
     Detach,
-    Entrypoint,
-    Network,
     Privileged,
     Restart,
 }
@@ -89,22 +85,10 @@ impl Habit {
                 "--mount: volumes are given with -v",
                 "-v NAME:/DIR for a volume, --in ./DIR:/DIR for a copy of a host directory",
             ),
-            Self::Publish => (
-                "-p: ports are not supported yet; the VM has no network",
-                "pass data through stdin and stdout (-i) or files (--in, --out), or connect through a vsock device: \
-                 --vhost-user vsock:SOCKET",
-            ),
+            Self::PublishAll => ("-P: kiln does not choose which ports to publish", "name each port: -p 8080:80"),
             Self::Detach => (
                 "-d: VMs that outlive kiln are not supported yet",
                 "run kiln in the background: kiln run -- COMMAND > log 2>&1 &",
-            ),
-            Self::Entrypoint => (
-                "--entrypoint: images with an entrypoint are not supported yet",
-                "write the whole command: kiln run -- PROGRAM ARGUMENTS",
-            ),
-            Self::Network => (
-                "--network: networks are not supported yet; the VM has no network, as with --network none",
-                "copy what the command needs with --in, or attach a network card of a backend: --vhost-user net:SOCKET",
             ),
             Self::Privileged => ("--privileged: the command is root in its own kernel already", "leave the flag out"),
             Self::Restart => (
@@ -126,11 +110,19 @@ pub fn subcommand(name: &str) -> Option<&'static str> {
         "exec" | "attach" | "start" | "create" => "kiln run -- COMMAND runs a command in a new VM",
         "sh" | "shell" => "kiln run -t -- sh",
         "cp" => "kiln run has --in HOST:GUEST and --out GUEST:HOST",
-        "build" => "kiln image build mini",
+        "build" => "build it with docker or buildah, then: kiln image import FILE --name NAME",
         "rmi" => "kiln image rm NAME",
-        "pull" | "push" | "login" => "registries are not supported yet; kiln image build mini builds an image",
+        "pull" => "kiln image pull REFERENCE",
+        "load" | "import" => "kiln image import FILE --name NAME",
+        "save" | "export" => "kiln image export NAME FILE",
+        "inspect" | "history" => "kiln image inspect NAME, kiln image history NAME",
+        "push" => "kiln image export NAME FILE writes a file that skopeo copies to a registry",
+        "login" => {
+            "credentials come from docker's config.json; skopeo login --authfile ~/.docker/config.json writes it"
+        }
         "kill" | "stop" | "rm" => "a VM of kiln run ends with its command, or on Ctrl-C",
         "info" => "kiln doctor",
+        "network" => "kiln net ls lists the networks of VMs; kiln run --net connects one",
         _ => return None,
     })
 }
@@ -176,15 +168,7 @@ mod tests {
     #[test]
     fn every_unsupported_flag_has_a_hint() {
         let mut answers = String::new();
-        for habit in [
-            Habit::Mount,
-            Habit::Publish,
-            Habit::Detach,
-            Habit::Entrypoint,
-            Habit::Network,
-            Habit::Privileged,
-            Habit::Restart,
-        ] {
+        for habit in [Habit::Mount, Habit::PublishAll, Habit::Detach, Habit::Privileged, Habit::Restart] {
             let failure = habit.refuse();
             assert_eq!(failure.code, USAGE);
             let hint = failure.hint_text().expect("every refusal has a hint");

@@ -170,13 +170,12 @@ impl Job {
 
     /// The program is not in the guest. Users who type `kiln run alpine sh` mean an image.
     fn not_found(&self) -> Failure {
-        let program = self.args.command.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+        let program = self.exec.argv.first().map(ToString::to_string).unwrap_or_default();
         let failure = Failure::words(NOT_FOUND, format!("`{program}` was not found in the guest"));
         if program.starts_with(['/', '.']) || program.chars().any(char::is_whitespace) {
-            return failure
-                .hint(format!("the program must be in the image `{}`, or be copied in with --in", self.args.image));
+            return failure.hint("the program must be in the image, or be copied in with --in");
         }
-        failure.hint(format!("did you mean `--image {program}`? kiln image ls lists the images"))
+        failure.hint(format!("if `{program}` is an image: kiln run --image {program}; it is pulled if it is not here"))
     }
 
     fn name(&self) -> String {

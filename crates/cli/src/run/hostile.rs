@@ -173,7 +173,7 @@ fn job(folder: &Path) -> Job {
     let words =
         ["kiln", "run", "--json", "--timeout", &timeout, "--grace", &grace, "--in", &copy_in, "--out", &copy_out];
     match Args::try_parse_from(words.into_iter().chain(["true"])).expect("good arguments").command {
-        Command::Run(args) => check(*args, None).expect("a good run"),
+        Command::Run(args) => check(*args, None, None).expect("a good run"),
         other => panic!("not run: {other:?}"),
     }
 }

@@ -1,17 +1,22 @@
 //! A run from its arguments to its exit code: checks, the VM, the steps in the guest, the report.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_detect::Severity;
 use kiln_engine::deadlines::RENEW_DEADLINE;
 use kiln_engine::home::Home;
+use kiln_engine::image::MINI;
 use kiln_engine::link::{GuestLink, Renewal};
+use kiln_engine::network::{NetworkRequest, VmNetwork};
 use kiln_engine::snapshot::SnapshotStore;
 use kiln_engine::{Acceleration, Guest};
 use kiln_wire::{ExecRequest, Identity};
 use owo_colors::OwoColorize as _;
 
+use super::image_word;
+use super::publish::{Ports, Published};
 use super::report::Report;
 use super::request::{self, Copy};
 use super::save::{self, Saved};
@@ -19,10 +24,12 @@ use super::start::{self, Origin, Started};
 use super::terminal;
 use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
+use crate::args::network::NetArg;
 use crate::engine_failure::snapshot_failure;
-use crate::failure::{Failure, USAGE, VM};
-use crate::image;
+use crate::failure::{Failure, HOST, USAGE, VM};
+use crate::image::{self, Runnable};
 use crate::interrupt::Interrupts;
+use crate::net::Control;
 use crate::output::{Progress, plain, print, say};
 use crate::snapshot_names as names;
 
@@ -42,6 +49,9 @@ pub struct Times {
 /// A checked request.
 pub(super) struct Job {
     pub(super) args: RunArgs,
+    /// The name of the image, unless `--from` names a snapshot.
+    image: Option<String>,
+    /// What to run: first as the arguments name it, then with the image's configuration.
     pub(super) exec: ExecRequest,
     pub(super) copy_in: Vec<Copy>,
     pub(super) copy_out: Vec<Copy>,
@@ -59,12 +69,13 @@ pub fn create(args: RunArgs, name: String) -> Result<u8, Failure> {
     run_and_save(args, Some(name))
 }
 
-fn run_and_save(args: RunArgs, save_as: Option<String>) -> Result<u8, Failure> {
+fn run_and_save(mut args: RunArgs, save_as: Option<String>) -> Result<u8, Failure> {
     let start = Instant::now();
     let json = args.json;
-    let mut report = Report::of(&args);
+    let image = image_word::take(&mut args);
+    let mut report = Report::of(&args, image.as_deref());
     let mut times = Times { start, accel: None, ready: None };
-    let outcome = check(args, save_as).and_then(|job| {
+    let outcome = check(args, image, save_as).and_then(|job| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let outcome = runtime.block_on(job.run(&mut times, &mut report));
         // Threads of a killed VM remove its files in this time.
@@ -88,9 +99,10 @@ fn run_and_save(args: RunArgs, save_as: Option<String>) -> Result<u8, Failure> {
 }
 
 /// Refuses arguments that contradict each other or the host, before a VM starts.
-pub(super) fn check(args: RunArgs, save_as: Option<String>) -> Result<Job, Failure> {
+pub(super) fn check(args: RunArgs, image: Option<String>, save_as: Option<String>) -> Result<Job, Failure> {
     args.docker.check()?;
     volumes::check(&args.storage, save_as.is_some(), args.from.is_some())?;
+    args.network.wanted()?;
     let terminal = args.tty.then(terminal::describe);
     if save_as.is_some() && !args.vhost_user.is_empty() {
         return Err(
@@ -102,25 +114,31 @@ pub(super) fn check(args: RunArgs, save_as: Option<String>) -> Result<Job, Failu
         copy_in: args.copy_in.iter().map(request::copy_in).collect::<Result<_, _>>()?,
         copy_out: args.copy_out.iter().map(|given| request::copy_out(given, args.json)).collect::<Result<_, _>>()?,
         args,
+        image,
         save_as,
     })
 }
 
 impl Job {
-    async fn run(self, times: &mut Times, report: &mut Report) -> Result<u8, Failure> {
+    async fn run(mut self, times: &mut Times, report: &mut Report) -> Result<u8, Failure> {
         let home = image::home()?;
         let progress = Progress::start("finding the image");
         let mut origin = self.origin(&home, &progress, report)?;
         let engine = image::engine(&home)?;
         let volumes = match &mut origin {
-            Origin::Image(spec) => Volumes::attach(&home, &self.args.storage, spec)?,
+            Origin::Image(_, spec) => Volumes::attach(&home, &self.args.storage, spec)?,
             Origin::Snapshot(_) => Volumes::default(),
         };
         // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build,
         // the next build removes the leftovers.
         let mut interrupts = Interrupts::new()?;
-        let started =
-            start::start(&engine, origin, &volumes.part, &self.args, &mut interrupts, &progress, times).await?;
+        let ports = Ports::bind(&self.args.docker.publish).await?;
+        let network = self.network(&home).await?.map(Arc::new);
+        let mut part = volumes.part.clone();
+        if let Some(network) = &network {
+            (part.nics, part.network) = (vec![network.nic()], Some(VmNetwork::guest()));
+        }
+        let started = start::start(&engine, origin, &part, &self.args, &mut interrupts, &progress, times).await?;
         let (guest, start) = match started {
             Started::Guest(guest, start) => (guest, start),
             Started::Interrupted(code) => return Ok(code),
@@ -128,6 +146,15 @@ impl Job {
         times.accel = Some(guest.vm.acceleration());
         report.started(start, guest.boot);
         drop(progress);
+        let published = ports.lead_to(&guest.link)?;
+        self.announce(&published);
+        let control = match &network {
+            None => None,
+            Some(network) => {
+                let (vm, name) = (guest.vm.id().to_string(), self.args.docker.name.clone());
+                Some(Control::start(&home, &vm, name, Arc::clone(network))?)
+            }
+        };
         let outcome = self.in_guest(&guest, &mut interrupts, report).await;
         report.findings = guest.findings().into_iter().map(Into::into).collect();
         warn_of_findings(&guest, &outcome);
@@ -139,13 +166,40 @@ impl Job {
             }
             (outcome, None) => outcome,
         };
+        drop((published, control));
         // Whatever the outcome is: what the guest wrote to its volumes must be on them.
         let ended = volumes.end(&guest, &mut interrupts).await;
+        // Only now: the network of a VM is not removed while the VM uses it.
+        if let Some(network) = network.and_then(Arc::into_inner)
+            && let Err(error) = network.stop().await
+        {
+            tracing::warn!(%error, "the network of the VM is not removed yet; the next run tries again");
+        }
         outcome.and_then(|code| ended.map(|()| code))
     }
 
+    /// The network of the run, with its rules in place.
+    async fn network(&self, home: &Home) -> Result<Option<VmNetwork>, Failure> {
+        let Some((kind, policy)) = self.args.network.wanted()? else { return Ok(None) };
+        let label = self.args.docker.name.clone().unwrap_or_default();
+        let request = NetworkRequest { kind, policy, label };
+        let network = VmNetwork::start(home, request).await.map_err(|error| {
+            let hint = error.hint();
+            Failure::new(HOST, error).maybe_hint(hint)
+        })?;
+        Ok(Some(network))
+    }
+
+    /// Prints the ports that kiln has chosen.
+    fn announce(&self, published: &Published) {
+        let chosen = self.args.docker.publish.iter().zip(&published.addresses);
+        for (_, (address, guest)) in chosen.filter(|(wanted, _)| wanted.host.port() == 0) {
+            say(format_args!("port {guest} of the guest is {address} on this host"));
+        }
+    }
+
     /// What the VM is made from.
-    fn origin(&self, home: &Home, progress: &Progress, report: &mut Report) -> Result<Origin, Failure> {
+    fn origin(&mut self, home: &Home, progress: &Progress, report: &mut Report) -> Result<Origin, Failure> {
         let store = SnapshotStore::new(home);
         let listed = || store.list().map_err(snapshot_failure);
         if let Some(name) = &self.save_as {
@@ -155,20 +209,26 @@ impl Job {
             let id = names::resolve(&listed()?, from)?;
             let snapshot = store.open(&id).map_err(snapshot_failure)?;
             report.from = Some(id);
+            request::add_image(&mut self.exec, &self.args, None)?;
             return Ok(Origin::Snapshot(Box::new(snapshot)));
         }
-        let image = image::find_or_build(home, &self.args.image, progress)?;
-        image::check_modules(&image, &self.args.modules)?;
-        let image = image::with_memory(home, image, self.args.memory, self.args.cpus, progress)?;
+        let name = self.image.as_deref().unwrap_or(MINI);
+        let mut image = Runnable::find(home, name, self.args.pull, progress)?;
+        request::add_image(&mut self.exec, &self.args, image.root.as_ref().map(|root| &root.config))?;
+        image::check_modules(&image.boot, &self.args.modules)?;
+        image.boot = image::with_memory(home, image.boot, self.args.memory, self.args.cpus, progress)?;
         let mut spec = image.vm_spec();
         spec.memory_mib = self.args.memory;
         spec.cpus = self.args.cpus;
         spec.modules = self.args.modules.clone();
-        spec.modules.extend(volumes::modules(&self.args.storage, &image.modules));
+        spec.modules.extend(volumes::modules(&self.args.storage, &image.boot.modules));
         spec.vhost_user = self.args.vhost_user.clone();
         spec.acceleration = self.args.accel.into();
         spec.forkable = self.save_as.is_some();
-        Ok(Origin::Image(Box::new(spec)))
+        if self.args.network.net != NetArg::None {
+            spec.nics = vec![VmNetwork::card()];
+        }
+        Ok(Origin::Image(image.name().to_owned(), Box::new(spec)))
     }
 
     async fn save(

@@ -10,9 +10,11 @@ mod command;
 mod env_file;
 #[cfg(test)]
 mod hostile;
+mod image_word;
 mod job;
 mod out;
 mod pack;
+mod publish;
 mod pump;
 mod report;
 mod request;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kiln_detect::{Finding, Kind, Severity};
+use kiln_engine::image::MINI;
 use kiln_engine::snapshot::SnapshotId;
 use kiln_wire::{ExitStatus, Exited, Text};
 use serde::Serialize;
@@ -105,10 +106,10 @@ impl From<Finding> for FindingReport {
 
 impl Report {
     /// The report of a run that has not started.
-    pub fn of(args: &RunArgs) -> Self {
+    pub fn of(args: &RunArgs, image: Option<&str>) -> Self {
         let DockerArgs { name, labels, .. } = &args.docker;
         let labels = labels.iter().cloned().collect();
-        let image = args.from.is_none().then(|| args.image.clone());
+        let image = args.from.is_none().then(|| image.unwrap_or(MINI).to_owned());
         Self { image, name: name.clone(), labels, ..Self::default() }
     }
 

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
+use kiln_oci::{ImageConfig, PATH_DEFAULT};
 use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty, UserRef};
 use rustix::fs::{Access, access};
 
@@ -24,7 +25,7 @@ pub struct Copy {
 
 /// The request to run the command, with a terminal if `terminal` describes one.
 pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest, Failure> {
-    if args.command.first().is_some_and(|program| program.is_empty()) {
+    if args.command.first().is_some_and(|program| program.is_empty()) && args.entrypoint.is_none() {
         return Err(Failure::words(USAGE, "the name of the command is empty"));
     }
     if let Some(user) = &args.user {
@@ -51,8 +52,51 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
         },
         session: None,
     };
+    check_size(&request)?;
+    Ok(request)
+}
+
+/// Adds what the image's configuration decides and the arguments do not: the command, variables, the working directory
+/// and the user.
+///
+/// As in docker, a command replaces the image's command and not its entrypoint, and `--entrypoint` replaces both.
+pub fn add_image(request: &mut ExecRequest, args: &RunArgs, config: Option<&ImageConfig>) -> Result<(), Failure> {
+    let texts = |words: &[String]| words.iter().map(|word| Text::from(word.as_str())).collect::<Vec<_>>();
+    let command = std::mem::take(&mut request.argv);
+    let (entrypoint, default) = match (&args.entrypoint, config) {
+        (Some(program), _) if program.is_empty() => (vec![], vec![]),
+        (Some(program), _) => (vec![Text::from(program.as_os_str())], vec![]),
+        (None, Some(config)) => (texts(&config.entrypoint), texts(&config.cmd)),
+        (None, None) => (vec![], vec![]),
+    };
+    request.argv = entrypoint;
+    request.argv.extend(if command.is_empty() { default } else { command });
+    if request.argv.is_empty() {
+        let failure = Failure::words(USAGE, "there is no command to run, and the image has none");
+        return Err(failure.hint("write the command after the flags: kiln run -- uname -a"));
+    }
+    let Some(config) = config else { return Ok(()) };
+    let of_image = config.env.iter().filter_map(|variable| variable.split_once('='));
+    let mut env: Vec<_> = of_image.map(|(name, value)| (Text::from(name), Text::from(value))).collect();
+    if !env.iter().any(|(name, _)| name.as_bytes() == b"PATH") {
+        env.push((Text::from("PATH"), Text::from(PATH_DEFAULT)));
+    }
+    // The last value of a variable counts.
+    env.append(&mut request.env);
+    request.env = env;
+    if request.cwd.is_none() {
+        request.cwd = config.working_dir.as_deref().map(Text::from);
+    }
+    if request.user.is_none() {
+        request.user = config.user.as_ref().map(ToString::to_string);
+    }
+    check_size(request)
+}
+
+/// Refuses a request that does not fit into a frame.
+fn check_size(request: &ExecRequest) -> Result<(), Failure> {
     match Message::Exec(Box::new(request.clone())).encode(StreamId(1), &mut Vec::new()) {
-        Ok(()) => Ok(request),
+        Ok(()) => Ok(()),
         Err(error) => {
             let words = format!("the command and its variables are too long: {error}");
             Err(Failure::words(USAGE, words).hint("pass long input with --stdin or --in"))
@@ -161,6 +205,63 @@ mod tests {
         assert_eq!(request.env, [(Text::from("A"), Text::from("b=c"))]);
         assert_eq!(request.stdin, Stdin::Stream);
         assert!(!args.json);
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            env: vec!["COLOR=blue".into(), "A=image".into()],
+            entrypoint: vec!["/entry".into(), "-x".into()],
+            cmd: vec!["from".into(), "cmd".into()],
+            working_dir: Some("/opt".into()),
+            user: Some("job:7".parse().expect("a user")),
+            ..ImageConfig::bare()
+        }
+    }
+
+    fn with_image(words: &[&str], config: Option<&ImageConfig>) -> Result<ExecRequest, Failure> {
+        let args = parse(words);
+        let mut request = exec_request(&args, None)?;
+        add_image(&mut request, &args, config).map(|()| request)
+    }
+
+    #[test]
+    fn a_command_replaces_that_of_the_image_and_an_entrypoint_replaces_both() {
+        let argv = |words: &[&str], config: &ImageConfig| {
+            let request = with_image(words, Some(config)).expect("has a command");
+            request.argv.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let image = image();
+        assert_eq!(argv(&[], &image), "/entry -x from cmd");
+        assert_eq!(argv(&["--", "a", "b"], &image), "/entry -x a b");
+        assert_eq!(argv(&["--entrypoint", "/bin/sh", "--", "-c", "x"], &image), "/bin/sh -c x");
+        assert_eq!(argv(&["--entrypoint", "/bin/sh"], &image), "/bin/sh");
+        assert_eq!(argv(&["--entrypoint", "", "--", "ls"], &image), "ls");
+        let bare = ImageConfig { cmd: vec!["sh".into()], ..ImageConfig::bare() };
+        assert_eq!(argv(&[], &bare), "sh");
+    }
+
+    #[test]
+    fn the_arguments_win_over_the_image() {
+        let image = image();
+        let request = with_image(&["-e", "A=mine"], Some(&image)).expect("has a command");
+        let last = |name: &str| {
+            let values = request.env.iter().filter(|(key, _)| key.as_bytes() == name.as_bytes());
+            values.map(|(_, value)| value.to_string()).next_back()
+        };
+        assert_eq!((last("COLOR").as_deref(), last("A").as_deref()), (Some("blue"), Some("mine")));
+        assert_eq!(last("PATH").as_deref(), Some(PATH_DEFAULT));
+        assert_eq!((request.cwd, request.user.as_deref()), (Some(Text::from("/opt")), Some("job:7")));
+        let request = with_image(&["-w", "/tmp", "-u", "root"], Some(&image)).expect("has a command");
+        assert_eq!((request.cwd, request.user.as_deref()), (Some(Text::from("/tmp")), Some("root")));
+    }
+
+    #[test]
+    fn without_any_command_there_is_nothing_to_run() {
+        for config in [None, Some(&ImageConfig::bare())] {
+            let failure = with_image(&[], config).expect_err("refused");
+            assert_eq!(failure.code, USAGE);
+            assert!(failure.hint_text().is_some());
+        }
     }
 
     #[test]

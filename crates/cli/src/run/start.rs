@@ -20,7 +20,7 @@ use super::report::Start;
 use crate::args::RunArgs;
 use crate::console;
 use crate::engine_failure::{launch_failure, ready_failure, restore_failure};
-use crate::failure::{Failure, VM};
+use crate::failure::{Failure, USAGE, VM};
 use crate::guest::boot_failure;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
@@ -28,8 +28,8 @@ use crate::ready::{self, NotMade, Wanted};
 
 /// What a VM is made from.
 pub enum Origin {
-    /// An image's VM.
-    Image(Box<VmSpec>),
+    /// A VM of the image of this name.
+    Image(String, Box<VmSpec>),
     /// The snapshot that `--from` names.
     Snapshot(Box<Snapshot>),
 }
@@ -50,8 +50,8 @@ pub async fn start(
     progress: &Progress,
     times: &mut Times,
 ) -> Result<Started, Failure> {
-    let mut spec = match origin {
-        Origin::Image(spec) => *spec,
+    let (image, mut spec) = match origin {
+        Origin::Image(image, spec) => (image, *spec),
         Origin::Snapshot(snapshot) => {
             progress.say("forking");
             return fork(engine, &snapshot, part, args, interrupts).await;
@@ -67,8 +67,8 @@ pub async fn start(
     let mut left = args.boot_timeout;
     // A VM with a vhost-user device can't be saved, so there is no snapshot to fork.
     if !args.cold && spec.vhost_user.is_empty() {
-        let wanted =
-            Wanted { spec: &spec, label: &args.image, renew: Renew::IfNeeded, boot_timeout: args.boot_timeout };
+        let (renew, boot_timeout) = (Renew::IfNeeded, args.boot_timeout);
+        let wanted = Wanted { spec: &spec, label: &image, renew, boot_timeout, rehearse: vec![] };
         let since = Instant::now();
         let made = ready::get(engine, wanted, interrupts, progress).await;
         match made {
@@ -96,20 +96,23 @@ pub async fn start(
         }
     }
     progress.say("booting");
+    for (nic, part) in spec.nics.iter_mut().zip(&part.nics) {
+        nic.attachment = part.attachment.clone();
+    }
     let guest = tokio::select! {
         guest = Guest::start(engine, spec, left, console::watch(args.console)) => {
             guest.map_err(|error| boot_failure(error, args.boot_timeout))?
         }
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
-    if !part.mounts.is_empty() {
-        // A fork mounts them with its first sync.
-        let renewal = Renewal { mounts: part.mounts.clone(), ..Renewal::default() };
-        let mounted = tokio::select! {
-            mounted = guest.link.renew(renewal, args.boot_timeout) => mounted,
+    if !part.mounts.is_empty() || part.network.is_some() {
+        // A fork gets both with its first sync.
+        let renewal = Renewal { mounts: part.mounts.clone(), network: part.network.clone(), ..Renewal::default() };
+        let renewed = tokio::select! {
+            renewed = guest.link.renew(renewal, args.boot_timeout) => renewed,
             code = interrupts.any() => return Ok(Started::Interrupted(code)),
         };
-        mounted.map_err(|error| Failure::new(VM, error))?;
+        renewed.map_err(|error| Failure::new(VM, error))?;
     }
     Ok(Started::Guest(Box::new(guest), Start::Boot))
 }
@@ -121,6 +124,10 @@ async fn fork(
     args: &RunArgs,
     interrupts: &mut Interrupts,
 ) -> Result<Started, Failure> {
+    if part.network.is_some() && snapshot.manifest().spec.nics.len() != 1 {
+        let failure = Failure::words(USAGE, "the snapshot has no network card, so --net can't connect it");
+        return Err(failure.hint("make the snapshot with --net, too: kiln snapshot create NAME --net nat -- COMMAND"));
+    }
     let forks = ForkSpec { deadline: args.boot_timeout, parts: vec![part.clone()], ..ForkSpec::default() };
     let forked = tokio::select! {
         forked = Guest::fork(engine, snapshot, forks, console::watch(args.console)) => forked,

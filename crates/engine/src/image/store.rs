@@ -1,17 +1,21 @@
 //! Built images: `images/<digest>/` with its `image.json`, and the names that point to them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Read as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::build::BuildStep;
 use super::cpio::TooLarge;
 use super::modules::ModulesError;
+use super::name::{BadName, ImageName};
 use super::packages::SourceError;
 use super::recipe::MINI;
+use super::root::{ROOT_FILE, RootImage, RootManifest};
 use super::space::NoSpace;
 use crate::files::{FileFacts, Partial, private_file};
 use crate::home::Home;
@@ -22,7 +26,7 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "image.json";
 /// A manifest has a few hundred bytes and the names of some modules.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
-const NAME_BYTES_MAX: usize = 64;
+const FILE_NAME_BYTES_MAX: usize = 64;
 const DIGEST_HEX_BYTES: usize = 64;
 /// So many digits of a digest name an image, if no other digest begins with them.
 const DIGEST_PREFIX_BYTES_MIN: usize = 8;
@@ -79,10 +83,13 @@ pub enum ImageError {
         /// The number of these images.
         count: usize,
     },
-    /// A name that can't be a file name.
-    #[error("an image's name must be 1 to {NAME_BYTES_MAX} letters, digits, `.`, `_` or `-`, not `{name}`")]
-    BadName {
-        /// The name.
+    /// A text that is not a name.
+    #[error(transparent)]
+    BadName(#[from] BadName),
+    /// It has a root filesystem and no kernel.
+    #[error("the image `{name}` has no kernel of its own")]
+    NoBoot {
+        /// Its name.
         name: String,
     },
     /// An image does not match its manifest.
@@ -177,6 +184,10 @@ impl ImageError {
         }
     }
 
+    pub(super) fn damaged(dir: &Utf8Path, problem: String) -> Self {
+        Self::Damaged { dir: dir.into(), problem }
+    }
+
     fn changed(dir: &Utf8Path, entry: &FileEntry) -> Self {
         Self::Damaged { dir: dir.into(), problem: format!("`{}` is not what was built", entry.file) }
     }
@@ -251,41 +262,13 @@ impl Manifest {
     }
 
     pub(super) fn write(&self, dir: &Utf8Path) -> io::Result<()> {
-        private_file::write_new(&dir.join(MANIFEST), &self.to_text()?)
-    }
-
-    fn to_text(&self) -> io::Result<Vec<u8>> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        text.push(b'\n');
-        Ok(text)
+        write_manifest(dir, self)
     }
 
     fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
-        let damaged = |problem: String| ImageError::Damaged { dir: dir.into(), problem };
-        let file = fs::File::open(dir.join(MANIFEST)).map_err(|error| damaged(error.to_string()))?;
-        let mut text = Vec::new();
-        file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).map_err(ImageError::io(dir))?;
-        let manifest: Self =
-            serde_json::from_slice(&text).map_err(|error| damaged(format!("`{MANIFEST}`: {error}")))?;
-        if manifest.format != FORMAT {
-            return Err(damaged(format!("its format is {}, but this Kiln reads {FORMAT}", manifest.format)));
-        }
-        if Some(manifest.digest.as_str()) != dir.file_name() {
-            return Err(damaged(format!("`{MANIFEST}` belongs to another image")));
-        }
+        let manifest: Self = read_manifest(dir)?;
         let digest = Self::digest_of(&manifest.kernel, &manifest.initramfs, &manifest.cmdline);
-        if digest != manifest.digest {
-            return Err(damaged(format!("the digest of its parts is `{digest}`")));
-        }
-        for entry in [&manifest.kernel, &manifest.initramfs] {
-            if !is_name(&entry.file) {
-                return Err(damaged(format!("`{}` is not a file name", entry.file)));
-            }
-            let found = fs::metadata(dir.join(&entry.file)).map_err(|error| damaged(error.to_string()))?;
-            if found.len() != entry.bytes {
-                return Err(damaged(format!("`{}` has {} bytes, not {}", entry.file, found.len(), entry.bytes)));
-            }
-        }
+        check_manifest(dir, &manifest.digest, &digest, &[&manifest.kernel, &manifest.initramfs])?;
         Ok(manifest)
     }
 
@@ -309,6 +292,130 @@ impl Manifest {
     }
 }
 
+/// Writes the manifest of a new image.
+pub(super) fn write_manifest(dir: &Utf8Path, manifest: &impl Serialize) -> io::Result<()> {
+    private_file::write_new(&dir.join(MANIFEST), &manifest_text(manifest)?)
+}
+
+fn manifest_text(manifest: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(manifest)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Reads the manifest of an image. Its kind must be that of `T`.
+pub(super) fn read_manifest<T: DeserializeOwned>(dir: &Utf8Path) -> Result<T, ImageError> {
+    let damaged = |error: &dyn fmt::Display| ImageError::damaged(dir, format!("`{MANIFEST}`: {error}"));
+    let file = fs::File::open(dir.join(MANIFEST)).map_err(|error| ImageError::damaged(dir, error.to_string()))?;
+    let mut text = Vec::new();
+    file.take(MANIFEST_BYTES_MAX).read_to_end(&mut text).map_err(ImageError::io(dir))?;
+    /// The part of a manifest that every format has.
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let Format { format } = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+    if format != FORMAT {
+        return Err(ImageError::damaged(dir, format!("its format is {format}, but this Kiln reads {FORMAT}")));
+    }
+    serde_json::from_slice(&text).map_err(|error| damaged(&error))
+}
+
+/// Checks what a manifest claims about itself and its files, without reading those.
+pub(super) fn check_manifest(
+    dir: &Utf8Path,
+    claimed: &str,
+    digest: &str,
+    files: &[&FileEntry],
+) -> Result<(), ImageError> {
+    let damaged = |problem: String| Err(ImageError::damaged(dir, problem));
+    if Some(claimed) != dir.file_name() {
+        return damaged(format!("`{MANIFEST}` belongs to another image"));
+    }
+    if digest != claimed {
+        return damaged(format!("the digest of its parts is `{digest}`"));
+    }
+    for entry in files {
+        if !is_file_name(&entry.file) {
+            return damaged(format!("`{}` is not a file name", entry.file));
+        }
+        let found = fs::metadata(dir.join(&entry.file));
+        let found = found.map_err(|error| ImageError::damaged(dir, error.to_string()))?.len();
+        if found != entry.bytes {
+            return damaged(format!("`{}` has {found} bytes, not {}", entry.file, entry.bytes));
+        }
+    }
+    Ok(())
+}
+
+/// Reads files of an image whole and compares them with its manifest.
+pub(super) fn verify_files(dir: &Utf8Path, files: &[&FileEntry]) -> Result<(), ImageError> {
+    for entry in files {
+        let path = dir.join(&entry.file);
+        let mut hasher = blake3::Hasher::new();
+        let mut file = fs::File::open(&path).map_err(ImageError::io(&path))?;
+        io::copy(&mut file, &mut hasher).map_err(ImageError::io(&path))?;
+        if hasher.finalize().to_hex().as_str() != entry.blake3 {
+            return Err(ImageError::changed(dir, entry));
+        }
+    }
+    Ok(())
+}
+
+/// An image of either kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnyImage {
+    /// It boots: a kernel and an initramfs.
+    Boot(Box<Image>),
+    /// A root filesystem, which another image's kernel boots.
+    Root(Box<RootImage>),
+}
+
+impl AnyImage {
+    /// The name that it was built under.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Boot(image) => &image.name,
+            Self::Root(image) => &image.name,
+        }
+    }
+
+    /// Its digest: 64 hex digits.
+    pub fn digest(&self) -> &str {
+        match self {
+            Self::Boot(image) => &image.digest,
+            Self::Root(image) => &image.digest,
+        }
+    }
+
+    /// When it was made.
+    pub fn created_unix_seconds(&self) -> u64 {
+        match self {
+            Self::Boot(image) => image.created_unix_seconds,
+            Self::Root(image) => image.created_unix_seconds,
+        }
+    }
+
+    /// Bytes of its files.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Boot(image) => image.size_bytes,
+            Self::Root(image) => image.size_bytes,
+        }
+    }
+
+    /// Reads its files whole and compares them with its digest.
+    ///
+    /// # Errors
+    /// [`ImageError::Damaged`] names the file that changed.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        match self {
+            Self::Boot(image) => image.verify(),
+            Self::Root(image) => image.verify(),
+        }
+    }
+}
+
 impl Image {
     /// Reads kernel and initramfs whole and compares them with the digest.
     ///
@@ -316,16 +423,7 @@ impl Image {
     /// [`ImageError::Damaged`] names the file that changed.
     pub fn verify(&self) -> Result<(), ImageError> {
         let manifest = Manifest::read(&self.dir)?;
-        for entry in [&manifest.kernel, &manifest.initramfs] {
-            let path = self.dir.join(&entry.file);
-            let mut hasher = blake3::Hasher::new();
-            let mut file = fs::File::open(&path).map_err(ImageError::io(&path))?;
-            io::copy(&mut file, &mut hasher).map_err(ImageError::io(&path))?;
-            if hasher.finalize().to_hex().as_str() != entry.blake3 {
-                return Err(ImageError::changed(&self.dir, entry));
-            }
-        }
-        Ok(())
+        verify_files(&self.dir, &[&manifest.kernel, &manifest.initramfs])
     }
 }
 
@@ -346,22 +444,38 @@ impl ImageStore {
     ///
     /// # Errors
     /// [`ImageError::Unknown`] with the existing names; [`ImageError::Damaged`] with the file that changed.
-    pub fn find(&self, name_or_digest: &str) -> Result<Image, ImageError> {
+    pub fn find(&self, name_or_digest: &str) -> Result<AnyImage, ImageError> {
         let digest = self.resolve(name_or_digest)?;
         let dir = self.dir(&digest);
+        if is_root(&dir) {
+            let manifest = RootManifest::read(&dir)?;
+            self.check_files(&dir, &manifest.files())?;
+            return manifest.into_image(&dir).map(Box::new).map(AnyImage::Root);
+        }
         let manifest = Manifest::read(&dir)?;
-        self.check_files(&manifest, &dir)?;
-        Ok(manifest.into_image(&dir))
+        self.check_files(&dir, &[&manifest.kernel, &manifest.initramfs])?;
+        Ok(AnyImage::Boot(manifest.into_image(&dir).into()))
+    }
+
+    /// Finds an image that boots, as [`find`](Self::find) does.
+    ///
+    /// # Errors
+    /// Also [`ImageError::NoBoot`].
+    pub fn find_boot(&self, name_or_digest: &str) -> Result<Image, ImageError> {
+        match self.find(name_or_digest)? {
+            AnyImage::Boot(image) => Ok(*image),
+            AnyImage::Root(image) => Err(ImageError::NoBoot { name: image.name.clone() }),
+        }
     }
 
     /// All images, by name and age, the newest first.
     ///
     /// # Errors
     /// The store can't be read. Damaged images are left out.
-    pub fn list(&self) -> Result<Vec<Image>, ImageError> {
-        let mut images: Vec<_> = self.digests()?.iter().filter_map(|digest| self.load(digest).ok()).collect();
+    pub fn list(&self) -> Result<Vec<AnyImage>, ImageError> {
+        let mut images: Vec<_> = self.digests()?.iter().filter_map(|digest| self.load_any(digest).ok()).collect();
         images.sort_by(|left, right| {
-            left.name.cmp(&right.name).then(right.created_unix_seconds.cmp(&left.created_unix_seconds))
+            left.name().cmp(right.name()).then(right.created_unix_seconds().cmp(&left.created_unix_seconds()))
         });
         Ok(images)
     }
@@ -370,10 +484,18 @@ impl ImageStore {
     ///
     /// # Errors
     /// The store can't be read.
-    pub fn names(&self) -> Result<BTreeMap<String, String>, ImageError> {
-        let directory = self.names_dir();
-        let names = entries(&directory)?.into_iter().filter(|name| is_name(name));
+    pub fn names(&self) -> Result<BTreeMap<ImageName, String>, ImageError> {
+        let names = entries(&self.names_dir())?;
+        let names = names.iter().filter_map(|file| ImageName::of_file(file));
         Ok(names.filter_map(|name| Some((name.clone(), self.named(&name)?))).collect())
+    }
+
+    /// The names of an image.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub fn names_of(&self, digest: &str) -> Result<Vec<ImageName>, ImageError> {
+        Ok(self.names()?.into_iter().filter(|(_, named)| named == digest).map(|(name, _)| name).collect())
     }
 
     /// Removes a name, and the image unless it has another name. For a digest, removes the image and all its names.
@@ -383,11 +505,13 @@ impl ImageStore {
     /// [`ImageError::Unknown`], or a file can't be removed.
     pub fn remove(&self, name_or_digest: &str) -> Result<(), ImageError> {
         let digest = self.resolve(name_or_digest)?;
-        let names = self.names()?.into_iter().filter(|(_, named)| *named == digest).map(|(name, _)| name);
-        let (gone, kept): (Vec<_>, Vec<_>) =
-            names.partition(|name| name == name_or_digest || digest.starts_with(name_or_digest));
+        let asked = name_or_digest.parse::<ImageName>().ok();
+        let (gone, kept): (Vec<_>, Vec<_>) = self
+            .names_of(&digest)?
+            .into_iter()
+            .partition(|name| asked.as_ref() == Some(name) || digest.starts_with(name_or_digest));
         for name in gone {
-            let path = self.names_dir().join(name);
+            let path = self.names_dir().join(name.file_name());
             fs::remove_file(&path).map_err(ImageError::io(&path))?;
         }
         if kept.is_empty() { self.discard(&digest) } else { Ok(()) }
@@ -409,30 +533,37 @@ impl ImageStore {
     }
 
     /// Gives an image a name. If another image has that name, it loses it.
-    pub(super) fn set_name(&self, name: &str, digest: &str) -> Result<(), ImageError> {
-        if self.named(name).as_deref() == Some(digest) {
+    ///
+    /// # Errors
+    /// [`ImageError::BadName`], or the name can't be written.
+    pub fn set_name(&self, name: &str, digest: &str) -> Result<(), ImageError> {
+        let name: ImageName = name.parse()?;
+        if self.named(&name).as_deref() == Some(digest) {
             return Ok(());
         }
         let directory = self.names_dir();
+        let path = directory.join(name.file_name());
         let write = || -> io::Result<()> {
             private_file::create_dir_all(&directory)?;
-            let scratch = self.home.images();
-            private_file::replace(&directory.join(name), &scratch, format!("{digest}\n").as_bytes())?;
+            private_file::replace(&path, &self.home.images(), format!("{digest}\n").as_bytes())?;
             fs::File::open(&directory)?.sync_all()
         };
-        write().map_err(ImageError::io(&directory.join(name)))
+        write().map_err(ImageError::io(&path))
     }
 
     /// The least memory with which an earlier image of this name boots, from the newest that was measured.
     pub(super) fn measured_before(&self, name: &str) -> Result<Option<u64>, ImageError> {
-        Ok(self.list()?.into_iter().filter(|image| image.name == name).find_map(|image| image.memory_mib_min))
+        Ok(self.list()?.into_iter().find_map(|image| match image {
+            AnyImage::Boot(image) if image.name == name => image.memory_mib_min,
+            _ => None,
+        }))
     }
 
     /// Writes the least memory into an image's manifest.
     pub(super) fn set_memory_min(&self, image: &Image, memory_mib: u64) -> Result<Image, ImageError> {
         let manifest = Manifest { memory_mib_min: Some(memory_mib), ..Manifest::read(&image.dir)? };
         let path = image.dir.join(MANIFEST);
-        let write = || private_file::replace(&path, &self.home.images(), &manifest.to_text()?);
+        let write = || private_file::replace(&path, &self.home.images(), &manifest_text(&manifest)?);
         write().map_err(ImageError::io(&path))?;
         Ok(manifest.into_image(&image.dir))
     }
@@ -448,7 +579,7 @@ impl ImageStore {
             if let Ok(manifest) = Manifest::read(&dir)
                 && manifest.inputs == inputs
             {
-                match self.check_files(&manifest, &dir) {
+                match self.check_files(&dir, &[&manifest.kernel, &manifest.initramfs]) {
                     Ok(()) => return Ok(Some(manifest.into_image(&dir))),
                     Err(error) => progress(BuildStep::Repairing { problem: error.to_string() }),
                 }
@@ -457,11 +588,11 @@ impl ImageStore {
         Ok(None)
     }
 
-    /// Compares the kernel and the initramfs with the manifest. The result is remembered as long as a file is the same,
-    /// so each launch can check.
-    fn check_files(&self, manifest: &Manifest, dir: &Utf8Path) -> Result<(), ImageError> {
+    /// Compares an image's files with its manifest. The result is remembered as long as a file is the same, so each
+    /// launch can check.
+    fn check_files(&self, dir: &Utf8Path, files: &[&FileEntry]) -> Result<(), ImageError> {
         let facts = FileFacts::new(self.home.path());
-        for entry in [&manifest.kernel, &manifest.initramfs] {
+        for entry in files {
             let path = dir.join(&entry.file);
             if facts.digest(&path).map_err(ImageError::io(&path))? != entry.blake3 {
                 return Err(ImageError::changed(dir, entry));
@@ -475,6 +606,14 @@ impl ImageStore {
         Ok(Manifest::read(&dir)?.into_image(&dir))
     }
 
+    fn load_any(&self, digest: &str) -> Result<AnyImage, ImageError> {
+        let dir = self.dir(digest);
+        if is_root(&dir) {
+            return RootManifest::read(&dir)?.into_image(&dir).map(Box::new).map(AnyImage::Root);
+        }
+        self.load(digest).map(Box::new).map(AnyImage::Boot)
+    }
+
     pub(super) fn dir(&self, digest: &str) -> Utf8PathBuf {
         self.home.images().join(digest)
     }
@@ -484,8 +623,8 @@ impl ImageStore {
     }
 
     fn resolve(&self, asked: &str) -> Result<String, ImageError> {
-        if is_name(asked)
-            && let Some(digest) = self.named(asked)
+        if let Ok(name) = asked.parse::<ImageName>()
+            && let Some(digest) = self.named(&name)
             && self.dir(&digest).is_dir()
         {
             return Ok(digest);
@@ -497,13 +636,17 @@ impl ImageStore {
         match (found.pop(), found.len()) {
             (Some(digest), 0) => Ok(digest),
             (Some(_), more) => Err(ImageError::Ambiguous { asked: asked.into(), count: more + 1 }),
-            (None, _) => Err(ImageError::Unknown { asked: asked.into(), known: self.names()?.into_keys().collect() }),
+            (None, _) => Err(ImageError::Unknown { asked: asked.into(), known: self.known()? }),
         }
     }
 
-    fn named(&self, name: &str) -> Option<String> {
+    fn known(&self) -> Result<Vec<String>, ImageError> {
+        Ok(self.names()?.into_keys().map(|name| name.to_string()).collect())
+    }
+
+    fn named(&self, name: &ImageName) -> Option<String> {
         let mut text = String::new();
-        let file = fs::File::open(self.names_dir().join(name)).ok()?;
+        let file = fs::File::open(self.names_dir().join(name.file_name())).ok()?;
         file.take(DIGEST_HEX_BYTES as u64 + 1).read_to_string(&mut text).ok()?;
         let digest = text.trim_end();
         is_digest(digest).then(|| digest.to_owned())
@@ -530,10 +673,15 @@ fn entries(directory: &Utf8Path) -> Result<Vec<String>, ImageError> {
     }
 }
 
-/// Whether a text can be a file name here and an image's name.
-pub(super) fn is_name(name: &str) -> bool {
+/// Whether a text can be the name of an image's file.
+fn is_file_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with(['.', '-'])
+    (1..=FILE_NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with(['.', '-'])
+}
+
+/// Whether a directory has an image with a root filesystem.
+fn is_root(dir: &Utf8Path) -> bool {
+    dir.join(ROOT_FILE).exists()
 }
 
 fn is_digest(text: &str) -> bool {

@@ -74,9 +74,9 @@ fn a_built_image_is_found_by_name_digest_and_the_digests_beginning() {
     let scene = Scene::new();
     let (image, _) = scene.build().expect("builds");
     for asked in [MINI, &image.digest, &image.digest[..8]] {
-        assert_eq!(scene.store.find(asked).expect("is there"), image, "{asked}");
+        assert_eq!(scene.store.find_boot(asked).expect("is there"), image, "{asked}");
     }
-    assert_eq!(scene.store.list().expect("reads"), std::slice::from_ref(&image));
+    assert_eq!(scene.store.list().expect("reads"), [AnyImage::Boot(image.clone().into())]);
     image.verify().expect("is whole");
     assert_eq!(image.kernel_version, RELEASE);
     assert_eq!(image.kernel_format, KernelFormat::Vmlinux);
@@ -122,7 +122,7 @@ fn a_damaged_image_is_found_and_built_again() {
     assert!(matches!(error, ImageError::Damaged { .. }) && error.to_string() == words, "{error}");
     let (repaired, steps) = scene.build().expect("builds");
     assert!(matches!(&steps[0], BuildStep::Repairing { problem } if *problem == words), "{steps:?}");
-    assert_eq!(scene.store.find(MINI).expect("is whole").digest, image.digest);
+    assert_eq!(scene.store.find_boot(MINI).expect("is whole").digest, image.digest);
     repaired.verify().expect("is whole");
 
     fs::write(&image.initramfs, &bytes[1..]).expect("is written");
@@ -161,7 +161,7 @@ fn a_size_below_the_measured_least_is_refused_with_the_least() {
     assert_eq!(scene.store.measured_before(MINI).expect("reads"), None);
 
     let measured = scene.store.set_memory_min(&image, 96).expect("is written");
-    assert_eq!(scene.store.find(MINI).expect("is whole"), measured);
+    assert_eq!(scene.store.find_boot(MINI).expect("is whole"), measured);
     assert_eq!((measured.digest.as_str(), measured.memory_mib_min), (image.digest.as_str(), Some(96)));
     assert_eq!(scene.store.measured_before(MINI).expect("reads"), Some(96));
     assert_eq!(scene.build().expect("builds").0, measured, "it is not measured twice");
@@ -178,7 +178,7 @@ fn a_removed_image_is_gone_with_its_names() {
     let (image, _) = scene.build().expect("builds");
     scene.store.set_name("other", &image.digest).expect("is named");
     scene.store.remove(MINI).expect("is removed");
-    assert_eq!(scene.store.find("other").expect("has a name left").digest, image.digest);
+    assert_eq!(scene.store.find_boot("other").expect("has a name left").digest, image.digest);
     scene.store.remove(&image.digest).expect("is removed");
     assert_eq!(scene.image_dirs(), [] as [&str; 0]);
     assert!(scene.store.names().expect("reads").is_empty());
@@ -297,7 +297,8 @@ fn each_error_has_its_text_and_a_hint() {
             ImageError::Unknown { asked: "big".into(), known: vec![name(), "test".into()] },
         ],
         Ambiguous: [ImageError::Ambiguous { asked: "0123".into(), count: 2 }],
-        BadName: [ImageError::BadName { name: "a b".into() }],
+        BadName: [ImageError::BadName(BadName { name: "a b".into() })],
+        NoBoot: [ImageError::NoBoot { name: "python".into() }],
         Damaged: [ImageError::Damaged { dir: "/i/01".into(), problem: "`kernel` is not what was built".into() }],
         Agent: [ImageError::Agent { path: "/a".into(), problem: "needs a dynamic loader" }],
         Source: [ImageError::Source(SourceError::Command(dpkg()))],

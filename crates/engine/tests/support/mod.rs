@@ -126,7 +126,7 @@ pub fn is_alive(pid: u32) -> bool {
 /// The image that all tests share, with the agent in it.
 pub fn mini() -> Image {
     let home = Home::from_env().expect("a home for images");
-    let image = ImageStore::new(&home).find("mini");
+    let image = ImageStore::new(&home).find_boot("mini");
     image.unwrap_or_else(|error| panic!("{error}: `kiln image build mini`, or {KERNEL_VARIABLE}=…"))
 }
 

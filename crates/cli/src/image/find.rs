@@ -1,0 +1,102 @@
+//! Finds the image of a run.
+
+use kiln_engine::home::{Home, HomeError, remembered_digest};
+use kiln_engine::image::{AnyImage, Image, ImageError, ImageStore, KernelSource, MINI, RootImage};
+use kiln_engine::{QemuEngine, VmSpec};
+
+use super::{boot, root};
+use crate::agent_binary;
+use crate::args::image::Pull;
+use crate::engine_failure::launch_failure;
+use crate::failure::{Failure, HOST, USAGE};
+use crate::output::Progress;
+
+/// `$KILN_HOME`. Fails if another user could have written to it.
+pub fn home() -> Result<Home, Failure> {
+    let home = unchecked_home()?;
+    home.check().map_err(home_failure)?;
+    Ok(home)
+}
+
+/// `$KILN_HOME`, without a check who could have written to it. The caller must not use its content unchecked.
+pub fn unchecked_home() -> Result<Home, Failure> {
+    Home::from_env().map_err(home_failure)
+}
+
+fn home_failure(error: HomeError) -> Failure {
+    let hint = error.hint();
+    Failure::new(if error.is_usage() { USAGE } else { HOST }, error).hint(hint)
+}
+
+/// The engine that runs VMs on this host.
+pub fn engine(home: &Home) -> Result<QemuEngine, Failure> {
+    QemuEngine::find(home.path()).map_err(launch_failure)
+}
+
+/// An image that boots, if it exists.
+pub fn find_boot(home: &Home, name: &str) -> Result<Image, Failure> {
+    ImageStore::new(home).find_boot(name).map_err(image_failure)
+}
+
+/// An image that boots. `mini` is built if it does not exist, or if its agent is not the one next to kiln.
+pub fn find_or_build(home: &Home, name: &str, progress: &Progress) -> Result<Image, Failure> {
+    let store = ImageStore::new(home);
+    let found = store.find_boot(name);
+    if name != MINI {
+        return found.map_err(image_failure);
+    }
+    let Some(agent) = agent_binary::beside_kiln() else { return found.map_err(image_failure) };
+    match found {
+        Ok(image) if image.agent_digest == remembered_digest(home, &agent)? => Ok(image),
+        Ok(_) | Err(ImageError::Unknown { .. } | ImageError::Damaged { .. }) => {
+            boot::build_mini(&store, home, agent, KernelSource::Auto, progress)
+        }
+        Err(error) => Err(image_failure(error)),
+    }
+}
+
+/// An image that a VM can be made of.
+#[derive(Debug, Clone)]
+pub struct Runnable {
+    /// What boots.
+    pub boot: Image,
+    /// The root filesystem, unless it is the initramfs.
+    pub root: Option<RootImage>,
+}
+
+impl Runnable {
+    /// The image of a run. One with a root filesystem boots with the kernel and agent of `mini`.
+    pub fn find(home: &Home, name: &str, pull: Pull, progress: &Progress) -> Result<Self, Failure> {
+        let store = ImageStore::new(home);
+        let found = if name == MINI { Err(None) } else { store.find(name).map_err(Some) };
+        let root = match found {
+            Err(None) | Ok(AnyImage::Boot(_)) => {
+                return Ok(Self { boot: find_or_build(home, name, progress)?, root: None });
+            }
+            Ok(AnyImage::Root(_)) if pull == Pull::Always => root::pull_named(home, name, progress)?,
+            Ok(AnyImage::Root(image)) => *image,
+            Err(Some(ImageError::Unknown { .. })) if pull != Pull::Never => root::pull_named(home, name, progress)?,
+            Err(Some(error)) => return Err(image_failure(error)),
+        };
+        Ok(Self { boot: find_or_build(home, MINI, progress)?, root: Some(root) })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.root.as_ref().map_or(&self.boot.name, |root| &root.name)
+    }
+
+    /// A VM of it, with the defaults of [`VmSpec`].
+    pub fn vm_spec(&self) -> VmSpec {
+        match &self.root {
+            Some(root) => root.vm_spec(&self.boot),
+            None => self.boot.vm_spec(),
+        }
+    }
+}
+
+/// A failure of the store.
+pub(super) fn image_failure(error: ImageError) -> Failure {
+    let hint = error.hint();
+    Failure::new(HOST, error).hint_if_not_writable().maybe_hint(hint)
+}

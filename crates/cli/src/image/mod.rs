@@ -1,0 +1,21 @@
+//! `kiln image`, and how other commands find or build their image and engine.
+//!
+//! ```text
+//!   find    the image of a run: built, pulled or found     list    what there is
+//!   boot    images that boot: mini                         warm    ready-made snapshots
+//!   root    images with a root filesystem                  remove  images that are not needed
+//! ```
+
+mod boot;
+mod command;
+mod export;
+mod find;
+mod list;
+mod remove;
+mod root;
+mod warm;
+
+pub use boot::{accel_name, check_modules, with_memory};
+pub use command::run;
+pub use find::{Runnable, engine, find_boot, find_or_build, home, unchecked_home};
+pub use list::least_memory;

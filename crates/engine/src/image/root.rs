@@ -1,0 +1,156 @@
+//! Images with a root filesystem: `images/<digest>/` with `root.erofs`, the configuration, and `image.json`.
+//!
+//! Such an image has no kernel. A VM boots the kernel and the agent of another image, finds this root on its first
+//! disk, and mounts it under an overlay. One file serves all VMs: nothing ever writes to it, and the host caches it
+//! once.
+
+use std::io;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use fs_err as fs;
+use kiln_oci::{ConfigDocument, ImageConfig};
+use serde::{Deserialize, Serialize};
+
+use super::store::{FileEntry, Image, ImageError, check_manifest, read_manifest, verify_files, write_manifest};
+use crate::spec::{Disk, DiskFormat, DiskRole, RootSpec, VmSpec};
+
+/// The root filesystem.
+pub(super) const ROOT_FILE: &str = "root.erofs";
+/// The configuration, as an OCI document.
+pub(super) const CONFIG_FILE: &str = "config.json";
+/// The longest configuration; what the OCI specification suggests.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// Version of what the digest covers.
+const DIGEST_FORMAT: u32 = 1;
+/// The first disk of a VM.
+const ROOT_DEVICE: &str = "/dev/vda";
+const ROOT_FILESYSTEM: &str = "erofs";
+
+/// An image with a root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootImage {
+    /// The name that it was made under.
+    pub name: String,
+    /// Digest of the root filesystem and the configuration: 64 hex digits.
+    pub digest: String,
+    /// Its directory.
+    pub dir: Utf8PathBuf,
+    /// The root filesystem: an EROFS file.
+    pub root: Utf8PathBuf,
+    /// What runs in it and how.
+    pub config: ImageConfig,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Files, directories and links in it.
+    pub entries: u64,
+    /// When it was made here.
+    pub created_unix_seconds: u64,
+    /// Bytes of its files.
+    pub size_bytes: u64,
+}
+
+/// Where an image with a root filesystem comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The source as users name it: a reference of a registry, a file, a suite of Debian.
+    pub source: String,
+    /// Digest of the manifest in the registry or layout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// Digests of the contents of its layers, the lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<String>,
+    /// What of the source was left out, for users.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Its `image.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RootManifest {
+    pub(super) format: u32,
+    pub(super) name: String,
+    pub(super) digest: String,
+    pub(super) root: FileEntry,
+    pub(super) config: FileEntry,
+    pub(super) origin: Origin,
+    pub(super) entries: u64,
+    pub(super) created_unix_seconds: u64,
+}
+
+impl RootManifest {
+    /// The digest that names an image: of the root filesystem and the configuration.
+    pub(super) fn digest_of(root: &FileEntry, config: &FileEntry) -> String {
+        let canonical = format!(
+            "kiln-root {DIGEST_FORMAT}\nroot {} {}\nconfig {} {}\n",
+            root.bytes, root.blake3, config.bytes, config.blake3
+        );
+        blake3::hash(canonical.as_bytes()).to_hex().to_string()
+    }
+
+    pub(super) fn files(&self) -> [&FileEntry; 2] {
+        [&self.root, &self.config]
+    }
+
+    pub(super) fn write(&self, dir: &Utf8Path) -> io::Result<()> {
+        write_manifest(dir, self)
+    }
+
+    pub(super) fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
+        let manifest: Self = read_manifest(dir)?;
+        let digest = Self::digest_of(&manifest.root, &manifest.config);
+        check_manifest(dir, &manifest.digest, &digest, &manifest.files())?;
+        if manifest.config.bytes > CONFIG_BYTES_MAX {
+            return Err(ImageError::damaged(dir, format!("`{CONFIG_FILE}` has {} bytes", manifest.config.bytes)));
+        }
+        Ok(manifest)
+    }
+
+    /// Reads the configuration, too.
+    pub(super) fn into_image(self, dir: &Utf8Path) -> Result<RootImage, ImageError> {
+        let path = dir.join(&self.config.file);
+        let text = fs::read(&path).map_err(ImageError::io(&path))?;
+        let config = ConfigDocument::parse(&text)
+            .map_err(|error| ImageError::damaged(dir, format!("`{CONFIG_FILE}`: {error}")))?
+            .config;
+        Ok(RootImage {
+            dir: dir.into(),
+            root: dir.join(&self.root.file),
+            size_bytes: self.root.bytes.saturating_add(self.config.bytes),
+            name: self.name,
+            digest: self.digest,
+            config,
+            origin: self.origin,
+            entries: self.entries,
+            created_unix_seconds: self.created_unix_seconds,
+        })
+    }
+}
+
+impl RootImage {
+    /// A VM with this root, booted by the kernel and agent of another image.
+    ///
+    /// ```no_run
+    /// # fn example(mini: &kiln_engine::image::Image, python: &kiln_engine::image::RootImage) {
+    /// use kiln_engine::VmSpec;
+    ///
+    /// let spec = VmSpec { memory_mib: 512, ..python.vm_spec(mini) };
+    /// assert_eq!(spec.disks[0].path, python.root);
+    /// # }
+    /// ```
+    pub fn vm_spec(&self, boot: &Image) -> VmSpec {
+        VmSpec {
+            disks: vec![Disk { path: self.root.clone(), format: DiskFormat::Raw, role: DiskRole::Shared }],
+            root: Some(RootSpec { device: ROOT_DEVICE.into(), fstype: ROOT_FILESYSTEM.into(), upper: None }),
+            ..boot.vm_spec()
+        }
+    }
+
+    /// Reads its files whole and compares them with its digest.
+    ///
+    /// # Errors
+    /// [`ImageError::Damaged`] names the file that changed.
+    pub fn verify(&self) -> Result<(), ImageError> {
+        verify_files(&self.dir, &RootManifest::read(&self.dir)?.files())
+    }
+}
