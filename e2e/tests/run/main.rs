@@ -11,6 +11,7 @@ mod vm_exit;
 mod vm_files;
 mod vm_files_kinds;
 mod vm_habits;
+mod vm_image;
 mod vm_limits;
 mod vm_owner;
 mod vm_streams;

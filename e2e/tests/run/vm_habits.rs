@@ -37,7 +37,7 @@ fn an_unknown_command_may_be_the_name_of_an_image() {
     let outcome = Kiln::new(["run", "alpine", "sh"]).run();
     assert_eq!(outcome.code, 127, "{}", outcome.stderr);
     assert!(outcome.stderr.contains("`alpine` was not found in the guest"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("hint: did you mean `--image alpine`?"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("hint: if `alpine` is an image: kiln run --image alpine"), "{}", outcome.stderr);
     let report = report(Kiln::new(["run", "--json", "--", "/no/such/program"]), 127);
     assert_eq!(report["error"], "`/no/such/program` was not found in the guest");
     assert!(report["hint"].as_str().is_some_and(|hint| hint.contains("--in")), "{report}");

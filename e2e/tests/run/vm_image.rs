@@ -1,0 +1,152 @@
+//! Images with a root filesystem: imported from an archive, run, listed, removed.
+//!
+//! All tests that only run an image share one, since its content decides its digest and its ready-made snapshot.
+
+use kiln_e2e::image::{Entry, MODIFIED, busybox, docker_archive, layer};
+use kiln_e2e::{Kiln, Outcome, TestHome};
+use serde_json::{Value, json};
+
+/// The name of the shared image.
+const NAME: &str = "e2e/userland:1";
+
+fn config() -> Value {
+    json!({
+        "Env": ["COLOR=blue", "PATH=/bin"], "WorkingDir": "/opt/work", "Labels": { "a": "b" },
+        "Entrypoint": ["/bin/busybox", "echo"], "Cmd": ["from", "cmd"],
+    })
+}
+
+/// Two layers: busybox and some files, then marks that remove some of them.
+fn layers() -> [Vec<u8>; 2] {
+    let busybox = busybox();
+    let base = layer(&[
+        ("bin", Entry::Directory, 0o755),
+        ("bin/busybox", Entry::File(&busybox), 0o755),
+        ("bin/sh", Entry::Symlink("busybox"), 0o777),
+        ("etc", Entry::Directory, 0o755),
+        ("etc/passwd", Entry::File(b"root:x:0:0::/root:/bin/sh\njob:x:1000:1000::/home/job:/bin/sh\n"), 0o644),
+        ("etc/group", Entry::File(b"root:x:0:\nteam:x:77:\n"), 0o644),
+        ("etc/gone", Entry::File(b"x"), 0o644),
+        ("opt", Entry::Directory, 0o755),
+        ("opt/keep", Entry::File(b"old"), 0o644),
+        ("opt/set", Entry::File(b"s"), 0o4755),
+        ("opt/hard", Entry::HardLink("opt/keep"), 0o644),
+        ("opt/dir", Entry::Directory, 0o755),
+        ("opt/dir/a", Entry::File(b"a"), 0o644),
+    ]);
+    let top = layer(&[
+        ("etc/.wh.gone", Entry::File(b""), 0o644),
+        ("opt/dir/b", Entry::File(b"b"), 0o644),
+        ("opt/dir/.wh..wh..opq", Entry::File(b""), 0o644),
+    ]);
+    [base, top]
+}
+
+fn import() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("image.tar");
+    docker_archive(&path, "other:1", &layers(), &config());
+    let outcome = Kiln::new(["image", "import", path.to_str().expect("UTF-8"), "--name", NAME]).run();
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+}
+
+fn shell(flags: &[&str], script: &str) -> Outcome {
+    let flags = [&["run", "--image", NAME, "--entrypoint", "/bin/sh"], flags, &["--", "-c", script]].concat();
+    Kiln::new(flags).run()
+}
+
+#[test]
+fn the_configuration_decides_what_runs_and_arguments_win() {
+    import();
+    let text = |args: &[&str]| {
+        let outcome = Kiln::new(args).run();
+        assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+        outcome.text()
+    };
+    assert_eq!(text(&["run", "--image", NAME]), "from cmd");
+    assert_eq!(text(&["run", NAME, "other", "words"]), "other words");
+    let seen = shell(&[], "echo $COLOR $(busybox pwd) $(busybox id -u)");
+    assert_eq!(seen.text(), "blue /opt/work 0", "{}", seen.stderr);
+    let seen = shell(&["-e", "COLOR=red", "-w", "/opt", "-u", "job:team"], "echo $COLOR $(busybox pwd) $(busybox id)");
+    assert_eq!(seen.text(), "red /opt uid=1000(job) gid=77(team) groups=77(team)", "{}", seen.stderr);
+}
+
+#[test]
+fn the_layers_are_one_root_with_all_attributes() {
+    import();
+    let script = "busybox test ! -e /etc/gone && busybox ls /opt/dir && busybox cat /opt/hard && \
+         busybox stat -c ' %h %a %Y' /opt/keep /opt/set";
+    let seen = shell(&[], script);
+    let expected = format!("b\nold 2 644 {MODIFIED}\n 1 4755 {MODIFIED}");
+    assert_eq!(seen.text(), expected, "{}", seen.stderr);
+}
+
+#[test]
+fn each_run_has_a_fresh_root_whose_directories_can_be_renamed() {
+    import();
+    let script = "busybox test ! -e /opt/new && echo x > /opt/new && busybox mv /opt/dir /opt/moved && \
+         busybox ls /opt/moved && busybox stat -c %a /";
+    for _ in 0..2 {
+        let seen = shell(&[], script);
+        assert_eq!((seen.code, seen.text().as_str()), (0, "b\n755"), "{}", seen.stderr);
+    }
+}
+
+#[test]
+fn an_image_boots_too() {
+    import();
+    let outcome = Kiln::new(["run", "--cold", "--image", NAME]).run();
+    assert_eq!((outcome.code, outcome.text().as_str()), (0, "from cmd"), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_image_is_listed_inspected_verified_and_removed() {
+    let home = TestHome::with_image();
+    let path = home.path().join("image.tar");
+    docker_archive(&path, "tool:2", &layers(), &config());
+    let kiln = |args: &[&str], code: i32| {
+        let outcome = home.kiln(args.iter().copied()).run();
+        assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
+        outcome
+    };
+    let digest = kiln(&["image", "import", path.to_str().expect("UTF-8")], 0).text();
+    let listed: Value = serde_json::from_slice(&kiln(&["image", "ls", "--json"], 0).stdout).expect("JSON");
+    let of_root = |one: &&Value| one["kind"] == "root";
+    let root = listed.as_array().and_then(|list| list.iter().find(of_root)).expect("is listed");
+    assert_eq!((&root["name"], &root["digest"]), (&json!("tool:2"), &json!(digest)), "the archive has its name");
+    let inspected: Value = serde_json::from_slice(&kiln(&["image", "inspect", "tool:2"], 0).stdout).expect("JSON");
+    assert_eq!(inspected["config"]["config"]["Labels"], json!({ "a": "b" }), "{inspected}");
+    assert!(kiln(&["image", "history", "tool:2"], 0).text().contains("a test"));
+    kiln(&["image", "verify", &digest[..12]], 0);
+
+    // Another image takes the name, so this one has none and is pruned.
+    docker_archive(&path, "tool:2", &layers()[..1], &config());
+    kiln(&["image", "import", path.to_str().expect("UTF-8")], 0);
+    assert_eq!(kiln(&["image", "prune", "--dry-run"], 0).text(), digest);
+    assert_eq!(kiln(&["image", "prune"], 0).text(), digest);
+    assert_eq!(kiln(&["image", "prune"], 0).text(), "");
+    kiln(&["image", "rm", "tool:2"], 0);
+    let failure = kiln(&["run", "--pull", "never", "--image", "tool:2"], 69);
+    assert!(failure.stderr.contains("`tool:2`"), "{}", failure.stderr);
+}
+
+#[test]
+fn an_image_that_a_snapshot_needs_is_not_removed() {
+    let home = TestHome::with_image();
+    let path = home.path().join("image.tar");
+    docker_archive(&path, "tool", &layers(), &config());
+    let kiln = |args: &[&str], code: i32| {
+        let outcome = home.kiln(args.iter().copied()).run();
+        assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
+        outcome
+    };
+    kiln(&["image", "import", path.to_str().expect("UTF-8")], 0);
+    let prepare = ["snapshot", "create", "ready", "--image", "tool", "--entrypoint", "", "--", "/bin/sh", "-c"];
+    kiln(&[&prepare[..], &["echo saved > /opt/state"]].concat(), 0);
+    let refused = kiln(&["image", "rm", "tool"], 69);
+    assert!(refused.stderr.contains("kiln snapshot rm"), "{}", refused.stderr);
+    let seen = kiln(&["run", "--from", "ready", "--", "/bin/busybox", "cat", "/opt/state"], 0);
+    assert_eq!(seen.text(), "saved");
+    kiln(&["snapshot", "rm", "ready"], 0);
+    kiln(&["image", "rm", "tool"], 0);
+}
