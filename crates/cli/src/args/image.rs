@@ -206,7 +206,7 @@ pub struct ImagePullArgs {
     docker save app:1 -o app.tar && kiln image import app.tar --name app\n  \
     kiln image import ./layout --tag 1.2 --name app")]
 pub struct ImageImportArgs {
-    /// File or directory
+    /// File or directory, or `-` for stdin
     #[arg(value_name = "SOURCE")]
     pub source: Utf8PathBuf,
     /// Name of the new image [default: the name in the source]

@@ -19,6 +19,8 @@ use crate::args::image::{ImageBuildArgs, ImageImportArgs, ImagePullArgs};
 use crate::failure::{Failure, HOST, INTERRUPTED, USAGE};
 use crate::output::{Progress, mebibytes, print, print_json, say};
 
+/// The archive comes from stdin.
+const STDIN: &str = "-";
 /// The folder of the cache for blobs of registries.
 const BLOBS: &str = "blobs";
 
@@ -73,9 +75,10 @@ pub(super) fn import(args: &ImageImportArgs) -> Result<u8, Failure> {
     let mut options = OpenOptions::new(home.cache().join("import").as_std_path());
     fs_err::create_dir_all(&options.scratch)?;
     options.name = args.tag.clone();
-    let opened = match args.source.is_dir() {
-        true => OciImage::open_folder(args.source.as_std_path(), &options),
-        false => OciImage::open_archive(args.source.as_std_path(), &options),
+    let opened = match &args.source {
+        source if source == STDIN => OciImage::read_archive(std::io::stdin().lock(), &options),
+        source if source.is_dir() => OciImage::open_folder(source.as_std_path(), &options),
+        source => OciImage::open_archive(source.as_std_path(), &options),
     };
     let image = opened.map_err(|error| open_failure(args, error))?;
     let name = match (&args.name, image.names.first()) {
