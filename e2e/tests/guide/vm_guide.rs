@@ -15,7 +15,7 @@ use crate::blocks::{What, blocks};
 const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Pages with blocks that can be run.
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "README.md",
     "docs/guide/doctor.md",
     "docs/guide/image.md",
@@ -23,6 +23,7 @@ const PAGES: [&str; 7] = [
     "docs/guide/scan.md",
     "docs/guide/snapshots.md",
     "docs/guide/vhost.md",
+    "docs/guide/volumes.md",
 ];
 
 /// How a script ended: its exit code (`None` after the deadline) and its output.
@@ -94,6 +95,11 @@ fn every_command_of_snapshots_does_what_its_page_says() {
 #[test]
 fn every_command_of_vhost_does_what_its_page_says() {
     run_page("docs/guide/vhost.md");
+}
+
+#[test]
+fn every_command_of_volumes_does_what_its_page_says() {
+    run_page("docs/guide/volumes.md");
 }
 
 #[test]
