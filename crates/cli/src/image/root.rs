@@ -172,9 +172,9 @@ fn pull_failure(reference: &Reference, error: PullError) -> Failure {
     if matches!(error, PullError::Cancelled) {
         return Failure::words(INTERRUPTED, "interrupted");
     }
-    let hint = error.hint().map(str::to_owned);
+    let hint = error.hint().unwrap_or("kiln image ls lists the images that are here").to_owned();
     let error = anyhow::Error::new(error).context(format!("failed to pull `{}`", reference.familiar()));
-    Failure::new(HOST, error).maybe_hint(hint)
+    Failure::new(HOST, error).hint(hint)
 }
 
 fn open_failure(args: &ImageImportArgs, error: OpenError) -> Failure {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kiln_engine::Guest;
 use kiln_engine::deadlines::{RunClock, START_DEADLINE};
+use kiln_engine::image::MINI;
 use kiln_engine::link::{Exec, StreamError, StreamSender};
 use kiln_wire::{Capability, ErrorCode, ExecRequest, ExitStatus, Exited};
 use tokio::signal::unix::{SignalKind, signal};
@@ -173,7 +174,8 @@ impl Job {
         let program = self.exec.argv.first().map(ToString::to_string).unwrap_or_default();
         let failure = Failure::words(NOT_FOUND, format!("`{program}` was not found in the guest"));
         if program.starts_with(['/', '.']) || program.chars().any(char::is_whitespace) {
-            return failure.hint("the program must be in the image, or be copied in with --in");
+            let image = self.image.as_deref().unwrap_or(MINI);
+            return failure.hint(format!("the program must be in the image `{image}`, or be copied in with --in"));
         }
         failure.hint(format!("if `{program}` is an image: kiln run --image {program}; it is pulled if it is not here"))
     }

@@ -50,7 +50,7 @@ pub struct Times {
 pub(super) struct Job {
     pub(super) args: RunArgs,
     /// The name of the image, unless `--from` names a snapshot.
-    image: Option<String>,
+    pub(super) image: Option<String>,
     /// What to run: first as the arguments name it, then with the image's configuration.
     pub(super) exec: ExecRequest,
     pub(super) copy_in: Vec<Copy>,
