@@ -161,7 +161,7 @@ fn kill_9_while_the_guest_writes_loses_nothing_that_was_synced() {
         assert_eq!((read.code, read.text()), (0, round.to_string()), "{}", read.stderr);
         assert!(read.stderr.contains("was not unmounted by its last VM"), "{}", read.stderr);
         assert_eq!(volume.inspect()["state"], "clean");
-        let again = volume.run("/data", "cat /data/synced; echo x > /data/x; rm -r /data/x /data/[0-9]*");
+        let again = volume.run("/data", "cat /data/synced; echo x > /data/x; rm -rf /data/x /data/[0-9]*");
         assert_eq!((again.code, again.text()), (0, round.to_string()), "{}", again.stderr);
         assert_eq!(again.stderr, "");
     }

@@ -16,7 +16,7 @@ fn has_hidden(text: &str) -> bool {
 
 #[test]
 fn a_guest_steers_no_terminal_and_hides_no_text() {
-    let outcome = Kiln::shell(&["-vv", "--console", "--out", MISSING], SCRIPT).run();
+    let outcome = Kiln::shell(&["--verbose", "--verbose", "--console", "--out", MISSING], SCRIPT).run();
     assert_eq!(outcome.code, 3, "{}", outcome.stderr);
     assert!(!has_hidden(&outcome.stderr), "{:?}", outcome.stderr);
     for words in [
