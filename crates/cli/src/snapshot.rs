@@ -47,6 +47,10 @@ struct Row {
     memory_mib: Option<u64>,
     cpus: Option<u32>,
     modules: Vec<String>,
+    /// Disks of the VM, root and volumes included.
+    disks: usize,
+    /// Network cards of the VM.
+    nics: usize,
     kernel: Option<Utf8PathBuf>,
     acceleration: Option<String>,
     bytes_on_disk: u64,
@@ -71,6 +75,8 @@ impl From<&Listed> for Row {
             memory_mib: spec.map(|spec| spec.memory_mib),
             cpus: spec.map(|spec| spec.cpus),
             modules: spec.map(|spec| spec.modules.clone()).unwrap_or_default(),
+            disks: spec.map_or(0, |spec| spec.disks.len()),
+            nics: spec.map_or(0, |spec| spec.nics.len()),
             kernel: spec.map(|spec| spec.kernel.clone()),
             acceleration: manifest.map(|manifest| manifest.machine.acceleration.clone()),
             bytes_on_disk: one.bytes_on_disk,
@@ -246,6 +252,8 @@ mod tests {
             memory_mib: Some(256),
             cpus: Some(1),
             modules: Vec::new(),
+            disks: 0,
+            nics: 0,
             kernel: None,
             acceleration: None,
             bytes_on_disk: 57 << 20,

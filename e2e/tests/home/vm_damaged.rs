@@ -87,16 +87,16 @@ fn doctor_names_a_newer_kernel_and_the_command_that_takes_it() {
 #[test]
 fn an_image_that_was_changed_starts_no_vm_and_is_built_again() {
     let home = TestHome::with_image();
-    let images = home.kiln(["image", "ls", "--json"]).run();
-    let images: serde_json::Value = serde_json::from_slice(&images.stdout).expect("a list");
-    let directory = PathBuf::from(images[0]["dir"].as_str().expect("a directory"));
+    let image = home.kiln(["image", "inspect", "mini"]).run();
+    let image: serde_json::Value = serde_json::from_slice(&image.stdout).expect("an object");
+    let directory = PathBuf::from(image["dir"].as_str().expect("a directory"));
     let initramfs = directory.join("initramfs");
     let mut bytes = fs::read(&initramfs).expect("reads");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&initramfs, &bytes).expect("written");
 
-    let digest = images[0]["digest"].as_str().expect("a digest");
+    let digest = image["digest"].as_str().expect("a digest");
     let refused = home.kiln(["run", "--image", digest, "--", "true"]).run();
     assert_eq!(refused.code, 69, "{}", refused.stderr);
     assert!(refused.stderr.contains("`initramfs` is not what was built"), "{}", refused.stderr);
