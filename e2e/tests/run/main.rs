@@ -13,6 +13,7 @@ mod vm_files_kinds;
 mod vm_habits;
 mod vm_image;
 mod vm_limits;
+mod vm_net;
 mod vm_owner;
 mod vm_streams;
 mod vm_terminal;
