@@ -194,12 +194,19 @@ fn failed(server: &str, rate: &MinimumRate, error: ureq::Error) -> PullError {
     match error {
         ureq::Error::Timeout(Timeout::PerRead) => PullError::Silent { server, waited: rate.silence_max },
         ureq::Error::HostNotFound => PullError::NoServer { server },
+        ureq::Error::Io(error) if is_unknown_name(&error) => PullError::NoServer { server },
         ureq::Error::Other(other) => match other.downcast::<Refused>() {
             Ok(refused) => PullError::Redirect(refused),
             Err(source) => PullError::Connect { server, source },
         },
         error => PullError::Connect { server, source: Box::new(error) },
     }
+}
+
+/// Whether a name does not exist. The standard library has no kind for it, only the text of the C library. A resolver
+/// that does not answer has another text, and may answer later.
+fn is_unknown_name(error: &io::Error) -> bool {
+    error.to_string().contains("Name or service not known")
 }
 
 fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
