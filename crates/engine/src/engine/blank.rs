@@ -10,7 +10,7 @@
 //!
 //! - The kernel reads the first sectors for a partition table when the driver finds the disk. These pages belong to the
 //!   block device. The kernel drops them when the device's last user closes it (`blkdev_flush_mapping`), which the scan
-//!   does before the driver continues. The table itself stays known: there is none. So the partitions of a raw volume
+//!   does before the driver continues. The guest keeps what it found: no table. So the partitions of a raw volume
 //!   that has some are found only after `blockdev --rereadpt`.
 //! - A program such as udev may have read the disk and recorded that it has no filesystem. Its pages are dropped in the
 //!   same way, and its record is a hint for names below `/dev/disk`. Mounts do not use it.

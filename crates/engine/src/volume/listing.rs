@@ -46,7 +46,7 @@ pub struct Inspection {
     pub state: VolumeState,
     /// Processes that use it.
     pub users: Vec<u32>,
-    /// Its filesystem. Absent for a raw disk, and if there is none any more.
+    /// Its filesystem. Absent for a raw disk, and for a disk whose filesystem a guest has overwritten.
     pub filesystem: Option<Filesystem>,
     /// The file of its disk.
     pub path: camino::Utf8PathBuf,

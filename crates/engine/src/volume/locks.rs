@@ -16,7 +16,7 @@ const USERS_MAX: usize = 64;
 /// Whether no VMM has a file open, or closes it within that time.
 ///
 /// QEMU holds a shared lock on single bytes of each disk that it has open, on a read-only one too. A lock of the whole
-/// file for writing conflicts with each of these, so it succeeds only if there is none. It is released at once: the lock
+/// file for writing conflicts with each of these, so it succeeds only if no VMM has the file open. It is released at once: the lock
 /// of the directory keeps other Kilns from starting a VMM meanwhile.
 pub(super) fn no_vmm_within(data: &File, patience: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + patience;

@@ -50,7 +50,7 @@ pub struct Filesystem {
 }
 
 impl Filesystem {
-    /// Reads a superblock. `None` if there is none.
+    /// Reads a superblock. `None` if the block is not one.
     ///
     /// # Errors
     /// The file can't be read.

@@ -219,7 +219,7 @@ fn damage_that_e2fsck_does_not_repair_on_its_own_is_refused_and_left_as_it_is() 
     let mut copy = Vec::new();
     place.store.export(&name("data"), Target::Stream(&mut copy)).expect("can be repaired by hand");
     assert!(copy == before);
-    place.store.remove(&name("data")).expect("can be removed all the same");
+    place.store.remove(&name("data")).expect("a damaged volume can be removed");
 }
 
 #[test]

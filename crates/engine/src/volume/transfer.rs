@@ -165,7 +165,7 @@ struct Unfinished(Utf8PathBuf);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // After a rename there is none.
+        // After a rename the temporary file does not exist.
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -313,7 +313,7 @@ mod tests {
     fn a_request_that_fails_returns_the_error_of_the_kernel() {
         let mut netlink = Netlink::route().expect("opens");
         let missing = Message::new(libc::RTM_GETLINK, ACK, &[0; 16]).text(libc::IFLA_IFNAME, "kiln-missing");
-        let error = netlink.send([missing]).expect_err("there is none");
+        let error = netlink.send([missing]).expect_err("no link has that name");
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
     }
 }

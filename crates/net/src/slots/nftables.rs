@@ -54,7 +54,7 @@ pub(super) struct Element {
     pub(super) lasts: Duration,
 }
 
-/// Removes a table. No error if there is none.
+/// Removes a table. Succeeds if it does not exist.
 pub(super) fn delete_table(netlink: &mut Netlink, table: &str) -> io::Result<()> {
     let delete = request(libc::NFT_MSG_DELTABLE, ACK).text(TABLE_NAME, table);
     match netlink.send(batch(vec![delete])) {
