@@ -5,48 +5,34 @@
 //! ```
 //!
 //! A compressed file may be hostile: a few kilobytes can unpack to terabytes, and its header can request a window of
-//! gigabytes. So each decoder's memory is bounded, and so is the size of the output.
+//! gigabytes. The memory of the decoders, which images have too, is bounded, and so is the size of the output.
 
-use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 
-use flate2::bufread::MultiGzDecoder;
-use liblzma::bufread::XzDecoder;
-use liblzma::stream::{CONCATENATED, Stream};
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
-use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use kiln_oci::{Compression, UnknownCompression, Unpacked};
 
 /// The largest unpacked size.
 const UNPACKED_BYTES_MAX: u64 = 4 << 30;
-/// Memory of the xz decoder; `xz -9` needs 65 MiB.
-const XZ_MEMORY_BYTES_MAX: u64 = 128 << 20;
-/// The window of the zstd decoder; `zstd -19` needs 8 MiB, `--long` 128 MiB.
-const ZSTD_WINDOW_BYTES_MAX: u64 = 128 << 20;
-const BUFFER_BYTES: usize = 64 << 10;
-
-const GZIP: &[u8] = b"\x1f\x8b";
-const XZ: &[u8] = b"\xfd7zXZ\0";
-const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
-const MAGIC_BYTES: usize = 6;
-/// Formats that Kiln does not unpack: their first bytes, and a program that unpacks them.
-const OTHERS: [(&[u8], &str); 3] = [(b"BZh", "bzcat"), (b"\x04\x22\x4d\x18", "lz4cat"), (b"PK\x03\x04", "unzip -p")];
+/// Formats that Kiln does not unpack, and a program that unpacks them.
+const OTHERS: [(&str, &str); 3] = [("bzip2", "bzcat"), ("lz4", "lz4cat"), ("zip", "unzip -p")];
 
 /// Returns a reader of a log's plain bytes.
-pub fn open<'a>(mut log: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut magic = Vec::with_capacity(MAGIC_BYTES);
-    log.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut magic)?;
-    let whole = BufReader::with_capacity(BUFFER_BYTES, Cursor::new(magic.clone()).chain(log));
-    Ok(if magic.starts_with(GZIP) {
-        Box::new(Bounded::new(MultiGzDecoder::new(whole)))
-    } else if magic.starts_with(XZ) {
-        let stream = Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, CONCATENATED)?;
-        Box::new(Bounded::new(XzDecoder::new_stream(whole, stream)))
-    } else if magic.starts_with(ZSTD) {
-        Box::new(Bounded::new(Zstd::new(whole)))
-    } else if let Some((_, program)) = OTHERS.iter().find(|(start, _)| magic.starts_with(start)) {
-        return Err(io::Error::new(ErrorKind::Unsupported, Packed(program)));
-    } else {
-        Box::new(whole)
+pub fn open<'a>(log: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    let unpacked = Unpacked::new(log).map_err(name_a_program)?;
+    Ok(match unpacked.compression() {
+        Compression::None => Box::new(unpacked),
+        Compression::Gzip | Compression::Zstd | Compression::Xz => Box::new(Bounded::new(unpacked)),
     })
+}
+
+/// Replaces the error of an unknown format by one with the program that unpacks it.
+fn name_a_program(error: io::Error) -> io::Error {
+    let unknown = error.get_ref().and_then(|error| error.downcast_ref::<UnknownCompression>());
+    let program = unknown.and_then(|unknown| OTHERS.iter().find(|(name, _)| *name == unknown.0));
+    match program {
+        Some((_, program)) => io::Error::new(ErrorKind::Unsupported, Packed(program)),
+        None => error,
+    }
 }
 
 /// The error of a log that is compressed in a format that Kiln does not unpack.
@@ -83,69 +69,6 @@ impl<R: Read> Read for Bounded<R> {
             io::Error::new(ErrorKind::FileTooLarge, format!("it unpacks to more than {} GiB", UNPACKED_BYTES_MAX >> 30))
         })?;
         Ok(count)
-    }
-}
-
-/// The frames of a zstd file, one after another, with their checksums compared.
-struct Zstd<R> {
-    decoder: FrameDecoder,
-    packed: R,
-    in_frame: bool,
-}
-
-impl<R: BufRead> Zstd<R> {
-    fn new(packed: R) -> Self {
-        let mut decoder = FrameDecoder::new();
-        decoder.set_max_window_size(ZSTD_WINDOW_BYTES_MAX);
-        Self { decoder, packed, in_frame: false }
-    }
-
-    /// Begins the next frame with data, if there is one.
-    fn begin(&mut self) -> io::Result<()> {
-        while !self.in_frame && !self.packed.fill_buf()?.is_empty() {
-            match self.decoder.init(&mut self.packed) {
-                Ok(()) => self.in_frame = true,
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
-                    io::copy(&mut self.packed.by_ref().take(length.into()), &mut io::sink())?;
-                }
-                Err(error) => return Err(io::Error::new(ErrorKind::InvalidData, error)),
-            }
-        }
-        Ok(())
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        self.in_frame = false;
-        match self.decoder.get_checksum_from_data() {
-            Some(stored) if self.decoder.get_calculated_checksum() != Some(stored) => {
-                Err(io::Error::new(ErrorKind::InvalidData, "its checksum does not match"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl<R: BufRead> Read for Zstd<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        loop {
-            self.begin()?;
-            if !self.in_frame {
-                return Ok(0);
-            }
-            // The decoder holds bytes back that a later block may refer to, until the frame ends.
-            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                self.decoder
-                    .decode_blocks(&mut self.packed, BlockDecodingStrategy::UptoBlocks(1))
-                    .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
-            }
-            let count = self.decoder.read(into)?;
-            if self.decoder.is_finished() && self.decoder.can_collect() == 0 {
-                self.end()?;
-            }
-            if count > 0 || into.is_empty() {
-                return Ok(count);
-            }
-        }
     }
 }
 
@@ -225,7 +148,11 @@ mod tests {
 
     #[test]
     fn other_formats_name_a_program_that_unpacks_them() {
-        let error = unpacked(b"BZh91AY&SY").expect_err("is not read");
-        assert_eq!(error.downcast::<Packed>().expect("the error of the format").0, "bzcat");
+        for (start, program) in
+            [(&b"BZh91AY&SY"[..], "bzcat"), (b"\x04\x22\x4d\x18", "lz4cat"), (b"PK\x03\x04", "unzip -p")]
+        {
+            let error = unpacked(start).expect_err("is not read");
+            assert_eq!(error.downcast::<Packed>().expect("the error of the format").0, program);
+        }
     }
 }
