@@ -22,7 +22,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode};
 use serde_json::Value;
 
 use super::args::{Accelerator, Facts, Memory, Names};
@@ -37,6 +37,8 @@ use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 const EXTRA_BYTES: u64 = 64 << 20;
 /// The mode bit with which other users can read a file.
 const READABLE: u32 = 0o004;
+/// The mode of a copy for another user: everybody can read it, nobody can write to it.
+const COPY_MODE: u32 = 0o444;
 
 /// The needs of a VMM, except the descriptors that it inherits.
 pub(super) fn needs(
@@ -130,20 +132,21 @@ fn readable(path: &Utf8Path, another_user: bool) -> io::Result<File> {
     if !another_user || file.metadata()?.mode() & READABLE == READABLE {
         return Ok(file);
     }
-    // Opening `/proc/self/fd/N` again checks the mode of the file. A file in memory is readable for all, but only its
-    // descriptor reaches it.
-    let copy = rustix::fs::memfd_create(c"kiln-boot", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    // Opening `/proc/self/fd/N` again checks the mode of the file. This file in memory is readable for all, but only its
+    // descriptor reaches it. Its mode and a read-only descriptor keep the VMM from writing to it. A seal against writes
+    // would fail with EBUSY while the kernel itself still holds one of the pages, for example in a batch of pages that
+    // is not yet on a list of the LRU.
+    let copy = rustix::fs::memfd_create(c"kiln-boot", MemfdFlags::CLOEXEC)?;
     let mut copy = File::from(copy);
     io::copy(&mut file, &mut copy)?;
-    rustix::fs::fcntl_add_seals(&copy, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
-    Ok(copy)
+    rustix::fs::fchmod(&copy, Mode::from_raw_mode(COPY_MODE))?;
+    File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
 
-    use rustix::fs::Mode;
     use serde_json::json;
 
     use super::*;
@@ -201,6 +204,11 @@ mod tests {
             let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("opens again");
             (&again).read_to_string(&mut text).expect("reads");
             assert_eq!(text, "kernel");
+            if !same {
+                assert_eq!(again.metadata().expect("is open").mode() & 0o777, COPY_MODE);
+                let written = rustix::io::write(&file, b"k").expect_err("the descriptor only reads");
+                assert_eq!(written, rustix::io::Errno::BADF);
+            }
         }
     }
 }
