@@ -47,9 +47,9 @@ pub struct ForkPart {
     /// One entry for each network card, in the order of the spec. If the list is empty, all cards are unplugged and
     /// have random addresses.
     pub nics: Vec<NicPart>,
-    /// One entry for each [volume](crate::DiskRole::is_volume) of the snapshot. The guest's memory may hold cached blocks
-    /// of a volume that was mounted when the VM was saved. Such a volume needs the same contents as then, otherwise the
-    /// guest writes its old view over the new contents and destroys the file system.
+    /// One entry for each [volume](crate::DiskRole::is_volume) of the snapshot. The guest's memory may hold cached
+    /// blocks of a volume that was mounted when the VM was saved. Such a volume needs the same contents as then,
+    /// otherwise the guest writes its old view over the new contents and destroys the file system.
     pub volumes: Vec<VolumeFile>,
     /// What its network cards are connected to, inside the guest. If absent, they have no addresses, or the saved ones.
     pub network: Option<Network>,
@@ -129,8 +129,8 @@ pub struct Fork {
 /// Checks the parts of forks that are made together. Reads files.
 ///
 /// Two forks must not share a volume: two kernels that write to one file system without coordination destroy it. Nor
-/// can they share a TAP device. Any number of forks can share a volume that they only read. Files and namespaces are compared by device and inode, because one file can have
-/// several paths.
+/// can they share a TAP device. Any number of forks can share a volume that they only read. Files and namespaces are
+/// compared by device and inode, because one file can have several paths.
 pub(crate) fn check_parts(parts: &[ForkPart], manifest: &Manifest, spec: &VmSpec) -> Result<(), RestoreError> {
     let refuse = |problem: String| Err(RestoreError::Part { problem });
     let (mut files, mut taps) = (BTreeSet::new(), BTreeSet::new());

@@ -8,7 +8,9 @@
 //! that a fork has its own identity before a caller gets it, and that a failed fork leaves nothing.
 //!
 //! Each stage ([`NewFork`], [`Started`], [`Linked`]) owns all that it has made, and dropping it removes that. So an
-//! error, a deadline and a cancelled future take the same path. `Running` is written to the journal only after Sync:
+//! error, a deadline and a cancelled future take the same path. An error or a deadline is returned only after the VMM
+//! is gone, because it holds what the caller uses next: the TAP device of the VM that is booted instead, the lock of a
+//! volume. `Running` is written to the journal only after Sync:
 //! until then recovery removes the fork, so a guest that still has the identity of its snapshot is never adopted.
 
 use std::sync::Arc;
@@ -93,16 +95,33 @@ pub(crate) async fn restore(
     for (number, part) in parts.into_iter().enumerate() {
         let (template, at_once) = (Arc::clone(&template), Arc::clone(&at_once));
         tasks.spawn(async move {
-            let _permit = at_once.acquire_owned().await;
+            // The semaphore is closed after a failure.
+            let _permit = at_once.acquire_owned().await.map_err(|_| ControlError::Ended)?;
             template.fork_with(part).await.map(|fork| (number, fork))
         });
     }
-    let mut ready = Vec::with_capacity(count);
+    // If this future is dropped, that drops `tasks`, which aborts the forks at their next await, and `ready`. Each fork
+    // drops the stage that it has reached, so nothing is left of any.
+    let (mut ready, mut failure) = (Vec::with_capacity(count), None);
     while let Some(joined) = tasks.join_next().await {
-        // The first failure returns from here. That drops `ready`, which ends the forks that run, and `tasks`, which
-        // aborts the others at their next await. Each of these drops the stage that it has reached, so nothing is left
-        // of any fork. A task that can't be joined has panicked, or the runtime ends.
-        ready.push(joined.map_err(|_| ControlError::Ended)??);
+        // A task that can't be joined has panicked, or the runtime ends.
+        match joined.unwrap_or(Err(ControlError::Ended.into())) {
+            Ok(fork) => ready.push(fork),
+            Err(error) => {
+                // Those that wait for their turn end at once. Those that have begun are few, and their end is awaited,
+                // because the error promises that they are gone.
+                at_once.close();
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    if let Some(error) = failure {
+        let ends: Vec<_> = ready.iter().map(|(_, fork): &(usize, Fork)| fork.vm.ended()).collect();
+        drop(ready);
+        for ended in ends {
+            ended.await;
+        }
+        return Err(error);
     }
     ready.sort_by_key(|(number, _)| *number);
     Ok(ready.into_iter().map(|(_, fork)| fork).collect())
@@ -240,18 +259,44 @@ impl Template {
         let deadline = Instant::now() + self.deadline;
         let NewFork { dir, spec, part } = new;
         let (journal, restorer) = (dir.journal().clone(), Arc::clone(&self.restorer));
-        let forked = async {
-            // One operation, because each switch to a thread and back takes time that a fork does not have.
-            let vm = operation(async move { restorer.start(dir.into_inner(), spec).await?.load().await }).await?;
-            Linked::new(vm, journal, part, deadline).await?.renew(self, deadline).await
-        };
-        // The steps of a VMM have deadlines of their own. Their sum is longer than a short deadline of the caller.
-        // Dropping the future at the deadline drops the stage that it has reached, and that undoes the fork.
-        match timeout_at(deadline, forked).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(LinkError::TimedOut { waiting_for: "answer", waited: self.deadline }.into()),
-        }
+        // One operation, because each switch to a thread and back takes time that a fork does not have. The steps of a
+        // VMM have deadlines of their own. Their sum is longer than a short deadline of the caller.
+        let (late, started) = (self.late(), async move { restorer.start(dir.into_inner(), spec).await?.load().await });
+        let vm = operation(async move { timeout_at(deadline, started).await.unwrap_or(Err(late)) }).await?;
+        self.identify(vm, journal, part, deadline).await
     }
+
+    /// Takes one fork from its loaded state to its own identity.
+    async fn identify(
+        &self,
+        vm: Vm,
+        journal: Journal,
+        part: ForkPart,
+        deadline: Instant,
+    ) -> Result<Fork, RestoreError> {
+        undone_on_error(vm.ended(), async {
+            let steps = async { Linked::new(vm, journal, part, deadline).await?.renew(self, deadline).await };
+            // Dropping the future at the deadline drops the stage that it has reached, and that undoes the fork.
+            timeout_at(deadline, steps).await.unwrap_or_else(|_| Err(self.late()))
+        })
+        .await
+    }
+
+    fn late(&self) -> RestoreError {
+        LinkError::TimedOut { waiting_for: "answer", waited: self.deadline }.into()
+    }
+}
+
+/// Steps that own a VM. Their error is returned after the end of the VM.
+async fn undone_on_error<T>(
+    ended: impl Future<Output = ()>,
+    steps: impl Future<Output = Result<T, RestoreError>>,
+) -> Result<T, RestoreError> {
+    let outcome = steps.await;
+    if outcome.is_err() {
+        ended.await;
+    }
+    outcome
 }
 
 /// A fork whose VMM has not started.
@@ -281,11 +326,11 @@ impl Started {
         Ok(Self { vmm, journal, part })
     }
 
-    /// Loads its state and lets it run until its agent answers.
-    async fn link(self, deadline: Instant) -> Result<Linked, RestoreError> {
+    /// Loads its state and lets it run until it has its own identity.
+    async fn identify(self, template: &Template, deadline: Instant) -> Result<Fork, RestoreError> {
         let Self { vmm, journal, part } = self;
         let vm = operation(async move { vmm.into_inner().load().await }).await?;
-        Linked::new(vm, journal, part, deadline).await
+        template.identify(vm, journal, part, deadline).await
     }
 }
 
@@ -347,7 +392,7 @@ impl Held {
         if !template.snapshot.manifest().frozen {
             return Ok(Self::Waiting(started));
         }
-        let fork = started.link(deadline).await?.renew(template, deadline).await?;
+        let fork = started.identify(template, deadline).await?;
         // Under TCG the code of a first command has to be translated, which takes ten times as long as the command.
         let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
         match timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
@@ -364,14 +409,17 @@ impl Held {
     pub(crate) async fn take(self, template: &Template) -> Result<Fork, RestoreError> {
         match self {
             Self::Warm(fork) => {
-                fork.vm.resume().await?;
-                // It gets the current time and fresh randomness, and then its commands are thawed.
-                fork.link.renew(Renewal::default(), template.deadline).await?;
-                Ok(*fork)
+                undone_on_error(fork.vm.ended(), async {
+                    fork.vm.resume().await?;
+                    // It gets the current time and fresh randomness, and then its commands are thawed.
+                    fork.link.renew(Renewal::default(), template.deadline).await?;
+                    Ok(*fork)
+                })
+                .await
             }
             Self::Waiting(started) => {
                 let deadline = Instant::now() + template.deadline;
-                started.link(deadline).await?.renew(template, deadline).await
+                started.identify(template, deadline).await
             }
         }
     }

@@ -97,16 +97,15 @@ impl Guest {
         let mut vm = launched.map_err(|_| BootError::NoVmm { waited: boot_timeout })??;
         let end = follow(&mut vm, &watch);
         let left = boot_timeout.saturating_sub(started.elapsed());
-        let linked = tokio::select! {
-            linked = vm.connect(left) => linked,
-            gone = end.gone() => return Err(BootError::Gone { gone, console: console_rows(&vm, BOOT_TAIL_ROWS) }),
-        };
-        match linked {
+        match link_while_it_lives(&vm, left, &end).await {
             Ok(link) => {
                 let vitals = Vitals::watch(&vm, &link, &watch);
                 Ok(Self { vm, link, boot: started.elapsed(), watch, end, vitals })
             }
-            Err(source) => Err(not_up(&vm, source, &end).await),
+            Err(error) => {
+                vm.kill().await;
+                Err(error)
+            }
         }
     }
 
@@ -186,6 +185,17 @@ impl Guest {
 
 fn follow(vm: &mut Vm, watch: &Watch) -> End {
     watch.follow(vm.take_events().expect("only this call takes the VM's events"))
+}
+
+async fn link_while_it_lives(vm: &Vm, deadline: Duration, end: &End) -> Result<GuestLink, BootError> {
+    let linked = tokio::select! {
+        linked = vm.connect(deadline) => linked,
+        gone = end.gone() => return Err(BootError::Gone { gone, console: console_rows(vm, BOOT_TAIL_ROWS) }),
+    };
+    match linked {
+        Ok(link) => Ok(link),
+        Err(source) => Err(not_up(vm, source, end).await),
+    }
 }
 
 async fn gone_soon(end: &End) -> Option<Gone> {

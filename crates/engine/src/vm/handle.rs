@@ -202,6 +202,12 @@ impl Vm {
         }
     }
 
+    /// The end of the VM, for a caller that drops the handle meanwhile. It waits for as long as [`Vm::kill`] at most.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut exit = self.exit.clone();
+        async move { drop(tokio::time::timeout(KILL_DEADLINE, exit.wait_for(Option::is_some)).await) }
+    }
+
     /// The last lines of its console, oldest first. Also available after its end.
     pub fn console_tail(&self, lines: usize) -> Vec<String> {
         self.shared.ring.tail(lines)

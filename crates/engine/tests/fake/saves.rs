@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{AfterSave, MemoryKind, Snapshot, SnapshotRequest, SnapshotStore};
-use kiln_engine::{Engine, ErrorKind, FakeEngine, Fork, ForkSpec, ReadyRequest, RestoreError, SaveError, VmSpec};
+use kiln_engine::{
+    Engine, ErrorKind, FakeEngine, Fork, ForkPart, ForkSpec, ReadyRequest, RestoreError, SaveError, VmSpec,
+};
+use kiln_wire::Mount;
 
 use super::{DEADLINE, Lab, agent, shell, spec};
 
@@ -51,6 +54,22 @@ async fn forks_have_the_files_of_the_moment_and_names_and_files_of_their_own() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fork_whose_agent_refuses_is_gone_when_its_error_arrives() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let snapshot = prepared(&engine).await;
+    let good = ForkPart::default();
+    let mount = Mount { device: "/dev/kiln-none".into(), target: "/".into(), fstype: "ext4".into(), read_only: true };
+    let bad = ForkPart { mounts: vec![mount], ..ForkPart::default() };
+    for parts in [vec![bad.clone()], vec![good.clone(), good.clone(), bad, good]] {
+        let forks = ForkSpec { count: parts.len(), parts, ..ForkSpec::default() };
+        let error = engine.restore(&snapshot, forks).await.expect_err("the agent refuses");
+        assert!(matches!(error, RestoreError::Link(_)), "{error:?}");
+        assert_eq!(lab.vms(), Vec::<String>::new());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
