@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use kiln_engine::home::Home;
-use kiln_engine::network::VmNetwork;
+use kiln_engine::network::{NetworkError, NetworkStatus, VmNetwork};
 use kiln_net::explain::{Explanation, Question, explain};
 use kiln_net::policy::Verdict;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -96,31 +96,32 @@ async fn client(mut stream: UnixStream, about: &About) -> io::Result<()> {
 impl About {
     async fn answer(&self, request: Request) -> Reply {
         match request {
-            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Status => self.status().await,
             Request::Explain { host, port, protocol } => match Question::new(&host, protocol, Some(port)) {
                 Ok(question) => explained(&explain(self.network.gate(), &question, Instant::now())),
                 Err(error) => Reply::Refused { error: error.to_string(), hint: Some(error.hint().to_owned()) },
             },
             Request::Change(change) => match self.network.change(&change).await {
-                Ok(_) => Reply::Status(Box::new(self.status())),
-                Err(error) => Reply::Refused { hint: error.hint(), error: format!("{:#}", anyhow::Error::new(error)) },
+                Ok(_) => self.status().await,
+                Err(error) => refused(error),
             },
         }
     }
 
-    fn status(&self) -> Status {
-        let status = self.network.status();
-        let denials = status.denials.last.iter().rev().take(DENIALS_SHOWN);
-        let denials = denials.map(|denial| format!("{} ({}x, {})", denial.what, denial.count, denial.by)).collect();
-        Status {
-            vm: self.vm.clone(),
-            name: self.name.clone(),
-            kind: status.kind,
-            policy: (*status.policy).clone(),
-            denied: status.denials.count,
-            denials,
+    async fn status(&self) -> Reply {
+        match self.network.status().await {
+            Ok(NetworkStatus { kind, policy, denied, mut denials }) => {
+                denials.truncate(DENIALS_SHOWN);
+                let (vm, name, policy) = (self.vm.clone(), self.name.clone(), (*policy).clone());
+                Reply::Status(Box::new(Status { vm, name, kind, policy, denied, denials }))
+            }
+            Err(error) => refused(error),
         }
     }
+}
+
+fn refused(error: NetworkError) -> Reply {
+    Reply::Refused { hint: error.hint(), error: format!("{:#}", anyhow::Error::new(error)) }
 }
 
 fn explained(explanation: &Explanation) -> Reply {

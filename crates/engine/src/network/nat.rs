@@ -1,8 +1,8 @@
 //! The network as root: a slot with its TAP device and rules.
 //!
 //! A task looks after the slot. Names whose addresses are in use stay open, so that a program which connects again
-//! without asking is not cut off. And if another program has flushed or changed the rules, the guest is no longer held to its
-//! policy: the task applies the policy again, or takes the link down.
+//! without asking is not cut off. And if another program has flushed or changed the rules, the guest is no longer held
+//! to its policy: the task applies the policy again, or takes the link down.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use kiln_net::gate::Gate;
 use kiln_net::names::{Opens, Resolver, Upstream};
-use kiln_net::policy::{Opening, Policy};
-use kiln_net::slots::{Slot, SlotTap, Slots, SlotsConfig};
+use kiln_net::policy::{Destination, Opening, Policy};
+use kiln_net::slots::{Denial, Slot, SlotTap, Slots, SlotsConfig};
 use tokio::task::JoinSet;
 
 use super::error::NetworkError;
@@ -41,19 +41,16 @@ impl Nat {
             return Err(NetworkError::NotRoot);
         }
         let (directory, label, policy) = (home.networks().join("slots"), label.to_owned(), gate.policy());
-        let (slot, tap, own, sockets) = blocking(move || {
+        let (slots, slot, tap, own, sockets) = blocking(move || {
             let slots = Slots::open(SlotsConfig::new(directory))?;
             for error in slots.recover()?.failed {
                 tracing::warn!(%error, "the network of a VM that is gone can't be removed yet");
-            }
-            for obstacle in slots.obstacles()? {
-                tracing::warn!(?obstacle, "rules of this host may stop packets of the VM's network");
             }
             let mut slot = slots.acquire(&label, &policy)?;
             let sockets = slot.resolver_sockets()?;
             let own: Vec<IpAddr> = slot.own_addresses().iter().copied().map(IpAddr::V4).collect();
             let tap = slot.tap();
-            Ok::<_, NetworkError>((Arc::new(Mutex::new(slot)), tap, own, sockets))
+            Ok::<_, NetworkError>((slots, Arc::new(Mutex::new(slot)), tap, own, sockets))
         })
         .await?;
         gate.learned().set_host_addresses(own);
@@ -62,7 +59,7 @@ impl Nat {
         let resolver = Arc::new(Resolver::new(Arc::clone(gate), sink, Upstream::default()));
         let mut tasks = JoinSet::new();
         resolver::serve(&resolver, sockets, &mut tasks)?;
-        tasks.spawn(look_after(Arc::clone(&slot), Arc::clone(gate)));
+        tasks.spawn(look_after(slots, Arc::clone(&slot), Arc::clone(gate)));
         Ok(Self { tasks, slot, tap })
     }
 
@@ -76,6 +73,18 @@ impl Nat {
         let (slot, openings) = (Arc::clone(&self.slot), openings(gate));
         blocking(move || lock(&slot).apply(&policy, &openings)).await?;
         Ok(())
+    }
+
+    /// How many packets the rules refused, and the destinations of the last ones.
+    pub(super) async fn refusals(&self) -> Result<(u64, Vec<Destination>), NetworkError> {
+        let slot = Arc::clone(&self.slot);
+        let listed = blocking(move || {
+            let mut slot = lock(&slot);
+            Ok::<_, NetworkError>((slot.counters()?, slot.denials()?))
+        });
+        let (counters, denials) = listed.await?;
+        let count = counters.iter().filter(|counter| counter.is_refusal()).map(|counter| counter.packets).sum();
+        Ok((count, denials.iter().map(Denial::destination).collect()))
     }
 
     /// Removes the slot.
@@ -100,7 +109,14 @@ fn openings(gate: &Gate) -> Vec<Opening> {
     gate.learned().openings(Instant::now())
 }
 
-async fn look_after(slot: Shared, gate: Arc<Gate>) {
+async fn look_after(slots: Slots, slot: Shared, gate: Arc<Gate>) {
+    // This starts a program, so the VM does not wait for it.
+    match blocking(move || slots.obstacles()).await {
+        Ok(obstacles) => obstacles.iter().for_each(|obstacle| {
+            tracing::warn!(?obstacle, "rules of this host may stop packets of the VM's network");
+        }),
+        Err(error) => tracing::warn!(%error, "the rules of this host can't be listed"),
+    }
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let (slot, gate) = (Arc::clone(&slot), Arc::clone(&gate));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_net::gate::{Denials, Gate};
+use kiln_net::gate::{Denial, Denials, Gate};
 use kiln_net::inner::{GATEWAY, GUEST, GUEST_MAC, MTU, PREFIX};
 use kiln_net::policy::{Change, Policy};
 use kiln_wire::{Interface, Network};
@@ -43,8 +43,11 @@ pub struct NetworkStatus {
     pub kind: NetworkKind,
     /// What it may reach.
     pub policy: Arc<Policy>,
-    /// What it was denied.
-    pub denials: Denials,
+    /// How often it was denied something.
+    pub denied: u64,
+    /// The last things that it was denied and what decided, as text for users. The newest is first, as far as that is
+    /// known.
+    pub denials: Vec<String>,
 }
 
 /// The network of one VM. It ends when this is dropped.
@@ -126,12 +129,28 @@ impl VmNetwork {
     }
 
     /// What it does now.
-    pub fn status(&self) -> NetworkStatus {
-        let kind = match &self.side {
-            Side::Nat(_) => NetworkKind::Nat,
-            Side::User(_) => NetworkKind::User,
+    ///
+    /// # Errors
+    /// The counters of its rules can't be read.
+    pub async fn status(&self) -> Result<NetworkStatus, NetworkError> {
+        // Names are refused by the resolver, with either kind. Flows are refused by this process, or by the kernel,
+        // which knows only where they wanted to go.
+        let Denials { count, last } = self.gate.denials();
+        let shown = |denial: &Denial| format!("{}: {}", denial.what, denial.by);
+        let mut status = NetworkStatus {
+            kind: NetworkKind::User,
+            policy: self.gate.policy(),
+            denied: count,
+            denials: last.iter().rev().map(shown).collect(),
         };
-        NetworkStatus { kind, policy: self.gate.policy(), denials: self.gate.denials() }
+        if let Side::Nat(nat) = &self.side {
+            let (refused, destinations) = nat.refusals().await?;
+            status.kind = NetworkKind::Nat;
+            status.denied += refused;
+            let decided = destinations.iter().map(|to| format!("{to}: {}", self.gate.decide(to).by));
+            status.denials.extend(decided);
+        }
+        Ok(status)
     }
 
     /// Changes the policy. Connections that the new one does not open end.

@@ -49,6 +49,9 @@ const ENDED: u32 = 1;
 /// Headers of IPv4 and TCP without options.
 const HEADERS_BYTES: u32 = 40;
 
+/// The counters of what was let through. All others are of refusals.
+pub(super) const OPENING_COUNTERS: [&str; 3] = ["allowed", "learned", "public"];
+
 /// The counters of a slot, each with what it counts.
 pub(super) const COUNTERS: [(&str, &str); 12] = [
     ("allowed", "an allow rule opened it"),

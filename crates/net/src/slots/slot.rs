@@ -17,12 +17,12 @@ use super::journal::{Entry, SlotId};
 use super::link;
 use super::nftables::{self, Element};
 use super::program;
-use super::rules::{self, COUNTERS, DENIED, HostSide, TABLE, TAP};
+use super::rules::{self, COUNTERS, DENIED, HostSide, OPENING_COUNTERS, TABLE, TAP};
 use super::steps::{self, Context, LEARNED};
 use crate::gate::Gate;
 use crate::inner::{GUEST, RESOLVER_PORT};
 use crate::names::{Grant, Opens};
-use crate::policy::{Opening, Policy, Protocol};
+use crate::policy::{Destination, Opening, Policy, Protocol};
 
 /// Ends of openings that are remembered. It is the size of the kernel's set.
 const LASTING_MAX: usize = 4096;
@@ -99,6 +99,20 @@ pub(super) struct Applied {
     host: u64,
     /// When each opening in a set ends. An answer with a shorter life must not shorten it.
     lasting: HashMap<(String, Ipv4Addr), Instant>,
+}
+
+impl Counter {
+    /// Whether it counts packets that were refused.
+    pub fn is_refusal(&self) -> bool {
+        !OPENING_COUNTERS.contains(&self.name.as_str())
+    }
+}
+
+impl Denial {
+    /// What the guest tried to reach.
+    pub fn destination(&self) -> Destination {
+        Destination { address: self.address.into(), protocol: self.protocol, port: self.port }
+    }
 }
 
 impl Slot {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kiln_net::gate::Gate;
 use kiln_net::names::{Grant, Opens};
-use kiln_net::policy::{Domain, Opening, Protocol};
+use kiln_net::policy::{Destination, Domain, Opening, Protocol};
 use kiln_net::slots::{RulesFault, Slot};
 
 use crate::support::{
@@ -61,10 +61,14 @@ fn a_guest_reaches_what_its_policy_opens_and_is_refused_the_rest_at_once() {
     guest.datagram(&format!("{PUBLIC}:99")).expect_err("is refused");
     let denials = slot.denials().expect("are listed");
     let noted = |address: &str, protocol, port| {
-        let mut all = denials.iter();
-        all.any(|denial| (denial.address.to_string(), denial.protocol, denial.port) == (address.into(), protocol, port))
+        let destination = Destination { address: address.parse().expect("is one"), protocol, port };
+        denials.iter().any(|denial| denial.destination() == destination)
     };
     assert!(noted(OTHER, Protocol::Tcp, 80) && noted(PUBLIC, Protocol::Udp, 99), "{denials:?}");
+    let counters = slot.counters().expect("are listed");
+    let through: Vec<&str> =
+        counters.iter().filter(|counter| !counter.is_refusal()).map(|counter| &*counter.name).collect();
+    assert_eq!(through, ["allowed", "learned", "public"]);
 }
 
 #[test]
