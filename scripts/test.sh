@@ -90,6 +90,7 @@ cargo nextest run --locked --workspace "${nextest_output[@]}" </dev/null
 test_with_tap
 test_with_loop
 test_as_root
+test_networks
 test_with_newer
 step "doctests" cargo test --locked --workspace --doc
 echo "all tests passed in $SECONDS s"
