@@ -37,7 +37,7 @@ use crate::vm_dir::{DEVICE_STATE_FILE, VmDir};
 const EXTRA_BYTES: u64 = 64 << 20;
 /// The mode bit with which other users can read a file.
 const READABLE: u32 = 0o004;
-/// The mode of a copy for another user: everybody can read it, nobody can write to it.
+/// The mode of a copy for another user: all users can read it, and only the owner could change that.
 const COPY_MODE: u32 = 0o444;
 
 /// The needs of a VMM, except the descriptors that it inherits.
