@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use kiln_net::gate::Gate;
 use kiln_net::names::{Opens, Resolver, Upstream};
-use kiln_net::policy::{Destination, Opening, Policy};
+use kiln_net::policy::{Change, Destination, Opening, Policy};
 use kiln_net::slots::{Denial, Slot, SlotTap, Slots, SlotsConfig};
 use tokio::task::JoinSet;
 
 use super::error::NetworkError;
 use super::resolver;
-use crate::blocking::blocking;
+use crate::blocking::{OffRuntime, blocking};
 use crate::home::Home;
 use crate::spec::{Attachment, Tap};
 
@@ -27,7 +27,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Nat {
     tasks: JoinSet<()>,
-    slot: Shared,
+    /// Its drop removes the slot, which takes milliseconds.
+    slot: OffRuntime<Shared>,
     tap: SlotTap,
 }
 
@@ -60,7 +61,7 @@ impl Nat {
         let mut tasks = JoinSet::new();
         resolver::serve(&resolver, sockets, &mut tasks)?;
         tasks.spawn(look_after(slots, Arc::clone(&slot), Arc::clone(gate)));
-        Ok(Self { tasks, slot, tap })
+        Ok(Self { tasks, slot: OffRuntime::new(slot), tap })
     }
 
     pub(super) fn attachment(&self) -> Attachment {
@@ -68,16 +69,21 @@ impl Nat {
         Attachment::Tap(Tap { device, namespace: Some(namespace) })
     }
 
-    /// Replaces the rules. If that fails, the old ones stay.
-    pub(super) async fn apply(&self, policy: Arc<Policy>, gate: &Arc<Gate>) -> Result<(), NetworkError> {
-        let (slot, openings) = (Arc::clone(&self.slot), openings(gate));
-        blocking(move || lock(&slot).apply(&policy, &openings)).await?;
-        Ok(())
+    /// Changes the rules and the gate. If that fails, the old policy stays.
+    ///
+    /// If the caller is cancelled, the thread still completes the change. So rules and gate never have two policies.
+    pub(super) async fn change(&self, change: Change, gate: &Arc<Gate>) -> Result<Arc<Policy>, NetworkError> {
+        let (slot, gate) = (Arc::clone(&*self.slot), Arc::clone(gate));
+        blocking(move || {
+            let mut slot = lock(&slot);
+            gate.change(&change, |policy| Ok(slot.apply(policy, &openings(&gate))?))
+        })
+        .await
     }
 
     /// How many packets the rules refused, and the destinations of the last ones.
     pub(super) async fn refusals(&self) -> Result<(u64, Vec<Destination>), NetworkError> {
-        let slot = Arc::clone(&self.slot);
+        let slot = Arc::clone(&*self.slot);
         let listed = blocking(move || {
             let mut slot = lock(&slot);
             Ok::<_, NetworkError>((slot.counters()?, slot.denials()?))
@@ -92,7 +98,7 @@ impl Nat {
         let Self { mut tasks, slot, .. } = self;
         tasks.shutdown().await;
         // The tasks have ended, so this is the last handle, unless a look still runs on its thread. That drops it.
-        let removed = blocking(move || match Arc::into_inner(slot) {
+        let removed = blocking(move || match Arc::into_inner(slot.into_inner()) {
             Some(slot) => slot.into_inner().unwrap_or_else(PoisonError::into_inner).release(),
             None => Ok(()),
         });

@@ -6,7 +6,6 @@ use camino::Utf8PathBuf;
 use kiln_net::gate::Gate;
 use kiln_net::inner::MTU;
 use kiln_net::names::{NoSink, Resolver, Upstream};
-use kiln_net::policy::Policy;
 use kiln_net::user::UserNetwork;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -25,7 +24,6 @@ pub(super) struct User {
     /// Removes the socket's directory.
     _directory: OffRuntime<tempfile::TempDir>,
     serving: JoinHandle<()>,
-    gate: Arc<Gate>,
 }
 
 impl User {
@@ -47,16 +45,11 @@ impl User {
         .await?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(|source| failed(&path, source))?;
         let serving = tokio::spawn(serve(listener, Arc::clone(gate)));
-        Ok(Self { path, _directory: holder, serving, gate: Arc::clone(gate) })
+        Ok(Self { path, _directory: holder, serving })
     }
 
     pub(super) fn attachment(&self) -> Attachment {
         Attachment::Stream { socket: self.path.clone() }
-    }
-
-    /// Flows that the new policy does not open end.
-    pub(super) fn apply(&self, policy: &Policy) {
-        self.gate.set_policy(policy.clone());
     }
 }
 

@@ -158,18 +158,14 @@ impl VmNetwork {
     /// # Errors
     /// [`NetworkError`]. The old policy stays.
     pub async fn change(&self, change: &Change) -> Result<Arc<Policy>, NetworkError> {
-        let policy = Arc::new(self.gate.policy().changed(change)?);
         match &self.side {
-            Side::Nat(nat) => {
-                nat.apply(Arc::clone(&policy), &self.gate).await?;
-                self.gate.set_policy((*policy).clone());
-            }
-            Side::User(user) => user.apply(&policy),
+            Side::Nat(nat) => nat.change(change.clone(), &self.gate).await,
+            // It asks the gate about each flow.
+            Side::User(_) => self.gate.change(change, |_| Ok(())),
         }
-        Ok(policy)
     }
 
-    /// Ends it. A drop does the same, on the caller's thread, and reports nothing.
+    /// Ends it. A drop does the same in the background, and reports nothing.
     ///
     /// # Errors
     /// Something of it can't be removed. The next start of a network tries again.

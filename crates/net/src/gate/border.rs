@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::denials::{Denials, Denied};
-use crate::policy::{Decision, Destination, Domain, Learned, Opening, Policy};
+use crate::policy::{Change, Decision, Destination, Domain, Learned, Opening, Policy, PolicyError};
 
 /// A flow that uses an opening makes it last this much longer.
 pub const RENEWED_TIME: Duration = Duration::from_secs(60);
@@ -18,6 +18,8 @@ pub const RENEWED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, Default)]
 pub struct Gate {
     policy: RwLock<Arc<Policy>>,
+    /// Held while a change reads the old policy and sets the new one.
+    changing: Mutex<()>,
     /// Grows with each policy, so that flows know whether they were judged by this one.
     version: AtomicU64,
     learned: Mutex<Learned>,
@@ -39,6 +41,23 @@ impl Gate {
     pub fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Changes the policy. `apply` puts the new one in force wherever this gate is not asked, such as in the kernel.
+    /// Changes are made one after the other, so none is lost.
+    ///
+    /// # Errors
+    /// The change is not valid, or `apply` fails. The old policy stays.
+    pub fn change<E: From<PolicyError>>(
+        &self,
+        change: &Change,
+        apply: impl FnOnce(&Policy) -> Result<(), E>,
+    ) -> Result<Arc<Policy>, E> {
+        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = self.policy().changed(change)?;
+        apply(&policy)?;
+        self.set_policy(policy);
+        Ok(self.policy())
     }
 
     /// A number that grows with each policy.
@@ -98,5 +117,51 @@ impl Gate {
     /// What was learned. Decisions wait while this is held.
     pub fn learned(&self) -> MutexGuard<'_, Learned> {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct NotApplied;
+
+    impl From<PolicyError> for NotApplied {
+        fn from(error: PolicyError) -> Self {
+            panic!("{error}")
+        }
+    }
+
+    fn allow(rule: &str) -> Change {
+        Change { allow: vec![rule.parse().expect("a rule")], ..Change::default() }
+    }
+
+    #[test]
+    fn of_changes_made_at_once_none_is_lost() {
+        let gate = Gate::default();
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let gate = &gate;
+                scope.spawn(move || {
+                    // Each apply takes as long as that of a real network, so the changes overlap.
+                    let apply = |_: &Policy| {
+                        std::thread::sleep(Duration::from_millis(2));
+                        Ok::<_, NotApplied>(())
+                    };
+                    gate.change(&allow(&format!("192.0.2.{number}")), apply).expect("is applied");
+                });
+            }
+        });
+        assert_eq!(gate.policy().allow().len(), 8);
+        assert_eq!(gate.version(), 8);
+    }
+
+    #[test]
+    fn a_change_that_can_not_be_applied_changes_nothing() {
+        let gate = Gate::default();
+        gate.change(&allow("192.0.2.1"), |_| Err(NotApplied)).expect_err("is not applied");
+        assert!(gate.policy().allow().is_empty());
+        assert_eq!(gate.version(), 0);
     }
 }
