@@ -52,6 +52,8 @@ struct Row {
     /// Network cards of the VM.
     nics: usize,
     kernel: Option<Utf8PathBuf>,
+    /// Digest of the image whose root the VM has.
+    image: Option<String>,
     acceleration: Option<String>,
     bytes_on_disk: u64,
     sealed: bool,
@@ -78,6 +80,7 @@ impl From<&Listed> for Row {
             disks: spec.map_or(0, |spec| spec.disks.len()),
             nics: spec.map_or(0, |spec| spec.nics.len()),
             kernel: spec.map(|spec| spec.kernel.clone()),
+            image: spec.and_then(|spec| spec.root.as_ref()?.image.clone()),
             acceleration: manifest.map(|manifest| manifest.machine.acceleration.clone()),
             bytes_on_disk: one.bytes_on_disk,
             sealed: one.is_sealed(),
@@ -255,6 +258,7 @@ mod tests {
             disks: 0,
             nics: 0,
             kernel: None,
+            image: None,
             acceleration: None,
             bytes_on_disk: 57 << 20,
             sealed: true,

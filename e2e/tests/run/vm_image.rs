@@ -146,8 +146,31 @@ fn an_image_that_a_snapshot_needs_is_not_removed() {
     kiln(&[&prepare[..], &["echo saved > /opt/state"]].concat(), 0);
     let refused = kiln(&["image", "rm", "tool"], 69);
     assert!(refused.stderr.contains("kiln snapshot rm"), "{}", refused.stderr);
-    let seen = kiln(&["run", "--from", "ready", "--", "/bin/busybox", "cat", "/opt/state"], 0);
+    let seen = kiln(&["run", "--from", "ready", "--entrypoint", "/bin/busybox", "--", "cat", "/opt/state"], 0);
     assert_eq!(seen.text(), "saved");
+    // What the image runs, and how, is true for its snapshots and for snapshots of their forks.
+    let shell = ["--entrypoint", "/bin/sh", "--", "-c"];
+    let further = ["snapshot", "create", "further", "--from", "ready"];
+    kiln(&[&further[..], &shell, &["echo more >> /opt/state"]].concat(), 0);
+    for name in ["ready", "further"] {
+        assert_eq!(kiln(&["run", "--from", name], 0).text(), "from cmd");
+        assert_eq!(kiln(&["run", "--from", name, "--", "other", "words"], 0).text(), "other words");
+    }
+    let script = "echo $COLOR; busybox pwd; busybox cat /opt/state";
+    let seen = kiln(&[&["run", "--from", "further"], &shell[..], &[script]].concat(), 0);
+    assert_eq!(seen.text(), "blue\n/opt/work\nsaved\nmore");
+    // Another root under the digest of the snapshot's image: its memory does not fit it.
+    let listed: Value = serde_json::from_slice(&kiln(&["snapshot", "ls", "--json"], 0).stdout).expect("JSON");
+    let is_ready = |one: &&Value| one["label"] == "ready";
+    let digest = listed.as_array().and_then(|list| list.iter().find(is_ready)).expect("is listed")["image"].clone();
+    let root = home.path().join("images").join(digest.as_str().expect("a digest")).join("root.erofs");
+    let whole = std::fs::read(&root).expect("reads");
+    std::fs::remove_file(&root).expect("removed");
+    std::fs::write(&root, [&whole[..whole.len() - 1], b"x"].concat()).expect("written");
+    let refused = kiln(&["run", "--from", "ready"], 69);
+    assert!(refused.stderr.contains("the image of the snapshot"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("`root.erofs` is not what was built"), "{}", refused.stderr);
+    kiln(&["snapshot", "rm", "further"], 0);
     kiln(&["snapshot", "rm", "ready"], 0);
     kiln(&["image", "rm", "tool"], 0);
 }

@@ -2,6 +2,7 @@
 
 use kiln_engine::home::{Home, HomeError, remembered_digest};
 use kiln_engine::image::{AnyImage, Image, ImageError, ImageStore, KernelSource, MINI, RootImage};
+use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{QemuEngine, VmSpec};
 
 use super::{boot, root};
@@ -93,6 +94,20 @@ impl Runnable {
             None => self.boot.vm_spec(),
         }
     }
+}
+
+/// The image whose root the VM of a snapshot has, if it is one with a root filesystem.
+pub fn of_snapshot(home: &Home, snapshot: &Snapshot) -> Result<Option<RootImage>, Failure> {
+    ImageStore::new(home).root_of(&snapshot.manifest().spec).map_err(|error| {
+        let hint = match &error {
+            ImageError::Unknown { .. } | ImageError::Damaged { .. } | ImageError::OtherRoot { .. } => {
+                "its memory fits only the image that it was made of; make the snapshot again: kiln snapshot create"
+            }
+            _ => return image_failure(error),
+        };
+        let words = format!("the image of the snapshot `{}` can't be used", snapshot.id());
+        Failure::new(HOST, anyhow::Error::new(error).context(words)).hint(hint)
+    })
 }
 
 /// A failure of the store.

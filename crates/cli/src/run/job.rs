@@ -49,7 +49,7 @@ pub struct Times {
 /// A checked request.
 pub(super) struct Job {
     pub(super) args: RunArgs,
-    /// The name of the image, unless `--from` names a snapshot.
+    /// The name of the image; with `--from`, of the snapshot's image, once the snapshot is found.
     pub(super) image: Option<String>,
     /// What to run: first as the arguments name it, then with the image's configuration.
     pub(super) exec: ExecRequest,
@@ -208,8 +208,11 @@ impl Job {
         if let Some(from) = &self.args.from {
             let id = names::resolve(&listed()?, from)?;
             let snapshot = store.open(&id).map_err(snapshot_failure)?;
+            // What the image decides, it decides for the forks of its VMs, too.
+            let root = image::of_snapshot(home, &snapshot)?;
+            request::add_image(&mut self.exec, &self.args, root.as_ref().map(|root| &root.config))?;
+            self.image = root.map(|root| root.name);
             report.from = Some(id);
-            request::add_image(&mut self.exec, &self.args, None)?;
             return Ok(Origin::Snapshot(Box::new(snapshot)));
         }
         let name = self.image.as_deref().unwrap_or(MINI);

@@ -5,13 +5,17 @@
 //! once.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use kiln_oci::{ConfigDocument, ImageConfig};
 use serde::{Deserialize, Serialize};
 
-use super::store::{FileEntry, Image, ImageError, check_manifest, read_manifest, verify_files, write_manifest};
+use super::store::{
+    AnyImage, FileEntry, Image, ImageError, ImageStore, check_manifest, is_digest, read_manifest, verify_files,
+    write_manifest,
+};
 use crate::spec::{Disk, DiskFormat, DiskRole, RootSpec, VmSpec};
 
 /// The root filesystem.
@@ -141,7 +145,12 @@ impl RootImage {
     pub fn vm_spec(&self, boot: &Image) -> VmSpec {
         VmSpec {
             disks: vec![Disk { path: self.root.clone(), format: DiskFormat::Raw, role: DiskRole::Shared }],
-            root: Some(RootSpec { device: ROOT_DEVICE.into(), fstype: ROOT_FILESYSTEM.into(), upper: None }),
+            root: Some(RootSpec {
+                device: ROOT_DEVICE.into(),
+                fstype: ROOT_FILESYSTEM.into(),
+                upper: None,
+                image: Some(self.digest.clone()),
+            }),
             ..boot.vm_spec()
         }
     }
@@ -152,5 +161,99 @@ impl RootImage {
     /// [`ImageError::Damaged`] names the file that changed.
     pub fn verify(&self) -> Result<(), ImageError> {
         verify_files(&self.dir, &RootManifest::read(&self.dir)?.files())
+    }
+}
+
+impl ImageStore {
+    /// The image whose root a VM has, with its files as they were made. `None` if the VM has no such image.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`] if the image does not exist any more, [`ImageError::Damaged`], or
+    /// [`ImageError::OtherRoot`] if the VM's disk is not that of the image.
+    pub fn root_of(&self, spec: &VmSpec) -> Result<Option<RootImage>, ImageError> {
+        let (Some(root), Some(disk)) = (&spec.root, spec.disks.first()) else { return Ok(None) };
+        // Specs of older versions name only the disk, which is in the directory of its image.
+        let directory = || disk.path.parent().filter(|directory| directory.parent() == Some(&self.home.images()));
+        let digest = root.image.as_deref().or_else(|| directory()?.file_name());
+        let Some(digest) = digest.filter(|digest| is_digest(digest)) else { return Ok(None) };
+        match self.find(digest)? {
+            // One file may have several paths, so paths are not compared.
+            AnyImage::Root(image) if is_same_file(&image.root, &disk.path) => Ok(Some(*image)),
+            _ => Err(ImageError::OtherRoot { digest: digest.into(), disk: disk.path.clone() }),
+        }
+    }
+}
+
+fn is_same_file(one: &Utf8Path, other: &Utf8Path) -> bool {
+    let file = |path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    file(one).is_some() && file(one) == file(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::Home;
+
+    /// An end of a tar archive, which is a whole layer without entries.
+    const EMPTY_LAYER: [u8; 1024] = [0; 1024];
+
+    fn make(store: &ImageStore, name: &str, command: &str) -> RootImage {
+        let mut silent = |_| {};
+        let mut builder = store.root_builder(name, &mut silent).expect("starts");
+        builder.layer(1, &mut &EMPTY_LAYER[..]).expect("is a layer");
+        let config = ImageConfig { cmd: vec![command.into()], ..ImageConfig::bare() };
+        builder.finish(&config, Origin::default()).expect("is made")
+    }
+
+    fn vm_of(image: &RootImage) -> VmSpec {
+        let disks = vec![Disk { path: image.root.clone(), format: DiskFormat::Raw, role: DiskRole::Shared }];
+        let (device, fstype) = (ROOT_DEVICE.into(), ROOT_FILESYSTEM.into());
+        let root = RootSpec { device, fstype, upper: None, image: Some(image.digest.clone()) };
+        VmSpec { disks, root: Some(root), ..VmSpec::new("/k", "/i") }
+    }
+
+    #[test]
+    fn the_image_of_a_vm_is_found_by_digest_or_by_the_disk_of_an_older_spec() {
+        let place = tempfile::tempdir().expect("a directory");
+        let home = Utf8PathBuf::from_path_buf(place.path().join("home")).expect("UTF-8");
+        let store = ImageStore::new(&Home::at(home));
+        let image = make(&store, "one", "first");
+        let spec = vm_of(&image);
+        assert_eq!(store.root_of(&spec).expect("is there"), Some(image.clone()));
+        assert_eq!(store.root_of(&VmSpec { root: None, ..spec.clone() }).expect("has none"), None);
+
+        let mut old = spec.clone();
+        old.root.as_mut().expect("has a root").image = None;
+        assert_eq!(store.root_of(&old).expect("is there"), Some(image.clone()));
+        // A disk of the user's own.
+        let own = place.path().join("disk");
+        fs::write(&own, b"disk").expect("written");
+        old.disks[0].path = Utf8PathBuf::from_path_buf(own).expect("UTF-8");
+        assert_eq!(store.root_of(&old).expect("is not an image's"), None);
+
+        // The configuration differs, and so does the digest.
+        let other = make(&store, "two", "second");
+        assert_ne!(image.digest, other.digest);
+        let mut mixed = spec.clone();
+        mixed.disks[0].path = other.root.clone();
+        let error = store.root_of(&mixed).expect_err("is another root");
+        assert!(matches!(&error, ImageError::OtherRoot { disk, .. } if *disk == other.root), "{error}");
+
+        store.remove("one").expect("is removed");
+        assert!(matches!(store.root_of(&spec), Err(ImageError::Unknown { .. })));
+    }
+
+    #[test]
+    fn a_root_that_was_changed_in_place_is_refused() {
+        let place = tempfile::tempdir().expect("a directory");
+        let home = Utf8PathBuf::from_path_buf(place.path().join("home")).expect("UTF-8");
+        let store = ImageStore::new(&Home::at(home));
+        let image = make(&store, "one", "first");
+        let mut bytes = fs::read(&image.root).expect("reads");
+        *bytes.last_mut().expect("has bytes") ^= 1;
+        fs::remove_file(&image.root).expect("removed");
+        fs::write(&image.root, bytes).expect("written");
+        let error = store.root_of(&vm_of(&image)).expect_err("is not what it was");
+        assert!(matches!(error, ImageError::Damaged { .. }), "{error}");
     }
 }

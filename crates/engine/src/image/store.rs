@@ -92,6 +92,14 @@ pub enum ImageError {
         /// Its name.
         name: String,
     },
+    /// The disk of a VM is not the root of the image that it names.
+    #[error("the VM's root `{disk}` is not that of the image `{digest}`")]
+    OtherRoot {
+        /// Digest of the image.
+        digest: String,
+        /// The disk.
+        disk: Utf8PathBuf,
+    },
     /// An image does not match its manifest.
     #[error("the image in `{dir}` is damaged: {problem}")]
     Damaged {
@@ -684,6 +692,6 @@ fn is_root(dir: &Utf8Path) -> bool {
     dir.join(ROOT_FILE).exists()
 }
 
-fn is_digest(text: &str) -> bool {
+pub(super) fn is_digest(text: &str) -> bool {
     text.len() == DIGEST_HEX_BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

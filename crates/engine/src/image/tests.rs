@@ -299,6 +299,7 @@ fn each_error_has_its_text_and_a_hint() {
         Ambiguous: [ImageError::Ambiguous { asked: "0123".into(), count: 2 }],
         BadName: [ImageError::BadName(BadName { name: "a b".into() })],
         NoBoot: [ImageError::NoBoot { name: "python".into() }],
+        OtherRoot: [ImageError::OtherRoot { digest: "0123".into(), disk: "/d".into() }],
         Damaged: [ImageError::Damaged { dir: "/i/01".into(), problem: "`kernel` is not what was built".into() }],
         Agent: [ImageError::Agent { path: "/a".into(), problem: "needs a dynamic loader" }],
         Source: [ImageError::Source(SourceError::Command(dpkg()))],

@@ -83,6 +83,10 @@ pub struct RootSpec {
     /// An ext4 disk for the upper layer of the overlay, such as `/dev/vdb`. If absent, that is in the guest's memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upper: Option<String>,
+    /// Digest of the image whose root it is: 64 hex digits. It covers the contents of the disk and the configuration,
+    /// so snapshots of the VM have those of the image, too. Absent in specs of older versions of Kiln.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 /// What happens to a VM when its owner ends without stopping it. The owner is the process that started or adopted it.
@@ -249,6 +253,9 @@ impl VmSpec {
                 check_name(ROOT_DEVICE, device, "._-/")?;
             }
             check_name("root filesystem", &root.fstype, "._-")?;
+            if let Some(digest) = &root.image {
+                check_name("image", digest, "")?;
+            }
         }
         self.validate_nics()?;
         self.vhost_user.iter().try_for_each(VhostUser::check)?;
@@ -431,7 +438,7 @@ mod tests {
             cmdline: "quiet console=hvc0".into(),
             cmdline_extra: vec!["panic=0".into()],
             modules: vec!["erofs".into(), "overlay".into()],
-            root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into(), upper: None }),
+            root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into(), upper: None, image: None }),
             ..spec()
         };
         assert_eq!(
@@ -461,7 +468,7 @@ mod tests {
         let nics = |nics| VmSpec { nics, ..spec() };
         let devices = |vhost_user| VmSpec { vhost_user, ..spec() };
         let root = |device: &str, fstype: &str| VmSpec {
-            root: Some(RootSpec { device: device.into(), fstype: fstype.into(), upper: None }),
+            root: Some(RootSpec { device: device.into(), fstype: fstype.into(), upper: None, image: None }),
             ..spec()
         };
         let disk = Disk { path: "/nowhere/disk".into(), format: DiskFormat::Raw, role: DiskRole::Scratch };
