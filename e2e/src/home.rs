@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use camino::Utf8Path;
 use kiln_engine::home::Home;
 use kiln_engine::image::{ImageStore, MINI};
 use serde_json::Value;
 
 use crate::kiln::{Kiln, is_running, vmm_of};
 
-/// A home that is removed when dropped. It holds a copy of the image that all tests share.
+/// A home that is removed when dropped. It holds a copy of the image that boots.
 #[derive(Debug)]
 pub struct TestHome(tempfile::TempDir);
 
@@ -22,7 +23,14 @@ impl TestHome {
     pub fn with_image() -> Self {
         let shared = shared();
         let this = Self(tempfile::tempdir().expect("a directory"));
-        copy(&shared.join("images"), this.path());
+        // Only this one: others are large, and tests that run beside this one make and remove some.
+        let store = ImageStore::new(&Home::at(utf8(&shared)));
+        let image = store.find_boot(MINI).expect("the image is built: kiln image build mini");
+        let images = this.path().join("images");
+        fs::create_dir(&images).expect("is new");
+        copy(image.dir.as_std_path(), &images);
+        let copied = ImageStore::new(&Home::at(utf8(this.path())));
+        copied.set_name(MINI, &image.digest).expect("the copy can be written to");
         // Without it, the first run would boot a guest to test KVM.
         if shared.join("probe.json").exists() {
             copy(&shared.join("probe.json"), this.path());
@@ -156,6 +164,10 @@ fn names(directory: &Path) -> Vec<String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => panic!("{}: {error}", directory.display()),
     }
+}
+
+fn utf8(path: &Path) -> &Utf8Path {
+    Utf8Path::from_path(path).expect("UTF-8")
 }
 
 fn shared() -> PathBuf {
