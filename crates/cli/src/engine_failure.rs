@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use kiln_engine::link::LinkError;
+use kiln_engine::link::{LinkError, StreamError};
 use kiln_engine::snapshot::SnapshotError;
 use kiln_engine::{LaunchError, ReadyError, RestoreError, SaveError};
+use kiln_wire::ErrorCode;
 
 use crate::failure::{Failure, HOST, USAGE, VM};
 use crate::hints;
@@ -17,8 +18,19 @@ pub fn launch_failure(error: LaunchError) -> Failure {
 }
 
 /// A failure to make a ready-made snapshot.
-pub fn ready_failure(error: ReadyError, boot_timeout: Duration) -> Failure {
+pub fn ready_failure(error: ReadyError, boot_timeout: Duration, image: &str) -> Failure {
     match error {
+        ReadyError::Rehearsal { .. } => {
+            let hint = hints::rehearsal(&error, image);
+            Failure::new(1, error).maybe_hint(hint)
+        }
+        ReadyError::WarmUp { source: StreamError::Fault(ref fault), .. }
+            if matches!(fault.code, ErrorCode::CommandNotFound | ErrorCode::NotExecutable) =>
+        {
+            Failure::new(1, error).hint(format!(
+                "--run needs `/bin/sh` in the image; make the snapshot without it: kiln image warm {image} --no-run"
+            ))
+        }
         ReadyError::Launch(error) => launch_failure(error),
         ReadyError::Link(LinkError::TimedOut { .. }) => {
             Failure::words(VM, format!("the guest did not come up within {boot_timeout:?}"))
@@ -63,7 +75,6 @@ mod tests {
 
     use kiln_engine::home::HomeError;
     use kiln_engine::host::KvmState;
-    use kiln_engine::link::StreamError;
     use kiln_engine::snapshot::SnapshotId;
     use kiln_engine::{ControlError, SpecError, Tap, TapError, VmmError, VmmStatus};
 
@@ -178,7 +189,7 @@ mod tests {
         let version = ReadyError::Link(LinkError::Version { ours: 2, theirs: 1 });
         let full = SnapshotError::NoSpace { path: "/s".into(), source: ErrorKind::StorageFull.into() };
         let more = [late(), version, ReadyError::Snapshot(full)];
-        insta::assert_snapshot!(lines(ready_errors().chain(more), |error| ready_failure(error, TIMEOUT)));
+        insta::assert_snapshot!(lines(ready_errors().chain(more), |error| ready_failure(error, TIMEOUT, "IMAGE")));
     }
 
     #[test]

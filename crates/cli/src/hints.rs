@@ -3,7 +3,12 @@
 use std::io;
 
 use kiln_engine::snapshot::SnapshotError;
-use kiln_engine::{ErrorKind, LaunchError, RestoreError, SaveError, SpecError, Tap, TapError};
+use kiln_engine::{ErrorKind, LaunchError, ReadyError, RestoreError, SaveError, SpecError, Tap, TapError};
+
+/// A shell's exit code for a program that it did not find.
+const NOT_FOUND: i32 = 127;
+/// A shell's exit code for a program that SIGKILL ended.
+const KILLED: i32 = 137;
 
 /// A hint for a VM that did not start.
 pub fn launch(error: &LaunchError) -> Option<String> {
@@ -60,6 +65,21 @@ pub fn snapshot(error: &SnapshotError) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// A hint for a line of `kiln image warm --run` that failed.
+pub fn rehearsal(error: &ReadyError, image: &str) -> Option<String> {
+    let ReadyError::Rehearsal { command, code, .. } = error else { return None };
+    let forget = format!("kiln image warm {image} --no-run forgets the lines");
+    Some(match *code {
+        NOT_FOUND => format!("a program of the line is not in the image; {forget}"),
+        KILLED => format!("the guest may be out of memory: --memory gives it more; {forget}"),
+        _ => {
+            let line = command.strip_prefix("/bin/sh -c ").unwrap_or(command);
+            let line = line.replace('\'', "'\\''");
+            format!("see what it does: kiln run --cold --image {image} --entrypoint /bin/sh -- -c '{line}'; {forget}")
+        }
+    })
 }
 
 /// A hint for a VM that was not saved.

@@ -90,7 +90,10 @@ pub fn a_boot_may_succeed(error: &ReadyError) -> bool {
         ReadyError::Launch(error) => matches!(error, LaunchError::Directory { .. }),
         // A guest that ends while it boots does so again. That boot prints its console.
         ReadyError::Link(error) => !matches!(error, LinkError::TimedOut { .. } | LinkError::Version { .. }),
-        ReadyError::Freeze(_) | ReadyError::WarmUp { .. } | ReadyError::Save(_) | ReadyError::Snapshot(_) => true,
-        ReadyError::Rehearsal { .. } => false,
+        ReadyError::Freeze(_)
+        | ReadyError::WarmUp { .. }
+        | ReadyError::Rehearsal { .. }
+        | ReadyError::Save(_)
+        | ReadyError::Snapshot(_) => true,
     }
 }

@@ -12,6 +12,7 @@ mod vm_files;
 mod vm_files_kinds;
 mod vm_habits;
 mod vm_image;
+mod vm_image_warm;
 mod vm_limits;
 mod vm_net;
 mod vm_owner;

@@ -1,6 +1,5 @@
 //! Arguments of `kiln image`.
 
-use std::ffi::OsString;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -135,7 +134,7 @@ pub struct ImageBuildArgs {
 ///
 /// `kiln run` does this on its own if the ready-made snapshot does not exist. This command does it in advance, and
 /// replaces an existing one. Each memory size, number of CPUs and set of modules has its own snapshot, so give the same
-/// flags as to `kiln run`. Prints the snapshot's id.
+/// flags as to `kiln run`. Without --run, the lines of an earlier --run are used again. Prints the snapshot's id.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln image warm mini\n  \
@@ -155,9 +154,15 @@ pub struct ImageWarmArgs {
     pub modules: Vec<String>,
     /// Run this line in the VM's shell before it is saved, so that forks find what it reads in their memory
     ///
-    /// What the line changes in the VM stays, too. It must exit with 0. Repeat the flag for more lines.
+    /// What the line changes in the VM stays, too. It must exit with 0. Repeat the flag for more lines. The lines run
+    /// as the image's own command does: with its variables, in its directory, as its user. They are kept with the
+    /// image: all its snapshots run them, also those that `kiln run` makes, for other sizes too. `kiln image inspect`
+    /// shows them.
     #[arg(long = "run", value_name = "LINE")]
-    pub lines: Vec<OsString>,
+    pub lines: Vec<String>,
+    /// Forget the lines of an earlier --run
+    #[arg(long, conflicts_with = "lines")]
+    pub no_run: bool,
     /// How to run the VM's CPUs
     #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL")]
     pub accel: AccelArg,

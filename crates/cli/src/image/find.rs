@@ -4,6 +4,8 @@ use kiln_engine::home::{Home, HomeError, remembered_digest};
 use kiln_engine::image::{AnyImage, Image, ImageError, ImageStore, KernelSource, MINI, RootImage};
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{QemuEngine, VmSpec};
+use kiln_oci::{ImageConfig, PATH_DEFAULT};
+use kiln_wire::{ExecRequest, Text};
 
 use super::{boot, root};
 use crate::agent_binary;
@@ -11,6 +13,9 @@ use crate::args::image::Pull;
 use crate::engine_failure::launch_failure;
 use crate::failure::{Failure, HOST, USAGE};
 use crate::output::Progress;
+
+/// The shell of lines that run before a save.
+const SHELL: &str = "/bin/sh";
 
 /// `$KILN_HOME`. Fails if another user could have written to it.
 pub fn home() -> Result<Home, Failure> {
@@ -87,6 +92,26 @@ impl Runnable {
         self.root.as_ref().map_or(&self.boot.name, |root| &root.name)
     }
 
+    /// The lines that its VM runs before it is saved.
+    pub fn warm(&self) -> &[String] {
+        self.root.as_ref().map_or(&self.boot.warm, |root| &root.warm)
+    }
+
+    /// Lines for its shell as commands. They run as its own command does: with its variables, in its directory, as its
+    /// user.
+    pub fn rehearse(&self, lines: &[String]) -> Vec<ExecRequest> {
+        let config = self.root.as_ref().map(|root| &root.config);
+        let env = config.map(image_env).unwrap_or_default();
+        let command = |line: &String| ExecRequest {
+            argv: [SHELL, "-c", line].map(Text::from).to_vec(),
+            env: env.clone(),
+            cwd: config.and_then(|config| config.working_dir.as_deref()).map(Text::from),
+            user: config.and_then(|config| config.user.as_ref()).map(ToString::to_string),
+            ..ExecRequest::default()
+        };
+        lines.iter().map(command).collect()
+    }
+
     /// A VM of it, with the defaults of [`VmSpec`].
     pub fn vm_spec(&self) -> VmSpec {
         match &self.root {
@@ -94,6 +119,16 @@ impl Runnable {
             None => self.boot.vm_spec(),
         }
     }
+}
+
+/// The variables that an image sets, with docker's `PATH` if it sets none.
+pub fn image_env(config: &ImageConfig) -> Vec<(Text, Text)> {
+    let of_image = config.env.iter().filter_map(|variable| variable.split_once('='));
+    let mut env: Vec<_> = of_image.map(|(name, value)| (Text::from(name), Text::from(value))).collect();
+    if !env.iter().any(|(name, _)| name.as_bytes() == b"PATH") {
+        env.push((Text::from("PATH"), Text::from(PATH_DEFAULT)));
+    }
+    env
 }
 
 /// The image whose root the VM of a snapshot has, if it is one with a root filesystem.

@@ -23,6 +23,8 @@ pub(super) struct Listed {
     digest: String,
     #[serde(flatten)]
     parts: Parts,
+    /// What its VM runs before it is saved.
+    warm: Vec<String>,
     created_unix_seconds: u64,
     size_bytes: u64,
     dir: Utf8PathBuf,
@@ -47,6 +49,7 @@ impl From<&Image> for Listed {
                 modules: image.modules,
                 memory_mib_min: image.memory_mib_min,
             },
+            warm: image.warm,
             created_unix_seconds: image.created_unix_seconds,
             size_bytes: image.size_bytes,
             dir: image.dir,
@@ -62,6 +65,7 @@ impl From<&RootImage> for Listed {
             name: image.name,
             digest: image.digest,
             parts: Parts::Root { source, manifest, layers, notes, entries: image.entries },
+            warm: image.warm,
             created_unix_seconds: image.created_unix_seconds,
             size_bytes: image.size_bytes,
             dir: image.dir,
@@ -208,6 +212,7 @@ mod tests {
             modules: vec!["tun".into()],
             kernel_package: None,
             memory_mib_min: Some(80),
+            warm: Vec::new(),
             created_unix_seconds: 1_000_000,
             size_bytes: 21 << 20,
         };
@@ -220,6 +225,7 @@ mod tests {
             config: ImageConfig::bare(),
             origin: Origin { source: "docker.io/library/python:3.12".into(), ..Origin::default() },
             entries: 11_000,
+            warm: vec!["python3 -c pass".into()],
             created_unix_seconds: 1_000_001,
             size_bytes: 203 << 20,
         };

@@ -17,5 +17,5 @@ mod warm;
 
 pub use boot::{accel_name, check_modules, with_memory};
 pub use command::run;
-pub use find::{Runnable, engine, find_boot, find_or_build, home, of_snapshot, unchecked_home};
+pub use find::{Runnable, engine, find_boot, find_or_build, home, image_env, of_snapshot, unchecked_home};
 pub use list::least_memory;

@@ -1,14 +1,13 @@
 //! `kiln image warm`: makes the ready-made snapshot of an image in advance.
 
-use std::ffi::OsStr;
 use std::time::Instant;
 
+use kiln_engine::image::ImageStore;
 use kiln_engine::{Engine as _, Renew, VmSpec};
-use kiln_wire::{ExecRequest, Text};
 use serde::Serialize;
 
 use super::boot::{THREADS_DEADLINE, accel_name, check_modules, with_memory};
-use super::find::{Runnable, engine, home};
+use super::find::{Runnable, engine, home, image_failure};
 use crate::args::image::{ImageWarmArgs, Pull};
 use crate::engine_failure::{launch_failure, ready_failure, snapshot_failure};
 use crate::failure::Failure;
@@ -22,6 +21,8 @@ struct Warmed {
     id: String,
     image: String,
     accel: &'static str,
+    /// The lines that it ran before it was saved.
+    run: Vec<String>,
     bytes_on_disk: u64,
     took_ms: f64,
 }
@@ -34,7 +35,8 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     let mut image = Runnable::find(&home, &args.name, Pull::Missing, &progress)?;
     check_modules(&image.boot, &args.modules)?;
     image.boot = with_memory(&home, image.boot, args.memory, args.cpus, &progress)?;
-    let rehearse: Vec<_> = args.lines.iter().map(|line| shell_line(line, &image)).collect();
+    let lines = if args.lines.is_empty() && !args.no_run { image.warm().to_vec() } else { args.lines.clone() };
+    let rehearse = image.rehearse(&lines);
     let (memory_mib, cpus, modules) = (args.memory, args.cpus, args.modules.clone());
     let mut spec = VmSpec { memory_mib, cpus, modules, ..image.vm_spec() };
     spec.acceleration = args.accel.into();
@@ -58,7 +60,7 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
         match ready::get(&engine, wanted, &mut interrupts, &progress).await {
             Ok(made) => Ok(Ok((made.snapshot, accel))),
             Err(NotMade::Interrupted(code)) => Ok(Err(code)),
-            Err(NotMade::Failed(error)) => Err(ready_failure(error, args.boot_timeout)),
+            Err(NotMade::Failed(error)) => Err(ready_failure(error, args.boot_timeout, &args.name)),
         }
     });
     runtime.shutdown_timeout(THREADS_DEADLINE);
@@ -67,11 +69,16 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
         Err(code) => return Ok(code),
     };
     drop(progress);
+    // Only now: lines that fail are not kept.
+    if lines != image.warm() {
+        let digest = image.root.as_ref().map_or(&image.boot.digest, |root| &root.digest);
+        ImageStore::new(&home).set_warm(digest, &lines).map_err(image_failure)?;
+    }
     let bytes_on_disk = snapshot.bytes_on_disk().map_err(snapshot_failure)?;
     if args.json {
         let (id, image) = (snapshot.id().to_string(), image.name().to_owned());
         let took_ms = start.elapsed().as_secs_f64() * 1000.0;
-        print_json(&Warmed { id, image, accel: accel_name(accel), bytes_on_disk, took_ms })?;
+        print_json(&Warmed { id, image, accel: accel_name(accel), run: lines, bytes_on_disk, took_ms })?;
     } else {
         let size = mebibytes(bytes_on_disk);
         say(format_args!(
@@ -83,15 +90,4 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
         print(snapshot.id())?;
     }
     Ok(0)
-}
-
-/// A line of `--run`, run by the image's shell with the image's variables.
-fn shell_line(line: &OsStr, image: &Runnable) -> ExecRequest {
-    let variables = image.root.iter().flat_map(|root| &root.config.env);
-    let variables = variables.filter_map(|variable| variable.split_once('='));
-    ExecRequest {
-        argv: vec![Text::from("/bin/sh"), Text::from("-c"), Text::from(line)],
-        env: variables.map(|(name, value)| (Text::from(name), Text::from(value))).collect(),
-        ..ExecRequest::default()
-    }
 }

@@ -20,7 +20,7 @@ use super::publish::{Ports, Published};
 use super::report::Report;
 use super::request::{self, Copy};
 use super::save::{self, Saved};
-use super::start::{self, Origin, Started};
+use super::start::{self, ImageVm, Origin, Started};
 use super::terminal;
 use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
@@ -126,7 +126,7 @@ impl Job {
         let mut origin = self.origin(&home, &progress, report)?;
         let engine = image::engine(&home)?;
         let volumes = match &mut origin {
-            Origin::Image(_, spec) => Volumes::attach(&home, &self.args.storage, spec)?,
+            Origin::Image(vm) => Volumes::attach(&home, &self.args.storage, &mut vm.spec)?,
             Origin::Snapshot(_) => Volumes::default(),
         };
         // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build,
@@ -231,7 +231,8 @@ impl Job {
         if self.args.network.net != NetArg::None {
             spec.nics = vec![VmNetwork::card()];
         }
-        Ok(Origin::Image(image.name().to_owned(), Box::new(spec)))
+        let (image, rehearse) = (image.name().to_owned(), image.rehearse(image.warm()));
+        Ok(Origin::Image(Box::new(ImageVm { image, spec, rehearse })))
     }
 
     async fn save(

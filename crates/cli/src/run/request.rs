@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 
-use kiln_oci::{ImageConfig, PATH_DEFAULT};
+use kiln_oci::ImageConfig;
 use kiln_wire::{ExecRequest, Limits, Message, Stdin, StreamId, Text, Tty, UserRef};
 use rustix::fs::{Access, access};
 
@@ -13,6 +13,7 @@ use super::env_file;
 use super::out::Target;
 use crate::args::RunArgs;
 use crate::failure::{Failure, USAGE};
+use crate::image::image_env;
 
 /// One `--in` or `--out`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,11 +77,7 @@ pub fn add_image(request: &mut ExecRequest, args: &RunArgs, config: Option<&Imag
         return Err(failure.hint("write the command after the flags: kiln run -- uname -a"));
     }
     let Some(config) = config else { return Ok(()) };
-    let of_image = config.env.iter().filter_map(|variable| variable.split_once('='));
-    let mut env: Vec<_> = of_image.map(|(name, value)| (Text::from(name), Text::from(value))).collect();
-    if !env.iter().any(|(name, _)| name.as_bytes() == b"PATH") {
-        env.push((Text::from("PATH"), Text::from(PATH_DEFAULT)));
-    }
+    let mut env = image_env(config);
     // The last value of a variable counts.
     env.append(&mut request.env);
     request.env = env;
@@ -185,6 +182,8 @@ fn split(flag: &str, form: &str, given: &OsString) -> Result<(OsString, OsString
 
 #[cfg(test)]
 mod tests {
+    use kiln_oci::PATH_DEFAULT;
+
     use super::*;
     use crate::args::{Args, Command};
     use clap::Parser as _;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use kiln_engine::link::{LinkError, Renewal};
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine as _, ForkPart, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
+use kiln_wire::ExecRequest;
 use owo_colors::OwoColorize as _;
 
 use super::job::Times;
@@ -28,10 +29,19 @@ use crate::ready::{self, NotMade, Wanted};
 
 /// What a VM is made from.
 pub enum Origin {
-    /// A VM of the image of this name.
-    Image(String, Box<VmSpec>),
+    /// A VM of an image.
+    Image(Box<ImageVm>),
     /// The snapshot that `--from` names.
     Snapshot(Box<Snapshot>),
+}
+
+/// A VM of an image, which is booted once and then forked.
+pub struct ImageVm {
+    /// The image's name.
+    pub image: String,
+    pub spec: VmSpec,
+    /// What it runs before it is saved.
+    pub rehearse: Vec<ExecRequest>,
 }
 
 /// A guest, or kiln's exit code after an interrupt.
@@ -50,8 +60,8 @@ pub async fn start(
     progress: &Progress,
     times: &mut Times,
 ) -> Result<Started, Failure> {
-    let (image, mut spec) = match origin {
-        Origin::Image(image, spec) => (image, *spec),
+    let ImageVm { image, mut spec, rehearse } = match origin {
+        Origin::Image(vm) => *vm,
         Origin::Snapshot(snapshot) => {
             progress.say("forking");
             return fork(engine, &snapshot, part, args, interrupts).await;
@@ -68,7 +78,7 @@ pub async fn start(
     // A VM with a vhost-user device can't be saved, so there is no snapshot to fork.
     if !args.cold && spec.vhost_user.is_empty() {
         let (renew, boot_timeout) = (Renew::IfNeeded, args.boot_timeout);
-        let wanted = Wanted { spec: &spec, label: &image, renew, boot_timeout, rehearse: vec![] };
+        let wanted = Wanted { spec: &spec, label: &image, renew, boot_timeout, rehearse };
         let since = Instant::now();
         let made = ready::get(engine, wanted, interrupts, progress).await;
         match made {
@@ -90,9 +100,9 @@ pub async fn start(
             }
             Err(NotMade::Interrupted(code)) => return Ok(Started::Interrupted(code)),
             Err(NotMade::Failed(error)) if ready::a_boot_may_succeed(&error) => {
-                warn(&ready_failure(error, args.boot_timeout));
+                warn(&ready_failure(error, args.boot_timeout, &image));
             }
-            Err(NotMade::Failed(error)) => return Err(ready_failure(error, args.boot_timeout)),
+            Err(NotMade::Failed(error)) => return Err(ready_failure(error, args.boot_timeout, &image)),
         }
     }
     progress.say("booting");

@@ -8,7 +8,7 @@
 //! are removed.
 //!
 //! The key covers everything that decides the memory of the booted guest: the version of Kiln, the spec, the contents
-//! of kernel, initramfs and disks, and the machine. Two runs with the same key would boot the same guest, so one
+//! of kernel, initramfs and disks, the machine, and the commands that are run before the save. Two runs with the same key would boot the same guest, so one
 //! snapshot serves both. The paths of kernel and initramfs are not part of it, because the guest never sees them. What
 //! each fork gets for itself is not part of it either: the paths and contents of volumes, how a network card is attached,
 //! and what happens when the owner ends. Of a volume only the size is part of it, see [`blank`](super::blank).
@@ -132,7 +132,7 @@ pub struct ReadyRequest<'a> {
     /// For the boot of its guest, and for each command that it runs then.
     pub boot_deadline: Duration,
     /// Commands that its VM runs before it is saved, each to its end, so that forks find what they read in their memory.
-    /// An existing snapshot is used as it is, whatever its VM ran.
+    /// Requests with other commands get other snapshots.
     pub rehearse: Vec<ExecRequest>,
     /// Called at each step that takes longer than a moment.
     pub progress: Option<&'a mut (dyn FnMut(ReadyStep) + Send)>,
@@ -167,8 +167,8 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     let acceleration = launch::decide(Arc::clone(&driver), spec.clone()).await?;
     let spec = VmSpec { acceleration: acceleration.into(), ..spec };
     let key = {
-        let (driver, spec) = (Arc::clone(&driver), spec.clone());
-        operation(async move { ready_key(&*driver, &spec).await }).await?
+        let (driver, spec, commands) = (Arc::clone(&driver), spec.clone(), rehearse.clone());
+        operation(async move { ready_key(&*driver, &spec, &commands).await }).await?
     };
     let store = SnapshotStore::new(&Home::at(driver.home()));
     if renew == Renew::IfNeeded
@@ -207,7 +207,7 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     Ok(snapshot)
 }
 
-async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, LaunchError> {
+async fn ready_key(driver: &dyn Driver, spec: &VmSpec, commands: &[ExecRequest]) -> Result<ReadyKey, LaunchError> {
     let machine = driver.machine(spec).await?;
     let facts = FileFacts::new(driver.home());
     let initramfs = match &spec.initramfs {
@@ -224,6 +224,9 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec) -> Result<ReadyKey, Launc
     let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
     let mut words = vec![env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs];
     words.extend(disks.iter().map(String::as_str));
+    // The digests of disks have 64 digits and a request is an object, so neither can be taken for the other.
+    let commands: Vec<_> = commands.iter().map(|command| json(serde_json::to_string(command))).collect();
+    words.extend(commands.iter().map(String::as_str));
     Ok(ReadyKey::of(&words))
 }
 

@@ -150,12 +150,13 @@ impl ImageStore {
             agent_digest,
             kernel_package: package.is_from(&cache).then(|| package.path().file_name().map(str::to_owned)).flatten(),
             memory_mib_min: None,
+            warm: Vec::new(),
             inputs,
             modules: chosen.names,
             created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         };
         self.write(&manifest, &kernel.bytes, &initramfs, progress)?;
-        self.set_name(MINI, &manifest.digest)?;
+        self.replace_name(&MINI.parse()?, &manifest.digest)?;
         self.load(&manifest.digest)
     }
 

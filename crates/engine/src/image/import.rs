@@ -189,6 +189,7 @@ impl RootBuilder<'_> {
             config,
             origin: Origin { notes, ..origin },
             entries,
+            warm: Vec::new(),
             created_unix_seconds: created,
         };
         let dir = store.dir(&manifest.digest);
@@ -200,7 +201,7 @@ impl RootBuilder<'_> {
             let write = manifest.write(partial.path()).and_then(|()| partial.publish(&dir));
             write.map_err(ImageError::io(&dir))?;
         }
-        store.set_name(name.as_str(), &manifest.digest)?;
+        store.replace_name(&name, &manifest.digest)?;
         Ok(RootManifest::read(&dir)?.into_image(&dir)?)
     }
 }

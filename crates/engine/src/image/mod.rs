@@ -31,6 +31,7 @@ mod store;
 mod tests;
 mod version;
 mod vm_spec;
+mod warm;
 
 pub use crate::kernel::KernelFormat;
 pub use build::{BuildOptions, BuildStep};
@@ -46,3 +47,4 @@ pub use root::{Origin, RootImage};
 pub use space::NoSpace;
 pub use store::{AnyImage, Image, ImageError, ImageStore};
 pub use vm_spec::NoModule;
+pub use warm::{WARM_BYTES_MAX, WARM_LINES_MAX};

@@ -47,6 +47,8 @@ pub struct RootImage {
     pub origin: Origin,
     /// Files, directories and links in it.
     pub entries: u64,
+    /// Lines for its shell that its VM runs before it is saved: see [`ImageStore::set_warm`].
+    pub warm: Vec<String>,
     /// When it was made here.
     pub created_unix_seconds: u64,
     /// Bytes of its files.
@@ -79,6 +81,9 @@ pub(super) struct RootManifest {
     pub(super) config: FileEntry,
     pub(super) origin: Origin,
     pub(super) entries: u64,
+    /// Set by users. The digest does not cover it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) warm: Vec<String>,
     pub(super) created_unix_seconds: u64,
 }
 
@@ -126,6 +131,7 @@ impl RootManifest {
             config,
             origin: self.origin,
             entries: self.entries,
+            warm: self.warm,
             created_unix_seconds: self.created_unix_seconds,
         })
     }

@@ -17,6 +17,7 @@ use super::packages::SourceError;
 use super::recipe::MINI;
 use super::root::{ROOT_FILE, RootImage, RootManifest};
 use super::space::NoSpace;
+use super::warm::{WARM_BYTES_MAX, WARM_LINES_MAX};
 use crate::files::{FileFacts, Partial, private_file};
 use crate::home::Home;
 use crate::kernel::KernelFormat;
@@ -58,6 +59,8 @@ pub struct Image {
     pub kernel_package: Option<String>,
     /// The least memory that it boots with, if that was measured.
     pub memory_mib_min: Option<u64>,
+    /// Lines for its shell that its VM runs before it is saved: see [`ImageStore::set_warm`].
+    pub warm: Vec<String>,
     /// When it was built.
     pub created_unix_seconds: u64,
     /// Bytes of kernel and initramfs.
@@ -149,6 +152,9 @@ pub enum ImageError {
         /// How the last attempt ended.
         problem: String,
     },
+    /// Too many lines to run before the save, or too long ones.
+    #[error("an image keeps at most {WARM_LINES_MAX} lines with {WARM_BYTES_MAX} bytes to run before the save")]
+    Warm,
     /// There is no room for the image.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
@@ -237,6 +243,9 @@ pub(super) struct Manifest {
     /// Found after the image was built. The digest does not cover it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) memory_mib_min: Option<u64>,
+    /// Set by users. The digest does not cover it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) warm: Vec<String>,
     /// A digest of all parts of the image, so that it is not built again.
     pub(super) inputs: String,
     pub(super) modules: Vec<String>,
@@ -273,7 +282,7 @@ impl Manifest {
         write_manifest(dir, self)
     }
 
-    fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
+    pub(super) fn read(dir: &Utf8Path) -> Result<Self, ImageError> {
         let manifest: Self = read_manifest(dir)?;
         let digest = Self::digest_of(&manifest.kernel, &manifest.initramfs, &manifest.cmdline);
         check_manifest(dir, &manifest.digest, &digest, &[&manifest.kernel, &manifest.initramfs])?;
@@ -295,6 +304,7 @@ impl Manifest {
             modules: self.modules,
             kernel_package: self.kernel_package,
             memory_mib_min: self.memory_mib_min,
+            warm: self.warm,
             created_unix_seconds: self.created_unix_seconds,
         }
     }
@@ -393,6 +403,14 @@ impl AnyImage {
         match self {
             Self::Boot(image) => &image.digest,
             Self::Root(image) => &image.digest,
+        }
+    }
+
+    /// Lines for its shell that its VM runs before it is saved: see [`ImageStore::set_warm`].
+    pub fn warm(&self) -> &[String] {
+        match self {
+            Self::Boot(image) => &image.warm,
+            Self::Root(image) => &image.warm,
         }
     }
 
@@ -570,10 +588,15 @@ impl ImageStore {
     /// Writes the least memory into an image's manifest.
     pub(super) fn set_memory_min(&self, image: &Image, memory_mib: u64) -> Result<Image, ImageError> {
         let manifest = Manifest { memory_mib_min: Some(memory_mib), ..Manifest::read(&image.dir)? };
-        let path = image.dir.join(MANIFEST);
-        let write = || private_file::replace(&path, &self.home.images(), &manifest_text(&manifest)?);
-        write().map_err(ImageError::io(&path))?;
+        self.replace_manifest(&image.dir, &manifest)?;
         Ok(manifest.into_image(&image.dir))
+    }
+
+    /// Replaces the manifest of an image that exists. The digest must not cover what changes.
+    pub(super) fn replace_manifest(&self, dir: &Utf8Path, manifest: &impl Serialize) -> Result<(), ImageError> {
+        let path = dir.join(MANIFEST);
+        let write = || private_file::replace(&path, &self.home.images(), &manifest_text(manifest)?);
+        write().map_err(ImageError::io(&path))
     }
 
     /// The image that was built from these inputs, if it is unchanged.
@@ -614,7 +637,7 @@ impl ImageStore {
         Ok(Manifest::read(&dir)?.into_image(&dir))
     }
 
-    fn load_any(&self, digest: &str) -> Result<AnyImage, ImageError> {
+    pub(super) fn load_any(&self, digest: &str) -> Result<AnyImage, ImageError> {
         let dir = self.dir(digest);
         if is_root(&dir) {
             return RootManifest::read(&dir)?.into_image(&dir).map(Box::new).map(AnyImage::Root);
@@ -630,7 +653,7 @@ impl ImageStore {
         self.home.images().join("names")
     }
 
-    fn resolve(&self, asked: &str) -> Result<String, ImageError> {
+    pub(super) fn resolve(&self, asked: &str) -> Result<String, ImageError> {
         if let Ok(name) = asked.parse::<ImageName>()
             && let Some(digest) = self.named(&name)
             && self.dir(&digest).is_dir()
@@ -652,7 +675,7 @@ impl ImageStore {
         Ok(self.names()?.into_keys().map(|name| name.to_string()).collect())
     }
 
-    fn named(&self, name: &ImageName) -> Option<String> {
+    pub(super) fn named(&self, name: &ImageName) -> Option<String> {
         let mut text = String::new();
         let file = fs::File::open(self.names_dir().join(name.file_name())).ok()?;
         file.take(DIGEST_HEX_BYTES as u64 + 1).read_to_string(&mut text).ok()?;
@@ -688,7 +711,7 @@ fn is_file_name(name: &str) -> bool {
 }
 
 /// Whether a directory has an image with a root filesystem.
-fn is_root(dir: &Utf8Path) -> bool {
+pub(super) fn is_root(dir: &Utf8Path) -> bool {
     dir.join(ROOT_FILE).exists()
 }
 

@@ -311,6 +311,7 @@ fn each_error_has_its_text_and_a_hint() {
         ],
         TooLarge: [ImageError::from(TooLarge { path: "init".into(), bytes: 1 << 32 })],
         DoesNotBoot: [ImageError::DoesNotBoot { image: name(), memory_mib: 512, problem: "the guest halted".into() }],
+        Warm: [ImageError::Warm],
         NoSpace: [ImageError::NoSpace(no_space())],
         Busy: [ImageError::Busy {
             name: name(),
