@@ -9,9 +9,10 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use rustix::fs::FlockOperation;
 
+use super::error::ImageError;
 use super::packages::{self, KernelSource};
 use super::recipe::{self, MINI};
-use super::store::{FileEntry, Image, ImageError, ImageStore, Manifest};
+use super::store::{FileEntry, Image, ImageStore, Manifest};
 use super::{modules, space};
 use crate::files::{Partial, private_file};
 use crate::kernel::{self, elf::Elf};

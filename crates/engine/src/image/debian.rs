@@ -9,9 +9,10 @@ use kiln_oci::ImageConfig;
 use kiln_programs::APT;
 
 use super::command::{self, CommandError};
+use super::error::ImageError;
 use super::import::{ImportError, ImportStep};
 use super::root::{Origin, RootImage};
-use super::store::{ImageError, ImageStore};
+use super::store::ImageStore;
 
 /// The program.
 const MMDEBSTRAP: &str = "mmdebstrap";

@@ -17,10 +17,11 @@ use kiln_oci::{Image as OciImage, ImageConfig};
 use kiln_rootfs::erofs;
 use kiln_rootfs::{LayerError, Layers, Limits, Spool, SpoolError, SpoolLimits};
 
+use super::error::ImageError;
 use super::name::ImageName;
 use super::root::{CONFIG_FILE, Origin, ROOT_FILE, RootImage, RootManifest};
 use super::space::{self, NoSpace};
-use super::store::{FileEntry, ImageError, ImageStore, Manifest};
+use super::store::{FileEntry, ImageStore, Manifest};
 use crate::files::{Partial, private_file};
 
 /// Permissions of a root filesystem: no program of this user writes to it by mistake.

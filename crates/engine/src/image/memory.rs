@@ -13,7 +13,8 @@ use kiln_wire::{ExecRequest, Text};
 use tokio::time::{Instant, timeout};
 
 use super::build::BuildStep;
-use super::store::{Image, ImageError, ImageStore};
+use super::error::ImageError;
+use super::store::{Image, ImageStore};
 use crate::engine::Engine;
 use crate::guest::{BootError, Guest, Watch};
 use crate::spec::{CPUS_MAX, MEMORY_MIB_MIN, VmSpec};

@@ -12,9 +12,9 @@ use fs_err as fs;
 use kiln_oci::{ConfigDocument, ImageConfig};
 use serde::{Deserialize, Serialize};
 
+use super::error::ImageError;
 use super::store::{
-    AnyImage, FileEntry, Image, ImageError, ImageStore, check_manifest, is_digest, read_manifest, verify_files,
-    write_manifest,
+    AnyImage, FileEntry, Image, ImageStore, check_manifest, is_digest, read_manifest, verify_files, write_manifest,
 };
 use crate::spec::{Disk, DiskFormat, DiskRole, RootSpec, VmSpec};
 

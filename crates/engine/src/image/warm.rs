@@ -1,9 +1,10 @@
 //! What the VM of an image runs before it is saved as a ready-made snapshot. It is kept in the manifest of the image,
 //! so that snapshots of other sizes, and those that are made again, run the same.
 
+use super::error::ImageError;
 use super::name::ImageName;
 use super::root::RootManifest;
-use super::store::{AnyImage, ImageError, ImageStore, Manifest, is_root};
+use super::store::{AnyImage, ImageStore, Manifest, is_root};
 
 /// The most lines.
 pub const WARM_LINES_MAX: usize = 32;
