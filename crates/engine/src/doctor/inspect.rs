@@ -4,7 +4,7 @@ use camino::Utf8Path;
 
 use super::facts::HostFacts;
 use super::report::HostReport;
-use super::{confinement, findings, tools};
+use super::{confinement, findings, networks, tools};
 use crate::blocking::operation;
 use crate::drivers::qemu::{QEMU_VARIABLE, QemuEngine, kvm_works};
 use crate::home::Home;
@@ -47,6 +47,7 @@ async fn inspect_here(home: &Utf8Path, guest: Option<&VmSpec>) -> HostReport {
         findings::home_finding(home, trusted),
     ];
     findings.extend(tools::findings());
+    findings.extend(networks::findings());
     let confinement = match &engine {
         Ok(engine) => {
             let tried = confinement::inspect(engine.policy(), engine.binary(), kvm.works()).await;

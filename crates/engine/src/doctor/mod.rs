@@ -6,6 +6,7 @@ mod report;
 mod confinement;
 mod facts;
 mod findings;
+mod networks;
 mod tools;
 
 pub use self::facts::HostFacts;

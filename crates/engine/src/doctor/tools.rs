@@ -15,7 +15,7 @@ struct Tool {
     absent: FindingStatus,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 5] = [
     Tool {
         name: "dpkg-deb",
         package: "dpkg",
@@ -28,13 +28,9 @@ const TOOLS: [Tool; 4] = [
         purpose: "fetches the guest kernel's package",
         absent: FindingStatus::Warn,
     },
-    Tool {
-        name: "mkfs.erofs",
-        package: "erofs-utils",
-        purpose: "makes read-only root disks",
-        absent: FindingStatus::Warn,
-    },
-    Tool { name: "qemu-img", package: "qemu-utils", purpose: "makes and converts disks", absent: FindingStatus::Warn },
+    Tool { name: "mke2fs", package: "e2fsprogs", purpose: "makes volumes", absent: FindingStatus::Warn },
+    Tool { name: "mmdebstrap", package: "mmdebstrap", purpose: "makes images of Debian", absent: FindingStatus::Warn },
+    Tool { name: "nft", package: "nftables", purpose: "sets the rules of `--net nat`", absent: FindingStatus::Warn },
 ];
 /// Debian's packages `busybox` and `busybox-static` both install a program of this name. Guests need the static one.
 const BUSYBOX: &str = "busybox";

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kiln_net::gate::Gate;
 use kiln_net::names::{Opens, Resolver, Upstream};
 use kiln_net::policy::{Change, Destination, Opening, Policy};
-use kiln_net::slots::{Denial, Slot, SlotTap, Slots, SlotsConfig};
+use kiln_net::slots::{Denial, Obstacle, Slot, SlotTap, Slots, SlotsConfig};
 use tokio::task::JoinSet;
 
 use super::error::NetworkError;
@@ -42,7 +42,7 @@ impl Nat {
             return Err(NetworkError::NotRoot);
         }
         let (directory, label, policy) = (home.networks().join("slots"), label.to_owned(), gate.policy());
-        let (slots, slot, tap, own, sockets) = blocking(move || {
+        let (slot, tap, own, sockets) = blocking(move || {
             let slots = Slots::open(SlotsConfig::new(directory))?;
             for error in slots.recover()?.failed {
                 tracing::warn!(%error, "the network of a VM that is gone can't be removed yet");
@@ -51,7 +51,7 @@ impl Nat {
             let sockets = slot.resolver_sockets()?;
             let own: Vec<IpAddr> = slot.own_addresses().iter().copied().map(IpAddr::V4).collect();
             let tap = slot.tap();
-            Ok::<_, NetworkError>((slots, Arc::new(Mutex::new(slot)), tap, own, sockets))
+            Ok::<_, NetworkError>((Arc::new(Mutex::new(slot)), tap, own, sockets))
         })
         .await?;
         gate.learned().set_host_addresses(own);
@@ -60,7 +60,7 @@ impl Nat {
         let resolver = Arc::new(Resolver::new(Arc::clone(gate), sink, Upstream::default()));
         let mut tasks = JoinSet::new();
         resolver::serve(&resolver, sockets, &mut tasks)?;
-        tasks.spawn(look_after(slots, Arc::clone(&slot), Arc::clone(gate)));
+        tasks.spawn(look_after(Arc::clone(&slot), Arc::clone(gate)));
         Ok(Self { tasks, slot: OffRuntime::new(slot), tap })
     }
 
@@ -115,11 +115,12 @@ fn openings(gate: &Gate) -> Vec<Opening> {
     gate.learned().openings(Instant::now())
 }
 
-async fn look_after(slots: Slots, slot: Shared, gate: Arc<Gate>) {
+async fn look_after(slot: Shared, gate: Arc<Gate>) {
     // This starts a program, so the VM does not wait for it.
-    match blocking(move || slots.obstacles()).await {
+    match blocking(Slots::obstacles).await {
         Ok(obstacles) => obstacles.iter().for_each(|obstacle| {
-            tracing::warn!(?obstacle, "rules of this host may stop packets of the VM's network");
+            let Obstacle { table, chain } = obstacle;
+            tracing::warn!(table, chain, "the chain drops packets of the VM's network, unless a rule lets them pass");
         }),
         Err(error) => tracing::warn!(%error, "the rules of this host can't be listed"),
     }

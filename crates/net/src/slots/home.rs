@@ -172,7 +172,7 @@ impl Slots {
     }
 
     /// What on the host stops packets of slots, although their own rules let them pass.
-    pub fn obstacles(&self) -> Result<Vec<Obstacle>, SlotError> {
+    pub fn obstacles() -> Result<Vec<Obstacle>, SlotError> {
         Ok(host::obstacles()?)
     }
 }
