@@ -69,11 +69,15 @@ impl Kiln {
 
     /// Becomes kiln only after a shell's script.
     fn after(self, shell: &str, script: &str) -> Self {
-        let mut shell = Command::new(shell);
-        shell.arg("-c").arg(format!("{script} && exec \"$0\" \"$@\""));
-        shell.arg(self.0.get_program()).args(self.0.get_args());
-        shell.envs(self.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        Self(shell)
+        self.under(shell, &["-c", &format!("{script} && exec \"$0\" \"$@\"")])
+    }
+
+    /// Starts another program that becomes kiln.
+    pub fn under(self, program: &str, args: &[&str]) -> Self {
+        let mut outer = Command::new(program);
+        outer.args(args).arg(self.0.get_program()).args(self.0.get_args());
+        outer.envs(self.0.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self(outer)
     }
 
     /// Starts it in that directory.
