@@ -12,7 +12,7 @@ use std::time::Duration;
 use kiln_engine::link::LinkError;
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine, LaunchError, ReadyError, ReadyRequest, ReadyStep, Renew, VmSpec};
-use kiln_wire::ExecRequest;
+use kiln_wire::{ExecRequest, Network};
 
 use crate::interrupt::Interrupts;
 use crate::output::Progress;
@@ -27,6 +27,8 @@ pub struct Wanted<'a> {
     pub label: &'a str,
     pub renew: Renew,
     pub boot_timeout: Duration,
+    /// What the network cards of its forks are connected to.
+    pub network: Option<Network>,
     /// What its VM runs before it is saved.
     pub rehearse: Vec<ExecRequest>,
 }
@@ -53,7 +55,7 @@ pub async fn get(
     interrupts: &mut Interrupts,
     progress: &Progress,
 ) -> Result<Made, NotMade> {
-    let Wanted { spec, label, renew, boot_timeout, rehearse } = wanted;
+    let Wanted { spec, label, renew, boot_timeout, network, rehearse } = wanted;
     let (begun, saving) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut say = |step: ReadyStep| {
         begun.store(true, Ordering::Relaxed);
@@ -64,7 +66,8 @@ pub async fn get(
         });
         saving.fetch_or(step != ReadyStep::Booting, Ordering::Relaxed);
     };
-    let request = ReadyRequest { spec, label, renew, boot_deadline: boot_timeout, rehearse, progress: Some(&mut say) };
+    let request =
+        ReadyRequest { spec, label, renew, boot_deadline: boot_timeout, network, rehearse, progress: Some(&mut say) };
     let mut making = engine.ready(request);
     let code = tokio::select! {
         made = &mut making => {

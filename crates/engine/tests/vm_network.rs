@@ -108,6 +108,32 @@ async fn vm_saved_unplugged_is_forked_onto_several_tap_devices() {
 
 #[tokio::test]
 #[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
+async fn vm_saved_idle_is_forked_onto_tap_devices_with_their_offloads() {
+    let lab = Lab::new();
+    let engine = lab.engine();
+    let network = Network::serving("host");
+    // Virtio's feature 0: the device takes packets without a checksum.
+    let offloads = "cut -c 1 /sys/class/net/eth0/device/features";
+    let idle = ready_made(lab.home(), &with_card(Attachment::Idle)).await;
+    assert_eq!(idle.manifest().spec.nics[0].attachment, Attachment::Idle);
+    let unplugged = ready_made(lab.home(), &with_card(Attachment::Unplugged)).await;
+    assert_ne!(idle.id(), unplugged.id());
+    for (snapshot, has_offloads) in [(&idle, "1"), (&unplugged, "0")] {
+        let fork = fork_on(&engine, snapshot, network.tap()).await.expect("is restored");
+        set_up(&fork.link).await;
+        assert_eq!(served(&fork.link, HOST).await, "host");
+        assert_eq!(shell(&fork.link, offloads).await, has_offloads);
+        fork.vm.kill().await;
+    }
+    let alone = fork_on(&engine, &idle, Attachment::Idle).await.expect("needs no device of the host");
+    set_up(&alone.link).await;
+    shell(&alone.link, &format!("! ping -c 1 -W 1 {HOST}")).await;
+    let error = fork_on(&engine, &idle, Attachment::Unplugged).await.expect_err("its guest counts on a TAP device");
+    assert!(matches!(error, RestoreError::NoTap { index: 0, .. }), "{error:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs root, /dev/net/tun and network namespaces; `make test` runs it where it finds them"]
 async fn vm_saved_on_a_tap_device_is_forked_onto_another_and_never_unplugged() {
     let lab = Lab::new();
     let engine = lab.engine();

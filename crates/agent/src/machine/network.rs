@@ -43,13 +43,16 @@ pub fn interfaces() -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Sets the Ethernet address of an interface. If the driver can't do that while the interface is up, it is brought down
+/// Sets the Ethernet address of an interface. If it has that address, nothing changes. If the driver can't do that while the interface is up, it is brought down
 /// for a moment, and loses its routes.
 ///
 /// # Errors
 /// If the interface is gone, or the kernel refuses.
 pub fn set_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let socket = socket()?;
+    if hardware_address_of(&socket, name) == Some(mac) {
+        return Ok(());
+    }
     let mut address = request(name)?;
     let mut data = [0; 14];
     for (target, byte) in data.iter_mut().zip(mac) {
@@ -84,7 +87,9 @@ pub fn set_address(name: &str, mac: [u8; 6]) -> io::Result<()> {
 /// If the interface is gone, or the kernel refuses.
 pub fn connect(name: &str, wanted: &Interface) -> io::Result<()> {
     let socket = socket()?;
-    if let Some(mtu) = wanted.mtu {
+    if let Some(mtu) = wanted.mtu
+        && mtu_of(&socket, name) != Some(mtu.into())
+    {
         let mut set = request(name)?;
         set.ifr_ifru.ifru_mtu = i32::from(mtu);
         ioctl(&socket, libc::SIOCSIFMTU, &mut set)?;
@@ -123,6 +128,21 @@ fn address_of(socket: &OwnedFd, name: &str, operation: libc::c_ulong) -> Option<
     // SAFETY: the kernel has just filled the address.
     let [_, _, a, b, c, d, ..] = unsafe { get.ifr_ifru.ifru_addr }.sa_data.map(i8::cast_unsigned);
     Some(Ipv4Addr::new(a, b, c, d))
+}
+
+fn mtu_of(socket: &OwnedFd, name: &str) -> Option<i32> {
+    let mut get = request(name).ok()?;
+    ioctl(socket, libc::SIOCGIFMTU, &mut get).ok()?;
+    // SAFETY: the kernel has just filled the number.
+    Some(unsafe { get.ifr_ifru.ifru_mtu })
+}
+
+fn hardware_address_of(socket: &OwnedFd, name: &str) -> Option<[u8; 6]> {
+    let mut get = request(name).ok()?;
+    ioctl(socket, libc::SIOCGIFHWADDR, &mut get).ok()?;
+    // SAFETY: the kernel has just filled the address.
+    let [a, b, c, d, e, f, ..] = unsafe { get.ifr_ifru.ifru_hwaddr }.sa_data.map(i8::cast_unsigned);
+    Some([a, b, c, d, e, f])
 }
 
 /// An IPv4 address without a port as the kernel has it: two bytes of a port, then the address.
@@ -193,5 +213,7 @@ mod tests {
         let found = address_of(&socket, "lo", libc::SIOCGIFADDR);
         assert!(found.is_none_or(|address| address == Ipv4Addr::LOCALHOST), "{found:?}");
         assert_eq!(address_of(&socket, "surely-none", libc::SIOCGIFADDR), None);
+        assert_eq!(hardware_address_of(&socket, "lo"), Some([0; 6]));
+        assert!(mtu_of(&socket, "lo").is_some_and(|mtu| mtu > 0));
     }
 }

@@ -55,6 +55,7 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
             label: image.name(),
             renew: Renew::Always,
             boot_timeout: args.boot_timeout,
+            network: None,
             rehearse,
         };
         match ready::get(&engine, wanted, &mut interrupts, &progress).await {

@@ -24,7 +24,6 @@ use super::start::{self, ImageVm, Origin, Started};
 use super::terminal;
 use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
-use crate::args::network::NetArg;
 use crate::engine_failure::snapshot_failure;
 use crate::failure::{Failure, HOST, USAGE, VM};
 use crate::image::{self, Runnable};
@@ -228,9 +227,7 @@ impl Job {
         spec.vhost_user = self.args.vhost_user.clone();
         spec.acceleration = self.args.accel.into();
         spec.forkable = self.save_as.is_some();
-        if self.args.network.net != NetArg::None {
-            spec.nics = vec![VmNetwork::card()];
-        }
+        spec.nics = self.args.network.wanted()?.map(|(kind, _)| VmNetwork::card(kind)).into_iter().collect();
         let (image, rehearse) = (image.name().to_owned(), image.rehearse(image.warm()));
         Ok(Origin::Image(Box::new(ImageVm { image, spec, rehearse })))
     }

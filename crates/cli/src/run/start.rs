@@ -78,7 +78,8 @@ pub async fn start(
     // A VM with a vhost-user device can't be saved, so there is no snapshot to fork.
     if !args.cold && spec.vhost_user.is_empty() {
         let (renew, boot_timeout) = (Renew::IfNeeded, args.boot_timeout);
-        let wanted = Wanted { spec: &spec, label: &image, renew, boot_timeout, rehearse };
+        let network = part.network.clone();
+        let wanted = Wanted { spec: &spec, label: &image, renew, boot_timeout, network, rehearse };
         let since = Instant::now();
         let made = ready::get(engine, wanted, interrupts, progress).await;
         match made {

@@ -87,7 +87,8 @@ pub trait Engine: Send + Sync {
     /// seconds. Later calls only read a few files.
     ///
     /// It is used as long as the image, the VMM, the acceleration and the spec are the same. Its network cards are
-    /// unplugged, so its forks can be put on any network.
+    /// unplugged, so its forks can be put on any network, except cards that are
+    /// [idle](crate::Attachment::Idle) in the spec: they stay idle, so its forks need a TAP device, and have its full speed.
     ///
     /// # Errors
     /// [`ReadyError`]

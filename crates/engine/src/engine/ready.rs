@@ -8,16 +8,17 @@
 //! are removed.
 //!
 //! The key covers everything that decides the memory of the booted guest: the version of Kiln, the spec, the contents
-//! of kernel, initramfs and disks, the machine, and the commands that are run before the save. Two runs with the same key would boot the same guest, so one
-//! snapshot serves both. The paths of kernel and initramfs are not part of it, because the guest never sees them. What
-//! each fork gets for itself is not part of it either: the paths and contents of volumes, how a network card is attached,
-//! and what happens when the owner ends. Of a volume only the size is part of it, see [`blank`](super::blank).
+//! of kernel, initramfs and disks, the machine, and what is done before the save. Two runs with the same key would boot
+//! the same guest, so one snapshot serves both. The paths of kernel and initramfs are not part of it, because the guest
+//! never sees them. What each fork gets for itself is not part of it either: the paths and contents of volumes, what a
+//! network card is connected to, and what happens when the owner ends. Whether a card is idle is part of it. Of a volume
+//! only the size is part of it, see [`blank`](super::blank).
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Text};
+use kiln_wire::{ErrorCode, ExecRequest, ExitStatus, Identity, Network, Text};
 
 use super::blank::{self, Blanks};
 use super::fork::fresh_names;
@@ -29,7 +30,7 @@ use crate::files::FileFacts;
 use crate::home::Home;
 use crate::link::{GuestLink, LinkError, Renewal, StreamError};
 use crate::snapshot::{AfterSave, ReadyKey, ReadyLock, Snapshot, SnapshotError, SnapshotRequest, SnapshotStore};
-use crate::spec::{Disk, DiskRole, Nic, OwnerLoss, VmSpec};
+use crate::spec::{Attachment, Disk, DiskRole, Nic, OwnerLoss, VmSpec};
 use crate::vm::{SaveError, Vm};
 
 /// Most ready-made snapshots of one home. Each takes the memory that its guest has used, some 100 MiB.
@@ -131,6 +132,9 @@ pub struct ReadyRequest<'a> {
     pub renew: Renew,
     /// For the boot of its guest, and for each command that it runs then.
     pub boot_deadline: Duration,
+    /// What the network cards of its forks are connected to, see [`ForkPart::network`](crate::ForkPart::network). Its VM is
+    /// configured like that before it is saved, so a fork with the same network finds nothing to change.
+    pub network: Option<Network>,
     /// Commands that its VM runs before it is saved, each to its end, so that forks find what they read in their memory.
     /// Requests with other commands get other snapshots.
     pub rehearse: Vec<ExecRequest>,
@@ -141,34 +145,35 @@ pub struct ReadyRequest<'a> {
 impl<'a> ReadyRequest<'a> {
     /// Requests an existing or a new one, without progress.
     pub fn new(spec: &'a VmSpec, label: &'a str, boot_deadline: Duration) -> Self {
-        Self { spec, label, renew: Renew::IfNeeded, boot_deadline, rehearse: Vec::new(), progress: None }
+        Self { spec, label, renew: Renew::IfNeeded, boot_deadline, network: None, rehearse: Vec::new(), progress: None }
     }
 }
 
 impl fmt::Debug for ReadyRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { spec, label, renew, boot_deadline, rehearse, progress: _ } = self;
+        let Self { spec, label, renew, boot_deadline, network, rehearse, progress: _ } = self;
         let mut shown = f.debug_struct("ReadyRequest");
         shown.field("spec", spec).field("label", label).field("renew", renew).field("boot_deadline", boot_deadline);
-        shown.field("rehearse", rehearse);
+        shown.field("network", network).field("rehearse", rehearse);
         shown.finish_non_exhaustive()
     }
 }
 
 /// The ready-made snapshot of a spec's VM, see [`Engine::ready`](crate::Engine::ready).
 pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) -> Result<Snapshot, ReadyError> {
-    let ReadyRequest { spec, label, renew, boot_deadline, rehearse, progress } = request;
+    let ReadyRequest { spec, label, renew, boot_deadline, network, rehearse, progress } = request;
     let mut silent = |_| {};
     let progress = progress.unwrap_or(&mut silent);
-    // What happens to a fork when its owner ends is set for each fork. A network card is saved unplugged, so a fork can
-    // attach it to any network. A network that belongs to one VM could not be every fork's anyway.
-    let nics = spec.nics.iter().map(|nic| Nic::unplugged(nic.mac)).collect();
+    // What happens to a fork when its owner ends is set for each fork. A network that belongs to one VM could not be every
+    // fork's, so a network card is saved unplugged, and a fork can attach it to any network. An idle card stays idle, so
+    // that the guest negotiates the offloads of a TAP device.
+    let nics = spec.nics.iter().map(saved_card).collect();
     let spec = VmSpec { forkable: true, owner_loss: OwnerLoss::Kill, nics, ..spec.clone() };
     let acceleration = launch::decide(Arc::clone(&driver), spec.clone()).await?;
     let spec = VmSpec { acceleration: acceleration.into(), ..spec };
     let key = {
-        let (driver, spec, commands) = (Arc::clone(&driver), spec.clone(), rehearse.clone());
-        operation(async move { ready_key(&*driver, &spec, &commands).await }).await?
+        let (driver, spec, network, commands) = (Arc::clone(&driver), spec.clone(), network.clone(), rehearse.clone());
+        operation(async move { ready_key(&*driver, &spec, network.as_ref(), &commands).await }).await?
     };
     let store = SnapshotStore::new(&Home::at(driver.home()));
     if renew == Renew::IfNeeded
@@ -188,8 +193,11 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     }
     let cache = Home::at(driver.home()).cache();
     let (blanks, spec) = blocking(move || Blanks::make(&cache, spec)).await?;
+    // A fork in a network has the address of the spec, unless it is given another one.
+    let macs = spec.nics.iter().filter(|_| network.is_some()).map(|nic| nic.mac.to_string()).collect();
+    let rehearsal = Rehearsal { commands: rehearse, network, macs, deadline: boot_deadline };
     let vm = operation(async move { driver.boot(&spec, acceleration).await }).await?;
-    let snapshot = save(&vm, label, rehearse, boot_deadline, progress).await?;
+    let snapshot = save(&vm, label, rehearsal, progress).await?;
     blocking(move || drop(blanks)).await;
     progress(ReadyStep::Sealing);
     let made = snapshot.clone();
@@ -207,7 +215,12 @@ pub(crate) async fn ready(driver: Arc<dyn Driver>, request: ReadyRequest<'_>) ->
     Ok(snapshot)
 }
 
-async fn ready_key(driver: &dyn Driver, spec: &VmSpec, commands: &[ExecRequest]) -> Result<ReadyKey, LaunchError> {
+async fn ready_key(
+    driver: &dyn Driver,
+    spec: &VmSpec,
+    network: Option<&Network>,
+    commands: &[ExecRequest],
+) -> Result<ReadyKey, LaunchError> {
     let machine = driver.machine(spec).await?;
     let facts = FileFacts::new(driver.home());
     let initramfs = match &spec.initramfs {
@@ -224,10 +237,21 @@ async fn ready_key(driver: &dyn Driver, spec: &VmSpec, commands: &[ExecRequest])
     let (spec, machine) = (json(serde_json::to_string(&spec)), json(serde_json::to_string(&machine)));
     let mut words = vec![env!("CARGO_PKG_VERSION"), &spec, &machine, &initramfs];
     words.extend(disks.iter().map(String::as_str));
-    // The digests of disks have 64 digits and a request is an object, so neither can be taken for the other.
+    // The digests of disks have 64 digits, a network is a list, and a request is an object, so none can be taken for another.
+    let network = network.map(|network| json(serde_json::to_string(&[network])));
+    words.extend(network.as_deref());
     let commands: Vec<_> = commands.iter().map(|command| json(serde_json::to_string(command))).collect();
     words.extend(commands.iter().map(String::as_str));
     Ok(ReadyKey::of(&words))
+}
+
+/// A network card as it is saved.
+fn saved_card(nic: &Nic) -> Nic {
+    let attachment = match nic.attachment {
+        Attachment::Idle => Attachment::Idle,
+        Attachment::Unplugged | Attachment::Tap(_) | Attachment::Stream { .. } => Attachment::Unplugged,
+    };
+    Nic { mac: nic.mac, attachment }
 }
 
 /// Digests of a spec's disks. The memory of a booted guest holds what it read from them, and the snapshot has a copy of
@@ -294,19 +318,31 @@ async fn lock(store: &SnapshotStore, key: &ReadyKey) -> Result<ReadyLock, Snapsh
     }
 }
 
+/// What its VM does before it is saved.
+struct Rehearsal {
+    commands: Vec<ExecRequest>,
+    network: Option<Network>,
+    macs: Vec<String>,
+    /// For the boot, and for each rehearsal.
+    deadline: Duration,
+}
+
 async fn save(
     vm: &Vm,
     label: &str,
-    commands: Vec<ExecRequest>,
-    boot_deadline: Duration,
+    rehearsal: Rehearsal,
     progress: &mut (dyn FnMut(ReadyStep) + Send),
 ) -> Result<Snapshot, ReadyError> {
-    let link = vm.connect(boot_deadline).await?;
+    let Rehearsal { commands, network, macs, deadline } = rehearsal;
+    let link = vm.connect(deadline).await?;
     for command in commands {
         run(&link, command, COMMAND_DEADLINE).await?;
     }
     for _ in 0..REHEARSALS {
-        rehearse(vm, &link, boot_deadline).await?;
+        // What a fork gets with its first link: names, and the addresses of a network if it has one.
+        let identity = Identity { macs: macs.clone(), ..fresh_names(vm.id()) };
+        let renewal = Renewal { network: network.clone(), ..Renewal::of(identity) };
+        rehearse(&link, renewal, deadline).await?;
     }
     tokio::time::sleep(SETTLE).await;
     progress(ReadyStep::Saving);
@@ -320,9 +356,9 @@ async fn save(
 /// and memory is taken from the kernel page by page. If it is done before the save, every fork finds it done. Under TCG
 /// the VMM translates each block of code that a fork runs for the first time, and that is most of a fork's time. The name
 /// is as long as that of a fork, which overwrites it in place.
-async fn rehearse(vm: &Vm, link: &GuestLink, deadline: Duration) -> Result<(), ReadyError> {
+async fn rehearse(link: &GuestLink, renewal: Renewal, deadline: Duration) -> Result<(), ReadyError> {
     link.freeze().await.map_err(ReadyError::Freeze)?;
-    link.renew(Renewal::of(fresh_names(vm.id())), deadline).await?;
+    link.renew(renewal, deadline).await?;
     // The program need not exist: an image may have none at all. Then the search for it is what is rehearsed.
     match run(link, ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() }, deadline).await {
         Err(ReadyError::WarmUp { source: StreamError::Fault(fault), .. })

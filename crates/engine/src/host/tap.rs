@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   a new thread: setns ─▶ does the device exist? ─▶ open /dev/net/tun, TUNSETIFF ─▶ descriptor ─▶ the VMM
+//!   a new thread: unshare ─────────────────────────▶ the same, which creates it ───┘   (idle: it leads nowhere)
 //! ```
 //! An open descriptor stays attached to its device in whatever namespace its process is. So Kiln enters the namespace
 //! only to open the device. `setns` moves one thread, not the process, so a new thread does it and ends afterwards. A
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::blocking::assert_may_block;
 use crate::error::ErrorKind;
@@ -28,6 +29,8 @@ use crate::spec::Tap;
 
 /// The device with which TAP devices are opened.
 const TUN: &str = "/dev/net/tun";
+/// The device of a VM that is connected to nothing.
+const IDLE: &str = "tap0";
 /// An open is quick, but it takes the kernel's `rtnl` lock. Every change of a network on the host holds that lock.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Ethernet frames, without the header of the TUN driver, with virtio's header, which carries the offloads.
@@ -81,16 +84,37 @@ impl TapError {
 
 /// Opens an existing TAP device. Never creates one.
 pub(crate) fn open(tap: &Tap) -> Result<OwnedFd, TapError> {
+    let wanted = tap.clone();
+    on_a_thread(move || {
+        wanted.namespace.as_deref().map_or(Ok(()), enter)?;
+        open_here(&wanted.device)
+    })
+}
+
+/// Creates a TAP device in a new network namespace. Both end with the descriptor: the device is not persistent, and the
+/// device is what keeps the namespace.
+pub(crate) fn idle() -> Result<OwnedFd, TapError> {
+    on_a_thread(|| {
+        #[expect(unsafe_code, reason = "rustix marks every unshare as unsafe, because some share memory no more")]
+        // SAFETY: only the network namespace of this thread changes. It shares all memory and descriptors still.
+        let left = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+        left.map_err(|error| TapError::Io(error.into()))?;
+        attach(IDLE).map(|(tun, _)| tun)
+    })
+}
+
+/// The name of an idle device, for errors.
+pub(crate) fn idle_name() -> Tap {
+    Tap { device: IDLE.into(), namespace: None }
+}
+
+fn on_a_thread(work: impl FnOnce() -> Result<OwnedFd, TapError> + Send + 'static) -> Result<OwnedFd, TapError> {
     assert_may_block();
     let (sender, receiver) = sync_channel(1);
-    let wanted = tap.clone();
     let thread = thread::Builder::new().name("tap".into());
     // It is not joined. If the kernel blocks it past the deadline, the thread ends when the kernel returns. Its `send`
     // fails then, because the receiver is gone, and that drops the descriptor.
-    let started = thread.spawn(move || {
-        let opened = wanted.namespace.as_deref().map_or(Ok(()), enter).and_then(|()| open_here(&wanted.device));
-        drop(sender.send(opened));
-    });
+    let started = thread.spawn(move || drop(sender.send(work())));
     started.map_err(TapError::Io)?;
     match receiver.recv_timeout(OPEN_DEADLINE) {
         Ok(opened) => opened,
@@ -124,6 +148,12 @@ fn open_here(device: &str) -> Result<OwnedFd, TapError> {
         Err(rustix::io::Errno::NODEV) => return Err(TapError::NoDevice),
         Err(error) => return Err(TapError::Io(error.into())),
     }
+    let (tun, flags) = attach(device)?;
+    if flags & libc::IFF_PERSIST == 0 { Err(TapError::NoDevice) } else { Ok(tun) }
+}
+
+/// Opens a TAP device of this thread's network namespace, or creates it. Returns its flags, too.
+fn attach(device: &str) -> Result<(OwnedFd, i32), TapError> {
     // QEMU polls the descriptor, so its reads must not block.
     let tun = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN);
     let tun = tun.map_err(TapError::NoTun)?;
@@ -143,8 +173,7 @@ fn open_here(device: &str) -> Result<OwnedFd, TapError> {
         return Err(TapError::Io(io::Error::last_os_error()));
     }
     // SAFETY: the kernel has just filled the flags.
-    let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
-    if flags & libc::IFF_PERSIST == 0 { Err(TapError::NoDevice) } else { Ok(tun.into()) }
+    Ok((tun.into(), i32::from(unsafe { request.ifr_ifru.ifru_flags })))
 }
 
 fn request(device: &str) -> Result<libc::ifreq, TapError> {
@@ -174,6 +203,16 @@ mod tests {
         let error = open(&tap("kiln-none", None)).expect_err("does not exist");
         assert!(matches!(error, TapError::NoDevice), "{error:?}");
         assert!(!Utf8Path::new("/sys/class/net/kiln-none").exists());
+    }
+
+    #[test]
+    fn an_idle_device_is_not_on_the_host_and_needs_root() {
+        match idle() {
+            // Two at once: each is in a namespace of its own.
+            Ok(_device) => drop(idle().expect("as the first")),
+            Err(error) => assert!(!rustix::process::geteuid().is_root(), "{error:?}"),
+        }
+        assert!(!Utf8Path::new("/sys/class/net").join(IDLE).exists());
     }
 
     #[test]

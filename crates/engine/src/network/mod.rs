@@ -8,7 +8,8 @@
 //!                          └── Gate: the policy; the resolver and `explain` ask it
 //! ```
 //! Without a network a VM has no card at all. All guests have the same addresses inside, so a fork changes nothing in
-//! its guest, and one ready-made snapshot with an unplugged card serves both kinds.
+//! its guest. There are two ready-made snapshots of an image, because a guest on a TAP device uses its offloads: one with
+//! an idle card for `nat`, and one with an unplugged card for `user`.
 //!
 //! A network exists before its VM starts, with its rules in place. If they can't be applied, there is no network and no
 //! VM. It ends with the value: namespaces, links and rules are removed on drop, and the next start removes those of a

@@ -13,7 +13,7 @@ use super::nat::Nat;
 use super::user::User;
 use crate::engine::NicPart;
 use crate::home::Home;
-use crate::spec::{MacAddress, Nic};
+use crate::spec::{Attachment, MacAddress, Nic};
 
 /// How a VM gets out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,8 +67,9 @@ pub struct NetworkStatus {
 /// let request = NetworkRequest { kind: NetworkKind::Nat, policy, label: "web".into() };
 /// let network = VmNetwork::start(home, request).await?;
 ///
-/// let spec = VmSpec { nics: vec![VmNetwork::card()], ..spec };
-/// let ready = engine.ready(ReadyRequest::new(&spec, "web", Duration::from_secs(60))).await?;
+/// let spec = VmSpec { nics: vec![VmNetwork::card(NetworkKind::Nat)], ..spec };
+/// let request = ReadyRequest::new(&spec, "web", Duration::from_secs(60));
+/// let ready = engine.ready(ReadyRequest { network: Some(VmNetwork::guest()), ..request }).await?;
 /// let part = ForkPart { nics: vec![network.nic()], network: Some(VmNetwork::guest()), ..ForkPart::default() };
 /// let forks = engine.restore(&ready, ForkSpec { parts: vec![part], ..ForkSpec::default() }).await?;
 /// # drop(forks);
@@ -101,10 +102,14 @@ impl VmNetwork {
         Ok(Self { gate, side })
     }
 
-    /// The card of a spec whose VM or forks get a network. Each guest has the same address, because each is alone in
-    /// its network: then a fork's address is not changed, and one ready-made snapshot serves all.
-    pub fn card() -> Nic {
-        Nic::unplugged(Self::mac())
+    /// The card of a spec whose VM or forks get a network of this kind. Each guest has the same address, because each is
+    /// alone in its network: then a fork's address is not changed, and one ready-made snapshot serves all of a kind.
+    pub fn card(kind: NetworkKind) -> Nic {
+        let attachment = match kind {
+            NetworkKind::Nat => Attachment::Idle,
+            NetworkKind::User => Attachment::Unplugged,
+        };
+        Nic { mac: Self::mac(), attachment }
     }
 
     /// What connects a fork's card to this network.

@@ -1,8 +1,8 @@
 //! Network cards: the device in the guest, and its attachment on the host.
 //!
 //! ```text
-//!   saved unplugged ──▶ restored unplugged, on a TAP device, or on a stream
-//!   saved on a TAP  ──▶ restored on a TAP device, because the guest uses the offloads of one
+//!   saved unplugged         ──▶ restored unplugged, on a TAP device, or on a stream
+//!   saved on a TAP, or idle ──▶ restored on a TAP device, because the guest uses the offloads of one
 //! ```
 //! A card belongs to the VM and to each snapshot of it. An attachment belongs to one VM, so each fork is given its own,
 //! see [`ForkPart::nics`](crate::ForkPart::nics).
@@ -62,6 +62,9 @@ pub enum Attachment {
     /// Nothing. Packets from the guest are dropped.
     #[default]
     Unplugged,
+    /// A TAP device that leads nowhere. Kiln makes it, in a network namespace of its own, and it ends with the VM. The
+    /// guest negotiates the offloads of a TAP device with it, so a snapshot of such a VM is for forks on TAP devices.
+    Idle,
     /// A TAP device of the host.
     Tap(Tap),
     /// A network of another process: a Unix stream socket on which it listens. Kiln connects, and the VMM inherits the
@@ -96,7 +99,7 @@ impl Attachment {
     /// The TAP device, unless the card is unplugged.
     pub(crate) fn tap(&self) -> Option<&Tap> {
         match self {
-            Self::Unplugged | Self::Stream { .. } => None,
+            Self::Unplugged | Self::Idle | Self::Stream { .. } => None,
             Self::Tap(tap) => Some(tap),
         }
     }
@@ -105,7 +108,7 @@ impl Attachment {
     pub(crate) fn stream(&self) -> Option<&Utf8Path> {
         match self {
             Self::Stream { socket } => Some(socket),
-            Self::Unplugged | Self::Tap(_) => None,
+            Self::Unplugged | Self::Idle | Self::Tap(_) => None,
         }
     }
 
@@ -120,7 +123,7 @@ impl Attachment {
     pub(crate) fn loads_state_of(&self, saved: &Self) -> bool {
         match saved {
             Self::Unplugged | Self::Stream { .. } => true,
-            Self::Tap(_) => matches!(self, Self::Tap(_)),
+            Self::Idle | Self::Tap(_) => matches!(self, Self::Idle | Self::Tap(_)),
         }
     }
 }
@@ -186,6 +189,9 @@ mod tests {
         let stream = Attachment::Stream { socket: "/s".into() };
         assert!(stream.loads_state_of(&unplugged) && unplugged.loads_state_of(&stream) && one.loads_state_of(&stream));
         assert!(!stream.loads_state_of(&one));
+        let idle = Attachment::Idle;
+        assert!(one.loads_state_of(&idle) && idle.loads_state_of(&one) && idle.loads_state_of(&unplugged));
+        assert!(!unplugged.loads_state_of(&idle) && !stream.loads_state_of(&idle));
     }
 
     #[test]

@@ -166,6 +166,10 @@ enum Network {
 fn open_networks(spec: &VmSpec) -> Result<Vec<Option<Network>>, LaunchError> {
     let open = |(index, nic): (usize, &Nic)| match &nic.attachment {
         Attachment::Unplugged => Ok(None),
+        Attachment::Idle => match tap::idle() {
+            Ok(opened) => Ok(Some(Network::Tap(opened))),
+            Err(source) => Err(LaunchError::Attachment { index, tap: tap::idle_name(), source }),
+        },
         Attachment::Tap(tap) => match tap::open(tap) {
             Ok(opened) => Ok(Some(Network::Tap(opened))),
             Err(source) => Err(LaunchError::Attachment { index, tap: tap.clone(), source }),
