@@ -95,8 +95,9 @@ pub use drivers::qemu::{
     PROBE_DEADLINE, QEMU_PROGRAM, QEMU_VARIABLE, QemuEngine, QemuVersion, TCG_CPU, forget_probe, kvm_works,
 };
 pub use engine::{
-    Engine, Fork, ForkIdentity, ForkPart, ForkPool, ForkSpec, NicPart, Outcome, POOL_MAX, PoolSpec, PoolStatus,
-    READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Recovered, Renew, Template, VolumeFile, discard, recover,
+    Engine, Fork, ForkIdentity, ForkPart, ForkPool, ForkSpec, MakePart, NicPart, Outcome, POOL_MAX, PoolSpec,
+    PoolStatus, READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Recovered, Renew, Template, VolumeFile,
+    discard, recover,
 };
 pub use error::ErrorKind;
 pub use guest::Guest;

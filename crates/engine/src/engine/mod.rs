@@ -24,7 +24,7 @@ mod recover;
 
 pub use self::fork::{Fork, ForkIdentity, ForkPart, ForkSpec, NicPart, VolumeFile};
 pub use self::interface::Engine;
-pub use self::pool::{ForkPool, POOL_MAX, PoolSpec, PoolStatus};
+pub use self::pool::{ForkPool, MakePart, POOL_MAX, PoolSpec, PoolStatus};
 pub use self::ready::{READY_SNAPSHOTS_MAX, ReadyError, ReadyRequest, ReadyStep, Renew};
 pub(crate) use self::recover::discard_with_stops;
 pub use self::recover::{Outcome, Recovered, discard, recover};

@@ -12,6 +12,7 @@
 //! held fork of such a snapshot waits before its first instruction, with its VMM started.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::restore::{self, Held, Template};
 use crate::driver::RestoreError;
 use crate::host;
 use crate::snapshot::Snapshot;
+use crate::vm::BoxFuture;
 
 /// Most forks of one pool.
 pub const POOL_MAX: usize = 64;
@@ -69,27 +71,41 @@ pub struct PoolStatus {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// The forks of a pool can have parts of their own, such as a network: see [`ForkPool::start_with`].
 #[derive(Debug)]
-pub struct ForkPool {
-    shared: Arc<Shared>,
+pub struct ForkPool<K: Send + 'static = ()> {
+    shared: Arc<Shared<K>>,
     filler: JoinHandle<()>,
 }
 
-#[derive(Debug)]
-struct Shared {
+/// Makes the part of one fork, and what belongs to the fork beside its VM. That is kept as long as the fork is held, and
+/// given out with it.
+pub type MakePart<K> = dyn Fn() -> BoxFuture<'static, Result<(ForkPart, K), RestoreError>> + Send + Sync;
+
+struct Shared<K> {
     template: Template,
     spec: PoolSpec,
-    state: Mutex<State>,
+    part: Arc<MakePart<K>>,
+    state: Mutex<State<K>>,
     /// A fork was taken.
     taken: Notify,
     /// A fork was added, or an attempt to make one failed.
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    held: VecDeque<(Held, u64)>,
+#[derive(Debug)]
+struct State<K> {
+    held: VecDeque<Ready<K>>,
     problem: Option<String>,
+}
+
+/// The fork comes first, because its VMM ends before what it uses.
+#[derive(Debug)]
+struct Ready<K> {
+    held: Held,
+    kept: K,
+    bytes: u64,
 }
 
 impl ForkPool {
@@ -104,18 +120,10 @@ impl ForkPool {
         forks: ForkSpec,
         spec: PoolSpec,
     ) -> Result<Self, RestoreError> {
-        if !(1..=POOL_MAX).contains(&spec.ready) {
-            let why = format!("a pool keeps 1 to {POOL_MAX} ready");
-            return Err(RestoreError::Budget { count: spec.ready, why });
-        }
-        restore::check_budget(spec.ready)?;
-        let template = engine.template(snapshot, forks).await?;
+        let template = template(engine, snapshot, forks, spec).await?;
         // The forks are made before a caller could give them parts of their own.
         template.check(vec![ForkPart::default()]).await?;
-        let shared =
-            Arc::new(Shared { template, spec, state: Mutex::default(), taken: Notify::new(), changed: Notify::new() });
-        let filler = tokio::spawn(fill(Arc::clone(&shared)));
-        Ok(Self { shared, filler })
+        Ok(Self::fill(template, spec, Arc::new(|| Box::pin(async { Ok((ForkPart::default(), ())) }))))
     }
 
     /// Takes a ready fork. If the pool is empty, makes a new one.
@@ -123,13 +131,52 @@ impl ForkPool {
     /// # Errors
     /// See [`Engine::restore`](crate::Engine::restore).
     pub async fn take(&self) -> Result<Fork, RestoreError> {
+        self.take_with(async |()| Ok(())).await.map(|(fork, ())| fork)
+    }
+}
+
+impl<K: Send + 'static> ForkPool<K> {
+    /// Starts to fill a pool whose forks have parts of their own. Ignores `forks.count` and `forks.parts`.
+    ///
+    /// # Errors
+    /// See [`ForkPool::start`]. A part that can't be made is a [problem](PoolStatus::problem) of the pool.
+    pub async fn start_with(
+        engine: &dyn Engine,
+        snapshot: &Snapshot,
+        forks: ForkSpec,
+        spec: PoolSpec,
+        part: Arc<MakePart<K>>,
+    ) -> Result<Self, RestoreError> {
+        Ok(Self::fill(template(engine, snapshot, forks, spec).await?, spec, part))
+    }
+
+    fn fill(template: Template, spec: PoolSpec, part: Arc<MakePart<K>>) -> Self {
+        let state = Mutex::new(State { held: VecDeque::new(), problem: None });
+        let shared = Arc::new(Shared { template, spec, part, state, taken: Notify::new(), changed: Notify::new() });
+        let filler = tokio::spawn(fill(Arc::clone(&shared)));
+        Self { shared, filler }
+    }
+
+    /// Takes a ready fork, and what belongs to it. If the pool is empty, makes a new one. No command of the fork runs
+    /// before `ready` has changed what belongs to it as its new owner needs it.
+    ///
+    /// # Errors
+    /// That of `ready`; the fork is gone then. Or see [`Engine::restore`](crate::Engine::restore).
+    pub async fn take_with<E: From<RestoreError>>(
+        &self,
+        ready: impl AsyncFn(&K) -> Result<(), E>,
+    ) -> Result<(Fork, K), E> {
         loop {
-            let held = self.shared.state().held.pop_front();
-            let Some((held, _)) = held else { return self.shared.template.fork().await };
-            let taken = held.take(&self.shared.template).await;
+            let next = self.shared.state().held.pop_front();
+            let Some(Ready { held, kept, .. }) = next else {
+                let (part, kept) = (self.shared.part)().await?;
+                ready(&kept).await?;
+                return Ok((self.shared.template.fork_with(part).await?, kept));
+            };
+            let taken = held.take(&self.shared.template, ready(&kept)).await;
             self.shared.taken.notify_one();
-            match taken {
-                Ok(fork) => return Ok(fork),
+            match taken? {
+                Ok(fork) => return Ok((fork, kept)),
                 // Its VMM may have ended while it was held. The next fork is equivalent.
                 Err(error) => tracing::warn!(%error, "a fork that was held ready can't be used"),
             }
@@ -139,7 +186,7 @@ impl ForkPool {
     /// The pool's contents now.
     pub fn status(&self) -> PoolStatus {
         let state = self.shared.state();
-        let bytes = state.held.iter().map(|(_, bytes)| bytes).sum();
+        let bytes = state.held.iter().map(|ready| ready.bytes).sum();
         PoolStatus { ready: state.held.len(), bytes, problem: state.problem.clone() }
     }
 
@@ -159,29 +206,55 @@ impl ForkPool {
 
     /// The pids of the VMMs of the ready forks.
     pub fn pids(&self) -> Vec<u32> {
-        self.shared.state().held.iter().map(|(held, _)| held.pid()).collect()
+        self.shared.state().held.iter().map(|ready| ready.held.pid()).collect()
     }
 }
 
-impl Drop for ForkPool {
+impl<K: Send + 'static> Drop for ForkPool<K> {
     fn drop(&mut self) {
         self.filler.abort();
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl<K: fmt::Debug> fmt::Debug for Shared<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("spec", &self.spec).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl<K> Shared<K> {
+    fn state(&self) -> MutexGuard<'_, State<K>> {
         // No panic leaves the state half changed: forks are pushed and popped in one step.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_full(&self, state: &State) -> bool {
-        let bytes: u64 = state.held.iter().map(|(_, bytes)| bytes).sum();
+    async fn make(&self) -> Result<(Held, K), RestoreError> {
+        let (part, kept) = (self.part)().await?;
+        Ok((Held::new(&self.template, part).await?, kept))
+    }
+
+    fn is_full(&self, state: &State<K>) -> bool {
+        let bytes: u64 = state.held.iter().map(|ready| ready.bytes).sum();
         state.held.len() >= self.spec.ready || bytes >= self.spec.bytes_max
     }
 }
 
-async fn fill(shared: Arc<Shared>) {
+/// Checks the size of a pool, and whether the snapshot can be restored on this host.
+async fn template(
+    engine: &dyn Engine,
+    snapshot: &Snapshot,
+    forks: ForkSpec,
+    spec: PoolSpec,
+) -> Result<Template, RestoreError> {
+    if !(1..=POOL_MAX).contains(&spec.ready) {
+        let why = format!("a pool keeps 1 to {POOL_MAX} ready");
+        return Err(RestoreError::Budget { count: spec.ready, why });
+    }
+    restore::check_budget(spec.ready)?;
+    engine.template(snapshot, forks).await
+}
+
+async fn fill<K: Send + 'static>(shared: Arc<Shared<K>>) {
     loop {
         if shared.is_full(&shared.state()) {
             // `taken` is notified with `notify_one`, which stores a permit. So a take between the look above and this
@@ -191,14 +264,14 @@ async fn fill(shared: Arc<Shared>) {
             tokio::time::sleep(REFILL_PAUSE).await;
             continue;
         }
-        let made = Held::new(&shared.template).await;
+        let made = shared.make().await;
         let failed = made.is_err();
         {
             let mut state = shared.state();
             match made {
-                Ok(held) => {
+                Ok((held, kept)) => {
                     let bytes = host::proportional_set_bytes(held.pid()).unwrap_or(0);
-                    state.held.push_back((held, bytes));
+                    state.held.push_back(Ready { held, kept, bytes });
                     state.problem = None;
                 }
                 Err(error) => {

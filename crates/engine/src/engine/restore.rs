@@ -386,9 +386,9 @@ pub(crate) enum Held {
 
 impl Held {
     /// Makes one more.
-    pub(crate) async fn new(template: &Template) -> Result<Self, RestoreError> {
+    pub(crate) async fn new(template: &Template, part: ForkPart) -> Result<Self, RestoreError> {
         let deadline = Instant::now() + template.deadline;
-        let started = Started::new(template, template.begin(ForkPart::default()).await?).await?;
+        let started = Started::new(template, template.begin(part).await?).await?;
         if !template.snapshot.manifest().frozen {
             return Ok(Self::Waiting(started));
         }
@@ -405,21 +405,33 @@ impl Held {
         Ok(Self::Warm(Box::new(fork)))
     }
 
-    /// Lets it run.
-    pub(crate) async fn take(self, template: &Template) -> Result<Fork, RestoreError> {
+    /// Lets it run. Its commands run only after `ready`, whose error is the outer one.
+    pub(crate) async fn take<E>(
+        self,
+        template: &Template,
+        ready: impl Future<Output = Result<(), E>>,
+    ) -> Result<Result<Fork, RestoreError>, E> {
         match self {
             Self::Warm(fork) => {
-                undone_on_error(fork.vm.ended(), async {
-                    fork.vm.resume().await?;
+                let ended = fork.vm.ended();
+                let (resumed, ready) = tokio::join!(fork.vm.resume(), ready);
+                if let Err(error) = ready {
+                    drop(fork);
+                    ended.await;
+                    return Err(error);
+                }
+                let taken = undone_on_error(ended, async {
+                    resumed?;
                     // It gets the current time and fresh randomness, and then its commands are thawed.
                     fork.link.renew(Renewal::default(), template.deadline).await?;
                     Ok(*fork)
-                })
-                .await
+                });
+                Ok(taken.await)
             }
             Self::Waiting(started) => {
+                ready.await?;
                 let deadline = Instant::now() + template.deadline;
-                started.identify(template, deadline).await
+                Ok(started.identify(template, deadline).await)
             }
         }
     }

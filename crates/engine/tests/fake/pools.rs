@@ -1,11 +1,14 @@
 //! Pools over the fake engine: what they hold, hand out and refill, and what happens to their snapshot.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::Utf8Path;
 use kiln_engine::home::Home;
 use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
-use kiln_engine::{Engine, FakeEngine, ForkPool, ForkSpec, PoolSpec, ReadyRequest, VmSpec};
+use kiln_engine::{
+    Engine, FakeEngine, ForkPart, ForkPool, ForkSpec, MakePart, PoolSpec, ReadyRequest, RestoreError, VmSpec,
+};
 use rustix::process::{Pid, Signal};
 
 use super::saves::prepared;
@@ -137,4 +140,35 @@ async fn a_snapshot_stays_for_its_pool_and_is_made_again_after_it() {
     let pool = ForkPool::start(&*engine, &next, ForkSpec::default(), TWO).await.expect("starts");
     let fork = tokio::time::timeout(DEADLINE, pool.take()).await.expect("in time").expect("is made");
     assert_eq!(shell(&fork.link, "echo on").await, "on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fork_of_a_pool_has_its_own_part_which_is_made_ready_before_its_commands_run() {
+    let lab = Lab::new();
+    let engine: Arc<dyn Engine> = Arc::new(lab.engine());
+    let snapshot = prepared(&lab.engine()).await;
+    let made = Arc::new(AtomicUsize::new(0));
+    let part: Arc<MakePart<usize>> = {
+        let made = Arc::clone(&made);
+        Arc::new(move || {
+            let number = made.fetch_add(1, Ordering::Relaxed);
+            let part = ForkPart { hostname: Some(format!("part-{number}")), ..ForkPart::default() };
+            Box::pin(async move { Ok((part, number)) })
+        })
+    };
+    let pool = ForkPool::start_with(&*engine, &snapshot, ForkSpec::default(), TWO, part).await.expect("starts");
+    let filled = tokio::time::timeout(DEADLINE, pool.filled()).await.expect("fills");
+    assert_eq!((filled.ready, filled.problem), (2, None));
+    for expected in 0..2 {
+        let (fork, number) = pool.take_with(async |_| Ok::<_, RestoreError>(())).await.expect("was ready");
+        assert_eq!(number, expected);
+        assert_eq!(shell(&fork.link, "cat etc/hostname").await, format!("part-{number}"));
+    }
+
+    tokio::time::timeout(DEADLINE, pool.filled()).await.expect("fills");
+    let pids = pool.pids();
+    let refuse = async |number: &usize| Err(RestoreError::Part { problem: format!("not {number}") });
+    let error = pool.take_with(refuse).await.expect_err("its owner refuses it");
+    assert_eq!(error.to_string(), "a fork can't be made as requested: not 2");
+    assert!(!exists(pids[0]), "the fork is gone");
 }
