@@ -2,7 +2,7 @@
 # Measures everything that SPECIFICATION.md promises; the raw samples go to docs/benchmarks/.
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-scripts/install.sh build run
+scripts/install.sh build run images
 step "kiln, release" cargo build --locked --release --package kiln-cli
 step "guest agent, static" build_static_agent
 step "image mini" build_test_image "$target_dir/release/kiln"

@@ -432,6 +432,10 @@ pub enum BenchGroup {
     Agent,
     /// Forks, snapshots and pauses
     Fork,
+    /// Images with a root filesystem: making, forking and using one of Debian
+    Images,
+    /// Networks of VMs: what a slot adds to a fork, and the speed of TCP; needs root
+    Network,
     /// Crash detection in a kernel log
     Scan,
     /// Whole checks of vhost-user backends
@@ -440,8 +444,18 @@ pub enum BenchGroup {
 
 impl BenchGroup {
     /// All groups, in the order they run.
-    pub const ALL: [Self; 8] =
-        [Self::Boot, Self::Exec, Self::Terminal, Self::Files, Self::Agent, Self::Fork, Self::Scan, Self::Vhost];
+    pub const ALL: [Self; 10] = [
+        Self::Boot,
+        Self::Exec,
+        Self::Terminal,
+        Self::Files,
+        Self::Agent,
+        Self::Fork,
+        Self::Images,
+        Self::Network,
+        Self::Scan,
+        Self::Vhost,
+    ];
 }
 
 /// A number of forks. One fork has no other fork to be compared with.

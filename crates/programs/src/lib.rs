@@ -13,7 +13,7 @@
 //! | a backend of `--spawn`, such as that of `kiln vhost check` | the caller's: the user wrote that command line |
 //! | `docker-credential-NAME` | the caller's: the user's configuration of docker names it |
 //! | `kiln` itself, in `kiln bench` | the caller's: it is the same program |
-//! | QEMU alone and `runsc`, in `kiln bench` | `PATH` |
+//! | QEMU alone, `runsc`, `mkfs.erofs`, `tar` and `ip`, in `kiln bench` | `PATH` |
 //!
 //! A program inherits only stdin, stdout and stderr, and the descriptors given to [`keep`].
 

@@ -11,7 +11,7 @@ use kiln_engine::{Guest, QemuEngine, VmSpec};
 
 use super::machine::{self, Machine};
 use super::results::{Results, text};
-use super::{agent, boot, exec, files, fork, scan, terminal, vhost};
+use super::{agent, boot, exec, files, fork, images, network, scan, terminal, vhost};
 use crate::args::{BenchArgs, BenchGroup};
 use crate::failure::Failure;
 use crate::image;
@@ -84,6 +84,8 @@ impl Bench {
                 BenchGroup::Files => files::measure(self, &mut results).await?,
                 BenchGroup::Agent => agent::measure(self, &mut results).await?,
                 BenchGroup::Fork => fork::measure(self, &mut results).await?,
+                BenchGroup::Images => images::measure(self, &mut results).await?,
+                BenchGroup::Network => network::measure(self, &mut results).await?,
                 BenchGroup::Scan => scan::measure(self, &mut results)?,
                 BenchGroup::Vhost => vhost::measure(self, &mut results)?,
             }

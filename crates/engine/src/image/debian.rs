@@ -3,6 +3,8 @@
 //! mmdebstrap asks apt for the packages, so their signatures are checked, unpacks and configures them in a directory of
 //! its own, and writes a tar archive. That archive is one layer: it takes the same way as a layer of a stranger.
 
+use std::io::{self, Write};
+use std::process::Command;
 use std::time::Duration;
 
 use kiln_oci::ImageConfig;
@@ -103,15 +105,8 @@ impl ImageStore {
         options: &DebianOptions,
         progress: &mut dyn FnMut(ImportStep),
     ) -> Result<RootImage, DebianError> {
-        options.check()?;
+        let mut mmdebstrap = mmdebstrap(options)?;
         let mut builder = self.root_builder(name, progress)?;
-        let mut mmdebstrap = kiln_programs::command(MMDEBSTRAP, APT);
-        mmdebstrap.args(["--variant=minbase", "--format=tar", "--quiet"]);
-        if !options.packages.is_empty() {
-            mmdebstrap.arg(format!("--include={}", options.packages.join(",")));
-        }
-        mmdebstrap.args([options.suite.as_str(), "-"]);
-        mmdebstrap.args(options.mirror.clone().or_else(|| mirror_of_host(&options.suite)));
         let mut refused = None;
         let ran = command::stream(&mut mmdebstrap, DEADLINE, |tar| {
             refused = builder.layer(1, tar).err();
@@ -127,6 +122,28 @@ impl ImageStore {
         let source = format!("debian {}{packages}", options.suite);
         Ok(builder.finish(&config, Origin { source, ..Origin::default() })?)
     }
+}
+
+/// Writes the tar archive of Debian's packages that [`ImageStore::build_debian`] makes an image of.
+///
+/// # Errors
+/// [`DebianError`]. A part of the archive may be written then.
+pub fn write_debian_tar(options: &DebianOptions, into: &mut dyn Write) -> Result<(), DebianError> {
+    command::stream(&mut mmdebstrap(options)?, DEADLINE, |tar| io::copy(tar, into).map(drop))?;
+    Ok(())
+}
+
+/// The program that writes the archive to its stdout.
+fn mmdebstrap(options: &DebianOptions) -> Result<Command, DebianError> {
+    options.check()?;
+    let mut mmdebstrap = kiln_programs::command(MMDEBSTRAP, APT);
+    mmdebstrap.args(["--variant=minbase", "--format=tar", "--quiet"]);
+    if !options.packages.is_empty() {
+        mmdebstrap.arg(format!("--include={}", options.packages.join(",")));
+    }
+    mmdebstrap.args([options.suite.as_str(), "-"]);
+    mmdebstrap.args(options.mirror.clone().or_else(|| mirror_of_host(&options.suite)));
+    Ok(mmdebstrap)
 }
 
 /// The mirror of a suite that this host's apt has, so that a host with a mirror near it is not sent to another one.

@@ -5,7 +5,8 @@ use std::time::Instant;
 use anyhow::Context as _;
 use kiln_engine::{Engine as _, ForkSpec, Measure, Policy, QemuEngine};
 
-use super::lab::{Lab, ms_since};
+use super::lab::Lab;
+use crate::bench::guests::ms_since;
 use crate::bench::results::Results;
 use crate::bench::samples::{Promise, Sense, Series, Unit};
 

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use kiln_engine::snapshot::{AfterSave, SnapshotRequest};
 
-use super::lab::{Lab, TRUE, dirty, ms_since, run};
+use super::lab::{Lab, dirty};
 use super::scratch::Scratch;
+use crate::bench::guests::{TRUE, ms_since, run};
 use crate::bench::results::Results;
 use crate::bench::samples::{Series, Unit};
 

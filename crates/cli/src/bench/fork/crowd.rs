@@ -3,13 +3,16 @@
 use std::time::Instant;
 
 use anyhow::Context as _;
+use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine as _, ForkSpec};
 use tokio::task::JoinSet;
 
 use super::footprint::Footprint;
-use super::lab::{Lab, TRUE, ms_since, run};
+use super::lab::Lab;
+use crate::bench::guests::{TRUE, ms_since, run};
 use crate::bench::results::Results;
 use crate::bench::samples::{Promise, Sense, Series, Unit};
+use crate::bench::suite::Bench;
 
 /// A number of forks, and the names of its series.
 struct Crowd {
@@ -38,7 +41,7 @@ macro_rules! crowd {
 
 const CROWDS: [Crowd; 3] = [crowd!(1), crowd!(8), crowd!(20)];
 /// 45 MB.
-const OWN_MIB_MAX: f64 = 45e6 / 1048576.0;
+pub(in crate::bench) const OWN_MIB_MAX: f64 = 45e6 / 1048576.0;
 
 /// Measures each crowd.
 pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()> {
@@ -47,7 +50,7 @@ pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()>
         let memory = [crowd.pss, crowd.own, crowd.dirty, crowd.image];
         let mut memory = memory.map(|name| Series::new(name, Unit::Mib));
         for _ in 0..lab.bench.samples.div_ceil(8) {
-            let (answered, done, footprints) = one(lab, crowd.count).await?;
+            let (answered, done, footprints) = together(lab.bench, &lab.base, crowd.count).await?;
             answers.samples.push(answered);
             execs.samples.push(done);
             for Footprint { pss_mib, own_mib, private_dirty_mib, image_mib } in footprints {
@@ -68,9 +71,15 @@ pub async fn measure(lab: &Lab<'_>, results: &mut Results) -> anyhow::Result<()>
     Ok(())
 }
 
-async fn one(lab: &Lab<'_>, count: usize) -> anyhow::Result<(f64, f64, Vec<Footprint>)> {
+/// Forks a snapshot so many times at once, and runs a command in each. Returns the milliseconds until all agents answer
+/// and until all commands are done, and the memory of each fork then.
+pub(in crate::bench) async fn together(
+    bench: &Bench,
+    base: &Snapshot,
+    count: usize,
+) -> anyhow::Result<(f64, f64, Vec<Footprint>)> {
     let start = Instant::now();
-    let forks = lab.bench.engine.restore(&lab.base, ForkSpec { count, ..ForkSpec::default() }).await?;
+    let forks = bench.engine.restore(base, ForkSpec { count, ..ForkSpec::default() }).await?;
     let answered = ms_since(start);
     let mut execs = JoinSet::new();
     for fork in &forks {
@@ -81,7 +90,7 @@ async fn one(lab: &Lab<'_>, count: usize) -> anyhow::Result<(f64, f64, Vec<Footp
         exec.context("a task ended early")??;
     }
     let done = ms_since(start);
-    let image = lab.base.memory_root();
+    let image = base.memory_root();
     let footprints = forks.iter().map(|fork| Footprint::of(fork.vm.pid(), &image)).collect::<Result<_, _>>()?;
     for fork in forks {
         fork.vm.kill().await;

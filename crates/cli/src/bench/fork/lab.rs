@@ -1,20 +1,15 @@
 //! What the measurements of forks share: the snapshot that they fork, and commands in its forks.
 
-use std::time::Instant;
-
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use kiln_engine::home::Home;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{Snapshot, SnapshotStore};
 use kiln_engine::{Engine as _, Fork, ForkSpec, ReadyRequest};
-use kiln_wire::{ExecRequest, ExitStatus, Text};
 
 use super::{border, chains, crowd, pauses, saves, single};
+use crate::bench::guests::run;
 use crate::bench::results::Results;
 use crate::bench::suite::{BOOT_TIMEOUT, Bench};
-
-/// The program of every first exec, run without a shell and without output.
-pub(super) const TRUE: &str = "/bin/true";
 
 /// What all measurements of forks share.
 pub(super) struct Lab<'a> {
@@ -45,20 +40,7 @@ impl Lab<'_> {
     }
 }
 
-/// Runs a program in the guest, which must succeed.
-pub(super) async fn run(link: &GuestLink, argv: &[&str]) -> anyhow::Result<()> {
-    let request = ExecRequest { argv: argv.iter().copied().map(Text::from).collect(), ..ExecRequest::default() };
-    let output = link.run(request, b"", 4096).await?;
-    let (status, words) = (output.exited.status, String::from_utf8_lossy(&output.stderr));
-    ensure!(status == ExitStatus::Code(0), "`{}` ended with {status:?}: {}", argv.join(" "), words.trim());
-    Ok(())
-}
-
 /// Fills a file in the guest's memory with random bytes, so that its pages differ from those of the snapshot.
 pub(super) async fn dirty(link: &GuestLink, file: &str, mib: u64) -> anyhow::Result<()> {
     run(link, &["dd", "if=/dev/urandom", &format!("of={file}"), "bs=1M", &format!("count={mib}")]).await
-}
-
-pub(super) fn ms_since(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1e3
 }

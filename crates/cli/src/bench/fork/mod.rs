@@ -25,4 +25,6 @@ mod raw_agent;
 mod raw_monitor;
 mod scratch;
 
+pub(super) use crowd::{OWN_MIB_MAX, together};
+pub(super) use footprint::Footprint;
 pub use lab::measure;

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::lab::{Lab, TRUE, ms_since, run};
+use super::lab::Lab;
+use crate::bench::guests::{TRUE, ms_since, run};
 use crate::bench::results::Results;
 use crate::bench::samples::{Promise, Sense, Series, Unit};
 

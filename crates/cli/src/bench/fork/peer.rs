@@ -19,7 +19,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::lab::ms_since;
+use crate::bench::guests::ms_since;
 
 const PROGRAM: &str = "runsc";
 /// Enough to run anywhere: no network, no control groups, and the platform that needs no hardware.

@@ -21,9 +21,10 @@ use kiln_engine::snapshot::Snapshot;
 use kiln_programs::{PATH_ONLY, command, keep};
 use serde_json::json;
 
-use super::lab::ms_since;
 use super::raw_agent::RawAgent;
 use super::raw_monitor::RawMonitor;
+
+use crate::bench::guests::ms_since;
 
 /// How QEMU's arguments name the sockets that it inherits, up to their numbers.
 const MONITOR: &[u8] = b"socket,id=monitor,fd=";

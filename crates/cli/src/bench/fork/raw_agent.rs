@@ -8,7 +8,7 @@ use anyhow::{bail, ensure};
 use kiln_wire::reset::{NONCE_BYTES, Piece, ResetScanner, marker};
 use kiln_wire::{Decoder, ExecRequest, ExitStatus, Exited, Hello, Message, StreamId, Text, VERSION};
 
-use super::lab::TRUE;
+use crate::bench::guests::TRUE;
 
 /// The marker is repeated as often as Kiln does: after 5, 10, 20, 20, … ms.
 const REPEAT_FIRST: Duration = Duration::from_millis(5);

@@ -15,9 +15,10 @@ use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
 use kiln_engine::{Engine as _, Guest, VmSpec};
 
 use super::arrivals::Arrivals;
-use super::lab::{Lab, TRUE, dirty, ms_since, run};
+use super::lab::{Lab, dirty};
 use super::raw::{RawLine, RawVm};
 use super::scratch::Scratch;
+use crate::bench::guests::{TRUE, ms_since, run};
 use crate::bench::results::Results;
 use crate::bench::samples::{Promise, Sense, Series, Unit};
 use crate::bench::suite::BOOT_TIMEOUT;

@@ -1,26 +1,22 @@
 //! One fork at a time, until the end of its first command, and everything that it is compared with.
 
 use std::fs::File;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{ForkPool, ForkSpec, PoolSpec};
-use kiln_programs::{Environment, command};
 use rustix::fs::Advice;
-use tokio::process::Command;
 
-use super::lab::{Lab, TRUE, ms_since, run};
+use super::lab::Lab;
 use super::peer::{Peer, Restored};
 use super::raw::{RawLine, RawVm};
+use crate::bench::guests::{TRUE, kiln_run, ms_since, run};
 use crate::bench::results::Results;
 use crate::bench::samples::{Promise, Sense, Series, Unit};
 use crate::output::say;
 use kiln_engine::blocking;
 
-/// Deadline of `kiln run`, which takes a third of a second with a fork.
-const RUN_DEADLINE: Duration = Duration::from_secs(120);
 /// The most that `kiln run` may take in addition to its fork.
 const RUN_MS_OVER: f64 = 30.0;
 const POOL: PoolSpec = PoolSpec { ready: 1, bytes_max: 256 << 20 };
@@ -91,7 +87,7 @@ async fn warm(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::R
     let pool = ForkPool::start(&lab.bench.engine, &lab.base, ForkSpec::default(), POOL).await?;
     // The first of each is not counted: it makes the ready-made snapshot of `kiln run`, and reads files into the page
     // cache.
-    kiln_run(results.machine.accel.as_str()).await?;
+    kiln_run(&results.machine.accel, &["--", "true"]).await?;
     alone(line).await?;
     fork(lab).await?;
     for sample in 0..lab.bench.samples {
@@ -103,7 +99,7 @@ async fn warm(lab: &Lab<'_>, line: &RawLine, results: &mut Results) -> anyhow::R
             kiln.push(fork(lab).await?);
             raw.push(alone(line).await?);
         }
-        whole.samples.push(kiln_run(results.machine.accel.as_str()).await?);
+        whole.samples.push(kiln_run(&results.machine.accel, &["--", "true"]).await?);
         if let Some(peer) = &mut peer {
             let Restored { restored_ms, exec_ms } = peer.restore().await?;
             runsc.push((restored_ms, exec_ms));
@@ -173,17 +169,6 @@ async fn ready(pool: &ForkPool) -> anyhow::Result<()> {
     let status = pool.filled().await;
     ensure!(status.ready > 0, "the pool is empty: {}", status.problem.unwrap_or_default());
     Ok(())
-}
-
-async fn kiln_run(accel: &str) -> anyhow::Result<f64> {
-    let start = Instant::now();
-    let mut command = Command::from(command(std::env::current_exe()?, Environment::Callers));
-    command.args(["run", "--accel", accel, "--", "true"]).kill_on_drop(true);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let status =
-        tokio::time::timeout(RUN_DEADLINE, command.status()).await.context("`kiln run` did not end in time")??;
-    ensure!(status.success(), "`kiln run -- true` ended with {status}");
-    Ok(ms_since(start))
 }
 
 /// Drops a snapshot's files from the page cache. The kernel drops only pages that are clean and not mapped. That is
