@@ -1,7 +1,7 @@
 //! Why a directory of the host can't be read as a tree.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::spool::SpoolError;
 
@@ -59,6 +59,15 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
+    /// Why the path of the user can't be opened as a directory.
+    pub(super) fn of_start(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotADirectory => Self::NotADirectory { path },
+            _ => Self::Unreadable { path, source },
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

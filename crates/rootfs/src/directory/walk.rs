@@ -49,10 +49,7 @@ pub fn read(path: &Path, spool: &mut Spool, limits: &Limits) -> Result<(Tree, Di
         limits: *limits,
         report: DirectoryReport::default(),
     };
-    let root = start(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotADirectory => DirectoryError::NotADirectory { path: path.to_owned() },
-        _ => DirectoryError::Unreadable { path: path.to_owned(), source },
-    })?;
+    let root = start(path).map_err(|source| DirectoryError::of_start(path, source))?;
     let mut levels = vec![walk.root(&root)?];
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.names.next() else {
