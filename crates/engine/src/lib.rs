@@ -14,6 +14,7 @@
 //!   kept ─────┬──▶ guest ──▶ engine ───┐                  hot, warm, cold; a VM with its agent; launch, fork, recover
 //!   image ────┘    network ──┘         ├──▶ driver        a VM's way out; the interface of a driver
 //!   volume ──▶ image, snapshot         │                  named disks that outlive VMs
+//!   directory ─▶ home                  │                  directories of the host as read-only disks
 //!   doctor ───────▶ drivers ───────────┘      │           what this host lacks; QEMU, fake
 //!                                             ▼
 //!                                            vm           one task owns it, others hold its handle
@@ -32,6 +33,8 @@
 // block.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+pub mod directory;
 #[expect(clippy::disallowed_methods, reason = "what blocks in it is called by `operation` or `blocking`")]
 pub mod doctor;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]

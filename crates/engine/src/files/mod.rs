@@ -7,4 +7,6 @@ mod file_facts;
 mod partial;
 
 pub(crate) use self::file_facts::{FileFacts, Witness};
-pub(crate) use self::partial::{PARTIAL_SUFFIX, Partial, partials, sweep};
+pub(crate) use self::partial::{
+    PARTIAL_SUFFIX, Partial, create_partial_file, is_still, partials, sweep, try_lock_together,
+};

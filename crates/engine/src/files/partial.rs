@@ -114,6 +114,23 @@ impl Drop for Partial {
     }
 }
 
+/// Creates a partial file with a random name, and locks it together with others, which keeps it from a sweep.
+///
+/// # Errors
+/// The file can't be created or locked.
+pub(crate) fn create_partial_file(parent: &Utf8Path) -> io::Result<(Utf8PathBuf, fs::File)> {
+    private_file::create_dir_all(parent)?;
+    for _ in 0..PARTIAL_ATTEMPTS_MAX {
+        let path = parent.join(format!("{}{PARTIAL_SUFFIX}", random_hex::<8>()));
+        let file = private_file::create_new(&path)?;
+        // A sweep may take it before it is locked, and has it alone then.
+        if try_lock_together(&file)? && is_still(&file, &path) {
+            return Ok((path, file));
+        }
+    }
+    Err(io::Error::other(format!("new files in `{parent}` disappear at once")))
+}
+
 /// The partial directories and files in a directory.
 pub(crate) fn partials(parent: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
     let entries = match parent.read_dir_utf8() {
@@ -157,14 +174,24 @@ pub(crate) fn sweep(path: &Utf8Path) -> io::Result<bool> {
 }
 
 fn try_lock(file: impl AsFd) -> io::Result<bool> {
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    lock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Locks a file together with others. Returns whether that succeeded: not while a process has it alone.
+pub(crate) fn try_lock_together(file: impl AsFd) -> io::Result<bool> {
+    lock(file, FlockOperation::NonBlockingLockShared)
+}
+
+fn lock(file: impl AsFd, how: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(&file, how) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-fn is_still(handle: &fs::File, path: &Utf8Path) -> bool {
+/// Whether a path leads to that open file.
+pub(crate) fn is_still(handle: &fs::File, path: &Utf8Path) -> bool {
     let here = fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     let held = handle.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     matches!((here, held), (Ok(here), Ok(held)) if here == held)
