@@ -6,7 +6,7 @@
 
 use std::os::unix::fs::FileTypeExt as _;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,10 @@ pub enum DiskRole {
     Shared,
     /// Writable. A snapshot holds the contents of that moment, and each fork writes to a layer of its own.
     Scratch,
+    /// Writable, and starts as a copy of the file, which is never written to. The copy is a [`Scratch`](Self::Scratch)
+    /// disk in the directory of the VM, and is removed with it. The file is a disk that Kiln has made, see
+    /// [`VolumeStore::scratch_disk`](crate::volume::VolumeStore::scratch_disk): two such disks of one size are the same.
+    Fresh,
     /// Writable, and the file outlives the VM. A snapshot does not hold it, so each fork must be given a volume of its
     /// own: see [`ForkPart::volumes`](crate::ForkPart::volumes).
     Volume,
@@ -169,6 +173,16 @@ impl VmSpec {
             forkable: false,
             owner_loss: OwnerLoss::Kill,
         }
+    }
+
+    /// The spec as the VM of a directory has it: each [fresh](DiskRole::Fresh) disk is a file there.
+    pub(crate) fn in_directory(&self, directory: &Utf8Path) -> Self {
+        let mut spec = self.clone();
+        let fresh = spec.disks.iter_mut().enumerate().filter(|(_, disk)| disk.role == DiskRole::Fresh);
+        for (index, disk) in fresh {
+            (disk.path, disk.role) = (directory.join(format!("disk-{index}")), DiskRole::Scratch);
+        }
+        spec
     }
 
     /// The first device that no VMM can save, as text for users.
@@ -318,6 +332,17 @@ mod tests {
     fn spec() -> VmSpec {
         // A file that always exists. Validation does not read it.
         VmSpec::new("/proc/self/exe", "/proc/self/exe")
+    }
+
+    #[test]
+    fn only_a_fresh_disk_is_a_file_of_the_vm() {
+        let disk = |role| Disk { path: "/given".into(), format: DiskFormat::Raw, role };
+        let given =
+            VmSpec { disks: vec![disk(DiskRole::Shared), disk(DiskRole::Fresh), disk(DiskRole::Scratch)], ..spec() };
+        let own = given.in_directory("/vms/x".into());
+        assert_eq!(own.disks[1], Disk { path: "/vms/x/disk-1".into(), ..disk(DiskRole::Scratch) });
+        assert_eq!((&own.disks[0], &own.disks[2]), (&given.disks[0], &given.disks[2]));
+        assert_eq!(own.in_directory("/vms/y".into()), own);
     }
 
     #[test]

@@ -133,7 +133,8 @@ impl ReopenError {
 }
 
 impl VmDir {
-    /// Creates the directory of a new VM below `vms`. Its journal has [`State::Launching`].
+    /// Creates the directory of a new VM below `vms`. Its journal has [`State::Launching`], and its spec is that of
+    /// [`VmSpec::in_directory`].
     pub(crate) fn create(vms: &Utf8Path, spec: &VmSpec) -> io::Result<Self> {
         Self::create_as(vms, spec, State::Launching)
     }
@@ -148,9 +149,10 @@ impl VmDir {
         private_file::create_dir_all(vms)?;
         let made = (0..CREATE_ATTEMPTS_MAX).find_map(|_| Self::make_and_lock(vms).transpose());
         let this = made.ok_or_else(|| io::Error::other(format!("new directories in `{vms}` disappear at once")))??;
+        let spec = spec.in_directory(&this.path);
         // The first state is written last. If this process is killed before that, the journal is empty, and recovery
         // removes the directory whatever else is in it. So a journal with a state always has a whole spec beside it.
-        private_file::write_new(&this.path.join(SPEC_FILE), &serde_json::to_vec_pretty(spec)?)?;
+        private_file::write_new(&this.path.join(SPEC_FILE), &serde_json::to_vec_pretty(&spec)?)?;
         this.journal.append(state)?;
         Ok(this)
     }

@@ -35,6 +35,7 @@ mod listing;
 mod locks;
 mod name;
 mod record;
+mod scratch;
 mod store;
 mod superblock;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::error::VolumeError;
 use super::hold::{Access, Repair, VolumeHold};
 use super::name::VolumeName;
 use super::record::{Content, DATA_FILE, RECORD_FILE, Record};
-use super::tools::{self, Checked};
+use super::tools::{self, Checked, Journal};
 use crate::failpoint;
 use crate::files::{PARTIAL_SUFFIX, Partial, partials, private_file, sweep};
 use crate::hex_id::random_hex;
@@ -25,10 +25,14 @@ pub const VOLUME_BYTES_MAX: u64 = 8 << 40;
 /// Sizes are rounded up to this: a number of blocks and of pages.
 const SIZE_STEP_BYTES: u64 = 1 << 20;
 
+/// The directory of empty disks, in the cache.
+const SCRATCH: &str = "scratch";
+
 /// The volumes of a home.
 #[derive(Debug, Clone)]
 pub struct VolumeStore {
     directory: Utf8PathBuf,
+    scratch: Utf8PathBuf,
 }
 
 /// The result of [`VolumeStore::grow`].
@@ -45,12 +49,17 @@ pub struct Grown {
 impl VolumeStore {
     /// The volumes of that home.
     pub fn new(home: &Home) -> Self {
-        Self { directory: home.volumes() }
+        Self { directory: home.volumes(), scratch: home.cache().join(SCRATCH) }
     }
 
     /// The directory of all volumes.
     pub(super) fn directory(&self) -> &Utf8Path {
         &self.directory
+    }
+
+    /// The directory of empty disks.
+    pub(super) fn scratch(&self) -> &Utf8Path {
+        &self.scratch
     }
 
     /// The directory of a volume, existing or not.
@@ -68,7 +77,7 @@ impl VolumeStore {
             file.set_len(bytes).map_err(|error| VolumeError::io("write", data, error))?;
             failpoint::hit("volume.data")?;
             match content {
-                Content::Ext4 => tools::make(data),
+                Content::Ext4 => tools::make(data, Journal::Own),
                 Content::Raw => Ok(()),
             }
         })
@@ -204,7 +213,7 @@ impl VolumeStore {
     }
 }
 
-fn rounded(bytes: u64) -> Result<u64, VolumeError> {
+pub(super) fn rounded(bytes: u64) -> Result<u64, VolumeError> {
     if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&bytes) {
         return Err(VolumeError::Size { bytes, min: VOLUME_BYTES_MIN, max: VOLUME_BYTES_MAX });
     }

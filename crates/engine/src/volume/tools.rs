@@ -51,11 +51,37 @@ pub(super) enum Checked {
     Wrong(String),
 }
 
+/// Whether a filesystem can be replayed after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Journal {
+    Own,
+    None,
+}
+
 /// Makes an empty ext4 filesystem in a file of zeros.
-pub(super) fn make(data: &Utf8Path) -> Result<(), VolumeError> {
+pub(super) fn make(data: &Utf8Path, journal: Journal) -> Result<(), VolumeError> {
     let mut command = tool("mke2fs");
+    let features = match journal {
+        Journal::Own => FEATURES.to_owned(),
+        Journal::None => format!("{FEATURES},^has_journal"),
+    };
     // No reserved blocks: they keep a machine's root filesystem usable, and a volume is not one.
-    command.args(["-q", "-F", "-t", "ext4", "-b", BLOCK_BYTES, "-I", "256", "-m", "0", "-O", FEATURES, "-E", EXTENDED]);
+    command.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-b",
+        BLOCK_BYTES,
+        "-I",
+        "256",
+        "-m",
+        "0",
+        "-O",
+        &features,
+        "-E",
+        EXTENDED,
+    ]);
     run(command.arg("--").arg(data), MAKE_DEADLINE, &[]).map(drop)
 }
 

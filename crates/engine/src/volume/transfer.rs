@@ -161,7 +161,7 @@ fn export_file(disk: &File, target: &Utf8Path) -> Result<(), VolumeError> {
 }
 
 /// Removes a file that did not get its final name.
-struct Unfinished(Utf8PathBuf);
+pub(super) struct Unfinished(pub(super) Utf8PathBuf);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {

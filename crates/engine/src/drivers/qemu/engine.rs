@@ -19,8 +19,9 @@ use crate::failpoint;
 use crate::home::Home;
 use crate::host::{self, KvmState};
 use crate::snapshot::{MachineIdentity, Snapshot, overlay};
-use crate::spec::{Acceleration, AccelerationRequest, Disk, SpecError, VmSpec};
-use crate::vm::{BoxFuture, Ends, Vm};
+use crate::spec::{Acceleration, AccelerationRequest, Disk, DiskRole, SpecError, VmSpec};
+
+use crate::vm::{BoxFuture, Ends, Files, Vm, put};
 use crate::vm_dir::{Orphan, State, VmDir, VmId};
 
 /// Name of the program.
@@ -124,6 +125,14 @@ impl QemuEngine {
         let no_directory = |source| LaunchError::Directory { path: vms.clone(), source };
         let dir = VmDir::create(&vms, spec).map_err(no_directory)?;
         failpoint::hit("launch.dir").map_err(|error| no_directory(error.into()))?;
+        let own = spec.in_directory(dir.path());
+        for (from, to) in spec.disks.iter().zip(&own.disks).filter(|(from, _)| from.role == DiskRole::Fresh) {
+            put(Files::Copy, &from.path, &to.path).map_err(|error| LaunchError::Image {
+                path: from.path.clone(),
+                source: std::io::Error::other(error),
+            })?;
+        }
+        let spec = &own;
         // Backends of vhost-user devices map the guest's memory, so it has to be a shared file for them too.
         let memory = match spec.forkable || !spec.vhost_user.is_empty() {
             true => Memory::Shared(launch::memory_file(&dir, spec)?),
