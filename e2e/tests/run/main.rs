@@ -6,6 +6,7 @@ mod refused;
 mod vhost;
 mod vm_border;
 mod vm_crash;
+mod vm_directories;
 mod vm_end;
 mod vm_exit;
 mod vm_files;

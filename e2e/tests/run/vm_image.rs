@@ -174,3 +174,42 @@ fn an_image_that_a_snapshot_needs_is_not_removed() {
     kiln(&["snapshot", "rm", "ready"], 0);
     kiln(&["image", "rm", "tool"], 0);
 }
+
+#[test]
+fn with_a_disk_the_changes_of_the_root_are_not_in_memory_and_end_with_the_vm() {
+    import();
+    // More than the guest has memory, of which an upper layer in memory gets half.
+    let script = "busybox test ! -e /opt/new && busybox dd if=/dev/zero of=/opt/new bs=1M count=300 2>/dev/null && \
+         busybox sync && busybox stat -c %s /opt/new && busybox rm -r /opt/dir && busybox mv /opt/keep /opt/moved && \
+         busybox cat /opt/moved && busybox stat -c ' %a' / && busybox df -k / | busybox tail -n 1 | busybox awk '{print ($2 > 900000)}'";
+    for flags in [&["--json"][..], &["--json"], &["--json", "--cold"]] {
+        let seen = shell(&[&["--disk", "1G", "--memory", "256"], flags].concat(), script);
+        assert_eq!(seen.code, 0, "{} {}", seen.text(), seen.stderr);
+        let report: Value = serde_json::from_slice(&seen.stdout).expect("an object");
+        assert_eq!(report["stdout"], "314572800\nold 755\n1\n", "{report}");
+        assert_eq!(report["start"], if flags.len() == 1 { "fork" } else { "boot" }, "{report}");
+    }
+    let report = shell(&["--disk", "1G", "--memory", "256", "--json"], "busybox true");
+    let report: Value = serde_json::from_slice(&report.stdout).expect("an object");
+    assert!(report["ready_ms"].is_null(), "one ready-made snapshot serves all disks of a size: {report}");
+    let refused = Kiln::new(["run", "--disk", "1G", "--", "true"]).run();
+    assert!(refused.code == 2 && refused.stderr.contains("root filesystem"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_snapshot_has_the_disk_of_its_root() {
+    import();
+    let name = format!("e2e-disk-{}", std::process::id());
+    let flags = ["snapshot", "create", &name, "--image", NAME, "--disk", "1G", "--memory", "256"];
+    let script = "busybox dd if=/dev/zero of=/opt/big bs=1M count=200 2>/dev/null; echo saved > /opt/new";
+    let made = Kiln::new(flags.into_iter().chain(["--entrypoint", "/bin/sh", "--", "-c", script])).run();
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let script =
+        "busybox cat /opt/new && busybox stat -c %s /opt/big && echo changed > /opt/new && busybox rm /opt/big";
+    let seen = [(); 2].map(|()| Kiln::new(["run", "--from", &name, "--", "/bin/busybox", "sh", "-c", script]).run());
+    let removed = Kiln::new(["snapshot", "rm", &name]).run();
+    for seen in seen {
+        assert_eq!((seen.code, seen.text().as_str()), (0, "saved\n209715200"), "{}", seen.stderr);
+    }
+    assert_eq!(removed.code, 0, "{}", removed.stderr);
+}

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use camino::Utf8PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
-use kiln_engine::volume::{Access, VolumeName};
+use kiln_engine::volume::{Access, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, VolumeName};
 
 use super::parse_size_bytes;
 
 /// What the target of `-v` is called if a volume is attached as a disk.
 const DISK: &str = "disk";
-const FORMS: &str = "write NAME:/DIR, NAME:/DIR:ro or NAME:disk";
+const FORMS: &str = "write NAME:/DIR, NAME:/DIR:ro, NAME:disk or ./SRC:/DIR:ro";
 
 /// Create, list, inspect, grow, clone, export, import and remove volumes.
 ///
@@ -135,21 +135,40 @@ pub enum VolumeCommand {
 /// Flags of `kiln run` for disks.
 #[derive(Debug, Default, ClapArgs)]
 pub struct StorageArgs {
-    /// Give the guest a volume: NAME:/DIR[:ro], or NAME:disk[:ro] for a disk that is not mounted
+    /// Give the guest a volume (NAME:/DIR[:ro]) or a directory of this host (./SRC:/DIR:ro)
     ///
     /// NAME is a volume (see `kiln volume`). It is created if it does not exist. One VM can write to it; with :ro any
     /// number of VMs can read it. It is mounted before the command runs, and unmounted before kiln ends. NAME:disk
     /// attaches it as the next disk (/dev/vda, /dev/vdb …) and mounts nothing.
     ///
-    /// A directory of this host is copied with --in and --out instead.
+    /// A directory of this host, written with a `/` or a leading `.`, is read before the VM starts, and is read-only in
+    /// the guest: :ro is required. Owners, modes and times are those of this host. What changes on the host later is not
+    /// seen. As long as nothing has changed, later runs use the same image of it. Copy with --in and --out what the
+    /// guest is to change.
     #[arg(short = 'v', long = "volume", value_name = "SOURCE:DIR", value_parser = parse_volume)]
     pub volumes: Vec<VolumeArg>,
+    /// Write changes of the root to a disk of this size, not to memory: 512M, 2G
+    ///
+    /// For an image with a root filesystem. Without it, what the guest writes to its root is in its memory (--memory),
+    /// and at most half of that. The disk is empty in each run and is removed with the VM. It takes only the space on the
+    /// host that its guest has written to. A snapshot holds it.
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk_bytes)]
+    pub disk: Option<u64>,
     /// Log more on stderr; give it twice to log everything
     ///
     /// `-v` means this only before `run`: kiln -v run.
     // The global flag has the same id, so clap does not add that one, with its short form, to this command.
     #[arg(id = "verbose", long, action = clap::ArgAction::Count, hide_short_help = true)]
     pub verbose: u8,
+}
+
+/// The size of a scratch disk.
+fn parse_disk_bytes(text: &str) -> Result<u64, String> {
+    let bytes = parse_size_bytes(text)?;
+    if (VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(format!("a disk has {} MiB to {} TiB", VOLUME_BYTES_MIN >> 20, VOLUME_BYTES_MAX >> 40))
 }
 
 /// One `-v`.
@@ -205,9 +224,11 @@ pub fn parse_volume(text: &str) -> Result<VolumeArg, String> {
     let source = if is_path {
         let directory = PathBuf::from(source);
         if access == Access::Write {
+            let place = if let Target::Mount(path) = &target { path } else { "/DIR" };
             return Err(format!(
-                "a guest can't write to a directory of this host: copy it with --in {source}:DIR and get results with \
-                 --out DIR:{source}, or share it through virtiofsd: --vhost-user fs:SOCKET,tag=NAME"
+                "a guest can't write to a directory of this host: share it read-only with -v {source}:{place}:ro, copy \
+                 it with --in {source}:{place} and get results with --out {place}:{source}, or share it through \
+                 virtiofsd: --vhost-user fs:SOCKET,tag=NAME"
             ));
         }
         if target == Target::Disk {
@@ -241,6 +262,13 @@ mod tests {
             let parsed = parse_volume(&format!("{path}:/x:ro")).expect("is read");
             assert_eq!(parsed.source, Source::Directory(path.into()));
         }
+    }
+
+    #[test]
+    fn a_scratch_disk_has_bounds() {
+        assert_eq!(parse_disk_bytes("2G"), Ok(2 << 30));
+        let lines = ["", "0", "1M", "9T", "99999999999T", "x"].map(|text| parse_disk_bytes(text).expect_err(text));
+        insta::assert_snapshot!(lines.join("\n"));
     }
 
     #[test]

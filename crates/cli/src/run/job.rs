@@ -125,7 +125,7 @@ impl Job {
         let mut origin = self.origin(&home, &progress, report)?;
         let engine = image::engine(&home)?;
         let volumes = match &mut origin {
-            Origin::Image(vm) => Volumes::attach(&home, &self.args.storage, &mut vm.spec)?,
+            Origin::Image(vm) => Volumes::attach(&home, &self.args.storage, &mut vm.spec, &progress)?,
             Origin::Snapshot(_) => Volumes::default(),
         };
         // Not earlier: building an image blocks, and a signal would not be handled. If one kills kiln during a build,

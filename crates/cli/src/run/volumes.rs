@@ -1,5 +1,5 @@
 //! The volumes of a run: held before the VM starts, mounted by its agent, and released after the guest has unmounted
-//! them.
+//! them. A directory of the host becomes a read-only disk, and needs no more than that the disk exists.
 //!
 //! ```text
 //!   -v ──▶ hold: created, locked, repaired, marked ──▶ disks and mounts of the VM ──▶ … command …
@@ -8,18 +8,20 @@
 //!             └──▶ killed ──▶ the mark stays: the next use repairs the volume
 //! ```
 
+use std::path::Path;
 use std::time::Duration;
 
+use kiln_engine::directory::{DirectoryDisk, DirectoryDiskError, DirectoryStore};
 use kiln_engine::home::Home;
-use kiln_engine::volume::{Access, Content, Ended, VolumeError, VolumeHold, VolumeStore};
-use kiln_engine::{ExitReason, ForkPart, Guest, VmSpec, VolumeFile};
+use kiln_engine::volume::{Access, Content, Ended, VolumeError, VolumeHold, VolumeName, VolumeStore};
+use kiln_engine::{ErrorKind, ExitReason, ForkPart, Guest, VmSpec, VolumeFile};
 use kiln_wire::Mount;
 use owo_colors::OwoColorize as _;
 
 use crate::args::volumes::{Source, StorageArgs, Target, VolumeArg};
-use crate::failure::{Failure, USAGE};
+use crate::failure::{Failure, HOST, USAGE};
 use crate::interrupt::Interrupts;
-use crate::output::say;
+use crate::output::{Progress, plain, say};
 use crate::volume::{say_repair, volume_failure};
 
 /// The size of a volume that `kiln run` creates. The file takes only what is written to it.
@@ -28,17 +30,25 @@ const DEFAULT_BYTES: u64 = 10 << 30;
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
 /// The filesystem of volumes.
 const EXT4: &str = "ext4";
+/// The filesystem of the disks of directories.
+const EROFS: &str = "erofs";
 
 /// The volumes that one VM uses.
 #[derive(Debug, Default)]
 pub(super) struct Volumes {
     holds: Vec<VolumeHold>,
+    /// Kept until the VM has ended.
+    directories: Vec<DirectoryDisk>,
     /// What a fork is given: the files of its volumes, and what its agent mounts.
     pub(super) part: ForkPart,
 }
 
 /// Refuses volumes that contradict each other or the other flags, before anything is made.
 pub(super) fn check(storage: &StorageArgs, saves: bool, from: bool) -> Result<(), Failure> {
+    if from && storage.disk.is_some() {
+        let words = "--from cannot be used with --disk: a fork has the disks of its snapshot and no others";
+        return Err(Failure::words(USAGE, words).hint("give --disk to kiln snapshot create, whose forks have it then"));
+    }
     if storage.volumes.is_empty() {
         return Ok(());
     }
@@ -67,51 +77,52 @@ pub(super) fn check(storage: &StorageArgs, saves: bool, from: bool) -> Result<()
 
 /// The kernel modules that the agent loads for the volumes, of those that the image has.
 pub(super) fn modules(storage: &StorageArgs, image_has: &[String]) -> Vec<String> {
-    let mounts = storage.volumes.iter().any(|one| matches!(one.target, Target::Mount(_)));
-    [EXT4].into_iter().filter(|name| mounts && image_has.iter().any(|has| has == name)).map(str::to_owned).collect()
+    let mounted = storage.volumes.iter().filter(|one| matches!(one.target, Target::Mount(_)));
+    let wanted: Vec<_> = mounted.map(|one| filesystem(&one.source)).collect();
+    let has = |name: &&str| wanted.contains(name) && image_has.iter().any(|has| has == name);
+    [EXT4, EROFS].into_iter().filter(has).map(str::to_owned).collect()
 }
 
 impl Volumes {
     /// Locks the volumes, in the order of the flags, and makes them disks of a VM, after those of its image. A volume
-    /// that does not exist is created.
-    pub(super) fn attach(home: &Home, storage: &StorageArgs, spec: &mut VmSpec) -> Result<Self, Failure> {
-        let store = VolumeStore::new(home);
+    /// that does not exist is created. A directory of this host is read.
+    pub(super) fn attach(
+        home: &Home,
+        storage: &StorageArgs,
+        spec: &mut VmSpec,
+        progress: &Progress,
+    ) -> Result<Self, Failure> {
         let mut this = Self::default();
+        if let Some(bytes) = storage.disk {
+            scratch(home, bytes, spec)?;
+        }
         for one in &storage.volumes {
-            let Source::Volume(name) = &one.source else {
-                let words = format!("`{}`: directories of this host can't be mounted yet", name_of(one));
-                return Err(Failure::words(USAGE, words).hint("copy it with --in HOST:GUEST"));
-            };
-            let hold = match store.hold(name, one.access) {
-                Err(VolumeError::Unknown(_)) if one.access == Access::Write => {
-                    let content = if one.target == Target::Disk { Content::Raw } else { Content::Ext4 };
-                    match store.create(name, DEFAULT_BYTES, content) {
-                        Ok(()) => say(format_args!("created the volume `{name}`: {content}, up to 10 GiB")),
-                        // Another run was faster.
-                        Err(VolumeError::Exists(_)) => {}
-                        Err(error) => return Err(volume_failure(error)),
+            let disk = match &one.source {
+                Source::Volume(name) => {
+                    let hold = hold(home, name, one)?;
+                    if matches!(one.target, Target::Mount(_)) && hold.content() == Content::Raw {
+                        return Err(volume_failure(VolumeError::NotMountable(name.clone())));
                     }
-                    store.hold(name, one.access)
+                    this.holds.push(hold);
+                    this.holds[this.holds.len() - 1].disk()
                 }
-                held => held,
+                Source::Directory(path) => {
+                    progress.say(format!("reading {}", path.display()));
+                    let made = DirectoryStore::new(home).disk(path).map_err(directory_failure)?;
+                    say_left_out(path, &made);
+                    this.directories.push(made);
+                    this.directories[this.directories.len() - 1].disk()
+                }
             };
-            let hold = hold.map_err(volume_failure)?;
-            if let Some(repair) = hold.repair() {
-                say_repair(name, repair);
-            }
             if let Target::Mount(target) = &one.target {
-                if hold.content() == Content::Raw {
-                    return Err(volume_failure(VolumeError::NotMountable(name.clone())));
-                }
                 this.part.mounts.push(Mount {
                     device: device(spec.disks.len()),
                     target: target.as_str().into(),
-                    fstype: EXT4.into(),
+                    fstype: filesystem(&one.source).into(),
                     read_only: one.access == Access::Read,
                 });
             }
-            spec.disks.push(hold.disk());
-            this.holds.push(hold);
+            spec.disks.push(disk);
         }
         this.part.volumes = VolumeFile::of(spec);
         Ok(this)
@@ -135,6 +146,66 @@ impl Volumes {
     }
 }
 
+/// Gives the root of a VM a disk for its changes.
+fn scratch(home: &Home, bytes: u64, spec: &mut VmSpec) -> Result<(), Failure> {
+    let Some(root) = &mut spec.root else {
+        let words = "--disk needs an image with a root filesystem: the root of `mini` is in the memory of its guest";
+        let hint = "use --image with an image of docker or OCI, or put files on a volume: -v NAME:/DIR";
+        return Err(Failure::words(USAGE, words).hint(hint));
+    };
+    root.upper = Some(device(spec.disks.len()));
+    spec.disks.push(VolumeStore::new(home).scratch_disk(bytes).map_err(volume_failure)?);
+    Ok(())
+}
+
+/// Locks a volume. If it is to be written to and does not exist, it is created.
+fn hold(home: &Home, name: &VolumeName, one: &VolumeArg) -> Result<VolumeHold, Failure> {
+    let store = VolumeStore::new(home);
+    let held = match store.hold(name, one.access) {
+        Err(VolumeError::Unknown(_)) if one.access == Access::Write => {
+            let content = if one.target == Target::Disk { Content::Raw } else { Content::Ext4 };
+            match store.create(name, DEFAULT_BYTES, content) {
+                Ok(()) => say(format_args!("created the volume `{name}`: {content}, up to 10 GiB")),
+                // Another run was faster.
+                Err(VolumeError::Exists(_)) => {}
+                Err(error) => return Err(volume_failure(error)),
+            }
+            store.hold(name, one.access)
+        }
+        held => held,
+    };
+    let held = held.map_err(volume_failure)?;
+    if let Some(repair) = held.repair() {
+        say_repair(name, repair);
+    }
+    Ok(held)
+}
+
+/// A failure of a directory of this host.
+fn directory_failure(error: DirectoryDiskError) -> Failure {
+    let code = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Denied | ErrorKind::Busy => USAGE,
+        _ => HOST,
+    };
+    let hint = error.hint();
+    Failure::new(code, error).maybe_hint(hint)
+}
+
+/// Reports what of a directory its disk does not have.
+fn say_left_out(path: &Path, disk: &DirectoryDisk) {
+    let (sockets, of_the_kernel) = (disk.facts().sockets, disk.facts().of_the_kernel);
+    let mut left_out = Vec::new();
+    if sockets > 0 {
+        left_out.push(format!("{sockets} socket{} left out", if sockets == 1 { "" } else { "s" }));
+    }
+    if of_the_kernel > 0 {
+        left_out.push(format!("the contents of {of_the_kernel} mounts of the kernel (such as /proc) left out"));
+    }
+    if !left_out.is_empty() {
+        say(format_args!("{}: {}", plain(&path.display().to_string()), left_out.join(", ")));
+    }
+}
+
 /// Requests that the guest shuts down, and waits until it has. A signal to kiln ends the wait.
 async fn shut_down(guest: &Guest, interrupts: &mut Interrupts) -> Ended {
     // A guest without an agent can't be asked, and would use up the deadline.
@@ -149,6 +220,13 @@ async fn shut_down(guest: &Guest, interrupts: &mut Interrupts) -> Ended {
         exit = off => if exit.reason == ExitReason::GuestPoweredOff { Ended::Cleanly } else { Ended::Cut },
         _ = interrupts.any() => Ended::Cut,
         () = tokio::time::sleep(SHUTDOWN_DEADLINE) => Ended::Cut,
+    }
+}
+
+fn filesystem(source: &Source) -> &'static str {
+    match source {
+        Source::Volume(_) => EXT4,
+        Source::Directory(_) => EROFS,
     }
 }
 
@@ -176,14 +254,31 @@ mod tests {
     }
 
     #[test]
+    fn a_scratch_disk_needs_a_root_and_an_image() {
+        let given = StorageArgs { disk: Some(64 << 20), ..StorageArgs::default() };
+        let from = check(&given, false, true).expect_err("is refused");
+        assert!(check(&given, true, false).is_ok());
+        let home = tempfile::tempdir().expect("a directory");
+        let home = Home::at(camino::Utf8Path::from_path(home.path()).expect("UTF-8"));
+        let mini = scratch(&home, 64 << 20, &mut VmSpec::new("/k", "/i")).expect_err("has no root");
+        let lines = [from, mini].map(|failure| {
+            assert_eq!(failure.code, USAGE);
+            format!("{}\n  hint: {}", failure.message(), failure.hint_text().unwrap_or("-"))
+        });
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
     fn disks_have_the_letters_of_their_order() {
         assert_eq!([0, 1, 15].map(device), ["/dev/vda", "/dev/vdb", "/dev/vdp"]);
     }
 
     #[test]
     fn a_module_is_loaded_only_if_a_filesystem_is_mounted_and_the_image_has_it_as_a_module() {
-        let has = ["ext4".to_owned(), "tun".to_owned()];
+        let has = ["ext4", "erofs", "tun"].map(str::to_owned);
         assert_eq!(modules(&storage(&["a:/a"]), &has), ["ext4"]);
+        assert_eq!(modules(&storage(&["./a:/a:ro", "./b:/b:ro"]), &has), ["erofs"]);
+        assert_eq!(modules(&storage(&["./a:/a:ro", "b:/b"]), &has), ["ext4", "erofs"]);
         assert_eq!(modules(&storage(&["a:disk"]), &has), [""; 0]);
         assert_eq!(modules(&storage(&["a:/a"]), &has[1..]), [""; 0]);
     }
