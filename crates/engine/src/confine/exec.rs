@@ -36,6 +36,9 @@ const SIGNALS: c_int = 64;
 /// Of linux/mount.h.
 const MOUNT_ATTR_RDONLY: u64 = 1;
 const MOUNT_ATTR_NOSUID: u64 = 2;
+/// Of linux/landlock.h.
+const LANDLOCK_RULE_PATH_BENEATH: c_long = 1;
+const LANDLOCK_ACCESS_FS_READ_FILE: u64 = 1 << 2;
 /// The exit code of a child that did not reach its exec. Only a debugger sees it.
 const NOT_STARTED: c_int = 127;
 
@@ -66,6 +69,8 @@ pub(crate) struct Steps {
     pub(crate) user: Option<(u32, Vec<u32>)>,
     pub(crate) limits: Vec<(Resource, u64)>,
     pub(crate) landlock: Option<OwnedFd>,
+    /// Under Landlock, it may read the table of its own mounts.
+    pub(crate) own_mounts: bool,
     pub(crate) filter: Option<Filter>,
 }
 
@@ -311,11 +316,19 @@ impl Launch {
         // A core file of a crashed VMM would hold its guest's memory with all secrets.
         at(Step::Limits, limit_to(Resource::Core, 0))?;
         at(Step::Limits, rustix::thread::set_no_new_privs(true))?;
+        let mut mounts = None;
         if let Some(ruleset) = &steps.landlock {
+            if steps.own_mounts {
+                mounts = Some(at(Step::Landlock, allow_own_mounts(ruleset))?);
+            }
             // SAFETY: the call takes only numbers.
             at(Step::Landlock, unsafe { call(libc::SYS_landlock_restrict_self, [fd_arg(ruleset), 0, 0, 0, 0]) })?;
         }
         at(Step::Descriptors, self.arrange_descriptors())?;
+        if let Some(mounts) = mounts {
+            at(Step::Descriptors, rustix::io::fcntl_setfd(&mounts, FdFlags::empty()))?;
+            std::mem::forget(mounts);
+        }
         // Last: from here on the child's own `openat` calls would wait for the broker.
         at(Step::Memory, steps.filter.as_ref().map_or(Ok(()), Filter::install))
     }
@@ -465,6 +478,13 @@ fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
     rustix::io::write(&file, bytes).map(drop)
 }
 
+/// `struct landlock_path_beneath_attr` of linux/landlock.h.
+#[repr(C, packed)]
+struct PathBeneath {
+    access: u64,
+    parent: c_int,
+}
+
 /// `struct mount_attr` of linux/mount.h.
 #[repr(C)]
 struct MountAttributes {
@@ -496,6 +516,17 @@ fn make_read_only(directory: &CStr) -> Result<(), Errno> {
         )?;
     }
     move_mount(&writable, c"", CWD, directory, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// Lets a ruleset allow the table of this process's mounts. A rule is bound to an inode, and that of the table exists as
+/// long as a descriptor of it: so the child keeps the one that is returned, which can't be read or written.
+fn allow_own_mounts(ruleset: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let mounts = rustix::fs::open(c"/proc/self/mounts", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let rule = PathBeneath { access: LANDLOCK_ACCESS_FS_READ_FILE, parent: mounts.as_raw_fd() };
+    let rule = ptr::from_ref(&rule) as c_long;
+    // SAFETY: the kernel reads the structure during the call.
+    unsafe { call(libc::SYS_landlock_add_rule, [fd_arg(ruleset), LANDLOCK_RULE_PATH_BENEATH, rule, 0, 0]) }?;
+    Ok(mounts)
 }
 
 /// Gives up root. The kernel then clears all capabilities.

@@ -37,6 +37,12 @@ impl Policy {
         Self { off: off.into_iter().collect() }
     }
 
+    /// This policy with these measures off, too.
+    pub(crate) fn less(mut self, off: impl IntoIterator<Item = Measure>) -> Self {
+        self.off.extend(off);
+        self
+    }
+
     /// Whether a measure is required.
     pub fn wants(&self, measure: Measure) -> bool {
         !self.off.contains(&measure)
