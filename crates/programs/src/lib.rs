@@ -1,4 +1,4 @@
-//! Starts programs of the host, except VMMs, which `kiln_engine::confine` starts inside a border.
+//! Starts programs of the host, except VMMs and e2fsprogs, which `kiln_engine::confine` starts inside a border.
 //!
 //! A program inherits the whole environment of its parent, and all descriptors that are not close-on-exec. Kiln's
 //! caller may hold locks, sockets and tokens that `apt-get` or a device backend must not get: a backend that inherits a

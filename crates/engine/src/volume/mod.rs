@@ -27,8 +27,10 @@
 //!
 //! # Hostile contents
 //! Guests write to volumes, so nothing on the host trusts what is in them. No kernel of the host ever mounts one.
-//! `superblock.rs` reads one block of 1 KiB. All else is left to e2fsprogs, under a deadline, and to guests.
+//! `superblock.rs` reads one block of 1 KiB. All else is left to e2fsprogs, inside the border that confines VMMs, and to
+//! guests.
 
+mod confined;
 mod error;
 mod hold;
 mod listing;

@@ -1,19 +1,17 @@
 //! e2fsprogs: makes, checks and grows filesystems in files, without mounting them.
 //!
-//! Each program gets the file of one volume, the lock of its directory and nothing else: no shell, `PATH` alone of the
-//! environment, a deadline. A guest may have written the filesystem, so what a program prints is kept within bounds, and
-//! reaches a terminal only with its control characters escaped.
+//! Each program gets the file of one volume, the lock of its directory and nothing else: see
+//! [`confined`](super::confined). A guest may have written the filesystem, so what a program prints is kept within bounds,
+//! and reaches a terminal only with its control characters escaped.
 
-use std::io::Read as _;
 use std::os::fd::BorrowedFd;
-use std::process::Command;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use kiln_programs::PATH_ONLY;
 
+use super::confined::{Confined, Ran};
 use super::error::VolumeError;
-use crate::image::command::{self, CommandError};
+use crate::image::CommandError;
 
 /// Writes some MiB, whatever the size of the disk.
 const MAKE_DEADLINE: Duration = Duration::from_secs(60);
@@ -21,15 +19,13 @@ const MAKE_DEADLINE: Duration = Duration::from_secs(60);
 const CHECK_DEADLINE: Duration = Duration::from_secs(600);
 /// Writes the metadata of the new part, and may have to move some.
 const RESIZE_DEADLINE: Duration = Duration::from_secs(600);
-/// What is kept of a program's output.
-const OUTPUT_BYTES_MAX: u64 = 16 << 10;
 /// Lines of it that are shown.
 const LINES_SHOWN: usize = 6;
 /// Exit codes with which e2fsck has checked. Bits: 1 corrected, 2 corrected and the host should restart if it has it
 /// mounted, 4 not corrected, 8 it could not check.
 const CHECK_CODES: [i32; 9] = [1, 2, 3, 4, 5, 6, 7, 8, 12];
-/// Where Debian has e2fsprogs. It is not in the `PATH` of ordinary users.
-const DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+/// Where distributions have e2fsprogs. It is not in the `PATH` of ordinary users.
+const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/run/current-system/sw/bin"];
 /// Bytes of a block. The kernel's pages have as many, so no request is split.
 const BLOCK_BYTES: &str = "4096";
 /// Features that kernels before 6.5 or so do not have, but newer tools turn on. Quotas stay off too: their mount fails
@@ -60,56 +56,34 @@ pub(super) enum Journal {
 
 /// Makes an empty ext4 filesystem in a file of zeros.
 pub(super) fn make(data: &Utf8Path, journal: Journal) -> Result<(), VolumeError> {
-    let mut command = tool("mke2fs");
     let features = match journal {
         Journal::Own => FEATURES.to_owned(),
         Journal::None => format!("{FEATURES},^has_journal"),
     };
     // No reserved blocks: they keep a machine's root filesystem usable, and a volume is not one.
-    command.args([
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-b",
-        BLOCK_BYTES,
-        "-I",
-        "256",
-        "-m",
-        "0",
-        "-O",
-        &features,
-        "-E",
-        EXTENDED,
-    ]);
-    run(command.arg("--").arg(data), MAKE_DEADLINE, &[]).map(drop)
+    let arguments =
+        ["-q", "-F", "-t", "ext4", "-b", BLOCK_BYTES, "-I", "256", "-m", "0", "-O", &features, "-E", EXTENDED];
+    run("mke2fs", &arguments, data, None, MAKE_DEADLINE, &[]).map(drop)
 }
 
 /// Replays the journal and repairs what is safe to repair. A whole check if `whole`, otherwise only if the filesystem
 /// needs one.
 pub(super) fn repair(data: &Utf8Path, whole: bool, lock: BorrowedFd<'_>) -> Result<Checked, VolumeError> {
-    let mut command = tool("e2fsck");
-    command.args(if whole { ["-f", "-p"].as_slice() } else { ["-p"].as_slice() });
-    check(command, data, lock)
+    check(if whole { &["-f", "-p"] } else { &["-p"] }, data, lock)
 }
 
 /// Checks a filesystem without changing it.
 pub(super) fn examine(data: &Utf8Path, lock: BorrowedFd<'_>) -> Result<Checked, VolumeError> {
-    let mut command = tool("e2fsck");
-    command.args(["-f", "-n"]);
-    check(command, data, lock)
+    check(&["-f", "-n"], data, lock)
 }
 
 /// Grows a filesystem to the size of its file.
 pub(super) fn grow(data: &Utf8Path, lock: BorrowedFd<'_>) -> Result<(), VolumeError> {
-    let mut command = tool("resize2fs");
-    kiln_programs::keep(&mut command, lock);
-    run(command.arg("--").arg(data), RESIZE_DEADLINE, &[]).map(drop)
+    run("resize2fs", &[], data, Some(lock), RESIZE_DEADLINE, &[]).map(drop)
 }
 
-fn check(mut command: Command, data: &Utf8Path, lock: BorrowedFd<'_>) -> Result<Checked, VolumeError> {
-    kiln_programs::keep(&mut command, lock);
-    let (code, printed) = run(command.arg("--").arg(data), CHECK_DEADLINE, &CHECK_CODES)?;
+fn check(arguments: &[&str], data: &Utf8Path, lock: BorrowedFd<'_>) -> Result<Checked, VolumeError> {
+    let (code, printed) = run("e2fsck", arguments, data, Some(lock), CHECK_DEADLINE, &CHECK_CODES)?;
     Ok(match code {
         0 => Checked::Clean,
         1..=3 => Checked::Corrected(printed),
@@ -117,32 +91,40 @@ fn check(mut command: Command, data: &Utf8Path, lock: BorrowedFd<'_>) -> Result<
     })
 }
 
-fn tool(name: &str) -> Command {
-    let installed = DIRECTORIES.map(|directory| Utf8PathBuf::from(directory).join(name));
-    let program = installed.into_iter().find(|path| path.is_file()).unwrap_or_else(|| name.into());
-    kiln_programs::command(program.as_std_path(), PATH_ONLY)
+/// Where a program is.
+fn find(name: &str) -> Result<Utf8PathBuf, VolumeError> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let directories = DIRECTORIES.into_iter().chain(path.split(':').filter(|directory| directory.starts_with('/')));
+    let mut programs = directories.map(|directory| Utf8Path::new(directory).join(name));
+    programs.find(|path| path.is_file()).ok_or_else(|| VolumeError::NoTools { program: name.into() })
 }
 
-/// Runs a program to its end. Exit codes other than 0 and those in `also` are errors. Returns the code, and the end of
-/// what it printed.
-fn run(command: &mut Command, deadline: Duration, also: &[i32]) -> Result<(i32, String), VolumeError> {
-    let mut bytes = Vec::new();
-    let ran = command::stream(command, deadline, |stdout| {
-        // The rest is read and dropped by the caller of this closure, so that the program is never blocked.
-        stdout.take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes).map(drop)
-    });
-    let printed = last_lines(&String::from_utf8_lossy(&bytes));
-    match ran {
-        Ok(()) => Ok((0, printed)),
-        Err(CommandError::Failed { status, stderr, command }) => match status.code() {
-            Some(code) if also.contains(&code) => Ok((code, if printed.is_empty() { stderr } else { printed })),
-            _ => {
-                let stderr = if stderr.is_empty() { printed } else { stderr };
-                Err(VolumeError::Tool(CommandError::Failed { command, status, stderr }))
-            }
-        },
-        Err(CommandError::Missing { program }) => Err(VolumeError::NoTools { program }),
-        Err(error) => Err(VolumeError::Tool(error)),
+/// Runs a program on a file, to its end. Exit codes other than 0 and those in `also` are errors. Returns the code, and
+/// the end of what it printed.
+fn run(
+    name: &str,
+    arguments: &[&str],
+    data: &Utf8Path,
+    lock: Option<BorrowedFd<'_>>,
+    deadline: Duration,
+    also: &[i32],
+) -> Result<(i32, String), VolumeError> {
+    let failed = |source| VolumeError::io("lock", data, source);
+    let keep = lock.map(|lock| lock.try_clone_to_owned()).transpose().map_err(failed)?.into_iter().collect();
+    // Landlock's rules and the new mounts are for whole paths.
+    let path = data.canonicalize_utf8().map_err(|source| VolumeError::io("find", data, source))?;
+    let arguments = arguments.iter().copied().chain(["--", path.as_str()]).collect();
+    let command = Confined { program: find(name)?, arguments, data: &path, keep, deadline };
+    let Ran { status, stdout, stderr } = command.run().map_err(VolumeError::Tool)?;
+    let (printed, stderr) = (last_lines(&stdout), last_lines(&stderr));
+    match status.code() {
+        Some(code) if code == 0 || also.contains(&code) => {
+            Ok((code, if printed.is_empty() && code != 0 { stderr } else { printed }))
+        }
+        _ => {
+            let stderr = if stderr.is_empty() { printed } else { stderr };
+            Err(VolumeError::Tool(CommandError::Failed { command: command.line(), status, stderr }))
+        }
     }
 }
 
