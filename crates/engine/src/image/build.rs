@@ -25,6 +25,8 @@ const SPARE_BYTES: u64 = 1 << 20;
 /// An agent has some 2 MiB.
 const AGENT_BYTES_MAX: u64 = 64 << 20;
 const INITRAMFS: &str = "initramfs";
+/// Digits of a kernel's digest in the name of its image.
+const KERNEL_DIGITS: usize = 12;
 
 /// What an image is built from.
 pub struct BuildOptions<'a> {
@@ -114,6 +116,7 @@ impl ImageStore {
     pub fn build_mini(&self, options: BuildOptions<'_>) -> Result<Image, ImageError> {
         let BuildOptions { agent, kernel: source, progress } = options;
         let agent = read_agent(&agent)?;
+        let name = mini_name(&source);
         let _lock = self.lock(MINI, LOCK_DEADLINE, progress)?;
 
         let cache = self.home.cache();
@@ -123,15 +126,19 @@ impl ImageStore {
         let inputs = inputs(&package.digest()?, &agent_digest, &busybox.bytes);
         if let Some(image) = self.made_from(&inputs, progress)? {
             progress(BuildStep::Unchanged);
-            self.set_name(MINI, &image.digest)?;
+            self.set_name(&name, &image.digest)?;
             return Ok(image);
         }
 
         progress(BuildStep::Unpacking { path: package.path().into() });
         let files = package.read()?;
         let release = files.release;
-        let chosen = modules::choose(&files.modules, &recipe::MODULES_REQUIRED, &recipe::MODULES_OPTIONAL)
-            .map_err(|error| ImageError::modules(&release, &error))?;
+        // A kernel of the store was checked when it was added: what is not a module of it is built in.
+        let (required, all) =
+            (&recipe::MODULES_REQUIRED[..], [recipe::MODULES_REQUIRED.as_slice(), &recipe::MODULES_OPTIONAL].concat());
+        let required = if package.stored().is_some() { &[] } else { required };
+        let chosen =
+            modules::choose(&files.modules, required, &all).map_err(|error| ImageError::modules(&release, &error))?;
         drop(files.modules);
         progress(BuildStep::Packing { kernel_version: release.clone(), modules: chosen.names.len() });
         let kernel = kernel::unpack(files.vmlinuz).ok_or_else(|| ImageError::NoKernel { release: release.clone() })?;
@@ -141,7 +148,7 @@ impl ImageStore {
         let initramfs_entry = FileEntry::of(INITRAMFS, &initramfs);
         let manifest = Manifest {
             format: Manifest::FORMAT,
-            name: MINI.into(),
+            name,
             digest: Manifest::digest_of(&kernel_entry, &initramfs_entry, recipe::CMDLINE),
             kernel: kernel_entry,
             kernel_format: kernel.format,
@@ -150,6 +157,7 @@ impl ImageStore {
             cmdline: recipe::CMDLINE.into(),
             agent_digest,
             kernel_package: package.is_from(&cache).then(|| package.path().file_name().map(str::to_owned)).flatten(),
+            kernel_digest: package.stored().map(str::to_owned),
             memory_mib_min: None,
             warm: Vec::new(),
             inputs,
@@ -157,8 +165,27 @@ impl ImageStore {
             created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         };
         self.write(&manifest, &kernel.bytes, &initramfs, progress)?;
-        self.replace_name(&MINI.parse()?, &manifest.digest)?;
+        self.replace_name(&manifest.name.parse()?, &manifest.digest)?;
         self.load(&manifest.digest)
+    }
+
+    /// The name of `mini` with a kernel of the store, by the kernel's digest. If the kernel is the one that `mini` has,
+    /// both names are of the same image.
+    pub fn name_with_kernel(digest: &str) -> String {
+        format!("{MINI}:{}", digest.chars().take(KERNEL_DIGITS).collect::<String>())
+    }
+
+    /// The image `mini` with a kernel of the store, by the kernel's digest, if it was built.
+    ///
+    /// # Errors
+    /// The store can't be read.
+    pub fn with_kernel(&self, digest: &str) -> Result<Option<Image>, ImageError> {
+        match self.find_boot(&Self::name_with_kernel(digest)) {
+            Ok(image) => Ok(Some(image)),
+            // A damaged one is built again.
+            Err(ImageError::Unknown { .. } | ImageError::Damaged { .. } | ImageError::NoBoot { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn write(
@@ -221,6 +248,14 @@ impl ImageStore {
                 Err(error) => return Err(ImageError::io(&path)(error.into())),
             }
         }
+    }
+}
+
+/// The name of `mini` with this kernel. With a kernel of the store, it is beside the ordinary one.
+fn mini_name(source: &KernelSource) -> String {
+    match source {
+        KernelSource::Stored(kernel) => ImageStore::name_with_kernel(&kernel.digest),
+        _ => MINI.into(),
     }
 }
 

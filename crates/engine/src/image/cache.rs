@@ -14,7 +14,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use sha2::{Digest as _, Sha256};
 
-use super::apt::{self, Candidate};
+use super::apt::{self, Apt, Candidate};
 use super::build::BuildStep;
 use super::packages::SourceError;
 use super::space;
@@ -48,7 +48,7 @@ impl<'a> PackageCache<'a> {
     pub(super) fn newest(&mut self, wanted: impl Fn(&str) -> bool) -> Result<Option<Utf8PathBuf>, SourceError> {
         for path in self.packages(wanted)? {
             let file = path.file_name().unwrap_or_default();
-            let Some(sha256) = self.kept(file).or_else(|| apt::sha256_of(file)) else {
+            let Some(sha256) = self.kept(file).or_else(|| Apt::of_host().sha256_of(file)) else {
                 self.refuse(file, "is not in apt's lists, so it can't be checked");
                 continue;
             };
@@ -60,8 +60,8 @@ impl<'a> PackageCache<'a> {
     }
 
     /// Downloads a package if the cache does not have it.
-    pub(super) fn fetch(&mut self, package: &str) -> Result<Utf8PathBuf, SourceError> {
-        let Candidate { file, bytes, sha256 } = apt::candidate(package)?;
+    pub(super) fn fetch(&mut self, apt: &Apt, package: &str) -> Result<Utf8PathBuf, SourceError> {
+        let Candidate { file, bytes, sha256 } = apt.candidate(package)?;
         let path = self.directory.join(&file);
         if self.is_whole(&path, &sha256)? {
             return Ok(path);
@@ -70,7 +70,7 @@ impl<'a> PackageCache<'a> {
         space::check(self.directory, bytes)?;
         (self.progress)(BuildStep::Downloading { file: file.clone() });
         let partial = Partial::create(self.directory, "download").map_err(self.failed())?;
-        apt::download(package, partial.path())?;
+        apt.download(package, partial.path())?;
         let new = partial.path().join(&file);
         if sha256_of(&new).map_err(self.failed())? != sha256 {
             let problem = "was downloaded, but does not match apt's lists";

@@ -3,26 +3,30 @@
 //! are read from the module itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Read as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
+use kiln_rootfs::erofs::{self, ReadLimits};
+use kiln_rootfs::{Body, Kind, Source, Tree};
 
+use super::module_tables::{self, ModuleInfo};
 use crate::kernel::elf::Elf;
-use crate::kernel::{unxz, unzstd};
+use crate::kernel::{gunzip, unxz, unzstd};
 
 /// No module is larger.
 const MODULE_BYTES_MAX: usize = 64 << 20;
 /// Directories below `/lib/modules/<release>`.
 const DEPTH_MAX: usize = 16;
-const BUILTIN: &str = "modules.builtin";
+pub(crate) const BUILTIN: &str = "modules.builtin";
 
 /// The modules of one kernel, below its `/lib/modules/<release>`; paths are relative to that.
 #[derive(Debug)]
 pub(crate) enum ModuleFiles {
     Directory(Utf8PathBuf),
     Memory(BTreeMap<Utf8PathBuf, Vec<u8>>),
+    /// An EROFS file, and where the contents of its files are in it.
+    Erofs(std::fs::File, BTreeMap<Utf8PathBuf, Body>),
 }
 
 /// Why modules can't be chosen.
@@ -30,7 +34,9 @@ pub(crate) enum ModuleFiles {
 pub(crate) enum ModulesError {
     #[error("the kernel has no module `{name}`, which guests need")]
     Missing { name: String },
-    #[error("the module `{path}` is damaged or packed in an unknown way (`.ko`, `.ko.xz` and `.ko.zst` are known)")]
+    #[error(
+        "the module `{path}` is damaged or packed in an unknown way (`.ko`, `.ko.gz`, `.ko.xz` and `.ko.zst` are known)"
+    )]
     Damaged { path: Utf8PathBuf },
     #[error("failed to read the modules in `{path}`")]
     Read {
@@ -50,10 +56,36 @@ pub(crate) struct Chosen {
 }
 
 impl ModuleFiles {
+    /// A kernel without modules.
+    pub(crate) fn none() -> Self {
+        Self::Memory(BTreeMap::new())
+    }
+
+    /// The modules in an EROFS file.
+    pub(crate) fn erofs(path: &Utf8Path) -> io::Result<Self> {
+        let file = fs::File::open(path)?.into_file();
+        let bytes = file.metadata()?.len();
+        let tree = erofs::read(&file, bytes, &ReadLimits::default()).map_err(io::Error::other)?;
+        let mut bodies = BTreeMap::new();
+        let mut open = vec![(Utf8PathBuf::new(), Tree::ROOT)];
+        while let Some((path, id)) = open.pop() {
+            match &tree.node(id).kind {
+                Kind::Directory(children) => {
+                    let names = children.iter().filter_map(|(name, id)| Some((std::str::from_utf8(name).ok()?, *id)));
+                    open.extend(names.map(|(name, id)| (path.join(name), id)));
+                }
+                Kind::File(body) => _ = bodies.insert(path, body.clone()),
+                _ => {}
+            }
+        }
+        Ok(Self::Erofs(file, bodies))
+    }
+
     /// All files: a path, and a text that changes with the contents.
     pub(crate) fn paths(&self) -> Result<Vec<Utf8PathBuf>, ModulesError> {
         match self {
             Self::Memory(files) => Ok(files.keys().cloned().collect()),
+            Self::Erofs(_, bodies) => Ok(bodies.keys().cloned().collect()),
             Self::Directory(root) => {
                 let mut paths = Vec::new();
                 walk(root, Utf8Path::new(""), DEPTH_MAX, &mut paths)
@@ -64,24 +96,48 @@ impl ModuleFiles {
         }
     }
 
-    fn read(&self, path: &Utf8Path) -> Result<Vec<u8>, ModulesError> {
+    pub(crate) fn read(&self, path: &Utf8Path) -> Result<Vec<u8>, ModulesError> {
         let bytes = match self {
             Self::Memory(files) => files.get(path).cloned().ok_or(io::ErrorKind::NotFound.into()),
-            Self::Directory(root) => fs::read(root.join(path)),
+            Self::Directory(root) => read_bounded(&root.join(path)),
+            Self::Erofs(file, bodies) => match bodies.get(path) {
+                Some(body) => read_body(file, body),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
         };
         bytes.map_err(|source| ModulesError::Read { path: path.into(), source })
     }
 
-    fn read_module(&self, path: &Utf8Path) -> Result<Vec<u8>, ModulesError> {
+    /// Reads a module and unpacks it.
+    pub(crate) fn read_module(&self, path: &Utf8Path) -> Result<Vec<u8>, ModulesError> {
         let bytes = self.read(path)?;
         match path.extension() {
             Some("ko") => Some(bytes),
+            Some("gz") => gunzip(&bytes, MODULE_BYTES_MAX),
             Some("xz") => unxz(&bytes, MODULE_BYTES_MAX),
             Some("zst") => unzstd(&bytes, MODULE_BYTES_MAX),
             _ => None,
         }
         .ok_or_else(|| ModulesError::Damaged { path: path.into() })
     }
+}
+
+/// Reads a file of a directory that the user named.
+fn read_bounded(path: &Utf8Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MODULE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MODULE_BYTES_MAX { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+fn read_body(file: &std::fs::File, body: &Body) -> io::Result<Vec<u8>> {
+    let size = usize::try_from(body.size).ok().filter(|size| *size <= MODULE_BYTES_MAX);
+    let mut bytes = vec![0; size.ok_or(io::ErrorKind::FileTooLarge)?];
+    for extent in &body.extents {
+        // The reader has checked that extents are within their file.
+        let (start, length) = (extent.offset as usize, extent.bytes as usize);
+        Source::read_exact_at(file, &mut bytes[start..start + length], extent.spool_offset)?;
+    }
+    Ok(bytes)
 }
 
 fn walk(root: &Utf8Path, below: &Utf8Path, depth: usize, paths: &mut Vec<Utf8PathBuf>) -> io::Result<()> {
@@ -99,7 +155,7 @@ fn walk(root: &Utf8Path, below: &Utf8Path, depth: usize, paths: &mut Vec<Utf8Pat
 }
 
 /// The kernel's name of the module in a file. `None` for other files.
-fn module_name(path: &Utf8Path) -> Option<String> {
+pub(crate) fn module_name(path: &Utf8Path) -> Option<String> {
     let file = path.file_name()?;
     let (name, packing) = file.split_once(".ko")?;
     matches!(packing, "" | ".xz" | ".gz" | ".zst").then(|| name.replace('-', "_"))
@@ -130,17 +186,9 @@ struct Closure<'a> {
     files: &'a ModuleFiles,
     by_name: BTreeMap<String, Utf8PathBuf>,
     builtin: BTreeSet<String>,
-    modules: BTreeMap<String, Module>,
+    modules: BTreeMap<String, (ModuleInfo, Vec<u8>)>,
     /// Names, each after those that it needs.
     order: Vec<String>,
-}
-
-struct Module {
-    path: Utf8PathBuf,
-    bytes: Vec<u8>,
-    needs: Vec<String>,
-    aliases: Vec<String>,
-    soft: Vec<String>,
 }
 
 impl Closure<'_> {
@@ -152,10 +200,10 @@ impl Closure<'_> {
         }
         let Some(path) = self.by_name.get(&name).cloned() else { return Ok(false) };
         let bytes = self.files.read_module(&path)?;
-        let module = read_module_info(&path, bytes)?;
-        let (needs, soft) = (module.needs.clone(), module.soft.clone());
+        let info = module_info(&path, &bytes)?;
+        let (needs, soft) = (info.needs.clone(), info.soft.clone());
         // Added before its needs are followed, so that a circle ends.
-        self.modules.insert(name.clone(), module);
+        self.modules.insert(name.clone(), (info, bytes));
         for need in needs {
             if !self.add(&need)? {
                 return Err(ModulesError::Missing { name: need });
@@ -172,58 +220,27 @@ impl Closure<'_> {
         Ok(true)
     }
 
-    fn finish(self, builtin_text: Vec<u8>) -> Chosen {
-        let [mut dep, mut alias, mut soft, mut order] = [const { String::new() }; 4];
+    fn finish(mut self, builtin_text: Vec<u8>) -> Chosen {
+        let mut files = BTreeMap::new();
+        let mut infos = Vec::with_capacity(self.order.len());
         for name in &self.order {
-            let module = &self.modules[name];
-            // `modprobe` loads the last one first.
-            let needs = self.order.iter().rev().filter(|other| *other != name && self.reaches(name, other));
-            let needs: String = needs.map(|need| format!(" {}", self.modules[need].path)).collect();
-            // Writing to a String can't fail.
-            _ = writeln!(dep, "{}:{needs}", module.path);
-            _ = writeln!(order, "{}", module.path);
-            for pattern in &module.aliases {
-                _ = writeln!(alias, "alias {pattern} {name}");
-            }
-            for line in &module.soft {
-                _ = writeln!(soft, "softdep {name} {line}");
-            }
+            let (info, bytes) = self.modules.remove(name).expect("each module of the order was read");
+            files.insert(info.path.clone(), bytes);
+            infos.push(info);
         }
         let mut names = self.order;
         names.sort();
-        let mut files: BTreeMap<_, _> = self.modules.into_values().map(|module| (module.path, module.bytes)).collect();
-        let tables = [
-            ("modules.dep", dep.into_bytes()),
-            ("modules.alias", alias.into_bytes()),
-            ("modules.softdep", soft.into_bytes()),
-            ("modules.order", order.into_bytes()),
-            ("modules.symbols", Vec::new()),
-            (BUILTIN, builtin_text),
-        ];
-        files.extend(tables.map(|(name, bytes)| (name.into(), bytes)));
+        let tables = module_tables::text(&infos, builtin_text);
+        files.extend(tables.into_iter().map(|(name, bytes)| (name.into(), bytes)));
         Chosen { files, names }
-    }
-
-    fn reaches(&self, from: &str, to: &str) -> bool {
-        let mut seen = BTreeSet::new();
-        let mut open = vec![from];
-        while let Some(name) = open.pop() {
-            for need in self.modules.get(name).map(|module| &module.needs).into_iter().flatten() {
-                if need == to {
-                    return true;
-                }
-                if seen.insert(need) {
-                    open.push(need);
-                }
-            }
-        }
-        false
     }
 }
 
-fn read_module_info(path: &Utf8Path, bytes: Vec<u8>) -> Result<Module, ModulesError> {
+/// Reads a module's own description. The path in it is that of the unpacked module.
+pub(crate) fn module_info(path: &Utf8Path, bytes: &[u8]) -> Result<ModuleInfo, ModulesError> {
     let damaged = || ModulesError::Damaged { path: path.into() };
-    let text = Elf::parse(&bytes).and_then(|elf| elf.section(".modinfo")).ok_or_else(damaged)?;
+    let name = module_name(path).ok_or_else(damaged)?;
+    let text = Elf::parse(bytes).and_then(|elf| elf.section(".modinfo")).ok_or_else(damaged)?;
     let fields: Vec<_> = text
         .split(|&byte| byte == 0)
         .filter_map(|field| std::str::from_utf8(field).ok()?.split_once('='))
@@ -233,14 +250,15 @@ fn read_module_info(path: &Utf8Path, bytes: Vec<u8>) -> Result<Module, ModulesEr
     let all =
         |key: &str| fields.iter().filter(|(name, _)| *name == key).map(|(_, value)| (*value).to_owned()).collect();
     let needs: Vec<String> = all("depends");
-    let (aliases, soft) = (all("alias"), all("softdep"));
+    let (aliases, soft, versions): (_, _, Vec<String>) = (all("alias"), all("softdep"), all("vermagic"));
     let names = needs.iter().flat_map(|list| list.split(',')).filter(|name| !name.is_empty());
     let needs = names.map(|name| name.replace('-', "_")).collect();
     let path = match path.as_str().split_once(".ko") {
         Some((stem, _)) => Utf8PathBuf::from(format!("{stem}.ko")),
         None => path.to_owned(),
     };
-    Ok(Module { path, bytes, needs, aliases, soft })
+    let release = versions.first().and_then(|text| text.split(' ').next()).map(str::to_owned);
+    Ok(ModuleInfo { name, path, needs, aliases, soft, release })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Finds out whether apt has a newer kernel than an image.
 
-use super::apt;
+use super::apt::Apt;
 use super::packages::SourceError;
 use super::store::Image;
 use super::version::version_key;
@@ -26,7 +26,8 @@ impl Image {
     /// Asks apt for a newer kernel than this image's. Takes some seconds, changes nothing, and uses the lists of the
     /// last `apt-get update`.
     pub fn kernel_news(&self) -> KernelNews {
-        let newest = apt::newest_kernel().and_then(|package| apt::candidate(&package)).map(|candidate| candidate.file);
+        let apt = Apt::of_host();
+        let newest = apt.newest_kernel().and_then(|package| apt.candidate(&package)).map(|candidate| candidate.file);
         news(self.kernel_package.as_deref(), &self.kernel_version, newest)
     }
 }

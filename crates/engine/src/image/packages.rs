@@ -10,7 +10,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fs_err as fs;
 use kiln_programs::PATH_ONLY;
 
-use super::apt;
+use super::apt::Apt;
 use super::build::BuildStep;
 use super::busybox;
 use super::cache::PackageCache;
@@ -21,6 +21,8 @@ use super::version::version_key;
 
 const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 const KERNEL_PACKAGE_SUFFIX: &str = "-cloud-amd64";
+/// How the path of a kernel's configuration begins.
+const CONFIG_PREFIX: &str = "boot/config-";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 const BUSYBOX_PATHS: [&str; 3] = ["/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox"];
 
@@ -36,6 +38,12 @@ pub enum KernelSource {
     Auto,
     /// The newest kernel that apt has. It is downloaded unless the cache has it.
     Latest,
+    /// The newest cloud kernel of a version, such as `6.1`, that apt has: in the lists of this host, or in the
+    /// backports for its Debian. If apt fails, the newest in the cache.
+    Debian {
+        /// The version.
+        version: String,
+    },
     /// A Debian kernel package.
     Deb(Utf8PathBuf),
     /// A kernel and its `/lib/modules/<release>`.
@@ -45,6 +53,21 @@ pub enum KernelSource {
         /// Its modules; the directory's name is the kernel's release.
         modules_dir: Utf8PathBuf,
     },
+    /// A kernel of the store of kernels.
+    Stored(StoredKernel),
+}
+
+/// A kernel of the store of kernels, as an image is made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredKernel {
+    /// Its digest in the store: 64 hex digits.
+    pub digest: String,
+    /// Its release.
+    pub release: String,
+    /// The kernel.
+    pub vmlinuz: Utf8PathBuf,
+    /// All its modules: an EROFS file with the contents of `/lib/modules/<release>`.
+    pub modules: Option<Utf8PathBuf>,
 }
 
 /// Why a part of an image was not found.
@@ -65,6 +88,18 @@ pub enum SourceError {
     /// None of the places has a static busybox.
     #[error("no static busybox: none in `{cache}`{refused}, none installed, and apt can't download one: {apt}")]
     NoBusybox {
+        /// The cache.
+        cache: Utf8PathBuf,
+        /// Packages in it that could not be used, as text for users.
+        refused: String,
+        /// Why apt failed.
+        apt: String,
+    },
+    /// Neither apt nor the cache has a kernel of this version.
+    #[error("no Debian cloud kernel {version}: none in `{cache}`{refused}, and apt can't download one: {apt}")]
+    NoVersion {
+        /// The version.
+        version: String,
         /// The cache.
         cache: Utf8PathBuf,
         /// Packages in it that could not be used, as text for users.
@@ -103,6 +138,9 @@ impl SourceError {
         match self {
             Self::NoKernel { .. } => Some("as root: apt-get update && apt-get install linux-image-cloud-amd64"),
             Self::NoBusybox { .. } => Some("as root: apt-get update && apt-get install busybox-static"),
+            Self::NoVersion { .. } => {
+                Some("a kernel package of Debian can also be named by its file: ./linux-image-….deb")
+            }
             Self::Command(CommandError::Missing { program }) if program == "dpkg-deb" => {
                 Some("as root: apt-get install dpkg")
             }
@@ -116,6 +154,7 @@ impl SourceError {
 pub(crate) enum KernelPackage {
     Deb(Utf8PathBuf),
     Files { vmlinuz: Utf8PathBuf, modules_dir: Utf8PathBuf },
+    Stored(StoredKernel),
 }
 
 /// A kernel that was read.
@@ -124,6 +163,8 @@ pub(crate) struct KernelFiles {
     pub(crate) release: String,
     pub(crate) vmlinuz: Vec<u8>,
     pub(crate) modules: ModuleFiles,
+    /// Its configuration, if its package has it.
+    pub(crate) config: Option<Vec<u8>>,
 }
 
 /// Finds the kernel. `progress` is called with downloads and with packages that can't be used.
@@ -138,6 +179,8 @@ pub(crate) fn find_kernel(
         KernelSource::Files { vmlinuz, modules_dir } => {
             return Ok(KernelPackage::Files { vmlinuz: vmlinuz.clone(), modules_dir: modules_dir.clone() });
         }
+        KernelSource::Stored(kernel) => return Ok(KernelPackage::Stored(kernel.clone())),
+        KernelSource::Debian { version } => return find_version(version, &mut cache).map(KernelPackage::Deb),
         KernelSource::Auto => {
             if let Some(path) = cache.newest(is_kernel_package)? {
                 return Ok(KernelPackage::Deb(path));
@@ -145,7 +188,8 @@ pub(crate) fn find_kernel(
         }
         KernelSource::Latest => {}
     }
-    let apt = match apt::newest_kernel().and_then(|package| cache.fetch(&package)) {
+    let apt = Apt::of_host();
+    let apt = match apt.newest_kernel().and_then(|package| cache.fetch(&apt, &package)) {
         Ok(path) => return Ok(KernelPackage::Deb(path)),
         Err(SourceError::NoSpace(error)) => return Err(error.into()),
         Err(error) => error.to_string(),
@@ -160,6 +204,42 @@ pub(crate) fn find_kernel(
         (None, Some(found)) => Ok(found),
         (None, None) => Err(SourceError::NoKernel { cache: cache.directory().into(), refused: cache.refused(), apt }),
     }
+}
+
+/// The newest package of a kernel's version.
+fn find_version(version: &str, cache: &mut PackageCache<'_>) -> Result<Utf8PathBuf, SourceError> {
+    let start = format!("{KERNEL_PACKAGE_PREFIX}{version}");
+    let wanted = |package: &str| is_kernel_of(package, version);
+    let host = Apt::of_host();
+    let fetched = match host.newest_of(&start, wanted) {
+        Ok(Some(package)) => cache.fetch(&host, &package),
+        Err(error) => Err(error),
+        Ok(None) => {
+            Apt::of_backports(cache.directory()).and_then(|backports| match backports.newest_of(&start, wanted)? {
+                Some(package) => cache.fetch(&backports, &package),
+                None => Err(SourceError::Unusable {
+                    path: start.clone().into(),
+                    problem: "is the start of no package's name, neither in apt's lists nor in the backports",
+                }),
+            })
+        }
+    };
+    match fetched {
+        Ok(path) => Ok(path),
+        Err(SourceError::NoSpace(error)) => Err(error.into()),
+        Err(error) => cache.newest(wanted)?.ok_or_else(|| SourceError::NoVersion {
+            version: version.into(),
+            cache: cache.directory().into(),
+            refused: cache.refused(),
+            apt: error.to_string(),
+        }),
+    }
+}
+
+/// Whether a package is the cloud kernel of a version: `6.1` is the version of `6.1.0-48`, and not that of `6.12.95`.
+fn is_kernel_of(package: &str, version: &str) -> bool {
+    let rest = package.strip_prefix(KERNEL_PACKAGE_PREFIX).and_then(|rest| rest.strip_prefix(version));
+    is_kernel_package(package) && rest.is_some_and(|rest| rest.starts_with(['.', '-', '+']))
 }
 
 pub(super) fn is_kernel_package(package: &str) -> bool {
@@ -192,6 +272,15 @@ impl KernelPackage {
         match self {
             Self::Deb(path) => path,
             Self::Files { vmlinuz, .. } => vmlinuz,
+            Self::Stored(kernel) => &kernel.vmlinuz,
+        }
+    }
+
+    /// Its digest in the store of kernels, if it is from there.
+    pub(crate) fn stored(&self) -> Option<&str> {
+        match self {
+            Self::Stored(kernel) => Some(&kernel.digest),
+            Self::Deb(_) | Self::Files { .. } => None,
         }
     }
 
@@ -200,6 +289,7 @@ impl KernelPackage {
         let mut hasher = blake3::Hasher::new();
         match self {
             Self::Deb(path) => hash_file(&mut hasher, path)?,
+            Self::Stored(kernel) => _ = hasher.update(kernel.digest.as_bytes()),
             Self::Files { vmlinuz, modules_dir } => {
                 hash_file(&mut hasher, vmlinuz)?;
                 let io_error = |source| SourceError::Io { path: modules_dir.clone(), source };
@@ -227,7 +317,19 @@ impl KernelPackage {
                     })?,
                     vmlinuz: fs::read(vmlinuz).map_err(|source| SourceError::Io { path: vmlinuz.clone(), source })?,
                     modules: ModuleFiles::Directory(modules_dir.clone()),
+                    config: None,
                 })
+            }
+            Self::Stored(kernel) => {
+                let modules = match &kernel.modules {
+                    Some(path) => {
+                        ModuleFiles::erofs(path).map_err(|source| SourceError::Io { path: path.clone(), source })?
+                    }
+                    None => ModuleFiles::none(),
+                };
+                let read = fs::read(&kernel.vmlinuz);
+                let vmlinuz = read.map_err(|source| SourceError::Io { path: kernel.vmlinuz.clone(), source })?;
+                Ok(KernelFiles { release: kernel.release.clone(), vmlinuz, modules, config: None })
             }
         }
     }
@@ -246,14 +348,18 @@ fn read_deb(deb: &Utf8Path) -> Result<KernelFiles, SourceError> {
         path.starts_with("lib/modules")
             || path.starts_with("usr/lib/modules")
             || path.as_str().starts_with("boot/vmlinuz-")
+            || path.as_str().starts_with(CONFIG_PREFIX)
     };
     let mut release = None;
     let mut vmlinuz = None;
+    let mut config = None;
     let mut modules = BTreeMap::new();
     for (path, bytes) in read_package(deb, wanted)? {
         if let Some(name) = path.as_str().strip_prefix("boot/vmlinuz-") {
             release = Some(name.to_owned());
             vmlinuz = Some(bytes);
+        } else if path.as_str().starts_with(CONFIG_PREFIX) {
+            config = Some(bytes);
         } else {
             // lib/modules/<release>/<path>
             let path = path.strip_prefix("usr").unwrap_or(&path);
@@ -264,6 +370,7 @@ fn read_deb(deb: &Utf8Path) -> Result<KernelFiles, SourceError> {
         release: release.ok_or_else(|| unusable("is not a kernel package: it has no `/boot/vmlinuz-*`"))?,
         vmlinuz: vmlinuz.ok_or_else(|| unusable("is not a kernel package: it has no `/boot/vmlinuz-*`"))?,
         modules: ModuleFiles::Memory(modules),
+        config,
     })
 }
 
@@ -322,7 +429,7 @@ pub(crate) fn find_busybox(cache: &Utf8Path, progress: &mut dyn FnMut(BuildStep)
 fn busybox_from_package(cache: &mut PackageCache<'_>) -> Result<Busybox, SourceError> {
     let deb = match cache.newest(|name| name == BUSYBOX_PACKAGE)? {
         Some(deb) => deb,
-        None => match cache.fetch(BUSYBOX_PACKAGE) {
+        None => match cache.fetch(&Apt::of_host(), BUSYBOX_PACKAGE) {
             Err(SourceError::NoSpace(error)) => return Err(error.into()),
             other => other.map_err(|error| {
                 let (cache, refused) = (cache.directory().into(), cache.refused());
@@ -354,6 +461,16 @@ mod tests {
         let new = "linux-image-6.1.0-44-cloud-amd64_6.1.164-1_amd64.deb";
         let newer = "linux-image-6.12.3-cloud-amd64_6.12.3-1_amd64.deb";
         assert!(version_key(old) < version_key(new) && version_key(new) < version_key(newer));
+    }
+
+    #[test]
+    fn a_version_is_not_the_start_of_another() {
+        let (old, new) = ("linux-image-6.1.0-48-cloud-amd64", "linux-image-6.12.95+deb12-cloud-amd64");
+        assert!(is_kernel_of(old, "6.1") && is_kernel_of(old, "6.1.0") && is_kernel_of(new, "6.12"));
+        assert!(is_kernel_of(new, "6.12.95"));
+        for (package, version) in [(new, "6.1"), (new, "6.12.9"), (old, "6"), ("linux-image-6.1.0-48-amd64", "6.1")] {
+            assert_eq!(is_kernel_of(package, version), version == "6", "{package} {version}");
+        }
     }
 
     #[test]

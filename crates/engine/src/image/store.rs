@@ -52,6 +52,8 @@ pub struct Image {
     pub modules: Vec<String>,
     /// The package of its kernel, if apt downloaded it.
     pub kernel_package: Option<String>,
+    /// The digest of its kernel in the store of kernels, if it is from there.
+    pub kernel_digest: Option<String>,
     /// The least memory that it boots with, if that was measured.
     pub memory_mib_min: Option<u64>,
     /// Lines for its shell that its VM runs before it is saved: see [`ImageStore::set_warm`].
@@ -76,6 +78,8 @@ pub(super) struct Manifest {
     pub(super) agent_digest: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) kernel_package: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kernel_digest: Option<String>,
     /// Found after the image was built. The digest does not cover it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) memory_mib_min: Option<u64>,
@@ -88,16 +92,16 @@ pub(super) struct Manifest {
     pub(super) created_unix_seconds: u64,
 }
 
-/// A file of an image.
+/// A file of an image or a kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileEntry {
-    pub(super) file: String,
-    pub(super) bytes: u64,
-    pub(super) blake3: String,
+pub(crate) struct FileEntry {
+    pub(crate) file: String,
+    pub(crate) bytes: u64,
+    pub(crate) blake3: String,
 }
 
 impl FileEntry {
-    pub(super) fn of(file: &str, bytes: &[u8]) -> Self {
+    pub(crate) fn of(file: &str, bytes: &[u8]) -> Self {
         Self { file: file.into(), bytes: bytes.len() as u64, blake3: blake3::hash(bytes).to_hex().to_string() }
     }
 }
@@ -139,6 +143,7 @@ impl Manifest {
             agent_digest: self.agent_digest,
             modules: self.modules,
             kernel_package: self.kernel_package,
+            kernel_digest: self.kernel_digest,
             memory_mib_min: self.memory_mib_min,
             warm: self.warm,
             created_unix_seconds: self.created_unix_seconds,

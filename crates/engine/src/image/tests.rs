@@ -337,6 +337,12 @@ fn each_error_has_its_text_and_a_hint() {
             SourceError::Command(dpkg()),
             SourceError::Command(CommandError::Missing { program: "apt-get".into() })
         ],
+        NoVersion: [SourceError::NoVersion {
+            version: "6.12".into(),
+            cache: "/c".into(),
+            refused: String::new(),
+            apt: "`apt-cache` was not found".into(),
+        }],
         Io: [SourceError::Io { path: "/c".into(), source: source() }],
     });
     let command = every_variant!(CommandError {
