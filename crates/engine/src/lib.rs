@@ -108,8 +108,8 @@ pub use host::TapError;
 pub use process::VmmStatus;
 pub use spec::{
     AGENT_PORT, Acceleration, AccelerationRequest, Attachment, CMDLINE_BYTES_MAX, CPUS_MAX, DISKS_MAX, Disk,
-    DiskFormat, DiskRole, EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, MacAddress, NICS_MAX, Nic, NoMacAddress,
-    OwnerLoss, QUEUES_MAX, RootSpec, SHARES_MAX, SpecError, Tap, VhostUser, VhostUserDevice, VmSpec,
+    DiskFormat, DiskRole, EXTRA_PORTS_MAX, HostLimits, MEMORY_MIB_MIN, MacAddress, ModuleDisk, NICS_MAX, Nic,
+    NoMacAddress, OwnerLoss, QUEUES_MAX, RootSpec, SHARES_MAX, SpecError, Tap, VhostUser, VhostUserDevice, VmSpec,
 };
 pub use vm::{
     BoxFuture, CONSOLE_RING_BYTES, ControlError, ExitReason, PortError, SaveError, Vm, VmEvent, VmEvents, VmExit,

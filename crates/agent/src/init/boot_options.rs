@@ -9,6 +9,17 @@ pub(super) struct BootOptions {
     pub modules: Vec<String>,
     /// `kiln.root=DEVICE:TYPE` or `kiln.root=DEVICE:TYPE:UPPER`.
     pub root: Option<RootDevice>,
+    /// `kiln.module_disk=DEVICE:TYPE`: mounted on `/lib/modules/RELEASE` before any command.
+    pub module_disk: Option<ModuleDisk>,
+}
+
+/// A read-only disk with all modules of the kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ModuleDisk {
+    /// Path of the block device.
+    pub device: String,
+    /// Type of its file system.
+    pub filesystem: String,
 }
 
 /// A read-only root file system.
@@ -42,6 +53,12 @@ impl BootOptions {
                         _ => None,
                     };
                 }
+                "kiln.module_disk" => {
+                    options.module_disk = value.split_once(':').map(|(device, filesystem)| ModuleDisk {
+                        device: device.to_owned(),
+                        filesystem: filesystem.to_owned(),
+                    });
+                }
                 _ => {}
             }
         }
@@ -59,6 +76,8 @@ mod tests {
         assert_eq!(options.modules, ["a", "b"]);
         let root = options.root.expect("a root is named");
         assert_eq!((root.device.as_str(), root.filesystem.as_str(), root.upper), ("/dev/vda", "erofs", None));
+        let disk = BootOptions::parse("kiln.module_disk=/dev/vdb:erofs").module_disk.expect("a disk is named");
+        assert_eq!((disk.device.as_str(), disk.filesystem.as_str()), ("/dev/vdb", "erofs"));
         let root = BootOptions::parse("kiln.root=/dev/vda:erofs:/dev/vdb").root.expect("a root is named");
         assert_eq!((root.filesystem.as_str(), root.upper.as_deref()), ("erofs", Some("/dev/vdb")));
     }
@@ -67,5 +86,6 @@ mod tests {
     fn an_empty_line_has_no_options() {
         assert_eq!(BootOptions::parse(""), BootOptions::default());
         assert_eq!(BootOptions::parse("kiln.root=/dev/vda").root, None);
+        assert_eq!(BootOptions::parse("kiln.module_disk=/dev/vda").module_disk, None);
     }
 }

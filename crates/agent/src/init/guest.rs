@@ -7,7 +7,7 @@
 //!   blocked is ignored by default, and its child would stay a zombie until the next one arrives.
 //! - The agent takes over the control groups before it serves the link. The first command could otherwise start outside
 //!   of them, and would then be missed by limits and by the freezer.
-//! - All other drivers are loaded after the first Hello, unless the root is on a disk. The host then knows that the
+//! - All other drivers are loaded after the first Hello, unless the root or all modules are on a disk. The host then knows that the
 //!   guest is up, and the time that the drivers need passes while the host prepares its first request. Commands wait
 //!   for them; the link does not.
 
@@ -23,7 +23,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use super::boot_options::BootOptions;
 use super::modules::Modules;
-use super::{mounts, port, root, shutdown};
+use super::{module_disk, mounts, port, root, shutdown};
 use crate::agent::{Agent, Setup};
 use crate::drivers::{Drivers, Loaded};
 use crate::link::Links;
@@ -78,14 +78,24 @@ async fn guest() -> io::Result<()> {
     network::loopback_up();
     raise_limits();
     let mut drivers_wait = true;
-    if let Some(root) = &options.root {
-        modules.for_devices().iter().chain(&options.modules).for_each(|name| modules.load(name));
+    if options.root.is_some() || options.module_disk.is_some() {
+        modules.for_devices().iter().for_each(|name| modules.load(name));
         drivers_wait = false;
+    }
+    if let Some(root) = &options.root {
+        options.modules.iter().for_each(|name| modules.load(name));
         root::switch(root, &modules).await?;
         // The initramfs has the name in its hosts file, and a disk may not.
         if let Err(error) = hosts::rename(HOSTNAME, HOSTNAME) {
             note(format!("can't add `{HOSTNAME}` to `/etc/hosts`: {error}"));
         }
+    }
+    if let Some(disk) = &options.module_disk {
+        modules.load(&disk.filesystem);
+        module_disk::mount(disk)?;
+        // The disk has modules that the initramfs does not have.
+        let all = Modules::of_running_kernel();
+        options.modules.iter().for_each(|name| all.load(name));
     }
     // Exempts the agent from the OOM killer. A command's child undoes this for itself.
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");

@@ -1,7 +1,7 @@
 //! PID 1 of a guest.
 //!
 //! ```text
-//!   first line ─▶ mounts ─▶ virtio modules ─▶ root (if named) ─▶ control groups ─▶ port ─▶ links
+//!   first line ─▶ mounts ─▶ virtio modules ─▶ root, modules (if named) ─▶ control groups ─▶ port ─▶ links
 //!                                                                                       │
 //!                                   drivers of other devices, extra modules ◀───────────┘ (commands wait for them)
 //!   SIGTERM, SIGPWR, Goodbye{shutdown} ─▶ TERM, KILL, sync, unmount, power off
@@ -11,6 +11,7 @@
 
 mod boot_options;
 mod guest;
+mod module_disk;
 mod modules;
 mod mounts;
 mod port;

@@ -20,4 +20,4 @@ pub use self::mac_address::{MacAddress, NoMacAddress};
 pub use self::nic::{Attachment, Nic, Tap};
 pub(crate) use self::vhost_user::connect_at_once;
 pub use self::vhost_user::{VhostUser, VhostUserDevice};
-pub use self::vm_spec::{AGENT_PORT, Disk, DiskFormat, DiskRole, HostLimits, OwnerLoss, RootSpec, VmSpec};
+pub use self::vm_spec::{AGENT_PORT, Disk, DiskFormat, DiskRole, HostLimits, ModuleDisk, OwnerLoss, RootSpec, VmSpec};

@@ -93,6 +93,15 @@ pub struct RootSpec {
     pub image: Option<String>,
 }
 
+/// A read-only disk with the contents of `/lib/modules/<release>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleDisk {
+    /// Device in the guest, such as `/dev/vdb`.
+    pub device: String,
+    /// The type of its filesystem, such as `erofs`.
+    pub fstype: String,
+}
+
 /// What happens to a VM when its owner ends without stopping it. The owner is the process that started or adopted it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -127,6 +136,9 @@ pub struct VmSpec {
     pub modules: Vec<String>,
     /// The root filesystem. If absent, the initramfs is the root.
     pub root: Option<RootSpec>,
+    /// A disk with all modules of the kernel. The agent mounts it on `/lib/modules/<release>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module_disk: Option<ModuleDisk>,
     /// More virtio-serial ports. Each has a socket on the host, see [`Vm::port_stream`](crate::Vm::port_stream).
     pub extra_ports: Vec<String>,
     /// Network cards.
@@ -167,6 +179,7 @@ impl VmSpec {
             disks: Vec::new(),
             modules: Vec::new(),
             root: None,
+            module_disk: None,
             extra_ports: Vec::new(),
             nics: Vec::new(),
             vhost_user: Vec::new(),
@@ -209,6 +222,15 @@ impl VmSpec {
         }
     }
 
+    /// This VM with all modules of its kernel as one more disk: an EROFS file.
+    #[must_use]
+    pub fn with_module_disk(mut self, file: &Utf8Path) -> Self {
+        let device = disk_device(self.disks.len());
+        self.disks.push(Disk { path: file.to_owned(), format: DiskFormat::Raw, role: DiskRole::Shared });
+        self.module_disk = Some(ModuleDisk { device, fstype: "erofs".into() });
+        self
+    }
+
     /// The kernel command line. In order: the image's words, the engine's, those for the agent, the user's.
     pub fn kernel_cmdline(&self) -> String {
         let mut words: Vec<String> = self.cmdline.split_ascii_whitespace().map(str::to_owned).collect();
@@ -223,6 +245,9 @@ impl VmSpec {
         if let Some(root) = &self.root {
             let upper = root.upper.iter().map(|device| format!(":{device}")).collect::<String>();
             words.push(format!("kiln.root={}:{}{upper}", root.device, root.fstype));
+        }
+        if let Some(ModuleDisk { device, fstype }) = &self.module_disk {
+            words.push(format!("kiln.module_disk={device}:{fstype}"));
         }
         words.extend(self.cmdline_extra.iter().cloned());
         words.join(" ")
@@ -271,6 +296,10 @@ impl VmSpec {
                 check_name("image", digest, "")?;
             }
         }
+        if let Some(ModuleDisk { device, fstype }) = &self.module_disk {
+            check_name("module disk", device, "._-/")?;
+            check_name("filesystem of the module disk", fstype, "._-")?;
+        }
         self.validate_nics()?;
         self.vhost_user.iter().try_for_each(VhostUser::check)?;
         vhost_user::check_distinct(&self.vhost_user)
@@ -312,6 +341,12 @@ impl VmSpec {
         }
         self.vhost_user.iter().try_for_each(VhostUser::probe)
     }
+}
+
+/// The device of a disk by its index: `/dev/vda` and so on. A VM has at most [`DISKS_MAX`], fewer than letters.
+fn disk_device(index: usize) -> String {
+    let letter = (b'a'..=b'z').nth(index).map_or('?', char::from);
+    format!("/dev/vd{letter}")
 }
 
 fn check_name(what: &'static str, name: &str, also: &str) -> Result<(), SpecError> {
@@ -464,12 +499,16 @@ mod tests {
             cmdline_extra: vec!["panic=0".into()],
             modules: vec!["erofs".into(), "overlay".into()],
             root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into(), upper: None, image: None }),
+            disks: vec![Disk { path: "/root.erofs".into(), format: DiskFormat::Raw, role: DiskRole::Shared }],
             ..spec()
         };
         assert_eq!(
             spec.kernel_cmdline(),
             "quiet console=hvc0 panic=-1 kiln.modules=erofs,overlay kiln.root=/dev/vda:erofs panic=0"
         );
+        let spec = spec.with_module_disk("/modules.erofs".into());
+        assert!(spec.kernel_cmdline().ends_with(" kiln.root=/dev/vda:erofs kiln.module_disk=/dev/vdb:erofs panic=0"));
+        assert!(spec.disks[1].role.is_read_only() && spec.disks[1].path == "/modules.erofs");
     }
 
     #[test]

@@ -120,6 +120,7 @@ async fn probe(engine: &QemuEngine, spec: &VmSpec) -> Result<(), String> {
         disks: Vec::new(),
         modules: Vec::new(),
         root: None,
+        module_disk: None,
         extra_ports: Vec::new(),
         nics: Vec::new(),
         vhost_user: Vec::new(),
