@@ -15,6 +15,7 @@
 //!   image ────┘    network ──┘         ├──▶ driver        a VM's way out; the interface of a driver
 //!   volume ──▶ image, snapshot         │                  named disks that outlive VMs
 //!   directory ─▶ home                  │                  directories of the host as read-only disks
+//!   kernels ──▶ image                  │                  kernels that images boot
 //!   doctor ───────▶ drivers ───────────┘      │           what this host lacks; QEMU, fake
 //!                                             ▼
 //!                                            vm           one task owns it, others hold its handle
@@ -40,6 +41,8 @@ pub mod doctor;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod image;
 pub mod kept;
+#[expect(clippy::disallowed_methods, reason = "all of it blocks")]
+pub mod kernels;
 #[expect(clippy::disallowed_methods, reason = "all of it blocks")]
 pub mod volume;
 
