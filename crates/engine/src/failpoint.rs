@@ -13,7 +13,7 @@ use std::io;
 /// file and continues once the test has removed it.
 pub const FAIL_POINT_VARIABLE: &str = "KILN_FAILPOINT";
 
-/// All fail points, in the order in which the life of a VM passes them, then those of a volume.
+/// All fail points, in the order in which the life of a VM passes them, then those of a volume and of a kernel.
 pub const FAIL_POINTS: &[&str] = &[
     "launch.dir",
     "launch.spawned",
@@ -52,6 +52,9 @@ pub const FAIL_POINTS: &[&str] = &[
     "volume.grown",
     "volume.exported",
     "volume.unnamed",
+    "kernel.modules",
+    "kernel.recorded",
+    "kernel.published",
 ];
 
 /// A step that was made to fail.

@@ -138,8 +138,8 @@ impl Home {
         trust::check(&self.0, &self.parts(), user, &trust::Accounts::read())
     }
 
-    fn parts(&self) -> [Utf8PathBuf; 5] {
-        [self.images(), self.vms(), self.snapshots(), self.volumes(), self.cache()]
+    fn parts(&self) -> [Utf8PathBuf; 6] {
+        [self.images(), self.kernels(), self.vms(), self.snapshots(), self.volumes(), self.cache()]
     }
 
     /// The directory itself.
@@ -150,6 +150,11 @@ impl Home {
     /// Guest images, by digest.
     pub fn images(&self) -> Utf8PathBuf {
         self.0.join("images")
+    }
+
+    /// Kernels, by digest.
+    pub fn kernels(&self) -> Utf8PathBuf {
+        self.0.join("kernels")
     }
 
     /// Running and stopped VMs, by id.

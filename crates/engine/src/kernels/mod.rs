@@ -14,11 +14,17 @@
 //! The digest covers the files and the release, so the same kernel is the same everywhere. A kernel appears by a rename
 //! once all its files are on disk. A crash leaves nothing, or a partial directory that a sweep removes.
 
+mod add;
 mod error;
 mod module_tree;
 mod name;
 mod needs;
+mod store;
+#[cfg(test)]
+mod tests;
 
+pub use add::{AddKernel, AddStep, Added, KernelInput};
 pub use error::KernelError;
 pub use name::{BadKernelName, KernelName};
 pub use needs::{Missing, Purpose};
+pub use store::{Kernel, KernelStore};
