@@ -4,6 +4,7 @@ pub mod docker;
 #[cfg(test)]
 mod help;
 pub mod image;
+pub mod kernel;
 pub mod network;
 pub mod publish;
 mod quantities;
@@ -22,6 +23,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 
 use self::image::{ImageArgs, Pull};
+use self::kernel::{KernelArgs, KernelChoice};
 use self::network::{NetArgs, NetworkArgs};
 pub use self::quantities::{parse_duration, parse_size_bytes};
 use self::quantities::{parse_grace, parse_memory_mib};
@@ -46,6 +48,7 @@ pub enum Command {
     Run(Box<RunArgs>),
     Doctor(DoctorArgs),
     Image(ImageArgs),
+    Kernel(KernelArgs),
     Net(NetArgs),
     Snapshot(SnapshotArgs),
     Volume(VolumeArgs),
@@ -148,6 +151,8 @@ pub struct RunArgs {
     /// python3 -V`. After `--` it never is.
     #[arg(long, env = "KILN_IMAGE")]
     pub image: Option<String>,
+    #[command(flatten)]
+    pub kernel: KernelChoice,
     /// Run this program instead of the image's entrypoint, with the command as its arguments
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<OsString>,

@@ -12,6 +12,7 @@ mod guest;
 mod hints;
 mod image;
 mod interrupt;
+mod kernel;
 mod net;
 mod output;
 mod ready;
@@ -62,6 +63,7 @@ fn run(args: Args) -> Result<u8, Failure> {
         Command::Run(args) => run::run(*args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Image(args) => image::run(args),
+        Command::Kernel(args) => kernel::run(args),
         Command::Net(args) => net::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Volume(args) => volume::run(args),

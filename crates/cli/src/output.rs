@@ -79,6 +79,16 @@ fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
+/// An age in the largest unit that fits.
+pub fn age(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let units = [(86_400, "d"), (3600, "h"), (60, "min")];
+    match units.into_iter().find(|(unit, _)| seconds >= *unit) {
+        Some((unit, name)) => format!("{} {name} ago", seconds / unit),
+        None => format!("{seconds} s ago"),
+    }
+}
+
 /// A size in MiB, as text.
 pub fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))

@@ -14,7 +14,7 @@ use crate::engine_failure::snapshot_failure;
 use crate::failure::Failure;
 use crate::hints;
 use crate::image::home;
-use crate::output::{Progress, mebibytes, plain, print, print_json, say};
+use crate::output::{Progress, age, mebibytes, plain, print, print_json, say};
 
 use crate::snapshot_names::{resolve, resolve_all};
 
@@ -140,16 +140,6 @@ fn state(row: &Row) -> String {
     states.extend(row.ready_made.then_some("ready-made"));
     states.extend(row.in_use.then_some("in use"));
     states.join(", ")
-}
-
-/// An age in the largest unit that fits.
-fn age(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let units = [(86_400, "d"), (3600, "h"), (60, "min")];
-    match units.into_iter().find(|(unit, _)| seconds >= *unit) {
-        Some((unit, name)) => format!("{} {name} ago", seconds / unit),
-        None => format!("{seconds} s ago"),
-    }
 }
 
 fn verify(store: &SnapshotStore, given: &[String], all: bool) -> Result<u8, Failure> {

@@ -69,8 +69,10 @@ fn value_is_next(command: &Command, cluster: &str) -> bool {
 }
 
 /// Flags of `kiln run` that have no effect with `--from`, each with a hint.
-const DECIDED_BY_SNAPSHOT: [(&str, &str); 7] = [
+const DECIDED_BY_SNAPSHOT: [(&str, &str); 9] = [
     ("image", DECIDED),
+    ("kernel", DECIDED),
+    ("all_modules", DECIDED),
     ("memory", DECIDED),
     ("cpus", DECIDED),
     ("modules", DECIDED),
@@ -78,7 +80,7 @@ const DECIDED_BY_SNAPSHOT: [(&str, &str); 7] = [
     ("vhost_user", "a VM with a vhost-user device can't be saved or forked: leave one of the two flags out"),
     ("cold", "--cold boots an image and --from forks a snapshot: leave one of the two flags out"),
 ];
-const DECIDED: &str = "the snapshot decides image, memory, CPUs, acceleration and modules: leave the flag out, or create \
+const DECIDED: &str = "the snapshot decides image, kernel, memory, CPUs, acceleration and modules: leave the flag out, or create \
                        another snapshot with it (kiln snapshot create)";
 
 /// Parses a command line. If it is wrong, returns as error what kiln exits with.
@@ -191,8 +193,10 @@ mod tests {
 
     #[test]
     fn flags_that_a_snapshot_decides_are_refused_with_from() {
-        let given: [(&str, &[&str]); 7] = [
+        let given: [(&str, &[&str]); 9] = [
             ("image", &["--image mini", "--image=other"]),
+            ("kernel", &["--kernel 6.1"]),
+            ("all_modules", &["--all-modules"]),
             ("memory", &["--memory 256", "-m 512", "-m512"]),
             ("cpus", &["--cpus 1", "-c 2"]),
             ("modules", &["--module tun"]),

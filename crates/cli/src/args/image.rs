@@ -6,6 +6,7 @@ use camino::Utf8PathBuf;
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::AccelArg;
+use super::kernel::KernelChoice;
 use super::quantities::{parse_duration, parse_memory_mib};
 
 /// When to ask a registry for an image.
@@ -22,7 +23,7 @@ pub enum Pull {
 /// Pull, import, build, list, check and remove images.
 ///
 /// An image is what a VM starts with. `mini` boots: it is a kernel with busybox. All others are root filesystems with a
-/// configuration, as in docker; they boot with the kernel of `mini`. Each is stored once, in $KILN_HOME/images, and is
+/// configuration, as in docker; they boot with the kernel of `mini`, or another one (see `kiln kernel`). Each is stored once, in $KILN_HOME/images, and is
 /// never changed: a VM writes to a layer of its own.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -149,6 +150,8 @@ pub struct ImageWarmArgs {
     /// CPUs of the VM
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
+    #[command(flatten)]
+    pub kernel: KernelChoice,
     /// Load a kernel module of the image
     #[arg(long = "module", value_name = "NAME")]
     pub modules: Vec<String>,

@@ -130,7 +130,7 @@ pub const fn accel_name(acceleration: Acceleration) -> &'static str {
 }
 
 /// Fails if an image does not have a module.
-pub fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
+pub(super) fn check_modules(image: &Image, wanted: &[String]) -> Result<(), Failure> {
     image.check_modules(wanted).map_err(|error| {
         let hint = format!("the image has these modules: {}", error.has.join(", "));
         Failure::new(USAGE, error).hint(hint)

@@ -7,9 +7,11 @@ use kiln_engine::{QemuEngine, VmSpec};
 use kiln_oci::{ImageConfig, PATH_DEFAULT};
 use kiln_wire::{ExecRequest, Text};
 
+use super::kernel::Chosen;
 use super::{boot, root};
 use crate::agent_binary;
 use crate::args::image::Pull;
+use crate::args::kernel::KernelChoice;
 use crate::engine_failure::launch_failure;
 use crate::failure::{Failure, HOST, USAGE};
 use crate::output::Progress;
@@ -68,23 +70,62 @@ pub struct Runnable {
     pub boot: Image,
     /// The root filesystem, unless it is the initramfs.
     pub root: Option<RootImage>,
+    /// The kernel, unless it is that of the image.
+    kernel: Option<Chosen>,
+}
+
+/// What a VM has that not every kernel has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wants {
+    /// A root filesystem.
+    pub root: bool,
+    /// Volumes.
+    pub volumes: bool,
+    /// Network cards.
+    pub network: bool,
 }
 
 impl Runnable {
-    /// The image of a run. One with a root filesystem boots with the kernel and agent of `mini`.
-    pub fn find(home: &Home, name: &str, pull: Pull, progress: &Progress) -> Result<Self, Failure> {
+    /// An image with the kernel that it has.
+    pub fn of(boot: Image, root: Option<RootImage>) -> Self {
+        Self { boot, root, kernel: None }
+    }
+
+    /// The image of a run. One with a root filesystem boots with the kernel and agent of `mini`. A chosen kernel replaces
+    /// that of `mini`, and is refused if it lacks what the VM has.
+    pub fn find(
+        home: &Home,
+        name: &str,
+        pull: Pull,
+        kernel: (&KernelChoice, Wants),
+        progress: &Progress,
+    ) -> Result<Self, Failure> {
         let store = ImageStore::new(home);
         let found = if name == MINI { Err(None) } else { store.find(name).map_err(Some) };
         let root = match found {
             Err(None) | Ok(AnyImage::Boot(_)) => {
-                return Ok(Self { boot: find_or_build(home, name, progress)?, root: None });
+                let chosen = Chosen::find(home, kernel.0, Wants { root: false, ..kernel.1 })?;
+                if chosen.is_some() && name != MINI {
+                    let words = format!("the image `{name}` has a kernel of its own, so --kernel can't replace it");
+                    return Err(Failure::words(USAGE, words).hint("leave out --kernel, or run another image"));
+                }
+                let boot = match &chosen {
+                    Some(chosen) => chosen.image(home, progress)?,
+                    None => find_or_build(home, name, progress)?,
+                };
+                return Ok(Self { boot, root: None, kernel: chosen });
             }
             Ok(AnyImage::Root(_)) if pull == Pull::Always => root::pull_named(home, name, progress)?,
             Ok(AnyImage::Root(image)) => *image,
             Err(Some(ImageError::Unknown { .. })) if pull != Pull::Never => root::pull_named(home, name, progress)?,
             Err(Some(error)) => return Err(image_failure(error)),
         };
-        Ok(Self { boot: find_or_build(home, MINI, progress)?, root: Some(root) })
+        let chosen = Chosen::find(home, kernel.0, Wants { root: true, ..kernel.1 })?;
+        let boot = match &chosen {
+            Some(chosen) => chosen.image(home, progress)?,
+            None => find_or_build(home, MINI, progress)?,
+        };
+        Ok(Self { boot, root: Some(root), kernel: chosen })
     }
 
     /// Its name.
@@ -112,11 +153,25 @@ impl Runnable {
         lines.iter().map(command).collect()
     }
 
+    /// Refuses modules that neither the image nor its disk with all modules of the kernel has.
+    pub fn check_modules(&self, wanted: &[String]) -> Result<(), Failure> {
+        match &self.kernel {
+            Some(chosen) if chosen.modules.is_some() => chosen.check_modules(wanted),
+            Some(_) => boot::check_modules(&self.boot, wanted)
+                .map_err(|failure| failure.hint("--all-modules attaches all modules of the kernel")),
+            None => boot::check_modules(&self.boot, wanted),
+        }
+    }
+
     /// A VM of it, with the defaults of [`VmSpec`].
     pub fn vm_spec(&self) -> VmSpec {
-        match &self.root {
+        let spec = match &self.root {
             Some(root) => root.vm_spec(&self.boot),
             None => self.boot.vm_spec(),
+        };
+        match self.kernel.as_ref().and_then(|chosen| chosen.modules.as_ref()) {
+            Some(disk) => spec.with_module_disk(disk),
+            None => spec,
         }
     }
 }
@@ -146,7 +201,7 @@ pub fn of_snapshot(home: &Home, snapshot: &Snapshot) -> Result<Option<RootImage>
 }
 
 /// A failure of the store.
-pub(super) fn image_failure(error: ImageError) -> Failure {
+pub fn image_failure(error: ImageError) -> Failure {
     let hint = error.hint();
     Failure::new(HOST, error).hint_if_not_writable().maybe_hint(hint)
 }

@@ -211,6 +211,7 @@ mod tests {
             agent_digest: "fedc".repeat(16),
             modules: vec!["tun".into()],
             kernel_package: None,
+            kernel_digest: None,
             memory_mib_min: Some(80),
             warm: Vec::new(),
             created_unix_seconds: 1_000_000,

@@ -4,18 +4,23 @@
 //!   find    the image of a run: built, pulled or found     list    what there is
 //!   boot    images that boot: mini                         warm    ready-made snapshots
 //!   root    images with a root filesystem                  remove  images that are not needed
+//!   kernel  the kernel that a run chooses
 //! ```
 
 mod boot;
 mod command;
 mod export;
 mod find;
+mod kernel;
 mod list;
 mod remove;
 mod root;
 mod warm;
 
-pub use boot::{accel_name, check_modules, with_memory};
+pub use boot::{accel_name, with_memory};
 pub use command::run;
-pub use find::{Runnable, engine, find_boot, find_or_build, home, image_env, of_snapshot, unchecked_home};
+pub use find::{
+    Runnable, Wants, engine, find_boot, find_or_build, home, image_env, image_failure, of_snapshot, unchecked_home,
+};
+pub use kernel::kernel_failure;
 pub use list::least_memory;

@@ -6,8 +6,8 @@ use kiln_engine::image::ImageStore;
 use kiln_engine::{Engine as _, Renew, VmSpec};
 use serde::Serialize;
 
-use super::boot::{THREADS_DEADLINE, accel_name, check_modules, with_memory};
-use super::find::{Runnable, engine, home, image_failure};
+use super::boot::{THREADS_DEADLINE, accel_name, with_memory};
+use super::find::{Runnable, Wants, engine, home, image_failure};
 use crate::args::image::{ImageWarmArgs, Pull};
 use crate::engine_failure::{launch_failure, ready_failure, snapshot_failure};
 use crate::failure::Failure;
@@ -32,8 +32,8 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     let start = Instant::now();
     let home = home()?;
     let progress = Progress::start("finding the image");
-    let mut image = Runnable::find(&home, &args.name, Pull::Missing, &progress)?;
-    check_modules(&image.boot, &args.modules)?;
+    let mut image = Runnable::find(&home, &args.name, Pull::Missing, (&args.kernel, Wants::default()), &progress)?;
+    image.check_modules(&args.modules)?;
     image.boot = with_memory(&home, image.boot, args.memory, args.cpus, &progress)?;
     let lines = if args.lines.is_empty() && !args.no_run { image.warm().to_vec() } else { args.lines.clone() };
     let rehearse = image.rehearse(&lines);

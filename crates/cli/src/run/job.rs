@@ -26,7 +26,7 @@ use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
 use crate::engine_failure::snapshot_failure;
 use crate::failure::{Failure, HOST, USAGE, VM};
-use crate::image::{self, Runnable};
+use crate::image::{self, Runnable, Wants};
 use crate::interrupt::Interrupts;
 use crate::net::Control;
 use crate::output::{Progress, plain, print, say};
@@ -215,9 +215,14 @@ impl Job {
             return Ok(Origin::Snapshot(Box::new(snapshot)));
         }
         let name = self.image.as_deref().unwrap_or(MINI);
-        let mut image = Runnable::find(home, name, self.args.pull, progress)?;
+        let wants = Wants {
+            volumes: !self.args.storage.volumes.is_empty(),
+            network: self.args.network.wanted()?.is_some(),
+            ..Wants::default()
+        };
+        let mut image = Runnable::find(home, name, self.args.pull, (&self.args.kernel, wants), progress)?;
         request::add_image(&mut self.exec, &self.args, image.root.as_ref().map(|root| &root.config))?;
-        image::check_modules(&image.boot, &self.args.modules)?;
+        image.check_modules(&self.args.modules)?;
         image.boot = image::with_memory(home, image.boot, self.args.memory, self.args.cpus, progress)?;
         let mut spec = image.vm_spec();
         spec.memory_mib = self.args.memory;

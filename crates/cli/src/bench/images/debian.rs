@@ -79,7 +79,7 @@ impl Debian {
     /// The same after `kiln image warm --run LINE`.
     pub(super) async fn warmed(&mut self, bench: &Bench, line: &str) -> anyhow::Result<Snapshot> {
         let (home, lines) = (self.home.clone(), vec![line.to_owned()]);
-        let runnable = Runnable { boot: bench.image.clone(), root: Some(self.image.clone()) };
+        let runnable = Runnable::of(bench.image.clone(), Some(self.image.clone()));
         let rehearse = runnable.rehearse(&lines);
         blocking(move || ImageStore::new(&home).set_warm(NAME, &lines)).await?;
         let spec = self.spec(bench, &[]);
