@@ -206,7 +206,8 @@ fn a_snapshot_has_the_disk_of_its_root() {
     assert_eq!(made.code, 0, "{}", made.stderr);
     let script =
         "busybox cat /opt/new && busybox stat -c %s /opt/big && echo changed > /opt/new && busybox rm /opt/big";
-    let seen = [(); 2].map(|()| Kiln::new(["run", "--from", &name, "--", "/bin/busybox", "sh", "-c", script]).run());
+    let seen =
+        [(); 2].map(|()| Kiln::new(["run", "--from", &name, "--entrypoint", "/bin/sh", "--", "-c", script]).run());
     let removed = Kiln::new(["snapshot", "rm", &name]).run();
     for seen in seen {
         assert_eq!((seen.code, seen.text().as_str()), (0, "saved\n209715200"), "{}", seen.stderr);
