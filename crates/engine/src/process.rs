@@ -129,6 +129,25 @@ enum Kin {
 #[derive(Debug, Clone)]
 pub(crate) struct Killer(Arc<OwnedFd>);
 
+/// Lets a process write to files of this size. Only root can raise a limit, so the limit is not touched if it suffices.
+///
+/// # Errors
+/// The limit is too low and can't be raised; or the process does not exist.
+pub(crate) fn allow_file_size(pid: u32, bytes: u64) -> io::Result<()> {
+    let limits = fs_err::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
+    // A word that is not a number is `unlimited`.
+    let now = line.and_then(|line| line.split_ascii_whitespace().next()).map(|soft| soft.parse().unwrap_or(u64::MAX));
+    if now.is_some_and(|now| now >= bytes) {
+        return Ok(());
+    }
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let limit = rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Fsize, limit)?;
+    Ok(())
+}
+
 /// Starts a program in a session of its own.
 ///
 /// Safe to cancel: the start continues on its thread, which then kills and reaps the child. The runtime waits for that

@@ -79,7 +79,7 @@ pub struct Renewal {
     pub identity: Option<Identity>,
     /// What its interfaces are connected to. If absent, they stay as they are.
     pub network: Option<Network>,
-    /// Disks to mount.
+    /// Disks to mount. One that is mounted there already is grown to the size of its device.
     pub mounts: Vec<Mount>,
 }
 

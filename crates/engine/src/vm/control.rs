@@ -22,6 +22,8 @@ pub(crate) enum Command {
     /// With the deadline for the VMM.
     Resume(Duration, oneshot::Sender<Result<(), ControlError>>),
     Save(SaveOrder, oneshot::Sender<Result<Snapshot, SaveError>>),
+    /// The disk of this index has this size now.
+    GrowDisk(usize, u64, oneshot::Sender<Result<(), ControlError>>),
     PowerDown,
     Cpus(oneshot::Sender<Cpus>),
 }

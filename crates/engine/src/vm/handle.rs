@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::control::{Command, MONITOR_DEADLINE, Shared};
-use super::error::{ControlError, PortError, SaveError};
+use super::error::{ControlError, PortError, SaveError, VmmError};
 use super::events::{ExitReason, VmEvents, VmExit};
 use super::pulse::Pulse;
 use super::vmm::Transport;
@@ -113,6 +113,19 @@ impl Vm {
 
     pub(crate) async fn resume_within(&self, deadline: Duration) -> Result<(), ControlError> {
         self.command(|reply| Command::Resume(deadline, reply)).await
+    }
+
+    /// Makes a disk as large as its file, which the caller has made larger: a raw one that the guest writes to. The
+    /// guest sees the new size soon after.
+    ///
+    /// # Errors
+    /// See [`Vm::pause`]; or the VMM may not write to so large a file, and this user can't allow it.
+    pub async fn grow_disk(&self, index: usize, bytes: u64) -> Result<(), ControlError> {
+        crate::process::allow_file_size(self.pid(), bytes).map_err(|error| VmmError::Refused {
+            command: "block_resize".into(),
+            description: format!("the VMM may not write to a file of {bytes} bytes, and its limit stays: {error}"),
+        })?;
+        self.command(|reply| Command::GrowDisk(index, bytes, reply)).await
     }
 
     /// Presses the power button, and kills the VM if it still runs at the deadline.

@@ -325,6 +325,11 @@ impl Owner {
                 Command::Resume(deadline, reply) => {
                     answer(reply, monitor.resume(deadline).await, journal, State::Running).await;
                 }
+                Command::GrowDisk(disk, bytes, reply) => {
+                    let grown = monitor.grow_disk(disk, bytes, MONITOR_DEADLINE).await;
+                    // Its caller may have gone.
+                    drop(reply.send(grown.map_err(ControlError::from)));
+                }
                 Command::Cpus(reply) => drop(reply.send(cpus(&*monitor).await)),
                 Command::PowerDown => {
                     if let Err(error) = monitor.power_down(MONITOR_DEADLINE).await {

@@ -36,6 +36,13 @@ pub(crate) trait Monitor: fmt::Debug + Send + Sync {
     /// Presses the guest's power button. Returns before the guest has shut down.
     fn power_down(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>>;
 
+    /// Makes a disk of the guest as large as its file, which has that size already. The guest is told.
+    fn grow_disk(&self, disk: usize, bytes: u64, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
+        let _ = (disk, bytes, deadline);
+        let refused = VmmError::Refused { command: "grow_disk".into(), description: "this driver has no disks".into() };
+        Box::pin(async { Err(refused) })
+    }
+
     /// Whether the guest's CPUs run.
     fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>>;
 

@@ -19,7 +19,8 @@ use rustix::io::Errno;
 use super::error::VolumeError;
 use super::locks;
 use super::name::VolumeName;
-use super::record::{Content, DATA_FILE, MARK_FILE, Mark, RECORD_BYTES_MAX, RECORD_FILE, Record};
+use super::record::{Content, DATA_FILE, MARK_FILE, Mark, RECORD_BYTES_MAX, RECORD_FILE, Record, SOCKET_FILE};
+use super::store::rounded;
 use super::superblock::Filesystem;
 use super::tools::{self, Checked};
 use crate::failpoint;
@@ -149,6 +150,29 @@ impl VolumeHold {
             Access::Read => DiskRole::VolumeReadOnly,
         };
         Disk { path: self.data_path(), format: DiskFormat::Raw, role }
+    }
+
+    /// Makes the disk larger while a VM has it, see [`Vm::grow_disk`](crate::Vm::grow_disk). The filesystem on it stays as
+    /// it is. A crash leaves a file that is larger than its filesystem, which is valid. Returns the size before and now.
+    ///
+    /// # Errors
+    /// [`VolumeError::Size`], [`VolumeError::Shrink`]; or it can't be written.
+    pub fn extend(&self, bytes: u64) -> Result<(u64, u64), VolumeError> {
+        let bytes = rounded(bytes)?;
+        let file = self.data()?;
+        let before = file.metadata().map_err(|error| VolumeError::io("inspect", self.data_path(), error))?.len();
+        if bytes < before {
+            return Err(VolumeError::Shrink { name: self.name.clone(), now: before, wanted: bytes });
+        }
+        file.set_len(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| VolumeError::io("grow", self.data_path(), error))?;
+        Ok((before, bytes))
+    }
+
+    /// Where its user answers requests of other processes, see `kiln volume grow`.
+    pub fn socket(&self) -> Utf8PathBuf {
+        self.path.join(SOCKET_FILE)
     }
 
     /// Ends the use. After a clean end the volume is used again without a check. Returns whether that is so: a guest may

@@ -4,6 +4,7 @@
 //!   volumes/<name>/  volume.json   what it is, never changed
 //!                    data          the disk: a sparse file, ext4 or whatever its guests put there
 //!                    in-use        exists from before a VM may write until the VM has ended cleanly
+//!                    control       a socket of the process whose VM may write: it grows the volume on request
 //!
 //!   create, clone, import ──▶ <name>-<random>.partial ──sync, rename──▶ <name> ──rename──▶ …partial ──▶ removed
 //!                                                                         │

@@ -12,6 +12,8 @@ pub(super) const RECORD_FILE: &str = "volume.json";
 pub(super) const DATA_FILE: &str = "data";
 /// The mark of a volume that a VM may write to.
 pub(super) const MARK_FILE: &str = "in-use";
+/// The socket of the process that lets a VM write to it.
+pub(super) const SOCKET_FILE: &str = "control";
 /// No record or mark is longer.
 pub(super) const RECORD_BYTES_MAX: u64 = 4 << 10;
 

@@ -10,7 +10,7 @@ use fs_err as fs;
 use super::error::VolumeError;
 use super::hold::{Access, Repair, VolumeHold};
 use super::name::VolumeName;
-use super::record::{Content, DATA_FILE, RECORD_FILE, Record};
+use super::record::{Content, DATA_FILE, RECORD_FILE, Record, SOCKET_FILE};
 use super::tools::{self, Checked, Journal};
 use crate::failpoint;
 use crate::files::{PARTIAL_SUFFIX, Partial, partials, private_file, sweep};
@@ -118,6 +118,11 @@ impl VolumeStore {
     /// to be repaired.
     pub fn hold(&self, name: &VolumeName, access: Access) -> Result<VolumeHold, VolumeError> {
         VolumeHold::take(&self.directory, name, access)
+    }
+
+    /// Where the user of a volume answers, see [`VolumeHold::socket`].
+    pub fn socket(&self, name: &VolumeName) -> Utf8PathBuf {
+        self.path(name).join(SOCKET_FILE)
     }
 
     /// Removes a volume.

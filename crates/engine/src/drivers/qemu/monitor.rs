@@ -3,9 +3,10 @@
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::args::disk_node;
 use super::cpus;
 use super::qmp::{Qmp, QmpEvent};
 use crate::vm::{BoxFuture, ExitReason, Monitor, MonitorEvent, MonitorEvents, VmmError};
@@ -21,6 +22,13 @@ impl Monitor for Qmp {
 
     fn power_down(&self, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
         Box::pin(async move { self.execute("system_powerdown", None, deadline).await.map(drop) })
+    }
+
+    fn grow_disk(&self, disk: usize, bytes: u64, deadline: Duration) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let wanted = json!({"node-name": disk_node(disk), "size": bytes});
+            self.execute("block_resize", Some(wanted), deadline).await.map(drop)
+        })
     }
 
     fn is_running(&self, deadline: Duration) -> BoxFuture<'_, Result<bool, VmmError>> {
@@ -63,8 +71,6 @@ fn guest_event(event: &QmpEvent) -> Option<MonitorEvent> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[tokio::test]
