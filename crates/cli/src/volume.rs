@@ -1,16 +1,19 @@
 //! `kiln volume`: create, list, inspect, grow, clone, export, import and remove volumes.
 
+pub mod door;
+
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use comfy_table::{Table, presets};
 use kiln_engine::ErrorKind;
 use kiln_engine::volume::{
-    Content, Inspection, Listed, Repair, Target, VolumeError, VolumeName, VolumeState, VolumeStore,
+    Content, Grown, Inspection, Listed, Repair, Target, VolumeError, VolumeName, VolumeState, VolumeStore,
 };
 use owo_colors::OwoColorize as _;
 use serde::Serialize;
 
+use self::door::{Reply, Request};
 use crate::args::volumes::{VolumeArgs, VolumeCommand};
 use crate::failure::{Failure, HOST, USAGE};
 use crate::image::home;
@@ -190,13 +193,12 @@ fn remove(store: &VolumeStore, names: &[VolumeName]) -> Result<u8, Failure> {
 
 fn grow(store: &VolumeStore, name: &VolumeName, bytes: u64, json: bool) -> Result<u8, Failure> {
     let progress = Progress::start(format!("growing {name}"));
-    let grown = store.grow(name, bytes);
+    let grown = match store.grow(name, bytes) {
+        Err(error @ VolumeError::InUse { .. }) => grow_in_use(store, name, bytes, error),
+        grown => grown.map_err(volume_failure),
+    };
     drop(progress);
-    let grown = grown.map_err(|error| match error {
-        VolumeError::InUse { .. } => volume_failure(error)
-            .hint("kiln run ends its VM with its command: wait for that, or interrupt it, and grow the volume then"),
-        other => volume_failure(other),
-    })?;
+    let grown = grown?;
     if let Some(repair) = &grown.repair {
         say_repair(name, repair);
     }
@@ -206,6 +208,20 @@ fn grow(store: &VolumeStore, name: &VolumeName, bytes: u64, json: bool) -> Resul
         print(format_args!("{name}  {} before, {} now", mebibytes(grown.bytes_before), mebibytes(grown.bytes)))?;
     }
     Ok(0)
+}
+
+/// Asks the process that holds a volume to grow it while its VM runs.
+fn grow_in_use(store: &VolumeStore, name: &VolumeName, bytes: u64, in_use: VolumeError) -> Result<Grown, Failure> {
+    match door::ask(&store.socket(name), &Request::Grow { bytes }) {
+        Ok(Some(Reply::Grown { bytes_before, bytes })) => Ok(Grown { bytes_before, bytes, repair: None }),
+        Ok(Some(Reply::Refused { error, hint })) => Err(Failure::words(1, plain(&error)).maybe_hint(hint)),
+        // VMs that only read it, or another command of kiln.
+        Ok(None) => Err(volume_failure(in_use).hint("a volume grows while one VM writes to it, or none uses it")),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context(format!("no answer from the process that uses `{name}`"));
+            Err(Failure::new(1, error).hint("kiln volume inspect shows the volume's size"))
+        }
+    }
 }
 
 fn export(store: &VolumeStore, name: &VolumeName, file: &Utf8Path) -> Result<u8, Failure> {

@@ -98,7 +98,8 @@ pub struct Sync {
     /// What the interfaces are connected to; unchanged if absent. Needs [`Capability::Setup`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
-    /// Disks to mount, in this order. Needs [`Capability::Setup`].
+    /// Disks to mount, in this order. One that is mounted there already is grown to the size of its device. Needs
+    /// [`Capability::Setup`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
 }

@@ -80,7 +80,8 @@ pub enum VolumeCommand {
     },
     /// Grow a volume and its filesystem
     ///
-    /// Refuses if a VM uses it. Volumes never shrink.
+    /// Also while a VM writes to it: its guest has the new space at once. Refuses if VMs only read it. Volumes never
+    /// shrink.
     Grow {
         /// Name of the volume
         name: VolumeName,

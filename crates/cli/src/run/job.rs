@@ -154,7 +154,10 @@ impl Job {
                 Some(Control::start(&home, &vm, name, Arc::clone(network))?)
             }
         };
-        let outcome = self.in_guest(&guest, &mut interrupts, report).await;
+        let outcome = tokio::select! {
+            outcome = self.in_guest(&guest, &mut interrupts, report) => outcome,
+            never = volumes.serve(&guest) => match never {},
+        };
         report.findings = guest.findings().into_iter().map(Into::into).collect();
         warn_of_findings(&guest, &outcome);
         let outcome = match (outcome, &self.save_as) {

@@ -8,6 +8,7 @@
 
 mod command;
 mod env_file;
+mod growth;
 #[cfg(test)]
 mod hostile;
 mod image_word;

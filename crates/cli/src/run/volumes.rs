@@ -8,16 +8,18 @@
 //!             └──▶ killed ──▶ the mark stays: the next use repairs the volume
 //! ```
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
 use kiln_engine::directory::{DirectoryDisk, DirectoryDiskError, DirectoryStore};
 use kiln_engine::home::Home;
 use kiln_engine::volume::{Access, Content, Ended, VolumeError, VolumeHold, VolumeName, VolumeStore};
-use kiln_engine::{ErrorKind, ExitReason, ForkPart, Guest, VmSpec, VolumeFile};
+use kiln_engine::{DiskRole, ErrorKind, ExitReason, ForkPart, Guest, VmSpec, VolumeFile};
 use kiln_wire::Mount;
 use owo_colors::OwoColorize as _;
 
+use super::growth::{self, Door};
 use crate::args::volumes::{Source, StorageArgs, Target, VolumeArg};
 use crate::failure::{Failure, HOST, USAGE};
 use crate::interrupt::Interrupts;
@@ -37,6 +39,8 @@ const EROFS: &str = "erofs";
 #[derive(Debug, Default)]
 pub(super) struct Volumes {
     holds: Vec<VolumeHold>,
+    /// Those of volumes that the VM writes to.
+    doors: Vec<Door>,
     /// Kept until the VM has ended.
     directories: Vec<DirectoryDisk>,
     /// What a fork is given: the files of its volumes, and what its agent mounts.
@@ -114,13 +118,18 @@ impl Volumes {
                     this.directories[this.directories.len() - 1].disk()
                 }
             };
-            if let Target::Mount(target) = &one.target {
-                this.part.mounts.push(Mount {
+            let mount = match &one.target {
+                Target::Disk => None,
+                Target::Mount(target) => Some(Mount {
                     device: device(spec.disks.len()),
                     target: target.as_str().into(),
                     fstype: filesystem(&one.source).into(),
                     read_only: one.access == Access::Read,
-                });
+                }),
+            };
+            this.part.mounts.extend(mount.clone());
+            if disk.role == DiskRole::Volume {
+                this.open_door(spec.disks.len(), mount);
             }
             spec.disks.push(disk);
         }
@@ -128,8 +137,24 @@ impl Volumes {
         Ok(this)
     }
 
+    /// Lets other processes grow the newest volume.
+    fn open_door(&mut self, disk: usize, mount: Option<Mount>) {
+        let index = self.holds.len() - 1;
+        match Door::open(&self.holds[index], index, disk, mount) {
+            Ok(door) => self.doors.push(door),
+            // The filesystem of the home may have no sockets. The volume is usable without one.
+            Err(error) => tracing::warn!(%error, "the volume can't grow while this VM runs"),
+        }
+    }
+
+    /// Grows volumes when other processes ask for it. Never returns.
+    pub(super) async fn serve(&self, guest: &Guest) -> Infallible {
+        growth::serve(&self.doors, &self.holds, guest).await
+    }
+
     /// Ends the VM, so that nothing of what it wrote is lost.
     pub(super) async fn end(self, guest: &Guest, interrupts: &mut Interrupts) -> Result<(), Failure> {
+        drop(self.doors);
         let writes = self.holds.iter().any(|hold| !hold.disk().role.is_read_only());
         let ended = if writes { shut_down(guest, interrupts).await } else { Ended::Cut };
         guest.vm.kill().await;
