@@ -8,7 +8,7 @@
 //! | program | environment |
 //! |---|---|
 //! | `qemu-system-x86_64 --version` and the like | `PATH` |
-//! | `dpkg-deb` | `PATH` |
+//! | `dpkg-deb`, `tar`, and `make` and `gcc` of `kiln kernel build` | `PATH` |
 //! | `apt-get`, `apt-cache`, `mmdebstrap` | `PATH`, and the variables for this host's mirror, see [`APT`] |
 //! | a backend of `--spawn`, such as that of `kiln vhost check` | the caller's: the user wrote that command line |
 //! | `docker-credential-NAME` | the caller's: the user's configuration of docker names it |

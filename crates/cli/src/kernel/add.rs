@@ -3,6 +3,7 @@
 use kiln_engine::kernels::{AddKernel, AddStep, Kernel, KernelStore, Missing};
 use owo_colors::OwoColorize as _;
 
+use super::cancel;
 use super::list::Listed;
 use crate::args::kernel::KernelAddArgs;
 use crate::failure::{Failure, USAGE};
@@ -12,6 +13,7 @@ use crate::output::{Progress, plain, print, print_json, say};
 /// Runs `kiln kernel add`.
 pub(super) fn add(args: &KernelAddArgs) -> Result<u8, Failure> {
     let input = args.input().map_err(|problem| Failure::words(USAGE, problem))?;
+    cancel::on_interrupt();
     let store = KernelStore::new(&home()?);
     let progress = Progress::start(format!("adding {}", args.source));
     let mut step = |step: AddStep| progress.say(format!("adding {}: {step}", args.source));
@@ -21,9 +23,13 @@ pub(super) fn add(args: &KernelAddArgs) -> Result<u8, Failure> {
         config: args.config.clone(),
         name: args.name.clone(),
         source: None,
+        build_key: None,
         progress: &mut step,
     };
-    let added = store.add(request).map_err(kernel_failure)?;
+    let added = store.add(request).map_err(|error| match error.is_interrupt() {
+        true => cancel::interrupted(),
+        false => kernel_failure(error),
+    })?;
     drop(progress);
     tell(&store, &added.kernel, added.name.as_str(), args.json)
 }

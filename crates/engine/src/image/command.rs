@@ -3,14 +3,31 @@
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of a program's stderr that are kept.
 const STDERR_BYTES_MAX: u64 = 16 << 10;
 /// Lines of these that an error shows.
 const STDERR_LINES_SHOWN: usize = 4;
+
+/// Time between two looks at whether a program must end.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Set by [`cancel_programs`].
+static CANCELLED: AtomicBool = AtomicBool::new(false);
+
+/// Ends all programs that this module runs, now and from now on: their callers get [`CommandError::Cancelled`], and
+/// remove what they have made. For a process that was interrupted and is about to end.
+pub fn cancel_programs() {
+    CANCELLED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`cancel_programs`] was called.
+pub(crate) fn is_cancelled() -> bool {
+    CANCELLED.load(Ordering::Relaxed)
+}
 
 /// Why a program failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +57,9 @@ pub enum CommandError {
         /// The end of its error output.
         stderr: String,
     },
+    /// It was killed, because this process was interrupted.
+    #[error("interrupted")]
+    Cancelled,
     /// It did not end in time and was killed.
     #[error("`{command}` did not end within {deadline:?}")]
     TimedOut {
@@ -84,7 +104,16 @@ pub(crate) fn stream(
     let (done, ended) = mpsc::channel::<()>();
     let (consumed, said, timed_out) = thread::scope(|scope| {
         let watchdog = scope.spawn(move || {
-            let timed_out = ended.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout);
+            let start = Instant::now();
+            let late = || start.elapsed() >= deadline;
+            let still_runs = || {
+                let step = LOOK_INTERVAL.min(deadline.saturating_sub(start.elapsed()));
+                ended.recv_timeout(step) == Err(mpsc::RecvTimeoutError::Timeout)
+            };
+            let mut timed_out = false;
+            while !timed_out && still_runs() {
+                timed_out = late() || is_cancelled();
+            }
             if timed_out {
                 // The child is reaped only after this thread has ended, so its process group can't be reused.
                 _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
@@ -105,6 +134,9 @@ pub(crate) fn stream(
         (consumed, said, watchdog.join().unwrap_or(false))
     });
     let status = child.wait().map_err(|source| CommandError::Io { program: program.clone(), source })?;
+    if timed_out && is_cancelled() {
+        return Err(CommandError::Cancelled);
+    }
     if timed_out {
         return Err(CommandError::TimedOut { command: line, deadline });
     }

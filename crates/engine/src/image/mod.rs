@@ -38,7 +38,7 @@ mod warm;
 
 pub use crate::kernel::KernelFormat;
 pub use build::{BuildOptions, BuildStep};
-pub use command::CommandError;
+pub use command::{CommandError, cancel_programs};
 pub use debian::{DebianError, DebianOptions, write_debian_tar};
 pub use error::ImageError;
 pub use import::{ImportError, ImportStep, RootBuilder};

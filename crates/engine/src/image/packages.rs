@@ -23,6 +23,7 @@ const KERNEL_PACKAGE_PREFIX: &str = "linux-image-";
 const KERNEL_PACKAGE_SUFFIX: &str = "-cloud-amd64";
 /// How the path of a kernel's configuration begins.
 const CONFIG_PREFIX: &str = "boot/config-";
+const SOURCE_PACKAGE_PREFIX: &str = "linux-source-";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 const BUSYBOX_PATHS: [&str; 3] = ["/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox"];
 
@@ -206,6 +207,27 @@ pub(crate) fn find_kernel(
     }
 }
 
+/// The package with the source of a version of Linux.
+pub(crate) fn find_source(
+    version: &str,
+    cache: &Utf8Path,
+    progress: &mut dyn FnMut(BuildStep),
+) -> Result<Utf8PathBuf, SourceError> {
+    let mut cache = PackageCache::new(cache, progress);
+    let package = format!("{SOURCE_PACKAGE_PREFIX}{version}");
+    let host = Apt::of_host();
+    let fetched = match host.newest_of(&package, |name| name == package) {
+        Ok(Some(_)) => cache.fetch(&host, &package),
+        Err(error) => Err(error),
+        Ok(None) => Apt::of_backports(cache.directory()).and_then(|backports| cache.fetch(&backports, &package)),
+    };
+    match fetched {
+        Ok(path) => Ok(path),
+        Err(error @ (SourceError::NoSpace(_) | SourceError::Command(CommandError::Cancelled))) => Err(error),
+        Err(error) => cache.newest(|name| name == package)?.ok_or(error),
+    }
+}
+
 /// The newest package of a kernel's version.
 fn find_version(version: &str, cache: &mut PackageCache<'_>) -> Result<Utf8PathBuf, SourceError> {
     let start = format!("{KERNEL_PACKAGE_PREFIX}{version}");
@@ -226,7 +248,7 @@ fn find_version(version: &str, cache: &mut PackageCache<'_>) -> Result<Utf8PathB
     };
     match fetched {
         Ok(path) => Ok(path),
-        Err(SourceError::NoSpace(error)) => Err(error.into()),
+        Err(error @ (SourceError::NoSpace(_) | SourceError::Command(CommandError::Cancelled))) => Err(error),
         Err(error) => cache.newest(wanted)?.ok_or_else(|| SourceError::NoVersion {
             version: version.into(),
             cache: cache.directory().into(),
@@ -404,6 +426,30 @@ fn read_package(
         Ok(())
     })?;
     Ok(files)
+}
+
+/// Copies the first wanted file of a package, whatever its size is.
+pub(crate) fn copy_member(
+    deb: &Utf8Path,
+    wanted: impl Fn(&Utf8Path) -> bool,
+    out: &mut dyn io::Write,
+) -> Result<(), SourceError> {
+    let mut found = false;
+    let mut unpack = kiln_programs::command("dpkg-deb", PATH_ONLY);
+    command::stream(unpack.arg("--fsys-tarfile").arg(deb), UNPACK_DEADLINE, |stdout| {
+        for entry in tar::Archive::new(stdout).entries()? {
+            let mut entry = entry?;
+            let name = entry.path_bytes().into_owned();
+            let Ok(name) = std::str::from_utf8(&name) else { continue };
+            let path = Utf8Path::new(name.strip_prefix("./").unwrap_or(name));
+            if !found && entry.header().entry_type().is_file() && wanted(path) {
+                found = true;
+                io::copy(&mut entry, out)?;
+            }
+        }
+        Ok(())
+    })?;
+    if found { Ok(()) } else { Err(SourceError::Unusable { path: deb.into(), problem: "has no such file" }) }
 }
 
 /// A static busybox.

@@ -353,6 +353,7 @@ fn each_error_has_its_text_and_a_hint() {
             status: std::process::ExitStatus::default(),
             stderr: "no such file".into(),
         }],
+        Cancelled: [CommandError::Cancelled],
         TimedOut: [CommandError::TimedOut {
             command: "apt-get download".into(),
             deadline: std::time::Duration::from_secs(60)

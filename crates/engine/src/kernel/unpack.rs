@@ -218,6 +218,16 @@ pub(crate) mod made {
 
     use super::*;
 
+    /// A bzImage of this release.
+    pub(crate) fn bzimage_of(release: &str, payload: &[u8]) -> Vec<u8> {
+        let mut image = bzimage(payload);
+        let at = image.len();
+        image.extend(release.as_bytes());
+        image.extend(b" (me@host)\0");
+        image[VERSION_OFFSET..][..2].copy_from_slice(&(at as u16 - SECTOR_BYTES as u16).to_le_bytes());
+        image
+    }
+
     /// A bzImage of two setup sectors around a payload.
     pub(crate) fn bzimage(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 2 * SECTOR_BYTES + 16];
@@ -242,7 +252,7 @@ pub(crate) mod made {
 mod tests {
     use std::io::Write as _;
 
-    use super::made::{bzimage, gzip};
+    use super::made::{bzimage, bzimage_of, gzip};
     use super::*;
     use crate::kernel::elf::made;
 
@@ -295,10 +305,7 @@ mod tests {
 
     #[test]
     fn a_release_is_in_the_header_or_in_the_greeting() {
-        let mut image = bzimage(b"x");
-        let at = image.len();
-        image.extend(b"6.12.95-mine (me@host) #1 SMP\0");
-        image[VERSION_OFFSET..][..2].copy_from_slice(&(at as u16 - SECTOR_BYTES as u16).to_le_bytes());
+        let mut image = bzimage_of("6.12.95-mine", b"x");
         assert_eq!(release_in(&image).as_deref(), Some("6.12.95-mine"));
         image[VERSION_OFFSET..][..2].copy_from_slice(&[0xff; 2]);
         assert_eq!(release_in(&image), None);

@@ -52,6 +52,8 @@ pub struct AddKernel<'a> {
     pub name: Option<KernelName>,
     /// What users see as its source, if not the input.
     pub source: Option<String>,
+    /// What it was built from, if Kiln built it.
+    pub build_key: Option<String>,
     /// Called with each step as it begins.
     pub progress: &'a mut dyn FnMut(AddStep),
 }
@@ -107,7 +109,7 @@ impl KernelStore {
     /// # Errors
     /// [`KernelError`]. Nothing of the kernel is left then, except its download.
     pub fn add(&self, request: AddKernel<'_>) -> Result<Added, KernelError> {
-        let AddKernel { input, modules, config, name, source, progress } = request;
+        let AddKernel { input, modules, config, name, source, build_key, progress } = request;
         self.sweep()?;
         let read = self.read(&input, modules.as_deref(), progress)?;
         let name = match (name, &input) {
@@ -116,16 +118,18 @@ impl KernelStore {
             (None, KernelInput::File(_)) => read.files.release.parse()?,
         };
         let source = source.unwrap_or(read.source);
-        let (kernel, is_new) = self.write(read.files, &source, config.as_deref(), progress)?;
+        let (kernel, is_new) = self.write(read.files, (&source, build_key), config.as_deref(), progress)?;
         self.set_name(&name, &kernel.digest)?;
         Ok(Added { kernel, name, is_new })
     }
 
     /// Removes what killed processes have left.
-    fn sweep(&self) -> Result<(), KernelError> {
-        let kernels = self.home.kernels();
-        let swept = partials(&kernels).and_then(|paths| paths.iter().try_for_each(|path| sweep(path).map(drop)));
-        swept.map_err(KernelError::io(&kernels))
+    pub(super) fn sweep(&self) -> Result<(), KernelError> {
+        for directory in [self.home.kernels(), self.home.cache()] {
+            let swept = partials(&directory).and_then(|paths| paths.iter().try_for_each(|path| sweep(path).map(drop)));
+            swept.map_err(KernelError::io(&directory))?;
+        }
+        Ok(())
     }
 
     fn read(
@@ -172,7 +176,7 @@ impl KernelStore {
     fn write(
         &self,
         files: KernelFiles,
-        source: &str,
+        (source, build_key): (&str, Option<String>),
         config: Option<&Utf8Path>,
         progress: &mut dyn FnMut(AddStep),
     ) -> Result<(Kernel, bool), KernelError> {
@@ -187,7 +191,9 @@ impl KernelStore {
         progress(AddStep::Modules { release: release.clone() });
         let tree = module_tree::write(&modules, &release, partial.path())?;
         drop(modules);
-        let missing = check(&release, parsed.as_ref(), &tree.known)?;
+        let mut missing = check(&release, parsed.as_ref(), &tree.known)?;
+        // A kernel without modules has no disk with them, whatever it could load.
+        missing.retain(|one| one.purpose != Purpose::Modules || tree.file.is_some());
         failpoint::hit("kernel.modules").map_err(|error| KernelError::io(partial.path())(error.into()))?;
         let kernel = unpack(vmlinuz).ok_or_else(|| KernelError::NotAKernel { path: source.into() })?;
         let bytes = kernel.bytes.len() as u64 + config.as_ref().map_or(0, |text| text.len() as u64);
@@ -216,6 +222,7 @@ impl KernelStore {
             module_count: tree.known.loadable.len(),
             config: config_entry,
             missing,
+            build_key,
             added_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         };
         self.publish(partial, &record)

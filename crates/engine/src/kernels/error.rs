@@ -8,7 +8,7 @@ use kiln_rootfs::{SpoolError, erofs};
 use super::name::BadKernelName;
 use super::needs::{self, Missing, Purpose};
 use crate::image::modules::ModulesError;
-use crate::image::{NoSpace, SourceError};
+use crate::image::{CommandError, NoSpace, SourceError};
 
 /// Why a kernel is not found, not accepted or can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +161,11 @@ impl KernelError {
             Self::Spool(error) => error.hint(),
             _ => None,
         }
+    }
+
+    /// Whether it is because [`cancel_programs`](crate::image::cancel_programs) was called.
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Source(SourceError::Command(CommandError::Cancelled)))
     }
 
     pub(super) fn io(path: &Utf8Path) -> impl FnOnce(io::Error) -> Self {

@@ -15,6 +15,7 @@
 //! once all its files are on disk. A crash leaves nothing, or a partial directory that a sweep removes.
 
 mod add;
+mod build;
 mod error;
 mod module_tree;
 mod name;
@@ -24,6 +25,7 @@ mod store;
 mod tests;
 
 pub use add::{AddKernel, AddStep, Added, KernelInput};
+pub use build::{BuildError, BuildKernel, BuildSource, ConfigName, MakeStep};
 pub use error::KernelError;
 pub use name::{BadKernelName, KernelName};
 pub use needs::{Missing, Purpose};

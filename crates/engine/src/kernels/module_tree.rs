@@ -15,9 +15,10 @@ use kiln_rootfs::{Attributes, Children, Kind, Node, NodeId, Spool, SpoolLimits, 
 use super::error::KernelError;
 use super::needs::KnownModules;
 use crate::files::private_file;
-use crate::image::FileEntry;
+use crate::image::command::{self, CommandError};
 use crate::image::module_tables::{self, ModuleInfo};
 use crate::image::modules::{BUILTIN, ModuleFiles, module_info, module_name};
+use crate::image::{FileEntry, SourceError};
 
 /// The file.
 pub(super) const MODULES_FILE: &str = "modules.erofs";
@@ -51,6 +52,9 @@ pub(super) fn write(files: &ModuleFiles, release: &str, directory: &Utf8Path) ->
     let mut infos = BTreeMap::new();
     let mut builtin = None;
     for path in &paths {
+        if command::is_cancelled() {
+            return Err(SourceError::from(CommandError::Cancelled).into());
+        }
         if let Some(name) = module_name(path) {
             let read = files.read_module(path).and_then(|bytes| Ok((module_info(path, &bytes)?, bytes)));
             let (info, bytes) = read.map_err(|error| KernelError::modules(release, &error))?;

@@ -119,6 +119,9 @@ pub(super) struct Record {
     pub(super) module_count: usize,
     pub(super) config: Option<FileEntry>,
     pub(super) missing: Vec<Missing>,
+    /// A digest of the source, the configuration and the compiler, if Kiln built it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) build_key: Option<String>,
     pub(super) added_unix_seconds: u64,
 }
 
@@ -390,6 +393,14 @@ impl KernelStore {
     pub(super) fn load(&self, digest: &str) -> Result<Kernel, KernelError> {
         let dir = self.dir(digest);
         Ok(Record::read(&dir)?.into_kernel(&dir))
+    }
+
+    /// The kernel that was built from this, if it is whole.
+    pub(super) fn built_as(&self, key: &str) -> Result<Option<Kernel>, KernelError> {
+        let is_it = |digest: &&String| {
+            Record::read(&self.dir(digest)).is_ok_and(|found| found.build_key.as_deref() == Some(key))
+        };
+        Ok(self.digests()?.iter().filter(is_it).find_map(|digest| self.find(digest).ok()))
     }
 
     fn dir(&self, digest: &str) -> Utf8PathBuf {

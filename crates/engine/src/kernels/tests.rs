@@ -60,7 +60,15 @@ impl Place {
         let input = KernelInput::File(self.file("kernel", kernel));
         let config = config.map(|text| self.file("config", text.as_bytes()));
         let mut silent = |_| {};
-        let mut request = AddKernel { input, modules: None, config, name: None, source: None, progress: &mut silent };
+        let mut request = AddKernel {
+            input,
+            modules: None,
+            config,
+            name: None,
+            source: None,
+            build_key: None,
+            progress: &mut silent,
+        };
         change(&mut request);
         self.store.add(request)
     }
@@ -285,6 +293,7 @@ mod killed {
             config: Some(root.join("config")),
             name: None,
             source: None,
+            build_key: None,
             progress: &mut silent,
         };
         KernelStore::new(&Home::at(root.join("home"))).add(request).expect("is accepted");
