@@ -65,9 +65,12 @@ test_with_newer() {
     if [[ -e $linux ]]; then
         step "image mini with Linux 6.12" build_newer_image "$target_dir/debug/kiln" "$linux"
         with_newer "Linux 6.12" KILN_HOME="$newer_home"
+        echo "kernels again, with Linux 6.12"
+        env KILN_TEST_LINUX612="$linux" cargo nextest run --locked --package kiln-e2e --test run --run-ignored only \
+            --filterset 'test(/(^|::)linux_612_/)' "${nextest_output[@]}" </dev/null
         [[ ! -x $qemu ]] || with_newer "QEMU 10 and Linux 6.12" KILN_QEMU="$qemu" KILN_HOME="$newer_home"
     else
-        echo "skip  vhost-user with Linux 6.12: no package at $linux (scripts/install.sh newer, or set KILN_TEST_LINUX612)"
+        echo "skip  vhost-user and kernels with Linux 6.12: no package at $linux (scripts/install.sh newer, or set KILN_TEST_LINUX612)"
     fi
 }
 

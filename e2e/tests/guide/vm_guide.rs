@@ -15,10 +15,11 @@ use crate::blocks::{What, blocks};
 const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Pages with blocks that can be run.
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 9] = [
     "README.md",
     "docs/guide/doctor.md",
     "docs/guide/image.md",
+    "docs/guide/kernels.md",
     "docs/guide/run.md",
     "docs/guide/scan.md",
     "docs/guide/snapshots.md",
@@ -75,6 +76,11 @@ fn every_command_of_doctor_does_what_its_page_says() {
 #[test]
 fn every_command_of_image_does_what_its_page_says() {
     run_page("docs/guide/image.md");
+}
+
+#[test]
+fn every_command_of_kernels_does_what_its_page_says() {
+    run_page("docs/guide/kernels.md");
 }
 
 #[test]
