@@ -1,8 +1,9 @@
 //! What the resolver opens, and who makes it so.
 
 use std::io;
+use std::net::IpAddr;
 
-use crate::policy::{Opening, Rule};
+use crate::policy::{Domain, Opening, Rule};
 
 /// An address of a name that rules allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,13 @@ pub struct Grant {
 pub trait Opens: Send + Sync {
     /// Opens each address on the ports of its rules. An address that is open already lasts at least this long.
     fn open(&self, grants: &[Grant]) -> io::Result<()>;
+}
+
+/// Knows the VMs of the same network by name. They are answered without the policy and open nothing: the network already
+/// connects them.
+pub trait Neighbours: Send + Sync {
+    /// The addresses of a VM. Empty if no VM has the name. It may block.
+    fn addresses(&self, name: &Domain) -> Vec<IpAddr>;
 }
 
 /// For networks that ask the gate about each flow: what was learned is there already.

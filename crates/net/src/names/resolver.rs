@@ -1,9 +1,8 @@
 //! The resolver of one VM.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Semaphore;
@@ -11,14 +10,14 @@ use tokio::sync::Semaphore;
 use super::answer::{Answer, Judged, judge};
 use super::limits::{IN_FLIGHT_MAX, Rate};
 use super::message::{Code, Kind, Query, QueryFault};
-use super::opens::{Grant, Opens};
+use super::opens::{Grant, Neighbours, Opens};
 use super::upstream::Upstream;
 use super::write::Reason;
 use crate::gate::{Denied, Gate};
 use crate::policy::{Class, Domain, NameDecision};
 
 /// The time that names of VMs may be kept: they come and go.
-const HOSTS_TTL_SECONDS: u32 = 5;
+const NEIGHBOURS_TTL_SECONDS: u32 = 5;
 
 /// What a query came over. It bounds the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,16 +28,12 @@ pub enum Transport {
     Tcp,
 }
 
-/// Names of VMs in the same network, with their addresses. They are answered without the policy and open nothing: who
-/// fills the table also connects the VMs.
-pub type Hosts = HashMap<Domain, Vec<IpAddr>>;
-
 /// Answers one guest's queries.
 pub struct Resolver {
     gate: Arc<Gate>,
     opens: Arc<dyn Opens>,
     upstream: Upstream,
-    hosts: RwLock<Hosts>,
+    neighbours: Option<Arc<dyn Neighbours>>,
     rate: Mutex<Rate>,
     in_flight: Semaphore,
 }
@@ -50,15 +45,15 @@ impl Resolver {
             gate,
             opens,
             upstream,
-            hosts: RwLock::default(),
+            neighbours: None,
             rate: Mutex::new(Rate::new(Instant::now())),
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
         }
     }
 
-    /// Sets the names of VMs in the same network.
-    pub fn set_hosts(&self, hosts: Hosts) {
-        *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
+    /// A resolver that also knows the VMs of the same network.
+    pub fn with_neighbours(self, neighbours: Arc<dyn Neighbours>) -> Self {
+        Self { neighbours: Some(neighbours), ..self }
     }
 
     /// The answer to a query. `None` if there must not be one: the bytes are no query, or the guest asks too fast.
@@ -78,8 +73,9 @@ impl Resolver {
             Transport::Udp => query.udp_bytes(),
             Transport::Tcp => usize::from(u16::MAX),
         };
-        if let Some(addresses) = self.hosts.read().unwrap_or_else(PoisonError::into_inner).get(&query.name) {
-            return query.answered(&Answer::of_table(query, addresses, HOSTS_TTL_SECONDS), bytes_max);
+        let addresses = self.neighbours_of(&query.name).await;
+        if !addresses.is_empty() {
+            return query.answered(&Answer::of_table(query, &addresses, NEIGHBOURS_TTL_SECONDS), bytes_max);
         }
         let policy = self.gate.policy();
         match policy.decide_name(&query.name) {
@@ -103,6 +99,12 @@ impl Resolver {
             Ok(answer) => self.judged(query, answer, bytes_max).await,
             Err(_) => query.refusal(Code::ServerFailure, None),
         }
+    }
+
+    async fn neighbours_of(&self, name: &Domain) -> Vec<IpAddr> {
+        let Some(neighbours) = self.neighbours.clone() else { return Vec::new() };
+        let name = name.clone();
+        tokio::task::spawn_blocking(move || neighbours.addresses(&name)).await.unwrap_or_default()
     }
 
     /// Opens what an answer has, and writes it. The policy may have changed while the query was on its way, so the one

@@ -99,6 +99,14 @@ pub enum SlotError {
         /// How many VMs.
         members: usize,
     },
+    /// A VM of that name is in the network.
+    #[error("the network `{network}` already has a VM `{member}`")]
+    Taken {
+        /// The network.
+        network: String,
+        /// The name.
+        member: String,
+    },
     /// A network has no address left.
     #[error("the network `{0}` has no free address")]
     Full(String),
@@ -123,6 +131,8 @@ impl SlotError {
             Self::NoAddress { .. } => Some("set another range of addresses that no route of this host covers".into()),
             Self::Name(_) => Some("a name has 1 to 32 of `[a-z0-9-]`".into()),
             Self::InUse { .. } => Some("stop them first".into()),
+            Self::Taken { .. } => Some("give this one another --name".into()),
+            Self::NoNetwork(name) => Some(format!("kiln net create {name}")),
             _ => None,
         }
     }
@@ -155,6 +165,7 @@ mod tests {
             SlotError::Exists(_) => "Exists",
             SlotError::NoNetwork(_) => "NoNetwork",
             SlotError::InUse { .. } => "InUse",
+            SlotError::Taken { .. } => "Taken",
             SlotError::Full(_) => "Full",
         }
     }
@@ -184,6 +195,7 @@ mod tests {
             SlotError::Exists("lab".into()),
             SlotError::NoNetwork("lab".into()),
             SlotError::InUse { name: "lab".into(), members: 2 },
+            SlotError::Taken { network: "lab".into(), member: "web".into() },
             SlotError::Full("lab".into()),
         ];
         let mut lines = Vec::new();

@@ -11,14 +11,17 @@
 //! ```
 //! A network is a slot with a bridge in place of the TAP device, so it has the same rules, the same policy for what
 //! leaves it, and the same journal. It has no owner: it stays until it is removed, and it is made again if the host
-//! restarted. A member has an owner, and its TAP device ends with it. Another network can't be reached, because it is
+//! restarted. Each member's owner answers names at the gateway: their sockets share the port, so names are answered as
+//! long as one of them lives. A member has an owner, and its TAP device ends with it. Another network can't be reached, because it is
 //! another namespace.
 
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use serde::{Deserialize, Serialize};
 
 use super::build::{self, index_of};
@@ -32,11 +35,14 @@ use super::netlink::Netlink;
 use super::program;
 use super::rules::{self, BRIDGE, Place};
 use super::slot::{Slot, SlotTap};
-use crate::inner::{LAB_GATEWAY, LAB_PREFIX, lab_guest};
-use crate::policy::Policy;
+use crate::inner::{LAB_GATEWAY, LAB_PREFIX, RESOLVER_PORT, lab_guest};
+use crate::names::Neighbours;
+use crate::policy::{Domain, Policy};
 
 const NAME_BYTES_MAX: usize = 32;
 const MEMBERS: &str = "members";
+/// Connections to the resolver that wait to be accepted.
+const BACKLOG: i32 = 64;
 /// Number 1 is the gateway, and 255 is for broadcasts.
 const NUMBERS: std::ops::RangeInclusive<u8> = 2..=254;
 
@@ -75,9 +81,17 @@ pub struct MemberAbout {
 pub struct Member {
     inner: Arc<Inner>,
     entry: Option<Entry>,
+    members: Journal,
     namespace: Namespace,
+    policy: Policy,
     about: MemberAbout,
     tap: String,
+}
+
+/// The names of the VMs in a network.
+#[derive(Debug, Clone)]
+pub struct MemberNames {
+    members: Journal,
 }
 
 impl Networks {
@@ -147,6 +161,10 @@ impl Networks {
         let members = self.inner.members(&id)?;
         let namespace = self.inner.namespace(&id);
         let used = self.inner.prune(&members, &namespace)?;
+        if used.iter().any(|member| member.name == vm) {
+            return Err(SlotError::Taken { network: name.to_owned(), member: vm.to_owned() });
+        }
+        let policy = self.inner.journal.about::<About>(&id).and_then(|about| about.policy).unwrap_or_default();
         let number =
             NUMBERS.into_iter().find(|number| !used.iter().any(|member| member.address == lab_guest(*number).0));
         let (address, mac) = lab_guest(number.ok_or_else(|| SlotError::Full(name.to_owned()))?);
@@ -156,7 +174,10 @@ impl Networks {
         // Noted before it is made, so that the next member does not get the same address.
         let noted = entry.note(&about).map_err(|source| self.inner.journal_failed(source));
         match noted.and_then(|()| plug_in(&namespace, &tap, &about)) {
-            Ok(()) => Ok(Member { inner: Arc::clone(&self.inner), entry: Some(entry), namespace, about, tap }),
+            Ok(()) => {
+                let (inner, entry) = (Arc::clone(&self.inner), Some(entry));
+                Ok(Member { inner, entry, members, namespace, policy, about, tap })
+            }
             Err(error) => {
                 // The first error is the one to report. The journal keeps what can't be removed now.
                 let _ = self.inner.unplug(&namespace, entry, &tap, Some(&about));
@@ -302,6 +323,24 @@ impl Member {
         (LAB_PREFIX, LAB_GATEWAY)
     }
 
+    /// What the network's members may reach outside, when this one joined.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The names of all members, this one too.
+    pub fn names(&self) -> MemberNames {
+        MemberNames { members: self.members.clone() }
+    }
+
+    /// New sockets at the gateway's address, for a resolver that the guests ask. Each member can have them: the kernel
+    /// chooses one for each query.
+    pub fn resolver_sockets(&self) -> Result<(UdpSocket, TcpListener), SlotError> {
+        let bound = self.namespace.run(|| Ok((shared_socket(SocketType::DGRAM)?, shared_socket(SocketType::STREAM)?)));
+        let (udp, tcp) = bound.and_then(|bound: io::Result<_>| bound).map_err(SlotError::Socket)?;
+        Ok((udp.into(), tcp.into()))
+    }
+
     /// Gives the place up and reports what failed. A drop does the same and reports nothing.
     pub fn leave(mut self) -> Result<(), SlotError> {
         self.remove()
@@ -321,6 +360,29 @@ impl Drop for Member {
             tracing::warn!(member = %self.about.name, error = &error as &dyn std::error::Error, "failed to leave a network");
         }
     }
+}
+
+/// Reads the journal for each name, because members come and go with other processes.
+impl Neighbours for MemberNames {
+    fn addresses(&self, name: &Domain) -> Vec<IpAddr> {
+        let ids = self.members.ids().unwrap_or_default();
+        let found = ids.iter().filter_map(|id| Some((id, self.members.about::<MemberAbout>(id)?)));
+        let named = found.filter(|(_, about)| Domain::new(&about.name).is_ok_and(|member| member == *name));
+        // The place of a member whose owner was killed stays until the next recovery.
+        let owned = named.filter(|(id, _)| matches!(self.members.claim(id), Ok(None)));
+        owned.map(|(_, about)| about.address.into()).collect()
+    }
+}
+
+/// A socket at the gateway's address, of this thread's namespace, which other processes can have, too.
+fn shared_socket(kind: SocketType) -> io::Result<std::os::fd::OwnedFd> {
+    let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    bind(&socket, &SocketAddr::new(LAB_GATEWAY.into(), RESOLVER_PORT))?;
+    if kind == SocketType::STREAM {
+        listen(socket.as_fd(), BACKLOG)?;
+    }
+    Ok(socket)
 }
 
 /// Makes the device of a member. It is up once the bridge knows its addresses.

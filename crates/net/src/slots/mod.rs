@@ -39,7 +39,7 @@ pub use error::{NftError, SlotError};
 pub use home::{About, Recovered, Slots, SlotsConfig, Step};
 pub use host::{Obstacle, RANGES, SlotRange};
 pub use journal::{NotASlotId, SlotId};
-pub use lab::{Member, MemberAbout, Network, Networks};
+pub use lab::{Member, MemberAbout, MemberNames, Network, Networks};
 pub use pool::SlotPool;
 pub use slot::{Counter, Denial, RulesFault, Slot, SlotTap};
 pub use steps::TooManyShapes;

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::*;
 use crate::gate::{Denied, Gate};
-use crate::policy::{Change, Destination};
+use crate::policy::{Change, Destination, Domain};
 
 const TEST_TIME: Duration = Duration::from_secs(60);
 
@@ -187,11 +187,19 @@ async fn hints_of_addresses_and_ipv6_are_empty_without_a_query() {
     assert_eq!(asked.load(Ordering::SeqCst), 0);
 }
 
+/// The VM `db`.
+struct OneNeighbour;
+
+impl Neighbours for OneNeighbour {
+    fn addresses(&self, name: &Domain) -> Vec<IpAddr> {
+        if *name == domain("db") { vec![Ipv4Addr::new(10, 77, 0, 2).into()] } else { Vec::new() }
+    }
+}
+
 #[tokio::test]
-async fn names_of_other_vms_are_answered_from_the_table() {
+async fn names_of_other_vms_are_answered_and_open_nothing() {
     let gate = gate(PolicyDefault::Deny, &[], &[]);
-    let resolver = resolver(&gate, "127.0.0.1:1".parse().expect("an address"));
-    resolver.set_hosts(Hosts::from([(domain("db"), vec!["10.77.0.2".parse().expect("an address")])]));
+    let resolver = resolver(&gate, "127.0.0.1:1".parse().expect("an address")).with_neighbours(Arc::new(OneNeighbour));
     assert_eq!(bounded(ask(&resolver, "db")).await, (0, 1, vec![Ipv4Addr::new(10, 77, 0, 2)]));
     assert_eq!(bounded(ask(&resolver, "web")).await.0, 5);
     assert!(!gate.decide(&Destination::tcp("10.77.0.2:5432".parse().expect("an address"))).is_allowed());
