@@ -95,9 +95,14 @@ pub fn connect(name: &str, wanted: &Interface) -> io::Result<()> {
         ioctl(&socket, libc::SIOCSIFMTU, &mut set)?;
     }
     let mask = mask(wanted.prefix);
-    if address_of(&socket, name, libc::SIOCGIFADDR) != Some(wanted.address)
-        || address_of(&socket, name, libc::SIOCGIFNETMASK) != Some(mask)
-    {
+    let before = address_of(&socket, name, libc::SIOCGIFADDR);
+    if before != Some(wanted.address) || address_of(&socket, name, libc::SIOCGIFNETMASK) != Some(mask) {
+        if before.is_some() {
+            // Routes over an interface end when it goes down. Those of another network would stay beside the new ones.
+            let mut down = request(name)?;
+            down.ifr_ifru.ifru_flags = 0;
+            ioctl(&socket, libc::SIOCSIFFLAGS, &mut down)?;
+        }
         for (operation, address) in [(libc::SIOCSIFADDR, wanted.address), (libc::SIOCSIFNETMASK, mask)] {
             let mut set = request(name)?;
             set.ifr_ifru.ifru_addr = socket_address(address);
