@@ -47,7 +47,7 @@ test_networks() {
     local makes='ip tuntap add tap0 mode tap vnet_hdr && nft list tables'
     if [[ $EUID == 0 ]] && unshare --net --mount sh -c "$makes" >/dev/null 2>&1; then
         cargo nextest run --locked --package kiln-net --package kiln-e2e --run-ignored only \
-            --filterset '(package(kiln-net) and not test(/own_a_slot|join_a_lab/)) or test(/vm_nat::as_root_/)' \
+            --filterset '(package(kiln-net) and not test(/own_a_slot|join_a_lab/)) or test(/vm_(nat|lab)::as_root_/)' \
             "${nextest_output[@]}" </dev/null
     else
         echo "skip  networks of VMs: they need root, /dev/net/tun and nft"

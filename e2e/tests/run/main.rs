@@ -15,6 +15,7 @@ mod vm_habits;
 mod vm_image;
 mod vm_image_warm;
 mod vm_kernel;
+mod vm_lab;
 mod vm_limits;
 mod vm_nat;
 mod vm_net;

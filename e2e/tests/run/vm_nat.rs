@@ -67,7 +67,8 @@ fn as_root_a_guest_reaches_what_rules_open_and_the_rest_is_counted() {
     assert_eq!(guest.ask("198.51.100.2"), refused("198.51.100.2"));
 
     let listed = internet.kiln(&home, ["net", "ls", "--json"]).run().text();
-    let listed: Vec<Value> = serde_json::from_str(&listed).expect("a list");
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let listed = listed["vms"].as_array().expect("a list");
     assert_eq!((listed.len(), &listed[0]["name"], &listed[0]["kind"]), (1, &"web".into(), &"nat".into()));
     assert!(listed[0]["denied"].as_u64() >= Some(2), "{listed:?}");
     let denials = listed[0]["denials"].to_string();

@@ -1,6 +1,6 @@
 //! Arguments of networks: those of `kiln run`, and of `kiln net`.
 
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Subcommand};
 use kiln_engine::network::NetworkKind;
 use kiln_net::policy::{Change, Policy, PolicyDefault, Rule};
 
@@ -10,16 +10,46 @@ use crate::failure::{Failure, USAGE};
 const PUBLIC: &str = "public";
 
 /// How a VM is connected.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NetArg {
-    /// No network card
+    /// No network card.
     #[default]
     None,
-    /// A network namespace with address translation; needs root
-    #[value(alias = "bridge")]
+    /// A network namespace with address translation; needs root.
     Nat,
-    /// Connections made by kiln itself; needs no root
+    /// Connections made by kiln itself; needs no root.
     User,
+    /// A network of `kiln net create`, with other VMs; needs root.
+    Named(String),
+}
+
+/// The network that a run asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WantedNetwork {
+    /// One of its own.
+    Alone(NetworkKind, Box<Policy>),
+    /// A place in one that it shares.
+    Shared(String),
+}
+
+impl WantedNetwork {
+    /// How it gets out.
+    pub fn kind(&self) -> NetworkKind {
+        match self {
+            Self::Alone(kind, _) => *kind,
+            Self::Shared(_) => NetworkKind::Lab,
+        }
+    }
+}
+
+/// `bridge` is docker's word for a network with address translation.
+fn parse_net(text: &str) -> Result<NetArg, std::convert::Infallible> {
+    Ok(match text {
+        "none" => NetArg::None,
+        "nat" | "bridge" => NetArg::Nat,
+        "user" => NetArg::User,
+        name => NetArg::Named(name.to_owned()),
+    })
 }
 
 /// What a VM may reach.
@@ -39,32 +69,48 @@ pub struct RulesArgs {
 /// The network of a run.
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub struct NetworkArgs {
-    /// Connect the VM to a network: none, nat, user
+    /// Connect the VM to a network: none, nat, user, or the name of one that VMs share
+    ///
+    /// `nat` needs root and is fast, `user` needs no root. `kiln net create NAME` makes a network that several VMs share, and
+    /// each of them reaches the others by their --name.
     ///
     /// Without --allow the VM can reach all public addresses, and no private ones, no metadata service, and nothing on
     /// this host.
-    #[arg(long = "net", alias = "network", value_name = "KIND", default_value = "none")]
+    #[arg(long = "net", alias = "network", value_name = "KIND", default_value = "none", value_parser = parse_net)]
     pub net: NetArg,
     #[command(flatten)]
     pub rules: RulesArgs,
 }
 
 impl NetworkArgs {
-    /// The kind and policy; `None` without a network.
-    pub fn wanted(&self) -> Result<Option<(NetworkKind, Policy)>, Failure> {
-        let kind = match self.net {
-            NetArg::None if self.rules.allow.is_empty() && self.rules.deny.is_empty() => return Ok(None),
+    /// What is wanted; `None` without a network. A VM in a shared network needs a name.
+    pub fn wanted(&self, name: Option<&str>) -> Result<Option<WantedNetwork>, Failure> {
+        let has_rules = !self.rules.allow.is_empty() || !self.rules.deny.is_empty();
+        let kind = match &self.net {
+            NetArg::None if !has_rules => return Ok(None),
             NetArg::None => {
                 let failure = Failure::words(USAGE, "--allow and --deny need a network");
                 return Err(failure.hint("--net nat, or --net user without root"));
             }
             NetArg::Nat => NetworkKind::Nat,
             NetArg::User => NetworkKind::User,
+            NetArg::Named(network) if has_rules => {
+                let words = format!("--allow and --deny: what leaves the network `{network}` was set when it was made");
+                return Err(Failure::words(USAGE, words).hint("kiln net create has --allow and --deny"));
+            }
+            NetArg::Named(network) => {
+                let named = name.is_some_and(|name| kiln_net::policy::Domain::new(name).is_ok());
+                if !named {
+                    let words = format!("a VM in the network `{network}` needs a name that others can ask for");
+                    return Err(Failure::words(USAGE, words).hint("--name web"));
+                }
+                return Ok(Some(WantedNetwork::Shared(network.clone())));
+            }
         };
         let Change { default, allow, deny, .. } = self.rules.change()?;
         let none_allowed = if allow.is_empty() { PolicyDefault::Public } else { PolicyDefault::Deny };
         let policy = Policy::new(default.unwrap_or(none_allowed), false, allow, deny).map_err(policy_failure)?;
-        Ok(Some((kind, policy)))
+        Ok(Some(WantedNetwork::Alone(kind, Box::new(policy))))
     }
 }
 
@@ -102,13 +148,14 @@ pub fn policy_failure(error: kiln_net::policy::PolicyError) -> Failure {
     Failure::new(USAGE, error).maybe_hint(hint)
 }
 
-/// See and change the networks of running VMs.
+/// See and change the networks of running VMs, and make networks that several VMs share.
 ///
 /// A VM of `kiln run --net` has a network of its own, which ends with it. Name a VM by the --name of its run, or by the
 /// id that `kiln net ls` prints.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     kiln net ls\n  \
+    kiln net create lab\n  \
     kiln net explain web example.org 443\n  \
     kiln net policy web --allow '*.example.net:80' --remove example.org")]
 pub struct NetArgs {
@@ -118,7 +165,9 @@ pub struct NetArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum NetCommand {
-    /// List the networks of running VMs, with what they were denied
+    Create(CreateArgs),
+    Rm(RemoveArgs),
+    /// List the networks of running VMs, with what they were denied, and the networks that VMs share
     #[command(visible_alias = "list")]
     Ls {
         /// Print JSON
@@ -127,6 +176,29 @@ pub enum NetCommand {
     },
     Explain(ExplainArgs),
     Policy(PolicyArgs),
+}
+
+/// Make a network that several VMs share.
+///
+/// VMs of `kiln run --net NAME --name VM` reach each other, by the names of their runs. Nothing leaves the network,
+/// unless --allow opens it. The network stays until `kiln net rm`. Needs root.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln net create lab\n  \
+    kiln net create lab --allow public --deny '*:25'")]
+pub struct CreateArgs {
+    /// Its name: 1 to 32 of `[a-z0-9-]`
+    pub name: String,
+    #[command(flatten)]
+    pub rules: RulesArgs,
+}
+
+/// Remove networks that VMs shared. Refuses if a VM uses one.
+#[derive(Debug, ClapArgs)]
+pub struct RemoveArgs {
+    /// Their names
+    #[arg(required = true)]
+    pub names: Vec<String>,
 }
 
 /// Name the rule that decides whether a VM can reach a destination.

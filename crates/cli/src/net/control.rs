@@ -110,10 +110,10 @@ impl About {
 
     async fn status(&self) -> Reply {
         match self.network.status().await {
-            Ok(NetworkStatus { kind, policy, denied, mut denials }) => {
+            Ok(NetworkStatus { kind, network, policy, denied, mut denials }) => {
                 denials.truncate(DENIALS_SHOWN);
                 let (vm, name, policy) = (self.vm.clone(), self.name.clone(), (*policy).clone());
-                Reply::Status(Box::new(Status { vm, name, kind, policy, denied, denials }))
+                Reply::Status(Box::new(Status { vm, name, kind, network, policy, denied, denials }))
             }
             Err(error) => refused(error),
         }

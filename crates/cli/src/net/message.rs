@@ -59,6 +59,9 @@ pub struct Status {
     pub name: Option<String>,
     /// How it gets out.
     pub kind: NetworkKind,
+    /// The network that it shares with other VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
     /// What it may reach.
     pub policy: Policy,
     /// How often it was denied something.

@@ -24,6 +24,7 @@ use super::start::{self, ImageVm, Origin, Started};
 use super::terminal;
 use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
+use crate::args::network::WantedNetwork;
 use crate::engine_failure::snapshot_failure;
 use crate::failure::{Failure, HOST, USAGE, VM};
 use crate::image::{self, Runnable, Wants};
@@ -101,7 +102,7 @@ fn run_and_save(mut args: RunArgs, save_as: Option<String>) -> Result<u8, Failur
 pub(super) fn check(args: RunArgs, image: Option<String>, save_as: Option<String>) -> Result<Job, Failure> {
     args.docker.check()?;
     volumes::check(&args.storage, save_as.is_some(), args.from.is_some())?;
-    args.network.wanted()?;
+    args.network.wanted(args.docker.name.as_deref())?;
     let terminal = args.tty.then(terminal::describe);
     if save_as.is_some() && !args.vhost_user.is_empty() {
         return Err(
@@ -135,7 +136,7 @@ impl Job {
         let network = self.network(&home).await?.map(Arc::new);
         let mut part = volumes.part.clone();
         if let Some(network) = &network {
-            (part.nics, part.network) = (vec![network.nic()], Some(VmNetwork::guest()));
+            (part.nics, part.network) = (vec![network.nic()], Some(network.guest()));
         }
         let started = start::start(&engine, origin, &part, &self.args, &mut interrupts, &progress, times).await?;
         let (guest, start) = match started {
@@ -182,14 +183,23 @@ impl Job {
 
     /// The network of the run, with its rules in place.
     async fn network(&self, home: &Home) -> Result<Option<VmNetwork>, Failure> {
-        let Some((kind, policy)) = self.args.network.wanted()? else { return Ok(None) };
         let label = self.args.docker.name.clone().unwrap_or_default();
-        let request = NetworkRequest { kind, policy, label };
-        let network = VmNetwork::start(home, request).await.map_err(|error| {
+        let network = match self.wanted_network()? {
+            None => return Ok(None),
+            Some(WantedNetwork::Alone(kind, policy)) => {
+                VmNetwork::start(home, NetworkRequest { kind, policy: *policy, label }).await
+            }
+            Some(WantedNetwork::Shared(network)) => VmNetwork::join(home, &network, &label).await,
+        };
+        let network = network.map_err(|error| {
             let hint = error.hint();
             Failure::new(HOST, error).maybe_hint(hint)
         })?;
         Ok(Some(network))
+    }
+
+    fn wanted_network(&self) -> Result<Option<WantedNetwork>, Failure> {
+        self.args.network.wanted(self.args.docker.name.as_deref())
     }
 
     /// Prints the ports that kiln has chosen.
@@ -220,7 +230,7 @@ impl Job {
         let name = self.image.as_deref().unwrap_or(MINI);
         let wants = Wants {
             volumes: !self.args.storage.volumes.is_empty(),
-            network: self.args.network.wanted()?.is_some(),
+            network: self.wanted_network()?.is_some(),
             ..Wants::default()
         };
         let mut image = Runnable::find(home, name, self.args.pull, (&self.args.kernel, wants), progress)?;
@@ -235,9 +245,11 @@ impl Job {
         spec.vhost_user = self.args.vhost_user.clone();
         spec.acceleration = self.args.accel.into();
         spec.forkable = self.save_as.is_some();
-        spec.nics = self.args.network.wanted()?.map(|(kind, _)| VmNetwork::card(kind)).into_iter().collect();
+        let kind = self.wanted_network()?.map(|wanted| wanted.kind());
+        spec.nics = kind.map(VmNetwork::card).into_iter().collect();
+        let network = kind.and_then(VmNetwork::ready);
         let (image, rehearse) = (image.name().to_owned(), image.rehearse(image.warm()));
-        Ok(Origin::Image(Box::new(ImageVm { image, spec, rehearse })))
+        Ok(Origin::Image(Box::new(ImageVm { image, spec, network, rehearse })))
     }
 
     async fn save(

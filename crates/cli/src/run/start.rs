@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kiln_engine::link::{LinkError, Renewal};
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine as _, ForkPart, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
-use kiln_wire::ExecRequest;
+use kiln_wire::{ExecRequest, Network};
 use owo_colors::OwoColorize as _;
 
 use super::job::Times;
@@ -40,6 +40,8 @@ pub struct ImageVm {
     /// The image's name.
     pub image: String,
     pub spec: VmSpec,
+    /// What its network cards are connected to before it is saved.
+    pub network: Option<Network>,
     /// What it runs before it is saved.
     pub rehearse: Vec<ExecRequest>,
 }
@@ -60,7 +62,7 @@ pub async fn start(
     progress: &Progress,
     times: &mut Times,
 ) -> Result<Started, Failure> {
-    let ImageVm { image, mut spec, rehearse } = match origin {
+    let ImageVm { image, mut spec, network, rehearse } = match origin {
         Origin::Image(vm) => *vm,
         Origin::Snapshot(snapshot) => {
             progress.say("forking");
@@ -78,7 +80,6 @@ pub async fn start(
     // A VM with a vhost-user device can't be saved, so there is no snapshot to fork.
     if !args.cold && spec.vhost_user.is_empty() {
         let (renew, boot_timeout) = (Renew::IfNeeded, args.boot_timeout);
-        let network = part.network.clone();
         let wanted = Wanted { spec: &spec, label: &image, renew, boot_timeout, network, rehearse };
         let since = Instant::now();
         let made = ready::get(engine, wanted, interrupts, progress).await;
@@ -109,6 +110,7 @@ pub async fn start(
     progress.say("booting");
     for (nic, part) in spec.nics.iter_mut().zip(&part.nics) {
         nic.attachment = part.attachment.clone();
+        nic.mac = part.mac.unwrap_or(nic.mac);
     }
     let guest = tokio::select! {
         guest = Guest::start(engine, spec, left, console::watch(args.console)) => {

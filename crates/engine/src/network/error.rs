@@ -12,6 +12,21 @@ pub enum NetworkError {
     /// Namespaces and rules need root.
     #[error("a network of the kind `nat` needs root")]
     NotRoot,
+    /// So does a network of several VMs.
+    #[error("a network of several VMs needs root")]
+    LabNotRoot,
+    /// A network of several VMs can't open names.
+    #[error("the rule `{rule}` is by name, which a network of several VMs can't have")]
+    RuleByName {
+        /// The rule.
+        rule: String,
+    },
+    /// The policy is not that of a VM.
+    #[error("the policy is that of the network `{network}`, and does not change")]
+    OfNetwork {
+        /// Its name.
+        network: String,
+    },
     /// The network can't be made.
     #[error("failed to make the VM's network")]
     Slot(#[from] SlotError),
@@ -33,13 +48,23 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
+    /// Whether the request can't be carried out on any host.
+    pub fn is_usage(&self) -> bool {
+        let Self::Slot(error) = self else {
+            return matches!(self, Self::Policy(_) | Self::RuleByName { .. } | Self::OfNetwork { .. });
+        };
+        matches!(error, SlotError::Name(_) | SlotError::Exists(_) | SlotError::NoNetwork(_) | SlotError::InUse { .. })
+    }
+
     /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NotRoot => Some("--net user needs no root".into()),
+            Self::RuleByName { .. } => Some("allow its addresses, or `public`".into()),
+            Self::OfNetwork { .. } => Some("kiln net rm, and kiln net create with other rules".into()),
             Self::Slot(error) => error.hint(),
             Self::Policy(error) => error.hint(),
-            Self::Socket { .. } | Self::Resolver(_) => None,
+            Self::LabNotRoot | Self::Socket { .. } | Self::Resolver(_) => None,
         }
     }
 }
@@ -56,6 +81,9 @@ mod tests {
         let policy = kiln_net::policy::Policy::new(kiln_net::policy::PolicyDefault::Deny, false, vec![rule()], vec![]);
         let errors = every_variant!(NetworkError {
             NotRoot: [NetworkError::NotRoot],
+            LabNotRoot: [NetworkError::LabNotRoot],
+            RuleByName: [NetworkError::RuleByName { rule: "example.org:443".into() }],
+            OfNetwork: [NetworkError::OfNetwork { network: "lab".into() }],
             Slot: [NetworkError::Slot(SlotError::Tap(refused()))],
             Policy: [NetworkError::Policy(policy.expect_err("the loopback never opens"))],
             Socket: [NetworkError::Socket { path: "/k/networks".into(), source: refused() }],

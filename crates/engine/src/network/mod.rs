@@ -5,6 +5,7 @@
 //!                          │     └─▶ guest()  the addresses that the guest's Sync sets
 //!                          ├── nat: a network namespace with a TAP device, rules of nftables (root)
 //!                          ├── user: a stream socket, each connection made by this process (no root)
+//!                          ├── lab: a place on a bridge with other VMs, names for each of them (root)
 //!                          └── Gate: the policy; the resolver and `explain` ask it
 //! ```
 //! Without a network a VM has no card at all. All guests have the same addresses inside, so a fork changes nothing in
@@ -16,10 +17,13 @@
 //! process that was killed.
 
 mod error;
+mod lab;
+mod labs;
 mod nat;
 mod resolver;
 mod user;
 mod vm_network;
 
 pub use self::error::NetworkError;
+pub use self::labs::Labs;
 pub use self::vm_network::{NetworkKind, NetworkRequest, NetworkStatus, VmNetwork};

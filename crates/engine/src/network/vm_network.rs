@@ -9,6 +9,7 @@ use kiln_wire::{Interface, Network};
 use serde::{Deserialize, Serialize};
 
 use super::error::NetworkError;
+use super::lab::Lab;
 use super::nat::Nat;
 use super::user::User;
 use crate::engine::NicPart;
@@ -23,6 +24,8 @@ pub enum NetworkKind {
     Nat,
     /// This process makes each connection. Needs no root.
     User,
+    /// A network that it shares with other VMs, see [`VmNetwork::join`]. Needs root.
+    Lab,
 }
 
 /// A request for a network.
@@ -41,6 +44,8 @@ pub struct NetworkRequest {
 pub struct NetworkStatus {
     /// How the VM gets out.
     pub kind: NetworkKind,
+    /// The network that it shares with other VMs.
+    pub network: Option<String>,
     /// What it may reach.
     pub policy: Arc<Policy>,
     /// How often it was denied something.
@@ -69,8 +74,8 @@ pub struct NetworkStatus {
 ///
 /// let spec = VmSpec { nics: vec![VmNetwork::card(NetworkKind::Nat)], ..spec };
 /// let request = ReadyRequest::new(&spec, "web", Duration::from_secs(60));
-/// let ready = engine.ready(ReadyRequest { network: Some(VmNetwork::guest()), ..request }).await?;
-/// let part = ForkPart { nics: vec![network.nic()], network: Some(VmNetwork::guest()), ..ForkPart::default() };
+/// let ready = engine.ready(ReadyRequest { network: VmNetwork::ready(NetworkKind::Nat), ..request }).await?;
+/// let part = ForkPart { nics: vec![network.nic()], network: Some(network.guest()), ..ForkPart::default() };
 /// let forks = engine.restore(&ready, ForkSpec { parts: vec![part], ..ForkSpec::default() }).await?;
 /// # drop(forks);
 /// # Ok(())
@@ -86,10 +91,11 @@ pub struct VmNetwork {
 enum Side {
     Nat(Nat),
     User(User),
+    Lab(Box<Lab>),
 }
 
 impl VmNetwork {
-    /// Makes a network with its rules in place.
+    /// Makes a network of the kind [`Nat`](NetworkKind::Nat) or [`User`](NetworkKind::User), with its rules in place.
     ///
     /// # Errors
     /// [`NetworkError`]. Nothing of the network is left then.
@@ -98,15 +104,26 @@ impl VmNetwork {
         let side = match request.kind {
             NetworkKind::Nat => Side::Nat(Nat::start(home, &request.label, &gate).await?),
             NetworkKind::User => Side::User(User::start(home, &gate).await?),
+            // A place in it has a name, which others must not have.
+            NetworkKind::Lab => return Self::join(home, &request.label, &request.label).await,
         };
         Ok(Self { gate, side })
+    }
+
+    /// Gives a VM a place in a network that it shares with others, which know it by its name.
+    ///
+    /// # Errors
+    /// [`NetworkError`]. Nothing of the place is left then.
+    pub async fn join(home: &Home, network: &str, vm: &str) -> Result<Self, NetworkError> {
+        let (lab, gate) = Lab::join(home, network, vm).await?;
+        Ok(Self { gate, side: Side::Lab(Box::new(lab)) })
     }
 
     /// The card of a spec whose VM or forks get a network of this kind. Each guest has the same address, because each is
     /// alone in its network: then a fork's address is not changed, and one ready-made snapshot serves all of a kind.
     pub fn card(kind: NetworkKind) -> Nic {
         let attachment = match kind {
-            NetworkKind::Nat => Attachment::Idle,
+            NetworkKind::Nat | NetworkKind::Lab => Attachment::Idle,
             NetworkKind::User => Attachment::Unplugged,
         };
         Nic { mac: Self::mac(), attachment }
@@ -117,13 +134,30 @@ impl VmNetwork {
         let attachment = match &self.side {
             Side::Nat(nat) => nat.attachment(),
             Side::User(user) => user.attachment(),
+            Side::Lab(lab) => return lab.nic(),
         };
         NicPart { mac: Some(Self::mac()), attachment }
     }
 
     /// The addresses inside the guest, for [`ForkPart::network`](crate::ForkPart::network) or a
     /// [`Renewal`](crate::link::Renewal).
-    pub fn guest() -> Network {
+    pub fn guest(&self) -> Network {
+        match &self.side {
+            Side::Nat(_) | Side::User(_) => Self::alone(),
+            Side::Lab(lab) => lab.guest(),
+        }
+    }
+
+    /// The addresses inside the guest that a ready-made snapshot can have already, for
+    /// [`ReadyRequest::network`](crate::ReadyRequest::network): those that are the same for each VM of the kind.
+    pub fn ready(kind: NetworkKind) -> Option<Network> {
+        match kind {
+            NetworkKind::Nat | NetworkKind::User => Some(Self::alone()),
+            NetworkKind::Lab => None,
+        }
+    }
+
+    fn alone() -> Network {
         let interface = Interface { address: GUEST, prefix: PREFIX, gateway: Some(GATEWAY), mtu: Some(MTU) };
         Network { interfaces: vec![interface], nameservers: vec![GATEWAY] }
     }
@@ -144,6 +178,7 @@ impl VmNetwork {
         let shown = |denial: &Denial| format!("{}: {}", denial.what, denial.by);
         let mut status = NetworkStatus {
             kind: NetworkKind::User,
+            network: None,
             policy: self.gate.policy(),
             denied: count,
             denials: last.iter().rev().map(shown).collect(),
@@ -154,6 +189,9 @@ impl VmNetwork {
             status.denied += refused;
             let decided = destinations.iter().map(|to| format!("{to}: {}", self.gate.decide(to).by));
             status.denials.extend(decided);
+        }
+        if let Side::Lab(lab) = &self.side {
+            (status.kind, status.network) = (NetworkKind::Lab, Some(lab.network.clone()));
         }
         Ok(status)
     }
@@ -167,6 +205,7 @@ impl VmNetwork {
             Side::Nat(nat) => nat.change(change.clone(), &self.gate).await,
             // It asks the gate about each flow.
             Side::User(_) => self.gate.change(change, |_| Ok(())),
+            Side::Lab(lab) => Err(NetworkError::OfNetwork { network: lab.network.clone() }),
         }
     }
 
@@ -178,6 +217,7 @@ impl VmNetwork {
         match self.side {
             Side::Nat(nat) => nat.stop().await,
             Side::User(_) => Ok(()),
+            Side::Lab(lab) => lab.stop().await,
         }
     }
 

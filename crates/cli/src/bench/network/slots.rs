@@ -119,14 +119,14 @@ async fn whole(bench: &Bench, results: &mut Results) -> anyhow::Result<()> {
 async fn with_card(bench: &Bench) -> anyhow::Result<Snapshot> {
     let spec = VmSpec { nics: vec![VmNetwork::card(NetworkKind::Nat)], ..bench.spec() };
     let request = ReadyRequest::new(&spec, "bench", BOOT_TIMEOUT);
-    Ok(bench.engine.ready(ReadyRequest { network: Some(VmNetwork::guest()), ..request }).await?)
+    Ok(bench.engine.ready(ReadyRequest { network: VmNetwork::ready(NetworkKind::Nat), ..request }).await?)
 }
 
 /// A network that opens nothing, and the part of a fork on it.
 async fn on_a_slot(home: &Home) -> Result<(ForkPart, VmNetwork), NetworkError> {
     let request = NetworkRequest { kind: NetworkKind::Nat, policy: Policy::default(), label: "bench".into() };
     let network = VmNetwork::start(home, request).await?;
-    let part = ForkPart { nics: vec![network.nic()], network: Some(VmNetwork::guest()), ..ForkPart::default() };
+    let part = ForkPart { nics: vec![network.nic()], network: Some(network.guest()), ..ForkPart::default() };
     Ok((part, network))
 }
 

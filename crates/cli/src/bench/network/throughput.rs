@@ -84,8 +84,8 @@ async fn on_a_slot(bench: &Bench, debian: &mut Debian) -> anyhow::Result<(VmNetw
     let policy = Policy::new(PolicyDefault::Deny, false, vec![hosts::HOST.to_string().parse()?], vec![])?;
     let request = NetworkRequest { kind: NetworkKind::Nat, policy, label: "bench".into() };
     let network = VmNetwork::start(&Home::at(bench.engine.home()), request).await?;
-    let ready = debian.ready(bench, &[VmNetwork::card(NetworkKind::Nat)], Some(VmNetwork::guest())).await?;
-    let part = ForkPart { nics: vec![network.nic()], network: Some(VmNetwork::guest()), ..ForkPart::default() };
+    let ready = debian.ready(bench, &[VmNetwork::card(NetworkKind::Nat)], VmNetwork::ready(NetworkKind::Nat)).await?;
+    let part = ForkPart { nics: vec![network.nic()], network: Some(network.guest()), ..ForkPart::default() };
     let forks = ForkSpec { parts: vec![part], ..ForkSpec::default() };
     let guest = Guest::fork(&bench.engine, &ready, forks, Watch::default()).await?;
     Ok((network, guest))
