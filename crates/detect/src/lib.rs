@@ -42,9 +42,13 @@
 mod boot;
 mod clock;
 mod console;
+#[expect(dead_code)]
+mod crash_type;
 mod finding;
 mod frames;
 mod lines;
+#[expect(dead_code)]
+mod machinery;
 mod pattern;
 #[cfg(test)]
 mod reference;
@@ -53,6 +57,8 @@ mod row;
 mod saved;
 mod scanner;
 mod signatures;
+#[expect(dead_code)]
+mod title;
 
 pub use console::{Caller, ConsoleLine, KernelLine};
 pub use finding::{EXTRACT_LINES_MAX, Finding, Kind, Severity};
