@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::crash_type::CrashType;
+
 /// Lines kept of a report. The cause and its stack come first; register dumps of other CPUs come last.
 pub const EXTRACT_LINES_MAX: usize = 200;
 
@@ -13,8 +15,15 @@ pub struct Finding {
     /// One line that is the same on every boot and for every compiler: no addresses, offsets, process ids or CPU
     /// numbers. Equal titles mean the same defect, as far as a log shows it.
     pub title: String,
+    /// Other titles of the same defect: with other names of the function, or as another check would have found it. Two
+    /// findings that share a title have the same cause.
+    #[serde(default)]
+    pub alternatives: Vec<String>,
     /// The class.
     pub kind: Kind,
+    /// What the defect allows, or does to the machine.
+    #[serde(default, rename = "type")]
+    pub crash_type: CrashType,
     /// What it means for the machine.
     pub severity: Severity,
     /// The function to blame: the first on the stack that is not part of the code that noticed or reported the error.
@@ -24,8 +33,25 @@ pub struct Finding {
     pub corrupted: bool,
     /// The report's own lines without prefixes, at most [`EXTRACT_LINES_MAX`].
     pub extract: Vec<String>,
+    /// The row of the console or log in which it begins, counted from 1; 0 if it doesn't come from a row. Findings are
+    /// returned when they are complete, so their order is not that of their rows.
+    #[serde(default)]
+    pub row: u64,
     /// When its first line arrived, as time since the machine was started.
     pub at: Duration,
+}
+
+impl Finding {
+    /// A finding that its title describes whole: no function, no alternatives, no row.
+    #[must_use]
+    pub fn new(title: String, kind: Kind, severity: Severity, extract: Vec<String>, at: Duration) -> Self {
+        let crash_type = match kind {
+            Kind::Halted | Kind::Silent => CrashType::Hang,
+            _ => CrashType::of_title(&title),
+        };
+        let (alternatives, function, corrupted, row) = (Vec::new(), None, false, 0);
+        Self { title, alternatives, kind, crash_type, severity, function, corrupted, extract, row, at }
+    }
 }
 
 /// What a finding means for the machine.
@@ -100,6 +126,8 @@ pub enum Kind {
     MemoryLeak,
     /// Processes were killed because memory ran out.
     OutOfMemory,
+    /// A fuzzer in the guest failed.
+    FuzzerFailure,
     /// The kernel booted again and no restart was requested.
     Reboot,
     /// All CPUs are halted with interrupts disabled. This is not in a log: the engine finds it by the state of the

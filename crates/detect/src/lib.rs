@@ -42,12 +42,12 @@
 mod boot;
 mod clock;
 mod console;
-#[expect(dead_code)]
 mod crash_type;
 mod finding;
 mod frames;
+mod headings;
+mod judge;
 mod lines;
-#[expect(dead_code)]
 mod machinery;
 mod pattern;
 #[cfg(test)]
@@ -57,10 +57,10 @@ mod row;
 mod saved;
 mod scanner;
 mod signatures;
-#[expect(dead_code)]
 mod title;
 
 pub use console::{Caller, ConsoleLine, KernelLine};
+pub use crash_type::CrashType;
 pub use finding::{EXTRACT_LINES_MAX, Finding, Kind, Severity};
 pub use lines::{LINE_BYTES_MAX, Lines};
 pub use saved::SavedLog;

@@ -4,6 +4,8 @@
 //! `{fn}` matches any text too, which then is the name of the function to blame. A hole takes as little text as
 //! possible; a hole at the end takes the rest of the line.
 
+use aho_corasick::AhoCorasick;
+
 /// The text in a heading's holes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holes<'a> {
@@ -43,7 +45,10 @@ impl<'a> Text<'a> {
         if crate::reference::is_enabled() {
             return table.patterns.iter().enumerate().find_map(|(index, pattern)| Some((index, self.find(pattern)?)));
         }
-        table.candidates(self).find_map(|index| self.find(table.patterns[index]).map(|holes| (index, holes)))
+        table
+            .candidates(self)
+            .into_iter()
+            .find_map(|index| self.find(table.patterns[index]).map(|holes| (index, holes)))
     }
 
     /// Whether any of `patterns` matches.
@@ -54,105 +59,61 @@ impl<'a> Text<'a> {
 
 /// Patterns in their order, with a filter that selects the few that a text can match.
 ///
-/// Most lines of a log match nothing, and a table has more than a hundred patterns. Matching each line with each
-/// pattern took ten times as long as everything else together. So a text is matched only with the patterns that pass
-/// one of two cheap tests. No match is lost, because each test is a condition that every match meets. [`Text::find`]
-/// shows this:
+/// Most lines of a log match nothing. One pass over the text finds which patterns have a literal in it, regardless of
+/// the number of patterns. No match is lost: all places where a match may be are parts of the whole text, and a match
+/// contains every literal of its pattern, so the whole text contains the literal.
 ///
-/// - A pattern that is anchored and begins with a literal is tried at two places only: the start of the text, and the
-///   start after a subsystem. It matches there only if the literal is there, so the byte at one of the two places is
-///   the literal's first byte. The filter selects all such patterns for the bytes at both places.
-/// - Any other pattern has at least one literal, and a match contains every literal of its pattern. All places where a
-///   match may be are parts of the whole text, so the whole text contains the literal. The filter searches it there.
-///   Patterns whose literals begin with the same shorter literal share one search for the shorter one: a text that
-///   contains the longer literal contains its beginning.
-///
-/// So the selected patterns are all that match and some that don't. They are then matched in the order of the table, so
-/// the first match is the same as without the filter. The tests in `reference` compare both ways on every fixture and
-/// on random mixes of headings.
+/// The selected patterns are then matched in the order of the table, so the first match is the same as without the
+/// filter. The tests in `reference` compare both ways on every fixture and on random mixes of headings.
 #[derive(Debug)]
 pub(crate) struct Table {
     patterns: Vec<&'static str>,
-    /// Anchored patterns, by the first byte of their first literal.
-    anchored: [Set; 256],
-    /// The others, by a literal that each of them requires.
-    anywhere: Vec<(&'static str, Set)>,
+    /// Finds whether a text has any of the literals. It skips ahead faster than `literals` can, but doesn't find all.
+    any: AhoCorasick,
+    /// A literal of each pattern, with the index of the pattern.
+    literals: AhoCorasick,
 }
 
 impl Table {
     /// Takes patterns in the order in which they are tried.
     pub(crate) fn new(patterns: impl IntoIterator<Item = &'static str>) -> Self {
         let patterns: Vec<_> = patterns.into_iter().collect();
-        let mut table = Self { patterns: Vec::new(), anchored: [Set::default(); 256], anywhere: Vec::new() };
-        let mut needles = Vec::new();
-        for (index, pattern) in patterns.iter().enumerate() {
-            match pattern.strip_prefix('^').and_then(|literal| literal.bytes().next()).filter(|byte| *byte != b'{') {
-                Some(first) => table.anchored[usize::from(first)].insert(index),
-                None => needles.push((needle(pattern), index)),
-            }
-        }
-        // Text with `kernel BUG at mm/` contains `kernel BUG at ` too, so one search is enough for both. After sorting,
-        // a literal that is the beginning of others comes directly before them.
-        needles.sort_unstable();
-        for (needle, index) in needles {
-            match table.anywhere.last_mut() {
-                Some((shorter, set)) if needle.starts_with(*shorter) => set.insert(index),
-                _ => table.anywhere.push((needle, Set::default().with(index))),
-            }
-        }
-        table.patterns = patterns;
-        table
+        let needles: Vec<_> = patterns.iter().map(|pattern| needle(pattern)).collect();
+        // Text with `kernel BUG at mm/` has `kernel BUG at ` too, so the shorter literal is enough.
+        let has_shorter =
+            |needle: &str| needles.iter().any(|other| other.len() < needle.len() && needle.contains(other));
+        let mut shortest: Vec<_> = needles.iter().copied().filter(|needle| !has_shorter(needle)).collect();
+        shortest.sort_unstable();
+        shortest.dedup();
+        let build = |needles: &[&str]| AhoCorasick::new(needles).expect("the tables are small");
+        Self { any: build(&shortest), literals: build(&needles), patterns }
     }
 
-    /// The indices of the patterns that a text can match, in order: all that match, and a few that don't.
-    fn candidates(&self, text: &Text<'_>) -> impl Iterator<Item = usize> + use<> {
-        let first = |text: &str| text.bytes().next().map_or(Set::default(), |byte| self.anchored[usize::from(byte)]);
-        let mut set = first(text.start).or(text.after_subsystem.map_or(Set::default(), first));
-        for (needle, with_needle) in &self.anywhere {
-            // `find` takes several times as long as `contains` for a text this short.
-            if text.whole.contains(needle) {
-                set = set.or(*with_needle);
-            }
+    /// Whether a text can match any pattern.
+    pub(crate) fn may_match(&self, text: &str) -> bool {
+        self.any.is_match(text)
+    }
+
+    /// The indices of the patterns that a text can match, in order: all that match, and some that don't.
+    fn candidates(&self, text: &Text<'_>) -> Vec<usize> {
+        if !self.may_match(text.whole) {
+            return Vec::new();
         }
-        set.into_indices()
+        let mut indices: Vec<_> =
+            self.literals.find_overlapping_iter(text.whole).map(|found| found.pattern().as_usize()).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        indices
     }
 }
 
-/// The first literal of a pattern that is not empty. Each match contains it.
+/// The longest literal of a pattern. Each match contains it.
 fn needle(pattern: &'static str) -> &'static str {
-    let mut literals =
-        pattern.trim_start_matches('^').split('{').map(|part| part.split_once('}').map_or(part, |it| it.1));
-    literals.find(|literal| !literal.is_empty()).expect("the table's patterns have a literal")
-}
-
-/// Indices into a table.
-#[derive(Clone, Copy, Debug, Default)]
-struct Set([u64; Set::WORDS]);
-
-impl Set {
-    const WORDS: usize = 3;
-
-    fn insert(&mut self, index: usize) {
-        *self.0.get_mut(index / 64).expect("a table has room for 192 patterns") |= 1 << (index % 64);
-    }
-
-    fn with(mut self, index: usize) -> Self {
-        self.insert(index);
-        self
-    }
-
-    fn or(self, other: Self) -> Self {
-        Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
-    }
-
-    fn into_indices(mut self) -> impl Iterator<Item = usize> {
-        std::iter::from_fn(move || {
-            let word = self.0.iter().position(|word| *word != 0)?;
-            let bit = self.0[word].trailing_zeros() as usize;
-            self.0[word] &= self.0[word] - 1;
-            Some(word * 64 + bit)
-        })
-    }
+    let literals = pattern.trim_start_matches('^').split('{').map(|part| part.split_once('}').map_or(part, |it| it.1));
+    literals
+        .max_by_key(|literal| literal.len())
+        .filter(|it| !it.is_empty())
+        .expect("the table's patterns have a literal")
 }
 
 /// Turns `watchdog: BUG: soft lockup` into `BUG: soft lockup`: a heading may follow one word and a colon.

@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
-use crate::signatures::SIGNATURES;
+use crate::headings::SIGNATURES;
 use crate::{ConsoleLine, Finding, LINE_BYTES_MAX, Lines, SavedLog, Scanner};
 
 thread_local! {

@@ -73,6 +73,7 @@ impl SavedLog {
     }
 
     fn row(&mut self, row: &str) -> Option<Finding> {
+        self.scanner.begin_row();
         match self.form.read(row) {
             Row::Program => {}
             Row::Kernel { time, mut line } => {

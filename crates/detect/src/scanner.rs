@@ -43,17 +43,16 @@ use crate::boot::{Boot, Step};
 use crate::console::{ConsoleLine, KernelLine};
 use crate::finding::{Finding, Kind, Severity};
 use crate::pattern::Text;
-use crate::report::Report;
+pub use crate::report::REPORT_LINES_MAX;
+use crate::report::{Begin, Report};
 use crate::signatures::{self, Role, Signature};
 
 /// Reports that may be open at once. If there is one more, the oldest is closed.
 pub const OPEN_REPORTS_MAX: usize = 8;
 
-/// A report is complete after this many lines.
-pub const REPORT_LINES_MAX: usize = 400;
-
-/// A report is complete if none of its callers has printed a line for this long.
-pub const REPORT_QUIET: Duration = Duration::from_secs(10);
+/// A report is complete if none of its callers has printed a line for this long. The kernel itself waits up to 10 s for a
+/// CPU that is to print its stack.
+pub const REPORT_QUIET: Duration = Duration::from_secs(15);
 
 /// Findings that wait to be returned. A row can complete several reports, but only a hostile guest completes more than
 /// a few.
@@ -67,6 +66,8 @@ const READY_MAX: usize = 32;
 pub struct Scanner {
     open: Vec<Report>,
     ready: VecDeque<Finding>,
+    /// Rows so far.
+    rows: u64,
     boot: Boot,
     /// The kernel's lines are marked (on a console by their stamps), so lines without a mark are not the kernel's.
     marked: bool,
@@ -83,10 +84,16 @@ impl Scanner {
 
     /// Takes a row of the console. Returns a finding if a report is complete, at most one per push.
     pub fn push(&mut self, row: &ConsoleLine) -> Option<Finding> {
+        self.begin_row();
         for line in KernelLine::split(&row.text) {
             self.push_line(&line, row.at, line.stamp.is_some());
         }
         self.next_finding()
+    }
+
+    /// Counts a row, of which lines may follow.
+    pub(crate) fn begin_row(&mut self) {
+        self.rows += 1;
     }
 
     /// Takes a line. A line without a mark counts as the kernel's until the first line with a mark.
@@ -94,7 +101,7 @@ impl Scanner {
         self.close_if(|report| report.last + REPORT_QUIET < at);
         self.marked |= is_marked;
         if is_marked || !self.marked {
-            self.take(line, at);
+            self.take(line, at, is_marked);
         }
     }
 
@@ -120,7 +127,7 @@ impl Scanner {
     pub fn pending(&self) -> Option<Finding> {
         let open = self.open.iter().map(Report::finding);
         let mut all: Vec<Finding> = self.ready.iter().cloned().chain(open).collect();
-        all.sort_by_key(|finding| (std::cmp::Reverse(finding.severity), finding.at));
+        all.sort_by_key(|finding| (std::cmp::Reverse(finding.severity), finding.row));
         all.into_iter().next()
     }
 
@@ -129,11 +136,11 @@ impl Scanner {
     pub fn finish(&mut self) -> Vec<Finding> {
         self.close_if(|_| true);
         let mut rest: Vec<Finding> = std::mem::take(self).ready.into();
-        rest.sort_by_key(|finding| finding.at);
+        rest.sort_by_key(|finding| finding.row);
         rest
     }
 
-    fn take(&mut self, line: &KernelLine<'_>, at: Duration) {
+    fn take(&mut self, line: &KernelLine<'_>, at: Duration, is_marked: bool) {
         let text = Text::new(line.text);
         let (orderly, fatal) = (self.boot.orderly, self.boot.fatal);
         match self.boot.follow(line, &text) {
@@ -141,29 +148,28 @@ impl Scanner {
             Step::Repeated => return,
             Step::NewBoot => self.reboot(line.text, at, orderly, fatal),
         }
-        let heading = signatures::heading(&text);
+        let heading = signatures::heading(&text).filter(|(it, _)| signatures::is_trusted(it, line.text, is_marked));
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
         let index = match (mine, heading) {
             (Some(index), None) => index,
             (None, None) => return,
-            (Some(index), Some((signature, _))) if self.open[index].continues_with(signature) => {
-                self.open[index].deepen(signature);
+            (Some(index), Some((signature, holes))) if self.open[index].continues_with(signature) => {
+                self.open[index].deepen(signature, &holes);
                 index
             }
             (_, Some((signature, _))) if signature.role == Role::Consequence && self.boot.fatal => return,
             (mine, Some((signature, holes))) => {
-                if let Some(index) = mine.filter(|_| signature.role != Role::Line) {
+                if let Some(index) = mine.filter(|_| !matches!(signature.role, Role::Line | Role::MarkedLine)) {
                     self.close(index);
                 }
                 if self.open.len() == OPEN_REPORTS_MAX {
                     self.close(0);
                 }
-                self.open.push(Report::new(signature, &holes, line.caller, at));
+                self.open.push(Report::new(signature, &holes, Begin { caller: line.caller, row: self.rows, at }));
                 self.open.len() - 1
             }
         };
-        let complete = self.open[index].push(line.text, at);
-        if complete || self.open[index].lines >= REPORT_LINES_MAX {
+        if self.open[index].push(line.text, at) {
             self.close(index);
         }
     }
@@ -186,15 +192,9 @@ impl Scanner {
         }
         self.boot.fatal = false;
         if !orderly && !fatal && !self.reboots_forgiven {
-            self.queue(Finding {
-                title: "unexpected reboot".to_owned(),
-                kind: Kind::Reboot,
-                severity: Severity::Fatal,
-                function: None,
-                corrupted: false,
-                extract: vec![first_line.to_owned()],
-                at,
-            });
+            let (title, extract) = ("unexpected reboot".to_owned(), vec![first_line.to_owned()]);
+            let finding = Finding::new(title, Kind::Reboot, Severity::Fatal, extract, at);
+            self.queue(Finding { row: self.rows, ..finding });
         }
     }
 

@@ -39,9 +39,14 @@ fn titles(rows: &str) -> Vec<String> {
 
 /// A finding in the form of the snapshots.
 fn shown(finding: &Finding) -> String {
-    let Finding { title, kind, severity, function, corrupted, extract, at } = finding;
+    let Finding { title, alternatives, kind, crash_type, severity, function, corrupted, extract, row, at } = finding;
     let function = function.as_deref().unwrap_or("-");
-    let mut text = format!("{title}\n  {kind:?} {severity:?} at {at:?} function={function} corrupted={corrupted}\n");
+    let mut text = format!(
+        "{title}\n  {kind:?} {crash_type} {severity:?} in row {row} at {at:?} function={function} corrupted={corrupted}\n"
+    );
+    for alternative in alternatives {
+        text.push_str(&format!("  or {alternative}\n"));
+    }
     let cut = |line: &String| line.chars().take(SHOWN_CHARS_MAX).collect::<String>();
     let (first, last) = (extract.first().map(cut).unwrap_or_default(), extract.last().map(cut).unwrap_or_default());
     text.push_str(&format!("  {} lines: {first:?} … {last:?}\n", extract.len()));
@@ -121,6 +126,7 @@ fn a_fault_of_a_program_is_not_a_finding() {
 fn reports_of_interleaved_tasks_are_separate_findings() {
     let rows = "[    1.000000][  T1] WARNING: CPU: 0 PID: 1 at a.c:1 first+0x1/0x2\n\
                 [    1.000000][  T2] WARNING: CPU: 1 PID: 2 at b.c:1 second+0x1/0x2\n\
+                [    1.000001][  T1] RIP: 0010:first+0x1/0x2\n[    1.000001][  T2] RIP: 0010:second+0x1/0x2\n\
                 [    1.000001][  T1] Call Trace:\n[    1.000001][  T2] Call Trace:\n\
                 [    1.000001][  T2]  second_caller+0x1/0x2\n[    1.000001][  T1]  first_caller+0x1/0x2\n\
                 [    1.000002][  T2] ---[ end trace 0 ]---\n[    1.000002][  T1] ---[ end trace 0 ]---";
@@ -129,7 +135,7 @@ fn reports_of_interleaved_tasks_are_separate_findings() {
         findings.iter().map(|finding| finding.title.as_str()).collect::<Vec<_>>(),
         ["WARNING in second", "WARNING in first"]
     );
-    assert!(findings.iter().all(|finding| !finding.corrupted && finding.extract.len() == 4));
+    assert!(findings.iter().all(|finding| !finding.corrupted && finding.extract.len() == 5));
 }
 
 #[test]
@@ -160,7 +166,7 @@ fn a_report_ends_when_its_caller_is_quiet() {
 fn a_panic_that_follows_from_a_report_is_a_part_of_it() {
     let warned = "[    1.000000] WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2\n\
                   [    1.000001] Kernel panic - not syncing: panic_on_warn set ...\n\
-                  [    1.000002]  panic+0x1/0x2\n[    1.000002]  __warn+0x1/0x2\n[    1.000002]  f+0x1/0x2";
+                  [    1.000002] Call Trace:\n[    1.000002]  panic+0x1/0x2\n[    1.000002]  __warn+0x1/0x2\n[    1.000002]  f+0x1/0x2";
     let findings = scan_rows(warned.lines());
     assert_eq!(findings.len(), 1);
     assert_eq!((findings[0].title.as_str(), findings[0].severity), ("WARNING in f", Severity::Fatal));
@@ -190,7 +196,7 @@ fn a_log_that_is_printed_again_adds_no_findings() {
     for number in 0..20 {
         log.push_str(&format!("[    1.{number:06}] line {number}\n"));
     }
-    log.push_str("[    2.000000] WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2\n[    2.000001]  f+0x1/0x2\n");
+    log.push_str("[    2.000000] WARNING: CPU: 0 PID: 1 at a.c:1 f+0x1/0x2\n[    2.000001] RIP: 0010:f+0x1/0x2\n");
     log.push_str("[    2.000002] ---[ end trace 0 ]---\n");
     assert_eq!(titles(&log), ["WARNING in f"]);
     assert_eq!(titles(&log.repeat(3)), ["WARNING in f"]);
@@ -200,7 +206,9 @@ fn a_log_that_is_printed_again_adds_no_findings() {
 fn stacks_of_other_cpus_are_a_part_of_the_stall() {
     let rows = "[    9.000000][    C0] rcu: INFO: rcu_sched detected stalls on CPUs/tasks:\n\
                 [    9.000001][    C1] NMI backtrace for cpu 1\n\
-                [    9.000002][    C1]  spin+0x1/0x2\n[    9.000003][    C1]  ext4_write_iter+0x1/0x2";
+                [    9.000001][    C1] Call Trace:\n[    9.000001][    C1]  sysvec_apic_timer_interrupt+0x1/0x2\n\
+                [    9.000002][    C1]  spin+0x1/0x2\n[    9.000003][    C1]  ext4_write_iter+0x1/0x2\n\
+                [    9.000004][    C1]  vfs_write+0x1/0x2";
     let findings = scan_rows(rows.lines());
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].title, "INFO: rcu detected stall in ext4_write_iter");
@@ -221,8 +229,8 @@ fn kasan_names_who_called_the_machinery() {
 #[test]
 fn a_deadlock_is_named_after_where_the_lock_is_wanted() {
     let rows = "WARNING: possible circular locking dependency detected\na/1 is trying to acquire lock:\n\
-                ffff8800 (&a->b){+.+.}, at: mutex_lock_nested+0x1/0x2\nffff8800 (&a->c){+.+.}, at:\n\
-                [<ffffffff8232bf0e>] wanted+0x1/0x2\nstack backtrace:\nCall Trace:\n dump_stack+0x1/0x2";
+                ffff8800 (&a->b){+.+.}, at: mutex_lock_nested+0x1/0x2\n\
+                ffff8800 (&a->c){+.+.}, at: [<ffffffff8232bf0e>] wanted+0x1/0x2\nstack backtrace:\nCall Trace:\n dump_stack+0x1/0x2";
     assert_eq!(titles(rows), ["possible deadlock in wanted"]);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kiln_detect::{Finding, Kind, Severity};
+use kiln_detect::{CrashType, Finding, Kind, Severity};
 use kiln_engine::image::MINI;
 use kiln_engine::snapshot::SnapshotId;
 use kiln_wire::{ExitStatus, Exited, Text};
@@ -94,13 +94,16 @@ pub struct Usage {
 pub struct FindingReport {
     pub title: String,
     pub kind: Kind,
+    #[serde(rename = "type")]
+    pub crash_type: CrashType,
     pub severity: Severity,
     pub log: Vec<String>,
 }
 
 impl From<Finding> for FindingReport {
     fn from(finding: Finding) -> Self {
-        Self { title: finding.title, kind: finding.kind, severity: finding.severity, log: finding.extract }
+        let Finding { title, kind, crash_type, severity, extract: log, .. } = finding;
+        Self { title, kind, crash_type, severity, log }
     }
 }
 
@@ -189,6 +192,7 @@ mod tests {
         let finding = FindingReport {
             title: "kernel panic: sysrq triggered crash".into(),
             kind: Kind::Panic,
+            crash_type: CrashType::DenialOfService,
             severity: Severity::Fatal,
             log: vec!["Kernel panic - not syncing: sysrq triggered crash".into()],
         };

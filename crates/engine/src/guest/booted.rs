@@ -245,15 +245,8 @@ mod tests {
     }
 
     fn panic() -> Box<Finding> {
-        Box::new(Finding {
-            title: "kernel panic: no working init found".into(),
-            kind: kiln_detect::Kind::Panic,
-            severity: kiln_detect::Severity::Fatal,
-            function: None,
-            corrupted: false,
-            extract: Vec::new(),
-            at: Duration::from_secs(1),
-        })
+        let (title, at) = ("kernel panic: no working init found".to_owned(), Duration::from_secs(1));
+        Box::new(Finding::new(title, kiln_detect::Kind::Panic, kiln_detect::Severity::Fatal, Vec::new(), at))
     }
 
     #[test]

@@ -63,15 +63,7 @@ mod tests {
     use super::*;
 
     fn finding(number: usize, line: &str) -> Finding {
-        Finding {
-            title: number.to_string(),
-            kind: Kind::Panic,
-            severity: Severity::Fatal,
-            function: None,
-            corrupted: false,
-            extract: vec![line.to_owned()],
-            at: Duration::ZERO,
-        }
+        Finding::new(number.to_string(), Kind::Panic, Severity::Fatal, vec![line.to_owned()], Duration::ZERO)
     }
 
     #[test]

@@ -116,9 +116,8 @@ impl Watch {
         let mut seen = self.seen();
         let mut extract = self.0.log.last_rows(LAST_ROWS);
         extract.extend(seen.lines.partial());
-        let (title, at) = (title.to_owned(), seen.last);
-        let severity = Severity::Fatal;
-        seen.add(&self.0.log, Finding { title, kind, severity, function: None, corrupted: false, extract, at });
+        let finding = Finding::new(title.to_owned(), kind, Severity::Fatal, extract, seen.last);
+        seen.add(&self.0.log, finding);
     }
 
     /// Follows a VM to its end. A watch follows one VM at a time.

@@ -212,15 +212,8 @@ mod tests {
     use crate::vm::ExitReason;
 
     fn panic() -> Box<Finding> {
-        Box::new(Finding {
-            title: "kernel panic: no working init found".into(),
-            kind: Kind::Panic,
-            severity: Severity::Fatal,
-            function: None,
-            corrupted: false,
-            extract: Vec::new(),
-            at: Duration::from_secs(1),
-        })
+        let (title, at) = ("kernel panic: no working init found".to_owned(), Duration::from_secs(1));
+        Box::new(Finding::new(title, Kind::Panic, Severity::Fatal, Vec::new(), at))
     }
 
     #[test]
