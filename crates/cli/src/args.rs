@@ -353,7 +353,7 @@ pub struct SnapshotCreateArgs {
 /// Find crashes in a saved kernel log.
 ///
 /// Reads the output of consoles, `dmesg` (with any options), `journalctl -k` and syslog, also compressed by gzip, xz or
-/// zstd. Exit code 100 if it finds an error or a crash, 2 if the file is not a kernel log.
+/// zstd. Exit code 100 if it finds something, 2 if the file is not a kernel log.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     dmesg -T | kiln scan -\n  \

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use kiln_detect::{Finding, SavedLog, Severity};
+use kiln_detect::{Finding, SavedLog};
 use owo_colors::OwoColorize as _;
 
 use super::log_file::{self, Packed};
@@ -10,7 +10,7 @@ use crate::args::ScanArgs;
 use crate::failure::{Failure, USAGE};
 use crate::output::{print, print_json};
 
-/// Exit code: found an error or a crash.
+/// Exit code: something was found.
 const FOUND: u8 = 100;
 const READ_BYTES: usize = 64 << 10;
 /// A file is not text if more than one in so many bytes is a control character.
@@ -43,8 +43,7 @@ pub fn run(args: &ScanArgs) -> Result<u8, Failure> {
     } else {
         print_found(&scan.findings)?;
     }
-    let bad = scan.findings.iter().any(|finding| finding.severity != Severity::Warning);
-    Ok(if bad { FOUND } else { 0 })
+    Ok(if scan.findings.is_empty() { 0 } else { FOUND })
 }
 
 #[derive(Default)]
@@ -78,6 +77,8 @@ impl Scan {
         };
         // Findings before an error of reading are as good as others.
         self.findings.extend(self.log.finish());
+        // A report that is complete comes before one that began earlier and is still open.
+        self.findings.sort_by_key(|finding| finding.row);
         outcome
     }
 
