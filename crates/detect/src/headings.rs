@@ -3,11 +3,38 @@
 //! Order matters: the first row that matches a line is used, so special headings come before general ones. Patterns are
 //! those of [`pattern`](crate::pattern).
 
+use std::sync::LazyLock;
+
 use crate::finding::Kind::{self, *};
 use crate::finding::Severity;
+use crate::pattern::{Holes, Table, Text};
 use crate::signatures::Choice::{Operation, Waiter};
 use crate::signatures::Role::{Consequence, Continues, Line, MarkedLine, Minor, Preamble, Sentence};
 use crate::signatures::{COUNTER, HEADING_FRAMES, HEADING_STACK, Need, ONLY_COUNTER, STACK, Signature, Step, TRAP};
+
+/// Whether a heading that consists of general words counts, in a line of a log that marks its lines.
+///
+/// A line in capitals was changed by a program, so its words are not those of the kernel.
+pub(crate) fn is_trusted(signature: &Signature, text: &str, is_marked: bool) -> bool {
+    signature.role != MarkedLine || (is_marked && text.bytes().any(|byte| byte.is_ascii_lowercase()))
+}
+
+/// The signature whose heading matches a line, and the text in the heading's holes.
+pub(crate) fn heading<'a>(text: &Text<'a>) -> Option<(&'static Signature, Holes<'a>)> {
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(SIGNATURES.iter().map(|signature| signature.heading)));
+    let (index, holes) = text.first_of(&TABLE)?;
+    (!text.is_any(CHATTER)).then_some((&SIGNATURES[index], holes))
+}
+
+/// Lines that look like headings and are not.
+#[rustfmt::skip]
+const CHATTER: &[&str] = &[
+    "^INFO: lockdep is turned off", "^INFO: Stall ended before state dump start", "INFO: NMI handler", "took too long", "uses wireless extensions", "uses deprecated v2 capabilities",
+    "INFO: recovery required on readonly filesystem", "WARNING: /etc/ssh/moduli does not exist",
+    "WARNING: workqueue cpumask: online intersect", "WARNING: the mand mount option", "WARNING: The mand mount option",
+    "WARNING: Unprivileged eBPF is enabled", "WARNING: fbcon: Driver '", "for mitigation options", "WARNING: kernel not compiled with",
+    "general protection fault{} error:{} in ",
+];
 
 const fn fatal(kind: Kind, heading: &'static str, title: &'static str) -> Signature {
     Signature::new(Severity::Fatal, kind, heading, title)

@@ -42,6 +42,7 @@ use std::time::Duration;
 use crate::boot::{Boot, Step};
 use crate::console::{ConsoleLine, KernelLine};
 use crate::finding::{Finding, Kind, Severity};
+use crate::headings;
 use crate::pattern::Text;
 pub use crate::report::REPORT_LINES_MAX;
 use crate::report::{Begin, Report};
@@ -148,7 +149,7 @@ impl Scanner {
             Step::Repeated => return,
             Step::NewBoot => self.reboot(line.text, at, orderly, fatal),
         }
-        let heading = signatures::heading(&text).filter(|(it, _)| signatures::is_trusted(it, line.text, is_marked));
+        let heading = headings::heading(&text).filter(|(it, _)| headings::is_trusted(it, line.text, is_marked));
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
         let index = match (mine, heading) {
             (Some(index), None) => index,

@@ -6,8 +6,7 @@
 use std::sync::LazyLock;
 
 use crate::finding::{Kind, Severity};
-use crate::headings::SIGNATURES;
-use crate::pattern::{Holes, Table, Text};
+use crate::pattern::{Table, Text};
 
 /// One way in which a report begins.
 #[derive(Debug)]
@@ -207,30 +206,6 @@ impl Signature {
         self
     }
 }
-
-/// Whether a heading that consists of general words counts, in a line of a log that marks its lines.
-///
-/// A line in capitals was changed by a program, so its words are not those of the kernel.
-pub(crate) fn is_trusted(signature: &Signature, text: &str, is_marked: bool) -> bool {
-    signature.role != Role::MarkedLine || (is_marked && text.bytes().any(|byte| byte.is_ascii_lowercase()))
-}
-
-/// The signature whose heading matches a line, and the text in the heading's holes.
-pub(crate) fn heading<'a>(text: &Text<'a>) -> Option<(&'static Signature, Holes<'a>)> {
-    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::new(SIGNATURES.iter().map(|signature| signature.heading)));
-    let (index, holes) = text.first_of(&TABLE)?;
-    (!text.is_any(CHATTER)).then_some((&SIGNATURES[index], holes))
-}
-
-/// Lines that look like headings and are not.
-#[rustfmt::skip]
-const CHATTER: &[&str] = &[
-    "^INFO: lockdep is turned off", "^INFO: Stall ended before state dump start", "INFO: NMI handler", "took too long", "uses wireless extensions", "uses deprecated v2 capabilities",
-    "INFO: recovery required on readonly filesystem", "WARNING: /etc/ssh/moduli does not exist",
-    "WARNING: workqueue cpumask: online intersect", "WARNING: the mand mount option", "WARNING: The mand mount option",
-    "WARNING: Unprivileged eBPF is enabled", "WARNING: fbcon: Driver '", "for mitigation options", "WARNING: kernel not compiled with",
-    "general protection fault{} error:{} in ",
-];
 
 /// The first line of a boot.
 pub(crate) const BANNER: &str = "^Linux version ";
