@@ -52,7 +52,7 @@ impl Agent {
         let optional =
             [(cgroups.is_some(), Capability::Cgroups), (pid_1, Capability::Init), (pid_1, Capability::Setup)];
         let capabilities = optional.into_iter().filter_map(|(has, capability)| has.then_some(capability));
-        let links = Links::new(token, capabilities.chain([Capability::Grace]).collect());
+        let links = Links::new(token, capabilities.chain([Capability::Grace, Capability::StopSignal]).collect());
         let commands = Rc::new(Commands::new(pid_1, cgroups, stand_in.as_deref())?);
         let drivers = Rc::new(Drivers::new(if pid_1 { Loaded::Few } else { Loaded::All }));
         let machine = match stand_in {

@@ -171,8 +171,9 @@ pub struct RunArgs {
     /// --grace). Its files are still copied out. Kiln exits with 124.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     pub timeout: Option<Duration>,
-    /// Time between SIGTERM and SIGKILL when the run times out or kiln gets a signal; 0 kills the command at once
-    #[arg(long, value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace, hide_short_help = true)]
+    /// Time between SIGTERM (see --stop-signal) and SIGKILL when the run times out or kiln gets a signal; 0 kills the
+    /// command at once
+    #[arg(long, visible_alias = "stop-timeout", value_name = "TIME", default_value = "2s", allow_hyphen_values = true, value_parser = parse_grace, hide_short_help = true)]
     pub grace: Duration,
     /// Give up if the VM has not booted after this long
     #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration, hide_short_help = true)]

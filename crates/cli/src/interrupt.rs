@@ -53,8 +53,8 @@ impl Interrupts {
         .await
     }
 
-    /// Passes the first signal on to the command, waits for `grace`, and then has the agent kill the command. Sets
-    /// `first` to the exit code of the first signal.
+    /// Passes the first signal on to the command, as `stop` if that is given, waits for `grace`, and then has the agent
+    /// kill the command. Sets `first` to the exit code of the first signal.
     ///
     /// Returns an exit code when the caller must kill the VM at once: after the second signal, if `grace` is zero, or
     /// if the guest's agent does not confirm the signal or the kill in time.
@@ -62,6 +62,7 @@ impl Interrupts {
         &mut self,
         link: &GuestLink,
         input: &StreamSender,
+        stop: Option<i32>,
         grace: Duration,
         first: &mut Option<u8>,
     ) -> u8 {
@@ -72,7 +73,7 @@ impl Interrupts {
         }
         let ending = async {
             // Fails if the command has ended. Then its exit status is on the way.
-            let _ = input.signal(i32::from(code - SIGNAL_CODES));
+            let _ = input.signal(stop.unwrap_or_else(|| i32::from(code - SIGNAL_CODES)));
             let since = Instant::now();
             // The agent handles frames in order, so the first reply shows that the signal has arrived. Later replies
             // show that the guest still runs and can end its command.

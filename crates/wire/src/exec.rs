@@ -80,6 +80,10 @@ pub struct Limits {
     /// or 0, it is killed at once. An agent that is older than this field refuses it by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
+    /// The signal that a command gets instead of SIGTERM when its time is up; 1 ..= 64. An agent without
+    /// [`Capability::StopSignal`](crate::Capability::StopSignal) refuses it by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<i32>,
     /// Memory of the whole group, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,

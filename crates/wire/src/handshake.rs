@@ -61,6 +61,9 @@ pub enum Capability {
     Grace,
     /// `Sync` can connect interfaces and mount disks.
     Setup,
+    /// A command whose timeout expires gets the signal that its request names; see
+    /// [`Limits::stop_signal`](crate::Limits::stop_signal).
+    StopSignal,
     /// A capability that this version does not have.
     #[serde(other)]
     Unknown,

@@ -22,6 +22,9 @@ use super::tree;
 use crate::link::{End, Inbox};
 use crate::tally::Counted;
 
+/// The last signal of Linux on x86-64.
+const SIGNAL_MAX: i32 = 64;
+
 /// A child that is being created.
 struct Newborn {
     commands: Rc<Commands>,
@@ -150,10 +153,10 @@ impl Job {
         let _ = tree::signal_group(self.pid, signal);
     }
 
-    /// Sends SIGTERM to all processes of the group, also to stopped ones.
+    /// Sends the signal that ends the command to all processes of the group, also to stopped ones.
     pub(super) fn terminate(&self) {
-        self.signal(libc::SIGTERM);
-        // A stopped process handles SIGTERM only after it is continued.
+        self.signal(self.limits.stop_signal.unwrap_or(libc::SIGTERM));
+        // A stopped process handles a signal only after it is continued.
         self.signal(libc::SIGCONT);
     }
 
@@ -216,6 +219,10 @@ fn check_limits(commands: &Commands, limits: &Limits) -> Result<(), Fault> {
     ];
     if let Some((name, _)) = zero.iter().find(|(_, value)| *value == Some(0)) {
         return Err(Fault::new(ErrorCode::InvalidRequest, format!("limit `{name}` is 0: no command could run")));
+    }
+    if let Some(signal) = limits.stop_signal.filter(|signal| !(1..=SIGNAL_MAX).contains(signal)) {
+        let message = format!("limit `stop_signal` is {signal}: signals are 1 to {SIGNAL_MAX}");
+        return Err(Fault::new(ErrorCode::InvalidRequest, message));
     }
     if commands.cgroups().is_none() {
         for (name, value) in [("memory_bytes", limits.memory_bytes), ("pids", limits.pids)] {

@@ -4,7 +4,7 @@
 //! ```text
 //!   running ──▶ exited, output open ──▶ over
 //!      │           (drain: 200 ms, then processes that hold the pipes are killed)
-//!      ├─ time limit: SIGTERM, and after the grace all processes are killed, then as above
+//!      ├─ time limit: SIGTERM or the request's signal, and after the grace all processes are killed, then as above
 //!      └─ cancel, link loss: all processes are killed, then as above
 //! ```
 //!
@@ -111,7 +111,7 @@ struct Watch<'a> {
     /// The exit will not be known: the process doesn't exit, or the reaper is gone.
     lost: bool,
     killed_at: Option<Instant>,
-    /// The time limit is reached and SIGTERM was sent. At this time the command is killed.
+    /// The time limit is reached and the signal was sent. At this time the command is killed.
     grace_until: Option<Instant>,
     drain_until: Option<Instant>,
     wall_until: Option<Instant>,

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
+use kiln_oci::Signal;
 
 use super::publish::Publish;
 use crate::failure::{Failure, USAGE};
@@ -24,6 +25,13 @@ pub struct DockerArgs {
     /// Name the run; shown only in --json
     #[arg(long, value_name = "NAME", value_parser = parse_name, hide_short_help = true)]
     pub name: Option<String>,
+    /// Signal that ends the command, by name or number [default: the image's]
+    ///
+    /// The command gets it when kiln gets Ctrl-C, SIGTERM or SIGHUP, or when the run times out, and SIGKILL after
+    /// --grace. Without it, and if the image has none, the command gets the signal that kiln got, and SIGTERM when the
+    /// run times out.
+    #[arg(long, value_name = "SIGNAL", hide_short_help = true)]
+    pub stop_signal: Option<Signal>,
     /// Label the run; shown only in --json
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label, hide_short_help = true)]
     pub labels: Vec<(String, String)>,

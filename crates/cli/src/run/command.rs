@@ -6,6 +6,7 @@ use kiln_engine::Guest;
 use kiln_engine::deadlines::{RunClock, START_DEADLINE};
 use kiln_engine::image::MINI;
 use kiln_engine::link::{Exec, StreamError, StreamSender};
+use kiln_oci::Signal;
 use kiln_wire::{Capability, ErrorCode, ExecRequest, ExitStatus, Exited};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -47,7 +48,7 @@ impl Job {
         let mut signalled = None;
         let ended = {
             let (guest, clock, interrupts) = (steps.guest, steps.clock, &mut *steps.interrupts);
-            let input = exec.input.clone();
+            let (input, stop) = (exec.input.clone(), self.exec.limits.stop_signal);
             let stdin = async {
                 if self.args.stdin || self.args.tty {
                     pump::stdin(input.clone()).await;
@@ -59,7 +60,7 @@ impl Job {
                 gone = guest.gone() => Err(Cut::Gone(gone)),
                 () = stdin => unreachable!("stdin never ends the command"),
                 () = follow_size(input.clone(), self.args.tty) => unreachable!("nor does its terminal"),
-                code = interrupts.pass_on(&guest.link, &exec.input, self.args.grace, &mut signalled) => {
+                code = interrupts.pass_on(&guest.link, &exec.input, stop, self.args.grace, &mut signalled) => {
                     Err(Cut::Interrupted(code))
                 }
                 () = clock.overdue() => Err(Cut::TimedOut(Phase::Command)),
@@ -112,8 +113,8 @@ impl Job {
         steps.run(Phase::Start, clock.up(), starting).await
     }
 
-    /// The request with the remaining time. The agent enforces it, so that a command gets SIGTERM before SIGKILL. If
-    /// the agent does not, kiln kills the VM.
+    /// The request with the remaining time. The agent enforces it, so that a command gets its stop signal before
+    /// SIGKILL. If the agent does not, kiln kills the VM.
     fn request(&self, guest: &Guest, clock: &RunClock) -> ExecRequest {
         let mut request = self.exec.clone();
         // The agent refuses a limit of 0. If the time is already up, `clock` ends this step before a reply can arrive.
@@ -121,7 +122,17 @@ impl Job {
         if guest.link.hello().capabilities.contains(&Capability::Grace) {
             request.limits.grace_ms = Some(millis(self.args.grace)).filter(|grace| *grace > 0);
         }
+        // The agent of an older snapshot sends SIGTERM.
+        if !guest.link.hello().capabilities.contains(&Capability::StopSignal) {
+            request.limits.stop_signal = None;
+        }
         request
+    }
+
+    /// The name of the signal that ends the command.
+    fn stop_signal(&self) -> String {
+        let number = self.exec.limits.stop_signal.unwrap_or(libc::SIGTERM);
+        number.to_string().parse::<Signal>().map_or_else(|_| number.to_string(), |signal| signal.to_string())
     }
 
     fn code_of(&self, exited: &Exited, pid: u32, clock: &RunClock) -> u8 {
@@ -133,8 +144,9 @@ impl Job {
                     format!("timed out after {after:?}: killed `{name}` (pid {pid}) and all its children")
                 }
                 status => format!(
-                    "timed out after {after:?}: `{name}` (pid {pid}) exited with {} after SIGTERM; killed all its children",
-                    status.shell_code()
+                    "timed out after {after:?}: `{name}` (pid {pid}) exited with {} after {}; killed all its children",
+                    status.shell_code(),
+                    self.stop_signal()
                 ),
             });
             return TIMED_OUT;

@@ -46,6 +46,7 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
             cpu_ms: args.limit_cpu.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             // Set later: the agent's capabilities are not known yet.
             grace_ms: None,
+            stop_signal: args.docker.stop_signal.map(|signal| signal.number().into()),
             memory_bytes: args.limit_memory,
             pids: args.limit_pids,
             output_bytes: args.limit_output,
@@ -57,8 +58,8 @@ pub fn exec_request(args: &RunArgs, terminal: Option<Tty>) -> Result<ExecRequest
     Ok(request)
 }
 
-/// Adds what the image's configuration decides and the arguments do not: the command, variables, the working directory
-/// and the user.
+/// Adds what the image's configuration decides and the arguments do not: the command, variables, the working directory,
+/// the user, and the signal that ends it.
 ///
 /// As in docker, a command replaces the image's command and not its entrypoint, and `--entrypoint` replaces both.
 pub fn add_image(request: &mut ExecRequest, args: &RunArgs, config: Option<&ImageConfig>) -> Result<(), Failure> {
@@ -83,6 +84,9 @@ pub fn add_image(request: &mut ExecRequest, args: &RunArgs, config: Option<&Imag
     request.env = env;
     if request.cwd.is_none() {
         request.cwd = config.working_dir.as_deref().map(Text::from);
+    }
+    if request.limits.stop_signal.is_none() {
+        request.limits.stop_signal = config.stop_signal.map(|signal| signal.number().into());
     }
     if request.user.is_none() {
         request.user = config.user.as_ref().map(ToString::to_string);
@@ -213,6 +217,7 @@ mod tests {
             cmd: vec!["from".into(), "cmd".into()],
             working_dir: Some("/opt".into()),
             user: Some("job:7".parse().expect("a user")),
+            stop_signal: Some("SIGQUIT".parse().expect("a signal")),
             ..ImageConfig::bare()
         }
     }
@@ -250,6 +255,9 @@ mod tests {
         assert_eq!((last("COLOR").as_deref(), last("A").as_deref()), (Some("blue"), Some("mine")));
         assert_eq!(last("PATH").as_deref(), Some(PATH_DEFAULT));
         assert_eq!((request.cwd, request.user.as_deref()), (Some(Text::from("/opt")), Some("job:7")));
+        assert_eq!(request.limits.stop_signal, Some(3));
+        let request = with_image(&["--stop-signal", "USR1"], Some(&image)).expect("has a command");
+        assert_eq!(request.limits.stop_signal, Some(10));
         let request = with_image(&["-w", "/tmp", "-u", "root"], Some(&image)).expect("has a command");
         assert_eq!((request.cwd, request.user.as_deref()), (Some(Text::from("/tmp")), Some("root")));
     }

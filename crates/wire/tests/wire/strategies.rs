@@ -184,11 +184,12 @@ fn exec() -> impl Strategy<Value = ExecRequest> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let number = || option::of(any::<u64>());
-    (number(), number(), number(), number(), number(), number(), number()).prop_map(
-        |(cpu_ms, wall_ms, grace_ms, memory_bytes, pids, output_bytes, files)| Limits {
+    (number(), number(), number(), option::of(any::<i32>()), number(), number(), number(), number()).prop_map(
+        |(cpu_ms, wall_ms, grace_ms, stop_signal, memory_bytes, pids, output_bytes, files)| Limits {
             cpu_ms,
             wall_ms,
             grace_ms,
+            stop_signal,
             memory_bytes,
             pids,
             output_bytes,
