@@ -7,6 +7,7 @@ use std::rc::Rc;
 use kiln_wire::Capability;
 
 use crate::drivers::{Drivers, Loaded};
+use crate::files::is_overlay;
 use crate::link::{self, Links, Service};
 use crate::process::Commands;
 use crate::process::cgroup::Cgroups;
@@ -49,8 +50,12 @@ impl Agent {
     /// If `/dev/null` can't be opened.
     pub fn new(setup: Setup) -> io::Result<Self> {
         let Setup { pid_1, token, cgroups, leases, stand_in } = setup;
-        let optional =
-            [(cgroups.is_some(), Capability::Cgroups), (pid_1, Capability::Init), (pid_1, Capability::Setup)];
+        let optional = [
+            (cgroups.is_some(), Capability::Cgroups),
+            (pid_1, Capability::Init),
+            (pid_1, Capability::Setup),
+            (is_overlay(), Capability::Changes),
+        ];
         let capabilities = optional.into_iter().filter_map(|(has, capability)| has.then_some(capability));
         let links = Links::new(token, capabilities.chain([Capability::Grace, Capability::StopSignal]).collect());
         let commands = Rc::new(Commands::new(pid_1, cgroups, stand_in.as_deref())?);

@@ -37,7 +37,7 @@ pub use extents::{EXTENTS_MAX, data_parts};
 pub use members::{Data, Member, Members};
 pub use pax::EXTENSION_BYTES_MAX;
 pub use tar::EntryType;
-pub use writer::{Attributes, END_BYTES, SPOOL_BYTES_MAX, Writer};
+pub use writer::{Attributes, END_BYTES, SPOOL_BYTES_MAX, Special, Writer};
 pub use xattrs::Xattr;
 
 /// Types of file systems that are views of the kernel. Reading them may block or change things, and some files in them

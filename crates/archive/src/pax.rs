@@ -199,12 +199,17 @@ pub(crate) fn shorter(records: &[u8]) -> Result<Option<u64>, ArchiveError> {
 
 /// One record as bytes: its length, which counts itself, then `key=value`.
 pub(crate) fn record(key: &str, value: &str) -> Vec<u8> {
-    let rest = format!(" {key}={value}\n");
+    record_of(key.as_bytes(), value.as_bytes())
+}
+
+/// [`record`] of any bytes.
+pub(crate) fn record_of(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let rest = [b" ", key, b"=", value, b"\n"].concat();
     let mut length = rest.len();
     while length != rest.len() + length.to_string().len() {
         length = rest.len() + length.to_string().len();
     }
-    format!("{length}{rest}").into_bytes()
+    [length.to_string().as_bytes(), &rest].concat()
 }
 
 /// Calls `each` for each record `length key=value\n`. A value may have any bytes, so only the length shows its end.

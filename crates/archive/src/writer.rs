@@ -16,7 +16,7 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use crate::error::WriteError;
 use crate::extents::{Extent, of_file};
-use crate::pax::{SHORTER, record};
+use crate::pax::{SHORTER, record, record_of};
 use crate::{BLOCK_BYTES, padding};
 
 /// The most bytes that are kept in memory of a file that is longer than its size.
@@ -25,6 +25,10 @@ pub const SPOOL_BYTES_MAX: u64 = 32 << 20;
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Name of the entries that have a name too long for a header.
 const LONG_NAME: &[u8] = b"././@LongLink";
+/// The start of the key of an extended attribute in a pax record.
+const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Name of the members with details of the next one.
+const DETAILS_NAME: &[u8] = b"pax";
 /// Parts of a sparse file that its header has room for.
 const PARTS_IN_HEADER: usize = 4;
 /// Bytes that [`Writer::finish`] adds.
@@ -42,6 +46,17 @@ pub struct Attributes {
     /// Last change, in seconds since 1970. An earlier time is written as 0, since not every program reads negative
     /// ones.
     pub modified: i64,
+}
+
+/// A member without content that is neither a directory nor a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    /// A character device: the numbers of its driver and of the device.
+    CharacterDevice(u32, u32),
+    /// A block device.
+    BlockDevice(u32, u32),
+    /// A FIFO.
+    Fifo,
 }
 
 /// An archive that is being written.
@@ -93,6 +108,63 @@ impl<W: Write> Writer<W> {
     /// If the output returns an error.
     pub fn symlink(&mut self, name: &[u8], target: &[u8], attributes: &Attributes) -> io::Result<()> {
         self.entry(plain(EntryType::Symlink, 0), name, target, attributes)
+    }
+
+    /// Adds another name of a file that is in the archive already.
+    ///
+    /// # Errors
+    /// If the output returns an error.
+    pub fn hard_link(&mut self, name: &[u8], first: &[u8], attributes: &Attributes) -> io::Result<()> {
+        self.entry(plain(EntryType::Link, 0), name, first, attributes)
+    }
+
+    /// Adds a device or a FIFO.
+    ///
+    /// # Errors
+    /// If the output returns an error, or the numbers of a device are too large for a header.
+    pub fn special(&mut self, name: &[u8], special: Special, attributes: &Attributes) -> io::Result<()> {
+        let (kind, numbers) = match special {
+            Special::CharacterDevice(major, minor) => (EntryType::Char, Some((major, minor))),
+            Special::BlockDevice(major, minor) => (EntryType::Block, Some((major, minor))),
+            Special::Fifo => (EntryType::Fifo, None),
+        };
+        let mut header = plain(kind, 0);
+        if let Some((major, minor)) = numbers {
+            header.set_device_major(major)?;
+            header.set_device_minor(minor)?;
+        }
+        self.entry(header, name, b"", attributes)
+    }
+
+    /// Adds an empty file of root: a mark in a layer of an image.
+    ///
+    /// # Errors
+    /// If the output returns an error.
+    pub fn empty_file(&mut self, name: &[u8]) -> io::Result<()> {
+        let attributes = Attributes { permissions: 0o644, ..Attributes::default() };
+        self.entry(plain(EntryType::Regular, 0), name, b"", &attributes)
+    }
+
+    /// Adds what the header of the next member has no room for: the exact time of its last change, as seconds since 1970
+    /// and nanoseconds after that, and its extended attributes. An attribute with `=` in its name is left out, because no
+    /// form of pax that other programs read has it.
+    ///
+    /// # Errors
+    /// If the output returns an error.
+    pub fn details(&mut self, modified: (i64, i64), xattrs: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
+        let mut records = Vec::new();
+        if modified.0 < 0 || modified.1 != 0 {
+            records.extend(record_of(b"mtime", decimal_time(modified).as_bytes()));
+        }
+        for (name, value) in xattrs.iter().filter(|(name, _)| !name.contains(&b'=')) {
+            records.extend(record_of(&[XATTR, name].concat(), value));
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let mut header = plain(EntryType::XHeader, records.len() as u64);
+        header.as_old_mut().name[..DETAILS_NAME.len()].copy_from_slice(DETAILS_NAME);
+        self.describing(header, &records)
     }
 
     /// Adds a plain file that is open for reading, with its offset at the start.
@@ -301,6 +373,13 @@ impl<W: Write> Writer<W> {
         self.bytes += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// A time as a decimal number. Nanoseconds count upwards, also before 1970: -1 s and 500,000,000 ns is -0.5.
+fn decimal_time((seconds, nanoseconds): (i64, i64)) -> String {
+    let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+    let sign = if total < 0 { "-" } else { "" };
+    format!("{sign}{}.{:09}", total.abs() / 1_000_000_000, total.abs() % 1_000_000_000)
 }
 
 fn plain(kind: EntryType, size: u64) -> Header {

@@ -49,6 +49,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     Image(ImageArgs),
     Kernel(KernelArgs),
+    Commit(CommitArgs),
     Net(NetArgs),
     Snapshot(SnapshotArgs),
     Volume(VolumeArgs),
@@ -349,6 +350,40 @@ pub struct SnapshotCreateArgs {
     pub name: String,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// Make an image of a snapshot: its files, as they were when it was saved.
+///
+/// The snapshot must be of a VM with an image, see `kiln snapshot create NAME --image IMAGE`. The new image has the files
+/// of that image and what the VM changed in them, and its configuration, which --change changes. It has nothing of
+/// memory, processes and volumes, nor of /tmp, /run and /dev, and nothing of the machine: /etc/hostname, /etc/hosts,
+/// /etc/resolv.conf and /etc/machine-id. Prints the image's digest.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln snapshot create work --image debian --net nat -- sh -c 'apt-get update && apt-get install -y jq'\n  \
+    kiln commit work --name debian-jq\n  \
+    kiln commit work --name jq --change 'ENTRYPOINT [\"jq\"]' --change 'USER daemon'")]
+pub struct CommitArgs {
+    /// Name or id of the snapshot
+    #[arg(id = "snapshot", value_name = "SNAPSHOT")]
+    pub snapshot: String,
+    /// Name of the new image
+    #[arg(long = "name", value_name = "NAME")]
+    pub image_name: String,
+    /// Change the configuration in the words of a Dockerfile: CMD, ENTRYPOINT, ENV, WORKDIR, USER, …
+    ///
+    /// Also EXPOSE, LABEL, STOPSIGNAL and VOLUME. Repeat the flag for more changes.
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub changes: Vec<String>,
+    /// A note for the image's history
+    #[arg(short = 'M', long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Give up if the VM is not up after this long
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
+    pub boot_timeout: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Find crashes in a saved kernel log.

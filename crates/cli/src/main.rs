@@ -64,6 +64,7 @@ fn run(args: Args) -> Result<u8, Failure> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Image(args) => image::run(args),
         Command::Kernel(args) => kernel::run(args),
+        Command::Commit(args) => image::commit(&args),
         Command::Net(args) => net::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Volume(args) => volume::run(args),

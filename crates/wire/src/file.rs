@@ -5,7 +5,7 @@
 //! | read | `Reply::Stat`, then `DataOut`, `Eof` | `Done{bytes, truncated}` |
 //! | write, append | `DataIn`, `Eof` | `Done{bytes}` once it is durable |
 //! | tar_in | `DataIn` (a tar archive), `Eof` | `Done{bytes, entries}` |
-//! | tar_out | `DataOut` (a tar archive), `Eof` | `Done{bytes, entries}` |
+//! | tar_out, changes | `DataOut` (a tar archive), `Eof` | `Done{bytes, entries}` |
 //! | stat | `Reply::Stat` | `Done` |
 //! | list | `Reply::Page` | `Done` |
 //! | all others | | `Done` |
@@ -140,6 +140,9 @@ pub enum FileRequest {
         /// The file or directory.
         path: Text,
     },
+    /// Packs what was changed in the guest's root since its image, as a layer of an image. Needs
+    /// [`Capability::Changes`](crate::Capability::Changes). A jail has no effect.
+    Changes {},
 }
 
 /// Which part of a file to read.

@@ -64,6 +64,8 @@ pub enum Capability {
     /// A command whose timeout expires gets the signal that its request names; see
     /// [`Limits::stop_signal`](crate::Limits::stop_signal).
     StopSignal,
+    /// The root is that of an image, and [`FileRequest::Changes`](crate::FileRequest::Changes) packs its changes.
+    Changes,
     /// A capability that this version does not have.
     #[serde(other)]
     Unknown,

@@ -40,6 +40,23 @@ fn a_command_that_handles_sigterm_ends_on_its_own_within_the_grace() {
 }
 
 #[test]
+fn a_command_gets_the_signal_of_its_request_when_its_time_is_up() {
+    bounded(async {
+        let (_agent, link) = Agent::linked().await;
+        let limits = Limits { wall_ms: Some(300), grace_ms: Some(60_000), stop_signal: Some(3), ..Limits::default() };
+        let script = "trap 'exit 9' TERM; trap 'echo quit; exit 7' QUIT; while :; do sleep 0.01; done";
+        let output = run(&link, limited(script, limits)).await;
+        assert_eq!((output.exited.status, output.exited.timed_out), (ExitStatus::Code(7), true));
+        assert_eq!(output.stdout, b"quit\n");
+        for wrong in [0, -1, 65, i32::MAX] {
+            let limits = Limits { stop_signal: Some(wrong), ..Limits::default() };
+            let error = link.run(limited("true", limits), b"", 0).await.expect_err("is no signal");
+            assert!(error.to_string().contains("`stop_signal`"), "{error}");
+        }
+    });
+}
+
+#[test]
 fn a_stopped_command_gets_sigterm_when_its_time_is_up() {
     bounded(async {
         let (_agent, link) = Agent::linked().await;

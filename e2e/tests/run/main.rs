@@ -5,6 +5,7 @@
 mod refused;
 mod vhost;
 mod vm_border;
+mod vm_commit;
 mod vm_crash;
 mod vm_directories;
 mod vm_end;

@@ -54,6 +54,25 @@ fn a_command_that_ignores_sigterm_is_killed_after_the_grace() {
 }
 
 #[test]
+fn a_stop_signal_replaces_the_one_that_kiln_got() {
+    let wait = "while :; do sleep 0.1; done";
+    let traps = "trap 'echo quit; exit 7' QUIT; trap 'exit 9' TERM INT";
+    let (code, rest, _) = end_by(&["--stop-signal", "SIGQUIT"], traps, wait, Signal::TERM);
+    assert_eq!((code, rest.as_str()), (7, "quit\n"));
+    // After Ctrl-C kiln exits like a shell, whatever the command did.
+    let (code, rest, _) = end_by(&["--stop-signal", "quit"], traps, wait, Signal::INT);
+    assert_eq!((code, rest.as_str()), (130, "quit\n"));
+    let (code, _, took) = end_by(
+        &["--stop-signal", "USR1", "--stop-timeout", "1"],
+        "trap '' USR1; trap 'exit 9' TERM INT",
+        wait,
+        Signal::TERM,
+    );
+    assert_eq!(code, 143);
+    assert!(took >= Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
 fn a_timeout_sends_sigterm_first_and_copies_the_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let (part, script) =

@@ -12,7 +12,7 @@ const NAME: &str = "e2e/userland:1";
 fn config() -> Value {
     json!({
         "Env": ["COLOR=blue", "PATH=/bin"], "WorkingDir": "/opt/work", "Labels": { "a": "b" },
-        "Entrypoint": ["/bin/busybox", "echo"], "Cmd": ["from", "cmd"],
+        "Entrypoint": ["/bin/busybox", "echo"], "Cmd": ["from", "cmd"], "StopSignal": "SIGQUIT",
     })
 }
 
@@ -69,6 +69,17 @@ fn the_configuration_decides_what_runs_and_arguments_win() {
     assert_eq!(seen.text(), "blue /opt/work 0", "{}", seen.stderr);
     let seen = shell(&["-e", "COLOR=red", "-w", "/opt", "-u", "job:team"], "echo $COLOR $(busybox pwd) $(busybox id)");
     assert_eq!(seen.text(), "red /opt uid=1000(job) gid=77(team)", "{}", seen.stderr);
+}
+
+#[test]
+fn the_stop_signal_of_an_image_ends_its_command() {
+    import();
+    let script = "trap 'echo quit; exit 7' QUIT; trap 'exit 9' TERM; while :; do busybox sleep 0.1; done";
+    let seen = shell(&["--timeout", "1s"], script);
+    assert_eq!((seen.code, seen.text().as_str()), (124, "quit"), "{}", seen.stderr);
+    assert!(seen.stderr.contains("exited with 7 after SIGQUIT"), "{}", seen.stderr);
+    let seen = shell(&["--timeout", "1s", "--stop-signal", "TERM"], script);
+    assert!(seen.stderr.contains("exited with 9 after SIGTERM"), "{}", seen.stderr);
 }
 
 #[test]

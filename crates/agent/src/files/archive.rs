@@ -188,15 +188,15 @@ impl<W: Write> Archive<W> {
     }
 }
 
-fn special(path: &Text, kind: FileKind) -> Fault {
+pub(super) fn special(path: &Text, kind: FileKind) -> Fault {
     Fault::new(ErrorCode::NotAFile, format!("`{path}` is {}, which is not copied", noun(kind)))
 }
 
-fn broken(error: io::Error) -> Fault {
+pub(super) fn broken(error: io::Error) -> Fault {
     fault_from_stream("archive", error)
 }
 
-fn attributes(stat: &Stat) -> Attributes {
+pub(super) fn attributes(stat: &Stat) -> Attributes {
     Attributes {
         permissions: stat.st_mode & PERMISSIONS_MAX,
         uid: stat.st_uid,
@@ -205,7 +205,7 @@ fn attributes(stat: &Stat) -> Attributes {
     }
 }
 
-fn join(parts: &[&[u8]]) -> Vec<u8> {
+pub(super) fn join(parts: &[&[u8]]) -> Vec<u8> {
     let parts: Vec<&[u8]> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
     parts.join(&b'/')
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use kiln_wire::{Fault, FileRequest, FileStat, FilesRequest, ListPage};
 
 use super::archive::Packer;
+use super::changes::ChangesPacker;
 use super::list::{list, stat};
 use super::place::Root;
 use super::read::Reader;
@@ -28,6 +29,8 @@ pub enum Job {
     Unpack(Unpacker),
     /// An archive to read.
     Pack(Packer),
+    /// An archive of the root's changes to read.
+    PackChanges(ChangesPacker),
 }
 
 /// The reply of a request that is done, before its `Done`.
@@ -55,6 +58,7 @@ pub fn start(request: &FilesRequest, stop: &AtomicBool) -> Result<Job, Fault> {
         FileRequest::Append { path } => return Append::begin(root, path).map(Job::Append),
         FileRequest::TarIn { path } => return Unpacker::open(root, path, Owners::Archive).map(Job::Unpack),
         FileRequest::TarOut { path } => return Packer::open(root, path).map(Job::Pack),
+        FileRequest::Changes {} => return ChangesPacker::open().map(Job::PackChanges),
         FileRequest::Stat { path, follow } => return stat(root, path, *follow).map(Answer::Stat).map(Job::Answered),
         FileRequest::List { path, after, limit } => {
             return list(root, path, after.as_ref(), *limit).map(Answer::Page).map(Job::Answered);

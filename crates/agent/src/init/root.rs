@@ -7,11 +7,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
 use tokio::time::{sleep, timeout};
 
 use super::boot_options::RootDevice;
 use super::modules::Modules;
+use crate::files::set_upper;
 
 /// The filesystem of a disk for the upper layer.
 const UPPER_FILESYSTEM: &str = "ext4";
@@ -60,6 +62,9 @@ pub(super) async fn switch(root: &RootDevice, modules: &Modules) -> io::Result<(
         fs::create_dir_all(directory)?;
     }
     copy_owner_and_mode(&lower, &layer)?;
+    // Nothing leads to it once the root is switched.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    set_upper(rustix::fs::open(layer.as_str(), flags, Mode::empty())?);
     let layers = format!("lowerdir={lower},upperdir={layer},workdir={work},{OVERLAY_OPTIONS}");
     let layers = std::ffi::CString::new(layers).map_err(io::Error::other)?;
     mount("root", &new, "overlay", MountFlags::empty(), Some(layers.as_c_str()))

@@ -18,7 +18,7 @@ use kiln_wire::{Channel, Done, ErrorCode, Fault, FilesRequest, HEADER_BYTES, Mes
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::files::{self, Answer, Append, AtomicWrite, Job, LeftOut, Packer, Reader, Unpacker};
+use crate::files::{self, Answer, Append, AtomicWrite, Job, LeftOut, Packed, Reader, Unpacker};
 use crate::link::{FRAME_BYTES, Gone, Outlet, Stream, cancelled};
 
 /// Frames that one turn reads.
@@ -62,7 +62,8 @@ async fn answer(stream: &Stream, request: FilesRequest, stop: &Arc<AtomicBool>) 
         Job::Read(reader) => read(outlet, reader).await,
         Job::Write(file) => write(stream, Target::Whole(file)).await,
         Job::Append(file) => write(stream, Target::End(file)).await,
-        Job::Pack(packer) => pack(outlet, packer).await,
+        Job::Pack(packer) => pack(outlet, move |output| packer.write_to(output)).await,
+        Job::PackChanges(packer) => pack(outlet, move |output| packer.write_to(output)).await,
         Job::Unpack(unpacker) => unpack(stream, unpacker).await,
     }
 }
@@ -199,9 +200,12 @@ async fn write(stream: &Stream, mut target: Target) -> Result<Done, Fault> {
     }
 }
 
-async fn pack(outlet: &Outlet, packer: Packer) -> Result<Done, Fault> {
+async fn pack(
+    outlet: &Outlet,
+    write: impl FnOnce(ChannelWriter) -> Result<Packed, Fault> + Send + 'static,
+) -> Result<Done, Fault> {
     let (sender, mut chunks) = mpsc::channel(TAR_QUEUE_CHUNKS);
-    let packed = on_thread(move || packer.write_to(ChannelWriter { sender, frame: Vec::new() }))?;
+    let packed = on_thread(move || write(ChannelWriter { sender, frame: Vec::new() }))?;
     let mut bytes = 0;
     while let Some(frame) = chunks.recv().await {
         let count = frame.len() - HEADER_BYTES;

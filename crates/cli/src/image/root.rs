@@ -155,7 +155,7 @@ fn is_interrupted() -> bool {
 }
 
 /// Prints a new image.
-fn tell(image: &RootImage, json: bool) -> Result<u8, Failure> {
+pub(super) fn tell(image: &RootImage, json: bool) -> Result<u8, Failure> {
     if json {
         print_json(&Listed::from(image))?;
         return Ok(0);
@@ -194,7 +194,7 @@ fn debian_failure(error: DebianError) -> Failure {
 }
 
 /// An image that could not be made.
-fn import_failure(error: ImportError) -> Failure {
+pub(super) fn import_failure(error: ImportError) -> Failure {
     match error {
         ImportError::Store(error) => image_failure(error),
         error => {

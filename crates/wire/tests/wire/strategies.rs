@@ -253,6 +253,7 @@ fn file_request() -> impl Strategy<Value = FileRequest> {
         (text(), owner()).prop_map(|(path, owner)| FileRequest::Chown { path, owner }),
         text().prop_map(|path| FileRequest::TarIn { path }),
         text().prop_map(|path| FileRequest::TarOut { path }),
+        Just(FileRequest::Changes {}),
     ]
 }
 

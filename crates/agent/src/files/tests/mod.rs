@@ -1,6 +1,7 @@
 //! Tests of the public functions, in temporary directories and without root.
 
 mod archive;
+mod changes;
 mod escape;
 mod hostile;
 mod list;

@@ -12,7 +12,7 @@ fn refusal(yard: &Yard, request: FileRequest) -> String {
     let outcome = start(&request, &GO).and_then(|job| match job {
         Job::Write(write) => write.commit().map(drop),
         Job::Append(append) => append.commit().map(drop),
-        Job::Answered(_) | Job::Read(_) | Job::Unpack(_) | Job::Pack(_) => Ok(()),
+        Job::Answered(_) | Job::Read(_) | Job::Unpack(_) | Job::Pack(_) | Job::PackChanges(_) => Ok(()),
     });
     let fault = outcome.err().unwrap_or_else(|| panic!("{request:?} is refused"));
     format!("{fault}\n")
@@ -69,6 +69,7 @@ fn faults_of_file_requests_read_like_this() {
         chown(u32::MAX),
         FileRequest::TarIn { path: text("file") },
         FileRequest::TarOut { path: text("fifo") },
+        FileRequest::Changes {},
     ];
     let mut kinds: Vec<&str> = requests.iter().map(kind).collect();
     kinds.dedup();
@@ -76,9 +77,9 @@ fn faults_of_file_requests_read_like_this() {
     insta::assert_snapshot!(requests.map(|request| refusal(&yard, request)).concat());
 }
 
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "read", "write", "append", "stat", "list", "mkdir", "remove", "rename", "copy", "symlink", "chmod", "chown",
-    "tar_in", "tar_out",
+    "tar_in", "tar_out", "changes",
 ];
 
 fn kind(request: &FileRequest) -> &'static str {
@@ -97,6 +98,7 @@ fn kind(request: &FileRequest) -> &'static str {
         FileRequest::Chown { .. } => 11,
         FileRequest::TarIn { .. } => 12,
         FileRequest::TarOut { .. } => 13,
+        FileRequest::Changes {} => 14,
     };
     KINDS[index]
 }
