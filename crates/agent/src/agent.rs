@@ -17,7 +17,7 @@ use crate::transport::Transport;
 /// The configuration of an agent.
 #[derive(Debug, Default)]
 pub struct Setup {
-    /// Whether it is PID 1 and may change the machine.
+    /// Whether it is PID 1, or was started by PID 1, and may change the machine.
     pub pid_1: bool,
     /// The token that a host must send, if one is required.
     pub token: Option<String>,

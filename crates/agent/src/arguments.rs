@@ -3,11 +3,20 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::init::BESIDE_INIT;
+
 /// The mode in which the agent runs.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Mode {
     /// PID 1 of a guest.
     Init,
+    /// Serves a guest beside its init: PID 1 starts the agent so. With two descriptors that PID 1 has opened.
+    BesideInit {
+        /// Where PID 1 waits until the agent is ready.
+        ready: i32,
+        /// The upper layer of the root.
+        upper: i32,
+    },
     /// Serves one link on an inherited, connected Unix stream socket, then exits.
     SocketFd(i32),
     /// Serves a Unix socket. A newer link replaces the older one.
@@ -72,7 +81,7 @@ pub const USAGE: &str = "usage: kiln-agent --socket-fd N
        kiln-agent --spawn-bench N -- COMMAND [ARGUMENT]...
        kiln-agent --terminal-bench N -- COMMAND [ARGUMENT]...
        kiln-agent --version
-As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`.
+As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`. PID 1 starts it with `--beside-init`.
 ";
 
 /// Parses the arguments after the program's name.
@@ -88,6 +97,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>, pid_1: bool) -> Resu
     let first = rest.next().ok_or(UsageError::NoMode)?;
     match first.to_str() {
         Some("--version") => Ok(Mode::Version),
+        Some(BESIDE_INIT) => {
+            Ok(Mode::BesideInit { ready: number(BESIDE_INIT, rest.next())?, upper: number(BESIDE_INIT, rest.next())? })
+        }
         Some("--socket-fd") => Ok(Mode::SocketFd(number("--socket-fd", rest.next())?)),
         Some("--listen") => {
             let mut listen =

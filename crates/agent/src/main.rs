@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     heap::keep_free_memory();
     let result = match mode {
         Mode::Init => init::run(),
+        Mode::BesideInit { ready, upper } => init::run_beside(ready, upper),
         Mode::SocketFd(fd) => serve::socket(fd),
         Mode::Listen(listen) => serve::listen(&listen),
         Mode::SpawnBench { count, argv } => bench::spawn(count, &argv),

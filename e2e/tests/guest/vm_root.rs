@@ -34,7 +34,13 @@ fn commands_see_the_disk_and_write_to_its_overlay() {
     in_vm(async {
         let guest = Guest::boot(|spec| {
             spec.disks = vec![Disk { path: path.clone(), format: DiskFormat::Raw, role: DiskRole::Shared }];
-            spec.root = Some(RootSpec { device: "/dev/vda".into(), fstype: "ext4".into(), upper: None, image: None });
+            spec.root = Some(RootSpec {
+                device: "/dev/vda".into(),
+                fstype: "ext4".into(),
+                upper: None,
+                image: None,
+                init: false,
+            });
         })
         .await;
         let script = "set -e; cat /etc/where; touch /etc/new /bin/new; echo changed > /etc/where; cat /etc/where; \

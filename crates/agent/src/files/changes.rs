@@ -64,6 +64,15 @@ pub fn set_upper(directory: OwnedFd) {
     let _ = UPPER.set(directory);
 }
 
+/// The upper layer of the root.
+///
+/// # Errors
+/// If the root is not an overlay.
+pub fn upper() -> io::Result<OwnedFd> {
+    let upper = UPPER.get().ok_or_else(|| io::Error::other("the root has no upper layer"))?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(upper, 0)?)
+}
+
 /// Whether this guest's root is an overlay on an image.
 pub fn is_overlay() -> bool {
     UPPER.get().is_some()

@@ -37,7 +37,7 @@ mod watch;
 mod tests;
 
 pub use archive::{Packed, Packer};
-pub use changes::{ChangesPacker, is_overlay, set_upper};
+pub use changes::{ChangesPacker, is_overlay, set_upper, upper};
 pub use fault::fault_from_errno;
 pub use left_out::LeftOut;
 pub use list::{LIST_LIMIT_MAX, list, stat};

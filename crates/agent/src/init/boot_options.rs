@@ -2,6 +2,9 @@
 
 use std::fs;
 
+/// The value of `kiln.init` for the root's own init.
+const IMAGE_INIT: &str = "image";
+
 /// Keys that start with `kiln.`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct BootOptions {
@@ -11,6 +14,8 @@ pub(super) struct BootOptions {
     pub root: Option<RootDevice>,
     /// `kiln.module_disk=DEVICE:TYPE`: mounted on `/lib/modules/RELEASE` before any command.
     pub module_disk: Option<ModuleDisk>,
+    /// `kiln.init=image`: the init of the root becomes PID 1, and the agent runs beside it.
+    pub init: bool,
 }
 
 /// A read-only disk with all modules of the kernel.
@@ -46,6 +51,7 @@ impl BootOptions {
                     let names = value.split(',').filter(|name| !name.is_empty()).map(str::to_owned);
                     options.modules.extend(names);
                 }
+                "kiln.init" => options.init = value == IMAGE_INIT,
                 "kiln.root" => {
                     let mut parts = value.split(':').map(str::to_owned);
                     options.root = match (parts.next(), parts.next(), parts.next()) {
@@ -80,6 +86,7 @@ mod tests {
         assert_eq!((disk.device.as_str(), disk.filesystem.as_str()), ("/dev/vdb", "erofs"));
         let root = BootOptions::parse("kiln.root=/dev/vda:erofs:/dev/vdb").root.expect("a root is named");
         assert_eq!((root.filesystem.as_str(), root.upper.as_deref()), ("erofs", Some("/dev/vdb")));
+        assert!(BootOptions::parse("kiln.init=image").init && !BootOptions::parse("kiln.init=other").init);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use super::boot_options::BootOptions;
 use super::modules::Modules;
-use super::{module_disk, mounts, port, root, shutdown};
+use super::{beside, module_disk, mounts, port, root, shutdown};
 use crate::agent::{Agent, Setup};
 use crate::drivers::{Drivers, Loaded};
 use crate::link::Links;
@@ -97,11 +97,11 @@ async fn guest() -> io::Result<()> {
         let all = Modules::of_running_kernel();
         options.modules.iter().for_each(|name| all.load(name));
     }
-    // Exempts the agent from the OOM killer. A command's child undoes this for itself.
-    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
-    let cgroups = Cgroups::take_over(Path::new("/sys/fs/cgroup"))
-        .inspect_err(|error| note(format!("can't use control groups: {error}")))
-        .ok();
+    if options.init {
+        return Err(beside::hand_over());
+    }
+    exempt_from_oom();
+    let cgroups = take_cgroups();
     let agent = Agent::new(Setup { pid_1: true, cgroups, leases: Some(LEASES.into()), ..Setup::default() })?;
     let commands = Rc::clone(&agent.commands);
     spawn_local(async move { commands.prepare_groups().await });
@@ -120,7 +120,20 @@ async fn guest() -> io::Result<()> {
     Ok(())
 }
 
-async fn serve(agent: &Agent) -> io::Result<()> {
+/// Exempts the agent from the OOM killer. A command's child undoes this for itself.
+pub(super) fn exempt_from_oom() {
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// The control groups, if the kernel has them.
+pub(super) fn take_cgroups() -> Option<Cgroups> {
+    Cgroups::take_over(Path::new("/sys/fs/cgroup"))
+        .inspect_err(|error| note(format!("can't use control groups: {error}")))
+        .ok()
+}
+
+/// Serves the host until the port ends.
+pub(super) async fn serve(agent: &Agent) -> io::Result<()> {
     let port = port::find().await?;
     let links = spawn_local(agent.serve(Transport::port(&port)?));
     match links.await {

@@ -7,8 +7,12 @@
 //!   SIGTERM, SIGPWR, Goodbye{shutdown} ─▶ TERM, KILL, sync, unmount, power off
 //! ```
 //!
+//! With `kiln.init=image` the root's own init becomes PID 1 after the root is there, and the agent runs beside it: see
+//! [`beside`].
+//!
 //! Each step before the link makes every boot longer, so only the steps that the link needs are done before it.
 
+mod beside;
 mod boot_options;
 mod guest;
 mod module_disk;
@@ -18,4 +22,5 @@ mod port;
 mod root;
 mod shutdown;
 
+pub use beside::{OPTION as BESIDE_INIT, run as run_beside};
 pub use guest::run;

@@ -43,6 +43,15 @@ pub fn cover() -> io::Result<()> {
     Ok(())
 }
 
+/// Takes over the mounted file of the process that called [`cover`]. Call it before any other program runs.
+///
+/// # Errors
+/// If the file can't be opened.
+pub fn inherit() -> io::Result<()> {
+    let _ = COVER.set(File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(FILE)?);
+    Ok(())
+}
+
 /// Gives this fork a new boot id. Call it after the fork has its own randomness.
 ///
 /// # Errors

@@ -156,6 +156,7 @@ impl RootImage {
                 fstype: ROOT_FILESYSTEM.into(),
                 upper: None,
                 image: Some(self.digest.clone()),
+                init: false,
             }),
             ..boot.vm_spec()
         }
@@ -214,7 +215,7 @@ mod tests {
     fn vm_of(image: &RootImage) -> VmSpec {
         let disks = vec![Disk { path: image.root.clone(), format: DiskFormat::Raw, role: DiskRole::Shared }];
         let (device, fstype) = (ROOT_DEVICE.into(), ROOT_FILESYSTEM.into());
-        let root = RootSpec { device, fstype, upper: None, image: Some(image.digest.clone()) };
+        let root = RootSpec { device, fstype, upper: None, image: Some(image.digest.clone()), init: false };
         VmSpec { disks, root: Some(root), ..VmSpec::new("/k", "/i") }
     }
 

@@ -21,6 +21,11 @@ use super::vhost_user::{self, VhostUser, VhostUserDevice};
 /// Name of the port on which the agent serves the guest link.
 pub const AGENT_PORT: &str = "kiln.agent.0";
 
+/// Words of the kernel command line for a root whose own init becomes PID 1. A line for each service takes long on a
+/// serial console, and systemd has them in its journal. The console is read by Kiln, so no user can log in on it; without
+/// udev in the image, systemd would also wait a minute and a half for its device.
+const INIT_WORDS: [&str; 3] = ["kiln.init=image", "systemd.show_status=0", "systemd.getty_auto=0"];
+
 /// How a disk's bytes are laid out in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -91,6 +96,9 @@ pub struct RootSpec {
     /// so snapshots of the VM have those of the image, too. Absent in specs of older versions of Kiln.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The root's own init becomes PID 1, and the agent runs beside it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
 }
 
 /// A read-only disk with the contents of `/lib/modules/<release>`.
@@ -245,6 +253,9 @@ impl VmSpec {
         if let Some(root) = &self.root {
             let upper = root.upper.iter().map(|device| format!(":{device}")).collect::<String>();
             words.push(format!("kiln.root={}:{}{upper}", root.device, root.fstype));
+            if root.init {
+                words.extend(INIT_WORDS.map(str::to_owned));
+            }
         }
         if let Some(ModuleDisk { device, fstype }) = &self.module_disk {
             words.push(format!("kiln.module_disk={device}:{fstype}"));
@@ -498,7 +509,13 @@ mod tests {
             cmdline: "quiet console=hvc0".into(),
             cmdline_extra: vec!["panic=0".into()],
             modules: vec!["erofs".into(), "overlay".into()],
-            root: Some(RootSpec { device: "/dev/vda".into(), fstype: "erofs".into(), upper: None, image: None }),
+            root: Some(RootSpec {
+                device: "/dev/vda".into(),
+                fstype: "erofs".into(),
+                upper: None,
+                image: None,
+                init: false,
+            }),
             disks: vec![Disk { path: "/root.erofs".into(), format: DiskFormat::Raw, role: DiskRole::Shared }],
             ..spec()
         };
@@ -506,6 +523,9 @@ mod tests {
             spec.kernel_cmdline(),
             "quiet console=hvc0 panic=-1 kiln.modules=erofs,overlay kiln.root=/dev/vda:erofs panic=0"
         );
+        let root = spec.root.clone().map(|root| RootSpec { init: true, ..root });
+        let with_init = VmSpec { root, cmdline_extra: vec![], ..VmSpec::new("/k", "/i") };
+        assert!(with_init.kernel_cmdline().contains(" kiln.root=/dev/vda:erofs kiln.init=image "));
         let spec = spec.with_module_disk("/modules.erofs".into());
         assert!(spec.kernel_cmdline().ends_with(" kiln.root=/dev/vda:erofs kiln.module_disk=/dev/vdb:erofs panic=0"));
         assert!(spec.disks[1].role.is_read_only() && spec.disks[1].path == "/modules.erofs");
@@ -532,7 +552,13 @@ mod tests {
         let nics = |nics| VmSpec { nics, ..spec() };
         let devices = |vhost_user| VmSpec { vhost_user, ..spec() };
         let root = |device: &str, fstype: &str| VmSpec {
-            root: Some(RootSpec { device: device.into(), fstype: fstype.into(), upper: None, image: None }),
+            root: Some(RootSpec {
+                device: device.into(),
+                fstype: fstype.into(),
+                upper: None,
+                image: None,
+                init: false,
+            }),
             ..spec()
         };
         let disk = Disk { path: "/nowhere/disk".into(), format: DiskFormat::Raw, role: DiskRole::Scratch };
