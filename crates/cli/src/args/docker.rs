@@ -58,13 +58,56 @@ struct RefusedArgs {
     privileged: bool,
     #[arg(long, hide = true)]
     restart: Option<OsString>,
+    #[arg(long, hide = true)]
+    init: bool,
+    #[arg(long, hide = true)]
+    cap_add: Vec<OsString>,
+    #[arg(long, hide = true)]
+    cap_drop: Vec<OsString>,
+    #[arg(long, hide = true)]
+    security_opt: Vec<OsString>,
+    #[arg(long, hide = true)]
+    read_only: bool,
+    #[arg(long, hide = true)]
+    tmpfs: Vec<OsString>,
+    #[arg(long, hide = true)]
+    shm_size: Option<OsString>,
+    #[arg(long, hide = true)]
+    ulimit: Vec<OsString>,
+    #[arg(long, hide = true)]
+    pids_limit: Option<OsString>,
+    #[arg(long, hide = true)]
+    device: Vec<OsString>,
+    #[arg(long, hide = true)]
+    gpus: Option<OsString>,
+    #[arg(long, hide = true)]
+    add_host: Vec<OsString>,
+    #[arg(long, hide = true)]
+    dns: Vec<OsString>,
+    #[arg(long, hide = true)]
+    link: Vec<OsString>,
+    #[arg(long, hide = true)]
+    platform: Option<OsString>,
+    #[arg(long, hide = true)]
+    volumes_from: Vec<OsString>,
 }
 
 impl DockerArgs {
     /// Refuses the flags that are not supported yet.
     pub fn check(&self) -> Result<(), Failure> {
-        let RefusedArgs { mount, publish_all, detach, privileged, restart } = &self.refused;
+        let RefusedArgs { mount, publish_all, detach, privileged, restart, init, .. } = &self.refused;
+        let RefusedArgs { cap_add, cap_drop, security_opt, read_only, tmpfs, shm_size, ulimit, .. } = &self.refused;
+        let RefusedArgs { pids_limit, device, gpus, add_host, dns, link, platform, volumes_from, .. } = &self.refused;
         let given = [
+            (*init, Habit::Init),
+            (!cap_add.is_empty() || !cap_drop.is_empty() || !security_opt.is_empty(), Habit::Capabilities),
+            (*read_only, Habit::ReadOnly),
+            (!tmpfs.is_empty() || shm_size.is_some(), Habit::Tmpfs),
+            (!ulimit.is_empty() || pids_limit.is_some(), Habit::Ulimit),
+            (!device.is_empty() || gpus.is_some(), Habit::Device),
+            (!add_host.is_empty() || !dns.is_empty() || !link.is_empty(), Habit::Names),
+            (platform.as_deref().is_some_and(|platform| platform != "linux/amd64"), Habit::Platform),
+            (!volumes_from.is_empty(), Habit::VolumesFrom),
             (!mount.is_empty(), Habit::Mount),
             (*publish_all, Habit::PublishAll),
             (*detach, Habit::Detach),
@@ -83,6 +126,15 @@ pub enum Habit {
     Detach,
     Privileged,
     Restart,
+    Init,
+    Capabilities,
+    ReadOnly,
+    Tmpfs,
+    Ulimit,
+    Device,
+    Names,
+    Platform,
+    VolumesFrom,
 }
 
 impl Habit {
@@ -103,6 +155,36 @@ impl Habit {
                 "--restart: kiln runs a command once",
                 "repeat the command in the shell: until kiln run -- COMMAND; do sleep 1; done",
             ),
+            Self::Init => (
+                "--init: the agent of the VM is its init already, and reaps what the command leaves",
+                "leave the flag out; --init-system boots the image's own init, such as systemd",
+            ),
+            Self::Capabilities => (
+                "--cap-add, --cap-drop, --security-opt: the command has a kernel of its own, which protects the host",
+                "leave the flags out; -u USER runs the command without the rights of root",
+            ),
+            Self::ReadOnly => (
+                "--read-only: the image is never written to; changes of the root are dropped with the VM",
+                "leave the flag out",
+            ),
+            Self::Tmpfs => (
+                "--tmpfs, --shm-size: /tmp, /run, /dev/shm and all changes of the root are in memory already",
+                "leave the flags out; -m gives the VM more memory",
+            ),
+            Self::Ulimit => (
+                "--ulimit, --pids-limit: limits of the command have flags of their own",
+                "--limit-pids N, --limit-memory SIZE, --limit-cpu TIME; others: -- sh -c 'ulimit -n 1024; exec COMMAND'",
+            ),
+            Self::Device => (
+                "--device, --gpus: devices of the host can't be given to a VM",
+                "-v NAME:disk gives it a disk, --vhost-user a device that another process serves",
+            ),
+            Self::Names => (
+                "--add-host, --dns, --link: kiln answers the names of a VM",
+                "--net nat --allow NAME:PORT opens a name; to add one: -- sh -c 'echo ADDRESS NAME >> /etc/hosts; exec COMMAND'",
+            ),
+            Self::Platform => ("--platform: VMs run programs for linux/amd64", "leave the flag out"),
+            Self::VolumesFrom => ("--volumes-from: each VM names its volumes", "-v NAME:/DIR"),
         };
         Failure::words(USAGE, words).hint(hint)
     }
@@ -130,6 +212,15 @@ pub fn subcommand(name: &str) -> Option<&'static str> {
         }
         "kill" | "stop" | "rm" => "a VM of kiln run ends with its command, or on Ctrl-C",
         "info" => "kiln doctor",
+        "tag" | "rename" => "kiln image pull and import have --name; the same image can have several names",
+        "logs" | "events" => "kiln run prints what its command prints; kiln run --console shows the kernel's log, too",
+        "wait" | "pause" | "unpause" | "update" | "restart" => "a VM of kiln run ends with its command",
+        "diff" => "kiln commit makes an image of what a VM changed: kiln commit SNAPSHOT --name NAME",
+        "port" => "kiln run -p publishes ports, and prints those that it chose",
+        "prune" | "system" => {
+            "kiln image prune removes images without a name; kiln snapshot rm --ready what can be made again"
+        }
+        "compose" | "buildx" | "search" | "swarm" => "kiln has no counterpart; kiln run IMAGE runs one image",
         "network" => "kiln net ls lists the networks of VMs; kiln run --net connects one",
         _ => return None,
     })
@@ -171,23 +262,68 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 mod tests {
     use std::fmt::Write as _;
 
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::{Args, Command};
+
+    /// The flags of docker in a line of `kiln run`.
+    fn parse(line: &str) -> DockerArgs {
+        let words = ["kiln", "run"].into_iter().chain(line.split(' '));
+        match Args::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}")).command {
+            Command::Run(args) => args.docker,
+            other => panic!("not run: {other:?}"),
+        }
+    }
 
     #[test]
     fn every_unsupported_flag_has_a_hint() {
         let mut answers = String::new();
-        for habit in [Habit::Mount, Habit::PublishAll, Habit::Detach, Habit::Privileged, Habit::Restart] {
-            let failure = habit.refuse();
+        let refused = [
+            "--mount x",
+            "-P",
+            "-d",
+            "--privileged",
+            "--restart always",
+            "--init",
+            "--cap-add ALL",
+            "--cap-drop ALL",
+            "--security-opt x",
+            "--read-only",
+            "--tmpfs /x",
+            "--shm-size 1g",
+            "--ulimit x",
+            "--pids-limit 9",
+            "--device /dev/x",
+            "--gpus all",
+            "--add-host a:b",
+            "--dns 1.1.1.1",
+            "--link x",
+            "--platform linux/arm64",
+            "--volumes-from x",
+        ];
+        for line in refused {
+            let docker = parse(&format!("{line} IMAGE:1"));
+            let failure = docker.check().expect_err(line);
             assert_eq!(failure.code, USAGE);
             let hint = failure.hint_text().expect("every refusal has a hint");
-            writeln!(answers, "{}\n  hint: {hint}", failure.message()).expect("writing to a string does not fail");
+            writeln!(answers, "{line}\n  {}\n  hint: {hint}", failure.message())
+                .expect("writing to a string does not fail");
         }
         insta::assert_snapshot!(answers);
+        for fine in
+            ["--rm -it", "--restart no", "--platform linux/amd64", "--name n --hostname h -l a=b -e A=b -w /x -u 1"]
+        {
+            parse(&format!("{fine} IMAGE:1 COMMAND")).check().expect(fine);
+        }
     }
 
     #[test]
     fn every_subcommand_of_docker_has_a_hint() {
-        let names = ["images", "ps", "exec", "sh", "cp", "build", "rmi", "pull", "kill", "info"];
+        let names = [
+            "images", "ps", "exec", "sh", "cp", "build", "rmi", "pull", "kill", "info", "tag", "logs", "wait", "diff",
+            "port", "system", "compose",
+        ];
         let hints = names.map(|name| format!("{name}\n  hint: {}", subcommand(name).expect("a hint")));
         insta::assert_snapshot!(hints.join("\n"));
         assert_eq!(subcommand("fly"), None);
