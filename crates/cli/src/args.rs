@@ -157,6 +157,12 @@ pub struct RunArgs {
     /// Run this program instead of the image's entrypoint, with the command as its arguments
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<OsString>,
+    /// Boot the image's own init, such as systemd, with its services; the command runs beside them
+    ///
+    /// The image needs /sbin/init or systemd. The VM is saved for later forks once systemd has started its services, or
+    /// after five minutes.
+    #[arg(long, hide_short_help = true)]
+    pub init_system: bool,
     /// When to pull the image
     #[arg(long, value_name = "WHEN", default_value = "missing", hide_short_help = true)]
     pub pull: Pull,

@@ -69,7 +69,7 @@ fn value_is_next(command: &Command, cluster: &str) -> bool {
 }
 
 /// Flags of `kiln run` that have no effect with `--from`, each with a hint.
-const DECIDED_BY_SNAPSHOT: [(&str, &str); 9] = [
+const DECIDED_BY_SNAPSHOT: [(&str, &str); 10] = [
     ("image", DECIDED),
     ("kernel", DECIDED),
     ("all_modules", DECIDED),
@@ -77,6 +77,7 @@ const DECIDED_BY_SNAPSHOT: [(&str, &str); 9] = [
     ("cpus", DECIDED),
     ("modules", DECIDED),
     ("accel", DECIDED),
+    ("init_system", DECIDED),
     ("vhost_user", "a VM with a vhost-user device can't be saved or forked: leave one of the two flags out"),
     ("cold", "--cold boots an image and --from forks a snapshot: leave one of the two flags out"),
 ];
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn flags_that_a_snapshot_decides_are_refused_with_from() {
-        let given: [(&str, &[&str]); 9] = [
+        let given: [(&str, &[&str]); 10] = [
             ("image", &["--image mini", "--image=other"]),
             ("kernel", &["--kernel 6.1"]),
             ("all_modules", &["--all-modules"]),
@@ -201,6 +202,7 @@ mod tests {
             ("cpus", &["--cpus 1", "-c 2"]),
             ("modules", &["--module tun"]),
             ("accel", &["--accel auto", "--accel tcg"]),
+            ("init_system", &["--init-system"]),
             ("vhost_user", &["--vhost-user blk:/a.sock"]),
             ("cold", &["--cold"]),
         ];

@@ -155,6 +155,9 @@ pub struct ImageWarmArgs {
     /// Load a kernel module of the image
     #[arg(long = "module", value_name = "NAME")]
     pub modules: Vec<String>,
+    /// Boot the image's own init: see `kiln run --init-system`
+    #[arg(long)]
+    pub init_system: bool,
     /// Run this line in the VM's shell before it is saved, so that forks find what it reads in their memory
     ///
     /// What the line changes in the VM stays, too. It must exit with 0. Repeat the flag for more lines. The lines run

@@ -19,6 +19,12 @@ use crate::output::Progress;
 /// The shell of lines that run before a save.
 const SHELL: &str = "/bin/sh";
 
+/// Waits until systemd has started its services, or one of them has failed, for five minutes at most. It never fails:
+/// how the system is, is for the user's command to find out. Of other inits nothing is known.
+const WAIT_FOR_SYSTEMD: &str = "command -v systemctl > /dev/null || exit 0; n=0; while [ $n -lt 300 ]; do \
+    case $(systemctl is-system-running 2> /dev/null) in running|degraded|maintenance) exit 0;; esac; \
+    n=$((n + 1)); sleep 1; done";
+
 /// `$KILN_HOME`. Fails if another user could have written to it.
 pub fn home() -> Result<Home, Failure> {
     let home = unchecked_home()?;
@@ -161,6 +167,19 @@ impl Runnable {
                 .map_err(|failure| failure.hint("--all-modules attaches all modules of the kernel")),
             None => boot::check_modules(&self.boot, wanted),
         }
+    }
+
+    /// Lets the image's own init boot a VM of it. Returns the command that waits until it has.
+    pub fn use_init(&self, spec: &mut VmSpec) -> Result<ExecRequest, Failure> {
+        let Some(root) = &mut spec.root else {
+            let words = format!("--init-system: the image `{}` has no init of its own", self.name());
+            return Err(Failure::words(USAGE, words)
+                .hint("kiln image build debian --packages systemd-sysv makes an image that has one"));
+        };
+        root.init = true;
+        let argv = [SHELL, "-c", WAIT_FOR_SYSTEMD].map(Text::from).to_vec();
+        let env = vec![(Text::from("PATH"), Text::from(PATH_DEFAULT))];
+        Ok(ExecRequest { argv, env, cwd: Some(Text::from("/")), ..ExecRequest::default() })
     }
 
     /// A VM of it, with the defaults of [`VmSpec`].

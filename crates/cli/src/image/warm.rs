@@ -36,10 +36,13 @@ pub(super) fn warm(args: &ImageWarmArgs) -> Result<u8, Failure> {
     image.check_modules(&args.modules)?;
     image.boot = with_memory(&home, image.boot, args.memory, args.cpus, &progress)?;
     let lines = if args.lines.is_empty() && !args.no_run { image.warm().to_vec() } else { args.lines.clone() };
-    let rehearse = image.rehearse(&lines);
+    let mut rehearse = image.rehearse(&lines);
     let (memory_mib, cpus, modules) = (args.memory, args.cpus, args.modules.clone());
     let mut spec = VmSpec { memory_mib, cpus, modules, ..image.vm_spec() };
     spec.acceleration = args.accel.into();
+    if args.init_system {
+        rehearse.insert(0, image.use_init(&mut spec)?);
+    }
     let engine = engine(&home)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let made = runtime.block_on(async {

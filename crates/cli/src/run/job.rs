@@ -248,8 +248,10 @@ impl Job {
         let kind = self.wanted_network()?.map(|wanted| wanted.kind());
         spec.nics = kind.map(VmNetwork::card).into_iter().collect();
         let network = kind.and_then(VmNetwork::ready);
-        let (image, rehearse) = (image.name().to_owned(), image.rehearse(image.warm()));
-        Ok(Origin::Image(Box::new(ImageVm { image, spec, network, rehearse })))
+        let booted = if self.args.init_system { Some(image.use_init(&mut spec)?) } else { None };
+        let rehearse = booted.clone().into_iter().chain(image.rehearse(image.warm())).collect();
+        let image = image.name().to_owned();
+        Ok(Origin::Image(Box::new(ImageVm { image, spec, network, rehearse, booted })))
     }
 
     async fn save(

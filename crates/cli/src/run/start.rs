@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use kiln_engine::link::{LinkError, Renewal};
+use kiln_engine::link::{LinkError, Renewal, StreamError};
 use kiln_engine::snapshot::Snapshot;
 use kiln_engine::{Engine as _, ForkPart, ForkSpec, Guest, QemuEngine, Renew, RestoreError, VmSpec};
 use kiln_wire::{ExecRequest, Network};
@@ -26,6 +26,9 @@ use crate::guest::boot_failure;
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
 use crate::ready::{self, NotMade, Wanted};
+
+/// For the services of an image's own init, which are waited for before the command runs.
+const SERVICES_DEADLINE: Duration = Duration::from_secs(330);
 
 /// What a VM is made from.
 pub enum Origin {
@@ -44,6 +47,8 @@ pub struct ImageVm {
     pub network: Option<Network>,
     /// What it runs before it is saved.
     pub rehearse: Vec<ExecRequest>,
+    /// What waits until its own init has booted it, if that does.
+    pub booted: Option<ExecRequest>,
 }
 
 /// A guest, or kiln's exit code after an interrupt.
@@ -62,7 +67,7 @@ pub async fn start(
     progress: &Progress,
     times: &mut Times,
 ) -> Result<Started, Failure> {
-    let ImageVm { image, mut spec, network, rehearse } = match origin {
+    let ImageVm { image, mut spec, network, rehearse, booted } = match origin {
         Origin::Image(vm) => *vm,
         Origin::Snapshot(snapshot) => {
             progress.say("forking");
@@ -118,6 +123,17 @@ pub async fn start(
         }
         code = interrupts.any() => return Ok(Started::Interrupted(code)),
     };
+    if let Some(booted) = booted {
+        progress.say(format!("waiting for the services of {image}"));
+        let waited = tokio::select! {
+            waited = tokio::time::timeout(SERVICES_DEADLINE, guest.link.run(booted, b"", 0)) => waited,
+            code = interrupts.any() => return Ok(Started::Interrupted(code)),
+        };
+        // An image without a shell can't be asked.
+        if let Ok(Err(error @ StreamError::LinkLost(_))) = waited {
+            return Err(Failure::new(VM, error));
+        }
+    }
     if !part.mounts.is_empty() || part.network.is_some() {
         // A fork gets both with its first sync.
         let renewal = Renewal { mounts: part.mounts.clone(), network: part.network.clone(), ..Renewal::default() };
