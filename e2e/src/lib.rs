@@ -8,6 +8,7 @@
 
 pub mod guest;
 pub mod image;
+pub mod registry;
 
 mod agent;
 mod backend;

@@ -23,6 +23,7 @@ mod vm_net;
 mod vm_owner;
 mod vm_streams;
 mod vm_terminal;
+mod vm_userland;
 mod vm_users;
 mod vm_vhost_mock;
 mod vm_vhost_user;
