@@ -224,7 +224,7 @@ mod tests {
                kiln-agent --spawn-bench N -- COMMAND [ARGUMENT]...
                kiln-agent --terminal-bench N -- COMMAND [ARGUMENT]...
                kiln-agent --version
-        As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`.
+        As PID 1 it takes no arguments and serves the virtio-serial port `kiln.agent.0`. PID 1 starts it with `--beside-init`.
         ");
     }
 }
