@@ -29,7 +29,11 @@ fn an_agent_sends_its_version_and_capabilities() {
     assert!(hello.agent.starts_with("kiln-agent "), "{}", hello.agent);
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux has one");
     assert_eq!(hello.boot_id, boot_id.trim());
-    assert_eq!(hello.capabilities, [Capability::Grace], "an ordinary process can't do what PID 1 can");
+    assert_eq!(
+        hello.capabilities,
+        [Capability::Grace, Capability::StopSignal],
+        "an ordinary process can't do what PID 1 can"
+    );
 }
 
 #[test]
