@@ -2,6 +2,11 @@
 //!
 //! So far it has [`Verdict`], and the exit code of a run from its verdicts.
 
+pub mod plan;
+pub mod results;
+
+mod cells;
 mod verdict;
 
+pub use cells::Cell;
 pub use verdict::{Verdict, exit_code};
