@@ -2,6 +2,7 @@
 //!
 //! So far it has [`Verdict`], and the exit code of a run from its verdicts.
 
+pub mod events;
 pub mod plan;
 pub mod results;
 
