@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,6 +93,8 @@ struct Shared<K> {
     taken: Notify,
     /// A fork was added, or an attempt to make one failed.
     changed: Notify,
+    /// No more forks are made.
+    closing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -152,7 +155,8 @@ impl<K: Send + 'static> ForkPool<K> {
 
     fn fill(template: Template, spec: PoolSpec, part: Arc<MakePart<K>>) -> Self {
         let state = Mutex::new(State { held: VecDeque::new(), problem: None });
-        let shared = Arc::new(Shared { template, spec, part, state, taken: Notify::new(), changed: Notify::new() });
+        let (taken, changed, closing) = (Notify::new(), Notify::new(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { template, spec, part, state, taken, changed, closing });
         let filler = tokio::spawn(fill(Arc::clone(&shared)));
         Self { shared, filler }
     }
@@ -201,6 +205,20 @@ impl<K: Send + 'static> ForkPool<K> {
                 return status;
             }
             changed.await;
+        }
+    }
+
+    /// Ends the forks that were not taken. When this returns, their VMMs are gone. A drop only begins that.
+    pub async fn close(mut self) {
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.taken.notify_one();
+        // It ends after the fork that it makes now, so that this fork is ended here and not by a drop. A filler that
+        // panicked has left nothing to wait for.
+        drop((&mut self.filler).await);
+        let held = std::mem::take(&mut self.shared.state().held);
+        for Ready { held, kept, .. } in held {
+            held.end().await;
+            drop(kept);
         }
     }
 
@@ -255,7 +273,7 @@ async fn template(
 }
 
 async fn fill<K: Send + 'static>(shared: Arc<Shared<K>>) {
-    loop {
+    while !shared.closing.load(Ordering::Acquire) {
         if shared.is_full(&shared.state()) {
             // `taken` is notified with `notify_one`, which stores a permit. So a take between the look above and this
             // await is not missed. Several takes store one permit, and the loop looks again after it anyway.

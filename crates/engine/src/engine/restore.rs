@@ -436,6 +436,15 @@ impl Held {
         }
     }
 
+    /// Ends it. When this returns, its VMM is gone.
+    pub(crate) async fn end(self) {
+        match self {
+            Self::Warm(fork) => drop(fork.vm.kill().await),
+            // Its drop waits for the process.
+            Self::Waiting(started) => blocking(move || drop(started)).await,
+        }
+    }
+
     /// The pid of its VMM.
     pub(crate) fn pid(&self) -> u32 {
         match self {

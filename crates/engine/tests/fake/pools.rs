@@ -41,6 +41,21 @@ async fn a_pool_gives_out_forks_that_were_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_is_closed_has_ended_its_forks() {
+    let lab = Lab::new();
+    let engine: Arc<dyn Engine> = Arc::new(lab.engine());
+    let snapshot = prepared(&lab.engine()).await;
+    for is_full in [true, false] {
+        let pool = ForkPool::start(&*engine, &snapshot, ForkSpec::default(), TWO).await.expect("starts");
+        if is_full {
+            fill(&pool).await;
+        }
+        tokio::time::timeout(DEADLINE, pool.close()).await.expect("ends");
+        assert_eq!(lab.vms(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_refills_taken_forks_and_ends_the_others() {
     let lab = Lab::new();
     let engine: Arc<dyn Engine> = Arc::new(lab.engine());
