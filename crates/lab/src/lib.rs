@@ -5,6 +5,7 @@
 pub mod events;
 pub mod plan;
 pub mod results;
+pub mod run;
 
 mod cells;
 mod verdict;
