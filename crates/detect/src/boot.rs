@@ -62,13 +62,14 @@ pub(crate) struct Boot {
 }
 
 impl Boot {
-    /// Takes a kernel line.
-    pub(crate) fn follow(&mut self, line: &KernelLine<'_>, text: &Text<'_>) -> Step {
-        if text.is_any(&[signatures::BANNER]) {
+    /// Takes a kernel line, with its text if that can be about boots.
+    pub(crate) fn follow(&mut self, line: &KernelLine<'_>, text: Option<&Text<'_>>) -> Step {
+        if text.is_some_and(|text| text.is_any(&[signatures::BANNER])) {
             return self.banner(line.stamp);
         }
+        let is_orderly = || text.is_some_and(signatures::is_orderly);
         let Some(stamp) = line.stamp.filter(|stamp| !stamp.is_zero()) else {
-            self.orderly |= signatures::is_orderly(text);
+            self.orderly |= is_orderly();
             return Step::SameBoot;
         };
         let is_known =
@@ -92,9 +93,19 @@ impl Boot {
             None if self.repeated_until.is_some_and(|until| stamp <= until) => return Step::Repeated,
             None => self.repeated_until = None,
         }
-        self.orderly |= signatures::is_orderly(text);
+        self.orderly |= is_orderly();
         self.remember(stamp, line.text);
         Step::SameBoot
+    }
+
+    /// Takes the stamp of a line that isn't about boots, if that is all that there is to follow.
+    pub(crate) fn skip(&mut self, stamp: Duration) -> bool {
+        let is_quiet = self.doubt.is_none() && self.repeated_until.is_none();
+        let is_known = !self.began || self.known.len() == KNOWN_LINES;
+        if is_quiet && is_known {
+            self.latest = self.latest.max(stamp);
+        }
+        is_quiet && is_known
     }
 
     fn banner(&mut self, stamp: Option<Duration>) -> Step {
@@ -125,7 +136,7 @@ mod tests {
 
     fn steps(boot: &mut Boot, rows: &[String]) -> Vec<Step> {
         let lines = rows.iter().flat_map(|row| KernelLine::split(row));
-        lines.map(|line| boot.follow(&line, &Text::new(line.text))).collect()
+        lines.map(|line| boot.follow(&line, Some(&Text::new(line.text)))).collect()
     }
 
     fn boot_rows(first_micros: usize) -> Vec<String> {

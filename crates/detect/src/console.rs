@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Digits after the point of a time stamp.
 const STAMP_FRACTION_DIGITS: usize = 6;
+/// Digits before it: enough for a century.
+const STAMP_SECONDS_DIGITS_MAX: usize = 10;
 
 /// One row of a console, and when it arrived.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +81,7 @@ impl<'a> KernelLine<'a> {
 }
 
 /// The index in `text` at which the next prefix with a stamp begins.
-fn next_prefix(text: &str) -> Option<usize> {
+pub(crate) fn next_prefix(text: &str) -> Option<usize> {
     let stamped = text.match_indices('[').map(|(start, _)| start).find(|&start| stamp(&text[start..]).is_some())?;
     let before = &text[..stamped];
     let with_level =
@@ -95,13 +97,21 @@ pub(crate) fn level(text: &str) -> Option<(u8, &str)> {
 
 /// `[   12.345678]`
 pub(crate) fn stamp(text: &str) -> Option<(Duration, &str)> {
-    let (inner, rest) = text.strip_prefix('[')?.split_once(']')?;
-    let (seconds, fraction) = inner.trim_start_matches(' ').split_once('.')?;
-    if fraction.len() != STAMP_FRACTION_DIGITS {
-        return None;
-    }
-    let stamp = Duration::from_secs(decimal::<u32>(seconds)?.into()) + Duration::from_micros(decimal(fraction)?);
-    Some((stamp, rest))
+    let inner = text.strip_prefix('[')?.trim_start_matches(' ');
+    let (seconds, rest) = number(inner, STAMP_SECONDS_DIGITS_MAX);
+    let seconds = seconds.filter(|seconds| *seconds <= u32::MAX.into())?;
+    let fraction = rest.strip_prefix('.')?;
+    let (micros, rest) = number(fraction, STAMP_FRACTION_DIGITS);
+    let stamp = Duration::from_micros(seconds * 1_000_000 + micros?);
+    (fraction.len() - rest.len() == STAMP_FRACTION_DIGITS).then_some(())?;
+    Some((stamp, rest.strip_prefix(']')?))
+}
+
+/// The digits at the start of a text, at most `digits_max`, and the text after them.
+fn number(text: &str, digits_max: usize) -> (Option<u64>, &str) {
+    let length = text.bytes().take(digits_max).take_while(u8::is_ascii_digit).count();
+    let value = text.bytes().take(length).fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
+    ((length > 0).then_some(value), &text[length..])
 }
 
 /// `[  T123]` or `[    C0]`, directly after the stamp.

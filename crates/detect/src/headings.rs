@@ -11,6 +11,7 @@ use crate::pattern::{Holes, Table, Text};
 use crate::signatures::Choice::{Operation, Waiter};
 use crate::signatures::Role::{Consequence, Continues, Line, MarkedLine, Minor, Preamble, Sentence};
 use crate::signatures::{COUNTER, HEADING_FRAMES, HEADING_STACK, Need, ONLY_COUNTER, STACK, Signature, Step, TRAP};
+use crate::words::Words;
 
 /// Whether a heading that consists of general words counts, in a line of a log that marks its lines.
 ///
@@ -25,6 +26,29 @@ pub(crate) fn heading<'a>(text: &Text<'a>) -> Option<(&'static Signature, Holes<
     let (index, holes) = text.first_of(&TABLE)?;
     (!text.is_any(CHATTER)).then_some((&SIGNATURES[index], holes))
 }
+
+/// Whether a line can be a heading, the first of a boot, or the announcement of a restart. Most lines can't, and nothing
+/// else has to be looked for in them.
+pub(crate) fn may_matter(line: &str) -> bool {
+    static WORDS: LazyLock<Words> = LazyLock::new(|| Words::new(FRONT.iter().copied()));
+    #[cfg(test)]
+    if crate::reference::is_enabled() {
+        return true;
+    }
+    WORDS.are_in(line)
+}
+
+/// Each heading has one of these words. They are few, so the search skips most bytes of a line.
+#[rustfmt::skip]
+const FRONT: &[&str] = &[
+    "BUG", "WARNING:", "INFO: ", "Kernel panic", "KASAN: ", "UBSAN: ", "PANIC: ", "rust_kernel: ", "trusty: panic",
+    "nable to handle kernel", "Kernel attempted to", "general protection fault", "Alignment trap", "Unhandled fault",
+    "Internal error", "divide error", "divide_error", "invalid opcode", "stack segment", "int3: ", "Oops", "Kernel bug detected",
+    "Insufficient stack space", "VFS: Busy", "VFS: Close", "hard LOCKUP", "unregister_netdevice: ", "NETDEV WATCHDOG",
+    "kmemleak: ", "invoked oom-killer", "ut of memory: Kill", "SYZFAIL: ", "SYZFATAL: ",
+    // Boots and restarts.
+    "Linux version ", "reboot: ", "sysrq: Resetting", "Restarting system", "Starting new kernel",
+];
 
 /// Lines that look like headings and are not.
 #[rustfmt::skip]
@@ -346,3 +370,19 @@ pub(crate) const SIGNATURES: &[Signature] = &[
     unknown(Warning, "^WARNING: {}", "WARNING: {0}"),
     unknown(Warning, "^INFO: {}", "INFO: {0}"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signatures;
+
+    #[test]
+    fn each_line_that_matters_has_a_word_of_the_front() {
+        let boots = signatures::ORDERLY.iter().chain([&signatures::BANNER]).copied();
+        for pattern in SIGNATURES.iter().map(|signature| signature.heading).chain(boots) {
+            let mut literals =
+                pattern.trim_start_matches('^').split('{').map(|part| part.split_once('}').map_or(part, |it| it.1));
+            assert!(literals.any(|literal| FRONT.iter().any(|word| literal.contains(word))), "{pattern}");
+        }
+    }
+}

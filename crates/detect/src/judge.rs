@@ -10,11 +10,13 @@
 //! function `corrupted`, or is the line of the heading.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use crate::frames::{self, Function};
 use crate::machinery::{DISPATCHERS, MACHINERY, WAITING, listed};
 use crate::signatures::{Choice, Need, Signature, Stack, Step};
 use crate::title;
+use crate::words::Words;
 
 /// Lines of a report after which a panic or a deadlock adds nothing: the panic prints the same stack again, and printing
 /// a report takes locks in unusual orders.
@@ -46,7 +48,7 @@ pub(crate) fn judge(signature: &Signature, holes: &[String], lines: &[String]) -
         return cut(signature, holes, &lines);
     };
     let (functions, mut corrupted) = if signature.steps.is_empty() {
-        let in_heading = lines.first().and_then(|heading| frames::named(heading));
+        let in_heading = lines.first().and_then(|heading| frames::named(heading.text));
         let in_heading = in_heading.map(|symbol| Function::new(frames::plain(symbol).into_owned()));
         (vec![found.function.or(in_heading)], false)
     } else {
@@ -64,7 +66,7 @@ pub(crate) fn judge(signature: &Signature, holes: &[String], lines: &[String]) -
     let blamed = functions.next().flatten();
     let origin = functions.next().flatten();
 
-    let words = Words { holes, access: found.access, message: found.message, line: None };
+    let words = Fill { holes, access: found.access, message: found.message, line: None };
     let name = blamed.as_ref().map_or(CORRUPTED, |function| function.canonical.as_str());
     let origin = origin.as_ref().map_or(CORRUPTED, |function| function.canonical.as_str());
     let title = words.fill(signature.title, name, origin);
@@ -85,40 +87,70 @@ pub(crate) fn judge(signature: &Signature, holes: &[String], lines: &[String]) -
 }
 
 /// A report that lacks a line: all that is certain is its heading.
-fn cut(signature: &Signature, holes: &[String], lines: &[&str]) -> Judgement {
+fn cut(signature: &Signature, holes: &[String], lines: &[Line<'_>]) -> Judgement {
     let literal = signature.heading.trim_start_matches('^').split('{').next().unwrap_or("");
-    let heading = lines.first().copied().unwrap_or("");
+    let heading = lines.first().map_or("", |line| line.text);
     let from = heading.find(literal).map_or(heading, |at| &heading[at..]);
     let (form, line) = if signature.cut_title.is_empty() {
         ("{line}", from)
     } else {
         (signature.cut_title, from.strip_prefix(literal).unwrap_or(from))
     };
-    let words = Words { holes, access: None, message: None, line: Some(line) };
+    let words = Fill { holes, access: None, message: None, line: Some(line) };
     Judgement { title: words.fill(form, CORRUPTED, CORRUPTED), corrupted: true, ..Judgement::default() }
 }
 
+/// A line that counts.
+#[derive(Clone, Copy, Debug)]
+struct Line<'a> {
+    text: &'a str,
+    /// It announces a stack.
+    start: Option<Start>,
+    /// It is from the stack of an injected fault, which the kernel prints into the middle of a report.
+    is_injected: bool,
+}
+
+/// Each line that is more than a frame or a register has one of these words.
+const NOTABLE: [&str; 12] = [
+    " ? ",
+    " (unreliable)",
+    "Disabling lock debugging",
+    "Kernel panic",
+    "WARNING: possible circular",
+    " should_fail",
+    "Call ",
+    "Allocated",
+    "Freed",
+    "acktrace",
+    "Uninit was stored",
+    " badaddr: ",
+];
+
 /// The lines that count.
-fn evidence(lines: &[String]) -> Vec<&str> {
+fn evidence(lines: &[String]) -> Vec<Line<'_>> {
+    static WORDS: LazyLock<Words> = LazyLock::new(|| Words::new(NOTABLE));
     let whole_lines = match lines.first() {
         Some(heading) if heading.contains("BUG: KMSAN:") => WHOLE_LINES_KMSAN,
         _ => WHOLE_LINES,
     };
     let mut counted = Vec::with_capacity(lines.len());
-    for (index, line) in lines.iter().enumerate() {
+    for (index, text) in lines.iter().map(String::as_str).enumerate() {
+        if !WORDS.are_in(text) {
+            counted.push(Line { text, start: None, is_injected: false });
+            continue;
+        }
         // After `<EOI>` comes the code that the interrupt has interrupted, whose first frame is always in doubt.
-        let is_doubtful =
-            index > 0 && (line.contains(" ? ") || line.ends_with(" (unreliable)")) && !line.contains("<EOI>");
-        if is_doubtful || (index > 0 && line.starts_with("Disabling lock debugging due to kernel taint")) {
+        let is_doubtful = (text.contains(" ? ") || text.ends_with(" (unreliable)")) && !text.contains("<EOI>");
+        if index > 0 && (is_doubtful || text.starts_with("Disabling lock debugging due to kernel taint")) {
             continue;
         }
         if counted.len() >= whole_lines
-            && (line.contains("Kernel panic - not syncing")
-                || line.contains("WARNING: possible circular locking dependency detected"))
+            && (text.contains("Kernel panic - not syncing")
+                || text.contains("WARNING: possible circular locking dependency detected"))
         {
             break;
         }
-        counted.push(line.as_str());
+        counted.push(Line { text, start: stack_start(text), is_injected: is_injected_fault(text) });
     }
     counted
 }
@@ -132,26 +164,26 @@ struct Found<'a> {
 }
 
 /// Finds the lines that a report needs, in their order. `None` if one is missing.
-fn meet_needs<'a>(needs: &[Need], lines: &[&'a str]) -> Option<Found<'a>> {
+fn meet_needs<'a>(needs: &[Need], lines: &[Line<'a>]) -> Option<Found<'a>> {
     let mut found = Found::default();
     let mut rest = lines.get(1..)?;
     for need in needs {
         let at = match need {
-            Need::Text(text) => rest.iter().position(|line| line.contains(text))?,
+            Need::Text(text) => rest.iter().position(|line| line.text.contains(text))?,
             Need::Access => rest.iter().position(|line| {
-                found.access = access(line);
+                found.access = access(line.text);
                 found.access.is_some()
             })?,
-            Need::Source => rest.iter().position(|line| has_source(line))?,
+            Need::Source => rest.iter().position(|line| has_source(line.text))?,
             Need::LockSite => position(rest, frames::lock_site, &mut found.function)?,
             Need::Address => position(rest, frames::with_address, &mut found.function)?,
             Need::Name(text) => position(rest, |line| name_after(line, text), &mut found.function)?,
             Need::Function => {
-                frames::named(lines.first()?)?;
+                frames::named(lines.first()?.text)?;
                 continue;
             }
             Need::Message => {
-                found.message = Some(rest.first()?.trim());
+                found.message = Some(rest.first()?.text.trim());
                 0
             }
         };
@@ -162,12 +194,12 @@ fn meet_needs<'a>(needs: &[Need], lines: &[&'a str]) -> Option<Found<'a>> {
 
 /// The first line in which `find` finds a function.
 fn position<'a>(
-    lines: &[&'a str],
+    lines: &[Line<'a>],
     find: impl Fn(&'a str) -> Option<&'a str>,
     function: &mut Option<Function>,
 ) -> Option<usize> {
     lines.iter().position(|line| {
-        let found = find(line).map(|symbol| Function::new(frames::plain(symbol).into_owned()));
+        let found = find(line.text).map(|symbol| Function::new(frames::plain(symbol).into_owned()));
         let is_found = found.is_some();
         *function = found;
         is_found
@@ -205,7 +237,7 @@ fn name_after<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
 }
 
 /// Goes along `steps`. Returns the function to blame of each group of frames, and whether each group has one.
-fn follow(signature: &Signature, steps: &[Step], lines: &[&str]) -> (Vec<Option<Function>>, bool) {
+fn follow(signature: &Signature, steps: &[Step], lines: &[Line<'_>]) -> (Vec<Option<Function>>, bool) {
     let mut walk = Walk { signature, frames: Vec::new(), functions: Vec::new(), is_whole: true, has_frames: false };
     let mut rest = lines.iter();
     let mut index = 0;
@@ -217,25 +249,25 @@ fn follow(signature: &Signature, steps: &[Step], lines: &[&str]) -> (Vec<Option<
             walk.has_frames = true;
         }
         for line in rest.by_ref() {
-            if is_injected_fault(line) {
+            if line.is_injected {
                 walk.is_whole = false;
                 break;
             }
             if *step != Step::Frames {
                 // Only the heading itself names the function of the heading.
-                if walk.take(*step, line) || *step == Step::Heading {
+                if walk.take(*step, line.text) || *step == Step::Heading {
                     break;
                 }
                 continue;
             }
-            if stack_start(line).is_some() {
+            if line.start.is_some() {
                 break;
             }
-            if steps.get(index + 1).is_some_and(|next| walk.take(*next, line)) {
+            if steps.get(index + 1).is_some_and(|next| walk.take(*next, line.text)) {
                 index += 1;
                 break;
             }
-            walk.take(Step::Frames, line);
+            walk.take(Step::Frames, line.text);
         }
         index += 1;
     }
@@ -373,11 +405,11 @@ fn is_leak_start(line: &str) -> bool {
 }
 
 /// Whether there is a stack, and each line that announces one is followed by a frame.
-fn has_stacks(lines: &[&str]) -> bool {
+fn has_stacks(lines: &[Line<'_>]) -> bool {
     let mut checked = [false; STARTS];
     let mut has_stack = false;
     for (at, line) in lines.iter().enumerate() {
-        let Some(start) = stack_start(line) else { continue };
+        let Some(start) = line.start else { continue };
         if std::mem::replace(&mut checked[start as usize], true) {
             continue;
         }
@@ -388,8 +420,8 @@ fn has_stacks(lines: &[&str]) -> bool {
         let frame = after
             .iter()
             .take(FRAME_WITHIN_LINES)
-            .take_while(|line| stack_start(line).is_none())
-            .any(|line| line.contains("(stack is not available)") || frames::frame(line).is_some());
+            .take_while(|line| line.start.is_none())
+            .any(|line| line.text.contains("(stack is not available)") || frames::frame(line.text).is_some());
         has_stack |= frame;
         if !frame && start != Start::Registers {
             return false;
@@ -399,14 +431,14 @@ fn has_stacks(lines: &[&str]) -> bool {
 }
 
 /// The words for the holes of a title.
-struct Words<'a> {
+struct Fill<'a> {
     holes: &'a [String],
     access: Option<&'static str>,
     message: Option<&'a str>,
     line: Option<&'a str>,
 }
 
-impl Words<'_> {
+impl Fill<'_> {
     /// Fills the holes of a title, and replaces what changes from boot to boot.
     fn fill(&self, form: &str, function: &str, origin: &str) -> String {
         let mut parts = form.split('{');

@@ -58,6 +58,7 @@ mod saved;
 mod scanner;
 mod signatures;
 mod title;
+mod words;
 
 pub use console::{Caller, ConsoleLine, KernelLine};
 pub use crash_type::CrashType;

@@ -4,6 +4,8 @@
 //! are not UTF-8, or send sequences that control the terminal on which the log is shown. So lines are bounded, decoded
 //! lossily, and stripped of escape sequences and control characters.
 
+use std::borrow::Cow;
+
 /// A row longer than this is returned in pieces of this size.
 ///
 /// The kernel's own records end at about 1 KiB. Rows of programs are often longer.
@@ -43,11 +45,19 @@ impl Lines {
 
     /// Takes bytes from the console and returns the rows that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut done = Vec::new();
+        self.feed(bytes, |row| done.push(row.into_owned()));
+        done
+    }
+
+    /// Takes bytes from the console and passes on the rows that they complete. A row that is whole within `bytes` and
+    /// has nothing to remove is not copied.
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut done: impl FnMut(Cow<'_, str>)) {
         #[cfg(test)]
         if crate::reference::is_enabled() {
-            return self.push_each(bytes);
+            self.push_each(bytes).into_iter().for_each(|row| done(Cow::Owned(row)));
+            return;
         }
-        let mut done = Vec::new();
         let mut rest = bytes;
         while let Some(&first) = rest.first() {
             match first {
@@ -58,16 +68,22 @@ impl Lines {
                 _ => {
                     let room = LINE_BYTES_MAX - self.row.len();
                     let taken = text_length(&rest[..rest.len().min(room)]);
+                    let (text, after) = rest.split_at(taken);
+                    rest = after;
                     self.ended_by_return = false;
-                    self.row.extend_from_slice(&rest[..taken]);
-                    rest = &rest[taken..];
+                    if let Some(&end) = after.first().filter(|_| self.row.is_empty() && taken < LINE_BYTES_MAX) {
+                        done(clean(text));
+                        self.ended_by_return = end == b'\r';
+                        rest = &after[1..];
+                        continue;
+                    }
+                    self.row.extend_from_slice(text);
                     if self.row.len() == LINE_BYTES_MAX {
-                        done.push(self.take_piece());
+                        done(Cow::Owned(self.take_piece()));
                     }
                 }
             }
         }
-        done
     }
 
     /// [`push`](Self::push) in its simplest form: byte by byte.
@@ -79,7 +95,7 @@ impl Lines {
                 b'\n' if self.row.is_empty() && self.ended_by_return => self.ended_by_return = false,
                 b'\r' if self.row.is_empty() => {}
                 b'\r' | b'\n' => {
-                    done.push(clean(&self.row));
+                    done.push(clean(&self.row).into_owned());
                     self.row.clear();
                     self.ended_by_return = byte == b'\r';
                 }
@@ -95,12 +111,12 @@ impl Lines {
         done
     }
 
-    fn end_row(&mut self, end: u8, done: &mut Vec<String>) {
+    fn end_row(&mut self, end: u8, done: &mut impl FnMut(Cow<'_, str>)) {
         match end {
             b'\n' if self.row.is_empty() && self.ended_by_return => self.ended_by_return = false,
             b'\r' if self.row.is_empty() => {}
             _ => {
-                done.push(clean(&self.row));
+                done(clean(&self.row));
                 self.row.clear();
                 self.ended_by_return = end == b'\r';
             }
@@ -111,7 +127,7 @@ impl Lines {
     /// open.
     #[must_use]
     pub fn partial(&self) -> Option<String> {
-        (!self.row.is_empty()).then(|| clean(&self.row))
+        (!self.row.is_empty()).then(|| clean(&self.row).into_owned())
     }
 
     /// Call this when the console has closed. Returns the row that has no end, if there is one.
@@ -127,7 +143,7 @@ impl Lines {
         let cut = (self.row.len() - UTF8_TAIL_BYTES_MAX..self.row.len())
             .find(|&start| character_runs_past(&self.row[start..]))
             .unwrap_or(self.row.len());
-        let piece = clean(&self.row[..cut]);
+        let piece = clean(&self.row[..cut]).into_owned();
         self.row.drain(..cut);
         piece
     }
@@ -156,14 +172,14 @@ fn character_runs_past(bytes: &[u8]) -> bool {
 
 /// Decodes a row: bytes that are not UTF-8 become U+FFFD, escape sequences and control characters other than tabs are
 /// removed.
-fn clean(row: &[u8]) -> String {
-    let is_plain = row.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'));
-    let text = String::from_utf8_lossy(row);
-    if is_plain {
-        return text.into_owned();
+fn clean(row: &[u8]) -> Cow<'_, str> {
+    let is_plain = row.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~' | b'\t'));
+    if is_plain && let Ok(text) = std::str::from_utf8(row) {
+        return Cow::Borrowed(text);
     }
-    if !text.chars().any(char::is_control) {
-        return text.into_owned();
+    let text = String::from_utf8_lossy(row);
+    if !text.chars().any(|character| character.is_control() && character != '\t') {
+        return text;
     }
     let mut kept = String::with_capacity(text.len());
     let mut rest = text.as_ref();
@@ -180,7 +196,7 @@ fn clean(row: &[u8]) -> String {
             after
         };
     }
-    kept
+    Cow::Owned(kept)
 }
 
 /// The number of bytes after an ESC that belong to its sequence (ECMA-48, and the OSC strings of xterm). `None` if the

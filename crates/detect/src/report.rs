@@ -122,13 +122,14 @@ impl Report {
         self.last = at;
         self.bytes += text.len();
         self.traced = self.traced || frames::frame(text).is_some();
-        self.all_cpus |= text.contains(signatures::ALL_CPUS);
-        self.dropped |= text.contains(signatures::DROPPED);
+        let is_marked = signatures::marks_a_report(text);
+        self.all_cpus |= is_marked && text.contains(signatures::ALL_CPUS);
+        self.dropped |= is_marked && text.contains(signatures::DROPPED);
         self.lines.push(text.to_owned());
         self.lines.len() >= REPORT_LINES_MAX
             || self.bytes >= REPORT_BYTES_MAX
             || matches!(self.signature.role, Role::Line | Role::MarkedLine)
-            || Text::new(text).is_any(signatures::ENDS)
+            || (is_marked && Text::new(text).is_any(signatures::ENDS))
     }
 
     /// The finding of the lines so far.

@@ -54,6 +54,11 @@ impl Form {
         self.host.is_some() && !self.is_console
     }
 
+    /// Whether the log is a console, and no row had a tag.
+    pub(crate) fn is_plain_console(&self) -> bool {
+        self.is_console && self.host.is_none()
+    }
+
     /// Parses a row.
     pub(crate) fn read<'a>(&mut self, row: &'a str) -> Row<'a> {
         let (row_level, rest) = level(row).map_or((None, row), |(level, rest)| (Some(level), rest));
@@ -138,6 +143,12 @@ impl Form {
             self.host = Some(host.to_owned());
         }
     }
+}
+
+/// Whether the text after a stamp begins like a tag of the kernel: `host kernel: text`.
+pub(crate) fn begins_tag(text: &str) -> bool {
+    let text = text.strip_prefix(' ').unwrap_or(text);
+    text.split_once(' ').is_some_and(|(_, after)| after.starts_with(KERNEL))
 }
 
 /// The author that a tag names, and the kernel's text after it.

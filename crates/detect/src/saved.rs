@@ -12,8 +12,9 @@
 
 use std::time::Duration;
 
-use crate::console::KernelLine;
+use crate::console::{self, KernelLine};
 use crate::finding::Finding;
+use crate::headings;
 use crate::lines::Lines;
 use crate::row::{self, Form, Row};
 use crate::scanner::Scanner;
@@ -50,9 +51,9 @@ impl SavedLog {
     /// Takes the next bytes of the log and returns the findings that they complete.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Finding> {
         let mut findings = Vec::new();
-        for row in self.lines.push(bytes) {
-            findings.extend(self.row(&row));
-        }
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.feed(bytes, |row| findings.extend(self.row(&row)));
+        self.lines = lines;
         findings
     }
 
@@ -74,6 +75,9 @@ impl SavedLog {
 
     fn row(&mut self, row: &str) -> Option<Finding> {
         self.scanner.begin_row();
+        if self.skip(row) {
+            return None;
+        }
         match self.form.read(row) {
             Row::Program => {}
             Row::Kernel { time, mut line } => {
@@ -97,6 +101,35 @@ impl SavedLog {
         let finding = self.scanner.next_finding();
         self.has_kernel_lines |= finding.is_some();
         finding
+    }
+
+    /// Takes an ordinary row of a console in the quickest way. Returns false if the row needs to be read as a whole.
+    ///
+    /// Nearly all rows of a log are ordinary, and all that they change is the time. A row is ordinary if each of these
+    /// holds: the log is a console, so no row before had a tag; the row begins with a stamp and has no other; it doesn't
+    /// begin a tag; it has no word of a heading; no report is open to which it could belong.
+    fn skip(&mut self, row: &str) -> bool {
+        #[cfg(test)]
+        if crate::reference::is_enabled() {
+            return false;
+        }
+        if !self.form.is_plain_console() || !self.scanner.is_idle() {
+            return false;
+        }
+        let rest = console::level(row).map_or(row, |(_, rest)| rest);
+        let Some((stamp, rest)) = console::stamp(rest) else { return false };
+        // Without an early exit the compiler uses vector instructions.
+        let has_bracket = rest.bytes().fold(false, |has, byte| has | (byte == b'['));
+        let has_other_stamp = has_bracket && console::next_prefix(rest).is_some();
+        if has_other_stamp || row::begins_tag(rest) || headings::may_matter(rest) {
+            return false;
+        }
+        let is_skipped = self.scanner.skip_line(stamp);
+        if is_skipped {
+            self.last = stamp;
+            self.has_kernel_lines = true;
+        }
+        is_skipped
     }
 
     /// Passes a line to the scanner. `is_marked` if a stamp or a tag shows that the line is the kernel's.

@@ -106,6 +106,19 @@ impl Scanner {
         }
     }
 
+    /// Whether no report is open and no finding waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.ready.is_empty()
+    }
+
+    /// Takes the stamp of a line that does not [matter](headings::may_matter) and is marked. Returns false if the whole
+    /// line is needed: a report is open, or the start of a boot is compared.
+    pub(crate) fn skip_line(&mut self, stamp: Duration) -> bool {
+        let is_skipped = self.is_idle() && self.boot.skip(stamp);
+        self.marked |= is_skipped;
+        is_skipped
+    }
+
     /// The next finding of a complete report.
     pub(crate) fn next_finding(&mut self) -> Option<Finding> {
         self.ready.pop_front()
@@ -142,14 +155,19 @@ impl Scanner {
     }
 
     fn take(&mut self, line: &KernelLine<'_>, at: Duration, is_marked: bool) {
-        let text = Text::new(line.text);
+        let matters = headings::may_matter(line.text);
+        let text = matters.then(|| Text::new(line.text));
         let (orderly, fatal) = (self.boot.orderly, self.boot.fatal);
-        match self.boot.follow(line, &text) {
+        match self.boot.follow(line, text.as_ref()) {
             Step::SameBoot => {}
             Step::Repeated => return,
             Step::NewBoot => self.reboot(line.text, at, orderly, fatal),
         }
-        let heading = headings::heading(&text).filter(|(it, _)| headings::is_trusted(it, line.text, is_marked));
+        if text.is_none() && self.open.is_empty() {
+            return;
+        }
+        let heading =
+            text.as_ref().and_then(headings::heading).filter(|(it, _)| headings::is_trusted(it, line.text, is_marked));
         let mine = self.report_of(line, heading.as_ref().map(|(signature, _)| *signature));
         let index = match (mine, heading) {
             (Some(index), None) => index,

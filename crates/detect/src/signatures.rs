@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use crate::finding::{Kind, Severity};
 use crate::pattern::{Table, Text};
+use crate::words::Words;
 
 /// One way in which a report begins.
 #[derive(Debug)]
@@ -217,7 +218,17 @@ pub(crate) fn is_orderly(text: &Text<'_>) -> bool {
 }
 
 /// Lines before a restart that was requested.
-const ORDERLY: &[&str] = &["^reboot: ", "^sysrq: Resetting", "^Restarting system", "^kexec_core: Starting new kernel"];
+pub(crate) const ORDERLY: &[&str] =
+    &["^reboot: ", "^sysrq: Resetting", "^Restarting system", "^kexec_core: Starting new kernel"];
+
+/// Whether a line of a report ends it or says something about it.
+pub(crate) fn marks_a_report(text: &str) -> bool {
+    static MARKS: LazyLock<Words> = LazyLock::new(|| {
+        let ends = ENDS.iter().map(|end| end.trim_start_matches('^'));
+        Words::new(ends.chain([ALL_CPUS, DROPPED]))
+    });
+    MARKS.are_in(text)
+}
 
 /// Last lines of reports.
 pub(crate) const ENDS: &[&str] =
