@@ -400,10 +400,17 @@ pub struct CommitArgs {
 #[command(after_help = "Examples:\n  \
     dmesg -T | kiln scan -\n  \
     journalctl -k -b -1 | kiln scan -\n  \
-    kiln scan --json /var/log/kern.log.2.gz")]
+    kiln scan --json /var/log/kern.log.2.gz\n  \
+    kiln scan --vmlinux build/vmlinux console.log")]
 pub struct ScanArgs {
     /// The log; - for stdin
     pub log: Utf8PathBuf,
+    /// Add file and line to stack frames, from this kernel with debug information
+    ///
+    /// The kernel must be the one that printed the log. Functions that the compiler inlined are shown too. Functions of
+    /// modules are not.
+    #[arg(long, value_name = "FILE")]
+    pub vmlinux: Option<Utf8PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

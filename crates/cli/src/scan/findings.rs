@@ -6,6 +6,7 @@ use kiln_detect::{Finding, SavedLog};
 use owo_colors::OwoColorize as _;
 
 use super::log_file::{self, Packed};
+use super::symbols;
 use crate::args::ScanArgs;
 use crate::failure::{Failure, USAGE};
 use crate::output::{print, print_json};
@@ -35,6 +36,9 @@ pub fn run(args: &ScanArgs) -> Result<u8, Failure> {
     }
     if !scan.log.has_kernel_lines() {
         return Err(scan.not_a_kernel_log(name));
+    }
+    if let Some(vmlinux) = &args.vmlinux {
+        symbols::annotate(vmlinux, &mut scan.findings)?;
     }
     if args.json {
         print_json(&scan.findings)?;

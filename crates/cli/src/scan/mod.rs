@@ -2,5 +2,6 @@
 
 mod findings;
 mod log_file;
+mod symbols;
 
 pub use findings::run;
