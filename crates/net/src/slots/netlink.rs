@@ -9,8 +9,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::net::{recv, send, socket_with, sockopt};
+use rustix::net::{bind, recv, send, socket_with, sockopt};
 
 /// The kernel answers at once, unless another program holds the lock of all network changes.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -103,6 +104,8 @@ impl Message {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Answer<'a> {
     pub(super) kind: u16,
+    /// The port of the socket that asked: the process id, for the first socket of a process. Zero is the kernel.
+    pub(super) port: u32,
     /// The fixed part of the family, and the attributes.
     pub(super) body: &'a [u8],
 }
@@ -169,6 +172,13 @@ impl Netlink {
         Self::open(Some(rustix::net::netlink::NETFILTER))
     }
 
+    /// For the changes of nftables that any process makes from now on. See [`Netlink::receive`].
+    pub(super) fn netfilter_changes() -> io::Result<Self> {
+        let netlink = Self::netfilter()?;
+        bind(&netlink.socket, &SocketAddrNetlink::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
+        Ok(netlink)
+    }
+
     fn open(protocol: Option<Protocol>) -> io::Result<Self> {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_DEADLINE))?;
@@ -229,8 +239,8 @@ impl Netlink {
         ended.expect("the loop ends with it")
     }
 
-    /// Receives one datagram, which holds at least one message.
-    fn receive(&self, mut each: impl FnMut(u32, Answer<'_>)) -> io::Result<()> {
+    /// Receives one datagram, which holds at least one message. `each` gets the sequence number and the message.
+    pub(super) fn receive(&self, mut each: impl FnMut(u32, Answer<'_>)) -> io::Result<()> {
         let mut buffer = vec![MaybeUninit::uninit(); RECEIVE_BYTES];
         let ((received, _), length) = loop {
             match recv(&self.socket, buffer.as_mut_slice(), RecvFlags::TRUNC) {
@@ -248,7 +258,7 @@ impl Netlink {
             let kind = u16::from_ne_bytes([header[4], header[5]]);
             let bytes = usize::try_from(word(0)).expect("64 bits");
             let Some(body) = rest.get(HEADER_BYTES..bytes) else { break };
-            each(word(8), Answer { kind, body });
+            each(word(8), Answer { kind, port: word(12), body });
             rest = rest.get(bytes.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(())
@@ -284,7 +294,7 @@ mod tests {
             .nest(18, |nest| nest.text(1, "veth").put(2, &7_u32.to_ne_bytes()));
         let bytes = message.finish(9).to_vec();
         assert_eq!(bytes.len() % 4, 0);
-        let answer = Answer { kind: 16, body: &bytes[HEADER_BYTES..] };
+        let answer = Answer { kind: 16, port: 0, body: &bytes[HEADER_BYTES..] };
         let attributes = answer.attributes(4);
         assert_eq!(attributes.get(3), Some(&b"ab\0"[..]));
         let nested = Attributes::of(attributes.get(18).expect("is there"));

@@ -7,6 +7,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::netlink::{ACK, Answer, Attributes, ENSURE, Message, Netlink};
@@ -52,6 +53,34 @@ pub(super) struct Element {
     pub(super) set: String,
     pub(super) address: Ipv4Addr,
     pub(super) lasts: Duration,
+}
+
+/// The transactions of other processes in the namespace of the thread that opened it.
+#[derive(Debug)]
+pub(super) struct Commits {
+    netlink: Netlink,
+}
+
+impl Commits {
+    pub(super) fn watch() -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::netfilter_changes()? })
+    }
+
+    /// Reads what the kernel sent. Returns whether it tells of a transaction of this process. Fails if the kernel sent
+    /// more than fits the socket.
+    pub(super) fn tell_of(&self, process: u32) -> io::Result<bool> {
+        let generation = NFTABLES << 8 | u16::try_from(libc::NFT_MSG_NEWGEN).expect("types are small");
+        let mut found = false;
+        // The first netlink socket of a process has the process's id as its port, and `nft` has one socket.
+        self.netlink.receive(|_, answer| found |= answer.kind == generation && answer.port == process)?;
+        Ok(found)
+    }
+}
+
+impl AsFd for Commits {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netlink.as_fd()
+    }
 }
 
 /// Removes a table. Succeeds if it does not exist.
