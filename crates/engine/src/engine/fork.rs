@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use kiln_wire::{Identity, Mount, Network};
+use kiln_wire::{ExecRequest, Identity, Mount, Network};
 
 use crate::blocking::assert_may_block;
 use crate::deadlines::BOOT_DEADLINE;
@@ -37,6 +37,10 @@ pub struct ForkSpec {
     pub owner_loss: OwnerLoss,
     /// The deadline of each fork, from the start of its VMM until it has its own clock, randomness and names.
     pub deadline: Duration,
+    /// What each fork that a [`ForkPool`](crate::ForkPool) holds has run, one after the other, within the deadline. If
+    /// empty, `/bin/true`. Their ends are not checked: a fork is as good without them, only its first command is slower.
+    /// Ignored for forks that no pool holds.
+    pub warm_up: Vec<ExecRequest>,
 }
 
 /// The parts that belong to one fork only.
@@ -113,6 +117,7 @@ impl Default for ForkSpec {
             parts: Vec::new(),
             owner_loss: OwnerLoss::Kill,
             deadline: BOOT_DEADLINE,
+            warm_up: Vec::new(),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A pool of forks that are made before they are requested.
 //!
 //! ```text
-//!   filler ──▶ fork: own identity, one command run, frozen, paused ──▶ [ held forks, bounded in number and bytes ]
+//!   filler ──▶ fork: own identity, warm-up, frozen, paused ──▶ [ held forks, bounded in number and bytes ]
 //!                  take ──▶ cont, Sync, thaw ──▶ Fork      pool empty ──▶ a new fork
 //! ```
-//! A held fork uses memory but no CPU. It got its own identity when it was made. It has run one command without effect,
-//! because the first command in a guest is slower than later ones. Since then its commands are frozen and it is paused.
+//! A held fork uses memory but no CPU. It got its own identity when it was made. It has run the commands of its
+//! [warm-up](ForkSpec::warm_up), because a command is slower in a guest that has not run it yet. Since then its commands
+//! are frozen and it is paused.
 //! So commands that the snapshot holds have run only for that moment.
 //!
 //! If a snapshot was taken without freezing, its commands would continue before the fork has its own identity. So a

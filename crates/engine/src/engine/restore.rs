@@ -39,7 +39,7 @@ use crate::vm_dir::{Journal, State, VmDir, VmId};
 const FORK_MEMORY_MIB: u64 = 48;
 /// Memory that is left to the host.
 const HOST_MEMORY_MIB: u64 = 256;
-/// The command that a held fork runs before it is handed out.
+/// The command that a held fork runs if its pool names none.
 const WARM_UP: &str = "/bin/true";
 /// A VMM answers when its guest lets it, some milliseconds after the guest resumed.
 const RESUME_DEADLINE: Duration = Duration::from_secs(20);
@@ -68,6 +68,7 @@ pub struct Template {
     restorer: Arc<dyn Restorer>,
     identity: ForkIdentity,
     deadline: Duration,
+    warm_up: Vec<ExecRequest>,
 }
 
 /// Restores a snapshot.
@@ -206,6 +207,7 @@ async fn prepare(driver: &dyn Driver, snapshot: &Snapshot, forks: &ForkSpec) -> 
         restorer,
         identity: forks.identity,
         deadline: forks.deadline,
+        warm_up: forks.warm_up.clone(),
     })
 }
 
@@ -378,7 +380,7 @@ impl Linked {
 /// A fork that is ready to be taken.
 #[derive(Debug)]
 pub(crate) enum Held {
-    /// It has its own identity, has run a command, and is paused. All other commands are frozen as they were saved.
+    /// It has its own identity, has run its warm-up, and is paused. All other commands are frozen as they were saved.
     Warm(Box<Fork>),
     /// Its commands would run before it has its own identity, so it has not started to run.
     Waiting(Started),
@@ -393,12 +395,18 @@ impl Held {
             return Ok(Self::Waiting(started));
         }
         let fork = started.identify(template, deadline).await?;
-        // Under TCG the code of a first command has to be translated, which takes ten times as long as the command.
-        let warm_up = ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() };
-        match timeout_at(deadline, fork.link.run(warm_up, b"", 0)).await {
-            Ok(Err(error)) => tracing::debug!(%error, "a held fork did not run its first command"),
-            Err(_) => tracing::debug!("the first command of a held fork does not end"),
-            Ok(Ok(_)) => {}
+        // The first time, a guest reads files and takes memory for a command. Under TCG its code has to be translated,
+        // too, which takes ten times as long as a short command.
+        let warm_up = match &*template.warm_up {
+            [] => &[ExecRequest { argv: vec![Text::from(WARM_UP)], ..ExecRequest::default() }][..],
+            commands => commands,
+        };
+        for command in warm_up {
+            match timeout_at(deadline, fork.link.run(command.clone(), b"", 0)).await {
+                Ok(Err(error)) => tracing::debug!(%error, "a held fork did not run its first command"),
+                Err(_) => tracing::debug!("the first command of a held fork does not end"),
+                Ok(Ok(_)) => {}
+            }
         }
         fork.link.freeze().await.map_err(RestoreError::Freeze)?;
         fork.vm.pause().await?;

@@ -9,6 +9,7 @@ use kiln_engine::snapshot::{SnapshotError, SnapshotStore};
 use kiln_engine::{
     Engine, FakeEngine, ForkPart, ForkPool, ForkSpec, MakePart, PoolSpec, ReadyRequest, RestoreError, VmSpec,
 };
+use kiln_wire::{ExecRequest, Text};
 use rustix::process::{Pid, Signal};
 
 use super::saves::prepared;
@@ -38,6 +39,23 @@ async fn a_pool_gives_out_forks_that_were_ready() {
     let fork = pool.take().await.expect("one was ready");
     assert!(pids.contains(&fork.vm.pid()));
     assert_eq!(shell(&fork.link, "cat file").await, "prepared");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_fork_has_run_the_commands_of_its_pool() {
+    let lab = Lab::new();
+    let engine: Arc<dyn Engine> = Arc::new(lab.engine());
+    let snapshot = prepared(&lab.engine()).await;
+    let line =
+        |line: &str| ExecRequest { argv: ["/bin/sh", "-c", line].map(Text::from).to_vec(), ..Default::default() };
+    // One that fails and one that is not there: the fork is given out all the same.
+    let missing = ExecRequest { argv: vec![Text::from("/missing")], ..ExecRequest::default() };
+    let warm_up = vec![line("echo one >> warmed"), line("exit 3"), missing, line("echo two >> warmed")];
+    let forks = ForkSpec { warm_up, ..ForkSpec::default() };
+    let pool = ForkPool::start(&*engine, &snapshot, forks, TWO).await.expect("starts");
+    fill(&pool).await;
+    let fork = pool.take().await.expect("one was ready");
+    assert_eq!(shell(&fork.link, "cat file warmed").await, "prepared\none\ntwo");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
