@@ -94,11 +94,23 @@ impl Kiln {
         self.run_with(b"")
     }
 
+    /// Runs it to its end, which may take this long.
+    ///
+    /// # Panics
+    /// See [`run`](Self::run).
+    pub fn run_within(self, limit: Duration) -> Outcome {
+        self.run_to_end(b"", limit)
+    }
+
     /// Runs it to its end with this stdin.
     ///
     /// # Panics
     /// See [`run`](Self::run).
     pub fn run_with(self, stdin: &[u8]) -> Outcome {
+        self.run_to_end(stdin, KILN_DEADLINE)
+    }
+
+    fn run_to_end(self, stdin: &[u8], limit: Duration) -> Outcome {
         let started = Instant::now();
         let mut running = self.start();
         let mut input = running.0.stdin.take().expect("stdin is piped");
@@ -117,7 +129,7 @@ impl Kiln {
                 let mut stderr = Vec::new();
                 errors.read_to_end(&mut stderr).map(|_| stderr)
             });
-            let code = running.wait();
+            let code = running.wait_within(limit);
             Outcome {
                 code,
                 stdout: stdout.join().expect("no panic").expect("stdout can be read"),
@@ -166,13 +178,17 @@ impl Running {
     /// # Panics
     /// If it does not end within [`KILN_DEADLINE`].
     pub fn wait(&mut self) -> i32 {
+        self.wait_within(KILN_DEADLINE)
+    }
+
+    fn wait_within(&mut self, limit: Duration) -> i32 {
         use std::os::unix::process::ExitStatusExt as _;
-        let deadline = Instant::now() + KILN_DEADLINE;
+        let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.0.try_wait().expect("a child can be waited for") {
                 return status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
             }
-            assert!(Instant::now() < deadline, "kiln did not end within {KILN_DEADLINE:?}");
+            assert!(Instant::now() < deadline, "kiln did not end within {limit:?}");
             thread::sleep(LOOK_INTERVAL);
         }
     }

@@ -24,4 +24,4 @@ pub use home::TestHome;
 pub use internet::Internet;
 pub use kiln::{KILN_DEADLINE, Kiln, Outcome, Running, is_running, kiln_binary, vm_dir};
 pub use raw::{RawFrame, RawLink};
-pub use wait::{WAIT_DEADLINE, bounded, until, until_booted};
+pub use wait::{WAIT_DEADLINE, bounded, until, until_booted, until_within};

@@ -39,7 +39,11 @@ pub fn until_booted<T>(what: &str, state: impl FnMut() -> Option<T>) -> T {
     until_within(KILN_DEADLINE, what, state)
 }
 
-fn until_within<T>(limit: Duration, what: &str, mut state: impl FnMut() -> Option<T>) -> T {
+/// [`until`] with a deadline of its own.
+///
+/// # Panics
+/// See [`until`].
+pub fn until_within<T>(limit: Duration, what: &str, mut state: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = state() {

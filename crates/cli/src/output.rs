@@ -15,6 +15,7 @@ use std::fmt::{Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _, stderr};
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -201,13 +202,21 @@ pub fn start_log(verbose: u8) {
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
-    /// When the last line was written, if stderr is not a terminal and the work is long.
-    lines: Option<Instant>,
+    /// The lines instead of the bar, if stderr is not a terminal and the work is long.
+    lines: Option<Mutex<Lines>>,
 }
 
-/// Time between two lines about long work if stderr is not a terminal. A log of CI does not need a line for each case,
-/// but a job without output for minutes looks as if it hangs.
+/// When the last line was written, and the time until the next one.
+#[derive(Debug)]
+struct Lines {
+    last: Instant,
+    pause: Duration,
+}
+
+/// Time between two lines about long work if stderr is not a terminal, at first and at most. A log of CI does not need a
+/// line for each step, but a job without output for minutes looks as if it hangs.
 const LINE_EVERY: Duration = Duration::from_secs(2);
+const LINE_EVERY_MAX: Duration = Duration::from_secs(30);
 
 impl Progress {
     /// Shows `what`, on a terminal only.
@@ -223,31 +232,25 @@ impl Progress {
         Self { bar, lines: None }
     }
 
-    /// Like [`start`](Self::start), for long work: if stderr is not a terminal, prints a line now and then. With
-    /// `json`, prints nothing if stdout and stderr are the same file.
+    /// Like [`start`](Self::start), for long work: if stderr is not a terminal, prints a line now and then, less and
+    /// less often. With `json`, prints nothing if stdout and stderr are the same file.
     pub fn long(what: impl Into<String>, json: bool) -> Self {
         if json && stderr_is_stdout() {
             return Self { bar: ProgressBar::hidden(), lines: None };
         }
         let mut progress = Self::start(what);
-        progress.lines = (!stderr().is_terminal()).then(Instant::now);
+        progress.lines =
+            (!stderr().is_terminal()).then(|| Mutex::new(Lines { last: Instant::now(), pause: LINE_EVERY }));
         progress
     }
 
     /// Shows another step.
     pub fn say(&self, what: impl Into<String>) {
-        self.bar.set_message(what.into());
-    }
-
-    /// Like [`say`](Self::say), for long work.
-    pub fn step(&mut self, what: String) {
-        match &mut self.lines {
-            Some(last) if last.elapsed() < LINE_EVERY => {}
-            Some(last) => {
-                *last = Instant::now();
-                say(what);
-            }
-            None => self.say(what),
+        let Some(lines) = &self.lines else { return self.bar.set_message(what.into()) };
+        let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.last.elapsed() >= lines.pause {
+            *lines = Lines { last: Instant::now(), pause: (lines.pause * 2).min(LINE_EVERY_MAX) };
+            say(what.into());
         }
     }
 }

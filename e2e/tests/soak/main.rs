@@ -1,5 +1,6 @@
-//! Long campaigns, run by `make soak`. `KILN_SOAK_MINUTES` bounds each; 10 unless set.
+//! Long campaigns, run by `make soak`. `KILN_SOAK_MINUTES` bounds each that repeats something; 10 unless set.
 
+mod kernels;
 mod lives;
 
 use std::time::{Duration, Instant};

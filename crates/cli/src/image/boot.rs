@@ -40,7 +40,7 @@ pub(super) fn build(args: ImageBuildArgs) -> Result<u8, Failure> {
         None => KernelSource::Latest,
     };
     let home = home()?;
-    let progress = Progress::start("building mini");
+    let progress = Progress::long("building mini", args.json);
     let image = build_mini(&ImageStore::new(&home), &home, agent_binary::find(args.agent)?, kernel, &progress)?;
     drop(progress);
     if args.json {

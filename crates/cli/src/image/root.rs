@@ -27,7 +27,7 @@ const BLOBS: &str = "blobs";
 /// Runs `kiln image pull`.
 pub(super) fn pull(args: &ImagePullArgs) -> Result<u8, Failure> {
     let home = home()?;
-    let progress = Progress::start(format!("pulling {}", args.reference));
+    let progress = Progress::long(format!("pulling {}", args.reference), args.json);
     let options =
         PullOptions { plain_http: args.plain_http, ca_file: args.ca_file.clone().map(Into::into), ..options() };
     let image = pull_as(&home, &args.reference, args.name.as_deref(), &options, &progress)?;
@@ -71,7 +71,7 @@ fn pull_as(
 /// Runs `kiln image import`.
 pub(super) fn import(args: &ImageImportArgs) -> Result<u8, Failure> {
     let home = home()?;
-    let progress = Progress::start(format!("reading {}", args.source));
+    let progress = Progress::long(format!("reading {}", args.source), args.json);
     let mut options = OpenOptions::new(home.cache().join("import").as_std_path());
     fs_err::create_dir_all(&options.scratch)?;
     options.name = args.tag.clone();
@@ -109,7 +109,8 @@ pub(super) fn build_debian(args: &ImageBuildArgs) -> Result<u8, Failure> {
     let name = args.as_name.as_deref().unwrap_or(DEBIAN);
     let (suite, packages) = (args.suite.clone(), args.packages.clone());
     let options = DebianOptions { suite, packages, mirror: args.mirror.clone() };
-    let progress = Progress::start(format!("installing Debian {}; this takes a minute or more", options.suite));
+    let progress =
+        Progress::long(format!("installing Debian {}; this takes a minute or more", options.suite), args.json);
     let mut step = |step: ImportStep| match step {
         // mmdebstrap writes its archive at the end of its work.
         ImportStep::Layer { .. } => {}

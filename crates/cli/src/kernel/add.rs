@@ -15,7 +15,7 @@ pub(super) fn add(args: &KernelAddArgs) -> Result<u8, Failure> {
     let input = args.input().map_err(|problem| Failure::words(USAGE, problem))?;
     cancel::on_interrupt();
     let store = KernelStore::new(&home()?);
-    let progress = Progress::start(format!("adding {}", args.source));
+    let progress = Progress::long(format!("adding {}", args.source), args.json);
     let mut step = |step: AddStep| progress.say(format!("adding {}: {step}", args.source));
     let request = AddKernel {
         input,

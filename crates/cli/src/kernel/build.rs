@@ -15,7 +15,7 @@ use crate::output::Progress;
 pub(super) fn build(args: &KernelBuildArgs) -> Result<u8, Failure> {
     cancel::on_interrupt();
     let store = KernelStore::new(&home()?);
-    let progress = Progress::start(format!("building {}", args.config));
+    let progress = Progress::long(format!("building {}", args.config), args.json);
     let mut step = |step: MakeStep| progress.say(format!("building {}: {step}", args.config));
     let cpus = thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
     let built = store.build(BuildKernel {

@@ -44,12 +44,12 @@ pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
         return list(&options, args.json);
     }
     let count = count * args.repeat as usize;
-    let mut progress = Progress::long(format!("{count} cases"), args.json);
+    let progress = Progress::long(format!("{count} cases"), args.json);
     let (mut done, mut failed) = (0, 0);
     let report = check::run(&options, &mut |case| {
         done += 1;
         failed += usize::from(case.is_unexpected_failure());
-        progress.step(format!("{done} of {count} cases, {failed} failed: {}", case.id));
+        progress.say(format!("{done} of {count} cases, {failed} failed: {}", case.id));
     });
     drop(progress);
     let report = report.map_err(|error| of_check(args, error))?;
