@@ -89,8 +89,7 @@ impl Cgroups {
     /// If the kernel lacks cgroup v2, or its memory or pids controller.
     pub fn take_over(root: &Path) -> io::Result<Self> {
         // All controllers at once and before there are groups, because each later change would visit every group again.
-        let weighted = fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu").is_ok();
-        if !weighted {
+        if fs::write(root.join("cgroup.subtree_control"), "+memory +pids +cpu").is_err() {
             fs::write(root.join("cgroup.subtree_control"), "+memory +pids")?;
         }
         let (agent, jobs) = (root.join(AGENT), root.join("jobs"));
@@ -102,10 +101,8 @@ impl Cgroups {
         fs::write(jobs.join("pids.max"), (processes_max() * PIDS_PERCENT / 100).to_string())?;
         fs::write(jobs.join("cgroup.subtree_control"), "+memory +pids")?;
         // The CPU is divided between the two groups only, so any number of runnable commands leaves the agent its
-        // share.
-        if weighted {
-            fs::write(agent.join("cpu.weight"), "10000")?;
-        }
+        // share. A kernel without CONFIG_FAIR_GROUP_SCHED has no weights, and the agent does without.
+        let _ = fs::write(agent.join("cpu.weight"), "10000");
         Ok(Self {
             root: open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
             jobs: open(&jobs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?,
@@ -391,6 +388,16 @@ fn processes_max() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_kernel_without_weights_has_control_groups_all_the_same() {
+        let root = tempfile::tempdir().expect("a directory");
+        // A file that can't be written. cgroupfs creates no files either.
+        fs::create_dir_all(root.path().join("agent/cpu.weight")).expect("is made");
+        Cgroups::take_over(root.path()).expect("the rest is there");
+        let limit = fs::read_to_string(root.path().join("jobs/pids.max")).expect("is written");
+        assert!(limit.parse::<u64>().is_ok_and(|limit| limit > 0), "{limit}");
+    }
 
     #[test]
     fn a_field_is_found_by_its_whole_name() {
