@@ -138,8 +138,8 @@ impl Home {
         trust::check(&self.0, &self.parts(), user, &trust::Accounts::read())
     }
 
-    fn parts(&self) -> [Utf8PathBuf; 6] {
-        [self.images(), self.kernels(), self.vms(), self.snapshots(), self.volumes(), self.cache()]
+    fn parts(&self) -> [Utf8PathBuf; 7] {
+        [self.images(), self.kernels(), self.vms(), self.snapshots(), self.volumes(), self.lab(), self.cache()]
     }
 
     /// The directory itself.
@@ -175,6 +175,11 @@ impl Home {
     /// Networks of running VMs: sockets, and the journal of what was made for them.
     pub fn networks(&self) -> Utf8PathBuf {
         self.0.join("networks")
+    }
+
+    /// Runs of the lab, by id.
+    pub fn lab(&self) -> Utf8PathBuf {
+        self.0.join("lab")
     }
 
     /// Downloads and remembered facts. All of it can be removed at any time.

@@ -256,7 +256,7 @@ fn saved_card(nic: &Nic) -> Nic {
 
 /// Digests of a spec's disks. The memory of a booted guest holds what it read from them, and the snapshot has a copy of
 /// those that it could write to. If a disk's file was changed in place, it is another disk. A volume is not part of the
-/// snapshot, but its guest knows the size. All fresh disks of one size are the same, so none of them is read.
+/// snapshot, but its guest knows the size. The spec and the size say what is on a fresh disk, so none of them is read.
 fn disk_digests(facts: &FileFacts, disks: &[Disk]) -> Result<Vec<String>, LaunchError> {
     let digest = |disk: &Disk| match disk.role {
         DiskRole::Volume | DiskRole::VolumeReadOnly | DiskRole::Fresh => {

@@ -49,7 +49,9 @@ pub enum DiskRole {
     Scratch,
     /// Writable, and starts as a copy of the file, which is never written to. The copy is a [`Scratch`](Self::Scratch)
     /// disk in the directory of the VM, and is removed with it. The file is a disk that Kiln has made, see
-    /// [`VolumeStore::scratch_disk`](crate::volume::VolumeStore::scratch_disk): two such disks of one size are the same.
+    /// [`VolumeStore::scratch_disk`](crate::volume::VolumeStore::scratch_disk), which is the upper layer of a root, and
+    /// [`VolumeStore::blank_disk`](crate::volume::VolumeStore::blank_disk), which is not: so the spec and the size say
+    /// what is on it.
     Fresh,
     /// Writable, and the file outlives the VM. A snapshot does not hold it, so each fork must be given a volume of its
     /// own: see [`ForkPart::volumes`](crate::ForkPart::volumes).
