@@ -105,6 +105,7 @@ async fn run_plan(
         cells: plan.cells(),
         suites: plan.suites.iter().map(|suite| (suite.name.clone(), suite.kind)).collect(),
         attempts_planned: plan.suites.len() as u64,
+        flaky_fails: false,
     };
     let directory = lab.run_directory();
     let record = match read_events(&directory) {

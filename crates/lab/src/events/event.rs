@@ -101,6 +101,9 @@ pub struct RunHead {
     pub suites: Vec<(String, SuiteKind)>,
     /// Attempts that are due if no case fails.
     pub attempts_planned: u64,
+    /// A case that fails first and passes then fails the run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub flaky_fails: bool,
 }
 
 /// A case: a suite in a cell, and the name that the suite gave it.

@@ -120,14 +120,24 @@ impl RunRecord {
         counts
     }
 
-    /// The verdicts that decide the exit code of the run: those of quarantined cases do not.
+    /// The verdicts that decide the exit code of the run: those of quarantined cases do not, and a flaky case is a failed
+    /// one if the plan says so.
     pub fn deciding(&self) -> impl Iterator<Item = Verdict> {
         let cells = self.cells.values().filter(|cell| matches!(cell.state, CellState::Failed(_)));
-        let cases = self.cases.values().map(|case| match case.quarantined {
+        let flaky_fails = self.head.as_ref().is_some_and(|head| head.flaky_fails);
+        let cases = self.cases.values().map(move |case| match case.quarantined {
             Some(_) if case.verdict.is_failure() => Verdict::Skip,
+            None if case.verdict == Verdict::Flaky && flaky_fails => Verdict::Fail,
             _ => case.verdict,
         });
         cells.map(|_| Verdict::Error).chain(cases)
+    }
+
+    /// The exit code of the run: see [`exit_code`](crate::exit_code). A run that was stopped has not run all cases, which is
+    /// not a success.
+    pub fn exit_code(&self) -> u8 {
+        let unfinished = self.stopped.iter().map(|_| Verdict::Error);
+        crate::exit_code(self.deciding().chain(unfinished))
     }
 
     fn attempt(&mut self, attempt: &Attempt) {

@@ -57,6 +57,7 @@ pub(crate) fn events() -> Vec<Event> {
         cells: cells.clone(),
         suites: vec![("tap".into(), SuiteKind::Tap), ("boom".into(), SuiteKind::Command)],
         attempts_planned: 4,
+        flaky_fails: false,
     };
     let crash = Attempt {
         findings: vec![finding("kernel BUG in f", Severity::Fatal), finding("kernel BUG in f", Severity::Fatal)],
@@ -164,4 +165,28 @@ fn ids_of_runs_sort_by_time_and_other_texts_are_refused() {
     {
         assert!(text.parse::<RunId>().is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_flaky_case_fails_a_run_only_if_its_plan_says_so() {
+    let with = |flaky_fails| {
+        let mut events = events();
+        // The cases of the first suite alone: one of them is flaky.
+        events.truncate(5);
+        if let Event::RunStarted(head) = &mut events[0] {
+            head.flaky_fails = flaky_fails;
+        }
+        RunRecord::of(&events).exit_code()
+    };
+    assert_eq!((with(false), with(true)), (0, 100));
+}
+
+#[test]
+fn a_run_that_was_stopped_is_not_a_success() {
+    let mut events = events();
+    events.truncate(5);
+    events.push(Event::RunEnded { at_unix: 1, stopped: Some("the budget is used up".into()) });
+    assert_eq!(RunRecord::of(&events).exit_code(), 69);
+    events.push(Event::RunResumed { at_unix: 2 });
+    assert_eq!(RunRecord::of(&events).exit_code(), 0);
 }

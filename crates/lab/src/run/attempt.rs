@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use kiln_detect::Finding;
 use kiln_engine::Guest;
 use kiln_engine::guest::Gone;
 use kiln_engine::link::{ChildStderr, ChildStdout, StreamError};
@@ -226,7 +227,7 @@ fn last_words(stderr: &[u8]) -> String {
 
 impl Traces {
     /// Writes them to a new directory. Returns its name.
-    pub(super) fn save(&self, run: &Utf8Path, name: &str) -> std::io::Result<Utf8PathBuf> {
+    pub(super) fn save(&self, run: &Utf8Path, name: &str, findings: &[Finding]) -> std::io::Result<Utf8PathBuf> {
         let relative = Utf8Path::new("attempts").join(name);
         let directory = run.join(&relative);
         std::fs::create_dir_all(&directory)?;
@@ -235,6 +236,13 @@ impl Traces {
         }
         let mut console = std::fs::File::create(directory.join("console"))?;
         self.console.iter().try_for_each(|row| writeln!(console, "{row}"))?;
+        if !findings.is_empty() {
+            let mut reports = std::fs::File::create(directory.join("findings"))?;
+            for finding in findings {
+                writeln!(reports, "{}", finding.title)?;
+                finding.extract.iter().try_for_each(|row| writeln!(reports, "    {row}"))?;
+            }
+        }
         Ok(relative)
     }
 }

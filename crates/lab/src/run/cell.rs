@@ -1,12 +1,15 @@
 //! Prepares the VM of a cell, once, and saves it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kiln_detect::{Finding, Severity};
 use kiln_engine::guest::Watch;
 use kiln_engine::link::GuestLink;
 use kiln_engine::snapshot::{AfterSave, Snapshot, SnapshotRequest};
-use kiln_engine::{BoxFuture, Engine, ForkSpec, Guest, ReadyError, ReadyRequest, RestoreError, SaveError, VmSpec};
+use kiln_engine::{
+    BoxFuture, Engine, ForkSpec, Guest, ReadyError, ReadyRequest, ReadyStep, RestoreError, SaveError, VmSpec,
+};
 use tokio::time::timeout;
 
 use crate::Cell;
@@ -84,17 +87,23 @@ pub(super) struct Prepared {
     pub(super) is_own: bool,
 }
 
-/// Boots, prepares and saves the VM of a cell.
+/// Boots, prepares and saves the VM of a cell. Sets `saving` before something is saved.
 pub(super) async fn prepare(
     plan: &Plan,
     cell: &Cell,
     engine: &dyn Engine,
     host: &dyn Host,
+    saving: &AtomicBool,
 ) -> Result<Prepared, PrepareError> {
     let vm = cell.vm(plan);
     let CellVm { spec, mut env } = host.vm(&vm).await.map_err(PrepareError::Host)?;
     env.extend(vm.env.clone());
-    let ready = engine.ready(ReadyRequest::new(&spec, &vm.image, vm.boot_timeout)).await?;
+    let mut step = |step| {
+        saving.fetch_or(step != ReadyStep::Booting, Ordering::Relaxed);
+    };
+    let request = ReadyRequest::new(&spec, &vm.image, vm.boot_timeout);
+    let ready = engine.ready(ReadyRequest { progress: Some(&mut step), ..request }).await?;
+    saving.store(false, Ordering::Relaxed);
     let prepare = &plan.prepare;
     if prepare.run.is_empty() && prepare.copy.is_empty() {
         return Ok(Prepared { snapshot: ready, env, is_own: false });
@@ -113,6 +122,7 @@ pub(super) async fn prepare(
     }
     let label = format!("lab: {} [{cell}]", plan.name);
     let request = SnapshotRequest { link: Some(&guest.link), then: AfterSave::End, label };
+    saving.store(true, Ordering::Relaxed);
     let snapshot = guest.vm.snapshot(request).await?;
     Ok(Prepared { snapshot, env, is_own: true })
 }

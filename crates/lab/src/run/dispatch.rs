@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -10,6 +11,7 @@ use kiln_engine::snapshot::SnapshotId;
 use kiln_engine::{Engine, Fork, ForkPool, ForkSpec, Guest, PoolSpec, RestoreError, Template};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::attempt::{Traces, attempt};
 use super::cell::{Host, PrepareError, Prepared, prepare};
@@ -19,6 +21,8 @@ use crate::events::{Attempt, Event, Journal, JournalError, RunHead, RunRecord};
 use crate::plan::{Day, Isolate, Plan};
 use crate::{Cell, Verdict};
 
+/// For the end of a save that had begun when the run was stopped. It writes and reads some 100 MiB.
+const SAVE_DEADLINE: Duration = Duration::from_secs(30);
 /// Memory that the forks which are held ready may use.
 const POOL_BYTES_MAX: u64 = 1 << 30;
 
@@ -79,7 +83,7 @@ pub async fn run(
     observer: &mut dyn Observer,
     stop: Stop,
 ) -> Result<RunRecord, RunError> {
-    let jobs = jobs(&plan, &options, &record);
+    let jobs = due(&plan, &options, &record);
     if jobs.iter().all(|(_, suites)| suites.is_empty()) && record.head.is_none() {
         return Err(RunError::Nothing);
     }
@@ -111,8 +115,9 @@ pub async fn run(
     Ok(record)
 }
 
-/// The suites of each cell that are to be run.
-fn jobs(plan: &Plan, options: &Options, record: &RunRecord) -> Vec<(Cell, VecDeque<usize>)> {
+/// The suites of each cell that are to be run, by their number in the plan: those of the level, the filter and the shard
+/// that have not ended in an earlier part of the run.
+pub fn due(plan: &Plan, options: &Options, record: &RunRecord) -> Vec<(Cell, VecDeque<usize>)> {
     let mut number = 0_u32;
     let mut in_shard = || {
         number += 1;
@@ -132,6 +137,13 @@ fn jobs(plan: &Plan, options: &Options, record: &RunRecord) -> Vec<(Cell, VecDeq
         (cell, due)
     });
     cells.collect()
+}
+
+/// A cell that is being prepared. Dropping it stops that.
+struct Preparing {
+    task: JoinSet<(Result<Prepared, PrepareError>, Duration)>,
+    /// It is saved, or was.
+    saving: Arc<AtomicBool>,
 }
 
 /// One attempt that is due.
@@ -170,14 +182,18 @@ impl Running<'_> {
         let mut due: VecDeque<_> = jobs.into_iter().filter(|(_, suites)| !suites.is_empty()).collect();
         let mut next = due.front().map(|(cell, _)| self.prepare(cell));
         while let Some((cell, suites)) = due.pop_front() {
+            let mut preparing = next.take().expect("the first cell is being prepared");
             if self.why_stopped().is_some() {
+                self.abandon(preparing).await;
                 break;
             }
             let mut stop = self.stop.clone();
-            let mut preparing = next.take().expect("the first cell is being prepared");
             let prepared = tokio::select! {
-                prepared = preparing.join_next() => prepared.expect("has one task"),
-                _ = stopped(&mut stop) => break,
+                prepared = preparing.task.join_next() => prepared.expect("has one task"),
+                _ = stopped(&mut stop) => {
+                    self.abandon(preparing).await;
+                    break;
+                }
             };
             // The next cell boots while the cases of this one run.
             next = due.front().map(|(cell, _)| self.prepare(cell));
@@ -204,16 +220,32 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Starts to prepare a cell. Dropping the set stops that.
-    fn prepare(&self, cell: &Cell) -> JoinSet<(Result<Prepared, PrepareError>, Duration)> {
+    /// Starts to prepare a cell.
+    fn prepare(&self, cell: &Cell) -> Preparing {
         let (plan, cell) = (Arc::clone(&self.plan), cell.clone());
         let (engine, host) = (Arc::clone(&self.engine), Arc::clone(&self.host));
-        let mut set = JoinSet::new();
-        set.spawn(async move {
+        let (mut task, saving) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
+        let saves = Arc::clone(&saving);
+        task.spawn(async move {
             let began = Instant::now();
-            (prepare(&plan, &cell, &*engine, &*host).await, began.elapsed())
+            (prepare(&plan, &cell, &*engine, &*host, &saves).await, began.elapsed())
         });
-        set
+        Preparing { task, saving }
+    }
+
+    /// Ends the preparation of a cell that is not needed any more. A save that has begun is finished, because its last
+    /// step runs on a thread and could publish a snapshot that nothing would remove.
+    async fn abandon(&self, mut preparing: Preparing) {
+        if !preparing.saving.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Ok(Some(Ok((Ok(prepared), _)))) = timeout(SAVE_DEADLINE, preparing.task.join_next()).await
+            && prepared.is_own
+        {
+            let id = prepared.snapshot.id().clone();
+            drop(prepared);
+            self.discard(id).await;
+        }
     }
 
     /// Runs the suites of a cell.
@@ -259,7 +291,9 @@ impl Running<'_> {
             pool.close().await;
         }
         if prepared.is_own && !self.needs_snapshot(cell) {
-            self.discard(prepared.snapshot.id().clone()).await;
+            let id = prepared.snapshot.id().clone();
+            drop(prepared);
+            self.discard(id).await;
         }
         Ok(())
     }
@@ -278,7 +312,7 @@ impl Running<'_> {
         let quarantined = decide::quarantine(suite.quarantine.as_ref(), self.options.today, &verdicts);
         let artifacts = if failed || self.options.keep_all {
             let name = format!("{}-{}", self.record.attempts.len() + 1, slug(&suite.name));
-            match traces.save(&self.directory, &name) {
+            match traces.save(&self.directory, &name, &seen.findings) {
                 Ok(path) => Some(path.into_string()),
                 Err(error) => {
                     tracing::warn!(%error, "the files of an attempt can't be kept");

@@ -18,5 +18,5 @@ mod taint;
 
 pub use attempt::ARTIFACT_BYTES_MAX;
 pub use cell::{CellVm, Host, HostError, PrepareError};
-pub use dispatch::{Observer, Options, RunError, Stop, run};
+pub use dispatch::{Observer, Options, RunError, Stop, due, run};
 pub use pattern::matches;
