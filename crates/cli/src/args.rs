@@ -5,6 +5,7 @@ pub mod docker;
 mod help;
 pub mod image;
 pub mod kernel;
+pub mod lab;
 pub mod network;
 pub mod publish;
 mod quantities;
@@ -24,6 +25,7 @@ use kiln_engine::{AccelerationRequest, FORKS_MAX, VhostUser};
 
 use self::image::{ImageArgs, Pull};
 use self::kernel::{KernelArgs, KernelChoice};
+use self::lab::LabArgs;
 use self::network::{NetArgs, NetworkArgs};
 pub use self::quantities::{parse_duration, parse_size_bytes};
 use self::quantities::{parse_grace, parse_memory_mib};
@@ -53,6 +55,7 @@ pub enum Command {
     Net(NetArgs),
     Snapshot(SnapshotArgs),
     Volume(VolumeArgs),
+    Lab(Box<LabArgs>),
     Scan(ScanArgs),
     /// Check Kiln's guarantees on this host
     Verify(VerifyArgs),

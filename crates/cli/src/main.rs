@@ -13,6 +13,7 @@ mod hints;
 mod image;
 mod interrupt;
 mod kernel;
+mod lab;
 mod net;
 mod output;
 mod ready;
@@ -68,6 +69,7 @@ fn run(args: Args) -> Result<u8, Failure> {
         Command::Net(args) => net::run(args),
         Command::Snapshot(args) => snapshot::run(args),
         Command::Volume(args) => volume::run(args),
+        Command::Lab(args) => lab::run(*args),
         Command::Scan(args) => scan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -232,6 +232,11 @@ impl Progress {
         Self { bar, lines: None }
     }
 
+    /// Shows nothing, for work beside which something else is shown.
+    pub fn silent() -> Self {
+        Self { bar: ProgressBar::hidden(), lines: None }
+    }
+
     /// Like [`start`](Self::start), for long work: if stderr is not a terminal, prints a line now and then, less and
     /// less often. With `json`, prints nothing if stdout and stderr are the same file.
     pub fn long(what: impl Into<String>, json: bool) -> Self {

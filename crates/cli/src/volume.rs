@@ -51,6 +51,12 @@ pub fn volume_failure(error: VolumeError) -> Failure {
     Failure::new(code, error).hint_if_not_writable().maybe_hint(hint)
 }
 
+/// The guest's name of a disk: `/dev/vda` for the first.
+pub fn device(index: usize) -> String {
+    let letter = u8::try_from(index).map_or('z', |index| char::from(b'a'.saturating_add(index).min(b'z')));
+    format!("/dev/vd{letter}")
+}
+
 /// Reports what was done with a volume after a crash.
 pub fn say_repair(name: &VolumeName, repair: &Repair) {
     let what = match repair {

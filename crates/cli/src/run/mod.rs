@@ -27,3 +27,5 @@ mod transfer;
 mod volumes;
 
 pub use job::{create, run};
+pub use request::Copy;
+pub use transfer::copy_in;

@@ -24,7 +24,7 @@ use crate::args::volumes::{Source, StorageArgs, Target, VolumeArg};
 use crate::failure::{Failure, HOST, USAGE};
 use crate::interrupt::Interrupts;
 use crate::output::{Progress, plain, say};
-use crate::volume::{say_repair, volume_failure};
+use crate::volume::{device, say_repair, volume_failure};
 
 /// The size of a volume that `kiln run` creates. The file takes only what is written to it.
 const DEFAULT_BYTES: u64 = 10 << 30;
@@ -253,12 +253,6 @@ fn filesystem(source: &Source) -> &'static str {
         Source::Volume(_) => EXT4,
         Source::Directory(_) => EROFS,
     }
-}
-
-/// The guest's name of a disk: `/dev/vda` for the first.
-fn device(index: usize) -> String {
-    let letter = u8::try_from(index).map_or('z', |index| char::from(b'a'.saturating_add(index).min(b'z')));
-    format!("/dev/vd{letter}")
 }
 
 fn name_of(one: &VolumeArg) -> String {
