@@ -42,15 +42,15 @@ test_as_root() {
     fi
 }
 
-# Networks of VMs. Their tests make namespaces, mounts and tables of rules, so they need root itself.
-test_networks() {
+# Tests that make namespaces, mounts and tables of rules, so they need root itself: networks of VMs, and a full disk.
+test_namespaces() {
     local makes='ip tuntap add tap0 mode tap vnet_hdr && nft list tables'
     if [[ $EUID == 0 ]] && unshare --net --mount sh -c "$makes" >/dev/null 2>&1; then
         cargo nextest run --locked --package kiln-net --package kiln-e2e --run-ignored only \
-            --filterset '(package(kiln-net) and not test(/own_a_slot|join_a_lab/)) or test(/vm_(nat|lab)::as_root_/)' \
+            --filterset '(package(kiln-net) and not test(/own_a_slot|join_a_lab/)) or test(/vm_(nat|lab|volumes)::as_root_/)' \
             "${nextest_output[@]}" </dev/null
     else
-        echo "skip  networks of VMs: they need root, /dev/net/tun and nft"
+        echo "skip  networks of VMs and a full disk: they need root, /dev/net/tun and nft"
     fi
 }
 
@@ -94,7 +94,7 @@ cargo nextest run --locked --workspace "${nextest_output[@]}" </dev/null
 test_with_tap
 test_with_loop
 test_as_root
-test_networks
+test_namespaces
 test_with_newer
 step "doctests" cargo test --locked --workspace --doc
 echo "all tests passed in $SECONDS s"

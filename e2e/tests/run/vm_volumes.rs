@@ -3,9 +3,10 @@
 //! Each test has a volume of its own name in the shared home, so that all of them use one ready-made snapshot. The volume
 //! is removed at the end of the test.
 
+use std::fs;
 use std::io::Read as _;
 
-use kiln_e2e::{Kiln, Outcome, Running, is_running, until, until_booted};
+use kiln_e2e::{Kiln, Outcome, Running, TestHome, is_running, until, until_booted};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -287,4 +288,19 @@ fn the_marks_of_a_run_that_is_still_booting_are_left_by_kill_9() {
     assert_eq!(volume.inspect()["state"], "dirty");
     assert_eq!(volume.run("/data", "true").code, 0);
     assert_eq!(volume.inspect()["state"], "clean");
+}
+
+#[test]
+#[ignore = "needs root, to mount a small filesystem; `make test` runs it where it is root"]
+fn as_root_a_full_disk_of_the_host_is_an_error_in_the_guest_and_named() {
+    let home = TestHome::with_image();
+    fs::create_dir(home.path().join("volumes")).expect("is made");
+    // The volume has 64 MiB, and its place 24.
+    let mount = r#"mount -t tmpfs -o size=24m,mode=700 none "$KILN_HOME/volumes" && exec "$0" "$@""#;
+    let writes =
+        "dd if=/dev/urandom of=/data/file bs=1M count=50 2>/dev/null; sync; dmesg | grep -c 'I/O error, dev vda'";
+    let run = ["run", "-v", "data:/data", "--", "sh", "-c", writes];
+    let outcome = home.kiln(run).under("unshare", &["--mount", "sh", "-c", mount]).run();
+    assert!(outcome.text().parse::<u32>().is_ok_and(|errors| errors > 0), "{}", outcome.text());
+    assert!(outcome.stderr.contains("this host had no space left"), "{}", outcome.stderr);
 }

@@ -298,7 +298,7 @@ pub(super) async fn rename(link: &GuestLink, hostname: &str) -> Result<(), Failu
 }
 
 /// Prints the title of each finding in the guest's kernel log once, except a crash that ended the run: it is in
-/// `outcome`.
+/// `outcome`. And whether this host's disk was full.
 fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     let crashed = outcome.as_ref().is_err_and(|failure| failure.code == VM);
     let mut titles = BTreeMap::<String, usize>::new();
@@ -310,5 +310,9 @@ fn warn_of_findings(guest: &Guest, outcome: &Result<u8, Failure>) {
     for (title, count) in titles {
         let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
         say(format_args!("{} the guest's kernel reported: {title}{times}", "kiln:".yellow().bold()));
+    }
+    if guest.watch().lacked_space() {
+        let what = "this host had no space left for what the guest wrote to its disk: the guest got an I/O error";
+        say(format_args!("{} {what}", "kiln:".yellow().bold()));
     }
 }

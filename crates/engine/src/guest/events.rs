@@ -36,6 +36,8 @@ pub enum GuestEvent {
     Paused,
     /// Its CPUs were resumed.
     Resumed,
+    /// This host had no space for what it wrote to a disk, so it got an I/O error.
+    NoSpace,
     /// It was saved, and its VM ended with that. It is restored when it is needed.
     Stopped,
     /// It has ended.
@@ -190,6 +192,7 @@ fn bytes_of(event: &GuestEvent) -> usize {
         GuestEvent::Started { .. }
         | GuestEvent::Paused
         | GuestEvent::Resumed
+        | GuestEvent::NoSpace
         | GuestEvent::Stopped
         | GuestEvent::Exited(_) => 0,
     };

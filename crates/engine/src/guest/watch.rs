@@ -66,6 +66,7 @@ struct Seen {
     before: Duration,
     /// The time of the last console bytes.
     last: Duration,
+    no_space: bool,
     /// The next VM that ends will be restored, so an unfinished row or report continues then.
     goes_on: bool,
 }
@@ -99,6 +100,11 @@ impl Watch {
     /// The number of all findings, kept or not.
     pub fn findings_total(&self) -> u64 {
         self.seen().findings.total()
+    }
+
+    /// Whether this host had no space for what the guest wrote to a disk.
+    pub fn lacked_space(&self) -> bool {
+        self.seen().no_space
     }
 
     /// Sets whether the next VM that ends will be restored, see [`GuestEvent::Stopped`].
@@ -164,6 +170,10 @@ impl Watch {
                 Some(VmEvent::Started { pid }) => self.0.log.push(GuestEvent::Started { pid }),
                 Some(VmEvent::Paused) => self.0.log.push(GuestEvent::Paused),
                 Some(VmEvent::Resumed) => self.0.log.push(GuestEvent::Resumed),
+                Some(VmEvent::NoSpace) => {
+                    self.seen().no_space = true;
+                    self.0.log.push(GuestEvent::NoSpace);
+                }
                 Some(VmEvent::Exited(exit)) => {
                     let (crash, returns) = self.ended();
                     self.0.log.push(if returns { GuestEvent::Stopped } else { GuestEvent::Exited(exit.clone()) });

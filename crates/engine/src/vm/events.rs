@@ -28,6 +28,8 @@ pub enum VmEvent {
     Paused,
     /// The guest's CPUs run again.
     Resumed,
+    /// This host had no space for what the guest wrote to a disk, so the guest got an I/O error. Sent once.
+    NoSpace,
     /// The VM has ended. This is always the last event.
     Exited(VmExit),
 }

@@ -124,6 +124,7 @@ pub(crate) fn start(parts: Parts) -> io::Result<Vm> {
         started,
         last_words: BytesMut::new(),
         end_seen: None,
+        no_space_seen: false,
         busy: None,
     };
     tracing::info!(vm = %id, pid, ?acceleration, "started vm");
@@ -160,6 +161,7 @@ struct Owner {
     started: Instant,
     last_words: BytesMut,
     end_seen: Option<ExitReason>,
+    no_space_seen: bool,
     /// The command that the monitor is carrying out.
     busy: Option<Busy>,
 }
@@ -302,6 +304,12 @@ impl Owner {
         match event {
             MonitorEvent::Paused => self.events.push(VmEvent::Paused),
             MonitorEvent::Resumed => self.events.push(VmEvent::Resumed),
+            // A guest can repeat its writes without end.
+            MonitorEvent::NoSpace if self.no_space_seen => {}
+            MonitorEvent::NoSpace => {
+                self.no_space_seen = true;
+                self.events.push(VmEvent::NoSpace);
+            }
             MonitorEvent::Ended(reason) => self.end_seen = Some(reason),
         }
     }

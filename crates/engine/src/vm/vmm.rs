@@ -65,6 +65,8 @@ pub(crate) enum MonitorEvent {
     Paused,
     /// Its CPUs run again.
     Resumed,
+    /// This host had no space for what the guest wrote to a disk. The guest got an I/O error.
+    NoSpace,
     /// The guest ended. The VMM exits soon after.
     Ended(ExitReason),
 }

@@ -156,7 +156,8 @@ pub(crate) fn arguments(
     }
     for (index, node) in names.disks.iter().enumerate() {
         line.option("-blockdev", &node.to_string());
-        line.option("-device", &format!("virtio-blk-pci,drive={}", disk_node(index)));
+        // By default QEMU pauses a guest for which its host's disk is full, and nothing resumes it.
+        line.option("-device", &format!("virtio-blk-pci,drive={},werror=report", disk_node(index)));
     }
     for (index, device) in spec.vhost_user.iter().enumerate() {
         vhost_user(&mut line, index, device, facts, sockets.backends.get(index).copied().flatten());

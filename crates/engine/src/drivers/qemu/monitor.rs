@@ -43,6 +43,10 @@ impl Monitor for Qmp {
     }
 }
 
+/// The texts of ENOSPC and EDQUOT in the C library.
+const NO_SPACE: &str = "No space left on device";
+const OVER_QUOTA: &str = "Disk quota exceeded";
+
 /// QEMU's events about the guest.
 #[derive(Debug)]
 pub(super) struct GuestEvents(pub(super) mpsc::Receiver<QmpEvent>);
@@ -64,6 +68,8 @@ fn guest_event(event: &QmpEvent) -> Option<MonitorEvent> {
         ("RESUME", _) => Some(MonitorEvent::Resumed),
         ("SHUTDOWN", Some("guest-shutdown")) => Some(MonitorEvent::Ended(ExitReason::GuestPoweredOff)),
         ("SHUTDOWN", Some("guest-reset")) => Some(MonitorEvent::Ended(ExitReason::GuestReset)),
+        // `nospace` in this event is set only if QEMU pauses the guest for it.
+        ("BLOCK_IO_ERROR", Some(NO_SPACE | OVER_QUOTA)) => Some(MonitorEvent::NoSpace),
         ("SHUTDOWN", Some("guest-panic")) => Some(MonitorEvent::Ended(ExitReason::GuestPanicked)),
         _ => None,
     }
@@ -82,6 +88,8 @@ mod tests {
             event("MIGRATION", json!({"status": "completed"})),
             event("SHUTDOWN", json!({"reason": "host-signal"})),
             event("RESUME", Value::Null),
+            event("BLOCK_IO_ERROR", json!({"nospace": false, "reason": "Input/output error"})),
+            event("BLOCK_IO_ERROR", json!({"nospace": false, "reason": "No space left on device"})),
             event("SHUTDOWN", json!({"reason": "guest-reset"})),
         ] {
             sender.send(event).await.expect("has room");
@@ -93,6 +101,6 @@ mod tests {
             seen.push(event);
         }
         let ended = MonitorEvent::Ended(ExitReason::GuestReset);
-        assert_eq!(seen, [MonitorEvent::Paused, MonitorEvent::Resumed, ended]);
+        assert_eq!(seen, [MonitorEvent::Paused, MonitorEvent::Resumed, MonitorEvent::NoSpace, ended]);
     }
 }
