@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kiln_engine::link::{LinkError, StreamError};
+use kiln_engine::network::NetworkError;
 use kiln_engine::snapshot::SnapshotError;
 use kiln_engine::{LaunchError, ReadyError, RestoreError, SaveError};
 use kiln_wire::ErrorCode;
@@ -42,6 +43,12 @@ pub fn ready_failure(error: ReadyError, boot_timeout: Duration, image: &str) -> 
         ReadyError::Snapshot(error) => snapshot_failure(error),
         other => Failure::new(1, other).hint("look at the guest's console: kiln run --cold --console -- true"),
     }
+}
+
+/// A failure of a VM's network, or of one that VMs share.
+pub fn network_failure(error: NetworkError) -> Failure {
+    let (hint, code) = (error.hint(), if error.is_usage() { USAGE } else { HOST });
+    Failure::new(code, error).maybe_hint(hint)
 }
 
 /// A failure of a snapshot's files.

@@ -94,6 +94,19 @@ impl Interrupts {
     }
 }
 
+/// From now on a signal ends the process again, for work after that of [`Interrupts`], whose handlers stay. Temporary files
+/// without a name go with the process; the next command removes the others.
+pub fn exit_on_signal() {
+    let watch = || -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let code = runtime.block_on(async { Ok::<_, std::io::Error>(Interrupts::new()?.any().await) })?;
+        std::process::exit(i32::from(code))
+    };
+    if let Err(error) = std::thread::Builder::new().name("interrupt".into()).spawn(watch) {
+        tracing::warn!(%error, "Ctrl-C does not end this command");
+    }
+}
+
 /// The signals that a process ignores, one bit each (proc(5), `SigIgn`).
 fn ignored(status: &str) -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

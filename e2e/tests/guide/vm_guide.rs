@@ -15,11 +15,12 @@ use crate::blocks::{What, blocks};
 const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Pages with blocks that can be run.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "docs/guide/doctor.md",
     "docs/guide/image.md",
     "docs/guide/kernels.md",
+    "docs/guide/lab.md",
     "docs/guide/run.md",
     "docs/guide/scan.md",
     "docs/guide/snapshots.md",
@@ -106,6 +107,11 @@ fn every_command_of_vhost_does_what_its_page_says() {
 #[test]
 fn every_command_of_volumes_does_what_its_page_says() {
     run_page("docs/guide/volumes.md");
+}
+
+#[test]
+fn every_command_of_the_lab_does_what_its_page_says() {
+    run_page("docs/guide/lab.md");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::AccelArg;
 /// Run test plans: each case in a fork of a prepared VM.
 ///
 /// A plan is a TOML file: an image, what prepares a VM of it, and suites. `kiln lab run` boots and prepares the VM once for
-/// each combination of the matrix, saves it, and forks it for each case. So no case sees what another one did, a crash
+/// each combination of the matrix, saves it, and forks it for each suite. So no suite sees what another one did, a crash
 /// costs one fork, and each report of the kernel is found on the console and named.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
@@ -72,7 +72,7 @@ pub struct LabListArgs {
 
 /// Run a plan.
 ///
-/// Each cell is booted, prepared and saved once. Then each case runs in a fork of that. The verdict of a case is pass, fail,
+/// Each cell is booted, prepared and saved once. Then each suite runs in a fork of that; one of kind `command` is one case. The verdict of a case is pass, fail,
 /// crash (its kernel reported something), timeout, skip, flaky (it failed first and passed then), or error (Kiln could not
 /// run it). The report is printed at the end, findings first.
 ///

@@ -42,13 +42,22 @@ impl WantedNetwork {
     }
 }
 
+/// Longest name of a network that VMs share.
+const NAME_BYTES_MAX: usize = 32;
+
 /// `bridge` is docker's word for a network with address translation.
-fn parse_net(text: &str) -> Result<NetArg, std::convert::Infallible> {
+fn parse_net(text: &str) -> Result<NetArg, String> {
+    let is_name = (1..=NAME_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     Ok(match text {
+        "host" | "default" => {
+            return Err("a VM has no network of docker; use none, nat, user or a name of `kiln net ls`".into());
+        }
         "none" => NetArg::None,
         "nat" | "bridge" => NetArg::Nat,
         "user" => NetArg::User,
-        name => NetArg::Named(name.to_owned()),
+        name if is_name => NetArg::Named(name.to_owned()),
+        _ => return Err("use none, nat, user or the name of a network, which has 1 to 32 of [a-z0-9-]".into()),
     })
 }
 
@@ -189,8 +198,14 @@ pub enum NetCommand {
 pub struct CreateArgs {
     /// Its name: 1 to 32 of `[a-z0-9-]`
     pub name: String,
-    #[command(flatten)]
-    pub rules: RulesArgs,
+    /// Let the VMs reach this outside of the network: an address or a network, with a port, or `public`
+    ///
+    /// Such as 203.0.113.7, 10.1.0.0/16:5432, udp/192.0.2.53:53. Names are not possible here.
+    #[arg(long, value_name = "RULE")]
+    pub allow: Vec<String>,
+    /// Do not let the VMs reach this; wins over --allow
+    #[arg(long, value_name = "RULE")]
+    pub deny: Vec<String>,
 }
 
 /// Remove networks that VMs shared. Refuses if a VM uses one.

@@ -26,7 +26,7 @@ use crate::args::CommitArgs;
 use crate::console;
 use crate::engine_failure::{restore_failure, snapshot_failure};
 use crate::failure::{Failure, HOST, USAGE, VM};
-use crate::interrupt::Interrupts;
+use crate::interrupt::{Interrupts, exit_on_signal};
 use crate::output::{Progress, mebibytes, plain, say};
 use crate::snapshot_names::resolve;
 
@@ -61,6 +61,7 @@ pub fn commit(args: &CommitArgs) -> Result<u8, Failure> {
         Fetched::Changes(changes) => changes,
         Fetched::Interrupted(code) => return Ok(code),
     };
+    exit_on_signal();
     changes.rewind()?;
     let origin = Origin { source: format!("snapshot {id} of {}", base.name), ..Origin::default() };
     let mut step = |step: ImportStep| match step {

@@ -1,5 +1,6 @@
 //! Ctrl-C while a kernel is added or built: the programs that run for it are killed, and what was made is removed.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use crate::interrupt::Interrupts;
 /// For the programs to end and their files to be removed; a source has 80,000.
 const CLEAN_DEADLINE: Duration = Duration::from_secs(60);
 
+/// The exit code of the signal that came.
+static SIGNAL_CODE: AtomicU8 = AtomicU8::new(INTERRUPTED);
+
 /// From now on, the first signal ends programs, so that the operation fails and cleans up. The second one ends kiln.
 pub(super) fn on_interrupt() {
     let watch = || -> std::io::Result<()> {
@@ -18,6 +22,7 @@ pub(super) fn on_interrupt() {
         runtime.block_on(async {
             let mut interrupts = Interrupts::new()?;
             let code = interrupts.any().await;
+            SIGNAL_CODE.store(code, Ordering::Relaxed);
             cancel_programs();
             let code = tokio::select! {
                 code = interrupts.any() => code,
@@ -32,5 +37,5 @@ pub(super) fn on_interrupt() {
 
 /// The failure of an operation that was interrupted.
 pub(super) fn interrupted() -> Failure {
-    Failure::words(INTERRUPTED, "interrupted")
+    Failure::words(SIGNAL_CODE.load(Ordering::Relaxed), "interrupted")
 }

@@ -134,8 +134,8 @@ impl Job {
                 tokio::select! {
                     done = &mut running => (done, Some(code)),
                     // What has ended is written down. Dropping the run kills its VMs.
-                    _ = interrupts.any() => return Err(Failure::words(code, "interrupted twice: the run has no end")
-                        .hint(format!("kiln lab report {} prints its report", self.place.id))),
+                    _ = interrupts.any() => return Err(Failure::words(code, "interrupted twice: the VMs were killed, and no report was made")
+                        .hint(format!("what has ended is in {}", self.place.directory.join("events.jsonl")))),
                 }
             }
         };

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use comfy_table::{Table, presets};
-use kiln_engine::network::{Labs, NetworkError, NetworkKind};
+use kiln_engine::network::{Labs, NetworkKind};
 use kiln_net::policy::{Change, Policy, PolicyDefault, Protocol};
 use kiln_net::slots::{MemberAbout, Network};
 use serde::Serialize;
@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::client;
 use super::message::{Reply, Request, Status};
 use crate::args::network::{
-    CreateArgs, ExplainArgs, NetArgs, NetCommand, PolicyArgs, RemoveArgs, policy_failure, rule,
+    CreateArgs, ExplainArgs, NetArgs, NetCommand, PolicyArgs, RemoveArgs, RulesArgs, policy_failure, rule,
 };
-use crate::failure::{Failure, HOST, USAGE};
+use crate::engine_failure::network_failure;
+use crate::failure::Failure;
 use crate::image::home;
 use crate::output::{plain, print, print_json};
 
@@ -33,7 +34,7 @@ fn list(json: bool) -> Result<u8, Failure> {
     let vms = client::list(&home)?;
     // They need root, so another user has none.
     let networks = if rustix::process::geteuid().is_root() {
-        Labs::open(&home).and_then(|labs| labs.list()).map_err(lab_failure)?
+        Labs::open(&home).and_then(|labs| labs.list()).map_err(network_failure)?
     } else {
         Vec::new()
     };
@@ -92,21 +93,17 @@ fn networks_table(networks: &[Network]) -> Table {
 }
 
 fn create(args: &CreateArgs) -> Result<u8, Failure> {
-    let Change { default, allow, deny, .. } = args.rules.change()?;
+    let rules = RulesArgs { allow: args.allow.clone(), deny: args.deny.clone() };
+    let Change { default, allow, deny, .. } = rules.change()?;
     let policy = Policy::new(default.unwrap_or_default(), false, allow, deny).map_err(policy_failure)?;
-    Labs::open(&home()?).and_then(|labs| labs.create(&args.name, &policy)).map_err(lab_failure)?;
+    Labs::open(&home()?).and_then(|labs| labs.create(&args.name, &policy)).map_err(network_failure)?;
     Ok(0)
 }
 
 fn remove(args: &RemoveArgs) -> Result<u8, Failure> {
-    let labs = Labs::open(&home()?).map_err(lab_failure)?;
-    args.names.iter().try_for_each(|name| labs.remove(name)).map_err(lab_failure)?;
+    let labs = Labs::open(&home()?).map_err(network_failure)?;
+    args.names.iter().try_for_each(|name| labs.remove(name)).map_err(network_failure)?;
     Ok(0)
-}
-
-fn lab_failure(error: NetworkError) -> Failure {
-    let (hint, code) = (error.hint(), if error.is_usage() { USAGE } else { HOST });
-    Failure::new(code, error).maybe_hint(hint)
 }
 
 fn table(found: &[Status]) -> Table {

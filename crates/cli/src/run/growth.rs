@@ -7,6 +7,7 @@
 //! Each step leaves what is valid: a disk may be larger than its filesystem. The next use, or another `grow`, does the
 //! rest.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -41,6 +42,8 @@ pub(super) struct Door {
     disk: usize,
     /// How its agent has mounted it.
     mount: Option<Mount>,
+    /// The size that the guest has seen. The file is larger after a change that has failed in the guest.
+    seen: Cell<u64>,
 }
 
 impl Door {
@@ -48,7 +51,8 @@ impl Door {
     pub(super) fn open(hold: &VolumeHold, index: usize, disk: usize, mount: Option<Mount>) -> io::Result<Self> {
         let path = hold.socket();
         let listener = UnixListener::from_std(door::bind(&path)?)?;
-        Ok(Self { listener, path, hold: index, disk, mount })
+        let seen = Cell::new(fs_err::metadata(hold.disk().path)?.len());
+        Ok(Self { listener, path, hold: index, disk, mount, seen })
     }
 
     /// Serves a client.
@@ -72,7 +76,8 @@ impl Door {
     }
 
     async fn grow(&self, hold: &VolumeHold, bytes: u64, guest: &Guest) -> Result<(u64, u64), Failure> {
-        let (before, now) = hold.extend(bytes).map_err(volume_failure)?;
+        let (_, now) = hold.extend(bytes).map_err(volume_failure)?;
+        let before = self.seen.get();
         if before == now {
             return Ok((before, now));
         }
@@ -87,6 +92,7 @@ impl Door {
             let renewal = Renewal { mounts: vec![mount.clone()], ..Renewal::default() };
             guest.link.renew(renewal, RENEW_DEADLINE).await.map_err(|error| failed(error.into()))?;
         }
+        self.seen.set(now);
         Ok((before, now))
     }
 }

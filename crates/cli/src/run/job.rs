@@ -25,8 +25,8 @@ use super::terminal;
 use super::volumes::{self, Volumes};
 use crate::args::RunArgs;
 use crate::args::network::WantedNetwork;
-use crate::engine_failure::snapshot_failure;
-use crate::failure::{Failure, HOST, USAGE, VM};
+use crate::engine_failure::{network_failure, snapshot_failure};
+use crate::failure::{Failure, USAGE, VM};
 use crate::image::{self, Runnable, Wants};
 use crate::interrupt::Interrupts;
 use crate::net::Control;
@@ -191,11 +191,7 @@ impl Job {
             }
             Some(WantedNetwork::Shared(network)) => VmNetwork::join(home, &network, &label).await,
         };
-        let network = network.map_err(|error| {
-            let hint = error.hint();
-            Failure::new(HOST, error).maybe_hint(hint)
-        })?;
-        Ok(Some(network))
+        Ok(Some(network.map_err(network_failure)?))
     }
 
     fn wanted_network(&self) -> Result<Option<WantedNetwork>, Failure> {

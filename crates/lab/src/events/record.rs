@@ -167,6 +167,13 @@ impl RunRecord {
             }
         }
         let key = CaseKey { cell: attempt.cell.clone(), suite: attempt.suite.clone(), case: String::new() };
+        // A suite that passes is its cases, so an attempt that passes after one that crashed says nothing of the whole.
+        if !attempt.verdicts.iter().any(|one| one.case.is_empty())
+            && let Some(whole) = self.cases.get_mut(&key)
+        {
+            whole.attempts.push(Verdict::Pass);
+            whole.verdict = of_attempts(&whole.attempts);
+        }
         self.findings_of(&attempt.findings, &key);
         self.attempts.push(attempt.clone());
     }

@@ -190,3 +190,17 @@ fn a_run_that_was_stopped_is_not_a_success() {
     events.push(Event::RunResumed { at_unix: 2 });
     assert_eq!(RunRecord::of(&events).exit_code(), 0);
 }
+
+#[test]
+fn a_suite_that_crashes_once_and_passes_then_is_flaky_as_a_whole() {
+    let cells = cells();
+    let mut record = RunRecord::default();
+    for (number, verdicts) in
+        [&[("", Verdict::Crash), ("a", Verdict::Pass)][..], &[("a", Verdict::Pass)]].iter().enumerate()
+    {
+        let number = u32::try_from(number).expect("two") + 1;
+        record.apply(&Event::AttemptEnded(Box::new(attempt(&cells[0], "tap", number, verdicts))));
+    }
+    let verdicts: Vec<_> = record.cases.iter().map(|(key, case)| (key.case.as_str(), case.verdict)).collect();
+    assert_eq!(verdicts, [("", Verdict::Flaky), ("a", Verdict::Pass)]);
+}

@@ -91,13 +91,14 @@ fn of_whole(suite: &Suite, detect: &Detect, today: Day, seen: &Seen) -> (Verdict
         Ended::Stopped => (Verdict::Skip, "the run was stopped".into()),
         Ended::Gone(how) => (Verdict::Fail, format!("the guest ended before the command: {how}")),
         Ended::Lab(problem) => (Verdict::Error, problem.clone()),
-        Ended::Code(code) => of_code(suite, *code, seen),
+        // A finding that does not count has tainted the kernel, too: then the taint says nothing more.
+        Ended::Code(code) => of_code(suite, detect.taint && seen.findings.is_empty(), *code, seen),
     }
 }
 
-fn of_code(suite: &Suite, code: i32, seen: &Seen) -> (Verdict, String) {
+fn of_code(suite: &Suite, taint_counts: bool, code: i32, seen: &Seen) -> (Verdict, String) {
     let is_command = suite.kind == SuiteKind::Command;
-    if let Some(taint) = &seen.taint {
+    if let Some(taint) = seen.taint.as_ref().filter(|_| taint_counts) {
         return (Verdict::Fail, taint.clone());
     }
     if is_command && code != i32::from(suite.expect.exit) {
@@ -188,11 +189,13 @@ mod tests {
         assert_eq!(verdict(&plan("expect = { stdout = 'ok' }\n"), &silent).1, "its stdout does not contain `ok`");
         let tainted = Seen { taint: Some("the kernel is tainted: x".into()), ..seen(Ended::Code(0)) };
         assert_eq!(verdict(&plain, &tainted).0, Verdict::Fail);
+        assert_eq!(verdict(&plan("[detect]\ntaint = false\n"), &tainted).0, Verdict::Pass);
     }
 
     #[test]
     fn a_finding_is_a_crash_unless_it_is_expected_ignored_or_too_mild() {
-        let with = |findings| Seen { findings, ..seen(Ended::Code(0)) };
+        // Each of them taints the kernel.
+        let with = |findings| Seen { findings, taint: Some("it is tainted".into()), ..seen(Ended::Code(0)) };
         let (bug, warning) = (finding("BUG: a in f", Severity::Fatal), finding("WARNING in g", Severity::Warning));
         let both = with(vec![warning.clone(), bug.clone()]);
         assert_eq!(verdict(&plan(""), &both), (Verdict::Crash, "BUG: a in f".into()), "the most severe");

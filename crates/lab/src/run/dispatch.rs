@@ -127,7 +127,7 @@ pub fn due(plan: &Plan, options: &Options, record: &RunRecord) -> Vec<(Cell, Vec
         let name = format!("{} [{cell}]", suite.name);
         let filtered = options.filter.is_empty()
             || options.filter.iter().any(|pattern| matches(pattern, &name) || matches(pattern, &suite.name));
-        suite.level <= options.level.max(plan.level) && cell.has(suite) && filtered
+        suite.level <= options.level && cell.has(suite) && filtered
     };
     let cells = plan.cells().into_iter().map(|cell| {
         let suites = plan.suites.iter().enumerate();
