@@ -81,6 +81,12 @@ impl Journal {
         Ok(Self { path, file })
     }
 
+    /// Whether another process writes to the journal of a run. Of one that does not exist, none does.
+    pub fn is_open_elsewhere(directory: &Utf8Path) -> bool {
+        let file = File::open(directory.join(EVENTS_FILE));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)))
+    }
+
     /// Appends an event. One that is [durable](Event::is_durable) is on the disk when this returns.
     ///
     /// # Errors
