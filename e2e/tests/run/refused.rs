@@ -187,6 +187,8 @@ fn every_command_that_has_json_answers_a_wrong_line_with_an_object() {
         &["image", "build", "--json"],
         &["image", "warm", "--json"],
         &["snapshot", "ls", "--json", "x"],
+        &["lab", "run", "--json"],
+        &["lab", "runs", "--json", "x"],
         &["scan", "--json"],
         &["verify", "fork", "--json", "--forks", "1"],
         &["bench", "--json", "no-such-group"],
@@ -206,6 +208,8 @@ fn every_command_that_has_json_answers_a_wrong_line_with_an_object() {
 #[test]
 fn a_command_that_fails_answers_with_an_object() {
     failure_object(&["scan", "--json", "/surely/not/here"], 1);
+    failure_object(&["lab", "run", "--json", "/surely/not/here"], 2);
+    failure_object(&["lab", "resume", "--json", "no-such-run"], 1);
     failure_object(&["image", "build", "--json", "no-such-recipe"], 2);
     failure_object(&["image", "warm", "--json", "no-such-image"], 69);
     failure_object(&["verify", "fork", "--json", "--image", "no-such-image"], 69);

@@ -1,7 +1,7 @@
 //! Arguments of `kiln lab`.
 
 use camino::Utf8PathBuf;
-use clap::{Args as ClapArgs, Subcommand};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::AccelArg;
 
@@ -15,6 +15,9 @@ use super::AccelArg;
     kiln lab check plan.toml\n  \
     kiln lab list plan.toml\n  \
     kiln lab run plan.toml -j 2\n  \
+    kiln lab runs\n  \
+    kiln lab report last --format md\n  \
+    kiln lab resume last\n  \
     kiln lab schema > plan.schema.json")]
 pub struct LabArgs {
     #[command(subcommand)]
@@ -28,6 +31,10 @@ pub enum LabCommand {
     Schema,
     List(LabListArgs),
     Run(LabRunArgs),
+    Resume(LabResumeArgs),
+    /// List runs, the newest first
+    Runs(LabRunsArgs),
+    Report(LabReportArgs),
 }
 
 /// Check a plan, without a VM.
@@ -105,12 +112,79 @@ pub struct LabRunArgs {
     /// Keep the files of cases that passed, too
     #[arg(long)]
     pub keep: bool,
+    /// Also write reports into the directory of the run
+    #[arg(long, value_name = "FORMAT", value_delimiter = ',')]
+    pub report: Vec<ReportFormat>,
     /// How to run the CPUs of VMs
     #[arg(long, value_name = "HOW", default_value = "auto", env = "KILN_ACCEL", hide_short_help = true)]
     pub accel: AccelArg,
     /// Print the report as one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// Continue a run that was interrupted or killed.
+///
+/// Runs the plan as it was when the run began, with the same flags. Suites that have ended keep their verdicts; a suite that
+/// was running is run again. If nothing is left to run, prints the report.
+///
+/// Exit codes are those of `kiln lab run`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln lab resume last\n  \
+    kiln lab resume 20261130-221500-3fa9c1 -j 2")]
+pub struct LabResumeArgs {
+    /// The run: an id, the start of one, or `last`
+    pub run: String,
+    /// Cases that run at a time [default: as before]
+    #[arg(short, long, value_name = "N", value_parser = parse_jobs)]
+    pub jobs: Option<usize>,
+    /// Also write reports into the directory of the run
+    #[arg(long, value_name = "FORMAT", value_delimiter = ',')]
+    pub report: Vec<ReportFormat>,
+    /// Print the report as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct LabRunsArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Print the report of a run, from its events.
+///
+/// A run that still runs or was killed has a report, too: of what has ended.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    kiln lab report last\n  \
+    kiln lab report last --format junit --out junit.xml")]
+pub struct LabReportArgs {
+    /// The run: an id, the start of one, or `last`
+    pub run: String,
+    /// The form of the report
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: ReportFormat,
+    /// Write it to FILE instead of stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<Utf8PathBuf>,
+}
+
+/// The form of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For a terminal, findings first
+    Text,
+    /// Markdown, at most 65 kB
+    Md,
+    /// JUnit XML, for CI systems
+    Junit,
+    /// One JSON object
+    Json,
+    /// A row for each case
+    Csv,
 }
 
 /// Cases at a time: as many as a pool of forks holds.

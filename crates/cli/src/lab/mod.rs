@@ -4,13 +4,15 @@
 //!   PLAN ── plan_file ──▶ Plan ── run ──▶ kiln_lab::run ⇄ host: images, kernels, disks, files of this host
 //!                          │               │ events ──▶ view: stderr
 //!                          │               └──▶ place: $KILN_HOME/lab/RUN ──▶ report: stdout
-//!                          └──▶ check, list
+//!                          └──▶ check, list            ▲                      └──▶ runs
+//!                                     resume ───────────┘
 //! ```
 
 mod host;
 mod list;
 mod place;
 mod plan_file;
+mod report;
 mod run;
 mod view;
 
@@ -29,5 +31,8 @@ pub fn run(args: LabArgs) -> Result<u8, Failure> {
         }
         LabCommand::List(args) => list::list(&args),
         LabCommand::Run(args) => run::run(&args),
+        LabCommand::Resume(args) => run::resume(&args),
+        LabCommand::Runs(args) => report::runs(&args),
+        LabCommand::Report(args) => report::report(&args),
     }
 }

@@ -1,4 +1,4 @@
-//! `kiln lab run`: a plan with this host's engine, to its report or an interrupt.
+//! `kiln lab run` and `kiln lab resume`: a plan with this host's engine, to its report or an interrupt.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use kiln_engine::doctor::HostFacts;
-use kiln_engine::{Engine, QemuEngine};
-use kiln_lab::events::{RunHead, RunId, RunRecord};
+use kiln_engine::{AccelerationRequest, Engine, QemuEngine};
+use kiln_lab::events::{Journal, RunHead, RunId, RunRecord};
 use kiln_lab::plan::{Day, Plan};
 use kiln_lab::report;
 use kiln_lab::run::{Options, RunError, due, run as run_plan};
 use tokio::sync::watch;
 
 use super::host::LabHost;
-use super::place::Place;
+use super::place::{Place, Request};
 use super::plan_file::{self, PlanFile};
+use super::report::write_all;
 use super::view::View;
-use crate::args::AccelArg;
-use crate::args::lab::{LabRunArgs, SelectArgs};
+use crate::args::lab::{LabResumeArgs, LabRunArgs, ReportFormat, SelectArgs};
 use crate::failure::{Failure, HOST, USAGE};
 use crate::image;
 use crate::interrupt::Interrupts;
@@ -48,9 +48,52 @@ pub(super) fn run(args: &LabRunArgs) -> Result<u8, Failure> {
     let mut random = [0; 4];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let id = RunId::new(unix_now().as_secs(), u32::from_ne_bytes(random));
-    let place = Place::create(&home, id, &file.text)?;
-    let job = Job { file, options, planned, place, accel: args.accel, json: args.json };
+    let request = Request {
+        directory: file.directory.clone(),
+        jobs: options.jobs,
+        level: options.level,
+        filter: options.filter.clone(),
+        shard: options.shard,
+        attempts: options.attempts,
+        fail_fast: options.fail_fast,
+        keep_all: options.keep_all,
+        accel: args.accel.into(),
+    };
+    let place = Place::create(&home, id, &file.text, &request)?;
+    let (accel, reports) = (request.accel, args.report.clone());
+    let job = Job { file, options, planned, place, accel, reports, json: args.json };
     job.run(&home, engine, RunRecord::default())
+}
+
+/// Runs `kiln lab resume`.
+pub(super) fn resume(args: &LabResumeArgs) -> Result<u8, Failure> {
+    let home = image::home()?;
+    let place = Place::find(&home, &args.run)?;
+    if Journal::is_open_elsewhere(&place.directory) {
+        let failure = Failure::words(1, format!("the run {} still runs in another process", place.id));
+        return Err(failure.hint(format!("kiln lab report {} prints what has ended", place.id)));
+    }
+    let (text, request) = place.request()?;
+    let record = place.record()?;
+    if record.head.as_ref().is_some_and(|head| head.plan_digest != digest(&text)) {
+        let failure = Failure::words(1, format!("the plan of the run {} was changed", place.id));
+        return Err(failure.hint("run the plan as it is now: kiln lab run PLAN"));
+    }
+    let file = plan_file::parse(text, &place.directory.join("plan.toml"), request.directory)?;
+    let options = Options {
+        jobs: args.jobs.unwrap_or(request.jobs),
+        level: request.level,
+        filter: request.filter,
+        shard: request.shard,
+        attempts: request.attempts,
+        fail_fast: request.fail_fast,
+        keep_all: request.keep_all,
+        today: today(),
+    };
+    let planned = due(&file.plan, &options, &record).iter().map(|(_, suites)| suites.len()).sum();
+    let engine = image::engine(&home)?;
+    let (accel, reports) = (request.accel, args.report.clone());
+    Job { file, options, planned, place, accel, reports, json: args.json }.run(&home, engine, record)
 }
 
 /// Options of a part of a plan, with the defaults of the others.
@@ -74,7 +117,9 @@ pub(super) struct Job {
     /// Attempts that are due if no case fails.
     pub(super) planned: usize,
     pub(super) place: Place,
-    pub(super) accel: AccelArg,
+    pub(super) accel: AccelerationRequest,
+    /// Reports that are written into its directory.
+    pub(super) reports: Vec<ReportFormat>,
     pub(super) json: bool,
 }
 
@@ -92,6 +137,7 @@ impl Job {
         runtime.shutdown_timeout(THREADS_DEADLINE);
         let (record, interrupted) = outcome?;
         let code = interrupted.unwrap_or_else(|| record.exit_code());
+        write_all(&record, &self.reports, &self.place.directory, code)?;
         if self.json {
             print_json(&report::json(&record, code))?;
         } else {
@@ -109,7 +155,7 @@ impl Job {
     ) -> Result<(RunRecord, Option<u8>), Failure> {
         let mut interrupts = Interrupts::new()?;
         let head = self.head(&engine).await;
-        let host = LabHost::new(home, &self.file.directory, self.accel.into());
+        let host = LabHost::new(home, &self.file.directory, self.accel);
         let engine: Arc<dyn Engine> = Arc::new(engine);
         if !self.json {
             let ended = record.attempts.len();
@@ -135,7 +181,7 @@ impl Job {
                     done = &mut running => (done, Some(code)),
                     // What has ended is written down. Dropping the run kills its VMs.
                     _ = interrupts.any() => return Err(Failure::words(code, "interrupted twice: the VMs were killed, and no report was made")
-                        .hint(format!("what has ended is in {}", self.place.directory.join("events.jsonl")))),
+                        .hint(format!("kiln lab report {} prints what has ended", self.place.id))),
                 }
             }
         };

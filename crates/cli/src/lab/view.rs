@@ -55,7 +55,7 @@ impl View {
         let state = State { planned, ended: 0, counts, running, titles, began, first: None };
         let bar = (!silent && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed:.dim} {wide_msg}") {
                 bar.set_style(style);
             }
             bar.set_message(state.progress(began));
@@ -87,7 +87,7 @@ impl Observer for View {
             None if self.last_line.elapsed() < LINE_EVERY => {}
             None => {
                 self.last_line = Instant::now();
-                self.lines(&[progress]);
+                self.lines(&[format!("{progress} · {} s", self.state.began.elapsed().as_secs())]);
             }
         }
     }
@@ -154,14 +154,12 @@ impl State {
 
     /// One line about the run.
     fn progress(&self, now: Instant) -> String {
-        let elapsed = now.duration_since(self.began).as_secs();
         let mut line = format!("{} of {}", self.ended, self.planned);
         for (verdict, count) in &self.counts {
             line.push_str(&format!(", {count} {verdict}"));
         }
-        line.push_str(&format!(" · {elapsed} s"));
         if let Some(left) = self.left(now) {
-            line.push_str(&format!(", some {} s left", left.as_secs().max(1)));
+            line.push_str(&format!(" · some {} s left", left.as_secs().max(1)));
         }
         if self.running.is_empty() {
             if self.ended < self.planned {
