@@ -76,7 +76,7 @@ impl Door {
     }
 
     async fn grow(&self, hold: &VolumeHold, bytes: u64, guest: &Guest) -> Result<(u64, u64), Failure> {
-        let (_, now) = hold.extend(bytes).map_err(volume_failure)?;
+        let (_, now) = hold.extend(bytes).await.map_err(volume_failure)?;
         let before = self.seen.get();
         if before == now {
             return Ok((before, now));

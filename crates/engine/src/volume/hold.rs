@@ -23,6 +23,7 @@ use super::record::{Content, DATA_FILE, MARK_FILE, Mark, RECORD_BYTES_MAX, RECOR
 use super::store::rounded;
 use super::superblock::Filesystem;
 use super::tools::{self, Checked};
+use crate::blocking::blocking;
 use crate::failpoint;
 use crate::snapshot::locked_dir::{Hold, LockedDir};
 use crate::spec::{Disk, DiskFormat, DiskRole};
@@ -157,16 +158,16 @@ impl VolumeHold {
     ///
     /// # Errors
     /// [`VolumeError::Size`], [`VolumeError::Shrink`]; or it can't be written.
-    pub fn extend(&self, bytes: u64) -> Result<(u64, u64), VolumeError> {
+    pub async fn extend(&self, bytes: u64) -> Result<(u64, u64), VolumeError> {
         let bytes = rounded(bytes)?;
         let file = self.data()?;
         let before = file.metadata().map_err(|error| VolumeError::io("inspect", self.data_path(), error))?.len();
         if bytes < before {
             return Err(VolumeError::Shrink { name: self.name.clone(), now: before, wanted: bytes });
         }
-        file.set_len(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(|error| VolumeError::io("grow", self.data_path(), error))?;
+        // This also writes what the guest has written, which takes seconds on a slow disk.
+        let grown = blocking(move || file.set_len(bytes).and_then(|()| file.sync_all())).await;
+        grown.map_err(|error| VolumeError::io("grow", self.data_path(), error))?;
         Ok((before, bytes))
     }
 

@@ -10,7 +10,8 @@ use super::event::Event;
 
 /// Its name in the directory of a run.
 pub const EVENTS_FILE: &str = "events.jsonl";
-/// The longest line that is read. Findings are bounded, and an attempt has a bounded number of cases.
+/// The longest line that is read. Findings are bounded, and so is the text of the cases of an attempt, of which JSON makes
+/// six times as much at most.
 const LINE_BYTES_MAX: u64 = 256 << 20;
 
 /// Why events can't be written or read.

@@ -11,6 +11,9 @@ pub const NAME_BYTES_MAX: usize = 512;
 /// Bytes kept of a message.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
 
+/// Bytes of all names and messages of a suite. Later messages are dropped, then later cases, and the suite has a problem.
+pub const TEXT_BYTES_MAX: usize = 32 << 20;
+
 /// How a case of a suite ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

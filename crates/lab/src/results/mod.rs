@@ -17,5 +17,5 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
-pub use case_result::{CASES_MAX, CaseResult, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, Outcome};
+pub use case_result::{CASES_MAX, CaseResult, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, Outcome, TEXT_BYTES_MAX};
 pub use reader::Reader;

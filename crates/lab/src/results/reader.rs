@@ -2,7 +2,7 @@
 
 use kiln_detect::Lines;
 
-use super::case_result::{CASES_MAX, CaseResult, Outcome};
+use super::case_result::{CASES_MAX, CaseResult, Outcome, TEXT_BYTES_MAX};
 use super::junit::Junit;
 use super::libtest::Libtest;
 use super::tap::{Dialect, Tap};
@@ -28,6 +28,10 @@ pub struct Reader {
     form: Form,
     lines: Lines,
     cases: usize,
+    /// Bytes that names and messages may still have.
+    room: usize,
+    /// More came than is kept.
+    is_cut: bool,
     failed: bool,
 }
 
@@ -50,7 +54,7 @@ impl Reader {
             SuiteKind::Junit => Form::Junit(Junit::default()),
             SuiteKind::Libtest => Form::Libtest(Libtest::default()),
         };
-        Self { form, lines: Lines::new(), cases: 0, failed: false }
+        Self { form, lines: Lines::new(), cases: 0, room: TEXT_BYTES_MAX, is_cut: false, failed: false }
     }
 
     /// Takes output. Returns the cases that it completes.
@@ -87,6 +91,7 @@ impl Reader {
         let problem = problem.or_else(|| match self.cases {
             0 => Some("no result came".to_owned()),
             CASES_MAX.. => Some(format!("more than {CASES_MAX} results came")),
+            _ if self.is_cut => Some(format!("its results have more than {} MiB of text", TEXT_BYTES_MAX >> 20)),
             _ if exit_code != 0 && !self.failed => {
                 Some(format!("the command ended with exit code {exit_code}, and no case failed"))
             }
@@ -105,6 +110,15 @@ impl Reader {
 
     fn bounded(&mut self, mut done: Vec<CaseResult>) -> Vec<CaseResult> {
         done.truncate(CASES_MAX.saturating_sub(self.cases));
+        done.retain_mut(|case| {
+            if case.name.len() + case.message.len() > self.room {
+                case.message.clear();
+                self.is_cut = true;
+            }
+            let fits = case.name.len() <= self.room;
+            self.room -= if fits { case.name.len() + case.message.len() } else { 0 };
+            fits
+        });
         self.cases += done.len();
         self.failed |= done.iter().any(|case| case.outcome == Outcome::Fail);
         done

@@ -15,7 +15,7 @@
 //! in how deep a subtest is indented, so only the order of depths counts. Lines of KTAP can come from the kernel's log,
 //! and then have its time stamps.
 
-use super::case_result::{CASES_MAX, CaseResult, Outcome, cut};
+use super::case_result::{CASES_MAX, CaseResult, Outcome, TEXT_BYTES_MAX, cut};
 
 /// Depth of nested results. Deeper lines are text.
 const DEPTH_MAX: usize = 16;
@@ -42,7 +42,9 @@ pub(super) struct Tap {
     is_in_yaml: bool,
     bailed_out: Option<String>,
     problem: Option<String>,
+    /// Results of subtests that wait, and the bytes of their messages.
     held: usize,
+    held_bytes: usize,
 }
 
 /// Results of one depth.
@@ -68,6 +70,7 @@ impl Tap {
             bailed_out: None,
             problem: None,
             held: 0,
+            held_bytes: 0,
         }
     }
 
@@ -158,6 +161,8 @@ impl Tap {
         let explains = outcome == Outcome::Fail && below.iter().all(|case| case.outcome != Outcome::Fail);
         let is_leaf = below.is_empty();
         self.held = self.held.saturating_sub(below.len());
+        let bytes: usize = below.iter().map(|case| case.message.len()).sum();
+        self.held_bytes = self.held_bytes.saturating_sub(bytes);
         for case in below {
             self.emit(indent, case.below(&name), done);
         }
@@ -184,12 +189,17 @@ impl Tap {
         }
     }
 
-    fn emit(&mut self, indent: usize, case: CaseResult, done: &mut Vec<CaseResult>) {
+    fn emit(&mut self, indent: usize, mut case: CaseResult, done: &mut Vec<CaseResult>) {
         let is_top = self.levels.len() == 1 || indent <= self.levels[0].indent;
         if is_top {
             done.push(case);
         } else if self.held < CASES_MAX {
+            if self.held_bytes + case.message.len() > TEXT_BYTES_MAX {
+                case.message.clear();
+                self.problem.get_or_insert_with(|| "a subtest has too long messages".to_owned());
+            }
             self.held += 1;
+            self.held_bytes += case.message.len();
             self.level(indent).cases.push(case);
         } else {
             self.problem.get_or_insert_with(|| format!("a subtest has more than {CASES_MAX} results"));

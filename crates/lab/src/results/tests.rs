@@ -129,6 +129,23 @@ fn a_suite_that_prints_garbage_or_without_end_is_bounded() {
     assert!(case.name.len() <= NAME_BYTES_MAX && case.message.len() <= MESSAGE_BYTES_MAX, "{}", case.message.len());
 }
 
+#[test]
+fn the_text_of_all_results_is_bounded() {
+    let message = format!("# {}\n", "x".repeat(1000)).repeat(16);
+    for indent in ["", "    "] {
+        let case = format!("{indent}not ok\n{}", message.replace('#', &format!("{indent}#")));
+        let mut reader = Reader::new(SuiteKind::Tap);
+        let mut results: Vec<CaseResult> = (0..3000).flat_map(|_| reader.push(case.as_bytes())).collect();
+        results.extend(reader.push(b"not ok 1 - all\n"));
+        let (rest, problem) = reader.finish(1);
+        results.extend(rest);
+        assert!(results.len() >= 3000, "{}", results.len());
+        let bytes: usize = results.iter().map(|case| case.name.len() + case.message.len()).sum();
+        assert!((TEXT_BYTES_MAX / 2..=TEXT_BYTES_MAX).contains(&bytes), "{bytes}");
+        assert!(problem.is_some());
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn results_do_not_depend_on_how_the_output_is_cut(
