@@ -191,17 +191,18 @@ fn a_volume_grows_while_its_vm_writes_and_keeps_its_files() {
     kiln(&["volume", "create", &disk.0, "--size", SIZE, "--raw"]);
     let (at, raw) = (volume.at("/data"), disk.at("disk"));
     for flags in [&["-v", at.as_str(), "-v", raw.as_str()][..], &["--cold", "-v", at.as_str()]] {
-        // It writes all the time, and ends once the disks are larger, or fails if there is no space for 80 MiB.
+        // It writes until the disk is larger, waits for the end of its input, and fails if there is no space for 80 MiB.
         let more = "i=0; while [ $(df -k /data | tail -n 1 | awk '{print $2}') -lt 90000 ]; do i=$((i + 1)); \
-                    echo $i > /data/x; done; dd if=/dev/zero of=/data/big bs=1M count=80 2> /dev/null && cat /data/f && \
+                    echo $i > /data/x; done; cat > /dev/null; dd if=/dev/zero of=/data/big bs=1M count=80 2> /dev/null && cat /data/f && \
                     cat /sys/class/block/vd?/size && rm /data/big";
-        let (mut running, _) = started(flags, "echo kept > /data/f", more);
+        let (mut running, _) = started(&[flags, &["-i"]].concat(), "echo kept > /data/f", more);
         assert!(kiln(&["volume", "grow", &volume.0, "128M"]).text().contains("128.0 MiB now"));
         if flags.len() > 3 {
             assert!(kiln(&["volume", "grow", &disk.0, "96M"]).text().contains("96.0 MiB now"));
         }
         let shrink = Kiln::new(["volume", "grow", &volume.0, "64M"]).run();
         assert!(shrink.code == 1 && shrink.stderr.contains("can't shrink"), "{}", shrink.stderr);
+        drop(running.0.stdin.take());
         let mut rest = String::new();
         running.0.stdout.as_mut().expect("stdout is piped").read_to_string(&mut rest).expect("reads");
         assert_eq!(running.wait(), 0, "{rest}");
