@@ -5,4 +5,5 @@
 mod refused;
 mod runs;
 mod vm_interrupts;
+mod vm_plans;
 mod vm_verdicts;

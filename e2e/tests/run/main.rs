@@ -21,7 +21,6 @@ mod vm_limits;
 mod vm_nat;
 mod vm_net;
 mod vm_owner;
-mod vm_plans;
 mod vm_streams;
 mod vm_terminal;
 mod vm_userland;

@@ -48,7 +48,7 @@ async fn a_held_fork_has_run_the_commands_of_its_pool() {
     let snapshot = prepared(&lab.engine()).await;
     let line =
         |line: &str| ExecRequest { argv: ["/bin/sh", "-c", line].map(Text::from).to_vec(), ..Default::default() };
-    // One that fails and one that is not there: the fork is given out all the same.
+    // One command exits with 3, and one does not exist. Neither keeps the fork from its owner.
     let missing = ExecRequest { argv: vec![Text::from("/missing")], ..ExecRequest::default() };
     let warm_up = vec![line("echo one >> warmed"), line("exit 3"), missing, line("echo two >> warmed")];
     let forks = ForkSpec { warm_up, ..ForkSpec::default() };

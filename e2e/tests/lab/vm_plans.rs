@@ -1,11 +1,12 @@
-//! Plans of the lab in real VMs: each suite has its verdict, whatever it does to its guest.
+//! Whole plans in real VMs: each suite has its verdict, whatever it does to its guest.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 
-use kiln_e2e::TestHome;
 use rustix::process::Signal;
 use serde_json::Value;
+
+use crate::runs::Lab;
 
 const PLAN: &str = r#"
 [plan]
@@ -46,27 +47,10 @@ name = "off"
 run = "echo o > /proc/sysrq-trigger; sleep 100"
 "#;
 
-/// A home with a plan in it, and the path of the plan.
-fn place(plan: &str) -> (TestHome, String) {
-    let home = TestHome::with_image();
-    let path = home.path().join("plan.toml");
-    fs::write(&path, plan).expect("written");
-    let path = path.to_str().expect("UTF-8").to_owned();
-    (home, path)
-}
-
-/// The lines of the only run's events.
-fn events(home: &TestHome) -> Vec<Value> {
-    let runs = fs::read_dir(home.path().join("lab")).expect("has a run").flatten();
-    let [run] = &runs.map(|entry| entry.path()).collect::<Vec<_>>()[..] else { panic!("one run") };
-    let text = fs::read_to_string(run.join("events.jsonl")).expect("reads");
-    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
-}
-
 #[test]
 fn a_suite_has_its_verdict_whatever_it_does_to_its_guest() {
-    let (home, plan) = place(PLAN);
-    let ran = home.kiln(["lab", "run", &plan, "-j", "2", "--json"]).run();
+    let lab = Lab::new(PLAN);
+    let ran = lab.kiln(&["run", "plan.toml", "-j", "2", "--json"]).run();
     assert_eq!(ran.code, 100, "{}", ran.stderr);
     let report: Value = serde_json::from_slice(&ran.stdout).expect("an object");
     let cases = report["cases"].as_array().expect("cases");
@@ -90,19 +74,19 @@ fn a_suite_has_its_verdict_whatever_it_does_to_its_guest() {
     assert_eq!(seen, expected);
     let crash = cases.iter().find(|case| case["suite"] == "crash").expect("is there");
     assert!(text(crash, "message").contains("sysrq triggered crash"), "{crash}");
-    assert_eq!(home.vms(), [""; 0]);
-    assert!(events(&home).len() > expected.len());
+    assert_eq!(lab.home.vms(), [""; 0]);
+    assert!(lab.events().len() > expected.len());
 }
 
 #[test]
 fn ctrl_c_ends_a_run_with_a_report_and_without_vms() {
-    let (home, plan) = place(PLAN);
-    let mut running = home.kiln(["lab", "run", &plan, "--filter", "good", "--filter", "endless", "--json"]).start();
+    let lab = Lab::new(PLAN);
+    let mut running = lab.kiln(&["run", "plan.toml", "--filter", "good", "--filter", "endless", "--json"]).start();
     let lines = BufReader::new(running.0.stderr.take().expect("is piped")).lines();
     // The report is for stdout, and what happens goes to stderr.
     let reader = std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
     kiln_e2e::until_booted("an attempt that has ended", || {
-        let runs = fs::read_dir(home.path().join("lab")).ok()?.flatten();
+        let runs = fs::read_dir(lab.home.path().join("lab")).ok()?.flatten();
         let texts = runs.filter_map(|entry| fs::read_to_string(entry.path().join("events.jsonl")).ok());
         texts.into_iter().any(|text| text.contains("\"good\"") && text.contains("pass")).then_some(())
     });
@@ -113,5 +97,5 @@ fn ctrl_c_ends_a_run_with_a_report_and_without_vms() {
     std::io::Read::read_to_end(&mut running.0.stdout.take().expect("is piped"), &mut report).expect("reads");
     let report: Value = serde_json::from_slice(&report).expect("a report");
     assert_eq!(report["cases"][0]["verdict"], "pass", "{report}");
-    assert_eq!(home.vms(), [""; 0]);
+    assert_eq!(lab.home.vms(), [""; 0]);
 }
